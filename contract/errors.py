@@ -1,0 +1,130 @@
+"""Every error that the product raises on purpose.
+
+    LabelnextError
+    +-- ConfigError             settings, arguments or a labelling config that cannot work
+    +-- RepositoryError         what stands between a reader and a published version
+    |   +-- NothingPublished
+    |   +-- VersionNotFound
+    |   +-- ManifestError       manifest.json is not what the contract says
+    |   +-- DigestError         a file is not the one that the manifest describes
+    +-- GateError               a version that failed to prove itself
+    |   +-- LoweringError       the graph cannot be turned into masked passes
+    |   +-- DropoutDead         the passes do not differ
+    |   +-- ProbeMismatch       the passes differ from those that the trainer computed
+    +-- ImageError              one image, never a whole request
+    |   +-- FetchError          its bytes could not be had
+    |   +-- DecodeError         its bytes are not an image that can be scored
+    +-- RequestError            a request that is not what Label Studio sends
+    +-- Unavailable             the server cannot answer now; later it may
+    +-- LabelError              labels that no classifier can be trained on
+    +-- TrainingError           training that did not end in a usable model
+
+Bytes become a decoded image (FetchError, DecodeError), an artefact becomes a verified version (RepositoryError) and
+then a proven one (GateError): the class names the step that failed. Messages say what was expected, what came and what
+to do. `status` and `code` are what an HTTP client sees; classes that no request can meet keep the defaults.
+"""
+
+
+class LabelnextError(Exception):
+    """Failed in a way that the product foresaw; the message is meant for the person who runs it."""
+
+    status = 500
+    code = "internal"
+
+
+class ConfigError(LabelnextError):
+    """Was given settings, arguments or a labelling config that cannot work."""
+
+    status = 400
+    code = "bad_config"
+
+
+class RepositoryError(LabelnextError):
+    """Found no usable version in the model repository."""
+
+    status = 503
+    code = "repository"
+
+
+class NothingPublished(RepositoryError):
+    """Found a repository in which no version has been published yet."""
+
+    code = "nothing_published"
+
+
+class VersionNotFound(RepositoryError):
+    """Was asked for a version that the repository does not hold."""
+
+    code = "version_not_found"
+
+
+class ManifestError(RepositoryError):
+    """Read a manifest that does not follow the contract."""
+
+    code = "bad_manifest"
+
+
+class DigestError(RepositoryError):
+    """Found a file that differs from the one its manifest describes."""
+
+    code = "bad_digest"
+
+
+class GateError(LabelnextError):
+    """Refused a version that could not prove itself."""
+
+    status = 503
+    code = "gate"
+
+
+class LoweringError(GateError):
+    """Met a graph that cannot be turned into masked passes."""
+
+
+class DropoutDead(GateError):
+    """Found passes that do not differ where they must."""
+
+
+class ProbeMismatch(GateError):
+    """Computed other numbers on the probe than the trainer did."""
+
+
+class ImageError(LabelnextError):
+    """Could not score one image."""
+
+    status = 422
+    code = "image"
+
+
+class FetchError(ImageError):
+    """Could not get an image's bytes."""
+
+    code = "fetch"
+
+
+class DecodeError(ImageError):
+    """Got bytes that are not an image that can be scored."""
+
+    code = "decode"
+
+
+class RequestError(LabelnextError):
+    """Was sent a request that Label Studio would not send."""
+
+    status = 400
+    code = "bad_request"
+
+
+class Unavailable(LabelnextError):
+    """Could not answer in time, or at all for now."""
+
+    status = 503
+    code = "unavailable"
+
+
+class LabelError(LabelnextError):
+    """Was given labels that no classifier can be trained on."""
+
+
+class TrainingError(LabelnextError):
+    """Trained, or tried to, without ending in a usable model."""

@@ -1,0 +1,37 @@
+"""What all tests share: settings of the person who runs them do not reach them, and GPU tests say when they skip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+import hypothesis
+import pytest
+
+# Shared machines are slow by fits and starts; a time limit for each example would fail for that alone.
+hypothesis.settings.register_profile("labelnext", deadline=None)
+hypothesis.settings.load_profile("labelnext")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No LABELNEXT_ variable is set but by the test itself."""
+    for name in [name for name in os.environ if name.startswith("LABELNEXT_")]:
+        monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Skip what needs a GPU where none answers."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items and not _has_gpu():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; nvidia-smi finds none here"))
+
+
+def _has_gpu() -> bool:
+    nvidia_smi = shutil.which("nvidia-smi")
+    return (
+        nvidia_smi is not None and subprocess.run([nvidia_smi, "-L"], capture_output=True, check=False).returncode == 0
+    )

@@ -1,0 +1,98 @@
+"""Acquisition scores against baal, scipy and their bounds."""
+
+import math
+
+import numpy as np
+import pytest
+from baal.active.heuristics import BALD, Entropy, Margin
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.stats import entropy as scipy_entropy
+
+from contract import acquisition
+
+logits = arrays(
+    np.float32,
+    array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=12),
+    elements=st.floats(-30, 30, width=32),
+)
+
+
+@pytest.fixture
+def passes():
+    """Logits (N, T, C) of 40 images that range from sure to torn between passes."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(40, 20, 7)).astype(np.float32) * np.linspace(0, 8, 40, dtype=np.float32)[:, None, None]
+
+
+def test_bald_equals_baals(passes):
+    """On float32 logits, BALD is baal's to 1e-5."""
+    ours = acquisition.bald(acquisition.softmax(passes))
+    np.testing.assert_allclose(ours, BALD().get_uncertainties(passes.transpose(0, 2, 1)), atol=1e-5)
+
+
+def test_entropy_and_margin_equal_baals(passes):
+    """Entropy and margin of the mean are baal's, which takes (N, C, T)."""
+    probabilities = acquisition.softmax(passes)
+    mean, swapped = probabilities.mean(axis=1), probabilities.transpose(0, 2, 1)
+    np.testing.assert_allclose(acquisition.entropy(mean), Entropy().get_uncertainties(swapped), atol=1e-5)
+    np.testing.assert_allclose(acquisition.margin(mean), Margin().get_uncertainties(swapped), atol=1e-5)
+
+
+def test_entropy_equals_scipys(passes):
+    """Entropy is in nats, as scipy's is by default."""
+    probabilities = acquisition.softmax(passes.astype(np.float64))
+    np.testing.assert_allclose(acquisition.entropy(probabilities), scipy_entropy(probabilities, axis=-1), atol=1e-12)
+
+
+def test_certain_passes_that_disagree_are_worth_ln_2():
+    """Two certain passes with different labels carry ln 2 nats; zeros in the probabilities do no harm."""
+    torn = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    assert acquisition.bald(torn)[0] == pytest.approx(math.log(2))
+
+
+def test_passes_that_agree_are_worth_nothing():
+    """BALD is 0 where the passes agree, however uncertain they are: that is not for labels to cure."""
+    agreed = np.full((1, 20, 4), 0.25)
+    assert acquisition.bald(agreed)[0] == 0
+
+
+@given(logits)
+def test_bald_lies_between_0_and_the_smaller_logarithm(values):
+    """0 <= BALD <= min(ln C, ln T), up to rounding above."""
+    nats = acquisition.bald(acquisition.softmax(values))
+    _, passes, classes = values.shape
+    assert (nats >= 0).all()
+    assert (nats <= min(math.log(classes), math.log(passes)) + 1e-5).all()
+
+
+@given(logits, st.randoms(use_true_random=False))
+def test_bald_does_not_depend_on_the_order_of_passes(values, random):
+    """Passes are exchangeable."""
+    order = random.sample(range(values.shape[1]), values.shape[1])
+    probabilities = acquisition.softmax(values)
+    np.testing.assert_allclose(acquisition.bald(probabilities[:, order]), acquisition.bald(probabilities), atol=1e-5)
+
+
+def test_most_uncertain_image_has_the_lowest_score():
+    """Label Studio serves the lowest score first, so that the score falls as BALD rises, from 1 to 0."""
+    nats = np.array([0.0, 0.1, 0.5, math.log(4)])
+    scores = acquisition.label_studio_score(nats, 4)
+    assert (np.diff(scores) < 0).all()
+    assert scores[0] == 1
+    assert scores[-1] == 0
+    np.testing.assert_allclose(acquisition.normalised_bald(nats, 4), 1 - scores)
+
+
+def test_score_never_leaves_the_unit_interval():
+    """Rounding above ln C is clipped, since Label Studio silently drops scores outside [0, 1]."""
+    assert acquisition.label_studio_score(np.array([math.log(3) + 1e-6]), 3)[0] == 0
+
+
+def test_wrong_shapes_are_refused():
+    """Passes need three axes, and a score two classes."""
+    with pytest.raises(ValueError, match=r"\(N, T, C\), got 2 axes"):
+        acquisition.bald(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
+        acquisition.normalised_bald(np.zeros(3), 1)

@@ -1,0 +1,110 @@
+"""The manifest's round trip and its refusals."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ManifestError
+from contract.manifest import DropoutSite, FileDigest, InputSpec, Manifest
+
+MANIFEST = Manifest(
+    version="20260102T030405678Z-0a1b2c",
+    created_at="2026-01-02T03:04:05+00:00",
+    labels=("cat", "dog", "Wombat 🐾"),
+    control="label",
+    input=InputSpec(224, 224),
+    passes=20,
+    dropout_sites=(DropoutSite((4096,), 0.5), DropoutSite((4096,), 0.5)),
+    architecture="vgg16",
+    metrics={"accuracy": 0.9, "per_class_f1": [0.9, None, 0.8]},
+    training={"weights": "imagenet"},
+    files={"model.onnx": FileDigest("0" * 64, 12), "report/index.html": FileDigest("f" * 64, 0)},
+)
+
+names = st.text(st.characters(exclude_categories=["Cs"]))
+manifests = st.builds(
+    Manifest,
+    version=st.just(MANIFEST.version),
+    created_at=names,
+    labels=st.lists(names, min_size=2, unique=True).map(tuple),
+    control=st.none() | names,
+    input=st.builds(InputSpec, st.integers(1, 4096), st.integers(1, 4096)),
+    passes=st.integers(1, 5000),
+    dropout_sites=st.lists(
+        st.builds(
+            DropoutSite,
+            st.lists(st.integers(1, 9999), min_size=1).map(tuple),
+            st.floats(0, 1, exclude_min=True, exclude_max=True),
+        )
+    ).map(tuple),
+    architecture=names,
+    metrics=st.dictionaries(names, st.none() | st.floats(0, 1)),
+    training=st.dictionaries(names, names | st.integers()),
+    files=st.dictionaries(
+        st.from_regex(r"[a-z]+(/[a-z]+)?", fullmatch=True),
+        st.builds(FileDigest, st.from_regex(r"[0-9a-f]{64}", fullmatch=True), st.integers(0)),
+    ),
+)
+
+
+@given(manifests)
+def test_manifest_survives_the_round_trip(manifest):
+    """What is written is read back equal."""
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def changed(**fields):
+    return json.dumps(json.loads(MANIFEST.to_json()) | fields)
+
+
+def without(name):
+    document = json.loads(MANIFEST.to_json())
+    del document[name]
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize("name", ["contract", *(field.name for field in dataclasses.fields(Manifest))])
+def test_missing_field_is_named(name):
+    """No field is optional, and the message names the one that is missing and the remedy."""
+    with pytest.raises(ManifestError, match=rf"no field '{name}' .* expected\); publish again"):
+        Manifest.from_json(without(name))
+
+
+def test_unknown_contract_names_expected_found_and_remedy():
+    """A newer trainer's manifest is refused rather than guessed at."""
+    with pytest.raises(ManifestError, match=r"follows contract 2, this program reads contract 1; publish again"):
+        Manifest.from_json(changed(contract=2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"version": "../elsewhere"}, "'version' must be a well-formed version, found \"../elsewhere\""),
+        ({"passes": 0}, "'passes' must be a whole number of at least 1, found 0"),
+        ({"passes": True}, "'passes' must be int, found true"),
+        ({"labels": ["cat"]}, "'labels' must be a list of at least 2 different strings"),
+        ({"labels": ["cat", "cat"]}, "'labels' must be a list of at least 2 different strings"),
+        ({"input": {"height": 224}}, "manifest.json: input has no field 'width'"),
+        ({"dropout_sites": [3]}, "'dropout_sites' must be a list of objects"),
+        ({"dropout_sites": [{"features": [4], "probability": 1.0}]}, "between 0 and 1, found 1.0"),
+        ({"dropout_sites": [{"features": [], "probability": 0.5}]}, "dropout_sites[0]: 'features' must be"),
+        ({"files": {"../../etc/passwd": {}}}, "not a path within the version's folder"),
+        ({"files": {"model.onnx": {"sha256": "ab", "size_bytes": 1}}}, "'sha256' must be a well-formed sha256"),
+    ],
+)
+def test_wrong_value_names_field_expected_and_found(fields, message):
+    """Every refusal says where, what was expected, what was found, and what to do."""
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_json(changed(**fields))
+    assert message in str(caught.value)
+    assert "publish again" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", MANIFEST.to_json()[:-40], "[]", "null"])
+def test_text_that_is_no_object_is_refused(text):
+    """A manifest that was cut short says so."""
+    with pytest.raises(ManifestError, match=r"not JSON|must hold an object"):
+        Manifest.from_json(text)

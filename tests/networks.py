@@ -1,0 +1,101 @@
+"""Networks with dropout for tests: their export, their passes in plain torch, and an engine for lowered graphs."""
+
+import copy
+import io
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from baal.bayesian.dropout import patch_module
+
+from contract.passes import OUTPUTS, Lowered, PassOutputs
+
+
+def export(network, *example):
+    """Return the literal graph of a network whose dropout baal keeps alive, weights included."""
+    active = patch_module(copy.deepcopy(network).eval(), inplace=False)
+    program = torch.onnx.export(
+        active,
+        example,
+        dynamo=True,
+        opset_version=20,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        verbose=False,
+    )
+    buffer = io.BytesIO()
+    program.save(buffer)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+class Engine:
+    """A lowered graph in onnxruntime, at its default optimisation level."""
+
+    def __init__(self, lowered: Lowered) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            lowered.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, images, masks) -> PassOutputs:
+        return PassOutputs(*self.session.run(list(OUTPUTS), {"images": images, **masks}))
+
+
+class MaskedDropout(torch.nn.Module):
+    """Dropout with the masks given: the plain reference that lowered graphs are compared with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = torch.ones(())
+
+    def forward(self, x):
+        return x * self.mask
+
+
+def masked_passes(network, images, masks):
+    """Run a network once a pass, each with its own masks, and return the probabilities: (N, T, C)."""
+    network = copy.deepcopy(network).eval()
+    sites = []
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Dropout):
+                sites.append(MaskedDropout())
+                setattr(module, name, sites[-1])
+    passes = []
+    for t in range(len(masks["mask_0"])):
+        for i, site in enumerate(sites):
+            site.mask = torch.from_numpy(masks[f"mask_{i}"][t])
+        with torch.no_grad():
+            passes.append(network(torch.from_numpy(images)).softmax(dim=1).numpy())
+    return np.stack(passes, axis=1)
+
+
+class Small(torch.nn.Module):
+    """A convolution and two linear layers with a Dropout before each, on (N, 3, 8, 8) floats."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        self.head = torch.nn.Sequential(
+            torch.nn.Dropout(0.5),
+            torch.nn.Linear(216, 32),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.25),
+            torch.nn.Linear(32, classes),
+        )
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+def build_small():
+    """Return a small network whose weights are large enough for its passes to disagree."""
+    torch.manual_seed(1)
+    network = Small()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3)
+    return network
