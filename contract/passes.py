@@ -272,12 +272,14 @@ class _Lowering:
         masks: list[tuple[str, list[int | str]]] = [
             (mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)
         ]
+        nodes = _prune(self.nodes, OUTPUTS)
+        used = {name for node in nodes for name in node.input}
         graph = helper.make_graph(
-            _prune(self.nodes, OUTPUTS),
+            nodes,
             self.graph.name,
             [self.graph.input[0], *(_describe(name, shape) for name, shape in masks)],
             [_describe(name, shape) for name, shape in zip(OUTPUTS, shapes, strict=True)],
-            [*self.graph.initializer, *self.initializers],
+            [tensor for tensor in [*self.graph.initializer, *self.initializers] if tensor.name in used],
         )
         return helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
 

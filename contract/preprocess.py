@@ -5,7 +5,6 @@ may be what the label is about, and training sees it in the same way. Normalisat
 """
 
 import io
-import warnings
 from typing import Final
 
 import numpy as np
@@ -20,6 +19,9 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 MAX_PIXELS: Final = 50_000_000
 """Larger images are refused before they are decoded; a file of 12 kB can claim 100 million pixels."""
+
+# Pillow's own limit only warns up to twice its value, and to silence it for one call is not safe between threads.
+Image.MAX_IMAGE_PIXELS = None
 
 _DRAFT_MARGIN: Final = 2
 """JPEGs are decoded at the smallest eighth that is still this many times the target, so the filter sees detail."""
@@ -36,11 +38,9 @@ def decode_image(data: bytes, spec: InputSpec, *, max_pixels: int = MAX_PIXELS) 
     if not data:
         raise DecodeError("expected an image file, got 0 bytes; check what the task's reference points to")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image, max_pixels)
-                return _to_pixels(image, spec)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, max_pixels)
+            return _to_pixels(image, spec)
     except DecodeError:
         raise
     except UnidentifiedImageError as err:

@@ -1,0 +1,150 @@
+"""The routes, and how errors and logs look over HTTP. Nothing is computed here."""
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+from flask import Flask, Response, g, jsonify, request
+from flask.json.provider import DefaultJSONProvider
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from contract.errors import LabelnextError, RequestError
+from server import logs, metrics
+from server.scoring import ImageFetcher
+from server.service import Service
+from server.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_PROBES = ("/", "/health", "/metrics")
+"""Asked every few seconds by machines; they would fill the log."""
+
+
+class FiniteJSON(DefaultJSONProvider):
+    """JSON without NaN and Infinity: one in a prediction breaks Label Studio's task lists until it is deleted."""
+
+    sort_keys = False
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        """Return the JSON; ValueError for a number that is not finite."""
+        return super().dumps(obj, allow_nan=False, **kwargs)
+
+
+def create_app(settings: Settings | None = None, *, fetcher: ImageFetcher | None = None) -> Flask:
+    """Build the application and start its threads; `close_app` ends them.
+
+    Args:
+        settings: None reads the environment.
+        fetcher: what gets images; None makes the real one.
+
+    Raises:
+        ConfigError: if the settings are wrong or cannot be met on this machine.
+    """
+    settings = settings or Settings.from_env()
+    service = Service(settings, fetcher=fetcher)
+    app = Flask("labelnext", static_folder=None)
+    app.json = FiniteJSON(app)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.extensions["labelnext"] = service
+    _add_routes(app, service)
+    _add_observation(app, service)
+    app.register_error_handler(Exception, _to_json)
+    service.start()
+    return app
+
+
+def close_app(app: Flask) -> None:
+    """Stop the application's threads."""
+    app.extensions["labelnext"].close()
+
+
+def _add_routes(app: Flask, service: Service) -> None:
+    @app.get("/")
+    @app.get("/health")
+    def health() -> tuple[dict[str, Any], int]:
+        report = asdict(service.health())
+        up = report.pop("up")
+        return {"status": "UP" if up else "DOWN", **report}, 200 if up else 503
+
+    @app.post("/setup")
+    def setup() -> Response:
+        return jsonify(service.setup(_body()))
+
+    @app.post("/predict")
+    def predict() -> Response:
+        predictions = service.predict(_body())
+        g.facts = {
+            "images": len(predictions.results),
+            "failed": predictions.failed,
+            "model_version": predictions.model_version,
+        }
+        return jsonify(results=predictions.results)
+
+    @app.post("/webhook")
+    def webhook() -> Response:
+        service.notice(_body())
+        return jsonify(status="noted")
+
+    @app.get("/versions")
+    def versions() -> Response:
+        return jsonify(versions=service.models.repository.versions())
+
+    @app.get("/metrics")
+    def render_metrics() -> Response:
+        return Response(service.metrics.render(), content_type=metrics.CONTENT_TYPE)
+
+
+def _add_observation(app: Flask, service: Service) -> None:
+    @app.before_request
+    def begin() -> None:
+        g.started = time.perf_counter()
+        g.token = logs.request_id.set(logs.accept_request_id(request.headers.get("X-Request-Id")))
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        route = request.url_rule.rule if request.url_rule else "unmatched"
+        seconds = time.perf_counter() - g.started
+        service.metrics.http_requests.labels(route, response.status_code).inc()
+        service.metrics.http_request_duration.labels(route).observe(seconds)
+        facts = {"route": route, "method": request.method, "status": response.status_code, **g.get("facts", {})}
+        level = logging.DEBUG if route in _PROBES else logging.INFO
+        _log.log(level, "request", extra={**facts, "seconds": round(seconds, 4)})
+        response.headers["X-Request-Id"] = logs.request_id.get() or ""
+        return response
+
+    @app.teardown_request
+    def forget(_: BaseException | None) -> None:
+        if token := g.pop("token", None):
+            logs.request_id.reset(token)
+
+
+def _body() -> object:
+    """Return the body as JSON, whatever its content type."""
+    body = request.get_data(cache=False)
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as err:
+        raise RequestError(f"the body must be JSON, got {len(body)} bytes that are not") from err
+
+
+def _to_json(error: Exception) -> Response:
+    """Turn any error into JSON; what the server did wrong is told to its log only."""
+    status, code, detail = _describe(error)
+    if status >= 500:
+        _log.error("request failed", exc_info=error)
+        detail = "the server could not answer; its log says why, under this request id"
+    response = jsonify(error=code, detail=detail, request_id=logs.request_id.get())
+    response.status_code = status
+    if isinstance(error, MethodNotAllowed):
+        response.allow.update(error.valid_methods or ())
+    return response
+
+
+def _describe(error: Exception) -> tuple[int, str, str]:
+    if isinstance(error, LabelnextError):
+        return error.status, error.code, str(error)
+    if isinstance(error, HTTPException):
+        return error.code or 500, error.name.lower().replace(" ", "_"), error.description or error.name
+    return 500, "internal", ""

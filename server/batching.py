@@ -1,0 +1,187 @@
+"""The batcher: one thread owns every run of a graph, and takes what is queued.
+
+Batches are as large as the queue is when the thread comes free; nothing waits for company. An image is bound to its
+engine before it is queued, so a version that is swapped meanwhile changes nothing for it. Knows no HTTP and no files.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import ImageError, Unavailable
+from contract.passes import PassOutputs
+from server.engine import Engine
+from server.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+class Expired(ImageError):
+    """Was not reached before the request's deadline."""
+
+    code = "expired"
+
+
+class NotFinite(ImageError):
+    """Got a probability or an uncertainty from the graph that is no number."""
+
+    code = "not_finite"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScores:
+    """What the passes say of one image."""
+
+    mean_probabilities: npt.NDArray[np.float32]
+    """(C,)"""
+    bald: float
+    """In nats."""
+    entropy: float
+    """Of the mean, in nats."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Item:
+    engine: Engine
+    image: npt.NDArray[np.uint8]
+    deadline: float
+    outcome: "Future[ImageScores]"
+    queued_at: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """Runs queued images in batches, first come first served within each engine."""
+
+    def __init__(
+        self,
+        *,
+        max_batch_images: int,
+        metrics: Metrics,
+        stall_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make the batcher; `start` starts its thread. A run of more than `stall_s` seconds makes it unhealthy."""
+        self._max_batch_images = max_batch_images
+        self._metrics = metrics
+        self._stall_s = stall_s
+        self._clock = clock
+        self._queue: deque[_Item] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._fault: str | None = None
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        metrics.queue_images.set_function(lambda: len(self._queue))
+
+    @property
+    def fault(self) -> str | None:
+        """Why images can no longer be scored; None while they can."""
+        busy_since = self._busy_since
+        if busy_since is not None and self._clock() - busy_since > self._stall_s:
+            return f"a batch has been running for more than {self._stall_s:g} s"
+        return self._fault
+
+    def start(self) -> None:
+        """Begin to run batches."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Run what is queued, then stop; what comes later fails with Unavailable."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._abandon("the server is shutting down")
+
+    def submit(
+        self, engine: Engine, image: npt.NDArray[np.uint8], *, deadline: float, outcome: "Future[ImageScores]"
+    ) -> None:
+        """Queue one uint8 (H, W, 3) image; `outcome` gets its scores, or Expired, NotFinite, or the engine's error.
+
+        Raises:
+            Unavailable: if the batcher has stopped.
+        """
+        with self._changed:
+            if self._fault is not None:
+                raise Unavailable(self._fault)
+            self._queue.append(_Item(engine, image, deadline, outcome))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        try:
+            while batch := self._take():
+                self._busy_since = self._clock()
+                self._score(batch)
+                self._busy_since = None
+        except BaseException:
+            _log.exception("the batcher failed; no image can be scored until the server is restarted")
+            self._abandon("the batcher failed; restart the server")
+
+    def _take(self) -> list[_Item]:
+        """Wait for images, and take the oldest with all others of its engine that fit; empty when closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            batch: list[_Item] = []
+            others: deque[_Item] = deque()
+            while self._queue and len(batch) < self._max_batch_images:
+                item = self._queue.popleft()
+                (batch if not batch or item.engine is batch[0].engine else others).append(item)
+            self._queue.extendleft(reversed(others))
+            return batch
+
+    def _score(self, batch: Sequence[_Item]) -> None:
+        """Score a batch; an error of any kind becomes that of each of its images."""
+        try:
+            waiting = self._drop_expired(batch)
+            if waiting:
+                outputs = self._infer(waiting)
+                for row, item in enumerate(waiting):
+                    _deliver(item.outcome, outputs, row)
+        except BaseException as err:
+            for item in batch:
+                if not item.outcome.done():
+                    item.outcome.set_exception(err)
+            if not isinstance(err, Exception):
+                raise
+
+    def _drop_expired(self, batch: Sequence[_Item]) -> list[_Item]:
+        now, waiting = self._clock(), []
+        for item in batch:
+            self._metrics.stage_duration.labels("queue").observe(time.perf_counter() - item.queued_at)
+            if item.deadline <= now:
+                item.outcome.set_exception(Expired("the image waited past the request's deadline"))
+            else:
+                waiting.append(item)
+        return waiting
+
+    def _infer(self, items: Sequence[_Item]) -> PassOutputs:
+        self._metrics.batch_images.observe(len(items))
+        images = np.stack([item.image for item in items])  # (N, H, W, 3)
+        with self._metrics.stage("infer"):
+            return items[0].engine.run(images)
+
+    def _abandon(self, reason: str) -> None:
+        with self._changed:
+            self._fault = self._fault or reason
+            abandoned = list(self._queue)
+            self._queue.clear()
+        for item in abandoned:
+            item.outcome.set_exception(Unavailable(reason))
+
+
+def _deliver(outcome: "Future[ImageScores]", outputs: PassOutputs, row: int) -> None:
+    mean = outputs.mean_probabilities[row]  # (C,)
+    scores = ImageScores(mean, float(outputs.bald[row]), float(outputs.entropy[row]))
+    if np.isfinite(mean).all() and math.isfinite(scores.bald) and math.isfinite(scores.entropy):
+        outcome.set_result(scores)
+    else:
+        outcome.set_exception(NotFinite("the graph returned numbers that are not finite; publish a new version"))

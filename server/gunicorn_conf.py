@@ -1,0 +1,39 @@
+"""gunicorn's settings: one process, one session, many threads.
+
+    gunicorn -c server/gunicorn_conf.py "server.app:create_app()"
+
+More processes would each hold the model and run it in smaller batches; scale by replicas. Nothing is loaded before the
+fork, because CUDA does not survive one.
+"""
+
+import math
+import sys
+from typing import Any
+
+from contract.errors import ConfigError
+from server.logs import logging_config
+from server.settings import Settings
+
+try:
+    _settings = Settings.from_env()
+except ConfigError as err:
+    sys.exit(f"labelnext: {err}")
+
+bind = _settings.bind
+worker_class = "gthread"
+workers = 1
+threads = _settings.threads
+preload_app = False
+graceful_timeout = math.ceil(_settings.deadline_s) + 5  # a request in hand is always finished
+timeout = 120  # for starting up; a gthread worker's heartbeat does not wait for requests
+keepalive = 5
+control_socket_disable = True
+logconfig_dict = logging_config()
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Stop the application's threads before the interpreter does."""
+    from server.app import close_app
+
+    if getattr(worker, "wsgi", None) is not None:
+        close_app(worker.wsgi)

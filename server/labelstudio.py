@@ -1,0 +1,217 @@
+"""Label Studio's JSON: what its requests mean, and what it accepts as a prediction.
+
+The only place in the server that knows its field names. Knows no HTTP and no graph.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from contract.acquisition import label_studio_score, normalised_bald
+from contract.errors import ImageError, RequestError
+from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from contract.manifest import Manifest
+from server.batching import ImageScores
+from server.scoring import ImageReference, Outcome
+from server.settings import Score
+
+NO_VERSION = "INITIAL"
+"""What /setup answers before any version is in use, as label-studio-ml does."""
+
+_log = logging.getLogger(__name__)
+
+JsonObject = dict[str, Any]
+
+Prediction = JsonObject
+"""One element of /predict's results; empty for an image that has no score, which Label Studio then skips."""
+
+
+class NoImage(ImageError):
+    """Found no image reference in a task's data."""
+
+    code = "no_image"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is needed of a task."""
+
+    id: int | None
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """The body of /predict. Interactive requests are no different: their context changes nothing about an image."""
+
+    tasks: tuple[Task, ...]
+    label_config: str
+    project_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The control that a version's predictions are for, and what each of its labels is stored as there."""
+
+    control: ChoicesControl
+    stored: tuple[str | None, ...]
+    """In the order of the version's labels; None for a label that the config does not have."""
+
+
+def parse_predict(body: object) -> PredictRequest:
+    """Read the body of /predict.
+
+    Raises:
+        RequestError: naming the field that is not what Label Studio sends.
+    """
+    fields = _object(body, "the body")
+    tasks = fields.get("tasks")
+    if not isinstance(tasks, list):
+        raise _fault("tasks", "a list", tasks)
+    label_config = fields.get("label_config")
+    if not isinstance(label_config, str):
+        raise _fault("label_config", "a string", label_config)
+    return PredictRequest(
+        tasks=tuple(_parse_task(task, i) for i, task in enumerate(tasks)),
+        label_config=label_config,
+        project_id=_project_id(fields.get("project")),
+    )
+
+
+def parse_setup(body: object) -> str | None:
+    """Return the labelling config in the body of /setup; None if the project has none yet.
+
+    Raises:
+        RequestError: if the body is not what Label Studio sends.
+    """
+    schema = _object(body, "the body").get("schema")
+    if schema is not None and not isinstance(schema, str):
+        raise _fault("schema", "a string", schema)
+    return schema or None
+
+
+def parse_webhook(body: object) -> str:
+    """Return the action that a webhook tells of.
+
+    Raises:
+        RequestError: if the body names none.
+    """
+    action = _object(body, "the body").get("action")
+    if not isinstance(action, str):
+        raise _fault("action", "a string", action)
+    return action
+
+
+def resolve_target(label_config: str, version: str, control: str | None, labels: tuple[str, ...]) -> Target:
+    """Find the control that a version answers for, and log the labels that it does not have.
+
+    Raises:
+        ConfigError: if the config classifies no image.
+    """
+    chosen = choose_control(parse_label_config(label_config), name=control, labels=labels)
+    shown = {choice.value: choice.stored for choice in reversed(chosen.choices)}
+    known = {**shown, **{choice.stored: choice.stored for choice in chosen.choices}}
+    stored = tuple(known.get(label) for label in labels)
+    if missing := [label for label, found in zip(labels, stored, strict=True) if found is None]:
+        _log.warning(
+            "the labelling config lacks labels of the model; images predicted as one of them get a score and no label",
+            extra={"model_version": version, "from_name": chosen.from_name, "missing": missing},
+        )
+    return Target(chosen, stored)
+
+
+def find_images(request: PredictRequest, target: Target) -> list[ImageReference | NoImage]:
+    """Return each task's image reference, or why it has none."""
+    return [_find_image(task, target.control.value_key, request.project_id) for task in request.tasks]
+
+
+def build_predictions(
+    outcomes: Sequence[Outcome], manifest: Manifest, target: Target, direction: Score
+) -> list[Prediction]:
+    """Return one element per outcome, in order."""
+    return [
+        _build_prediction(outcome, manifest, target, direction) if isinstance(outcome, ImageScores) else {}
+        for outcome in outcomes
+    ]
+
+
+def no_predictions(request: PredictRequest) -> list[Prediction]:
+    """Return the answer of a server that has no version yet: one empty element per task."""
+    return [{} for _ in request.tasks]
+
+
+def _build_prediction(scores: ImageScores, manifest: Manifest, target: Target, direction: Score) -> Prediction:
+    return {
+        "model_version": manifest.version,
+        "score": _direct(scores.bald, len(manifest.labels), direction),
+        "result": _build_regions(scores, manifest, target),
+    }
+
+
+def _build_regions(scores: ImageScores, manifest: Manifest, target: Target) -> list[JsonObject]:
+    """Return the likeliest label as a region; none if the config lacks it. Label Studio sorts by the score alone."""
+    best = int(np.argmax(scores.mean_probabilities))
+    if (stored := target.stored[best]) is None:
+        return []
+    return [
+        {
+            "from_name": target.control.from_name,
+            "to_name": target.control.to_name,
+            "type": "choices",
+            "value": {"choices": [stored]},
+            "score": float(scores.mean_probabilities[best]),
+            "meta": {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version},
+        }
+    ]
+
+
+def _direct(bald: float, classes: int, direction: Score) -> float:
+    score = label_studio_score if direction is Score.AGREEMENT else normalised_bald
+    return float(score(np.array(bald), classes))
+
+
+def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference | NoImage:
+    reference = task.data.get(key)
+    if not isinstance(reference, str) or not reference:
+        return NoImage(
+            f"task {task.id}: its data must hold an image's address under {key!r}, as the labelling config says, "
+            f"found {type(reference).__name__} there and the keys {sorted(task.data)[:10]}"
+        )
+    return ImageReference(reference, task.id, project_id)
+
+
+def _parse_task(task: object, index: int) -> Task:
+    fields = _object(task, f"tasks[{index}]")
+    identifier = fields.get("id")
+    data = _object(fields.get("data"), f"tasks[{index}].data")
+    return Task(identifier if isinstance(identifier, int) else None, data)
+
+
+def _project_id(project: object) -> int | None:
+    """Label Studio sends "<id>.<time of creation>"; only the id is of use, and only to fetch from cloud storage."""
+    head = str(project).partition(".")[0]
+    return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else None
+
+
+def _object(value: object, name: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise _fault(name, "an object", value)
+    return value
+
+
+def _fault(name: str, expected: str, found: object) -> RequestError:
+    return RequestError(f"{name} must be {expected}, got {_JSON_TYPES.get(type(found), 'something else')}")
+
+
+_JSON_TYPES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}

@@ -1,0 +1,92 @@
+"""What the server counts, for Prometheus. One registry for each application, none global."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which says when it began; nobody asks
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 100)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BALD_NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2)
+
+
+class Metrics:
+    """The metrics of one application. Labels are bounded: never a URL, a task or a request."""
+
+    def __init__(self) -> None:
+        """Register everything anew."""
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.http_requests = Counter(
+            "labelnext_http_requests", "Requests answered.", ("route", "status"), registry=registry
+        )
+        self.http_request_duration = Histogram(
+            "labelnext_http_request_duration_seconds",
+            "From a request's first byte read to its reply.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.images = Counter("labelnext_images", "Images of predict requests.", ("outcome",), registry=registry)
+        self.queue_images = Gauge("labelnext_queue_images", "Images waiting for the graph.", registry=registry)
+        self.stage_duration = Histogram(
+            "labelnext_stage_duration_seconds",
+            "Seconds in a stage: fetch, decode and queue for one image, infer for one batch.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_images = Histogram(
+            "labelnext_batch_images", "Images in one run of the graph.", buckets=_IMAGES, registry=registry
+        )
+        self.model_info = Gauge(
+            "labelnext_model_info", "1 for the version in use.", ("version", "provider"), registry=registry
+        )
+        self.model_reloads = Counter(
+            "labelnext_model_reloads",
+            "Versions taken into use (ok, rolled_back) or refused (rejected).",
+            ("result",),
+            registry=registry,
+        )
+        self.model_loaded = Gauge(
+            "labelnext_model_loaded_timestamp_seconds", "When the version in use was taken up.", registry=registry
+        )
+        self.bald = Histogram(
+            "labelnext_bald_score",
+            "BALD in nats; all of it in the lowest bucket means dead dropout.",
+            buckets=_BALD_NATS,
+            registry=registry,
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, whether it succeeds or not."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_duration.labels(name).observe(time.perf_counter() - started)
+
+    def serve(self, *, version: str, provider: str, result: str) -> None:
+        """Note that a version has been taken into use."""
+        self.model_info.clear()
+        self.model_info.labels(version, provider).set(1)
+        self.model_loaded.set_to_current_time()
+        self.model_reloads.labels(result).inc()
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,181 @@
+"""The server's settings: read from the environment once, validated whole.
+
+A field `poll_s` is set by `LABELNEXT_POLL_S`, and so on. Knows nothing of what the settings are used for.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from contract.errors import ConfigError
+
+PREFIX = "LABELNEXT_"
+
+
+class Score(StrEnum):
+    """What Label Studio gets as a prediction's score."""
+
+    AGREEMENT = "agreement"
+    """1 - BALD / ln C: lowest is labelled first, as Label Studio's uncertainty sampling sorts."""
+    BALD = "bald"
+    """BALD / ln C, for those who sort descending."""
+
+
+class MaskPolicy(StrEnum):
+    """Which dropout masks the passes use."""
+
+    FIXED = "fixed"
+    """The version's own: every replica and every request gives the same score."""
+    FRESH = "fresh"
+    """Drawn anew for each batch."""
+
+
+class Device(StrEnum):
+    """Where the graph may run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def _parse_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("an http or https URL without a password, such as https://label-studio.example.org")
+    return value.rstrip("/")
+
+
+def _parse_urls(value: str) -> tuple[str, ...]:
+    return tuple(_parse_url(item.strip()) for item in value.split(",") if item.strip())
+
+
+def _parse_bind(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
+        raise ValueError("HOST:PORT, such as 127.0.0.1:9090")
+    return value
+
+
+def _parse_count(value: str) -> int:
+    if not value.isdecimal() or not value.isascii() or int(value) < 1:
+        raise ValueError("a whole number of at least 1")
+    return int(value)
+
+
+def _parse_seconds(value: str) -> float:
+    expected = "a number of seconds above 0"
+    try:
+        seconds = float(value)
+    except ValueError as err:
+        raise ValueError(expected) from err
+    if not 0 < seconds < 1e6:
+        raise ValueError(expected)
+    return seconds
+
+
+def _parse_choice(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
+    def parse(value: str) -> StrEnum:
+        try:
+            return kind(value.lower())
+        except ValueError as err:
+            raise ValueError(f"one of {', '.join(kind)}") from err
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set. The defaults serve a laptop."""
+
+    models: Path = Path("models")
+    """The model repository."""
+    model: str = "default"
+    """The model's folder in it."""
+    bind: str = "127.0.0.1:9090"
+    """Host and port to listen on."""
+    threads: int = 16
+    """Requests handled at the same time."""
+    fetch_threads: int = 8
+    """Images fetched and decoded at the same time, over all requests."""
+    passes: int | None = None
+    """T, the stochastic passes per image; None takes the manifest's."""
+    score: Score = Score.AGREEMENT
+    """The direction of the score."""
+    masks: MaskPolicy = MaskPolicy.FIXED
+    """Whether the masks belong to the version or to the batch."""
+    provider: Device = Device.AUTO
+    """Where the graph runs."""
+    poll_s: float = 5.0
+    """Seconds between two looks at the repository's CURRENT."""
+    max_batch_images: int = 32
+    """The most images in one run of the graph."""
+    deadline_s: float = 90.0
+    """Seconds that a request may take; Label Studio gives up after 100."""
+    max_body_bytes: int = 64 * 2**20
+    """The largest request body that is read."""
+    label_studio_url: str | None = None
+    """Label Studio's address, as seen from the server; uploads and cloud storage are read through it."""
+    label_studio_token: str | None = field(default=None, repr=False)
+    """A personal access token or a legacy token of Label Studio; sent to `label_studio_url` only."""
+    local_files_root: Path | None = None
+    """The folder behind /data/local-files; None turns these references off."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins that images may come from though their addresses are private."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read the settings; a variable that is empty counts as unset.
+
+        Raises:
+            ConfigError: one message that names every fault.
+        """
+        values: dict[str, Any] = {}
+        faults: list[str] = []
+        for item in fields(cls):
+            name = PREFIX + item.name.upper()
+            if not (text := environ.get(name, "").strip()):
+                continue
+            try:
+                values[item.name] = _PARSERS[item.name](text)
+            except ValueError as err:
+                shown = "one with a password" if "@" in text else repr(text)
+                faults.append(f"{name} must be {err}, got {shown}")
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return cls(**values)
+
+    def describe(self) -> dict[str, object]:
+        """Return all settings for the log; of a secret only whether it is set."""
+        return {item.name: _show(getattr(self, item.name), secret=not item.repr) for item in fields(self)}
+
+
+def _show(value: object, *, secret: bool) -> object:
+    if secret and value is not None:
+        return "set"
+    return str(value) if isinstance(value, Path) else value
+
+
+_PARSERS: Mapping[str, Callable[[str], object]] = {
+    "models": Path,
+    "model": str,
+    "bind": _parse_bind,
+    "threads": _parse_count,
+    "fetch_threads": _parse_count,
+    "passes": _parse_count,
+    "score": _parse_choice(Score),
+    "masks": _parse_choice(MaskPolicy),
+    "provider": _parse_choice(Device),
+    "poll_s": _parse_seconds,
+    "max_batch_images": _parse_count,
+    "deadline_s": _parse_seconds,
+    "max_body_bytes": _parse_count,
+    "label_studio_url": _parse_url,
+    "label_studio_token": str,
+    "local_files_root": Path,
+    "allowed_origins": _parse_urls,
+}
+"""From a variable's text to a field's value; ValueError says what must be."""

@@ -1,0 +1,200 @@
+import string
+from xml.sax.saxutils import quoteattr
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ConfigError
+from contract.labelconfig import Choice, ChoicesControl, choose_control, parse_label_config
+
+SIMPLE = """
+<View>
+  <Image name="image" value="$image"/>
+  <Choices name="label" toName="image">
+    <Choice value="cat"/>
+    <Choice value="dog"/>
+  </Choices>
+</View>
+"""
+
+
+def config(*tags):
+    """A labelling config of these tags."""
+    return f"<View>{''.join(tags)}</View>"
+
+
+def choices(*labels, name="label", to_name="image", more=""):
+    """A `<Choices>` tag."""
+    inner = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
+    return f'<Choices name="{name}" toName="{to_name}" {more}>{inner}</Choices>'
+
+
+def image(name="image", value="$image"):
+    """An `<Image>` tag."""
+    return f'<Image name="{name}" value="{value}"/>'
+
+
+class TestParsing:
+    def test_the_simplest_config_has_one_control(self):
+        """Names, key and choices come from the config, in its order."""
+        assert parse_label_config(SIMPLE) == (
+            ChoicesControl("label", "image", "image", (Choice("cat"), Choice("dog")), False),
+        )
+
+    def test_any_names_and_key_do(self):
+        """Nothing hangs on the names that the examples use."""
+        (control,) = parse_label_config(config(image("photo", "$url"), choices("a", name="kind", to_name="photo")))
+        assert (control.from_name, control.to_name, control.value_key) == ("kind", "photo", "url")
+
+    def test_an_alias_is_what_is_stored(self):
+        """Label Studio stores the alias in place of the value where there is one."""
+        (control,) = parse_label_config(
+            config(
+                image(),
+                '<Choices name="c" toName="image"><Choice value="Cat" alias="c1"/><Choice value="Dog"/></Choices>',
+            )
+        )
+        assert control.labels == ("c1", "Dog")
+        assert control.choices[0].value == "Cat"
+
+    def test_choices_lie_at_any_depth(self):
+        """Views and other choices around a choice do not hide it; the order is the document's."""
+        inner = (
+            '<View><Choice value="a"><Choice value="b"/></Choice></View><Header value="x"/>'
+            '<View><View><Choice value="c"/></View></View>'
+        )
+        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
+        assert control.labels == ("a", "b", "c")
+
+    def test_each_control_is_bound_to_its_own_image(self):
+        """Several images and several choices may share a config."""
+        controls = parse_label_config(
+            config(
+                image("left", "$l"),
+                image("right", "$r"),
+                choices("a", name="x", to_name="right"),
+                choices("b", name="y", to_name="left"),
+            )
+        )
+        assert [(each.from_name, each.to_name, each.value_key) for each in controls] == [
+            ("x", "right", "r"),
+            ("y", "left", "l"),
+        ]
+
+    def test_the_first_image_of_several_targets_is_taken(self):
+        """A control may name several tags, not all of which are images."""
+        (control,) = parse_label_config(
+            config('<Text name="text" value="$text"/>', image(), choices("a", to_name="text, image"))
+        )
+        assert control.to_name == "image"
+
+    @pytest.mark.parametrize(
+        "skipped",
+        [
+            '<Text name="text" value="$t"/>' + choices("x", name="other", to_name="text"),
+            choices("x", name="other", to_name="gone"),
+            choices("x", name="other", more='perRegion="true"'),
+            '<Choices name="other" toName="image" value="$options"/>',
+            image("gallery", "https://host/$file") + choices("x", name="other", to_name="gallery"),
+        ],
+        ids=["text", "no such tag", "per region", "choices in the task", "not one key"],
+    )
+    def test_choices_that_classify_no_whole_image_are_skipped(self, skipped):
+        """They stand beside those that do, and do not stop them from being read."""
+        (control,) = parse_label_config(config(image(), skipped, choices("a")))
+        assert control.from_name == "label"
+
+    @pytest.mark.parametrize(("mode", "multiple"), [("single", False), ("single-radio", False), ("multiple", True)])
+    def test_whether_several_may_be_chosen_is_known(self, mode, multiple):
+        """Label Studio's default is one."""
+        (control,) = parse_label_config(config(image(), choices("a", more=f'choice="{mode}"')))
+        assert control.multiple is multiple
+
+    def test_case_of_tags_and_attributes_does_not_matter(self):
+        """Label Studio's frontend reads them in lower case."""
+        xml = '<View><image name="i" value="$u"/><choices name="c" toname="i"><choice value="A"/></choices></View>'
+        assert parse_label_config(xml)[0].labels == ("A",)
+
+    def test_the_same_stored_text_is_one_label(self):
+        """Two choices that Label Studio stores alike cannot be told apart in its results."""
+        assert parse_label_config(config(image(), choices("a", "b", "a")))[0].labels == ("a", "b")
+
+    def test_an_xml_declaration_is_no_obstacle(self):
+        """Configs that were saved by an editor start with one."""
+        assert parse_label_config('<?xml version="1.0" encoding="utf-8"?>' + SIMPLE)[0].labels == ("cat", "dog")
+
+    @given(st.lists(st.text(string.printable + "äß猫", min_size=1), min_size=1, unique=True))
+    def test_any_text_is_a_label(self, labels):
+        """Spaces, quotes and scripts of all kinds come through as Label Studio stores them."""
+        printable = [label for label in labels if label.isprintable()]
+        if printable:
+            assert parse_label_config(config(image(), choices(*printable)))[0].labels == tuple(printable)
+
+
+class TestRefusal:
+    @pytest.mark.parametrize(
+        "xml", ["", "cats and dogs", "<View>", "<View></Vie>", "<View>&undefined;</View>", "<View/><View/>"]
+    )
+    def test_what_is_not_xml_is_refused(self, xml):
+        """The message says where the config can be copied from."""
+        with pytest.raises(ConfigError, match="Code view"):
+            parse_label_config(xml)
+
+    @pytest.mark.parametrize(
+        "xml",
+        [
+            '<!DOCTYPE View [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>' + SIMPLE,
+            '<!DOCTYPE View SYSTEM "file:///etc/passwd">' + SIMPLE,
+            '<?xml version="1.0"?>\n<!DOCTYPE View>' + SIMPLE,
+        ],
+    )
+    def test_document_types_are_refused(self, xml):
+        """Entities grow a small text into a large one, or read files; a labelling config has none."""
+        with pytest.raises(ConfigError, match="DOCTYPE"):
+            parse_label_config(xml)
+
+    @pytest.mark.parametrize(
+        ("xml", "found"),
+        [
+            ("<View/>", "no named tag"),
+            (config(image()), '<Image name="image">'),
+            (config('<Text name="t" value="$t"/>', choices("a", to_name="t")), '<Choices name="label">'),
+            (config(image(), '<Choices name="c" toName="image"/>'), '<Choices name="c">'),
+        ],
+    )
+    def test_a_config_that_classifies_no_image_is_refused(self, xml, found):
+        """The message shows what was expected and which tags were found."""
+        with pytest.raises(ConfigError, match="expected a labelling config with an <Image") as caught:
+            parse_label_config(xml)
+        assert found in str(caught.value)
+
+
+class TestChoosing:
+    CONTROLS = parse_label_config(
+        config(
+            image(),
+            choices("yes", "no", name="blurred"),
+            '<Choices name="kind" toName="image"><Choice value="Cat" alias="c"/><Choice value="Dog"/></Choices>',
+            choices("c", "Dog", name="again"),
+        )
+    )
+
+    def test_the_named_control_is_chosen(self):
+        """A name beats labels."""
+        assert choose_control(self.CONTROLS, name="blurred", labels=["Cat", "Dog"]).from_name == "blurred"
+
+    @pytest.mark.parametrize("labels", [["Dog", "c"], ["Cat", "Dog"], ["c"], ["Cat"]])
+    def test_else_the_one_sharing_most_labels_is_chosen(self, labels):
+        """Labels are compared as stored and as displayed; of equals the first is taken."""
+        assert choose_control(self.CONTROLS, name=None, labels=labels).from_name == "kind"
+        assert choose_control(self.CONTROLS, name="renamed", labels=labels).from_name == "kind"
+
+    def test_without_anything_shared_the_first_is_chosen(self):
+        """The caller then finds that no label is known to it."""
+        assert choose_control(self.CONTROLS, name=None, labels=["bird"]).from_name == "blurred"
+
+    def test_nothing_to_choose_from_is_refused(self):
+        """An empty list is an error, not an index out of range."""
+        with pytest.raises(ConfigError, match="at least one <Choices>"):
+            choose_control([], name=None, labels=[])

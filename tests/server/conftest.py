@@ -1,0 +1,90 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.repository import Repository
+from server.app import close_app, create_app
+from server.settings import Device, Settings
+from tests.server.tiny_model import draw_images
+
+CONFIG = """
+<View>
+  <Image name="photo" value="$picture"/>
+  <Choices name="label" toName="photo">
+    <Choice value="ant"/><Choice value="A bee" alias="bee"/><Choice value="cat"/>
+  </Choices>
+</View>"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "models")
+
+
+@pytest.fixture
+def settings(repository):
+    return Settings(models=repository.root, provider=Device.CPU, poll_s=3600, max_batch_images=8)
+
+
+@pytest.fixture
+def start_app(settings):
+    """Start an application, and wait until it has looked at the repository once."""
+    apps = []
+
+    def start(chosen=settings, **parts):
+        app = create_app(chosen, **parts)
+        apps.append(app)
+        app.extensions["labelnext"].models.poll()
+        return app
+
+    yield start
+    for app in apps:
+        close_app(app)
+
+
+def to_data_uri(pixels):
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def make_task(task_id, reference, key="picture"):
+    """A task as Label Studio 1.23 sends it."""
+    return {
+        "id": task_id,
+        "data": {key: reference},
+        "meta": {},
+        "created_at": "2026-02-03T04:05:06.000001Z",
+        "updated_at": "2026-02-03T04:05:07.000001Z",
+        "is_labeled": False,
+        "overlap": 1,
+        "inner_id": task_id,
+        "total_annotations": 0,
+        "cancelled_annotations": 0,
+        "total_predictions": 0,
+        "comment_count": 0,
+        "unresolved_comment_count": 0,
+        "last_comment_updated_at": None,
+        "project": 3,
+        "updated_by": None,
+        "file_upload": None,
+        "comment_authors": [],
+        "annotations": [],
+        "predictions": [],
+    }
+
+
+def make_predict_body(tasks, config=CONFIG, context=None):
+    return {
+        "tasks": tasks,
+        "project": "3.1770000000",
+        "label_config": config,
+        "params": {"login": None, "password": None, "context": context},
+    }
+
+
+def make_tasks(count, seed=0):
+    return [make_task(100 + i, to_data_uri(pixels)) for i, pixels in enumerate(draw_images(count, seed))]

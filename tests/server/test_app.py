@@ -1,0 +1,381 @@
+import dataclasses
+import json
+import logging
+import math
+import threading
+from base64 import b64decode
+
+import numpy as np
+import pytest
+
+from contract.acquisition import label_studio_score
+from contract.errors import FetchError
+from contract.passes import draw_masks
+from server.app import FiniteJSON
+from server.settings import Score
+from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks, to_data_uri
+from tests.server.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+
+
+@pytest.fixture
+def client(start_app, repository):
+    publish(repository)
+    return start_app().test_client()
+
+
+@pytest.fixture
+def empty_client(start_app):
+    return start_app().test_client()
+
+
+def service_of(client):
+    return client.application.extensions["labelnext"]
+
+
+class TestBeforeAnyVersion:
+    def test_health_is_up_and_says_what_is_missing(self, empty_client):
+        """The server may be started and connected before the first training."""
+        reply = empty_client.get("/health")
+        assert reply.status_code == 200
+        assert reply.json.items() >= {"status": "UP", "model_version": None, "provider": None}.items()
+        assert "python -m trainer run" in reply.json["detail"]
+
+    def test_setup_names_no_version(self, empty_client):
+        """INITIAL is what label-studio-ml answers, too."""
+        reply = empty_client.post("/setup", json={"project": "3.1770000000", "schema": CONFIG})
+        assert reply.json == {"model_version": "INITIAL"}
+
+    def test_predict_gives_one_empty_element_per_task(self, empty_client):
+        """Label Studio skips them and asks again once there is a version."""
+        reply = empty_client.post("/predict", json=make_predict_body(make_tasks(3)))
+        assert (reply.status_code, reply.json) == (200, {"results": [{}, {}, {}]})
+
+    def test_versions_is_an_empty_list(self, empty_client):
+        """There is nothing to choose from."""
+        assert empty_client.get("/versions").json == {"versions": []}
+
+
+class TestHealth:
+    @pytest.mark.parametrize("path", ["/", "/health"])
+    def test_it_names_version_and_provider(self, client, repository, path):
+        """Label Studio's pages show it."""
+        reply = client.get(path, headers={"User-Agent": "heartex/1.23.2"})
+        assert reply.json == {
+            "status": "UP",
+            "model": "default",
+            "model_version": repository.current(),
+            "provider": "cpu",
+            "detail": None,
+        }
+
+    def test_a_refused_version_is_told_while_the_old_one_serves(self, client, repository):
+        """An operator sees it without reading logs."""
+        good = repository.current()
+        publish(repository, probe_of=TinyModel.draw(seed=3))
+        service_of(client).models.poll()
+        reply = client.get("/health")
+        assert reply.status_code == 200
+        assert reply.json["model_version"] == good
+        assert "was refused" in reply.json["detail"]
+
+    def test_a_dead_batcher_is_unhealthy_and_predict_does_not_hang(self, client):
+        """An orchestrator can restart what cannot score any more."""
+        service_of(client).batcher.close()
+        health = client.get("/health")
+        assert (health.status_code, health.json["status"]) == (503, "DOWN")
+        assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
+
+
+class TestSetup:
+    def test_it_names_the_version_that_predict_stamps(self, client):
+        """Else Label Studio would store every prediction again at every call."""
+        body = {
+            "project": "3.1770000000",
+            "schema": CONFIG,
+            "hostname": "http://studio.example.org",
+            "access_token": "f" * 40,
+            "extra_params": None,
+        }
+        named = client.post("/setup", json=body).json["model_version"]
+        (element,) = client.post("/predict", json=make_predict_body(make_tasks(1))).json["results"]
+        assert element["model_version"] == named
+
+    def test_the_version_in_use_is_named_when_the_published_one_is_refused(self, client, repository):
+        """What /predict stamps counts, not what CURRENT says."""
+        good = repository.current()
+        publish(repository, probe_of=TinyModel.draw(seed=3))
+        service_of(client).models.poll()
+        assert client.post("/setup", json={"project": "3.1", "schema": CONFIG}).json == {"model_version": good}
+
+
+class TestPredict:
+    def test_scores_are_those_of_an_independent_computation(self, client, repository):
+        """Pixels, passes, BALD and score agree with numpy, image by image."""
+        reply = client.post("/predict", json=make_predict_body(make_tasks(11)))
+        images = draw_images(11)
+        expected = label_studio_score(expected_bald(TinyModel.draw(), repository.current(), images), 3)
+        scores = [element["score"] for element in reply.json["results"]]
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        assert np.argmin(scores) == np.argmin(expected)
+
+    def test_labels_are_the_argmax_of_the_mean(self, client, repository):
+        """The region names the likeliest label, as stored, with its probability."""
+        images = draw_images(6)
+        mean = TinyModel.draw().passes(images, draw_masks(repository.current(), SITES, PASSES)).mean(axis=1)
+        results = client.post("/predict", json=make_predict_body(make_tasks(6))).json["results"]
+        for element, probabilities in zip(results, mean, strict=True):
+            (region,) = element["result"]
+            assert region["value"]["choices"] == [LABELS[int(probabilities.argmax())]]
+            assert region["score"] == pytest.approx(probabilities.max(), abs=1e-5)
+            assert (region["from_name"], region["to_name"], region["type"]) == ("label", "photo", "choices")
+
+    def test_the_score_follows_the_setting(self, start_app, settings, repository):
+        """LABELNEXT_SCORE=bald reverses the order."""
+        publish(repository)
+        body = make_predict_body(make_tasks(3))
+        agreement, bald = (
+            start_app(dataclasses.replace(settings, score=score)).test_client().post("/predict", json=body).json
+            for score in (Score.AGREEMENT, Score.BALD)
+        )
+        for one, other in zip(agreement["results"], bald["results"], strict=True):
+            assert one["score"] + other["score"] == pytest.approx(1)
+
+    def test_an_image_that_cannot_be_scored_is_an_empty_element(self, client):
+        """A corrupt file, a missing key, an unknown scheme: the list keeps its length and the others their scores."""
+        good = make_tasks(2)
+        tasks = [
+            good[0],
+            make_task(1, "data:image/png;base64,aGVsbG8="),
+            make_task(2, "/data/x.png", key="elsewhere"),
+            make_task(3, "gopher://example.org/x.png"),
+            good[1],
+        ]
+        reply = client.post("/predict", json=make_predict_body(tasks))
+        assert reply.status_code == 200
+        assert [bool(element) for element in reply.json["results"]] == [True, False, False, False, True]
+
+    def test_interactive_requests_are_answered_alike(self, client):
+        """A context and drafts change nothing about an image."""
+        task = {**make_tasks(1)[0], "drafts": [{"id": 4, "result": [], "was_cancelled": False}]}
+        plain = client.post("/predict", json=make_predict_body([task])).json
+        context = {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}
+        assert client.post("/predict", json=make_predict_body([task], context=context)).json == plain
+
+    def test_no_tasks_give_no_results(self, client):
+        """An empty list is a list."""
+        assert client.post("/predict", json=make_predict_body([])).json == {"results": []}
+
+    def test_a_swap_neither_fails_nor_mixes_a_request_in_hand(self, start_app, repository):
+        """A request keeps the version it began with, to its last image; the next one gets the new."""
+        entered, proceed = threading.Event(), threading.Event()
+        uris = [task["data"]["picture"] for task in make_tasks(4)]
+
+        class SlowFetcher:
+            def fetch(self, reference, **_):
+                entered.set()
+                assert proceed.wait(10)
+                return b64decode(reference.partition(",")[2])
+
+        old = publish(repository, seed=0)
+        client = start_app(fetcher=SlowFetcher()).test_client()
+        body = make_predict_body([make_task(i, uri) for i, uri in enumerate(uris)])
+        replies = []
+        request = threading.Thread(target=lambda: replies.append(client.post("/predict", json=body)))
+        request.start()
+        assert entered.wait(10)
+        new = publish(repository, seed=1)
+        service_of(client).models.poll()
+        proceed.set()
+        request.join(10)
+        assert [element["model_version"] for element in replies[0].json["results"]] == [old] * 4
+        expected = label_studio_score(expected_bald(TinyModel.draw(seed=0), old, draw_images(4)), 3)
+        np.testing.assert_allclose([e["score"] for e in replies[0].json["results"]], expected, atol=1e-5)
+        after = client.application.test_client().post("/predict", json=body).json["results"]
+        assert {element["model_version"] for element in after} == {new}
+
+    def test_concurrent_requests_do_not_cross(self, client):
+        """Each gets the scores of its own images, whatever batches they shared."""
+        bodies = [make_predict_body(make_tasks(5, seed=i)) for i in range(8)]
+        alone = [client.post("/predict", json=body).json for body in bodies]
+        together = [{} for _ in bodies]
+
+        def send(i):
+            together[i] = client.application.test_client().post("/predict", json=bodies[i]).json
+
+        threads = [threading.Thread(target=send, args=(i,)) for i in range(len(bodies))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        for one, other in zip(alone, together, strict=True):
+            scores = [[element["score"] for element in reply["results"]] for reply in (one, other)]
+            np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
+
+    def test_a_label_the_config_lost_is_never_sent_and_logged_once(self, client, caplog):
+        """However many requests meet the same config."""
+        config = (
+            '<View><Image name="i" value="$picture"/><Choices name="c" toName="i"><Choice value="x"/></Choices></View>'
+        )
+        for _ in range(3):
+            (element,) = client.post("/predict", json=make_predict_body(make_tasks(1), config)).json["results"]
+            assert element["result"] == []
+            assert 0 <= element["score"] <= 1
+        assert sum("lacks labels" in record.message for record in caplog.records) == 1
+
+    @pytest.mark.parametrize(
+        ("body", "error"),
+        [
+            (b"", "bad_request"),
+            (b"{", "bad_request"),
+            (b"[" * 100_000, "bad_request"),
+            (b'"\xff"', "bad_request"),
+            (b'{"tasks": 3}', "bad_request"),
+            (json.dumps(make_predict_body([], config="<View/>")).encode(), "bad_config"),
+            (json.dumps(make_predict_body([], config="no xml")).encode(), "bad_config"),
+        ],
+        ids=["empty", "cut", "deep", "not-utf-8", "no-tasks", "no-choices", "no-xml"],
+    )
+    def test_a_bad_envelope_is_the_clients_error(self, client, body, error):
+        """It is answered with 400 and what is wrong."""
+        reply = client.post("/predict", data=body, content_type="application/json")
+        assert (reply.status_code, reply.json["error"]) == (400, error)
+        assert reply.json["detail"]
+
+    def test_numbers_that_are_not_finite_never_leave(self, client, monkeypatch):
+        """Infinity in a stored prediction breaks Label Studio's task lists."""
+        engine = service_of(client).models.engine
+        run = engine.run
+
+        def run_to_infinity(images, masks=None):
+            outputs = run(images, masks)
+            outputs.bald[0] = math.inf
+            return outputs
+
+        monkeypatch.setattr(engine, "run", run_to_infinity)
+        reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
+        assert reply.json == {"results": [{}]}
+
+    def test_an_engine_that_fails_is_told_without_internals(self, client, monkeypatch, caplog):
+        """The client learns that it is the server's fault, the log learns why."""
+
+        def fail(images, masks=None):
+            raise RuntimeError("CUDA_ERROR at 0xdeadbeef")
+
+        monkeypatch.setattr(service_of(client).models.engine, "run", fail)
+        reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
+        assert (reply.status_code, reply.json["error"]) == (500, "internal")
+        assert "0xdeadbeef" not in reply.text
+        assert "0xdeadbeef" in caplog.text
+
+    def test_a_body_over_the_limit_is_refused(self, start_app, settings):
+        """Memory is bounded before anything is parsed."""
+        client = start_app(dataclasses.replace(settings, max_body_bytes=1000)).test_client()
+        reply = client.post("/predict", json=make_predict_body(make_tasks(5)))
+        assert (reply.status_code, reply.json["error"]) == (413, "request_entity_too_large")
+
+
+class TestWebhook:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"action": "START_TRAINING", "project": {"id": 3, "title": "x", "label_config": CONFIG}},
+            {"action": "ANNOTATION_CREATED", "annotation": {"id": 1}, "project": {"id": 3}, "task": {"id": 2}},
+            {"action": "ANNOTATION_UPDATED", "annotation": {"id": 1}, "project": {"id": 3}, "task": {"id": 2}},
+            {"action": "ANNOTATIONS_CREATED", "annotation": [{"id": 1}], "project": {"id": 3}, "task": [{"id": 2}]},
+            {"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 1}], "project": {"id": 3}},
+            {"action": "PROJECT_UPDATED", "project": {"id": 3, "model_version": "v"}},
+            {"action": "TASKS_CREATED", "tasks": [{"id": 9, "data": {}}], "project": {"id": 3}},
+            {"action": "TASKS_DELETED", "tasks": [{"id": 9}], "project": {"id": 3}},
+        ],
+        ids=lambda body: body["action"],
+    )
+    def test_every_event_of_label_studio_is_taken(self, client, body):
+        """Annotators never wait for it, nor see it fail."""
+        reply = client.post("/webhook", json=body)
+        assert (reply.status_code, reply.json) == (200, {"status": "noted"})
+
+    def test_what_is_no_event_is_refused(self, client):
+        """A body without an action comes from somebody else."""
+        assert client.post("/webhook", json={"hello": 1}).status_code == 400
+
+
+def test_versions_are_listed_oldest_first(client, repository):
+    """Label Studio offers them by name."""
+    first = repository.current()
+    second = publish(repository, seed=1)
+    assert client.get("/versions").json == {"versions": [first, second]}
+
+
+class TestObservation:
+    def test_metrics_tell_of_requests_images_and_the_model(self, client, repository):
+        """What an operator alerts on is there."""
+        client.post("/predict", json=make_predict_body([*make_tasks(2), make_task(1, "data:,x")]))
+        reply = client.get("/metrics")
+        assert reply.content_type.startswith("text/plain; version=")
+        for line in (
+            'labelnext_http_requests_total{route="/predict",status="200"} 1.0',
+            'labelnext_images_total{outcome="ok"} 2.0',
+            f'labelnext_model_info{{provider="cpu",version="{repository.current()}"}} 1.0',
+            'labelnext_model_reloads_total{result="ok"} 1.0',
+            "labelnext_bald_score_count 2.0",
+            "labelnext_queue_images 0.0",
+            'labelnext_stage_duration_seconds_count{stage="fetch"} 3.0',
+        ):
+            assert line in reply.text
+
+    def test_unknown_paths_are_one_route_in_the_metrics(self, client):
+        """Scanners cannot make the metrics grow."""
+        for path in ("/a", "/b", "/predict/../c"):
+            client.get(path)
+        lines = [line for line in client.get("/metrics").text.splitlines() if "_requests_total{" in line]
+        assert [line for line in lines if 'status="404"' in line] == [
+            'labelnext_http_requests_total{route="unmatched",status="404"} 3.0'
+        ]
+
+    def test_the_clients_request_id_is_kept_and_echoed(self, client):
+        """It joins the client's log with ours."""
+        reply = client.get("/nothing", headers={"X-Request-Id": "abc-1"})
+        assert reply.headers["X-Request-Id"] == reply.json["request_id"] == "abc-1"
+
+    def test_a_bad_request_id_is_replaced(self, client):
+        """Nothing but letters, digits, hyphen and underscore gets into a log."""
+        assert client.get("/health", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"] != "a b"
+
+    def test_one_line_is_logged_per_request_without_body_or_query(self, client, caplog):
+        """Route, status, counts and version; never what may hold tokens or signatures."""
+        caplog.set_level(logging.INFO)
+        tasks = [make_task(1, to_data_uri(draw_images(1)[0])), make_task(2, "http://10.0.0.1/x?signature=s3cret")]
+        client.post("/predict?token=s3cret", json=make_predict_body(tasks), headers={"Authorization": "s3cret"})
+        (record,) = [record for record in caplog.records if record.message == "request"]
+        assert (record.route, record.method, record.status) == ("/predict", "POST", 200)
+        assert (record.images, record.failed) == (2, 1)
+        assert not any("s3cret" in str(vars(record)) for record in caplog.records)
+
+    def test_errors_outside_the_routes_are_json_too(self, client):
+        """405 and 404 have the same form as every other error."""
+        reply = client.get("/predict")
+        assert (reply.status_code, reply.json["error"]) == (405, "method_not_allowed")
+        assert set(reply.json) == {"error", "detail", "request_id"}
+        assert "POST" in reply.headers["Allow"]
+
+
+def test_the_last_guard_is_the_encoder(start_app):
+    """Even a number that no check has seen does not leave as NaN."""
+    app = start_app()
+    with app.app_context(), pytest.raises(ValueError, match="not JSON compliant"):
+        FiniteJSON(app).dumps({"score": math.nan})
+
+
+def test_fetching_gets_the_task_and_the_project(start_app, repository):
+    """Label Studio resolves cloud storage by them, and the deadline goes along."""
+    seen = {}
+
+    class Spy:
+        def fetch(self, reference, **context):
+            seen.update(context, reference=reference)
+            raise FetchError("no")
+
+    publish(repository)
+    start_app(fetcher=Spy()).test_client().post("/predict", json=make_predict_body([make_task(7, "s3://b/k.png")]))
+    assert seen.pop("deadline") > 0
+    assert seen == {"reference": "s3://b/k.png", "task_id": 7, "project_id": 3}

@@ -1,0 +1,111 @@
+import dataclasses
+import os
+
+import pytest
+
+from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
+from contract.manifest import Manifest
+from contract.repository import MANIFEST_FILE, PROBE_FILE, digest_file
+from server.engine import Engine, EngineOptions
+from server.gate import admit
+from server.settings import Device
+from tests.server.tiny_model import TinyModel, publish, save_graph
+
+
+def load(version):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+
+
+def sign_again(repository, name):
+    """Write the digests of the files as they are now, as somebody who covers their tracks would."""
+    folder = repository.folder / name
+    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
+    files = {file: digest_file(folder / file) for file in manifest.files}
+    (folder / MANIFEST_FILE).write_text(dataclasses.replace(manifest, files=files).to_json())
+
+
+def test_a_sound_version_is_admitted(repository):
+    """It comes out warm and proven, with its BALD on the probe."""
+    name = publish(repository)
+    admitted = admit(repository, name, load)
+    assert admitted.engine.version == name
+    assert admitted.proof.mean_bald > 0.01
+    assert admitted.proof.largest_difference < 1e-4
+
+
+def test_removed_dropout_is_named_with_the_digest(repository):
+    """A graph without its Dropout nodes is said to be one."""
+    name = publish(repository)
+    save_graph(TinyModel.draw().graph(dropouts=0), repository.folder / name)
+    with pytest.raises(DigestError, match=r"model.onnx has 0 active Dropout nodes, manifest.json says 2"):
+        admit(repository, name, load)
+
+
+def test_removed_dropout_is_refused_even_with_right_digests(repository):
+    """Digests prove that nothing changed, not that dropout is alive."""
+    name = publish(repository)
+    save_graph(TinyModel.draw().graph(dropouts=0), repository.folder / name)
+    sign_again(repository, name)
+    with pytest.raises(DropoutDead):
+        admit(repository, name, load)
+
+
+def test_one_removed_dropout_is_refused_even_with_right_digests(repository):
+    """With one of two left the passes still differ, and BALD would be plausible and wrong."""
+    name = publish(repository)
+    save_graph(TinyModel.draw().graph(dropouts=1), repository.folder / name)
+    sign_again(repository, name)
+    with pytest.raises(LoweringError, match="active Dropout nodes on"):
+        admit(repository, name, load)
+
+
+def test_weights_cut_short_are_named(repository):
+    """The message says which file, how long it is and how long it was."""
+    name = publish(repository)
+    weights = repository.folder / name / "model.onnx.data"
+    size = weights.stat().st_size
+    os.truncate(weights, size - 100)
+    with pytest.raises(DigestError, match=f"model.onnx.data .* has {size - 100} bytes, manifest.json says {size}"):
+        admit(repository, name, load)
+
+
+def test_changed_weights_of_the_same_length_are_refused(repository):
+    """A flipped byte is found by its digest."""
+    name = publish(repository)
+    weights = repository.folder / name / "model.onnx.data"
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 0xFF
+    weights.write_bytes(data)
+    with pytest.raises(DigestError, match=r"model\.onnx\.data"):
+        admit(repository, name, load)
+
+
+def test_a_model_that_is_not_the_probes_is_refused(repository):
+    """Numbers that differ from torch's do not get served."""
+    name = publish(repository, probe_of=TinyModel.draw(seed=5))
+    with pytest.raises(ProbeMismatch):
+        admit(repository, name, load)
+
+
+def test_an_engine_that_deletes_dropout_is_refused(repository):
+    """What onnxruntime does by default to a literal graph would be caught."""
+    name = publish(repository)
+
+    class Dead(Engine):
+        def run(self, images, masks=None):
+            ones = {key: mask * 0 + 1 for key, mask in (masks or self._masks or {}).items()}
+            return super().run(images, ones)
+
+    def load_dead(version):
+        return Dead(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+
+    with pytest.raises(DropoutDead):
+        admit(repository, name, load_dead)
+
+
+def test_a_missing_probe_is_refused(repository):
+    """Nothing is served on trust."""
+    name = publish(repository)
+    (repository.folder / name / PROBE_FILE).unlink()
+    with pytest.raises(DigestError, match=r"probe\.npz"):
+        admit(repository, name, load)

@@ -1,0 +1,186 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from contract.errors import ConfigError, ImageError, RequestError
+from contract.manifest import InputSpec, Manifest
+from server.batching import ImageScores
+from server.labelstudio import (
+    NoImage,
+    build_predictions,
+    find_images,
+    parse_predict,
+    parse_setup,
+    parse_webhook,
+    resolve_target,
+)
+from server.scoring import ImageReference
+from server.settings import Score
+from tests.server.conftest import CONFIG, make_predict_body, make_task
+
+LABELS = ("ant", "bee", "cat")
+VERSION = "20260102T030405678Z-abcdef"
+MANIFEST = Manifest(
+    version=VERSION,
+    created_at="2026-01-02T03:04:05Z",
+    labels=LABELS,
+    control="label",
+    input=InputSpec(8, 8),
+    passes=20,
+    dropout_sites=(),
+    architecture="tiny",
+)
+
+
+def make_scores(*mean, bald=0.25, entropy=0.5):
+    return ImageScores(np.array(mean, np.float32), bald, entropy)
+
+
+def target_of(config=CONFIG, control="label", labels=LABELS):
+    return resolve_target(config, VERSION, control, labels)
+
+
+def predict(*outcomes, config=CONFIG, direction=Score.AGREEMENT):
+    return build_predictions(outcomes, MANIFEST, target_of(config), direction)
+
+
+def test_a_prediction_has_the_form_that_label_studio_stores():
+    """Names come from the config, the label is the argmax of the mean and is stored by its alias."""
+    (element,) = predict(make_scores(0.25, 0.5, 0.25))
+    assert element == {
+        "model_version": VERSION,
+        "score": pytest.approx(1 - 0.25 / math.log(3)),
+        "result": [
+            {
+                "from_name": "label",
+                "to_name": "photo",
+                "type": "choices",
+                "value": {"choices": ["bee"]},
+                "score": 0.5,
+                "meta": {"bald": 0.25, "entropy": 0.5, "model_version": VERSION},
+            }
+        ],
+    }
+
+
+def test_the_most_uncertain_image_has_the_lowest_score():
+    """Label Studio's uncertainty sampling serves the lowest score first."""
+    unsure, sure = predict(make_scores(0.4, 0.3, 0.3, bald=0.9), make_scores(0.9, 0.05, 0.05, bald=0.01))
+    assert unsure["score"] < sure["score"]
+
+
+def test_the_score_can_be_turned_round():
+    """LABELNEXT_SCORE=bald gives BALD / ln C, highest first."""
+    (element,) = predict(make_scores(0.4, 0.3, 0.3, bald=0.9), direction=Score.BALD)
+    assert element["score"] == pytest.approx(0.9 / math.log(3))
+
+
+@pytest.mark.parametrize("direction", list(Score))
+@pytest.mark.parametrize("bald", [0.0, 1e-9, math.log(3), math.log(3) + 1e-6])
+def test_scores_stay_between_0_and_1(direction, bald):
+    """Label Studio drops what does not, and rounding can exceed ln C."""
+    (element,) = predict(make_scores(1, 0, 0, bald=bald), direction=direction)
+    assert 0 <= element["score"] <= 1
+
+
+def test_an_image_without_a_score_is_an_empty_element_in_its_place():
+    """Label Studio skips it and keeps the others; a shorter list would lose them all."""
+    elements = predict(make_scores(1, 0, 0), ImageError("bad"), make_scores(0, 0, 1))
+    assert [bool(element) for element in elements] == [True, False, True]
+    assert json.loads(json.dumps(elements))[1] == {}
+
+
+def test_a_label_that_the_config_lost_is_logged_and_never_sent(caplog):
+    """The image keeps its score, so that it still sorts."""
+    config = CONFIG.replace('<Choice value="cat"/>', '<Choice value="dog"/>')
+    elements = predict(make_scores(0.1, 0.1, 0.8), make_scores(0.8, 0.1, 0.1), config=config)
+    assert elements[0]["result"] == []
+    assert elements[0]["score"] == elements[1]["score"]
+    assert elements[1]["result"][0]["value"] == {"choices": ["ant"]}
+    (record,) = caplog.records
+    assert record.missing == ["cat"]
+
+
+def test_a_label_is_matched_by_what_is_shown_where_no_alias_matches():
+    """A model trained from folders knows what people read; Label Studio stores the alias."""
+    target = target_of(labels=("ant", "A bee"))
+    assert target.stored == ("ant", "bee")
+
+
+def test_what_is_stored_wins_over_what_is_shown():
+    """Two choices may be crossed; the model's labels are what Label Studio stores."""
+    config = CONFIG.replace('<Choice value="ant"/>', '<Choice value="bee" alias="wasp"/>')
+    assert target_of(config, labels=("bee",)).stored == ("bee",)
+
+
+def test_the_control_that_was_trained_on_is_answered_for():
+    """Of several Choices and images in a config, the manifest's is used, with its own key."""
+    config = """<View>
+      <Image name="a" value="$left"/><Image name="b" value="$right"/>
+      <Choices name="weather" toName="a"><Choice value="sun"/><Choice value="rain"/></Choices>
+      <Choices name="animal" toName="b"><Choice value="ant"/><Choice value="bee"/></Choices>
+    </View>"""
+    named, by_labels = target_of(config, "weather"), target_of(config, "gone")
+    assert (named.control.from_name, named.control.value_key) == ("weather", "left")
+    assert (by_labels.control.from_name, by_labels.control.to_name) == ("animal", "b")
+
+
+def test_a_config_without_images_is_the_projects_fault():
+    """It is a client error that says what is missing."""
+    with pytest.raises(ConfigError, match="Choices"):
+        target_of("<View><Text name='t' value='$t'/></View>")
+
+
+def test_predict_bodies_are_read():
+    """Of all that Label Studio sends, the tasks' ids and data, the config and the project's id count."""
+    request = parse_predict(make_predict_body([make_task(7, "/data/upload/3/x.png")]))
+    assert [task.id for task in request.tasks] == [7]
+    assert (request.label_config, request.project_id) == (CONFIG, 3)
+    assert find_images(request, target_of()) == [ImageReference("/data/upload/3/x.png", task_id=7, project_id=3)]
+
+
+@pytest.mark.parametrize("data", [{}, {"picture": None}, {"picture": ""}, {"picture": ["a"]}, {"other": "x.png"}])
+def test_a_task_without_an_image_is_that_tasks_failure(data):
+    """The message names the task and the key that the config asks for."""
+    body = make_predict_body([{"id": 5, "data": data}])
+    (found,) = find_images(parse_predict(body), target_of())
+    assert isinstance(found, NoImage)
+    assert "task 5" in str(found)
+    assert "'picture'" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (None, "the body must be an object, got null"),
+        ([], "the body must be an object, got a list"),
+        ({}, "tasks must be a list, got null"),
+        ({"tasks": {}}, "tasks must be a list, got an object"),
+        ({"tasks": [], "label_config": 3}, "label_config must be a string, got a number"),
+        ({"tasks": [1], "label_config": ""}, r"tasks\[0\] must be an object, got a number"),
+        ({"tasks": [{"id": 1}], "label_config": ""}, r"tasks\[0\].data must be an object, got null"),
+    ],
+)
+def test_a_bad_envelope_is_named(body, message):
+    """The message names the field, what it must be and what it is."""
+    with pytest.raises(RequestError, match=message):
+        parse_predict(body)
+
+
+@pytest.mark.parametrize("project", [None, "", "x", "3", 3.5, "9" * 40, "٣.1"])
+def test_any_project_is_accepted(project):
+    """It only helps to fetch from cloud storage, so it is no reason to refuse."""
+    body = {**make_predict_body([]), "project": project}
+    assert parse_predict(body).project_id in (None, 3)
+
+
+def test_setup_and_webhook_bodies_are_checked():
+    """Both must be objects with the fields that Label Studio sends."""
+    assert parse_setup({"project": "1.2", "schema": "<View/>"}) == "<View/>"
+    assert parse_setup({"project": "1.2"}) is None
+    assert parse_webhook({"action": "START_TRAINING", "project": {}}) == "START_TRAINING"
+    for parse, body in [(parse_setup, []), (parse_setup, {"schema": 1}), (parse_webhook, {}), (parse_webhook, "x")]:
+        with pytest.raises(RequestError):
+            parse(body)

@@ -1,0 +1,68 @@
+import json
+import os
+
+import pytest
+
+from server.__main__ import main
+from tests.server.tiny_model import PASSES, TinyModel, publish, save_graph
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("LABELNEXT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LABELNEXT_PROVIDER", "cpu")
+
+
+def test_check_prints_one_line_of_json(repository, capsys):
+    """It tells what would be served, and exits 0."""
+    name = publish(repository)
+    assert main(["check", str(repository.root)]) == 0
+    printed = capsys.readouterr()
+    (line,) = printed.out.splitlines()
+    report = json.loads(line)
+    assert report["version"] == name
+    assert (report["passes"], report["dropout_sites"], report["provider"]) == (PASSES, 2, "cpu")
+    assert 0 < report["mean_bald"] < 1.1
+
+
+def test_check_takes_the_repository_from_the_environment(repository, monkeypatch, capsys):
+    """Without an argument it checks what the server would serve."""
+    name = publish(repository)
+    monkeypatch.setenv("LABELNEXT_MODELS", str(repository.root))
+    assert main(["check"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == name
+
+
+def test_check_names_removed_dropout(repository, capsys):
+    """A copy without its Dropout nodes is said to be one."""
+    name = publish(repository)
+    save_graph(TinyModel.draw().graph(dropouts=0), repository.folder / name)
+    assert main(["check", str(repository.root)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "model.onnx has 0 active Dropout nodes, manifest.json says 2" in printed.err
+
+
+def test_check_names_weights_cut_short(repository, capsys):
+    """A copy whose weights are incomplete is said to be one, with both lengths."""
+    name = publish(repository)
+    os.truncate(repository.folder / name / "model.onnx.data", 1000)
+    assert main(["check", str(repository.root)]) == 1
+    error = capsys.readouterr().err
+    assert "model.onnx.data" in error
+    assert "has 1000 bytes" in error
+    assert "Dropout" not in error
+
+
+def test_check_of_an_empty_repository_says_what_to_run(tmp_path, capsys):
+    """The first thing a person meets is a remedy."""
+    assert main(["check", str(tmp_path)]) == 1
+    assert "python -m trainer run" in capsys.readouterr().err
+
+
+def test_wrong_settings_are_told_without_a_traceback(monkeypatch, capsys):
+    """All of them, in one line."""
+    monkeypatch.setenv("LABELNEXT_THREADS", "none")
+    assert main(["check"]) == 1
+    assert capsys.readouterr().err.startswith("labelnext: LABELNEXT_THREADS must be ")

@@ -1,0 +1,176 @@
+import threading
+
+import pytest
+
+from server.engine import Engine, EngineOptions
+from server.metrics import Metrics
+from server.models import Models
+from server.settings import Device
+from tests.server.tiny_model import TinyModel, publish
+
+
+def load(version):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def models(repository, metrics):
+    return Models(repository, load, poll_s=3600, metrics=metrics)
+
+
+def reloads(metrics, result):
+    return metrics.registry.get_sample_value("labelnext_model_reloads_total", {"result": result}) or 0
+
+
+def publish_bad(repository):
+    return publish(repository, probe_of=TinyModel.draw(seed=7))
+
+
+def test_before_any_version_there_is_no_engine(models):
+    """The detail tells the person what to run."""
+    models.poll()
+    assert models.engine is None
+    assert "python -m trainer run" in models.detail
+
+
+def test_the_published_version_is_taken_up(models, repository, metrics):
+    """The first poll after publishing serves it."""
+    models.poll()
+    name = publish(repository)
+    models.poll()
+    assert models.engine.version == name
+    assert models.detail is None
+    assert reloads(metrics, "ok") == 1
+    assert metrics.registry.get_sample_value("labelnext_model_info", {"version": name, "provider": "cpu"}) == 1
+
+
+def test_a_version_in_use_is_not_loaded_again(repository, metrics):
+    """Polling costs one small file."""
+    loaded = []
+
+    def count_and_load(version):
+        loaded.append(version)
+        return load(version)
+
+    models = Models(repository, count_and_load, poll_s=1, metrics=metrics)
+    publish(repository)
+    models.poll()
+    models.poll()
+    assert len(loaded) == 1
+
+
+def test_a_new_version_replaces_the_old_in_one_step(models, repository, metrics):
+    """Only one version is shown as in use."""
+    old = publish(repository, seed=0)
+    models.poll()
+    new = publish(repository, seed=1)
+    models.poll()
+    assert models.engine.version == new
+    assert metrics.registry.get_sample_value("labelnext_model_info", {"version": old, "provider": "cpu"}) is None
+
+
+def test_a_refused_version_leaves_the_one_in_use(models, repository, metrics):
+    """Health says which was refused, why, and what serves."""
+    good = publish(repository)
+    models.poll()
+    bad = publish_bad(repository)
+    models.poll()
+    assert models.engine.version == good
+    assert models.detail.startswith(f"version {bad} was refused: ")
+    assert models.detail.endswith(f"{good} stays in use")
+    assert reloads(metrics, "rejected") == 1
+
+
+def test_a_refused_version_is_tried_and_told_once(models, repository, metrics, caplog):
+    """It is not tried again until CURRENT changes, so the log does not fill."""
+    publish_bad(repository)
+    for _ in range(3):
+        models.poll()
+    assert reloads(metrics, "rejected") == 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["version refused"]
+
+
+def test_a_refused_version_is_tried_again_after_current_changed(models, repository, metrics):
+    """Pointing away and back is how an operator asks for another try."""
+    good = publish(repository)
+    models.poll()
+    bad = publish_bad(repository)
+    models.poll()
+    repository.point_to(good)
+    models.poll()
+    assert models.detail is None
+    repository.point_to(bad)
+    models.poll()
+    assert reloads(metrics, "rejected") == 2
+
+
+def test_an_earlier_version_is_a_rollback(models, repository, metrics):
+    """Rolling back is counted apart from moving on."""
+    first = publish(repository, seed=0)
+    publish(repository, seed=1)
+    models.poll()
+    repository.rollback(first)
+    models.poll()
+    assert models.engine.version == first
+    assert reloads(metrics, "rolled_back") == 1
+
+
+def test_a_current_that_vanishes_leaves_the_version_in_use(models, repository):
+    """A repository that is away for a while stops nothing."""
+    name = publish(repository)
+    models.poll()
+    (repository.folder / "CURRENT").unlink()
+    models.poll()
+    assert models.engine.version == name
+    assert models.detail is not None
+
+
+def test_a_current_that_names_no_version_is_told(models, repository):
+    """A typo in CURRENT is said in health and mended by the next poll."""
+    name = publish(repository)
+    (repository.folder / "CURRENT").write_text("nonsense\n")
+    models.poll()
+    assert models.engine is None
+    assert "nonsense" in models.detail
+    repository.point_to(name)
+    models.poll()
+    assert models.engine.version == name
+
+
+def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(repository, metrics, caplog):
+    """Whatever loading raises, the thread goes on, and health gives no internals away."""
+
+    def explode(version):
+        raise RuntimeError("secret internals")
+
+    models = Models(repository, explode, poll_s=1, metrics=metrics)
+    publish(repository)
+    models.poll()
+    assert "secret internals" not in models.detail
+    assert "secret internals" in caplog.text
+
+
+def test_the_thread_loads_the_first_version_by_itself(repository, metrics):
+    """Starting does not wait for the load, and closing ends the thread."""
+    loading, proceed = threading.Event(), threading.Event()
+
+    def slow_load(version):
+        loading.set()
+        assert proceed.wait(10)
+        return load(version)
+
+    models = Models(repository, slow_load, poll_s=3600, metrics=metrics)
+    name = publish(repository)
+    models.start()
+    assert loading.wait(10)
+    assert models.engine is None
+    assert models.detail == f"loading version {name}"
+    proceed.set()
+    models.close()
+    assert models.engine.version == name
+    assert not models.alive

@@ -1,0 +1,196 @@
+import base64
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from contract.errors import FetchError, ImageError, Unavailable
+from server.batching import Batcher, Expired, ImageScores
+from server.logs import request_id
+from server.metrics import Metrics
+from server.scoring import ImageReference, Scorer
+from tests.server.conftest import to_data_uri
+from tests.server.test_batching import EchoEngine
+from tests.server.tiny_model import SPEC
+
+
+class Manifest:
+    input = SPEC
+
+
+class Engine(EchoEngine):
+    manifest = Manifest
+
+
+class MapFetcher:
+    """Serves bytes by reference; an exception is raised; a callable is called."""
+
+    def __init__(self, files):
+        self.files = files
+
+    def fetch(self, reference, *, task_id, project_id, deadline):
+        found = self.files[reference]
+        if isinstance(found, Exception):
+            raise found
+        return found() if callable(found) else found
+
+
+def make_png(value):
+    pixels = np.full((SPEC.height, SPEC.width, 3), value, np.uint8)
+    return base64.b64decode(to_data_uri(pixels).partition(",")[2])
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def make_scorer(metrics):
+    closing = []
+
+    def make(files, *, fetch_threads=3, images_under_way=8, clock=time.monotonic):
+        batcher = Batcher(max_batch_images=4, metrics=metrics)
+        batcher.start()
+        scorer = Scorer(
+            MapFetcher(files),
+            batcher,
+            fetch_threads=fetch_threads,
+            images_under_way=images_under_way,
+            metrics=metrics,
+            clock=clock,
+        )
+        closing.extend([batcher, scorer])
+        return scorer
+
+    yield make
+    for part in reversed(closing):
+        part.close()
+
+
+def references(*names):
+    return [ImageReference(name, task_id=i) for i, name in enumerate(names)]
+
+
+def soon():
+    return time.monotonic() + 30
+
+
+def test_outcomes_come_in_the_order_of_the_images(make_scorer):
+    """Whichever image is fetched first, its scores stand where it stood."""
+    last_done = threading.Event()
+
+    def slow():
+        assert last_done.wait(10)
+        return make_png(10)
+
+    def quick():
+        last_done.set()
+        return make_png(30)
+
+    scorer = make_scorer({"a": slow, "b": make_png(20), "c": quick})
+    outcomes = scorer.score(references("a", "b", "c"), Engine(), deadline=soon())
+    assert [int(o.mean_probabilities[1]) for o in outcomes] == [10, 20, 30]
+
+
+def test_one_images_failure_is_its_own(make_scorer, metrics, caplog):
+    """The failed are errors at their places, the others have scores; each is counted by what became of it."""
+    scorer = make_scorer({"good": make_png(1), "gone": FetchError("404"), "text": b"hello"})
+    missing = ImageError("task 9: no image")
+    images = [*references("good", "gone", "text"), missing, *references("good")]
+    outcomes = scorer.score(images, Engine(), deadline=soon())
+    kinds = [o.code if isinstance(o, ImageError) else "ok" for o in outcomes]
+    assert kinds == ["ok", "fetch", "decode", "image", "ok"]
+    counted = {
+        outcome: metrics.registry.get_sample_value("labelnext_images_total", {"outcome": outcome})
+        for outcome in ("ok", "fetch_error", "decode_error")
+    }
+    assert counted == {"ok": 2, "fetch_error": 1, "decode_error": 1}
+    (record,) = caplog.records
+    assert record.failed == 3
+    assert record.first_failures[0] == "task 1: 404"
+
+
+def test_a_long_request_has_only_so_many_images_under_way(make_scorer):
+    """Two thousand tasks do not mean two thousand images in memory, and all are scored."""
+    gate = threading.Event()
+    lock = threading.Lock()
+    fetched = [0]
+    enough = threading.Event()
+
+    def fetch():
+        with lock:
+            fetched[0] += 1
+            if fetched[0] == 8:
+                enough.set()
+        return make_png(fetched[0] % 256)
+
+    scorer = make_scorer({"x": fetch}, images_under_way=8)
+    engine = Engine(0, gate)
+    outcomes = []
+    request = threading.Thread(
+        target=lambda: outcomes.extend(scorer.score(references(*["x"] * 200), engine, deadline=soon()))
+    )
+    request.start()
+    assert enough.wait(10)
+    assert engine.entered.wait(10)
+    with lock:
+        assert fetched[0] == 8  # the engine is held, so nothing has made room
+    gate.set()
+    request.join(30)
+    assert len(outcomes) == 200
+    assert all(isinstance(outcome, ImageScores) for outcome in outcomes)
+
+
+def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):
+    """A request that is too long keeps what was scored in time, and what is left of it costs no more."""
+    now, fetched = [0.0], []
+
+    def late():
+        now[0] = 100.0
+        return make_png(2)
+
+    def fetch():
+        fetched.append(now[0])
+        return make_png(1)
+
+    scorer = make_scorer({"a": fetch, "late": late}, fetch_threads=1, clock=lambda: now[0])
+    (first,) = scorer.score(references("a"), Engine(), deadline=soon())
+    assert isinstance(first, ImageScores)
+    outcomes = scorer.score(references("late", "a", "a"), Engine(), deadline=50.0)
+    assert [type(outcome) for outcome in outcomes] == [Expired] * 3
+    scorer._pool.submit(int).result(timeout=10)  # all that was queued before has been looked at
+    assert fetched == [0.0]
+
+
+def test_an_unexpected_error_is_not_an_images(make_scorer):
+    """A bug is told as one, and does not look like a bad image."""
+    scorer = make_scorer({"x": KeyError("bug")})
+    with pytest.raises(KeyError, match="bug"):
+        scorer.score(references("x"), Engine(), deadline=soon())
+
+
+def test_a_stopped_batcher_fails_the_request(make_scorer):
+    """Without a batcher the request ends at once and is told that it is the server."""
+    scorer = make_scorer({"x": make_png(1)})
+    scorer._batcher.close()
+    with pytest.raises(Unavailable):
+        scorer.score(references("x"), Engine(), deadline=soon())
+
+
+def test_fetching_threads_know_the_request(make_scorer):
+    """What they log carries the request's id."""
+    seen = []
+
+    def fetch():
+        seen.append(request_id.get())
+        return make_png(1)
+
+    scorer = make_scorer({"x": fetch})
+    token = request_id.set("req-1")
+    try:
+        scorer.score(references("x"), Engine(), deadline=soon())
+    finally:
+        request_id.reset(token)
+    assert seen == ["req-1"]

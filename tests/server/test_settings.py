@@ -1,0 +1,106 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from contract.errors import ConfigError
+from server.settings import _PARSERS, Device, MaskPolicy, Score, Settings
+
+SET = {
+    "LABELNEXT_MODELS": "/srv/models",
+    "LABELNEXT_MODEL": "birds",
+    "LABELNEXT_BIND": "0.0.0.0:80",
+    "LABELNEXT_THREADS": "4",
+    "LABELNEXT_FETCH_THREADS": "3",
+    "LABELNEXT_PASSES": "50",
+    "LABELNEXT_SCORE": "bald",
+    "LABELNEXT_MASKS": "FRESH",
+    "LABELNEXT_PROVIDER": "cuda",
+    "LABELNEXT_POLL_S": "0.5",
+    "LABELNEXT_MAX_BATCH_IMAGES": "64",
+    "LABELNEXT_DEADLINE_S": "30",
+    "LABELNEXT_MAX_BODY_BYTES": "1000",
+    "LABELNEXT_LABEL_STUDIO_URL": "https://studio.example.org/",
+    "LABELNEXT_LABEL_STUDIO_TOKEN": "s3cret",
+    "LABELNEXT_LOCAL_FILES_ROOT": "/srv/images",
+    "LABELNEXT_ALLOWED_ORIGINS": "http://minio:9000, https://cdn.example.org",
+}
+
+
+def test_every_setting_is_read_from_its_variable():
+    """All fields can be set, each by LABELNEXT_ and its name."""
+    assert Settings.from_env(SET) == Settings(
+        models=Path("/srv/models"),
+        model="birds",
+        bind="0.0.0.0:80",
+        threads=4,
+        fetch_threads=3,
+        passes=50,
+        score=Score.BALD,
+        masks=MaskPolicy.FRESH,
+        provider=Device.CUDA,
+        poll_s=0.5,
+        max_batch_images=64,
+        deadline_s=30.0,
+        max_body_bytes=1000,
+        label_studio_url="https://studio.example.org",
+        label_studio_token="s3cret",
+        local_files_root=Path("/srv/images"),
+        allowed_origins=("http://minio:9000", "https://cdn.example.org"),
+    )
+
+
+def test_every_field_has_a_parser():
+    """A field that is added cannot be forgotten in the environment."""
+    assert {item.name for item in fields(Settings)} == set(_PARSERS)
+
+
+def test_unset_and_empty_variables_give_the_defaults():
+    """Compose passes variables that are not set as empty strings."""
+    assert Settings.from_env({}) == Settings.from_env(dict.fromkeys(SET, " ")) == Settings()
+
+
+def test_all_faults_are_told_at_once():
+    """One message names every variable that is wrong, what it must be and what it is."""
+    wrong = {"LABELNEXT_THREADS": "0", "LABELNEXT_SCORE": "entropy", "LABELNEXT_POLL_S": "soon"}
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env(wrong)
+    assert str(caught.value) == (
+        "LABELNEXT_THREADS must be a whole number of at least 1, got '0'; "
+        "LABELNEXT_SCORE must be one of agreement, bald, got 'entropy'; "
+        "LABELNEXT_POLL_S must be a number of seconds above 0, got 'soon'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BIND", "9090"),
+        ("BIND", "localhost:"),
+        ("BIND", ":9090"),
+        ("BIND", "localhost:70000"),
+        ("PASSES", "-1"),
+        ("PASSES", "2.5"),
+        ("POLL_S", "nan"),
+        ("DEADLINE_S", "inf"),
+        ("DEADLINE_S", "0"),
+        ("LABEL_STUDIO_URL", "studio.example.org"),
+        ("LABEL_STUDIO_URL", "ftp://studio.example.org"),
+        ("ALLOWED_ORIGINS", "http://good.example.org,bad"),
+    ],
+)
+def test_nonsense_is_refused(name, text):
+    """A value that cannot work is refused at the start, not when it is first used."""
+    with pytest.raises(ConfigError, match=f"LABELNEXT_{name} must be "):
+        Settings.from_env({f"LABELNEXT_{name}": text})
+
+
+def test_secrets_are_not_shown():
+    """Neither the representation nor a message holds a token or a password."""
+    read = Settings.from_env(SET)
+    assert "s3cret" not in repr(read)
+    assert read.describe()["label_studio_token"] == "set"
+    assert Settings().describe()["label_studio_token"] is None
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env({"LABELNEXT_LABEL_STUDIO_URL": "http://user:s3cret@studio"})
+    assert "s3cret" not in str(caught.value)
