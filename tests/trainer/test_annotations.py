@@ -1,0 +1,146 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import annotations
+from trainer.annotations import LeftOut, decide
+
+KNOWN = ("cat", "dog", "bird")
+_numbers = itertools.count(1)
+
+
+def choice(*labels, control="label", kind="choices"):
+    """One item of an annotation's result."""
+    return {"from_name": control, "to_name": "image", "type": kind, "value": {"choices": list(labels)}}
+
+
+def annotation(*labels, by=1, at="2026-11-22T10:00:00Z", result=None, **more):
+    """An annotation as Label Studio gives it out."""
+    result = [choice(*labels)] if result is None else result
+    return {"id": next(_numbers), "completed_by": by, "updated_at": at, "was_cancelled": False, "result": result} | more
+
+
+def task(*made, **more):
+    """A task with these annotations."""
+    return {"id": 7, "data": {"image": "a.png"}, "annotations": list(made), **more}
+
+
+def reason_of(each):
+    """Why the task gives no label."""
+    with pytest.raises(LeftOut) as caught:
+        decide(each, "label", KNOWN)
+    return str(caught.value)
+
+
+def test_one_annotation_decides():
+    """The usual case."""
+    assert decide(task(annotation("cat")), "label", KNOWN) == "cat"
+
+
+def test_drafts_and_predictions_do_not_count():
+    """Only what an annotator has submitted is a label."""
+    draft = {"result": [choice("dog")]}
+    assert reason_of(task(drafts=[draft], predictions=[draft])) == annotations.NOT_LABELLED
+
+
+def test_skipped_annotations_do_not_count():
+    """A skipped task may hold a result nevertheless."""
+    assert reason_of(task(annotation("cat", was_cancelled=True))) == annotations.SKIPPED
+    assert decide(task(annotation("cat", was_cancelled=True), annotation("dog", by=2)), "label", KNOWN) == "dog"
+
+
+def test_empty_annotations_do_not_count():
+    """Submitting without choosing is no label, and no vote against one."""
+    assert reason_of(task(annotation(result=[]))) == annotations.EMPTY
+    assert decide(task(annotation(result=[]), annotation("dog", by=2)), "label", KNOWN) == "dog"
+
+
+def test_ground_truth_goes_before_any_majority():
+    """One annotation that a reviewer has marked outweighs all others."""
+    made = [annotation("cat", by=1), annotation("cat", by=2), annotation("dog", by=3, ground_truth=True)]
+    assert decide(task(*made), "label", KNOWN) == "dog"
+
+
+def test_the_majority_decides():
+    """Each annotator has one vote."""
+    made = [annotation("cat", by=1), annotation("dog", by=2), annotation("cat", by=3)]
+    assert decide(task(*made), "label", KNOWN) == "cat"
+
+
+def test_a_tie_gives_no_label():
+    """Neither the first nor the newest wins."""
+    assert reason_of(task(annotation("cat", by=1), annotation("dog", by=2))) == annotations.TIED
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("2026-11-22T10:00:00Z", "2026-11-22T10:00:00.5Z"),
+        ("2026-11-22T10:00:00.365325Z", "2026-11-22T10:00:01Z"),
+        ("2026-11-22T11:00:00+02:00", "2026-11-22T10:00:00Z"),
+        ("2026-11-22T10:00:00", "2026-11-22T10:00:01Z"),
+    ],
+)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_each_annotator_the_newest_counts(older, newer, turn):
+    """Whatever the order in the file and the spelling of the time."""
+    made = [annotation("cat", at=older), annotation("dog", at=newer)][::turn]
+    assert decide(task(*made), "label", KNOWN) == "dog"
+
+
+def test_an_older_annotation_does_not_stand_in_for_a_newer_one():
+    """Who has come to see two labels has withdrawn the one."""
+    made = [annotation("cat"), annotation("cat", "dog", at="2026-11-22T11:00:00Z")]
+    assert reason_of(task(*made)) == annotations.SEVERAL_CHOICES
+
+
+def test_annotators_may_be_numbers_or_people():
+    """Exports hold either."""
+    person = {"id": 1, "email": "ann@example.com"}
+    made = [annotation("cat", by=person), annotation("cat", by=1), annotation("dog", by=2), annotation("dog", by=3)]
+    assert decide(task(*made), "label", KNOWN) == "dog"
+
+
+def test_annotations_without_an_annotator_are_votes_of_their_own():
+    """They cannot be said to replace each other."""
+    made = [annotation("cat", by=None), annotation("dog", by=None), annotation("dog", by=None)]
+    assert decide(task(*made), "label", KNOWN) == "dog"
+
+
+def test_more_than_one_choice_gives_no_label():
+    """A classifier of one label cannot learn from two, in one item or in several."""
+    assert reason_of(task(annotation("cat", "dog"))) == annotations.SEVERAL_CHOICES
+    assert reason_of(task(annotation(result=[choice("cat"), choice("dog")]))) == annotations.SEVERAL_CHOICES
+
+
+def test_other_controls_and_kinds_are_not_read():
+    """A result may also hold boxes, texts and other choices."""
+    other = [choice("dog", control="other"), {"from_name": "label", "type": "rectanglelabels", "value": {"x": 1}}]
+    assert decide(task(annotation(result=[*other, choice("cat")])), "label", KNOWN) == "cat"
+    assert reason_of(task(annotation(result=other))) == annotations.NO_CHOICE
+
+
+def test_labels_that_the_config_dropped_are_left_out():
+    """They are no vote either."""
+    assert reason_of(task(annotation("fish"))) == annotations.OUTDATED
+    assert decide(task(annotation("fish", by=1), annotation("cat", by=2)), "label", KNOWN) == "cat"
+
+
+@given(st.lists(st.sampled_from(KNOWN), min_size=1, max_size=9), st.randoms())
+def test_the_order_of_annotations_does_not_matter(votes, random):
+    """Whoever annotates first has no more say; the outcome is that of counting."""
+    made = [annotation(label, by=number) for number, label in enumerate(votes, start=1)]
+    random.shuffle(made)
+    top = sorted((votes.count(label), label) for label in KNOWN)[::-1]
+    if top[0][0] == top[1][0]:
+        assert reason_of(task(*made)) == annotations.TIED
+    else:
+        assert decide(task(*made), "label", KNOWN) == top[0][1]
+
+
+@pytest.mark.parametrize("result", [None, {}, "text", [None], [{"type": "choices"}], [choice() | {"value": None}]])
+def test_malformed_results_are_left_out(result):
+    """Results can be imported, so they can be anything."""
+    assert reason_of(task(annotation(result=result) | {"result": result})) in {annotations.EMPTY, annotations.NO_CHOICE}

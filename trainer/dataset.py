@@ -1,0 +1,246 @@
+"""From a pool of labels to pixels in memory, and their division into training and validation.
+
+Owns the cache of downloaded images, the count of unreadable ones, and the split. Fetching and decoding are the
+contract's, so that training sees the pixels that serving will see.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from contract.download import public_name
+from contract.errors import ConfigError, FetchError, ImageError, LabelError
+from contract.fetch import Fetcher
+from contract.manifest import InputSpec
+from contract.preprocess import decode_image
+from trainer.labels import LabelledImage, LabelledPool
+
+THREADS: Final = 8
+"""Images fetched and decoded at once; Pillow decodes outside Python's lock."""
+
+Integers = npt.NDArray[np.integer]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The readable images of a pool, in its order."""
+
+    images: npt.NDArray[np.uint8]
+    """Shape (N, H, W, 3), RGB."""
+    targets: Indices
+    """Shape (N,): indices into the pool's labels."""
+    groups: Indices
+    """Shape (N,): equal for images whose files hold the same bytes; `split` keeps them together."""
+    references: tuple[str, ...]
+    """N paths or references, as in the pool."""
+    unreadable: tuple[tuple[str, str], ...]
+    """Name and reason of each image that could not be had, both fit to be shown."""
+
+
+def load_pixels(
+    pool: LabelledPool, *, spec: InputSpec, fetcher: Fetcher | None, cache: Path, progress: bool = True
+) -> Pixels:
+    """Read or fetch every image of the pool and decode it; unreadable ones are left out and named.
+
+    Args:
+        pool: its references are paths where it has no control, and Label Studio's otherwise.
+        spec: the size to decode to.
+        fetcher: needed where the pool comes from Label Studio.
+        cache: a folder, made when needed, from which images that were downloaded once are taken ever after.
+        progress: whether to draw a bar on stderr.
+
+    Raises:
+        LabelError: if the readable images are of fewer than two classes.
+        ConfigError: if the cache cannot be written.
+    """
+    images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
+    source = _Files() if pool.control is None else _Downloads(fetcher, cache)
+
+    def load(position: int) -> bytes | ImageError:
+        image = pool.images[position]
+        try:
+            data, images[position] = source.read(image, spec)
+        except ImageError as err:
+            return err
+        return hashlib.sha256(data).digest()
+
+    outcomes = list(tqdm(_in_threads(load, len(images)), "images", len(images), unit="image", disable=not progress))
+    readable = [position for position, outcome in enumerate(outcomes) if isinstance(outcome, bytes)]
+    for row, position in enumerate(readable):  # in place: a copy might not fit beside it
+        images[row] = images[position]
+    kept = [pool.images[position] for position in readable]
+    unreadable = tuple(
+        (source.name(image), str(outcome))
+        for image, outcome in zip(pool.images, outcomes, strict=True)
+        if isinstance(outcome, ImageError)
+    )
+    _check_classes(kept, unreadable)
+    return Pixels(
+        images=images[: len(kept)],  # (N, H, W, 3)
+        targets=np.array([image.label for image in kept], np.int64),
+        groups=_numbered([outcome for outcome in outcomes if isinstance(outcome, bytes)]),
+        references=tuple(image.reference for image in kept),
+        unreadable=unreadable,
+    )
+
+
+def split(targets: Integers, *, fraction: float, seed: int, groups: Integers | None = None) -> tuple[Indices, Indices]:
+    """Hold out a part of each class: indices (N_train,) and (N_validation,), both rising.
+
+    Of each class, the whole number nearest to `fraction` is held out, but at least one image, and at least one stays.
+    Groups stay whole: those with images of several classes, and the only one of a class, are trained on. The split
+    follows from the arguments, and images added to one class do not move those of another.
+
+    Args:
+        targets: shape (N,), the class of each image.
+        fraction: of each class to hold out, between 0 and 1.
+        seed: a whole number from 0.
+        groups: shape (N,), equal for images that must not be separated; by default each stands alone.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"expected a fraction between 0 and 1 to hold out, got {fraction}")
+    groups = np.arange(len(targets)) if groups is None else groups
+    if groups.shape != targets.shape:
+        raise ValueError(f"expected a group for each of {len(targets)} targets, got {len(groups)}")
+    held_out = np.zeros(len(targets), bool)
+    for label in np.unique(targets):
+        rng = np.random.default_rng([seed, int(label)])
+        held_out |= np.isin(groups, _to_hold_out(groups, targets == label, fraction, rng))
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _to_hold_out(
+    groups: Integers, of_class: npt.NDArray[np.bool_], fraction: float, rng: np.random.Generator
+) -> list[int]:
+    """Groups of one class, in random order until they hold enough images, and never all of them."""
+    members = groups[of_class]
+    own = rng.permutation(np.setdiff1d(members, groups[~of_class]))
+    wanted = max(1, round(fraction * len(members)))
+    chosen: list[int] = []
+    taken = 0
+    for group in own[:-1]:
+        if taken >= wanted:
+            break
+        chosen.append(int(group))
+        taken += int((members == group).sum())
+    return chosen
+
+
+def _in_threads(load: Callable[[int], bytes | ImageError], count: int) -> Iterator[bytes | ImageError]:
+    """Results in order; on an error or Ctrl-C, what has not begun is dropped."""
+    executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
+    try:
+        yield from executor.map(load, range(count))
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _numbered(digests: Sequence[bytes]) -> Indices:
+    """For each digest the position at which it first came."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
+
+
+def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[tuple[str, str]]) -> None:
+    classes = len({image.label for image in kept})
+    if classes < 2:
+        name, reason = unreadable[0] if unreadable else ("none", "none")
+        raise LabelError(
+            f"expected readable images of at least 2 classes, got {len(kept)} images of {classes}; {len(unreadable)} "
+            f"are unreadable, the first being {name}: {reason}"
+        )
+
+
+# ---- where bytes come from
+
+
+class _Files:
+    """Images that lie in folders."""
+
+    def read(self, image: LabelledImage, spec: InputSpec) -> tuple[bytes, npt.NDArray[np.uint8]]:
+        """The file's bytes and its pixels, uint8 (H, W, 3)."""
+        try:
+            data = Path(image.reference).read_bytes()
+        except OSError as err:
+            raise FetchError(f"the file cannot be read: {err.strerror}; check that it is there and readable") from err
+        return data, decode_image(data, spec)
+
+    def name(self, image: LabelledImage) -> str:
+        return image.reference
+
+
+class _Downloads:
+    """Images that tasks refer to; what was downloaded and could be decoded is kept."""
+
+    def __init__(self, fetcher: Fetcher | None, cache: Path) -> None:
+        if fetcher is None:
+            raise ValueError("expected a fetcher for images that tasks refer to, got None")
+        self._fetcher = fetcher
+        self._cache = _Cache(cache, fetcher.scope)
+
+    def read(self, image: LabelledImage, spec: InputSpec) -> tuple[bytes, npt.NDArray[np.uint8]]:
+        """The image's bytes and its pixels, uint8 (H, W, 3)."""
+        if not self._fetcher.is_remote(image.reference):
+            data = self._fetcher.fetch(image.reference)
+            return data, decode_image(data, spec)
+        cached = self._cache.get(image.reference)
+        if cached is not None:
+            return cached, decode_image(cached, spec)
+        data = self._fetcher.fetch(image.reference, task_id=image.task_id)
+        pixels = decode_image(data, spec)  # before it is kept: an error page sent as 200 must not stay
+        self._cache.put(image.reference, data)
+        return data, pixels
+
+    def name(self, image: LabelledImage) -> str:
+        return public_name(image.reference)
+
+
+class _Cache:
+    """Downloaded files, each behind the digest of its content: one cut short or overwritten is not served."""
+
+    _DIGEST_BYTES: Final = hashlib.sha256().digest_size
+
+    def __init__(self, folder: Path, scope: str) -> None:
+        self._folder = folder
+        self._scope = scope
+
+    def _path(self, reference: str) -> Path:
+        """Two Label Studios may name different images alike, so its address is part of the key."""
+        return self._folder / hashlib.sha256(f"{self._scope}\n{reference}".encode()).hexdigest()
+
+    def get(self, reference: str) -> bytes | None:
+        try:
+            content = self._path(reference).read_bytes()
+        except OSError:
+            return None
+        digest, data = content[: self._DIGEST_BYTES], content[self._DIGEST_BYTES :]
+        return data if hashlib.sha256(data).digest() == digest else None
+
+    def put(self, reference: str, data: bytes) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self._folder, prefix=".partial-")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(hashlib.sha256(data).digest() + data)
+                os.replace(name, self._path(reference))
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(name)
+                raise
+        except OSError as err:
+            raise ConfigError(
+                f"expected to write images to {self._folder}, got {err.strerror}; "
+                "set LABELNEXT_CACHE to a folder with room"
+            ) from err

@@ -1,0 +1,278 @@
+"""From what people labelled to one label for each image, whichever of three places it lies in.
+
+Owns the order of the labels, which comes from the labelling config and not from the labels seen, so that it stays the
+same from one round to the next, and counts what is left out by reason. Opens no image.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from contract.errors import ConfigError, LabelError
+from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from trainer import labelstudio
+from trainer.annotations import LeftOut, Task, choice_items, choices_made, decide, valid_annotations
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""What a file in a class folder must end with, in either case, to be taken for an image."""
+
+_REFERENCE_STARTS: Final = (
+    "http://",
+    "https://",
+    "data:",
+    "/data/",
+    "/storage-data/",
+    "s3://",
+    "gs://",
+    "azure-blob://",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image and its label."""
+
+    reference: str
+    """A path, or what the task in Label Studio refers to."""
+    label: int
+    """The label's index in the pool's labels."""
+    task_id: int | None = None
+    """The task in Label Studio, where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPool:
+    """Everything that can be trained on."""
+
+    labels: tuple[str, ...]
+    """What Label Studio stores for each class, in the config's order; a class may have no image yet."""
+    images: tuple[LabelledImage, ...]
+    """In the order of the tasks or files."""
+    control: str | None
+    """The name of the `<Choices>` that the labels come from; None for folders."""
+    origin: str
+    """Where the labels come from and what decided their order, for people."""
+    left_out: Mapping[str, int]
+    """How many tasks or files were left out, by reason."""
+
+
+NO_IMAGE: Final = "no image reference in the task"
+NOT_AN_IMAGE: Final = "file without an image suffix"
+NOT_IN_A_CLASS: Final = "file outside a class folder"
+
+
+def from_folder(root: Path) -> LabelledPool:
+    """Take the label of each image from the folder it lies in; labels are the folders' names, sorted.
+
+    Hidden files and folders are passed over, and a folder without images is no class.
+
+    Raises:
+        LabelError: if fewer than two folders hold images.
+    """
+    if not root.is_dir():
+        raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
+    left_out = Counter[str]()
+    found: dict[str, list[Path]] = {}
+    for entry in _visible(root):
+        if entry.is_dir():
+            found[entry.name] = _images_in(entry, left_out)
+        else:
+            left_out[NOT_IN_A_CLASS] += 1
+    labels = tuple(name for name, paths in found.items() if paths)
+    images = [LabelledImage(str(path), label) for label, name in enumerate(labels) for path in found[name]]
+    origin = f"the class folders of {root}, sorted by name"
+    return _checked(LabelledPool(labels, tuple(images), None, origin, dict(left_out)))
+
+
+def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
+    """Read a Label Studio export of type JSON.
+
+    Args:
+        path: the file.
+        label_config: the text of the project's labelling config. Without it, labels are those seen, sorted.
+        control: the name of the `<Choices>` to train on, needed where there are several without a config.
+
+    Raises:
+        LabelError: if the file is not such an export, or fewer than two classes have images.
+        ConfigError: if the config has no such control.
+    """
+    tasks = _read_export(path)
+    if label_config is not None:
+        chosen = _choose(label_config, control, tasks)
+        return _pool(tasks, _Question.of(chosen), f"{path}, labels in the order of the labelling config")
+    question = _guess(tasks, control)
+    origin = f"{path}, labels seen in it, sorted: give the labelling config to keep the order of the project"
+    logger.warning("no labelling config was given with %s: taking the labels seen, sorted", path)
+    return _pool(tasks, question, origin)
+
+
+def from_project(project_id: int, client: "LabelStudio", control: str | None = None) -> LabelledPool:
+    """Read the annotations of a project of Label Studio.
+
+    Args:
+        project_id: the number in the project's address.
+        client: from `trainer.labelstudio.connect`.
+        control: the name of the `<Choices>` to train on; without it, the one whose labels the annotations use most.
+
+    Raises:
+        LabelError: if fewer than two classes have images.
+        ConfigError: if Label Studio does not answer, or the project classifies no images or has no such control.
+    """
+    project = labelstudio.read_project(client, project_id)
+    tasks = list(labelstudio.project_tasks(client, project_id))
+    chosen = _choose(project.label_config, control, tasks)
+    origin = f"project {project_id} ({project.title}), labels in the order of its labelling config"
+    return _pool(tasks, _Question.of(chosen), origin)
+
+
+# ---- folders
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _images_in(folder: Path, left_out: Counter[str]) -> list[Path]:
+    files = [entry for entry in _visible(folder) if entry.is_file()]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if len(files) > len(images):
+        left_out[NOT_AN_IMAGE] += len(files) - len(images)
+    return images
+
+
+# ---- which control, which key
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is read from each task."""
+
+    control: str
+    value_key: str
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, control: ChoicesControl) -> "_Question":
+        return cls(control.from_name, control.value_key, control.labels)
+
+
+def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
+    controls = parse_label_config(label_config)
+    names = [control.from_name for control in controls]
+    if name is not None and name not in names:
+        raise ConfigError(f"expected a <Choices> named {name}, the labelling config has {', '.join(names)}; name one")
+    used = {control: sum(choices_made(tasks, control).values()) for control in names}
+    if name is None and any(used.values()):
+        name = max(names, key=lambda each: used[each])  # the first of equals
+    chosen = choose_control(controls, name=name, labels=())
+    if len(controls) > 1:
+        logger.info("training on <Choices name=%r>, one of %s", chosen.from_name, ", ".join(names))
+    return chosen
+
+
+def _guess(tasks: Sequence[Task], control: str | None) -> _Question:
+    """Without a config, what was asked shows only in the answers."""
+    answers = [item for task in tasks for annotation in valid_annotations(task) for item in choice_items(annotation)]
+    names = sorted({str(item.get("from_name")) for item in answers})
+    if control is None and len(names) > 1:
+        raise LabelError(f"expected annotations of one <Choices>, got {', '.join(names)}; name one with --control")
+    if not names or (control is not None and control not in names):
+        raise LabelError(
+            f"expected annotations of {control or 'a <Choices>'}, got those of {', '.join(names) or 'none'}; "
+            "label some tasks, or name another with --control"
+        )
+    name = control or names[0]
+    return _Question(name, _guess_key(tasks), tuple(sorted(choices_made(tasks, name))))
+
+
+def _guess_key(tasks: Sequence[Task]) -> str:
+    keys = sorted({key for task in tasks for key, value in _data(task).items() if _looks_like_image(value)})
+    if len(keys) != 1:
+        raise LabelError(
+            f"expected one key with an image in the tasks' data, got {', '.join(keys) or 'none'}; "
+            "give the labelling config with --label-config"
+        )
+    return keys[0]
+
+
+def _looks_like_image(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    return value.startswith(_REFERENCE_STARTS) or Path(value.partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES
+
+
+# ---- from tasks to a pool
+
+
+def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPool:
+    index = {label: number for number, label in enumerate(question.labels)}
+    images: list[LabelledImage] = []
+    left_out = Counter[str]()
+    for task in tasks:
+        try:
+            label = index[decide(task, question.control, index)]
+            images.append(LabelledImage(_reference(task, question.value_key), label, _task_id(task)))
+        except LeftOut as reason:
+            left_out[str(reason)] += 1
+    return _checked(LabelledPool(question.labels, tuple(images), question.control, origin, dict(left_out)))
+
+
+def _data(task: Task) -> Mapping[str, Any]:
+    data = task.get("data")
+    return data if isinstance(data, Mapping) else {}
+
+
+def _reference(task: Task, key: str) -> str:
+    value = _data(task).get(key)
+    if not isinstance(value, str) or not value:
+        raise LeftOut(NO_IMAGE)
+    return value
+
+
+def _task_id(task: Task) -> int | None:
+    number = task.get("id")
+    return number if isinstance(number, int) else None
+
+
+def _read_export(path: Path) -> list[Task]:
+    try:
+        tasks = json.loads(path.read_bytes())
+    except OSError as err:
+        raise LabelError(
+            f"the export {path} cannot be read: {err.strerror}; give the file that Label Studio wrote"
+        ) from err
+    except ValueError as err:
+        raise LabelError(f"expected a Label Studio export of type JSON, {path} is no JSON; {_EXPORT_AGAIN}") from err
+    if not isinstance(tasks, list) or not tasks:
+        raise LabelError(f"expected a Label Studio export of type JSON, {path} holds no list of tasks; {_EXPORT_AGAIN}")
+    if not all(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in tasks):
+        raise LabelError(
+            f"expected a Label Studio export of type JSON, the tasks in {path} have no 'data' (JSON-MIN has none); "
+            f"{_EXPORT_AGAIN}"
+        )
+    return tasks
+
+
+_EXPORT_AGAIN: Final = "choose JSON in the project's Export dialog"
+
+
+def _checked(pool: LabelledPool) -> LabelledPool:
+    """Refuse what no classifier can learn from."""
+    used = {image.label for image in pool.images}
+    if len(used) >= 2:
+        return pool
+    names = ", ".join(pool.labels[label] for label in sorted(used)) or "none"
+    reasons = "; ".join(f"{count} {reason}" for reason, count in pool.left_out.items()) or "nothing"
+    raise LabelError(
+        f"expected labelled images of at least 2 classes, got {len(pool.images)} of {len(used)} ({names}) from "
+        f"{pool.origin}; left out: {reasons}; label images of another class"
+    )
