@@ -1,0 +1,80 @@
+# Everything is run from here: `make` lists what there is. Nothing but git, make and Python is needed beforehand; each
+# target makes the environments that it needs, once, and again when their requirements change.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+# The server's packages: for CUDA where an NVIDIA driver answers, else for the CPU. Both serve the same models.
+SERVER_REQUIREMENTS ?= requirements/server-$(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu).txt
+
+# An environment is complete when its stamp exists: an interrupted installation leaves none, and starts over.
+TOOLS := .venv/.complete
+SERVER := .venv-server/.complete-$(basename $(notdir $(SERVER_REQUIREMENTS)))
+LABEL_STUDIO := .venv-label-studio/.complete
+LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
+
+IN_TOOLS := .venv/bin/python -m
+SOURCES := contract trainer server demo tests
+
+.PHONY: help demo test check fix clean distclean environments
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  make demo takes IMAGES=folder (your own class folders), WEIGHTS=imagenet|none|file, ONCE=1 (do not keep serving)"
+	@echo "  PYTHON=python3.12 picks the interpreter that the environments are made with"
+
+demo: ## Label Studio, trainer and server on this machine: what to label next among real images
+	@$(MAKE) --silent -j3 $(TOOLS) $(SERVER) $(LABEL_STUDIO)
+	@$(IN_TOOLS) demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(ONCE),--once)
+
+test: ## every test, those that start Label Studio, trainer and server included
+	@$(MAKE) --silent -j4 environments
+	@$(IN_TOOLS) pytest
+
+check: $(TOOLS) ## format, lint, types and unit tests, in under two minutes
+	$(IN_TOOLS) ruff format --check .
+	$(IN_TOOLS) ruff check .
+	$(IN_TOOLS) mypy
+	$(IN_TOOLS) pytest -q -m "not system and not slow"
+
+fix: $(TOOLS) ## format, and mend what the linter can mend
+	$(IN_TOOLS) ruff format .
+	$(IN_TOOLS) ruff check --fix .
+
+clean: ## remove caches and the demo's data; environments and published models stay
+	rm -rf .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(wildcard $(SOURCES)) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the environments too
+	rm -rf .venv .venv-server .venv-label-studio .venv-label-studio-ml
+
+environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML)
+
+$(TOOLS): requirements/dev.txt requirements/trainer.txt requirements/server-cpu.txt requirements/server.txt
+	$(install)
+
+$(SERVER): $(SERVER_REQUIREMENTS) requirements/server.txt
+	$(install)
+
+$(LABEL_STUDIO): requirements/label-studio.txt
+	$(install)
+
+$(LABEL_STUDIO_ML): requirements/label-studio-ml.txt
+	$(install)
+
+# Makes the environment around the stamp $@ from the first prerequisite.
+define install
+	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Labelnext needs Python 3.11 or newer with its venv module; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another with make PYTHON=/path/to/python3; on Debian and Ubuntu, apt install python3-venv adds venv." >&2; \
+	  exit 1; }
+	@echo "$(@D): installing $< (once; this can take some minutes)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+	@echo "$(@D): complete"
+endef

@@ -1,0 +1,228 @@
+"""The demo, from images to the tasks that are worth labelling next: `python -m demo --help`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Container, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from contract.errors import LabelnextError
+from demo.errors import DemoError, ProcessError
+from demo.label_studio import EMAIL, PASSWORD, label_studio
+from demo.pool import Pool, PoolImage, read_pool, write_digits
+from demo.processes import Child, free_port
+from demo.product import CHECKOUT, Server, Training, Workplace, serving, switch_model_version, train
+from demo.project import Project, Task
+from demo.report import Scored, contact_sheet, table, worth
+from demo.weights import Start, choose_start
+
+_LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # preferred, since people know them
+_WATCH_S = 0.5
+_BY_SCORE = "tasks:predictions_score"  # ascending: the lowest score is what the model knows least about
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """A signal asked the demo to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True)
+class _Teller:
+    """Says what is done, and at which second."""
+
+    started: float
+
+    def __call__(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:4.0f} s] {text}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo and return its exit status: 0 also when a person ends it while it serves."""
+    options = _parse(arguments)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        _run(options)
+    except _Stopped as stopped:
+        print("\nStopped; nothing keeps running.")
+        return 128 + stopped.number
+    except (DemoError, LabelnextError, OSError) as err:
+        print(f"The demo cannot go on: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--images", type=Path, help="a folder of class folders; handwritten digits by default")
+    parser.add_argument("--weights", help="imagenet, none, or a file; by default imagenet where it can be fetched")
+    parser.add_argument("--once", action="store_true", help="end after the report instead of serving on")
+    parser.add_argument("--data", type=Path, default=CHECKOUT / ".demo", help="where everything is kept")
+    parser.add_argument("--limit", type=_count, default=500, help="use at most so many images (default 500)")
+    parser.add_argument("--labelled", type=_count, default=150, help="label so many at first (default 150)")
+    parser.add_argument("--epochs", type=_count, help="train for so many passes over the labels")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the images (default 0)")
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError("expected 1 or more")
+    return count
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    # Once is enough: the children are to be stopped in peace.
+    for signal_number in _STOP_SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
+    raise _Stopped(number)
+
+
+def _run(options: argparse.Namespace) -> None:
+    tell = _Teller(time.monotonic())
+    data: Path = options.data.resolve()
+    pool = _pool(options, data)
+    start = choose_start(options.weights)
+    print(f"images:  {_describe(pool)}\nweights: {start.explanation}", flush=True)
+    with ExitStack() as stack:
+        studio = stack.enter_context(
+            label_studio(
+                data / "label-studio",
+                python=CHECKOUT / ".venv-label-studio" / "bin" / "python",
+                port=free_port(_LABEL_STUDIO_PORT),
+            )
+        )
+        tell(f"Label Studio answers on {studio.url}")
+        workplace = Workplace(data / "models", data / "cache", studio.url, studio.token)
+        project = Project.create(studio.session(), title="Labelnext demo", labels=pool.labels)
+        _label_first(project, pool, options.labelled)
+        tell(f"{len(pool.images)} images uploaded, {options.labelled} of them labelled at random; the trainer starts")
+        training = train(workplace, project.id, _trainer_options(start, options.epochs))
+        tell(f"trained in {training.seconds:.0f} s: {_accuracy(training)}")
+        version = training.version
+        server = stack.enter_context(_server(workplace, version, data / "server.log"))
+        tell(f"the server answers on {server.url} with version {version}")
+        scored = _rank(workplace, project, pool, server=server.url, version=version)
+        tell(f"{len(scored)} unlabelled images scored, most uncertain first")
+        tab = project.add_tab("Most uncertain first", ordering=_BY_SCORE)
+        _report(scored, tab, data / "contact-sheet.png")
+        if not options.once:
+            _serve_on(studio.process, server.process)
+
+
+def _pool(options: argparse.Namespace, data: Path) -> Pool:
+    root: Path | None = options.images
+    if root is None:
+        root = data / "digits"
+        write_digits(root)
+    pool = read_pool(root, limit=options.limit, seed=options.seed)
+    if options.labelled >= len(pool.images):
+        raise DemoError(f"{root} gives {len(pool.images)} images, of which {options.labelled} are to be labelled first")
+    return pool
+
+
+def _describe(pool: Pool) -> str:
+    counts = ", ".join(f"{label}: {count}" for label, count in pool.counts.items())
+    return f"{len(pool.images)} ({counts}); rare: {', '.join(sorted(pool.rare))}"
+
+
+def _label_first(project: Project, pool: Pool, labelled: int) -> None:
+    """Upload the pool, and label the first images of its random order as a person would."""
+    project.upload({image.name: image.path.read_bytes() for image in pool.images})
+    task_ids = {task.file: task.id for task in project.tasks()}
+    for image in pool.images[:labelled]:
+        project.annotate(task_ids[image.name], image.label)
+
+
+def _trainer_options(start: Start, epochs: int | None) -> list[str]:
+    return [*start.options, *(["--epochs", str(epochs)] if epochs else [])]
+
+
+def _accuracy(training: Training) -> str:
+    if training.accuracy is None:
+        return "too few labels to hold any out and measure"
+    return f"accuracy {training.accuracy:.0%} on labels held out"
+
+
+def _server(workplace: Workplace, version: str, log: Path) -> AbstractContextManager[Server]:
+    return serving(
+        workplace,
+        python=CHECKOUT / ".venv-server" / "bin" / "python",
+        port=free_port(_SERVER_PORT),
+        log=log,
+        version=version,
+    )
+
+
+def _rank(workplace: Workplace, project: Project, pool: Pool, *, server: str, version: str) -> list[Scored]:
+    """Have every unlabelled image scored, and return them as the Data Manager sorts them."""
+    project.connect(server, title="Labelnext")
+    project.retrieve_predictions([task.id for task in project.tasks() if not task.labelled])
+    switch_model_version(workplace, project.id, version)
+    tasks = [task for task in project.tasks(ordering=_BY_SCORE) if task.predictions]
+    _check_order(project, tasks)
+    images = {image.name: image for image in pool.images}
+    return [_scored(task, images[task.file], pool.rare) for task in tasks if not task.labelled]
+
+
+def _check_order(project: Project, tasks: Sequence[Task]) -> None:
+    """Raise DemoError unless table and label stream both begin with the lowest score."""
+    scores = [task.predictions[0].score for task in tasks]
+    if not scores or scores != sorted(scores):
+        raise DemoError(f"expected the Data Manager to sort by ascending score, got {scores[:10]}")
+    served = project.next_task_id()
+    if served not in {task.id for task, score in zip(tasks, scores, strict=True) if score == scores[0]}:
+        raise DemoError(f"expected the label stream to serve task {tasks[0].id}, the lowest score, got task {served}")
+
+
+def _scored(task: Task, image: PoolImage, rare: Container[str]) -> Scored:
+    prediction = task.predictions[0]
+    return Scored(
+        task_id=task.id,
+        path=image.path,
+        truth=image.label,
+        rare=image.label in rare,
+        label=prediction.label,
+        probability=prediction.probability,
+        score=prediction.score,
+        bald=prediction.bald,
+    )
+
+
+def _report(scored: Sequence[Scored], tab: str, sheet: Path) -> None:
+    contact_sheet(scored).save(sheet)
+    print(f"\nThe ten most uncertain tasks (score = 1 - BALD / ln C; BALD in nats)\n{table(scored)}\n")
+    print(f"{worth(scored)}\n")
+    print(f"  contact sheet  {sheet}")
+    print(f"  Label Studio   {tab}")
+    print(f"  login          {EMAIL}  password {PASSWORD}", flush=True)
+
+
+def _serve_on(*children: Child) -> None:
+    """Return when a person asks for it.
+
+    Raises:
+        ProcessError: one of the processes ended by itself.
+    """
+    print("\nCtrl-C ends it all.", flush=True)
+    try:
+        while all(child.popen.poll() is None for child in children):
+            time.sleep(_WATCH_S)
+    except _Stopped:
+        return
+    ended = next(child for child in children if child.popen.poll() is not None)
+    raise ProcessError(f"{ended.name} ended by itself; see {ended.log}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""A headless Label Studio on this machine: SQLite, loopback only, no traffic to the outside.
+
+Its folder keeps database, uploads and token, so that a later start needs no migrations. Knows nothing of projects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from demo.errors import LabelStudioError
+from demo.processes import Child, running
+from demo.session import Session
+
+EMAIL = "demo@example.com"
+PASSWORD = "labelnext"  # noqa: S105  # of a throw-away account on the loopback address, printed by the demo
+
+_START_TIMEOUT_S = 300.0  # the first start migrates the database: 50 s on two idle cores
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStudio:
+    """A running Label Studio: where it answers, a personal access token for it, and its process."""
+
+    url: str
+    token: str
+    process: Child
+
+    def session(self) -> Session:
+        """Return requests made with the token."""
+        return Session(self.url, self.token)
+
+
+@contextlib.contextmanager
+def label_studio(data: Path, *, python: Path, port: int) -> Iterator[LabelStudio]:
+    """Run Label Studio for as long as the block lasts.
+
+    Args:
+        data: its folder; made when absent, and good for the next start.
+        python: the interpreter of the environment that Label Studio is installed in.
+        port: a free port; Label Studio would silently take the next one otherwise.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    url = f"http://127.0.0.1:{port}"
+    legacy_token = _stored(data / "legacy-token", secrets.token_hex(20))
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "label_studio.server",
+        "start",
+        "--no-browser",
+        "--internal-host",
+        "127.0.0.1",
+    ]
+    command += ["-p", str(port), "--username", EMAIL, "--password", PASSWORD]
+    command += ["--user-token", legacy_token, "--enable-legacy-api-token"]
+    environment = _environment(data.resolve(), url)
+    with running("Label Studio", command, log=data / "log", environment=environment, cwd=data) as child:
+        child.wait_for(f"{url}/health", timeout_s=_START_TIMEOUT_S)
+        yield LabelStudio(url, _personal_access_token(data / "token", url, legacy_token), child)
+
+
+def _environment(data: Path, url: str) -> dict[str, str]:
+    files = data / "files"
+    files.mkdir(exist_ok=True)
+    return {
+        "LABEL_STUDIO_BASE_DATA_DIR": str(data),
+        "DJANGO_DB": "sqlite",
+        "LABEL_STUDIO_HOST": url,
+        # What it would send or ask outside.
+        "COLLECT_ANALYTICS": "0",
+        "LATEST_VERSION_CHECK": "0",
+        "SENTRY_DSN": "",
+        "FRONTEND_SENTRY_DSN": "",
+        "FEATURE_FLAGS_OFFLINE": "true",
+        # It refuses backends and webhooks on loopback and private addresses unless both are off.
+        "ML_BLOCK_LOCAL_IP": "false",
+        "SSRF_PROTECTION_ENABLED": "false",
+        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
+        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(files),
+    }
+
+
+def _personal_access_token(path: Path, url: str, legacy_token: str) -> str:
+    """Return the token kept in `path`, after making it with the legacy one where there is none that works."""
+    if path.exists():
+        token = path.read_text()
+        with contextlib.suppress(LabelStudioError):
+            Session(url, token).get("/api/current-user/whoami")
+            return token
+    # Label Studio knows one token a person: an unfinished earlier start may have made it and lost it.
+    for old in _as_legacy("GET", f"{url}/api/token/", legacy_token, None):
+        _as_legacy("POST", f"{url}/api/token/blacklist/", legacy_token, {"refresh": old["token"]})
+    token = str(_as_legacy("POST", f"{url}/api/token/", legacy_token, {})["token"])
+    _write_secret(path, token)
+    # Off by default in Label Studio, on only to get here; the product must work as most people have it.
+    Session(url, token).post("/api/jwt/settings", {"api_tokens_enabled": True, "legacy_api_tokens_enabled": False})
+    return token
+
+
+def _as_legacy(method: str, url: str, token: str, body: object) -> Any:
+    reply = urllib3.request(method, url, headers={"Authorization": f"Token {token}"}, json=body)
+    if not 200 <= reply.status < 300:
+        raise LabelStudioError(f"{method} {url}: expected a 2xx reply, got {reply.status}: {reply.data[:500]!r}")
+    return reply.json() if reply.data else None
+
+
+def _stored(path: Path, fresh: str) -> str:
+    """Return what `path` holds, after writing `fresh` where there is no such file."""
+    if not path.exists():
+        _write_secret(path, fresh)
+    return path.read_text()
+
+
+def _write_secret(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)

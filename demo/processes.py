@@ -1,0 +1,115 @@
+"""Child processes: started in their own groups, waited for over HTTP, and stopped whatever happens.
+
+Knows nothing of what the processes are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import urllib3
+
+from demo.errors import ProcessError
+
+_TAIL_BYTES = 4000
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A running process, and the file that its output goes to."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_for(self, url: str, *, timeout_s: float, until: Callable[[bytes], bool] = lambda _: True) -> None:
+        """Return once `url` answers with a 2xx status and a body that `until` accepts.
+
+        Raises:
+            ProcessError: the process ended, or `timeout_s` passed; the message ends with the tail of its log.
+        """
+        deadline = time.monotonic() + timeout_s
+        with urllib3.PoolManager(retries=False, timeout=2.0) as http:
+            while not _answers(http, url, until):
+                if self.popen.poll() is not None:
+                    raise ProcessError(f"{self.name} ended with status {self.popen.returncode}.\n{self._tail()}")
+                if time.monotonic() > deadline:
+                    raise ProcessError(f"{self.name} did not answer {url} within {timeout_s:.0f} s.\n{self._tail()}")
+                time.sleep(_POLL_S)
+
+    def stop(self, *, patience_s: float = 10.0) -> None:
+        """End the process and all that it started: asked first, killed after `patience_s`."""
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(patience_s)
+        # Also when the leader is gone: what it started may have outlived it.
+        self._signal(signal.SIGKILL)
+        self.popen.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, number)
+
+    def _tail(self) -> str:
+        text = self.log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
+        return f"The end of its log, {self.log}:\n{text}"
+
+
+@contextlib.contextmanager
+def running(
+    name: str, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], cwd: Path | None = None
+) -> Iterator[Child]:
+    """Run `command` for as long as the block lasts.
+
+    Args:
+        name: what messages call the process.
+        command: the program and its arguments.
+        log: receives what the process prints; replaced when it exists.
+        environment: variables added to this process's own.
+        cwd: the folder to run in; this process's own by default.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        # A group of its own keeps Ctrl-C in the terminal for this process, which then stops the child in good order.
+        popen = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=cwd,
+            start_new_session=True,
+        )
+    child = Child(name, popen, log)
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+def free_port(preferred: int | None = None) -> int:
+    """Return `preferred` when nothing listens on it on the loopback address, else a port that is free now."""
+    for port in (preferred, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port is not None:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    raise ProcessError("no free port on 127.0.0.1")
+
+
+def _answers(http: urllib3.PoolManager, url: str, until: Callable[[bytes], bool]) -> bool:
+    try:
+        reply = http.request("GET", url, redirect=False)
+    except urllib3.exceptions.HTTPError:
+        return False
+    return 200 <= reply.status < 300 and until(reply.data)

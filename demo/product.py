@@ -1,0 +1,134 @@
+"""Trainer and server, run as their users run them: one as a command, the other under gunicorn.
+
+Knows their command lines, environment variables and replies; imports neither but for the one call that switches the
+project to a version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from demo.errors import ProcessError
+from demo.processes import Child, running
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+_SERVER_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What trainer and server share: the model repository, a cache, and the Label Studio that they work for."""
+
+    models: Path
+    cache: Path
+    label_studio_url: str
+    token: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The product's settings."""
+        return {
+            "LABELNEXT_MODELS": str(self.models),
+            "LABELNEXT_CACHE": str(self.cache),
+            "LABELNEXT_LABEL_STUDIO_URL": self.label_studio_url,
+            "LABELNEXT_LABEL_STUDIO_TOKEN": self.token,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the trainer's last line says."""
+
+    version: str
+    accuracy: float | None
+    macro_f1: float | None
+    seconds: float
+    labels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: where it answers, and its process."""
+
+    url: str
+    process: Child
+
+    def wait_for(self, version: str | None) -> None:
+        """Return once it serves `version`; None takes any, or none."""
+        self.process.wait_for(f"{self.url}/health", timeout_s=_SERVER_TIMEOUT_S, until=partial(_serves, version))
+
+
+def train(
+    workplace: Workplace, project_id: int, options: Sequence[str] = (), *, progress: IO[bytes] | None = None
+) -> Training:
+    """Run the trainer on a project's labels until it has published.
+
+    Args:
+        workplace: where it publishes, and where the project is.
+        project_id: the project's number.
+        options: further arguments of `python -m trainer run`.
+        progress: takes what the trainer shows people; this process's stderr by default.
+
+    Raises:
+        ProcessError: it failed; what it says is in `progress`.
+    """
+    command = [sys.executable, "-m", "trainer", "run", "--project", str(project_id), *options]
+    environment = {**os.environ, **workplace.environment}
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=progress, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise ProcessError(f"the trainer ended with status {done.returncode}; its own words are above")
+    report = json.loads(done.stdout.splitlines()[-1])
+    return Training(**{name: report[name] for name in ("version", "accuracy", "macro_f1", "seconds", "labels")})
+
+
+@contextlib.contextmanager
+def serving(
+    workplace: Workplace,
+    *,
+    python: Path,
+    port: int,
+    log: Path,
+    version: str | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run the server under gunicorn for as long as the block lasts.
+
+    Args:
+        workplace: where it finds models, and where the images are.
+        python: the interpreter of the server's environment.
+        port: a free port.
+        log: takes its log.
+        version: wait until it serves this one; by default only until it answers.
+        settings: further environment variables of the server.
+    """
+    url = f"http://127.0.0.1:{port}"
+    command: list[str | Path] = [python, "-m", "gunicorn", "-c", "server/gunicorn_conf.py", "server.app:create_app()"]
+    environment = {**workplace.environment, "LABELNEXT_BIND": f"127.0.0.1:{port}", **(settings or {})}
+    with running("The server", command, log=log, environment=environment, cwd=CHECKOUT) as child:
+        server = Server(url, child)
+        server.wait_for(version)
+        yield server
+
+
+def switch_model_version(workplace: Workplace, project_id: int, version: str) -> None:
+    """Make a project sort by a version's scores, and serve the lowest first."""
+    from trainer.labelstudio import connect
+    from trainer.labelstudio import switch_model_version as switch
+
+    switch(connect(workplace.label_studio_url, workplace.token), project_id, version)
+
+
+def _serves(version: str | None, health: bytes) -> bool:
+    return version is None or json.loads(health)["model_version"] == version

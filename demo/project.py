@@ -1,0 +1,183 @@
+"""A Label Studio project of images to classify: made, filled, labelled, and read in the Data Manager's order.
+
+Knows Label Studio's endpoints; knows nothing of the product but that it is a machine learning backend with a URL.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from demo.session import Session
+
+_FILES_PER_UPLOAD = 100  # Label Studio refuses more in one form
+_TASKS_PER_PAGE = 1000
+# What remains beside the image: its number, score, predicted label and model version.
+_HIDDEN_COLUMNS = [
+    f"tasks:{name}"
+    for name in (
+        "inner_id",
+        "completed_at",
+        "total_annotations",
+        "cancelled_annotations",
+        "total_predictions",
+        "annotators",
+        "annotations_results",
+        "annotations_ids",
+        "file_upload",
+        "storage_filename",
+        "created_at",
+        "updated_at",
+        "updated_by",
+        "avg_lead_time",
+        "draft_exists",
+    )
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What Label Studio stored of one prediction: probability of the label in [0, 1], BALD in nats."""
+
+    model_version: str
+    score: float
+    label: str
+    probability: float
+    bald: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task: the file name that was uploaded, where Label Studio serves it, and what is known of it."""
+
+    id: int
+    file: str
+    reference: str
+    labelled: bool
+    predictions: tuple[Prediction, ...]
+
+
+class Project:
+    """One project, as its owner acts on it.
+
+    Args:
+        session: requests to the Label Studio that holds the project.
+        id: the project's number there.
+    """
+
+    def __init__(self, session: Session, id: int) -> None:
+        self._session = session
+        self.id = id
+
+    @property
+    def url(self) -> str:
+        """Where a person opens the project."""
+        return f"{self._session.url}/projects/{self.id}/data"
+
+    def add_tab(self, title: str, *, ordering: str) -> str:
+        """Add a tab of unlabelled tasks to the Data Manager, and return where a person opens it."""
+        unlabelled = {"filter": "filter:tasks:total_annotations", "operator": "equal", "value": 0, "type": "Number"}
+        settings = {
+            "title": title,
+            "type": "list",
+            "target": "tasks",
+            "ordering": [ordering],
+            "filters": {"conjunction": "and", "items": [unlabelled]},
+            "hiddenColumns": {"explore": _HIDDEN_COLUMNS, "labeling": []},
+        }
+        tab = self._session.post("/api/dm/views", {"project": self.id, "data": settings})
+        return f"{self.url}?tab={tab['id']}"
+
+    @classmethod
+    def create(cls, session: Session, *, title: str, labels: Sequence[str]) -> Project:
+        """Make a project in which an image gets one of `labels`."""
+        body = {"title": title, "label_config": label_config(labels)}
+        return cls(session, session.post("/api/projects", body)["id"])
+
+    def upload(self, files: Mapping[str, bytes]) -> None:
+        """Make a task of each file, given by name and content, many in one request."""
+        items = list(files.items())
+        for start in range(0, len(items), _FILES_PER_UPLOAD):
+            self._session.upload(f"/api/projects/{self.id}/import", items[start : start + _FILES_PER_UPLOAD])
+
+    def annotate(self, task_id: int, label: str) -> None:
+        """Label a task, as a person does who submits."""
+        self._session.post(f"/api/tasks/{task_id}/annotations/", {"result": [_choice(label)], "lead_time": 1.0})
+
+    def connect(self, url: str, *, title: str) -> None:
+        """Connect the machine learning backend at `url`."""
+        self._session.post("/api/ml/", {"project": self.id, "url": url, "title": title, "is_interactive": False})
+
+    def retrieve_predictions(self, task_ids: Sequence[int]) -> None:
+        """Have Label Studio ask its backend about these tasks, as the Data Manager's action does."""
+        path = f"/api/dm/actions?id=retrieve_tasks_predictions&project={self.id}"
+        self._session.post(path, {"selectedItems": {"all": False, "included": list(task_ids)}})
+
+    def settings(self) -> dict[str, Any]:
+        """Return the project as Label Studio describes it."""
+        settings: dict[str, Any] = self._session.get(f"/api/projects/{self.id}")
+        return settings
+
+    def change(self, **settings: object) -> None:
+        """Change settings of the project, such as its sampling."""
+        self._session.patch(f"/api/projects/{self.id}", settings)
+
+    def tasks(self, *, ordering: str = "tasks:id") -> list[Task]:
+        """Return every task in the Data Manager's order, such as "tasks:predictions_score" for ascending scores."""
+        return [_task(document) for document in self._pages(ordering)]
+
+    def next_task_id(self) -> int:
+        """Return the task that the label stream serves."""
+        return int(self._session.get(f"/api/projects/{self.id}/next")["id"])
+
+    def _pages(self, ordering: str) -> Iterator[dict[str, Any]]:
+        query = json.dumps({"ordering": [ordering]})
+        page, remaining = 1, 1
+        while remaining > 0:
+            reply = self._session.get(
+                "/api/tasks", project=self.id, fields="all", query=query, page=page, page_size=_TASKS_PER_PAGE
+            )
+            yield from reply["tasks"]
+            remaining = reply["total"] - page * _TASKS_PER_PAGE
+            page += 1
+
+
+def label_config(labels: Sequence[str]) -> str:
+    """Return a labelling config in which an image, `$image`, gets one of `labels`."""
+    choices = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
+    return (
+        '<View><Image name="image" value="$image" zoom="true"/>'
+        f'<Choices name="label" toName="image" choice="single" showInLine="true">{choices}</Choices></View>'
+    )
+
+
+def _choice(label: str) -> dict[str, object]:
+    return {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+
+
+def _task(document: Mapping[str, Any]) -> Task:
+    reference = document["data"]["image"]
+    return Task(
+        id=document["id"],
+        # Label Studio puts a random prefix and a hyphen before the name that was uploaded.
+        file=PurePosixPath(reference).name.partition("-")[2],
+        reference=reference,
+        labelled=document["total_annotations"] > 0,
+        predictions=tuple(_prediction(prediction) for prediction in document["predictions"]),
+    )
+
+
+def _prediction(document: Mapping[str, Any]) -> Prediction:
+    [region] = document["result"]
+    [label] = region["value"]["choices"]
+    return Prediction(
+        model_version=document["model_version"],
+        score=document["score"],
+        label=label,
+        probability=region["score"],
+        bald=region["meta"]["bald"],
+    )

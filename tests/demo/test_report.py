@@ -1,0 +1,51 @@
+"""What the demo shows at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from demo.report import Scored, contact_sheet, table, worth
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> list[Scored]:
+    """Sixty images of which every sixth is rare, and the first two are."""
+    Image.new("RGB", (40, 20), "navy").save(tmp_path / "image.png")
+    return [
+        Scored(
+            task_id=index,
+            path=tmp_path / "image.png",
+            truth="a class with a name that is long",
+            rare=index in (0, 1) or index % 6 == 0,
+            label="ant",
+            probability=0.5,
+            score=index / 60,
+            bald=1 - index / 60,
+        )
+        for index in range(60)
+    ]
+
+
+def test_the_table_begins_with_the_most_uncertain(scored: list[Scored]):
+    """Ten rows under a heading, in the order given, each with what a person compares."""
+    heading, first, *others = table(scored).splitlines()
+    assert heading.split() == ["task", "score", "BALD", "predicted", "true"]
+    assert first.split()[:5] == ["0", "0.000", "1.000", "ant", "(50%)"]
+    assert first.endswith("rare")
+    assert len(others) == 9
+
+
+def test_worth_compares_with_chance(scored: list[Scored]):
+    """Rare images among the first are set beside how many as many random ones would hold."""
+    assert worth(scored, first=6) == "Of the 6 most uncertain images 2 are of rare classes; a random 6 would hold 1.1."
+
+
+@pytest.mark.parametrize("count", [2, 21, 60])
+def test_a_sheet_shows_both_ends_once(scored: list[Scored], count: int):
+    """However few images there are, the sheet is drawn, and no larger than it needs to be."""
+    sheet = contact_sheet(scored[:count])
+    assert sheet.width == 2 * 28 + 10 * 126 - 14
+    assert sheet.getpixel((28 + 60, 28 + 44 + 56)) == (0, 0, 128)

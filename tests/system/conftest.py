@@ -1,0 +1,98 @@
+"""The real processes that the system tests share: Label Studio, a published version, the server under gunicorn."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from demo.label_studio import LabelStudio, label_studio
+from demo.pool import Pool, read_pool, write_digits
+from demo.processes import free_port
+from demo.product import CHECKOUT, Server, Workplace, serving
+from demo.project import Project
+
+HERE = Path(__file__).parent
+
+# A network that learns to tell a few digits apart in seconds on two cores.
+QUICK_TRAINING = ("--weights", "none", "--arch", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "12")
+
+Serve = Callable[..., AbstractContextManager[Server]]
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Mark all tests in this folder, and give them time for real processes."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.system)
+            item.add_marker(pytest.mark.timeout(600))
+
+
+def python_of(environment: str) -> Path:
+    """Return the interpreter of an environment that the Makefile makes, such as "server"."""
+    python = CHECKOUT / f".venv-{environment}" / "bin" / "python"
+    if not python.exists():
+        pytest.fail(f"expected the environment .venv-{environment}; `make environments` makes it")
+    return python
+
+
+@pytest.fixture(scope="session")
+def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a Label Studio that has been started once and holds nothing; to be copied, not used."""
+    data = tmp_path_factory.mktemp("label-studio-new")
+    with label_studio(data, python=python_of("label-studio"), port=free_port()):
+        pass
+    return data
+
+
+@pytest.fixture(scope="session")
+def studio(new_label_studio_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+    """A running Label Studio."""
+    data = tmp_path_factory.mktemp("label-studio") / "data"
+    shutil.copytree(new_label_studio_data, data)
+    with label_studio(data, python=python_of("label-studio"), port=free_port()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """Handwritten digits of three classes, imbalanced."""
+    root = tmp_path_factory.mktemp("digits")
+    write_digits(root, counts=(24, 16, 8))
+    return read_pool(root, limit=48, seed=1)
+
+
+@pytest.fixture
+def workplace(studio: LabelStudio, tmp_path: Path) -> Workplace:
+    """A model repository of its own for one test, and the shared Label Studio."""
+    return Workplace(tmp_path / "models", tmp_path / "cache", studio.url, studio.token)
+
+
+@pytest.fixture
+def project(studio: LabelStudio, digits: Pool, request: pytest.FixtureRequest) -> Project:
+    """A new project without tasks, in which an image gets one of the digits' labels."""
+    return Project.create(studio.session(), title=request.node.name[:50], labels=digits.labels)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Start servers under gunicorn, on free ports, that look for new versions often."""
+    numbers = count()
+
+    def start(
+        workplace: Workplace, *, settings: Mapping[str, str] | None = None, **options: str
+    ) -> AbstractContextManager[Server]:
+        return serving(
+            workplace,
+            python=python_of("server"),
+            port=free_port(),
+            log=tmp_path / f"server-{next(numbers)}.log",
+            settings={"LABELNEXT_POLL_S": "0.2", **(settings or {})},
+            **options,
+        )
+
+    return start

@@ -1,0 +1,121 @@
+"""The image recipes and the composition, as far as they can be checked without an engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+
+from demo.product import CHECKOUT
+
+RECIPES = ("Dockerfile.server", "Dockerfile.trainer")
+
+
+def _instructions(recipe: str) -> list[tuple[str, str]]:
+    text = (CHECKOUT / recipe).read_text()
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(line.partition(" ")[0], line.partition(" ")[2].strip()) for line in lines if line.strip()]
+
+
+def _values(recipe: str, instruction: str) -> list[str]:
+    return [value for name, value in _instructions(recipe) if name == instruction]
+
+
+def _compose(name: str = "compose.yaml") -> dict:
+    return yaml.safe_load((CHECKOUT / name).read_text())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_image_starts_from_a_slim_python(recipe: str):
+    """The base brings Python and nothing else."""
+    assert _values(recipe, "FROM") == ["python:${PYTHON}-slim"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_image_does_not_run_as_root(recipe: str):
+    """The user is switched before the command, and not back."""
+    assert _values(recipe, "USER") == ["labelnext"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_commands_take_signals_themselves(recipe: str):
+    """Commands are in exec form: no shell stands between them and SIGTERM."""
+    commands = [value for name in ("CMD", "ENTRYPOINT") for value in _values(recipe, name)]
+    assert commands
+    assert all(isinstance(json.loads(command), list) for command in commands)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_image_says_how_its_health_is_checked(recipe: str):
+    """The server is asked over HTTP; the trainer ends by itself."""
+    [check] = _values(recipe, "HEALTHCHECK")
+    assert ("/health" in check) == (recipe == "Dockerfile.server")
+
+
+def test_the_health_check_is_a_program():
+    """What the server's health check runs is Python that compiles."""
+    [check] = _values("Dockerfile.server", "HEALTHCHECK")
+    program = json.loads(check[check.index("[") :])[2]
+    compile(program, "HEALTHCHECK", "exec")
+
+
+@pytest.mark.parametrize("variant", ["gpu", "cpu"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_image_copies_what_exists_and_no_other_package(recipe: str, variant: str):
+    """Sources of COPY are there and pass .dockerignore; server and trainer do not see each other."""
+    allowed = {line[1:] for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    sources = [
+        source.replace("${VARIANT}", variant) for value in _values(recipe, "COPY") for source in shlex.split(value)[:-1]
+    ]
+    assert [source for source in sources if not (CHECKOUT / source).exists()] == []
+    assert [source for source in sources if source.split("/")[0] not in allowed] == []
+    packages = {source for source in sources if "/" not in source}
+    assert packages == {"contract", recipe.partition(".")[2]}
+
+
+@pytest.mark.parametrize("variant", ["gpu", "cpu"])
+def test_all_requirements_that_are_installed_are_copied(variant: str):
+    """A requirements file that another one names is in the image too."""
+    [copied] = [value for value in _values("Dockerfile.server", "COPY") if "requirements" in value]
+    names = {source.replace("${VARIANT}", variant) for source in shlex.split(copied)[:-1]}
+    included = {
+        f"requirements/{line.split()[1]}"
+        for name in names
+        for line in (CHECKOUT / name).read_text().splitlines()
+        if line.startswith("-r ")
+    }
+    assert included <= names
+
+
+def test_label_studio_may_talk_to_private_addresses():
+    """Both of Label Studio's guards are off: the server's address in a composition is private."""
+    environment = _compose()["services"]["label-studio"]["environment"]
+    assert environment["ML_BLOCK_LOCAL_IP"] == environment["SSRF_PROTECTION_ENABLED"] == "false"
+
+
+def test_the_composition_runs_the_label_studio_that_is_tested():
+    """The image is of the version that the tests install."""
+    pinned = re.search(r"label-studio==(\S+)", (CHECKOUT / "requirements/label-studio.txt").read_text())
+    assert pinned
+    assert _compose()["services"]["label-studio"]["image"].endswith(f":{pinned[1]}")
+
+
+def test_server_and_trainer_share_the_models():
+    """The trainer writes to the volume that the server reads, and only reads."""
+    services = _compose()["services"]
+    assert "models:/models" in services["trainer"]["volumes"]
+    assert "models:/models:ro" in services["server"]["volumes"]
+
+
+def test_the_trainer_runs_only_when_asked():
+    """`docker compose up` starts no training."""
+    assert _compose()["services"]["trainer"]["profiles"] == ["train"]
+
+
+def test_the_gpu_file_changes_services_that_there_are():
+    """compose.gpu.yaml adds to compose.yaml."""
+    assert set(_compose("compose.gpu.yaml")["services"]) <= set(_compose()["services"])

@@ -1,0 +1,91 @@
+"""The demo as people run it, on a small pool."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import urllib3
+from PIL import Image
+
+from demo.pool import write_digits
+from demo.product import CHECKOUT
+
+TRAINING = ("--weights", "none", "--epochs", "2", "--limit", "60", "--labelled", "30")
+
+
+@pytest.fixture
+def data(new_label_studio_data: Path, tmp_path: Path) -> Path:
+    """The demo's folder, as an earlier run leaves it."""
+    shutil.copytree(new_label_studio_data, tmp_path / "demo" / "label-studio")
+    return tmp_path / "demo"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A person's own class folders."""
+    write_digits(tmp_path / "images", counts=(40, 16, 8))
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def demo(data: Path, images: Path) -> Iterator[subprocess.Popen[str]]:
+    """The demo, running."""
+    command = [sys.executable, "-u", "-m", "demo", *TRAINING, "--data", str(data), "--images", str(images)]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def test_the_demo_ranks_reports_serves_and_stops(demo: subprocess.Popen[str], data: Path):
+    """It ends its report with where to look, serves on, and leaves nothing running when asked to stop."""
+    assert demo.stdout
+    lines = []
+    for line in demo.stdout:
+        lines.append(line)
+        if "Ctrl-C" in line:
+            break
+    report = "".join(lines)
+    assert "weights: none, as asked" in report
+    assert len(re.findall(r"^ +\d+ +[01]\.\d{3} +\d\.\d{3} ", report, flags=re.MULTILINE)) == 10
+    assert re.search(r"Of the 30 most uncertain images \d+ are of rare classes; a random 30 would hold \d", report)
+    [path] = re.findall(r"contact sheet +(\S+)", report)
+    with Image.open(path) as sheet:
+        assert sheet.width > sheet.height > 300
+    [label_studio] = set(re.findall(r"http://127\.0\.0\.1:\d+(?=/projects/)", report))
+    assert urllib3.request("GET", f"{label_studio}/health", retries=False).status == 200
+
+    demo.send_signal(signal.SIGINT)
+    assert demo.wait(timeout=60) == 0
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        urllib3.request("GET", f"{label_studio}/health", retries=False)
+    assert _processes_that_mention(data) == []
+
+
+def test_the_demo_says_what_is_wrong_with_a_folder(tmp_path: Path):
+    """A folder without class folders is refused before anything starts."""
+    command = [sys.executable, "-m", "demo", "--once", "--weights", "none", "--images", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--data", str(tmp_path / "data")], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"expected {tmp_path} to hold two or more class folders with images, found 0" in done.stderr
+
+
+def _processes_that_mention(data: Path) -> list[str]:
+    """Return the command lines of processes whose environment names the demo's folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(data).encode() in (process / "environ").read_bytes() and process.name != str(os.getpid()):
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue  # it has ended
+    return found

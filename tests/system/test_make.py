@@ -1,0 +1,35 @@
+"""The Makefile, as a person meets it first."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from demo.product import CHECKOUT
+
+
+def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+
+def test_make_alone_lists_what_there_is():
+    """`make` without a target explains the ones that people use."""
+    listed = _make().stdout
+    assert [target for target in ("demo", "test", "check", "fix", "clean") if f"make {target} " not in listed] == []
+
+
+def test_an_old_python_is_refused_with_the_remedy(tmp_path: Path):
+    """An interpreter without what is needed is named, and how to name another."""
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 || exit 1\n')
+    old.chmod(0o755)
+    made = _make(f"PYTHON={old}", "--always-make", ".venv-label-studio-ml/.complete")
+    assert made.returncode != 0
+    assert "needs Python 3.11 or newer" in made.stderr
+    assert "Python 3.9.2" in made.stderr
+    assert "make PYTHON=" in made.stderr
+
+
+def test_a_second_make_installs_nothing():
+    """Environments that are complete are left as they are."""
+    assert _make("--dry-run", "environments").stdout.count("pip install") == 0

@@ -1,0 +1,67 @@
+"""The README against the code: its settings, commands and links are the real ones."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings
+from trainer.__main__ import _parser
+from trainer.settings import Environment
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line and not line.startswith(("export", "#"))
+]
+
+
+def documented():
+    """Return the settings table: variable to default and program."""
+    rows = re.findall(r"^\| `(LABELNEXT_\w+)` \| (.*?) \| (both|trainer|server) \|", README, re.MULTILINE)
+    return {name: (default.strip("`"), program) for name, default, program in rows}
+
+
+def declared(settings):
+    """Return the settings of a dataclass as the README writes them."""
+    fields = {f"LABELNEXT_{field.name.upper()}": field.default for field in dataclasses.fields(settings)}
+    return {name: "not set" if default in (None, ()) else f"{default}" for name, default in fields.items()}
+
+
+def test_settings_table_is_complete_and_right():
+    """Each variable that a program reads is in the table with its default, and no other is."""
+    server, trainer = declared(Settings), declared(Environment)
+    server = {name: value.removesuffix(".0") for name, value in server.items()}
+    programs = {name: "both" if name in trainer else "server" for name in server}
+    programs |= {name: "trainer" for name in trainer if name not in server}
+    assert documented() == {name: ((server | trainer)[name], program) for name, program in programs.items()}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m trainer" in c])
+def test_trainer_commands_parse(command):
+    """Each trainer command in the README is one that the trainer accepts."""
+    words = shlex.split(command, comments=True)
+    _parser().parse_args(words[words.index("trainer") + 1 :])
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)\b(?=`|\s+#| [A-Z]+=)", README))))
+def test_make_targets_exist(target):
+    """Each target that the README names is in the Makefile."""
+    assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
+def test_links_lead_somewhere(link):
+    """Each relative link and picture is in the checkout."""
+    assert (ROOT / link).exists()
+
+
+def test_the_two_commands_are_shown():
+    """A newcomer finds `make demo` and `make test` in a code block."""
+    assert {"make demo", "make test"} <= {command.partition("#")[0].strip() for command in COMMANDS}

@@ -1,0 +1,54 @@
+"""A network of the trainer's kind that trains and exports in a moment, and class folders for it."""
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from trainer.network import Network, Normalise, Provenance
+
+COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 30)}
+PROVENANCE = Provenance("none", None, (), ("classifier.0", "classifier.3", "classifier.6"))
+
+
+def small_network(classes=3):
+    """Two convolutions, one with batch normalisation, and three linear layers with Dropout before two of them."""
+    backbone = nn.Sequential(
+        Normalise(),
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(4),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(4),
+        nn.Flatten(),
+    )
+    classifier = nn.Sequential(
+        nn.Linear(64, 32),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(32, 32),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        nn.Linear(32, classes),
+    )
+    return Network(backbone, classifier)
+
+
+def coloured_images(rng, count, *, size=32):
+    """Return noisy images of one colour each, uint8 (N, H, W, 3), and their classes in turn."""
+    targets = np.arange(count) % len(COLOURS)
+    colours = np.array(list(COLOURS.values()))[targets]  # (N, 3)
+    noise = rng.integers(-60, 60, size=(count, size, size, 3))
+    return (colours[:, None, None] + noise).clip(0, 255).astype(np.uint8), targets
+
+
+def write_folders(root, *, each, size=40):
+    """Write class folders with `each` PNG files a class."""
+    images, targets = coloured_images(np.random.default_rng(7), each * len(COLOURS), size=size)
+    names = list(COLOURS)
+    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+        folder = root / names[target]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+    return root

@@ -1,0 +1,165 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from contract.errors import TrainingError
+from tests.trainer.small import coloured_images, small_network
+from trainer.fit import Recipe, choose_recipe, class_weights, even_batches, fit, prepare
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(0.05, epochs=10, batch_images=8)
+
+
+def clouds(count=60):
+    """Return two classes of points that a line parts."""
+    rng = np.random.default_rng(3)
+    targets = np.arange(count) % 2
+    points = rng.normal(size=(count, 4)) + 4 * targets[:, None]
+    return torch.from_numpy(points).float(), targets
+
+
+def fit_linear(*, seed, recipe=RECIPE):
+    inputs, targets = clouds()
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+    fitted = fit(module, inputs, targets, classes=2, recipe=recipe, device=CPU)
+    return module, fitted
+
+
+def states_equal(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
+
+
+def test_learns_what_can_be_told_apart():
+    """Separable classes are learnt, and the loss of every epoch is kept."""
+    module, fitted = fit_linear(seed=0)
+    inputs, targets = clouds()
+    assert (module(inputs).argmax(dim=1).numpy() == targets).mean() > 0.95
+    assert len(fitted.losses) == 10
+    assert fitted.losses[-1] < fitted.losses[0]
+    assert fitted.attempts == 1
+    assert not module.training
+
+
+def test_a_seed_decides_everything():
+    """Equal seeds give equal weights to the last bit, other seeds others."""
+    assert states_equal(fit_linear(seed=1)[0], fit_linear(seed=1)[0])
+    assert not states_equal(fit_linear(seed=1)[0], fit_linear(seed=2)[0])
+
+
+def test_divergence_is_an_error():
+    """A rate at which the loss explodes, and a tenth of it, end in a TrainingError that names both."""
+    with pytest.raises(TrainingError, match=r"1e\+08 and at 1e\+07.*--learning-rate"):
+        fit_linear(seed=0, recipe=Recipe(1e8, epochs=5, batch_images=8))
+
+
+class FailsAtFirst(nn.Module):
+    """Returns logits that are not finite for its first calls, whatever its weights."""
+
+    def __init__(self, calls, value):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.calls, self.value = calls, value
+
+    def forward(self, inputs):
+        self.calls -= 1
+        return self.linear(inputs) * (self.value if self.calls >= 0 else 1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_starts_again_at_a_tenth_of_the_rate(value, caplog):
+    """The second attempt starts from the weights that the first one started from."""
+    inputs, targets = clouds()
+    torch.manual_seed(0)
+    module = FailsAtFirst(1, value)
+    fitted = fit(module, inputs, targets, classes=2, recipe=RECIPE, device=CPU)
+    assert fitted.attempts == 2
+    assert fitted.recipe.learning_rate == pytest.approx(0.005)
+    assert all(math.isfinite(loss) for loss in fitted.losses)
+    assert "once more at learning rate 0.005" in caplog.text
+
+
+class WorseThanGuessing(nn.Module):
+    """Is sure of the wrong class, and does not learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs):
+        wrong = (inputs.mean(dim=1) < 2).long()
+        return 9 * nn.functional.one_hot(wrong, 2) + 0 * self.weight
+
+
+def test_a_loss_far_above_guessing_is_divergence():
+    """Finite, but no model: the loss at the end is compared with ln C."""
+    inputs, targets = clouds()
+    with pytest.raises(TrainingError, match=r"guessing gives 0\.693"):
+        fit(WorseThanGuessing(), inputs, targets, classes=2, recipe=RECIPE, device=CPU)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
+def test_classes_weigh_alike(targets):
+    """Each class that has images has the same total weight, and images weigh 1 on average."""
+    weights = class_weights(np.array(targets), classes=6)
+    totals = np.bincount(targets, minlength=6) * weights
+    present = np.unique(targets)
+    np.testing.assert_allclose(totals[present], len(targets) / len(present), rtol=1e-5)
+    assert not np.delete(totals, present).any()
+
+
+@given(st.integers(1, 5000), st.integers(16, 64))
+def test_batches_are_even(images, most):
+    """No batch is larger than allowed, and the last one is at least half full."""
+    size = even_batches(images, most=most)
+    assert size <= most
+    assert size == images or size > most // 2
+    assert ((images - 1) % size + 1) * 2 >= size
+
+
+@pytest.mark.parametrize("part", ["all", "classifier", "head"])
+def test_small_sets_get_enough_steps(part):
+    """Four images get as many steps as a hundred; what the caller insists on is kept."""
+    few, many = choose_recipe(part, 4), choose_recipe(part, 2000)
+    assert few.epochs * math.ceil(4 / few.batch_images) >= 60
+    assert many.epochs < few.epochs
+    insisted = choose_recipe(part, 4, epochs=3, learning_rate=0.5)
+    assert (insisted.epochs, insisted.learning_rate) == (3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("part", "kept", "trained"),
+    [("classifier", "backbone", "classifier"), ("head", "trunk", "head")],
+)
+def test_what_is_frozen_stays_as_it_is(part, kept, trained):
+    """Training a part changes that part and nothing upstream of it, batch statistics included."""
+    torch.manual_seed(0)
+    network = small_network()
+    images, targets = coloured_images(np.random.default_rng(0), 12)
+    before = {name: value.clone() for name, value in getattr(network, kept).state_dict().items()}
+    downstream = [value.clone() for value in getattr(network, trained).parameters()]
+    module, inputs = prepare(network, images, part=part, device=CPU)
+    fit(module, inputs, targets, classes=3, recipe=RECIPE, device=CPU)
+    after = getattr(network, kept).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(
+        torch.equal(old, new) for old, new in zip(downstream, getattr(network, trained).parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("part", ["all", "classifier", "head"])
+def test_cached_features_change_nothing(part):
+    """The trained part on its prepared inputs gives what the whole network gives on the images."""
+    network = small_network().eval()
+    images, _ = coloured_images(np.random.default_rng(0), 40)
+    module, inputs = prepare(network, images, part=part, device=CPU)
+    network.eval()
+    torch.manual_seed(4)
+    expected = network(torch.from_numpy(images))
+    torch.manual_seed(4)
+    torch.testing.assert_close(module(inputs), expected)

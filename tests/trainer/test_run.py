@@ -1,0 +1,201 @@
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
+from contract.repository import Repository
+from tests.trainer.small import COLOURS, PROVENANCE, small_network, write_folders
+from tests.versions import publish
+from trainer import run as run_module
+from trainer.proof import prove_version
+from trainer.run import choose_device, run
+from trainer.settings import Environment, Source, Training
+
+TRAINING = Training(weights="none", image_size=32, epochs=2, device="cpu")
+THOROUGH = Training(weights="none", image_size=32, epochs=80, learning_rate=0.1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def _small():
+    """A network that trains in a moment stands in for VGG."""
+
+    def build(architecture, *, classes, image_size, weights):
+        return small_network(classes), PROVENANCE
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "build", build)
+        yield
+
+
+@pytest.fixture(scope="module")
+def published(_small, tmp_path_factory):
+    """What a run on ten images a class came to: its summary and its version."""
+    root = tmp_path_factory.mktemp("published")
+    folders = write_folders(root / "images", each=10)
+    summary = run(Source(images=folders), THOROUGH, Environment(models=root / "models", cache=root / "cache"))
+    repository = Repository(root / "models")
+    return summary, repository.open(repository.current())
+
+
+@pytest.fixture
+def environment(_small, tmp_path):
+    return Environment(models=tmp_path / "models", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write_folders(tmp_path / "images", each=10)
+
+
+def left_behind(environment):
+    """Name what a run that failed has left in the repository, its lock aside."""
+    return [path.name for path in environment.models.rglob("*") if path.suffix != ".lock" and path.name != "default"]
+
+
+def test_publishes_a_version_that_proves_itself(published):
+    """Labels in the order of the source, honest counts, and files that a reader can verify and prove."""
+    summary, version = published
+    version.verify()
+    prove_version(version)
+    manifest = version.manifest
+    assert manifest.version == summary.version
+    assert manifest.labels == tuple(COLOURS)
+    assert (summary.labels, summary.classes) == (30, 3)
+    assert manifest.training["images_by_class"] == {"blue": 10, "green": 10, "red": 10}
+    assert manifest.training["validation_images"] == manifest.metrics["images"] == 6
+    assert json.loads(json.dumps(summary.to_json(), allow_nan=False)).keys() >= {"version", "labels", "seconds"}
+
+
+def test_learns_and_keeps_the_order_of_the_classes(published):
+    """Held-out images of each class are recognised as that class."""
+    summary, version = published
+    assert summary.accuracy == version.manifest.metrics["accuracy"] > 0.8
+    assert min(version.manifest.metrics["f1"]) > 0.5
+
+
+def test_what_training_used_is_in_the_manifest(published):
+    """Enough to train again: weights, part, seed and recipe."""
+    training = published[1].manifest.training
+    assert (training["seed"], training["part"], training["weights"]["origin"]) == (0, "all", "none")
+    assert training["recipe"]["epochs"] == 80
+    assert np.isfinite(training["final_loss"])
+
+
+def test_a_seed_gives_the_same_weights_again(folders, environment):
+    """Two runs publish files of equal bytes but for what belongs to the version."""
+    names = [run(Source(images=folders), TRAINING, environment).version for _ in range(2)]
+    first, second = (Repository(environment.models).open(name).manifest for name in names)
+    for file in ("model.onnx", "model.onnx.data"):
+        assert first.files[file] == second.files[file]
+    assert first.metrics == second.metrics
+
+
+@pytest.mark.parametrize("part", ["all", "head"])
+def test_two_images_a_class_are_enough(tmp_path, environment, part):
+    """One of each trains, one of each is held out."""
+    folders = write_folders(tmp_path / "few", each=2)
+    training = Training(weights="none", image_size=32, epochs=2, device="cpu", part=part)
+    summary = run(Source(images=folders), training, environment)
+    manifest = Repository(environment.models).open(summary.version).manifest
+    assert manifest.training["validation_images"] == 3
+    assert manifest.training["part"] == part
+
+
+def test_one_class_is_refused(tmp_path, environment):
+    """There is nothing to tell apart."""
+    folder = tmp_path / "one" / "cat"
+    write_folders(tmp_path / "one", each=2)
+    for name in ("blue", "green"):
+        for path in (tmp_path / "one" / name).iterdir():
+            path.unlink()
+    with pytest.raises(LabelError):
+        run(Source(images=folder.parent), TRAINING, environment)
+    assert left_behind(environment) == []
+
+
+def test_unreadable_images_are_counted_and_named(folders, environment, caplog):
+    """The first few by name, and the rest by number; what can be read is trained on."""
+    for number in range(7):
+        (folders / "red" / f"broken{number}.png").write_bytes(b"not a picture")
+    summary = run(Source(images=folders), Training(weights="none", image_size=32, epochs=1, device="cpu"), environment)
+    assert summary.labels == 30
+    assert "7 images cannot be read" in caplog.text
+    assert "broken4.png" in caplog.text
+    assert "broken5.png" not in caplog.text
+    assert "and 2 more" in caplog.text
+    assert Repository(environment.models).open(summary.version).manifest.training["unreadable"] == 7
+
+
+def refuse(*args, **kwargs):
+    raise ProbeMismatch("another engine")
+
+
+def diverge(*args, **kwargs):
+    raise TrainingError("diverged")
+
+
+@pytest.mark.parametrize(("step", "failure"), [("prove_version", refuse), ("fit", diverge), ("export", diverge)])
+def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatch, step, failure):
+    """What was current stays current, and no staging folder is left."""
+    repository = Repository(environment.models)
+    before = publish(repository, b"earlier").name
+    monkeypatch.setattr(run_module, step, failure)
+    with pytest.raises((ProbeMismatch, TrainingError)):
+        run(Source(images=folders), TRAINING, environment)
+    assert (repository.current(), repository.versions()) == (before, [before])
+    assert sorted(path.name for path in repository.folder.iterdir()) == sorted([before, "CURRENT"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_staging_folder(folders, environment, monkeypatch, number):
+    """Whether by Ctrl-C or by a supervisor, an interrupted run cleans up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    monkeypatch.setattr(run_module, "prove_version", lambda _: os.kill(os.getpid(), number))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(Source(images=folders), TRAINING, environment)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left_behind(environment) == []
+
+
+def test_one_trainer_at_a_time_works_on_a_model(folders, environment):
+    """The second is told, at once, and may train another model."""
+    environment.models.mkdir()
+    with (
+        FileLock(environment.models / ".default.lock"),
+        pytest.raises(ConfigError, match="another trainer is at work on model 'default'"),
+    ):
+        run(Source(images=folders), TRAINING, environment)
+
+
+def test_the_probe_holds_unseen_images_of_every_class(folders, environment):
+    """Sixteen at most, from the validation part."""
+    data = run_module._read(Source(images=folders), TRAINING, environment)
+    chosen = run_module._choose_probe_images(data)
+    held_out = {image.tobytes() for image in data.pixels.images[data.validation]}
+    assert {image.tobytes() for image in chosen} == held_out
+    assert len(chosen) == 6
+
+
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
+    """Asked for in so many words, it is not replaced by a processor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="--device cuda"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [(Source(project=1), "LABELNEXT_LABEL_STUDIO_URL"), (Source(), "--project, --export or --images")],
+)
+def test_a_source_that_cannot_be_read_says_what_is_missing(source, message, environment):
+    """Settings are named by the names they are set by."""
+    with pytest.raises(ConfigError, match=message):
+        run(source, TRAINING, environment)

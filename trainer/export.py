@@ -1,0 +1,88 @@
+"""Export: the trained network as the literal ONNX graph of one stochastic pass.
+
+Owns what the file looks like: input `images` uint8 (N, H, W, 3), output `logits` float32 (N, C), a free batch axis,
+Dropout in training mode, batch normalisation not, weights once and beside the graph, and nothing in it that tells where
+it was made. Knows no engine; whether the file computes what the network does is for the proof to say.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from google.protobuf.message import Message
+from onnx import ModelProto
+
+from contract.errors import TrainingError
+from contract.passes import Lowered, load_graph, lower
+from contract.repository import MODEL_FILE
+from trainer.network import Network
+
+OPSET = 20
+_SAMPLE_IMAGES = 2
+"""The exporter would take a batch of 1 for a constant."""
+
+
+def export(network: Network, folder: Path, *, image_size: int) -> Lowered:
+    """Write model.onnx and model.onnx.data into a folder, and return what a server will make of them.
+
+    Leaves the network on the CPU and in evaluation mode.
+
+    Raises:
+        TrainingError: if the graph does not hold every Dropout of the network, active and with its probability.
+        GateError: if the graph cannot be lowered.
+    """
+    network.cpu().eval()
+    images = torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8)
+    program = torch.onnx.export(
+        network,
+        (images,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        verbose=False,
+    )
+    if program is None:
+        raise TrainingError("torch.onnx.export returned no program; its dynamo exporter is needed")
+    path = folder / MODEL_FILE
+    program.save(path, external_data=True)
+    graph = strip(load_graph(path))
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+    lowered = lower(graph)
+    _check_dropout(lowered, network)
+    return lowered
+
+
+def strip(graph: ModelProto) -> ModelProto:
+    """Remove, in place, the exporter's notes: stack traces with file paths, names of modules, signatures."""
+    for message in _messages(graph):
+        for notes in ("metadata_props", "doc_string"):
+            if notes in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(notes)
+    return graph
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """Yield a message and all that it holds, except for weights."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in value if field.is_repeated else [value]:
+                yield from _messages(child)
+
+
+def _is_same(found: float, expected: float) -> bool:
+    """The graph holds probabilities in float32."""
+    return math.isclose(found, expected, rel_tol=1e-6)
+
+
+def _check_dropout(lowered: Lowered, network: Network) -> None:
+    found = [site.probability for site in lowered.sites]
+    expected = network.dropout_probabilities
+    if len(found) != len(expected) or not all(map(_is_same, found, expected)):
+        raise TrainingError(
+            f"the network drops with probabilities {list(expected)}, the exported graph with {found}: the exporter "
+            "lost or changed a Dropout; pin the versions of torch and onnxscript that the requirements name"
+        )

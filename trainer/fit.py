@@ -1,0 +1,286 @@
+"""Fitting: from pixels and targets to a trained network, or to a TrainingError.
+
+Trains through baal's ModelWrapper: SGD with momentum, a loss that weighs classes alike, a warm-up and a cosine decay
+over a fixed number of steps, gradients clipped, no augmentation and no early stopping. What stays frozen is computed
+once per image, and the rest is trained on that. Knows nothing of where pixels come from or models go.
+"""
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from contract.errors import TrainingError
+from trainer.bayes import ModelWrapper, TrainingArgs
+from trainer.network import Network
+from trainer.settings import Part
+
+logger = logging.getLogger(__name__)
+
+_IMAGES_A_FORWARD = 32
+_WARM_UP = 0.05
+"""Share of the steps over which the rate rises from nothing."""
+_SLOWER = 0.1
+"""What the rate is multiplied by for the second and last attempt."""
+_WORSE_THAN_GUESSING = 1.2
+"""A final loss this many times that of guessing, ln C, is divergence, not bad luck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a part of the network is trained."""
+
+    learning_rate: float
+    """At its peak."""
+    epochs: int
+    batch_images: int
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip_norm: float = 1.0
+    """Norm that the gradient of all parameters together is clipped to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """How a fit went."""
+
+    recipe: Recipe
+    """The one that ended well."""
+    losses: tuple[float, ...]
+    """Mean class-balanced training loss of each epoch, under dropout."""
+    attempts: int
+
+
+class _Diverged(Exception):
+    """The loss left all bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A recipe for any number of images."""
+
+    learning_rate: float
+    batch_images: int
+    least_epochs: int
+    """Of a large set."""
+    least_steps: int
+    """Of a small one, which has few steps an epoch."""
+
+
+_PLANS: Final[Mapping[Part, _Plan]] = {
+    "all": _Plan(0.02, batch_images=32, least_epochs=15, least_steps=60),
+    "classifier": _Plan(0.05, batch_images=64, least_epochs=25, least_steps=150),
+    "head": _Plan(0.05, batch_images=64, least_epochs=25, least_steps=150),
+}
+"""Long enough to overfit a little, which costs active learning less than to underfit."""
+
+
+def choose_recipe(part: Part, images: int, *, epochs: int | None = None, learning_rate: float | None = None) -> Recipe:
+    """Return the recipe for training `part` on a number of images, with what the caller insists on."""
+    plan = _PLANS[part]
+    batch_images = even_batches(images, most=plan.batch_images)
+    enough = max(plan.least_epochs, math.ceil(plan.least_steps / math.ceil(images / batch_images)))
+    return Recipe(learning_rate or plan.learning_rate, epochs or enough, batch_images)
+
+
+def even_batches(images: int, *, most: int) -> int:
+    """Return the largest batch size up to `most`, and above half of it, whose last batch is at least half full.
+
+    A last batch of one image would be a step as large as the others, and nothing for batch normalisation to go by.
+    """
+    sizes = range(min(images, most), most // 2, -1)
+    return next((size for size in sizes if 2 * _last_batch(images, size) >= size), min(images, most))
+
+
+def _last_batch(images: int, size: int) -> int:
+    return (images - 1) % size + 1
+
+
+def class_weights(targets: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float32]:
+    """Return the loss weight of each class, (C,), inverse to its count and 1 on average over the images.
+
+    A class without an image gets no weight; no image asks for it.
+    """
+    counts = np.bincount(targets, minlength=classes)
+    present = counts > 0
+    weights = np.divide(len(targets) / present.sum(), counts, out=np.zeros(classes), where=present)
+    return cast(npt.NDArray[np.float32], weights.astype(np.float32))
+
+
+def prepare(
+    network: Network, images: npt.NDArray[np.uint8], *, part: Part, device: torch.device
+) -> tuple[nn.Module, Tensor]:
+    """Return what is to be trained for a part, and its inputs for images uint8 (N, H, W, 3).
+
+    What lies before it is computed here, once, and stays as it is.
+    """
+    pixels = torch.from_numpy(images)
+    if part == "all":
+        if network.standardise:
+            network.standardise.measure(_sample_features(network.backbone, pixels, device=device))
+        return network, pixels
+    features = compute_features(network.backbone, pixels, device=device, title="features")
+    if network.standardise:
+        network.standardise.measure(features)
+    if part == "classifier":
+        return network.classifier, features
+    return network.head, compute_features(network.neck, features, device=device, title="neck")
+
+
+def compute_features(module: nn.Module, inputs: Tensor, *, device: torch.device, title: str) -> Tensor:
+    """Return what a deterministic module computes on inputs (N, ...): (N, ...) on the CPU, with a bar."""
+    module.eval()
+    parts = []
+    with torch.no_grad(), tqdm(total=len(inputs), desc=title, unit="image") as bar:
+        for chunk in torch.split(inputs, _IMAGES_A_FORWARD):
+            parts.append(module(chunk.to(device)).cpu())
+            bar.update(len(chunk))
+    return torch.cat(parts)
+
+
+def _sample_features(backbone: nn.Module, pixels: Tensor, *, device: torch.device) -> Tensor:
+    """Return the features of some images as training will meet them, under batch normalisation of their own."""
+    backbone.train()
+    every = math.ceil(len(pixels) / _IMAGES_A_FORWARD)
+    with torch.no_grad():
+        return cast(Tensor, backbone(pixels[::every].to(device)).cpu())
+
+
+def fit(
+    module: nn.Module,
+    inputs: Tensor,
+    targets: npt.NDArray[np.int64],
+    *,
+    classes: int,
+    recipe: Recipe,
+    device: torch.device,
+) -> Fitted:
+    """Train a module in place on inputs (N, ...) and targets (N,), and leave it in evaluation mode.
+
+    Shuffling and dropout draw from torch's global generator: seed it first. A fit that diverges starts again once, at a
+    tenth of the rate.
+
+    Raises:
+        TrainingError: if it diverges again; the module is then of no use.
+    """
+    job = _Job(module, inputs, targets, classes, device)
+    start = copy.deepcopy(module.state_dict())
+    try:
+        return Fitted(recipe, job.run(recipe), attempts=1)
+    except _Diverged as err:
+        slower = replace(recipe, learning_rate=recipe.learning_rate * _SLOWER)
+        logger.warning("diverged: %s; once more at learning rate %g", err, slower.learning_rate)
+    module.load_state_dict(start)
+    try:
+        return Fitted(slower, job.run(slower), attempts=2)
+    except _Diverged as err:
+        raise TrainingError(
+            f"diverged at learning rate {recipe.learning_rate:g} and at {slower.learning_rate:g} ({err}): "
+            "check the labels, or set a lower --learning-rate"
+        ) from err
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is trained on what."""
+
+    module: nn.Module
+    inputs: Tensor
+    targets: npt.NDArray[np.int64]
+    classes: int
+    device: torch.device
+
+    def run(self, recipe: Recipe) -> tuple[float, ...]:
+        """Return the mean loss of each epoch."""
+        parameters = list(self.module.parameters())
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,  # one pass over memory, which is what a step costs on a CPU
+        )
+        steps = math.ceil(len(self.targets) / recipe.batch_images) * recipe.epochs
+        with tqdm(total=steps, desc="training", unit="step") as bar:
+            _attach(optimizer, recipe=recipe, steps=steps, bar=bar)
+            wrapper = ModelWrapper(self.module, self._arguments(optimizer, recipe, bar))
+            with warnings.catch_warnings():  # baal's mean of the losses holds on to their graphs
+                warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True", UserWarning)
+                losses = tuple(map(float, wrapper.train_on_dataset(self._dataset())))
+        self.module.eval()
+        _check_end(losses[-1], parameters, guessing=math.log(self.classes))
+        return losses
+
+    def _dataset(self) -> TensorDataset:
+        return TensorDataset(self.inputs, torch.from_numpy(self.targets))
+
+    def _arguments(self, optimizer: torch.optim.Optimizer, recipe: Recipe, bar: "tqdm[Any]") -> TrainingArgs:
+        weights = torch.from_numpy(class_weights(self.targets, self.classes))
+        loss = nn.CrossEntropyLoss(weight=weights.to(self.device))
+        return TrainingArgs(
+            optimizer=optimizer,
+            batch_size=recipe.batch_images,
+            epoch=recipe.epochs,
+            use_cuda=self.device.type == "cuda",
+            workers=0,  # the images are in memory
+            criterion=_Watched(loss, bar),
+        )
+
+
+class _Watched:
+    """A loss that stops training as soon as it is not finite."""
+
+    def __init__(self, loss: nn.Module, bar: "tqdm[Any]") -> None:
+        self._loss = loss
+        self._bar = bar
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = cast(Tensor, self._loss(logits, targets))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise _Diverged(f"the loss became {value}")
+        self._bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+        return loss
+
+
+def _attach(optimizer: torch.optim.Optimizer, *, recipe: Recipe, steps: int, bar: "tqdm[Any]") -> None:
+    """Clip before each step; move the rate and the bar after it. baal owns the loop, hooks are the way in."""
+    schedule = LambdaLR(optimizer, partial(_rate, steps=steps))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def clip(*_: object) -> None:
+        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+
+    def advance(*_: object) -> None:
+        schedule.step()
+        bar.update()
+
+    optimizer.register_step_pre_hook(clip)
+    optimizer.register_step_post_hook(advance)
+
+
+def _rate(step: int, *, steps: int) -> float:
+    """Return the share of the peak rate at a step: linear warm-up, then half a cosine down to 0."""
+    warm_up = max(1.0, _WARM_UP * steps)
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1.0, steps - warm_up))))
+
+
+def _check_end(loss: float, parameters: list[nn.Parameter], *, guessing: float) -> None:
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise _Diverged("weights are no longer finite")
+    if loss > _WORSE_THAN_GUESSING * guessing:
+        raise _Diverged(f"the loss ended at {loss:.3g}, guessing gives {guessing:.3g}")

@@ -1,0 +1,298 @@
+"""One training run, from labels to a published version.
+
+Owns the order of the steps, and that nothing is published unless all of them succeed. Each step is another module's.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+
+from contract.errors import ConfigError
+from contract.fetch import Fetcher, FetchSettings
+from contract.manifest import DropoutSite, InputSpec, Manifest
+from contract.repository import PROBE_FILE, Repository, Version
+from trainer import labels, labelstudio
+from trainer.dataset import Pixels, load_pixels, split
+from trainer.evaluate import Metrics, format_table, measure, sample_passes
+from trainer.export import export
+from trainer.fit import Fitted, choose_recipe, compute_features, fit, prepare
+from trainer.network import Network, Provenance, Weights, build
+from trainer.probe import PROBE_IMAGES, compute_probe
+from trainer.proof import prove_version
+from trainer.settings import Device, Environment, Part, Source, Training
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5
+"""How many unreadable images are named; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to: its last line."""
+
+    version: str
+    labels: int
+    """Labelled images that were used, those held out included."""
+    classes: int
+    accuracy: float | None
+    macro_f1: float | None
+    nll: float | None
+    ece: float | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, its numbers rounded to what they are worth."""
+        return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Readable images, and which of them train and validate."""
+
+    pool: labels.LabelledPool
+    pixels: Pixels
+    train: npt.NDArray[np.int64]
+    validation: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A network, how it came about and how good it is."""
+
+    network: Network
+    provenance: Provenance
+    part: Part
+    fitted: Fitted
+    metrics: Metrics
+
+
+def run(source: Source, training: Training, environment: Environment) -> Summary:
+    """Train on the labels of a source, and publish the outcome.
+
+    Raises:
+        LabelnextError: if any step fails; then nothing is published, and what was current stays current.
+    """
+    started = time.monotonic()
+    repository = Repository(environment.models, environment.model)
+    device = choose_device(training.device)
+    with _exclusive(repository):
+        data = _read(source, training, environment)
+        trained = _train(data, training, device)
+        version = _publish(repository, data, trained, training)
+    seconds = time.monotonic() - started
+    logger.info("published %s as the current version of %s, %.0f s", version.name, repository.folder, seconds)
+    return _summarise(version, data, trained.metrics, seconds)
+
+
+def choose_device(device: Device) -> torch.device:
+    """Return the device to train on; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: if `cuda` is asked for and torch finds none.
+    """
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
+    return torch.device("cuda" if found and device != "cpu" else "cpu")
+
+
+@contextmanager
+def _exclusive(repository: Repository) -> Iterator[None]:
+    """Let one trainer at a time work on a model."""
+    repository.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(repository.root / f".{repository.model}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as err:
+        raise ConfigError(
+            f"another trainer is at work on model {repository.model!r} in {repository.root}; wait for it to end, or "
+            "set LABELNEXT_MODEL to train another model beside it"
+        ) from err
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read(source: Source, training: Training, environment: Environment) -> _Data:
+    fetcher = Fetcher(
+        FetchSettings(
+            label_studio_url=environment.label_studio_url,
+            api_token=environment.label_studio_token,
+            local_files_root=environment.local_files_root,
+            allowed_origins=environment.allowed_origins,
+        )
+    )
+    with fetcher:
+        pool = _read_labels(source, environment)
+        _say_pool(pool)
+        spec = InputSpec(training.image_size, training.image_size)
+        pixels = load_pixels(pool, spec=spec, fetcher=fetcher, cache=environment.cache)
+    _say_unreadable(pixels)
+    parts = split(pixels.targets, fraction=training.validation, seed=training.seed, groups=pixels.groups)
+    return _Data(pool, pixels, *parts)
+
+
+def _read_labels(source: Source, environment: Environment) -> labels.LabelledPool:
+    if source.images is not None:
+        return labels.from_folder(source.images)
+    if source.export is not None:
+        return labels.from_export(source.export, _read_text(source.label_config), source.control)
+    if source.project is None:
+        raise ConfigError("no labels to train on: give --project, --export or --images")
+    client = labelstudio.connect(*environment.label_studio())
+    return labels.from_project(source.project, client, source.control)
+
+
+def _read_text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"--label-config {path}: expected a labelling config in UTF-8 ({err})") from err
+
+
+def _say_pool(pool: labels.LabelledPool) -> None:
+    logger.info("labels from %s", pool.origin)
+    for reason, count in pool.left_out.items():
+        logger.info("left out %d: %s", count, reason)
+
+
+def _say_unreadable(pixels: Pixels) -> None:
+    if not pixels.unreadable:
+        return
+    logger.warning("%d images cannot be read and are left out:", len(pixels.unreadable))
+    for reference, reason in pixels.unreadable[:_NAMED]:
+        logger.warning("  %s: %s", reference, reason)
+    if len(pixels.unreadable) > _NAMED:
+        logger.warning("  and %d more", len(pixels.unreadable) - _NAMED)
+
+
+def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
+    torch.manual_seed(training.seed)
+    part = training.part or ("all" if training.weights == "none" else "classifier")
+    network, provenance = build(
+        training.architecture,
+        classes=len(data.pool.labels),
+        image_size=training.image_size,
+        weights=_parse_weights(training.weights),
+    )
+    _say_network(training.architecture, provenance, part, device)
+    network.to(device)
+    images, targets = data.pixels.images[data.train], data.pixels.targets[data.train]
+    module, inputs = prepare(network, images, part=part, device=device)
+    recipe = choose_recipe(part, len(targets), epochs=training.epochs, learning_rate=training.learning_rate)
+    fitted = fit(module, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
+    metrics = _evaluate(network, data, training, device)
+    return _Trained(network, provenance, part, fitted, metrics)
+
+
+def _parse_weights(text: str) -> Weights:
+    return text if text in ("imagenet", "none") else Path(text)  # type: ignore[return-value]  # mypy does not narrow by `in`
+
+
+def _say_network(architecture: str, provenance: Provenance, part: Part, device: torch.device) -> None:
+    logger.info("%s on %s, training: %s; %s", architecture, device, part, provenance)
+    if part == "head" and "classifier.0" in provenance.fresh:
+        logger.warning(
+            "the first linear layer starts fresh and --train head leaves it as it is; --train classifier does better"
+        )
+
+
+def _evaluate(network: Network, data: _Data, training: Training, device: torch.device) -> Metrics:
+    held_out, targets = data.pixels.images[data.validation], data.pixels.targets[data.validation]
+    metrics = Metrics(images=0)
+    if len(targets):
+        features = compute_features(network.trunk, torch.from_numpy(held_out), device=device, title="validation")
+        passes = sample_passes(network.head, features, passes=training.passes, device=device)  # (N, T, C)
+        metrics = measure(passes.mean(axis=1), targets)
+    logger.info("%s", format_table(metrics, data.pool.labels, targets))
+    return metrics
+
+
+def _publish(repository: Repository, data: _Data, trained: _Trained, training: Training) -> Version:
+    with repository.stage(datetime.now(UTC)) as staged:
+        lowered = export(trained.network, staged.path, image_size=training.image_size)
+        manifest = _describe(staged.version, data, trained, training, sites=lowered.sites)
+        probe = compute_probe(
+            trained.network,
+            _choose_probe_images(data),
+            version=staged.version,
+            sites=lowered.sites,
+            passes=training.passes,
+        )
+        probe.save(staged.path / PROBE_FILE)
+        proof = prove_version(staged.describe(manifest))
+        logger.info(
+            "proved in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
+            proof.mean_bald,
+            proof.largest_difference,
+        )
+        return staged.publish(manifest)
+
+
+def _choose_probe_images(data: _Data) -> npt.NDArray[np.uint8]:
+    """Take images that the network is less sure of than of those it has learnt, spread over the classes."""
+    chosen = data.validation if len(data.validation) else data.train
+    spread = np.linspace(0, len(chosen) - 1, num=min(PROBE_IMAGES, len(chosen)), dtype=np.int64)
+    by_class = chosen[np.argsort(data.pixels.targets[chosen], kind="stable")]
+    return data.pixels.images[by_class[spread]]
+
+
+def _describe(
+    version: str, data: _Data, trained: _Trained, training: Training, *, sites: tuple[DropoutSite, ...]
+) -> Manifest:
+    return Manifest(
+        version=version,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        labels=data.pool.labels,
+        control=data.pool.control,
+        input=InputSpec(training.image_size, training.image_size),
+        passes=training.passes,
+        dropout_sites=sites,
+        architecture=training.architecture,
+        metrics=trained.metrics.to_json(),
+        training=_describe_training(data, trained, training),
+    )
+
+
+def _describe_training(data: _Data, trained: _Trained, training: Training) -> Mapping[str, Any]:
+    counts = np.bincount(data.pixels.targets, minlength=len(data.pool.labels))
+    return {
+        "images": len(data.pixels.targets),
+        "images_by_class": dict(zip(data.pool.labels, map(int, counts), strict=True)),
+        "validation_images": len(data.validation),
+        "unreadable": len(data.pixels.unreadable),
+        "left_out": dict(data.pool.left_out),
+        "weights": asdict(trained.provenance),
+        "part": trained.part,
+        "seed": training.seed,
+        "recipe": asdict(trained.fitted.recipe),
+        "attempts": trained.fitted.attempts,
+        "final_loss": trained.fitted.losses[-1],
+    }
+
+
+def _summarise(version: Version, data: _Data, metrics: Metrics, seconds: float) -> Summary:
+    return Summary(
+        version=version.name,
+        labels=len(data.pixels.targets),
+        classes=len(data.pool.labels),
+        accuracy=metrics.accuracy,
+        macro_f1=metrics.macro_f1,
+        nll=metrics.nll,
+        ece=metrics.ece,
+        seconds=seconds,
+    )

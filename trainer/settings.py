@@ -1,0 +1,100 @@
+"""What the trainer is told, by the command line and by the environment.
+
+Imports no torch, so that `--help` and the commands that only act on the repository answer at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from contract.errors import ConfigError
+from contract.manifest import DEFAULT_PASSES
+
+Part = Literal["all", "classifier", "head"]
+"""What is trained: everything; the linear layers; or only what lies downstream of the first Dropout."""
+
+Device = Literal["auto", "cpu", "cuda"]
+
+ARCHITECTURES: Final = tuple(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the labels come from; exactly one of `project`, `export` and `images` is set."""
+
+    project: int | None = None
+    """A Label Studio project's number."""
+    export: Path | None = None
+    """A Label Studio JSON export."""
+    images: Path | None = None
+    """A folder of class folders."""
+    label_config: Path | None = None
+    """The labelling config (XML) that belongs to `export`."""
+    control: str | None = None
+    """The `name` of the Choices tag to train on, where the config has several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How to train."""
+
+    weights: str = "imagenet"
+    """`imagenet`, `none` or the path of a state dict."""
+    part: Part | None = None
+    """None: `classifier`, or `all` where there are no weights to start from."""
+    architecture: str = "vgg16"
+    image_size: int = 224
+    """Pixels a side."""
+    epochs: int | None = None
+    """None: as many as the recipe of `part` says for the number of images."""
+    learning_rate: float | None = None
+    """None: the recipe's."""
+    validation: float = 0.2
+    """Share of the images held out to measure on."""
+    passes: int = DEFAULT_PASSES
+    """T, stochastic passes per image in the figures and, unless it is set otherwise, in the server."""
+    seed: int = 0
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the environment says, for all commands."""
+
+    models: Path = Path("models")
+    model: str = "default"
+    cache: Path = Path(".cache/images")
+    label_studio_url: str | None = None
+    label_studio_token: str | None = field(default=None, repr=False)
+    local_files_root: Path | None = None
+    allowed_origins: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> "Environment":
+        """Read the `LABELNEXT_` variables; one that is empty counts as not set."""
+        given = {name: value for name, value in environ.items() if value.strip()}
+        default = cls()
+        root = given.get("LABELNEXT_LOCAL_FILES_ROOT")
+        origins = given.get("LABELNEXT_ALLOWED_ORIGINS", "").split(",")
+        return cls(
+            models=Path(given.get("LABELNEXT_MODELS", default.models)),
+            model=given.get("LABELNEXT_MODEL", default.model),
+            cache=Path(given.get("LABELNEXT_CACHE", default.cache)),
+            label_studio_url=given.get("LABELNEXT_LABEL_STUDIO_URL"),
+            label_studio_token=given.get("LABELNEXT_LABEL_STUDIO_TOKEN"),
+            local_files_root=Path(root) if root else None,
+            allowed_origins=tuple(origin.strip() for origin in origins if origin.strip()),
+        )
+
+    def label_studio(self) -> tuple[str, str]:
+        """Return Label Studio's address and token.
+
+        Raises:
+            ConfigError: if one is not set.
+        """
+        if not self.label_studio_url or not self.label_studio_token:
+            raise ConfigError(
+                "a Label Studio project needs LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN; set both"
+            )
+        return self.label_studio_url, self.label_studio_token
