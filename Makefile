@@ -6,7 +6,10 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-PYTHON ?= python3
+# label-studio-sdk holds numpy below 2.3, which has no wheels for Python 3.14 and newer.
+SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; do \
+  $$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done),python3)
 # The server's packages: for CUDA where an NVIDIA driver answers, else for the CPU. Both serve the same models.
 SERVER_REQUIREMENTS ?= requirements/server-$(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu).txt
 
@@ -68,8 +71,8 @@ $(LABEL_STUDIO_ML): requirements/label-studio-ml.txt
 
 # Makes the environment around the stamp $@ from the first prerequisite.
 define install
-	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Labelnext needs Python 3.11 or newer with its venv module; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
+	  echo "Labelnext needs Python 3.11, 3.12 or 3.13 with its venv module; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name another with make PYTHON=/path/to/python3; on Debian and Ubuntu, apt install python3-venv adds venv." >&2; \
 	  exit 1; }
 	@echo "$(@D): installing $< (once; this can take some minutes)"

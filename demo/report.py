@@ -99,7 +99,7 @@ def _caption(item: Scored) -> Iterator[tuple[str, str]]:
     """Yield lines of text and their colours."""
     yield f"says {item.label}", _RIGHT if item.label == item.truth else _WRONG
     yield f"is {item.truth}{', rare' if item.rare else ''}", _INK
-    yield f"{item.probability:.0%}, BALD {item.bald:.3f}", _GREY
+    yield f"{item.probability:.0%}, {item.bald:.3f} nats", _GREY
 
 
 def _cut(text: str) -> str:

@@ -80,19 +80,34 @@ class _Plan:
 
 
 _PLANS: Final[Mapping[Part, _Plan]] = {
-    "all": _Plan(0.02, batch_images=32, least_epochs=15, least_steps=60),
-    "classifier": _Plan(0.05, batch_images=64, least_epochs=25, least_steps=150),
-    "head": _Plan(0.05, batch_images=64, least_epochs=25, least_steps=150),
+    "all": _Plan(0.05, batch_images=32, least_epochs=15, least_steps=60),
+    "classifier": _Plan(0.05, batch_images=64, least_epochs=20, least_steps=150),
+    "head": _Plan(0.05, batch_images=64, least_epochs=20, least_steps=150),
 }
 """Long enough to overfit a little, which costs active learning less than to underfit."""
 
 
-def choose_recipe(part: Part, images: int, *, epochs: int | None = None, learning_rate: float | None = None) -> Recipe:
-    """Return the recipe for training `part` on a number of images, with what the caller insists on."""
+_GENTLY: Final = 0.1
+"""Share of the rate that suits fresh convolutions at which loaded ones are trained."""
+
+
+def choose_recipe(
+    part: Part,
+    images: int,
+    *,
+    pretrained: bool = False,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+) -> Recipe:
+    """Return the recipe for training `part` on a number of images, with what the caller insists on.
+
+    `pretrained` says whether the convolutions were loaded.
+    """
     plan = _PLANS[part]
+    rate = plan.learning_rate * (_GENTLY if part == "all" and pretrained else 1)
     batch_images = even_batches(images, most=plan.batch_images)
     enough = max(plan.least_epochs, math.ceil(plan.least_steps / math.ceil(images / batch_images)))
-    return Recipe(learning_rate or plan.learning_rate, epochs or enough, batch_images)
+    return Recipe(learning_rate or rate, epochs or enough, batch_images)
 
 
 def even_batches(images: int, *, most: int) -> int:

@@ -193,7 +193,13 @@ def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
     network.to(device)
     images, targets = data.pixels.images[data.train], data.pixels.targets[data.train]
     module, inputs = prepare(network, images, part=part, device=device)
-    recipe = choose_recipe(part, len(targets), epochs=training.epochs, learning_rate=training.learning_rate)
+    recipe = choose_recipe(
+        part,
+        len(targets),
+        pretrained=bool(provenance.loaded),
+        epochs=training.epochs,
+        learning_rate=training.learning_rate,
+    )
     fitted = fit(module, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
     metrics = _evaluate(network, data, training, device)
     return _Trained(network, provenance, part, fitted, metrics)

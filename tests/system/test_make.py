@@ -25,7 +25,7 @@ def test_an_old_python_is_refused_with_the_remedy(tmp_path: Path):
     old.chmod(0o755)
     made = _make(f"PYTHON={old}", "--always-make", ".venv-label-studio-ml/.complete")
     assert made.returncode != 0
-    assert "needs Python 3.11 or newer" in made.stderr
+    assert "needs Python 3.11, 3.12 or 3.13" in made.stderr
     assert "Python 3.9.2" in made.stderr
     assert "make PYTHON=" in made.stderr
 

@@ -58,30 +58,33 @@ def test_divergence_is_an_error():
         fit_linear(seed=0, recipe=Recipe(1e8, epochs=5, batch_images=8))
 
 
-class FailsAtFirst(nn.Module):
-    """Returns logits that are not finite for its first calls, whatever its weights."""
+class FailsOnThirdCall(nn.Module):
+    """Returns logits that are not finite the third time it is called, and remembers its weights at every call."""
 
-    def __init__(self, calls, value):
+    def __init__(self, value):
         super().__init__()
         self.linear = nn.Linear(4, 2)
-        self.calls, self.value = calls, value
+        self.value = value
+        self.seen = []
 
     def forward(self, inputs):
-        self.calls -= 1
-        return self.linear(inputs) * (self.value if self.calls >= 0 else 1.0)
+        self.seen.append(self.linear.weight.detach().clone())
+        return self.linear(inputs) * (self.value if len(self.seen) == 3 else 1.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_starts_again_at_a_tenth_of_the_rate(value, caplog):
-    """The second attempt starts from the weights that the first one started from."""
+    """At once, and from the weights that the first attempt started from."""
     inputs, targets = clouds()
     torch.manual_seed(0)
-    module = FailsAtFirst(1, value)
+    module = FailsOnThirdCall(value)
     fitted = fit(module, inputs, targets, classes=2, recipe=RECIPE, device=CPU)
     assert fitted.attempts == 2
     assert fitted.recipe.learning_rate == pytest.approx(0.005)
     assert all(math.isfinite(loss) for loss in fitted.losses)
-    assert "once more at learning rate 0.005" in caplog.text
+    assert not torch.equal(module.seen[0], module.seen[2])
+    assert torch.equal(module.seen[0], module.seen[3])
+    assert "the loss became nan; once more at learning rate 0.005" in caplog.text
 
 
 class WorseThanGuessing(nn.Module):
@@ -130,6 +133,12 @@ def test_small_sets_get_enough_steps(part):
     assert many.epochs < few.epochs
     insisted = choose_recipe(part, 4, epochs=3, learning_rate=0.5)
     assert (insisted.epochs, insisted.learning_rate) == (3, 0.5)
+
+
+def test_loaded_convolutions_are_trained_gently():
+    """What was loaded is worth keeping near; the linear layers are trained alike either way."""
+    assert choose_recipe("all", 100, pretrained=True).learning_rate < choose_recipe("all", 100).learning_rate
+    assert choose_recipe("classifier", 100, pretrained=True) == choose_recipe("classifier", 100)
 
 
 @pytest.mark.parametrize(
