@@ -339,8 +339,8 @@ def _check_nodes(model: ModelProto) -> None:
     if not active:
         found = sum(node.op_type == "Dropout" for node in nodes)
         raise DropoutDead(
-            f"the graph has {found} Dropout nodes of which none is active, so all passes would be equal and BALD 0 for "
-            "every image; export it with dropout kept in training mode"
+            f"none of the graph's {found} Dropout nodes is active, so all passes would be equal and BALD 0 for every "
+            "image; export it with dropout kept in training mode"
         )
     masks = {name for node in active for name in node.output[1:] if name}
     if masks.intersection(name for node in nodes for name in node.input):

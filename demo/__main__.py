@@ -17,7 +17,7 @@ from demo.errors import DemoError, ProcessError
 from demo.label_studio import EMAIL, PASSWORD, label_studio
 from demo.pool import Pool, PoolImage, read_pool, write_digits
 from demo.processes import Child, free_port
-from demo.product import CHECKOUT, Server, Training, Workplace, serving, switch_model_version, train
+from demo.product import CHECKOUT, Server, Training, Workplace, activate, serving, train
 from demo.project import Project, Task
 from demo.report import Scored, contact_sheet, table, worth
 from demo.weights import Start, choose_start
@@ -168,7 +168,7 @@ def _rank(workplace: Workplace, project: Project, pool: Pool, *, server: str, ve
     """Have every unlabelled image scored, and return them as the Data Manager sorts them."""
     project.connect(server, title="Labelnext")
     project.retrieve_predictions([task.id for task in project.tasks() if not task.labelled])
-    switch_model_version(workplace, project.id, version)
+    activate(workplace, project.id, version)
     tasks = [task for task in project.tasks(ordering=_BY_SCORE) if task.predictions]
     _check_order(project, tasks)
     images = {image.name: image for image in pool.images}

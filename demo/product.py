@@ -1,7 +1,6 @@
 """Trainer and server, run as their users run them: one as a command, the other under gunicorn.
 
-Knows their command lines, environment variables and replies; imports neither but for the one call that switches the
-project to a version.
+Knows their command lines, environment variables and replies; imports neither.
 """
 
 from __future__ import annotations
@@ -82,15 +81,33 @@ def train(
     Raises:
         ProcessError: it failed; what it says is in `progress`.
     """
-    command = [sys.executable, "-m", "trainer", "run", "--project", str(project_id), *options]
-    environment = {**os.environ, **workplace.environment}
+    report = json.loads(_trainer(workplace, "run", "--project", str(project_id), *options, progress=progress))
+    return Training(**{name: report[name] for name in ("version", "accuracy", "macro_f1", "seconds", "labels")})
+
+
+def activate(workplace: Workplace, project_id: int, version: str) -> None:
+    """Make a project sort by a version's scores, and serve the lowest first.
+
+    Raises:
+        ProcessError: Label Studio has no prediction of that version, or does not answer.
+    """
+    _trainer(workplace, "activate", "--project", str(project_id), "--version", version)
+
+
+def _trainer(workplace: Workplace, *arguments: str, progress: IO[bytes] | None = None) -> str:
+    """Run a command of the trainer, and return the last line that it prints."""
     done = subprocess.run(
-        command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=progress, text=True, check=False
+        [sys.executable, "-m", "trainer", *arguments],
+        cwd=CHECKOUT,
+        env={**os.environ, **workplace.environment},
+        stdout=subprocess.PIPE,
+        stderr=progress,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise ProcessError(f"the trainer ended with status {done.returncode}; its own words are above")
-    report = json.loads(done.stdout.splitlines()[-1])
-    return Training(**{name: report[name] for name in ("version", "accuracy", "macro_f1", "seconds", "labels")})
+    return "".join(done.stdout.splitlines()[-1:])
 
 
 @contextlib.contextmanager
@@ -120,14 +137,6 @@ def serving(
         server = Server(url, child)
         server.wait_for(version)
         yield server
-
-
-def switch_model_version(workplace: Workplace, project_id: int, version: str) -> None:
-    """Make a project sort by a version's scores, and serve the lowest first."""
-    from trainer.labelstudio import connect
-    from trainer.labelstudio import switch_model_version as switch
-
-    switch(connect(workplace.label_studio_url, workplace.token), project_id, version)
 
 
 def _serves(version: str | None, health: bytes) -> bool:

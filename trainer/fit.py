@@ -147,11 +147,29 @@ def prepare(
             network.standardise.measure(_sample_features(network.backbone, pixels, device=device))
         return network, pixels
     features = compute_features(network.backbone, pixels, device=device, title="features")
-    if network.standardise:
-        network.standardise.measure(features)
     if part == "classifier":
+        if network.standardise:
+            network.standardise.measure(features)
         return network.classifier, features
+    if network.standardise:  # a trunk that is to survive retrains cannot depend on which images are labelled by now
+        stand_in = torch.from_numpy(coloured_noise(_IMAGES_A_FORWARD, size=images.shape[1]))
+        network.standardise.measure(compute_features(network.backbone, stand_in, device=device, title="scale"))
     return network.head, compute_features(network.neck, features, device=device, title="neck")
+
+
+def coloured_noise(count: int, *, size: int) -> npt.NDArray[np.uint8]:
+    """Return images, uint8 (count, size, size, 3), that are always the same and as rough at each scale as photos are.
+
+    Noise whose amplitude falls as one over the frequency, after Field 1987 (doi 10.1364/JOSAA.4.002379): for measuring
+    how large a network's features are without any image of a user's.
+    """
+    rng = np.random.default_rng(0)
+    rows, columns = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]
+    falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / size)  # (size, size // 2 + 1)
+    white = rng.standard_normal((count, 3, size, size))
+    planes = np.fft.irfft2(np.fft.rfft2(white) * falloff, s=(size, size))
+    planes /= planes.std(axis=(2, 3), keepdims=True)
+    return (128 + 50 * planes).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def compute_features(module: nn.Module, inputs: Tensor, *, device: torch.device, title: str) -> Tensor:

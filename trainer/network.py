@@ -223,12 +223,14 @@ def _assemble(vgg: nn.Module, *, cells: int, standardise: bool) -> Network:
 def _initialise(network: Network, provenance: Provenance) -> None:
     """Draw the fresh linear layers after He et al. 2015 (arXiv 1502.01852), and start from equal probabilities.
 
-    torchvision's 0.01 for all of them suits 1,000 classes and days of training.
+    torchvision's 0.01 for all of them suits 1,000 classes and days of training. The draws depend on torch's seed alone,
+    not on how many classes there are, so that with equal seeds two rounds share a trunk that is not trained.
     """
+    generator = torch.Generator().manual_seed(torch.initial_seed())
     linear = [module for module in network.classifier if isinstance(module, nn.Linear)]
     for name, layer in zip(("classifier.0", "classifier.3"), linear, strict=False):
         if name in provenance.fresh:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
     nn.init.zeros_(linear[-1].weight)
 
 

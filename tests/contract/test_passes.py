@@ -170,7 +170,7 @@ def value_bool(value):
 
 def test_graph_without_active_dropout_is_refused(small_graph):
     """Dropout nodes that do not drop would make every BALD 0."""
-    with pytest.raises(DropoutDead, match="2 Dropout nodes of which none is active"):
+    with pytest.raises(DropoutDead, match="none of the graph's 2 Dropout nodes is active"):
         lower(set_training_mode(small_graph, False))
 
 

@@ -11,7 +11,7 @@ import pytest
 from contract.preprocess import decode_image
 from contract.repository import Repository
 from demo.pool import Pool
-from demo.product import Workplace, switch_model_version, train
+from demo.product import Workplace, activate, train
 from demo.project import Project, Task
 from tests.system.conftest import QUICK_TRAINING, Serve
 from tests.system.torch_reference import bald
@@ -64,7 +64,7 @@ class Loop:
     def rank(self, version: str) -> Round:
         """Retrieve predictions of every task, and switch the project to the version that made them."""
         self.project.retrieve_predictions(list(self.task_ids.values()))
-        switch_model_version(self.workplace, self.project.id, version)
+        activate(self.workplace, self.project.id, version)
         tasks = self.project.tasks(ordering="tasks:predictions_score")
         model_version = self.project.settings()["model_version"]
         return Round(version, model_version, [task for task in tasks if task.predictions])

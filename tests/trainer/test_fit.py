@@ -3,13 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from contract.errors import TrainingError
 from tests.trainer.small import coloured_images, small_network
-from trainer.fit import Recipe, choose_recipe, class_weights, even_batches, fit, prepare
+from trainer.fit import Recipe, choose_recipe, class_weights, coloured_noise, even_batches, fit, prepare
+from trainer.network import build
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(0.05, epochs=10, batch_images=8)
@@ -172,3 +174,28 @@ def test_cached_features_change_nothing(part):
     expected = network(torch.from_numpy(images))
     torch.manual_seed(4)
     torch.testing.assert_close(module(inputs), expected)
+
+
+def test_the_trunk_before_the_head_survives_a_retrain(tmp_path):
+    """With --train head, other labels and another number of classes leave the trunk as it was, fresh layer included."""
+    torch.manual_seed(3)
+    features = torchvision.models.vgg11(weights=None).features.state_dict()
+    torch.save({f"features.{name}": tensor for name, tensor in features.items()}, tmp_path / "features.pth")
+    trunks = []
+    for classes, seed in ((3, 1), (5, 2)):
+        images, _ = coloured_images(np.random.default_rng(seed), 6)
+        torch.manual_seed(0)
+        network, _ = build("vgg11", classes=classes, image_size=32, weights=tmp_path / "features.pth")
+        prepare(network, images, part="head", device=torch.device("cpu"))
+        trunks.append(network.trunk.state_dict())
+    assert trunks[0].keys() == trunks[1].keys()
+    assert all(torch.equal(trunks[0][name], trunks[1][name]) for name in trunks[0])
+
+
+def test_coloured_noise_is_as_rough_at_each_scale_as_photos_are():
+    """Its amplitude falls as one over the frequency: halving the size leaves the contrast between neighbours alike."""
+    noise = coloured_noise(8, size=64).astype(float)
+    halved = noise.reshape(8, 32, 2, 32, 2, 3).mean(axis=(2, 4))
+    fine, coarse = np.abs(np.diff(noise, axis=1)).mean(), np.abs(np.diff(halved, axis=1)).mean()
+    assert coarse == pytest.approx(fine, rel=0.3)
+    np.testing.assert_array_equal(coloured_noise(8, size=64), noise)

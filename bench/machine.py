@@ -1,0 +1,33 @@
+"""What a figure was measured on: said beside every result, since none means anything without it."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from server.cpus import available_cpus
+
+_PACKAGES = ("torch", "baal", "onnxruntime", "numpy", "pillow")
+
+
+def describe() -> dict[str, object]:
+    """Return date, processor, cores that this process may use, threads and versions, as JSON."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": _processor(),
+        "cores": available_cpus(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name as Linux gives it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
