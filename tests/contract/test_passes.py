@@ -9,7 +9,7 @@ import torchvision
 from baal.active.heuristics import BALD
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from contract.errors import DropoutDead, LoweringError
 from contract.manifest import DropoutSite
@@ -32,7 +32,7 @@ class EarlySkip(torch.nn.Module):
     def forward(self, x):
         early = self.conv(x).relu()
         mixed = self.mix(self.drop(early)) + early
-        return self.last(mixed.view(x.size(0), -1)) * 3  # x.size(0): a shape that must be measured again in rows
+        return self.last(mixed.view(x.size(0), -1)) * 3
 
 
 class LastOnly(torch.nn.Module):
@@ -91,6 +91,30 @@ def test_graph_computes_the_bald_that_baal_computes(small, small_graph):
     np.testing.assert_allclose(outputs.bald, BALD().get_uncertainties(logits), atol=1e-5)
     mean = outputs.mean_probabilities
     np.testing.assert_allclose(outputs.entropy, -(mean * np.log(mean)).sum(axis=1), atol=1e-5)
+
+
+def test_shapes_of_the_batch_are_measured_again_in_rows():
+    """A graph that reads the batch from the images' shape, before its Dropout, still gets N x T rows after it."""
+    weights = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Shape", ["images"], ["batch"], start=0, end=1),
+        helper.make_node("Concat", ["batch", "rest"], ["shape"], axis=0),
+        helper.make_node("Dropout", ["images", "ratio", "training"], ["dropped"]),
+        helper.make_node("Reshape", ["dropped", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    constants = {
+        "rest": np.array([-1], dtype=np.int64),
+        "ratio": np.array(0.5, dtype=np.float32),
+        "training": np.array(True),
+        "weights": weights,
+    }
+    lowered = lower(graph_of(nodes, constants, classes=3))
+    images = np.random.default_rng(1).random((5, 4), dtype=np.float32)
+    masks = draw_masks(VERSION, lowered.sites, 6)
+    logits = (images[:, None] * masks["mask_0"]) @ weights  # (N, T, C)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(Engine(lowered)(images, masks).pass_probabilities, expected, atol=1e-6)
 
 
 def test_no_randomness_and_one_trunk_are_left_after_lowering(small_graph):
@@ -176,7 +200,7 @@ def test_graph_without_active_dropout_is_refused(small_graph):
 
 def test_graph_with_other_randomness_is_refused():
     """Random numbers that no mask replaces would make scores irreproducible."""
-    graph = one_node_graph(helper.make_node("RandomUniformLike", ["images"], ["logits"]))
+    graph = graph_of([helper.make_node("RandomUniformLike", ["images"], ["logits"])], {}, classes=4)
     with pytest.raises(LoweringError, match="RandomUniformLike"):
         lower(graph)
 
@@ -197,9 +221,10 @@ def test_old_opset_is_refused(small_graph):
         lower(graph)
 
 
-def one_node_graph(node):
+def graph_of(nodes, constants, *, classes):
+    """Return a literal graph on images (N, 4)."""
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 4])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4])
-    return helper.make_model(
-        helper.make_graph([node], "g", [images], [logits]), opset_imports=[helper.make_opsetid("", 20)]
-    )
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])
+    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [images], [logits], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
