@@ -84,6 +84,7 @@ def test_the_lowered_graph_computes_the_masked_passes_of_torch(exported, network
     assert np.ptp(expected, axis=1).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_real_vgg_exports(tmp_path):
     """With batch normalisation, pooling folded away and standardised features, at a size other than 224."""
     torch.manual_seed(0)

@@ -176,6 +176,7 @@ def test_cached_features_change_nothing(part):
     torch.testing.assert_close(module(inputs), expected)
 
 
+@pytest.mark.slow
 def test_the_trunk_before_the_head_survives_a_retrain(tmp_path):
     """With --train head, other labels and another number of classes leave the trunk as it was, fresh layer included."""
     torch.manual_seed(3)

@@ -70,6 +70,7 @@ def test_folded_layer_is_pooling_and_layer(cells):
     assert folded.weight.shape == (6, 512 * cells * cells)
 
 
+@pytest.mark.slow
 def test_computes_what_torchvision_computes(vgg, saved):
     """With all weights loaded, the trunk gives what torchvision's VGG gives up to its first Dropout."""
     network, provenance = build("vgg11", classes=4, image_size=64, weights=saved(vgg.state_dict()))

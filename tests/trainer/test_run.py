@@ -86,6 +86,7 @@ def test_what_training_used_is_in_the_manifest(published):
     assert np.isfinite(training["final_loss"])
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_weights_again(folders, environment):
     """Two runs publish files of equal bytes but for what belongs to the version."""
     names = [run(Source(images=folders), TRAINING, environment).version for _ in range(2)]
