@@ -7,6 +7,7 @@ of the wrong probability or masked on the wrong rows, and weights or pixels that
 graph. Knows numpy and the masks; which engine runs them is the caller's business.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,9 @@ _RARE_FLIPS = 8
 """Passes in which chance may turn an image's label over in one run and not in the other, of a model that is all but
 certain: there, standard errors estimated from the passes say nothing."""
 
-_PASSES_A_RUN = 64
-"""Bounds the memory of the statistical comparison."""
+_IMAGES_A_RUN = 2
+_MASK_BYTES_A_RUN = 64 * 2**20
+"""Few images and many passes at once: the trunk then runs once per image, and memory stays bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +160,12 @@ def _compare_means(mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float
 
 def _sample(probe: Probe, manifest: Manifest, run: Run) -> npt.NDArray[np.float64]:
     """Return as many masked passes as the reference has: (N, R, C)."""
-    parts = []
-    for start in range(0, probe.passes, _PASSES_A_RUN):
-        count = min(_PASSES_A_RUN, probe.passes - start)
+    bytes_a_pass = sum(4 * math.prod(site.features) for site in manifest.dropout_sites)
+    step = max(1, _MASK_BYTES_A_RUN // max(1, bytes_a_pass))
+    parts: list[npt.NDArray[np.float32]] = []
+    for start in range(0, probe.passes, step):
+        count = min(step, probe.passes - start)
         masks = draw_masks(f"{manifest.version}/proof/{start}", manifest.dropout_sites, count)
-        parts.append(run(probe.images, masks).pass_probabilities)
+        few = np.split(probe.images, list(range(_IMAGES_A_RUN, len(probe.images), _IMAGES_A_RUN)))
+        parts.append(np.concatenate([run(images, masks).pass_probabilities for images in few]))  # (N, T, C)
     return np.concatenate(parts, axis=1).astype(np.float64)
