@@ -25,7 +25,7 @@ SOURCES := contract trainer server demo bench tests
 .PHONY: help demo test check fix bench-passes clean distclean environments
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  make demo takes IMAGES=folder (your own class folders), WEIGHTS=imagenet|none|file, ONCE=1 (do not keep serving)"
 	@echo "  PYTHON=python3.12 picks the interpreter that the environments are made with"
@@ -58,7 +58,7 @@ clean: ## remove caches and the demo's data; environments and published models s
 distclean: clean ## clean, and remove the environments too
 	rm -rf .venv .venv-server .venv-label-studio .venv-label-studio-ml
 
-environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML)
+environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) ## set up all Python environments, and do nothing else
 
 $(TOOLS): requirements/dev.txt requirements/trainer.txt requirements/server-cpu.txt requirements/server.txt
 	$(install)
