@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, numpy_helper, shape_inference
 
-from contract.errors import DropoutDead, LoweringError
+from contract.errors import DigestError, DropoutDead, LoweringError
 from contract.manifest import DropoutSite
 
 Masks = Mapping[str, npt.NDArray[np.float32]]
@@ -105,8 +106,18 @@ def _draw(generator: np.random.Philox, site: DropoutSite) -> npt.NDArray[np.floa
 
 
 def load_graph(path: Path) -> ModelProto:
-    """Read a literal graph without its weights."""
-    return onnx.load(path, load_external_data=False)
+    """Read a literal graph without its weights.
+
+    Raises:
+        DigestError: if the file is no graph.
+    """
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as err:
+        raise DigestError(
+            f"{path.name} of version {path.parent.name} cannot be read ({err}): it was cut short or edited; "
+            "publish again"
+        ) from err
 
 
 def dropout_nodes(model: ModelProto) -> list[NodeProto]:

@@ -3,12 +3,12 @@
 Knows the order of the checks and nothing of when versions appear. `server check` and the poller both go through it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract.errors import DigestError, LoweringError
-from contract.manifest import Manifest
+from contract.manifest import DropoutSite, Manifest
 from contract.passes import dropout_nodes, load_graph
 from contract.probe import Probe, Proof, prove
 from contract.repository import MANIFEST_FILE, MODEL_FILE, Repository, Version
@@ -44,13 +44,17 @@ def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
 
 
 def _compare_sites(engine: Engine) -> None:
-    found = [site.features for site in engine.sites]
-    expected = [site.features for site in engine.manifest.dropout_sites]
+    """The probe runs under the manifest's sites, requests under the graph's: what is proven must be what is served."""
+    found, expected = engine.sites, engine.manifest.dropout_sites
     if found != expected:
         raise LoweringError(
-            f"{MODEL_FILE} of {engine.version} has active Dropout nodes on {found}, {MANIFEST_FILE} says {expected}: "
-            "one of them was edited; publish again or roll back to an earlier version"
+            f"{MODEL_FILE} of {engine.version} has active Dropout nodes on {_show(found)}, {MANIFEST_FILE} says "
+            f"{_show(expected)}: one of them was edited; publish again or roll back to an earlier version"
         )
+
+
+def _show(sites: Sequence[DropoutSite]) -> str:
+    return ", ".join(f"{list(site.features)} with probability {site.probability:g}" for site in sites)
 
 
 def _diagnose(folder: Path) -> str:

@@ -6,9 +6,8 @@ The trainer's only file that knows onnxruntime, and it needs no torch. No versio
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from google.protobuf.message import DecodeError
 
-from contract.errors import DigestError, GateError, ManifestError
+from contract.errors import GateError, ManifestError
 from contract.passes import OUTPUTS, Lowered, Masks, PassOutputs, load_graph, lower
 from contract.probe import Probe, Proof, prove
 from contract.repository import Version
@@ -25,7 +24,7 @@ def prove_version(version: Version) -> Proof:
         ManifestError: if the manifest describes other Dropout sites than the graph has.
         GateError: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's.
     """
-    lowered = _lower(version)
+    lowered = lower(load_graph(version.model_path))
     if lowered.sites != version.manifest.dropout_sites:
         raise ManifestError(
             f"manifest.json describes the Dropout sites {version.manifest.dropout_sites}, the graph has "
@@ -38,14 +37,6 @@ def prove_version(version: Version) -> Proof:
         return PassOutputs(*session.run(list(OUTPUTS), {images_name: images, **masks}))
 
     return prove(Probe.load(version.probe_path), version.manifest, run)
-
-
-def _lower(version: Version) -> Lowered:
-    try:
-        graph = load_graph(version.model_path)
-    except (OSError, DecodeError) as err:
-        raise DigestError(f"{version.model_path.name} of version {version.name} cannot be read ({err})") from err
-    return lower(graph)
 
 
 def _open(version: Version, lowered: Lowered) -> onnxruntime.InferenceSession:

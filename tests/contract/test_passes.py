@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from contract.errors import DropoutDead, LoweringError
+from contract.errors import DigestError, DropoutDead, LoweringError
 from contract.manifest import DropoutSite
-from contract.passes import draw_masks, dropout_nodes, fresh_masks, lower
+from contract.passes import draw_masks, dropout_nodes, fresh_masks, load_graph, lower
 from tests.networks import Engine, export, masked_passes
 
 VERSION = "20260102T030405678Z-0a1b2c"
@@ -196,6 +196,13 @@ def test_graph_without_active_dropout_is_refused(small_graph):
     """Dropout nodes that do not drop would make every BALD 0."""
     with pytest.raises(DropoutDead, match="none of the graph's 2 Dropout nodes is active"):
         lower(set_training_mode(small_graph, False))
+
+
+def test_file_that_is_no_graph_is_named(tmp_path):
+    """A damaged graph is an error of its own, not one of the library that parses it."""
+    (tmp_path / "model.onnx").write_bytes(b"\xff" * 100)
+    with pytest.raises(DigestError, match=r"model\.onnx .* cannot be read"):
+        load_graph(tmp_path / "model.onnx")
 
 
 def test_graph_with_other_randomness_is_refused():

@@ -1,7 +1,9 @@
 import dataclasses
 import os
 
+import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
 from contract.manifest import Manifest
@@ -56,6 +58,18 @@ def test_one_removed_dropout_is_refused_even_with_right_digests(repository):
     save_graph(TinyModel.draw().graph(dropouts=1), repository.folder / name)
     sign_again(repository, name)
     with pytest.raises(LoweringError, match="active Dropout nodes on"):
+        admit(repository, name, load)
+
+
+def test_another_probability_is_refused_even_with_right_digests(repository):
+    """Masks are served as the graph says and proven as the manifest says: both must say the same."""
+    name = publish(repository)
+    graph = TinyModel.draw().graph()
+    ratio = next(tensor for tensor in graph.graph.initializer if tensor.name == "ratio_1")
+    ratio.CopyFrom(numpy_helper.from_array(np.float32(0.75), "ratio_1"))
+    save_graph(graph, repository.folder / name)
+    sign_again(repository, name)
+    with pytest.raises(LoweringError, match=r"0\.75.*0\.25"):
         admit(repository, name, load)
 
 
