@@ -64,3 +64,22 @@ def label_studio_score(nats: Floats, classes: int) -> Floats:
     Label Studio's uncertainty sampling serves the lowest score first and stores none outside [0, 1].
     """
     return 1.0 - normalised_bald(nats, classes)
+
+
+def rank_correlation(first: Floats, second: Floats) -> float:
+    """Return Spearman's rank correlation of two vectors (N,), equal values sharing the mean of their ranks.
+
+    Where one of them is constant it is undefined, and 1 is returned if both are, else 0.
+    """
+    ranks = np.stack([_ranks(first), _ranks(second)])
+    spread = ranks.std(axis=1)
+    if not spread.all():
+        return float(not spread.any())
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Floats) -> npt.NDArray[np.float64]:
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)  # rank of the last of each group of equals, from 1
+    ranks: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[group]
+    return ranks

@@ -8,9 +8,11 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any, Final, NamedTuple
 from urllib.parse import urljoin
@@ -35,6 +37,8 @@ from contract.errors import FetchError
 _CHUNK_BYTES: Final = 1 << 16
 _SHOWN: Final = 200  # characters of a reference in a message
 _PORTS: Final = {"http": 80, "https": 443}
+_ETAG: Final = re.compile(r'(W/)?"[!#-~]{0,512}"')
+_SETTLED: Final = timedelta(seconds=2)  # a file that is younger may change again within the second of its date
 
 
 class Origin(NamedTuple):
@@ -86,12 +90,25 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Validators:
+    """How to ask a host whether it would still send the same file; only who gave them is asked with them."""
+
+    origin: str
+    etag: str | None
+    """As in If-None-Match, weak ones included: a file that is equivalent as an image is the same image."""
+    last_modified: str | None
+    """As in If-Modified-Since."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a host said. The body is empty unless the status is 200."""
 
     status: int
     location: str | None
     body: bytes
+    validators: Validators | None
+    """None where the host gives none, or forbids keeping anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +175,15 @@ class Downloader:
         self._public.clear()
 
     def request(
-        self, target: Target, errand: Errand, *, authorization: str | None = None, post: bytes | None = None
+        self,
+        target: Target,
+        errand: Errand,
+        *,
+        authorization: str | None = None,
+        known: Validators | None = None,
+        post: bytes | None = None,
     ) -> Answer:
-        """Send a GET, or a POST of JSON, and read the answer.
+        """Send a GET, or a POST of JSON, and read the answer; with validators it may be 304, without a body.
 
         Raises:
             FetchError: if the host must not be asked, does not answer in time, breaks off or sends too much.
@@ -168,6 +191,10 @@ class Downloader:
         headers = {"Accept-Encoding": "identity", "User-Agent": "labelnext"}
         if authorization:
             headers["Authorization"] = authorization
+        if known and known.etag:
+            headers["If-None-Match"] = known.etag
+        if known and known.last_modified:
+            headers["If-Modified-Since"] = known.last_modified
         if post is not None:
             headers["Content-Type"] = "application/json"
         try:
@@ -192,10 +219,10 @@ class Downloader:
         )
         try:
             location = response.get_redirect_location() or None
-            body = self._body(response, errand) if response.status == 200 or location else b""
+            body = self._body(response, errand) if response.status in {200, 304} or location else b""
         finally:
             response.close()  # a body read to its end has given its connection back already; any other loses it here
-        return Answer(response.status, location, b"" if location else body)
+        return Answer(response.status, location, b"" if location else body, _validators(target, response.headers))
 
     def _timeout(self, errand: Errand) -> Timeout:
         remaining = errand.remaining()
@@ -211,6 +238,30 @@ class Downloader:
                 if len(body) > self._max_bytes:
                     raise too_large(errand.asked, self._max_bytes)
         return bytes(body)
+
+
+def _validators(target: Target, headers: Mapping[str, str]) -> Validators | None:
+    """What of a host's text is fit to be sent back to it."""
+    if "no-store" in {directive.strip().lower() for directive in headers.get("Cache-Control", "").split(",")}:
+        return None
+    etag, modified = headers.get("ETag"), headers.get("Last-Modified")
+    if etag and not _ETAG.fullmatch(etag):
+        etag = None
+    if modified and not _is_settled(modified, headers.get("Date", "")):
+        modified = None
+    return Validators(str(target.origin), etag, modified) if etag or modified else None
+
+
+def _is_settled(modified: str, now: str) -> bool:
+    """Whether a file that changes again must get another date; dates count whole seconds. False for what is no date."""
+    try:
+        return (
+            modified.isascii()
+            and modified.isprintable()
+            and parsedate_to_datetime(modified) + _SETTLED <= parsedate_to_datetime(now)
+        )
+    except (ValueError, TypeError, OverflowError):  # TypeError: one date has a time zone, the other has none
+        return False
 
 
 def _broken(target: Target, errand: Errand, err: Exception) -> FetchError:

@@ -11,6 +11,7 @@
     |   +-- LoweringError       the graph cannot be turned into masked passes
     |   +-- DropoutDead         the passes do not differ
     |   +-- ProbeMismatch       the passes differ from those that the trainer computed
+    |   +-- PrecisionRefused    in reduced precision, the passes rank images otherwise; in fp32 they may not
     +-- ImageError              one image, never a whole request
     |   +-- FetchError          its bytes could not be had
     |   +-- DecodeError         its bytes are not an image that can be scored
@@ -87,6 +88,10 @@ class DropoutDead(GateError):
 
 class ProbeMismatch(GateError):
     """Computed other numbers on the probe than the trainer did."""
+
+
+class PrecisionRefused(GateError):
+    """Ranked the probe otherwise in reduced precision than the trainer did; in fp32 the version may still be served."""
 
 
 class ImageError(LabelnextError):

@@ -8,7 +8,7 @@ tasks, and hosts answer what they like, so neither is trusted:
 * Origins that the settings allow are asked wherever their addresses lie.
 * Any other host is asked only if all its addresses are public. Each redirect is judged again.
 
-Knows nothing of what the bytes are, and keeps none of them.
+Knows nothing of what the bytes are, and keeps none of them; who does can ask whether they are still the same.
 """
 
 import base64
@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes
 
 from contract.access import Token
 from contract.addresses import Resolver, resolve_addresses
-from contract.download import Answer, Downloader, Errand, Target, public_name, too_large
+from contract.download import Answer, Downloader, Errand, Target, Validators, public_name, too_large
 from contract.errors import ConfigError, FetchError
 
 MAX_REDIRECTS: Final = 3
@@ -55,6 +55,18 @@ class FetchSettings:
     """Time in seconds for the head of an answer, and between any two pieces of its body."""
     total_timeout_s: float = 60.0
     """Time in seconds for one image from first to last; a caller's deadline can only shorten it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a reference stands for now."""
+
+    data: bytes
+    """The file; empty if it is unchanged."""
+    validators: Validators | None = None
+    """What to ask with next time; None where the source cannot be asked."""
+    unchanged: bool = False
+    """Whether it is the file that the caller knows; never so for who knows none."""
 
 
 class Fetcher:
@@ -125,15 +137,51 @@ class Fetcher:
         Raises:
             FetchError: if the bytes cannot be had in time, or must not be.
         """
+        fetched = self.fetch_if_changed(
+            reference, known=None, task_id=task_id, project_id=project_id, deadline=deadline
+        )
+        return fetched.data
+
+    def source(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> str | None:
+        """Name what the reference is downloaded from, for who remembers validators; None where nothing is downloaded.
+
+        It may hold secrets, as references do.
+
+        Raises:
+            FetchError: if the reference cannot be fetched.
+        """
+        return self._url_of(reference, task_id, project_id) if self.is_remote(reference) else None
+
+    def fetch_if_changed(
+        self,
+        reference: str,
+        *,
+        known: Validators | None,
+        task_id: int | None = None,
+        project_id: int | None = None,
+        deadline: float | None = None,
+    ) -> Fetched:
+        """Return the bytes that the reference stands for, unless its source says that they are those of `known`.
+
+        Args:
+            reference: as in `fetch`.
+            known: what was returned beside the bytes that the caller has; None asks for the bytes.
+            task_id: as in `fetch`.
+            project_id: as in `fetch`.
+            deadline: as in `fetch`.
+
+        Raises:
+            FetchError: as `fetch` does.
+        """
         end = self._clock() + self._settings.total_timeout_s
         errand = Errand(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
         errand.remaining()
         if reference.startswith("data:"):
-            return _decode_data_uri(reference, self._settings.max_bytes)
+            return Fetched(_decode_data_uri(reference, self._settings.max_bytes))
         name = self._local_name(reference)
         if name is not None and self._settings.local_files_root is not None:
-            return _read_local(self._settings.local_files_root, name, self._settings.max_bytes)
-        return self._download(self._url_of(reference, task_id, project_id), errand)
+            return Fetched(_read_local(self._settings.local_files_root, name, self._settings.max_bytes))
+        return self._download(self._url_of(reference, task_id, project_id), errand, known)
 
     def _local_name(self, reference: str) -> str | None:
         """The path below `local_files_root` that the reference names, where it is to be read from there."""
@@ -161,25 +209,28 @@ class Fetcher:
             return self._label_studio.url_of_path(reference)
         return self._label_studio.url_of_object(reference, task_id, project_id)
 
-    def _download(self, url: str, errand: Errand) -> bytes:
+    def _download(self, url: str, errand: Errand, known: Validators | None) -> Fetched:
         """Follow redirects by hand, so that each target is judged as if the task had named it."""
         target = _parse(url, errand)
         token_may_go = True
         for _ in range(MAX_REDIRECTS + 1):
             token_may_go = token_may_go and self._label_studio is not None and self._label_studio.owns(target)
-            answer = self._get(target, errand, with_token=token_may_go)
+            asked_with = known if known and known.origin == str(target.origin) else None
+            answer = self._get(target, errand, with_token=token_may_go, known=asked_with)
+            if answer.status == 304 and asked_with:
+                return Fetched(b"", asked_with, unchanged=True)
             if answer.location is None:
-                return _body(answer, target, errand)
+                return Fetched(_body(answer, target, errand), answer.validators)
             target = _follow(target, answer.location, errand)
         raise FetchError(f"{errand.asked} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
 
-    def _get(self, target: Target, errand: Errand, *, with_token: bool) -> Answer:
+    def _get(self, target: Target, errand: Errand, *, with_token: bool, known: Validators | None) -> Answer:
         """Ask once, and once more with a new access token if Label Studio no longer honours the old one."""
         header = self._authorization(errand) if with_token else None
-        answer = self._downloader.request(target, errand, authorization=header)
+        answer = self._downloader.request(target, errand, authorization=header, known=known)
         if answer.status == 401 and header and self._token.renewable:
             header = self._authorization(errand, refused=header)
-            answer = self._downloader.request(target, errand, authorization=header)
+            answer = self._downloader.request(target, errand, authorization=header, known=known)
         return answer
 
     def _authorization(self, errand: Errand, *, refused: str | None = None) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from contract.errors import ManifestError
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 """Raised when an older server could not serve a newer trainer's versions, or the reverse."""
 
 DEFAULT_PASSES = 20
@@ -65,6 +65,8 @@ class Manifest:
     dropout_sites: tuple[DropoutSite, ...]
     """In the order of the graph."""
     architecture: str
+    trunk: str
+    """The trunk's fingerprint (`contract.fingerprint`): equal in versions that compute equal features."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Figures on the validation part, as JSON."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +100,7 @@ class Manifest:
             passes=fields.take_positive("passes"),
             dropout_sites=tuple(_parse_site(child) for child in fields.children("dropout_sites")),
             architecture=fields.take("architecture", str),
+            trunk=fields.take_text("trunk", lambda text: _SHA256.fullmatch(text) is not None),
             metrics=fields.take("metrics", dict),
             training=fields.take("training", dict),
             files=_parse_files(fields.child("files")),

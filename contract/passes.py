@@ -1,19 +1,18 @@
-"""The stochastic passes of a graph, compiled: the lowering, and the masks it takes.
+"""The stochastic passes of a graph, compiled: the lowering.
 
-A literal graph holds one pass: images in, logits out, active Dropout nodes between. `lower` turns it into a graph that
-computes T passes at once. What lies upstream of every Dropout, the trunk, runs once per image; its output is fanned out
-to N x T rows; each Dropout becomes a product with a mask given as input; softmax, their mean, BALD and entropy are
-computed in the graph, in float32. No Dropout node is left, so no engine can delete, freeze or reseed one.
+A literal graph holds one pass: images in, logits out, active Dropout nodes between. `lower` parts it in two. What lies
+upstream of every Dropout, the trunk, runs once per image and gives the image's features. The head takes features and
+computes T passes at once: it fans the features out to N x T rows, makes each Dropout a product with a mask given as
+input, and ends in softmax, their mean, BALD and entropy, in float32. No Dropout node is left, so no engine can delete,
+freeze or reseed one; and features can be kept, for as long as the trunk stays the same.
 
-Masks come from Philox keyed by version, site and pass, so that every replica, batch and order of requests meets the
-same T networks. Knows onnx and numpy; no engine.
+Knows onnx and numpy; no engine.
 """
 
-import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +21,12 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, numpy_helper, shape_inference
 
 from contract.errors import DigestError, DropoutDead, LoweringError
+from contract.graphs import PREFIX, GraphBuilder, describe, describe_outputs
 from contract.manifest import DropoutSite
+from contract.masks import mask_name
 
-Masks = Mapping[str, npt.NDArray[np.float32]]
-
-OUTPUTS = ("mean_probabilities", "bald", "entropy", "pass_probabilities")
+FEATURES = "features"
+"""The name of the trunk's output, which is the head's input."""
 
 _RANDOM_OPS = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -34,13 +34,11 @@ _RANDOM_OPS = frozenset(
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _LEAST_OPSET = 18
 """The first in which all reductions take their axes as inputs."""
-_PREFIX = "labelnext_"
-"""Of all names that the lowering adds to a graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassOutputs:
-    """What a lowered graph computes for N images and T masks, all float32."""
+    """What a head computes for N images and T masks, all float32."""
 
     mean_probabilities: npt.NDArray[np.float32]
     """(N, C): the mean over the passes."""
@@ -54,55 +52,17 @@ class PassOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A graph of masked passes.
+    """A literal graph in two: what is computed once per image, and what is computed T times.
 
-    Inputs: the literal graph's images, and `mask_0`, `mask_1`, ... float32 (T, *features), in the order of `sites`.
-    Outputs: `OUTPUTS`, as in `PassOutputs`. T is free. Weights keep the literal graph's external data references.
+    Weights keep the literal graph's external data references.
     """
 
-    model: ModelProto
+    trunk: ModelProto
+    """The literal graph's images to `features` float32 (N, F): all that the head needs of an image, flattened."""
+    head: ModelProto
+    """`features` and `mask_0`, `mask_1`, ... float32 (T, *features of the site) to what `PassOutputs` holds."""
     sites: tuple[DropoutSite, ...]
-
-
-def mask_name(site: int) -> str:
-    """Return the name of the input that takes the masks of a Dropout site."""
-    return f"mask_{site}"
-
-
-def draw_masks(version: str, sites: Sequence[DropoutSite], passes: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the masks of a version: input name to float32 (T, *features), each element 0 or 1 / (1 - p).
-
-    The bits come straight from Philox (Salmon et al. 2011) under a key derived from version, site and pass, and are
-    compared as integers: the same masks on every machine and with every release of numpy, and the first T of them
-    whatever T is.
-    """
-    return {
-        mask_name(i): np.stack([_draw(_philox(version, i, t), site) for t in range(passes)])
-        for i, site in enumerate(sites)
-    }
-
-
-def fresh_masks(
-    rng: np.random.Generator, sites: Sequence[DropoutSite], passes: int
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Return masks drawn from `rng`, in the form of `draw_masks`."""
-    keys = rng.integers(2**63, size=(len(sites), passes))
-    return {
-        mask_name(i): np.stack([_draw(np.random.Philox(key=int(key)), site) for key in keys[i]])
-        for i, site in enumerate(sites)
-    }
-
-
-def _philox(version: str, site: int, index: int) -> np.random.Philox:
-    digest = hashlib.sha256(f"{version}/{site}/{index}".encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
-
-
-def _draw(generator: np.random.Philox, site: DropoutSite) -> npt.NDArray[np.float32]:
-    bits = generator.random_raw(int(np.prod(site.features)))
-    kept = bits >= np.uint64(site.probability * 2.0**64)
-    scale = np.float32(1.0 / (1.0 - site.probability))
-    return np.where(kept, scale, np.float32(0)).reshape(site.features)
+    """In the order of the masks."""
 
 
 def load_graph(path: Path) -> ModelProto:
@@ -127,7 +87,7 @@ def dropout_nodes(model: ModelProto) -> list[NodeProto]:
 
 
 def lower(model: ModelProto) -> Lowered:
-    """Compile a literal graph into one of masked passes.
+    """Compile a literal graph into a trunk, and a head of masked passes.
 
     Any graph will do whose first axis is the batch, from the one image input to the one output of logits (N, C), and
     whose randomness is all in Dropout nodes. `model` may be loaded without its external data; it is not changed.
@@ -154,32 +114,38 @@ class _Lowering:
         self.opsets = model.opset_import
         self.ir_version = model.ir_version
         self.constants = _constants(model)
-        self.shapes = {info.name: _dimensions(info) for info in [*model.graph.input, *model.graph.value_info]}
+        infos = [*model.graph.input, *model.graph.value_info, *model.graph.output]
+        self.shapes = {info.name: _dimensions(info) for info in infos}
+        self.types = {info.name: info.type.tensor_type.elem_type for info in infos}
         self.producers = {name: node for node in model.graph.node for name in node.output}
         self.data = {model.graph.input[0].name}
         self.stochastic: set[str] = set()
         self.measures: set[str] = set()
         self.rows: dict[str, str] = {}
         """Data or measure to the tensor that stands for it in rows."""
+        self.frontier: list[str] = []
+        """Data that rows need: what the trunk hands to the head."""
         self.sites: list[DropoutSite] = []
-        self.nodes: list[NodeProto] = []
-        self.initializers: list[TensorProto] = []
+        self.trunk = GraphBuilder()
+        self.head = GraphBuilder()
 
     def run(self) -> Lowered:
         for node in self.graph.node:
             self._visit(node)
-        self._reduce(self._in_rows(self.graph.output[0].name))
-        return Lowered(self._assemble(), tuple(self.sites))
+        logits = self.head.add("Cast", [self._in_rows(self.graph.output[0].name)], to=TensorProto.FLOAT)
+        shape = self.head.concat([self._passes(), self.head.add("Shape", [logits], start=1)])
+        self.head.reduce(self.head.join(logits, shape))  # (N, T, C)
+        return Lowered(self._assemble_trunk(), self._assemble_head(), tuple(self.sites))
 
     def _visit(self, node: NodeProto) -> None:
         if _is_active(node, self.constants):
             self._mask(node)
         elif self.stochastic.intersection(node.input):
-            self._emit(node, [self._in_rows(name) for name in node.input], list(node.output))
+            self._copy(node, [self._in_rows(name) for name in node.input], list(node.output))
             self.stochastic.update(node.output)
         else:
             self._classify(node)
-            self.nodes.append(node)
+            self.trunk.nodes.append(node)
 
     def _classify(self, node: NodeProto) -> None:
         reads_data = bool(self.data.intersection(node.input))
@@ -187,6 +153,8 @@ class _Lowering:
             self.data.update(node.output)
         elif reads_data or self.measures.intersection(node.input):
             self.measures.update(node.output)
+        else:
+            self.head.nodes.append(node)
 
     def _in_rows(self, name: str) -> str:
         if name in self.rows:
@@ -197,26 +165,39 @@ class _Lowering:
 
     def _measure_again(self, name: str) -> str:
         node = self.producers[name]
-        outputs = [f"{_PREFIX}rows_{output}" for output in node.output]
-        self._emit(node, [self._in_rows(source) for source in node.input], outputs)
+        outputs = [f"{PREFIX}rows_{output}" for output in node.output]
+        if node.op_type in _SHAPE_OPS and node.input[0] in self.data:
+            self._measure_rows(node, outputs[0])
+        else:
+            self._copy(node, [self._in_rows(source) for source in node.input], outputs)
         self.rows.update(zip(node.output, outputs, strict=True))
         return self.rows[name]
 
-    def _emit(self, node: NodeProto, inputs: list[str], outputs: list[str]) -> None:
+    def _measure_rows(self, node: NodeProto, output: str) -> None:
+        """Compute a Shape or Size of data as it is in rows, without the data."""
+        rows = self.head.add("Mul", [self.head.add("Shape", [FEATURES], start=0, end=1), self._passes()])  # (1,)
+        shape = self.head.concat([rows, self.head.integers(*self._features_of(node.input[0]))])
+        if node.op_type == "Size":
+            self.head.add("ReduceProd", [shape], output, keepdims=0)
+        else:
+            bounds = {a.name: a.i for a in node.attribute}
+            axes = range(len(self.shapes[node.input[0]]))[bounds.get("start", 0) : bounds.get("end")]
+            self.head.add("Gather", [shape, self.head.integers(*axes)], output)
+
+    def _copy(self, node: NodeProto, inputs: list[str], outputs: list[str]) -> None:
         copy = NodeProto()
         copy.CopyFrom(node)
         copy.input[:] = inputs
         copy.output[:] = outputs
-        self.nodes.append(copy)
+        self.head.nodes.append(copy)
 
     def _fan_out(self, name: str) -> str:
         """Repeat a trunk tensor T times: (N, ...) to (N x T, ...)."""
-        self._check_batched(name)
-        apart = self._add("Unsqueeze", [name, self._integers(1)])  # (N, 1, ...)
+        apart = self._add_axis(name)  # (N, 1, ...)
         ones = [1] * (len(self.shapes[name]) - 1)
-        target = self._concat([self._integers(1), self._passes(), self._integers(*ones)])
-        repeated = self._add("Expand", [apart, target])  # (N, T, ...)
-        self.rows[name] = self._join_rows(repeated, self._add("Shape", [name], start=1))  # (N x T, ...)
+        target = self.head.concat([self.head.integers(1), self._passes(), self.head.integers(*ones)])
+        repeated = self.head.add("Expand", [apart, target])  # (N, T, ...)
+        self.rows[name] = self.head.join(repeated, self.head.add("Shape", [name], start=1))  # (N x T, ...)
         return self.rows[name]
 
     def _mask(self, node: NodeProto) -> None:
@@ -224,98 +205,88 @@ class _Lowering:
         source, output = node.input[0], node.output[0]
         mask = self._add_site(node)
         if source in self.data:  # the product itself fans it out
-            apart = self._add("Unsqueeze", [source, self._integers(1)])  # (N, 1, *features)
+            apart = self._add_axis(source)  # (N, 1, *features)
         else:
-            apart = self._join_rows(source, self._add("Shape", [mask]))  # (N, T, *features)
-        product = self._add("Mul", [apart, mask])  # (N, T, *features)
-        self._join_rows(product, self._add("Shape", [mask], start=1), output)  # (N x T, *features)
+            apart = self.head.join(source, self.head.add("Shape", [mask]))  # (N, T, *features)
+        product = self.head.add("Mul", [apart, mask])  # (N, T, *features)
+        self.head.join(product, self.head.add("Shape", [mask], start=1), output)  # (N x T, *features)
         self.stochastic.add(output)
+
+    def _add_axis(self, name: str) -> str:
+        """Take a tensor from the trunk, with an axis for the passes: (N, 1, ...)."""
+        if name not in self.frontier:
+            if self.types.get(name) != TensorProto.FLOAT:
+                kind = TensorProto.DataType.Name(self.types.get(name, TensorProto.UNDEFINED))
+                raise LoweringError(f"tensor {name!r} is {kind}; what Dropout drops must be float32: export it so")
+            self._features_of(name)
+            self.frontier.append(name)
+        return self.head.add("Unsqueeze", [name, self.head.integers(1)])
 
     def _add_site(self, node: NodeProto) -> str:
         """Note a Dropout's features and probability, and return the name of its mask."""
-        source = node.input[0]
-        if source in self.data:
-            self._check_batched(source)
-        features = self.shapes.get(source, ())[1:]
-        if not features or not all(isinstance(n, int) for n in features):
-            raise LoweringError(
-                f"Dropout {node.name or node.output[0]!r} takes a tensor of shape {self.shapes.get(source)}: all "
-                "axes but the batch must have a known size for its masks to be drawn; export for one image size"
-            )
         probability = _drop_probability(node, self.constants)
         if not 0 < probability < 1:
             raise LoweringError(
                 f"Dropout {node.name or node.output[0]!r} drops with probability {probability}; "
                 "it must lie between 0 and 1"
             )
-        self.sites.append(DropoutSite(tuple(int(n) for n in features), probability))
+        self.sites.append(DropoutSite(self._features_of(node.input[0]), probability))
         return mask_name(len(self.sites) - 1)
 
-    def _check_batched(self, name: str) -> None:
-        """Fanning out is right only for a tensor whose first axis is the batch. An unknown size may be it."""
+    def _features_of(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without the batch axis, which must be its first. An unknown size may be it."""
         shape = self.shapes.get(name)
         batch = self.shapes[self.graph.input[0].name][0]
-        if not shape or shape[0] not in (batch, ""):
+        if not shape or (name in self.data and shape[0] not in (batch, "")):
             raise LoweringError(
                 f"tensor {name!r} has shape {shape}: its first axis must be the batch axis of the images, {batch!r}; "
                 "keep that axis first from the images to the logits"
             )
+        features = tuple(axis for axis in shape[1:] if isinstance(axis, int))
+        if not features or len(features) != len(shape) - 1:
+            raise LoweringError(
+                f"tensor {name!r}, which Dropout needs, has shape {shape}: all axes but the batch must have a known "
+                "size for masks to be drawn; export for one image size"
+            )
+        return features
 
-    def _reduce(self, logits: str) -> None:
-        """Add softmax, mean, entropy and BALD, here mean_t sum_c p log p - sum_c m log m = H[m] - mean_t H[p_t]."""
-        wide = self._add("Cast", [logits], to=TensorProto.FLOAT)
-        shape = self._concat([self._passes(), self._add("Shape", [wide], start=1)])
-        apart = self._join_rows(wide, shape)  # (N, T, C)
-        passes = self._add("Softmax", [apart], "pass_probabilities", axis=2)
-        terms = self._add("Mul", [passes, self._add("LogSoftmax", [apart], axis=2)])  # p log p
-        known = self._add("ReduceSum", [terms, self._integers(2)], keepdims=0)  # (N, T)
-        known = self._add("ReduceMean", [known, self._integers(1)], keepdims=0)  # (N,)
-        mean = self._add("ReduceMean", [passes, self._integers(1)], "mean_probabilities", keepdims=0)  # (N, C)
-        least = self._constant(np.array(np.finfo(np.float32).tiny))  # so that 0 log 0 is 0
-        terms = self._add("Mul", [mean, self._add("Log", [self._add("Max", [mean, least])])])  # m log m
-        total = self._add("ReduceSum", [terms, self._integers(1)], keepdims=0)  # (N,)
-        self._add("Neg", [total], "entropy")
-        self._add("Relu", [self._add("Sub", [known, total])], "bald")  # rounding below 0 is clipped
+    def _assemble_trunk(self) -> ModelProto:
+        """Flatten what the head needs and join it: (N, F)."""
+        flat = [self.trunk.add("Flatten", [name], axis=1) for name in self.frontier]
+        self.trunk.add("Concat", flat, FEATURES, axis=1)
+        batch = self.shapes[self.graph.input[0].name][0]
+        outputs = [describe(FEATURES, [batch, sum(self._lengths())])]
+        return self._assemble(self.trunk, [self.graph.input[0]], outputs)
 
-    def _assemble(self) -> ModelProto:
+    def _assemble_head(self) -> ModelProto:
+        """Part the features into what the trunk joined, before all else."""
+        parts = GraphBuilder()
+        parts.constants = self.head.constants
+        names = [f"{PREFIX}part_{i}" for i in range(len(self.frontier))]
+        lengths = parts.integers(*self._lengths())
+        parts.nodes.append(helper.make_node("Split", [FEATURES, lengths], names, axis=1))
+        for name, part in zip(self.frontier, names, strict=True):
+            parts.add("Reshape", [part, parts.integers(-1, *self._features_of(name))], name)
+        self.head.nodes[:0] = parts.nodes
         batch, classes = self.shapes[self.graph.input[0].name][0], _dimensions(self.graph.output[0])[-1]
-        shapes: list[list[int | str]] = [[batch, classes], [batch], [batch], [batch, "T", classes]]
-        masks: list[tuple[str, list[int | str]]] = [
-            (mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)
-        ]
-        nodes = _prune(self.nodes, OUTPUTS)
+        masks = [describe(mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)]
+        inputs = [describe(FEATURES, [batch, sum(self._lengths())]), *masks]
+        return self._assemble(self.head, inputs, describe_outputs(batch, classes))
+
+    def _lengths(self) -> list[int]:
+        return [math.prod(self._features_of(name)) for name in self.frontier]
+
+    def _assemble(
+        self, builder: GraphBuilder, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]
+    ) -> ModelProto:
+        nodes = _prune(builder.nodes, [info.name for info in outputs])
         used = {name for node in nodes for name in node.input}
-        graph = helper.make_graph(
-            nodes,
-            self.graph.name,
-            [self.graph.input[0], *(_describe(name, shape) for name, shape in masks)],
-            [_describe(name, shape) for name, shape in zip(OUTPUTS, shapes, strict=True)],
-            [tensor for tensor in [*self.graph.initializer, *self.initializers] if tensor.name in used],
-        )
+        weights = [tensor for tensor in [*self.graph.initializer, *builder.constants] if tensor.name in used]
+        graph = helper.make_graph(nodes, self.graph.name, inputs, outputs, weights)
         return helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
 
     def _passes(self) -> str:
-        return self._add("Shape", [mask_name(0)], start=0, end=1)  # (1,): T
-
-    def _join_rows(self, name: str, rest: str, output: str | None = None) -> str:
-        """Reshape to (-1, *rest), where `rest` names a tensor that holds a shape."""
-        return self._add("Reshape", [name, self._concat([self._integers(-1), rest])], output)
-
-    def _concat(self, names: list[str]) -> str:
-        return self._add("Concat", names, axis=0)
-
-    def _add(self, op: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        output = output or f"{_PREFIX}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
-        return output
-
-    def _integers(self, *values: int) -> str:
-        return self._constant(np.array(values, dtype=np.int64))
-
-    def _constant(self, value: npt.NDArray[np.generic]) -> str:
-        name = f"{_PREFIX}constant_{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(value, name))
-        return name
+        return self.head.add("Shape", [mask_name(0)], start=0, end=1)  # (1,): T
 
 
 def _check_form(model: ModelProto) -> None:
@@ -395,10 +366,6 @@ def _dimensions(info: ValueInfoProto) -> tuple[int | str, ...]:
     return tuple(
         axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in info.type.tensor_type.shape.dim
     )
-
-
-def _describe(name: str, shape: Sequence[int | str]) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def _prune(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:

@@ -23,6 +23,9 @@ MAX_PIXELS: Final = 50_000_000
 # Pillow's own limit only warns up to twice its value, and to silence it for one call is not safe between threads.
 Image.MAX_IMAGE_PIXELS = None
 
+RECIPE: Final = "whole-bilinear-1"
+"""Names how bytes become pixels; to be changed with anything that changes a pixel, so that no features outlive it."""
+
 _DRAFT_MARGIN: Final = 2
 """JPEGs are decoded at the smallest eighth that is still this many times the target, so the filter sees detail."""
 

@@ -1,10 +1,11 @@
 """The probe: what a version must reproduce before it is published, and before it is served.
 
-The trainer stores a few images with two references that torch computed on them: the mean and variance of many
-free-running passes with baal's dropout, and the passes under the version's own masks. A lowered graph must agree with
-the second exactly, up to rounding, and with the first statistically. Together they notice a Dropout that is dead, lost,
-of the wrong probability or masked on the wrong rows, and weights or pixels that differ, whatever the engine did to the
-graph. Knows numpy and the masks; which engine runs them is the caller's business.
+The trainer stores a few images with what torch computed on them: their features, the mean and variance of many
+free-running passes with baal's dropout, and the passes under the version's own masks. A head, on torch's features, must
+agree with the masked passes exactly, up to rounding, and with the free ones statistically. Trunk and head together must
+agree exactly too or, where the trunk computes in reduced precision, must rank the images as torch does. Together they
+notice a Dropout that is dead, lost, of the wrong probability or masked on the wrong rows, and weights or pixels that
+differ, whatever the engine did to the graph. Knows numpy and the masks; what runs a graph is the caller's business.
 """
 
 import math
@@ -16,12 +17,20 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import DigestError, DropoutDead, ProbeMismatch
+from contract.acquisition import bald, rank_correlation
+from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
 from contract.manifest import Manifest
-from contract.passes import Masks, PassOutputs, draw_masks
+from contract.masks import Masks, draw_masks
+from contract.passes import PassOutputs
 
-Run = Callable[[npt.NDArray[np.uint8], Masks], PassOutputs]
-"""Runs a lowered graph: images uint8 (N, H, W, 3) and masks (T, *features) to its outputs."""
+Trunk = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""Runs a trunk: images uint8 (N, H, W, 3) to features (N, F)."""
+
+Head = Callable[[npt.NDArray[np.float32], Masks], PassOutputs]
+"""Runs a head: features (N, F) and masks (T, *features of the site) to its outputs."""
+
+LEAST_RANK_CORRELATION = 0.98
+"""Spearman's, of BALD in reduced precision with that of torch, on the probe."""
 
 TOLERANCE = 2e-3
 """Largest difference of a probability under equal masks; float32 in another order of summation stays below 1e-4."""
@@ -33,9 +42,11 @@ _RARE_FLIPS = 8
 """Passes in which chance may turn an image's label over in one run and not in the other, of a model that is all but
 certain: there, standard errors estimated from the passes say nothing."""
 
-_IMAGES_A_RUN = 2
-_MASK_BYTES_A_RUN = 64 * 2**20
-"""Few images and many passes at once: the trunk then runs once per image, and memory stays bounded."""
+_LIVELY_IMAGES = 4
+"""How many images the statistical comparison looks at: those whose passes differ most say most."""
+
+_MASK_BYTES_A_RUN = 4 * 2**20
+"""A hundred passes or so at once: a batch as large as those that are served, so that proving takes no more memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,8 @@ class Probe:
 
     images: npt.NDArray[np.uint8]
     """(N, H, W, 3)."""
+    features: npt.NDArray[np.float32]
+    """(N, F): what the first Dropout gets, flattened."""
     passes: int
     """R, how many free-running passes `mean` and `variance` are of."""
     mean: npt.NDArray[np.float32]
@@ -80,23 +93,55 @@ class Proof:
     """In nats, over the probe's images."""
     largest_difference: float
     """Of a probability, from torch under equal masks."""
+    rank_correlation: float
+    """Spearman's, of BALD with that of torch under equal masks."""
 
 
-def prove(probe: Probe, manifest: Manifest, run: Run) -> Proof:
-    """Run a lowered graph on its probe, and compare it with what torch computed.
+def prove(probe: Probe, manifest: Manifest, *, trunk: Trunk, head: Head, reduced: bool = False) -> Proof:
+    """Run trunk and head on the probe, and compare them with what torch computed.
+
+    `reduced` says that the trunk computes in less than float32.
 
     Raises:
         DropoutDead: if the passes do not differ, or differ far less than the reference passes do.
+        PrecisionRefused: if a trunk of reduced precision overflows, or ranks the images otherwise.
         ProbeMismatch: if the numbers differ otherwise.
     """
-    count = probe.masked_probabilities.shape[1]
-    outputs = run(probe.images, draw_masks(manifest.version, manifest.dropout_sites, count))
+    masks = draw_masks(manifest.version, manifest.dropout_sites, probe.masked_probabilities.shape[1])
+    _check_head(probe, manifest, head, masks)
+    features = trunk(probe.images)
+    if features.shape != probe.features.shape:
+        raise ProbeMismatch(
+            f"the trunk gives features of shape {features.shape} on the probe, torch's have {probe.features.shape}: "
+            "graph and probe are of different models; publish again"
+        )
+    outputs = head(features, masks)
+    if reduced and not _is_finite(outputs):
+        raise PrecisionRefused(
+            "in reduced precision the graph gives numbers on the probe that are not finite; serve with "
+            "LABELNEXT_PRECISION=fp32"
+        )
+    _check_finite(outputs)
+    expected = bald(probe.masked_probabilities)
+    proof = Proof(float(outputs.bald.mean()), _difference(outputs, probe), rank_correlation(outputs.bald, expected))
+    if not reduced:
+        _compare_exactly(outputs, probe)
+    elif proof.rank_correlation < LEAST_RANK_CORRELATION:
+        raise PrecisionRefused(
+            f"in reduced precision BALD ranks the probe's images with a correlation of {proof.rank_correlation:.3f} "
+            f"with torch's, at least {LEAST_RANK_CORRELATION:g} is expected; serve with LABELNEXT_PRECISION=fp32"
+        )
+    return proof
+
+
+def _check_head(probe: Probe, manifest: Manifest, head: Head, masks: Masks) -> None:
+    """Compare the passes on torch's own features, so that no fault of the trunk hides one of the dropout."""
+    outputs = head(probe.features, masks)
     _check_shape(outputs.pass_probabilities, probe.masked_probabilities)
     _check_finite(outputs)
     _check_alive(outputs.pass_probabilities, probe)
-    largest = _compare_exactly(outputs, probe)
-    _compare_statistically(probe, manifest, run)
-    return Proof(float(outputs.bald.mean()), largest)
+    _compare_exactly(outputs, probe)
+    _compare_statistically(probe, manifest, head)
 
 
 def _check_shape(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
@@ -108,8 +153,12 @@ def _check_shape(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float3
 
 
 def _check_finite(outputs: PassOutputs) -> None:
-    if not (np.isfinite(outputs.pass_probabilities).all() and np.isfinite(outputs.bald).all()):
+    if not _is_finite(outputs):
         raise ProbeMismatch("the graph gives numbers on the probe that are not finite; train again at a lower rate")
+
+
+def _is_finite(outputs: PassOutputs) -> bool:
+    return bool(np.isfinite(outputs.pass_probabilities).all() and np.isfinite(outputs.bald).all())
 
 
 def _check_alive(passes: npt.NDArray[np.float32], probe: Probe) -> None:
@@ -120,37 +169,38 @@ def _check_alive(passes: npt.NDArray[np.float32], probe: Probe) -> None:
         )
 
 
-def _compare_exactly(outputs: PassOutputs, probe: Probe) -> float:
+def _difference(outputs: PassOutputs, probe: Probe) -> float:
+    """Return by how much a probability of a pass, or of their mean, differs at most."""
     expected = probe.masked_probabilities
-    largest = float(np.abs(outputs.pass_probabilities - expected).max())
-    of_mean = float(np.abs(outputs.mean_probabilities - expected.mean(axis=1)).max())
-    if max(largest, of_mean) > TOLERANCE:
+    of_passes = float(np.abs(outputs.pass_probabilities - expected).max())
+    return max(of_passes, float(np.abs(outputs.mean_probabilities - expected.mean(axis=1)).max()))
+
+
+def _compare_exactly(outputs: PassOutputs, probe: Probe) -> None:
+    if (largest := _difference(outputs, probe)) > TOLERANCE:
         raise ProbeMismatch(
-            f"a pass differs from torch's under the same masks by {max(largest, of_mean):.3g} on the probe, at most "
+            f"a pass differs from torch's under the same masks by {largest:.3g} on the probe, at most "
             f"{TOLERANCE:g} is expected: the graph, its weights or the engine are not what the trainer proved; publish "
             "again, or serve with another provider"
         )
-    return largest
 
 
-def _compare_statistically(probe: Probe, manifest: Manifest, run: Run) -> None:
+def _compare_statistically(probe: Probe, manifest: Manifest, head: Head) -> None:
     """Compare as many passes again as the reference has, under masks that the exact comparison did not use."""
-    passes = _sample(probe, manifest, run)  # (N, R, C)
+    lively = np.argsort(-probe.variance.sum(axis=1), kind="stable")[:_LIVELY_IMAGES]
+    reference = probe.variance[lively]
+    passes = _sample(probe.features[lively], probe.passes, manifest, head)  # (N, R, C)
     mean = passes.mean(axis=1, keepdims=True)
     squares = ((passes - mean) ** 2).sum(axis=(0, 2))  # (R,): squared distance of each pass from the mean
-    spread, expected = float(squares.mean()), float(probe.variance.sum())
+    spread, expected = float(squares.mean()), float(reference.sum())
     error = float(squares.std()) * np.sqrt(2 / probe.passes) + _RARE_FLIPS / probe.passes / _DEVIATIONS
     summary = f"the variance of the passes on the probe sums to {spread:.3g}, that of torch with baal to {expected:.3g}"
     if spread < expected - _DEVIATIONS * error:
         raise DropoutDead(f"{summary}: a Dropout is dead or drops too little; publish again")
     if spread > expected + _DEVIATIONS * error:
         raise ProbeMismatch(f"{summary}: a Dropout drops too much; publish again")
-    _compare_means(mean[:, 0], passes.var(axis=1), probe)
-
-
-def _compare_means(mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64], probe: Probe) -> None:
-    error = np.sqrt((variance + probe.variance) / probe.passes) + TOLERANCE / _DEVIATIONS
-    apart = float((np.abs(mean - probe.mean) / error).max())
+    errors = np.sqrt((passes.var(axis=1) + reference) / probe.passes) + TOLERANCE / _DEVIATIONS
+    apart = float((np.abs(mean[:, 0] - probe.mean[lively]) / errors).max())
     if apart > _DEVIATIONS:
         raise ProbeMismatch(
             f"the mean of the passes on the probe lies {apart:.1f} standard errors from that of torch with baal, at "
@@ -158,14 +208,12 @@ def _compare_means(mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float
         )
 
 
-def _sample(probe: Probe, manifest: Manifest, run: Run) -> npt.NDArray[np.float64]:
-    """Return as many masked passes as the reference has: (N, R, C)."""
+def _sample(features: npt.NDArray[np.float32], passes: int, manifest: Manifest, head: Head) -> npt.NDArray[np.float64]:
+    """Return so many masked passes on features (N, F): (N, R, C)."""
     bytes_a_pass = sum(4 * math.prod(site.features) for site in manifest.dropout_sites)
     step = max(1, _MASK_BYTES_A_RUN // max(1, bytes_a_pass))
     parts: list[npt.NDArray[np.float32]] = []
-    for start in range(0, probe.passes, step):
-        count = min(step, probe.passes - start)
-        masks = draw_masks(f"{manifest.version}/proof/{start}", manifest.dropout_sites, count)
-        few = np.split(probe.images, list(range(_IMAGES_A_RUN, len(probe.images), _IMAGES_A_RUN)))
-        parts.append(np.concatenate([run(images, masks).pass_probabilities for images in few]))  # (N, T, C)
+    for start in range(0, passes, step):
+        masks = draw_masks(f"{manifest.version}/proof/{start}", manifest.dropout_sites, min(step, passes - start))
+        parts.append(head(features, masks).pass_probabilities)  # (N, T, C)
     return np.concatenate(parts, axis=1).astype(np.float64)

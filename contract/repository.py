@@ -1,6 +1,6 @@
 """The model repository: a folder in which versions appear whole or not at all.
 
-    models/<model>/<version>/{model.onnx, model.onnx.data, manifest.json, probe.npz, report/}
+    models/<model>/<version>/{model.onnx, model.onnx.data, trunk.int8.onnx, manifest.json, probe.npz, report/}
     models/<model>/CURRENT            one line, the version in use
 
 A version is written to a staging folder on the same file system, synced, and renamed into place; then CURRENT is
@@ -24,6 +24,8 @@ from contract.manifest import FileDigest, Manifest, check_version
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+INT8_TRUNK_FILE = "trunk.int8.onnx"
+"""Optional: the lowered graph's trunk in 8-bit integers, weights included."""
 PROBE_FILE = "probe.npz"
 MANIFEST_FILE = "manifest.json"
 _STAGING = ".staging-"
@@ -46,6 +48,11 @@ class Version:
     def model_path(self) -> Path:
         """The literal graph."""
         return self.path / MODEL_FILE
+
+    @property
+    def int8_trunk_path(self) -> Path | None:
+        """The trunk in 8-bit integers; None if the version has none."""
+        return self.path / INT8_TRUNK_FILE if INT8_TRUNK_FILE in self.manifest.files else None
 
     @property
     def probe_path(self) -> Path:

@@ -1,7 +1,8 @@
 """The batcher: one thread owns every run of a graph, and takes what is queued.
 
 Batches are as large as the queue is when the thread comes free; nothing waits for company. An image is bound to its
-engine before it is queued, so a version that is swapped meanwhile changes nothing for it. Knows no HTTP and no files.
+engine before it is queued, so a version that is swapped meanwhile changes nothing for it. One whose features are known
+skips the trunk. Knows no HTTP and no files.
 """
 
 import logging
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from contract.errors import ImageError, Unavailable
 from contract.passes import PassOutputs
-from server.engine import Engine
+from server.engine import Engine, Features, Images
+from server.features import FeatureCache
 from server.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -49,9 +51,23 @@ class ImageScores:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """An image whose features are not known yet."""
+
+    image: Images
+    """(H, W, 3)"""
+    digest: bytes | None = None
+    """sha256 of its file, under which its features are to be kept; None keeps none."""
+
+
+Sample = Pixels | Features
+"""An image, or the float32 (F,) that the engine's trunk has made of it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Item:
     engine: Engine
-    image: npt.NDArray[np.uint8]
+    sample: Sample
     deadline: float
     outcome: "Future[ImageScores]"
     queued_at: float = field(default_factory=time.perf_counter)
@@ -65,12 +81,17 @@ class Batcher:
         *,
         max_batch_images: int,
         metrics: Metrics,
+        cache: FeatureCache | None = None,
         stall_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make the batcher; `start` starts its thread. A run of more than `stall_s` seconds makes it unhealthy."""
+        """Make the batcher; `start` starts its thread. A run of more than `stall_s` seconds makes it unhealthy.
+
+        What the trunk computes goes into `cache`.
+        """
         self._max_batch_images = max_batch_images
         self._metrics = metrics
+        self._cache = cache
         self._stall_s = stall_s
         self._clock = clock
         self._queue: deque[_Item] = deque()
@@ -102,10 +123,8 @@ class Batcher:
             self._thread.join()
         self._abandon("the server is shutting down")
 
-    def submit(
-        self, engine: Engine, image: npt.NDArray[np.uint8], *, deadline: float, outcome: "Future[ImageScores]"
-    ) -> None:
-        """Queue one uint8 (H, W, 3) image; `outcome` gets its scores, or Expired, NotFinite, or the engine's error.
+    def submit(self, engine: Engine, sample: Sample, *, deadline: float, outcome: "Future[ImageScores]") -> None:
+        """Queue one image or its features; `outcome` gets its scores, or Expired, NotFinite, or the engine's error.
 
         Raises:
             Unavailable: if the batcher has stopped.
@@ -113,7 +132,7 @@ class Batcher:
         with self._changed:
             if self._fault is not None:
                 raise Unavailable(self._fault)
-            self._queue.append(_Item(engine, image, deadline, outcome))
+            self._queue.append(_Item(engine, sample, deadline, outcome))
             self._changed.notify()
 
     def _run(self) -> None:
@@ -165,9 +184,25 @@ class Batcher:
 
     def _infer(self, items: Sequence[_Item]) -> PassOutputs:
         self._metrics.batch_images.observe(len(items))
-        images = np.stack([item.image for item in items])  # (N, H, W, 3)
-        with self._metrics.stage("infer"):
-            return items[0].engine.run(images)
+        features = self._features(items)  # (N, F)
+        with self._metrics.stage("passes"):
+            return items[0].engine.run_passes(features)
+
+    def _features(self, items: Sequence[_Item]) -> Features:
+        """The features of all items (N, F), in order: the trunk runs on those that come as pixels."""
+        engine = items[0].engine
+        pixels = [item.sample for item in items if isinstance(item.sample, Pixels)]
+        computed = iter(self._compute(engine, pixels) if pixels else ())
+        return np.stack([next(computed) if isinstance(item.sample, Pixels) else item.sample for item in items])
+
+    def _compute(self, engine: Engine, pixels: Sequence[Pixels]) -> Features:
+        """Run the trunk (N, H, W, 3) -> (N, F), and keep what it makes."""
+        with self._metrics.stage("trunk"):
+            rows = engine.compute_features(np.stack([each.image for each in pixels]))
+        for each, row in zip(pixels, rows, strict=True):
+            if self._cache is not None and each.digest is not None:
+                self._cache.put(engine, each.digest, row)
+        return rows
 
     def _abandon(self, reason: str) -> None:
         with self._changed:

@@ -3,16 +3,22 @@
 Knows the order of the checks and nothing of when versions appear. `server check` and the poller both go through it.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from contract.errors import DigestError, LoweringError
+import numpy as np
+
+from contract.errors import DigestError, LoweringError, PrecisionRefused, ProbeMismatch
 from contract.manifest import DropoutSite, Manifest
 from contract.passes import dropout_nodes, load_graph
-from contract.probe import Probe, Proof, prove
+from contract.probe import TOLERANCE, Probe, Proof, prove
 from contract.repository import MANIFEST_FILE, MODEL_FILE, Repository, Version
 from server.engine import Engine
+from server.settings import Precision
+
+_log = logging.getLogger(__name__)
 
 LoadEngine = Callable[[Version], Engine]
 
@@ -37,10 +43,39 @@ def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
         version.verify()
     except DigestError as err:
         raise DigestError(f"{err}{_diagnose(repository.folder / name)}") from err
+    probe = Probe.load(version.probe_path)
     engine = load(version)
+    try:
+        return _prove(engine, probe)
+    except PrecisionRefused as err:
+        _log.warning("served in fp32", extra={"model_version": name, "reason": str(err)})
+    return _prove(engine.in_fp32(), probe)
+
+
+def _prove(engine: Engine, probe: Probe) -> Admitted:
     _compare_sites(engine)
     engine.warm()
-    return Admitted(engine, prove(Probe.load(version.probe_path), version.manifest, engine.run))
+    reduced = engine.precision is not Precision.FP32
+    proof = prove(probe, engine.manifest, trunk=engine.compute_features, head=engine.run_passes, reduced=reduced)
+    _compare_served(engine, probe)
+    return Admitted(engine, proof)
+
+
+def _compare_served(engine: Engine, probe: Probe) -> None:
+    """The probe's masks are given to the engine, requests get the engine's own, which it may have compiled in.
+
+    Whether it runs what it compiled may depend on the batch, so the probe is repeated up to the largest.
+    """
+    if engine.masks is None:
+        return
+    rows = np.resize(probe.features, (max(len(probe.features), engine.buckets[-1]), engine.features))
+    served = engine.run_passes(rows).pass_probabilities
+    given = engine.run_passes(rows, engine.masks).pass_probabilities
+    if (largest := float(np.abs(served - given).max())) > TOLERANCE:
+        raise ProbeMismatch(
+            f"a pass differs by {largest:.3g} between masks compiled in and the same masks given, at most "
+            f"{TOLERANCE:g} is expected: the engine does not compute what was proven; serve with LABELNEXT_MASKS=fresh"
+        )
 
 
 def _compare_sites(engine: Engine) -> None:

@@ -44,13 +44,34 @@ class Metrics:
         self.queue_images = Gauge("labelnext_queue_images", "Images waiting for the graph.", registry=registry)
         self.stage_duration = Histogram(
             "labelnext_stage_duration_seconds",
-            "Seconds in a stage: fetch, decode and queue for one image, infer for one batch.",
+            "Seconds in a stage: fetch, decode and queue for one image, trunk and passes for one batch.",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,
         )
         self.batch_images = Histogram(
             "labelnext_batch_images", "Images in one run of the graph.", buckets=_IMAGES, registry=registry
+        )
+        self.feature_cache_hits = Counter(
+            "labelnext_feature_cache_hits", "Images whose features were known.", registry=registry
+        )
+        self.feature_cache_misses = Counter(
+            "labelnext_feature_cache_misses", "Images whose features were not known.", registry=registry
+        )
+        self.feature_cache_faults = Counter(
+            "labelnext_feature_cache_faults",
+            "What the cache had to go without: open, damaged, read, write, or dropped for want of time to write it.",
+            ("kind",),
+            registry=registry,
+        )
+        self.feature_cache_bytes = Gauge(
+            "labelnext_feature_cache_bytes", "Size of the cache's file, or in memory.", registry=registry
+        )
+        self.image_revalidations = Counter(
+            "labelnext_image_revalidations",
+            "Sources asked whether an image is still the same: unchanged, changed, or ignored (sent again the same).",
+            ("result",),
+            registry=registry,
         )
         self.model_info = Gauge(
             "labelnext_model_info", "1 for the version in use.", ("version", "provider"), registry=registry

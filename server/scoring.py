@@ -1,9 +1,11 @@
 """From image references to scores: fetch and decode in shared threads, queue for the graph, collect in order.
 
-One image's failure is its own. Memory is bounded for requests of any length: each has only so many images on their way
-at a time. Knows no HTTP server and nothing of Label Studio's JSON.
+An image whose features are in the cache is not decoded, and if its source says that it is unchanged, not downloaded
+either. One image's failure is its own. Memory is bounded for requests of any length: each has only so many images on
+their way at a time. Knows no HTTP server and nothing of Label Studio's JSON.
 """
 
+import hashlib
 import logging
 import threading
 import time
@@ -13,10 +15,13 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Protocol
 
+from contract.download import Validators
 from contract.errors import ImageError
+from contract.fetch import Fetched
 from contract.preprocess import decode_image
-from server.batching import Batcher, Expired, ImageScores
-from server.engine import Engine
+from server.batching import Batcher, Expired, ImageScores, Pixels
+from server.engine import Engine, Features
+from server.features import Download, FeatureCache
 from server.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -39,8 +44,28 @@ class ImageReference:
 class ImageFetcher(Protocol):
     """What the scorer needs of `contract.fetch.Fetcher`."""
 
-    def fetch(self, reference: str, *, task_id: int | None, project_id: int | None, deadline: float | None) -> bytes:
-        """Return the file's bytes, or raise FetchError."""
+    def source(self, reference: str, *, task_id: int | None, project_id: int | None) -> str | None:
+        """Name what the reference is downloaded from, None if nothing is; or raise FetchError."""
+
+    def fetch_if_changed(
+        self,
+        reference: str,
+        *,
+        known: Validators | None,
+        task_id: int | None,
+        project_id: int | None,
+        deadline: float | None,
+    ) -> Fetched:
+        """Return the file's bytes unless they are those known, or raise FetchError."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An image whose features are not known."""
+
+    data: bytes
+    digest: bytes | None
+    """sha256; None where nothing is kept."""
 
 
 Outcome = ImageScores | ImageError
@@ -57,13 +82,15 @@ class Scorer:
         fetch_threads: int,
         images_under_way: int,
         metrics: Metrics,
+        cache: FeatureCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what fetches and what scores; one request has at most `images_under_way` images between the two."""
+        """Take what fetches, scores and remembers; one request has at most `images_under_way` images on their way."""
         self._fetcher = fetcher
         self._batcher = batcher
         self._images_under_way = images_under_way
         self._metrics = metrics
+        self._cache = cache
         self._clock = clock
         self._pool = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
 
@@ -103,19 +130,51 @@ class Scorer:
         return outcome
 
     def _prepare(self, image: ImageReference, engine: Engine, deadline: float, outcome: "Future[ImageScores]") -> None:
-        """Fetch and decode one image and queue it; every failure ends in `outcome`, or its request would wait."""
+        """Get one image, or its features, and queue it; every failure ends in `outcome`, or its request would wait."""
         try:
             if self._clock() >= deadline:
                 raise _expired()
             with self._metrics.stage("fetch"):
-                data = self._fetcher.fetch(
-                    image.reference, task_id=image.task_id, project_id=image.project_id, deadline=deadline
-                )
-            with self._metrics.stage("decode"):
-                pixels = decode_image(data, engine.manifest.input)
-            self._batcher.submit(engine, pixels, deadline=deadline, outcome=outcome)
+                found = self._find(image, engine, deadline)
+            sample = self._decode(found, engine) if isinstance(found, _File) else found
+            self._batcher.submit(engine, sample, deadline=deadline, outcome=outcome)
         except BaseException as err:
             outcome.set_exception(err)
+
+    def _decode(self, file: _File, engine: Engine) -> Pixels:
+        with self._metrics.stage("decode"):
+            return Pixels(decode_image(file.data, engine.manifest.input), file.digest)
+
+    def _find(self, image: ImageReference, engine: Engine, deadline: float) -> _File | Features:
+        """Get the features of an image from the cache, or else its file."""
+        if self._cache is None:
+            return _File(self._fetch(image, None, deadline).data, None)
+        found = self._look_up(self._cache, image, engine, deadline)
+        missed = isinstance(found, _File)
+        (self._metrics.feature_cache_misses if missed else self._metrics.feature_cache_hits).inc()
+        return found
+
+    def _look_up(self, cache: FeatureCache, image: ImageReference, engine: Engine, deadline: float) -> _File | Features:
+        source = self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
+        last = cache.recall(source) if source else None
+        row = cache.get(engine, last.digest) if last else None
+        known = last if row is not None else None  # who has no features needs the file, changed or not
+        fetched = self._fetch(image, known.validators if known else None, deadline)
+        if fetched.unchanged and row is not None:
+            self._metrics.image_revalidations.labels("unchanged").inc()
+            return row
+        digest = hashlib.sha256(fetched.data).digest()
+        if known:
+            self._metrics.image_revalidations.labels("ignored" if digest == known.digest else "changed").inc()
+        if source and fetched.validators and (download := Download(fetched.validators, digest)) != last:
+            cache.remember(source, download)
+        row = cache.get(engine, digest)
+        return _File(fetched.data, digest) if row is None else row
+
+    def _fetch(self, image: ImageReference, known: Validators | None, deadline: float) -> Fetched:
+        return self._fetcher.fetch_if_changed(
+            image.reference, known=known, task_id=image.task_id, project_id=image.project_id, deadline=deadline
+        )
 
     def _collect(self, outcome: "Future[ImageScores]", deadline: float) -> Outcome:
         try:

@@ -16,6 +16,7 @@ from server import labelstudio
 from server.batching import Batcher
 from server.cpus import available_cpus
 from server.engine import Engine, EngineOptions, check_device
+from server.features import FeatureCache
 from server.gate import LoadEngine
 from server.metrics import Metrics
 from server.models import Models
@@ -47,6 +48,7 @@ class Health:
     model: str
     model_version: str | None
     provider: str | None
+    precision: str | None
     detail: str | None
 
 
@@ -68,10 +70,14 @@ class Service:
             poll_s=settings.poll_s,
             metrics=self.metrics,
         )
-        self.batcher = Batcher(
-            max_batch_images=settings.max_batch_images, metrics=self.metrics, stall_s=settings.deadline_s
-        )
         self._own_fetcher = Fetcher(fetch_settings(settings))
+        self._cache = open_cache(settings, self.metrics)
+        self.batcher = Batcher(
+            max_batch_images=settings.max_batch_images,
+            metrics=self.metrics,
+            cache=self._cache,
+            stall_s=settings.deadline_s,
+        )
         self._scorer = Scorer(
             fetcher or self._own_fetcher,
             self.batcher,
@@ -79,6 +85,7 @@ class Service:
             # one batch running, one waiting, and every fetching thread busy
             images_under_way=2 * settings.max_batch_images + settings.fetch_threads,
             metrics=self.metrics,
+            cache=self._cache,
         )
         # Cached per application, so that what a config lacks is logged once for each version and not at each request.
         self._resolve_target = lru_cache(_CONFIGS_REMEMBERED)(labelstudio.resolve_target)
@@ -90,10 +97,12 @@ class Service:
         self.models.start()
 
     def close(self) -> None:
-        """Stop all threads, the batcher after those that feed it."""
+        """Stop all threads, each after those that feed it."""
         self.models.close()
         self._scorer.close()
         self.batcher.close()
+        if self._cache is not None:
+            self._cache.close()
         self._own_fetcher.close()
 
     @property
@@ -110,6 +119,7 @@ class Service:
             model=self.settings.model,
             model_version=engine.version if engine else None,
             provider=engine.provider if engine else None,
+            precision=engine.precision if engine else None,
             detail=fault or self.models.detail,
         )
 
@@ -151,8 +161,22 @@ def engine_loader(settings: Settings) -> LoadEngine:
         max_batch_images=settings.max_batch_images,
         passes=settings.passes,
         masks=settings.masks,
+        precision=settings.precision,
     )
     return lambda version: Engine(version, options)
+
+
+def open_cache(settings: Settings, metrics: Metrics) -> FeatureCache | None:
+    """Open the feature cache that the settings ask for; None if they ask for none."""
+    if not settings.cache_bytes:
+        return None
+    cache = FeatureCache(
+        settings.cache_dir,
+        max_bytes=settings.cache_bytes,
+        count_fault=lambda kind: metrics.feature_cache_faults.labels(kind).inc(),
+    )
+    metrics.feature_cache_bytes.set_function(lambda: cache.size_bytes)
+    return cache
 
 
 def fetch_settings(settings: Settings) -> FetchSettings:

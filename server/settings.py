@@ -15,6 +15,11 @@ from contract.errors import ConfigError
 
 PREFIX = "LABELNEXT_"
 
+_CACHE_MB_IN_MEMORY = 64
+"""About 4,000 images of VGG-16."""
+_CACHE_MB_IN_A_FOLDER = 4096
+"""About 250,000 of them."""
+
 
 class Score(StrEnum):
     """What Label Studio gets as a prediction's score."""
@@ -42,6 +47,16 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class Precision(StrEnum):
+    """What the trunk computes in; the head always computes in float32."""
+
+    AUTO = "auto"
+    """fp16 on a GPU, int8 on a CPU where the version has it, else fp32."""
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
 def _parse_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
@@ -63,6 +78,12 @@ def _parse_bind(value: str) -> str:
 def _parse_count(value: str) -> int:
     if not value.isdecimal() or not value.isascii() or int(value) < 1:
         raise ValueError("a whole number of at least 1")
+    return int(value)
+
+
+def _parse_whole(value: str) -> int:
+    if not value.isdecimal() or not value.isascii():
+        raise ValueError("a whole number, 0 included")
     return int(value)
 
 
@@ -109,6 +130,9 @@ class Settings:
     """Whether the masks belong to the version or to the batch."""
     provider: Device = Device.AUTO
     """Where the graph runs."""
+    precision: Precision = Precision.FP32
+    """int8 needs a version published with --int8, fp16 a GPU; what cannot be had or does not prove itself is served in
+    fp32, with a warning."""
     poll_s: float = 5.0
     """Seconds between two looks at the repository's CURRENT."""
     max_batch_images: int = 32
@@ -117,6 +141,10 @@ class Settings:
     """Seconds that a request may take; Label Studio gives up after 100."""
     max_body_bytes: int = 64 * 2**20
     """The largest request body that is read."""
+    cache_dir: Path | None = None
+    """The folder of the feature cache, for all replicas on one host; None keeps it in memory."""
+    cache_mb: int | None = None
+    """The most that the feature cache holds, in MiB, 0 for no cache; None means 64 in memory and 4096 in a folder."""
     label_studio_url: str | None = None
     """Label Studio's address, as seen from the server; uploads and cloud storage are read through it."""
     label_studio_token: str | None = field(default=None, repr=False)
@@ -148,6 +176,14 @@ class Settings:
             raise ConfigError("; ".join(faults))
         return cls(**values)
 
+    @property
+    def cache_bytes(self) -> int:
+        """The most that the feature cache holds; 0 for no cache."""
+        mebibytes = self.cache_mb
+        if mebibytes is None:
+            mebibytes = _CACHE_MB_IN_MEMORY if self.cache_dir is None else _CACHE_MB_IN_A_FOLDER
+        return mebibytes * 2**20
+
     def describe(self) -> dict[str, object]:
         """Return all settings for the log; of a secret only whether it is set."""
         return {item.name: _show(getattr(self, item.name), secret=not item.repr) for item in fields(self)}
@@ -169,10 +205,13 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "score": _parse_choice(Score),
     "masks": _parse_choice(MaskPolicy),
     "provider": _parse_choice(Device),
+    "precision": _parse_choice(Precision),
     "poll_s": _parse_seconds,
     "max_batch_images": _parse_count,
     "deadline_s": _parse_seconds,
     "max_body_bytes": _parse_count,
+    "cache_dir": Path,
+    "cache_mb": _parse_whole,
     "label_studio_url": _parse_url,
     "label_studio_token": str,
     "local_files_root": Path,

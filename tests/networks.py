@@ -9,7 +9,8 @@ import onnxruntime
 import torch
 from baal.bayesian.dropout import patch_module
 
-from contract.passes import OUTPUTS, Lowered, PassOutputs
+from contract.graphs import OUTPUTS
+from contract.passes import FEATURES, Lowered, PassOutputs
 
 
 def export(network, *example):
@@ -34,14 +35,25 @@ class Engine:
     """A lowered graph in onnxruntime, at its default optimisation level."""
 
     def __init__(self, lowered: Lowered) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(
-            lowered.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.trunk_session, self.head_session = open_session(lowered.trunk), open_session(lowered.head)
 
     def __call__(self, images, masks) -> PassOutputs:
-        return PassOutputs(*self.session.run(list(OUTPUTS), {"images": images, **masks}))
+        return self.head(self.trunk(images), masks)
+
+    def trunk(self, images):
+        return self.trunk_session.run([FEATURES], {"images": images})[0]
+
+    def head(self, features, masks) -> PassOutputs:
+        return PassOutputs(*self.head_session.run(list(OUTPUTS), {FEATURES: features, **masks}))
+
+
+def open_session(model, weights=None):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+        options.add_external_initializers(list(weights), values)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class MaskedDropout(torch.nn.Module):

@@ -15,7 +15,7 @@ FORBIDDEN = {
     "demo": {"server", "trainer"},
 }
 CONFINED = {
-    "onnxruntime": {"server/engine.py", "trainer/proof.py"},
+    "onnxruntime": {"server/engine.py", "trainer/proof.py", "trainer/quantise.py"},
     "flask": {"server/app.py"},
     "urllib3": {"contract/download.py", "demo/label_studio.py", "demo/processes.py", "demo/session.py"},
     "label_studio_sdk": {"trainer/labelstudio.py"},

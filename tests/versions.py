@@ -1,8 +1,11 @@
 """Versions of a few bytes for tests of the repository."""
 
+import dataclasses
+import itertools
 from datetime import UTC, datetime
 
 from contract.manifest import InputSpec, Manifest
+from contract.repository import INT8_TRUNK_FILE
 
 
 def manifest(version):
@@ -15,6 +18,15 @@ def manifest(version):
         passes=20,
         dropout_sites=(),
         architecture="none",
+        trunk="0" * 64,
+    )
+
+
+def fix_names(monkeypatch):
+    """Name versions alike in every run of a test, so that their masks, and ranks that hang by a hair, are the same."""
+    numbers = itertools.count()
+    monkeypatch.setattr(
+        "contract.repository.new_version", lambda now, *, after=None: f"20260102T{next(numbers):09}Z-0a1b2c"
     )
 
 
@@ -24,7 +36,9 @@ def write_files(folder, content):
         (folder / name).write_bytes(content)
 
 
-def publish(repository, content):
+def publish(repository, content, *, trunk="0" * 64, int8=None):
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, content)
-        return staged.publish(manifest(staged.version))
+        if int8 is not None:
+            (staged.path / INT8_TRUNK_FILE).write_bytes(int8)
+        return staged.publish(dataclasses.replace(manifest(staged.version), trunk=trunk))

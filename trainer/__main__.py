@@ -152,6 +152,7 @@ def _training(options: argparse.Namespace) -> Training:
         learning_rate=options.learning_rate,
         validation=options.validation,
         passes=options.passes,
+        int8=options.int8,
         seed=options.seed,
         device=options.device,
     )
@@ -233,6 +234,9 @@ def _add_training(group: "argparse._ArgumentGroup") -> None:
         default=_DEFAULT.passes,
         metavar="T",
         help="stochastic passes (default: %(default)s)",
+    )
+    group.add_argument(
+        "--int8", action="store_true", help="publish the trunk in 8-bit integers too, for faster servers without a GPU"
     )
     group.add_argument("--seed", type=_whole(0), default=_DEFAULT.seed, help="(default: %(default)s)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default=_DEFAULT.device, help="(default: auto)")

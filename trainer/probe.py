@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from contract.manifest import DropoutSite
-from contract.passes import Masks, draw_masks, mask_name
+from contract.masks import Masks, draw_masks, mask_name
 from contract.probe import Probe
 from trainer.bayes import ActiveDropout
 from trainer.evaluate import sample_passes
@@ -33,6 +33,7 @@ def compute_probe(
     free = sample_passes(network.head, features, passes=_REFERENCE_PASSES, device=device)  # (N, R, C)
     return Probe(
         images=images,
+        features=features.numpy(),
         passes=_REFERENCE_PASSES,
         mean=free.mean(axis=1),
         variance=free.var(axis=1, ddof=1),

@@ -6,23 +6,29 @@ The trainer's only file that knows onnxruntime, and it needs no torch. No versio
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnx import ModelProto
 
 from contract.errors import GateError, ManifestError
-from contract.passes import OUTPUTS, Lowered, Masks, PassOutputs, load_graph, lower
+from contract.graphs import OUTPUTS
+from contract.masks import Masks
+from contract.passes import FEATURES, PassOutputs, load_graph, lower
 from contract.probe import Probe, Proof, prove
-from contract.repository import Version
+from contract.repository import INT8_TRUNK_FILE, Version
 
 _ERRORS_ONLY = 3
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-def prove_version(version: Version) -> Proof:
+def prove_version(version: Version, *, int8: bool = False) -> Proof:
     """Lower a version's graph as a server does, run it on the version's probe, and compare.
+
+    `int8` takes the version's trunk in 8-bit integers.
 
     Raises:
         DigestError: if a file cannot be read.
         ManifestError: if the manifest describes other Dropout sites than the graph has.
-        GateError: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's.
+        GateError: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's;
+            PrecisionRefused, if they do so in 8-bit integers only.
     """
     lowered = lower(load_graph(version.model_path))
     if lowered.sites != version.manifest.dropout_sites:
@@ -30,21 +36,26 @@ def prove_version(version: Version) -> Proof:
             f"manifest.json describes the Dropout sites {version.manifest.dropout_sites}, the graph has "
             f"{lowered.sites}: they are of different models; publish again"
         )
-    session = _open(version, lowered)
-    images_name = session.get_inputs()[0].name
+    trunk = _open(version, load_graph(version.path / INT8_TRUNK_FILE) if int8 else lowered.trunk)
+    head = _open(version, lowered.head)
+    images_name = trunk.get_inputs()[0].name
 
-    def run(images: npt.NDArray[np.uint8], masks: Masks) -> PassOutputs:
-        return PassOutputs(*session.run(list(OUTPUTS), {images_name: images, **masks}))
+    def compute_features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        (features,) = trunk.run([FEATURES], {images_name: images})
+        return np.asarray(features, np.float32)
 
-    return prove(Probe.load(version.probe_path), version.manifest, run)
+    def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
+        return PassOutputs(*head.run(list(OUTPUTS), {FEATURES: features, **masks}))
+
+    probe = Probe.load(version.probe_path)
+    return prove(probe, version.manifest, trunk=compute_features, head=run_passes, reduced=int8)
 
 
-def _open(version: Version, lowered: Lowered) -> onnxruntime.InferenceSession:
+def _open(version: Version, model: ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(version.path))
-    model = lowered.model.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime's errors share no base class of their own
         raise GateError(f"onnxruntime refuses the lowered graph of version {version.name}: {err}") from err

@@ -4,6 +4,7 @@ Owns the order of the steps, and that nothing is published unless all of them su
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,12 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, PrecisionRefused
 from contract.fetch import Fetcher, FetchSettings
-from contract.manifest import DropoutSite, InputSpec, Manifest
-from contract.repository import PROBE_FILE, Repository, Version
+from contract.fingerprint import fingerprint
+from contract.manifest import InputSpec, Manifest
+from contract.passes import Lowered
+from contract.repository import INT8_TRUNK_FILE, PROBE_FILE, Repository, Staged, Version
 from trainer import labels, labelstudio
 from trainer.dataset import Pixels, load_pixels, split
 from trainer.evaluate import Metrics, format_table, measure, sample_passes
@@ -29,6 +32,7 @@ from trainer.fit import Fitted, choose_recipe, compute_features, fit, prepare
 from trainer.network import Network, Provenance, Weights, build
 from trainer.probe import PROBE_IMAGES, compute_probe
 from trainer.proof import prove_version
+from trainer.quantise import find_int8_trunk, quantise
 from trainer.settings import Device, Environment, Part, Source, Training
 
 logger = logging.getLogger(__name__)
@@ -231,7 +235,7 @@ def _evaluate(network: Network, data: _Data, training: Training, device: torch.d
 def _publish(repository: Repository, data: _Data, trained: _Trained, training: Training) -> Version:
     with repository.stage(datetime.now(UTC)) as staged:
         lowered = export(trained.network, staged.path, image_size=training.image_size)
-        manifest = _describe(staged.version, data, trained, training, sites=lowered.sites)
+        manifest = _describe(staged, lowered, data=data, trained=trained, training=training)
         probe = compute_probe(
             trained.network,
             _choose_probe_images(data),
@@ -246,7 +250,30 @@ def _publish(repository: Repository, data: _Data, trained: _Trained, training: T
             proof.mean_bald,
             proof.largest_difference,
         )
+        if training.int8:
+            former = find_int8_trunk(repository, manifest.trunk)
+            _add_int8_trunk(staged, manifest, former=former, images=data.pixels.images[data.train])
         return staged.publish(manifest)
+
+
+def _add_int8_trunk(staged: Staged, manifest: Manifest, *, former: Path | None, images: npt.NDArray[np.uint8]) -> None:
+    """Put the trunk in 8-bit integers beside the graph, or say why not: the version is whole without it.
+
+    `former` is one that was made of the same trunk. Made anew on other images it would give other features, and all
+    that servers have cached would be lost.
+    """
+    path = staged.path / INT8_TRUNK_FILE
+    if former is not None:
+        shutil.copyfile(former, path)
+    else:
+        quantise(staged.path, images, path)
+    try:
+        proof = prove_version(staged.describe(manifest), int8=True)
+    except PrecisionRefused as err:
+        path.unlink()
+        logger.warning("published without a trunk in int8: %s", err)
+        return
+    logger.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", proof.rank_correlation)
 
 
 def _choose_probe_images(data: _Data) -> npt.NDArray[np.uint8]:
@@ -257,18 +284,18 @@ def _choose_probe_images(data: _Data) -> npt.NDArray[np.uint8]:
     return data.pixels.images[by_class[spread]]
 
 
-def _describe(
-    version: str, data: _Data, trained: _Trained, training: Training, *, sites: tuple[DropoutSite, ...]
-) -> Manifest:
+def _describe(staged: Staged, lowered: Lowered, *, data: _Data, trained: _Trained, training: Training) -> Manifest:
+    spec = InputSpec(training.image_size, training.image_size)
     return Manifest(
-        version=version,
+        version=staged.version,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         labels=data.pool.labels,
         control=data.pool.control,
-        input=InputSpec(training.image_size, training.image_size),
+        input=spec,
         passes=training.passes,
-        dropout_sites=sites,
+        dropout_sites=lowered.sites,
         architecture=training.architecture,
+        trunk=fingerprint(lowered.trunk, staged.path, spec),
         metrics=trained.metrics.to_json(),
         training=_describe_training(data, trained, training),
     )

@@ -54,6 +54,8 @@ class Training:
     """Share of the images held out to measure on."""
     passes: int = DEFAULT_PASSES
     """T, stochastic passes per image in the figures and, unless it is set otherwise, in the server."""
+    int8: bool = False
+    """Whether to publish the trunk in 8-bit integers too."""
     seed: int = 0
     device: Device = "auto"
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.stats import entropy as scipy_entropy
+from scipy.stats import spearmanr
 
 from contract import acquisition
 
@@ -96,3 +97,29 @@ def test_wrong_shapes_are_refused():
         acquisition.bald(np.zeros((3, 4)))
     with pytest.raises(ValueError, match="at least 2 classes, got 1"):
         acquisition.normalised_bald(np.zeros(3), 1)
+
+
+@given(st.data(), st.integers(2, 40))
+def test_rank_correlation_equals_scipys(data, count):
+    """Spearman's, ties included."""
+    values = st.lists(st.integers(-3, 3), min_size=count, max_size=count, unique=False).filter(
+        lambda v: len(set(v)) > 1
+    )
+    first, second = (np.array(data.draw(values), dtype=np.float32) / 7 for _ in range(2))
+    expected = spearmanr(first, second).statistic
+    assert acquisition.rank_correlation(first, second) == pytest.approx(expected, abs=1e-12)
+
+
+@given(arrays(np.float32, st.integers(2, 30), elements=st.floats(-1e6, 1e6, width=32), unique=True))
+def test_rank_correlation_sees_only_the_order(values):
+    """1 for whatever rises with the values, -1 for whatever falls."""
+    order = np.argsort(np.argsort(values))
+    assert acquisition.rank_correlation(values, np.exp(order / 3)) == pytest.approx(1)
+    assert acquisition.rank_correlation(values, -order.astype(float)) == pytest.approx(-1)
+
+
+def test_rank_correlation_of_constants_is_defined():
+    """Two vectors without an order agree; one that has lost its order does not."""
+    constant, rising = np.full(5, 0.3), np.arange(5.0)
+    assert acquisition.rank_correlation(constant, 2 * constant) == 1
+    assert acquisition.rank_correlation(constant, rising) == acquisition.rank_correlation(rising, constant) == 0

@@ -7,12 +7,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 import contract.download
 from contract.addresses import is_public, resolve_addresses
+from contract.download import Validators
 from contract.errors import ConfigError, FetchError
 from contract.fetch import Fetcher, FetchSettings
 from tests.loopback import Host, Request, host, reply
@@ -20,6 +22,7 @@ from tests.loopback import Host, Request, host, reply
 IMAGE = b"the bytes of an image"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 PUBLIC = "93.184.216.34"
+LONG_AGO = "Mon, 01 Jan 2024 00:00:00 GMT"
 
 
 def jwt(kind, serial=0):
@@ -309,6 +312,136 @@ class TestToken:
         with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
             make(api_token=token)
         assert token not in str(caught.value)
+
+
+def dated(modified, *, etag=None, **headers):
+    """An answer with the image and its validators, or 304 to who has them."""
+
+    def answer(handler: BaseHTTPRequestHandler, request: Request) -> None:
+        given = {"ETag": etag, "Last-Modified": modified}
+        same = (etag and request.headers.get("If-None-Match") == etag) or (
+            modified and not etag and request.headers.get("If-Modified-Since") == modified
+        )
+        handler.send_response(304 if same else 200)
+        for name, value in {name: value for name, value in given.items() if value}.items():
+            handler.send_header(name, value)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        if not same:
+            handler.send_header("Content-Length", str(len(IMAGE)))
+        handler.end_headers()
+        if not same:
+            handler.wfile.write(IMAGE)
+
+    return answer
+
+
+class TestRevalidation:
+    @pytest.mark.parametrize(
+        ("modified", "etag"), [(LONG_AGO, None), (None, '"tag"'), (LONG_AGO, 'W/"tag"')], ids=["date", "tag", "both"]
+    )
+    def test_an_unchanged_file_is_not_sent_again(self, home, make, modified, etag):
+        """Who shows what it got beside the file gets 304, over the same connection."""
+        home.answers["/data/upload/1/a.png"] = dated(modified, etag=etag)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
+        first = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None)
+        assert (first.data, first.unchanged) == (IMAGE, False)
+        again = fetcher.fetch_if_changed("/data/upload/1/a.png", known=first.validators)
+        assert (again.unchanged, again.validators) == (True, first.validators)
+        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=again.validators).unchanged
+        assert "If-None-Match" not in home.requests[0].headers
+        assert home.requests[1].headers["Authorization"] == f"Token {LEGACY}"
+        assert len({request.connection for request in home.requests}) == 1
+
+    def test_a_changed_file_is_sent_with_its_new_validators(self, home, make):
+        """The next question is asked with these."""
+        home.answers["/data/upload/1/a.png"] = dated(None, etag='"old"')
+        fetcher = make(label_studio_url=home.url)
+        known = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators
+        home.answers["/data/upload/1/a.png"] = dated(None, etag='"new"')
+        fetched = fetcher.fetch_if_changed("/data/upload/1/a.png", known=known)
+        assert (fetched.data, fetched.unchanged, fetched.validators.etag) == (IMAGE, False, '"new"')
+
+    def test_only_who_gave_validators_is_asked_with_them(self, home, elsewhere, make):
+        """Behind a redirect, the host that has the file; what redirects to it might mean something else by 304."""
+        home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=1")
+        elsewhere.answers["/signed"] = dated(None, etag='"tag"')
+        fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
+        known = fetcher.fetch_if_changed("s3://bucket/a.png", known=None, task_id=7).validators
+        home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=2")
+        assert fetcher.fetch_if_changed("s3://bucket/a.png", known=known, task_id=7).unchanged
+        assert "If-None-Match" not in home.requests[1].headers
+        assert elsewhere.requests[1].headers["If-None-Match"] == '"tag"'
+
+    def test_another_host_is_not_asked_with_them(self, home, elsewhere, make):
+        """A storage that has moved is asked for the file."""
+        home.answers["/data/upload/1/a.png"] = dated(None, etag='"tag"')
+        fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
+        known = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators
+        home.serve("/data/upload/1/a.png", status=302, location=f"{elsewhere.url}/a.png")
+        elsewhere.answers["/a.png"] = dated(None, etag='"tag"')
+        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=known).data == IMAGE
+
+    def test_304_without_a_question_is_an_error(self, home, make):
+        """There is no file to go on with."""
+        home.serve("/data/upload/1/a.png", status=304)
+        with pytest.raises(FetchError, match="answered 304, expected 200"):
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+
+    def test_a_renewed_token_does_not_cost_the_file(self, home, make):
+        """The question is asked again with it."""
+        access = [0]
+
+        def refresh(handler, request):
+            access[0] += 1
+            reply(json.dumps({"access": jwt("access", access[0])}).encode())(handler, request)
+
+        def image(handler, request):
+            honoured = request.headers["Authorization"] == f"Bearer {jwt('access', 2)}"
+            (dated(None, etag='"tag"') if honoured else reply(b"", status=401))(handler, request)
+
+        home.answers |= {"/api/token/refresh/": refresh, "/data/upload/1/a.png": image}
+        fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
+        known = Validators(f"http://127.0.0.1:{home.port}", '"tag"', None)
+        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=known).unchanged
+        assert len(home.asked("/data/upload/1/a.png")) == 2
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"etag": '"tag"', "cache_control": "private, No-Store"},
+            {"etag": "no quotes"},
+            {"etag": '"tag"\t"other"'},
+            {"etag": '"' + "x" * 1000 + '"'},
+            {"last_modified": "yesterday"},
+            {"last_modified": "Mon, 01 Jan 2024 00:00:00 GMT\x01"},
+        ],
+        ids=["none", "no-store", "unquoted", "two", "long", "no-date", "control"],
+    )
+    def test_what_cannot_be_asked_with_is_not_kept(self, home, make, headers):
+        """Nor what the host wants forgotten."""
+        home.serve("/data/upload/1/a.png", IMAGE, **headers)
+        fetched = make(label_studio_url=home.url).fetch_if_changed("/data/upload/1/a.png", known=None)
+        assert (fetched.data, fetched.validators) == (IMAGE, None)
+
+    def test_a_date_within_whose_second_the_file_may_change_is_not_kept(self, home, make):
+        """Dates count seconds, and the file that comes next may have the same one."""
+        fetcher = make(label_studio_url=home.url)
+        kept = []
+        for age_s in (0, 10):
+            home.serve("/data/upload/1/a.png", IMAGE, last_modified=formatdate(time.time() - age_s, usegmt=True))
+            kept.append(fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators is not None)
+        assert kept == [False, True]
+
+    def test_sources_are_named_by_what_is_asked_first(self, make, tmp_path):
+        """What is not downloaded has none, and storage objects one for each task."""
+        fetcher = make(label_studio_url="http://studio.test/ls", local_files_root=tmp_path)
+        assert fetcher.source("http://host/a.png?x=1") == "http://host/a.png?x=1"
+        assert fetcher.source("/data/upload/1/a.png") == "http://studio.test/ls/data/upload/1/a.png"
+        one, other = (fetcher.source("s3://b/a.png", task_id=task) for task in (1, 2))
+        assert one != other
+        assert fetcher.source("data:,x") is fetcher.source("/data/local-files/?d=a.png") is None
 
 
 class TestLimits:

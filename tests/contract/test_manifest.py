@@ -19,6 +19,7 @@ MANIFEST = Manifest(
     passes=20,
     dropout_sites=(DropoutSite((4096,), 0.5), DropoutSite((4096,), 0.5)),
     architecture="vgg16",
+    trunk="a" * 64,
     metrics={"accuracy": 0.9, "per_class_f1": [0.9, None, 0.8]},
     training={"weights": "imagenet"},
     files={"model.onnx": FileDigest("0" * 64, 12), "report/index.html": FileDigest("f" * 64, 0)},
@@ -41,6 +42,7 @@ manifests = st.builds(
         )
     ).map(tuple),
     architecture=names,
+    trunk=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     metrics=st.dictionaries(names, st.none() | st.floats(0, 1)),
     training=st.dictionaries(names, names | st.integers()),
     files=st.dictionaries(
@@ -75,8 +77,8 @@ def test_missing_field_is_named(name):
 
 def test_unknown_contract_names_expected_found_and_remedy():
     """A newer trainer's manifest is refused rather than guessed at."""
-    with pytest.raises(ManifestError, match=r"follows contract 2, this program reads contract 1; publish again"):
-        Manifest.from_json(changed(contract=2))
+    with pytest.raises(ManifestError, match=r"follows contract 3, this program reads contract 2; publish again"):
+        Manifest.from_json(changed(contract=3))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,7 @@ def test_unknown_contract_names_expected_found_and_remedy():
         ({"dropout_sites": [3]}, "'dropout_sites' must be a list of objects"),
         ({"dropout_sites": [{"features": [4], "probability": 1.0}]}, "between 0 and 1, found 1.0"),
         ({"dropout_sites": [{"features": [], "probability": 0.5}]}, "dropout_sites[0]: 'features' must be"),
+        ({"trunk": "a" * 63}, "'trunk' must be a well-formed trunk"),
         ({"files": {"../../etc/passwd": {}}}, "not a path within the version's folder"),
         ({"files": {"model.onnx": {"sha256": "ab", "size_bytes": 1}}}, "'sha256' must be a well-formed sha256"),
     ],

@@ -1,20 +1,20 @@
-"""The lowering against plain loops of torch passes, and the masks' promises."""
+"""The lowering against plain loops of torch passes."""
 
 import copy
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torchvision
 from baal.active.heuristics import BALD
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from contract.errors import DigestError, DropoutDead, LoweringError
-from contract.manifest import DropoutSite
-from contract.passes import draw_masks, dropout_nodes, fresh_masks, load_graph, lower
-from tests.networks import Engine, export, masked_passes
+from contract.graphs import OUTPUTS
+from contract.masks import draw_masks
+from contract.passes import dropout_nodes, load_graph, lower
+from tests.networks import Engine, build_small, export, masked_passes
 
 VERSION = "20260102T030405678Z-0a1b2c"
 
@@ -33,6 +33,22 @@ class EarlySkip(torch.nn.Module):
         early = self.conv(x).relu()
         mixed = self.mix(self.drop(early)) + early
         return self.last(mixed.view(x.size(0), -1)) * 3
+
+
+class TwoPaths(torch.nn.Module):
+    """Dropout on one map, and a connection past it from another, of another shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.deep = torch.nn.Conv2d(3, 4, 3, stride=2)
+        self.side = torch.nn.Conv2d(3, 2, 1)
+        self.drop = torch.nn.Dropout(0.4)
+        self.last = torch.nn.Linear(4 * 3 * 3 + 2 * 8 * 8, 3)
+
+    def forward(self, x):
+        side = self.side(x).tanh()
+        dropped = self.drop(self.deep(x).relu())
+        return self.last(torch.cat([dropped.flatten(1), side.flatten(1)], dim=1)) * 5
 
 
 class LastOnly(torch.nn.Module):
@@ -61,6 +77,7 @@ def vgg(architecture):
         pytest.param(lambda: vgg("vgg16"), 64, 2, id="vgg16", marks=pytest.mark.slow),
         pytest.param(lambda: vgg("vgg16_bn"), 64, 2, id="vgg16-bn", marks=pytest.mark.slow),
         pytest.param(EarlySkip, 8, 1, id="dropout-early-with-skip-connection"),
+        pytest.param(TwoPaths, 8, 1, id="connection-past-the-dropout"),
         pytest.param(LastOnly, 8, 1, id="dropout-in-last-layer-only"),
     ],
 )
@@ -81,6 +98,58 @@ def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, size, sit
     np.testing.assert_allclose(outputs.mean_probabilities, expected.mean(axis=1), atol=1e-4)
 
 
+def inputs_of_dropouts(network, images):
+    """Return what each Dropout of a network gets in evaluation, flattened."""
+    caught = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].flatten(1).numpy()))
+    with torch.no_grad():
+        network.eval()(torch.from_numpy(images))
+    return caught
+
+
+@pytest.mark.parametrize("build", [build_small, EarlySkip, LastOnly])
+def test_features_are_what_the_first_dropout_gets(build):
+    """The trunk computes, once an image, what torch computes up to its first Dropout, and nothing beside."""
+    torch.manual_seed(0)
+    network = build()
+    images = torch.rand(4, 3, 8, 8).numpy()
+    engine = Engine(lower(export(network, torch.rand(2, 3, 8, 8))))
+    np.testing.assert_allclose(engine.trunk(images), inputs_of_dropouts(network, images)[0], atol=1e-5)
+
+
+def test_features_hold_all_that_the_head_needs_of_an_image():
+    """Where a connection goes past the Dropout, both tensors are handed over, flattened, one behind the other."""
+    torch.manual_seed(0)
+    network = TwoPaths()
+    images = torch.rand(4, 3, 8, 8)
+    lowered = lower(export(network, torch.rand(2, 3, 8, 8)))
+    with torch.no_grad():
+        parts = [network.deep(images).relu().flatten(1), network.side(images).tanh().flatten(1)]
+    assert shape_of(lowered.trunk.graph.output[0]) == shape_of(lowered.head.graph.input[0]) == ["N", 36 + 128]
+    np.testing.assert_allclose(Engine(lowered).trunk(images.numpy()), torch.cat(parts, dim=1), atol=1e-5)
+
+
+def test_each_part_takes_and_gives_what_is_documented(small_graph):
+    """Images to features, float32 (N, F); features and masks (T, ...) to the outputs."""
+    lowered = lower(small_graph)
+    assert [info.name for info in lowered.trunk.graph.input] == ["images"]
+    assert [(info.name, shape_of(info)) for info in lowered.trunk.graph.output] == [("features", ["N", 216])]
+    assert [(info.name, shape_of(info)) for info in lowered.head.graph.input] == [
+        ("features", ["N", 216]),
+        ("mask_0", ["T", 216]),
+        ("mask_1", ["T", 32]),
+    ]
+    assert [info.name for info in lowered.head.graph.output] == list(OUTPUTS)
+    for part in (lowered.trunk, lowered.head):
+        onnx.checker.check_model(part, full_check=True)
+
+
+def shape_of(info):
+    return [axis.dim_param or axis.dim_value for axis in info.type.tensor_type.shape.dim]
+
+
 def test_graph_computes_the_bald_that_baal_computes(small, small_graph):
     """The reduction in the graph is baal's formula on the same passes."""
     lowered = lower(small_graph)
@@ -93,35 +162,72 @@ def test_graph_computes_the_bald_that_baal_computes(small, small_graph):
     np.testing.assert_allclose(outputs.entropy, -(mean * np.log(mean)).sum(axis=1), atol=1e-5)
 
 
-def test_shapes_of_the_batch_are_measured_again_in_rows():
-    """A graph that reads the batch from the images' shape, before its Dropout, still gets N x T rows after it."""
-    weights = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+MEASURES = {
+    "shape": [helper.make_node("Shape", ["images"], ["batch"], start=0, end=1)],
+    "shape-from-the-end": [helper.make_node("Shape", ["images"], ["batch"], start=-2, end=-1)],
+    "shape-of-a-shape": [
+        helper.make_node("Shape", ["images"], ["whole"]),
+        helper.make_node("Slice", ["whole", "zero", "one"], ["batch"]),
+    ],
+    "size": [
+        helper.make_node("Size", ["images"], ["count"]),
+        helper.make_node("Div", ["count", "four"], ["rows"]),
+        helper.make_node("Unsqueeze", ["rows", "zero"], ["batch"]),
+    ],
+    "size-over-width": [
+        helper.make_node("Size", ["images"], ["count"]),
+        helper.make_node("Shape", ["images"], ["width"], start=1),
+        helper.make_node("Div", ["count", "width"], ["batch"]),
+    ],
+    "rows-of-ones": [
+        helper.make_node("Shape", ["images"], ["measured"], start=0, end=1),
+        helper.make_node("ConstantOfShape", ["measured"], ["zeros"]),
+        helper.make_node("Shape", ["zeros"], ["batch"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_shapes_of_the_batch_are_measured_again_in_rows(measure):
+    """A graph that measures its images before its Dropout gets N x T rows after it, from the features alone."""
+    rng = np.random.default_rng(0)
+    first, last = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 2), (2, 3)))
     nodes = [
-        helper.make_node("Shape", ["images"], ["batch"], start=0, end=1),
+        *measure,
         helper.make_node("Concat", ["batch", "rest"], ["shape"], axis=0),
-        helper.make_node("Dropout", ["images", "ratio", "training"], ["dropped"]),
+        helper.make_node("MatMul", ["images", "first"], ["hidden"]),
+        helper.make_node("Dropout", ["hidden", "ratio", "training"], ["dropped"]),
         helper.make_node("Reshape", ["dropped", "shape"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        helper.make_node("MatMul", ["flat", "last"], ["logits"]),
     ]
     constants = {
+        **DROPPING,
         "rest": np.array([-1], dtype=np.int64),
-        "ratio": np.array(0.5, dtype=np.float32),
-        "training": np.array(True),
-        "weights": weights,
+        "zero": np.array([0], dtype=np.int64),
+        "one": np.array([1], dtype=np.int64),
+        "four": np.array(4, dtype=np.int64),
+        "first": first,
+        "last": last,
     }
     lowered = lower(graph_of(nodes, constants, classes=3))
     images = np.random.default_rng(1).random((5, 4), dtype=np.float32)
     masks = draw_masks(VERSION, lowered.sites, 6)
-    logits = (images[:, None] * masks["mask_0"]) @ weights  # (N, T, C)
+    logits = ((images @ first)[:, None] * masks["mask_0"]) @ last  # (N, T, C)
     expected = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
     np.testing.assert_allclose(Engine(lowered)(images, masks).pass_probabilities, expected, atol=1e-6)
+    assert [(info.name, shape_of(info)) for info in lowered.head.graph.input] == [
+        ("features", ["N", 2]),
+        ("mask_0", ["T", 2]),
+    ]
 
 
 def test_no_randomness_and_one_trunk_are_left_after_lowering(small_graph):
-    """The lowered graph holds no Dropout and each convolution once."""
-    operators = [node.op_type for node in lower(small_graph).model.graph.node]
-    assert "Dropout" not in operators
-    assert operators.count("Conv") == 1
+    """Neither part holds a Dropout; the trunk holds each convolution once, the head none."""
+    lowered = lower(small_graph)
+    trunk, head = ([node.op_type for node in part.graph.node] for part in (lowered.trunk, lowered.head))
+    assert "Dropout" not in trunk + head
+    assert trunk.count("Conv") == 1
+    assert "Conv" not in head
 
 
 def test_lowering_leaves_its_argument_alone(small_graph):
@@ -142,40 +248,6 @@ def test_score_depends_on_neither_batch_nor_order(small_graph):
         np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
     order = np.random.default_rng(6).permutation(32)
     np.testing.assert_allclose(engine(images[order], masks).bald, whole[order], atol=1e-6)
-
-
-def test_masks_are_of_the_version_the_site_and_the_pass():
-    """Other versions, sites and passes have other masks; more passes only add to the first ones."""
-    sites = (DropoutSite((400,), 0.5), DropoutSite((400,), 0.5))
-    masks = draw_masks(VERSION, sites, 20)
-    assert len(np.unique(np.concatenate([masks["mask_0"], masks["mask_1"]]), axis=0)) == 40
-    assert not np.array_equal(masks["mask_0"], draw_masks(VERSION[:-1] + "d", sites, 20)["mask_0"])
-    np.testing.assert_array_equal(draw_masks(VERSION, sites, 50)["mask_0"][:20], masks["mask_0"])
-
-
-def test_masks_are_the_same_on_every_machine():
-    """A pinned value: a change of it would change every score of every published version."""
-    mask = draw_masks(VERSION, (DropoutSite((16,), 0.5),), 1)["mask_0"][0]
-    assert "".join("1" if kept else "0" for kept in mask) == "0110111011110101"
-
-
-@given(probability=st.floats(0.05, 0.95), passes=st.integers(1, 4))
-def test_masks_keep_the_expectation(probability, passes):
-    """Each element is 0 or 1 / (1 - p), and 1 on average."""
-    masks = draw_masks(VERSION, (DropoutSite((50, 80), probability),), passes)["mask_0"]
-    assert masks.shape == (passes, 50, 80)
-    assert masks.dtype == np.float32
-    assert set(np.unique(masks)) == {np.float32(0), np.float32(1 / (1 - probability))}
-    error = np.sqrt(probability / (1 - probability) / masks.size)
-    assert abs(masks.mean() - 1) < 6 * error
-
-
-def test_fresh_masks_differ_from_draw_to_draw():
-    """Every draw from a generator gives other masks of the same form."""
-    rng, sites = np.random.default_rng(0), (DropoutSite((64,), 0.5),)
-    first, second = fresh_masks(rng, sites, 3), fresh_masks(rng, sites, 3)
-    assert first["mask_0"].shape == (3, 64)
-    assert not np.array_equal(first["mask_0"], second["mask_0"])
 
 
 def set_training_mode(graph, value):
@@ -226,6 +298,33 @@ def test_old_opset_is_refused(small_graph):
     graph.opset_import[0].version = 17
     with pytest.raises(LoweringError, match="opset 17, 18 or newer"):
         lower(graph)
+
+
+def test_dropout_of_other_than_float32_is_refused():
+    """Features are kept and handed over in float32; another type would be rounded without a word."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Dropout", ["half", "ratio", "training"], ["dropped"]),
+        helper.make_node("Cast", ["dropped"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    with pytest.raises(LoweringError, match=r"'half' is FLOAT16; what Dropout drops must be float32"):
+        lower(graph_of(nodes, DROPPING, classes=4))
+
+
+def test_connection_of_other_than_float32_is_refused():
+    """What goes past the Dropout is handed over too, and as little may be rounded."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["whole"], to=TensorProto.INT32),
+        helper.make_node("Dropout", ["images", "ratio", "training"], ["dropped"]),
+        helper.make_node("Cast", ["dropped"], ["truncated"], to=TensorProto.INT32),
+        helper.make_node("Add", ["truncated", "whole"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    with pytest.raises(LoweringError, match=r"'whole' is INT32"):
+        lower(graph_of(nodes, DROPPING, classes=4))
+
+
+DROPPING = {"ratio": np.array(0.5, dtype=np.float32), "training": np.array(True)}
 
 
 def graph_of(nodes, constants, *, classes):

@@ -31,6 +31,17 @@ def test_published_version_is_current_and_whole(repository):
     opened.verify()
 
 
+def test_the_int8_trunk_is_a_versions_own_choice(repository):
+    """Where it was published it is a file like the others, with a digest; elsewhere there is none."""
+    plain, version = publish(repository, b"content"), publish(repository, b"content", int8=b"trunk")
+    assert plain.int8_trunk_path is None
+    assert version.int8_trunk_path.read_bytes() == b"trunk"
+    assert "trunk.int8.onnx" in version.manifest.files
+    version.int8_trunk_path.write_bytes(b"other")
+    with pytest.raises(DigestError, match=r"trunk\.int8\.onnx"):
+        version.verify()
+
+
 def test_versions_sort_by_time_even_if_the_clock_goes_back(repository):
     """The newest version is the last one, whatever the clock says."""
     names = []

@@ -4,15 +4,17 @@ import logging
 import math
 import threading
 from base64 import b64decode
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from contract.acquisition import label_studio_score
 from contract.errors import FetchError
-from contract.passes import draw_masks
-from server.app import FiniteJSON
-from server.settings import Score
+from contract.fetch import Fetched
+from contract.masks import draw_masks
+from server.app import FiniteJSON, close_app
+from server.settings import Precision, Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks, to_data_uri
 from tests.server.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 
@@ -30,6 +32,12 @@ def empty_client(start_app):
 
 def service_of(client):
     return client.application.extensions["labelnext"]
+
+
+@contextmanager
+def closing_app(app):
+    yield app.test_client()
+    close_app(app)
 
 
 class TestBeforeAnyVersion:
@@ -65,8 +73,16 @@ class TestHealth:
             "model": "default",
             "model_version": repository.current(),
             "provider": "cpu",
+            "precision": "fp32",
             "detail": None,
         }
+
+    def test_it_names_the_precision_that_is_really_in_use(self, start_app, settings, repository, caplog):
+        """One that was asked for and cannot be had is not claimed, and the log says why."""
+        publish(repository)
+        client = start_app(dataclasses.replace(settings, precision=Precision.INT8)).test_client()
+        assert client.get("/health").json["precision"] == "fp32"
+        assert "served in fp32" in caplog.text
 
     def test_a_refused_version_is_told_while_the_old_one_serves(self, client, repository):
         """An operator sees it without reading logs."""
@@ -171,10 +187,13 @@ class TestPredict:
         uris = [task["data"]["picture"] for task in make_tasks(4)]
 
         class SlowFetcher:
-            def fetch(self, reference, **_):
+            def source(self, reference, **_):
+                return None
+
+            def fetch_if_changed(self, reference, **_):
                 entered.set()
                 assert proceed.wait(10)
-                return b64decode(reference.partition(",")[2])
+                return Fetched(b64decode(reference.partition(",")[2]))
 
         old = publish(repository, seed=0)
         client = start_app(fetcher=SlowFetcher()).test_client()
@@ -244,24 +263,24 @@ class TestPredict:
     def test_numbers_that_are_not_finite_never_leave(self, client, monkeypatch):
         """Infinity in a stored prediction breaks Label Studio's task lists."""
         engine = service_of(client).models.engine
-        run = engine.run
+        run_passes = engine.run_passes
 
-        def run_to_infinity(images, masks=None):
-            outputs = run(images, masks)
+        def run_to_infinity(features, masks=None):
+            outputs = run_passes(features, masks)
             outputs.bald[0] = math.inf
             return outputs
 
-        monkeypatch.setattr(engine, "run", run_to_infinity)
+        monkeypatch.setattr(engine, "run_passes", run_to_infinity)
         reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
         assert reply.json == {"results": [{}]}
 
     def test_an_engine_that_fails_is_told_without_internals(self, client, monkeypatch, caplog):
         """The client learns that it is the server's fault, the log learns why."""
 
-        def fail(images, masks=None):
+        def fail(images):
             raise RuntimeError("CUDA_ERROR at 0xdeadbeef")
 
-        monkeypatch.setattr(service_of(client).models.engine, "run", fail)
+        monkeypatch.setattr(service_of(client).models.engine, "compute_features", fail)
         reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
         assert (reply.status_code, reply.json["error"]) == (500, "internal")
         assert "0xdeadbeef" not in reply.text
@@ -272,6 +291,80 @@ class TestPredict:
         client = start_app(dataclasses.replace(settings, max_body_bytes=1000)).test_client()
         reply = client.post("/predict", json=make_predict_body(make_tasks(5)))
         assert (reply.status_code, reply.json["error"]) == (413, "request_entity_too_large")
+
+
+class TestFeatureCache:
+    @pytest.fixture
+    def in_a_folder(self, settings, tmp_path):
+        return dataclasses.replace(settings, cache_dir=tmp_path / "cache")
+
+    @staticmethod
+    def score(client, seed=0):
+        """Send images one by one, for what shares a batch may differ in the last bit."""
+        return [
+            client.post("/predict", json=make_predict_body([task])).json["results"][0]["score"]
+            for task in make_tasks(4, seed)
+        ]
+
+    @staticmethod
+    def counted(client):
+        """Hits and misses so far."""
+        registry = service_of(client).metrics.registry
+        return tuple(registry.get_sample_value(f"labelnext_feature_cache_{name}_total") for name in ("hits", "misses"))
+
+    def test_scores_are_the_same_to_the_bit(self, start_app, settings, repository):
+        """Without a cache, when features are computed, and when they are known."""
+        publish(repository)
+        off = start_app(dataclasses.replace(settings, cache_mb=0)).test_client()
+        on = start_app().test_client()
+        expected = self.score(off)
+        assert [self.score(on), self.score(on)] == [expected] * 2
+        assert (self.counted(off), self.counted(on)) == ((0, 0), (4, 4))
+
+    def test_a_head_only_retrain_costs_the_head(self, start_app, repository):
+        """The new version's scores are its own, and its trunk is not run; under another trunk it is."""
+        first = TinyModel.draw(0)
+        head = TinyModel((first.weights[0], *TinyModel.draw(1).weights[1:]))
+        publish(repository, model=first)
+        client = start_app().test_client()
+        self.score(client)
+        for model, hits in ((head, 4), (TinyModel.draw(2), 4)):
+            name = publish(repository, model=model)
+            service_of(client).models.poll()
+            scores = self.score(client)
+            assert self.counted(client)[0] == hits
+            expected = label_studio_score(expected_bald(model, name, draw_images(4)), 3)
+            np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+    def test_a_restart_keeps_what_the_folder_has(self, start_app, in_a_folder, repository):
+        """Another process finds the features of the one before, and gives the same scores."""
+        publish(repository)
+        with closing_app(start_app(in_a_folder)) as client:
+            before = self.score(client)
+        (file,) = in_a_folder.cache_dir.iterdir()  # closed whole: no log beside it
+        assert file.stat().st_size > 0
+        client = start_app(in_a_folder).test_client()
+        assert self.score(client) == before
+        assert self.counted(client) == (4, 0)
+
+    def test_replicas_share_a_folder(self, start_app, in_a_folder, repository):
+        """What one has computed, the other knows."""
+        publish(repository)
+        one, other = (start_app(in_a_folder).test_client() for _ in range(2))
+        self.score(one)
+        service_of(one)._cache.close()  # what it holds is written now
+        self.score(other)
+        assert self.counted(other) == (4, 0)
+
+    def test_a_cache_that_cannot_be_had_costs_time_only(self, start_app, settings, repository, tmp_path):
+        """The server starts and scores, and its metrics say that something is wrong."""
+        publish(repository)
+        (tmp_path / "file").write_text("not a folder")
+        client = start_app(dataclasses.replace(settings, cache_dir=tmp_path / "file")).test_client()
+        assert self.score(client) == self.score(client)
+        text = client.get("/metrics").text
+        assert 'labelnext_feature_cache_faults_total{kind="open"} 1.0' in text
+        assert "labelnext_feature_cache_bytes 0.0" in text
 
 
 class TestWebhook:
@@ -320,6 +413,11 @@ class TestObservation:
             "labelnext_bald_score_count 2.0",
             "labelnext_queue_images 0.0",
             'labelnext_stage_duration_seconds_count{stage="fetch"} 3.0',
+            'labelnext_stage_duration_seconds_count{stage="trunk"}',
+            'labelnext_stage_duration_seconds_count{stage="passes"}',
+            "labelnext_feature_cache_hits_total 0.0",
+            "labelnext_feature_cache_misses_total 3.0",
+            "labelnext_feature_cache_bytes ",
         ):
             assert line in reply.text
 
@@ -371,11 +469,14 @@ def test_fetching_gets_the_task_and_the_project(start_app, repository):
     seen = {}
 
     class Spy:
-        def fetch(self, reference, **context):
+        def source(self, reference, **_):
+            return None
+
+        def fetch_if_changed(self, reference, **context):
             seen.update(context, reference=reference)
             raise FetchError("no")
 
     publish(repository)
     start_app(fetcher=Spy()).test_client().post("/predict", json=make_predict_body([make_task(7, "s3://b/k.png")]))
     assert seen.pop("deadline") > 0
-    assert seen == {"reference": "s3://b/k.png", "task_id": 7, "project_id": 3}
+    assert seen == {"reference": "s3://b/k.png", "known": None, "task_id": 7, "project_id": 3}

@@ -1,5 +1,6 @@
 import threading
 from concurrent.futures import Future
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -8,28 +9,37 @@ from hypothesis import strategies as st
 
 from contract.errors import Unavailable
 from contract.passes import PassOutputs
-from server.batching import Batcher, Expired, NotFinite
+from server.batching import Batcher, Expired, NotFinite, Pixels
+from server.features import FeatureCache
 from server.metrics import Metrics
 
 FOREVER = float("inf")
 
 
 class EchoEngine:
-    """Says of each image who scored it and what its first pixel is; can be held at a gate."""
+    """Says of each image who scored it and what its first pixel is, its one feature; can be held at a gate."""
+
+    features = 1
 
     def __init__(self, number=0, gate=None):
         self.number = number
         self.gate = gate
+        self.trunk_key = f"trunk of {number}"
         self.entered = threading.Event()
         self.batches = []
+        self.trunk_batches = []
 
-    def run(self, images, masks=None):
+    def compute_features(self, images):
+        self.trunk_batches.append([int(image[0, 0, 0]) for image in images])
+        return images[:, 0, 0, :1].astype(np.float32)
+
+    def run_passes(self, features, masks=None):
         self.entered.set()
         if self.gate is not None:
             assert self.gate.wait(10)
-        self.batches.append([int(image[0, 0, 0]) for image in images])
-        mean = np.array([[self.number, image[0, 0, 0]] for image in images], np.float32)
-        zeros = np.zeros(len(images), np.float32)
+        self.batches.append([int(row[0]) for row in features])
+        mean = np.array([[self.number, row[0]] for row in features], np.float32)
+        zeros = np.zeros(len(features), np.float32)
         return PassOutputs(mean, zeros, zeros, mean[:, None])
 
 
@@ -38,12 +48,16 @@ class BrokenEngine(EchoEngine):
         super().__init__()
         self.error = error
 
-    def run(self, images, masks=None):
+    def compute_features(self, images):
         raise self.error
 
 
-def make_image(value):
-    return np.full((1, 1, 3), value, np.uint8)
+def make_sample(value):
+    return Pixels(np.full((1, 1, 3), value, np.uint8))
+
+
+def make_features(value):
+    return np.array([value], np.float32)
 
 
 @pytest.fixture
@@ -63,7 +77,9 @@ def make_batcher():
 
 def submit(batcher, engine, value, deadline=FOREVER):
     outcome = Future()
-    batcher.submit(engine, make_image(value), deadline=deadline, outcome=outcome)
+    batcher.submit(
+        engine, value if isinstance(value, np.ndarray) else make_sample(value), deadline=deadline, outcome=outcome
+    )
     return outcome
 
 
@@ -133,6 +149,55 @@ def test_a_batch_is_no_larger_than_the_limit(make_batcher):
     assert engine.batches == [[0], [1, 2, 3], [4, 5]]
 
 
+@settings(deadline=None, max_examples=60)
+@given(known=st.lists(st.booleans(), min_size=1, max_size=12), most=st.integers(1, 5))
+def test_known_features_skip_the_trunk_and_keep_their_places(known, most):
+    """However the two kinds are mixed in a batch, each gets its own answer, and the trunk sees pixels only."""
+    gate, engine = threading.Event(), EchoEngine(7)
+    engine.gate = gate
+    batcher = Batcher(max_batch_images=most, metrics=Metrics())
+    batcher.start()
+    outcomes = [submit(batcher, engine, make_features(i) if each else i) for i, each in enumerate(known)]
+    gate.set()
+    assert [answer(outcome) for outcome in outcomes] == [(7, i) for i in range(len(known))]
+    batcher.close()
+    computed = [pixel for batch in engine.trunk_batches for pixel in batch]
+    assert computed == [i for i, each in enumerate(known) if not each]
+    assert all(engine.trunk_batches)  # never run for nothing
+
+
+def test_what_the_trunk_computes_is_kept(make_batcher):
+    """Under the digest of the file, and only where there is one."""
+    engine = EchoEngine()
+    with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:
+        batcher = make_batcher(cache=cache)
+        for digest in (b"d" * 32, None):
+            outcome = Future()
+            batcher.submit(engine, Pixels(make_sample(5).image, digest), deadline=FOREVER, outcome=outcome)
+            assert answer(outcome) == (0, 5)
+        np.testing.assert_array_equal(cache.get(engine, b"d" * 32), make_features(5))
+
+
+def test_features_that_are_no_numbers_are_computed_again(make_batcher):
+    """A device that failed once is asked again, and the image has its score then."""
+
+    class Failing(EchoEngine):
+        def compute_features(self, images):
+            rows = super().compute_features(images)
+            return rows if len(self.trunk_batches) > 1 else rows * np.nan
+
+        def run_passes(self, features, masks=None):
+            return super().run_passes(np.nan_to_num(features))
+
+    engine = Failing()
+    with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:
+        batcher = make_batcher(cache=cache)
+        outcome = Future()
+        batcher.submit(engine, Pixels(make_sample(5).image, b"d" * 32), deadline=FOREVER, outcome=outcome)
+        outcome.result(timeout=10)
+        assert cache.get(engine, b"d" * 32) is None
+
+
 def test_an_image_past_its_deadline_is_not_run(make_batcher):
     """The deadline is looked at when the image's turn comes, and company is still scored."""
     now = [100.0]
@@ -164,8 +229,8 @@ def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
     """The other images of the batch keep their scores."""
 
     class Faulty(EchoEngine):
-        def run(self, images, masks=None):
-            outputs = super().run(images)
+        def run_passes(self, features, masks=None):
+            outputs = super().run_passes(features)
             outputs.mean_probabilities[outputs.mean_probabilities == 13] = np.nan
             return outputs
 
@@ -187,8 +252,8 @@ def test_a_dead_batcher_fails_everybody_at_once_and_says_so(make_batcher, caplog
     gate = threading.Event()
 
     class Fatal(EchoEngine):
-        def run(self, images, masks=None):
-            super().run(images)
+        def run_passes(self, features, masks=None):
+            super().run_passes(features)
             raise SystemExit("a bug")
 
     batcher, engine = make_batcher(), Fatal(0, gate)

@@ -7,11 +7,13 @@ from onnx import numpy_helper
 
 from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
 from contract.manifest import Manifest
-from contract.repository import MANIFEST_FILE, PROBE_FILE, digest_file
+from contract.repository import INT8_TRUNK_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
 from server.engine import Engine, EngineOptions
 from server.gate import admit
-from server.settings import Device
+from server.settings import Device, MaskPolicy, Precision
 from tests.server.tiny_model import TinyModel, publish, save_graph
+from tests.trainer.small import coloured_images, lively_network, publish_small
+from tests.versions import fix_names
 
 
 def load(version):
@@ -106,15 +108,88 @@ def test_an_engine_that_deletes_dropout_is_refused(repository):
     name = publish(repository)
 
     class Dead(Engine):
-        def run(self, images, masks=None):
-            ones = {key: mask * 0 + 1 for key, mask in (masks or self._masks or {}).items()}
-            return super().run(images, ones)
+        def run_passes(self, features, masks=None):
+            ones = {key: mask * 0 + 1 for key, mask in (masks or self.masks).items()}
+            return super().run_passes(features, ones)
 
     def load_dead(version):
         return Dead(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
 
     with pytest.raises(DropoutDead):
         admit(repository, name, load_dead)
+
+
+class Wrong(Engine):
+    """Compiles another model's head in."""
+
+    def __init__(self, version, options, other):
+        super().__init__(version, options)
+        self._thinned = Engine(other, options)._thinned
+
+
+@pytest.mark.parametrize("max_batch_images", [8, 32])
+def test_a_compiled_head_that_computes_something_else_is_refused(repository, max_batch_images):
+    """The probe's masks go the dense way, and so do few images: what requests get is compared as well."""
+    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=max_batch_images)
+    other = repository.open(publish(repository, seed=3))
+    name = publish(repository)
+    assert admit(repository, name, lambda version: Engine(version, options)).engine.version == name
+    with pytest.raises(ProbeMismatch, match=r"between masks compiled in and the same masks given.*LABELNEXT_MASKS"):
+        admit(repository, name, lambda version: Wrong(version, options, other))
+
+
+def test_fresh_masks_leave_nothing_compiled_to_compare(repository):
+    """The version is proven under the probe's masks alone."""
+    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, masks=MaskPolicy.FRESH)
+    assert admit(repository, publish(repository), lambda version: Engine(version, options)).engine.masks is None
+
+
+IMAGES, _ = coloured_images(np.random.default_rng(0), 16)
+
+
+def load_int8(version):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, precision=Precision.INT8))
+
+
+def test_a_trunk_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository, monkeypatch, caplog):
+    """A real one: its features are not those of fp32, its ranks are."""
+    fix_names(monkeypatch)
+    network = lively_network(1)
+    name = publish_small(repository, network, IMAGES, int8_of=network).name
+    caplog.clear()
+    admitted = admit(repository, name, load_int8)
+    assert admitted.engine.precision == "int8"
+    assert admitted.proof.largest_difference > 1e-3
+    assert admitted.proof.rank_correlation > 0.98
+    assert not caplog.records
+
+
+def test_a_trunk_in_8_bit_integers_that_ranks_otherwise_is_served_in_fp32(repository, caplog):
+    """Of another network, say; the version is as good as without it, and the log says what happened."""
+    name = publish_small(repository, lively_network(0), IMAGES, int8_of=lively_network(1)).name
+    caplog.clear()
+    admitted = admit(repository, name, load_int8)
+    assert (admitted.engine.version, admitted.engine.precision) == (name, "fp32")
+    assert admitted.proof.largest_difference < 1e-4
+    (record,) = caplog.records
+    assert (record.levelname, record.message, record.model_version) == ("WARNING", "served in fp32", name)
+    assert "ranks the probe's images with a correlation of" in record.reason
+
+
+def test_a_reduced_trunk_excuses_no_fault_of_the_head(repository):
+    """What fp32 would not mend is refused at once."""
+    name = publish(repository, probe_of=TinyModel.draw(seed=5), int8_of=TinyModel.draw())
+    with pytest.raises(ProbeMismatch):
+        admit(repository, name, load_int8)
+
+
+def test_a_damaged_trunk_in_8_bit_integers_is_refused_by_its_digest(repository):
+    """Whether or not this server would use it."""
+    name = publish(repository, int8_of=TinyModel.draw())
+    path = repository.folder / name / INT8_TRUNK_FILE
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(DigestError, match=r"trunk\.int8\.onnx"):
+        admit(repository, name, load)
 
 
 def test_a_missing_probe_is_refused(repository):

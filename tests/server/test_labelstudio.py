@@ -31,6 +31,7 @@ MANIFEST = Manifest(
     passes=20,
     dropout_sites=(),
     architecture="tiny",
+    trunk="0" * 64,
 )
 
 

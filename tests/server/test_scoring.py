@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import threading
 import time
 
@@ -6,10 +7,13 @@ import numpy as np
 import pytest
 
 from contract.errors import FetchError, ImageError, Unavailable
+from contract.fetch import Fetched, Fetcher, FetchSettings
 from server.batching import Batcher, Expired, ImageScores
+from server.features import FeatureCache
 from server.logs import request_id
 from server.metrics import Metrics
 from server.scoring import ImageReference, Scorer
+from tests.loopback import host, reply
 from tests.server.conftest import to_data_uri
 from tests.server.test_batching import EchoEngine
 from tests.server.tiny_model import SPEC
@@ -29,11 +33,14 @@ class MapFetcher:
     def __init__(self, files):
         self.files = files
 
-    def fetch(self, reference, *, task_id, project_id, deadline):
+    def source(self, reference, *, task_id, project_id):
+        return None
+
+    def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
         found = self.files[reference]
         if isinstance(found, Exception):
             raise found
-        return found() if callable(found) else found
+        return Fetched(found() if callable(found) else found)
 
 
 def make_png(value):
@@ -50,15 +57,16 @@ def metrics():
 def make_scorer(metrics):
     closing = []
 
-    def make(files, *, fetch_threads=3, images_under_way=8, clock=time.monotonic):
-        batcher = Batcher(max_batch_images=4, metrics=metrics)
+    def make(files, *, fetch_threads=3, images_under_way=8, cache=None, clock=time.monotonic):
+        batcher = Batcher(max_batch_images=4, metrics=metrics, cache=cache)
         batcher.start()
         scorer = Scorer(
-            MapFetcher(files),
+            MapFetcher(files) if isinstance(files, dict) else files,
             batcher,
             fetch_threads=fetch_threads,
             images_under_way=images_under_way,
             metrics=metrics,
+            cache=cache,
             clock=clock,
         )
         closing.extend([batcher, scorer])
@@ -67,6 +75,28 @@ def make_scorer(metrics):
     yield make
     for part in reversed(closing):
         part.close()
+
+
+@pytest.fixture
+def cache():
+    with contextlib.closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def image_host():
+    with host() as each:
+        yield each
+
+
+@pytest.fixture
+def fetcher(image_host):
+    with Fetcher(FetchSettings(label_studio_url=image_host.url)) as each:
+        yield each
+
+
+def count(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"labelnext_{name}_total", labels) or 0
 
 
 def references(*names):
@@ -194,3 +224,106 @@ def test_fetching_threads_know_the_request(make_scorer):
     finally:
         request_id.reset(token)
     assert seen == ["req-1"]
+
+
+class TestCache:
+    """An upload that Label Studio serves, and the cache between it and the trunk."""
+
+    UPLOAD = "/data/upload/1/a.png"
+
+    @pytest.fixture
+    def serve(self, image_host):
+        """Serve an image under a tag; who shows the tag gets 304. Returns how often the image was sent."""
+        sent = []
+
+        def serve(data, tag=None):
+            def answer(handler, request):
+                if tag and request.headers.get("If-None-Match") == tag:
+                    return reply(status=304, etag=tag)(handler, request)
+                sent.append(data)
+                return reply(data, **({"etag": tag} if tag else {}))(handler, request)
+
+            image_host.answers[self.UPLOAD] = answer
+            return sent
+
+        return serve
+
+    @pytest.fixture
+    def score(self, make_scorer, fetcher, cache):
+        scorer = make_scorer(fetcher, cache=cache)
+
+        def score(engine):
+            (outcome,) = scorer.score(references(self.UPLOAD), engine, deadline=soon())
+            return int(outcome.mean_probabilities[1])
+
+        return score
+
+    def test_known_bytes_are_neither_decoded_nor_computed_again(self, serve, score, metrics, monkeypatch):
+        """A source that cannot say "unchanged" is downloaded, and that is all."""
+        sent = serve(make_png(7))
+        engine = Engine()
+        assert score(engine) == 7
+        monkeypatch.setattr("server.scoring.decode_image", lambda *_: pytest.fail("decoded"))
+        assert score(engine) == 7
+        assert engine.trunk_batches == [[7]]
+        assert engine.batches == [[7], [7]]
+        assert len(sent) == 2
+        assert (count(metrics, "feature_cache_hits"), count(metrics, "feature_cache_misses")) == (1, 1)
+
+    def test_another_head_hits_and_another_trunk_misses(self, serve, score, metrics):
+        """What decides is what computed the features, not the version."""
+        serve(make_png(7))
+        engines = [Engine(number) for number in range(3)]
+        engines[1].trunk_key = engines[0].trunk_key
+        assert [score(engine) for engine in engines] == [7] * 3
+        assert [engine.trunk_batches for engine in engines] == [[[7]], [], [[7]]]
+        assert (count(metrics, "feature_cache_hits"), count(metrics, "feature_cache_misses")) == (1, 2)
+
+    def test_an_unchanged_source_is_not_downloaded_again(self, serve, score, metrics):
+        """It is asked each time, and answers without a body."""
+        sent = serve(make_png(7), tag='"one"')
+        engine = Engine()
+        assert [score(engine) for _ in range(3)] == [7] * 3
+        assert len(sent) == 1
+        assert engine.trunk_batches == [[7]]
+        assert count(metrics, "image_revalidations", result="unchanged") == 2
+        assert count(metrics, "feature_cache_hits") == 2
+
+    def test_a_changed_source_is_downloaded_and_scored_anew(self, serve, score, metrics):
+        """And from then on remembered as it is now."""
+        sent = serve(make_png(7), tag='"one"')
+        engine = Engine()
+        assert score(engine) == 7
+        serve(make_png(8), tag='"two"')
+        assert [score(engine), score(engine)] == [8, 8]
+        assert len(sent) == 2
+        assert engine.trunk_batches == [[7], [8]]
+        assert count(metrics, "image_revalidations", result="changed") == 1
+        assert count(metrics, "image_revalidations", result="unchanged") == 1
+
+    def test_the_same_bytes_sent_again_are_a_hit(self, serve, score, metrics):
+        """Some sources name every answer anew."""
+        serve(make_png(7), tag='"one"')
+        engine = Engine()
+        assert score(engine) == 7
+        serve(make_png(7), tag='"two"')
+        assert score(engine) == 7
+        assert engine.trunk_batches == [[7]]
+        assert count(metrics, "image_revalidations", result="ignored") == 1
+
+    def test_a_file_is_had_where_its_features_are_not(self, serve, score, image_host):
+        """Under another trunk the source is asked for the file and not whether it changed."""
+        sent = serve(make_png(7), tag='"one"')
+        assert [score(Engine(1)), score(Engine(2))] == [7, 7]
+        assert len(sent) == 2
+        assert not any("If-None-Match" in request.headers for request in image_host.requests)
+
+    def test_an_image_that_is_none_is_not_remembered_as_one(self, serve, score, metrics):
+        """Its failure is told each time, until the source has another."""
+        serve(b"hello", tag='"one"')
+        for _ in range(2):
+            with pytest.raises(AttributeError):  # an error has no probabilities
+                score(Engine())
+        assert count(metrics, "images", outcome="decode_error") == 2
+        serve(make_png(9), tag='"two"')
+        assert score(Engine()) == 9

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError
-from server.settings import _PARSERS, Device, MaskPolicy, Score, Settings
+from server.settings import _PARSERS, Device, MaskPolicy, Precision, Score, Settings
 
 SET = {
     "LABELNEXT_MODELS": "/srv/models",
@@ -16,6 +16,9 @@ SET = {
     "LABELNEXT_SCORE": "bald",
     "LABELNEXT_MASKS": "FRESH",
     "LABELNEXT_PROVIDER": "cuda",
+    "LABELNEXT_PRECISION": "int8",
+    "LABELNEXT_CACHE_DIR": "/srv/features",
+    "LABELNEXT_CACHE_MB": "100",
     "LABELNEXT_POLL_S": "0.5",
     "LABELNEXT_MAX_BATCH_IMAGES": "64",
     "LABELNEXT_DEADLINE_S": "30",
@@ -39,6 +42,9 @@ def test_every_setting_is_read_from_its_variable():
         score=Score.BALD,
         masks=MaskPolicy.FRESH,
         provider=Device.CUDA,
+        precision=Precision.INT8,
+        cache_dir=Path("/srv/features"),
+        cache_mb=100,
         poll_s=0.5,
         max_batch_images=64,
         deadline_s=30.0,
@@ -81,6 +87,9 @@ def test_all_faults_are_told_at_once():
         ("BIND", "localhost:70000"),
         ("PASSES", "-1"),
         ("PASSES", "2.5"),
+        ("PRECISION", "fp8"),
+        ("CACHE_MB", "-1"),
+        ("CACHE_MB", "all"),
         ("POLL_S", "nan"),
         ("DEADLINE_S", "inf"),
         ("DEADLINE_S", "0"),
@@ -93,6 +102,16 @@ def test_nonsense_is_refused(name, text):
     """A value that cannot work is refused at the start, not when it is first used."""
     with pytest.raises(ConfigError, match=f"LABELNEXT_{name} must be "):
         Settings.from_env({f"LABELNEXT_{name}": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "in_memory", "in_a_folder"), [("", 64, 4096), ("7", 7, 7), ("0", 0, 0)], ids=["unset", "set", "off"]
+)
+def test_the_caches_bound_follows_the_place(text, in_memory, in_a_folder):
+    """Disks are larger than memory, unless a number is set; 0 turns the cache off in either place."""
+    for folder, mebibytes in (("", in_memory), ("/srv/features", in_a_folder)):
+        read = Settings.from_env({"LABELNEXT_CACHE_DIR": folder, "LABELNEXT_CACHE_MB": text})
+        assert read.cache_bytes == mebibytes * 2**20
 
 
 def test_secrets_are_not_shown():

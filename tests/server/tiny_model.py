@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from contract.fingerprint import fingerprint
 from contract.manifest import DropoutSite, InputSpec, Manifest
-from contract.passes import draw_masks
+from contract.masks import draw_masks
+from contract.passes import lower
 from contract.probe import Probe
-from contract.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
+from contract.repository import INT8_TRUNK_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
 
 SIDE, HIDDEN, PASSES = 8, 16, 20
 LABELS = ("ant", "bee", "cat")
@@ -32,10 +34,18 @@ class TinyModel:
         shapes = [(SIDE * SIDE * 3, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, len(LABELS))]
         return cls(tuple(rng.normal(0, 3 / np.sqrt(shape[0]), shape).astype(np.float32) for shape in shapes))
 
+    def with_head_of(self, other):
+        """The same trunk, as after a retrain of the head alone."""
+        return TinyModel((self.weights[0], *other.weights[1:]))
+
+    def features(self, images):
+        """(N, H, W, 3) to (N, D), in float64."""
+        return np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0].astype(np.float64), 0)
+
     def passes(self, images, masks):
         """(N, H, W, 3) and masks (T, D) to probabilities (N, T, C), in float64 and one pass at a time."""
-        first, second, last = (w.astype(np.float64) for w in self.weights)
-        trunk = np.maximum(images.reshape(len(images), -1) / 255.0 @ first, 0)
+        _, second, last = (w.astype(np.float64) for w in self.weights)
+        trunk = self.features(images)
         logits = [
             np.maximum(trunk * masks["mask_0"][t] @ second, 0) * masks["mask_1"][t] @ last
             for t in range(len(masks["mask_0"]))
@@ -80,12 +90,18 @@ def _dropout(source, target, site, dropouts):
     return helper.make_node("Dropout", [source, f"ratio_{site}", "training"], [target])
 
 
-def publish(repository: Repository, *, model=None, seed=0, probe_of=None, labels=LABELS, control="label"):
-    """Publish a tiny model; `probe_of` lets the probe come from another one, as after a faulty export."""
+def publish(repository: Repository, *, model=None, seed=0, probe_of=None, int8_of=None, labels=LABELS, control="label"):
+    """Publish a tiny model.
+
+    `probe_of` lets the probe come from another one, as after a faulty export. `int8_of` is one whose trunk is published
+    as that in 8-bit integers, though it is none.
+    """
     model = model or TinyModel.draw(seed)
     with repository.stage(datetime.now(UTC)) as staged:
         save_graph(model.graph(), staged.path)
         draw_probe(probe_of or model, staged.version).save(staged.path / PROBE_FILE)
+        if int8_of is not None:
+            onnx.save(lower(int8_of.graph()).trunk, staged.path / INT8_TRUNK_FILE)
         return staged.publish(
             Manifest(
                 version=staged.version,
@@ -96,6 +112,7 @@ def publish(repository: Repository, *, model=None, seed=0, probe_of=None, labels
                 passes=PASSES,
                 dropout_sites=SITES,
                 architecture="tiny",
+                trunk=fingerprint(lower(model.graph()).trunk, staged.path, SPEC),
             )
         ).name
 
@@ -122,6 +139,7 @@ def draw_probe(model, version):
     )
     return Probe(
         images=images,
+        features=model.features(images).astype(np.float32),
         passes=_FREE_PASSES,
         mean=free.mean(axis=1).astype(np.float32),
         variance=free.var(axis=1, ddof=1).astype(np.float32),

@@ -14,7 +14,7 @@ import torchvision
 from onnx import numpy_helper
 from torch import nn
 
-from contract.passes import draw_masks
+from contract.masks import draw_masks
 from contract.repository import Version
 
 _LAYERS = {nn.Conv2d: "Conv", nn.Linear: "Gemm"}

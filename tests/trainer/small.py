@@ -1,10 +1,19 @@
 """A network of the trainer's kind that trains and exports in a moment, and class folders for it."""
 
+from datetime import UTC, datetime
+
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
+from contract.fingerprint import fingerprint
+from contract.manifest import InputSpec, Manifest
+from contract.repository import INT8_TRUNK_FILE, PROBE_FILE
+from trainer.export import export
 from trainer.network import Network, Normalise, Provenance
+from trainer.probe import compute_probe
+from trainer.quantise import quantise
 
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 30)}
 PROVENANCE = Provenance("none", None, (), ("classifier.0", "classifier.3", "classifier.6"))
@@ -52,3 +61,41 @@ def write_folders(root, *, each, size=40):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{number:03}.png")
     return root
+
+
+def lively_network(seed=0):
+    """Return a small network whose passes disagree."""
+    torch.manual_seed(seed)
+    network = small_network()
+    with torch.no_grad():
+        for parameter in network.classifier.parameters():
+            parameter.mul_(3)
+    return network
+
+
+def stage_files(staged, network, images, *, passes=20):
+    """Write a network's graph, weights and probe as the trainer does, and return the manifest."""
+    spec = InputSpec(*images.shape[1:3])
+    lowered = export(network, staged.path, image_size=spec.height)
+    probe = compute_probe(network, images, version=staged.version, sites=lowered.sites, passes=passes)
+    probe.save(staged.path / PROBE_FILE)
+    return Manifest(
+        version=staged.version,
+        created_at="2026-01-02T00:00:00+00:00",
+        labels=tuple(COLOURS),
+        control=None,
+        input=spec,
+        passes=passes,
+        dropout_sites=lowered.sites,
+        architecture="small",
+        trunk=fingerprint(lowered.trunk, staged.path, spec),
+    )
+
+
+def publish_small(repository, network, images, *, int8_of=None):
+    """Publish a network, and beside it the trunk in 8-bit integers of `int8_of`, which may be another network."""
+    with repository.stage(datetime.now(UTC)) as staged:
+        if int8_of is not None:
+            export(int8_of, staged.path, image_size=images.shape[1])
+            quantise(staged.path, images, staged.path / INT8_TRUNK_FILE)
+        return staged.publish(stage_files(staged, network, images))

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -5,7 +7,10 @@ import torch
 from torch import nn
 
 from contract.errors import TrainingError
-from contract.passes import draw_masks, dropout_nodes, load_graph
+from contract.fingerprint import fingerprint
+from contract.manifest import InputSpec
+from contract.masks import draw_masks
+from contract.passes import dropout_nodes, load_graph
 from contract.repository import MODEL_FILE, WEIGHTS_FILE
 from tests.networks import Engine
 from tests.trainer.small import coloured_images, small_network
@@ -50,7 +55,8 @@ def torch_passes(network, masks):
 
 def engine_passes(folder, lowered, masks, images=IMAGES):
     """Run the lowered graph with its weights put in, so that nothing but the graph is looked at."""
-    onnx.load_external_data_for_model(lowered.model, str(folder))
+    for part in (lowered.trunk, lowered.head):
+        onnx.load_external_data_for_model(part, str(folder))
     return Engine(lowered)(images, masks)
 
 
@@ -131,3 +137,20 @@ def test_a_dropout_that_the_export_loses_is_an_error(tmp_path):
     network.classifier[5] = nn.Dropout(0.25)
     with pytest.raises(TrainingError, match=r"\[0.5, 0.25\], the exported graph with \[0.5\]"):
         export(network, tmp_path, image_size=32)
+
+
+def test_a_retrain_of_the_head_keeps_the_trunks_fingerprint(exported, network, tmp_path):
+    """Exported anew, with another head and into another place; any training of the trunk is noticed."""
+    spec = InputSpec(32, 32)
+    expected = fingerprint(exported[1].trunk, exported[0], spec)
+    retrained = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in retrained.head.parameters():
+            parameter.add_(0.1)
+    retrained.classifier[-1] = nn.Linear(32, 7)
+    (tmp_path / "head").mkdir()
+    assert fingerprint(export(retrained, tmp_path / "head", image_size=32).trunk, tmp_path / "head", spec) == expected
+    with torch.no_grad():
+        retrained.neck[0].bias[0] += 1e-4
+    (tmp_path / "trunk").mkdir()
+    assert fingerprint(export(retrained, tmp_path / "trunk", image_size=32).trunk, tmp_path / "trunk", spec) != expected

@@ -55,6 +55,18 @@ def test_an_error_is_one_line_and_no_traceback(train, capsys, monkeypatch):
     assert "Traceback" not in err
 
 
+def test_int8_is_asked_for_in_so_many_words(train, capsys, monkeypatch):
+    """Quantising takes a while, and a network that cannot be is an error only to someone who asked."""
+
+    def refuse(*args):
+        raise TrainingError("--int8: leave it out")
+
+    monkeypatch.setattr(run_module, "quantise", refuse)
+    assert train("--int8") == 1
+    assert "error: --int8: leave it out" in capsys.readouterr().err
+    assert train() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from contract.errors import DropoutDead, GateError, LabelnextError, ManifestError, ProbeMismatch
-from contract.manifest import InputSpec, Manifest
 from contract.passes import dropout_nodes, load_graph
 from contract.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
-from tests.trainer.small import coloured_images, small_network
+from tests.trainer.small import coloured_images, lively_network, small_network, stage_files
 from trainer.export import export
-from trainer.probe import compute_probe
 from trainer.proof import prove_version
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 4)
@@ -20,26 +18,8 @@ IMAGES, _ = coloured_images(np.random.default_rng(0), 4)
 @pytest.fixture
 def staged(tmp_path):
     """A version staged as the trainer does, and its manifest."""
-    torch.manual_seed(0)
-    network = small_network()
-    with torch.no_grad():
-        for parameter in network.classifier.parameters():
-            parameter.mul_(3)
     with Repository(tmp_path).stage(datetime(2026, 1, 2, tzinfo=UTC)) as staged:
-        lowered = export(network, staged.path, image_size=32)
-        probe = compute_probe(network, IMAGES, version=staged.version, sites=lowered.sites, passes=20)
-        probe.save(staged.path / PROBE_FILE)
-        manifest = Manifest(
-            version=staged.version,
-            created_at="2026-01-02T00:00:00+00:00",
-            labels=("blue", "green", "red"),
-            control=None,
-            input=InputSpec(32, 32),
-            passes=20,
-            dropout_sites=lowered.sites,
-            architecture="small",
-        )
-        yield staged, manifest
+        yield staged, stage_files(staged, lively_network(), IMAGES)
 
 
 def edit(staged, change):

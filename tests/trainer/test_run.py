@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 from filelock import FileLock
 
 from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
-from contract.repository import Repository
-from tests.trainer.small import COLOURS, PROVENANCE, small_network, write_folders
-from tests.versions import publish
+from contract.repository import INT8_TRUNK_FILE, Repository
+from tests.trainer.small import COLOURS, PROVENANCE, lively_network, small_network, write_folders
+from tests.versions import fix_names, publish
 from trainer import run as run_module
+from trainer.export import export
 from trainer.proof import prove_version
+from trainer.quantise import quantise
 from trainer.run import choose_device, run
 from trainer.settings import Environment, Source, Training
 
@@ -163,6 +166,58 @@ def test_a_signal_leaves_no_staging_folder(folders, environment, monkeypatch, nu
     finally:
         signal.signal(signal.SIGTERM, before)
     assert left_behind(environment) == []
+
+
+HEAD_INT8 = Training(weights="none", image_size=32, epochs=10, learning_rate=0.1, part="head", int8=True, device="cpu")
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """Enough images for a probe whose ranks one swap does not turn over."""
+    fix_names(monkeypatch)
+    return write_folders(tmp_path / "many", each=27)
+
+
+def train(folders, training, environment):
+    return Repository(environment.models).open(run(Source(images=folders), training, environment).version)
+
+
+def test_int8_publishes_the_trunk_in_8_bit_integers_too(many, environment):
+    """With its digest in the manifest, and proven; without the option there is none."""
+    version = train(many, HEAD_INT8, environment)
+    version.verify()
+    assert version.manifest.files[INT8_TRUNK_FILE].size_bytes == version.int8_trunk_path.stat().st_size
+    assert prove_version(version, int8=True).largest_difference > prove_version(version).largest_difference
+    assert train(many, replace(HEAD_INT8, int8=False), environment).int8_trunk_path is None
+
+
+def test_a_retrain_of_the_head_publishes_the_very_same_int8_trunk(many, environment):
+    """Though there are other images to calibrate on: features that servers keep stay good. Other trunks have others."""
+    first = train(many, HEAD_INT8, environment)
+    for path in list(many.rglob("00*.png")):
+        path.unlink()
+    second, other = train(many, HEAD_INT8, environment), train(many, replace(HEAD_INT8, seed=1), environment)
+    digests = [version.manifest.files[INT8_TRUNK_FILE].sha256 for version in (first, second, other)]
+    assert digests[0] == digests[1] != digests[2]
+    assert first.manifest.trunk == second.manifest.trunk != other.manifest.trunk
+    assert first.manifest.files["model.onnx.data"] != second.manifest.files["model.onnx.data"]
+
+
+def test_an_int8_trunk_that_ranks_otherwise_is_left_out(many, environment, tmp_path, monkeypatch, caplog):
+    """The version is published all the same, with a warning and without a trace of it."""
+
+    def quantise_another(folder, images, target):
+        export(lively_network(5), tmp_path, image_size=32)
+        quantise(tmp_path, images, target)
+
+    monkeypatch.setattr(run_module, "quantise", quantise_another)
+    version = train(many, HEAD_INT8, environment)
+    version.verify()
+    prove_version(version)
+    assert version.int8_trunk_path is None
+    assert not (version.path / INT8_TRUNK_FILE).exists()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"][-1:]
+    assert warning.startswith("published without a trunk in int8: in reduced precision BALD ranks")
 
 
 def test_one_trainer_at_a_time_works_on_a_model(folders, environment):
