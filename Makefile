@@ -15,6 +15,7 @@ SERVER_REQUIREMENTS ?= requirements/server-$(if $(shell nvidia-smi -L 2>/dev/nul
 
 # An environment is complete when its stamp exists: an interrupted installation leaves none, and starts over.
 TOOLS := .venv/.complete
+BENCH := .venv/.complete-bench
 SERVER := .venv-server/.complete-$(basename $(notdir $(SERVER_REQUIREMENTS)))
 LABEL_STUDIO := .venv-label-studio/.complete
 LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
@@ -22,7 +23,7 @@ LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
 IN_TOOLS := .venv/bin/python -m
 SOURCES := contract trainer server demo bench tests
 
-.PHONY: help demo test check fix bench-passes clean distclean environments
+.PHONY: help demo test check fix bench-passes bench-server bench-rerank clean distclean environments
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,8 +45,14 @@ check: $(TOOLS) ## format, lint, types and unit tests, in under two minutes
 	$(IN_TOOLS) mypy
 	$(IN_TOOLS) pytest -q -m "not system and not slow"
 
-bench-passes: $(TOOLS) ## what twenty passes cost, against baal, a plain loop and a single pass (4 minutes)
+bench-passes: $(TOOLS) $(BENCH) ## what twenty passes cost, against baal, a plain loop and a single pass (4 minutes)
 	@$(IN_TOOLS) bench.passes
+
+bench-server: $(TOOLS) $(BENCH) ## what serving costs over scoring, and a swap of versions (20 minutes, once 10 to train)
+	@$(IN_TOOLS) bench.server
+
+bench-rerank: $(TOOLS) $(BENCH) ## what scoring a pool again costs after the head was retrained (8 minutes, once 6 to train)
+	@$(IN_TOOLS) bench.rerank
 
 fix: $(TOOLS) ## format, and mend what the linter can mend
 	$(IN_TOOLS) ruff format .
@@ -62,6 +69,11 @@ environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) ## set up al
 
 $(TOOLS): requirements/dev.txt requirements/trainer.txt requirements/server-cpu.txt requirements/server.txt
 	$(install)
+
+$(BENCH): requirements/bench.txt $(TOOLS)
+	@echo "$(@D): installing $<, for benches only"
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 $(SERVER): $(SERVER_REQUIREMENTS) requirements/server.txt
 	$(install)

@@ -3,24 +3,42 @@
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from server.cpus import available_cpus
 
-_PACKAGES = ("torch", "baal", "onnxruntime", "numpy", "pillow")
+_PACKAGES = (
+    "torch",
+    "baal",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "nncf",
+    "numpy",
+    "pillow",
+    "flask",
+    "gunicorn",
+)
 
 
 def describe() -> dict[str, object]:
-    """Return date, processor, cores that this process may use, threads and versions, as JSON."""
+    """Return date, processor, cores that this process may use, load and versions, as JSON."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": _processor(),
         "cores": available_cpus(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -1,0 +1,114 @@
+"""How well T passes rank: BALD of a pool under T masks beside what 2,000 passes say.
+
+Everything is computed by the server's engine, on features that are computed once. The reference's masks are independent
+in all units and passes, unlike the server's, which are balanced: it takes no side.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import spearmanr
+
+from bench.rounds import Images
+from contract.acquisition import entropy
+from contract.manifest import DropoutSite
+from contract.masks import Masks, draw_masks, mask_name
+from server.engine import Engine
+
+Floats = npt.NDArray[np.float32]
+Nats = npt.NDArray[np.float64]
+
+TOP_SHARE = 0.1
+_ROWS = 3200
+"""Pairs of image and pass in one run of the head: 52 MB for each of VGG-16's layers."""
+_REFERENCE_STEP = 100
+"""Passes of the reference that are averaged at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How alike two rankings of a pool are; 1 is the same."""
+
+    spearman: float
+    top10_overlap: float
+    """The share of the reference's highest tenth that is in the other's."""
+
+    @classmethod
+    def mean(cls, several: Sequence["Agreement"]) -> "Agreement":
+        """Return the mean of each figure."""
+        return cls(fmean(one.spearman for one in several), fmean(one.top10_overlap for one in several))
+
+
+def compare(found: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Agreement:
+    """Compare two scorings (N,) of the same images, of which the highest count."""
+    most = max(1, round(TOP_SHARE * len(reference)))
+    tops = [set(np.argsort(-scores, kind="stable")[:most].tolist()) for scores in (found, reference)]
+    return Agreement(float(spearmanr(found, reference).statistic), len(tops[0] & tops[1]) / most)
+
+
+def compute_features(engine: Engine, images: Images, *, batch: int = 32) -> Floats:
+    """Return the trunk's output on uint8 (N, H, W, 3): float32 (N, F)."""
+    return np.concatenate([engine.compute_features(images[i : i + batch]) for i in range(0, len(images), batch)])
+
+
+def compute_bald(engine: Engine, features: Floats, masks: Masks | None = None) -> Floats:
+    """Return BALD in nats, (N, F) to (N,), under the masks of T passes; None takes the engine's own."""
+    passes = engine.passes if masks is None else len(masks[mask_name(0)])
+    return np.concatenate([engine.run_passes(part, masks).bald for part in _parts(features, passes)])
+
+
+def reference_bald(engine: Engine, features: Floats, *, passes: int, seed: int = 0) -> Nats:
+    """Return BALD in nats over many independent passes, in float64: (N, F) to (N,).
+
+    Keeps sums over the passes, not the passes: mean p and mean H[p] are all that BALD takes.
+    """
+    rng = np.random.default_rng(seed)
+    probabilities: npt.NDArray[np.float64] | float = 0.0  # (N, C)
+    conditional: Nats | float = 0.0  # (N,)
+    for start in range(0, passes, _REFERENCE_STEP):
+        masks = independent_masks(rng, engine.sites, min(_REFERENCE_STEP, passes - start))
+        sums = [_sum_passes(engine, part, masks) for part in _parts(features, _REFERENCE_STEP)]
+        probabilities = probabilities + np.concatenate([total for total, _ in sums])
+        conditional = conditional + np.concatenate([nats for _, nats in sums])
+    nats: Nats = entropy(np.asarray(probabilities) / passes) - np.asarray(conditional) / passes
+    return nats
+
+
+def rank(engine: Engine, features: Floats, reference: Nats, sets: Iterable[Masks]) -> Agreement:
+    """Compare the ranking under each of several sets of masks with the reference, and return the means."""
+    return Agreement.mean([compare(compute_bald(engine, features, masks), reference) for masks in sets])
+
+
+def balanced_sets(sites: Sequence[DropoutSite], passes: int, sets: int) -> Iterator[Masks]:
+    """Draw masks as the server does, under keys that no version has."""
+    return (draw_masks(f"bench/{i}", sites, passes) for i in range(sets))
+
+
+def independent_sets(sites: Sequence[DropoutSite], passes: int, sets: int) -> Iterator[Masks]:
+    """Draw masks whose passes know nothing of each other."""
+    return (independent_masks(np.random.default_rng([passes, i]), sites, passes) for i in range(sets))
+
+
+def independent_masks(
+    rng: np.random.Generator, sites: Sequence[DropoutSite], passes: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return masks in the form of `contract.masks`, each unit of each pass drawn by itself."""
+    masks = {}
+    for i, site in enumerate(sites):
+        kept = rng.random((passes, *site.features)) >= site.probability
+        masks[mask_name(i)] = (kept / (1 - site.probability)).astype(np.float32)
+    return masks
+
+
+def _sum_passes(engine: Engine, features: Floats, masks: Masks) -> tuple[npt.NDArray[np.float64], Nats]:
+    """Return the sums over the passes of p, (N, C), and of H[p], (N,)."""
+    passes = engine.run_passes(features, masks).pass_probabilities.astype(np.float64)  # (N, T, C)
+    return passes.sum(axis=1), entropy(passes).sum(axis=1)
+
+
+def _parts(features: Floats, passes: int) -> Iterator[Floats]:
+    images = max(1, _ROWS // passes)
+    return (features[i : i + images] for i in range(0, len(features), images))

@@ -1,0 +1,177 @@
+"""Requests as Label Studio sends them, from any number of clients at once, and what came of them."""
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import urllib3
+
+_TIMEOUT_S = 900
+_CREATED = "2026-10-05T08:15:30.250001Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one request came to."""
+
+    started: float
+    """Seconds of `time.perf_counter`, as is `ended`."""
+    ended: float
+    scores: tuple[float | None, ...]
+    """One for each task; None where no score came back."""
+    versions: frozenset[str]
+    """Those that the predictions say they are of."""
+
+    @property
+    def seconds(self) -> float:
+        """From the first byte sent to the last one read."""
+        return self.ended - self.started
+
+    @property
+    def failed(self) -> int:
+        """How many tasks have no score; all of them where the request failed or was answered by two versions."""
+        return len(self.scores) if len(self.versions) > 1 else self.scores.count(None)
+
+
+class Client:
+    """Asks one server for predictions. Used by many threads; connects anew for each request, as Label Studio does."""
+
+    def __init__(self, url: str, labels: Sequence[str]) -> None:
+        """Take the server's address and the classes of the project that asks."""
+        self._url = f"{url}/predict"
+        self._label_config = label_config(labels)
+
+    def ask(self, references: Sequence[str]) -> Reply:
+        """Ask for predictions of one task per image; what fails is told on stderr and counted in the reply."""
+        body = _body(references, self._label_config)
+        started = time.perf_counter()
+        try:
+            with urllib3.PoolManager(retries=False, timeout=_TIMEOUT_S, headers={"Connection": "close"}) as http:
+                response = http.request("POST", self._url, json=body)
+            ended = time.perf_counter()
+            if response.status != 200:
+                raise ValueError(f"answered {response.status}: {response.data[:300]!r}")
+            results = response.json()["results"]
+            if len(results) != len(references):
+                raise ValueError(f"answered {len(results)} results to {len(references)} tasks")
+        except (urllib3.exceptions.HTTPError, ValueError, KeyError) as err:
+            say(f"a request failed: {err}")
+            return Reply(started, time.perf_counter(), (None,) * len(references), frozenset())
+        versions = frozenset(result["model_version"] for result in results if result)
+        return Reply(started, ended, tuple(result.get("score") for result in results), versions)
+
+
+def send(client: Client, requests: Sequence[Sequence[str]], *, clients: int) -> list[Reply]:
+    """Send requests, each of some image references, `clients` of them at a time; return the replies in their order."""
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(client.ask, requests))
+
+
+@contextmanager
+def sending(client: Client, requests: Sequence[Sequence[str]], *, clients: int) -> Iterator[list[Reply]]:
+    """Send the requests over and over for as long as the block lasts; the list grows as replies come in."""
+    replies: list[Reply] = []
+    over = threading.Event()
+
+    def ask(first: int) -> None:
+        turn = cycle([*requests[first:], *requests[:first]])
+        while not over.is_set():
+            replies.append(client.ask(next(turn)))
+
+    threads = [threading.Thread(target=ask, args=(index * len(requests) // clients,)) for index in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield replies
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def split(references: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Return the references in requests of `size`; the last may be smaller."""
+    return [references[start : start + size] for start in range(0, len(references), size)]
+
+
+def images_per_s(replies: Sequence[Reply]) -> float:
+    """Return scored images over the seconds from the first request's start to the last reply."""
+    images = sum(len(reply.scores) - reply.failed for reply in replies)
+    return images / (max(reply.ended for reply in replies) - min(reply.started for reply in replies))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least `share` of all values do not exceed, 0 < share <= 1."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def latencies(replies: Sequence[Reply]) -> dict[str, float]:
+    """Return how many requests there were, and the p50 and p99 of their seconds."""
+    seconds = [reply.seconds for reply in replies]
+    return {
+        "requests": len(replies),
+        "p50_s": round(percentile(seconds, 0.5), 4),
+        "p99_s": round(percentile(seconds, 0.99), 4),
+    }
+
+
+def overlapping(replies: Sequence[Reply], windows: Sequence[tuple[float, float]]) -> list[Reply]:
+    """Return the replies to requests under way at any moment of the windows, each from a start to an end."""
+    return [reply for reply in replies if any(reply.started < end and start < reply.ended for start, end in windows)]
+
+
+def say(text: str) -> None:
+    """Tell people how far a bench is, on stderr, since stdout belongs to the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def label_config(labels: Sequence[str]) -> str:
+    """Return the labelling config of a project that classifies images."""
+    choices = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
+    return (
+        '<View><Image name="image" value="$image"/>'
+        f'<Choices name="class" toName="image" choice="single">{choices}</Choices></View>'
+    )
+
+
+def _body(references: Sequence[str], config: str) -> Mapping[str, Any]:
+    return {
+        "tasks": [_task(number, reference) for number, reference in enumerate(references, start=1)],
+        "project": "1.1791188130",
+        "label_config": config,
+        "params": {"login": None, "password": None, "context": None},
+    }
+
+
+def _task(number: int, reference: str) -> Mapping[str, Any]:
+    """Return a task with what Label Studio sends along, which has to be parsed and counts in the figures."""
+    return {
+        "id": number,
+        "data": {"image": reference},
+        "meta": {},
+        "created_at": _CREATED,
+        "updated_at": _CREATED,
+        "is_labeled": False,
+        "overlap": 1,
+        "inner_id": number,
+        "total_annotations": 0,
+        "cancelled_annotations": 0,
+        "total_predictions": 0,
+        "comment_count": 0,
+        "unresolved_comment_count": 0,
+        "last_comment_updated_at": None,
+        "project": 1,
+        "updated_by": None,
+        "file_upload": None,
+        "comment_authors": [],
+        "annotations": [],
+        "predictions": [],
+    }

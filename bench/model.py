@@ -1,0 +1,210 @@
+"""What the benches measure on: a version that the trainer really made, and photos that it has not seen.
+
+A version is trained once for each set of arguments and kept below .cache/bench, under a name that holds a digest of the
+sources it was made by; the next bench takes it from there. The photos are real ones where the developers' shared folder
+lies beside the checkout, and otherwise scikit-learn's handwritten digits.
+"""
+
+import csv
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from contract.errors import NothingPublished
+from contract.repository import Repository, Version
+from demo.pool import write_digits
+from demo.product import CHECKOUT
+
+_T = TypeVar("_T")
+
+CACHE = CHECKOUT / ".cache" / "bench"
+
+_SHARED = CHECKOUT.parent / "shared"
+_TRASHNET = _SHARED / "data" / "trashnet"
+_WEIGHTS = _SHARED / "weights" / "vgg16_features.pth"
+_CIFAR = _SHARED / "data" / "cifar10-lt" / "pool.zip"
+_DIGITS_OF_EACH = 170
+_SHIFTS_PX = (0, 1, 2, 3)
+_ORDER = 20_261_123
+"""Seeds the order of the photos, which is the same for all arguments: subjects of one source differ in how many they
+label, not in which."""
+
+_MAKERS = ("trainer", "contract")
+"""The packages whose sources decide what a version is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A trained version, and photos for it."""
+
+    version: Version
+    root: Path
+    """The root of the repository that holds the version, and no other."""
+    photos: tuple[Path, ...]
+    """Those that the version was not trained on, in an order that is always the same."""
+    source: str
+    """What the photos are and what the network started from, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Labelled photos to train on, and the weights to start from."""
+
+    name: str
+    """As in names of folders."""
+    description: str
+    weights: str
+    photos: Callable[[], list[tuple[Path, str]]]
+    """Finds the files and their classes."""
+
+
+def trained(
+    *, image_size: int = 224, part: str = "classifier", labels: int = 400, int8: bool = False, seed: int = 0
+) -> Subject:
+    """Return a VGG-16 that the trainer published, trained now unless it was before; its progress goes to stderr.
+
+    Args:
+        image_size: in pixels.
+        part: what is trained, as in `python -m trainer run --train`.
+        labels: how many photos it is trained on; the first so many of an order that the other arguments do not change.
+        int8: whether the version brings a trunk in 8-bit integers.
+        seed: the trainer's.
+
+    Raises:
+        subprocess.CalledProcessError: if the trainer fails; stderr says why.
+        ValueError: if there are not more photos than `labels`.
+    """
+    source = _source()
+    photos = shuffled(source.photos())
+    if not 0 < labels < len(photos):
+        raise ValueError(f"expected labels between 1 and {len(photos) - 1}, since photos must be left; got {labels}")
+    arguments = f"{source.name}-{image_size}px-{part}-{labels}{'-int8' if int8 else ''}-seed{seed}"
+    folder = CACHE / f"{arguments}-{_digest_of_sources()}"
+    repository = Repository(folder / "models")
+    with suppress(NothingPublished):
+        return _subject(repository, photos[labels:], source)
+    for stale in CACHE.glob(f"{arguments}-*"):
+        shutil.rmtree(stale)
+    _write_folder(folder / "labelled", photos[:labels])
+    options = ["--image-size", str(image_size), "--train", part, "--seed", str(seed), *(["--int8"] if int8 else [])]
+    _train(folder, [*options, "--weights", source.weights])
+    return _subject(repository, photos[labels:], source)
+
+
+def small_images(count: int) -> list[Path]:
+    """Return `count` different images of few pixels, of which there are many: CIFAR-10's, or shifted digits.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    folder = CACHE / ("cifar" if _CIFAR.exists() else "shifted-digits")
+    complete = folder / ".complete"
+    if not complete.exists():
+        (_unpack_cifar if _CIFAR.exists() else _shift_digits)(folder)
+        complete.touch()
+    found = shuffled(sorted([*folder.rglob("*.jpg"), *folder.rglob("*.png")]))
+    if count > len(found):
+        raise ValueError(f"expected a count of at most {len(found)} images, got {count}")
+    return found[:count]
+
+
+def shuffled(items: Sequence[_T]) -> list[_T]:
+    """Return the items in the order that all benches use."""
+    return random.Random(_ORDER).sample(items, len(items))  # noqa: S311  # an order, not a secret
+
+
+@contextmanager
+def workplace(*versions: Version) -> Iterator[Path]:
+    """Give a folder whose repository `models` holds the versions, the first one current, until the block ends.
+
+    They are links to the versions' own folders, whose files have been read once, so that none comes from a cold disk
+    afterwards.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=".work-") as folder:
+        repository = Repository(Path(folder) / "models")
+        repository.folder.mkdir(parents=True)
+        for version in versions:
+            (repository.folder / version.name).symlink_to(version.path, target_is_directory=True)
+            version.verify()
+        repository.point_to(versions[0].name)
+        yield Path(folder)
+
+
+def _source() -> _Source:
+    if _TRASHNET.is_dir() and _WEIGHTS.is_file():
+        return _Source("trashnet", "trashnet photos, VGG-16 from shared weights", str(_WEIGHTS), _trashnet)
+    return _Source("digits", "digits", "none", _digits)
+
+
+def _trashnet() -> list[tuple[Path, str]]:
+    with (_TRASHNET / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        return [(_TRASHNET / row["path"], row["label"]) for row in csv.DictReader(file)]
+
+
+def _digits() -> list[tuple[Path, str]]:
+    folder = CACHE / "digits"
+    write_digits(folder, (_DIGITS_OF_EACH,) * 10)
+    return [(path, path.parent.name) for path in sorted(folder.glob("*/*.png"))]
+
+
+def _unpack_cifar(folder: Path) -> None:
+    with zipfile.ZipFile(_CIFAR) as archive:
+        archive.extractall(folder)
+
+
+def _shift_digits(folder: Path) -> None:
+    """Write each digit once for each shift, to the right and down by so many pixels."""
+    for path, label in _digits():
+        pixels = np.asarray(Image.open(path))
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for shift in _SHIFTS_PX:
+            Image.fromarray(np.roll(pixels, (shift, shift), axis=(0, 1))).save(
+                folder / label / f"{path.stem}-{shift}.png"
+            )
+
+
+def _digest_of_sources() -> str:
+    sha256 = hashlib.sha256()
+    for path in sorted(path for package in _MAKERS for path in (CHECKOUT / package).rglob("*.py")):
+        sha256.update(path.relative_to(CHECKOUT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return sha256.hexdigest()[:12]
+
+
+def _write_folder(folder: Path, photos: Sequence[tuple[Path, str]]) -> None:
+    """Copy the photos into class folders, which is what the trainer reads."""
+    for path, label in photos:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / label / path.name)
+
+
+def _train(folder: Path, options: Sequence[str]) -> None:
+    foreign = [name for name in os.environ if name.startswith("LABELNEXT_")]
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    command = [sys.executable, "-m", "trainer", "run", "--images", str(folder / "labelled"), *options]
+    print(f"training once, kept in {folder.relative_to(CHECKOUT)}", file=sys.stderr)
+    subprocess.run(
+        command,
+        cwd=CHECKOUT,
+        env={**environment, "LABELNEXT_MODELS": str(folder / "models")},
+        stdout=sys.stderr,
+        check=True,
+    )
+
+
+def _subject(repository: Repository, photos: Sequence[tuple[Path, str]], source: _Source) -> Subject:
+    version = repository.open(repository.current())
+    return Subject(version, repository.root, tuple(path for path, _ in photos), source.description)

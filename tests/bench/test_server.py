@@ -1,0 +1,60 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bench.load import Reply
+from bench.server import Load, Round, shares, summarise_rounds
+from demo.product import CHECKOUT
+
+
+def make_load(*, images=4, seconds=1.0, clients=1, tasks=4):
+    replies = (Reply(0, seconds, (0.5,) * images, frozenset({"v"})),)
+    return Load(clients, tasks, replies, {"fetch": 1.0, "trunk": 3.0})
+
+
+def make_round(speed):
+    one = make_load(images=9 * speed, tasks=500)
+    many = make_load(images=8 * speed, clients=16, tasks=16)
+    return Round(10.0 * speed, (one, many))
+
+
+def test_waiting_for_a_batch_is_no_work():
+    """Shares are of the stages' seconds without the queue's, and add up to 1."""
+    assert shares({"fetch": 1.0, "queue": 50.0, "trunk": 3.0}) == {"fetch": 0.25, "trunk": 0.75}
+
+
+def test_ratios_are_taken_within_a_round():
+    """A machine that gets twice as fast between two rounds leaves the ratio as it is."""
+    found = summarise_rounds([make_round(speed) for speed in (1, 2, 4)])
+    ratios = {"clients_1_tasks_500": pytest.approx(0.9), "clients_16_tasks_16": pytest.approx(0.8)}
+    assert found["server_over_engine"] == ratios
+    assert found["images_per_s"] == {"engine_alone": 20, "clients_1_tasks_500": 18, "clients_16_tasks_16": 16}
+
+
+def test_a_load_says_what_an_image_cost():
+    """Seconds of a stage are shared out among the images."""
+    found = make_load(images=4, seconds=2).to_json()
+    assert found["images_per_s"] == 2
+    assert found["stage_ms_per_image"] == {"fetch": 250.0, "trunk": 750.0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_bench_runs():
+    """On small images it ends well, and its last line is JSON with the figures that it is for."""
+    options = ["--image-size", "32", "--labels", "40", "--images", "16", "--rounds", "1", "--swap-requests", "8"]
+    command = [sys.executable, "-m", "bench.server", *options]
+    done = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["images_failed"] == 0
+    assert result["swap"]["swaps"] >= 3
+    keys = (
+        "server_over_engine",
+        "p99_during_swap_over_p99",
+        "start_to_ready_s",
+        "peak_rss_mb",
+        "peak_rss_mb_with_swap",
+    )
+    assert all(result[key] for key in keys)
