@@ -45,13 +45,13 @@ check: $(TOOLS) ## format, lint, types and unit tests, in under two minutes
 	$(IN_TOOLS) mypy
 	$(IN_TOOLS) pytest -q -m "not system and not slow"
 
-bench-passes: $(TOOLS) $(BENCH) ## what twenty passes cost, against baal, a plain loop and a single pass (4 minutes)
+bench-passes: $(TOOLS) $(BENCH) ## what twenty passes cost and are worth, against baal, OpenVINO and single passes (17 minutes, once 3 to train)
 	@$(IN_TOOLS) bench.passes
 
-bench-server: $(TOOLS) $(BENCH) ## what serving costs over scoring, and a swap of versions (20 minutes, once 10 to train)
+bench-server: $(TOOLS) $(BENCH) ## what serving costs over scoring, and a swap of versions (18 minutes, once 5 to train)
 	@$(IN_TOOLS) bench.server
 
-bench-rerank: $(TOOLS) $(BENCH) ## what scoring a pool again costs after the head was retrained (8 minutes, once 6 to train)
+bench-rerank: $(TOOLS) $(BENCH) ## what scoring a pool again costs after the head was retrained (6 minutes, once 3 to train)
 	@$(IN_TOOLS) bench.rerank
 
 fix: $(TOOLS) ## format, and mend what the linter can mend

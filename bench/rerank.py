@@ -203,6 +203,7 @@ def _grow(subject: Subject, images: Sequence[Path], settings: Mapping[str, str],
         references = [host.reference(image) for image in images]
         with serving(folder / "models", log=folder / "server.log", settings=settings) as server:
             client = Client(server.url, subject.version.manifest.labels)
+            server.forget_peak()
             few_s, few_mb = _time(client, server, references[:few], subject.version.name)
             many_s, many_mb = _time(client, server, references[few:], subject.version.name)
     return Growth(few_s, many_s, few_mb, many_mb)

@@ -47,6 +47,10 @@ class Server:
         status = (Path("/proc") / str(self._worker()) / "status").read_text(encoding="utf-8")
         return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
+    def forget_peak(self) -> None:
+        """Have `peak_rss_mb` begin anew from what is resident now: loading a version takes more than serving it."""
+        (Path("/proc") / str(self._worker()) / "clear_refs").write_text("5", encoding="utf-8")
+
     def metrics(self) -> dict[str, float]:
         """Return what /metrics says, by name and labels as they stand there."""
         return parse_metrics(_get(f"{self.url}/metrics").decode())

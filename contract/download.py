@@ -91,13 +91,18 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """How to ask a host whether it would still send the same file; only who gave them is asked with them."""
+    """How to ask a host whether it would still send the same file; only where they came from is asked with them."""
 
-    origin: str
+    place: str
+    """A URL; with an ETag its query is left out, for it may be a signature that changes."""
     etag: str | None
     """As in If-None-Match, weak ones included: a file that is equivalent as an image is the same image."""
     last_modified: str | None
     """As in If-Modified-Since."""
+
+    def are_from(self, target: Target) -> bool:
+        """Whether the target is where they came from: a date alone would also fit another file of that host."""
+        return self.place == _place(target, self.etag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +245,10 @@ class Downloader:
         return bytes(body)
 
 
+def _place(target: Target, etag: str | None) -> str:
+    return f"{target.origin}{target.path}" if etag else target.url
+
+
 def _validators(target: Target, headers: Mapping[str, str]) -> Validators | None:
     """What of a host's text is fit to be sent back to it."""
     if "no-store" in {directive.strip().lower() for directive in headers.get("Cache-Control", "").split(",")}:
@@ -249,7 +258,7 @@ def _validators(target: Target, headers: Mapping[str, str]) -> Validators | None
         etag = None
     if modified and not _is_settled(modified, headers.get("Date", "")):
         modified = None
-    return Validators(str(target.origin), etag, modified) if etag or modified else None
+    return Validators(_place(target, etag), etag, modified) if etag or modified else None
 
 
 def _is_settled(modified: str, now: str) -> bool:

@@ -215,7 +215,7 @@ class Fetcher:
         token_may_go = True
         for _ in range(MAX_REDIRECTS + 1):
             token_may_go = token_may_go and self._label_studio is not None and self._label_studio.owns(target)
-            asked_with = known if known and known.origin == str(target.origin) else None
+            asked_with = known if known and known.are_from(target) else None
             answer = self._get(target, errand, with_token=token_may_go, known=asked_with)
             if answer.status == 304 and asked_with:
                 return Fetched(b"", asked_with, unchanged=True)

@@ -32,8 +32,8 @@ Weights = npt.NDArray[np.float32]
 class Thinned:
     """A head under masks of its own.
 
-    `model` takes `features` float32 (N, F) and gives `contract.graphs.OUTPUTS`. Its large weights are not in it: they
-    are declared as external data, and to be handed to the engine by name.
+    `model` takes `features` float32 (N, F) and gives `contract.graphs.OUTPUTS`. The weights of its
+    linear layers are not in it: they are declared as external data, and to be handed to the engine by name.
     """
 
     model: ModelProto
@@ -145,7 +145,7 @@ def _estimate(layers: Sequence[_Linear], dense: Mapping[str, TensorProto], masks
         outputs = shape[0] if _is_transposed(layer.node) else shape[1]
         before = np.count_nonzero(masks[mask_name(layer.before)], axis=1)  # (T,)
         behind = np.count_nonzero(masks[mask_name(layer.behind)], axis=1) if layer.behind is not None else outputs
-        total += int(((before + 1) * behind).sum()) * np.dtype(np.float32).itemsize
+        total += int((before * behind).sum()) * np.dtype(np.float32).itemsize
     return total
 
 
@@ -219,7 +219,7 @@ class _Writer:
         for number, layer in enumerate(self.layers):
             kept = self.kept[number][index]
             weight = self._hold(f"weight_{number}_{index}", kept.weight)
-            bias = self._hold(f"bias_{number}_{index}", kept.bias)
+            bias = self.graph.constant(kept.bias)
             tip = self.graph.add("Gemm", [tip, weight, bias], transB=1)
             for activation in layer.activations:
                 attributes = {a.name: helper.get_attribute_value(a) for a in activation.attribute}

@@ -19,14 +19,14 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, TensorProto, helper
 
-from contract.errors import ConfigError, LabelnextError
+from contract.errors import ConfigError, LabelnextError, PrecisionRefused
 from contract.graphs import OUTPUTS
 from contract.manifest import Manifest
 from contract.masks import Masks, draw_masks, fresh_masks
 from contract.passes import FEATURES, Lowered, PassOutputs, load_graph, lower
 from contract.preprocess import RECIPE
 from contract.repository import INT8_TRUNK_FILE, Version
-from contract.thinning import thin
+from contract.thinning import Thinned, thin
 from server.settings import Device, MaskPolicy, Precision
 
 Images = npt.NDArray[np.uint8]
@@ -89,9 +89,8 @@ class Engine:
         self._options = options
         self._opened = version
         device = _choose_device(options.device)
-        self.precision = _choose_precision(options.precision, version, device)
         opener = _Opener(version.path, options, device)
-        self._trunk = opener.open(_trunk_model(lowered, version, self.precision))
+        self.precision, self._trunk = opener.open_trunk(lowered, version)
         self._head = opener.open(lowered.head)
         self._images_name = lowered.trunk.graph.input[0].name
         self.features = int(lowered.trunk.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
@@ -103,7 +102,7 @@ class Engine:
             # A GPU is faster with one large product than with many small ones.
             if device is Device.CPU and options.max_batch_images >= _THINNED_FROM:
                 thinned = thin(literal, lowered, version.path, self.masks, most_bytes=_THINNED_BYTES)
-                self._thinned = thinned and opener.open(thinned.model, thinned.weights)
+                self._thinned = thinned and opener.open_thinned(thinned)
         self._rng = np.random.default_rng()
         self._rng_lock = threading.Lock()
 
@@ -225,7 +224,10 @@ def check_device(wanted: Device) -> None:
 
 def _trunk_model(lowered: Lowered, version: Version, precision: Precision) -> ModelProto:
     if precision is Precision.INT8:
-        return load_graph(version.path / INT8_TRUNK_FILE)
+        model = load_graph(version.path / INT8_TRUNK_FILE)
+        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            raise PrecisionRefused(f"{INT8_TRUNK_FILE} keeps weights in another file; publish again with --int8")
+        return model
     if precision is Precision.FP16:
         return _in_fp16(lowered.trunk, str(version.path))
     return lowered.trunk
@@ -271,8 +273,34 @@ class _Opener:
     options: EngineOptions
     device: Device
 
+    def open_trunk(self, lowered: Lowered, version: Version) -> tuple[Precision, onnxruntime.InferenceSession]:
+        """Open the trunk in the precision that the options ask for, or in float32 where that fails."""
+        precision = _choose_precision(self.options.precision, version, self.device)
+        if precision is not Precision.FP32:
+            try:
+                return precision, self.open(_trunk_model(lowered, version, precision))
+            except Exception as err:  # of a converter, a processor without the instructions, a file that is no trunk
+                _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
+        return Precision.FP32, self.open(lowered.trunk)
+
+    def open_thinned(self, thinned: Thinned) -> onnxruntime.InferenceSession | None:
+        """Open thinned heads whose weights can be forgotten; None where that cannot be.
+
+        onnxruntime packs weights of a matrix product on opening, each into memory of its own, and does not look at the
+        given ones again. Whether it does so here is seen by spoiling them.
+        """
+        session = self.open(thinned.model, thinned.weights)
+        for weight in thinned.weights.values():
+            weight.fill(np.nan)
+        (features,) = session.get_inputs()
+        bald, *_ = session.run(["bald"], {FEATURES: np.zeros((1, features.shape[1]), np.float32)})
+        if np.isfinite(bald).all():
+            return session
+        _log.warning("onnxruntime does not pack weights on this processor; passes are computed densely")
+        return None
+
     def open(self, model: ModelProto, weights: Mapping[str, Features] | None = None) -> onnxruntime.InferenceSession:
-        """Open a graph whose external weights are in the folder, or given."""
+        """Open a graph whose external weights are in the folder, or given and then outlive it, if it does not pack them."""
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options.threads
         settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

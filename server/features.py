@@ -7,6 +7,7 @@ source that can say "unchanged" what it said last. Knows neither graphs nor requ
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -73,7 +74,7 @@ class FeatureCache:
     def remember(self, source: str, download: Download) -> None:
         """Keep what a source has sent. Of its name only a digest is kept: URLs may hold signatures."""
         validators = download.validators
-        text = json.dumps([validators.origin, validators.etag, validators.last_modified])
+        text = json.dumps([validators.place, validators.etag, validators.last_modified])
         self._store.put(_source_key(source), download.digest + text.encode())
 
 
@@ -86,6 +87,8 @@ def _source_key(source: str) -> bytes:
 
 
 def _parse(value: bytes | None) -> Download | None:
-    if value is None:
-        return None
-    return Download(Validators(*json.loads(value[_DIGEST_BYTES:])), value[:_DIGEST_BYTES])
+    """Read what `remember` wrote; None for anything else, for the folder may be written by others."""
+    with suppress(ValueError, TypeError):
+        place, etag, last_modified = json.loads((value or b"")[_DIGEST_BYTES:])
+        return Download(Validators(place, etag, last_modified), (value or b"")[:_DIGEST_BYTES])
+    return None

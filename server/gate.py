@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.errors import DigestError, LoweringError, PrecisionRefused, ProbeMismatch
+from contract.errors import DigestError, LoweringError, ProbeMismatch
 from contract.manifest import DropoutSite, Manifest
 from contract.passes import dropout_nodes, load_graph
 from contract.probe import TOLERANCE, Probe, Proof, prove
@@ -45,11 +45,13 @@ def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
         raise DigestError(f"{err}{_diagnose(repository.folder / name)}") from err
     probe = Probe.load(version.probe_path)
     engine = load(version)
-    try:
-        return _prove(engine, probe)
-    except PrecisionRefused as err:
-        _log.warning("served in fp32", extra={"model_version": name, "reason": str(err)})
-    return _prove(engine.in_fp32(), probe)
+    if engine.precision is not Precision.FP32:
+        try:
+            return _prove(engine, probe)
+        except Exception as err:  # whatever reduced precision does, in full precision the version may be sound
+            _log.warning("served in fp32", extra={"model_version": name, "reason": str(err)})
+        engine = engine.in_fp32()
+    return _prove(engine, probe)
 
 
 def _prove(engine: Engine, probe: Probe) -> Admitted:

@@ -74,7 +74,7 @@ class Metrics:
             registry=registry,
         )
         self.model_info = Gauge(
-            "labelnext_model_info", "1 for the version in use.", ("version", "provider"), registry=registry
+            "labelnext_model_info", "1 for the version in use.", ("version", "provider", "precision"), registry=registry
         )
         self.model_reloads = Counter(
             "labelnext_model_reloads",
@@ -101,10 +101,10 @@ class Metrics:
         finally:
             self.stage_duration.labels(name).observe(time.perf_counter() - started)
 
-    def serve(self, *, version: str, provider: str, result: str) -> None:
+    def serve(self, *, version: str, provider: str, precision: str, result: str) -> None:
         """Note that a version has been taken into use."""
         self.model_info.clear()
-        self.model_info.labels(version, provider).set(1)
+        self.model_info.labels(version, provider, precision).set(1)
         self.model_loaded.set_to_current_time()
         self.model_reloads.labels(result).inc()
 

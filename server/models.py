@@ -91,7 +91,10 @@ class Models:
         rolled_back = former is not None and engine.version < former.version
         self._engine, self._refused, self._detail = engine, None, None
         self._metrics.serve(
-            version=engine.version, provider=engine.provider, result="rolled_back" if rolled_back else "ok"
+            version=engine.version,
+            provider=engine.provider,
+            precision=engine.precision,
+            result="rolled_back" if rolled_back else "ok",
         )
         _log.info(
             "version taken into use",
@@ -99,6 +102,7 @@ class Models:
                 "model_version": engine.version,
                 "former_version": former.version if former else None,
                 "provider": engine.provider,
+                "precision": engine.precision,
                 "passes": engine.passes,
                 "mean_bald": admitted.proof.mean_bald,
             },

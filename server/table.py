@@ -92,7 +92,7 @@ class Table:
         """
         with self._reading:
             rows = self._reader.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchall()
-        return _unsealed(key, rows[0][0]) if rows else None
+        return _unsealed(key, rows[0][0]) if rows and isinstance(rows[0][0], bytes) else None
 
     def write(self, values: Mapping[bytes, bytes], used: Collection[bytes] = ()) -> None:
         """In one transaction, note that rows were used and add others, after making room for them.
@@ -153,9 +153,9 @@ def _connect(path: Path | None, wait_s: float) -> sqlite3.Connection:
 
 def _prepare(connection: sqlite3.Connection) -> None:
     """Make sure that the file is ours and has its table; several processes may do so at once."""
-    if _ask(connection, "PRAGMA application_id") == _APPLICATION:
+    if _is_ours(connection):
         return
-    if _ask(connection, "SELECT count(*) FROM sqlite_master"):
+    if _ask(connection, "SELECT count(*) FROM sqlite_master") and not _is_ours(connection):
         raise Foreign("it is a database of something else; give the cache a folder of its own")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only an empty file takes it
     _write_ahead(connection)
@@ -163,6 +163,11 @@ def _prepare(connection: sqlite3.Connection) -> None:
     for statement in _CREATE:
         connection.execute(statement)
     connection.execute("COMMIT")
+
+
+def _is_ours(connection: sqlite3.Connection) -> bool:
+    """Whether the file is marked as ours; asked again where tables are seen, which another process may just make."""
+    return _ask(connection, "PRAGMA application_id") == _APPLICATION
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

@@ -41,7 +41,7 @@ def find_int8_trunk(repository: Repository, trunk: str) -> Path | None:
             if version.manifest.trunk == trunk and version.int8_trunk_path is not None:
                 version.verify()
                 return version.int8_trunk_path
-        except LabelnextError:  # a damaged version is of no use here, and not this run's business
+        except (LabelnextError, OSError):  # damaged, or being removed: of no use here, and not this run's business
             continue
     return None
 

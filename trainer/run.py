@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 
-from contract.errors import ConfigError, PrecisionRefused
+from contract.errors import ConfigError
 from contract.fetch import Fetcher, FetchSettings
 from contract.fingerprint import fingerprint
 from contract.manifest import InputSpec, Manifest
@@ -263,14 +263,14 @@ def _add_int8_trunk(staged: Staged, manifest: Manifest, *, former: Path | None, 
     that servers have cached would be lost.
     """
     path = staged.path / INT8_TRUNK_FILE
-    if former is not None:
-        shutil.copyfile(former, path)
-    else:
-        quantise(staged.path, images, path)
     try:
+        if former is not None:
+            shutil.copyfile(former, path)
+        else:
+            quantise(staged.path, images, path)
         proof = prove_version(staged.describe(manifest), int8=True)
-    except PrecisionRefused as err:
-        path.unlink()
+    except Exception as err:  # of a tool with many, and what was trained is not to be lost for it
+        path.unlink(missing_ok=True)
         logger.warning("published without a trunk in int8: %s", err)
         return
     logger.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", proof.rank_correlation)

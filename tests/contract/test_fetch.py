@@ -382,6 +382,18 @@ class TestRevalidation:
         elsewhere.answers["/a.png"] = dated(None, etag='"tag"')
         assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=known).data == IMAGE
 
+    @pytest.mark.parametrize(("modified", "etag"), [(LONG_AGO, None), (None, '"tag"')], ids=["date", "tag"])
+    def test_another_file_of_the_host_is_not_asked_with_them(self, home, elsewhere, make, modified, etag):
+        """A reference that now leads to an older file would be told that nothing changed."""
+        fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
+        known = None
+        for name in ("new.png", "old.png"):
+            home.serve("/data/upload/1/a.png", status=302, location=f"{elsewhere.url}/{name}")
+            elsewhere.answers[f"/{name}"] = dated(modified, etag=etag)
+            fetched = fetcher.fetch_if_changed("/data/upload/1/a.png", known=known)
+            assert fetched.data == IMAGE
+            known = fetched.validators
+
     def test_304_without_a_question_is_an_error(self, home, make):
         """There is no file to go on with."""
         home.serve("/data/upload/1/a.png", status=304)
@@ -402,7 +414,7 @@ class TestRevalidation:
 
         home.answers |= {"/api/token/refresh/": refresh, "/data/upload/1/a.png": image}
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
-        known = Validators(f"http://127.0.0.1:{home.port}", '"tag"', None)
+        known = Validators(f"http://127.0.0.1:{home.port}/data/upload/1/a.png", '"tag"', None)
         assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=known).unchanged
         assert len(home.asked("/data/upload/1/a.png")) == 2
 

@@ -408,7 +408,7 @@ class TestObservation:
         for line in (
             'labelnext_http_requests_total{route="/predict",status="200"} 1.0',
             'labelnext_images_total{outcome="ok"} 2.0',
-            f'labelnext_model_info{{provider="cpu",version="{repository.current()}"}} 1.0',
+            f'labelnext_model_info{{precision="fp32",provider="cpu",version="{repository.current()}"}} 1.0',
             'labelnext_model_reloads_total{result="ok"} 1.0',
             "labelnext_bald_score_count 2.0",
             "labelnext_queue_images 0.0",

@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -5,6 +7,7 @@ import pytest
 
 from contract.errors import ConfigError, DropoutDead
 from contract.masks import draw_masks
+from contract.thinning import thin
 from server import engine as engine_module
 from server.engine import Engine, EngineOptions, InferenceError, batch_buckets, bucket_of, check_device
 from server.settings import Device, MaskPolicy, Precision
@@ -141,6 +144,42 @@ def test_thinned_and_dense_heads_agree(version, monkeypatch, images, thinned):
     )
     assert (used[1] is engine._thinned) == thinned
     assert used[2] is engine._head
+
+
+def test_thinned_heads_need_their_weights_no_longer(version, monkeypatch):
+    """What is opened has copies of its own: the memory that the weights came in is spoilt, and then reused."""
+    spoilt = []
+    monkeypatch.setattr(
+        engine_module, "thin", lambda *args, **options: spoilt.append(thin(*args, **options)) or spoilt[-1]
+    )
+    engine = make_engine(version)
+    assert all(np.isnan(weight).all() for weight in spoilt[0].weights.values())
+    spoilt.clear()
+    gc.collect()
+    features = engine.compute_features(draw_images(8))
+    dense = engine.run_passes(features, engine.masks).pass_probabilities
+    np.testing.assert_allclose(engine.run_passes(features).pass_probabilities, dense, atol=1e-5)
+
+
+def test_thinned_heads_whose_weights_are_not_packed_are_not_used(version, monkeypatch, caplog):
+    """Onnxruntime would read memory that is no longer theirs."""
+    real = engine_module._Opener.open
+
+    class Unpacked:
+        """A session that reads the weights it was given at each run."""
+
+        def __init__(self, session):
+            self.get_inputs = session.get_inputs
+
+        def run(self, outputs, feeds):
+            return [np.full(1, np.nan, np.float32) for _ in outputs]
+
+    def open_unpacked(self, model, weights=None):
+        return Unpacked(real(self, model, weights)) if weights else real(self, model)
+
+    monkeypatch.setattr(engine_module._Opener, "open", open_unpacked)
+    assert make_engine(version)._thinned is None
+    assert "computed densely" in caplog.text
 
 
 def test_fresh_masks_are_never_thinned(version, monkeypatch):

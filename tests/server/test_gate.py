@@ -2,8 +2,9 @@ import dataclasses
 import os
 
 import numpy as np
+import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
 from contract.manifest import Manifest
@@ -181,6 +182,32 @@ def test_a_reduced_trunk_excuses_no_fault_of_the_head(repository):
     name = publish(repository, probe_of=TinyModel.draw(seed=5), int8_of=TinyModel.draw())
     with pytest.raises(ProbeMismatch):
         admit(repository, name, load_int8)
+
+
+def garbage(path):
+    path.write_bytes(b"no graph")
+
+
+def weights_elsewhere(path):
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="elsewhere", size_threshold=0)
+
+
+def of_another_shape(path):
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("Concat", ["features", "features"], ["twice"], axis=1))
+    model.graph.output[0].name = "twice"
+    onnx.save_model(model, path)
+
+
+@pytest.mark.parametrize("spoil", [garbage, weights_elsewhere, of_another_shape])
+def test_a_trunk_in_8_bit_integers_that_cannot_be_used_is_served_in_fp32(repository, caplog, spoil):
+    """Even if its digest says that it was published so: without it the version is sound."""
+    name = publish(repository, int8_of=TinyModel.draw())
+    spoil(repository.folder / name / INT8_TRUNK_FILE)
+    sign_again(repository, name)
+    caplog.clear()
+    assert admit(repository, name, load_int8).engine.precision == "fp32"
+    assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", "served in fp32")]
 
 
 def test_a_damaged_trunk_in_8_bit_integers_is_refused_by_its_digest(repository):

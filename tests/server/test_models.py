@@ -46,7 +46,12 @@ def test_the_published_version_is_taken_up(models, repository, metrics):
     assert models.engine.version == name
     assert models.detail is None
     assert reloads(metrics, "ok") == 1
-    assert metrics.registry.get_sample_value("labelnext_model_info", {"version": name, "provider": "cpu"}) == 1
+    assert (
+        metrics.registry.get_sample_value(
+            "labelnext_model_info", {"version": name, "provider": "cpu", "precision": "fp32"}
+        )
+        == 1
+    )
 
 
 def test_a_version_in_use_is_not_loaded_again(repository, metrics):
@@ -71,7 +76,12 @@ def test_a_new_version_replaces_the_old_in_one_step(models, repository, metrics)
     new = publish(repository, seed=1)
     models.poll()
     assert models.engine.version == new
-    assert metrics.registry.get_sample_value("labelnext_model_info", {"version": old, "provider": "cpu"}) is None
+    assert (
+        metrics.registry.get_sample_value(
+            "labelnext_model_info", {"version": old, "provider": "cpu", "precision": "fp32"}
+        )
+        is None
+    )
 
 
 def test_a_refused_version_leaves_the_one_in_use(models, repository, metrics):
