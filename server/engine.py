@@ -300,7 +300,7 @@ class _Opener:
         return None
 
     def open(self, model: ModelProto, weights: Mapping[str, Features] | None = None) -> onnxruntime.InferenceSession:
-        """Open a graph whose external weights are in the folder, or given and then outlive it, if it does not pack them."""
+        """Open a graph whose external weights are in the folder, or given; these outlive it, if not packed."""
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options.threads
         settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
