@@ -37,6 +37,7 @@ demo: ## Label Studio, trainer and server on this machine: what to label next am
 
 test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j4 environments
+	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py tests/bench/test_single_pass.py
 	@$(IN_TOOLS) pytest
 
 check: $(TOOLS) ## format, lint, types and unit tests, in under two minutes
