@@ -40,7 +40,7 @@ test: ## every test, those that start Label Studio, trainer and server included
 	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py tests/bench/test_single_pass.py
 	@$(IN_TOOLS) pytest
 
-check: $(TOOLS) ## format, lint, types and unit tests, in under two minutes
+check: $(TOOLS) ## format, lint, types and unit tests (two to three minutes)
 	$(IN_TOOLS) ruff format --check .
 	$(IN_TOOLS) ruff check .
 	$(IN_TOOLS) mypy
