@@ -245,23 +245,23 @@ def _in_fp16(trunk: ModelProto, folder: str) -> ModelProto:
 
 
 def _choose_precision(wanted: Precision, version: Version, device: Device) -> Precision:
-    """Return the precision that was asked for.
-
-    Raises:
-        PrecisionRefused: if it cannot be had here.
-    """
+    """Return the precision that was asked for if it can be had here, else float32."""
     has_int8 = version.int8_trunk_path is not None
     if wanted is Precision.AUTO:
         if device is Device.CUDA:
             return Precision.FP16
         return Precision.INT8 if has_int8 else Precision.FP32
+    reason = None
     if wanted is Precision.INT8 and device is not Device.CPU:
-        raise PrecisionRefused("int8 is for the CPU, and this runs on cuda; set LABELNEXT_PRECISION=fp16")
-    if wanted is Precision.INT8 and not has_int8:
-        raise PrecisionRefused(f"the version has no {INT8_TRUNK_FILE}; publish with `python -m trainer run --int8`")
-    if wanted is Precision.FP16 and device is not Device.CUDA:
-        raise PrecisionRefused("fp16 is for a GPU, and this runs on the cpu; set LABELNEXT_PRECISION=int8")
-    return wanted
+        reason = "int8 is for the CPU, and this runs on cuda; set LABELNEXT_PRECISION=fp16"
+    elif wanted is Precision.INT8 and not has_int8:
+        reason = f"the version has no {INT8_TRUNK_FILE}; publish with `python -m trainer run --int8`"
+    elif wanted is Precision.FP16 and device is not Device.CUDA:
+        reason = "fp16 is for a GPU, and this runs on the cpu; set LABELNEXT_PRECISION=int8"
+    if reason is None:
+        return wanted
+    _log.warning("served in fp32", extra={"model_version": version.name, "reason": reason})
+    return Precision.FP32
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +275,9 @@ class _Opener:
 
     def open_trunk(self, lowered: Lowered, version: Version) -> tuple[Precision, onnxruntime.InferenceSession]:
         """Open the trunk in the precision that the options ask for, or in float32 where that fails."""
-        if self.options.precision is not Precision.FP32:
+        precision = _choose_precision(self.options.precision, version, self.device)
+        if precision is not Precision.FP32:
             try:
-                precision = _choose_precision(self.options.precision, version, self.device)
                 return precision, self.open(_trunk_model(lowered, version, precision))
             except Exception as err:  # of a converter, a processor without the instructions, a file that is no trunk
                 _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
