@@ -1,0 +1,33 @@
+"""Embeddings: a trunk's features, small enough to send and to keep, and as far apart as they were."""
+
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+EMBEDDING: Final = 256
+"""Numbers in an embedding."""
+
+_KEY: Final = 0x1ABE1
+"""Of the signs, which are the same wherever and whenever they are drawn."""
+
+
+def embed(features: Floats) -> Floats:
+    """Return unit vectors of features: float32 (N, F) to (N, `EMBEDDING`); features that are all 0 give zeros.
+
+    A projection on random signs (Achlioptas 2003, doi 10.1016/S0022-0000(03)00025-4): squared distances are kept with
+    a standard deviation of sqrt(2 / 256), 9 % of themselves.
+    """
+    projected = features @ _signs(features.shape[1])  # (N, EMBEDDING)
+    lengths = np.linalg.norm(projected, axis=1, keepdims=True)
+    unit: Floats = np.divide(projected, lengths, out=np.zeros_like(projected), where=lengths > 0)
+    return unit
+
+
+@lru_cache(maxsize=2)
+def _signs(features: int) -> Floats:
+    bits = np.random.Generator(np.random.Philox(key=_KEY)).integers(0, 2, (features, EMBEDDING), dtype=np.int8)
+    return (2 * bits - 1).astype(np.float32)
