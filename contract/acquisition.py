@@ -1,7 +1,8 @@
 """Acquisition scores from the probabilities of stochastic passes.
 
-Plain numpy over probabilities that are already normalised: softmax is the caller's business, so that no score depends
-on a guess about its input. Logarithms are natural, entropies and BALD are in nats, and 0 log 0 is 0.
+Plain numpy over probabilities: softmax, or the sigmoids of `multiple` labels of which several or none may hold, is the
+caller's business, so that no score depends on a guess about its input. Logarithms are natural, entropies and BALD are
+in nats, and 0 log 0 is 0.
 """
 
 import math
@@ -12,6 +13,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 
+HOLDS = 0.5
+"""The least mean probability of a label that is predicted, where several may be."""
+
 
 def softmax(logits: Floats) -> Floats:
     """Return probabilities over the last axis, computed in the precision of `logits`."""
@@ -20,17 +24,23 @@ def softmax(logits: Floats) -> Floats:
     return probabilities
 
 
-def entropy(probabilities: Floats) -> Floats:
-    """Return the Shannon entropy in nats over the last axis: (..., C) to (...)."""
-    nats: Floats = -(probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))).sum(axis=-1)
+def entropy(probabilities: Floats, *, multiple: bool = False) -> Floats:
+    """Return the Shannon entropy in nats over the last axis: (..., C) to (...).
+
+    Of `multiple` labels it is the sum of the entropies between each label and its absence.
+    """
+    nats: Floats = -_multiply_by_log(probabilities).sum(axis=-1)
+    if multiple:
+        nats = nats - _multiply_by_log(1 - probabilities).sum(axis=-1)
     return nats
 
 
-def bald(probabilities: Floats) -> Floats:
+def bald(probabilities: Floats, *, multiple: bool = False) -> Floats:
     """Return the mutual information of label and weights: (N, T, C) to (N,), in nats.
 
     H[mean_t p_t] - mean_t H[p_t], Houlsby et al. 2011 (arXiv 1112.5745), estimated from T passes as in Gal et al. 2017
-    (arXiv 1703.02910). It lies in [0, min(ln C, ln T)]; rounding below 0 is clipped.
+    (arXiv 1703.02910). It lies in [0, min(ln C, ln T)]; rounding below 0 is clipped. Of `multiple` labels it is the sum
+    over them, each a choice between the label and its absence, in [0, C min(ln 2, ln T)].
 
     Raises:
         ValueError: if `probabilities` has other than three axes.
@@ -38,32 +48,49 @@ def bald(probabilities: Floats) -> Floats:
     if probabilities.ndim != 3:
         raise ValueError(f"bald needs probabilities of shape (N, T, C), got {probabilities.ndim} axes")
     mean: Floats = probabilities.mean(axis=1)  # (N, C)
-    conditional: Floats = entropy(probabilities).mean(axis=1)  # (N,)
-    nats: Floats = np.maximum(entropy(mean) - conditional, 0)
+    conditional: Floats = entropy(probabilities, multiple=multiple).mean(axis=1)  # (N,)
+    nats: Floats = np.maximum(entropy(mean, multiple=multiple) - conditional, 0)
     return nats
 
 
-def margin(mean_probabilities: Floats) -> Floats:
-    """Return the lead of the likeliest class over the second: (N, C) to (N,); small is uncertain."""
+def margin(mean_probabilities: Floats, *, multiple: bool = False) -> Floats:
+    """Return the lead of the likeliest class over the second: (N, C) to (N,); small is uncertain.
+
+    Of `multiple` labels it is the lead of the likelier of presence and absence, of the label where that is smallest.
+    """
+    if multiple:
+        smallest: Floats = np.abs(2 * mean_probabilities - 1).min(axis=-1)
+        return smallest
     ordered = np.sort(mean_probabilities, axis=-1)
     lead: Floats = ordered[..., -1] - ordered[..., -2]
     return lead
 
 
-def normalised_bald(nats: Floats, classes: int) -> Floats:
-    """Return BALD as a share of its greatest value, ln C, clipped to [0, 1]: (N,) to (N,)."""
+def greatest_bald(classes: int, *, multiple: bool = False) -> float:
+    """Return the most that BALD can be, in nats: ln C, or C ln 2 of `multiple` labels.
+
+    Raises:
+        ValueError: if there is nothing to tell apart.
+    """
+    if multiple and classes >= 1:
+        return classes * math.log(2)
     if classes < 2:
-        raise ValueError(f"BALD needs at least 2 classes, got {classes}")
-    share: Floats = np.clip(nats / math.log(classes), 0.0, 1.0)
+        raise ValueError(f"BALD needs at least {2 - multiple} classes, got {classes}")
+    return math.log(classes)
+
+
+def normalised_bald(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:
+    """Return BALD as a share of its greatest value, clipped to [0, 1]: (N,) to (N,)."""
+    share: Floats = np.clip(nats / greatest_bald(classes, multiple=multiple), 0.0, 1.0)
     return share
 
 
-def label_studio_score(nats: Floats, classes: int) -> Floats:
-    """Return 1 - BALD / ln C: (N,) in nats to (N,) in [0, 1].
+def label_studio_score(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:
+    """Return 1 - BALD / ln C, or 1 - BALD / (C ln 2) of `multiple` labels: (N,) in nats to (N,) in [0, 1].
 
     Label Studio's uncertainty sampling serves the lowest score first and stores none outside [0, 1].
     """
-    return 1.0 - normalised_bald(nats, classes)
+    return 1.0 - normalised_bald(nats, classes, multiple=multiple)
 
 
 def rank_correlation(first: Floats, second: Floats) -> float:
@@ -83,3 +110,8 @@ def _ranks(values: Floats) -> npt.NDArray[np.float64]:
     last = np.cumsum(counts)  # rank of the last of each group of equals, from 1
     ranks: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[group]
     return ranks
+
+
+def _multiply_by_log(p: Floats) -> Floats:
+    terms: Floats = p * np.log(np.where(p > 0, p, 1.0))
+    return terms

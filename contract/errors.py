@@ -17,6 +17,7 @@
     |   +-- DecodeError         its bytes are not an image that can be scored
     +-- RequestError            a request that is not what Label Studio sends
     +-- Unavailable             the server cannot answer now; later it may
+    +-- OtherVersion            a request for a version that is not in use
     +-- LabelError              labels that no classifier can be trained on
     +-- TrainingError           training that did not end in a usable model
 
@@ -125,6 +126,13 @@ class Unavailable(LabelnextError):
 
     status = 503
     code = "unavailable"
+
+
+class OtherVersion(LabelnextError):
+    """Was asked for another version than the one in use."""
+
+    status = 409
+    code = "other_version"
 
 
 class LabelError(LabelnextError):

@@ -45,21 +45,53 @@ class GraphBuilder:
         """Reshape to (-1, *rest), where `rest` names a tensor that holds a shape."""
         return self.add("Reshape", [name, self.concat([self.integers(-1), rest])], output)
 
-    def reduce(self, logits: str) -> None:
+    def reduce(self, logits: str, *, multiple: bool) -> None:
         """Reduce the passes' logits (N, T, C), float32, to `OUTPUTS`.
 
-        BALD is computed as mean_t sum_c p log p - sum_c m log m = H[m] - mean_t H[p_t], with m = mean_t p_t.
+        BALD is computed as H[m] - mean_t H[p_t], with m = mean_t p_t. Of `multiple` labels, each of which may hold,
+        p are sigmoids, and BALD and entropy are the sums over the labels of those between a label and its absence.
         """
+        if multiple:
+            self._reduce_sigmoids(logits)
+        else:
+            self._reduce_softmax(logits)
+
+    def _reduce_softmax(self, logits: str) -> None:
         passes = self.add("Softmax", [logits], "pass_probabilities", axis=2)
         terms = self.add("Mul", [passes, self.add("LogSoftmax", [logits], axis=2)])  # p log p
         known = self.add("ReduceSum", [terms, self.integers(2)], keepdims=0)  # (N, T)
         known = self.add("ReduceMean", [known, self.integers(1)], keepdims=0)  # (N,)
         mean = self.add("ReduceMean", [passes, self.integers(1)], "mean_probabilities", keepdims=0)  # (N, C)
-        least = self.constant(np.array(np.finfo(np.float32).tiny))  # so that 0 log 0 is 0
-        terms = self.add("Mul", [mean, self.add("Log", [self.add("Max", [mean, least])])])  # m log m
-        total = self.add("ReduceSum", [terms, self.integers(1)], keepdims=0)  # (N,)
+        total = self.add("ReduceSum", [self._multiply_by_log(mean), self.integers(1)], keepdims=0)  # (N,)
         self.add("Neg", [total], "entropy")
         self.add("Relu", [self.add("Sub", [known, total])], "bald")  # rounding below 0 is clipped
+
+    def _reduce_sigmoids(self, logits: str) -> None:
+        """Keep the digits of the unlikelier of a label and its absence: 1 - p has lost them where p is close to 1.
+
+        With d = |x|, the likelier has log q = -softplus(-d), the unlikelier log q - d, and the entropy between them is
+        -log q + d (1 - q), of which no term is negative.
+        """
+        distance = self.add("Abs", [logits])
+        surprise = self.add("Softplus", [self.add("Neg", [distance])])  # -log q
+        likelier = self.add("Exp", [self.add("Neg", [surprise])])
+        unlikelier = self.add("Exp", [self.add("Neg", [self.add("Add", [distance, surprise])])])
+        holds = self.add("Greater", [logits, self.constant(np.array(0, np.float32))])
+        passes = self.add("Where", [holds, likelier, unlikelier], "pass_probabilities")
+        absence = self.add("Where", [holds, unlikelier, likelier])
+        mean = self.add("ReduceMean", [passes, self.integers(1)], "mean_probabilities", keepdims=0)  # (N, C)
+        mean_absence = self.add("ReduceMean", [absence, self.integers(1)], keepdims=0)  # (N, C)
+        total = self.add("Add", [self._multiply_by_log(mean), self._multiply_by_log(mean_absence)])  # (N, C), -H
+        known = self.add("Add", [surprise, self.add("Mul", [distance, unlikelier])])  # (N, T, C)
+        known = self.add("ReduceMean", [known, self.integers(1)], keepdims=0)  # (N, C)
+        self.add("Neg", [self.add("ReduceSum", [total, self.integers(1)], keepdims=0)], "entropy")
+        lost = self.add("ReduceSum", [self.add("Add", [total, known]), self.integers(1)], keepdims=0)  # (N,), -BALD
+        self.add("Relu", [self.add("Neg", [lost])], "bald")
+
+    def _multiply_by_log(self, p: str) -> str:
+        """Add p log p, where 0 log 0 is 0."""
+        least = self.constant(np.array(np.finfo(np.float32).tiny))
+        return self.add("Mul", [p, self.add("Log", [self.add("Max", [p, least])])])
 
 
 def describe_outputs(batch: int | str, classes: int | str) -> list[ValueInfoProto]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from contract.errors import ManifestError
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 """Raised when an older server could not serve a newer trainer's versions, or the reverse."""
 
 DEFAULT_PASSES = 20
@@ -67,6 +67,8 @@ class Manifest:
     architecture: str
     trunk: str
     """The trunk's fingerprint (`contract.fingerprint`): equal in versions that compute equal features."""
+    multiple: bool = False
+    """Whether several labels may hold of an image, and none: its probabilities are then sigmoids, one a label."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Figures on the validation part, as JSON."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class Manifest:
             version=fields.take_text("version", check_version),
             created_at=fields.take("created_at", str),
             labels=_parse_labels(fields),
+            multiple=fields.take("multiple", bool),
             control=fields.take_optional("control", str),
             input=_parse_input(fields.child("input")),
             passes=fields.take_positive("passes"),
@@ -168,8 +171,9 @@ def _parse(text: str) -> Mapping[str, Any]:
 
 def _parse_labels(fields: _Fields) -> tuple[str, ...]:
     labels = fields.take("labels", list)
-    if len(labels) < 2 or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
-        raise fields.fault("labels", "a list of at least 2 different strings", labels)
+    least = 1 if fields.take("multiple", bool) else 2
+    if len(labels) < least or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
+        raise fields.fault("labels", f"a list of at least {least} different strings", labels)
     return tuple(labels)
 
 

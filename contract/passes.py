@@ -3,8 +3,9 @@
 A literal graph holds one pass: images in, logits out, active Dropout nodes between. `lower` parts it in two. What lies
 upstream of every Dropout, the trunk, runs once per image and gives the image's features. The head takes features and
 computes T passes at once: it fans the features out to N x T rows, makes each Dropout a product with a mask given as
-input, and ends in softmax, their mean, BALD and entropy, in float32. No Dropout node is left, so no engine can delete,
-freeze or reseed one; and features can be kept, for as long as the trunk stays the same.
+input, and ends in softmax or, where several labels may hold, sigmoids, their mean, BALD and entropy, in float32. No
+Dropout node is left, so no engine can delete, freeze or reseed one; and features can be kept, for as long as the trunk
+stays the same.
 
 Knows onnx and numpy; no engine.
 """
@@ -63,6 +64,8 @@ class Lowered:
     """`features` and `mask_0`, `mask_1`, ... float32 (T, *features of the site) to what `PassOutputs` holds."""
     sites: tuple[DropoutSite, ...]
     """In the order of the masks."""
+    multiple: bool
+    """Whether the head ends in sigmoids, one a label, rather than in softmax."""
 
 
 def load_graph(path: Path) -> ModelProto:
@@ -86,11 +89,12 @@ def dropout_nodes(model: ModelProto) -> list[NodeProto]:
     return [node for node in model.graph.node if _is_active(node, constants)]
 
 
-def lower(model: ModelProto) -> Lowered:
+def lower(model: ModelProto, *, multiple: bool = False) -> Lowered:
     """Compile a literal graph into a trunk, and a head of masked passes.
 
     Any graph will do whose first axis is the batch, from the one image input to the one output of logits (N, C), and
     whose randomness is all in Dropout nodes. `model` may be loaded without its external data; it is not changed.
+    `multiple` says whether several labels may hold of an image, which a graph does not show.
 
     Raises:
         DropoutDead: if no Dropout node is active, so that all passes would be equal.
@@ -98,7 +102,7 @@ def lower(model: ModelProto) -> Lowered:
     """
     inlined = inliner.inline_local_functions(model) if model.functions else model
     _check_form(inlined)
-    return _Lowering(shape_inference.infer_shapes(inlined)).run()
+    return _Lowering(shape_inference.infer_shapes(inlined), multiple).run()
 
 
 class _Lowering:
@@ -109,8 +113,9 @@ class _Lowering:
     on the images through their shape only, and is computed again where rows need it, since their batch is N x T.
     """
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, multiple: bool) -> None:
         self.graph = model.graph
+        self.multiple = multiple
         self.opsets = model.opset_import
         self.ir_version = model.ir_version
         self.constants = _constants(model)
@@ -134,8 +139,8 @@ class _Lowering:
             self._visit(node)
         logits = self.head.add("Cast", [self._in_rows(self.graph.output[0].name)], to=TensorProto.FLOAT)
         shape = self.head.concat([self._passes(), self.head.add("Shape", [logits], start=1)])
-        self.head.reduce(self.head.join(logits, shape))  # (N, T, C)
-        return Lowered(self._assemble_trunk(), self._assemble_head(), tuple(self.sites))
+        self.head.reduce(self.head.join(logits, shape), multiple=self.multiple)  # (N, T, C)
+        return Lowered(self._assemble_trunk(), self._assemble_head(), tuple(self.sites), self.multiple)
 
     def _visit(self, node: NodeProto) -> None:
         if _is_active(node, self.constants):

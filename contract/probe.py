@@ -122,7 +122,7 @@ def prove(probe: Probe, manifest: Manifest, *, trunk: Trunk, head: Head, reduced
             "LABELNEXT_PRECISION=fp32"
         )
     _check_finite(outputs)
-    expected = bald(probe.masked_probabilities)
+    expected = bald(probe.masked_probabilities, multiple=manifest.multiple)
     proof = Proof(float(outputs.bald.mean()), _difference(outputs, probe), rank_correlation(outputs.bald, expected))
     if not reduced:
         _compare_exactly(outputs, probe)
@@ -193,7 +193,8 @@ def _compare_statistically(probe: Probe, manifest: Manifest, head: Head) -> None
     mean = passes.mean(axis=1, keepdims=True)
     squares = ((passes - mean) ** 2).sum(axis=(0, 2))  # (R,): squared distance of each pass from the mean
     spread, expected = float(squares.mean()), float(reference.sum())
-    error = float(squares.std()) * np.sqrt(2 / probe.passes) + _RARE_FLIPS / probe.passes / _DEVIATIONS
+    flips = _RARE_FLIPS * (_labels_at_once(passes, reference) if manifest.multiple else 1)
+    error = float(squares.std()) * np.sqrt(2 / probe.passes) + flips / probe.passes / _DEVIATIONS
     summary = f"the variance of the passes on the probe sums to {spread:.3g}, that of torch with baal to {expected:.3g}"
     if spread < expected - _DEVIATIONS * error:
         raise DropoutDead(f"{summary}: a Dropout is dead or drops too little; publish again")
@@ -206,6 +207,15 @@ def _compare_statistically(probe: Probe, manifest: Manifest, head: Head) -> None
             f"the mean of the passes on the probe lies {apart:.1f} standard errors from that of torch with baal, at "
             f"most {_DEVIATIONS:g} are expected: the masks are not what the trainer's dropout draws; publish again"
         )
+
+
+def _labels_at_once(passes: npt.NDArray[np.float64], reference: npt.NDArray[np.float32]) -> float:
+    """Return how many of an image's labels one pass may turn over, from passes (N, R, C) and variances (N, C).
+
+    A label that one pass of R turned over has a variance of 1 / R.
+    """
+    turned = np.maximum(passes.var(axis=1), reference) * passes.shape[1]  # (N, C)
+    return max(1.0, float(np.minimum(turned, 1).sum(axis=1).max()))
 
 
 def _sample(features: npt.NDArray[np.float32], passes: int, manifest: Manifest, head: Head) -> npt.NDArray[np.float64]:

@@ -104,7 +104,7 @@ def _load(path: Path) -> Ranking | None:
         return _parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError) as err:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as err:
         _logger.warning("%s is no record of a ranking and is passed over: %s", path, err)
         return None
 

@@ -200,7 +200,7 @@ class _Writer:
     def write(self) -> Thinned:
         one = self.graph.integers(1)
         logits = [self.graph.add("Unsqueeze", [self._pass(t), one]) for t in range(len(self.first))]  # (N, 1, C)
-        self.graph.reduce(self.graph.concat(logits, axis=1))  # (N, T, C)
+        self.graph.reduce(self.graph.concat(logits, axis=1), multiple=self.lowered.multiple)  # (N, T, C)
         head = self.lowered.head
         features = next(info for info in head.graph.input if info.name == FEATURES)
         outputs = list(head.graph.output)

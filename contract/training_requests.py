@@ -80,7 +80,7 @@ def _read(path: Path) -> TrainingRequest | None:
         project, at = document["project"], document["at"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError) as err:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
         _logger.warning("%s is no request to train and is passed over: %s", path, err)
         return None
     if not isinstance(at, str) or not (project is None or type(project) is int):

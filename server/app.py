@@ -4,14 +4,17 @@ import json
 import logging
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException
 
 from contract.errors import LabelnextError, RequestError
 from server import logs, metrics
+from server.auth import Guard
+from server.page import HEADERS, Page
 from server.scoring import ImageFetcher
 from server.service import Service
 from server.settings import Settings
@@ -50,6 +53,7 @@ def create_app(settings: Settings | None = None, *, fetcher: ImageFetcher | None
     app.extensions["labelnext"] = service
     _add_routes(app, service)
     _add_observation(app, service)
+    _add_guard(app, Guard(settings.basic_auth, settings.webhook_secret))  # after it, so that refusals are seen, too
     app.register_error_handler(Exception, _to_json)
     service.start()
     return app
@@ -61,7 +65,18 @@ def close_app(app: Flask) -> None:
 
 
 def _add_routes(app: Flask, service: Service) -> None:
+    settings = service.settings
+    page = Page(
+        service.models.repository,
+        label_studio_url=settings.label_studio_public_url or settings.label_studio_url,
+    )
+
     @app.get("/")
+    def show() -> Response:
+        health = service.health()
+        html = page.render(up=health.up, detail=health.detail, serving=service.models.engine, now=datetime.now(UTC))
+        return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
+
     @app.get("/health")
     def health() -> tuple[dict[str, Any], int]:
         report = asdict(service.health())
@@ -82,10 +97,22 @@ def _add_routes(app: Flask, service: Service) -> None:
         }
         return jsonify(results=predictions.results)
 
+    @app.post("/score")
+    def score() -> Response:
+        scores = service.score(_body())
+        manifest = scores.manifest
+        g.facts = {"images": len(scores.results), "failed": scores.failed, "model_version": manifest.version}
+        return jsonify(
+            model_version=manifest.version,
+            labels=manifest.labels,
+            multiple=manifest.multiple,
+            results=scores.results,
+        )
+
     @app.post("/webhook")
     def webhook() -> Response:
-        service.notice(_body())
-        return jsonify(status="noted")
+        notice = service.notice(_body())
+        return jsonify({name: value for name, value in asdict(notice).items() if value is not None})
 
     @app.get("/versions")
     def versions() -> Response:
@@ -120,6 +147,12 @@ def _add_observation(app: Flask, service: Service) -> None:
             logs.request_id.reset(token)
 
 
+def _add_guard(app: Flask, guard: Guard) -> None:
+    @app.before_request
+    def authenticate() -> None:
+        guard.check(request.url_rule.rule if request.url_rule else None, request.authorization)
+
+
 def _body() -> object:
     """Return the body as JSON, whatever its content type."""
     body = request.get_data(cache=False)
@@ -137,8 +170,8 @@ def _to_json(error: Exception) -> Response:
         detail = "the server could not answer; its log says why, under this request id"
     response = jsonify(error=code, detail=detail, request_id=logs.request_id.get())
     response.status_code = status
-    if isinstance(error, MethodNotAllowed):
-        response.allow.update(error.valid_methods or ())
+    if isinstance(error, HTTPException):  # such as what is allowed instead, or how to authenticate
+        response.headers.extend((name, value) for name, value in error.get_headers() if name != "Content-Type")
     return response
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from contract.embedding import embed
 from contract.errors import ImageError, Unavailable
 from contract.passes import PassOutputs
 from server.engine import Engine, Features, Images
@@ -39,6 +40,14 @@ class NotFinite(ImageError):
 
 
 @dataclass(frozen=True, slots=True)
+class Extras:
+    """What is wanted of an image beside its scores."""
+
+    embedding: bool = False
+    passes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ImageScores:
     """What the passes say of one image."""
 
@@ -48,6 +57,10 @@ class ImageScores:
     """In nats."""
     entropy: float
     """Of the mean, in nats."""
+    embedding: npt.NDArray[np.float32] | None = None
+    """(E,), a unit vector; None if it was not asked for."""
+    pass_probabilities: npt.NDArray[np.float32] | None = None
+    """(T, C); None if they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +83,7 @@ class _Item:
     sample: Sample
     deadline: float
     outcome: "Future[ImageScores]"
+    extras: Extras
     queued_at: float = field(default_factory=time.perf_counter)
 
 
@@ -123,7 +137,15 @@ class Batcher:
             self._thread.join()
         self._abandon("the server is shutting down")
 
-    def submit(self, engine: Engine, sample: Sample, *, deadline: float, outcome: "Future[ImageScores]") -> None:
+    def submit(
+        self,
+        engine: Engine,
+        sample: Sample,
+        *,
+        deadline: float,
+        outcome: "Future[ImageScores]",
+        extras: Extras = Extras(),
+    ) -> None:
         """Queue one image or its features; `outcome` gets its scores, or Expired, NotFinite, or the engine's error.
 
         Raises:
@@ -132,7 +154,7 @@ class Batcher:
         with self._changed:
             if self._fault is not None:
                 raise Unavailable(self._fault)
-            self._queue.append(_Item(engine, sample, deadline, outcome))
+            self._queue.append(_Item(engine, sample, deadline, outcome, extras))
             self._changed.notify()
 
     def _run(self) -> None:
@@ -162,9 +184,7 @@ class Batcher:
         try:
             waiting = self._drop_expired(batch)
             if waiting:
-                outputs = self._infer(waiting)
-                for row, item in enumerate(waiting):
-                    _deliver(item.outcome, outputs, row)
+                self._infer(waiting)
         except BaseException as err:
             for item in batch:
                 if not item.outcome.done():
@@ -182,11 +202,14 @@ class Batcher:
                 waiting.append(item)
         return waiting
 
-    def _infer(self, items: Sequence[_Item]) -> PassOutputs:
+    def _infer(self, items: Sequence[_Item]) -> None:
         self._metrics.batch_images.observe(len(items))
         features = self._features(items)  # (N, F)
         with self._metrics.stage("passes"):
-            return items[0].engine.run_passes(features)
+            outputs = items[0].engine.run_passes(features)
+        embeddings = embed(features) if any(item.extras.embedding for item in items) else None
+        for row, item in enumerate(items):
+            _deliver(item, outputs, embeddings, row)
 
     def _features(self, items: Sequence[_Item]) -> Features:
         """The features of all items (N, F), in order: the trunk runs on those that come as pixels."""
@@ -213,10 +236,17 @@ class Batcher:
             item.outcome.set_exception(Unavailable(reason))
 
 
-def _deliver(outcome: "Future[ImageScores]", outputs: PassOutputs, row: int) -> None:
+def _deliver(item: _Item, outputs: PassOutputs, embeddings: npt.NDArray[np.float32] | None, row: int) -> None:
     mean = outputs.mean_probabilities[row]  # (C,)
-    scores = ImageScores(mean, float(outputs.bald[row]), float(outputs.entropy[row]))
+    scores = ImageScores(
+        mean,
+        float(outputs.bald[row]),
+        float(outputs.entropy[row]),
+        # copies, since a row would keep the whole batch in memory
+        embedding=embeddings[row].copy() if embeddings is not None and item.extras.embedding else None,
+        pass_probabilities=outputs.pass_probabilities[row].copy() if item.extras.passes else None,
+    )
     if np.isfinite(mean).all() and math.isfinite(scores.bald) and math.isfinite(scores.entropy):
-        outcome.set_result(scores)
+        item.outcome.set_result(scores)
     else:
-        outcome.set_exception(NotFinite("the graph returned numbers that are not finite; publish a new version"))
+        item.outcome.set_exception(NotFinite("the graph returned numbers that are not finite; publish a new version"))

@@ -81,7 +81,7 @@ class Engine:
             ConfigError: if CUDA is demanded and the session would run elsewhere.
         """
         literal = load_graph(version.model_path)
-        lowered = lower(literal)
+        lowered = lower(literal, multiple=version.manifest.multiple)
         self.manifest: Manifest = version.manifest
         self.passes = options.passes or version.manifest.passes
         self.sites = lowered.sites

@@ -3,18 +3,20 @@
 The only place in the server that knows its field names. Knows no HTTP and no graph.
 """
 
+import base64
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from contract.acquisition import label_studio_score, normalised_bald
+from contract.acquisition import HOLDS, label_studio_score, normalised_bald
 from contract.errors import ImageError, RequestError
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.manifest import Manifest
-from server.batching import ImageScores
+from server.batching import Extras, ImageScores
 from server.scoring import ImageReference, Outcome
 from server.settings import Score
 
@@ -53,6 +55,28 @@ class PredictRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """The body of /score: a request for predictions, of one version, with what a ranking needs beside them."""
+
+    predict: PredictRequest
+    version: str
+    extras: Extras
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """What a webhook tells of."""
+
+    action: str
+    project_id: int | None
+
+    @property
+    def asks_for_training(self) -> bool:
+        """Whether somebody pressed Start Training."""
+        return self.action == "START_TRAINING"
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """The control that a version's predictions are for, and what each of its labels is stored as there."""
 
@@ -81,6 +105,23 @@ def parse_predict(body: object) -> PredictRequest:
     )
 
 
+def parse_score(body: object) -> ScoreRequest:
+    """Read the body of /score: that of /predict, and `version`, `embeddings` and `passes`, which are false by default.
+
+    Raises:
+        RequestError: naming the field that is not what was expected.
+    """
+    fields = _object(body, "the body")
+    version = fields.get("version")
+    if not isinstance(version, str):
+        raise _fault("version", "a string", version)
+    wanted = [fields.get(name, False) for name in ("embeddings", "passes")]
+    for name, value in zip(("embeddings", "passes"), wanted, strict=True):
+        if not isinstance(value, bool):
+            raise _fault(name, "a boolean", value)
+    return ScoreRequest(parse_predict(body), version, Extras(embedding=wanted[0] is True, passes=wanted[1] is True))
+
+
 def parse_setup(body: object) -> str | None:
     """Return the labelling config in the body of /setup; None if the project has none yet.
 
@@ -93,16 +134,18 @@ def parse_setup(body: object) -> str | None:
     return schema or None
 
 
-def parse_webhook(body: object) -> str:
-    """Return the action that a webhook tells of.
+def parse_webhook(body: object) -> Webhook:
+    """Read the body of /webhook.
 
     Raises:
-        RequestError: if the body names none.
+        RequestError: if the body names no action.
     """
-    action = _object(body, "the body").get("action")
+    fields = _object(body, "the body")
+    action = fields.get("action")
     if not isinstance(action, str):
         raise _fault("action", "a string", action)
-    return action
+    project = fields.get("project")
+    return Webhook(action, _project_id(project.get("id")) if isinstance(project, dict) else None)
 
 
 def resolve_target(label_config: str, version: str, control: str | None, labels: tuple[str, ...]) -> Target:
@@ -138,6 +181,33 @@ def build_predictions(
     ]
 
 
+def build_scores(
+    request: ScoreRequest, outcomes: Sequence[Outcome], *, manifest: Manifest, target: Target, direction: Score
+) -> list[JsonObject]:
+    """Return one element per outcome, in order: the prediction and what it was made from, or the error."""
+    return [
+        {"task": task.id, **_build_score(outcome, manifest, target, direction)}
+        for task, outcome in zip(request.predict.tasks, outcomes, strict=True)
+    ]
+
+
+def _build_score(outcome: Outcome, manifest: Manifest, target: Target, direction: Score) -> JsonObject:
+    if not isinstance(outcome, ImageScores):
+        return {"error": {"code": outcome.code, "detail": str(outcome)}}
+    return {
+        "prediction": _build_prediction(outcome, manifest, target, direction),
+        "probabilities": outcome.mean_probabilities.tolist(),
+        "bald": outcome.bald,
+        "entropy": outcome.entropy,
+        **({} if outcome.embedding is None else {"embedding": _encode(outcome.embedding, "<f2")}),
+        **({} if outcome.pass_probabilities is None else {"passes": _encode(outcome.pass_probabilities, "<f4")}),
+    }
+
+
+def _encode(array: npt.NDArray[np.float32], kind: str) -> str:
+    return base64.b64encode(array.astype(kind).tobytes()).decode()
+
+
 def no_predictions(request: PredictRequest) -> list[Prediction]:
     """Return the answer of a server that has no version yet: one empty element per task."""
     return [{} for _ in request.tasks]
@@ -146,31 +216,41 @@ def no_predictions(request: PredictRequest) -> list[Prediction]:
 def _build_prediction(scores: ImageScores, manifest: Manifest, target: Target, direction: Score) -> Prediction:
     return {
         "model_version": manifest.version,
-        "score": _direct(scores.bald, len(manifest.labels), direction),
+        "score": _direct(scores.bald, manifest, direction),
         "result": _build_regions(scores, manifest, target),
     }
 
 
 def _build_regions(scores: ImageScores, manifest: Manifest, target: Target) -> list[JsonObject]:
-    """Return the likeliest label as a region; none if the config lacks it. Label Studio sorts by the score alone."""
-    best = int(np.argmax(scores.mean_probabilities))
-    if (stored := target.stored[best]) is None:
+    """Return the predicted labels as a region; none if the config lacks them. Label Studio sorts by the score alone."""
+    predicted = _predict_labels(scores.mean_probabilities, several=manifest.multiple and target.control.multiple)
+    chosen = {label: stored for label in predicted if (stored := target.stored[label]) is not None}
+    if not chosen:
         return []
     return [
         {
             "from_name": target.control.from_name,
             "to_name": target.control.to_name,
             "type": "choices",
-            "value": {"choices": [stored]},
-            "score": float(scores.mean_probabilities[best]),
+            "value": {"choices": list(dict.fromkeys(chosen.values()))},
+            "score": float(scores.mean_probabilities[list(chosen)].min()),
             "meta": {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version},
         }
     ]
 
 
-def _direct(bald: float, classes: int, direction: Score) -> float:
+def _predict_labels(probabilities: npt.NDArray[np.float32], *, several: bool) -> list[int]:
+    """Return the likeliest label or, of several, those that hold; where none does, still the likeliest.
+
+    Who looks at the image then has something to correct, and the region's score, below one half, says how little it is.
+    """
+    held = np.flatnonzero(probabilities >= HOLDS).tolist() if several else []
+    return held or [int(np.argmax(probabilities))]
+
+
+def _direct(bald: float, manifest: Manifest, direction: Score) -> float:
     score = label_studio_score if direction is Score.AGREEMENT else normalised_bald
-    return float(score(np.array(bald), classes))
+    return float(score(np.array(bald), len(manifest.labels), multiple=manifest.multiple))
 
 
 def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference | NoImage:

@@ -19,7 +19,7 @@ from contract.download import Validators
 from contract.errors import ImageError
 from contract.fetch import Fetched
 from contract.preprocess import decode_image
-from server.batching import Batcher, Expired, ImageScores, Pixels
+from server.batching import Batcher, Expired, Extras, ImageScores, Pixels
 from server.engine import Engine, Features
 from server.features import Download, FeatureCache
 from server.metrics import Metrics
@@ -68,6 +68,15 @@ class _File:
     """sha256; None where nothing is kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a request asks for each of its images."""
+
+    engine: Engine
+    deadline: float
+    extras: Extras
+
+
 Outcome = ImageScores | ImageError
 
 
@@ -98,7 +107,14 @@ class Scorer:
         """Stop the fetching threads once they have done what they are doing."""
         self._pool.shutdown(cancel_futures=True)
 
-    def score(self, images: Sequence[ImageReference | ImageError], engine: Engine, *, deadline: float) -> list[Outcome]:
+    def score(
+        self,
+        images: Sequence[ImageReference | ImageError],
+        engine: Engine,
+        *,
+        deadline: float,
+        extras: Extras = Extras(),
+    ) -> list[Outcome]:
         """Return one outcome per image, in order; those not reached by `deadline` (time.monotonic) are Expired.
 
         An image that is an error already stays one.
@@ -107,7 +123,7 @@ class Scorer:
             Unavailable, InferenceError: if the failure is the server's and not an image's.
         """
         under_way = threading.BoundedSemaphore(self._images_under_way)
-        started = [self._start(image, engine, under_way, deadline) for image in images]
+        started = [self._start(image, _Work(engine, deadline, extras), under_way) for image in images]
         outcomes = [self._collect(outcome, deadline) for outcome in started]
         self._report(images, outcomes)
         return outcomes
@@ -115,29 +131,28 @@ class Scorer:
     def _start(
         self,
         image: ImageReference | ImageError,
-        engine: Engine,
+        work: _Work,
         under_way: threading.BoundedSemaphore,
-        deadline: float,
     ) -> "Future[ImageScores]":
         outcome: Future[ImageScores] = Future()
         if isinstance(image, ImageError):
             outcome.set_exception(image)
-        elif not under_way.acquire(timeout=max(0.0, deadline - self._clock())):
+        elif not under_way.acquire(timeout=max(0.0, work.deadline - self._clock())):
             outcome.set_exception(_expired())
         else:
             outcome.add_done_callback(lambda _: under_way.release())
-            self._pool.submit(copy_context().run, self._prepare, image, engine, deadline, outcome)
+            self._pool.submit(copy_context().run, self._prepare, image, work, outcome)
         return outcome
 
-    def _prepare(self, image: ImageReference, engine: Engine, deadline: float, outcome: "Future[ImageScores]") -> None:
+    def _prepare(self, image: ImageReference, work: _Work, outcome: "Future[ImageScores]") -> None:
         """Get one image, or its features, and queue it; every failure ends in `outcome`, or its request would wait."""
         try:
-            if self._clock() >= deadline:
+            if self._clock() >= work.deadline:
                 raise _expired()
             with self._metrics.stage("fetch"):
-                found = self._find(image, engine, deadline)
-            sample = self._decode(found, engine) if isinstance(found, _File) else found
-            self._batcher.submit(engine, sample, deadline=deadline, outcome=outcome)
+                found = self._find(image, work.engine, work.deadline)
+            sample = self._decode(found, work.engine) if isinstance(found, _File) else found
+            self._batcher.submit(work.engine, sample, deadline=work.deadline, outcome=outcome, extras=work.extras)
         except BaseException as err:
             outcome.set_exception(err)
 

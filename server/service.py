@@ -8,20 +8,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
-from contract.errors import Unavailable
+from contract.errors import ConfigError, OtherVersion, Unavailable
 from contract.fetch import Fetcher, FetchSettings
+from contract.manifest import Manifest
 from contract.repository import Repository
+from contract.training_requests import REQUESTS_FOLDER, leave_request
 from server import labelstudio
-from server.batching import Batcher
+from server.batching import Batcher, Extras
 from server.cpus import available_cpus
 from server.engine import Engine, EngineOptions, check_device
 from server.features import FeatureCache
 from server.gate import LoadEngine
 from server.metrics import Metrics
 from server.models import Models
-from server.scoring import ImageFetcher, Scorer
-from server.settings import Settings
+from server.scoring import ImageFetcher, Outcome, Scorer
+from server.settings import MaskPolicy, Settings
 
 _log = logging.getLogger(__name__)
 _CONFIGS_REMEMBERED = 64
@@ -41,6 +44,19 @@ class Predictions:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """The answer to a score request."""
+
+    results: list[labelstudio.JsonObject]
+    manifest: Manifest
+
+    @property
+    def failed(self) -> int:
+        """How many images got no score."""
+        return sum("error" in element for element in self.results)
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """Whether the process can do its work, and what it would do it with."""
 
@@ -50,6 +66,14 @@ class Health:
     provider: str | None
     precision: str | None
     detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What came of a webhook."""
+
+    status: Literal["noted", "requested", "not_requested"]
+    detail: str | None = None
 
 
 class Service:
@@ -137,20 +161,74 @@ class Service:
         """
         deadline = time.monotonic() + self.settings.deadline_s
         request = labelstudio.parse_predict(body)
+        if (engine := self._find_engine()) is None:
+            return Predictions(labelstudio.no_predictions(request), None)
+        target, outcomes = self._score(request, engine, deadline, Extras())
+        results = labelstudio.build_predictions(outcomes, engine.manifest, target, self.settings.score)
+        return Predictions(results, engine.version)
+
+    def score(self, body: object) -> Scores:
+        """Answer /score: what a ranking needs to know of each task, in order, all of the version that was asked for.
+
+        Raises:
+            RequestError, ConfigError: if the request cannot be understood, or asks for passes under fresh masks.
+            OtherVersion: if the version in use is another.
+            Unavailable, InferenceError: if the server cannot score.
+        """
+        deadline = time.monotonic() + self.settings.deadline_s
+        request = labelstudio.parse_score(body)
+        if request.extras.passes and self.settings.masks is not MaskPolicy.FIXED:
+            raise ConfigError(
+                "passes of several images belong together only under the same masks; serve with LABELNEXT_MASKS=fixed"
+            )
+        engine = self._find_engine()
+        if engine is None or engine.version != request.version:
+            raise OtherVersion(
+                f"version {request.version[:40]} was asked for, {engine.version if engine else 'none'} is in use; "
+                "ask again when it has been loaded, or ask for the one in use"
+            )
+        target, outcomes = self._score(request.predict, engine, deadline, request.extras)
+        results = labelstudio.build_scores(
+            request, outcomes, manifest=engine.manifest, target=target, direction=self.settings.score
+        )
+        return Scores(results, engine.manifest)
+
+    def _find_engine(self) -> Engine | None:
         if (fault := self.batcher.fault) is not None:
             raise Unavailable(fault)
-        if (engine := self.models.engine) is None:
-            return Predictions(labelstudio.no_predictions(request), None)
+        return self.models.engine
+
+    def _score(
+        self, request: labelstudio.PredictRequest, engine: Engine, deadline: float, extras: Extras
+    ) -> tuple[labelstudio.Target, list[Outcome]]:
         manifest = engine.manifest
         target = self._resolve_target(request.label_config, manifest.version, manifest.control, manifest.labels)
         images = labelstudio.find_images(request, target)
-        outcomes = self._scorer.score(images, engine, deadline=deadline)
-        results = labelstudio.build_predictions(outcomes, manifest, target, self.settings.score)
-        return Predictions(results, manifest.version)
+        return target, self._scorer.score(images, engine, deadline=deadline, extras=extras)
 
-    def notice(self, body: object) -> None:
-        """Take note of a webhook. Labels are read by polling, so an event that is lost costs nothing."""
-        _log.info("webhook", extra={"action": labelstudio.parse_webhook(body)})
+    def notice(self, body: object) -> Notice:
+        """Take note of a webhook, and ask for a training where somebody pressed Start Training.
+
+        All else is only logged: labels are read by polling, so an event that is lost costs nothing.
+
+        Raises:
+            RequestError: if the body is not what Label Studio sends.
+        """
+        webhook = labelstudio.parse_webhook(body)
+        _log.info("webhook", extra={"action": webhook.action, "project_id": webhook.project_id})
+        return self._request_training(webhook.project_id) if webhook.asks_for_training else Notice("noted")
+
+    def _request_training(self, project_id: int | None) -> Notice:
+        try:
+            leave_request(self.models.repository, project_id)
+        except OSError as err:
+            reason = (
+                f"the request to train could not be left ({err.strerror}); the server must be able to write the "
+                f"folder {REQUESTS_FOLDER!r} beside the models"
+            )
+            _log.warning(reason, extra={"project_id": project_id})
+            return Notice("not_requested", reason)
+        return Notice("requested", "python -m trainer watch, where it runs, starts the training")
 
 
 def engine_loader(settings: Settings) -> LoadEngine:

@@ -68,6 +68,19 @@ def _parse_urls(value: str) -> tuple[str, ...]:
     return tuple(_parse_url(item.strip()) for item in value.split(",") if item.strip())
 
 
+def _parse_basic_auth(value: str) -> str:
+    user, _, password = value.partition(":")
+    if not user or not password or not value.isascii() or not value.isprintable():
+        raise ValueError("USER:PASSWORD in printable ASCII, neither of them empty")
+    return value
+
+
+def _parse_header_token(value: str) -> str:
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("printable ASCII without spaces, for it is sent in a header")
+    return value
+
+
 def _parse_bind(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
@@ -149,6 +162,13 @@ class Settings:
     """Label Studio's address, as seen from the server; uploads and cloud storage are read through it."""
     label_studio_token: str | None = field(default=None, repr=False)
     """A personal access token or a legacy token of Label Studio; sent to `label_studio_url` only."""
+    label_studio_public_url: str | None = None
+    """Label Studio's address as browsers see it, for the links on the server's page; None means `label_studio_url`."""
+    basic_auth: str | None = field(default=None, repr=False)
+    """`user:password` that is asked for, of all but /health and /metrics; None lets everybody in."""
+    webhook_secret: str | None = field(default=None, repr=False)
+    """What /webhook also accepts as a bearer token: events of Label Studio carry no basic auth. Without `basic_auth` it
+    is all that /webhook accepts, and Start Training, which cannot send it, is refused."""
     local_files_root: Path | None = None
     """The folder behind /data/local-files; None turns these references off."""
     allowed_origins: tuple[str, ...] = ()
@@ -170,8 +190,7 @@ class Settings:
             try:
                 values[item.name] = _PARSERS[item.name](text)
             except ValueError as err:
-                shown = "one with a password" if "@" in text else repr(text)
-                faults.append(f"{name} must be {err}, got {shown}")
+                faults.append(f"{name} must be {err}, got {_quote(text, secret=not item.repr)}")
         if faults:
             raise ConfigError("; ".join(faults))
         return cls(**values)
@@ -187,6 +206,12 @@ class Settings:
     def describe(self) -> dict[str, object]:
         """Return all settings for the log; of a secret only whether it is set."""
         return {item.name: _show(getattr(self, item.name), secret=not item.repr) for item in fields(self)}
+
+
+def _quote(text: str, *, secret: bool) -> str:
+    if secret:
+        return "something else, which is not shown"
+    return "one with a password" if "@" in text else repr(text)
 
 
 def _show(value: object, *, secret: bool) -> object:
@@ -214,6 +239,9 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "cache_mb": _parse_whole,
     "label_studio_url": _parse_url,
     "label_studio_token": str,
+    "label_studio_public_url": _parse_url,
+    "basic_auth": _parse_basic_auth,
+    "webhook_secret": _parse_header_token,
     "local_files_root": Path,
     "allowed_origins": _parse_urls,
 }

@@ -67,7 +67,7 @@ class MaskedDropout(torch.nn.Module):
         return x * self.mask
 
 
-def masked_passes(network, images, masks):
+def masked_passes(network, images, masks, *, multiple=False):
     """Run a network once a pass, each with its own masks, and return the probabilities: (N, T, C)."""
     network = copy.deepcopy(network).eval()
     sites = []
@@ -81,7 +81,8 @@ def masked_passes(network, images, masks):
         for i, site in enumerate(sites):
             site.mask = torch.from_numpy(masks[f"mask_{i}"][t])
         with torch.no_grad():
-            passes.append(network(torch.from_numpy(images)).softmax(dim=1).numpy())
+            logits = network(torch.from_numpy(images))
+        passes.append((logits.sigmoid() if multiple else logits.softmax(dim=1)).numpy())
     return np.stack(passes, axis=1)
 
 

@@ -91,6 +91,67 @@ def test_score_never_leaves_the_unit_interval():
     assert acquisition.label_studio_score(np.array([math.log(3) + 1e-6]), 3)[0] == 0
 
 
+@pytest.fixture
+def sigmoids(passes):
+    """Sigmoids (N, T, C) of the same logits."""
+    return 1 / (1 + np.exp(-passes.astype(np.float64)))
+
+
+def test_of_several_labels_bald_is_the_sum_over_binary_classifiers(sigmoids):
+    """Each label and its absence are a choice between two: baal's BALD and scipy's entropy of each, added up."""
+    both = np.stack([sigmoids, 1 - sigmoids], axis=-1)  # (N, T, C, 2)
+    expected = sum(
+        BALD().get_uncertainties(both[:, :, label].transpose(0, 2, 1).copy()) for label in range(sigmoids.shape[2])
+    )
+    np.testing.assert_allclose(acquisition.bald(sigmoids, multiple=True), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        acquisition.entropy(sigmoids, multiple=True), scipy_entropy(both, axis=-1).sum(axis=-1), atol=1e-12
+    )
+
+
+@given(logits)
+def test_of_two_classes_one_of_them_is_a_label_by_itself(values):
+    """Softmax over two classes is the sigmoid of their difference, so that BALD, entropy and margin are the same."""
+    pair = acquisition.softmax(values[..., :2].astype(np.float64))  # (N, T, 2)
+    one = pair[..., :1]
+    np.testing.assert_allclose(acquisition.bald(one, multiple=True), acquisition.bald(pair), atol=1e-12)
+    np.testing.assert_allclose(acquisition.entropy(one, multiple=True), acquisition.entropy(pair), atol=1e-12)
+    np.testing.assert_allclose(acquisition.margin(one[:, 0], multiple=True), acquisition.margin(pair[:, 0]), atol=1e-12)
+
+
+@given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=12), elements=st.floats(0, 1, width=32)))
+def test_of_several_labels_bald_lies_between_0_and_its_greatest(probabilities):
+    """0 <= BALD <= C ln 2, whatever the probabilities, 0 and 1 included, and the score within [0, 1]."""
+    nats = acquisition.bald(probabilities, multiple=True)
+    classes = probabilities.shape[2]
+    assert (nats >= 0).all()
+    assert (nats <= acquisition.greatest_bald(classes, multiple=True) + 1e-5 * classes).all()
+    scores = acquisition.label_studio_score(nats, classes, multiple=True)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    np.testing.assert_allclose(acquisition.normalised_bald(nats, classes, multiple=True), 1 - scores, atol=1e-6)
+
+
+def test_certain_passes_that_disagree_on_every_label_are_worth_c_ln_2():
+    """The greatest value is reached, and gives the score 0."""
+    torn = np.stack([np.ones((1, 5)), np.zeros((1, 5))], axis=1)  # (1, 2, 5)
+    assert acquisition.bald(torn, multiple=True)[0] == pytest.approx(5 * math.log(2))
+    assert acquisition.greatest_bald(5, multiple=True) == pytest.approx(5 * math.log(2))
+    assert acquisition.label_studio_score(acquisition.bald(torn, multiple=True), 5, multiple=True)[0] == 0
+
+
+def test_of_several_labels_the_margin_is_that_of_the_least_certain():
+    """One label in doubt is enough."""
+    means = np.array([[0.99, 0.5, 0.01], [0.9, 0.2, 0.0]])
+    np.testing.assert_allclose(acquisition.margin(means, multiple=True), [0, 0.6])
+
+
+def test_one_label_may_hold_or_not():
+    """Of several labels one is enough, of exclusive classes it is not."""
+    assert acquisition.greatest_bald(1, multiple=True) == pytest.approx(math.log(2))
+    with pytest.raises(ValueError, match="at least 1 classes, got 0"):
+        acquisition.greatest_bald(0, multiple=True)
+
+
 def test_wrong_shapes_are_refused():
     """Passes need three axes, and a score two classes."""
     with pytest.raises(ValueError, match=r"\(N, T, C\), got 2 axes"):

@@ -43,6 +43,7 @@ manifests = st.builds(
     ).map(tuple),
     architecture=names,
     trunk=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    multiple=st.booleans(),
     metrics=st.dictionaries(names, st.none() | st.floats(0, 1)),
     training=st.dictionaries(names, names | st.integers()),
     files=st.dictionaries(
@@ -77,8 +78,8 @@ def test_missing_field_is_named(name):
 
 def test_unknown_contract_names_expected_found_and_remedy():
     """A newer trainer's manifest is refused rather than guessed at."""
-    with pytest.raises(ManifestError, match=r"follows contract 3, this program reads contract 2; publish again"):
-        Manifest.from_json(changed(contract=3))
+    with pytest.raises(ManifestError, match=r"follows contract 4, this program reads contract 3; publish again"):
+        Manifest.from_json(changed(contract=4))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,8 @@ def test_unknown_contract_names_expected_found_and_remedy():
         ({"passes": True}, "'passes' must be int, found true"),
         ({"labels": ["cat"]}, "'labels' must be a list of at least 2 different strings"),
         ({"labels": ["cat", "cat"]}, "'labels' must be a list of at least 2 different strings"),
+        ({"labels": [], "multiple": True}, "'labels' must be a list of at least 1 different strings"),
+        ({"multiple": None}, "'multiple' must be bool, found null"),
         ({"input": {"height": 224}}, "manifest.json: input has no field 'width'"),
         ({"dropout_sites": [3]}, "'dropout_sites' must be a list of objects"),
         ({"dropout_sites": [{"features": [4], "probability": 1.0}]}, "between 0 and 1, found 1.0"),

@@ -8,13 +8,17 @@ import pytest
 import torch
 import torchvision
 from baal.active.heuristics import BALD
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
+from scipy.special import entr, expit
 
 from contract.errors import DigestError, DropoutDead, LoweringError
-from contract.graphs import OUTPUTS
+from contract.graphs import OUTPUTS, GraphBuilder, describe_outputs
 from contract.masks import draw_masks
 from contract.passes import dropout_nodes, load_graph, lower
-from tests.networks import Engine, build_small, export, masked_passes
+from tests.networks import Engine, build_small, export, masked_passes, open_session
 
 VERSION = "20260102T030405678Z-0a1b2c"
 
@@ -160,6 +164,82 @@ def test_graph_computes_the_bald_that_baal_computes(small, small_graph):
     np.testing.assert_allclose(outputs.bald, BALD().get_uncertainties(logits), atol=1e-5)
     mean = outputs.mean_probabilities
     np.testing.assert_allclose(outputs.entropy, -(mean * np.log(mean)).sum(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "size"),
+    [
+        pytest.param(lambda: vgg("vgg16"), 64, id="vgg16", marks=pytest.mark.slow),
+        pytest.param(EarlySkip, 8, id="dropout-early-with-skip-connection"),
+        pytest.param(LastOnly, 8, id="dropout-in-last-layer-only"),
+        pytest.param(build_small, 8, id="small"),
+    ],
+)
+def test_lowered_graph_of_several_labels_equals_a_plain_loop_of_torch_passes(build, size):
+    """Sigmoids of each pass to 1e-4, and BALD and entropy those of torch's Bernoulli distributions."""
+    torch.manual_seed(0)
+    network = build()
+    images = torch.rand(3, 3, size, size).numpy()
+    lowered = lower(export(network, torch.rand(2, 3, size, size)), multiple=True)
+    masks = draw_masks(VERSION, lowered.sites, 5)
+
+    outputs = Engine(lowered)(images, masks)
+
+    expected = masked_passes(network, images, masks, multiple=True)
+    assert np.ptp(expected, axis=1).max() > 0.01
+    assert np.abs(expected.sum(axis=2) - 1).max() > 0.1  # no distribution over the labels
+    np.testing.assert_allclose(outputs.pass_probabilities, expected, atol=1e-4)
+    np.testing.assert_allclose(outputs.mean_probabilities, expected.mean(axis=1), atol=1e-4)
+    passes = torch.from_numpy(expected).double()
+    total = torch.distributions.Bernoulli(passes.mean(dim=1)).entropy().sum(dim=1)
+    known = torch.distributions.Bernoulli(passes).entropy().sum(dim=2).mean(dim=1)
+    np.testing.assert_allclose(outputs.entropy, total, atol=1e-4)
+    np.testing.assert_allclose(outputs.bald, total - known, atol=1e-4)
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=3, max_dims=3, max_side=8),
+        elements=st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
+        | st.floats(-30, 30, width=32, allow_subnormal=False)
+        | st.sampled_from([0.0, 2.0**-99, 88.75]),
+    )
+)
+def test_any_finite_logits_of_several_labels_reduce_to_what_float64_gives(logits):
+    """However far from 0: BALD and entropy are right to 1e-5 a label, BALD is not negative, and nothing overflows."""
+    found = dict(zip(OUTPUTS, _REDUCE_MULTIPLE.run(list(OUTPUTS), {"logits": logits}), strict=True))
+    exact = logits.astype(np.float64)
+    passes, absence = expit(exact), expit(-exact)  # (N, T, C)
+    known = (entr(passes) + entr(absence)).mean(axis=1)  # (N, C)
+    total = entr(passes.mean(axis=1)) + entr(absence.mean(axis=1))
+    labels = logits.shape[2]
+    np.testing.assert_allclose(found["pass_probabilities"], passes, atol=1e-6)
+    np.testing.assert_allclose(found["mean_probabilities"], passes.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(found["entropy"], total.sum(axis=1), atol=1e-5 * labels)
+    np.testing.assert_allclose(found["bald"], (total - known).sum(axis=1), atol=1e-5 * labels)
+    assert (found["bald"] >= 0).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_unlikelier_of_a_label_and_its_absence_keeps_its_digits(sign):
+    """Where a label is all but certain, entropy is a small number and not a rounded 0, on either side."""
+    logits = np.full((1, 4, 1), sign * 17, np.float32)
+    (entropy,) = _REDUCE_MULTIPLE.run(["entropy"], {"logits": logits})
+    exact = entr(expit(17.0)) + entr(expit(-17.0))
+    assert entropy[0] == pytest.approx(exact, rel=0.1)
+
+
+def reduction():
+    """Open the reduction to outputs alone, on logits (N, T, C)."""
+    builder = GraphBuilder()
+    builder.reduce("logits", multiple=True)
+    info = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", "T", "C"])
+    graph = helper.make_graph(builder.nodes, "g", [info], describe_outputs("N", "C"), builder.constants)
+    return open_session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+_REDUCE_MULTIPLE = reduction()
 
 
 MEASURES = {

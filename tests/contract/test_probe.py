@@ -9,6 +9,7 @@ import torch
 from baal.bayesian.dropout import patch_module
 from onnx import numpy_helper
 
+from contract.acquisition import bald
 from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
 from contract.manifest import DropoutSite
 from contract.masks import draw_masks
@@ -27,14 +28,14 @@ def described(small_graph):
     return dataclasses.replace(manifest(VERSION), dropout_sites=lower(small_graph).sites)
 
 
-@pytest.fixture(scope="module")
-def probe(small, described):
-    """The small network's probe, from free-running passes with baal and passes under the version's masks."""
+def compute_probe(small, described):
+    """Return the small network's probe, from free-running passes with baal and passes under the version's masks."""
     torch.manual_seed(2)
     images = torch.rand(6, 3, 8, 8)
     with torch.no_grad():
         active = patch_module(copy.deepcopy(small).eval(), inplace=False)
-        passes = torch.stack([active(images).softmax(dim=1) for _ in range(PASSES)])  # (R, N, C)
+        logits = torch.stack([active(images) for _ in range(PASSES)])  # (R, N, C)
+    passes = logits.sigmoid() if described.multiple else logits.softmax(dim=2)
     masks = draw_masks(VERSION, described.dropout_sites, 20)
     return Probe(
         images=images.numpy(),
@@ -42,8 +43,13 @@ def probe(small, described):
         passes=PASSES,
         mean=passes.mean(dim=0).numpy(),
         variance=passes.var(dim=0).numpy(),
-        masked_probabilities=masked_passes(small, images.numpy(), masks),
+        masked_probabilities=masked_passes(small, images.numpy(), masks, multiple=described.multiple),
     )
+
+
+@pytest.fixture(scope="module")
+def probe(small, described):
+    return compute_probe(small, described)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,57 @@ def test_honest_version_is_proven(probe, described, engine):
     expected = engine(probe.images, draw_masks(VERSION, described.dropout_sites, 20)).bald.mean()
     assert proof.mean_bald == pytest.approx(expected)
     assert proof.mean_bald > 0.01
+
+
+@pytest.fixture(scope="module")
+def several(small, small_graph, described):
+    """The small network as one of several labels: manifest, probe and engine."""
+    manifest = dataclasses.replace(described, multiple=True)
+    return manifest, compute_probe(small, manifest), Engine(lower(small_graph, multiple=True))
+
+
+def test_honest_version_of_several_labels_is_proven(several):
+    """Its ranks are compared by the BALD of several labels, and agree."""
+    manifest, probe, engine = several
+    proof = prove_with(engine, probe, manifest)
+    assert 0 < proof.largest_difference < 1e-4
+    assert proof.rank_correlation == pytest.approx(1)
+    expected = bald(probe.masked_probabilities, multiple=True).mean()
+    assert proof.mean_bald == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_graph_that_ends_in_the_other_activation_is_refused(several, described, probe, engine):
+    """Softmax where the trainer had sigmoids, or the reverse, is not what was proven."""
+    manifest, of_several, sigmoids = several
+    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+        prove_with(engine, of_several, manifest)
+    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+        prove_with(sigmoids, probe, described)
+
+
+@pytest.mark.parametrize("site", [0, 1])
+def test_one_dead_dropout_of_two_is_refused_of_several_labels_too(several, site):
+    """As it is of one label."""
+    manifest, probe, engine = several
+
+    def half_dead(features, masks):
+        return engine.head(features, masks | {f"mask_{site}": np.ones_like(masks[f"mask_{site}"])})
+
+    with pytest.raises((DropoutDead, ProbeMismatch)):
+        prove_with(engine, probe, manifest, head=half_dead)
+
+
+def test_a_dropout_of_several_labels_that_drops_too_little_is_refused(several, small):
+    """If masks and graph share an error, such as a wrong probability, baal's free-running passes expose it."""
+    manifest, probe, engine = several
+    sites = tuple(DropoutSite(site.features, 0.05) for site in manifest.dropout_sites)
+    masked = masked_passes(small, probe.images, draw_masks(VERSION, sites, 20), multiple=True)
+    with pytest.raises(DropoutDead, match="drops too little"):
+        prove_with(
+            engine,
+            dataclasses.replace(probe, masked_probabilities=masked),
+            dataclasses.replace(manifest, dropout_sites=sites),
+        )
 
 
 def test_dead_dropout_is_refused(probe, described, engine):
@@ -257,6 +314,30 @@ def test_all_but_certain_model_is_not_refused(probe, described, engine):
         return PassOutputs(passes.mean(axis=1), np.zeros(n, np.float32), np.zeros(n, np.float32), passes)
 
     assert prove_with(engine, rare, described, head=run).mean_bald == 0
+
+
+@pytest.mark.parametrize("flips_in_torch", [True, False])
+def test_all_but_certain_model_of_several_labels_is_not_refused(several, flips_in_torch):
+    """Where one pass in hundreds flips a dozen labels together, in torch or in the engine, it is still chance."""
+    manifest, probe, _ = several
+    labels = 12
+    certain = np.zeros((6, labels), np.float32)
+    variance = np.full((6, labels), 1 / PASSES if flips_in_torch else 0, np.float32)
+    rare = dataclasses.replace(
+        probe,
+        mean=certain + (1 / PASSES if flips_in_torch else 0),
+        variance=variance,
+        masked_probabilities=np.repeat(certain[:, None], 20, axis=1),
+    )
+
+    def run(features, masks):
+        passes = np.repeat(certain[: len(features), None], len(masks["mask_0"]), axis=1)
+        passes[0, 0] += 1e-3
+        if passes.shape[1] > 20 and not flips_in_torch:
+            passes[:, 1] = 1
+        return PassOutputs(passes.mean(axis=1), np.zeros(len(features)), np.zeros(len(features)), passes)
+
+    assert prove_with(None, rare, manifest, trunk=lambda _: probe.features, head=run).mean_bald == 0
 
 
 def test_probe_survives_the_disk(probe, tmp_path):

@@ -72,7 +72,7 @@ def test_a_ranking_that_cannot_be_written_leaves_the_last(repository):
 
 @given(
     field=st.sampled_from([field.name for field in dataclasses.fields(Ranking)]),
-    value=st.sampled_from([[1], {}, "a text", -1, 1.5, True, [{"task": 1}], "missing"]),
+    value=st.sampled_from([[1], {}, "a text", -1, 1.5, 10**400, True, [{"task": 1}], "missing"]),
 )
 def test_a_file_that_holds_no_record_is_left_out(tmp_path_factory, field, value):
     """One bad field never raises: the file is read as it is or not at all."""
@@ -88,7 +88,7 @@ def test_a_file_that_holds_no_record_is_left_out(tmp_path_factory, field, value)
         assert getattr(ranking, field) == value
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 99999])
 def test_rubbish_is_left_out(repository, content, caplog):
     """It is named in the log, and hides no other."""
     save_ranking(repository, RANKING)

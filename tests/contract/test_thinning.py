@@ -69,8 +69,8 @@ class Chain:
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def thinned(literal, tmp_path, *, passes=6, most_bytes=PLENTY):
-    lowered = lower(literal)
+def thinned(literal, tmp_path, *, passes=6, most_bytes=PLENTY, multiple=False):
+    lowered = lower(literal, multiple=multiple)
     masks = draw_masks(VERSION, lowered.sites, passes)
     return lowered, masks, thin(literal, lowered, tmp_path, masks, most_bytes=most_bytes)
 
@@ -100,10 +100,11 @@ CHAINS = {
 }
 
 
+@pytest.mark.parametrize("multiple", [False, True], ids=["one-label", "several-labels"])
 @pytest.mark.parametrize("build", CHAINS.values(), ids=CHAINS)
-def test_a_thinned_head_computes_the_masked_passes(build, tmp_path):
+def test_a_thinned_head_computes_the_masked_passes(build, multiple, tmp_path):
     """All outputs are those of the dense head under the same masks, to 1e-5."""
-    lowered, masks, found = thinned(build().graph(), tmp_path)
+    lowered, masks, found = thinned(build().graph(), tmp_path, multiple=multiple)
     features = np.random.default_rng(1).normal(size=(9, lowered.sites[0].features[0])).astype(np.float32)
     dense = Engine(lowered).head(features, masks)
     assert np.ptp(dense.pass_probabilities, axis=1).max() > 0.1

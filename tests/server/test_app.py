@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 import threading
 from base64 import b64decode
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from contract.acquisition import label_studio_score
 from contract.errors import FetchError
 from contract.fetch import Fetched
 from contract.masks import draw_masks
+from contract.training_requests import REQUESTS_FOLDER, find_requests, leave_request
 from server.app import FiniteJSON, close_app
 from server.settings import Precision, Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks, to_data_uri
@@ -64,10 +66,9 @@ class TestBeforeAnyVersion:
 
 
 class TestHealth:
-    @pytest.mark.parametrize("path", ["/", "/health"])
-    def test_it_names_version_and_provider(self, client, repository, path):
+    def test_it_names_version_and_provider(self, client, repository):
         """Label Studio's pages show it."""
-        reply = client.get(path, headers={"User-Agent": "heartex/1.23.2"})
+        reply = client.get("/health", headers={"User-Agent": "heartex/1.23.2"})
         assert reply.json == {
             "status": "UP",
             "model": "default",
@@ -367,11 +368,54 @@ class TestFeatureCache:
         assert "labelnext_feature_cache_bytes 0.0" in text
 
 
+class TestPage:
+    def test_it_shows_the_version_in_use(self, client, repository):
+        """In HTML that asks for no script and is kept nowhere."""
+        reply = client.get("/")
+        assert (reply.status_code, reply.content_type) == (200, "text/html; charset=utf-8")
+        assert repository.current() in reply.text
+        assert f"{PASSES}</dd>" in reply.text
+        assert reply.headers["Cache-Control"] == "no-store"
+        assert reply.headers["Referrer-Policy"] == "no-referrer"
+        assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+        assert "<script" not in reply.text
+
+    def test_before_any_version_it_says_what_to_run(self, empty_client):
+        """Rather than an error."""
+        reply = empty_client.get("/")
+        assert reply.status_code == 200
+        assert "python -m trainer run" in reply.text
+
+    def test_a_dead_batcher_is_shown(self, client):
+        """The page is for people, who can read; /health has the status for programs."""
+        service_of(client).batcher.close()
+        reply = client.get("/")
+        assert (reply.status_code, client.get("/health").status_code) == (200, 503)
+        assert "Cannot score" in reply.text
+
+    @pytest.mark.parametrize(
+        ("addresses", "expected"),
+        [
+            ({}, None),
+            ({"label_studio_url": "http://studio:8080"}, "http://studio:8080"),
+            (
+                {"label_studio_url": "http://studio:8080", "label_studio_public_url": "https://studio.example.org"},
+                "https://studio.example.org",
+            ),
+        ],
+        ids=["none", "as-seen-from-here", "as-browsers-see-it"],
+    )
+    def test_links_lead_to_label_studio_as_browsers_see_it(self, start_app, settings, repository, addresses, expected):
+        """Its address here may be one that only containers know."""
+        leave_request(repository, 3)
+        text = start_app(dataclasses.replace(settings, **addresses)).test_client().get("/").text
+        assert re.findall('<a href="(.*?)/projects/3/data"', text) == ([expected] if expected else [])
+
+
 class TestWebhook:
     @pytest.mark.parametrize(
         "body",
         [
-            {"action": "START_TRAINING", "project": {"id": 3, "title": "x", "label_config": CONFIG}},
             {"action": "ANNOTATION_CREATED", "annotation": {"id": 1}, "project": {"id": 3}, "task": {"id": 2}},
             {"action": "ANNOTATION_UPDATED", "annotation": {"id": 1}, "project": {"id": 3}, "task": {"id": 2}},
             {"action": "ANNOTATIONS_CREATED", "annotation": [{"id": 1}], "project": {"id": 3}, "task": [{"id": 2}]},
@@ -382,10 +426,38 @@ class TestWebhook:
         ],
         ids=lambda body: body["action"],
     )
-    def test_every_event_of_label_studio_is_taken(self, client, body):
-        """Annotators never wait for it, nor see it fail."""
+    def test_every_event_of_label_studio_is_taken(self, client, repository, body):
+        """Annotators never wait for it, nor see it fail; and nobody has asked for a training."""
         reply = client.post("/webhook", json=body)
         assert (reply.status_code, reply.json) == (200, {"status": "noted"})
+        assert find_requests(repository) == []
+
+    def test_start_training_leaves_a_request(self, client, repository):
+        """A trainer that watches finds it; however often it was pressed, there is one."""
+        body = {"action": "START_TRAINING", "project": {"id": 3, "title": "x", "token": "s3cret"}}
+        replies = [client.post("/webhook", json=body) for _ in range(5)]
+        assert {(reply.status_code, reply.json["status"]) for reply in replies} == {(200, "requested")}
+        assert "trainer watch" in replies[0].json["detail"]
+        (request,) = find_requests(repository)
+        assert request.project == 3
+
+    @pytest.mark.parametrize(
+        "project", [None, [], {}, {"id": None}, {"id": True}, {"id": -1}, {"id": "../3"}, {"id": 10**100}], ids=repr
+    )
+    def test_start_training_without_a_project_is_for_any(self, client, repository, project):
+        """What names no project names no file either."""
+        reply = client.post("/webhook", json={"action": "START_TRAINING", "project": project})
+        assert reply.json["status"] == "requested"
+        assert [request.project for request in find_requests(repository)] == [None]
+
+    def test_a_request_that_cannot_be_left_is_told_and_logged(self, client, repository, caplog):
+        """Label Studio shows nobody what comes back, so the log must say it, too."""
+        (repository.root / REQUESTS_FOLDER).write_text("no folder")
+        reply = client.post("/webhook", json={"action": "START_TRAINING", "project": {"id": 3}})
+        assert (reply.status_code, reply.json["status"]) == (200, "not_requested")
+        assert "could not be left (File exists)" in reply.json["detail"]
+        assert reply.json["detail"] in caplog.text
+        assert str(repository.root) not in reply.text
 
     def test_what_is_no_event_is_refused(self, client):
         """A body without an action comes from somebody else."""
@@ -454,6 +526,7 @@ class TestObservation:
         reply = client.get("/predict")
         assert (reply.status_code, reply.json["error"]) == (405, "method_not_allowed")
         assert set(reply.json) == {"error", "detail", "request_id"}
+        assert reply.headers.getlist("Content-Type") == ["application/json"]
         assert "POST" in reply.headers["Allow"]
 
 

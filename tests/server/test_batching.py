@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.embedding import embed
 from contract.errors import Unavailable
 from contract.passes import PassOutputs
-from server.batching import Batcher, Expired, NotFinite, Pixels
+from server.batching import Batcher, Expired, Extras, NotFinite, Pixels
 from server.features import FeatureCache
 from server.metrics import Metrics
 
@@ -313,3 +314,26 @@ def test_the_queues_length_is_a_metric(make_batcher):
     for outcome in [first, *rest]:
         answer(outcome)
     assert metrics.registry.get_sample_value("labelnext_queue_images") == 0
+
+
+def test_each_image_of_a_batch_brings_the_extras_that_were_asked_for(make_batcher):
+    """A request for embeddings does not make the others carry them."""
+    gate = threading.Event()
+    engine, batcher = EchoEngine(gate=gate), make_batcher()
+    first = submit(batcher, engine, 9)
+    assert engine.entered.wait(10)
+    wanted = [Extras(), Extras(embedding=True), Extras(passes=True), Extras(embedding=True, passes=True)]
+    outcomes = [Future() for _ in wanted]
+    for value, (extras, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+        batcher.submit(engine, make_features(value + 1), deadline=FOREVER, outcome=outcome, extras=extras)
+    gate.set()
+    results = [outcome.result(timeout=10) for outcome in outcomes]
+    assert engine.batches == [[9], [1, 2, 3, 4]]
+    for value, (extras, scores) in enumerate(zip(wanted, results, strict=True)):
+        assert (scores.embedding is not None) == extras.embedding
+        assert (scores.pass_probabilities is not None) == extras.passes
+        if extras.embedding:
+            np.testing.assert_array_equal(scores.embedding, embed(make_features(value + 1)[None])[0])
+        if extras.passes:
+            np.testing.assert_array_equal(scores.pass_probabilities, [[0, value + 1]])
+    assert first.result(timeout=10).embedding is None

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from contract.manifest import InputSpec, Manifest
 from server.batching import ImageScores
 from server.labelstudio import (
     NoImage,
+    Webhook,
     build_predictions,
     find_images,
     parse_predict,
@@ -84,6 +86,55 @@ def test_scores_stay_between_0_and_1(direction, bald):
     """Label Studio drops what does not, and rounding can exceed ln C."""
     (element,) = predict(make_scores(1, 0, 0, bald=bald), direction=direction)
     assert 0 <= element["score"] <= 1
+
+
+SEVERAL = replace(MANIFEST, multiple=True)
+SEVERAL_CONFIG = CONFIG.replace("<Choices ", '<Choices choice="multiple" ')
+
+
+def predict_several(*mean, config=SEVERAL_CONFIG, bald=0.25):
+    target = resolve_target(config, VERSION, "label", LABELS)
+    (element,) = build_predictions([make_scores(*mean, bald=bald)], SEVERAL, target, Score.AGREEMENT)
+    return element
+
+
+@pytest.mark.parametrize(
+    ("mean", "choices", "score"),
+    [
+        ((0.75, 0.5, 0.25), ["ant", "bee"], 0.5),
+        ((0.75, 0.875, 0.5), ["ant", "bee", "cat"], 0.5),
+        ((0.25, 0.125, 0.75), ["cat"], 0.75),
+        ((0.25, 0.375, 0.125), ["bee"], 0.375),
+    ],
+    ids=["two", "all", "one", "none-reaches-one-half"],
+)
+def test_of_several_labels_all_that_hold_are_predicted(mean, choices, score):
+    """From one half on, with the least of their probabilities; where none holds, still the likeliest."""
+    element = predict_several(*mean)
+    (region,) = element["result"]
+    assert region["value"] == {"choices": choices}
+    assert region["score"] == score
+    assert element["score"] == pytest.approx(1 - 0.25 / (3 * math.log(2)))
+
+
+def test_of_several_labels_those_that_the_config_lost_are_not_sent():
+    """The others are; where none is left there is no region, and still a score."""
+    config = SEVERAL_CONFIG.replace('<Choice value="cat"/>', '<Choice value="dog"/>')
+    assert predict_several(0.75, 0.25, 0.875, config=config)["result"][0]["value"] == {"choices": ["ant"]}
+    assert predict_several(0.25, 0.25, 0.875, config=config)["result"] == []
+
+
+def test_a_control_that_takes_one_label_is_sent_one():
+    """A project may have been changed since the version was trained; its score stays that of the version."""
+    element = predict_several(0.75, 0.875, 0.25, config=CONFIG)
+    assert element["result"][0]["value"] == {"choices": ["bee"]}
+    assert element["score"] == pytest.approx(1 - 0.25 / (3 * math.log(2)))
+
+
+@pytest.mark.parametrize("bald", [0.0, 3 * math.log(2), 3 * math.log(2) + 1e-5])
+def test_scores_of_several_labels_stay_between_0_and_1(bald):
+    """Label Studio drops what does not, and rounding can exceed C ln 2."""
+    assert 0 <= predict_several(0.5, 0.5, 0.5, bald=bald)["score"] <= 1
 
 
 def test_an_image_without_a_score_is_an_empty_element_in_its_place():
@@ -181,7 +232,8 @@ def test_setup_and_webhook_bodies_are_checked():
     """Both must be objects with the fields that Label Studio sends."""
     assert parse_setup({"project": "1.2", "schema": "<View/>"}) == "<View/>"
     assert parse_setup({"project": "1.2"}) is None
-    assert parse_webhook({"action": "START_TRAINING", "project": {}}) == "START_TRAINING"
+    assert parse_webhook({"action": "START_TRAINING", "project": {"id": 3}}) == Webhook("START_TRAINING", 3)
+    assert parse_webhook({"action": "TASKS_DELETED"}) == Webhook("TASKS_DELETED", None)
     for parse, body in [(parse_setup, []), (parse_setup, {"schema": 1}), (parse_webhook, {}), (parse_webhook, "x")]:
         with pytest.raises(RequestError):
             parse(body)

@@ -25,6 +25,9 @@ SET = {
     "LABELNEXT_MAX_BODY_BYTES": "1000",
     "LABELNEXT_LABEL_STUDIO_URL": "https://studio.example.org/",
     "LABELNEXT_LABEL_STUDIO_TOKEN": "s3cret",
+    "LABELNEXT_LABEL_STUDIO_PUBLIC_URL": "https://studio.example.org/labels/",
+    "LABELNEXT_BASIC_AUTH": "studio:s3cret:with a colon",
+    "LABELNEXT_WEBHOOK_SECRET": "s3cret-of-events",
     "LABELNEXT_LOCAL_FILES_ROOT": "/srv/images",
     "LABELNEXT_ALLOWED_ORIGINS": "http://minio:9000, https://cdn.example.org",
 }
@@ -51,6 +54,9 @@ def test_every_setting_is_read_from_its_variable():
         max_body_bytes=1000,
         label_studio_url="https://studio.example.org",
         label_studio_token="s3cret",
+        label_studio_public_url="https://studio.example.org/labels",
+        basic_auth="studio:s3cret:with a colon",
+        webhook_secret="s3cret-of-events",
         local_files_root=Path("/srv/images"),
         allowed_origins=("http://minio:9000", "https://cdn.example.org"),
     )
@@ -95,6 +101,7 @@ def test_all_faults_are_told_at_once():
         ("DEADLINE_S", "0"),
         ("LABEL_STUDIO_URL", "studio.example.org"),
         ("LABEL_STUDIO_URL", "ftp://studio.example.org"),
+        ("LABEL_STUDIO_PUBLIC_URL", "studio.example.org"),
         ("ALLOWED_ORIGINS", "http://good.example.org,bad"),
     ],
 )
@@ -114,12 +121,33 @@ def test_the_caches_bound_follows_the_place(text, in_memory, in_a_folder):
         assert read.cache_bytes == mebibytes * 2**20
 
 
+SECRETS = ("label_studio_token", "basic_auth", "webhook_secret")
+
+
 def test_secrets_are_not_shown():
-    """Neither the representation nor a message holds a token or a password."""
+    """Neither the representation nor what is logged holds a token or a password, only whether there is one."""
     read = Settings.from_env(SET)
     assert "s3cret" not in repr(read)
-    assert read.describe()["label_studio_token"] == "set"
-    assert Settings().describe()["label_studio_token"] is None
-    with pytest.raises(ConfigError) as caught:
-        Settings.from_env({"LABELNEXT_LABEL_STUDIO_URL": "http://user:s3cret@studio"})
-    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in str(read.describe())
+    assert [read.describe()[name] for name in SECRETS] == ["set"] * len(SECRETS)
+    assert [Settings().describe()[name] for name in SECRETS] == [None] * len(SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("LABEL_STUDIO_URL", "http://user:s3cret@studio"),
+        ("BASIC_AUTH", "s3cret"),
+        ("BASIC_AUTH", ":s3cret"),
+        ("BASIC_AUTH", "s3cret:"),
+        ("BASIC_AUTH", "user:s3crét"),
+        ("WEBHOOK_SECRET", "s3cret with spaces"),
+        ("WEBHOOK_SECRET", "s3cret\nX-Header: 1"),
+        ("WEBHOOK_SECRET", "s3crét"),
+    ],
+)
+def test_a_secret_that_cannot_be_one_is_refused_unseen(name, text):
+    """The message says what must be, and not what it was."""
+    with pytest.raises(ConfigError, match=f"LABELNEXT_{name} must be ") as caught:
+        Settings.from_env({f"LABELNEXT_{name}": text})
+    assert "s3c" not in str(caught.value)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
+from contract.repository import Repository
+from contract.training_requests import REQUESTS_FOLDER
 from demo.product import CHECKOUT
 
 RECIPES = ("Dockerfile.server", "Dockerfile.trainer")
@@ -109,6 +112,35 @@ def test_server_and_trainer_share_the_models():
     services = _compose()["services"]
     assert "models:/models" in services["trainer"]["volumes"]
     assert "models:/models:ro" in services["server"]["volumes"]
+
+
+def test_requests_to_train_find_their_way():
+    """The server writes them in a volume of its own within the models that it only reads, and the trainer sees it."""
+    services = _compose()["services"]
+    assert all("requests:/models/requests" in services[name]["volumes"] for name in ("server", "trainer"))
+    assert "requests" in _compose()["volumes"]
+    assert Repository(Path("/models")).root / REQUESTS_FOLDER == Path("/models/requests")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_place_of_the_requests_is_there_before_it_is_mounted(recipe: str):
+    """A new volume of models has it whichever container comes first; in a read-only one it could not be made."""
+    [made] = re.findall(r"install --directory --owner labelnext ([^&]*)", " ".join(_values(recipe, "RUN")))
+    assert {"/models", "/models/requests"} <= set(made.split())
+
+
+def test_the_trainer_finds_the_server():
+    """Rankings are scored by the server of the composition, at its name and port there."""
+    services = _compose()["services"]
+    [port] = _values("Dockerfile.server", "EXPOSE")
+    assert services["trainer"]["environment"]["LABELNEXT_SERVERS"] == f"http://server:{port}"
+
+
+def test_links_on_the_page_lead_where_browsers_find_label_studio():
+    """Its name within the composition means nothing outside."""
+    services = _compose()["services"]
+    public = services["server"]["environment"]["LABELNEXT_LABEL_STUDIO_PUBLIC_URL"]
+    assert public == services["label-studio"]["environment"]["LABEL_STUDIO_HOST"]
 
 
 def test_the_trainer_runs_only_when_asked():

@@ -1,0 +1,75 @@
+"""Who may ask what: basic auth for the server, and a secret of its own for Label Studio's event webhooks.
+
+Label Studio sends a backend's basic auth with everything but events, to which only headers can be added that somebody
+put on the webhook. Nothing that was sent or set is ever logged.
+"""
+
+import hmac
+import logging
+from typing import Final
+
+from werkzeug.datastructures import Authorization, WWWAuthenticate
+from werkzeug.exceptions import Unauthorized
+
+OPEN: Final = frozenset({"/health", "/metrics"})
+"""Asked by containers and monitoring, which have no password. They hold figures, and neither images nor secrets."""
+
+WEBHOOK: Final = "/webhook"
+
+_log = logging.getLogger(__name__)
+
+
+class Guard:
+    """Lets a request to a route pass, or refuses it.
+
+    With neither a password nor a secret all is open. A password protects every route but those in `OPEN`, and /webhook
+    takes the secret as well. A secret alone protects /webhook and nothing else; Start Training, with which Label Studio
+    sends the backend's basic auth or nothing at all, is then refused. Whoever sets a secret sets a password, too.
+    """
+
+    def __init__(self, basic_auth: str | None, webhook_secret: str | None) -> None:
+        """Take `user:password` and the secret; None for what is not to be asked for."""
+        self._basic_auth = basic_auth
+        self._secret = webhook_secret
+
+    def check(self, route: str | None, authorization: Authorization | None) -> None:
+        """Let the request pass; `route` is None where there is none by its path.
+
+        Raises:
+            Unauthorized: if its credentials are missing or wrong.
+        """
+        if route in OPEN or not self._demands_credentials(route) or self._accepts(route, authorization):
+            return
+        if route == WEBHOOK:
+            _log.warning(
+                "a webhook without valid credentials was refused; with Start Training Label Studio sends the backend's "
+                "basic auth (LABELNEXT_BASIC_AUTH), with events the webhook's headers (LABELNEXT_WEBHOOK_SECRET)"
+            )
+        scheme = "bearer" if self._basic_auth is None else "basic"
+        raise Unauthorized(
+            "credentials are missing or wrong; Label Studio's stand in the project under Settings > Model",
+            www_authenticate=WWWAuthenticate(scheme, {"realm": "Labelnext server"}),
+        )
+
+    def _demands_credentials(self, route: str | None) -> bool:
+        return self._basic_auth is not None or (route == WEBHOOK and self._secret is not None)
+
+    def _accepts(self, route: str | None, authorization: Authorization | None) -> bool:
+        if authorization is None:
+            return False
+        if authorization.type == "basic":
+            return self._knows(authorization.username or "", authorization.password or "")
+        if authorization.type == "bearer" and route == WEBHOOK:
+            return self._secret is not None and _same(authorization.token or "", self._secret)
+        return False
+
+    def _knows(self, user: str, password: str) -> bool:
+        """Compare both parts whatever comes of the first: the time that it takes tells nothing."""
+        if self._basic_auth is None:
+            return False
+        expected_user, _, expected_password = self._basic_auth.partition(":")
+        return _same(user, expected_user) & _same(password, expected_password)
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode(errors="surrogateescape"))

@@ -1,0 +1,178 @@
+"""POST /score: what `trainer rank` learns of each task."""
+
+import dataclasses
+from base64 import b64decode
+
+import numpy as np
+import pytest
+
+from contract.embedding import EMBEDDING, embed
+from contract.errors import FetchError
+from contract.masks import draw_masks
+from server.settings import MaskPolicy, Score
+from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks
+from tests.server.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+
+IMAGES = 5
+
+
+@pytest.fixture
+def client(start_app, repository):
+    publish(repository)
+    return start_app().test_client()
+
+
+def make_score_body(version, tasks=None, **changes):
+    return {
+        "tasks": [{"id": task["id"], "data": task["data"]} for task in tasks or make_tasks(IMAGES)],
+        "project": 3,
+        "label_config": CONFIG,
+        "version": version,
+        **changes,
+    }
+
+
+def about(value):
+    """Return the same structure with numbers that are equal to others if they are close."""
+    if isinstance(value, dict):
+        return {name: about(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [about(item) for item in value]
+    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+
+
+def decode(text, kind, *shape):
+    return np.frombuffer(b64decode(text, validate=True), kind).reshape(shape)
+
+
+def test_each_task_gets_what_the_passes_say(client, repository):
+    """Probabilities, BALD and entropy are those of the network by its definition; tasks keep their order."""
+    version = repository.current()
+    reply = client.post("/score", json=make_score_body(version))
+    assert reply.status_code == 200
+    assert reply.json["model_version"] == version
+    assert reply.json["labels"] == list(LABELS)
+    assert reply.json["multiple"] is False
+    results = reply.json["results"]
+    assert [element["task"] for element in results] == [100, 101, 102, 103, 104]
+    model, images = TinyModel.draw(0), draw_images(IMAGES)
+    mean = model.passes(images, draw_masks(version, SITES, PASSES)).mean(axis=1)
+    np.testing.assert_allclose([element["probabilities"] for element in results], mean, atol=1e-5)
+    np.testing.assert_allclose([element["entropy"] for element in results], -(mean * np.log(mean)).sum(1), atol=1e-5)
+    np.testing.assert_allclose(
+        [element["bald"] for element in results], expected_bald(model, version, images), atol=1e-5
+    )
+    assert not any({"embedding", "passes", "error"} & element.keys() for element in results)
+
+
+@pytest.mark.parametrize("direction", Score)
+def test_the_prediction_is_that_of_predict(start_app, settings, repository, direction):
+    """A ranking stores what /predict would have stored, but for the score's place in the order."""
+    publish(repository)
+    client = start_app(dataclasses.replace(settings, score=direction)).test_client()
+    predicted = client.post("/predict", json=make_predict_body(make_tasks(IMAGES))).json["results"]
+    scored = client.post("/score", json=make_score_body(repository.current())).json["results"]
+    found = [element["prediction"] for element in scored]
+    assert found == about(predicted)  # how a batch is filled moves the last digits
+
+
+def test_embeddings_and_passes_come_if_they_are_asked_for(client, repository):
+    """The embedding is that of the trunk's features; the passes are those under the version's masks."""
+    version = repository.current()
+    reply = client.post("/score", json=make_score_body(version, embeddings=True, passes=True))
+    results, model, images = reply.json["results"], TinyModel.draw(0), draw_images(IMAGES)
+    embeddings = np.stack([decode(element["embedding"], "<f2", EMBEDDING) for element in results])
+    np.testing.assert_allclose(embeddings, embed(model.features(images).astype(np.float32)), atol=1e-3)
+    passes = np.stack([decode(element["passes"], "<f4", PASSES, len(LABELS)) for element in results])
+    np.testing.assert_allclose(passes, model.passes(images, draw_masks(version, SITES, PASSES)), atol=1e-5)
+
+
+def test_requests_in_one_batch_get_what_each_asked_for(client, repository):
+    """An image that is scored for /predict beside one for /score carries nothing that nobody asked for."""
+    body = make_score_body(repository.current(), embeddings=True)
+    again = client.post("/score", json=body).json["results"]
+    plain = client.post("/score", json=make_score_body(repository.current())).json["results"]
+    assert [element.keys() - {"embedding"} for element in again] == [element.keys() for element in plain]
+
+
+def test_an_image_that_fails_is_told_with_its_reason(client, repository):
+    """The others are scored; who ranks learns which were not, and why."""
+    tasks = [*make_tasks(2), make_task(7, "data:image/png;base64,AAAA"), make_task(8, "x", key="other")]
+    results = client.post("/score", json=make_score_body(repository.current(), tasks)).json["results"]
+    assert [element.get("error", {}).get("code") for element in results] == [None, None, "decode", "no_image"]
+    assert [element["task"] for element in results] == [100, 101, 7, 8]
+    assert "task 8" in results[3]["error"]["detail"]
+
+
+def test_a_label_that_the_config_lacks_leaves_the_region_out(client, repository):
+    """Label Studio drops a prediction with an unknown label without a word; the score alone it keeps."""
+    version, tasks = repository.current(), make_tasks(30)
+    whole = client.post("/score", json=make_score_body(version, tasks)).json["results"]
+    labels = [element["prediction"]["result"][0]["value"]["choices"][0] for element in whole]
+    lost = labels[0]
+    config = CONFIG.replace('<Choice value="A bee" alias="bee"/>', '<Choice value="bee"/>')
+    config = config.replace(f'<Choice value="{lost}"/>', '<Choice value="wasp"/>')
+    elements = client.post("/score", json=make_score_body(version, tasks, label_config=config)).json["results"]
+    assert [element["prediction"]["result"] == [] for element in elements] == [label == lost for label in labels]
+    scores = [[element["prediction"]["score"] for element in reply] for reply in (elements, whole)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_another_version_is_a_conflict(client, empty_client, repository):
+    """Scores of two versions do not belong into one ranking; the reply says which one is in use."""
+    reply = client.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
+    assert (reply.status_code, reply.json["error"]) == (409, "other_version")
+    assert repository.current() in reply.json["detail"]
+
+
+@pytest.fixture
+def empty_client(start_app, settings, tmp_path):
+    return start_app(dataclasses.replace(settings, models=tmp_path / "empty")).test_client()
+
+
+def test_no_version_at_all_is_a_conflict_too(empty_client):
+    """Whoever asks waits until it has been loaded."""
+    reply = empty_client.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
+    assert (reply.status_code, reply.json["error"]) == (409, "other_version")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": None}, {"version": 7}, {"embeddings": 1}, {"passes": "yes"}, {"tasks": {}}]
+)
+def test_a_body_that_is_not_understood_is_refused(client, repository, changes):
+    """The message names the field."""
+    reply = client.post("/score", json={**make_score_body(repository.current()), **changes})
+    assert reply.status_code == 400
+    assert next(iter(changes)) in reply.json["detail"]
+
+
+def test_passes_under_fresh_masks_are_refused(start_app, settings, repository):
+    """Joint information of several images needs the same networks for all; scores alone do not."""
+    publish(repository)
+    client = start_app(dataclasses.replace(settings, masks=MaskPolicy.FRESH)).test_client()
+    reply = client.post("/score", json=make_score_body(repository.current(), passes=True))
+    assert reply.status_code == 400
+    assert "LABELNEXT_MASKS=fixed" in reply.json["detail"]
+    assert client.post("/score", json=make_score_body(repository.current())).status_code == 200
+
+
+def test_a_dead_batcher_is_told_as_unavailable(client, repository):
+    """503 tells whoever asks to try another server."""
+    client.application.extensions["labelnext"].batcher.close()
+    assert client.post("/score", json=make_score_body(repository.current())).status_code == 503
+
+
+def test_a_deadline_that_passes_is_told_for_each_image(start_app, settings, repository):
+    """`expired` means: ask again."""
+    publish(repository)
+
+    class Never:
+        def source(self, reference, *, task_id, project_id):
+            return None
+
+        def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
+            raise FetchError("the host does not answer")
+
+    client = start_app(dataclasses.replace(settings, deadline_s=1e-6), fetcher=Never()).test_client()
+    results = client.post("/score", json=make_score_body(repository.current())).json["results"]
+    assert {element["error"]["code"] for element in results} == {"expired"}
