@@ -23,10 +23,11 @@ LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
 IN_TOOLS := .venv/bin/python -m
 SOURCES := contract trainer server demo bench tests
 
-.PHONY: help demo test check fix bench-passes bench-server bench-rerank clean distclean environments
+.PHONY: help demo test check fix clean distclean environments browser
+.PHONY: bench-passes bench-server bench-rerank bench-rank bench-duplicates
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  make demo takes IMAGES=folder (your own class folders), WEIGHTS=imagenet|none|file, ONCE=1 (do not keep serving)"
 	@echo "  PYTHON=python3.12 picks the interpreter that the environments are made with"
@@ -36,7 +37,7 @@ demo: ## Label Studio, trainer and server on this machine: what to label next am
 	@$(IN_TOOLS) demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(ONCE),--once)
 
 test: ## every test, those that start Label Studio, trainer and server included
-	@$(MAKE) --silent -j4 environments
+	@$(MAKE) --silent -j5 environments browser
 	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py tests/bench/test_single_pass.py
 	@$(IN_TOOLS) pytest
 
@@ -55,6 +56,12 @@ bench-server: $(TOOLS) $(BENCH) ## what serving costs over scoring, and a swap o
 bench-rerank: $(TOOLS) $(BENCH) ## what scoring a pool again costs after the head was retrained (6 minutes, once 3 to train)
 	@$(IN_TOOLS) bench.rerank
 
+bench-rank: $(TOOLS) $(SERVER) $(LABEL_STUDIO) ## what ranking 10,000 tasks of a real Label Studio takes (12 minutes, once 3 to train)
+	@$(IN_TOOLS) bench.rank
+
+bench-duplicates: $(TOOLS) ## how many different images the first hundred are where each has nine near-copies (4 minutes, once 3 to train)
+	@$(IN_TOOLS) bench.duplicates
+
 fix: $(TOOLS) ## format, and mend what the linter can mend
 	$(IN_TOOLS) ruff format .
 	$(IN_TOOLS) ruff check --fix .
@@ -67,6 +74,15 @@ distclean: clean ## clean, and remove the environments too
 	rm -rf .venv .venv-server .venv-label-studio .venv-label-studio-ml
 
 environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) ## set up all Python environments, and do nothing else
+
+# For the tests that look at pages; where there is none and none can be installed they skip, saying so.
+browser:
+	@for name in chromium chromium-browser google-chrome; do ! command -v $$name >/dev/null || exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "chromium: installing with apt-get (once)"; \
+	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; } \
+	    >/dev/null || echo "chromium: apt-get could not install it"; \
+	else echo "chromium: not found, and only root can install it; apt install chromium brings it"; fi
 
 $(TOOLS): requirements/dev.txt requirements/trainer.txt requirements/server-cpu.txt requirements/server.txt
 	$(install)

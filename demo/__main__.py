@@ -17,7 +17,7 @@ from demo.errors import DemoError, ProcessError
 from demo.label_studio import EMAIL, PASSWORD, label_studio
 from demo.pool import Pool, PoolImage, read_pool, write_digits
 from demo.processes import Child, free_port
-from demo.product import CHECKOUT, Server, Training, Workplace, activate, serving, train
+from demo.product import CHECKOUT, Server, Training, Workplace, rank, serving, train
 from demo.project import Project, Task
 from demo.report import Scored, contact_sheet, table, worth
 from demo.weights import Start, choose_start
@@ -112,9 +112,9 @@ def _run(options: argparse.Namespace) -> None:
         version = training.version
         server = stack.enter_context(_server(workplace, version, data / "server.log"))
         tell(f"the server answers on {server.url} with version {version}")
-        scored = _rank(workplace, project, pool, server=server.url, version=version)
-        tell(f"{len(scored)} unlabelled images scored, most uncertain first")
-        tab = project.add_tab("Most uncertain first", ordering=_BY_SCORE)
+        scored = _rank(workplace, project, pool, server=server.url)
+        tell(f"{len(scored)} unlabelled images ranked: what teaches the model most comes first")
+        tab = project.add_tab("Label these first", ordering=_BY_SCORE)
         _report(scored, tab, data / "contact-sheet.png")
         if not options.once:
             _serve_on(studio.process, server.process)
@@ -164,11 +164,10 @@ def _server(workplace: Workplace, version: str, log: Path) -> AbstractContextMan
     )
 
 
-def _rank(workplace: Workplace, project: Project, pool: Pool, *, server: str, version: str) -> list[Scored]:
-    """Have every unlabelled image scored, and return them as the Data Manager sorts them."""
+def _rank(workplace: Workplace, project: Project, pool: Pool, *, server: str) -> list[Scored]:
+    """Have the trainer rank all unlabelled images, and return them as the Data Manager sorts them."""
     project.connect(server, title="Labelnext")
-    project.retrieve_predictions([task.id for task in project.tasks() if not task.labelled])
-    activate(workplace, project.id, version)
+    rank(workplace, project.id, [server])
     tasks = [task for task in project.tasks(ordering=_BY_SCORE) if task.predictions]
     _check_order(project, tasks)
     images = {image.name: image for image in pool.images}
@@ -196,12 +195,13 @@ def _scored(task: Task, image: PoolImage, rare: Container[str]) -> Scored:
         probability=prediction.probability,
         score=prediction.score,
         bald=prediction.bald,
+        reason=prediction.reason,
     )
 
 
 def _report(scored: Sequence[Scored], tab: str, sheet: Path) -> None:
     contact_sheet(scored).save(sheet)
-    print(f"\nThe ten most uncertain tasks (score = 1 - BALD / ln C; BALD in nats)\n{table(scored)}\n")
+    print(f"\nThe ten tasks to label first (lowest score first; BALD in nats)\n{table(scored)}\n")
     print(f"{worth(scored)}\n")
     print(f"  contact sheet  {sheet}")
     print(f"  Label Studio   {tab}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from demo.errors import ProcessError
 from demo.processes import Child, running
@@ -83,6 +83,32 @@ def train(
     """
     report = json.loads(_trainer(workplace, "run", "--project", str(project_id), *options, progress=progress))
     return Training(**{name: report[name] for name in ("version", "accuracy", "macro_f1", "seconds", "labels")})
+
+
+def rank(
+    workplace: Workplace,
+    project_id: int,
+    servers: Sequence[str],
+    options: Sequence[str] = (),
+    *,
+    progress: IO[bytes] | None = None,
+) -> Mapping[str, Any]:
+    """Run the trainer's ranking of a project's unlabelled tasks, and return what its last line says.
+
+    Args:
+        workplace: where the version is, and where the project is.
+        project_id: the project's number.
+        servers: where servers of the current version answer.
+        options: further arguments of `python -m trainer rank`.
+        progress: takes what the trainer shows people; this process's stderr by default.
+
+    Raises:
+        ProcessError: it failed; what it says is in `progress`.
+    """
+    given = [argument for server in servers for argument in ("--server", server)]
+    arguments = ["rank", "--project", str(project_id), *given, *options]
+    summary: dict[str, Any] = json.loads(_trainer(workplace, *arguments, progress=progress))
+    return summary
 
 
 def activate(workplace: Workplace, project_id: int, version: str) -> None:

@@ -48,6 +48,8 @@ class Prediction:
     label: str
     probability: float
     bald: float
+    reason: str
+    """Why a ranking put it where it is; empty where none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +182,5 @@ def _prediction(document: Mapping[str, Any]) -> Prediction:
         label=label,
         probability=region["score"],
         bald=region["meta"]["bald"],
+        reason=region["meta"].get("reason", ""),
     )

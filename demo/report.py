@@ -1,4 +1,4 @@
-"""What the demo shows at the end: a table of the most uncertain images, a contact sheet, and what they are worth.
+"""What the demo shows at the end: a table of the images to label first, a contact sheet, and what they are worth.
 
 Knows tasks with their predictions and true classes; asks nobody for anything.
 """
@@ -35,16 +35,20 @@ class Scored:
     probability: float
     score: float
     bald: float
+    reason: str
+    """Why it stands where it stands."""
 
 
 def table(scored: Sequence[Scored], rows: int = 10) -> str:
-    """Return the first `rows` images as text, most uncertain first."""
+    """Return the first `rows` images as text."""
     width = max(9, *(len(item.label) + 7 for item in scored[:rows]))
-    lines = [f"  {'task':>6}  {'score':>6}  {'BALD':>6}  {'predicted':<{width}}  true"]
-    for item in scored[:rows]:
+    truths = [item.truth + (", rare" if item.rare else "") for item in scored[:rows]]
+    broad = max(4, *map(len, truths))
+    lines = [f"  {'task':>6}  {'score':>6}  {'BALD':>6}  {'predicted':<{width}}  {'true':<{broad}}  why here"]
+    for item, truth in zip(scored, truths, strict=False):
         predicted = f"{item.label} ({item.probability:.0%})"
-        truth = item.truth + ("  rare" if item.rare else "")
-        lines.append(f"  {item.task_id:>6}  {item.score:>6.3f}  {item.bald:>6.3f}  {predicted:<{width}}  {truth}")
+        figures = f"{item.task_id:>6}  {item.score:>6.3f}  {item.bald:>6.3f}"
+        lines.append(f"  {figures}  {predicted:<{width}}  {truth:<{broad}}  {item.reason}")
     return "\n".join(lines)
 
 
@@ -53,17 +57,15 @@ def worth(scored: Sequence[Scored], first: int = 50) -> str:
     first = min(first, len(scored))
     found = sum(item.rare for item in scored[:first])
     expected = first * sum(item.rare for item in scored) / len(scored)
-    return (
-        f"Of the {first} most uncertain images {found} are of rare classes; a random {first} would hold {expected:.1f}."
-    )
+    return f"Of the first {first} images {found} are of rare classes; a random {first} would hold {expected:.1f}."
 
 
 def contact_sheet(scored: Sequence[Scored]) -> Image.Image:
-    """Draw the most uncertain images above the least uncertain ones, each with what the model says of it."""
+    """Draw the first images above the last ones, each with what the model says of it."""
     few = min(_COLUMNS * _ROWS, len(scored) // 2)
     sections = (
-        ("Most uncertain: these come first", scored[:few]),
-        ("Least uncertain: these can wait", scored[len(scored) - few :]),
+        ("These come first", scored[:few]),
+        ("These can wait", scored[len(scored) - few :]),
     )
     rows = -(-few // _COLUMNS)
     height = 2 * (_HEADING_PX + rows * (_TILE_PX + _CAPTION_PX + _GAP_PX)) + 2 * _MARGIN_PX

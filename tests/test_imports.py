@@ -17,8 +17,15 @@ FORBIDDEN = {
 CONFINED = {
     "onnxruntime": {"server/engine.py", "trainer/proof.py", "trainer/quantise.py"},
     "flask": {"server/app.py"},
-    "urllib3": {"contract/download.py", "demo/label_studio.py", "demo/processes.py", "demo/session.py"},
+    "urllib3": {
+        "contract/download.py",
+        "demo/label_studio.py",
+        "demo/processes.py",
+        "demo/session.py",
+        "trainer/servers.py",
+    },
     "label_studio_sdk": {"trainer/labelstudio.py"},
+    "jinja2": {"server/page.py"},
     "baal": {"trainer/bayes.py"},
     "prometheus_client": {"server/metrics.py"},
 }

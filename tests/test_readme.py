@@ -31,7 +31,11 @@ def documented():
 def declared(settings):
     """Return the settings of a dataclass as the README writes them."""
     fields = {f"LABELNEXT_{field.name.upper()}": field.default for field in dataclasses.fields(settings)}
-    return {name: "not set" if default in (None, ()) else f"{default}" for name, default in fields.items()}
+    return {name: "not set" if default in (None, ()) else _written(default) for name, default in fields.items()}
+
+
+def _written(default):
+    return ",".join(default) if isinstance(default, tuple) else f"{default}"
 
 
 def test_settings_table_is_complete_and_right():

@@ -1,7 +1,7 @@
-"""The trainer's command line: `python -m trainer run | activate | versions | rollback | check`.
+"""The trainer's command line: `python -m trainer run | rank | watch | activate | versions | rollback | check`.
 
-Progress, figures and errors go to stderr. `run` and `check` end with one line of JSON on stdout, and `versions` prints
-its table there. torch is imported by `run` alone.
+Progress, figures and errors go to stderr. `run`, `rank` and `check` end with one line of JSON on stdout, and `versions`
+prints its table there. torch is imported by `run`, and by `rank` before there is a version.
 """
 
 import argparse
@@ -16,30 +16,35 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from contract.errors import ConfigError, LabelnextError, RepositoryError
+from contract.errors import ConfigError, LabelError, LabelnextError, RepositoryError, TrainingError
 from contract.repository import Repository, Version
-from trainer.settings import ARCHITECTURES, Environment, Source, Training
+from trainer.children import LABELS_AT_FAULT
+from trainer.settings import ARCHITECTURES, Environment, RankOptions, Source, Training
+from trainer.strategies import STRATEGIES
 
 _DEFAULT = Training()
+_RANK_DEFAULT = RankOptions(project=0)
 """Named here once more only as defaults of the options."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, and return the process's exit code: 0, or 1 after an error that stderr explains."""
+    """Run one command, and return the process's exit code: 0, or 1 after an error that stderr explains.
+
+    It is 3 where labels are at fault, so that whoever tries again has to wait for others.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("trainer").setLevel(logging.INFO)
-    command: Callable[[argparse.Namespace, Environment], None] = options.command
+    command: Callable[[argparse.Namespace, Environment], int | None] = options.command
     try:
         with _unwinding_on_sigterm():
-            command(options, Environment.read(os.environ))
+            return command(options, Environment.read(os.environ)) or 0
     except LabelnextError as err:
         print(f"error: {err}", file=sys.stderr)
-        return 1
+        return LABELS_AT_FAULT if isinstance(err, (LabelError, TrainingError)) else 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was published", file=sys.stderr)
+        print(f"interrupted: {options.interrupted}", file=sys.stderr)
         return 128 + signal.SIGINT
-    return 0
 
 
 @contextmanager
@@ -61,6 +66,46 @@ def _run(options: argparse.Namespace, environment: Environment) -> None:
 
     summary = run(_source(options), _training(options), environment)
     _print_json(summary.to_json())
+
+
+def _rank(options: argparse.Namespace, environment: Environment) -> None:
+    from trainer.rank import rank
+
+    summary = rank(_rank_options(options), environment)
+    print(summary.say(), file=sys.stderr)
+    _print_json(summary.to_json())
+
+
+def _watch(options: argparse.Namespace, environment: Environment) -> int:
+    from trainer.watch import WatchOptions, watch
+
+    wanted = WatchOptions(
+        project=options.project,
+        labels=options.labels,
+        minutes=options.minutes,
+        poll_s=options.poll,
+        rounds=options.rounds,
+    )
+    return watch(
+        wanted,
+        environment,
+        arguments_of_run=_as_given(options, _options_of_run),
+        arguments_of_rank=_as_given(options, _options_of_rank),
+    )
+
+
+def _as_given(options: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]) -> list[str]:
+    """The options that `add` adds, as they would be written to give what was parsed; defaults are left out."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add(parser)
+    given: list[str] = []
+    for action in parser._actions:
+        value = getattr(options, action.dest)
+        if value == action.default:
+            continue
+        values = [] if action.nargs == 0 else value if isinstance(value, list) else [value]
+        given += [part for each in values for part in (action.option_strings[0], str(each))] or action.option_strings
+    return given
 
 
 def _activate(options: argparse.Namespace, environment: Environment) -> None:
@@ -141,8 +186,7 @@ def _source(options: argparse.Namespace) -> Source:
 
 
 def _training(options: argparse.Namespace) -> Training:
-    if options.weights not in ("imagenet", "none") and not Path(options.weights).is_file():
-        raise ConfigError(f"--weights must be imagenet, none or a file; there is no file {options.weights}")
+    _check_weights(options.weights)
     return Training(
         weights=options.weights,
         part=options.train,
@@ -151,6 +195,7 @@ def _training(options: argparse.Namespace) -> Training:
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         validation=options.validation,
+        audit_share=options.audit,
         passes=options.passes,
         int8=options.int8,
         seed=options.seed,
@@ -158,10 +203,36 @@ def _training(options: argparse.Namespace) -> Training:
     )
 
 
+def _rank_options(options: argparse.Namespace) -> RankOptions:
+    _check_weights(options.weights)
+    return RankOptions(
+        project=options.project,
+        servers=tuple(options.server),
+        strategy=options.strategy,
+        audit_share=options.audit,
+        first=options.first,
+        keep_duplicates=options.keep_duplicates,
+        keep_sampling=options.keep_sampling,
+        again=options.again,
+        dry_run=options.dry_run,
+        control=options.control,
+        weights=options.weights,
+        architecture=options.arch,
+    )
+
+
+def _check_weights(weights: str) -> None:
+    if weights not in ("imagenet", "none") and not Path(weights).is_file():
+        raise ConfigError(f"--weights must be imagenet, none or a file; there is no file {weights}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train, publish and look after versions.")
+    parser.set_defaults(interrupted="nothing was changed")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_rank(commands)
+    _add_watch(commands)
     _add_activate(commands)
     versions = commands.add_parser("versions", help="list the published versions; * marks the current one")
     versions.set_defaults(command=_versions)
@@ -179,14 +250,104 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="train on labels and publish the outcome",
         epilog="The repository is the folder LABELNEXT_MODELS (default: models).",
     )
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_run, interrupted="nothing was published")
     labels = run.add_argument_group("labels").add_mutually_exclusive_group(required=True)
     labels.add_argument("--project", type=_whole(0), metavar="ID", help="a Label Studio project")
     labels.add_argument("--export", type=Path, metavar="FILE", help="a Label Studio export in JSON")
     labels.add_argument("--images", type=Path, metavar="DIR", help="a folder of class folders")
     run.add_argument("--label-config", type=Path, metavar="FILE", help="the labelling config that belongs to --export")
-    run.add_argument("--control", metavar="NAME", help="name of the Choices to train on, where there are several")
+    _options_of_both(run)
     _add_training(run.add_argument_group("training"))
+
+
+def _add_rank(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    rank = commands.add_parser(
+        "rank",
+        help="have a Label Studio project's unlabelled tasks labelled in the order that teaches the model most",
+        epilog="Run again, it goes on where it was, and places the tasks that have come since.",
+    )
+    rank.set_defaults(command=_rank, interrupted="run it again, and it goes on where it was")
+    rank.add_argument("--project", type=_whole(0), required=True, metavar="ID", help="a Label Studio project")
+    _options_of_both(rank)
+    _add_ranking(rank)
+    rank.add_argument(
+        "--again", action="store_true", help="rank all unlabelled tasks anew, although this version has ranked them"
+    )
+    rank.add_argument("--dry-run", action="store_true", help="only score and say which would come first")
+
+
+def _add_watch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    watch = commands.add_parser(
+        "watch",
+        help="run and rank whenever labels have come in, or somebody presses Start Training",
+        epilog="The other options are those of run and rank.",
+    )
+    watch.set_defaults(command=_watch, interrupted="the watch is over")
+    watch.add_argument("--project", type=_whole(0), required=True, metavar="ID", help="a Label Studio project")
+    watch.add_argument("--labels", type=_whole(1), metavar="N", help="train when so many labels have come in")
+    watch.add_argument(
+        "--minutes", type=_between(0, 1e6), metavar="T", help="train when so long has passed and labels have changed"
+    )
+    watch.add_argument(
+        "--poll", type=_between(0, 3600), default=10.0, metavar="S", help="seconds between two looks (default: 10)"
+    )
+    watch.add_argument("--rounds", type=_whole(1), metavar="N", help="end after so many (default: never)")
+    _options_of_both(watch)
+    _add_training(watch.add_argument_group("training"))
+    _add_ranking(watch.add_argument_group("ranking"))
+
+
+def _options_of_run(parser: argparse.ArgumentParser) -> None:
+    _options_of_both(parser)
+    _add_training(parser)
+
+
+def _options_of_rank(parser: argparse.ArgumentParser) -> None:
+    _options_of_both(parser)
+    _add_ranking(parser)
+
+
+def _options_of_both(parser: argparse.ArgumentParser) -> None:
+    """Add what has to be the same for training and ranking."""
+    parser.add_argument("--control", metavar="NAME", help="name of the Choices to go by, where there are several")
+    parser.add_argument(
+        "--audit",
+        type=_share,
+        default=_DEFAULT.audit_share,
+        metavar="SHARE",
+        help="of a project's tasks, drawn at random to measure on; 0 for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        default=_DEFAULT.weights,
+        metavar="imagenet|none|FILE",
+        help="to start from; FILE is a state dict in torchvision's keys (default: imagenet)",
+    )
+    parser.add_argument("--arch", choices=ARCHITECTURES, default=_DEFAULT.architecture, help="(default: %(default)s)")
+
+
+def _add_ranking(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--server",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="an inference server to score with; may be given several times (default: LABELNEXT_SERVERS)",
+    )
+    group.add_argument("--strategy", choices=STRATEGIES, default=_RANK_DEFAULT.strategy, help="(default: %(default)s)")
+    group.add_argument(
+        "--first",
+        type=_whole(1),
+        default=_RANK_DEFAULT.first,
+        metavar="K",
+        help="how many are about to be labelled: so many are chosen with regard to each other (default: %(default)s)",
+    )
+    group.add_argument(
+        "--keep-duplicates", action="store_true", help="do not put near-duplicates of an image behind all others"
+    )
+    group.add_argument(
+        "--keep-sampling", action="store_true", help="leave the project's task sampling as it is set in Label Studio"
+    )
 
 
 def _add_activate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -203,19 +364,12 @@ def _add_activate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
 
 
-def _add_training(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--weights",
-        default=_DEFAULT.weights,
-        metavar="imagenet|none|FILE",
-        help="to start from; FILE is a state dict in torchvision's keys (default: imagenet)",
-    )
+def _add_training(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--train",
         choices=("all", "classifier", "head"),
         help="everything, the linear layers, or what follows the first Dropout (default: classifier, or all)",
     )
-    group.add_argument("--arch", choices=ARCHITECTURES, default=_DEFAULT.architecture, help="(default: %(default)s)")
     group.add_argument(
         "--image-size", type=_whole(1), default=_DEFAULT.image_size, metavar="PIXELS", help="(default: %(default)s)"
     )
@@ -249,6 +403,10 @@ def _whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _share(text: str) -> float:
+    return 0.0 if text in {"0", "0.0"} else _between(0, 1)(text)
 
 
 def _between(low: float, high: float) -> Callable[[str], float]:

@@ -1,8 +1,9 @@
-"""From the annotations of one task to one label or none.
+"""From the annotations of one task to its label or labels, or to none.
 
 Owns the rules by which several, skipped, empty and outdated annotations become a label: drafts and predictions never
 count, skipped and empty annotations neither; ground truth goes before the rest; of each annotator the newest counts;
-then the majority, and a tie is no label.
+then the majority, and a tie is no label. Where several labels may hold, each is put to the vote by itself; and since an
+annotation without a choice may mean that none holds as well as that nobody looked, it counts only as ground truth.
 """
 
 from collections import Counter
@@ -34,29 +35,52 @@ def choices_made(tasks: Iterable[Task], control: str) -> Counter[str]:
     return Counter(label for labels in chosen for label in labels)
 
 
-def decide(task: Task, control: str, known: Container[str]) -> str:
-    """One label for the task: ground truth before others, of each annotator the newest, of those the majority.
+def times_answered(tasks: Iterable[Task], control: str) -> int:
+    """How many annotations that count made a choice in a control."""
+    return sum(bool(_chosen(annotation, control)) for task in tasks for annotation in valid_annotations(task))
+
+
+def allows_several(tasks: Iterable[Task], control: str) -> bool:
+    """Whether an annotation that counts made more than one choice in a control."""
+    return any(len(_chosen(annotation, control)) > 1 for task in tasks for annotation in valid_annotations(task))
+
+
+def decide(task: Task, control: str, known: Container[str], *, multiple: bool = False) -> frozenset[str]:
+    """What holds of the task: ground truth before others, of each annotator the newest, of those the majority.
+
+    That is one label, or any number of them where `multiple` may hold.
 
     Raises:
-        LeftOut: if that gives none.
+        LeftOut: if that gives none, or if of one label it is undecided whether it holds.
     """
-    annotations = valid_annotations(task)
+    annotations = [each for each in _annotations(task) if _says_something(each, multiple)]
     if not annotations:
         raise LeftOut(_why_none(task))
     trusted = [annotation for annotation in annotations if annotation.get("ground_truth")]
-    votes = Counter[str]()
+    ballots: list[frozenset[str]] = []
     reasons = Counter[str]()
     for annotation in _newest_of_each(trusted or annotations):
         try:
-            votes[_one_choice(annotation, control, known)] += 1
+            ballots.append(_ballot(annotation, control, known, multiple))
         except LeftOut as reason:
             reasons[str(reason)] += 1
-    if not votes:
+    if not ballots:
         raise LeftOut(reasons.most_common(1)[0][0])
-    (winner, most), *others = votes.most_common()
+    return _vote_on_each(ballots) if multiple else _vote(ballots)
+
+
+def _vote(ballots: Sequence[frozenset[str]]) -> frozenset[str]:
+    (winner, most), *others = Counter(ballots).most_common()
     if others and others[0][1] == most:
         raise LeftOut(TIED)
     return winner
+
+
+def _vote_on_each(ballots: Sequence[frozenset[str]]) -> frozenset[str]:
+    votes = Counter(label for ballot in ballots for label in ballot)
+    if any(2 * count == len(ballots) for count in votes.values()):
+        raise LeftOut(TIED)
+    return frozenset(label for label, count in votes.items() if 2 * count > len(ballots))
 
 
 def _annotations(task: Task) -> list[Annotation]:
@@ -65,7 +89,12 @@ def _annotations(task: Task) -> list[Annotation]:
 
 def valid_annotations(task: Task) -> list[Annotation]:
     """The annotations that say something: neither skipped nor empty."""
-    return [each for each in _annotations(task) if not each.get("was_cancelled") and each.get("result")]
+    return [annotation for annotation in _annotations(task) if _says_something(annotation, False)]
+
+
+def _says_something(annotation: Annotation, multiple: bool) -> bool:
+    said = annotation.get("result") or (multiple and annotation.get("ground_truth"))
+    return bool(said) and not annotation.get("was_cancelled")
 
 
 def _why_none(task: Task) -> str:
@@ -111,10 +140,13 @@ def _chosen(annotation: Annotation, control: str) -> list[str]:
     return [str(choice) for value in values if isinstance(value, Mapping) for choice in value.get("choices") or []]
 
 
-def _one_choice(annotation: Annotation, control: str, known: Container[str]) -> str:
+def _ballot(annotation: Annotation, control: str, known: Container[str], multiple: bool) -> frozenset[str]:
+    """What one annotation says. A label that the config has lost may have a new name, so it spoils those beside it."""
     choices = _chosen(annotation, control)
-    if len(choices) != 1:
-        raise LeftOut(SEVERAL_CHOICES if choices else NO_CHOICE)
-    if choices[0] not in known:
+    if not choices and not (multiple and annotation.get("ground_truth")):
+        raise LeftOut(NO_CHOICE)
+    if len(choices) > 1 and not multiple:
+        raise LeftOut(SEVERAL_CHOICES)
+    if any(choice not in known for choice in choices):
         raise LeftOut(OUTDATED)
-    return choices[0]
+    return frozenset(choices)

@@ -30,6 +30,8 @@ THREADS: Final = 8
 
 Integers = npt.NDArray[np.integer]
 Indices = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.integer]
+"""What holds of N images: int64 (N,), the index of the one label, or uint8 (N, C), 1 for each label that holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,12 @@ class Pixels:
 
     images: npt.NDArray[np.uint8]
     """Shape (N, H, W, 3), RGB."""
-    targets: Indices
-    """Shape (N,): indices into the pool's labels."""
+    targets: Targets
+    """Shape (N,), indices into the pool's labels; or (N, C), 1 where a label holds, of a pool of multiple labels."""
     groups: Indices
     """Shape (N,): equal for images whose files hold the same bytes; `split` keeps them together."""
+    task_ids: Indices
+    """Shape (N,): the tasks in Label Studio, -1 where there is none."""
     references: tuple[str, ...]
     """N paths or references, as in the pool."""
     unreadable: tuple[tuple[str, str], ...]
@@ -61,7 +65,7 @@ def load_pixels(
         progress: whether to draw a bar on stderr.
 
     Raises:
-        LabelError: if the readable images are of fewer than two classes.
+        LabelError: if all readable images have the same labels.
         ConfigError: if the cache cannot be written.
     """
     images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
@@ -88,22 +92,45 @@ def load_pixels(
     _check_classes(kept, unreadable)
     return Pixels(
         images=images[: len(kept)],  # (N, H, W, 3)
-        targets=np.array([image.label for image in kept], np.int64),
+        targets=_targets(kept, pool),
         groups=_numbered([outcome for outcome in outcomes if isinstance(outcome, bytes)]),
+        task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=unreadable,
     )
 
 
-def split(targets: Integers, *, fraction: float, seed: int, groups: Integers | None = None) -> tuple[Indices, Indices]:
+def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
+    if not pool.multiple:
+        return np.array([image.labels[0] for image in images], np.int64)
+    targets = np.zeros((len(images), len(pool.labels)), np.uint8)
+    for row, image in zip(targets, images, strict=True):
+        row[list(image.labels)] = 1
+    return targets
+
+
+def strata(targets: Targets) -> Indices:
+    """Return one class of each image, (N,): its label or, of several, the one that fewest images have.
+
+    Of labels that equally many have it is the first; images without a label are a class of their own, C.
+    """
+    if targets.ndim == 1:
+        return targets.astype(np.int64)
+    rarest_first = np.argsort(targets.sum(axis=0, dtype=np.int64), kind="stable")  # (C,)
+    first = rarest_first[targets[:, rarest_first].argmax(axis=1)]
+    return np.where(targets.any(axis=1), first, targets.shape[1])
+
+
+def split(targets: Targets, *, fraction: float, seed: int, groups: Integers | None = None) -> tuple[Indices, Indices]:
     """Hold out a part of each class: indices (N_train,) and (N_validation,), both rising.
 
     Of each class, the whole number nearest to `fraction` is held out, but at least one image, and at least one stays.
     Groups stay whole: those with images of several classes, and the only one of a class, are trained on. The split
-    follows from the arguments, and images added to one class do not move those of another.
+    follows from the arguments, and images added to one class do not move those of another. Of several labels, `strata`
+    says which is an image's class.
 
     Args:
-        targets: shape (N,), the class of each image.
+        targets: what holds of each image.
         fraction: of each class to hold out, between 0 and 1.
         seed: a whole number from 0.
         groups: shape (N,), equal for images that must not be separated; by default each stands alone.
@@ -111,12 +138,13 @@ def split(targets: Integers, *, fraction: float, seed: int, groups: Integers | N
     if not 0 < fraction < 1:
         raise ValueError(f"expected a fraction between 0 and 1 to hold out, got {fraction}")
     groups = np.arange(len(targets)) if groups is None else groups
-    if groups.shape != targets.shape:
+    if groups.shape != targets.shape[:1]:
         raise ValueError(f"expected a group for each of {len(targets)} targets, got {len(groups)}")
+    classes = strata(targets)
     held_out = np.zeros(len(targets), bool)
-    for label in np.unique(targets):
+    for label in np.unique(classes):
         rng = np.random.default_rng([seed, int(label)])
-        held_out |= np.isin(groups, _to_hold_out(groups, targets == label, fraction, rng))
+        held_out |= np.isin(groups, _to_hold_out(groups, classes == label, fraction, rng))
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
@@ -153,7 +181,7 @@ def _numbered(digests: Sequence[bytes]) -> Indices:
 
 
 def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[tuple[str, str]]) -> None:
-    classes = len({image.label for image in kept})
+    classes = len({image.labels for image in kept})
     if classes < 2:
         name, reason = unreadable[0] if unreadable else ("none", "none")
         raise LabelError(

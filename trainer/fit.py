@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from contract.errors import TrainingError
 from trainer.bayes import ModelWrapper, TrainingArgs
+from trainer.dataset import Targets
 from trainer.network import Network
 from trainer.settings import Part
 
@@ -36,6 +37,8 @@ _SLOWER = 0.1
 """What the rate is multiplied by for the second and last attempt."""
 _WORSE_THAN_GUESSING = 1.2
 """A final loss this many times that of guessing, ln C, is divergence, not bad luck."""
+_GREATEST_WEIGHT = 10.0
+"""Of a label where it holds, over where it does not, or the reverse: a rare one must not drown out the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ def _last_batch(images: int, size: int) -> int:
     return (images - 1) % size + 1
 
 
-def class_weights(targets: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float32]:
+def class_weights(targets: Targets, classes: int) -> npt.NDArray[np.float32]:
     """Return the loss weight of each class, (C,), inverse to its count and 1 on average over the images.
 
     A class without an image gets no weight; no image asks for it.
@@ -132,6 +135,17 @@ def class_weights(targets: npt.NDArray[np.int64], classes: int) -> npt.NDArray[n
     present = counts > 0
     weights = np.divide(len(targets) / present.sum(), counts, out=np.zeros(classes), where=present)
     return cast(npt.NDArray[np.float32], weights.astype(np.float32))
+
+
+def label_weights(targets: Targets) -> npt.NDArray[np.float32]:
+    """Return the loss weight of each label where it holds, over 1 where it does not: (N, C) to (C,).
+
+    The number of images without it over that with it, so that both weigh alike, within bounds; 1 without any image.
+    """
+    counts = targets.sum(axis=0, dtype=np.int64)
+    weights = np.divide(len(targets) - counts, counts, out=np.ones(len(counts)), where=counts > 0)
+    bounded = weights.clip(1 / _GREATEST_WEIGHT, _GREATEST_WEIGHT)
+    return cast(npt.NDArray[np.float32], bounded.astype(np.float32))
 
 
 def prepare(
@@ -194,13 +208,16 @@ def _sample_features(backbone: nn.Module, pixels: Tensor, *, device: torch.devic
 def fit(
     module: nn.Module,
     inputs: Tensor,
-    targets: npt.NDArray[np.int64],
+    targets: Targets,
     *,
     classes: int,
     recipe: Recipe,
     device: torch.device,
 ) -> Fitted:
-    """Train a module in place on inputs (N, ...) and targets (N,), and leave it in evaluation mode.
+    """Train a module in place on inputs (N, ...) and what holds of them, and leave it in evaluation mode.
+
+    The loss is cross-entropy between the classes or, with targets (N, C), the sum of those between each label and its
+    absence.
 
     Shuffling and dropout draw from torch's global generator: seed it first. A fit that diverges starts again once, at a
     tenth of the rate.
@@ -231,7 +248,7 @@ class _Job:
 
     module: nn.Module
     inputs: Tensor
-    targets: npt.NDArray[np.int64]
+    targets: Targets
     classes: int
     device: torch.device
 
@@ -253,23 +270,50 @@ class _Job:
                 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True", UserWarning)
                 losses = tuple(map(float, wrapper.train_on_dataset(self._dataset())))
         self.module.eval()
-        _check_end(losses[-1], parameters, guessing=math.log(self.classes))
+        _check_end(losses[-1], parameters, guessing=self._guessing())
         return losses
+
+    def _guessing(self) -> float:
+        """Return the loss of equal probabilities."""
+        if self.targets.ndim == 1:
+            return math.log(self.classes)
+        logits = torch.zeros(1).expand(self.targets.shape)
+        return float(self._loss()(logits, torch.from_numpy(self.targets)))
 
     def _dataset(self) -> TensorDataset:
         return TensorDataset(self.inputs, torch.from_numpy(self.targets))
 
     def _arguments(self, optimizer: torch.optim.Optimizer, recipe: Recipe, bar: "tqdm[Any]") -> TrainingArgs:
-        weights = torch.from_numpy(class_weights(self.targets, self.classes))
-        loss = nn.CrossEntropyLoss(weight=weights.to(self.device))
         return TrainingArgs(
             optimizer=optimizer,
             batch_size=recipe.batch_images,
             epoch=recipe.epochs,
             use_cuda=self.device.type == "cuda",
             workers=0,  # the images are in memory
-            criterion=_Watched(loss, bar),
+            criterion=_Watched(self._loss().to(self.device), bar),
         )
+
+    def _loss(self) -> nn.Module:
+        if self.targets.ndim == 1:
+            return nn.CrossEntropyLoss(weight=torch.from_numpy(class_weights(self.targets, self.classes)))
+        return _EachLabel(torch.from_numpy(label_weights(self.targets)))
+
+
+class _EachLabel(nn.Module):
+    """The sum over the labels of the cross-entropies between each and its absence, in the mean over the images."""
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compare logits with targets, both (N, C), the latter 0 and 1 in any type."""
+        each = nn.functional.binary_cross_entropy_with_logits(
+            logits, targets.to(logits.dtype), pos_weight=self.weights, reduction="none"
+        )
+        return each.sum(dim=1).mean()
 
 
 class _Watched:

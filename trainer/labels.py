@@ -1,4 +1,4 @@
-"""From what people labelled to one label for each image, whichever of three places it lies in.
+"""From what people labelled to the label or labels of each image, whichever of three places it lies in.
 
 Owns the order of the labels, which comes from the labelling config and not from the labels seen, so that it stays the
 same from one round to the next, and counts what is left out by reason. Opens no image.
@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 from contract.errors import ConfigError, LabelError
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from trainer import labelstudio
-from trainer.annotations import LeftOut, Task, choice_items, choices_made, decide, valid_annotations
+from trainer.annotations import (
+    EMPTY,
+    NO_CHOICE,
+    LeftOut,
+    Task,
+    allows_several,
+    choice_items,
+    choices_made,
+    decide,
+    times_answered,
+    valid_annotations,
+)
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
@@ -39,12 +50,12 @@ _REFERENCE_STARTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One image and its label."""
+    """One image and what holds of it."""
 
     reference: str
     """A path, or what the task in Label Studio refers to."""
-    label: int
-    """The label's index in the pool's labels."""
+    labels: tuple[int, ...]
+    """Indices into the pool's labels, rising: one, unless several may hold; then any number."""
     task_id: int | None = None
     """The task in Label Studio, where there is one."""
 
@@ -63,6 +74,8 @@ class LabelledPool:
     """Where the labels come from and what decided their order, for people."""
     left_out: Mapping[str, int]
     """How many tasks or files were left out, by reason."""
+    multiple: bool = False
+    """Whether several labels may hold of an image, and none."""
 
 
 NO_IMAGE: Final = "no image reference in the task"
@@ -76,7 +89,7 @@ def from_folder(root: Path) -> LabelledPool:
     Hidden files and folders are passed over, and a folder without images is no class.
 
     Raises:
-        LabelError: if fewer than two folders hold images.
+        LabelError: if fewer than two folders hold images, or a name is not in UTF-8.
     """
     if not root.is_dir():
         raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
@@ -88,7 +101,7 @@ def from_folder(root: Path) -> LabelledPool:
         else:
             left_out[NOT_IN_A_CLASS] += 1
     labels = tuple(name for name, paths in found.items() if paths)
-    images = [LabelledImage(str(path), label) for label, name in enumerate(labels) for path in found[name]]
+    images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found[name]]
     origin = f"the class folders of {root}, sorted by name"
     return _checked(LabelledPool(labels, tuple(images), None, origin, dict(left_out)))
 
@@ -121,14 +134,14 @@ def from_project(project_id: int, client: "LabelStudio", control: str | None = N
     Args:
         project_id: the number in the project's address.
         client: from `trainer.labelstudio.connect`.
-        control: the name of the `<Choices>` to train on; without it, the one whose labels the annotations use most.
+        control: the name of the `<Choices>` to train on; without it, the one that most annotations answer.
 
     Raises:
         LabelError: if fewer than two classes have images.
         ConfigError: if Label Studio does not answer, or the project classifies no images or has no such control.
     """
     project = labelstudio.read_project(client, project_id)
-    tasks = list(labelstudio.project_tasks(client, project_id))
+    tasks = list(labelstudio.annotated_tasks(client, project_id))
     chosen = _choose(project.label_config, control, tasks)
     origin = f"project {project_id} ({project.title}), labels in the order of its labelling config"
     return _pool(tasks, _Question.of(chosen), origin)
@@ -159,10 +172,11 @@ class _Question:
     control: str
     value_key: str
     labels: tuple[str, ...]
+    multiple: bool
 
     @classmethod
     def of(cls, control: ChoicesControl) -> "_Question":
-        return cls(control.from_name, control.value_key, control.labels)
+        return cls(control.from_name, control.value_key, control.labels, control.multiple)
 
 
 def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
@@ -170,7 +184,7 @@ def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> Choic
     names = [control.from_name for control in controls]
     if name is not None and name not in names:
         raise ConfigError(f"expected a <Choices> named {name}, the labelling config has {', '.join(names)}; name one")
-    used = {control: sum(choices_made(tasks, control).values()) for control in names}
+    used = {control: times_answered(tasks, control) for control in names}
     if name is None and any(used.values()):
         name = max(names, key=lambda each: used[each])  # the first of equals
     chosen = choose_control(controls, name=name, labels=())
@@ -191,7 +205,7 @@ def _guess(tasks: Sequence[Task], control: str | None) -> _Question:
             "label some tasks, or name another with --control"
         )
     name = control or names[0]
-    return _Question(name, _guess_key(tasks), tuple(sorted(choices_made(tasks, name))))
+    return _Question(name, _guess_key(tasks), tuple(sorted(choices_made(tasks, name))), allows_several(tasks, name))
 
 
 def _guess_key(tasks: Sequence[Task]) -> str:
@@ -219,11 +233,17 @@ def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPo
     left_out = Counter[str]()
     for task in tasks:
         try:
-            label = index[decide(task, question.control, index)]
-            images.append(LabelledImage(_reference(task, question.value_key), label, _task_id(task)))
+            chosen = decide(task, question.control, index, multiple=question.multiple)
+            held = tuple(sorted(index[label] for label in chosen))
+            images.append(LabelledImage(_reference(task, question.value_key), held, _task_id(task)))
         except LeftOut as reason:
             left_out[str(reason)] += 1
-    return _checked(LabelledPool(question.labels, tuple(images), question.control, origin, dict(left_out)))
+    if question.multiple and (without := left_out[EMPTY] + left_out[NO_CHOICE]):
+        logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
+    pool = LabelledPool(
+        question.labels, tuple(images), question.control, origin, dict(left_out), multiple=question.multiple
+    )
+    return _checked(pool)
 
 
 def _data(task: Task) -> Mapping[str, Any]:
@@ -266,13 +286,26 @@ _EXPORT_AGAIN: Final = "choose JSON in the project's Export dialog"
 
 
 def _checked(pool: LabelledPool) -> LabelledPool:
-    """Refuse what no classifier can learn from."""
-    used = {image.label for image in pool.images}
-    if len(used) >= 2:
+    """Refuse what no classifier can learn from, and names that no manifest can hold."""
+    for label in pool.labels:
+        if not _is_text(label):
+            raise LabelError(f"expected labels in UTF-8, got {label!a} in {pool.origin!a}; rename it")
+    if len({image.labels for image in pool.images}) >= 2:
         return pool
+    used = {label for image in pool.images for label in image.labels}
     names = ", ".join(pool.labels[label] for label in sorted(used)) or "none"
     reasons = "; ".join(f"{count} {reason}" for reason, count in pool.left_out.items()) or "nothing"
+    expected = "images that differ in a label" if pool.multiple else "labelled images of at least 2 classes"
     raise LabelError(
-        f"expected labelled images of at least 2 classes, got {len(pool.images)} of {len(used)} ({names}) from "
-        f"{pool.origin}; left out: {reasons}; label images of another class"
+        f"expected {expected}, got {len(pool.images)} of {len(used)} ({names}) from {pool.origin}; "
+        f"left out: {reasons}; label images of another class"
     )
+
+
+def _is_text(label: str) -> bool:
+    """A folder's name may hold any bytes; those that are not UTF-8 become half characters, which cannot be written."""
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

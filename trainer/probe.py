@@ -9,7 +9,7 @@ from contract.manifest import DropoutSite
 from contract.masks import Masks, draw_masks, mask_name
 from contract.probe import Probe
 from trainer.bayes import ActiveDropout
-from trainer.evaluate import sample_passes
+from trainer.evaluate import probabilities_of, sample_passes
 from trainer.fit import compute_features
 from trainer.network import Network
 
@@ -25,28 +25,33 @@ def compute_probe(
     version: str,
     sites: tuple[DropoutSite, ...],
     passes: int,
+    multiple: bool = False,
 ) -> Probe:
     """Compute both references on images (N, H, W, 3), on the CPU: free-running passes and passes under masks."""
     device = torch.device("cpu")
     network.to(device).eval()
     features = compute_features(network.trunk, torch.from_numpy(images), device=device, title="probe")
-    free = sample_passes(network.head, features, passes=_REFERENCE_PASSES, device=device)  # (N, R, C)
+    free = sample_passes(
+        network.head, features, passes=_REFERENCE_PASSES, device=device, multiple=multiple
+    )  # (N, R, C)
     return Probe(
         images=images,
         features=features.numpy(),
         passes=_REFERENCE_PASSES,
         mean=free.mean(axis=1),
         variance=free.var(axis=1, ddof=1),
-        masked_probabilities=masked_passes(network, features, draw_masks(version, sites, passes)),
+        masked_probabilities=masked_passes(network, features, draw_masks(version, sites, passes), multiple=multiple),
     )
 
 
-def masked_passes(network: Network, features: Tensor, masks: Masks) -> npt.NDArray[np.float32]:
+def masked_passes(
+    network: Network, features: Tensor, masks: Masks, *, multiple: bool = False
+) -> npt.NDArray[np.float32]:
     """Run the head once per mask, each Dropout replaced by its product with the mask: features to (N, T, C)."""
     passes = len(masks[mask_name(0)])
     with torch.no_grad():
-        each = [_masked_pass(network, features, masks, index).softmax(dim=1) for index in range(passes)]
-    return torch.stack(each, dim=1).numpy()  # (N, T, C)
+        logits = [_masked_pass(network, features, masks, index) for index in range(passes)]
+    return probabilities_of(torch.stack(logits, dim=2), multiple=multiple).numpy().transpose(0, 2, 1)  # (N, T, C)
 
 
 def _masked_pass(network: Network, features: Tensor, masks: Masks, index: int) -> Tensor:

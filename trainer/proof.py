@@ -1,6 +1,6 @@
-"""The proof: a version's graph, lowered and run by onnxruntime, against its probe.
+"""The proof: a version's graph, lowered and run by onnxruntime, against its probe; and what a version predicts.
 
-The trainer's only file that knows onnxruntime, and it needs no torch. No version is published that did not pass here.
+Runs versions as a server does, and needs no torch. No version is published that did not pass here.
 """
 
 import numpy as np
@@ -10,11 +10,12 @@ from onnx import ModelProto
 
 from contract.errors import GateError, ManifestError
 from contract.graphs import OUTPUTS
-from contract.masks import Masks
+from contract.masks import Masks, draw_masks
 from contract.passes import FEATURES, PassOutputs, load_graph, lower
-from contract.probe import Probe, Proof, prove
+from contract.probe import Head, Probe, Proof, Trunk, prove
 from contract.repository import INT8_TRUNK_FILE, Version
 
+_BATCH_IMAGES = 16
 _ERRORS_ONLY = 3
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -30,7 +31,26 @@ def prove_version(version: Version, *, int8: bool = False) -> Proof:
         GateError: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's;
             PrecisionRefused, if they do so in 8-bit integers only.
     """
-    lowered = lower(load_graph(version.model_path))
+    trunk, head = _open_version(version, int8=int8)
+    return prove(Probe.load(version.probe_path), version.manifest, trunk=trunk, head=head, reduced=int8)
+
+
+def predict(version: Version, images: npt.NDArray[np.uint8], *, passes: int) -> npt.NDArray[np.float32]:
+    """Return a version's mean probabilities over so many passes: uint8 (N, H, W, 3), in its size, to float32 (N, C).
+
+    Raises:
+        DigestError, ManifestError, GateError: as `prove_version` does; the version's numbers are not proven again.
+    """
+    trunk, head = _open_version(version)
+    manifest = version.manifest
+    masks = draw_masks(manifest.version, manifest.dropout_sites, passes)
+    batches = [images[start : start + _BATCH_IMAGES] for start in range(0, len(images), _BATCH_IMAGES)]
+    means = [head(trunk(batch), masks).mean_probabilities for batch in batches]
+    return np.concatenate([np.empty((0, len(manifest.labels)), np.float32), *means])  # (N, C)
+
+
+def _open_version(version: Version, *, int8: bool = False) -> tuple[Trunk, Head]:
+    lowered = lower(load_graph(version.model_path), multiple=version.manifest.multiple)
     if lowered.sites != version.manifest.dropout_sites:
         raise ManifestError(
             f"manifest.json describes the Dropout sites {version.manifest.dropout_sites}, the graph has "
@@ -47,8 +67,7 @@ def prove_version(version: Version, *, int8: bool = False) -> Proof:
     def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
         return PassOutputs(*head.run(list(OUTPUTS), {FEATURES: features, **masks}))
 
-    probe = Probe.load(version.probe_path)
-    return prove(probe, version.manifest, trunk=compute_features, head=run_passes, reduced=int8)
+    return compute_features, run_passes
 
 
 def _open(version: Version, model: ModelProto) -> onnxruntime.InferenceSession:

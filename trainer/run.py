@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 
+from contract.acquisition import bald
 from contract.errors import ConfigError
 from contract.fetch import Fetcher, FetchSettings
 from contract.fingerprint import fingerprint
@@ -25,15 +26,17 @@ from contract.manifest import InputSpec, Manifest
 from contract.passes import Lowered
 from contract.repository import INT8_TRUNK_FILE, PROBE_FILE, Repository, Staged, Version
 from trainer import labels, labelstudio
-from trainer.dataset import Pixels, load_pixels, split
-from trainer.evaluate import Metrics, format_table, measure, sample_passes
+from trainer.dataset import Pixels, load_pixels, strata
+from trainer.evaluate import Metrics, count_images, format_table, measure, sample_passes
 from trainer.export import export
 from trainer.fit import Fitted, choose_recipe, compute_features, fit, prepare
 from trainer.network import Network, Provenance, Weights, build
 from trainer.probe import PROBE_IMAGES, compute_probe
+from trainer.progress import compare, describe_advice
 from trainer.proof import prove_version
 from trainer.quantise import find_int8_trunk, quantise
 from trainer.settings import Device, Environment, Part, Source, Training
+from trainer.validation import HeldOut, as_decisions, decide, hold_out, macro_f1_interval
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Summary:
     nll: float | None
     ece: float | None
     seconds: float
+    advice: str | None = None
+    """Whether to go on labelling, in a sentence; None where the labels are of no project."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object, its numbers rounded to what they are worth."""
@@ -66,8 +71,25 @@ class _Data:
 
     pool: labels.LabelledPool
     pixels: Pixels
-    train: npt.NDArray[np.int64]
-    validation: npt.NDArray[np.int64]
+    parts: HeldOut
+    project: Mapping[str, Any] | None
+    """How the project stood before its labels were read, as JSON: what has come in since may be in the pool or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """What the validation part says."""
+
+    metrics: Metrics
+    interval: tuple[float, float] | None
+    """Of macro-F1, 95 %."""
+    mean_bald: float | None
+    """In nats."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as a JSON object."""
+        interval = None if self.interval is None else list(self.interval)
+        return {**self.metrics.to_json(), "macro_f1_interval": interval, "mean_bald": self.mean_bald}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +100,7 @@ class _Trained:
     provenance: Provenance
     part: Part
     fitted: Fitted
-    metrics: Metrics
+    evaluation: _Evaluation
 
 
 def run(source: Source, training: Training, environment: Environment) -> Summary:
@@ -96,7 +118,7 @@ def run(source: Source, training: Training, environment: Environment) -> Summary
         version = _publish(repository, data, trained, training)
     seconds = time.monotonic() - started
     logger.info("published %s as the current version of %s, %.0f s", version.name, repository.folder, seconds)
-    return _summarise(version, data, trained.metrics, seconds)
+    return _summarise(version, data, trained.evaluation.metrics, seconds)
 
 
 def choose_device(device: Device) -> torch.device:
@@ -139,24 +161,37 @@ def _read(source: Source, training: Training, environment: Environment) -> _Data
         )
     )
     with fetcher:
-        pool = _read_labels(source, environment)
+        pool, project = _read_labels(source, environment)
         _say_pool(pool)
         spec = InputSpec(training.image_size, training.image_size)
         pixels = load_pixels(pool, spec=spec, fetcher=fetcher, cache=environment.cache)
     _say_unreadable(pixels)
-    parts = split(pixels.targets, fraction=training.validation, seed=training.seed, groups=pixels.groups)
-    return _Data(pool, pixels, *parts)
+    parts = hold_out(
+        pixels,
+        project=source.project,
+        share=training.audit_share,
+        fraction=training.validation,
+        seed=training.seed,
+    )
+    _say_parts(parts)
+    return _Data(pool, pixels, parts, project)
 
 
-def _read_labels(source: Source, environment: Environment) -> labels.LabelledPool:
+def _read_labels(source: Source, environment: Environment) -> tuple[labels.LabelledPool, Mapping[str, Any] | None]:
     if source.images is not None:
-        return labels.from_folder(source.images)
+        return labels.from_folder(source.images), None
     if source.export is not None:
-        return labels.from_export(source.export, _read_text(source.label_config), source.control)
+        return labels.from_export(source.export, _read_text(source.label_config), source.control), None
     if source.project is None:
         raise ConfigError("no labels to train on: give --project, --export or --images")
     client = labelstudio.connect(*environment.label_studio())
-    return labels.from_project(source.project, client, source.control)
+    state = labelstudio.project_state(client, source.project)
+    project = {
+        "id": source.project,
+        "annotations": state.total_annotations,
+        "updated_at": state.newest_updated_at,
+    }
+    return labels.from_project(source.project, client, source.control), project
 
 
 def _read_text(path: Path | None) -> str | None:
@@ -172,6 +207,11 @@ def _say_pool(pool: labels.LabelledPool) -> None:
     logger.info("labels from %s", pool.origin)
     for reason, count in pool.left_out.items():
         logger.info("left out %d: %s", count, reason)
+
+
+def _say_parts(parts: HeldOut) -> None:
+    sample = "of the random sample" if parts.sample == "audit" else "held out"
+    logger.info("training on %d images, measuring on %d %s", len(parts.train), len(parts.validation), sample)
 
 
 def _say_unreadable(pixels: Pixels) -> None:
@@ -195,7 +235,7 @@ def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
     )
     _say_network(training.architecture, provenance, part, device)
     network.to(device)
-    images, targets = data.pixels.images[data.train], data.pixels.targets[data.train]
+    images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
     module, inputs = prepare(network, images, part=part, device=device)
     recipe = choose_recipe(
         part,
@@ -205,8 +245,8 @@ def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
         learning_rate=training.learning_rate,
     )
     fitted = fit(module, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
-    metrics = _evaluate(network, data, training, device)
-    return _Trained(network, provenance, part, fitted, metrics)
+    evaluation = _evaluate(network, data, training, device)
+    return _Trained(network, provenance, part, fitted, evaluation)
 
 
 def _parse_weights(text: str) -> Weights:
@@ -221,15 +261,23 @@ def _say_network(architecture: str, provenance: Provenance, part: Part, device: 
         )
 
 
-def _evaluate(network: Network, data: _Data, training: Training, device: torch.device) -> Metrics:
-    held_out, targets = data.pixels.images[data.validation], data.pixels.targets[data.validation]
-    metrics = Metrics(images=0)
+def _evaluate(network: Network, data: _Data, training: Training, device: torch.device) -> _Evaluation:
+    held_out, targets = data.pixels.images[data.parts.validation], data.pixels.targets[data.parts.validation]
+    evaluation = _Evaluation(Metrics(images=0), None, None)
     if len(targets):
         features = compute_features(network.trunk, torch.from_numpy(held_out), device=device, title="validation")
-        passes = sample_passes(network.head, features, passes=training.passes, device=device)  # (N, T, C)
-        metrics = measure(passes.mean(axis=1), targets)
-    logger.info("%s", format_table(metrics, data.pool.labels, targets))
-    return metrics
+        passes = sample_passes(
+            network.head, features, passes=training.passes, device=device, multiple=data.pool.multiple
+        )  # (N, T, C)
+        mean = passes.mean(axis=1)  # (N, C)
+        decided = decide(mean, multiple=data.pool.multiple)
+        evaluation = _Evaluation(
+            measure(mean, targets),
+            macro_f1_interval(decided, as_decisions(targets, mean.shape[1]), seed=training.seed),
+            float(bald(passes, multiple=data.pool.multiple).mean()),
+        )
+    logger.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
+    return evaluation
 
 
 def _publish(repository: Repository, data: _Data, trained: _Trained, training: Training) -> Version:
@@ -242,17 +290,21 @@ def _publish(repository: Repository, data: _Data, trained: _Trained, training: T
             version=staged.version,
             sites=lowered.sites,
             passes=training.passes,
+            multiple=manifest.multiple,
         )
         probe.save(staged.path / PROBE_FILE)
-        proof = prove_version(staged.describe(manifest))
+        described = staged.describe(manifest)
+        proof = prove_version(described)
         logger.info(
             "proved in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
             proof.mean_bald,
             proof.largest_difference,
         )
+        if data.project is not None and training.audit_share:
+            manifest = _add_advice(repository, described, data)
         if training.int8:
             former = find_int8_trunk(repository, manifest.trunk)
-            _add_int8_trunk(staged, manifest, former=former, images=data.pixels.images[data.train])
+            _add_int8_trunk(staged, manifest, former=former, images=data.pixels.images[data.parts.train])
         return staged.publish(manifest)
 
 
@@ -278,9 +330,9 @@ def _add_int8_trunk(staged: Staged, manifest: Manifest, *, former: Path | None, 
 
 def _choose_probe_images(data: _Data) -> npt.NDArray[np.uint8]:
     """Take images that the network is less sure of than of those it has learnt, spread over the classes."""
-    chosen = data.validation if len(data.validation) else data.train
+    chosen = data.parts.validation if len(data.parts.validation) else data.parts.train
     spread = np.linspace(0, len(chosen) - 1, num=min(PROBE_IMAGES, len(chosen)), dtype=np.int64)
-    by_class = chosen[np.argsort(data.pixels.targets[chosen], kind="stable")]
+    by_class = chosen[np.argsort(strata(data.pixels.targets[chosen]), kind="stable")]
     return data.pixels.images[by_class[spread]]
 
 
@@ -296,17 +348,32 @@ def _describe(staged: Staged, lowered: Lowered, *, data: _Data, trained: _Traine
         dropout_sites=lowered.sites,
         architecture=training.architecture,
         trunk=fingerprint(lowered.trunk, staged.path, spec),
-        metrics=trained.metrics.to_json(),
+        multiple=data.pool.multiple,
+        metrics=trained.evaluation.to_json(),
         training=_describe_training(data, trained, training),
     )
 
 
+def _add_advice(repository: Repository, described: Version, data: _Data) -> Manifest:
+    manifest, kappa, unseen = described.manifest, None, list[str]()
+    if data.parts.sample == "audit":
+        kappa = compare(repository, described, data.pixels.images[data.parts.validation])
+        tested = count_images(data.pixels.targets[data.parts.validation], len(manifest.labels))
+        unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
+    advice = describe_advice(repository, manifest, kappa=kappa, unseen=unseen)
+    logger.info("%s", advice["sentence"])
+    return replace(manifest, training={**manifest.training, "advice": advice})
+
+
 def _describe_training(data: _Data, trained: _Trained, training: Training) -> Mapping[str, Any]:
-    counts = np.bincount(data.pixels.targets, minlength=len(data.pool.labels))
+    counts = count_images(data.pixels.targets, len(data.pool.labels))
     return {
         "images": len(data.pixels.targets),
         "images_by_class": dict(zip(data.pool.labels, map(int, counts), strict=True)),
-        "validation_images": len(data.validation),
+        "validation": data.parts.sample,
+        "validation_images": len(data.parts.validation),
+        "audit_images": data.parts.audit_images,
+        "project": data.project,
         "unreadable": len(data.pixels.unreadable),
         "left_out": dict(data.pool.left_out),
         "weights": asdict(trained.provenance),
@@ -328,4 +395,5 @@ def _summarise(version: Version, data: _Data, metrics: Metrics, seconds: float) 
         nll=metrics.nll,
         ece=metrics.ece,
         seconds=seconds,
+        advice=version.manifest.training.get("advice", {}).get("sentence"),
     )

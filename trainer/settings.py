@@ -10,11 +10,16 @@ from typing import Final, Literal
 
 from contract.errors import ConfigError
 from contract.manifest import DEFAULT_PASSES
+from trainer.audit import DEFAULT_SHARE
+from trainer.strategies import DEFAULT_STRATEGY
 
 Part = Literal["all", "classifier", "head"]
 """What is trained: everything; the linear layers; or only what lies downstream of the first Dropout."""
 
 Device = Literal["auto", "cpu", "cuda"]
+
+DEFAULT_SERVER: Final = "http://localhost:9090"
+"""Where a server listens unless it is told otherwise."""
 
 ARCHITECTURES: Final = tuple(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))
 
@@ -51,13 +56,44 @@ class Training:
     learning_rate: float | None = None
     """None: the recipe's."""
     validation: float = 0.2
-    """Share of the images held out to measure on."""
+    """Share of the images held out to measure on, where the audit slice is too small to."""
+    audit_share: float = DEFAULT_SHARE
+    """Share of a project's tasks that are drawn at random and held out to measure on; 0 for none."""
     passes: int = DEFAULT_PASSES
     """T, stochastic passes per image in the figures and, unless it is set otherwise, in the server."""
     int8: bool = False
     """Whether to publish the trunk in 8-bit integers too."""
     seed: int = 0
     device: Device = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class RankOptions:
+    """What to rank, and how."""
+
+    project: int
+    """A Label Studio project's number."""
+    servers: tuple[str, ...] = ()
+    """URLs of inference servers; empty: those of the environment."""
+    strategy: str = DEFAULT_STRATEGY
+    audit_share: float = DEFAULT_SHARE
+    """Share of the pool that is drawn at random and never placed by the strategy."""
+    first: int = 200
+    """Places that are filled one after the other, each with regard to those before it."""
+    keep_duplicates: bool = False
+    """Whether near-duplicates are ranked like any other image."""
+    keep_sampling: bool = False
+    """Whether the project's task sampling is left as it is."""
+    again: bool = False
+    """Whether to rank anew what is ranked by this version already."""
+    dry_run: bool = False
+    """Whether to leave Label Studio as it is."""
+    control: str | None = None
+    """The `name` of the Choices tag whose labels are counted, where the version does not say."""
+    weights: str = "imagenet"
+    """For a cold start: `imagenet`, `none` or the path of a state dict."""
+    architecture: str = "vgg16"
+    """For a cold start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +107,23 @@ class Environment:
     label_studio_token: str | None = field(default=None, repr=False)
     local_files_root: Path | None = None
     allowed_origins: tuple[str, ...] = ()
+    servers: tuple[str, ...] = (DEFAULT_SERVER,)
+    """URLs of the inference servers that score for `rank` and `watch`."""
+    basic_auth: str | None = field(default=None, repr=False)
+    """`user:password` that the servers demand."""
+    webhook_secret: str | None = field(default=None, repr=False)
+    """What Label Studio's webhook shows a server in place of user and password."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Environment":
-        """Read the `LABELNEXT_` variables; one that is empty counts as not set."""
+        """Read the `LABELNEXT_` variables; one that is empty counts as not set.
+
+        Raises:
+            ConfigError: if LABELNEXT_BASIC_AUTH is no user and password.
+        """
         given = {name: value for name, value in environ.items() if value.strip()}
         default = cls()
         root = given.get("LABELNEXT_LOCAL_FILES_ROOT")
-        origins = given.get("LABELNEXT_ALLOWED_ORIGINS", "").split(",")
         return cls(
             models=Path(given.get("LABELNEXT_MODELS", default.models)),
             model=given.get("LABELNEXT_MODEL", default.model),
@@ -86,7 +131,10 @@ class Environment:
             label_studio_url=given.get("LABELNEXT_LABEL_STUDIO_URL"),
             label_studio_token=given.get("LABELNEXT_LABEL_STUDIO_TOKEN"),
             local_files_root=Path(root) if root else None,
-            allowed_origins=tuple(origin.strip() for origin in origins if origin.strip()),
+            allowed_origins=_listed(given.get("LABELNEXT_ALLOWED_ORIGINS", "")),
+            servers=_listed(given.get("LABELNEXT_SERVERS", "")) or default.servers,
+            basic_auth=_checked_login(given.get("LABELNEXT_BASIC_AUTH")),
+            webhook_secret=given.get("LABELNEXT_WEBHOOK_SECRET"),
         )
 
     def label_studio(self) -> tuple[str, str]:
@@ -100,3 +148,13 @@ class Environment:
                 "a Label Studio project needs LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN; set both"
             )
         return self.label_studio_url, self.label_studio_token
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _checked_login(text: str | None) -> str | None:
+    if text is not None and not (text.partition(":")[0] and ":" in text):
+        raise ConfigError("LABELNEXT_BASIC_AUTH must be user:password with a user, got something else; set it so")
+    return text

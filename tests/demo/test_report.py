@@ -24,23 +24,24 @@ def scored(tmp_path: Path) -> list[Scored]:
             probability=0.5,
             score=index / 60,
             bald=1 - index / 60,
+            reason="the passes disagree",
         )
         for index in range(60)
     ]
 
 
-def test_the_table_begins_with_the_most_uncertain(scored: list[Scored]):
+def test_the_table_shows_the_first_in_their_order(scored: list[Scored]):
     """Ten rows under a heading, in the order given, each with what a person compares."""
     heading, first, *others = table(scored).splitlines()
-    assert heading.split() == ["task", "score", "BALD", "predicted", "true"]
+    assert heading.split() == ["task", "score", "BALD", "predicted", "true", "why", "here"]
     assert first.split()[:5] == ["0", "0.000", "1.000", "ant", "(50%)"]
-    assert first.endswith("rare")
+    assert first.endswith(", rare  the passes disagree")
     assert len(others) == 9
 
 
 def test_worth_compares_with_chance(scored: list[Scored]):
     """Rare images among the first are set beside how many as many random ones would hold."""
-    assert worth(scored, first=6) == "Of the 6 most uncertain images 2 are of rare classes; a random 6 would hold 1.1."
+    assert worth(scored, first=6) == "Of the first 6 images 2 are of rare classes; a random 6 would hold 1.1."
 
 
 @pytest.mark.parametrize("count", [2, 21, 60])

@@ -31,7 +31,11 @@ def bald(version: Version, images: np.ndarray) -> np.ndarray:
             _one_pass(vgg, images, [torch.from_numpy(masks[f"mask_{site}"][t]) for site in range(len(masks))])
             for t in range(manifest.passes)
         ]
-    p = torch.stack(passes, dim=1).double().numpy()  # (N, T, C)
+    logits = torch.stack(passes, dim=1).double()  # (N, T, C)
+    p = (logits.sigmoid() if manifest.multiple else logits.softmax(dim=2)).numpy()
+    if manifest.multiple:  # each label and its absence are a choice between two
+        both = np.stack([p, 1 - p], axis=-1)  # (N, T, C, 2)
+        return (_entropy(both.mean(axis=1)) - _entropy(both).mean(axis=1)).sum(axis=1)
     return _entropy(p.mean(axis=1)) - _entropy(p).mean(axis=1)
 
 
@@ -42,7 +46,7 @@ def _one_pass(vgg: torchvision.models.VGG, images: np.ndarray, masks: list[torch
     remaining = iter(masks)
     for layer in vgg.classifier:
         rows = rows * next(remaining) if isinstance(layer, nn.Dropout) else layer(rows)
-    return rows.softmax(dim=1)  # (N, C)
+    return rows  # (N, C)
 
 
 def _vgg(version: Version) -> torchvision.models.VGG:

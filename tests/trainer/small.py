@@ -73,11 +73,13 @@ def lively_network(seed=0):
     return network
 
 
-def stage_files(staged, network, images, *, passes=20):
+def stage_files(staged, network, images, *, passes=20, multiple=False):
     """Write a network's graph, weights and probe as the trainer does, and return the manifest."""
     spec = InputSpec(*images.shape[1:3])
     lowered = export(network, staged.path, image_size=spec.height)
-    probe = compute_probe(network, images, version=staged.version, sites=lowered.sites, passes=passes)
+    probe = compute_probe(
+        network, images, version=staged.version, sites=lowered.sites, passes=passes, multiple=multiple
+    )
     probe.save(staged.path / PROBE_FILE)
     return Manifest(
         version=staged.version,
@@ -89,6 +91,7 @@ def stage_files(staged, network, images, *, passes=20):
         dropout_sites=lowered.sites,
         architecture="small",
         trunk=fingerprint(lowered.trunk, staged.path, spec),
+        multiple=multiple,
     )
 
 

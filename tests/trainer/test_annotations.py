@@ -36,7 +36,7 @@ def reason_of(each):
 
 def test_one_annotation_decides():
     """The usual case."""
-    assert decide(task(annotation("cat")), "label", KNOWN) == "cat"
+    assert decide(task(annotation("cat")), "label", KNOWN) == {"cat"}
 
 
 def test_drafts_and_predictions_do_not_count():
@@ -48,25 +48,25 @@ def test_drafts_and_predictions_do_not_count():
 def test_skipped_annotations_do_not_count():
     """A skipped task may hold a result nevertheless."""
     assert reason_of(task(annotation("cat", was_cancelled=True))) == annotations.SKIPPED
-    assert decide(task(annotation("cat", was_cancelled=True), annotation("dog", by=2)), "label", KNOWN) == "dog"
+    assert decide(task(annotation("cat", was_cancelled=True), annotation("dog", by=2)), "label", KNOWN) == {"dog"}
 
 
 def test_empty_annotations_do_not_count():
     """Submitting without choosing is no label, and no vote against one."""
     assert reason_of(task(annotation(result=[]))) == annotations.EMPTY
-    assert decide(task(annotation(result=[]), annotation("dog", by=2)), "label", KNOWN) == "dog"
+    assert decide(task(annotation(result=[]), annotation("dog", by=2)), "label", KNOWN) == {"dog"}
 
 
 def test_ground_truth_goes_before_any_majority():
     """One annotation that a reviewer has marked outweighs all others."""
     made = [annotation("cat", by=1), annotation("cat", by=2), annotation("dog", by=3, ground_truth=True)]
-    assert decide(task(*made), "label", KNOWN) == "dog"
+    assert decide(task(*made), "label", KNOWN) == {"dog"}
 
 
 def test_the_majority_decides():
     """Each annotator has one vote."""
     made = [annotation("cat", by=1), annotation("dog", by=2), annotation("cat", by=3)]
-    assert decide(task(*made), "label", KNOWN) == "cat"
+    assert decide(task(*made), "label", KNOWN) == {"cat"}
 
 
 def test_a_tie_gives_no_label():
@@ -87,7 +87,7 @@ def test_a_tie_gives_no_label():
 def test_of_each_annotator_the_newest_counts(older, newer, turn):
     """Whatever the order in the file and the spelling of the time."""
     made = [annotation("cat", at=older), annotation("dog", at=newer)][::turn]
-    assert decide(task(*made), "label", KNOWN) == "dog"
+    assert decide(task(*made), "label", KNOWN) == {"dog"}
 
 
 def test_an_older_annotation_does_not_stand_in_for_a_newer_one():
@@ -100,13 +100,13 @@ def test_annotators_may_be_numbers_or_people():
     """Exports hold either."""
     person = {"id": 1, "email": "ann@example.com"}
     made = [annotation("cat", by=person), annotation("cat", by=1), annotation("dog", by=2), annotation("dog", by=3)]
-    assert decide(task(*made), "label", KNOWN) == "dog"
+    assert decide(task(*made), "label", KNOWN) == {"dog"}
 
 
 def test_annotations_without_an_annotator_are_votes_of_their_own():
     """They cannot be said to replace each other."""
     made = [annotation("cat", by=None), annotation("dog", by=None), annotation("dog", by=None)]
-    assert decide(task(*made), "label", KNOWN) == "dog"
+    assert decide(task(*made), "label", KNOWN) == {"dog"}
 
 
 def test_more_than_one_choice_gives_no_label():
@@ -118,14 +118,14 @@ def test_more_than_one_choice_gives_no_label():
 def test_other_controls_and_kinds_are_not_read():
     """A result may also hold boxes, texts and other choices."""
     other = [choice("dog", control="other"), {"from_name": "label", "type": "rectanglelabels", "value": {"x": 1}}]
-    assert decide(task(annotation(result=[*other, choice("cat")])), "label", KNOWN) == "cat"
+    assert decide(task(annotation(result=[*other, choice("cat")])), "label", KNOWN) == {"cat"}
     assert reason_of(task(annotation(result=other))) == annotations.NO_CHOICE
 
 
 def test_labels_that_the_config_dropped_are_left_out():
     """They are no vote either."""
     assert reason_of(task(annotation("fish"))) == annotations.OUTDATED
-    assert decide(task(annotation("fish", by=1), annotation("cat", by=2)), "label", KNOWN) == "cat"
+    assert decide(task(annotation("fish", by=1), annotation("cat", by=2)), "label", KNOWN) == {"cat"}
 
 
 @given(st.lists(st.sampled_from(KNOWN), min_size=1, max_size=9), st.randoms())
@@ -137,10 +137,72 @@ def test_the_order_of_annotations_does_not_matter(votes, random):
     if top[0][0] == top[1][0]:
         assert reason_of(task(*made)) == annotations.TIED
     else:
-        assert decide(task(*made), "label", KNOWN) == top[0][1]
+        assert decide(task(*made), "label", KNOWN) == {top[0][1]}
 
 
 @pytest.mark.parametrize("result", [None, {}, "text", [None], [{"type": "choices"}], [choice() | {"value": None}]])
 def test_malformed_results_are_left_out(result):
     """Results can be imported, so they can be anything."""
     assert reason_of(task(annotation(result=result) | {"result": result})) in {annotations.EMPTY, annotations.NO_CHOICE}
+
+
+class TestSeveralLabels:
+    def decide(self, *made):
+        return decide(task(*made), "label", KNOWN, multiple=True)
+
+    def reason_of(self, *made):
+        with pytest.raises(LeftOut) as caught:
+            self.decide(*made)
+        return str(caught.value)
+
+    def test_all_choices_of_an_annotation_hold(self):
+        """In one item or in several, and a choice made twice holds once."""
+        assert self.decide(annotation("cat", "dog")) == {"cat", "dog"}
+        assert self.decide(annotation(result=[choice("cat"), choice("dog", "cat")])) == {"cat", "dog"}
+        assert self.decide(annotation("bird")) == {"bird"}
+
+    def test_each_label_is_put_to_the_vote_by_itself(self):
+        """Two of three say cat, two of three say dog, and one says bird."""
+        made = [annotation("cat", "dog", by=1), annotation("cat", by=2), annotation("dog", "bird", by=3)]
+        assert self.decide(*made) == {"cat", "dog"}
+
+    def test_a_majority_for_nothing_in_particular_is_none_of_them(self):
+        """Three annotators with three labels each outvote one another."""
+        assert self.decide(annotation("cat", by=1), annotation("dog", by=2), annotation("bird", by=3)) == set()
+
+    def test_a_tie_on_one_label_leaves_the_task_out(self):
+        """That label can be taken neither for true nor for false, whatever is clear about the others."""
+        assert self.reason_of(annotation("cat", by=1), annotation("cat", "dog", by=2)) == annotations.TIED
+
+    def test_no_choice_means_none_of_them_only_as_ground_truth(self):
+        """Nobody may have looked, or the control may be newer than the annotation; a reviewer did look."""
+        assert self.reason_of(annotation(result=[])) == annotations.EMPTY
+        assert self.reason_of(annotation(result=[choice("cat", control="other")])) == annotations.NO_CHOICE
+        assert self.decide(annotation(result=[], ground_truth=True)) == set()
+        assert self.decide(annotation(result=[], ground_truth=True), annotation("cat", by=2)) == set()
+        assert self.reason_of(annotation(result=[], ground_truth=True, was_cancelled=True)) == annotations.SKIPPED
+
+    def test_one_label_still_needs_a_choice(self):
+        """Of exclusive classes one holds, so that not even ground truth says none."""
+        assert reason_of(task(annotation(result=[], ground_truth=True))) == annotations.EMPTY
+
+    def test_an_annotation_with_a_label_that_the_config_dropped_is_no_vote(self):
+        """That label may have a new name, which would then be taken for absent."""
+        assert self.reason_of(annotation("cat", "fish")) == annotations.OUTDATED
+        assert self.decide(annotation("cat", "fish", by=1), annotation("dog", by=2)) == {"dog"}
+
+    @given(st.lists(st.sets(st.sampled_from(KNOWN), min_size=1), min_size=1, max_size=7), st.randoms())
+    def test_the_outcome_is_that_of_counting_each_label(self, votes, random):
+        """In whatever order the annotations come."""
+        made = [annotation(*labels, by=number) for number, labels in enumerate(votes, start=1)]
+        random.shuffle(made)
+        counts = {label: sum(label in labels for labels in votes) for label in KNOWN}
+        if len(votes) / 2 in counts.values():
+            assert self.reason_of(*made) == annotations.TIED
+        else:
+            assert self.decide(*made) == {label for label, count in counts.items() if count > len(votes) / 2}
+
+    @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5, unique=True))
+    def test_labels_are_taken_as_they_are(self, names):
+        """Case, white space, accents and their composition included: what is stored is what is compared."""
+        assert decide(task(annotation(*names)), "label", set(names), multiple=True) == set(names)

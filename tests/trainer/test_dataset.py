@@ -1,3 +1,4 @@
+import base64
 import io
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import InputSpec
 from contract.preprocess import decode_image
 from tests.loopback import host
-from trainer.dataset import load_pixels, split
+from trainer.dataset import load_pixels, split, strata
 from trainer.labels import LabelledImage, LabelledPool, from_folder
 
 SPEC = InputSpec(8, 12)
@@ -28,9 +29,9 @@ def png(shade):
 
 def pool_of(*references, labels=None):
     """A pool of Label Studio's with one image after another, classes in turn."""
-    images = [LabelledImage(each, number % 2, number) for number, each in enumerate(references)]
+    images = [LabelledImage(each, (number % 2,), number) for number, each in enumerate(references)]
     if labels is not None:
-        images = [LabelledImage(each, label, 1) for each, label in zip(references, labels, strict=True)]
+        images = [LabelledImage(each, (label,), 1) for each, label in zip(references, labels, strict=True)]
     return LabelledPool(("a", "b"), tuple(images), "label", "a test", {})
 
 
@@ -113,6 +114,39 @@ class TestFolders:
             load_pixels(from_folder(tmp_path), spec=SPEC, fetcher=None, cache=tmp_path, progress=False)
 
 
+class TestSeveralLabels:
+    def test_targets_mark_the_labels_that_hold(self, tmp_path):
+        """A row for each readable image, a column for each label, and the tasks' numbers beside them."""
+        held = [(0, 2), (), (1,), (2,)]
+        uris = [f"data:image/png;base64,{base64.b64encode(png(shade)).decode()}" for shade in range(3)] + ["data:,no"]
+        images = [
+            LabelledImage(uri, labels, 10 + row) for row, (uri, labels) in enumerate(zip(uris, held, strict=True))
+        ]
+        pool = LabelledPool(("a", "b", "c"), tuple(images), "label", "a test", {}, multiple=True)
+        with Fetcher(FetchSettings()) as fetcher:
+            pixels = load_pixels(pool, spec=SPEC, fetcher=fetcher, cache=tmp_path, progress=False)
+        assert pixels.targets.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+        assert pixels.targets.dtype == np.uint8
+        assert pixels.task_ids.tolist() == [10, 11, 12]
+        assert len(pixels.unreadable) == 1
+
+    def test_the_class_of_an_image_is_its_rarest_label(self):
+        """So that what is rare is on both sides; images without a label are a class of their own."""
+        targets = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], np.uint8)
+        assert strata(targets).tolist() == [1, 0, 2, 3]
+        assert strata(np.array([[1, 1], [0, 0]], np.uint8)).tolist() == [0, 2]
+        assert strata(np.array([2, 0])).tolist() == [2, 0]
+
+    @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 6)), elements=st.integers(0, 1)))
+    def test_what_two_images_have_as_their_rarest_is_on_both_sides(self, targets):
+        """Nothing is lost, and nothing is on both sides."""
+        train, validation = split(targets, fraction=0.2, seed=0)
+        assert sorted([*train, *validation]) == list(range(len(targets)))
+        classes, counts = np.unique(strata(targets), return_counts=True)
+        assert set(strata(targets)[train]) == set(classes)
+        assert set(strata(targets)[validation]) == set(classes[counts > 1])
+
+
 class TestDownloads:
     REFERENCES = tuple(f"/data/upload/1/{number}.png" for number in range(4))
 
@@ -187,7 +221,7 @@ class TestDownloads:
 
     def test_references_without_a_host_are_not_cached(self, fetcher, tmp_path):
         """A data URI is its own copy."""
-        uris = [f"data:image/png;base64,{__import__('base64').b64encode(png(shade)).decode()}" for shade in (1, 2)]
+        uris = [f"data:image/png;base64,{base64.b64encode(png(shade)).decode()}" for shade in (1, 2)]
         assert len(self.load(fetcher, tmp_path / "cache", uris).images) == 2
         assert not (tmp_path / "cache").exists()
 

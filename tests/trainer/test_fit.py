@@ -6,11 +6,21 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from contract.errors import TrainingError
 from tests.trainer.small import coloured_images, small_network
-from trainer.fit import Recipe, choose_recipe, class_weights, coloured_noise, even_batches, fit, prepare
+from trainer.fit import (
+    Recipe,
+    choose_recipe,
+    class_weights,
+    coloured_noise,
+    even_batches,
+    fit,
+    label_weights,
+    prepare,
+)
 from trainer.network import build
 
 CPU = torch.device("cpu")
@@ -58,6 +68,71 @@ def test_divergence_is_an_error():
     """A rate at which the loss explodes, and a tenth of it, end in a TrainingError that names both."""
     with pytest.raises(TrainingError, match=r"1e\+08 and at 1e\+07.*--learning-rate"):
         fit_linear(seed=0, recipe=Recipe(1e8, epochs=5, batch_images=8))
+
+
+class TestSeveralLabels:
+    def data(self, count=80):
+        """Return points, and which of three labels hold: those of their coordinates that are positive."""
+        points = np.random.default_rng(3).normal(size=(count, 3))
+        return torch.from_numpy(points).float(), (points > 0).astype(np.uint8)
+
+    def test_learns_each_label_by_itself(self):
+        """None, one and several at once; the loss of every epoch is kept."""
+        inputs, targets = self.data()
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 3))
+        fitted = fit(module, inputs, targets, classes=3, recipe=Recipe(0.05, epochs=40, batch_images=8), device=CPU)
+        found = module(inputs).detach().numpy() > 0
+        assert len({tuple(row) for row in targets.tolist()}) == 8
+        assert (found == targets).mean() > 0.95
+        assert fitted.losses[-1] < fitted.losses[0]
+        assert fitted.attempts == 1
+
+    def test_the_loss_is_torchs_binary_cross_entropy_summed_over_the_labels(self):
+        """With the weights of the labels where they hold, in the mean over the images, against a loop over both."""
+        inputs, targets = self.data(8)
+        torch.manual_seed(0)
+        module = nn.Linear(3, 3)
+        weights = label_weights(targets)
+        with torch.no_grad():
+            module.weight.mul_(0.1)
+            p = module(inputs).sigmoid().double()
+        expected = 0.0
+        for image, label in np.ndindex(targets.shape):
+            held = bool(targets[image, label])
+            chance = p[image, label] if held else 1 - p[image, label]
+            expected -= float(chance.log()) * (float(weights[label]) if held else 1) / len(targets)
+        fitted = fit(module, inputs, targets, classes=3, recipe=Recipe(0.0, epochs=1, batch_images=8), device=CPU)
+        assert fitted.losses[0] == pytest.approx(expected, rel=1e-5)
+
+    def test_a_loss_far_above_guessing_is_divergence(self):
+        """Guessing is ln 2 for each label here, where each holds of half the images."""
+        module = nn.Linear(1, 2)
+        targets = np.array([[1, 0], [0, 1]], np.uint8)
+        with torch.no_grad():
+            module.weight.copy_(torch.tensor([[9.0], [-9.0]]))
+        inputs = torch.tensor([[-1.0], [1.0]])
+        with pytest.raises(TrainingError, match=r"guessing gives 1\.39"):
+            fit(module, inputs, targets, classes=2, recipe=Recipe(1e-9, epochs=1, batch_images=2), device=CPU)
+
+    @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 60), st.integers(1, 8)), elements=st.integers(0, 1)))
+    def test_a_label_weighs_alike_where_it_holds_and_where_not_within_bounds(self, targets):
+        """Ten to one is the most either way; a label that holds of no image is left as it is."""
+        weights = label_weights(targets)
+        held = targets.sum(axis=0)
+        for weight, count in zip(weights, held, strict=True):
+            balanced = (len(targets) - count) / count if count else 1
+            assert weight == pytest.approx(min(10, max(0.1, balanced)))
+
+    def test_a_thousand_labels_are_fitted(self):
+        """Most of them without an image, as at the start."""
+        targets = np.zeros((12, 1000), np.uint8)
+        targets[np.arange(12), np.arange(12)] = 1
+        torch.manual_seed(0)
+        module = nn.Linear(12, 1000)
+        fitted = fit(module, torch.eye(12), targets, classes=1000, recipe=RECIPE, device=CPU)
+        assert fitted.attempts == 1
+        assert all(math.isfinite(loss) for loss in fitted.losses)
 
 
 class FailsOnThirdCall(nn.Module):

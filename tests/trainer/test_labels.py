@@ -1,8 +1,13 @@
 import json
 import logging
+import os
+import unicodedata
 from types import SimpleNamespace
+from xml.sax.saxutils import quoteattr
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from contract.errors import ConfigError, LabelError
 from trainer import annotations, labels, labelstudio
@@ -21,13 +26,49 @@ CONFIG = """
 
 def item(label, control="label"):
     """One item of an annotation's result."""
-    return {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+    return items(label, control=control)
+
+
+_AS_REFERENCES = {character: f"&#{ord(character)};" for character in "\t\n\r"}
+"""XML reads such characters in attributes as spaces unless they are written so."""
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+    lambda name: all(each in "\t\n\r" or (each >= " " and each not in "\ufffe\uffff") for each in name)
+) | st.sampled_from(
+    [
+        "שלום",
+        "e\u0301",
+        unicodedata.normalize("NFC", "e\u0301"),
+        "👩🏽‍🚒",
+        "<b>\"&'",
+        " padded ",
+        "two\nlines",
+        "İ",
+        "ß",
+    ]
+)
+
+
+def items(*labels, control="seen"):
+    """One item of an annotation's result, of several choices."""
+    return {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": list(labels)}}
 
 
 def task(number, *results, key="photo", **data):
     """A task with one annotation of these items, or none."""
     made = [{"id": number, "completed_by": 1, "result": list(results), "was_cancelled": False}] if results else []
     return {"id": number, "data": {key: f"/data/upload/1/{number}.png"} | data, "annotations": made}
+
+
+SEVERAL = """
+<View>
+  <Image name="image" value="$photo"/>
+  <Choices name="seen" toName="image" choice="multiple">
+    <Choice value="dog"/><Choice value="Cat" alias="cat"/><Choice value="bird"/>
+  </Choices>
+  <Choices name="sharp" toName="image"><Choice value="yes"/><Choice value="no"/></Choices>
+</View>
+"""
 
 
 @pytest.fixture
@@ -54,8 +95,8 @@ class TestFolders:
         """Each image has the label of its folder; folders and files come sorted by name."""
         pool = from_folder(self.make(tmp_path, "b/2.png", "b/1.JPG", "a/1.webp"))
         assert pool.labels == ("a", "b")
-        assert [(image.reference, image.label) for image in pool.images] == [
-            (str(tmp_path / name), label) for name, label in (("a/1.webp", 0), ("b/1.JPG", 1), ("b/2.png", 1))
+        assert [(image.reference, image.labels) for image in pool.images] == [
+            (str(tmp_path / name), (label,)) for name, label in (("a/1.webp", 0), ("b/1.JPG", 1), ("b/2.png", 1))
         ]
         assert pool.control is None
         assert pool.left_out == {}
@@ -73,6 +114,16 @@ class TestFolders:
         with pytest.raises(LabelError, match="at least 2 classes"):
             from_folder(self.make(tmp_path, *names))
 
+    def test_a_folder_whose_name_is_no_text_is_refused(self, tmp_path):
+        """A name of other bytes than UTF-8 could be trained on and not be written into the manifest."""
+        self.make(tmp_path, "a/1.png")
+        folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+        os.mkdir(folder)
+        with open(os.path.join(folder, b"1.png"), "wb"):
+            pass
+        with pytest.raises(LabelError, match=r"labels in UTF-8, got 'caf\\udce9'.*rename it"):
+            from_folder(tmp_path)
+
     def test_a_missing_folder_is_said(self, tmp_path):
         """The message says which folder to give."""
         with pytest.raises(LabelError, match="the folder above the classes"):
@@ -84,7 +135,10 @@ class TestExports:
         """Also those that nobody has used yet; an alias is what Label Studio stores."""
         pool = from_export(export([task(1, item("cat")), task(2, item("dog"))]), CONFIG)
         assert pool.labels == ("dog", "cat", "bird")
-        assert pool.images == (LabelledImage("/data/upload/1/1.png", 1, 1), LabelledImage("/data/upload/1/2.png", 0, 2))
+        assert pool.images == (
+            LabelledImage("/data/upload/1/1.png", (1,), 1),
+            LabelledImage("/data/upload/1/2.png", (0,), 2),
+        )
         assert pool.control == "label"
         assert "order of the labelling config" in pool.origin
 
@@ -162,6 +216,92 @@ class TestExports:
         with pytest.raises(LabelError, match=r"export of type JSON.*choose JSON in the project's Export dialog"):
             from_export(export(text), CONFIG)
 
+    def test_a_control_that_allows_several_labels_makes_a_pool_of_several(self, export):
+        """Indices rise in the config's order, whatever the order of the clicks; other pools are of one label."""
+        tasks = [task(1, items("cat", "dog")), task(2, items("bird")), task(3, items("bird", "bird"))]
+        pool = from_export(export(tasks), SEVERAL)
+        assert pool.multiple
+        assert [image.labels for image in pool.images] == [(0, 1), (2,), (2,)]
+        assert not from_export(export([task(1, item("cat")), task(2, item("dog"))]), CONFIG).multiple
+
+    def test_tasks_without_a_choice_are_left_out_and_said(self, export, caplog):
+        """With what to do where no label holds; done, that is an image without a label."""
+        tasks = [task(1, items("cat")), task(2, items("dog")), task(3, item("yes", "sharp")), task(4, items("dog"))]
+        tasks[3]["annotations"][0]["result"] = []
+        pool = from_export(export(tasks), SEVERAL, "seen")
+        assert pool.left_out == {annotations.NO_CHOICE: 1, annotations.EMPTY: 1}
+        assert "2 tasks without a choice are left out; if no label holds, mark them as ground truth" in caplog.text
+        for each in tasks:
+            each["annotations"][0]["ground_truth"] = True
+        pool = from_export(export(tasks), SEVERAL, "seen")
+        assert [image.labels for image in pool.images] == [(1,), (0,), (), ()]
+        assert pool.left_out == {}
+
+    def test_the_control_with_more_choices_a_task_is_not_the_one_used_most(self, export):
+        """What counts is how often a control was answered."""
+        both = [task(number, items("cat", "dog"), item("yes", "sharp")) for number in (1, 2)]
+        pool = from_export(export([*both, task(3, item("no", "sharp"))]), SEVERAL)
+        assert pool.control == "sharp"
+
+    def test_without_a_config_two_choices_at_once_show_that_several_may_hold(self, export):
+        """Label Studio lets nobody make two where one is asked for."""
+        tasks = [task(1, items("cat", "dog")), task(2, items("dog"))]
+        pool = from_export(export(tasks))
+        assert pool.multiple
+        assert [image.labels for image in pool.images] == [(0, 1), (1,)]
+        assert not from_export(export([task(1, items("cat")), task(2, items("dog"))])).multiple
+
+    def test_images_that_all_have_the_same_labels_are_refused(self, export):
+        """There is nothing to tell apart, however many labels they have."""
+        same = [task(number, items("cat", "dog")) for number in (1, 2)]
+        with pytest.raises(LabelError, match=r"images that differ in a label, got 2 of 2 \(dog, cat\)"):
+            from_export(export(same), SEVERAL)
+
+    def test_choices_that_come_go_and_change_their_names_between_rounds(self, export):
+        """Labels follow the config of the day; tasks with one that is gone are counted, none is taken for another."""
+        tasks = [task(1, items("cat", "dog")), task(2, items("bird")), task(3, items("dog"))]
+        before = from_export(export(tasks), SEVERAL)
+        renamed = SEVERAL.replace('value="bird"', 'value="Bird"').replace('<Choice value="dog"/>', "")
+        renamed = renamed.replace("</Choices>", '<Choice value="fox"/></Choices>', 1)
+        tasks += [task(4, items("fox")), task(5, items("Bird", "fox")), task(6, items(" cat"))]
+        after = from_export(export(tasks), renamed)
+        assert (before.labels, after.labels) == (("dog", "cat", "bird"), ("cat", "Bird", "fox"))
+        assert [(image.task_id, image.labels) for image in after.images] == [(4, (2,)), (5, (1, 2))]
+        assert after.left_out == {annotations.OUTDATED: 4}
+
+    @pytest.mark.parametrize("allowed", ["single", "multiple"])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the file is written anew each time
+    @given(st.lists(NAMES, min_size=2, max_size=6, unique=True))
+    def test_any_name_goes_from_the_config_to_the_pool(self, export, allowed, names):
+        """Combining marks, other directions, emoji, quotes, markup, line breaks: what is stored is what is compared."""
+        choices = "".join(f"<Choice value={quoteattr(name, _AS_REFERENCES)}/>" for name in names)
+        config = (
+            f'<View><Image name="image" value="$photo"/><Choices name="seen" toName="image" choice="{allowed}">'
+            f"{choices}</Choices></View>"
+        )
+        pool = from_export(export([task(number, items(name)) for number, name in enumerate(names)]), config)
+        assert pool.labels == tuple(names)
+        assert [image.labels for image in pool.images] == [(number,) for number in range(len(names))]
+        assert pool.left_out == {}
+
+    def test_a_thousand_classes_keep_their_order(self, export):
+        """Config, pool and indices."""
+        names = [f"class {number}" for number in range(1000)]
+        choices = "".join(f'<Choice value="{name}"/>' for name in names)
+        config = (
+            f'<View><Image name="i" value="$photo"/><Choices name="seen" toName="i" choice="multiple">{choices}'
+            "</Choices></View>"
+        )
+        tasks = [task(number, items(name, names[0])) for number, name in enumerate(names)]
+        pool = from_export(export(tasks), config)
+        assert pool.labels == tuple(names)
+        assert [image.labels for image in pool.images[1:]] == [(0, number) for number in range(1, 1000)]
+
+    def test_half_a_character_in_a_name_is_refused_before_training(self, export):
+        """JSON can hold one, no file in UTF-8 can."""
+        with pytest.raises(LabelError, match=r"labels in UTF-8, got 'c\\udc61t'"):
+            from_export(export([task(1, items("dog")), task(2, items("c\udc61t"))]))
+
     def test_a_missing_file_is_said(self, tmp_path):
         """An error of the caller, not a traceback."""
         with pytest.raises(LabelError, match="cannot be read"):
@@ -178,7 +318,7 @@ def test_a_project_is_read_with_its_own_config(monkeypatch):
     project = labelstudio.Project(5, "Pets", CONFIG, "")
     tasks = [task(1, item("cat")), task(2, item("dog"))]
     monkeypatch.setattr(labelstudio, "read_project", lambda client, number: project)
-    monkeypatch.setattr(labelstudio, "project_tasks", lambda client, number: iter(tasks))
+    monkeypatch.setattr(labelstudio, "annotated_tasks", lambda client, number: iter(tasks))
     pool = from_project(5, SimpleNamespace())
     assert pool.labels == ("dog", "cat", "bird")
     assert [image.task_id for image in pool.images] == [1, 2]

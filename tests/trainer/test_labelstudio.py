@@ -3,12 +3,13 @@ import json
 import re
 import socket
 import time
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from contract.errors import ConfigError
 from tests.loopback import Host, host, reply
+from tests.trainer.studio import Gone
+from tests.trainer.studio import studio as in_memory
 from trainer import labelstudio
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
@@ -31,7 +32,6 @@ def studio():
     with host() as each:
         serve_json(each, "/api/current-user/whoami", {"id": 1, "email": "ann@example.com"})
         each.answers["/api/projects/5/"] = project
-        each.answers["/api/tasks/"] = each.answers["/api/tasks"] = tasks
         yield each
 
 
@@ -46,17 +46,8 @@ def answer_json(handler, request, content, status=200):
 def project(handler, request):
     if request.method == "PATCH" and json.loads(request.body)["model_version"] != "v1":
         return answer_json(handler, request, {"validation_errors": {"model_version": ["must exist"]}}, 400)
-    return answer_json(handler, request, {"id": 5, "title": "Pets", "label_config": CONFIG, "model_version": "v0"})
-
-
-def tasks(handler, request):
-    """Two pages, and Label Studio's 404 after the last."""
-    page = int(parse_qs(urlsplit(request.path).query)["page"][0])
-    if page > 2:
-        return answer_json(handler, request, {"detail": "Invalid page."}, 404)
-    numbers = range(3 * page - 2, 3 * page + 1)
-    found = [{"id": number, "data": {"image": f"{number}.png"}, "annotations": [{"id": number}]} for number in numbers]
-    return answer_json(handler, request, {"tasks": found, "total": 6, "total_annotations": 6, "total_predictions": 0})
+    content = {"id": 5, "title": "Pets", "label_config": CONFIG, "model_version": "v0", "sampling": "Sequential"}
+    return answer_json(handler, request, content)
 
 
 class TestConnecting:
@@ -117,21 +108,176 @@ class TestReading:
     def test_a_project_is_read(self, studio):
         """What the trainer needs to know of it."""
         client = labelstudio.connect(studio.url, LEGACY)
-        assert labelstudio.read_project(client, 5) == labelstudio.Project(5, "Pets", CONFIG, "v0")
-
-    def test_tasks_come_page_by_page_to_the_last(self, studio):
-        """The page after the last is Label Studio's way of ending."""
-        client = labelstudio.connect(studio.url, LEGACY)
-        found = list(labelstudio.project_tasks(client, 5))
-        assert [task["id"] for task in found] == [1, 2, 3, 4, 5, 6]
-        assert found[0] == {"id": 1, "data": {"image": "1.png"}, "annotations": [{"id": 1}]}
-        assert "fields=all" in studio.requests[-1].path
+        assert labelstudio.read_project(client, 5) == labelstudio.Project(5, "Pets", CONFIG, "v0", "Sequential")
 
     def test_an_unknown_project_is_one_clear_line(self, studio):
         """The message names the number."""
         client = labelstudio.connect(studio.url, LEGACY)
         with pytest.raises(ConfigError, match="has no project 6"):
             labelstudio.read_project(client, 6)
+
+    @pytest.mark.parametrize("content", [[], {"tasks": 3}, {"total": 3}, "text"])
+    def test_an_answer_of_another_make_is_one_clear_line(self, studio, content):
+        """Whatever a proxy may put in its place."""
+        serve_json(studio, "/api/tasks/", content)
+        client = labelstudio.connect(studio.url, LEGACY)
+        with pytest.raises(ConfigError, match="an answer that is not its own"):
+            list(labelstudio.unlabelled_tasks(client, 5))
+
+
+@pytest.fixture
+def pets():
+    """A project of twelve tasks, in pages of five."""
+    with in_memory(12) as state:
+        state.client = labelstudio.connect(state.url, LEGACY)
+        yield state
+
+
+@pytest.fixture(autouse=True)
+def _small_pages(monkeypatch):
+    monkeypatch.setattr(labelstudio, "_PAGE_TASKS", 5)
+    monkeypatch.setattr(labelstudio, "_ANNOTATED_PAGE_TASKS", 2)
+
+
+class TestTasks:
+    def test_annotated_tasks_are_those_labelled_and_then_those_skipped(self, pets):
+        """With their annotations; the thousands without any are not read."""
+        for task in (9, 2, 5, 7):
+            pets.annotate(task, "cat")
+        pets.annotate(3, "cat", cancelled=True)
+        found = list(labelstudio.annotated_tasks(pets.client, 5))
+        assert [task["id"] for task in found] == [2, 5, 7, 9, 3]
+        assert found[0] == {name: pets.tasks[2][name] for name in ("id", "data", "annotations")}
+        assert "fields=all" in pets.requests[-1].path
+
+    def test_unlabelled_tasks_come_with_their_data(self, pets):
+        """Skipped ones among them; references as they were imported, so that caches know them."""
+        pets.annotate(4, "cat")
+        pets.annotate(6, "cat", cancelled=True)
+        found = list(labelstudio.unlabelled_tasks(pets.client, 5))
+        assert [task.id for task in found] == [number for number in pets.tasks if number != 4]
+        assert found[0].data == pets.tasks[1]["data"]
+        assert labelstudio.count_unlabelled(pets.client, 5) == len(found)
+        assert "resolve_uri=false" in pets.requests[-2].path
+
+    def test_no_task_slips_through_while_others_are_labelled(self, pets):
+        """Pages by number would shift under the reader's feet."""
+        found = []
+        for task in labelstudio.unlabelled_tasks(pets.client, 5):
+            found.append(task.id)
+            if task.id < 11:
+                pets.annotate(task.id, "cat")
+        assert found == list(pets.tasks)
+
+    def test_a_server_with_smaller_pages_is_read_to_the_end(self, pets):
+        """Label Studio may be set to give less than it is asked for."""
+        page = pets.page
+        pets.page = lambda query: page({**query, "page_size": "2"})
+        assert len(list(labelstudio.unlabelled_tasks(pets.client, 5))) == 12
+
+
+class TestState:
+    def test_what_people_do_shows_in_the_state(self, pets):
+        """A new label, a skip, an edited label, a new task, another config: each makes another state."""
+        seen = [labelstudio.project_state(pets.client, 5)]
+        assert (seen[0].tasks, seen[0].total_annotations, seen[0].newest_updated_at) == (12, 0, "")
+
+        def edit():
+            pets.tasks[1]["updated_at"] = "2026-02-01T00:00:00.000000Z"
+
+        def change_config():
+            pets.project["label_config"] = CONFIG + " "
+
+        for happen in (
+            lambda: pets.annotate(1, "cat"),
+            lambda: pets.annotate(2, "cat", cancelled=True),
+            edit,
+            pets.add_task,
+            change_config,
+            lambda: pets.delete_task(1),
+        ):
+            happen()
+            seen.append(labelstudio.project_state(pets.client, 5))
+        assert len(set(seen)) == len(seen)
+        assert labelstudio.project_state(pets.client, 5) == seen[-1]
+
+    def test_it_takes_two_requests(self, pets):
+        """It is asked for every few seconds."""
+        before = len(pets.requests)
+        labelstudio.project_state(pets.client, 5)
+        assert len(pets.requests) == before + 2
+
+
+class TestPredictions:
+    def test_those_of_one_version_are_listed(self, pets):
+        """The oldest first, and no more of them than their place in the order."""
+        pets.predict(1, "v1", 0.25)
+        pets.predict(2, "v2")
+        pets.predict(1, "v1", None)
+        pets.predictions[14]["result"] = [{"meta": {"task": 1, "model_version": "v1", "id": 3, "score": 1}}]
+        found = labelstudio.list_predictions(pets.client, 5, "v1")
+        assert [(each.task, each.score) for each in found] == [(1, 0.25), (1, None)]
+        assert labelstudio.count_predictions(pets.client, 5) == {"v1": 2, "v2": 1}
+
+    def test_what_was_imported_is_counted(self, pets):
+        """By what Label Studio says that it took."""
+        pets.drops = lambda prediction: prediction["score"] > 1
+        sent = [{"task": task, "model_version": "ü", "score": task, "result": []} for task in (1, 2)]
+        assert labelstudio.import_predictions(pets.client, 5, sent) == 1
+        assert labelstudio.count_predictions(pets.client, 5) == {"ü": 1}
+
+    def test_an_unknown_task_is_a_refusal(self, pets):
+        """Which is known to have stored nothing."""
+        with pytest.raises(labelstudio.Refused):
+            labelstudio.import_predictions(pets.client, 5, [{"task": 99, "score": 0.5, "result": []}])
+
+    @pytest.mark.parametrize("status", [500, 502, 503, 504])
+    def test_a_fault_of_label_studio_leaves_open_what_became_of_an_import(self, pets, status):
+        """It is not sent again on that account."""
+
+        def fail(request):
+            raise Gone(status)
+
+        pets.before = fail
+        before = len(pets.requests)
+        with pytest.raises(labelstudio.Unreachable):
+            labelstudio.import_predictions(pets.client, 5, [])
+        assert len(pets.requests) == before + 1
+
+    def test_one_or_a_whole_version_is_deleted(self, pets):
+        """One that is gone already is none the worse."""
+        number = pets.predict(1, "v1")
+        for task in (1, 2):
+            pets.predict(task, "v2")
+        labelstudio.delete_prediction(pets.client, number)
+        labelstudio.delete_prediction(pets.client, number)
+        labelstudio.delete_predictions(pets.client, 5, "v2")
+        assert pets.predictions == {}
+
+
+class TestWebhooks:
+    def test_a_header_is_put_on_our_webhooks_alone(self, pets):
+        """Others go elsewhere, and must not carry our secret; headers that are there stay."""
+        pets.webhooks = {
+            1: {"id": 1, "url": "http://server:9090/webhook", "headers": {"X-Team": "a"}},
+            2: {"id": 2, "url": "http://server:9090", "headers": None},
+            3: {"id": 3, "url": "http://server:90901/webhook", "headers": {}},
+            4: {"id": 4, "url": "http://elsewhere/http://server:9090/webhook", "headers": {}},
+        }
+        header = ("Authorization", "Bearer secret")
+        assert labelstudio.set_webhook_header(pets.client, 5, ["http://server:9090/"], header) == 2
+        assert {number: hook["headers"] for number, hook in pets.webhooks.items()} == {
+            1: {"X-Team": "a", "Authorization": "Bearer secret"},
+            2: {"Authorization": "Bearer secret"},
+            3: {},
+            4: {},
+        }
+        assert labelstudio.set_webhook_header(pets.client, 5, ["http://server:9090/"], header) == 0
+
+    def test_without_an_address_none_is_touched(self, pets):
+        """Rather than all."""
+        pets.webhooks = {1: {"id": 1, "url": "http://server:9090/webhook", "headers": {}}}
+        assert labelstudio.set_webhook_header(pets.client, 5, [], ("Authorization", "Bearer secret")) == 0
 
 
 class TestSwitching:

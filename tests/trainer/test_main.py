@@ -5,14 +5,22 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contract.errors import TrainingError
 from contract.repository import WEIGHTS_FILE, Repository
 from tests.trainer.small import PROVENANCE, small_network, write_folders
 from tests.versions import publish
+from trainer import __main__ as main_module
 from trainer import labelstudio
+from trainer import rank as rank_module
 from trainer import run as run_module
+from trainer import watch as watch_module
 from trainer.__main__ import main
+from trainer.children import LABELS_AT_FAULT
+from trainer.rank import Summary
+from trainer.settings import Environment, RankOptions
 
 
 @pytest.fixture
@@ -36,19 +44,19 @@ def test_a_run_ends_with_one_line_of_json_on_stdout(train, capsys):
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
     document = json.loads(line)
-    assert list(document) == ["version", "labels", "classes", "accuracy", "macro_f1", "nll", "ece", "seconds"]
+    assert list(document) == ["version", "labels", "classes", "accuracy", "macro_f1", "nll", "ece", "seconds", "advice"]
     assert (document["labels"], document["classes"]) == (12, 3)
     assert "training" in err
 
 
 def test_an_error_is_one_line_and_no_traceback(train, capsys, monkeypatch):
-    """Exit code 1, nothing on stdout, and no version."""
+    """An exit code that tells what other labels may mend, nothing on stdout, and no version."""
 
     def diverge(*args, **kwargs):
         raise TrainingError("diverged at learning rate 1")
 
     monkeypatch.setattr(run_module, "fit", diverge)
-    assert train() == 1
+    assert train() == LABELS_AT_FAULT
     out, err = capsys.readouterr()
     assert out == ""
     assert "error: diverged at learning rate 1" in err
@@ -149,6 +157,158 @@ def test_activate_without_an_address_says_what_to_set(models, capsys):
     publish(Repository(models), b"one")
     assert main(["activate", "--project", "3"]) == 1
     assert "LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ranked(monkeypatch):
+    """What `rank` was asked for, in place of its doing it."""
+    asked = []
+
+    def rank(options, environment):
+        asked.append((options, environment))
+        return Summary(
+            ranking="v1.r2",
+            version="v1",
+            project=options.project,
+            strategy=options.strategy,
+            tasks=850,
+            audit=85,
+            near_duplicates=12,
+            failed=3,
+            imported=850,
+            removed=900,
+            seconds=61.2345,
+        )
+
+    monkeypatch.setattr(rank_module, "rank", rank)
+    return asked
+
+
+def test_rank_ends_with_a_line_for_people_and_one_of_json(ranked, capsys):
+    """The one on stderr, the other on stdout."""
+    assert main(["rank", "--project", "3"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["ranking"], document["version"], document["tasks"]) == ("v1.r2", "v1", 850)
+    assert document["seconds"] == 61.23
+    assert err.splitlines()[-1] == (
+        "ranked 850 tasks of project 3 by balanced-bald (85 by chance, 12 near-duplicates, 3 not scored) as v1.r2; 61 s"
+    )
+
+
+def test_rank_passes_on_what_it_is_told(ranked, tmp_path, monkeypatch):
+    """Each option."""
+    monkeypatch.setenv("LABELNEXT_SERVERS", "http://a:9090, http://b:9090")
+    monkeypatch.setenv("LABELNEXT_BASIC_AUTH", "ann:secret")
+    arguments = "--server http://c --server http://d --strategy margin --audit 0 --first 50 --keep-duplicates "
+    arguments += "--keep-sampling --again --dry-run --control label --weights none --arch vgg11"
+    assert main(["rank", "--project", "3"]) == main(["rank", "--project", "3", *arguments.split()]) == 0
+    (plain, environment), (told, _) = ranked
+    assert plain == RankOptions(3)
+    assert environment.servers == ("http://a:9090", "http://b:9090")
+    assert told == RankOptions(
+        project=3,
+        servers=("http://c", "http://d"),
+        strategy="margin",
+        audit_share=0.0,
+        first=50,
+        keep_duplicates=True,
+        keep_sampling=True,
+        again=True,
+        dry_run=True,
+        control="label",
+        weights="none",
+        architecture="vgg11",
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--strategy", "bold"], ["--audit", "1"], ["--audit", "-0.1"], ["--first", "0"], ["--project", "x"]]
+)
+def test_rank_refuses_what_cannot_be_with_the_usage(ranked, capsys, arguments):
+    """By argparse, with its exit code."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["rank", "--project", "3", *arguments])
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_an_interrupted_ranking_says_how_to_go_on(monkeypatch, capsys):
+    """Nothing that was scored is lost."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rank_module, "rank", interrupt)
+    assert main(["rank", "--project", "3"]) == 130
+    assert "run it again, and it goes on where it was" in capsys.readouterr().err
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What `watch` was asked for, in place of its doing it."""
+    asked = []
+
+    def watch(options, environment, *, arguments_of_run, arguments_of_rank):
+        asked.append((options, arguments_of_run, arguments_of_rank))
+        return 7
+
+    monkeypatch.setattr(watch_module, "watch", watch)
+    return asked
+
+
+def test_watch_gives_run_and_rank_what_they_understand(watched):
+    """Each its own options and those of both; defaults are left to them."""
+    assert main(["watch", "--project", "3"]) == 7
+    arguments = "--labels 25 --minutes 30 --poll 2 --rounds 4 --control label --audit 0.2 --weights none --arch vgg11 "
+    arguments += "--train head --epochs 3 --int8 --server http://c --server http://d --strategy margin --keep-sampling"
+    assert main(["watch", "--project", "3", *arguments.split()]) == 7
+    assert watched[0] == (watch_module.WatchOptions(3), [], [])
+    options, of_run, of_rank = watched[1]
+    assert options == watch_module.WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4)
+    both = ["--control", "label", "--audit", "0.2", "--weights", "none", "--arch", "vgg11"]
+    assert of_run == [*both, "--train", "head", "--epochs", "3", "--int8"]
+    servers = ["--server", "http://c", "--server", "http://d"]
+    assert of_rank == [*both, *servers, "--strategy", "margin", "--keep-sampling"]
+
+
+@given(st.data())
+def test_what_watch_passes_on_parses_to_the_same(data):
+    """Whatever is given."""
+    options = {
+        "--audit": st.sampled_from(["0", "0.05", "0.1", "0.5"]),
+        "--weights": st.sampled_from(["none", "imagenet"]),
+        "--seed": st.integers(0, 9).map(str),
+        "--passes": st.integers(2, 30).map(str),
+        "--first": st.integers(1, 300).map(str),
+        "--strategy": st.sampled_from(["bald", "balanced-bald"]),
+    }
+    chosen = data.draw(st.sets(st.sampled_from(sorted(options))))
+    given_arguments = [part for name in sorted(chosen) for part in (name, data.draw(options[name]))]
+    parser = main_module._parser()
+    watch = parser.parse_args(["watch", "--project", "1", *given_arguments])
+    for command, add in (("run", main_module._options_of_run), ("rank", main_module._options_of_rank)):
+        passed_on = parser.parse_args([command, "--project", "1", *main_module._as_given(watch, add)])
+        shared = vars(passed_on).keys() & vars(watch).keys() - {"command", "interrupted"}
+        assert {name: getattr(passed_on, name) for name in shared} == {name: getattr(watch, name) for name in shared}
+
+
+@pytest.mark.parametrize("login", ["secret", ":secret", ""])
+def test_a_login_that_is_none_is_refused_without_being_shown(models, monkeypatch, capsys, login):
+    """An empty one counts as not set."""
+    monkeypatch.setenv("LABELNEXT_BASIC_AUTH", login)
+    status = main(["versions"])
+    err = capsys.readouterr().err
+    assert status == (1 if login else 0)
+    assert ("LABELNEXT_BASIC_AUTH must be user:password" in err) == bool(login)
+    assert "secret" not in err
+
+
+def test_secrets_are_in_no_text_of_the_settings():
+    """They may be logged."""
+    environ = {"LABELNEXT_BASIC_AUTH": "ann:pw-1", "LABELNEXT_WEBHOOK_SECRET": "pw-2"}
+    environment = Environment.read(environ | {"LABELNEXT_LABEL_STUDIO_TOKEN": "pw-3"})
+    assert (environment.basic_auth, environment.webhook_secret) == ("ann:pw-1", "pw-2")
+    assert "pw-" not in repr(environment)
 
 
 def test_rollback_to_a_version_that_is_not_there_fails(models, capsys):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -5,8 +6,10 @@ import onnx
 import pytest
 import torch
 
+from contract.acquisition import bald
 from contract.errors import DropoutDead, GateError, LabelnextError, ManifestError, ProbeMismatch
 from contract.passes import dropout_nodes, load_graph
+from contract.probe import Probe
 from contract.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
 from tests.trainer.small import coloured_images, lively_network, small_network, stage_files
 from trainer.export import export
@@ -36,6 +39,18 @@ def test_an_export_proves_itself(staged):
     proof = prove_version(stage.describe(manifest))
     assert proof.largest_difference < 1e-5
     assert proof.mean_bald > 0.005
+
+
+def test_an_export_of_several_labels_proves_itself(tmp_path):
+    """The manifest says that the graph is to end in sigmoids; read as of one label, the same files are refused."""
+    with Repository(tmp_path).stage(datetime(2026, 1, 2, tzinfo=UTC)) as stage:
+        manifest = stage_files(stage, lively_network(), IMAGES, multiple=True)
+        proof = prove_version(stage.describe(manifest))
+        assert proof.largest_difference < 1e-5
+        probe = Probe.load(stage.path / PROBE_FILE)
+        assert proof.mean_bald == pytest.approx(bald(probe.masked_probabilities, multiple=True).mean(), rel=1e-3)
+        with pytest.raises(ProbeMismatch):
+            prove_version(stage.describe(replace(manifest, multiple=False)))
 
 
 def silence(graph):

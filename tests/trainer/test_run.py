@@ -1,18 +1,23 @@
 import json
 import os
 import signal
+from base64 import b64encode
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
 from contract.repository import INT8_TRUNK_FILE, Repository
-from tests.trainer.small import COLOURS, PROVENANCE, lively_network, small_network, write_folders
+from tests.trainer.small import COLOURS, PROVENANCE, coloured_images, lively_network, small_network, write_folders
+from tests.trainer.studio import TOKEN, studio
 from tests.versions import fix_names, publish
 from trainer import run as run_module
+from trainer.audit import is_audit
 from trainer.export import export
 from trainer.proof import prove_version
 from trainer.quantise import quantise
@@ -234,7 +239,7 @@ def test_the_probe_holds_unseen_images_of_every_class(folders, environment):
     """Sixteen at most, from the validation part."""
     data = run_module._read(Source(images=folders), TRAINING, environment)
     chosen = run_module._choose_probe_images(data)
-    held_out = {image.tobytes() for image in data.pixels.images[data.validation]}
+    held_out = {image.tobytes() for image in data.pixels.images[data.parts.validation]}
     assert {image.tobytes() for image in chosen} == held_out
     assert len(chosen) == 6
 
@@ -255,3 +260,81 @@ def test_a_source_that_cannot_be_read_says_what_is_missing(source, message, envi
     """Settings are named by the names they are set by."""
     with pytest.raises(ConfigError, match=message):
         run(source, TRAINING, environment)
+
+
+CONFIG = (
+    '<View><Image name="image" value="$image"/><Choices name="label" toName="image">'
+    + "".join(f'<Choice value="{colour}"/>' for colour in COLOURS)
+    + "</Choices></View>"
+)
+
+
+@pytest.fixture
+def project():
+    """A Label Studio in which 33 tasks of the random sample are labelled, and 39 others."""
+    numbers = np.arange(1, 601)
+    audit = is_audit(5, numbers, 0.1)
+    chosen = np.sort(np.concatenate([numbers[audit][:33], numbers[~audit][:39]]))
+    images, targets = coloured_images(np.random.default_rng(7), len(chosen))
+    with studio(tasks=chosen.max()) as each:
+        each.project["label_config"] = CONFIG
+        for task, image, target in zip(chosen.tolist(), images, targets, strict=True):
+            file = BytesIO()
+            Image.fromarray(image).save(file, "PNG")
+            each.tasks[task]["data"] = {"image": f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"}
+            each.annotate(task, list(COLOURS)[target])
+        yield each
+
+
+def train_on_project(project, environment, **fields):
+    connected = replace(environment, label_studio_url=project.url, label_studio_token=TOKEN)
+    summary = run(Source(project=5), replace(TRAINING, **fields), connected)
+    return summary, Repository(environment.models).open(summary.version).manifest
+
+
+def test_a_project_is_measured_on_its_random_sample(project, environment):
+    """The manifest says so, with the interval, the mean BALD and what was there before the labels were read."""
+    summary, manifest = train_on_project(project, environment)
+    assert manifest.training["validation"] == "audit"
+    assert manifest.training["audit_images"] == manifest.training["validation_images"] == manifest.metrics["images"]
+    assert manifest.training["audit_images"] == 33
+    newest = max(task["updated_at"] for task in project.tasks.values())
+    assert manifest.training["project"] == {"id": 5, "annotations": 72, "updated_at": newest}
+    low, high = manifest.metrics["macro_f1_interval"]
+    assert 0 <= low <= manifest.metrics["macro_f1"] <= high <= 1
+    assert 0 < manifest.metrics["mean_bald"] < np.log(3)
+    assert summary.advice == manifest.training["advice"]["sentence"]
+    assert summary.advice.startswith("too early to say: 1 version so far, 3 are needed (macro-F1 ")
+
+
+def test_successive_versions_are_compared_on_it(project, environment):
+    """The first with none, the next with the one before, which is not asked twice."""
+    _, first = train_on_project(project, environment)
+    _, same = train_on_project(project, environment)
+    _, other = train_on_project(project, environment, seed=1, epochs=60, learning_rate=0.1)
+    kappas = [manifest.training["advice"]["kappa"] for manifest in (first, same, other)]
+    assert kappas[0] is None
+    assert kappas[1] > 0.5
+    assert kappas[2] < 0.5
+
+
+def test_without_a_random_sample_there_is_no_advice(project, environment, folders):
+    """A part of each class is held out, as from folders."""
+    summary, manifest = train_on_project(project, environment, audit_share=0.0)
+    assert (manifest.training["validation"], manifest.training["audit_images"]) == ("split", 0)
+    assert summary.advice is None
+    assert "advice" not in manifest.training
+    summary = run(Source(images=folders), TRAINING, environment)
+    training = Repository(environment.models).open(summary.version).manifest.training
+    assert (training["validation"], training["project"], summary.advice) == ("split", None, None)
+
+
+def test_a_comparison_that_fails_costs_no_version(project, environment):
+    """The version in use may be broken: a new one is what mends it."""
+    train_on_project(project, environment)
+    repository = Repository(environment.models)
+    path = repository.open(repository.current()).model_path
+    path.write_bytes(b"x" * path.stat().st_size)
+    _, manifest = train_on_project(project, environment)
+    assert manifest.version == repository.current()
+    assert manifest.training["advice"]["kappa"] is None

@@ -1,0 +1,219 @@
+"""Does an order waste labels on near-copies? `python -m bench.duplicates [--image-size 224] [--originals 150]`.
+
+Photos that a version was not trained on, and nine near-copies of each, as bursts, re-encodings and scans of one thing
+leave them: shifted, cropped, darker, brighter, of more contrast, saved as JPEG twice, noisy, blurred. The server's
+engine scores and embeds them all, and they are put in order. Reported:
+
+    distinct    different photos among the first 100 of an order: the default one as it is, as it would be with
+                near-duplicates kept, and the same of plain BALD
+    claimed     the share of each kind of copy that is taken for a near-duplicate of its photo, when photo and copies
+                are compared as all others are; and the share of the photos, without copies, that are claimed by others
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageEnhance, ImageFilter
+from tqdm import tqdm
+
+from bench.machine import describe
+from bench.model import Subject, trained
+from contract.embedding import embed
+from contract.preprocess import decode_image
+from server.cpus import available_cpus
+from server.engine import Engine, EngineOptions
+from trainer.audit import DEFAULT_SHARE
+from trainer.duplicates import find_representatives
+from trainer.order import arrange
+from trainer.strategies import DEFAULT_STRATEGY, Candidates
+
+Edit = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+_PROJECT = 1
+_SHIFTED, _CROPPED = 0.03, 0.05
+"""Shares of the sides."""
+_NOISE = 6.0
+"""Standard deviation, of 255 levels."""
+_BLURRED = 1 / 200
+"""Radius, as a share of the width."""
+
+
+def near_copies(photo: Image.Image, rng: np.random.Generator) -> dict[str, Image.Image]:
+    """Return a near-copy of an RGB image of each kind, of its size."""
+    return {kind: edit(photo, rng) for kind, edit in EDITS.items()}
+
+
+def count_distinct(order: npt.NDArray[np.int64], original: npt.NDArray[np.int64], *, first: int) -> int:
+    """Return how many photos the first of an order, int64 (N,), are of; `original` (N,) says which photo each is of."""
+    return len(np.unique(original[order[:first]]))
+
+
+def main() -> None:
+    """Measure, print a table and one line of JSON."""
+    options = _parse()
+    subject = trained(image_size=options.image_size, labels=options.labels)
+    pool = _score(subject, subject.photos[: options.originals])
+    counts = _count_in_orders(subject, pool, first=options.first)
+    by_kind, photos_claimed = _measure_claims(pool)
+    result = {
+        "bench": "duplicates",
+        "source": subject.source,
+        "architecture": subject.version.manifest.architecture,
+        "copies": len(EDITS),
+        **vars(options),
+        "strategy": DEFAULT_STRATEGY,
+        **{f"distinct_{name}": count for name, count in counts.items()},
+        "claimed": {kind: round(share, 3) for kind, share in by_kind.items()},
+        "photos_claimed": round(photos_claimed, 3),
+        "machine": describe(),
+    }
+    _print_table(counts, by_kind, photos_claimed, options)
+    print(json.dumps(result))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.duplicates", description=__doc__.partition("\n")[0])
+    parser.add_argument("--image-size", type=int, default=224, help="in pixels (default: %(default)s)")
+    parser.add_argument("--labels", type=int, default=400, help="that the version is trained on (default: %(default)s)")
+    parser.add_argument("--originals", type=int, default=150, help="photos to copy (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=100, help="places that are looked at (default: %(default)s)")
+    return parser.parse_args()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Photos and their copies, scored; each photo is followed by its copies in the order of `EDITS`."""
+
+    candidates: Candidates
+    original: npt.NDArray[np.int64]
+    """(N,): which photo each is of."""
+
+
+def _score(subject: Subject, photos: Sequence[Path]) -> _Pool:
+    """Score photos and copies as the server does."""
+    manifest = subject.version.manifest
+    engine = Engine(subject.version, EngineOptions(threads=available_cpus()))
+    rng = np.random.default_rng(0)
+    embeddings, outputs = [], []
+    for photo in tqdm(photos, desc="photos and copies", unit="photo"):
+        with Image.open(photo) as image:
+            upright = image.convert("RGB")
+        files = [_to_png(each) for each in (upright, *near_copies(upright, rng).values())]
+        features = engine.compute_features(np.stack([decode_image(file, manifest.input) for file in files]))
+        embeddings.append(embed(features).astype(np.float16))  # as they travel
+        outputs.append(engine.run_passes(features))
+    each = 1 + len(EDITS)
+    candidates = Candidates(
+        np.arange(each * len(photos)),
+        np.concatenate([output.mean_probabilities for output in outputs]),
+        np.concatenate([output.bald for output in outputs]),
+        np.concatenate([output.entropy for output in outputs]),
+        np.concatenate(embeddings).astype(np.float32),
+        manifest.multiple,
+    )
+    return _Pool(candidates, np.repeat(np.arange(len(photos)), each))
+
+
+def _count_in_orders(subject: Subject, pool: _Pool, *, first: int) -> dict[str, int]:
+    manifest = subject.version.manifest
+    labels_by_class = [manifest.training["images_by_class"][label] for label in manifest.labels]
+    counts = {}
+    for name, strategy, duplicates in (
+        ("default", DEFAULT_STRATEGY, True),
+        ("default_keeping_duplicates", DEFAULT_STRATEGY, False),
+        ("bald", "bald", True),
+        ("bald_keeping_duplicates", "bald", False),
+    ):
+        arrangement = arrange(
+            pool.candidates,
+            strategy=strategy,
+            project=_PROJECT,
+            name=manifest.version,
+            labels_by_class=labels_by_class,
+            audit_share=DEFAULT_SHARE,
+            first=first,
+            duplicates=duplicates,
+        )
+        counts[name] = count_distinct(arrangement.order, pool.original, first=first)
+    return counts
+
+
+def _measure_claims(pool: _Pool) -> tuple[dict[str, float], float]:
+    """Return by kind the share of copies that their photos claim, and the share of photos that other photos claim."""
+    each = 1 + len(EDITS)
+    photos = np.arange(0, len(pool.original), each)
+    copies = np.setdiff1d(np.arange(len(pool.original)), photos)
+    claimed_by = find_representatives(pool.candidates.embeddings, np.concatenate([photos, copies]))
+    found = (pool.original[claimed_by] == pool.original) & (claimed_by != np.arange(len(claimed_by)))  # (N,)
+    by_kind = found.reshape(-1, each).mean(axis=0)  # (each,)
+    alone = find_representatives(pool.candidates.embeddings[photos], np.arange(len(photos)))
+    return dict(zip(EDITS, by_kind[1:].tolist(), strict=True)), float((alone != np.arange(len(photos))).mean())
+
+
+def _print_table(
+    counts: Mapping[str, int], by_kind: Mapping[str, float], photos_claimed: float, options: argparse.Namespace
+) -> None:
+    print(f"{options.originals} photos and {len(EDITS)} near-copies of each")
+    for name, count in counts.items():
+        print(f"{name.replace('_', ' '):<28} {count:4} different photos among the first {options.first}")
+    for kind, share in by_kind.items():
+        print(f"{kind:<28} {share:4.0%} claimed by their photo")
+    print(f"{'other photos':<28} {photos_claimed:4.0%} claimed")
+
+
+def _shift(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Move the photo, and repeat its border where nothing is left."""
+    pixels = np.asarray(photo)
+    reach = max(1, round(_SHIFTED * max(photo.size)))
+    padded = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    down, right = rng.choice([0, 2 * reach], size=2)
+    return Image.fromarray(padded[down : down + photo.height, right : right + photo.width])
+
+
+def _crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Cut a border off, not evenly, and enlarge what is left."""
+    left, top = (rng.uniform(0, _CROPPED) * side for side in photo.size)
+    width, height = ((1 - _CROPPED) * side for side in photo.size)
+    box = (left, top, left + width, top + height)
+    return photo.resize(photo.size, Image.Resampling.BILINEAR, box=box)
+
+
+def _save_as_jpeg(photo: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def _add_noise(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(photo, np.float64)
+    return Image.fromarray((pixels + rng.normal(0, _NOISE, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def _to_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+EDITS: Final[Mapping[str, Edit]] = {
+    "shifted": _shift,
+    "cropped": _crop,
+    "darker": lambda photo, _: ImageEnhance.Brightness(photo).enhance(0.8),
+    "brighter": lambda photo, _: ImageEnhance.Brightness(photo).enhance(1.2),
+    "more contrast": lambda photo, _: ImageEnhance.Contrast(photo).enhance(1.25),
+    "JPEG of quality 60": lambda photo, _: _save_as_jpeg(photo, 60),
+    "JPEG of quality 30": lambda photo, _: _save_as_jpeg(photo, 30),
+    "noisy": _add_noise,
+    "blurred": lambda photo, _: photo.filter(ImageFilter.GaussianBlur(_BLURRED * photo.width)),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What does ranking a pool take? `python -m bench.rank [--tasks 10000] [--image-size 112] [--strategy NAME]`.
+
+A real Label Studio holds the tasks, their images come from a web server, and a server under gunicorn has seen all of
+them before, as it has after a retrain of the head. Then `python -m trainer rank` runs once, as a user's:
+
+    tasks_per_s   tasks over the whole command, from its start to its end
+    import_s      until Label Studio holds all predictions
+    switch_s      until the project sorts by them
+    peak_rss_mb   of the command, in MB (2**20 bytes)
+
+Afterwards each task must have one prediction, and the label stream must serve the lowest score; otherwise the bench
+fails.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.load import Client, label_config, say, send, split
+from bench.machine import describe
+from bench.model import CACHE, small_images, trained, workplace
+from bench.serving import image_host, serving
+from demo.label_studio import LabelStudio, label_studio
+from demo.processes import free_port
+from demo.product import CHECKOUT
+from demo.session import Session
+from server.cpus import available_cpus
+from trainer.strategies import DEFAULT_STRATEGY, STRATEGIES
+
+_TASKS_A_REQUEST = 100
+_TASKS_AN_IMPORT = 2500
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the command."""
+
+    summary: Mapping[str, Any]
+    """Its last line."""
+    seconds: float
+    peak_rss_mb: float
+
+
+def main() -> None:
+    """Measure, print a table and one line of JSON."""
+    options = _parse()
+    subject = trained(image_size=options.image_size, part="head", labels=options.labels)
+    manifest = subject.version.manifest
+    images = small_images(options.tasks)
+    with (
+        image_host(images) as host,
+        workplace(subject.version) as folder,
+        tempfile.TemporaryDirectory(dir=CACHE, prefix=".label-studio-") as data,
+        label_studio(Path(data), python=CHECKOUT / ".venv-label-studio" / "bin" / "python", port=free_port()) as studio,
+    ):
+        references = [host.reference(image) for image in images]
+        project = _fill(studio.session(), references, manifest.labels)
+        settings = {
+            "LABELNEXT_ALLOWED_ORIGINS": host.url,
+            "LABELNEXT_CACHE_DIR": str(folder / "features"),
+            "LABELNEXT_POLL_S": "0.5",
+        }
+        with serving(folder / "models", log=folder / "server.log", settings=settings) as server:
+            server.wait_for(subject.version.name)
+            warming = time.perf_counter()
+            replies = send(Client(server.url, manifest.labels), split(references, _TASKS_A_REQUEST), clients=2)
+            assert not any(reply.failed for reply in replies), "some images could not be scored"
+            say(f"{len(references)} images scored for the first time in {time.perf_counter() - warming:.0f} s")
+            run = _rank(project, options.strategy, studio=studio, server=server.url, folder=folder)
+            server_mb = server.peak_rss_mb()
+        _check(studio.session(), project, run.summary, options.tasks)
+    result = {
+        "bench": "rank",
+        "source": subject.source,
+        "architecture": manifest.architecture,
+        **vars(options),
+        "tasks_per_s": round(options.tasks / run.seconds, 1),
+        "seconds": round(run.seconds, 1),
+        **{name: run.summary[name] for name in ("score_s", "arrange_s", "import_s", "switch_s")},
+        "peak_rss_mb": run.peak_rss_mb,
+        "server_peak_rss_mb": server_mb,
+        "audit": run.summary["audit"],
+        "near_duplicates": run.summary["near_duplicates"],
+        "threads": {"engine": available_cpus()},
+        "machine": describe(),
+    }
+    _print_table(result)
+    print(json.dumps(result))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.rank", description=__doc__.partition("\n")[0])
+    parser.add_argument("--tasks", type=int, default=10_000, help="in the project (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=112, help="in pixels (default: %(default)s)")
+    parser.add_argument("--labels", type=int, default=300, help="of the version (default: %(default)s)")
+    parser.add_argument("--strategy", choices=STRATEGIES, default=DEFAULT_STRATEGY, help="(default: %(default)s)")
+    return parser.parse_args()
+
+
+def _fill(session: Session, references: Sequence[str], labels: Sequence[str]) -> int:
+    """Make a project with a task for each image, and return its number."""
+    started = time.perf_counter()
+    body = {"title": "A pool", "label_config": label_config(labels)}
+    project = int(session.post("/api/projects", body)["id"])
+    for portion in split(references, _TASKS_AN_IMPORT):
+        session.post(f"/api/projects/{project}/import", [{"image": reference} for reference in portion])
+    say(f"{len(references)} tasks imported into Label Studio in {time.perf_counter() - started:.0f} s")
+    return project
+
+
+def _rank(project: int, strategy: str, *, studio: LabelStudio, server: str, folder: Path) -> Run:
+    """Run the command in a process of its own, and take its memory from the system when it has ended."""
+    environment = {
+        "LABELNEXT_MODELS": str(folder / "models"),
+        "LABELNEXT_CACHE": str(folder / "cache"),
+        "LABELNEXT_LABEL_STUDIO_URL": studio.url,
+        "LABELNEXT_LABEL_STUDIO_TOKEN": studio.token,
+        "LABELNEXT_SERVERS": server,
+    }
+    command = [sys.executable, "-m", "trainer", "rank", "--project", str(project), "--strategy", strategy]
+    started = time.perf_counter()
+    with (folder / "summary").open("w+b") as output:
+        process = subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, **environment}, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, f"trainer rank ended with status {process.returncode}; its words are above"
+        output.seek(0)
+        summary = json.loads(output.read().splitlines()[-1])
+    return Run(summary, seconds, round(usage.ru_maxrss / 1024, 1))
+
+
+def _check(session: Session, project: int, summary: Mapping[str, Any], tasks: int) -> None:
+    assert summary["tasks"] == tasks, f"{tasks} tasks were to be ranked, not {summary['tasks']}"
+    versions = session.get(f"/api/projects/{project}/model-versions/", extended="true")["static"]
+    counts = {each["model_version"]: each["count"] for each in versions}
+    assert counts == {summary["ranking"]: tasks}, f"one prediction of each task was expected, found {counts}"
+    query = json.dumps({"ordering": ["tasks:predictions_score"]})
+    lowest = session.get("/api/tasks", project=project, query=query, page_size=1, fields="task_only")["tasks"][0]["id"]
+    served = session.get(f"/api/projects/{project}/next")["id"]
+    assert served == lowest, f"the label stream serves task {served}, the lowest score is task {lowest}'s"
+
+
+def _print_table(result: Mapping[str, Any]) -> None:
+    print(f"{'step':<28} {'seconds':>8}")
+    for step, name in (
+        ("scoring, features known", "score_s"),
+        ("ordering", "arrange_s"),
+        ("import", "import_s"),
+        ("switch", "switch_s"),
+        ("all of it", "seconds"),
+    ):
+        print(f"{step:<28} {result[name]:8.1f}")
+    print(f"{result['tasks_per_s']:.0f} tasks/s; at most {result['peak_rss_mb']:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""`trainer watch` with a real Label Studio and a real server: labels go in, and nothing is clicked by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from contract.repository import Repository
+from contract.training_requests import find_requests
+from demo.label_studio import LabelStudio
+from demo.pool import Pool
+from demo.processes import Child, running
+from demo.product import CHECKOUT, Workplace
+from demo.project import Project
+from tests.system.conftest import QUICK_TRAINING, Serve
+
+TIMEOUT_S = 240.0
+ROUND = 10  # labels
+
+
+@dataclass
+class Watch:
+    """A watch at work, and the project that it watches."""
+
+    child: Child
+    project: Project
+    workplace: Workplace
+
+    @property
+    def said(self) -> str:
+        return self.child.log.read_text(errors="replace")
+
+    def wait_until(self, holds: Callable[[], object], what: str) -> None:
+        """Return once `holds`; fail when it takes too long or the watch has ended without."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not holds():
+            ended = self.child.popen.poll() is not None
+            if (ended and not holds()) or time.monotonic() > deadline:
+                pytest.fail(f"expected {what}; the watch said:\n{self.said[-6000:]}")
+            time.sleep(0.1)
+
+    def wait_for(self, text: str) -> None:
+        self.wait_until(lambda: re.search(text, self.said), f"to read {text!r}")
+
+    def wait_for_end(self) -> int:
+        self.wait_until(lambda: self.child.popen.poll() is not None, "the watch to end")
+        return int(self.child.popen.returncode)
+
+
+@dataclass
+class Oracle:
+    """Labels tasks of a project as a person would who knows the truth."""
+
+    project: Project
+    truth: dict[int, str]
+    """Of each task, in the order of their numbers."""
+
+    def label(self, *tasks: int) -> None:
+        for task in tasks:
+            self.project.annotate(task, self.truth[task])
+
+    def label_first(self, count: int) -> None:
+        self.label(*list(self.truth)[:count])
+
+
+@pytest.fixture
+def oracle(project: Project, digits: Pool) -> Oracle:
+    """Fill the project with the digits."""
+    project.upload({image.name: image.path.read_bytes() for image in digits.images})
+    truth = {image.name: image.label for image in digits.images}
+    return Oracle(project, {task.id: truth[task.file] for task in project.tasks()})
+
+
+@contextlib.contextmanager
+def watching(workplace: Workplace, project: Project, server: str, *options: str) -> Iterator[Watch]:
+    """Run a watch for as long as the block lasts."""
+    command = [sys.executable, "-m", "trainer", "watch", "--project", str(project.id), "--server", server]
+    command += ["--poll", "0.3", *QUICK_TRAINING, "--epochs", "2", *options]
+    log = workplace.models.parent / f"watch-{time.monotonic_ns()}.log"
+    with running("the watch", command, log=log, environment=workplace.environment, cwd=CHECKOUT) as child:
+        yield Watch(child, project, workplace)
+
+
+def test_two_rounds_close_the_loop(workplace: Workplace, project: Project, oracle: Oracle, serve: Serve) -> None:
+    """Score column, the Data Manager's ascending sort and the label stream agree after each, without a click."""
+    oracle.label_first(ROUND)
+    with (
+        serve(workplace) as server,
+        watching(workplace, project, server.url, "--labels", str(ROUND), "--rounds", "2") as watch,
+    ):
+        watch.wait_for(rf"{ROUND} new labels \({ROUND} asked for\): trained \S+ on {ROUND} labels")
+        watch.wait_for(r"; ranked 38 tasks by ")
+        first = project.settings()["model_version"]
+        for _ in range(ROUND):
+            oracle.label(project.next_task_id())
+        assert watch.wait_for_end() == 0
+    second = project.settings()["model_version"]
+    assert second == Repository(workplace.models).current() > first
+    ranked = [task for task in project.tasks(ordering="tasks:predictions_score") if not task.labelled]
+    assert len(ranked) == 48 - 2 * ROUND
+    scores = [prediction.score for task in ranked for prediction in task.predictions]
+    assert [prediction.model_version for task in ranked for prediction in task.predictions] == [second] * len(ranked)
+    assert scores == sorted(set(scores))
+    for task in ranked[:20]:
+        assert project.next_task_id() == task.id
+        oracle.label(task.id)
+
+
+def test_start_training_starts_a_round_that_sigterm_may_interrupt(
+    studio: LabelStudio,
+    workplace: Workplace,
+    project: Project,
+    oracle: Oracle,
+    serve: Serve,
+) -> None:
+    """Without a new label; what was interrupted has left nothing, and is done when the watch is started again."""
+    oracle.label_first(2 * ROUND)
+    repository = Repository(workplace.models)
+
+    def press_start_training() -> None:
+        session = studio.session()
+        [backend] = session.get("/api/ml/", project=project.id)
+        session.post(f"/api/ml/{backend['id']}/train", {})
+
+    with serve(workplace) as server:
+        project.connect(server.url, title="Labelnext")
+        with watching(workplace, project, server.url, "--labels", str(ROUND)) as watch:
+            watch.wait_for(r"trained \S+ on 20 labels.*; ranked 28 tasks")
+            before = repository.current(), project.settings()["model_version"]
+            press_start_training()
+            watch.wait_for(r"(?s)ranked 28 tasks by .*training on")
+            watch.child.popen.send_signal(signal.SIGTERM)
+            assert watch.wait_for_end() == 0
+            assert "SIGTERM: the watch is over; training was abandoned, and nothing published" in watch.said
+        assert (repository.current(), project.settings()["model_version"]) == before
+        assert not list(repository.folder.glob(".staging-*"))
+        assert len(find_requests(repository)) == 1
+        with watching(workplace, project, server.url, "--labels", str(ROUND), "--rounds", "1") as watch:
+            assert watch.wait_for_end() == 0
+            assert "Start Training was pressed: trained" in watch.said
+    assert project.settings()["model_version"] == repository.current() > before[0]
+    assert not find_requests(repository)
+
+
+@dataclass
+class Line:
+    """An address whose connections are passed on to another, if there is one now; else they are closed at once."""
+
+    url: str
+    target: str | None = None
+
+
+@contextlib.contextmanager
+def line() -> Iterator[Line]:
+    """Listen for as long as the block lasts."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    line = Line(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def connect(near: socket.socket) -> None:
+        with near:
+            if line.target is None:
+                return
+            host, port = line.target.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port))) as far:
+                back = threading.Thread(target=pump, args=(far, near))
+                back.start()
+                pump(near, far)
+                back.join()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                threading.Thread(target=connect, args=(near,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield line
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def test_label_studio_and_the_server_may_be_away_for_a_while(
+    workplace: Workplace, project: Project, oracle: Oracle, serve: Serve
+) -> None:
+    """The watch says so once, and does what is due when they are back; what was trained is not trained again."""
+    with line() as to_studio, line() as to_server:
+        far = replace(workplace, label_studio_url=to_studio.url)
+        options = ("--labels", str(ROUND), "--rounds", "1")
+        with watching(far, project, to_server.url, *options) as watch:
+            watch.wait_for("cannot be reached.*looking again")
+            time.sleep(1)
+            assert watch.said.count("looking again") == 1
+            oracle.label_first(ROUND)
+            to_studio.target = workplace.label_studio_url
+            watch.wait_for("watching project .* again")
+            watch.wait_for(r"trained \S+ on 10 labels.*; not ranked: .*; again in")
+            trained = Repository(workplace.models).versions()
+            with serve(workplace) as server:
+                to_server.target = server.url
+                assert watch.wait_for_end() == 0
+    assert Repository(workplace.models).versions() == trained
+    assert project.settings()["model_version"] == trained[-1]
+    assert re.search(r"trained \S+ on 10 labels.*; ranked 38 tasks", watch.said)
+
+
+def test_a_watch_needs_no_torch() -> None:
+    """It may run for weeks beside other things, and torch is not small."""
+    probe = "import sys, trainer.watch, trainer.rounds, trainer.children; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=CHECKOUT, check=False).returncode == 0

@@ -1,0 +1,107 @@
+"""An inference server as rankings meet it: scores that follow from a task's number, and faults that a test orders."""
+
+import base64
+import json
+from contextlib import contextmanager
+
+import numpy as np
+
+from tests.loopback import host, reply
+from trainer.scores import digest
+
+LABELS = ("cat", "dog")
+
+
+class Scorer:
+    """What one server serves, and how it behaves."""
+
+    def __init__(self, version):
+        self.version = version
+        self.before = lambda body: None
+        """Called with each body of /score; may return (status, content, headers) to be answered in its place."""
+        self.broken = set()
+        """Tasks whose images cannot be had."""
+        self.asked = []
+        """The bodies of /score so far."""
+
+    def health(self, handler, _):
+        answer(handler, 200, {"status": "UP", "model_version": self.version, "detail": None})
+
+    def score(self, handler, request):
+        body = json.loads(request.body)
+        self.asked.append(body)
+        told = self.before(body)
+        if told is not None:
+            return answer(handler, *told)
+        if body["version"] != self.version:
+            return answer(handler, 409, {"error": "other_version", "detail": f"{self.version} is in use"})
+        results = [self.element(task, body) for task in body["tasks"]]
+        return answer(handler, 200, {"model_version": self.version, "labels": LABELS, "results": results})
+
+    def element(self, task, body):
+        if task["id"] in self.broken:
+            return {"task": task["id"], "error": {"code": "fetch", "detail": "no such file"}}
+        passes = passes_of(task)
+        mean = passes.mean(axis=0)
+        region = {
+            "from_name": "label",
+            "to_name": "image",
+            "type": "choices",
+            "value": {"choices": [LABELS[int(mean.argmax())]]},
+            "score": float(mean.max()),
+            "meta": {"bald": bald_of(task), "entropy": 0.5, "model_version": self.version},
+        }
+        found = {
+            "task": task["id"],
+            "prediction": {"model_version": self.version, "score": 0.1, "result": [region]},
+            "probabilities": mean.tolist(),
+            "bald": bald_of(task),
+            "entropy": 0.5,
+        }
+        if body["embeddings"]:
+            found["embedding"] = base64.b64encode(embedding_of(task).tobytes()).decode()
+        if body["passes"]:
+            found["passes"] = base64.b64encode(passes.astype("<f4").tobytes()).decode()
+        return found
+
+    @property
+    def tasks_asked(self):
+        """The number of each task that was asked for, as often as it was."""
+        return sorted(task["id"] for body in self.asked for task in body["tasks"])
+
+
+def _rng(task):
+    return np.random.default_rng(int(digest(task["data"]), 16))
+
+
+def passes_of(task):
+    """(T, C)."""
+    likely = _rng(task).random(20)
+    return np.stack([likely, 1 - likely], axis=1)
+
+
+def bald_of(task):
+    """In nats, below ln 2."""
+    return float(_rng(task).random() * 0.6)
+
+
+def embedding_of(task):
+    """A unit vector, float16 (256,)."""
+    vector = _rng(task).standard_normal(256)
+    return (vector / np.linalg.norm(vector)).astype("<f2")
+
+
+def answer(handler, status, content, headers=None):
+    reply(json.dumps(content).encode(), status=status, content_type="application/json", **(headers or {}))(
+        handler, None
+    )
+
+
+@contextmanager
+def scorer(version):
+    """Serve until the block ends; the address is `url`."""
+    state = Scorer(version)
+    with host() as server:
+        server.answers = {"/health": state.health, "/score": state.score}
+        state.url, state.requests = server.url, server.requests
+        yield state

@@ -1,0 +1,192 @@
+"""As much of Label Studio as rankings meet, in memory and over HTTP; the real one is in tests/system."""
+
+import itertools
+import json
+from contextlib import contextmanager
+from urllib.parse import parse_qs, urlsplit
+
+from tests.loopback import Request, host, reply
+
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = (
+    '<View><Image name="image" value="$image"/><Choices name="label" toName="image">'
+    '<Choice value="cat"/><Choice value="dog"/></Choices></View>'
+)
+
+
+class Gone(Exception):
+    """Answers with a status and nothing more."""
+
+    def __init__(self, status):
+        self.status = status
+
+
+class Studio:
+    """Project 5: its tasks, annotations and predictions."""
+
+    def __init__(self, tasks=0):
+        self.project = {"id": 5, "title": "Pets", "label_config": CONFIG, "model_version": "", "sampling": "Sequential"}
+        self.tasks = {}
+        self.predictions = {}
+        self.webhooks = {}
+        self.numbers = itertools.count(1)
+        self.before = lambda request: None
+        """Called with each request before it is answered; may raise Gone."""
+        self.drops = lambda prediction: False
+        """Whether an imported prediction is dropped without a word."""
+        for _ in range(tasks):
+            self.add_task()
+
+    def add_task(self, **data):
+        number = next(self.numbers)
+        self.tasks[number] = {
+            "id": number,
+            "data": data or {"image": f"http://images/{number}.png"},
+            "annotations": [],
+            "updated_at": f"2026-01-01T00:00:00.{number:06}Z",
+        }
+        return number
+
+    def annotate(self, task, label, *, cancelled=False, control="label"):
+        region = {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+        by = {"result": [region], "was_cancelled": cancelled, "completed_by": 1, "id": next(self.numbers)}
+        self.tasks[task]["annotations"].append(by)
+        self.tasks[task]["updated_at"] = f"2026-01-02T00:00:00.{next(self.numbers):06}Z"
+
+    def delete_task(self, task):
+        del self.tasks[task]
+        self.predictions = {number: each for number, each in self.predictions.items() if each["task"] != task}
+
+    def predict(self, task, version, score=0.5):
+        number = next(self.numbers)
+        self.predictions[number] = {"id": number, "task": task, "model_version": version, "score": score, "result": []}
+        return number
+
+    def scores(self, version):
+        """Task to the scores that its predictions of a version have."""
+        found = {}
+        for each in self.predictions.values():
+            if each["model_version"] == version:
+                found.setdefault(each["task"], []).append(each["score"])
+        return found
+
+    def order(self):
+        """Unlabelled tasks as uncertainty sampling serves them."""
+        scores = self.scores(self.project["model_version"])
+        return sorted((task for task in scores if not self.counts(task)[0]), key=lambda task: scores[task])
+
+    def counts(self, task):
+        cancelled = [bool(each["was_cancelled"]) for each in self.tasks[task]["annotations"]]
+        return cancelled.count(False), cancelled.count(True)
+
+    # ---- over HTTP
+
+    def get(self, path, default):
+        """Stand in for a host's answers by path."""
+        return self.answer
+
+    def answer(self, handler, request: Request):
+        try:
+            self.before(request)
+            status, content = self.route(request)
+        except Gone as gone:
+            status, content = gone.status, {"detail": "as told"}
+        body = b"" if content is None else json.dumps(content).encode()
+        reply(body, status=status, content_type="application/json")(handler, request)
+
+    def route(self, request):  # noqa: PLR0911 - a table of routes
+        parts = urlsplit(request.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        body = json.loads(request.body) if request.body else None
+        steps = parts.path.strip("/").split("/")[1:]
+        match request.method, steps:
+            case "GET", ["current-user", "whoami"]:
+                return 200, {"id": 1, "email": "ann@example.com"}
+            case "GET", ["projects", "5"]:
+                return 200, {**self.project, **self.counters()}
+            case "PATCH", ["projects", "5"]:
+                return self.change(body)
+            case "GET", ["tasks"]:
+                return 200, self.page(query)
+            case "GET", ["predictions"]:
+                return 200, list(self.predictions.values())
+            case "DELETE", ["predictions", number]:
+                return (204, None) if self.predictions.pop(int(number), None) else (404, {})
+            case "GET", ["projects", "5", "model-versions"]:
+                versions = [each["model_version"] for each in self.predictions.values()]
+                return 200, {"static": [{"model_version": v, "count": versions.count(v)} for v in set(versions)]}
+            case "DELETE", ["projects", "5", "model-versions"]:
+                return self.remove(body["model_version"])
+            case "POST", ["projects", "5", "import", "predictions"]:
+                return self.take(body)
+            case "GET", ["webhooks"]:
+                return 200, list(self.webhooks.values())
+            case "PATCH", ["webhooks", number]:
+                self.webhooks[int(number)].update(body)
+                return 200, self.webhooks[int(number)]
+        return 404, {"detail": "Not found."}
+
+    def counters(self):
+        counts = [self.counts(task) for task in self.tasks]
+        total = sum(count for count, _ in counts)
+        return {
+            "task_number": len(self.tasks),
+            "total_annotations_number": total,
+            "useful_annotation_number": total,
+            "skipped_annotations_number": sum(skipped for _, skipped in counts),
+            "ground_truth_number": 0,
+        }
+
+    def change(self, changes):
+        versions = {each["model_version"] for each in self.predictions.values()}
+        if changes.get("model_version", self.project["model_version"]) not in versions | {
+            self.project["model_version"]
+        }:
+            return 400, {"model_version": ["must exist"]}
+        self.project.update(changes)
+        return 200, self.project
+
+    def page(self, query):
+        asked = json.loads(query["query"])
+        found = [task for task in self.tasks.values() if all(self.passes(task, f) for f in asked["filters"]["items"])]
+        [ordering] = asked.get("ordering", ["tasks:id"])
+        key = ordering.removeprefix("-").removeprefix("tasks:")
+        found.sort(key=lambda task: task[key], reverse=ordering.startswith("-"))
+        return {"tasks": found[: int(query["page_size"])], "total": len(found)}
+
+    def passes(self, task, condition):
+        total, cancelled = self.counts(task["id"])
+        column = condition["filter"].removeprefix("filter:tasks:")
+        value = {
+            "id": task["id"],
+            "total_annotations": total,
+            "cancelled_annotations": cancelled,
+            "is_labeled": "true" if total else "false",
+        }[column]
+        wanted = condition["value"]
+        return value > wanted if condition["operator"] == "greater" else value == wanted
+
+    def remove(self, version):
+        if self.project["model_version"] == version:
+            self.project["model_version"] = ""
+        self.predictions = {n: each for n, each in self.predictions.items() if each["model_version"] != version}
+        return 200, {}
+
+    def take(self, predictions):
+        if any(each["task"] not in self.tasks for each in predictions):
+            return 400, {"detail": "invalid task"}
+        kept = [each for each in predictions if not self.drops(each)]
+        for each in kept:
+            number = next(self.numbers)
+            self.predictions[number] = {"id": number, **each}
+        return 201, {"created": len(kept)}
+
+
+@contextmanager
+def studio(tasks=0):
+    """Serve a project until the block ends; its address is `url`."""
+    state = Studio(tasks)
+    with host() as server:
+        server.answers = state
+        state.url, state.requests = server.url, server.requests
+        yield state

@@ -1,0 +1,198 @@
+"""Commands of the trainer as processes of their own, and the signals that end one.
+
+Memory that training took comes back when its process ends, and one that dies, or is killed for want of memory, takes
+nothing else along. Knows no command.
+"""
+
+import codecs
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from types import FrameType, TracebackType
+from typing import IO, Any, Final, Self
+
+LABELS_AT_FAULT: Final = 3
+"""Exit status of a command that would fail again on the same labels."""
+
+PROGRAM: Final = (sys.executable, "-m", "trainer")
+
+_PATIENCE_S: Final = 30.0
+"""How long a child that was asked to end may take to clear up before it is killed."""
+_TAIL_BYTES: Final = 8192
+_READ_BYTES: Final = 4096
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_ENDED: Final = 0
+"""Stands for the child among the numbers of signals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a child ended."""
+
+    status: int
+    """The exit status, or a signal's number below 0."""
+    report: Mapping[str, Any]
+    """The JSON object on its last line of stdout; empty where there is none."""
+    reason: str
+    """Why it failed, in its own words; empty if it did not."""
+    seconds: float
+
+
+class Stopped(BaseException):
+    """Was asked to end by a signal; a child that was at work has ended too. Like KeyboardInterrupt, no error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Supervisor:
+    """Runs one child at a time. While the block lasts, SIGTERM and SIGINT make `run` and `sleep` raise `Stopped`.
+
+    Signals and the end of a child come by one queue, whose `put` may be called from a signal handler.
+    """
+
+    def __init__(self, *, patience_s: float = _PATIENCE_S) -> None:
+        """Take the seconds that a child that was asked to end may take."""
+        self._patience_s = patience_s
+        self._events: SimpleQueue[int] = SimpleQueue()
+        self._before: dict[signal.Signals, Any] = {}
+        self._raising = False
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._raising:
+            raise Stopped(number)
+        self._events.put(number)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal raise `Stopped` wherever the block is: for what only reads, and may wait for long."""
+        self._raising = True
+        try:
+            yield
+        finally:
+            self._raising = False
+
+    def sleep(self, seconds: float) -> None:
+        """Wait.
+
+        Raises:
+            Stopped: as soon as a signal comes.
+        """
+        try:
+            number = self._events.get(timeout=max(0.0, seconds))
+        except Empty:
+            return
+        raise Stopped(number)
+
+    def run(self, arguments: Sequence[str]) -> Outcome:
+        """Run the trainer with these arguments to its end, its stderr passed through.
+
+        Raises:
+            Stopped: on a signal, when the child has ended: asked first, killed when it takes too long or on another
+                signal.
+        """
+        self.sleep(0)
+        started = time.monotonic()
+        try:
+            child = subprocess.Popen(
+                [*PROGRAM, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends the child in good order
+            )
+        except OSError as err:
+            return Outcome(1, {}, f"no process could be started: {err}", 0.0)
+        with child:
+            output = _Tail(child.stdout)  # type: ignore[arg-type]  # a pipe, since it was asked for
+            errors = _Tail(child.stderr, copy=True)  # type: ignore[arg-type]  # likewise
+            threading.Thread(target=self._await, args=(child,), daemon=True).start()
+            number = self._events.get()
+            if number != _ENDED:
+                self._end(child)
+            status, seconds = child.wait(), time.monotonic() - started
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # what it started and left behind
+            printed, said = output.read(), errors.read()
+        if number != _ENDED:
+            raise Stopped(number)
+        return Outcome(status, _parse_report(printed), _explain(status, said), seconds)
+
+    def _await(self, child: subprocess.Popen[bytes]) -> None:
+        child.wait()
+        self._events.put(_ENDED)
+
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
+        child.terminate()
+        try:
+            impatient = self._events.get(timeout=self._patience_s) != _ENDED
+        except Empty:
+            impatient = True
+        if impatient:
+            child.kill()
+
+
+class _Tail:
+    """The end of what comes through a pipe, read as it comes."""
+
+    def __init__(self, pipe: IO[bytes], *, copy: bool = False) -> None:
+        """Take the pipe, and whether to pass on to stderr what comes."""
+        self._pipe = pipe
+        self._copy = copy
+        self._end = b""
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
+
+    def _drain(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        while chunk := os.read(self._pipe.fileno(), _READ_BYTES):
+            self._end = (self._end + chunk)[-_TAIL_BYTES:]
+            if self._copy:
+                sys.stderr.write(decoder.decode(chunk))
+                sys.stderr.flush()
+
+    def read(self) -> str:
+        """Return the end, when all has come."""
+        self._thread.join()
+        return self._end.decode(errors="replace")
+
+
+def _parse_report(printed: str) -> Mapping[str, Any]:
+    try:
+        report = json.loads(printed.strip().rpartition("\n")[2])
+    except ValueError:
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _explain(status: int, said: str) -> str:
+    """The error that the child printed; else whatever it said last."""
+    if not status:
+        return ""
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"killed by {name}" + (", perhaps for want of memory" if -status == signal.SIGKILL else "")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", said) if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"ended with status {status}"])[-1]

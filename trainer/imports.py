@@ -1,0 +1,229 @@
+"""Bringing Label Studio to hold exactly one prediction of a ranking for each ranked task.
+
+Goes by what is there and what should be, never by what was done: so it may be killed at any point and begun again. The
+one thing that Label Studio cannot show is an import that it is still busy with; a note on disk tells of it.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tqdm import tqdm
+
+from contract.errors import ConfigError
+from trainer import labelstudio
+from trainer.labelstudio import Refused, StoredPrediction, Unreachable
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+
+_log = logging.getLogger(__name__)
+
+IMPORT_TASKS: Final = 10_000
+"""In one call, which costs as much as the project is large beside what it stores; a few megabytes."""
+
+_ROUNDS: Final = 6
+_TIMES_TAKEN: Final = 2
+"""A prediction that Label Studio has dropped as often, the second time without its label, is beyond help."""
+_SETTLE_S: Final = 3.0
+_SETTLE_TASK_S: Final = 0.005
+"""Four times what storing one takes on SQLite."""
+_POLL_S: Final = 0.5
+_SAME_SCORE: Final = 1e-12
+_NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The one prediction that a task is to have."""
+
+    score: float
+    """In [0, 1]."""
+    result: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What parts Label Studio from what is wanted."""
+
+    create: tuple[int, ...]
+    """Numbers of tasks, in rising order."""
+    delete: tuple[int, ...]
+    """Numbers of predictions."""
+
+
+def compare(wanted: Mapping[int, float], held: Iterable[StoredPrediction]) -> Changes:
+    """Find what to create and delete so that each task has one prediction, and a wanted one its score.
+
+    Of predictions that are as good as each other the first one stays.
+    """
+    by_task: dict[int, list[StoredPrediction]] = {}
+    for prediction in held:
+        by_task.setdefault(prediction.task, []).append(prediction)
+    create = set(wanted)
+    delete: list[int] = []
+    for task, predictions in by_task.items():
+        good = [each for each in predictions if task not in wanted or _has(each, wanted[task])]
+        create -= {task} if good else set()
+        kept = good[0].id if good else None
+        delete += [each.id for each in predictions if each.id != kept]
+    return Changes(tuple(sorted(create)), tuple(sorted(delete)))
+
+
+def _has(prediction: StoredPrediction, score: float) -> bool:
+    return prediction.score is not None and abs(prediction.score - score) < _SAME_SCORE
+
+
+def bring_about(
+    client: "LabelStudio",
+    project_id: int,
+    *,
+    name: str,
+    wanted: Mapping[int, Wanted],
+    note: Path,
+    find_unlabelled: Callable[[], Collection[int]],
+) -> int:
+    """Have each wanted task hold one prediction of that name with that score, and every other task at most one.
+
+    Args:
+        client: from `labelstudio.connect`.
+        project_id: the number in the project's address.
+        name: what the predictions are stamped with.
+        wanted: by task. Tasks that turn out to be gone or labelled meanwhile are left alone.
+        note: a file, made when needed, that tells a later call of an import whose end nobody saw.
+        find_unlabelled: the numbers of the tasks that are there and unlabelled.
+
+    Returns:
+        How many predictions were created.
+
+    Raises:
+        ConfigError: if Label Studio does not answer, or does not take a prediction even without its label.
+    """
+    wanted = dict(wanted)
+    flight = _Flight(client, project_id, name, note)
+    flight.settle()
+    taken = Counter[int]()
+    for _ in range(_ROUNDS):
+        changes = compare({task: each.score for task, each in wanted.items()}, _list(client, project_id, name))
+        _check_taken([task for task in changes.create if taken[task] >= _TIMES_TAKEN])
+        if not changes.create and not changes.delete:
+            return taken.total()
+        _say_stripped(sum(taken[task] > 0 for task in changes.create))
+        for tasks in _portions(changes.create):
+            try:
+                flight.send([_prediction(task, name, wanted[task], bare=taken[task] > 0) for task in tasks])
+            except Refused:
+                _keep_only(wanted, find_unlabelled())
+                break
+            except Unreachable as err:
+                _log.warning("an import was cut short; waiting for what Label Studio makes of it: %s", err)
+                flight.settle(afresh=True)
+                break
+            taken.update(tasks)
+        for number in tqdm(changes.delete, "removing duplicates", unit="prediction", disable=not changes.delete):
+            labelstudio.delete_prediction(client, number)
+    raise ConfigError(
+        f"expected Label Studio to hold one prediction of {name} for each of {len(wanted)} tasks of project "
+        f"{project_id}, after {_ROUNDS} attempts it does not; look into its log, then rank again"
+    )
+
+
+def _list(client: "LabelStudio", project_id: int, name: str) -> list[StoredPrediction]:
+    """All predictions are listed to see these; where there are none, their count says so for less."""
+    if not labelstudio.count_predictions(client, project_id).get(name):
+        return []
+    return labelstudio.list_predictions(client, project_id, name)
+
+
+def _check_taken(tasks: Sequence[int]) -> None:
+    if tasks:
+        raise ConfigError(
+            f"Label Studio drops the predictions of {len(tasks)} tasks without saying why, of "
+            f"{', '.join(map(str, tasks[:_NAMED]))} among them; look into its log for 'Prediction validation failed'"
+        )
+
+
+def _say_stripped(count: int) -> None:
+    if count:
+        _log.warning(
+            "Label Studio dropped %d predictions, as it does with labels that the labelling config has lost meanwhile; "
+            "they are sent again with their score and without a label",
+            count,
+        )
+
+
+def _keep_only(wanted: dict[int, Wanted], unlabelled: Collection[int]) -> None:
+    gone = [task for task in wanted if task not in unlabelled]
+    if not gone:
+        raise ConfigError(
+            "Label Studio refuses the import although all its tasks are there; look into its log for the reason"
+        )
+    for task in gone:
+        del wanted[task]
+    _log.info("%d tasks were labelled or deleted meanwhile and are left alone", len(gone))
+
+
+def _portions(tasks: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(tasks), IMPORT_TASKS):
+        yield tasks[start : start + IMPORT_TASKS]
+
+
+def _prediction(task: int, name: str, wanted: Wanted, *, bare: bool) -> dict[str, Any]:
+    result = [] if bare else list(wanted.result)
+    return {"task": task, "model_version": name, "score": wanted.score, "result": result}
+
+
+class _Flight:
+    """Imports, of which it is on disk that they are under way until their end is known.
+
+    Label Studio finishes what it was asked even if nobody waits for the answer.
+    """
+
+    def __init__(self, client: "LabelStudio", project_id: int, name: str, note: Path) -> None:
+        self._client = client
+        self._project_id = project_id
+        self._name = name
+        self._note = note
+
+    def send(self, predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Import predictions; the note stays if it is not known what became of them."""
+        self._write(self._count(), len(predictions))
+        try:
+            labelstudio.import_predictions(self._client, self._project_id, predictions)
+        except Unreachable:
+            raise
+        except ConfigError:
+            self._note.unlink()
+            raise
+        self._note.unlink()
+
+    def settle(self, *, afresh: bool = False) -> None:
+        """Wait until an import that was under way has arrived, or has had its time: from its start, or `afresh`."""
+        try:
+            noted = json.loads(self._note.read_bytes())
+            before, sent, started = int(noted["before"]), int(noted["sent"]), float(noted["at"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        allowed = _SETTLE_S + sent * _SETTLE_TASK_S
+        end = time.time() + allowed if afresh else min(started, time.time()) + allowed
+        while self._count() < before + sent and time.time() < end:
+            time.sleep(_POLL_S)
+        self._note.unlink(missing_ok=True)
+
+    def _count(self) -> int:
+        return labelstudio.count_predictions(self._client, self._project_id).get(self._name, 0)
+
+    def _write(self, before: int, sent: int) -> None:
+        try:
+            self._note.parent.mkdir(parents=True, exist_ok=True)
+            self._note.write_text(json.dumps({"before": before, "sent": sent, "at": time.time()}))
+        except OSError as err:
+            raise ConfigError(
+                f"expected to write to {self._note.parent}, got {err.strerror}; set LABELNEXT_CACHE to a folder with "
+                "room"
+            ) from err

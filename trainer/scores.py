@@ -1,0 +1,173 @@
+"""What a version says of one image, as servers send it and as it is kept on disk until a ranking is whole.
+
+Owns the file that lets a ranking which was killed go on where it was. Knows neither servers nor Label Studio.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import ConfigError
+
+Floats = npt.NDArray[np.float32]
+
+_HALF: Final = "<f2"
+_SINGLE: Final = "<f4"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """One image's scores."""
+
+    task: int
+    result: Sequence[Mapping[str, Any]]
+    """The regions of the prediction; none where no label can be told."""
+    probabilities: Floats
+    """(C,); empty before there is a version."""
+    bald: float
+    """In nats."""
+    entropy: float
+    """In nats."""
+    embedding: Floats
+    """(E,)."""
+    passes: Floats | None = None
+    """(T, C), where they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an image has no scores."""
+
+    task: int
+    code: str
+    detail: str
+
+
+def parse_score(document: Mapping[str, Any]) -> Score | Failure:
+    """Read one element of a server's answer.
+
+    Raises:
+        ValueError, LookupError, TypeError: if it is none.
+    """
+    task = document["task"]
+    if "error" in document:
+        return Failure(task, str(document["error"]["code"]), str(document["error"]["detail"]))
+    probabilities = np.asarray(document["probabilities"], np.float32)
+    passes = document.get("passes")
+    return Score(
+        task=task,
+        result=list(document["prediction"]["result"]),
+        probabilities=probabilities,
+        bald=float(document["bald"]),
+        entropy=float(document["entropy"]),
+        embedding=_decode(document.get("embedding", ""), _HALF),
+        passes=None if passes is None else _decode(passes, _SINGLE).reshape(-1, len(probabilities)),  # (T, C)
+    )
+
+
+def digest(value: object) -> str:
+    """Name a value that JSON can hold: equal for equal values, in 16 letters."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ScoreLog:
+    """Scores on disk, one a line, each as good as written once `append` has returned."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file's place; it need not be there yet."""
+        self._path = path
+
+    def read(self, digests: Mapping[int, str]) -> dict[int, Score]:
+        """Return what is there of these tasks: of each its number and the digest of its data.
+
+        A line that was cut short by the end of its writer is taken off, with all behind it.
+
+        Raises:
+            ConfigError: if the file cannot be read.
+        """
+        found: dict[int, Score] = {}
+        whole = 0
+        try:
+            with self._path.open("rb") as file:
+                for line in file:
+                    entry = _parse_line(line)
+                    if entry is None:
+                        break
+                    whole += len(line)
+                    if digests.get(entry[1].task) == entry[0]:
+                        found[entry[1].task] = entry[1]
+            os.truncate(self._path, whole)
+        except FileNotFoundError:
+            return {}
+        except OSError as err:
+            raise _unwritable(self._path, err) from err
+        return found
+
+    def append(self, scores: Iterable[Score], digests: Mapping[int, str]) -> None:
+        """Add scores, and return when they are on disk.
+
+        Raises:
+            ConfigError: if they cannot be written.
+        """
+        lines = b"".join(_format_line(score, digests[score.task]) for score in scores)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as err:
+            raise _unwritable(self._path, err) from err
+
+
+def _format_line(score: Score, key: str) -> bytes:
+    document = {
+        "key": key,
+        "task": score.task,
+        "result": score.result,
+        "probabilities": _encode(score.probabilities, _SINGLE),
+        "bald": score.bald,
+        "entropy": score.entropy,
+        "embedding": _encode(score.embedding, _HALF),
+    }
+    return json.dumps(document).encode() + b"\n"
+
+
+def _parse_line(line: bytes) -> tuple[str, Score] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        document = json.loads(line)
+        score = Score(
+            task=document["task"],
+            result=document["result"],
+            probabilities=_decode(document["probabilities"], _SINGLE),
+            bald=document["bald"],
+            entropy=document["entropy"],
+            embedding=_decode(document["embedding"], _HALF),
+        )
+        return document["key"], score
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _encode(array: Floats, kind: str) -> str:
+    return base64.b64encode(array.astype(kind).tobytes()).decode()
+
+
+def _decode(text: str, kind: str) -> Floats:
+    return np.frombuffer(base64.b64decode(text, validate=True), kind).astype(np.float32)
+
+
+def _unwritable(path: Path, err: OSError) -> ConfigError:
+    return ConfigError(
+        f"expected to keep scores in {path.parent}, got {err.strerror}; set LABELNEXT_CACHE to a folder with room"
+    )
