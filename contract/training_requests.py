@@ -5,6 +5,7 @@ folder stands beside the models', so that a server may be given it to write and 
 is asking once.
 """
 
+import errno
 import json
 import logging
 import secrets
@@ -17,6 +18,9 @@ from typing import Final
 from contract.repository import Repository
 
 REQUESTS_FOLDER: Final = "requests"
+
+MOST_REQUESTS: Final = 100
+"""More are not left: whoever can reach a webhook could fill the disk with requests for projects that do not exist."""
 
 _SUFFIX: Final = ".json"
 _logger = logging.getLogger(__name__)
@@ -37,14 +41,17 @@ def leave_request(repository: Repository, project: int | None) -> None:
     """Ask for a training of the repository's model on a project, in place of an earlier request for the same.
 
     Raises:
-        OSError: if the folder cannot be written.
+        OSError: if the folder cannot be written, or holds too many already.
     """
     folder = repository.root / REQUESTS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{repository.model}.{_name(project)}{_SUFFIX}"
+    if not path.exists() and sum(1 for _ in folder.glob(f"*{_SUFFIX}")) >= MOST_REQUESTS:
+        raise OSError(errno.EDQUOT, f"{MOST_REQUESTS} requests wait already; remove those that nobody answers", folder)
     draft = folder / f".{secrets.token_hex(8)}"
     try:
         draft.write_text(json.dumps({"project": project, "at": datetime.now(UTC).isoformat(timespec="seconds")}))
-        draft.replace(folder / f"{repository.model}.{_name(project)}{_SUFFIX}")
+        draft.replace(path)
     except OSError:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

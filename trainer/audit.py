@@ -19,9 +19,6 @@ Ints = npt.NDArray[np.int64]
 DEFAULT_SHARE: Final = 0.1
 """Of the tasks."""
 
-_ROUNDING = 1e-9
-"""Keeps 1.5 / 0.1 from falling short of 15."""
-
 
 def draws(project: int, task_ids: Ints) -> npt.NDArray[np.float64]:
     """Return each task's place in the slice, from 0 to 1: int64 (N,) to float64 (N,); the lowest is labelled first."""
@@ -47,7 +44,7 @@ def interleave(audit: Ints, others: Ints, share: float) -> Ints:
     """
     if not len(audit):
         return others
-    places = np.floor((np.arange(len(audit)) + 0.5) / share + _ROUNDING)
+    places = np.floor((np.arange(len(audit)) + 0.5) / share)
     total = len(audit) + len(others)
     latest = total - len(audit) + np.arange(len(audit))  # so that all of the slice find a place
     merged = np.empty(total, np.int64)

@@ -108,11 +108,14 @@ def bring_about(
     flight = _Flight(client, project_id, name, note)
     flight.settle()
     taken = Counter[int]()
-    for _ in range(_ROUNDS):
+    fewest, vain = len(wanted) + 1, 0
+    while vain < _ROUNDS:
         changes = compare({task: each.score for task, each in wanted.items()}, _list(client, project_id, name))
         _check_taken([task for task in changes.create if taken[task] >= _TIMES_TAKEN])
         if not changes.create and not changes.delete:
             return taken.total()
+        vain = 0 if len(changes.create) < fewest else vain + 1
+        fewest = min(fewest, len(changes.create))
         _say_stripped(sum(taken[task] > 0 for task in changes.create))
         for tasks in _portions(changes.create):
             try:
@@ -129,7 +132,7 @@ def bring_about(
             labelstudio.delete_prediction(client, number)
     raise ConfigError(
         f"expected Label Studio to hold one prediction of {name} for each of {len(wanted)} tasks of project "
-        f"{project_id}, after {_ROUNDS} attempts it does not; look into its log, then rank again"
+        f"{project_id}, after {_ROUNDS} attempts that changed nothing it does not; look into its log, then rank again"
     )
 
 

@@ -113,8 +113,9 @@ class Place:
         return choose_control(controls, name=trained or self.options.control, labels=labels)
 
     def scores(self) -> ScoreLog:
-        """Scores on disk. They hang on the labelling config, too: on which control, and which key of a task's data."""
-        return ScoreLog(self.kept / f"{self.base}-{digest(self.project.label_config)}.scores")
+        """Scores on disk, by all that they hang on: which control, which key of a task's data, which network."""
+        network = None if self.version else (self.options.weights, self.options.architecture)
+        return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
 
 
 def plan_all(where: Place, name: str) -> Plan:

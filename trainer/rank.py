@@ -89,9 +89,10 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     strategies.check(options.strategy, multiple=False)
     repository = Repository(environment.models, environment.model)
     with _exclusive(repository, options.project), Fetcher(_fetch_settings(environment)) as fetcher:
-        begun = _Ranking(Place(options, environment, repository, fetcher=fetcher, clock=clock)).finish()
-        if begun is not None:
-            options = replace(options, again=False)
+        first = Place(options, environment, repository, fetcher=fetcher, clock=clock)
+        begun = _Ranking(first).finish()
+        if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
+            options = replace(options, again=False)  # it is what was asked for
         later = _Ranking(Place(options, environment, repository, fetcher=fetcher, clock=clock)).run()
     return replace(
         _together(begun, later),

@@ -175,8 +175,9 @@ class Servers:
                 ) from later
             if later.its_own and portion.attempt >= _ATTEMPTS:
                 raise Unavailable(f"{server.url} fails on the same request again and again: {later}") from later
+            endured = server.endures(self._patience.fail_s)  # before others are woken, who go by it
             work.put_back(portion.again() if later.its_own else portion)
-            if not server.endures(self._patience.fail_s):
+            if not endured:
                 return
             work.over.wait(server.pause(later.after_s, self._patience.pause_s))
         else:
@@ -379,7 +380,7 @@ class _Work:
     def take(self, server: _Server) -> _Portion | None:
         """The next portion, waiting for one that may yet come back; None when there is no more for this server."""
         with self._changed:
-            while not self._waiting and self._open and not self.over.is_set():
+            while not self._waiting and self._open and not self.over.is_set() and not server.given_up:
                 self._changed.wait()
             if not self._waiting or self.over.is_set() or server.given_up:
                 return None
@@ -388,7 +389,7 @@ class _Work:
     def put_back(self, portion: _Portion) -> None:
         with self._changed:
             self._waiting.append(portion)
-            self._changed.notify()
+            self._changed.notify_all()  # one alone might be of a server that takes no more
 
     def finish(self, portion: _Portion, outcomes: Sequence[Score | Failure]) -> None:
         """Hand over answers; images for which the server ran out of time are asked for again."""

@@ -57,6 +57,12 @@ def test_one_sign_alone_stops_nothing(versions, reason):
     assert reason in advice.sentence
 
 
+def test_uncertainty_that_falls_from_low_to_lower_does_not_hinder_stopping():
+    """Low is low enough: a twentieth of what BALD can be."""
+    balds = 0.06, 0.05, 0.03
+    assert say([replace(each, mean_bald=bald) for each, bald in zip(SETTLED, balds, strict=True)]).stop
+
+
 def test_uncertainty_that_is_high_but_stays_so_does_not_hinder_stopping():
     """Images that people cannot tell apart either keep it high for ever."""
     assert say([replace(each, mean_bald=0.5) for each in SETTLED]).stop

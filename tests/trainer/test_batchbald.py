@@ -69,12 +69,36 @@ def test_images_alike_are_not_chosen_twice():
 
 
 def test_a_saturated_joint_gives_way_to_a_fresh_one():
-    """Two passes are told apart by one label; then the next image is chosen as if it were the first."""
-    torn = np.array([[0.999, 0.001], [0.001, 0.999]], np.float32)
-    less = np.array([[0.7, 0.3], [0.3, 0.7]], np.float32)
-    passes = np.stack([torn, torn, less, torn])
-    chosen = batchbald.choose(np.array([0, 1, 3, 2]), lambda indices: passes[indices], first=4)
-    np.testing.assert_array_equal(chosen, [0, 1, 3, 2])
+    """The first image tells four passes apart but for two, a little; what is most uncertain by itself comes next."""
+    apart = np.array([[0.97, 0.03, 0, 0], [0.03, 0.97, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    broad = np.eye(4)[[0, 0, 1, 2]]  # all but what the first leaves open
+    narrow = np.eye(4)[[0, 1, 1, 1]]  # that, and little else
+    passes = np.stack([apart, broad, narrow]).astype(np.float32)
+    assert joint_information(passes[:1]) > batchbald.SATURATED * math.log(4)
+    assert joint_information(passes[[0, 2]]) > joint_information(passes[[0, 1]]) + 0.01
+    chosen = batchbald.choose(np.array([0, 1, 2]), lambda indices: passes[indices], first=3)
+    np.testing.assert_array_equal(chosen, [0, 1, 2])
+
+
+def test_an_image_far_down_is_found():
+    """Behind 150 copies of the most uncertain image stands one that says something else."""
+    one, other = np.eye(2)[np.arange(16) % 2] * 0.98 + 0.01, np.eye(2)[np.arange(16) // 8] * 0.9 + 0.05
+    passes = np.stack([one] * 150 + [other]).astype(np.float32)
+    chosen = batchbald.choose(np.arange(151), lambda indices: passes[indices], first=2)
+    np.testing.assert_array_equal(chosen, [0, 150])
+
+
+def test_configurations_drawn_weigh_alike():
+    """Each is drawn about as often as its weight says, so that on average the passes stay as likely as they were."""
+    image = make_passes(np.random.default_rng(0), images=1, passes=20, classes=10)[0]
+    posterior = np.random.default_rng(1).dirichlet(np.ones(20), size=100)
+    weights = np.random.default_rng(2).dirichlet(np.full(100, 0.3))
+    rng = np.random.default_rng(3)
+    drawn, chances = batchbald._condition(posterior, weights, image, limit=500, rng=rng)
+    assert len(drawn) == 500
+    np.testing.assert_array_equal(chances, np.full(500, 1 / 500))
+    np.testing.assert_allclose(chances @ drawn, weights @ posterior, atol=0.005)
+    np.testing.assert_allclose(drawn.sum(axis=1), 1)
 
 
 @pytest.mark.parametrize("passes", [np.full((5, 4, 3), 1 / 3, np.float32), np.full((5, 1, 2), 0.5, np.float32)])

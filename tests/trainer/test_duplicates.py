@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer import duplicates
 from trainer.duplicates import NEAR, NEAREST, find_representatives, resembling_distance, shrink
 
 
@@ -45,8 +46,9 @@ def test_images_are_claimed_as_the_definition_says(seed, originals, copies, nois
     np.testing.assert_array_equal(find_representatives(embeddings, order), claim_one_by_one(embeddings, order))
 
 
-def test_leaders_of_earlier_blocks_claim():
+def test_leaders_of_earlier_blocks_claim(monkeypatch):
     """2,000 images are several blocks, and a copy is found wherever its original was."""
+    monkeypatch.setattr(duplicates, "_LEADERS", 300)
     rng = np.random.default_rng(0)
     embeddings = noisy_copies(rng, originals=1000, copies=2, noise=0.2, size=256)
     order = np.concatenate([np.arange(0, 2000, 2), np.arange(1, 2000, 2)])
@@ -81,7 +83,8 @@ def test_there_may_be_hardly_an_image(count):
 def test_images_without_a_direction_stand_for_themselves():
     """Where all embeddings are equal or zeros, nothing says that the images are alike."""
     rounding = np.random.default_rng(0).normal(size=(5, 8)) * 1e-4
-    for embeddings in (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding)):
+    two_ways = np.ones((5, 8)) + 1e-4 * np.eye(8)[[0, 0, 0, 1, 1]]
+    for embeddings in (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding), unit(two_ways)):
         found = find_representatives(embeddings.astype(np.float32), np.arange(5))
         np.testing.assert_array_equal(found, np.arange(5))
 
@@ -114,10 +117,10 @@ def test_images_of_one_class_are_no_copies():
 def test_chance_claims_no_more_in_a_larger_pool():
     """Of 12,000 images without copies, each near another, fewer than one in ten are claimed."""
     rng = np.random.default_rng(0)
-    embeddings = unit(rng.normal(size=(12_000, 48)))
+    embeddings = unit(rng.normal(size=(12_000, 32)))
     by_chance = (embeddings[:200] @ embeddings[200:].T >= 0.5).sum(axis=1).mean()
     claimed = find_representatives(embeddings, np.arange(12_000)) != np.arange(12_000)
-    assert by_chance > 1
+    assert by_chance > 10
     assert claimed.mean() < 0.1
 
 

@@ -182,6 +182,14 @@ def test_a_thousand_equal_scores_are_told_apart():
         np.testing.assert_allclose(along, float(equal == 0), atol=1e-6)
 
 
+def test_of_equal_images_the_earlier_task_comes_first():
+    """Of a thousand on which nothing decides."""
+    candidates, _ = pool(1000)
+    candidates.bald[:] = 0.25
+    found = arranged(candidates, strategy="bald", audit_share=0, duplicates=False)
+    assert (np.diff(candidates.task_ids[found.order]) > 0).all()
+
+
 def test_a_thousand_classes_are_arranged():
     """For one label and for several."""
     for multiple in (False, True):

@@ -1,5 +1,6 @@
 import base64
 import socket
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -43,6 +44,11 @@ def ask(servers, tasks, question=QUESTION, **options):
 
 def of(*scorers, **options):
     return Servers([each.url for each in scorers], patience=HASTY, **options)
+
+
+def slowly(_):
+    time.sleep(1.5 * HASTY.fail_s)
+    return 503, {"detail": "too much to do"}
 
 
 def nobodys_address():
@@ -215,6 +221,20 @@ class TestScoring:
         one.before = lambda body: (503, {"detail": "overloaded"})
         with pytest.raises(Unavailable, match=r"no server is left.*503: overloaded.*what was scored is kept"):
             ask(of(one), pool(3))
+
+    @pytest.mark.parametrize("portions", [1, 2, 3, 5])
+    def test_answers_that_come_too_late_end_it_too(self, one, portions):
+        """Of the threads that ask, some wait for work when the server is given up: they hear of it."""
+        one.before = slowly
+        with pytest.raises(Unavailable, match="no server is left"):
+            ask(of(one), pool(portions * REQUEST_TASKS))
+
+    @pytest.mark.parametrize("healthy", [0, 1])
+    def test_what_a_slow_server_gives_back_is_taken_by_the_other(self, two, healthy):
+        """Even if it is the last of the work, and the other had nothing left to do."""
+        two[1 - healthy].before = slowly
+        outcomes = ask(of(*two), pool(3))
+        assert sorted(outcome.task for outcome in outcomes) == [1, 2, 3]
 
     def test_a_server_that_is_gone_is_one_clear_line(self):
         """Connections refused are as good as an answer of 503."""

@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -82,6 +84,7 @@ class Studio:
 
     folder: Path
     url: str
+    over: threading.Event
     labels: list = field(default_factory=lambda: ["cat", "dog"])
     annotations: int = 0
     updated_at: str = ""
@@ -145,7 +148,7 @@ def studio(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.watch._LONGEST_POLL_S", 0.1)
     plan(tmp_path)
     with host() as each:
-        studio = Studio(tmp_path, each.url)
+        studio = Studio(tmp_path, each.url, each.over)
         studio.events[60] = stop
         each.serve("/api/current-user/whoami", b'{"id": 1}', content_type="application/json")
         each.answers["/api/projects/5/"] = each.answers["/api/tasks/"] = studio.answer
@@ -362,8 +365,8 @@ def test_waits_grow_with_each_failure(studio, caplog):
 def test_a_label_studio_that_is_away_is_said_once(studio, caplog):
     """And its return."""
     away = (502, {"detail": "restarting"})
-    studio.events |= dict.fromkeys((2, 3, 4, 5), lambda: away)
-    studio.events[12] = stop
+    studio.events |= dict.fromkeys(range(2, 17), lambda: away)
+    studio.events[30] = stop
     _, ran, said = watch_it(studio, caplog)
     assert names(ran) == ["rank"]
     assert sum("502" in line and "looking again" in line for line in said) == 1
@@ -409,6 +412,19 @@ def test_a_signal_ends_the_watch(studio, caplog, number, status):
     found, _, said = watch_it(studio, caplog)
     assert found == status
     assert said[-1] == f"{number.name}: the watch is over; nothing was under way"
+
+
+def test_a_label_studio_that_hangs_keeps_no_signal_waiting(studio, caplog):
+    """Its answer may be a minute away."""
+
+    def hang():
+        stop()
+        studio.over.wait(20)
+
+    studio.events[2] = hang
+    started = time.monotonic()
+    assert watch_it(studio, caplog)[0] == 0
+    assert time.monotonic() - started < 15
 
 
 def test_one_watch_at_a_time_works_for_a_model(studio, caplog):
