@@ -50,7 +50,7 @@ def leave_request(repository: Repository, project: int | None) -> None:
         raise OSError(errno.EDQUOT, f"{MOST_REQUESTS} requests wait already; remove those that nobody answers", folder)
     draft = folder / f".{secrets.token_hex(8)}"
     try:
-        draft.write_text(json.dumps({"project": project, "at": datetime.now(UTC).isoformat(timespec="seconds")}))
+        draft.write_text(json.dumps({"project": project, "at": datetime.now(UTC).isoformat(timespec="microseconds")}))
         draft.replace(path)
     except OSError:
         with suppress(OSError):

@@ -85,6 +85,7 @@ def _watch(options: argparse.Namespace, environment: Environment) -> int:
         minutes=options.minutes,
         poll_s=options.poll,
         rounds=options.rounds,
+        servers=tuple(options.server),
     )
     return watch(
         wanted,

@@ -3,12 +3,10 @@
 Before the first labels there is nothing to be uncertain about, and what pays is to have seen every kind of image, the
 most frequent kinds first (Hacohen et al. 2022, arXiv 2202.02794). So the pool's embeddings are clustered into as many
 clusters as images are about to be labelled, and of each the image nearest to its centre is taken. Only
-`compute_embeddings` knows torch.
+`Convolutions` knows torch.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sized
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -46,7 +44,7 @@ def arrange(
 
     Args:
         task_ids: int64 (N,).
-        embeddings: float32 (N, E), from `compute_embeddings`.
+        embeddings: float32 (N, E), from `Convolutions`.
         project: its number, which decides what falls to chance.
         audit_share: of the tasks, those whose place is left to chance.
         first: how many are about to be labelled: so many are chosen to cover the pool.
@@ -87,50 +85,45 @@ def cover(embeddings: Vectors, *, first: int, seed: int) -> Ints:
     return np.concatenate([chosen, rng.permutation(rest)])
 
 
-def compute_embeddings(
-    images: Iterable[npt.NDArray[np.uint8]],
-    *,
-    weights: "Weights",
-    architecture: str,
-    device: "torch.device",
-) -> Vectors:
-    """Return embeddings of images of one size by convolutions that were trained elsewhere: float32 (N, EMBEDDING).
+class Convolutions:
+    """Convolutions that were trained elsewhere, for embeddings of images of one size. Imports torch when first used."""
 
-    Each channel of the last map is averaged over its cells: what is in an image counts, not where. Progress goes to
-    stderr; the images are taken a batch at a time.
+    def __init__(self, *, weights: "Weights", architecture: str, device: "torch.device") -> None:
+        """Take what `trainer.network.build` takes, and the device to compute on; nothing is loaded yet."""
+        self._weights = weights
+        self._architecture = architecture
+        self._device = device
+        self._layers: torch.nn.Module | None = None
 
-    Args:
-        images: N of uint8 (H, H, 3), or an array of them.
-        weights: as for training.
-        architecture: of the network that the weights are of.
-        device: to compute on.
+    def embed(self, images: npt.NDArray[np.uint8]) -> Vectors:
+        """Return embeddings: uint8 (N, H, H, 3) to float32 (N, EMBEDDING).
 
-    Raises:
-        ConfigError: if the weights cannot be had or belong to another architecture, or the images are too small.
-    """
-    import torch
-    from tqdm import tqdm
+        Each channel of the last map is averaged over its cells: what is in an image counts, not where.
 
-    from trainer.network import build
+        Raises:
+            ConfigError: if the weights cannot be had or belong to another architecture, or the images are too small.
+        """
+        import torch
 
-    convolutions: torch.nn.Module | None = None
-    parts: list[Vectors] = [np.empty((0, EMBEDDING), np.float32)]
-    total = len(images) if isinstance(images, Sized) else None
-    with torch.no_grad(), tqdm(total=total, desc="embeddings", unit="image") as bar:
-        for batch in _batches(images):
-            if convolutions is None:
-                network, _ = build(architecture, classes=2, image_size=batch.shape[1], weights=weights)
-                convolutions = network.backbone[:2].eval().to(device)  # normalisation, and all that has maps
-            maps = convolutions(torch.from_numpy(batch).to(device))  # (n, D, height, width)
-            parts.append(embed(maps.mean(dim=(2, 3)).cpu().numpy()))
-            bar.update(len(batch))
-    return np.concatenate(parts)
+        if self._layers is None:
+            self._layers = self._build(images.shape[1])
+        parts: list[Vectors] = [np.empty((0, EMBEDDING), np.float32)]
+        with torch.no_grad():
+            for start in range(0, len(images), _IMAGES_A_FORWARD):
+                batch = torch.from_numpy(images[start : start + _IMAGES_A_FORWARD])
+                maps = self._layers(batch.to(self._device))  # (n, D, height, width)
+                parts.append(embed(maps.mean(dim=(2, 3)).cpu().numpy()))
+        return np.concatenate(parts)
 
+    def _build(self, image_size: int) -> "torch.nn.Module":
+        import torch
 
-def _batches(images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
-    left = iter(images)
-    while batch := list(islice(left, _IMAGES_A_FORWARD)):
-        yield np.stack(batch)  # (n, H, H, 3)
+        from trainer.network import build
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # without weights, fresh ones that are the same in the next process
+            network, _ = build(self._architecture, classes=2, image_size=image_size, weights=self._weights)
+        return network.backbone[:2].eval().to(self._device)  # normalisation, and all that has maps
 
 
 def _choose_central(embeddings: Vectors, *, clusters: int, rng: np.random.Generator) -> Ints:

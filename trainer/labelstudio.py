@@ -147,6 +147,19 @@ def project_state(client: "LabelStudio", project_id: int) -> State:
     return _get(client, f"api/projects/{project_id}/", read, what=f"project {project_id}")
 
 
+def labels_changed_since(client: "LabelStudio", project_id: int, moment: str) -> bool:
+    """Say whether an annotation was made or edited after a moment, as Label Studio writes it; deleted ones do not show.
+
+    A task's own time is later than its annotations' whenever somebody opens it and a prediction is fetched.
+
+    Raises:
+        ConfigError: if there is no such project, or Label Studio does not answer.
+    """
+    later = _filter("updated_at", "greater", moment, "Datetime")
+    tasks = _pages(client, project_id, [_ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, fields="all")
+    return any(str(each.get("updated_at")) > moment for task in tasks for each in task["annotations"] or [])
+
+
 def annotated_tasks(client: "LabelStudio", project_id: int) -> Iterator[Mapping[str, Any]]:
     """Every task that somebody labelled or skipped, as `id`, `data` and `annotations`.
 

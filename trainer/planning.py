@@ -284,10 +284,9 @@ def pretrained(weights: str, architecture: str) -> Embed:
     from trainer import coldstart
     from trainer.run import choose_device
 
-    device = choose_device("auto")
-    return lambda images: coldstart.compute_embeddings(
-        images,
-        weights=weights if weights in ("imagenet", "none") else Path(weights),  # type: ignore[arg-type]  # mypy does not narrow by `in`
+    start = weights if weights in ("imagenet", "none") else Path(weights)
+    return coldstart.Convolutions(
+        weights=start,  # type: ignore[arg-type]  # mypy does not narrow by `in`
         architecture=architecture,
-        device=device,
-    )
+        device=choose_device("auto"),
+    ).embed

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,7 @@ from contract.repository import Repository
 from contract.training_requests import TrainingRequest, find_requests, remove
 from trainer import labelstudio
 from trainer.children import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
-from trainer.names import base_name, round_of
+from trainer.names import base_name
 from trainer.rounds import Schedule, Trained, read_trained, why_train
 from trainer.settings import Environment
 
@@ -51,6 +51,8 @@ class WatchOptions:
     """Seconds between two looks at Label Studio."""
     rounds: int | None = None
     """End after so many were trained and ranked; None: never."""
+    servers: tuple[str, ...] = ()
+    """Whose webhooks are given the secret; by default those of the environment."""
 
 
 def watch(
@@ -158,41 +160,60 @@ class _Wait:
 class _Eyes:
     """What is seen of Label Studio; connects when needed, and again after a failure."""
 
-    def __init__(self, project: int, environment: Environment) -> None:
-        self._project = project
+    def __init__(self, options: WatchOptions, environment: Environment) -> None:
+        self._project = options.project
+        self._servers = options.servers or environment.servers
         self._environment = environment
         self._client: LabelStudio | None = None
         self._config = ""
+        self._fault = ""
+        self._compared = ("", "")
+        """The newest change that was looked into, and the version it was compared with."""
+        self._changed = False
         self.controls: tuple[ChoicesControl, ...] = ()
 
-    def look(self) -> labelstudio.State:
+    def look(self, trained: Trained | None) -> labelstudio.State:
         """Ask for the project's state, and for its labelling config where that has changed.
+
+        If nothing that the newest version was trained on has changed, the state says so, whatever was opened since.
 
         Raises:
             ConfigError: if Label Studio cannot be asked, or the config classifies no image.
         """
         client, self._client = self._client or self._connect(), None  # kept only if it works
         state = labelstudio.project_state(client, self._project)
-        self._client = client
         if state.label_config != self._config:
             self.controls = parse_label_config(labelstudio.read_project(client, self._project).label_config)
             self._config = state.label_config
+        if trained and self._only_opened(client, state, trained):
+            state = replace(state, newest_updated_at=trained.updated_at)
+        self._give_secret(client)
+        self._client = client
         return state
 
-    def ranked_by(self) -> str:
-        """Return whose predictions the project sorts by.
-
-        Raises:
-            ConfigError: if Label Studio cannot be asked.
-        """
-        return labelstudio.read_project(self._client or self._connect(), self._project).model_version
-
     def _connect(self) -> "LabelStudio":
-        client = labelstudio.connect(*self._environment.label_studio())
-        if secret := self._environment.webhook_secret:
-            header = ("Authorization", f"Bearer {secret}")
-            labelstudio.set_webhook_header(client, self._project, self._environment.servers, header)
-        return client
+        return labelstudio.connect(*self._environment.label_studio())
+
+    def _only_opened(self, client: "LabelStudio", state: labelstudio.State, trained: Trained) -> bool:
+        """Whether tasks have changed and their annotations have not: asked once for each change."""
+        if state.total_annotations != trained.annotations or state.newest_updated_at <= trained.updated_at:
+            return False
+        if (state.newest_updated_at, trained.version) != self._compared:
+            self._changed = labelstudio.labels_changed_since(client, self._project, trained.updated_at)
+            self._compared = (state.newest_updated_at, trained.version)
+        return not self._changed
+
+    def _give_secret(self, client: "LabelStudio") -> None:
+        """Have webhooks carry the secret, whenever they were made; where that fails, only hints are lost."""
+        if not (secret := self._environment.webhook_secret):
+            return
+        try:
+            labelstudio.set_webhook_header(client, self._project, self._servers, ("Authorization", f"Bearer {secret}"))
+            self._fault = ""
+        except ConfigError as err:
+            if str(err) != self._fault:
+                logger.warning("the webhooks of the project cannot be given the secret: %s", err)
+            self._fault = str(err)
 
 
 class _Watcher:
@@ -213,7 +234,7 @@ class _Watcher:
         self._repository = repository
         self._supervisor = supervisor
         self._commands = commands
-        self._eyes = _Eyes(options.project, environment)
+        self._eyes = _Eyes(options, environment)
         self._looking = _Wait(options.poll_s, max(_LONGEST_POLL_S, options.poll_s))
         self._training = _Wait(options.poll_s, _LONGEST_WAIT_S)
         self._ranking = _Wait(options.poll_s, _LONGEST_WAIT_S)
@@ -269,16 +290,14 @@ class _Watcher:
     # ---- looking
 
     def _look(self) -> _View:
-        state, current = self._eyes.look(), self._current()
+        trained, current = read_trained(self._repository, self._options.project), self._current()
         view = _View(
-            state,
+            self._eyes.look(trained),
             target=base_name(current, self._repository.model),
             published=current is not None,
-            trained=read_trained(self._repository, self._options.project),
+            trained=trained,
             requests=self._find_requests(),
         )
-        if not self._ranked and round_of(self._eyes.ranked_by(), view.target):
-            self._ranked, self._ranked_tasks = view.target, state.tasks
         if self._looking.succeed():
             logger.info("watching project %d again", self._options.project)
         self._said = ""
@@ -305,11 +324,16 @@ class _Watcher:
     # ---- deciding
 
     def _act(self, view: _View) -> None:
-        if self._training.over and (why := self._why_train(view)):
+        self._ranked_tasks = min(self._ranked_tasks, view.state.tasks)  # some may have been deleted
+        if (self._training.over or self._asked_again(view)) and (why := self._why_train(view)):
             self._train(why, view)
         elif self._ranking.over and (why := self._why_rank(view)):
             self._rank(why, view.state.tasks)
         self._seen_tasks = view.state.tasks
+
+    def _asked_again(self, view: _View) -> bool:
+        """Whether somebody has asked since the last attempt, and is not to wait for the next one."""
+        return any(request.at > self._since.isoformat() for request in view.requests)
 
     def _why_train(self, view: _View) -> str | None:
         if view.requests:
@@ -326,8 +350,12 @@ class _Watcher:
         tasks = view.state.tasks
         if not tasks:
             return None
+        if not view.published and not self._ranked:
+            return "nothing is published yet"
+        if not self._ranked:
+            return "the watch begins"  # another may have ended with tasks unranked; if none are, this is soon over
         if self._ranked != view.target:
-            return f"not ranked by {view.target} yet" if view.published else "nothing is published yet"
+            return f"not ranked by {view.target} yet"
         if tasks > self._ranked_tasks and tasks == self._seen_tasks:  # else more are on their way
             return f"{tasks - self._ranked_tasks} more tasks"
         return None
@@ -381,7 +409,7 @@ class _Watcher:
 
     def _answer(self, requests: tuple[TrainingRequest, ...]) -> None:
         """Forget requests, here too: where the folder cannot be written they would be answered for ever."""
-        self._answered = requests
+        self._answered = (*(request for request in self._answered if request.path.exists()), *requests)
         try:
             for request in requests:
                 remove(request)

@@ -88,11 +88,14 @@ class Studio:
     labels: list = field(default_factory=lambda: ["cat", "dog"])
     annotations: int = 0
     updated_at: str = ""
+    annotated_at: str = ""
+    """Of the newest annotation, where that is not `updated_at`."""
     tasks: int = 100
     looks: int = 0
     events: dict = field(default_factory=dict)
     """Look to what happens before it is answered; what this returns, if anything, is the answer."""
     heard: list = field(default_factory=list)
+    shows_hooks: bool = True
 
     def label(self, count):
         self.annotations += count
@@ -100,6 +103,9 @@ class Studio:
 
     def answer(self, handler, request):
         path = urlsplit(request.path).path
+        if path == "/api/tasks/" and "fields=all" in request.path:
+            annotations = [{"updated_at": self.annotated_at or self.updated_at}]
+            return self._reply(handler, {"tasks": [{"id": 1, "annotations": annotations}], "total": 1})
         if path == "/api/tasks/":
             self.looks += 1
             event = self.events.get(self.looks, lambda: None)
@@ -130,6 +136,8 @@ class Studio:
 
     def hook(self, handler, request):
         self.heard.append((request.method, json.loads(request.body) if request.body else None))
+        if not self.shows_hooks:
+            return self._reply(handler, (403, {}))
         hooks = [{"id": 9, "url": "http://localhost:9090/webhook", "headers": {}}]
         return self._reply(handler, hooks if request.method == "GET" else {})
 
@@ -223,11 +231,12 @@ def test_a_watch_that_is_started_again_goes_on_where_it_was(studio, caplog):
     watch_it(studio, caplog, rounds=1)
     studio.label(19)
     studio.events = {studio.looks + 20: stop}
-    _, ran, _ = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank"]
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["run", "rank", "rank"]  # the former watch may have ended before it had ranked all
+    assert said[-2].startswith("the watch begins: ranked 100 tasks")
     studio.label(1)
     _, ran, _ = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank", "run", "rank"]
+    assert names(ran) == ["run", "rank", "rank", "run", "rank"]
 
 
 def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
@@ -236,9 +245,20 @@ def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
     watch_it(studio, caplog, rounds=1, labels=1)
     studio.events = {studio.looks + 10: lambda: setattr(studio, "updated_at", "2026-11-23T06:00:00.000000Z")}
     _, ran, said = watch_it(studio, caplog, rounds=1, minutes=1e-4)
-    assert names(ran) == ["run", "rank", "run", "rank"]
+    assert names(ran) == ["run", "rank", "rank", "run", "rank"]
     assert "labels edited or deleted in 0 min" in said[-1]
     assert studio.looks > 10
+
+
+def test_tasks_that_were_only_opened_start_no_round(studio, caplog):
+    """Label Studio fetches a prediction for a labelled task that somebody opens, and dates the task anew."""
+    studio.label(10)
+    watch_it(studio, caplog, rounds=1, labels=1)
+    studio.annotated_at = studio.updated_at
+    studio.updated_at = "2026-11-23T06:00:00.000000Z"
+    studio.events = {studio.looks + 20: stop}
+    _, ran, _ = watch_it(studio, caplog, rounds=1, minutes=1e-4)
+    assert names(ran) == ["run", "rank", "rank"]
 
 
 def test_a_rollback_ranks_and_does_not_train(studio, caplog):
@@ -252,7 +272,8 @@ def test_a_rollback_ranks_and_does_not_train(studio, caplog):
     studio.events = {studio.looks + 10: stop}
     _, ran, said = watch_it(studio, caplog)
     assert names(ran) == ["run", "rank", "run", "rank", "rank"]
-    assert said[-2].startswith(f"not ranked by {first} yet: ranked 100 tasks")
+    assert said[-2].startswith("the watch begins: ranked 100 tasks")
+    assert (studio.folder / "ranked_by").read_text() == first
 
 
 def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
@@ -266,6 +287,15 @@ def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
     _, ran, said = watch_it(studio, caplog)
     assert names(ran) == ["run", "rank", "rank"]
     assert said[-2].startswith("21 more tasks: ranked 121 tasks")
+
+
+def test_tasks_in_place_of_deleted_ones_are_ranked(studio, caplog):
+    """Though there are fewer than were ranked."""
+    studio.label(30)
+    studio.events |= {4: lambda: setattr(studio, "tasks", 40), 8: lambda: setattr(studio, "tasks", 60), 20: stop}
+    _, ran, said = watch_it(studio, caplog)
+    assert names(ran) == ["run", "rank", "rank"]
+    assert said[-2].startswith("20 more tasks: ranked 60 tasks")
 
 
 def test_an_empty_project_is_left_alone(studio, caplog):
@@ -299,17 +329,30 @@ def test_a_request_that_failed_for_a_reason_that_passes_is_tried_again(studio, c
     assert find_requests(repository_of(studio)) == []
 
 
+def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog):
+    """After a failure the watch leaves things alone for a while, but not the person who asks again."""
+    leave_request(repository_of(studio), 5)
+    plan(studio.folder, run=[[1, "error: no room"]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.watch._Wait.fail", lambda self, *, least_s=0.0: setattr(self, "_until", 1e18) or 1e18)
+        studio.events[20] = lambda: leave_request(repository_of(studio), 5)
+        _, ran, _ = watch_it(studio, caplog, rounds=1)
+    assert names(ran).count("run") == 2
+    assert 20 <= studio.looks < 60
+
+
 def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monkeypatch):
     """The trainer may not be allowed to write where servers do."""
+    leave_request(repository_of(studio), None)
 
     def refuse(request):
         raise PermissionError("read-only")
 
     monkeypatch.setattr("trainer.watch.remove", refuse)
     leave_request(repository_of(studio), 5)
-    studio.events = {20: stop}
+    studio.events = {10: lambda: leave_request(repository_of(studio), 5), 30: stop}
     _, ran, said = watch_it(studio, caplog)
-    assert names(ran).count("run") == 1
+    assert names(ran).count("run") == 2  # for those that lay there, and for the one that was made anew
     assert any("cannot be removed" in line for line in said)
 
 
@@ -447,12 +490,23 @@ def test_settings_that_are_missing_are_an_error_at_once(studio, caplog):
 
 
 def test_the_webhook_is_given_the_secret(studio, caplog):
-    """Label Studio's event webhooks carry no other credentials; the secret is not said."""
-    studio.events[2] = stop
+    """Also one that is made while the watch goes on. The secret is not said."""
+    studio.events |= {3: studio.heard.clear, 6: stop}
     environment = environment_of(studio, webhook_secret="hush", servers=("http://localhost:9090",))
     _, _, said = watch_it(studio, caplog, environment=environment)
     assert ("PATCH", {"headers": {"Authorization": "Bearer hush"}}) in studio.heard
     assert "hush" not in "".join(said)
+
+
+def test_webhooks_that_are_out_of_reach_keep_nothing_waiting(studio, caplog):
+    """What they would tell is seen by looking; it is said once."""
+    studio.label(30)
+    studio.shows_hooks = False
+    environment = environment_of(studio, webhook_secret="hush", servers=("http://localhost:9090",))
+    studio.events[10] = stop
+    _, ran, said = watch_it(studio, caplog, environment=environment)
+    assert names(ran) == ["run", "rank"]
+    assert sum("cannot be given the secret" in line for line in said) == 1
 
 
 def test_a_look_is_two_small_requests(studio, caplog):
