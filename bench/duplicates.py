@@ -29,10 +29,10 @@ from contract.embedding import embed
 from contract.preprocess import decode_image
 from server.cpus import available_cpus
 from server.engine import Engine, EngineOptions
-from trainer.audit import DEFAULT_SHARE
-from trainer.duplicates import find_representatives
-from trainer.order import arrange
-from trainer.strategies import DEFAULT_STRATEGY, Candidates
+from trainer.ordering.audit import DEFAULT_SHARE
+from trainer.ordering.duplicates import find_representatives
+from trainer.ordering.order import arrange
+from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
 
 Edit = Callable[[Image.Image, np.random.Generator], Image.Image]
 

@@ -33,7 +33,7 @@ from demo.processes import free_port
 from demo.product import CHECKOUT
 from demo.session import Session
 from server.cpus import available_cpus
-from trainer.strategies import DEFAULT_STRATEGY, STRATEGIES
+from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
 
 _TASKS_A_REQUEST = 100
 _TASKS_AN_IMPORT = 2500

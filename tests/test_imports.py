@@ -22,7 +22,7 @@ CONFINED = {
         "demo/label_studio.py",
         "demo/processes.py",
         "demo/session.py",
-        "trainer/servers.py",
+        "trainer/ranking/servers.py",
     },
     "label_studio_sdk": {"trainer/labelstudio.py"},
     "jinja2": {"server/page.py"},

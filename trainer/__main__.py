@@ -18,9 +18,9 @@ from typing import Any
 
 from contract.errors import ConfigError, LabelError, LabelnextError, RepositoryError, TrainingError
 from contract.repository import Repository, Version
-from trainer.children import LABELS_AT_FAULT
+from trainer.ordering.strategies import STRATEGIES
 from trainer.settings import ARCHITECTURES, Environment, RankOptions, Source, Training
-from trainer.strategies import STRATEGIES
+from trainer.watching.children import LABELS_AT_FAULT
 
 _DEFAULT = Training()
 _RANK_DEFAULT = RankOptions(project=0)
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace, environment: Environment) -> None:
 
 
 def _rank(options: argparse.Namespace, environment: Environment) -> None:
-    from trainer.rank import rank
+    from trainer.ranking.rank import rank
 
     summary = rank(_rank_options(options), environment)
     print(summary.say(), file=sys.stderr)
@@ -77,7 +77,7 @@ def _rank(options: argparse.Namespace, environment: Environment) -> None:
 
 
 def _watch(options: argparse.Namespace, environment: Environment) -> int:
-    from trainer.watch import WatchOptions, watch
+    from trainer.watching.watch import WatchOptions, watch
 
     wanted = WatchOptions(
         project=options.project,

@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 from contract.errors import ConfigError
 from contract.manifest import DEFAULT_PASSES
-from trainer.audit import DEFAULT_SHARE
-from trainer.strategies import DEFAULT_STRATEGY
+from trainer.ordering.audit import DEFAULT_SHARE
+from trainer.ordering.strategies import DEFAULT_STRATEGY
 
 Part = Literal["all", "classifier", "head"]
 """What is trained: everything; the linear layers; or only what lies downstream of the first Dropout."""

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.advice import LEAST_IMAGES
-from trainer.audit import is_audit
 from trainer.dataset import Indices, Pixels, Targets, split
+from trainer.ordering.audit import is_audit
 
 Sample = Literal["audit", "split"]
 

@@ -14,7 +14,7 @@ from demo.product import CHECKOUT
 from tests.trainer.candidates import make_candidates
 from trainer.fit import coloured_noise
 from trainer.network import Network, Normalise
-from trainer.order import arrange
+from trainer.ordering.order import arrange
 
 SIDE = 32
 

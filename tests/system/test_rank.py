@@ -23,7 +23,7 @@ from demo.product import CHECKOUT, Server, Workplace, serving, train
 from demo.project import Project
 from demo.session import Session
 from tests.system.conftest import QUICK_TRAINING, python_of
-from trainer.names import next_name
+from trainer.ranking.names import next_name
 
 LABELS = ("Nul·la", 'Eins 🐈 <&> "x"', "שתיים")
 """As people write them: what has to be escaped, what reads from right to left, and what is no letter."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from contract.acquisition import bald, entropy
-from trainer.strategies import Candidates
+from trainer.ordering.strategies import Candidates
 
 
 def make_passes(rng, *, images, passes=20, classes=4, multiple=False):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from tests.loopback import host, reply
-from trainer.scores import digest
+from trainer.ranking.scores import digest
 
 LABELS = ("cat", "dog")
 

@@ -2,6 +2,7 @@ import ast
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,13 @@ from tests.trainer.small import PROVENANCE, small_network, write_folders
 from tests.versions import publish
 from trainer import __main__ as main_module
 from trainer import labelstudio
-from trainer import rank as rank_module
 from trainer import run as run_module
-from trainer import watch as watch_module
 from trainer.__main__ import main
-from trainer.children import LABELS_AT_FAULT
-from trainer.rank import Summary
+from trainer.ranking import rank as rank_module
+from trainer.ranking.rank import Summary
 from trainer.settings import Environment, RankOptions
+from trainer.watching import watch as watch_module
+from trainer.watching.children import LABELS_AT_FAULT
 
 
 @pytest.fixture
@@ -264,7 +265,8 @@ def test_watch_gives_run_and_rank_what_they_understand(watched):
     assert main(["watch", "--project", "3", *arguments.split()]) == 7
     assert watched[0] == (watch_module.WatchOptions(3), [], [])
     options, of_run, of_rank = watched[1]
-    assert options == watch_module.WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4)
+    asked = watch_module.WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4)
+    assert options == replace(asked, servers=("http://c", "http://d"))
     both = ["--control", "label", "--audit", "0.2", "--weights", "none", "--arch", "vgg11"]
     assert of_run == [*both, "--train", "head", "--epochs", "3", "--int8"]
     servers = ["--server", "http://c", "--server", "http://d"]

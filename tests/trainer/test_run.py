@@ -17,8 +17,8 @@ from tests.trainer.small import COLOURS, PROVENANCE, coloured_images, lively_net
 from tests.trainer.studio import TOKEN, studio
 from tests.versions import fix_names, publish
 from trainer import run as run_module
-from trainer.audit import is_audit
 from trainer.export import export
+from trainer.ordering.audit import is_audit
 from trainer.proof import prove_version
 from trainer.quantise import quantise
 from trainer.run import choose_device, run

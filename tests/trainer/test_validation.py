@@ -6,9 +6,9 @@ from sklearn.metrics import f1_score
 
 from contract.errors import ConfigError
 from trainer.advice import LEAST_IMAGES
-from trainer.audit import is_audit
 from trainer.dataset import Pixels
 from trainer.evaluate import measure
+from trainer.ordering.audit import is_audit
 from trainer.validation import as_decisions, decide, hold_out, macro_f1_interval
 
 PROJECT, SHARE = 3, 0.1

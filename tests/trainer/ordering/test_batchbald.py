@@ -1,0 +1,128 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trainer.candidates import make_passes
+from trainer.ordering import batchbald
+
+
+def joint_information(passes):
+    """Return the mutual information of all labels of images (M, T, C) and the pass, over every configuration."""
+    images, count, classes = passes.shape
+    joint = conditional = 0.0
+    for labels in itertools.product(range(classes), repeat=images):
+        by_pass = np.prod([passes[i, :, label] for i, label in enumerate(labels)], axis=0).astype(np.float64)  # (T,)
+        mean = by_pass.mean()
+        joint -= mean * math.log(mean) if mean > 0 else 0
+        conditional -= np.sum(by_pass * np.log(np.where(by_pass > 0, by_pass, 1))) / count
+    return joint - conditional
+
+
+def greedy(passes, first):
+    """Return what is chosen when every joint is computed from scratch."""
+    chosen = []
+    for _ in range(first):
+        left = [i for i in range(len(passes)) if i not in chosen]
+        chosen.append(max(left, key=lambda i: joint_information(passes[[*chosen, i]])))
+    return chosen
+
+
+def falling_bald(passes):
+    return np.array(sorted(range(len(passes)), key=lambda i: -joint_information(passes[[i]])))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.integers(3, 9))
+@settings(max_examples=25, deadline=None)
+def test_choices_are_those_of_the_exact_joint(seed, classes, count):
+    """While all configurations are held, greedy choices are those of the joint computed over every configuration."""
+    passes = make_passes(np.random.default_rng(seed), images=7, passes=count, classes=classes)
+    chosen = batchbald.choose(falling_bald(passes), lambda indices: passes[indices], first=3)
+    joints = [joint_information(passes[chosen[: i + 1]]) for i in range(len(chosen))]
+    best = [joint_information(passes[greedy(passes, i + 1)]) for i in range(len(chosen))]
+    saturated = [joint >= batchbald.SATURATED * math.log(count) - 1e-6 for joint in joints]
+    for i in range(len(chosen)):
+        assert joints[i] == pytest.approx(best[i], abs=1e-5) or any(saturated[:i])
+
+
+def test_drawn_configurations_choose_nearly_as_well():
+    """With 200 of 4^6 configurations, what is chosen says nearly as much as what the exact joint chooses."""
+    passes = make_passes(np.random.default_rng(5), images=24, passes=20, classes=4)
+    order = falling_bald(passes)
+    exact, drawn = (
+        batchbald.choose(order, lambda indices: passes[indices], first=6, configurations=most) for most in (10**6, 200)
+    )
+    assert joint_information(passes[drawn]) > 0.97 * joint_information(passes[exact])
+    assert joint_information(passes[exact]) > joint_information(passes[order[:6]])
+
+
+def test_images_alike_are_not_chosen_twice():
+    """Four copies each of three images that are torn: BALD takes copies of one, the joint takes each once."""
+    rng = np.random.default_rng(0)
+    originals = np.eye(2, dtype=np.float32)[rng.integers(0, 2, size=(3, 16))]  # (3, T, C), sure in each pass
+    passes = np.repeat(originals * 0.98 + 0.01, 4, axis=0)
+    chosen = batchbald.choose(np.arange(12), lambda indices: passes[indices], first=3)
+    assert sorted(chosen // 4) == [0, 1, 2]
+
+
+def test_a_saturated_joint_gives_way_to_a_fresh_one():
+    """The first image tells four passes apart but for two, a little; what is most uncertain by itself comes next."""
+    apart = np.array([[0.97, 0.03, 0, 0], [0.03, 0.97, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    broad = np.eye(4)[[0, 0, 1, 2]]  # all but what the first leaves open
+    narrow = np.eye(4)[[0, 1, 1, 1]]  # that, and little else
+    passes = np.stack([apart, broad, narrow]).astype(np.float32)
+    assert joint_information(passes[:1]) > batchbald.SATURATED * math.log(4)
+    assert joint_information(passes[[0, 2]]) > joint_information(passes[[0, 1]]) + 0.01
+    chosen = batchbald.choose(np.array([0, 1, 2]), lambda indices: passes[indices], first=3)
+    np.testing.assert_array_equal(chosen, [0, 1, 2])
+
+
+def test_an_image_far_down_is_found():
+    """Behind 150 copies of the most uncertain image stands one that says something else."""
+    one, other = np.eye(2)[np.arange(16) % 2] * 0.98 + 0.01, np.eye(2)[np.arange(16) // 8] * 0.9 + 0.05
+    passes = np.stack([one] * 150 + [other]).astype(np.float32)
+    chosen = batchbald.choose(np.arange(151), lambda indices: passes[indices], first=2)
+    np.testing.assert_array_equal(chosen, [0, 150])
+
+
+def test_configurations_drawn_weigh_alike():
+    """Each is drawn about as often as its weight says, so that on average the passes stay as likely as they were."""
+    image = make_passes(np.random.default_rng(0), images=1, passes=20, classes=10)[0]
+    posterior = np.random.default_rng(1).dirichlet(np.ones(20), size=100)
+    weights = np.random.default_rng(2).dirichlet(np.full(100, 0.3))
+    rng = np.random.default_rng(3)
+    drawn, chances = batchbald._condition(posterior, weights, image, limit=500, rng=rng)
+    assert len(drawn) == 500
+    np.testing.assert_array_equal(chances, np.full(500, 1 / 500))
+    np.testing.assert_allclose(chances @ drawn, weights @ posterior, atol=0.005)
+    np.testing.assert_allclose(drawn.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("passes", [np.full((5, 4, 3), 1 / 3, np.float32), np.full((5, 1, 2), 0.5, np.float32)])
+def test_where_nothing_is_to_be_learnt_nothing_is_chosen(passes):
+    """Passes that agree, or one alone, leave the choice to others."""
+    assert not len(batchbald.choose(np.arange(5), lambda indices: passes[indices], first=3))
+
+
+def test_probabilities_of_zero_are_fine():
+    """Passes that are certain rule configurations out."""
+    passes = np.eye(3, dtype=np.float32)[np.random.default_rng(1).integers(0, 3, size=(20, 8))]
+    chosen = batchbald.choose(falling_bald(passes), lambda indices: passes[indices], first=20)
+    assert len(set(chosen)) == len(chosen)
+
+
+def test_there_may_be_a_thousand_classes():
+    """Memory is bounded by holding fewer configurations."""
+    passes = make_passes(np.random.default_rng(2), images=80, classes=1000)
+    chosen = batchbald.choose(np.arange(80), lambda indices: passes[indices], first=10)
+    assert len(set(chosen)) == 10
+
+
+@pytest.mark.parametrize(("images", "first"), [(0, 5), (5, 0)])
+def test_nothing_is_chosen_from_or_for_nothing(images, first):
+    """No candidates, or no places."""
+    passes = make_passes(np.random.default_rng(2), images=5)
+    assert not len(batchbald.choose(np.arange(images), lambda indices: passes[indices], first=first))

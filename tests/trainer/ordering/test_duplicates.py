@@ -1,0 +1,136 @@
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.ordering import duplicates
+from trainer.ordering.duplicates import NEAR, NEAREST, find_representatives, resembling_distance, shrink
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def noisy_copies(rng, *, originals, copies, noise, size=64):
+    """Return embeddings (originals * copies, size), the copies of one in a row."""
+    base = unit(rng.normal(size=(originals, size)))
+    return unit(np.repeat(base, copies, axis=0) + noise * rng.normal(size=(originals * copies, size)) / math.sqrt(size))
+
+
+def claim_one_by_one(embeddings, order):
+    """Return representatives as the definition has them, pair by pair."""
+    centred = unit(embeddings - embeddings.mean(axis=0))
+    pairs = [a @ b for a, b in itertools.combinations(centred, 2)]
+    farthest = max(NEAR * (1 - np.quantile(pairs, 0.97)), NEAREST)
+    representative = np.full(len(order), -1)
+    for place, leader in enumerate(order):
+        if representative[leader] < 0:
+            representative[leader] = leader
+            for other in order[place + 1 :]:
+                if representative[other] < 0 and 1 - centred[leader] @ centred[other] <= farthest:
+                    representative[other] = leader
+    return representative
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 30), st.integers(1, 10), st.floats(0, 1.5))
+@settings(max_examples=40, deadline=None)
+def test_images_are_claimed_as_the_definition_says(seed, originals, copies, noise):
+    """Comparing in blocks gives what comparing each pair gives."""
+    rng = np.random.default_rng(seed)
+    embeddings = noisy_copies(rng, originals=originals, copies=copies, noise=noise)
+    order = rng.permutation(len(embeddings))
+    np.testing.assert_array_equal(find_representatives(embeddings, order), claim_one_by_one(embeddings, order))
+
+
+def test_leaders_of_earlier_blocks_claim(monkeypatch):
+    """2,000 images are several blocks, and a copy is found wherever its original was."""
+    monkeypatch.setattr(duplicates, "_LEADERS", 300)
+    rng = np.random.default_rng(0)
+    embeddings = noisy_copies(rng, originals=1000, copies=2, noise=0.2, size=256)
+    order = np.concatenate([np.arange(0, 2000, 2), np.arange(1, 2000, 2)])
+    np.testing.assert_array_equal(find_representatives(embeddings, order), np.arange(2000) // 2 * 2)
+
+
+def test_the_earlier_one_stands_for_the_later_one():
+    """Of two copies the one that the strategy prefers is labelled."""
+    embeddings = noisy_copies(np.random.default_rng(0), originals=20, copies=2, noise=0.1)
+    forward, backward = (find_representatives(embeddings, order) for order in (np.arange(40), np.arange(39, -1, -1)))
+    np.testing.assert_array_equal(forward, np.arange(40) // 2 * 2)
+    np.testing.assert_array_equal(backward, np.arange(40) // 2 * 2 + 1)
+
+
+def test_what_all_images_share_does_not_make_them_alike():
+    """Photos of one conveyor belt resemble each other at 0.98; only copies among them are claimed."""
+    rng = np.random.default_rng(0)
+    belt = unit(rng.normal(size=(1, 64)))
+    embeddings = unit(belt + 0.15 * noisy_copies(rng, originals=100, copies=2, noise=0.2))
+    assert np.quantile(embeddings @ embeddings.T, 0.01) > 0.95
+    np.testing.assert_array_equal(find_representatives(embeddings, np.arange(200)), np.arange(200) // 2 * 2)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_there_may_be_hardly_an_image(count):
+    """None, or one, which stands for itself."""
+    np.testing.assert_array_equal(
+        find_representatives(np.ones((count, 8), np.float32), np.arange(count)), np.arange(count)
+    )
+
+
+def test_images_without_a_direction_stand_for_themselves():
+    """Where all embeddings are equal or zeros, nothing says that the images are alike."""
+    rounding = np.random.default_rng(0).normal(size=(5, 8)) * 1e-4
+    two_ways = np.ones((5, 8)) + 1e-4 * np.eye(8)[[0, 0, 0, 1, 1]]
+    for embeddings in (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding), unit(two_ways)):
+        found = find_representatives(embeddings.astype(np.float32), np.arange(5))
+        np.testing.assert_array_equal(found, np.arange(5))
+
+
+def test_copies_are_found_in_a_pool_of_little_else():
+    """Of five images a hundred copies each: five are left."""
+    rng = np.random.default_rng(0)
+    found = find_representatives(noisy_copies(rng, originals=5, copies=100, noise=0.3), np.arange(500))
+    np.testing.assert_array_equal(found, np.arange(500) // 100 * 100)
+
+
+def test_among_more_leaders_images_must_be_nearer():
+    """Up to 1,500 nothing changes; a hundred times as many halve the distance that is near."""
+    assert shrink(0) == shrink(1500) == 1
+    assert shrink(150_000) == pytest.approx(0.52, abs=0.01)
+
+
+def test_images_of_one_class_are_no_copies():
+    """A network that sees little but classes puts 0.6 between images of one: only copies are nearer."""
+    rng = np.random.default_rng(0)
+    classes = unit(rng.normal(size=(5, 64))).repeat(60, axis=0)
+    embeddings = unit(classes + 0.8 * noisy_copies(rng, originals=150, copies=2, noise=0.1))
+    centred = unit(embeddings - embeddings.mean(axis=0))
+    assert np.median(centred[0] @ centred[2:60].T) > 0.5
+    assert resembling_distance(centred) < 0.45
+    claimed = find_representatives(embeddings, np.arange(300))
+    assert np.mean(claimed == np.arange(300) // 2 * 2) > 0.99
+
+
+def test_chance_claims_no_more_in_a_larger_pool():
+    """Of 12,000 images without copies, each near another, fewer than one in ten are claimed."""
+    rng = np.random.default_rng(0)
+    embeddings = unit(rng.normal(size=(12_000, 32)))
+    by_chance = (embeddings[:200] @ embeddings[200:].T >= 0.5).sum(axis=1).mean()
+    claimed = find_representatives(embeddings, np.arange(12_000)) != np.arange(12_000)
+    assert by_chance > 10
+    assert claimed.mean() < 0.1
+
+
+@pytest.mark.parametrize("alike", [1, 4000])
+def test_memory_is_bounded_where_thousands_are_alike(alike):
+    """8,000 images take little more than a copy of their embeddings, not a matrix of all pairs, 256 MB."""
+    rng = np.random.default_rng(0)
+    embeddings = noisy_copies(rng, originals=8000 // alike, copies=alike, noise=0.2, size=256)
+    tracemalloc.start()
+    find_representatives(embeddings, np.arange(8000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * embeddings.nbytes + 64 * 2**20

@@ -1,0 +1,223 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.acquisition import label_studio_score
+from contract.errors import ConfigError
+from tests.trainer.candidates import make_candidates, make_passes
+from trainer.ordering import audit
+from trainer.ordering.order import arrange
+from trainer.ordering.strategies import STRATEGIES
+
+ORDINARY = {
+    "strategy": "balanced-bald",
+    "project": 3,
+    "name": "v1",
+    "audit_share": 0.1,
+    "first": 20,
+}
+
+
+def arranged(candidates, *, passes=None, **options):
+    options = {**ORDINARY, "labels_by_class": [7] * candidates.probabilities.shape[1], **options}
+    return arrange(candidates, passes=None if passes is None else lambda indices: passes[indices], **options)
+
+
+def pool(images, *, seed=0, classes=4, copies=1, multiple=False):
+    """Return candidates whose images are `copies` near-copies of others, and their passes."""
+    rng = np.random.default_rng(seed)
+    passes = make_passes(rng, images=images, classes=classes, multiple=multiple)
+    directions = rng.normal(size=(-(-images // copies), 256)).repeat(copies, axis=0)[:images]
+    embeddings = directions + 0.2 * rng.normal(size=directions.shape)
+    return make_candidates(passes, rng, embeddings=embeddings, multiple=multiple), passes
+
+
+def agreement(candidates):
+    """Return the scores that a server gives."""
+    classes = candidates.probabilities.shape[1]
+    return label_studio_score(candidates.bald.astype(np.float64), classes, multiple=candidates.multiple)
+
+
+@st.composite
+def pools(draw):
+    """Pools of few or many images, with copies or not, of one label or several each; some with equal scores."""
+    images = draw(st.integers(0, 80))
+    candidates, passes = pool(
+        images,
+        seed=draw(st.integers(0, 2**32 - 1)),
+        classes=draw(st.integers(2, 5)),
+        copies=draw(st.integers(1, 5)),
+        multiple=draw(st.booleans()),
+    )
+    equal = draw(st.sampled_from([None, 0.0, 0.25, 10.0]))
+    if equal is not None:
+        candidates.bald[draw(st.integers(0, images)) :] = equal
+    return candidates, passes
+
+
+def strategies_for(candidates):
+    return st.sampled_from([name for name in STRATEGIES if not (candidates.multiple and name == "batch-bald")])
+
+
+@given(st.data(), pools(), st.floats(0, 0.9), st.booleans(), st.integers(0, 100))
+@settings(max_examples=150, deadline=None)
+def test_an_arrangement_is_one(data, given_pool, share, duplicates, first):
+    """Every candidate has one place; scores rise along the order, stay in [0, 1] and are the plain ones to 1e-6."""
+    candidates, passes = given_pool
+    strategy = data.draw(strategies_for(candidates))
+    found = arranged(
+        candidates, passes=passes, strategy=strategy, audit_share=share, duplicates=duplicates, first=first
+    )
+    count = len(candidates.task_ids)
+    np.testing.assert_array_equal(np.sort(found.order), np.arange(count))
+    along = found.scores[found.order]
+    assert (np.diff(along) > 0).all()
+    assert ((along >= 0) & (along <= 1)).all()
+    np.testing.assert_allclose(along, np.sort(agreement(candidates)), atol=1e-6)
+    assert len(found.reasons) == count
+    assert all(found.reasons)
+
+
+@given(st.data(), pools(), st.floats(0, 0.9))
+@settings(max_examples=100, deadline=None)
+def test_the_audit_slice_has_its_places(data, given_pool, share):
+    """It is chance's, in rising draws, at the places of its share; no strategy moves it and nothing claims it."""
+    candidates, passes = given_pool
+    found = arranged(candidates, passes=passes, strategy=data.draw(strategies_for(candidates)), audit_share=share)
+    np.testing.assert_array_equal(found.audit, audit.is_audit(3, candidates.task_ids, share))
+    places = np.flatnonzero(found.audit[found.order])
+    draws = audit.draws(3, candidates.task_ids[found.order[places]])
+    assert (np.diff(draws) > 0).all()
+    expected = audit.interleave(np.ones(found.audit.sum(), int), np.zeros((~found.audit).sum(), int), share)
+    np.testing.assert_array_equal(places, np.flatnonzero(expected))
+    own = np.arange(len(found.order))
+    np.testing.assert_array_equal(found.representative[found.audit], own[found.audit])
+    assert not np.isin(found.representative[~found.audit], own[found.audit]).any()
+
+
+@given(st.data(), pools(), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_the_order_in_which_tasks_come_does_not_matter(data, given_pool, random):
+    """The same tasks get the same places, scores and reasons, ties included."""
+    candidates, passes = given_pool
+    strategy = data.draw(strategies_for(candidates))
+    shuffle = np.array(random.sample(range(len(candidates.task_ids)), len(candidates.task_ids)), np.int64)
+    shuffled = candidates.take(shuffle)
+    one = arranged(candidates, passes=passes, strategy=strategy)
+    other = arranged(shuffled, passes=passes[shuffle], strategy=strategy)
+    np.testing.assert_array_equal(candidates.task_ids[one.order], shuffled.task_ids[other.order])
+    np.testing.assert_array_equal(one.scores[shuffle], other.scores)
+    assert [one.reasons[i] for i in shuffle] == list(other.reasons)
+    tasks = candidates.task_ids[one.representative][shuffle]
+    np.testing.assert_array_equal(tasks, shuffled.task_ids[other.representative])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_near_duplicates_come_behind_all_others(strategy):
+    """Of four copies each, one stands for the others, which say for which task."""
+    candidates, passes = pool(200, copies=4)
+    found = arranged(candidates, passes=passes, strategy=strategy, audit_share=0)
+    claimed = found.representative != np.arange(200)
+    assert claimed.sum() == 150
+    assert not claimed[found.order[:50]].any()
+    np.testing.assert_array_equal(found.representative // 4, np.arange(200) // 4)
+    for index in np.flatnonzero(claimed):
+        assert found.reasons[index] == f"near-duplicate of task {candidates.task_ids[found.representative[index]]}"
+
+
+def test_the_most_uncertain_copy_stands_for_the_others():
+    """It would have come first without the others."""
+    candidates, _ = pool(200, copies=4)
+    found = arranged(candidates, strategy="bald", audit_share=0)
+    for start in range(0, 200, 4):
+        assert found.representative[start] == start + candidates.bald[start : start + 4].argmax()
+
+
+def test_near_duplicates_keep_the_strategys_order_among_themselves():
+    """Plain BALD, behind all that stand for themselves."""
+    candidates, _ = pool(200, copies=4)
+    found = arranged(candidates, strategy="bald", audit_share=0)
+    assert (np.diff(candidates.bald[found.order[:50]]) <= 0).all()
+    assert (np.diff(candidates.bald[found.order[50:]]) <= 0).all()
+
+
+def test_near_duplicates_may_be_kept():
+    """Then the order is the strategy's alone."""
+    candidates, _ = pool(200, copies=4)
+    found = arranged(candidates, strategy="bald", audit_share=0, duplicates=False)
+    np.testing.assert_array_equal(found.order, np.lexsort((candidates.task_ids, -candidates.bald)))
+    np.testing.assert_array_equal(found.representative, np.arange(200))
+    np.testing.assert_allclose(found.scores, agreement(candidates), atol=1e-6)
+
+
+def test_a_task_of_the_audit_slice_keeps_its_copies():
+    """Were they put back on account of a task that is only measured on, nothing like it would be trained on."""
+    candidates, _ = pool(200, copies=2)
+    found = arranged(candidates, audit_share=0.3)
+    pairs = found.audit.reshape(100, 2)
+    one_sampled = pairs.sum(axis=1) == 1
+    assert one_sampled.any()
+    alone = (found.representative == np.arange(200)).reshape(100, 2)
+    assert alone[one_sampled].all()
+    assert (~alone[~pairs.any(axis=1)]).sum(axis=1).tolist() == [1] * np.count_nonzero(~pairs.any(axis=1))
+
+
+def test_a_pool_may_be_all_audit_slice():
+    """A nearly whole share of few tasks: their order is chance's, and the scores still rise."""
+    candidates, _ = pool(3)
+    found = arranged(candidates, audit_share=0.9999999)
+    assert found.audit.all()
+    assert set(found.reasons) == {"random sample, for measuring"}
+    np.testing.assert_array_equal(found.order, np.argsort(audit.draws(3, candidates.task_ids)))
+
+
+def test_a_thousand_equal_scores_are_told_apart():
+    """Also where there is no room above or below them."""
+    candidates, _ = pool(1000)
+    for equal in (0.0, 100.0):
+        candidates.bald[:] = equal
+        along = np.sort(arranged(candidates).scores)
+        assert (np.diff(along) > 0).all()
+        np.testing.assert_allclose(along, float(equal == 0), atol=1e-6)
+
+
+def test_of_equal_images_the_earlier_task_comes_first():
+    """Of a thousand on which nothing decides."""
+    candidates, _ = pool(1000)
+    candidates.bald[:] = 0.25
+    found = arranged(candidates, strategy="bald", audit_share=0, duplicates=False)
+    assert (np.diff(candidates.task_ids[found.order]) > 0).all()
+
+
+def test_a_thousand_classes_are_arranged():
+    """For one label and for several."""
+    for multiple in (False, True):
+        candidates, _ = pool(50, classes=1000, multiple=multiple)
+        assert len(set(arranged(candidates).order)) == 50
+
+
+def test_reasons_name_the_class_that_is_asked_for():
+    """With the labels' names, and without; only where few labels are of it."""
+    candidates, _ = pool(300, classes=3)
+    options = {"labels_by_class": [90, 80, 2], "audit_share": 0.0}
+    named, unnamed = (arranged(candidates, labels=labels, **options).reasons for labels in (("car", "van", "bike"), ()))
+    assert any(reason == "the passes disagree, and few labels are bike yet" for reason in named)
+    assert not any("car" in reason or "van" in reason for reason in named)
+    assert any(reason == "the passes disagree, and few labels are like it yet" for reason in unnamed)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"strategy": "best"}, ConfigError, "must be one of"),
+        ({"audit_share": 1.0}, ConfigError, "below 1"),
+        ({"labels_by_class": [1, 2]}, ValueError, "must have 4 numbers, one for each class; got 2"),
+        ({"strategy": "batch-bald"}, ValueError, "needs the passes"),
+    ],
+)
+def test_what_cannot_be_arranged_is_refused(options, error, message):
+    """With what was expected and what came."""
+    candidates, _ = pool(10)
+    with pytest.raises(error, match=message):
+        arranged(candidates, **options)

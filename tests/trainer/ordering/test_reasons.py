@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from tests.trainer.candidates import make_candidates, make_passes
+from trainer.ordering.reasons import explain
+from trainer.ordering.strategies import STRATEGIES, Candidates, Preference
+
+
+def candidates(probabilities, *, bald=0.0, entropy=0.0, multiple=False):
+    probabilities = np.array(probabilities, np.float32)
+    count = len(probabilities)
+    return Candidates(
+        np.arange(count),
+        probabilities,
+        np.full(count, bald, np.float32),
+        np.full(count, entropy, np.float32),
+        np.ones((count, 2), np.float32),
+        multiple,
+    )
+
+
+def explained(pool, strategy, *, labels_by_class=None, labels=(), chosen=()):
+    counts = labels_by_class or [5] * pool.probabilities.shape[1]
+    preference = Preference(np.array(chosen, np.int64), np.zeros(len(pool.task_ids)))
+    return explain(pool, preference, strategy=strategy, labels_by_class=counts, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("nats", "expected"),
+    [(0.0, "the passes agree"), (0.05, "the passes disagree a little"), (0.5, "the passes disagree")],
+)
+def test_bald_is_said_in_words(nats, expected):
+    """How far the passes disagree, in three steps."""
+    assert explained(candidates([[0.5, 0.5]], bald=nats), "bald") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "multiple", "expected"),
+    [
+        ([0.45, 0.5, 0.05], False, "two labels are about equally likely"),
+        ([0.6, 0.3, 0.1], False, "the label is not sure"),
+        ([0.98, 0.01, 0.01], False, "the label is fairly sure"),
+        ([0.99, 0.5, 0.01], True, "a label is as likely as not"),
+        ([0.99, 0.98, 0.01], True, "the label is fairly sure"),
+    ],
+)
+def test_the_margin_is_said_in_words(probabilities, multiple, expected):
+    """For labels that exclude each other, and for several."""
+    assert explained(candidates([probabilities], multiple=multiple), "margin") == [expected]
+
+
+def test_the_entropy_is_said_in_words():
+    """From two equally likely labels on there are several."""
+    words = [explained(candidates([[0.5, 0.5]], entropy=nats), "entropy")[0] for nats in (0.0, 0.5, 0.75)]
+    assert words == ["the label is fairly sure", "the label is not sure", "several labels are likely"]
+
+
+def test_a_class_with_few_labels_is_named_where_it_is_why():
+    """Of three classes one has few labels; it is named for the image that is likely of it, not for one that is not."""
+    pool = candidates([[0.1, 0.1, 0.8], [0.98, 0.015, 0.005]], bald=0.5)
+    reasons = explained(pool, "balanced-bald", labels_by_class=[50, 40, 3], labels=("car", "van", "bike"))
+    assert reasons == ["the passes disagree, and few labels are bike yet", "the passes disagree"]
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [10, 10, 10]])
+def test_no_class_is_named_where_all_have_as_many(counts):
+    """Few is said in comparison."""
+    pool = candidates([[0.1, 0.1, 0.8]], bald=0.5)
+    assert explained(pool, "balanced-bald", labels_by_class=counts) == ["the passes disagree"]
+
+
+def test_images_chosen_jointly_say_so():
+    """Those behind them go by BALD alone."""
+    reasons = explained(candidates([[0.5, 0.5]] * 2, bald=0.5), "batch-bald", chosen=[1])
+    assert reasons == ["the passes disagree", "the passes disagree, and it adds to the images before it"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_has_reasons(strategy):
+    """Short, and one for each image, in pools of more than one bite."""
+    rng = np.random.default_rng(0)
+    pool = make_candidates(make_passes(rng, images=5000, passes=3), rng)
+    reasons = explained(pool, strategy, labels_by_class=[100, 100, 100, 1])
+    assert len(reasons) == 5000
+    assert all(0 < len(reason) < 80 for reason in reasons)

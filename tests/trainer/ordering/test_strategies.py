@@ -1,0 +1,170 @@
+import math
+
+import numpy as np
+import pytest
+from baal.active.heuristics import BALD, Entropy, Margin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.errors import ConfigError
+from tests.trainer.candidates import make_candidates, make_passes
+from trainer.ordering.strategies import STRATEGIES, Candidates, base_utility, check, descending, prefer
+
+
+def candidates(images=200, *, classes=5, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    passes = make_passes(rng, images=images, classes=classes, multiple=options.get("multiple", False))
+    return make_candidates(passes, rng, task_ids=np.arange(images), **options)
+
+
+def preferred(pool, strategy, *, labels_by_class=None, first=20, eligible=None, name="v1", passes=None):
+    return prefer(
+        pool,
+        base_utility(pool, strategy, name=name),
+        strategy=strategy,
+        eligible=np.ones(len(pool.task_ids), np.bool_) if eligible is None else eligible,
+        labels_by_class=labels_by_class or [7] * pool.probabilities.shape[1],
+        first=first,
+        passes=passes,
+    )
+
+
+@pytest.mark.parametrize(("strategy", "heuristic"), [("bald", BALD()), ("margin", Margin()), ("entropy", Entropy())])
+def test_plain_strategies_rank_as_baal_does(strategy, heuristic):
+    """From the same passes, the same order."""
+    rng = np.random.default_rng(3)
+    passes = make_passes(rng, images=200)
+    pool = make_candidates(passes, rng, task_ids=np.arange(200))
+    theirs = heuristic(passes.transpose(0, 2, 1))  # baal takes (N, C, T)
+    ours = descending(base_utility(pool, strategy, name="v1"))
+    utility = base_utility(pool, strategy, name="v1")
+    np.testing.assert_allclose(utility[ours], utility[theirs], atol=1e-5)  # but for equals
+
+
+def test_power_bald_draws_in_proportion_to_bald():
+    """Over many rankings each image is first as often as its share of all BALD says."""
+    nats = np.array([0.5, 0.25, 0.125, 0.125], np.float32)
+    even = np.full((4, 2), 0.5, np.float32)
+    pool = Candidates(np.arange(4), even, nats, nats, np.eye(4, dtype=np.float32), multiple=False)
+    firsts = [descending(base_utility(pool, "power-bald", name=f"v{i}"))[0] for i in range(4000)]
+    np.testing.assert_allclose(np.bincount(firsts, minlength=4) / 4000, nats, atol=4 * math.sqrt(0.25 / 4000))
+
+
+@pytest.mark.parametrize("strategy", ["power-bald", "random"])
+def test_chance_falls_otherwise_in_another_ranking_only(strategy):
+    """The same ranking is reproduced; the next one is another."""
+    pool = candidates()
+    once, again, other = (base_utility(pool, strategy, name=name) for name in ("v1", "v1", "v1.r2"))
+    np.testing.assert_array_equal(once, again)
+    assert abs(np.corrcoef(once, other)[0, 1]) < 0.9
+
+
+def test_images_without_bald_stay_behind_under_power_bald():
+    """No noise lifts an image on which all passes agree above one on which they do not."""
+    pool = candidates()
+    agree = np.arange(200) % 2 == 0
+    nats = np.where(agree, 0, 0.01).astype(np.float32)
+    pool = Candidates(pool.task_ids, pool.probabilities, nats, pool.entropy, pool.embeddings, multiple=False)
+    order = descending(base_utility(pool, "power-bald", name="v1"))
+    assert not agree[order[:100]].any()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["balanced-bald", "balanced-margin"]), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_balancing_chooses_as_a_plain_greedy_loop(seed, strategy, multiple):
+    """Each place goes to the highest score times expected rarity, counting what those before it will probably be."""
+    rng = np.random.default_rng(seed)
+    pool = candidates(40, classes=3, seed=seed, multiple=multiple)
+    labels = rng.integers(0, 50, size=3).astype(float)
+    eligible = rng.random(40) < 0.8
+    choice = preferred(pool, strategy, labels_by_class=list(labels), first=12, eligible=eligible)
+    base = base_utility(pool, strategy, name="v1")
+    left = set(np.flatnonzero(eligible).tolist())
+    worth = {}
+    for index in choice.chosen:
+        worth = {i: base[i] * sum(pool.probabilities[i, c] / (labels[c] + 1) for c in range(3)) for i in range(40)}
+        assert worth[index] >= max(worth[i] for i in left) * (1 - 1e-5)
+        left.remove(index)
+        labels += pool.probabilities[index]
+    assert len(choice.chosen) == min(12, eligible.sum())
+    for i in range(40):
+        expected = base[i] * sum(pool.probabilities[i, c] / (labels[c] + 1) for c in range(3))
+        assert choice.utility[i] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_balancing_asks_for_the_class_with_few_labels():
+    """Of images equally uncertain, those that may be of a rare class come first, until enough of it are expected."""
+    probabilities = np.repeat(np.array([[0.8, 0.2], [0.2, 0.8]], np.float32), 30, axis=0)
+    nats = np.full(60, 0.3, np.float32)
+    pool = Candidates(np.arange(60), probabilities, nats, nats, np.ones((60, 1), np.float32), multiple=False)
+    chosen = preferred(pool, "balanced-bald", labels_by_class=[20, 2], first=40).chosen
+    assert (chosen[:15] >= 30).all()
+    assert (chosen < 30).any()
+
+
+def test_batch_bald_passes_over_what_is_not_eligible():
+    """Its first places are eligible, and its passes are asked for by index."""
+    rng = np.random.default_rng(3)
+    passes = make_passes(rng, images=60)
+    pool = make_candidates(passes, rng, task_ids=np.arange(60))
+    eligible = np.arange(60) % 3 > 0
+    chosen = preferred(pool, "batch-bald", eligible=eligible, first=10, passes=lambda indices: passes[indices]).chosen
+    assert len(chosen) == 10
+    assert eligible[chosen].all()
+    assert chosen[0] == np.where(eligible, pool.bald, 0).argmax()
+
+
+def test_batch_bald_needs_passes():
+    """The mean probabilities do not tell how the passes agree."""
+    with pytest.raises(ValueError, match="needs the passes' probabilities"):
+        preferred(candidates(), "batch-bald")
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_ones():
+    """The message lists them."""
+    with pytest.raises(ConfigError, match=r"balanced-bald, .*'best'") as refused:
+        check("best", multiple=False)
+    assert all(strategy in str(refused.value) for strategy in STRATEGIES)
+
+
+def test_batch_bald_is_refused_for_several_labels():
+    """Its joint is over labels that exclude each other; all other strategies take both."""
+    for strategy in STRATEGIES:
+        check(strategy, multiple=False)
+    for strategy in set(STRATEGIES) - {"batch-bald"}:
+        check(strategy, multiple=True)
+    with pytest.raises(ConfigError, match="several for an image"):
+        check("batch-bald", multiple=True)
+
+
+def test_the_margin_of_several_labels_is_that_of_the_least_sure_one():
+    """An image with one label at one half is as uncertain as can be, whatever its others."""
+    probabilities = np.array([[0.5, 1.0, 0.0], [0.9, 0.8, 0.9], [1.0, 1.0, 0.0]], np.float32)
+    zeros = np.zeros(3, np.float32)
+    pool = Candidates(np.arange(3), probabilities, zeros, zeros, np.ones((3, 1), np.float32), multiple=True)
+    np.testing.assert_allclose(base_utility(pool, "margin", name="v1"), [1, 0.4, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["probabilities", "bald", "entropy", "embeddings"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_cannot_be_sorted_by_is_refused(field, value):
+    """A single NaN would disturb the order of all; the message names its task."""
+    pool = candidates(5)
+    fields = {name: getattr(pool, name).copy() for name in Candidates.__slots__ if name != "multiple"}
+    fields[field][3] = value
+    with pytest.raises(ValueError, match=f"{field} of task 3 is not finite"):
+        Candidates(**fields, multiple=False)
+
+
+def test_shapes_must_agree():
+    """Every array has a row for each task."""
+    pool = candidates(5)
+    with pytest.raises(ValueError, match=r"bald must have 1 axes and a row for each of 5 tasks, got shape \(4,\)"):
+        Candidates(pool.task_ids, pool.probabilities, pool.bald[:4], pool.entropy, pool.embeddings, multiple=False)
+
+
+def test_a_task_comes_once():
+    """Two places for one task would be two predictions."""
+    pool = candidates(5)
+    with pytest.raises(ValueError, match="task 2 comes 2 times"):
+        pool.take(np.array([0, 2, 2]))

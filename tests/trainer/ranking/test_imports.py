@@ -1,0 +1,242 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ConfigError
+from tests.trainer.studio import TOKEN, Gone, studio
+from trainer import labelstudio
+from trainer.labelstudio import StoredPrediction
+from trainer.ranking import imports
+from trainer.ranking.imports import Wanted, bring_about, compare
+
+NAME = "20261123T050102123Z-0a1b2c"
+REGION = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
+
+
+@pytest.fixture(autouse=True)
+def _in_no_time(monkeypatch):
+    """Waiting is not what is tested, but where it is."""
+    monkeypatch.setattr(imports, "_SETTLE_S", 0.2)
+    monkeypatch.setattr(imports, "_POLL_S", 0.01)
+
+
+@pytest.fixture
+def pets():
+    """A Label Studio with ten tasks."""
+    with studio(10) as state:
+        yield state
+
+
+def wanted_of(tasks):
+    return {task: Wanted(task / 100, [REGION]) for task in tasks}
+
+
+def bring(state, tmp_path, wanted=None):
+    client = labelstudio.connect(state.url, TOKEN)
+    return bring_about(
+        client,
+        5,
+        name=NAME,
+        wanted=wanted_of(state.tasks) if wanted is None else wanted,
+        note=tmp_path / "import.json",
+        find_unlabelled=lambda: {task.id for task in labelstudio.unlabelled_tasks(client, 5)},
+    )
+
+
+def is_whole(state, tasks=None):
+    tasks = state.tasks if tasks is None else tasks
+    return state.scores(NAME) == {task: [task / 100] for task in tasks}
+
+
+def imports_of(state):
+    return [request for request in state.requests if request.method == "POST"]
+
+
+stored = st.builds(
+    StoredPrediction,
+    id=st.integers(1, 10**6),
+    task=st.integers(1, 6),
+    model_version=st.just(NAME),
+    score=st.sampled_from([0.25, 0.5, 0.75, None]),
+)
+
+
+@given(
+    st.dictionaries(st.integers(1, 6), st.sampled_from([0.25, 0.5, 0.75])),
+    st.lists(stored, unique_by=lambda each: each.id, max_size=12),
+)
+def test_after_the_changes_each_task_has_one_prediction(wanted, held):
+    """A wanted one its score, any other at most one; and there is nothing left to change."""
+    changes = compare(wanted, held)
+    after = [each for each in held if each.id not in changes.delete]
+    after += [StoredPrediction(10**7 + task, task, NAME, wanted[task]) for task in changes.create]
+    assert len({each.task for each in after}) == len(after)
+    assert {each.task: each.score for each in after if each.task in wanted} == wanted
+    assert {each.task for each in after} == set(wanted) | {each.task for each in held}
+    assert compare(wanted, after) == imports.Changes((), ())
+    assert not set(changes.create) & {each.task for each in held if wanted.get(each.task) == each.score}
+
+
+def test_all_go_in_one_call(pets, tmp_path):
+    """Each call costs Label Studio a recount of the whole project."""
+    assert bring(pets, tmp_path) == 10
+    assert is_whole(pets)
+    assert len(imports_of(pets)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_very_many_go_in_a_few_calls(pets, tmp_path, monkeypatch):
+    """So that no call takes minutes."""
+    monkeypatch.setattr(imports, "IMPORT_TASKS", 4)
+    assert bring(pets, tmp_path) == 10
+    assert is_whole(pets)
+    assert [len(json.loads(request.body)) for request in imports_of(pets)] == [4, 4, 2]
+
+
+def test_what_is_there_already_is_left_alone(pets, tmp_path):
+    """A run that was killed goes on behind what it had imported."""
+    for task in list(pets.tasks)[:6]:
+        pets.predict(task, NAME, task / 100)
+    before = dict(pets.predictions)
+    assert bring(pets, tmp_path) == 4
+    assert is_whole(pets)
+    assert before.items() <= pets.predictions.items()
+
+
+def test_predictions_of_others_are_left_alone(pets, tmp_path):
+    """Another backend's, and those of other rankings."""
+    others = [pets.predict(1, "yolo"), pets.predict(1, f"{NAME}.r2"), pets.predict(2, "yolo")]
+    bring(pets, tmp_path)
+    assert set(others) <= set(pets.predictions)
+
+
+def test_duplicates_and_scores_that_label_studio_fetched_itself_go(pets, tmp_path):
+    """Its score column would be their average."""
+    for task in (1, 1, 2):
+        pets.predict(task, NAME, task / 100)
+    pets.predict(3, NAME, 0.9)
+    bring(pets, tmp_path)
+    assert is_whole(pets)
+
+
+def test_tasks_that_were_deleted_or_labelled_meanwhile_cost_the_others_nothing(pets, tmp_path):
+    """Label Studio refuses a whole import for one unknown task."""
+    wanted = wanted_of(pets.tasks)
+    pets.delete_task(4)
+    pets.annotate(7, "cat")
+    bring(pets, tmp_path, wanted)
+    assert is_whole(pets, set(wanted) - {4, 7})
+
+
+def test_a_refusal_for_another_reason_is_an_error(pets, tmp_path):
+    """Asking again would not help."""
+
+    def refuse(request):
+        if request.method == "POST":
+            raise Gone(400)
+
+    pets.before = refuse
+    with pytest.raises(ConfigError, match="refuses the import although all its tasks are there"):
+        bring(pets, tmp_path)
+
+
+def test_a_label_that_the_config_has_lost_costs_the_label_and_not_the_score(pets, tmp_path, caplog):
+    """Label Studio drops such predictions without a word."""
+    pets.drops = lambda prediction: prediction["task"] == 3 and prediction["result"]
+    bring(pets, tmp_path)
+    assert is_whole(pets)
+    assert [each["task"] for each in pets.predictions.values() if not each["result"]] == [3]
+    assert "dropped 1 predictions" in caplog.text
+
+
+def test_what_is_dropped_even_so_is_an_error_that_names_it(pets, tmp_path):
+    """Nobody is to believe in a ranking with holes."""
+    pets.drops = lambda prediction: prediction["task"] == 3
+    with pytest.raises(ConfigError, match=r"drops the predictions of 1 tasks .* of 3 among them"):
+        bring(pets, tmp_path)
+
+
+@pytest.mark.parametrize("stores", [True, False], ids=["stored", "lost"])
+def test_an_import_whose_answer_is_lost_is_looked_for_and_not_sent_twice(pets, tmp_path, stores):
+    """A gateway may give up before Label Studio does."""
+    lost = []
+
+    def lose(request):
+        if request.method == "POST" and not lost:
+            lost.append(request)
+            if stores:
+                pets.take(json.loads(request.body))
+            raise Gone(504)
+
+    pets.before = lose
+    bring(pets, tmp_path)
+    assert is_whole(pets)
+    assert len(imports_of(pets)) == (1 if stores else 2)
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "never"])
+def test_an_import_that_is_under_way_since_a_run_was_killed_is_waited_for(pets, tmp_path, arrives, monkeypatch):
+    """Else it would all be there twice; if it never comes, it is sent."""
+    monkeypatch.setattr(imports, "_SETTLE_S", 30.0 if arrives else 0.1)
+    (tmp_path / "import.json").write_text(json.dumps({"before": 0, "sent": 10, "at": 4e9}))
+    looks = []
+
+    def arrive(request):
+        if request.path.endswith("extended=true"):
+            looks.append(request)
+            if arrives and len(looks) == 3:
+                pets.take([{"task": n, "model_version": NAME, "score": n / 100, "result": []} for n in pets.tasks])
+
+    pets.before = arrive
+    bring(pets, tmp_path)
+    assert is_whole(pets)
+    assert len(imports_of(pets)) == (0 if arrives else 1)
+
+
+def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monkeypatch):
+    """From the moment its answer was lost, however long that took."""
+    monkeypatch.setattr(imports, "_SETTLE_S", 30.0)
+    looks = []
+
+    def happen(request):
+        if request.method == "POST":
+            (tmp_path / "import.json").write_text(json.dumps({"before": 0, "sent": 10, "at": 0.0}))
+            raise Gone(504)
+        looks.append(request)
+        if len([look for look in looks if look.path.endswith("extended=true")]) == 8:
+            pets.before = lambda request: None
+            pets.take(json.loads(imports_of(pets)[0].body))
+
+    pets.before = happen
+    bring(pets, tmp_path)
+    assert is_whole(pets)
+    assert len(imports_of(pets)) == 1
+
+
+def test_a_label_studio_that_never_gets_there_is_given_up(pets, tmp_path):
+    """With what to do."""
+
+    def fail(request):
+        if request.method == "POST":
+            raise Gone(500)
+
+    pets.before = fail
+    with pytest.raises(ConfigError, match="after 6 attempts that changed nothing it does not"):
+        bring(pets, tmp_path)
+
+
+def test_imports_that_are_cut_short_and_arrive_are_no_failures(pets, tmp_path, monkeypatch):
+    """Behind a proxy that waits for less than an import takes, each still brings the end nearer."""
+    monkeypatch.setattr(imports, "IMPORT_TASKS", 1)
+    monkeypatch.setattr(imports, "_ROUNDS", 2)
+
+    def cut_short(request):
+        if request.method == "POST":
+            pets.route(request)
+            raise Gone(502)
+
+    pets.before = cut_short
+    bring(pets, tmp_path)
+    assert is_whole(pets)

@@ -1,0 +1,47 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.ranking.names import base_name, next_name, round_of, superseded
+
+VERSION = "20261123T050102123Z-0a1b2c"
+OTHER = "20261124T050102123Z-0a1b2c"
+
+
+def test_a_ranking_is_called_after_its_version():
+    """Before there is one, after the model."""
+    assert base_name(VERSION, "default") == VERSION
+    assert base_name(None, "birds") == "cold-start-birds"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (VERSION, 1),
+        (f"{VERSION}.r2", 2),
+        (f"{VERSION}.r31", 31),
+        (f"{VERSION}.r1", None),
+        (f"{VERSION}.r02", None),
+        (f"{VERSION}.r2x", None),
+        (f"{VERSION}2", None),
+        (OTHER, None),
+        ("", None),
+    ],
+)
+def test_names_of_other_makes_are_not_taken_for_rounds(name, expected):
+    """What is removed as superseded must be ours to the letter."""
+    assert round_of(name, VERSION) == expected
+
+
+@given(st.sets(st.integers(1, 40)))
+def test_the_next_name_comes_after_all_those_taken(rounds):
+    """And the first is the version's own."""
+    taken = [VERSION if number == 1 else f"{VERSION}.r{number}" for number in rounds]
+    assert round_of(next_name(VERSION, [*taken, "yolo", OTHER]), VERSION) == max(rounds, default=0) + 1
+
+
+def test_only_names_of_known_versions_are_superseded_and_never_the_current_one():
+    """A version that this repository does not hold may be somebody else's."""
+    names = [VERSION, f"{VERSION}.r2", OTHER, "cold-start-birds", "cold-start-cars", "yolo", "undefined"]
+    found = superseded(names, bases=[VERSION, "cold-start-birds"], current=f"{VERSION}.r2")
+    assert found == [VERSION, "cold-start-birds"]

@@ -1,0 +1,47 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ConfigError
+from trainer.ranking.plan import Plan, Planned, load_plan, save_plan
+
+REGION = {"from_name": "label", "value": {"choices": ["Kätzchen 🐈\n"]}, "meta": {"rank": 1}}
+PLAN = Plan(
+    "20261123T050102123Z-0a1b2c.r2",
+    "balanced-bald",
+    near_duplicates=1,
+    failed=2,
+    items=(
+        Planned(7, 0.1 + 0.2, [REGION], "the passes disagree", bald=0.123, audit=False),
+        Planned(3, 0.9, [], "random sample", bald=None, audit=True),
+    ),
+)
+
+
+def test_a_plan_is_read_back_as_it_was_written(tmp_path):
+    """To the last bit of each score, by which predictions are recognised."""
+    save_plan(tmp_path / "new" / "plan.jsonl", PLAN)
+    assert load_plan(tmp_path / "new" / "plan.jsonl") == PLAN
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.jsonl"]
+
+
+def test_where_there_is_none_there_is_none(tmp_path):
+    """Which is how most runs begin."""
+    assert load_plan(tmp_path / "plan.jsonl") is None
+
+
+@given(st.data())
+def test_a_plan_that_was_cut_short_is_none(tmp_path_factory, data):
+    """Half a ranking is not to be taken for a whole one."""
+    path = tmp_path_factory.mktemp("plan") / "plan.jsonl"
+    save_plan(path, PLAN)
+    content = path.read_bytes()
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 2))])
+    assert load_plan(path) is None
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
+    """The message names the setting."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="LABELNEXT_CACHE"):
+        save_plan(tmp_path / "file" / "plan.jsonl", PLAN)

@@ -1,0 +1,34 @@
+import dataclasses
+
+from contract.labelconfig import Choice, ChoicesControl
+from tests.versions import manifest
+from trainer.ranking.pool import count_labels
+
+CONTROL = ChoicesControl("label", "image", "image", (Choice("Cat", "cat"), Choice("Dog"), Choice("Eel")), multiple=True)
+
+
+def task(*labels, by=1):
+    region = {"from_name": "label", "type": "choices", "value": {"choices": list(labels)}}
+    return {"id": 1, "data": {}, "annotations": [{"id": 1, "result": [region], "completed_by": by}]}
+
+
+def count(labels, tasks, *, multiple=False):
+    version = dataclasses.replace(manifest("20261123T050102123Z-0a1b2c"), labels=labels, multiple=multiple)
+    return count_labels(tasks, CONTROL, version)
+
+
+def test_labels_are_counted_in_the_order_of_the_version():
+    """Those that are none of its classes are not, nor what the labelling config does not know."""
+    tasks = [task("Dog"), task("cat"), task("Dog"), task("Eel"), task("Ape")]
+    assert count(("Dog", "cat", "Fox"), tasks) == [2, 1, 0]
+
+
+def test_a_version_trained_on_folders_may_know_a_class_by_what_people_read():
+    """Label Studio stores the alias."""
+    assert count(("Cat", "Dog"), [task("cat"), task("Dog"), task("cat")]) == [2, 1]
+
+
+def test_of_several_labels_each_counts():
+    """Where the version can tell several; where it cannot, such a task has no label."""
+    assert count(("cat", "Dog"), [task("cat", "Dog"), task("Dog")], multiple=True) == [1, 2]
+    assert count(("cat", "Dog"), [task("cat", "Dog"), task("Dog")]) == [0, 1]

@@ -1,0 +1,98 @@
+import base64
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ConfigError
+from trainer.ranking.scores import Failure, Score, ScoreLog, digest, parse_score
+
+
+def score(task, classes=3):
+    rng = np.random.default_rng(task)
+    return Score(
+        task=task,
+        result=[{"from_name": "label", "value": {"choices": ["Kätzchen 🐈"]}, "meta": {"bald": 0.5}}],
+        probabilities=rng.random(classes, np.float32),
+        bald=float(rng.random()),
+        entropy=float(rng.random()),
+        embedding=rng.random(256).astype(np.float16).astype(np.float32),
+    )
+
+
+def same(first, second):
+    return (
+        (first.task, first.result, first.bald, first.entropy)
+        == (second.task, second.result, second.bald, second.entropy)
+        and (first.probabilities == second.probabilities).all()
+        and (first.embedding == second.embedding).all()
+    )
+
+
+DIGESTS = {number: digest({"image": f"{number}.png"}) for number in range(10)}
+
+
+def test_what_was_appended_is_read_back_by_the_next_run(tmp_path):
+    """Exactly: the arrangement hangs on every bit."""
+    ScoreLog(tmp_path / "new" / "log").append([score(1), score(2)], DIGESTS)
+    ScoreLog(tmp_path / "new" / "log").append([score(3)], DIGESTS)
+    found = ScoreLog(tmp_path / "new" / "log").read(DIGESTS)
+    assert list(found) == [1, 2, 3]
+    assert all(same(found[number], score(number)) for number in found)
+
+
+def test_a_task_whose_data_has_changed_is_scored_again(tmp_path):
+    """It refers to another image."""
+    log = ScoreLog(tmp_path / "log")
+    log.append([score(1), score(2)], DIGESTS)
+    assert list(log.read({1: DIGESTS[1], 2: digest({"image": "other.png"})})) == [1]
+
+
+@given(st.integers(0, 3000))
+def test_a_line_that_was_cut_short_costs_itself_and_no_other(tmp_path_factory, cut):
+    """Wherever the writer died; what is appended later can be read."""
+    path = tmp_path_factory.mktemp("log") / "log"
+    log = ScoreLog(path)
+    log.append([score(1)], DIGESTS)
+    whole = path.stat().st_size
+    log.append([score(2)], DIGESTS)
+    content = path.read_bytes()[: min(whole + cut, 2 * whole)]
+    path.write_bytes(content)
+    expected = [1, 2] if content.count(b"\n") == 2 else [1]
+    assert list(log.read(DIGESTS)) == expected
+    log.append([score(3)], DIGESTS)
+    assert list(log.read(DIGESTS)) == [*expected, 3]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
+    """The message names the setting."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="LABELNEXT_CACHE"):
+        ScoreLog(tmp_path / "file" / "log").append([score(1)], DIGESTS)
+
+
+def test_a_servers_answer_is_parsed():
+    """Numbers in JSON, vectors in base64."""
+    passes = np.random.default_rng(0).random((20, 3), np.float32)
+    embedding = np.linspace(-1, 1, 256).astype(np.float16)
+    found = parse_score(
+        {
+            "task": 7,
+            "prediction": {"model_version": "v", "score": 0.9, "result": [{"from_name": "label"}]},
+            "probabilities": [0.2, 0.3, 0.5],
+            "bald": 0.1,
+            "entropy": 1.0,
+            "embedding": base64.b64encode(embedding.tobytes()).decode(),
+            "passes": base64.b64encode(passes.tobytes()).decode(),
+        }
+    )
+    assert (found.task, found.bald, found.result) == (7, 0.1, [{"from_name": "label"}])
+    np.testing.assert_array_equal(found.passes, passes)
+    np.testing.assert_array_equal(found.embedding, embedding.astype(np.float32))
+
+
+def test_an_image_without_scores_is_a_failure():
+    """With the server's words."""
+    answer = {"task": 8, "error": {"code": "fetch", "detail": "no such file"}}
+    assert parse_score(answer) == Failure(8, "fetch", "no such file")

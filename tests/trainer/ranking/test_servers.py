@@ -1,0 +1,263 @@
+import base64
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from contract.errors import ConfigError, Unavailable
+from tests.loopback import host
+from tests.trainer.scorer import scorer
+from tests.trainer.studio import CONFIG
+from trainer.labelstudio import PoolTask
+from trainer.ranking import servers as servers_module
+from trainer.ranking.scores import Failure
+from trainer.ranking.servers import REQUEST_TASKS, Patience, Question, Servers
+
+VERSION = "20261123T050102123Z-0a1b2c"
+OTHER = "20261124T050102123Z-0a1b2c"
+HASTY = Patience(reach_s=0.1, load_s=0.2, fail_s=0.3, pause_s=0.01)
+QUESTION = Question(5, CONFIG, VERSION, embeddings=True)
+
+
+@pytest.fixture
+def one():
+    """A server of the version."""
+    with scorer(VERSION) as each:
+        yield each
+
+
+@pytest.fixture
+def two():
+    """Two servers of the version."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(scorer(VERSION)) for _ in range(2)]
+
+
+def pool(count):
+    return [PoolTask(number, {"image": f"http://images/{number}.png"}) for number in range(1, count + 1)]
+
+
+def ask(servers, tasks, question=QUESTION, **options):
+    return [outcome for outcomes in servers.score(tasks, question, **options) for outcome in outcomes]
+
+
+def of(*scorers, **options):
+    return Servers([each.url for each in scorers], patience=HASTY, **options)
+
+
+def slowly(_):
+    time.sleep(1.5 * HASTY.fail_s)
+    return 503, {"detail": "too much to do"}
+
+
+def nobodys_address():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+class TestWaiting:
+    def test_all_servers_of_the_version_are_taken(self, two):
+        """At once, if they serve it."""
+        assert of(*two).wait_for(VERSION) == [each.url for each in two]
+
+    def test_one_that_is_still_loading_is_waited_for(self, one):
+        """A version is served some seconds after it was published."""
+        one.version = OTHER
+        looks = []
+        health = one.health
+
+        def load(handler, request):
+            looks.append(request)
+            one.version = VERSION if len(looks) > 3 else OTHER
+            health(handler, request)
+
+        one.health = load
+        with host() as server:
+            server.answers = {"/health": load}
+            assert Servers([server.url], patience=Patience(pause_s=0.01)).wait_for(VERSION) == [server.url]
+        assert len(looks) == 4
+
+    def test_servers_that_are_down_are_left_out_and_named(self, one, caplog):
+        """As long as one answers."""
+        down = nobodys_address()
+        assert Servers([down, one.url], patience=HASTY).wait_for(VERSION) == [one.url]
+        assert f"{down} is left out: it cannot be reached" in caplog.text
+
+    def test_no_server_at_all_says_what_to_set(self):
+        """And what was tried."""
+        with pytest.raises(Unavailable, match=r"no server answers .*cannot be reached.*LABELNEXT_SERVERS"):
+            Servers([nobodys_address()], patience=HASTY).wait_for(VERSION)
+
+    def test_a_server_of_another_repository_says_so(self, one):
+        """Which version it serves, and what to compare."""
+        one.version = OTHER
+        with pytest.raises(Unavailable, match=rf"serves {OTHER}, not {VERSION}.*LABELNEXT_MODELS"):
+            of(one).wait_for(VERSION)
+
+    def test_what_is_no_inference_server_is_not_taken_for_one(self):
+        """Such as Label Studio, whose /health is JSON as well."""
+        with host() as server:
+            server.serve("/health", b'{"status": "UP"}')
+            with pytest.raises(Unavailable, match="not that of an inference server"):
+                Servers([server.url], patience=HASTY).wait_for(VERSION)
+
+
+@pytest.mark.parametrize("url", ["localhost:9090", "ftp://x", "http://", "http://ann:secret@host:9090", "http://[x"])
+def test_what_is_no_address_is_refused_without_being_shown(url):
+    """It may hold a password."""
+    with pytest.raises(ConfigError, match="LABELNEXT_SERVERS") as caught:
+        Servers([url])
+    assert "secret" not in str(caught.value)
+
+
+class TestScoring:
+    def test_every_task_is_answered_for_once(self, two):
+        """By whichever server, in requests of a bounded size."""
+        tasks = pool(5 * REQUEST_TASKS + 7)
+        outcomes = ask(of(*two), tasks)
+        assert sorted(outcome.task for outcome in outcomes) == [task.id for task in tasks]
+        assert max(len(body["tasks"]) for each in two for body in each.asked) == REQUEST_TASKS
+        assert outcomes[0].embedding.shape == (256,)
+        assert outcomes[0].passes is None
+
+    def test_no_tasks_are_no_request(self, one):
+        """And no waiting."""
+        assert ask(of(one), []) == []
+        assert one.asked == []
+
+    def test_large_tasks_go_in_smaller_requests(self, one, monkeypatch):
+        """A task may hold the whole image."""
+        monkeypatch.setattr(servers_module, "_REQUEST_BYTES", 1000)
+        tasks = [PoolTask(number, {"image": "data:image/png;base64," + 400 * "A"}) for number in range(9)]
+        assert len(ask(of(one), tasks)) == 9
+        assert max(len(body["tasks"]) for body in one.asked) == 2
+
+    def test_passes_come_where_they_are_asked_for(self, one):
+        """Shape (T, C)."""
+        [outcome] = ask(of(one), pool(1), Question(5, CONFIG, VERSION, passes=True))
+        assert outcome.passes.shape == (20, 2)
+
+    def test_credentials_are_sent(self, one):
+        """In UTF-8, whatever they hold."""
+        ask(of(one, basic_auth="ann:pässword"), pool(1))
+        expected = f"Basic {base64.b64encode('ann:pässword'.encode()).decode()}"
+        assert one.requests[-1].headers["Authorization"] == expected
+
+    @pytest.mark.parametrize(
+        ("status", "content", "message"),
+        [
+            (401, {"detail": "wrong"}, "LABELNEXT_BASIC_AUTH"),
+            (404, {"detail": "none"}, "of one release"),
+            (302, {}, "check the address"),
+            (400, {"detail": "expected a labelling config"}, "expected a labelling config"),
+            (413, {"detail": "too large"}, "too large"),
+        ],
+    )
+    def test_a_refusal_ends_it(self, one, status, content, message):
+        """No other server and no other time would help."""
+        one.before = lambda body: (status, content)
+        with pytest.raises(ConfigError, match=message):
+            ask(of(one), pool(3))
+        assert len(one.asked) == 1
+
+    @pytest.mark.parametrize("status", [503, 502, 504, 429, 409, 500])
+    def test_what_may_pass_is_asked_again(self, one, status):
+        """After a while that grows."""
+        one.before = lambda body: (status, {"detail": "busy"}, {"retry_after": "0"}) if len(one.asked) < 3 else None
+        assert len(ask(of(one), pool(2))) == 2
+        assert len(one.asked) == 3
+
+    def test_the_server_says_how_long_to_wait(self, one, monkeypatch):
+        """Within reason."""
+        pauses = []
+        monkeypatch.setattr(servers_module, "_LONGEST_PAUSE_S", 0.05)
+        pause = servers_module._Server.pause
+        monkeypatch.setattr(
+            servers_module._Server, "pause", lambda *args: pauses.append((args[1], pause(*args))) or pauses[-1][1]
+        )
+        one.before = lambda body: (503, {"detail": "busy"}, {"retry_after": "9"}) if len(one.asked) < 2 else None
+        ask(of(one), pool(1))
+        assert pauses == [(9.0, 0.05)]
+
+    def test_images_that_the_server_had_no_time_for_are_asked_for_again(self, one):
+        """They alone."""
+        element = one.element
+        late = {2, 3}
+
+        def expire(task, body):
+            if task["id"] in late:
+                late.remove(task["id"])
+                return {"task": task["id"], "error": {"code": "expired", "detail": "no time"}}
+            return element(task, body)
+
+        one.element = expire
+        outcomes = ask(of(one), pool(4))
+        assert not any(isinstance(outcome, Failure) for outcome in outcomes)
+        assert one.tasks_asked == [1, 2, 2, 3, 3, 4]
+
+    def test_an_image_that_never_gets_its_turn_is_a_failure_in_the_end(self, one):
+        """It shall not hold up the others for ever."""
+        one.element = lambda task, body: {"task": task["id"], "error": {"code": "expired", "detail": "no time"}}
+        assert ask(of(one), pool(1)) == [Failure(1, "expired", "no time")]
+        assert len(one.asked) == 5
+
+    def test_a_failed_image_is_no_failed_request(self, one):
+        """The server's words are kept."""
+        one.broken = {2}
+        outcomes = {outcome.task: outcome for outcome in ask(of(one), pool(3))}
+        assert outcomes[2] == Failure(2, "fetch", "no such file")
+        assert len(outcomes) == 3
+
+    def test_a_server_that_dies_leaves_its_work_to_the_other(self, two, caplog):
+        """No task is lost with it."""
+        two[0].before = lambda body: (503, {"detail": "going down"})
+        tasks = pool(20 * REQUEST_TASKS)
+        outcomes = ask(of(*two), tasks)
+        assert sorted(outcome.task for outcome in outcomes) == [task.id for task in tasks]
+
+    def test_with_the_last_server_gone_the_error_says_why(self, one):
+        """And that what was scored is not lost."""
+        one.before = lambda body: (503, {"detail": "overloaded"})
+        with pytest.raises(Unavailable, match=r"no server is left.*503: overloaded.*what was scored is kept"):
+            ask(of(one), pool(3))
+
+    @pytest.mark.parametrize("portions", [1, 2, 3, 5])
+    def test_answers_that_come_too_late_end_it_too(self, one, portions):
+        """Of the threads that ask, some wait for work when the server is given up: they hear of it."""
+        one.before = slowly
+        with pytest.raises(Unavailable, match="no server is left"):
+            ask(of(one), pool(portions * REQUEST_TASKS))
+
+    @pytest.mark.parametrize("healthy", [0, 1])
+    def test_what_a_slow_server_gives_back_is_taken_by_the_other(self, two, healthy):
+        """Even if it is the last of the work, and the other had nothing left to do."""
+        two[1 - healthy].before = slowly
+        outcomes = ask(of(*two), pool(3))
+        assert sorted(outcome.task for outcome in outcomes) == [1, 2, 3]
+
+    def test_a_server_that_is_gone_is_one_clear_line(self):
+        """Connections refused are as good as an answer of 503."""
+        with pytest.raises(Unavailable, match=r"no server is left.*cannot be reached"):
+            ask(Servers([nobodys_address()], patience=HASTY), pool(3))
+
+    def test_a_request_that_breaks_the_server_is_not_sent_for_ever(self, one):
+        """Five times, and not until patience ends."""
+        one.before = lambda body: (500, {"detail": "see the log"})
+        with pytest.raises(Unavailable, match="again and again"):
+            ask(Servers([one.url], patience=Patience(pause_s=0.001)), pool(1))
+        assert len(one.asked) == 5
+
+    @pytest.mark.parametrize("content", ["no json", {}, {"results": []}, {"results": [{"task": 9}]}])
+    def test_an_answer_that_makes_no_sense_is_not_believed(self, one, content):
+        """Nor one for other tasks."""
+        one.before = lambda body: (200, content)
+        with pytest.raises(Unavailable, match=r"answer cannot be read|other tasks than it was asked"):
+            ask(Servers([one.url], patience=Patience(pause_s=0.001)), pool(1))
+
+    def test_a_version_that_was_replaced_is_not_waited_for(self, one):
+        """No server will serve it again."""
+        one.version = OTHER
+        with pytest.raises(Unavailable, match="rank again by the new one"):
+            ask(of(one), pool(1), outdated=lambda: True)
+        assert len(one.asked) == 1

@@ -1,0 +1,528 @@
+"""The watch with a Label Studio of a few answers, and commands of a few lines that do as they are told."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from filelock import FileLock
+
+from contract.errors import ConfigError
+from contract.repository import Repository
+from contract.training_requests import find_requests, leave_request
+from tests.loopback import host, reply
+from trainer import labelstudio
+from trainer.settings import Environment
+from trainer.watching import children
+from trainer.watching.watch import WatchOptions, watch
+
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+POLL_S = 0.01
+
+COMMANDS = """
+import json, sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+folder, command, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+sys.path.insert(0, {checkout!r})
+from contract.errors import NothingPublished
+from contract.repository import Repository
+from tests.versions import manifest, write_files
+
+def read(name):
+    return json.loads((folder / name).read_text())
+
+with (folder / "calls").open("a") as calls:
+    calls.write(json.dumps([command, *arguments]) + chr(10))
+plan = read("plan")
+step = plan[command].pop(0) if plan[command] else [0, ""]
+(folder / "plan").write_text(json.dumps(plan))
+if step[1]:
+    print(step[1], file=sys.stderr)
+if step[0] < 0:
+    import os
+    os.kill(os.getpid(), -step[0])
+if step[0]:
+    sys.exit(step[0])
+repository = Repository(folder / "models")
+if command == "run":
+    project, config = read("project"), read("labels")
+    seen = dict(id=5, annotations=project["total_annotations_number"], updated_at=read("updated_at"))
+    with repository.stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, b"x")
+        version = replace(
+            manifest(staged.version),
+            created_at=datetime.now(UTC).isoformat(),
+            labels=tuple(config),
+            control="label",
+            training=dict(project=seen),
+        )
+        name = staged.publish(version).name
+    print(json.dumps(dict(version=name, labels=seen["annotations"], macro_f1=0.713, advice="too early to say")))
+else:
+    try:
+        name = version = repository.current()
+    except NothingPublished:
+        name, version = "cold-start-default", None
+    (folder / "ranked_by").write_text(name)
+    tasks = read("project")["task_number"]
+    print(json.dumps(dict(ranking=name, version=version, strategy="margin", tasks=tasks)))
+"""
+
+
+@dataclass
+class Studio:
+    """Project 5 of a Label Studio, as the watch sees it, and what happens at which look."""
+
+    folder: Path
+    url: str
+    over: threading.Event
+    labels: list = field(default_factory=lambda: ["cat", "dog"])
+    annotations: int = 0
+    updated_at: str = ""
+    annotated_at: str = ""
+    """Of the newest annotation, where that is not `updated_at`."""
+    tasks: int = 100
+    looks: int = 0
+    events: dict = field(default_factory=dict)
+    """Look to what happens before it is answered; what this returns, if anything, is the answer."""
+    heard: list = field(default_factory=list)
+    shows_hooks: bool = True
+
+    def label(self, count):
+        self.annotations += count
+        self.updated_at = f"2026-11-23T05:00:00.{self.annotations:06}Z"
+
+    def answer(self, handler, request):
+        path = urlsplit(request.path).path
+        if path == "/api/tasks/" and "fields=all" in request.path:
+            annotations = [{"updated_at": self.annotated_at or self.updated_at}]
+            return self._reply(handler, {"tasks": [{"id": 1, "annotations": annotations}], "total": 1})
+        if path == "/api/tasks/":
+            self.looks += 1
+            event = self.events.get(self.looks, lambda: None)
+            return self._reply(handler, event() or {"tasks": [{"id": 1, "updated_at": self.updated_at}], "total": 1})
+        ranked_by = self.folder / "ranked_by"
+        project = {
+            "id": 5,
+            "title": "Pets",
+            "sampling": "",
+            "label_config": self.config(),
+            "model_version": ranked_by.read_text() if ranked_by.exists() else "",
+            "task_number": self.tasks,
+            "total_annotations_number": self.annotations,
+            "useful_annotation_number": self.annotations,
+            "skipped_annotations_number": 0,
+            "ground_truth_number": 0,
+        }
+        for name in ("labels", "updated_at"):
+            (self.folder / name).write_text(json.dumps(getattr(self, name)))
+        (self.folder / "project").write_text(json.dumps(project))
+        return self._reply(handler, project)
+
+    def config(self):
+        choices = "".join(f'<Choice value="{label}"/>' for label in self.labels)
+        return (
+            f'<View><Image name="image" value="$image"/><Choices name="label" toName="image">{choices}</Choices></View>'
+        )
+
+    def hook(self, handler, request):
+        self.heard.append((request.method, json.loads(request.body) if request.body else None))
+        if not self.shows_hooks:
+            return self._reply(handler, (403, {}))
+        hooks = [{"id": 9, "url": "http://localhost:9090/webhook", "headers": {}}]
+        return self._reply(handler, hooks if request.method == "GET" else {})
+
+    def _reply(self, handler, content):
+        status, content = content if isinstance(content, tuple) else (200, content)
+        reply(json.dumps(content).encode(), status=status, content_type="application/json")(handler, None)
+
+
+@pytest.fixture
+def studio(tmp_path, monkeypatch):
+    """Stops the watch at its 60th look, should nothing else."""
+    script = tmp_path / "commands.py"
+    script.write_text(COMMANDS.format(checkout=str(Path(__file__).parents[3])))
+    monkeypatch.setattr(children, "PROGRAM", (sys.executable, str(script), str(tmp_path)))
+    monkeypatch.setattr("label_studio_sdk.core.http_client.time.sleep", lambda _: None)
+    monkeypatch.setattr("trainer.watching.watch._LONGEST_POLL_S", 0.1)
+    plan(tmp_path)
+    with host() as each:
+        studio = Studio(tmp_path, each.url, each.over)
+        studio.events[60] = stop
+        each.serve("/api/current-user/whoami", b'{"id": 1}', content_type="application/json")
+        each.answers["/api/projects/5/"] = each.answers["/api/tasks/"] = studio.answer
+        each.answers["/api/webhooks/"] = each.answers["/api/webhooks/9/"] = studio.hook
+        yield studio
+
+
+def plan(folder, *, run=(), rank=()):
+    """Have the next commands end with these statuses and words; later ones succeed."""
+    (folder / "plan").write_text(json.dumps({"run": run, "rank": rank}))
+
+
+def stop(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def watch_it(studio, caplog, *, environment=None, run=(), rank=(), **options):
+    """Watch until the end, and return the exit status, the commands that ran and the lines that were said."""
+    environment = environment or environment_of(studio)
+    caplog.set_level(logging.INFO, "trainer")
+    wanted = WatchOptions(5, poll_s=POLL_S, **options)
+    status = watch(wanted, environment, arguments_of_run=run, arguments_of_rank=rank)
+    calls = studio.folder / "calls"
+    ran = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+    return status, ran, [record.getMessage() for record in caplog.records]
+
+
+def environment_of(studio, **fields):
+    return Environment(models=studio.folder / "models", label_studio_url=studio.url, label_studio_token=TOKEN, **fields)
+
+
+def repository_of(studio):
+    return Repository(studio.folder / "models")
+
+
+def names(ran):
+    return [command for command, *_ in ran]
+
+
+def test_enough_labels_start_a_round(studio, caplog):
+    """First a cold start; then training and ranking, each as a command, and one line that says all."""
+    studio.events[3] = lambda: studio.label(25)
+    status, ran, said = watch_it(studio, caplog, rounds=1, labels=20, run=["--epochs", "3"], rank=["--first", "50"])
+    assert status == 0
+    assert ran == [
+        ["rank", "--project", "5", "--first", "50"],
+        ["run", "--project", "5", "--epochs", "3"],
+        ["rank", "--project", "5", "--first", "50"],
+    ]
+    version = repository_of(studio).current()
+    assert said[1].startswith("nothing is published yet: ranked 100 tasks by margin; ")
+    assert said[-1].startswith(
+        f"25 new labels (20 asked for): trained {version} on 25 labels, macro-F1 0.71; ranked 100 tasks by margin; "
+        "too early to say; "
+    )
+    assert len(said) == 3
+
+
+def test_twenty_labels_are_asked_for_unless_somebody_says(studio, caplog):
+    """And fewer start nothing."""
+    studio.label(19)
+    studio.events[10] = lambda: studio.label(1)
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["rank", "run", "rank"]
+    assert said[0] == "watching project 5: a round after 20 new labels"
+    assert studio.looks <= 11
+
+
+def test_a_watch_that_is_started_again_goes_on_where_it_was(studio, caplog):
+    """Labels that the newest version has seen are not new."""
+    studio.label(30)
+    watch_it(studio, caplog, rounds=1)
+    studio.label(19)
+    studio.events = {studio.looks + 20: stop}
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["run", "rank", "rank"]  # the former watch may have ended before it had ranked all
+    assert said[-2].startswith("the watch begins: ranked 100 tasks")
+    studio.label(1)
+    _, ran, _ = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["run", "rank", "rank", "run", "rank"]
+
+
+def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
+    """Without a change none."""
+    studio.label(10)
+    watch_it(studio, caplog, rounds=1, labels=1)
+    studio.events = {studio.looks + 10: lambda: setattr(studio, "updated_at", "2026-11-23T06:00:00.000000Z")}
+    _, ran, said = watch_it(studio, caplog, rounds=1, minutes=1e-4)
+    assert names(ran) == ["run", "rank", "rank", "run", "rank"]
+    assert "labels edited or deleted in 0 min" in said[-1]
+    assert studio.looks > 10
+
+
+def test_tasks_that_were_only_opened_start_no_round(studio, caplog):
+    """Label Studio fetches a prediction for a labelled task that somebody opens, and dates the task anew."""
+    studio.label(10)
+    watch_it(studio, caplog, rounds=1, labels=1)
+    studio.annotated_at = studio.updated_at
+    studio.updated_at = "2026-11-23T06:00:00.000000Z"
+    studio.events = {studio.looks + 20: stop}
+    _, ran, _ = watch_it(studio, caplog, rounds=1, minutes=1e-4)
+    assert names(ran) == ["run", "rank", "rank"]
+
+
+def test_a_rollback_ranks_and_does_not_train(studio, caplog):
+    """The version that somebody went back to serves, and is not replaced for labels that were there before."""
+    studio.label(30)
+    watch_it(studio, caplog, rounds=1)
+    first = repository_of(studio).current()
+    studio.label(30)
+    watch_it(studio, caplog, rounds=1)
+    repository_of(studio).rollback(first)
+    studio.events = {studio.looks + 10: stop}
+    _, ran, said = watch_it(studio, caplog)
+    assert names(ran) == ["run", "rank", "run", "rank", "rank"]
+    assert said[-2].startswith("the watch begins: ranked 100 tasks")
+    assert (studio.folder / "ranked_by").read_text() == first
+
+
+def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
+    """Not at every look while they come."""
+    studio.label(30)
+
+    def come():
+        studio.tasks += 7
+
+    studio.events |= {4: come, 5: come, 6: come, 20: stop}
+    _, ran, said = watch_it(studio, caplog)
+    assert names(ran) == ["run", "rank", "rank"]
+    assert said[-2].startswith("21 more tasks: ranked 121 tasks")
+
+
+def test_tasks_in_place_of_deleted_ones_are_ranked(studio, caplog):
+    """Though there are fewer than were ranked."""
+    studio.label(30)
+    studio.events |= {4: lambda: setattr(studio, "tasks", 40), 8: lambda: setattr(studio, "tasks", 60), 20: stop}
+    _, ran, said = watch_it(studio, caplog)
+    assert names(ran) == ["run", "rank", "rank"]
+    assert said[-2].startswith("20 more tasks: ranked 60 tasks")
+
+
+def test_an_empty_project_is_left_alone(studio, caplog):
+    """There is nothing to rank."""
+    studio.tasks = 0
+    studio.events = {5: stop}
+    assert watch_it(studio, caplog)[1] == []
+
+
+def test_a_request_starts_a_round_without_a_new_label(studio, caplog):
+    """And is removed; those for other projects stay."""
+    studio.label(30)
+    watch_it(studio, caplog, rounds=1)
+    for project in (5, 6, None):
+        leave_request(repository_of(studio), project)
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["run", "rank", "run", "rank"]
+    assert said[-1].startswith("Start Training was pressed: trained")
+    assert [request.project for request in find_requests(repository_of(studio))] == [6]
+
+
+def test_a_request_that_failed_for_a_reason_that_passes_is_tried_again(studio, caplog):
+    """It lies there until a round has answered it."""
+    leave_request(repository_of(studio), 5)
+    plan(studio.folder, run=[[1, "error: expected to write, got No space left on device"], [-9, ""]])
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran).count("run") == 3
+    failures = [line for line in said if "nothing was trained" in line]
+    assert "Start Training was pressed, but nothing was trained: expected to write, got No space left" in failures[0]
+    assert "killed by SIGKILL, perhaps for want of memory; again in" in failures[1]
+    assert find_requests(repository_of(studio)) == []
+
+
+def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog):
+    """After a failure the watch leaves things alone for a while, but not the person who asks again."""
+    leave_request(repository_of(studio), 5)
+    plan(studio.folder, run=[[1, "error: no room"]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "trainer.watching.watch._Wait.fail", lambda self, *, least_s=0.0: setattr(self, "_until", 1e18) or 1e18
+        )
+        studio.events[20] = lambda: leave_request(repository_of(studio), 5)
+        _, ran, _ = watch_it(studio, caplog, rounds=1)
+    assert names(ran).count("run") == 2
+    assert 20 <= studio.looks < 60
+
+
+def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monkeypatch):
+    """The trainer may not be allowed to write where servers do."""
+    leave_request(repository_of(studio), None)
+
+    def refuse(request):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("trainer.watching.watch.remove", refuse)
+    leave_request(repository_of(studio), 5)
+    studio.events = {10: lambda: leave_request(repository_of(studio), 5), 30: stop}
+    _, ran, said = watch_it(studio, caplog)
+    assert names(ran).count("run") == 2  # for those that lay there, and for the one that was made anew
+    assert any("cannot be removed" in line for line in said)
+
+
+def test_labels_that_cannot_be_trained_on_wait_for_others(studio, caplog):
+    """Neither poll nor time starts them again; another label does."""
+    studio.label(20)
+    plan(studio.folder, run=[[3, "error: expected labelled images of at least 2 classes, got 20 of 1"]])
+    studio.events[30] = lambda: studio.label(1)
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["run", "rank", "run", "rank"]
+    assert "got 20 of 1; waiting for other labels" in said[1]
+    assert studio.looks >= 30
+
+
+def test_a_request_for_labels_that_cannot_be_trained_on_is_answered(studio, caplog):
+    """By the line that says so; asked again, it is tried again."""
+    plan(studio.folder, run=[[3, "error: got 0 images"]] * 2)
+    leave_request(repository_of(studio), 5)
+    studio.events |= {30: lambda: leave_request(repository_of(studio), None), 58: stop}
+    _, ran, _ = watch_it(studio, caplog)
+    assert names(ran).count("run") == 2
+    assert find_requests(repository_of(studio)) == []
+
+
+def test_a_ranking_that_failed_is_tried_again_alone(studio, caplog):
+    """What was trained is not trained again; the round ends when it is ranked."""
+    studio.label(20)
+    plan(studio.folder, rank=[[1, "error: no server answers"]] * 2)
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["run", "rank", "rank", "rank"]
+    assert "on 20 labels, macro-F1 0.71; not ranked: no server answers; again in" in said[1]
+    assert "on 20 labels, macro-F1 0.71; ranked 100 tasks by margin" in said[-1]
+
+
+def test_waits_grow_with_each_failure(studio, caplog):
+    """As long as the attempt took at least, and twice as long each time; a signal ends them."""
+    studio.label(20)
+    plan(studio.folder, run=[[1, "error: no"]] * 100)
+    studio.events = {}
+    seen = []
+
+    def note():
+        seen.append(studio.looks)
+        if len(seen) == 60:
+            stop()
+
+    studio.events = {look: note for look in range(1, 200)}
+    _, ran, said = watch_it(studio, caplog)
+    assert 2 <= names(ran).count("run") <= 30
+    assert sum("nothing was trained" in line for line in said) == names(ran).count("run")
+
+
+def test_a_label_studio_that_is_away_is_said_once(studio, caplog):
+    """And its return."""
+    away = (502, {"detail": "restarting"})
+    studio.events |= dict.fromkeys(range(2, 17), lambda: away)
+    studio.events[30] = stop
+    _, ran, said = watch_it(studio, caplog)
+    assert names(ran) == ["rank"]
+    assert sum("502" in line and "looking again" in line for line in said) == 1
+    assert said[-2] == "watching project 5 again"
+
+
+def test_a_token_that_is_refused_is_said_and_tried_again(studio, caplog):
+    """Somebody may be about to mend it."""
+    studio.events |= dict.fromkeys((1, 2), lambda: (401, {"detail": "Invalid token."}))
+    studio.events[8] = stop
+    status, ran, said = watch_it(studio, caplog)
+    assert status == 0
+    assert "refuses the token" in said[1]
+    assert TOKEN not in "".join(said)
+    assert names(ran) == ["rank"]
+
+
+def test_a_config_that_classifies_nothing_is_waited_for(studio, caplog):
+    """Nothing is trained or ranked by then."""
+    studio.label(20)
+    studio.labels, labels = [], studio.labels
+    studio.events[6] = lambda: setattr(studio, "labels", labels)
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["run", "rank"]
+    assert "expected a labelling config with" in said[1]
+    assert studio.looks >= 6
+
+
+def test_other_classes_start_a_round(studio, caplog):
+    """Without a new label."""
+    studio.label(20)
+    watch_it(studio, caplog, rounds=1)
+    studio.labels.append("cow")
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["run", "rank", "run", "rank"]
+    assert said[-1].startswith("the labelling config has changed (new: cow): trained")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_watch(studio, caplog, number, status):
+    """With a line that says what was abandoned, and a status of its own for Ctrl-C."""
+    studio.events[3] = lambda: stop(number)
+    found, _, said = watch_it(studio, caplog)
+    assert found == status
+    assert said[-1] == f"{number.name}: the watch is over; nothing was under way"
+
+
+def test_a_label_studio_that_hangs_keeps_no_signal_waiting(studio, caplog):
+    """Its answer may be a minute away."""
+
+    def hang():
+        stop()
+        studio.over.wait(20)
+
+    studio.events[2] = hang
+    started = time.monotonic()
+    assert watch_it(studio, caplog)[0] == 0
+    assert time.monotonic() - started < 15
+
+
+def test_one_watch_at_a_time_works_for_a_model(studio, caplog):
+    """The second is told at once, and may watch for another model; `run` and `rank` are not in its way."""
+    (studio.folder / "models").mkdir()
+    with (
+        FileLock(studio.folder / "models" / ".default.watch.lock"),
+        pytest.raises(ConfigError, match="another watch is at work for model 'default'"),
+    ):
+        watch_it(studio, caplog)
+    studio.label(20)
+    assert watch_it(studio, caplog, rounds=1)[0] == 0
+
+
+def test_settings_that_are_missing_are_an_error_at_once(studio, caplog):
+    """There is nothing to wait for."""
+    environment = replace(environment_of(studio), label_studio_token=None)
+    with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_TOKEN"):
+        watch_it(studio, caplog, environment=environment)
+
+
+def test_the_webhook_is_given_the_secret(studio, caplog):
+    """Also one that is made while the watch goes on. The secret is not said."""
+    studio.events |= {3: studio.heard.clear, 6: stop}
+    environment = environment_of(studio, webhook_secret="hush", servers=("http://localhost:9090",))
+    _, _, said = watch_it(studio, caplog, environment=environment)
+    assert ("PATCH", {"headers": {"Authorization": "Bearer hush"}}) in studio.heard
+    assert "hush" not in "".join(said)
+
+
+def test_webhooks_that_are_out_of_reach_keep_nothing_waiting(studio, caplog):
+    """What they would tell is seen by looking; it is said once."""
+    studio.label(30)
+    studio.shows_hooks = False
+    environment = environment_of(studio, webhook_secret="hush", servers=("http://localhost:9090",))
+    studio.events[10] = stop
+    _, ran, said = watch_it(studio, caplog, environment=environment)
+    assert names(ran) == ["run", "rank"]
+    assert sum("cannot be given the secret" in line for line in said) == 1
+
+
+def test_a_look_is_two_small_requests(studio, caplog):
+    """Whatever else is asked, is asked once."""
+    asked = []
+    real = labelstudio._send
+
+    def count(*arguments, **options):
+        asked.append(arguments[2])
+        return real(*arguments, **options)
+
+    studio.events[20] = stop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labelstudio, "_send", count)
+        watch_it(studio, caplog)
+    assert 40 <= len(asked) <= 45

@@ -1,0 +1,145 @@
+"""What to label first while there is no model: images that together look like the whole pool.
+
+Before the first labels there is nothing to be uncertain about, and what pays is to have seen every kind of image, the
+most frequent kinds first (Hacohen et al. 2022, arXiv 2202.02794). So the pool's embeddings are clustered into as many
+clusters as images are about to be labelled, and of each the image nearest to its centre is taken. Only
+`Convolutions` knows torch.
+"""
+
+import warnings
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.embedding import EMBEDDING, embed
+from trainer.ordering import audit
+from trainer.ordering.duplicates import Vectors
+from trainer.ordering.order import Arrangement, compose
+from trainer.ordering.reasons import BY_CHANCE, COVERS
+from trainer.ordering.strategies import Ints, check_finite, check_tasks
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.network import Weights
+
+_LEAST_FITTED, _FITTED_PER_CLUSTER = 5000, 10
+"""How many embeddings, by chance, the centres of clusters are computed from in a pool with more."""
+_ITERATIONS = 20
+_IMAGES_A_FORWARD: Final = 32
+
+
+def arrange(
+    task_ids: Ints,
+    embeddings: Vectors,
+    *,
+    project: int,
+    audit_share: float,
+    first: int,
+) -> Arrangement:
+    """Put tasks in the order in which they are to be labelled while nothing is known but their images.
+
+    The same tasks get the same order in whichever order they come. Scores are evenly spaced.
+
+    Args:
+        task_ids: int64 (N,).
+        embeddings: float32 (N, E), from `Convolutions`.
+        project: its number, which decides what falls to chance.
+        audit_share: of the tasks, those whose place is left to chance.
+        first: how many are about to be labelled: so many are chosen to cover the pool.
+
+    Raises:
+        ConfigError: if the share is not one.
+        ValueError: if a task comes twice, or an embedding is not finite.
+    """
+    check_tasks(task_ids)
+    check_finite("the embedding", embeddings, task_ids)
+    sampled = audit.is_audit(project, task_ids, audit_share)
+    by_task = np.argsort(task_ids)
+    others = by_task[~sampled[by_task]]
+    queue = others[cover(embeddings[others], first=first, seed=project)]
+    reasons = [BY_CHANCE] * len(task_ids)
+    for index in queue[:first]:
+        reasons[index] = COVERS
+    return compose(
+        queue,
+        task_ids=task_ids,
+        project=project,
+        audit_share=audit_share,
+        scores=(np.arange(len(task_ids)) + 0.5) / max(len(task_ids), 1),
+        reasons=reasons,
+        representative=np.arange(len(task_ids)),
+    )
+
+
+def cover(embeddings: Vectors, *, first: int, seed: int) -> Ints:
+    """Return an order of float32 (N, E) whose beginning looks like the whole: int64 (N,), indices.
+
+    The first `first` are nearest to the centres of so many clusters (k-means), those of the largest clusters in front;
+    the others follow by chance. Where embeddings are equal there may be fewer clusters.
+    """
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    chosen = _choose_central(embeddings, clusters=min(first, len(embeddings)), rng=rng)
+    rest = np.setdiff1d(np.arange(len(embeddings)), chosen)
+    return np.concatenate([chosen, rng.permutation(rest)])
+
+
+class Convolutions:
+    """Convolutions that were trained elsewhere, for embeddings of images of one size. Imports torch when first used."""
+
+    def __init__(self, *, weights: "Weights", architecture: str, device: "torch.device") -> None:
+        """Take what `trainer.network.build` takes, and the device to compute on; nothing is loaded yet."""
+        self._weights = weights
+        self._architecture = architecture
+        self._device = device
+        self._layers: torch.nn.Module | None = None
+
+    def embed(self, images: npt.NDArray[np.uint8]) -> Vectors:
+        """Return embeddings: uint8 (N, H, H, 3) to float32 (N, EMBEDDING).
+
+        Each channel of the last map is averaged over its cells: what is in an image counts, not where.
+
+        Raises:
+            ConfigError: if the weights cannot be had or belong to another architecture, or the images are too small.
+        """
+        import torch
+
+        if self._layers is None:
+            self._layers = self._build(images.shape[1])
+        parts: list[Vectors] = [np.empty((0, EMBEDDING), np.float32)]
+        with torch.no_grad():
+            for start in range(0, len(images), _IMAGES_A_FORWARD):
+                batch = torch.from_numpy(images[start : start + _IMAGES_A_FORWARD])
+                maps = self._layers(batch.to(self._device))  # (n, D, height, width)
+                parts.append(embed(maps.mean(dim=(2, 3)).cpu().numpy()))
+        return np.concatenate(parts)
+
+    def _build(self, image_size: int) -> "torch.nn.Module":
+        import torch
+
+        from trainer.network import build
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # without weights, fresh ones that are the same in the next process
+            network, _ = build(self._architecture, classes=2, image_size=image_size, weights=self._weights)
+        return network.backbone[:2].eval().to(self._device)  # normalisation, and all that has maps
+
+
+def _choose_central(embeddings: Vectors, *, clusters: int, rng: np.random.Generator) -> Ints:
+    """Return the image nearest to each cluster's centre: int64 (K,), K at most `clusters`, largest clusters first."""
+    if not clusters:
+        return np.empty(0, np.int64)
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    enough = max(_LEAST_FITTED, _FITTED_PER_CLUSTER * clusters)
+    kmeans = KMeans(clusters, n_init=1, max_iter=_ITERATIONS, random_state=int(rng.integers(2**31)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct embeddings than clusters
+        members = kmeans.fit(embeddings[rng.permutation(len(embeddings))[:enough]]).predict(embeddings)  # (N,)
+    distances = np.linalg.norm(embeddings - kmeans.cluster_centers_[members], axis=1)
+    by_cluster = np.lexsort((distances, members))
+    _, starts, sizes = np.unique(members[by_cluster], return_index=True, return_counts=True)
+    central: Ints = by_cluster[starts[np.argsort(-sizes, kind="stable")]]
+    return central

@@ -1,0 +1,199 @@
+"""In which order unlabelled images are to be labelled, and the scores that make Label Studio follow it.
+
+A strategy decides, over images that stand for themselves; near-duplicates come behind all of these; and one place in so
+many is the audit slice's. Pure arithmetic: nothing here reads or writes, and the same candidates get the same order in
+whichever order they come.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+import numpy as np
+
+from contract.acquisition import label_studio_score
+from trainer.ordering import audit, strategies
+from trainer.ordering.batchbald import Passes
+from trainer.ordering.duplicates import find_representatives
+from trainer.ordering.reasons import AUDIT, explain, near_duplicate
+from trainer.ordering.strategies import Bools, Candidates, Floats, Ints, Preference, descending
+
+_GAP: Final = 1e-9
+"""Between scores that would be equal, so that Label Studio cannot swap them."""
+_FARTHEST: Final = 1e-6
+"""How far gaps may push a score altogether."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """The order of N candidates."""
+
+    order: Ints
+    """(N,): indices of candidates; the first is labelled first."""
+    scores: Floats
+    """(N,), in the candidates' order: what Label Studio is to store, in [0, 1], lowest first."""
+    reasons: tuple[str, ...]
+    """(N,), in the candidates' order: why each stands where it stands."""
+    audit: Bools
+    """(N,), in the candidates' order: which are of the audit slice."""
+    representative: Ints
+    """(N,), in the candidates' order: the index of the image that it nearly duplicates, its own where there is none."""
+
+
+def arrange(
+    candidates: Candidates,
+    *,
+    strategy: str,
+    project: int,
+    name: str,
+    labels_by_class: Sequence[int],
+    audit_share: float,
+    first: int,
+    duplicates: bool = True,
+    passes: Passes | None = None,
+    labels: Sequence[str] = (),
+) -> Arrangement:
+    """Put candidates in the order in which they are to be labelled.
+
+    Args:
+        candidates: N images.
+        strategy: one of `strategies.STRATEGIES`.
+        project: its number, which decides which tasks are of the audit slice.
+        name: the ranking's, which decides what falls to chance.
+        labels_by_class: (C,), how many labels there are already.
+        audit_share: of the tasks, those whose place is left to chance.
+        first: how many are about to be labelled: so many are chosen with regard to each other.
+        duplicates: whether near-duplicates are put behind all others.
+        passes: gives the probabilities of the passes of candidates by index; needed by batch-bald.
+        labels: (C,), the classes' names, to be used in the reasons.
+
+    Raises:
+        ConfigError: if there is no such strategy for such labels, or the share is not one.
+        ValueError: if `labels_by_class` has another length than C, or batch-bald is given no passes.
+    """
+    strategies.check(strategy, multiple=candidates.multiple)
+    classes = candidates.probabilities.shape[1]
+    if len(labels_by_class) != classes:
+        raise ValueError(f"labels_by_class must have {classes} numbers, one for each class; got {len(labels_by_class)}")
+    by_task = np.argsort(candidates.task_ids)
+    given = None if passes is None else lambda indices: passes(by_task[indices])
+    ranked = _rank(
+        candidates.take(by_task),
+        strategy=strategy,
+        eligible=~audit.is_audit(project, candidates.task_ids[by_task], audit_share),
+        name=name,
+        labels_by_class=labels_by_class,
+        first=first,
+        duplicates=duplicates,
+        passes=given,
+        labels=labels,
+    )
+    places = np.argsort(by_task)
+    return compose(
+        by_task[ranked.queue],
+        task_ids=candidates.task_ids,
+        project=project,
+        audit_share=audit_share,
+        scores=_agreement(candidates),
+        reasons=[ranked.reasons[place] for place in places],
+        representative=by_task[ranked.representative[places]],
+    )
+
+
+def compose(
+    queue: Ints,
+    *,
+    task_ids: Ints,
+    project: int,
+    audit_share: float,
+    scores: Floats,
+    reasons: Sequence[str],
+    representative: Ints,
+) -> Arrangement:
+    """Give the audit slice its places in a queue of the other tasks, and hand out scores along it.
+
+    Args:
+        queue: int64 (B,), the indices of all tasks that are not of the slice, in order.
+        task_ids: int64 (N,), of all tasks.
+        project: its number.
+        audit_share: of the tasks.
+        scores: float64 (N,) in [0, 1]: the first place gets the lowest, whoever's it is.
+        reasons: (N,), by task.
+        representative: int64 (N,), by task.
+    """
+    sampled = audit.is_audit(project, task_ids, audit_share)
+    slice_ = np.flatnonzero(sampled)
+    slice_ = slice_[np.lexsort((task_ids[slice_], audit.draws(project, task_ids[slice_])))]
+    order = audit.interleave(slice_, queue, audit_share)
+    handed_out = np.empty(len(order), np.float64)
+    handed_out[order] = _spread(np.sort(scores))
+    explained = tuple(AUDIT if own else reason for own, reason in zip(sampled.tolist(), reasons, strict=True))
+    return Arrangement(order, handed_out, explained, sampled, representative)
+
+
+def _agreement(candidates: Candidates) -> Floats:
+    """Return what a server would score each candidate: float64 (N,) in [0, 1]."""
+    nats, classes = candidates.bald.astype(np.float64), candidates.probabilities.shape[1]
+    return cast(Floats, label_studio_score(nats, classes, multiple=candidates.multiple))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """What a strategy makes of N candidates in rising order of their tasks' numbers."""
+
+    queue: Ints
+    """(B,): the eligible, in order."""
+    reasons: list[str]
+    """(N,)"""
+    representative: Ints
+    """(N,)"""
+
+
+def _rank(
+    candidates: Candidates,
+    *,
+    strategy: str,
+    eligible: Bools,
+    name: str,
+    labels_by_class: Sequence[int],
+    first: int,
+    duplicates: bool,
+    passes: Passes | None,
+    labels: Sequence[str],
+) -> _Ranked:
+    base = strategies.base_utility(candidates, strategy, name=name)
+    own = np.arange(len(base))
+    representative = own.copy()
+    if duplicates:
+        others = np.flatnonzero(eligible)
+        representative[others] = others[find_representatives(candidates.embeddings[others], descending(base[others]))]
+    preference = strategies.prefer(
+        candidates,
+        base,
+        strategy=strategy,
+        eligible=eligible & (representative == own),
+        labels_by_class=labels_by_class,
+        first=first,
+        passes=passes,
+    )
+    reasons = explain(candidates, preference, strategy=strategy, labels_by_class=labels_by_class, labels=labels)
+    for index in np.flatnonzero(representative != own):
+        reasons[index] = near_duplicate(candidates.task_ids[representative[index]])
+    return _Ranked(_queue(preference, eligible, representative == own), reasons, representative)
+
+
+def _queue(preference: Preference, eligible: Bools, stands_for_itself: Bools) -> Ints:
+    """Return the eligible: those chosen, then others that stand for themselves, then near-duplicates."""
+    open_ = eligible.copy()
+    open_[preference.chosen] = False
+    rest = descending(preference.utility)
+    return np.concatenate(
+        [preference.chosen, *(rest[(open_ & kind)[rest]] for kind in (stands_for_itself, ~stands_for_itself))]
+    )
+
+
+def _spread(rising: Floats) -> Floats:
+    """Move rising values (N,) in [0, 1] apart, so that none equals the one before it or leaves [0, 1]."""
+    gaps = min(_GAP, _FARTHEST / max(len(rising), 1)) * np.arange(len(rising))
+    spread = np.maximum.accumulate(rising - gaps) + gaps
+    return cast(Floats, np.clip(np.minimum(spread, 1 - gaps[::-1]), 0, 1))

@@ -1,0 +1,84 @@
+"""Why an image stands where it stands, in a few words that the person who labels it understands."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.acquisition import margin
+from trainer.ordering.strategies import BALANCED, BATCH_BALD, Candidates, Preference
+
+AUDIT: Final = "random sample, for measuring"
+COVERS: Final = "covers a part of the pool not seen yet"
+BY_CHANCE: Final = "drawn by chance"
+
+_BALD_NATS = (0.02, 0.1)
+_ENTROPY_NATS = (0.2, 0.7)
+"""The second is ln 2, two labels that are equally likely."""
+_LEADS = (0.2, 0.6)
+_FEW = 0.5
+"""Share of the labels of an average class below which a class has few."""
+_MOSTLY = 0.5
+"""Share of an image's rarity that one class must make up for the image to be asked for on its account."""
+_ROWS = 4096
+"""How many images are looked at at once."""
+
+
+def near_duplicate(task: int) -> str:
+    """Say which image one resembles."""
+    return f"near-duplicate of task {task}"
+
+
+def explain(
+    candidates: Candidates,
+    preference: Preference,
+    *,
+    strategy: str,
+    labels_by_class: Sequence[int],
+    labels: Sequence[str],
+) -> list[str]:
+    """Return why a strategy puts each of N candidates where it does; classes are named if there are `labels`."""
+    reasons = _explain_base(candidates, strategy)
+    if strategy in BALANCED:
+        few = _ask_for(candidates.probabilities, labels_by_class)
+        for index in np.flatnonzero(few >= 0):
+            reasons[index] += f", and few labels are {labels[few[index]] if labels else 'like it'} yet"
+    if strategy == BATCH_BALD:
+        for index in preference.chosen:
+            reasons[index] += ", and it adds to the images before it"
+    return reasons
+
+
+def _explain_base(candidates: Candidates, strategy: str) -> list[str]:
+    if strategy == "random":
+        return [BY_CHANCE] * len(candidates.task_ids)
+    if strategy in ("margin", "balanced-margin"):
+        lead = margin(candidates.probabilities, multiple=candidates.multiple)
+        close = "a label is as likely as not" if candidates.multiple else "two labels are about equally likely"
+        return _in_words(lead, _LEADS, (close, "the label is not sure", "the label is fairly sure"))
+    if strategy == "entropy":
+        words = ("the label is fairly sure", "the label is not sure", "several labels are likely")
+        return _in_words(candidates.entropy, _ENTROPY_NATS, words)
+    words = ("the passes agree", "the passes disagree a little", "the passes disagree")
+    reasons = _in_words(candidates.bald, _BALD_NATS, words)
+    return [f"{reason}, and chance had a say" for reason in reasons] if strategy == "power-bald" else reasons
+
+
+def _in_words(values: npt.NDArray[np.float32], bounds: tuple[float, float], words: tuple[str, str, str]) -> list[str]:
+    """Return the word for each value: below the first bound, between, from the second on."""
+    return [words[index] for index in np.searchsorted(bounds, values, side="right")]
+
+
+def _ask_for(probabilities: npt.NDArray[np.float32], labels_by_class: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return the class of few labels that balancing mostly wants each image for, -1 where there is none: (N,)."""
+    counts = np.array(labels_by_class, np.float64)
+    few = counts < _FEW * counts.mean()
+    weights = (1 / (counts + 1)).astype(np.float32)
+    found = np.full(len(probabilities), -1)
+    for start in range(0, len(probabilities), _ROWS):
+        shares = probabilities[start : start + _ROWS] * weights  # (rows, C)
+        first = shares.argmax(axis=1)
+        mostly = shares.max(axis=1) > _MOSTLY * shares.sum(axis=1)
+        found[start : start + _ROWS] = np.where(mostly & few[first], first, -1)
+    return found

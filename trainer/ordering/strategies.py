@@ -1,0 +1,234 @@
+"""Which images a strategy would have labelled first, from what a version says about each.
+
+Numpy over scores; knows neither Label Studio nor duplicates nor the audit slice. A utility is a number by which images
+are sorted, the highest first; some strategies choose the first places one after the other, since what an image is worth
+depends on those chosen before it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.acquisition import margin
+from contract.errors import ConfigError
+from trainer.ordering import batchbald
+from trainer.ordering.batchbald import Passes
+from trainer.ordering.draws import draw
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+Base = Literal["bald", "margin", "entropy", "random", "power-bald"]
+"""What a strategy goes by before it looks at other images."""
+
+_BASES: Final[Mapping[str, Base]] = {
+    "balanced-bald": "bald",
+    "balanced-margin": "margin",
+    "bald": "bald",
+    "batch-bald": "bald",
+    "power-bald": "power-bald",
+    "margin": "margin",
+    "entropy": "entropy",
+    "random": "random",
+}
+STRATEGIES: Final = tuple(_BASES)
+DEFAULT_STRATEGY: Final = "balanced-bald"
+BATCH_BALD: Final = "batch-bald"
+BALANCED: Final = frozenset({"balanced-bald", "balanced-margin"})
+
+_LEAST_BALD = 1e-12
+"""In nats: has a logarithm, and one so low that no noise lifts it above a BALD that can be told from rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a version says about N unlabelled images, each a task.
+
+    Raises:
+        ValueError: if the shapes disagree, a task comes twice, or a number is not finite.
+    """
+
+    task_ids: Ints
+    """(N,)"""
+    probabilities: npt.NDArray[np.float32]
+    """(N, C): mean over the passes."""
+    bald: npt.NDArray[np.float32]
+    """(N,), in nats."""
+    entropy: npt.NDArray[np.float32]
+    """(N,), in nats."""
+    embeddings: npt.NDArray[np.float32]
+    """(N, E): of length 1."""
+    multiple: bool
+    """Whether an image may have several labels."""
+
+    def __post_init__(self) -> None:
+        check_tasks(self.task_ids)
+        for name, axes in (("probabilities", 2), ("bald", 1), ("entropy", 1), ("embeddings", 2)):
+            values: npt.NDArray[np.float32] = getattr(self, name)
+            if values.ndim != axes or len(values) != len(self.task_ids):
+                raise ValueError(
+                    f"{name} must have {axes} axes and a row for each of {len(self.task_ids)} tasks, "
+                    f"got shape {values.shape}"
+                )
+            check_finite(name, values, self.task_ids)
+
+    def take(self, indices: Ints) -> "Candidates":
+        """Return some of the candidates, by index."""
+        return Candidates(
+            self.task_ids[indices],
+            self.probabilities[indices],
+            self.bald[indices],
+            self.entropy[indices],
+            self.embeddings[indices],
+            self.multiple,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """In which order a strategy wants images."""
+
+    chosen: Ints
+    """(K,): the first places, by index."""
+    utility: Floats
+    """(N,): the highest comes first, behind those chosen."""
+
+
+def check(strategy: str, *, multiple: bool) -> None:
+    """Make sure that there is such a strategy for such labels.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"the strategy must be one of {', '.join(STRATEGIES)}; got {strategy!r}")
+    if strategy == BATCH_BALD and multiple:
+        raise ConfigError(
+            "batch-bald needs labels that exclude each other, and this project allows several for an image; "
+            f"use another strategy, such as {DEFAULT_STRATEGY}"
+        )
+
+
+def check_tasks(task_ids: Ints) -> None:
+    """Make sure that no task comes twice.
+
+    Raises:
+        ValueError: if one does.
+    """
+    if task_ids.ndim != 1:
+        raise ValueError(f"task_ids must have 1 axis, got shape {task_ids.shape}")
+    found, counts = np.unique(task_ids, return_counts=True)
+    if len(found) < len(task_ids):
+        raise ValueError(f"task {found[counts > 1][0]} comes {counts.max()} times; each can stand in one place only")
+
+
+def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> None:
+    """Make sure that a row of numbers for each task can be sorted by.
+
+    Raises:
+        ValueError: if one is NaN or infinite.
+    """
+    finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # (N,)
+    if not finite.all():
+        raise ValueError(
+            f"{name} of task {task_ids[~finite][0]} is not finite, as that of {np.count_nonzero(~finite)} of "
+            f"{len(task_ids)} tasks; leave out images that could not be scored"
+        )
+
+
+def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
+    """Return what a strategy goes by before it looks at other images, or at labels: float64 (N,).
+
+    `name` is the ranking's: in another one chance falls otherwise.
+    """
+    base = _BASES[strategy]
+    if base == "entropy":
+        return candidates.entropy.astype(np.float64)
+    if base == "margin":
+        return 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
+    if base == "random":
+        return draw(f"random/{name}", candidates.task_ids)
+    bald = candidates.bald.astype(np.float64)
+    if base == "bald":
+        return bald
+    return cast(Floats, np.log(np.maximum(bald, _LEAST_BALD)) + _gumbel(draw(f"power/{name}", candidates.task_ids)))
+
+
+def prefer(
+    candidates: Candidates,
+    base: Floats,
+    *,
+    strategy: str,
+    eligible: Bools,
+    labels_by_class: Sequence[int],
+    first: int,
+    passes: Passes | None,
+) -> Preference:
+    """Let a strategy choose the first places among the eligible, bool (N,), and value all.
+
+    Candidates come in rising order of their tasks' numbers: of equals the first one is chosen.
+
+    Args:
+        candidates: N images.
+        base: float64 (N,), from `base_utility`.
+        strategy: one of `STRATEGIES`.
+        eligible: which may be chosen.
+        labels_by_class: (C,), how many labels there are already.
+        first: the most that are chosen one after the other.
+        passes: gives the probabilities of the passes; needed by batch-bald.
+
+    Raises:
+        ValueError: if batch-bald is given no passes.
+    """
+    if strategy in BALANCED:
+        return _balance(candidates.probabilities, base, eligible=eligible, labels_by_class=labels_by_class, first=first)
+    if strategy == BATCH_BALD:
+        if passes is None:
+            raise ValueError("batch-bald needs the passes' probabilities, got none")
+        falling = descending(base)
+        return Preference(batchbald.choose(falling[eligible[falling]], passes, first=first), base)
+    return Preference(np.empty(0, np.int64), base)
+
+
+def descending(utility: Floats) -> Ints:
+    """Return the indices of values (N,) from high to low, equals in the order in which they came."""
+    return np.argsort(-utility, kind="stable")
+
+
+def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> npt.NDArray[np.float32]:
+    """Return for each image how few labels the classes have that it may be of: (N, C) and (C,) to (N,).
+
+    The sum over the classes of probability / (labels of the class + 1).
+    """
+    return probabilities @ (1.0 / (labels_by_class + 1.0)).astype(np.float32)
+
+
+def _balance(
+    probabilities: npt.NDArray[np.float32],
+    base: Floats,
+    *,
+    eligible: Bools,
+    labels_by_class: Sequence[int],
+    first: int,
+) -> Preference:
+    """Choose greedily by base utility times rarity, counting on each image chosen the labels it is expected to get."""
+    labels = np.array(labels_by_class, np.float64)
+    open_, chosen = eligible.copy(), list[int]()
+    utility = base * rarity(probabilities, labels)
+    for _ in range(min(first, np.count_nonzero(eligible))):
+        best = int(np.where(open_, utility, -np.inf).argmax())
+        chosen.append(best)
+        open_[best] = False
+        labels += probabilities[best]
+        utility = base * rarity(probabilities, labels)
+    return Preference(np.array(chosen, np.int64), utility)
+
+
+def _gumbel(uniform: Floats) -> Floats:
+    """Return standard Gumbel noise from uniform numbers in [0, 1)."""
+    noise: Floats = -np.log(-np.log(np.maximum(uniform, np.finfo(np.float64).tiny)))
+    return noise

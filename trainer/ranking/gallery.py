@@ -1,0 +1,85 @@
+"""The images that are shown of a ranking: those at its head, and those that the model is surest of."""
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+from PIL import ExifTags, Image
+
+from contract.errors import DecodeError, ImageError
+from contract.manifest import InputSpec
+from contract.preprocess import FORMATS, decode_image
+from contract.ranking import RankedImage
+from trainer.ranking.plan import Planned
+
+SHOWN: Final = 12
+"""The most images of either kind."""
+
+_PIXELS: Final = 160
+"""The longer side of a thumbnail."""
+_SIDEWAYS: Final = range(5, 9)
+"""EXIF orientations that swap width and height."""
+_THREADS: Final = 4
+
+Fetch = Callable[[int], bytes]
+"""From a task's number to its image file; ImageError where there is none."""
+
+
+def choose(items: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
+    """Return the items at the head of a ranking, and those of least BALD; images drawn by chance are neither."""
+    placed = [item for item in items if not item.audit]
+    sure = sorted((item.bald, item.task) for item in placed if item.bald is not None)[:SHOWN]
+    by_task = {item.task: item for item in placed}
+    return placed[:SHOWN], [by_task[task] for _, task in sure]
+
+
+def show(items: Sequence[Planned], fetch: Fetch) -> tuple[RankedImage, ...]:
+    """Fetch the images; those that cannot be had or shown are left out."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery") as executor:
+        return tuple(image for image in executor.map(partial(_show, fetch), items) if image is not None)
+
+
+def thumbnail(data: bytes) -> bytes:
+    """Return an image file's first frame, upright and at most 160 pixels long, as JPEG.
+
+    Raises:
+        DecodeError: if the bytes are no image.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+            width, height = reversed(image.size) if sideways else image.size
+    except Exception as err:  # Pillow raises many types on hostile input
+        raise DecodeError(f"expected an image file, got {len(data)} bytes of something else") from err
+    shrink = min(1.0, _PIXELS / max(width, height, 1))
+    spec = InputSpec(height=max(1, round(height * shrink)), width=max(1, round(width * shrink)))
+    buffer = io.BytesIO()
+    Image.fromarray(decode_image(data, spec)).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _show(fetch: Fetch, item: Planned) -> RankedImage | None:
+    try:
+        small = thumbnail(fetch(item.task))
+    except ImageError:
+        return None
+    label, probability = _predicted(item)
+    return RankedImage(
+        task=item.task,
+        label=label,
+        probability=probability,
+        bald=item.bald,
+        score=item.score,
+        reason=item.reason,
+        thumbnail=small,
+    )
+
+
+def _predicted(item: Planned) -> tuple[str | None, float | None]:
+    """The label of the first region, several of them in one text, and its probability."""
+    if not item.result:
+        return None, None
+    region = item.result[0]
+    return ", ".join(map(str, region["value"]["choices"])), region.get("score")

@@ -1,0 +1,293 @@
+"""What is to be imported for a project: its unlabelled tasks, scored and put in order. Changes nothing anywhere."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import ConfigError, NothingPublished
+from contract.fetch import Fetcher
+from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from contract.manifest import Manifest
+from contract.repository import Repository, Version
+from trainer import labelstudio
+from trainer.labelstudio import PoolTask, Project
+from trainer.ordering import strategies
+from trainer.ordering.order import arrange
+from trainer.ranking.names import base_name
+from trainer.ranking.placing import place, place_later, to_candidates
+from trainer.ranking.plan import Plan
+from trainer.ranking.pool import Embed, count_labels, embed_tasks, say_failures, score_tasks
+from trainer.ranking.scores import Score, ScoreLog, digest
+from trainer.ranking.servers import Question, Servers
+from trainer.settings import Environment, RankOptions
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+
+_log = logging.getLogger(__name__)
+
+COLD_START: Final = "cold-start"
+"""The strategy before there is a version."""
+
+
+class Clock:
+    """How long the parts of a ranking took."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add the time of the block to a part's."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[part] = self.of(part) + time.monotonic() - started
+
+    def of(self, part: str) -> float:
+        """Return what a part has taken so far, in seconds."""
+        return self._seconds.get(part, 0.0)
+
+
+class Place:
+    """A project as one ranking finds it, and what it ranks with; read from Label Studio when it is needed, and once."""
+
+    def __init__(
+        self, options: RankOptions, environment: Environment, repository: Repository, *, fetcher: Fetcher, clock: Clock
+    ) -> None:
+        """Connect to Label Studio.
+
+        Raises:
+            LabelnextError: if Label Studio, the project or the current version cannot be read.
+        """
+        self.options = options
+        self.environment = environment
+        self.repository = repository
+        self.fetcher = fetcher
+        self.clock = clock
+        url, token = environment.label_studio()
+        self.client: LabelStudio = labelstudio.connect(url, token)
+        self.project: Project = labelstudio.read_project(self.client, options.project)
+        self.version = _current(repository)
+        self.base = base_name(self.version.name if self.version else None, repository.model)
+        """The name of the first ranking by the current version."""
+        self.kept: Path = environment.cache / "rank" / repository.model / f"{options.project}-{digest(url)}"
+        """The folder for what outlives a run that is killed."""
+
+    @cached_property
+    def tasks(self) -> list[PoolTask]:
+        """The unlabelled tasks."""
+        tasks = list(labelstudio.unlabelled_tasks(self.client, self.options.project))
+        _log.info("project %d (%s): %d unlabelled tasks", self.options.project, self.project.title, len(tasks))
+        return tasks
+
+    @cached_property
+    def data(self) -> dict[int, Any]:
+        """The unlabelled tasks' data, by their numbers."""
+        return {task.id: task.data for task in self.tasks}
+
+    @cached_property
+    def control(self) -> ChoicesControl:
+        """The `<Choices>` that the version answers for.
+
+        Raises:
+            ConfigError: if the labelling config has none, or not the one that was asked for.
+        """
+        controls = parse_label_config(self.project.label_config)
+        names = [control.from_name for control in controls]
+        if self.options.control is not None and self.options.control not in names:
+            raise ConfigError(
+                f"expected a <Choices> named {self.options.control}, the labelling config has {', '.join(names)}; "
+                "name one"
+            )
+        trained = self.version.manifest.control if self.version else None
+        labels = self.version.manifest.labels if self.version else ()
+        return choose_control(controls, name=trained or self.options.control, labels=labels)
+
+    def scores(self) -> ScoreLog:
+        """Scores on disk, by all that they hang on: which control, which key of a task's data, which network."""
+        network = None if self.version else (self.options.weights, self.options.architecture)
+        return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
+
+
+def plan_all(where: Place, name: str) -> Plan:
+    """Score and arrange the whole pool, as a ranking of this name.
+
+    Raises:
+        LabelnextError: if the scores or the images cannot be had.
+    """
+    if not where.tasks:
+        return Plan(name, where.options.strategy, near_duplicates=0, failed=0, items=())
+    plan = _cover(where, where.tasks, name) if where.version is None else _arrange(where, where.version, name)
+    if not plan.items:
+        raise ConfigError(
+            f"none of {plan.failed} images can be scored, for the reasons above; have server and trainer reach the "
+            "images, then rank again"
+        )
+    return plan
+
+
+def plan_later(where: Place, name: str, strategy: str) -> Plan:
+    """Score and place the tasks that came after the ranking of this name; those that are in it stay where they are.
+
+    Raises:
+        LabelnextError: if the scores or the images cannot be had.
+    """
+    held = labelstudio.list_predictions(where.client, where.options.project, name)
+    ranked = {each.task: each.score for each in held}
+    later = [task for task in where.tasks if task.id not in ranked]
+    nothing = Plan(name, strategy, near_duplicates=0, failed=0, items=())
+    if not later:
+        return nothing
+    _log.info("%d of them are not ranked by %s yet", len(later), name)
+    if where.version is None:
+        return _cover(where, later, name)
+    manifest = where.version.manifest
+    scores, failed = _score(where, later, manifest, _find_servers(where, manifest.version))
+    items = place_later(
+        scores,
+        [score for score in ranked.values() if score is not None],
+        project=where.options.project,
+        audit_share=where.options.audit_share,
+        multiple=manifest.multiple,
+    )
+    return replace(nothing, failed=failed, items=items)
+
+
+def _current(repository: Repository) -> Version | None:
+    try:
+        return repository.open(repository.current())
+    except NothingPublished:
+        return None
+
+
+# ---- by a version
+
+
+def _arrange(where: Place, version: Version, name: str) -> Plan:
+    options, manifest = where.options, version.manifest
+    strategies.check(options.strategy, multiple=manifest.multiple)
+    labelled = labelstudio.annotated_tasks(where.client, options.project)
+    labels_by_class = count_labels(labelled, where.control, manifest)
+    servers = _find_servers(where, manifest.version)
+    scores, failed = _score(where, where.tasks, manifest, servers)
+    if not scores:
+        return Plan(name, options.strategy, near_duplicates=0, failed=failed, items=())
+    _log.info("arranging %d images by %s", len(scores), options.strategy)
+    with where.clock.measure("arrange"):
+        arrangement = arrange(
+            to_candidates(scores, multiple=manifest.multiple),
+            strategy=options.strategy,
+            project=options.project,
+            name=name,
+            labels_by_class=labels_by_class,
+            audit_share=options.audit_share,
+            first=options.first,
+            duplicates=not options.keep_duplicates,
+            passes=lambda indices: _ask_passes(where, [scores[index] for index in indices], manifest, servers),
+            labels=manifest.labels,
+        )
+    return place(scores, arrangement, name=name, strategy=options.strategy, failed=failed)
+
+
+def _find_servers(where: Place, version: str) -> Servers:
+    servers = Servers(where.options.servers or where.environment.servers, where.environment.basic_auth)
+    _log.info("scored by %s", ", ".join(servers.wait_for(version)))
+    return servers
+
+
+def _question(where: Place, manifest: Manifest) -> Question:
+    return Question(where.options.project, where.project.label_config, manifest.version, embeddings=True)
+
+
+def _score(where: Place, tasks: Sequence[PoolTask], manifest: Manifest, servers: Servers) -> tuple[list[Score], int]:
+    with where.clock.measure("score"):
+        scores, failures = score_tasks(
+            [_only_image(task, where.control.value_key) for task in tasks],
+            where.scores(),
+            servers,
+            _question(where, manifest),
+            outdated=lambda: where.repository.current() != manifest.version,
+        )
+    say_failures(failures, len(tasks))
+    return scores, len(failures)
+
+
+def _only_image(task: PoolTask, key: str) -> PoolTask:
+    """What else a task's data holds is no business of the server's."""
+    return PoolTask(task.id, {key: task.data[key]} if key in task.data else {})
+
+
+def _ask_passes(where: Place, scores: Sequence[Score], manifest: Manifest, servers: Servers) -> npt.NDArray[np.float32]:
+    """The passes of n images that were scored before: float32 (n, T, C)."""
+    tasks = [_only_image(PoolTask(each.task, where.data[each.task]), where.control.value_key) for each in scores]
+    question = replace(_question(where, manifest), embeddings=False, passes=True)
+    found = {
+        answer.task: answer.passes
+        for answers in servers.score(tasks, question)
+        for answer in answers
+        if isinstance(answer, Score) and answer.passes is not None
+    }
+    missing = [task.id for task in tasks if task.id not in found]
+    if missing:
+        raise ConfigError(f"{len(missing)} images can no longer be had, task {missing[0]} among them; rank again")
+    return np.stack([found[task.id] for task in tasks])  # (n, T, C)
+
+
+# ---- before there is a version
+
+
+def _cover(where: Place, tasks: Sequence[PoolTask], name: str) -> Plan:
+    from trainer.ordering import coldstart
+
+    options = where.options
+    if options.strategy != strategies.DEFAULT_STRATEGY:
+        _log.warning("there is no version yet to rank by: --strategy has to wait for one")
+    with where.clock.measure("score"):
+        scores, failures = embed_tasks(
+            tasks,
+            where.scores(),
+            where.fetcher,
+            key=where.control.value_key,
+            project=options.project,
+            embed=pretrained(options.weights, options.architecture),
+        )
+    say_failures(failures, len(tasks))
+    if not scores:
+        return Plan(name, COLD_START, near_duplicates=0, failed=len(failures), items=())
+    with where.clock.measure("arrange"):
+        arrangement = coldstart.arrange(
+            np.array([score.task for score in scores], np.int64),
+            np.stack([score.embedding for score in scores]),  # (N, E)
+            project=options.project,
+            audit_share=options.audit_share,
+            first=options.first,
+        )
+    return place(scores, arrangement, name=name, strategy=COLD_START, failed=len(failures))
+
+
+def pretrained(weights: str, architecture: str) -> Embed:
+    """Return what computes embeddings with convolutions that were trained elsewhere. Imports torch.
+
+    Args:
+        weights: `imagenet`, `none` or the path of a state dict.
+        architecture: of the network that they are of.
+    """
+    from trainer.ordering import coldstart
+    from trainer.run import choose_device
+
+    start = weights if weights in ("imagenet", "none") else Path(weights)
+    return coldstart.Convolutions(
+        weights=start,  # type: ignore[arg-type]  # mypy does not narrow by `in`
+        architecture=architecture,
+        device=choose_device("auto"),
+    ).embed

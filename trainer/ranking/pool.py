@@ -1,0 +1,151 @@
+"""The unlabelled pool of a project: what a version, or a pretrained network, says of each of its images.
+
+Owns that nothing is computed twice: what was scored before the trainer was killed is read from disk.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from contract.errors import ImageError
+from contract.fetch import Fetcher
+from contract.labelconfig import ChoicesControl
+from contract.manifest import InputSpec, Manifest
+from contract.preprocess import decode_image
+from trainer.annotations import LeftOut, Task, decide
+from trainer.dataset import THREADS
+from trainer.labelstudio import PoolTask
+from trainer.ranking.scores import Failure, Score, ScoreLog, digest
+from trainer.ranking.servers import Question, Servers
+
+_log = logging.getLogger(__name__)
+
+_NAMED: Final = 5
+"""How many images without a score are named; the rest are counted."""
+_EMBEDDED_AT_ONCE: Final = 256
+_EMBEDDED_SIZE: Final = InputSpec(224, 224)
+_NO_PROBABILITIES: Final = np.zeros(0, np.float32)
+
+Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""From uint8 (N, H, W, 3) to unit vectors (N, E)."""
+
+
+def score_tasks(
+    tasks: Sequence[PoolTask],
+    log: ScoreLog,
+    servers: Servers,
+    question: Question,
+    *,
+    outdated: Callable[[], bool],
+) -> tuple[list[Score], list[Failure]]:
+    """Have servers score tasks, and return their scores in the order of the tasks, and why others have none.
+
+    Raises:
+        ConfigError, Unavailable: as `Servers.score` does; what was scored until then stays on disk.
+    """
+    return _collect(tasks, log, lambda missing: servers.score(missing, question, outdated=outdated), "scored")
+
+
+def embed_tasks(
+    tasks: Sequence[PoolTask], log: ScoreLog, fetcher: Fetcher, *, key: str, project: int, embed: Embed
+) -> tuple[list[Score], list[Failure]]:
+    """Compute embeddings of tasks here, of which no version knows anything, and return them as scores without more.
+
+    Args:
+        tasks: in whose data the images' references lie under `key`.
+        log: takes them as they come.
+        fetcher: gets the images.
+        key: of the tasks' data.
+        project: its number.
+        embed: the network.
+    """
+
+    def compute(missing: Sequence[PoolTask]) -> Iterator[list[Score | Failure]]:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
+            for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
+                portion = missing[start : start + _EMBEDDED_AT_ONCE]
+                images = list(executor.map(lambda task: _fetch(task, fetcher, key, project), portion))
+                yield _embed_readable(images, portion, embed)
+
+    return _collect(tasks, log, compute, "embedded")
+
+
+def say_failures(failures: Sequence[Failure], tasks: int) -> None:
+    """Name some of the images that have no score."""
+    if not failures:
+        return
+    _log.warning("%d of %d images cannot be scored and are not ranked:", len(failures), tasks)
+    for failure in failures[:_NAMED]:
+        _log.warning("  task %d: %s", failure.task, failure.detail)
+
+
+def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manifest) -> list[int]:
+    """How many tasks have each of a version's labels by now: (C,), 0 for one that the labelling config has lost."""
+    counts = Counter[str]()
+    for task in tasks:
+        try:
+            counts.update(decide(task, control.from_name, set(control.labels), multiple=manifest.multiple))
+        except LeftOut:
+            continue
+    shown = {choice.value: choice.stored for choice in control.choices}
+    stored = [label if label in control.labels else shown.get(label, label) for label in manifest.labels]
+    return [counts[label] for label in stored]
+
+
+def _collect(
+    tasks: Sequence[PoolTask],
+    log: ScoreLog,
+    ask: Callable[[Sequence[PoolTask]], Iterator[list[Score | Failure]]],
+    done: str,
+) -> tuple[list[Score], list[Failure]]:
+    digests = {task.id: digest(task.data) for task in tasks}
+    known = log.read(digests)
+    missing = [task for task in tasks if task.id not in known]
+    if known:
+        _log.info("%d of %d images were %s before", len(known), len(tasks), done)
+    failures: list[Failure] = []
+    with tqdm(total=len(missing), desc=done, unit="image") as bar:
+        for outcomes in ask(missing):
+            fresh = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+            log.append(fresh, digests)
+            known.update((score.task, score) for score in fresh)
+            failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+            bar.update(len(outcomes))
+    return [known[task.id] for task in tasks if task.id in known], failures
+
+
+def _fetch(task: PoolTask, fetcher: Fetcher, key: str, project: int) -> npt.NDArray[np.uint8] | Failure:
+    reference = find_reference(task.data, key)
+    if reference is None:
+        return Failure(task.id, "no_image", f"its data holds no image reference under {key!r}")
+    try:
+        return decode_image(fetcher.fetch(reference, task_id=task.id, project_id=project), _EMBEDDED_SIZE)
+    except ImageError as err:
+        return Failure(task.id, err.code, str(err))
+
+
+def find_reference(data: Mapping[str, object], key: str) -> str | None:
+    """The image's reference in a task's data."""
+    reference = data.get(key)
+    return reference if isinstance(reference, str) and reference else None
+
+
+def _embed_readable(
+    images: Sequence[npt.NDArray[np.uint8] | Failure], tasks: Sequence[PoolTask], embed: Embed
+) -> list[Score | Failure]:
+    failures = [image for image in images if isinstance(image, Failure)]
+    readable = [(task, image) for task, image in zip(tasks, images, strict=True) if not isinstance(image, Failure)]
+    if not readable:
+        return [*failures]
+    vectors = embed(np.stack([image for _, image in readable]))  # (n, E)
+    scores = [
+        Score(task.id, [], _NO_PROBABILITIES, bald=0.0, entropy=0.0, embedding=vector)
+        for (task, _), vector in zip(readable, vectors, strict=True)
+    ]
+    return [*failures, *scores]

@@ -1,0 +1,320 @@
+"""One ranking of a project's unlabelled tasks, from their scores to the order in which Label Studio serves them.
+
+Owns the order of the steps, and that each may be the last: whoever runs it again goes on where it was. What is to be
+imported is on disk before anything is; the project's model version changes only when all is imported; what it showed
+before goes only when nothing shows it any more.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from contract.errors import ConfigError, FetchError
+from contract.fetch import Fetcher, FetchSettings
+from contract.ranking import Ranking, load_rankings, save_ranking
+from contract.repository import Repository
+from trainer import labelstudio
+from trainer.ordering import strategies
+from trainer.ranking import gallery
+from trainer.ranking.imports import Wanted, bring_about
+from trainer.ranking.names import base_name, next_name, round_of, superseded
+from trainer.ranking.plan import Plan, Planned, load_plan, save_plan
+from trainer.ranking.planning import COLD_START, Clock, Place, plan_all, plan_later
+from trainer.ranking.pool import find_reference
+from trainer.settings import Environment, RankOptions
+
+_log = logging.getLogger(__name__)
+
+_FEW_STRAYS: Final = 100
+"""Predictions of a version that Label Studio has fetched by itself and that are removed one by one, 0.16 s each."""
+_SHOWN_DRY: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a ranking came to: its last line."""
+
+    ranking: str | None
+    """What its predictions are stamped with; None after a dry run."""
+    version: str | None
+    """None before there is one."""
+    project: int
+    strategy: str
+    tasks: int
+    """How many were placed in this run; 0 where all were before."""
+    audit: int
+    near_duplicates: int
+    failed: int
+    imported: int
+    removed: int
+    """Predictions of earlier rankings."""
+    score_s: float = 0.0
+    arrange_s: float = 0.0
+    import_s: float = 0.0
+    switch_s: float = 0.0
+    """Until the project sorts by it, once all is imported."""
+    seconds: float = 0.0
+    """All in all."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, its times rounded to what they are worth."""
+        return {name: round(value, 2) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+    def say(self) -> str:
+        """Return it as one line for people."""
+        if not self.tasks:
+            return f"project {self.project}: nothing to rank; {self.failed} images cannot be scored"
+        done = "ranked" if self.ranking else "would rank"
+        parts = (f"{self.audit} by chance", f"{self.near_duplicates} near-duplicates", f"{self.failed} not scored")
+        return (
+            f"{done} {self.tasks} tasks of project {self.project} by {self.strategy} "
+            f"({', '.join(parts)}) as {self.ranking or 'a dry run'}; {self.seconds:.0f} s"
+        )
+
+
+def rank(options: RankOptions, environment: Environment) -> Summary:
+    """Rank the unlabelled tasks of a project, and have Label Studio serve them in that order.
+
+    Raises:
+        LabelnextError: if a step fails; the project then sorts as before, and the next call goes on from there.
+    """
+    started = time.monotonic()
+    clock = Clock()
+    strategies.check(options.strategy, multiple=False)
+    repository = Repository(environment.models, environment.model)
+    with _exclusive(repository, options.project), Fetcher(_fetch_settings(environment)) as fetcher:
+        first = Place(options, environment, repository, fetcher=fetcher, clock=clock)
+        begun = _Ranking(first).finish()
+        if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
+            options = replace(options, again=False)  # it is what was asked for
+        later = _Ranking(Place(options, environment, repository, fetcher=fetcher, clock=clock)).run()
+    return replace(
+        _together(begun, later),
+        score_s=clock.of("score"),
+        arrange_s=clock.of("arrange"),
+        import_s=clock.of("import"),
+        switch_s=clock.of("switch"),
+        seconds=time.monotonic() - started,
+    )
+
+
+@contextmanager
+def _exclusive(repository: Repository, project: int) -> Iterator[None]:
+    """Let one ranking at a time work on a project."""
+    repository.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(repository.root / f".{repository.model}.rank.{project}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as err:
+        raise ConfigError(f"project {project} is being ranked by another process; wait for it to end") from err
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch_settings(environment: Environment) -> FetchSettings:
+    return FetchSettings(
+        label_studio_url=environment.label_studio_url,
+        api_token=environment.label_studio_token,
+        local_files_root=environment.local_files_root,
+        allowed_origins=environment.allowed_origins,
+    )
+
+
+class _Ranking:
+    """One run, with all that its steps share."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._options = place.options
+        self._client = place.client
+        self._repository = place.repository
+        self._plan_path = place.kept / "plan.jsonl"
+        self._counts = labelstudio.count_predictions(place.client, place.options.project)
+        """Of predictions by the name they are stamped with, at the start."""
+
+    def finish(self) -> Summary | None:
+        """Go on with the plan of a run that was killed, if there is one and it is not another version's."""
+        plan = load_plan(self._plan_path)
+        if plan is None or round_of(plan.name, self._place.base) is None or self._options.dry_run:
+            return None
+        _log.info("going on with %s, which was begun before", plan.name)
+        return self._put(plan, None)
+
+    def run(self) -> Summary:
+        """Rank what is not ranked yet: tasks that came after a ranking by this version, or all."""
+        former = self._find_former()
+        if former is None or self._options.again:
+            former, plan = None, plan_all(self._place, self._choose_name())
+        else:
+            self._say_strategy(former)
+            plan = plan_later(self._place, former.name, former.strategy)
+        if self._options.dry_run:
+            return self._only_show(plan)
+        if former is None and plan.items:
+            save_plan(self._plan_path, plan)
+        return self._put(plan, former)
+
+    def _find_former(self) -> Ranking | None:
+        """The ranking by this version that the project has, if it is whole."""
+        for ranking in load_rankings(self._repository):
+            if ranking.project == self._options.project and round_of(ranking.name, self._place.base) is not None:
+                return ranking if self._counts.get(ranking.name) else None
+        return None
+
+    def _choose_name(self) -> str:
+        """The version's own, unless it was ranked by already: on purpose, or by Label Studio fetching predictions."""
+        base = self._place.base
+        names = {name for name in self._counts if round_of(name, base) is not None}
+        if not self._options.again and names <= {base} and self._counts.get(base, 0) <= _FEW_STRAYS:
+            return base
+        return next_name(base, names)
+
+    def _say_strategy(self, former: Ranking) -> None:
+        if former.strategy not in {self._options.strategy, COLD_START}:
+            _log.info("ranked by %s before; --again ranks anew by %s", former.strategy, self._options.strategy)
+
+    def _only_show(self, plan: Plan) -> Summary:
+        for item in plan.items[:_SHOWN_DRY]:
+            _log.info("  task %d, score %.6f: %s", item.task, item.score, item.reason)
+        _log.info("--dry-run: nothing was imported")
+        return replace(self._summarise(plan, imported=0, removed=0), ranking=None)
+
+    # ---- what is changed in Label Studio
+
+    def _put(self, plan: Plan, former: Ranking | None) -> Summary:
+        """Import what is planned, switch to it, and clear away what it replaces."""
+        clock = self._place.clock
+        with clock.measure("import"):
+            imported = self._import(plan)
+        removed = 0
+        if labelstudio.count_predictions(self._client, self._options.project).get(plan.name):
+            with clock.measure("switch"):
+                self._switch(plan.name)
+            self._record(plan, former)
+            removed = self._remove_superseded(plan.name)
+        shutil.rmtree(self._place.kept, ignore_errors=True)
+        return self._summarise(plan, imported=imported, removed=removed)
+
+    def _import(self, plan: Plan) -> int:
+        unlabelled = set(self._place.data)
+        if labelstudio.count_unlabelled(self._client, self._options.project) != len(unlabelled):
+            unlabelled = self._find_unlabelled()
+        return bring_about(
+            self._client,
+            self._options.project,
+            name=plan.name,
+            wanted={item.task: Wanted(item.score, item.result) for item in plan.items if item.task in unlabelled},
+            note=self._place.kept / "import.json",
+            find_unlabelled=self._find_unlabelled,
+        )
+
+    def _find_unlabelled(self) -> set[int]:
+        return {task.id for task in labelstudio.unlabelled_tasks(self._client, self._options.project)}
+
+    def _switch(self, name: str) -> None:
+        sampling = None if self._options.keep_sampling else labelstudio.UNCERTAINTY_SAMPLING
+        now = labelstudio.read_project(self._client, self._options.project)
+        if now.model_version != name or sampling not in {None, now.sampling}:
+            labelstudio.switch_model_version(self._client, self._options.project, name, sampling=sampling)
+
+    def _remove_superseded(self, current: str) -> int:
+        bases = [*self._repository.versions(), base_name(None, self._repository.model)]
+        counts = labelstudio.count_predictions(self._client, self._options.project)
+        removed = 0
+        for name in superseded(counts, bases=bases, current=current):
+            _log.info("removing %d predictions of %s", counts[name], name)
+            try:
+                labelstudio.delete_predictions(self._client, self._options.project, name)
+            except labelstudio.Unreachable as err:
+                _log.warning("they may be there still, which does no harm; the next ranking removes them: %s", err)
+                break
+            removed += counts[name]
+        return removed
+
+    # ---- what is told of it
+
+    def _record(self, plan: Plan, former: Ranking | None) -> None:
+        if former is not None and not plan.items:
+            return
+        record = self._describe(plan) if former is None else _extended(former, plan)
+        try:
+            save_ranking(self._repository, record)
+        except OSError as err:
+            raise ConfigError(
+                f"expected to write the ranking's record to {self._repository.folder}, got {err.strerror}; "
+                "give the trainer the folder to write, then rank again"
+            ) from err
+
+    def _describe(self, plan: Plan) -> Ranking:
+        uncertain, confident = gallery.choose(plan.items)
+        balds = [item.bald for item in plan.items if item.bald is not None]
+        return Ranking(
+            name=plan.name,
+            version=self._place.version.name if self._place.version else None,
+            project=self._options.project,
+            title=self._place.project.title,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            strategy=plan.strategy,
+            tasks=len(plan.items),
+            audit=_count_audit(plan.items),
+            near_duplicates=plan.near_duplicates,
+            failed=plan.failed,
+            mean_bald=float(np.mean(balds)) if balds else None,
+            most_uncertain=gallery.show(uncertain, self._fetch_image),
+            most_confident=gallery.show(confident, self._fetch_image),
+        )
+
+    def _fetch_image(self, task: int) -> bytes:
+        reference = find_reference(self._place.data.get(task, {}), self._place.control.value_key)
+        if reference is None:
+            raise FetchError(f"task {task} is gone or has no image")
+        return self._place.fetcher.fetch(reference, task_id=task, project_id=self._options.project)
+
+    def _summarise(self, plan: Plan, *, imported: int, removed: int) -> Summary:
+        return Summary(
+            ranking=plan.name,
+            version=self._place.version.name if self._place.version else None,
+            project=self._options.project,
+            strategy=plan.strategy,
+            tasks=len(plan.items),
+            audit=_count_audit(plan.items),
+            near_duplicates=plan.near_duplicates,
+            failed=plan.failed,
+            imported=imported,
+            removed=removed,
+        )
+
+
+def _together(begun: Summary | None, later: Summary) -> Summary:
+    """The summary of a run that first brought an earlier one to its end."""
+    if begun is None:
+        return later
+    return replace(
+        begun,
+        tasks=begun.tasks + later.tasks,
+        audit=begun.audit + later.audit,
+        failed=later.failed,
+        imported=begun.imported + later.imported,
+        removed=begun.removed + later.removed,
+    )
+
+
+def _count_audit(items: Sequence[Planned]) -> int:
+    return sum(item.audit for item in items)
+
+
+def _extended(former: Ranking, plan: Plan) -> Ranking:
+    """The record of a ranking to which tasks were added."""
+    return replace(
+        former, tasks=former.tasks + len(plan.items), audit=former.audit + _count_audit(plan.items), failed=plan.failed
+    )

@@ -1,0 +1,1 @@
+"""The service that trains and ranks when labels have come in."""

@@ -1,0 +1,120 @@
+"""When a round of training is due: what has changed in a project since its newest version was trained.
+
+Pure but for reading manifests; who looks, trains and waits is `trainer.watching.watch`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from contract.errors import RepositoryError
+from contract.labelconfig import ChoicesControl, choose_control
+from contract.manifest import Manifest
+from contract.repository import Repository
+from trainer.labelstudio import State
+
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What the newest version of a project was trained on."""
+
+    version: str
+    labels: tuple[str, ...]
+    control: str | None
+    annotations: int
+    """In all, before the labels were read."""
+    updated_at: str
+    """When a task with annotations had last changed, as Label Studio wrote it."""
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a round is due."""
+
+    labels: int | None
+    """After so many new annotations."""
+    minutes: float | None
+    """So long after the last round, if anything has changed since."""
+
+    def __str__(self) -> str:
+        parts = [f"after {self.labels} new {_plural('label', self.labels)}"] if self.labels is not None else []
+        parts += [f"{self.minutes:g} minutes after the last if labels have changed"] if self.minutes is not None else []
+        return " or ".join(parts)
+
+
+def read_trained(repository: Repository, project: int) -> Trained | None:
+    """Find the newest version that was trained on a project, whichever is in use; None if there is none.
+
+    After a rollback it is not the one in use, and labels that it has seen are no reason to train again.
+    """
+    for name in reversed(repository.versions()):
+        try:
+            found = _trained(repository.open(name).manifest, project)
+        except RepositoryError:
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _trained(manifest: Manifest, project: int) -> Trained | None:
+    seen = manifest.training.get("project")
+    if not isinstance(seen, dict) or seen.get("id") != project:
+        return None
+    try:
+        at = datetime.fromisoformat(manifest.created_at)
+        return Trained(
+            manifest.version,
+            manifest.labels,
+            manifest.control,
+            int(seen["annotations"]),
+            str(seen["updated_at"]),
+            at if at.tzinfo else at.replace(tzinfo=UTC),
+        )
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def why_train(
+    schedule: Schedule, trained: Trained | None, state: State, *, controls: Sequence[ChoicesControl], idle_s: float
+) -> str | None:
+    """Say why a round is due; None if it is not.
+
+    Args:
+        schedule: when it is.
+        trained: what the newest version has seen.
+        state: how the project stands.
+        controls: of the project's labelling config.
+        idle_s: seconds since the last round, or since watching began.
+    """
+    new = state.total_annotations - (trained.annotations if trained else 0)
+    if schedule.labels is not None and new >= schedule.labels:
+        return f"{new} new {_plural('label', new)} ({schedule.labels} asked for)"
+    if trained and (changes := _config_changes(trained, controls)):
+        return f"the labelling config has changed ({changes})"
+    changed = (state.total_annotations, state.newest_updated_at) != (
+        (trained.annotations, trained.updated_at) if trained else (0, "")
+    )
+    if schedule.minutes is not None and changed and idle_s >= 60 * schedule.minutes:
+        what = f"{new} new {_plural('label', new)}" if new > 0 else "labels edited or deleted"
+        return f"{what} in {idle_s / 60:.0f} min ({schedule.minutes:g} asked for)"
+    return None
+
+
+def _config_changes(trained: Trained, controls: Sequence[ChoicesControl]) -> str:
+    now = choose_control(controls, name=trained.control, labels=trained.labels).labels
+    added = [label for label in now if label not in trained.labels]
+    gone = [label for label in trained.labels if label not in now]
+    return ", ".join(f"{sign}{_name(labels)}" for sign, labels in (("new: ", added), ("gone: ", gone)) if labels)
+
+
+def _name(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:_NAMED]) + (f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else "")
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"

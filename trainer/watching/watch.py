@@ -1,0 +1,428 @@
+"""The loop: trains and ranks anew when labels have come in, or when somebody asks for it.
+
+Owns what is done when, what is tried again and after how long. Training and ranking are commands run as children, so
+that neither their memory nor their end is this process's, which never imports torch. What a version was trained on is
+read from its manifest: a watch that is started again goes on where it was.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from filelock import FileLock, Timeout
+
+from contract.errors import ConfigError, NothingPublished
+from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.repository import Repository
+from contract.training_requests import TrainingRequest, find_requests, remove
+from trainer import labelstudio
+from trainer.ranking.names import base_name
+from trainer.settings import Environment
+from trainer.watching.children import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
+from trainer.watching.rounds import Schedule, Trained, read_trained, why_train
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LABELS: Final = 20
+
+_LONGEST_POLL_S: Final = 60.0
+_LONGEST_WAIT_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOptions:
+    """What to watch, and when a round is due: after 20 new labels if neither `labels` nor `minutes` says."""
+
+    project: int
+    """A Label Studio project's number."""
+    labels: int | None = None
+    """So many new labels start a round."""
+    minutes: float | None = None
+    """So long after the last round any change starts one, labels edited or deleted included."""
+    poll_s: float = 10.0
+    """Seconds between two looks at Label Studio."""
+    rounds: int | None = None
+    """End after so many were trained and ranked; None: never."""
+    servers: tuple[str, ...] = ()
+    """Whose webhooks are given the secret; by default those of the environment."""
+
+
+def watch(
+    options: WatchOptions,
+    environment: Environment,
+    *,
+    arguments_of_run: Sequence[str],
+    arguments_of_rank: Sequence[str],
+) -> int:
+    """Watch a project until a signal comes or as many rounds as were asked for are done; return the exit status.
+
+    Args:
+        options: what to watch.
+        environment: as the children read it for themselves.
+        arguments_of_run: put behind `run --project ID`.
+        arguments_of_rank: put behind `rank --project ID`.
+
+    Raises:
+        ConfigError: if Label Studio's address or token is not set, or another watch is at work on the model.
+    """
+    environment.label_studio()
+    repository = Repository(environment.models, environment.model)
+    commands = {
+        "run": ["run", "--project", str(options.project), *arguments_of_run],
+        "rank": ["rank", "--project", str(options.project), *arguments_of_rank],
+    }
+    with _alone(repository), Supervisor() as supervisor:
+        watcher = _Watcher(options, environment, repository, supervisor=supervisor, commands=commands)
+        try:
+            watcher.go()
+        except Stopped as stopped:
+            logger.info("%s: the watch is over; %s", stopped, watcher.describe_abandoned())
+            return 0 if stopped.number == signal.SIGTERM else 128 + stopped.number
+    return 0
+
+
+@contextmanager
+def _alone(repository: Repository) -> Iterator[None]:
+    """Let one watch at a time work for a model."""
+    repository.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(repository.root / f".{repository.model}.watch.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as err:
+        raise ConfigError(
+            f"another watch is at work for model {repository.model!r} in {repository.root}; end that one first, or set "
+            "LABELNEXT_MODEL to watch for another model beside it"
+        ) from err
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """How project and repository stand at one look."""
+
+    state: labelstudio.State
+    target: str
+    """What the project should be ranked by."""
+    published: bool
+    trained: Trained | None
+    requests: tuple[TrainingRequest, ...]
+    """To train; those that were answered left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """A round that waits for its ranking."""
+
+    trained: str
+    """Why and what, for people."""
+    advice: str
+    started: float
+    """By the monotonic clock."""
+
+
+class _Wait:
+    """A wait that doubles with each failure, from `first_s` to `longest_s`."""
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._failures = 0
+        self._until = -float("inf")
+
+    def fail(self, *, least_s: float = 0.0) -> float:
+        """Note a failure, and return the seconds until the next attempt."""
+        wait_s = max(least_s, min(self._longest_s, self._first_s * 2.0 ** min(self._failures, 30)))
+        self._failures += 1
+        self._until = time.monotonic() + wait_s
+        return wait_s
+
+    def succeed(self) -> bool:
+        """Forget the failures, and return whether there were any."""
+        failed, self._failures, self._until = bool(self._failures), 0, -float("inf")
+        return failed
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._until
+
+
+class _Eyes:
+    """What is seen of Label Studio; connects when needed, and again after a failure."""
+
+    def __init__(self, options: WatchOptions, environment: Environment) -> None:
+        self._project = options.project
+        self._servers = options.servers or environment.servers
+        self._environment = environment
+        self._client: LabelStudio | None = None
+        self._config = ""
+        self._fault = ""
+        self._compared = ("", "")
+        """The newest change that was looked into, and the version it was compared with."""
+        self._changed = False
+        self.controls: tuple[ChoicesControl, ...] = ()
+
+    def look(self, trained: Trained | None) -> labelstudio.State:
+        """Ask for the project's state, and for its labelling config where that has changed.
+
+        If nothing that the newest version was trained on has changed, the state says so, whatever was opened since.
+
+        Raises:
+            ConfigError: if Label Studio cannot be asked, or the config classifies no image.
+        """
+        client, self._client = self._client or self._connect(), None  # kept only if it works
+        state = labelstudio.project_state(client, self._project)
+        if state.label_config != self._config:
+            self.controls = parse_label_config(labelstudio.read_project(client, self._project).label_config)
+            self._config = state.label_config
+        if trained and self._only_opened(client, state, trained):
+            state = replace(state, newest_updated_at=trained.updated_at)
+        self._give_secret(client)
+        self._client = client
+        return state
+
+    def _connect(self) -> "LabelStudio":
+        return labelstudio.connect(*self._environment.label_studio())
+
+    def _only_opened(self, client: "LabelStudio", state: labelstudio.State, trained: Trained) -> bool:
+        """Whether tasks have changed and their annotations have not: asked once for each change."""
+        if state.total_annotations != trained.annotations or state.newest_updated_at <= trained.updated_at:
+            return False
+        if (state.newest_updated_at, trained.version) != self._compared:
+            self._changed = labelstudio.labels_changed_since(client, self._project, trained.updated_at)
+            self._compared = (state.newest_updated_at, trained.version)
+        return not self._changed
+
+    def _give_secret(self, client: "LabelStudio") -> None:
+        """Have webhooks carry the secret, whenever they were made; where that fails, only hints are lost."""
+        if not (secret := self._environment.webhook_secret):
+            return
+        try:
+            labelstudio.set_webhook_header(client, self._project, self._servers, ("Authorization", f"Bearer {secret}"))
+            self._fault = ""
+        except ConfigError as err:
+            if str(err) != self._fault:
+                logger.warning("the webhooks of the project cannot be given the secret: %s", err)
+            self._fault = str(err)
+
+
+class _Watcher:
+    """One watch: what it has done, and what it waits for."""
+
+    def __init__(
+        self,
+        options: WatchOptions,
+        environment: Environment,
+        repository: Repository,
+        *,
+        supervisor: Supervisor,
+        commands: Mapping[str, Sequence[str]],
+    ) -> None:
+        labels = DEFAULT_LABELS if options.labels is None and options.minutes is None else options.labels
+        self._schedule = Schedule(labels, options.minutes)
+        self._options = options
+        self._repository = repository
+        self._supervisor = supervisor
+        self._commands = commands
+        self._eyes = _Eyes(options, environment)
+        self._looking = _Wait(options.poll_s, max(_LONGEST_POLL_S, options.poll_s))
+        self._training = _Wait(options.poll_s, _LONGEST_WAIT_S)
+        self._ranking = _Wait(options.poll_s, _LONGEST_WAIT_S)
+        self._since = datetime.now(UTC)
+        """When watching began, or the last training ended."""
+        self._attempted = False
+        self._rounds = 0
+        self._open: _Round | None = None
+        self._doing = ""
+        self._said = ""
+        self._before: str | None = None
+        """What was current before the last training."""
+        self._answered: tuple[TrainingRequest, ...] = ()
+        self._hopeless: labelstudio.State | None = None
+        """The state whose labels cannot be trained on."""
+        self._ranked = ""
+        """What the project is ranked by, as far as is known."""
+        self._ranked_tasks = 0
+        self._seen_tasks = 0
+
+    def go(self) -> None:
+        """Look, act and wait, until enough rounds are done.
+
+        Raises:
+            Stopped: on a signal.
+        """
+        logger.info("watching project %d: a round %s", self._options.project, self._schedule)
+        while not self._done:
+            pause_s = self._options.poll_s
+            try:
+                with self._supervisor.interruptible():
+                    view = self._look()
+            except Exception as err:  # whatever Label Studio or the disk answers, the next look may find it mended
+                pause_s = self._looking.fail()
+                self._say_once(f"{err or type(err).__name__}; looking again", kind=type(err))
+            else:
+                self._act(view)
+            if not self._done:
+                self._supervisor.sleep(pause_s)
+
+    @property
+    def _done(self) -> bool:
+        return self._options.rounds is not None and self._rounds >= self._options.rounds
+
+    def describe_abandoned(self) -> str:
+        """Say what a signal has cut short."""
+        if self._doing == "rank":
+            return "ranking was abandoned, and goes on where it was with the next"
+        if self._doing == "run" and (now := self._current()) != self._before:
+            return f"{now} is published, and not ranked yet"
+        return "training was abandoned, and nothing published" if self._doing else "nothing was under way"
+
+    # ---- looking
+
+    def _look(self) -> _View:
+        trained, current = read_trained(self._repository, self._options.project), self._current()
+        view = _View(
+            self._eyes.look(trained),
+            target=base_name(current, self._repository.model),
+            published=current is not None,
+            trained=trained,
+            requests=self._find_requests(),
+        )
+        if self._looking.succeed():
+            logger.info("watching project %d again", self._options.project)
+        self._said = ""
+        return view
+
+    def _current(self) -> str | None:
+        try:
+            return self._repository.current()
+        except NothingPublished:
+            return None
+
+    def _find_requests(self) -> tuple[TrainingRequest, ...]:
+        found = find_requests(self._repository)
+        mine = (request for request in found if request.project in {None, self._options.project})
+        return tuple(request for request in mine if request not in self._answered)
+
+    def _say_once(self, message: str, kind: type[Exception]) -> None:
+        """One that does not answer does so in many ways, and not each is worth a line."""
+        said = kind.__name__ if issubclass(kind, labelstudio.Unreachable) else message
+        if said != self._said:
+            logger.warning("%s", message)
+        self._said = said
+
+    # ---- deciding
+
+    def _act(self, view: _View) -> None:
+        self._ranked_tasks = min(self._ranked_tasks, view.state.tasks)  # some may have been deleted
+        if (self._training.over or self._asked_again(view)) and (why := self._why_train(view)):
+            self._train(why, view)
+        elif self._ranking.over and (why := self._why_rank(view)):
+            self._rank(why, view.state.tasks)
+        self._seen_tasks = view.state.tasks
+
+    def _asked_again(self, view: _View) -> bool:
+        """Whether somebody has asked since the last attempt, and is not to wait for the next one."""
+        return any(request.at > self._since.isoformat() for request in view.requests)
+
+    def _why_train(self, view: _View) -> str | None:
+        if view.requests:
+            return "Start Training was pressed"
+        if view.state == self._hopeless:
+            return None
+        since = self._since
+        if view.trained:
+            since = max(since, view.trained.at) if self._attempted else view.trained.at
+        idle_s = (datetime.now(UTC) - since).total_seconds()
+        return why_train(self._schedule, view.trained, view.state, controls=self._eyes.controls, idle_s=idle_s)
+
+    def _why_rank(self, view: _View) -> str | None:
+        tasks = view.state.tasks
+        if not tasks:
+            return None
+        if not view.published and not self._ranked:
+            return "nothing is published yet"
+        if not self._ranked:
+            return "the watch begins"  # another may have ended with tasks unranked; if none are, this is soon over
+        if self._ranked != view.target:
+            return f"not ranked by {view.target} yet"
+        if tasks > self._ranked_tasks and tasks == self._seen_tasks:  # else more are on their way
+            return f"{tasks - self._ranked_tasks} more tasks"
+        return None
+
+    # ---- acting
+
+    def _train(self, why: str, view: _View) -> None:
+        started, self._before = time.monotonic(), self._current()
+        outcome = self._run("run")
+        self._since, self._attempted = datetime.now(UTC), True
+        if not outcome.status:
+            self._training.succeed()
+            self._answer(view.requests)
+            done = f"{why}: {_say_trained(outcome.report)}"
+            self._open = _Round(done, str(outcome.report.get("advice") or ""), started)
+            self._rank(why, view.state.tasks)
+            return
+        wait_s = self._training.fail(least_s=outcome.seconds)
+        if outcome.status == LABELS_AT_FAULT:
+            self._hopeless = view.state
+            self._answer(view.requests)
+            logger.warning("%s, but nothing was trained: %s; waiting for other labels", why, outcome.reason)
+        else:
+            logger.warning("%s, but nothing was trained: %s; again in %.0f s", why, outcome.reason, wait_s)
+
+    def _rank(self, why: str, tasks: int) -> None:
+        done = self._open
+        outcome = self._run("rank")
+        if outcome.status:
+            wait_s = self._ranking.fail(least_s=outcome.seconds)
+            said = done.trained if done else why
+            logger.warning("%s; not ranked: %s; again in %.0f s", said, outcome.reason, wait_s)
+            return
+        self._ranking.succeed()
+        self._ranked, self._ranked_tasks = base_name(outcome.report.get("version"), self._repository.model), tasks
+        ranked = _say_ranked(outcome.report)
+        if done is None:
+            logger.info("%s: %s; %.0f s", why, ranked, outcome.seconds)
+            return
+        self._open = None
+        self._rounds += 1
+        parts = (done.trained, ranked, done.advice, f"{time.monotonic() - done.started:.0f} s")
+        logger.info("%s", "; ".join(part for part in parts if part))
+
+    def _run(self, command: str) -> Outcome:
+        """Run a command; on a signal, what was being done stays known."""
+        self._doing = command
+        outcome = self._supervisor.run(self._commands[command])
+        self._doing = ""
+        return outcome
+
+    def _answer(self, requests: tuple[TrainingRequest, ...]) -> None:
+        """Forget requests, here too: where the folder cannot be written they would be answered for ever."""
+        self._answered = (*(request for request in self._answered if request.path.exists()), *requests)
+        try:
+            for request in requests:
+                remove(request)
+        except OSError as err:
+            logger.warning("a request to train that was answered cannot be removed: %s", err)
+
+
+def _say_trained(report: Mapping[str, Any]) -> str:
+    macro_f1 = report.get("macro_f1")
+    quality = f", macro-F1 {macro_f1:.2f}" if isinstance(macro_f1, float) else ""
+    return f"trained {report.get('version')} on {report.get('labels')} labels{quality}"
+
+
+def _say_ranked(report: Mapping[str, Any]) -> str:
+    tasks = report.get("tasks")
+    return f"ranked {tasks} tasks by {report.get('strategy')}" if tasks else "nothing left to rank"
