@@ -227,14 +227,16 @@ def _build_regions(scores: ImageScores, manifest: Manifest, target: Target) -> l
     chosen = {label: stored for label in predicted if (stored := target.stored[label]) is not None}
     if not chosen:
         return []
+    probability = float(scores.mean_probabilities[list(chosen)].min())
+    meta = {"bald": scores.bald, "entropy": scores.entropy, "probability": probability}
     return [
         {
             "from_name": target.control.from_name,
             "to_name": target.control.to_name,
             "type": "choices",
             "value": {"choices": list(dict.fromkeys(chosen.values()))},
-            "score": float(scores.mean_probabilities[list(chosen)].min()),
-            "meta": {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version},
+            "score": probability,
+            "meta": {**meta, "model_version": manifest.version},
         }
     ]
 

@@ -62,7 +62,7 @@ def test_a_prediction_has_the_form_that_label_studio_stores():
                 "type": "choices",
                 "value": {"choices": ["bee"]},
                 "score": 0.5,
-                "meta": {"bald": 0.25, "entropy": 0.5, "model_version": VERSION},
+                "meta": {"bald": 0.25, "entropy": 0.5, "probability": 0.5, "model_version": VERSION},
             }
         ],
     }

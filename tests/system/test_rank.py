@@ -155,7 +155,7 @@ def test_label_studio_serves_in_the_order_of_the_ranking(ranked: Ranked) -> None
         [region] = by_task[task]["result"]
         assert region["from_name"] == "digit"
         assert region["value"]["choices"][0] in LABELS
-        assert {"bald", "entropy", "strategy", "reason", "model_version"} <= region["meta"].keys()
+        assert {"bald", "entropy", "probability", "strategy", "reason", "model_version"} <= region["meta"].keys()
         ranks.append(region["meta"]["rank"])
     assert ranks == list(range(1, len(ranks) + 1))
     record = json.loads((ranked.workplace.models / "default" / "rankings" / f"{ranked.project.id}.json").read_text())
