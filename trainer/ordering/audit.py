@@ -36,6 +36,13 @@ def is_audit(project: int, task_ids: Ints, share: float) -> npt.NDArray[np.bool_
     return draws(project, task_ids) < share
 
 
+def in_order(project: int, task_ids: Ints, sampled: npt.NDArray[np.bool_]) -> Ints:
+    """Return the indices of the slice's tasks, bool (N,), in the order in which they are labelled: int64 (A,)."""
+    found = np.flatnonzero(sampled)
+    by_draw: Ints = found[np.lexsort((task_ids[found], draws(project, task_ids[found])))]
+    return by_draw
+
+
 def interleave(audit: Ints, others: Ints, share: float) -> Ints:
     """Merge two orders, int64 (A,) and (B,), into one (A + B,) in which `share` of the places are the slice's.
 

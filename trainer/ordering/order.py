@@ -1,10 +1,11 @@
 """In which order unlabelled images are to be labelled, and the scores that make Label Studio follow it.
 
-A strategy decides, over images that stand for themselves; near-duplicates come behind all of these; and one place in so
-many is the audit slice's. Pure arithmetic: nothing here reads or writes, and the same candidates get the same order in
-whichever order they come.
+A strategy decides, over images that stand for themselves. Near-duplicates come behind all of these, those of images
+that the audit slice is about to bring up among them. One place in so many is the slice's. Pure arithmetic: nothing here
+reads or writes, and the same candidates get the same order in whichever order they come.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -76,11 +77,15 @@ def arrange(
     if len(labels_by_class) != classes:
         raise ValueError(f"labels_by_class must have {classes} numbers, one for each class; got {len(labels_by_class)}")
     by_task = np.argsort(candidates.task_ids)
+    task_ids = candidates.task_ids[by_task]
+    sampled = audit.is_audit(project, task_ids, audit_share)
+    soon = audit.in_order(project, task_ids, sampled)[: math.ceil(first * audit_share)]
     given = None if passes is None else lambda indices: passes(by_task[indices])
     ranked = _rank(
         candidates.take(by_task),
         strategy=strategy,
-        eligible=~audit.is_audit(project, candidates.task_ids[by_task], audit_share),
+        eligible=~sampled,
+        soon=soon,
         name=name,
         labels_by_class=labels_by_class,
         first=first,
@@ -122,9 +127,7 @@ def compose(
         representative: int64 (N,), by task.
     """
     sampled = audit.is_audit(project, task_ids, audit_share)
-    slice_ = np.flatnonzero(sampled)
-    slice_ = slice_[np.lexsort((task_ids[slice_], audit.draws(project, task_ids[slice_])))]
-    order = audit.interleave(slice_, queue, audit_share)
+    order = audit.interleave(audit.in_order(project, task_ids, sampled), queue, audit_share)
     handed_out = np.empty(len(order), np.float64)
     handed_out[order] = _spread(np.sort(scores))
     explained = tuple(AUDIT if own else reason for own, reason in zip(sampled.tolist(), reasons, strict=True))
@@ -154,6 +157,7 @@ def _rank(
     *,
     strategy: str,
     eligible: Bools,
+    soon: Ints,
     name: str,
     labels_by_class: Sequence[int],
     first: int,
@@ -166,7 +170,9 @@ def _rank(
     representative = own.copy()
     if duplicates:
         others = np.flatnonzero(eligible)
-        representative[others] = others[find_representatives(candidates.embeddings[others], descending(base[others]))]
+        leading = np.concatenate([soon, others[descending(base[others])]])  # what chance brings up soon, and the rest
+        stands = find_representatives(candidates.embeddings[leading], np.arange(len(leading)))
+        representative[leading[len(soon) :]] = leading[stands[len(soon) :]]
     preference = strategies.prefer(
         candidates,
         base,

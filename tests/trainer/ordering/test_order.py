@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,7 +84,7 @@ def test_an_arrangement_is_one(data, given_pool, share, duplicates, first):
 @given(st.data(), pools(), st.floats(0, 0.9))
 @settings(max_examples=100, deadline=None)
 def test_the_audit_slice_has_its_places(data, given_pool, share):
-    """It is chance's, in rising draws, at the places of its share; no strategy moves it and nothing claims it."""
+    """It is chance's, in rising draws, at its places; nothing claims it, and those of it that come late claim none."""
     candidates, passes = given_pool
     found = arranged(candidates, passes=passes, strategy=data.draw(strategies_for(candidates)), audit_share=share)
     np.testing.assert_array_equal(found.audit, audit.is_audit(3, candidates.task_ids, share))
@@ -93,7 +95,8 @@ def test_the_audit_slice_has_its_places(data, given_pool, share):
     np.testing.assert_array_equal(places, np.flatnonzero(expected))
     own = np.arange(len(found.order))
     np.testing.assert_array_equal(found.representative[found.audit], own[found.audit])
-    assert not np.isin(found.representative[~found.audit], own[found.audit]).any()
+    later = found.order[places[math.ceil(ORDINARY["first"] * share) :]]
+    assert not np.isin(found.representative[~found.audit], later).any()
 
 
 @given(st.data(), pools(), st.randoms(use_true_random=False))
@@ -151,16 +154,20 @@ def test_near_duplicates_may_be_kept():
     np.testing.assert_allclose(found.scores, agreement(candidates), atol=1e-6)
 
 
-def test_a_task_of_the_audit_slice_keeps_its_copies():
-    """Were they put back on account of a task that is only measured on, nothing like it would be trained on."""
+def test_copies_of_what_the_audit_slice_brings_up_soon_are_put_back():
+    """Those of its later tasks are not: what is only measured on must not keep all that is like it from training."""
     candidates, _ = pool(200, copies=2)
     found = arranged(candidates, audit_share=0.3)
-    pairs = found.audit.reshape(100, 2)
-    one_sampled = pairs.sum(axis=1) == 1
-    assert one_sampled.any()
-    alone = (found.representative == np.arange(200)).reshape(100, 2)
-    assert alone[one_sampled].all()
-    assert (~alone[~pairs.any(axis=1)]).sum(axis=1).tolist() == [1] * np.count_nonzero(~pairs.any(axis=1))
+    of_the_slice = found.order[found.audit[found.order]]
+    soon = of_the_slice[: math.ceil(0.3 * ORDINARY["first"])]
+    twins = np.arange(200) ^ 1
+    put_back = found.representative != np.arange(200)
+    alone = np.setdiff1d(np.flatnonzero(found.audit), twins[found.audit])  # whose twins are not of the slice
+    assert np.isin(alone, soon).any()
+    np.testing.assert_array_equal(put_back[twins[alone]], np.isin(alone, soon))
+    np.testing.assert_array_equal(found.representative[twins[np.intersect1d(alone, soon)]], np.intersect1d(alone, soon))
+    neither = ~found.audit & ~found.audit[twins]
+    assert put_back[neither].sum() == neither.sum() / 2
 
 
 def test_a_pool_may_be_all_audit_slice():
