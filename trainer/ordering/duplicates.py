@@ -14,7 +14,7 @@ import numpy.typing as npt
 Vectors = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-NEAR: Final = 0.58
+NEAR: Final = 0.62
 """Share of the distance between images that merely resemble each other below which one nearly duplicates another."""
 
 NEAREST: Final = 0.2
@@ -25,7 +25,7 @@ _RESEMBLING = 0.97
 _COMPARED: Final = 2048
 """How many images that is measured on."""
 
-_MANY_LEADERS: Final = 1500
+_MANY_LEADERS: Final = 1000
 _DIMENSIONS: Final = 7
 """The more leaders there are, the likelier is one of them near an image by chance: within a distance d there are as
 many as d to this power says, and beyond so many leaders they must be so much nearer."""

@@ -97,9 +97,9 @@ def test_copies_are_found_in_a_pool_of_little_else():
 
 
 def test_among_more_leaders_images_must_be_nearer():
-    """Up to 1,500 nothing changes; a hundred times as many halve the distance that is near."""
-    assert shrink(0) == shrink(1500) == 1
-    assert shrink(150_000) == pytest.approx(0.52, abs=0.01)
+    """Up to 1,000 nothing changes; a hundred times as many halve the distance that is near."""
+    assert shrink(0) == shrink(1000) == 1
+    assert shrink(100_000) == pytest.approx(0.52, abs=0.01)
 
 
 def test_images_of_one_class_are_no_copies():
