@@ -346,6 +346,10 @@ def _add_ranking(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> 
     group.add_argument(
         "--keep-duplicates", action="store_true", help="do not put near-duplicates of an image behind all others"
     )
+    _add_keep_sampling(group)
+
+
+def _add_keep_sampling(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--keep-sampling", action="store_true", help="leave the project's task sampling as it is set in Label Studio"
     )
@@ -360,9 +364,7 @@ def _add_activate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     activate.set_defaults(command=_activate)
     activate.add_argument("--project", type=_whole(0), required=True, metavar="ID", help="a Label Studio project")
     activate.add_argument("--version", metavar="VERSION", help="(default: the current one)")
-    activate.add_argument(
-        "--keep-sampling", action="store_true", help="leave the project's task sampling as it is set in Label Studio"
-    )
+    _add_keep_sampling(activate)
 
 
 def _add_training(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from contract.download import public_name
 from contract.errors import ConfigError, FetchError, ImageError, LabelError
-from contract.fetch import Fetcher
+from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import InputSpec
 from contract.preprocess import decode_image
 from trainer.labels import LabelledImage, LabelledPool
+from trainer.settings import Environment
 
 THREADS: Final = 8
 """Images fetched and decoded at once; Pillow decodes outside Python's lock."""
@@ -50,6 +51,18 @@ class Pixels:
     """N paths or references, as in the pool."""
     unreadable: tuple[tuple[str, str], ...]
     """Name and reason of each image that could not be had, both fit to be shown."""
+
+
+def open_fetcher(environment: Environment) -> Fetcher:
+    """Return what gets images under the environment's settings; to be closed by its user."""
+    return Fetcher(
+        FetchSettings(
+            label_studio_url=environment.label_studio_url,
+            api_token=environment.label_studio_token,
+            local_files_root=environment.local_files_root,
+            allowed_origins=environment.allowed_origins,
+        )
+    )
 
 
 def load_pixels(

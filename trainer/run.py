@@ -6,8 +6,7 @@ Owns the order of the steps, and that nothing is published unless all of them su
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,20 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
 
 from contract.acquisition import bald
 from contract.errors import ConfigError
-from contract.fetch import Fetcher, FetchSettings
 from contract.fingerprint import fingerprint
 from contract.manifest import InputSpec, Manifest
 from contract.passes import Lowered
 from contract.repository import INT8_TRUNK_FILE, PROBE_FILE, Repository, Staged, Version
 from trainer import labels, labelstudio
-from trainer.dataset import Pixels, load_pixels, strata
+from trainer.dataset import Pixels, load_pixels, open_fetcher, strata
 from trainer.evaluate import Metrics, count_images, format_table, measure, sample_passes
 from trainer.export import export
 from trainer.fit import Fitted, choose_recipe, compute_features, fit, prepare
+from trainer.locks import exclusive
 from trainer.network import Network, Provenance, Weights, build
 from trainer.probe import PROBE_IMAGES, compute_probe
 from trainer.progress import compare, describe_advice
@@ -112,7 +110,11 @@ def run(source: Source, training: Training, environment: Environment) -> Summary
     started = time.monotonic()
     repository = Repository(environment.models, environment.model)
     device = choose_device(training.device)
-    with _exclusive(repository):
+    busy = (
+        f"another trainer is at work on model {repository.model!r} in {repository.root}; wait for it to end, or "
+        "set LABELNEXT_MODEL to train another model beside it"
+    )
+    with exclusive(repository, refusal=busy):
         data = _read(source, training, environment)
         trained = _train(data, training, device)
         version = _publish(repository, data, trained, training)
@@ -133,34 +135,8 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("cuda" if found and device != "cpu" else "cpu")
 
 
-@contextmanager
-def _exclusive(repository: Repository) -> Iterator[None]:
-    """Let one trainer at a time work on a model."""
-    repository.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(repository.root / f".{repository.model}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as err:
-        raise ConfigError(
-            f"another trainer is at work on model {repository.model!r} in {repository.root}; wait for it to end, or "
-            "set LABELNEXT_MODEL to train another model beside it"
-        ) from err
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _read(source: Source, training: Training, environment: Environment) -> _Data:
-    fetcher = Fetcher(
-        FetchSettings(
-            label_studio_url=environment.label_studio_url,
-            api_token=environment.label_studio_token,
-            local_files_root=environment.local_files_root,
-            allowed_origins=environment.allowed_origins,
-        )
-    )
-    with fetcher:
+    with open_fetcher(environment) as fetcher:
         pool, project = _read_labels(source, environment)
         _say_pool(pool)
         spec = InputSpec(training.image_size, training.image_size)

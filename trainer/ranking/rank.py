@@ -8,20 +8,19 @@ before goes only when nothing shows it any more.
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from contract.errors import ConfigError, FetchError
-from contract.fetch import Fetcher, FetchSettings
 from contract.ranking import Ranking, load_rankings, save_ranking
 from contract.repository import Repository
 from trainer import labelstudio
+from trainer.dataset import open_fetcher
+from trainer.locks import exclusive
 from trainer.ordering import strategies
 from trainer.ranking import gallery
 from trainer.ranking.imports import Wanted, bring_about
@@ -90,7 +89,8 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     clock = Clock()
     strategies.check(options.strategy, multiple=False)
     repository = Repository(environment.models, environment.model)
-    with _exclusive(repository, options.project), Fetcher(_fetch_settings(environment)) as fetcher:
+    busy = f"project {options.project} is being ranked by another process; wait for it to end"
+    with exclusive(repository, work=f".rank.{options.project}", refusal=busy), open_fetcher(environment) as fetcher:
         first = Place(options, environment, repository, fetcher=fetcher, clock=clock)
         begun = _Ranking(first).finish()
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
@@ -103,30 +103,6 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         import_s=clock.of("import"),
         switch_s=clock.of("switch"),
         seconds=time.monotonic() - started,
-    )
-
-
-@contextmanager
-def _exclusive(repository: Repository, project: int) -> Iterator[None]:
-    """Let one ranking at a time work on a project."""
-    repository.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(repository.root / f".{repository.model}.rank.{project}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as err:
-        raise ConfigError(f"project {project} is being ranked by another process; wait for it to end") from err
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _fetch_settings(environment: Environment) -> FetchSettings:
-    return FetchSettings(
-        label_studio_url=environment.label_studio_url,
-        api_token=environment.label_studio_token,
-        local_files_root=environment.local_files_root,
-        allowed_origins=environment.allowed_origins,
     )
 
 

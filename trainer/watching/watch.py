@@ -8,19 +8,17 @@ read from its manifest: a watch that is started again goes on where it was.
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
-
-from filelock import FileLock, Timeout
 
 from contract.errors import ConfigError, NothingPublished
 from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.repository import Repository
 from contract.training_requests import TrainingRequest, find_requests, remove
 from trainer import labelstudio
+from trainer.locks import exclusive
 from trainer.ranking.names import base_name
 from trainer.settings import Environment
 from trainer.watching.children import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
@@ -79,7 +77,11 @@ def watch(
         "run": ["run", "--project", str(options.project), *arguments_of_run],
         "rank": ["rank", "--project", str(options.project), *arguments_of_rank],
     }
-    with _alone(repository), Supervisor() as supervisor:
+    busy = (
+        f"another watch is at work for model {repository.model!r} in {repository.root}; end that one first, or set "
+        "LABELNEXT_MODEL to watch for another model beside it"
+    )
+    with exclusive(repository, work=".watch", refusal=busy), Supervisor() as supervisor:
         watcher = _Watcher(options, environment, repository, supervisor=supervisor, commands=commands)
         try:
             watcher.go()
@@ -87,24 +89,6 @@ def watch(
             logger.info("%s: the watch is over; %s", stopped, watcher.describe_abandoned())
             return 0 if stopped.number == signal.SIGTERM else 128 + stopped.number
     return 0
-
-
-@contextmanager
-def _alone(repository: Repository) -> Iterator[None]:
-    """Let one watch at a time work for a model."""
-    repository.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(repository.root / f".{repository.model}.watch.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as err:
-        raise ConfigError(
-            f"another watch is at work for model {repository.model!r} in {repository.root}; end that one first, or set "
-            "LABELNEXT_MODEL to watch for another model beside it"
-        ) from err
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,28 @@
+"""One process at a time: locks beside the models, which the system releases however their holder ends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from contract.errors import ConfigError
+from contract.repository import Repository
+
+
+@contextmanager
+def exclusive(repository: Repository, *, work: str = "", refusal: str) -> Iterator[None]:
+    """Hold a model's lock for one kind of work for as long as the block lasts.
+
+    Raises:
+        ConfigError: saying `refusal`, if another process holds it.
+    """
+    repository.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(repository.root / f".{repository.model}{work}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as err:
+        raise ConfigError(refusal) from err
+    try:
+        yield
+    finally:
+        lock.release()
