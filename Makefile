@@ -24,7 +24,7 @@ IN_TOOLS := .venv/bin/python -m
 SOURCES := contract trainer server demo bench tests
 
 .PHONY: help demo test check fix clean distclean environments browser
-.PHONY: bench-passes bench-server bench-rerank bench-rank bench-duplicates
+.PHONY: bench-passes bench-server bench-rerank bench-rank bench-duplicates bench-evidence
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ bench-rank: $(TOOLS) $(SERVER) $(LABEL_STUDIO) ## what ranking 10,000 tasks of a
 
 bench-duplicates: $(TOOLS) ## how many different images the first hundred are where each has nine near-copies (4 minutes, once 3 to train)
 	@$(IN_TOOLS) bench.duplicates
+
+bench-evidence: $(TOOLS) ## which strategy saves how many labels, and against whom (QUICK=1: under ten minutes; else an hour)
+	@$(IN_TOOLS) bench.evidence $(if $(QUICK),--quick) $(if $(SAVE),--save)
 
 fix: $(TOOLS) ## format, and mend what the linter can mend
 	$(IN_TOOLS) ruff format .

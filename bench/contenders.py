@@ -33,7 +33,13 @@ def repeated(
     """
     torch.set_num_threads(threads)
     spec, labels = version.manifest.input, version.manifest.labels
-    network, _ = build(version.manifest.architecture, classes=len(labels), image_size=spec.height, weights="none")
+    network, _ = build(
+        version.manifest.architecture,
+        classes=len(labels),
+        image_size=spec.height,
+        weights="none",
+        units=version.manifest.dropout_sites[0].features[0],
+    )
     on_gpu = device is Device.CUDA
     wrapper = ModelWrapper(network.cuda() if on_gpu else network, TrainingArgs(use_cuda=on_gpu))
     wrapper.eval()

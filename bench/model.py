@@ -32,10 +32,12 @@ _T = TypeVar("_T")
 
 CACHE = CHECKOUT / ".cache" / "bench"
 
-_SHARED = CHECKOUT.parent / "shared"
-_TRASHNET = _SHARED / "data" / "trashnet"
-_WEIGHTS = _SHARED / "weights" / "vgg16_features.pth"
-_CIFAR = _SHARED / "data" / "cifar10-lt" / "pool.zip"
+SHARED = CHECKOUT.parent / "shared"
+"""The developers' folder of photos and weights, which lies beside the checkout, or does not."""
+_TRASHNET = SHARED / "data" / "trashnet"
+WEIGHTS = SHARED / "weights" / "vgg16_features.pth"
+"""Of VGG-16's convolutions, made on ImageNet."""
+_CIFAR = SHARED / "data" / "cifar10-lt" / "pool.zip"
 _DIGITS_OF_EACH = 170
 _SHIFTS_PX = (0, 1, 2, 3)
 _ORDER = 20_261_123
@@ -100,8 +102,15 @@ def trained(
         shutil.rmtree(stale)
     _write_folder(folder / "labelled", photos[:labels])
     options = ["--image-size", str(image_size), "--train", part, "--seed", str(seed), *(["--int8"] if int8 else [])]
+    options += ["--units", "4096", "--dropout", "0.5"]  # VGG's own
     _train(folder, [*options, "--weights", source.weights])
     return _subject(repository, photos[labels:], source)
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment, with these settings of ours and no others."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LABELNEXT_")}
+    return {**kept, **settings}
 
 
 def small_images(count: int) -> list[Path]:
@@ -145,8 +154,8 @@ def workplace(*versions: Version) -> Iterator[Path]:
 
 
 def _source() -> _Source:
-    if _TRASHNET.is_dir() and _WEIGHTS.is_file():
-        return _Source("trashnet", "trashnet photos, VGG-16 from shared weights", str(_WEIGHTS), _trashnet)
+    if _TRASHNET.is_dir() and WEIGHTS.is_file():
+        return _Source("trashnet", "trashnet photos, VGG-16 from shared weights", str(WEIGHTS), _trashnet)
     return _Source("digits", "digits", "none", _digits)
 
 
@@ -192,17 +201,10 @@ def _write_folder(folder: Path, photos: Sequence[tuple[Path, str]]) -> None:
 
 
 def _train(folder: Path, options: Sequence[str]) -> None:
-    foreign = [name for name in os.environ if name.startswith("LABELNEXT_")]
-    environment = {name: value for name, value in os.environ.items() if name not in foreign}
     command = [sys.executable, "-m", "trainer", "run", "--images", str(folder / "labelled"), *options]
     print(f"training once, kept in {folder.relative_to(CHECKOUT)}", file=sys.stderr)
-    subprocess.run(
-        command,
-        cwd=CHECKOUT,
-        env={**environment, "LABELNEXT_MODELS": str(folder / "models")},
-        stdout=sys.stderr,
-        check=True,
-    )
+    environment = clean_environment(LABELNEXT_MODELS=str(folder / "models"))
+    subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=sys.stderr, check=True)
 
 
 def _subject(repository: Repository, photos: Sequence[tuple[Path, str]], source: _Source) -> Subject:

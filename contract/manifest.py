@@ -17,6 +17,9 @@ CONTRACT_VERSION = 3
 
 DEFAULT_PASSES = 20
 
+TEMPERATURES = (0.05, 20.0)
+"""The least and the greatest temperature that a version may have."""
+
 _T = TypeVar("_T")
 
 _REMEDY = "publish again with the trainer that belongs to this server, or roll back to an earlier version"
@@ -69,6 +72,11 @@ class Manifest:
     """The trunk's fingerprint (`contract.fingerprint`): equal in versions that compute equal features."""
     multiple: bool = False
     """Whether several labels may hold of an image, and none: its probabilities are then sigmoids, one a label."""
+    temperature: float = 1.0
+    """What the mean probabilities are tempered with (`contract.calibration`) before they are shown to people.
+
+    Scores, BALD, entropy and rankings are of the probabilities as they are. A manifest without this field means 1.
+    """
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Figures on the validation part, as JSON."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +106,7 @@ class Manifest:
             created_at=fields.take("created_at", str),
             labels=_parse_labels(fields),
             multiple=fields.take("multiple", bool),
+            temperature=_parse_temperature(fields),
             control=fields.take_optional("control", str),
             input=_parse_input(fields.child("input")),
             passes=fields.take_positive("passes"),
@@ -175,6 +184,17 @@ def _parse_labels(fields: _Fields) -> tuple[str, ...]:
     if len(labels) < least or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
         raise fields.fault("labels", f"a list of at least {least} different strings", labels)
     return tuple(labels)
+
+
+def _parse_temperature(fields: _Fields) -> float:
+    if "temperature" not in fields.values:
+        return 1.0  # of a trainer that did not calibrate
+    temperature, (least, greatest) = fields.values["temperature"], TEMPERATURES
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise fields.fault("temperature", "a number", temperature)
+    if not least <= temperature <= greatest:  # not so for NaN either
+        raise fields.fault("temperature", f"between {least} and {greatest}", temperature)
+    return float(temperature)
 
 
 def _parse_input(fields: _Fields) -> InputSpec:

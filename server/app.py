@@ -7,12 +7,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Flask, Response, g, jsonify, request
+from flask import Flask, Response, g, jsonify, redirect, request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.wrappers import Response as BaseResponse
 
 from contract.errors import LabelnextError, RequestError
-from server import logs, metrics
+from contract.manifest import check_version
+from server import logs, metrics, reports
 from server.auth import Guard
 from server.page import HEADERS, Page
 from server.scoring import ImageFetcher
@@ -76,6 +78,20 @@ def _add_routes(app: Flask, service: Service) -> None:
         health = service.health()
         html = page.render(up=health.up, detail=health.detail, serving=service.models.engine, now=datetime.now(UTC))
         return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
+
+    @app.get("/report/<version>/")
+    @app.get("/report/<version>/<file>")
+    def show_report(version: str, file: str = reports.INDEX) -> Response:
+        found = reports.read_report(service.models.repository, version, file)
+        if found is None:
+            raise NotFound("there is no such report, or no such file in it; the page at / links to those there are")
+        return Response(found.content, content_type=found.content_type, headers=reports.HEADERS)
+
+    @app.get("/report/<version>")
+    def add_slash(version: str) -> BaseResponse:
+        if not check_version(version):  # what stands before a colon would be taken for a scheme
+            raise NotFound("a report's address is /report/<version>/, where a version is named as /versions names it")
+        return redirect(f"{version}/", 308)  # relative, for a proxy may have put a path or TLS in front
 
     @app.get("/health")
     def health() -> tuple[dict[str, Any], int]:

@@ -30,6 +30,7 @@ class Point:
     macro_f1: float
     interval: tuple[float, float] | None
     """In which macro-F1 lies, in [0, 1]; None where that is not known."""
+    has_report: bool = False
 
 
 @dataclass(frozen=True, slots=True)

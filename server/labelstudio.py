@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.acquisition import HOLDS, label_studio_score, normalised_bald
+from contract.calibration import temper
 from contract.errors import ImageError, RequestError
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.manifest import Manifest
@@ -222,12 +223,16 @@ def _build_prediction(scores: ImageScores, manifest: Manifest, target: Target, d
 
 
 def _build_regions(scores: ImageScores, manifest: Manifest, target: Target) -> list[JsonObject]:
-    """Return the predicted labels as a region; none if the config lacks them. Label Studio sorts by the score alone."""
+    """Return the predicted labels as a region; none if the config lacks them.
+
+    Its probability is for people and so calibrated. Label Studio sorts by the prediction's score, which is not.
+    """
     predicted = _predict_labels(scores.mean_probabilities, several=manifest.multiple and target.control.multiple)
     chosen = {label: stored for label in predicted if (stored := target.stored[label]) is not None}
     if not chosen:
         return []
-    probability = float(scores.mean_probabilities[list(chosen)].min())
+    calibrated = temper(scores.mean_probabilities, manifest.temperature, multiple=manifest.multiple)
+    probability = float(calibrated[list(chosen)].min())
     meta = {"bald": scores.bald, "entropy": scores.entropy, "probability": probability}
     return [
         {

@@ -23,6 +23,7 @@ from contract.repository import Repository
 from contract.training_requests import find_requests
 from server import curve
 from server.figures import read_classes, read_figures
+from server.reports import has_report
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STYLE = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
@@ -117,6 +118,7 @@ class Page:
             serving=serving,
             figures=read_figures(serving.manifest) if serving else None,
             classes=read_classes(serving.manifest) if serving else None,
+            has_report=has_report(serving.manifest) if serving else False,
             versions=versions,
             curve=self._draw_curve(versions[-_VERSIONS:]),
             height=curve.HEIGHT,
@@ -154,7 +156,14 @@ class Page:
         figures = read_figures(manifest)
         if figures.labels is None or figures.macro_f1 is None:
             return None
-        return curve.Point(name, manifest.created_at, figures.labels, figures.macro_f1, figures.interval)
+        return curve.Point(
+            name,
+            manifest.created_at,
+            figures.labels,
+            figures.macro_f1,
+            figures.interval,
+            has_report=has_report(manifest),
+        )
 
     def _link(self, project: int, task: int | None = None) -> str | None:
         """Return where a project, or a task of it, is in Label Studio."""

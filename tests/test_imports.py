@@ -25,7 +25,9 @@ CONFINED = {
         "trainer/ranking/servers.py",
     },
     "label_studio_sdk": {"trainer/labelstudio.py"},
-    "jinja2": {"server/page.py"},
+    "jinja2": {"server/page.py", "trainer/html.py"},
+    "matplotlib": {"trainer/plots.py"},
+    "cleanlab": {"trainer/report/label_errors.py"},
     "baal": {"trainer/bayes.py"},
     "prometheus_client": {"server/metrics.py"},
 }

@@ -1,7 +1,7 @@
-"""The trainer's command line: `python -m trainer run | rank | watch | activate | versions | rollback | check`.
+"""The trainer's command line: `python -m trainer run | rank | watch | simulate | versions | rollback | check | ...`.
 
-Progress, figures and errors go to stderr. `run`, `rank` and `check` end with one line of JSON on stdout, and `versions`
-prints its table there. torch is imported by `run`, and by `rank` before there is a version.
+Progress, figures and errors go to stderr. `run`, `rank`, `simulate` and `check` end with one line of JSON on stdout,
+and `versions` prints its table there. torch is imported by `run` and `simulate`, and by `rank` where no version is.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from typing import Any
 from contract.errors import ConfigError, LabelError, LabelnextError, RepositoryError, TrainingError
 from contract.repository import Repository, Version
 from trainer.ordering.strategies import STRATEGIES
-from trainer.settings import ARCHITECTURES, Environment, RankOptions, Source, Training
+from trainer.settings import ARCHITECTURES, Environment, RankOptions, Source, StudyOptions, Training
+from trainer.study.names import STUDIED
 from trainer.watching.children import LABELS_AT_FAULT
 
 _DEFAULT = Training()
@@ -93,6 +94,25 @@ def _watch(options: argparse.Namespace, environment: Environment) -> int:
         arguments_of_run=_as_given(options, _options_of_run),
         arguments_of_rank=_as_given(options, _options_of_rank),
     )
+
+
+def _simulate(options: argparse.Namespace, environment: Environment) -> None:
+    from trainer.study.simulate import simulate
+
+    studied = StudyOptions(
+        images=options.images,
+        out=options.out,
+        strategies=tuple(options.strategies.split(",")),
+        manifest=options.manifest,
+        test_share=options.test,
+        long_tail=options.long_tail,
+        seeds=options.seeds,
+        initial=options.initial,
+        query=options.query,
+        rounds=options.rounds,
+        workers=options.workers,
+    )
+    _print_json(simulate(studied, _training(options), environment))
 
 
 def _as_given(options: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]) -> list[str]:
@@ -195,11 +215,15 @@ def _training(options: argparse.Namespace) -> Training:
         image_size=options.image_size,
         epochs=options.epochs,
         learning_rate=options.learning_rate,
-        validation=options.validation,
-        audit_share=options.audit,
+        weight_decay=options.weight_decay,
+        class_balance=options.class_balance,
+        units=options.units,
+        dropout=options.dropout,
+        validation=getattr(options, "validation", _DEFAULT.validation),
+        audit_share=getattr(options, "audit", _DEFAULT.audit_share),
         passes=options.passes,
-        int8=options.int8,
-        seed=options.seed,
+        int8=getattr(options, "int8", _DEFAULT.int8),
+        seed=getattr(options, "seed", _DEFAULT.seed),
         device=options.device,
     )
 
@@ -234,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_rank(commands)
     _add_watch(commands)
+    _add_simulate(commands)
     _add_activate(commands)
     versions = commands.add_parser("versions", help="list the published versions; * marks the current one")
     versions.set_defaults(command=_versions)
@@ -298,6 +323,47 @@ def _add_watch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_ranking(watch.add_argument_group("ranking"))
 
 
+def _add_simulate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    simulate = commands.add_parser(
+        "simulate",
+        help="measure on labelled images what each strategy would save",
+        epilog="Run again, it goes on where it was. Features are kept beside the folder LABELNEXT_CACHE.",
+    )
+    simulate.set_defaults(command=_simulate, interrupted="run it again, and it goes on where it was")
+    study = simulate.add_argument_group("study")
+    study.add_argument(
+        "--images", type=Path, required=True, metavar="DIR|ZIP", help="class folders, or what --manifest describes"
+    )
+    study.add_argument("--manifest", type=Path, metavar="CSV", help="columns path, label and perhaps split")
+    study.add_argument("--out", type=Path, default=Path("study"), metavar="DIR", help="(default: %(default)s)")
+    study.add_argument(
+        "--strategies",
+        default=",".join(STUDIED),
+        metavar="A,B,C",
+        help="labelnext is the default strategy with near-duplicates and audit slice (default: %(default)s)",
+    )
+    study.add_argument("--seeds", type=_whole(1), default=5, metavar="N", help="(default: %(default)s)")
+    study.add_argument(
+        "--initial", type=_whole(2), default=100, metavar="N", help="labels to begin with, at random (default: 100)"
+    )
+    study.add_argument(
+        "--query", type=_whole(1), default=100, metavar="K", help="labels between two trainings (default: 100)"
+    )
+    study.add_argument("--rounds", type=_whole(1), default=8, metavar="R", help="(default: %(default)s)")
+    study.add_argument(
+        "--test", type=_between(0, 1), default=0.25, metavar="SHARE", help="to test on, if the manifest marks none"
+    )
+    study.add_argument(
+        "--long-tail",
+        type=_between(1, 1e6),
+        metavar="RATIO",
+        help="thin the pool out until the largest class has so many times the images of the smallest",
+    )
+    study.add_argument("--workers", type=_whole(1), metavar="N", help="processes (default: one for each processor)")
+    _add_start(simulate)
+    _add_recipe(simulate.add_argument_group("training"))
+
+
 def _options_of_run(parser: argparse.ArgumentParser) -> None:
     _options_of_both(parser)
     _add_training(parser)
@@ -313,11 +379,15 @@ def _options_of_both(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--control", metavar="NAME", help="name of the Choices to go by, where there are several")
     parser.add_argument(
         "--audit",
-        type=_share,
+        type=_between(0, 1, or_exactly=(0.0,)),
         default=_DEFAULT.audit_share,
         metavar="SHARE",
         help="of a project's tasks, drawn at random to measure on; 0 for none (default: %(default)s)",
     )
+    _add_start(parser)
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         default=_DEFAULT.weights,
@@ -368,6 +438,22 @@ def _add_activate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_training(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    _add_recipe(group)
+    group.add_argument(
+        "--validation",
+        type=_between(0, 1),
+        default=_DEFAULT.validation,
+        metavar="SHARE",
+        help="held out (default: 0.2)",
+    )
+    group.add_argument(
+        "--int8", action="store_true", help="publish the trunk in 8-bit integers too, for faster servers without a GPU"
+    )
+    group.add_argument("--seed", type=_whole(0), default=_DEFAULT.seed, help="(default: %(default)s)")
+
+
+def _add_recipe(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """Add what decides how a network is trained, wherever its labels come from."""
     group.add_argument(
         "--train",
         choices=("all", "classifier", "head"),
@@ -379,11 +465,26 @@ def _add_training(group: "argparse.ArgumentParser | argparse._ArgumentGroup") ->
     group.add_argument("--epochs", type=_whole(1), metavar="N", help="(default: by the number of images)")
     group.add_argument("--learning-rate", type=_between(0, 10), metavar="RATE", help="(default: by --train)")
     group.add_argument(
-        "--validation",
+        "--weight-decay", type=_between(0, 1, or_exactly=(0.0,)), metavar="RATE", help="(default: by --train)"
+    )
+    group.add_argument(
+        "--class-balance",
+        type=_between(0, 1, or_exactly=(0.0, 1.0)),
+        metavar="POWER",
+        help="of one over its count that a class weighs with: 1 has all classes weigh alike, 0 all images (default: 1)",
+    )
+    group.add_argument(
+        "--units",
+        type=_whole(1),
+        metavar="N",
+        help="of each hidden linear layer that starts fresh (default: VGG's 4096)",
+    )
+    group.add_argument(
+        "--dropout",
         type=_between(0, 1),
-        default=_DEFAULT.validation,
-        metavar="SHARE",
-        help="held out (default: 0.2)",
+        default=_DEFAULT.dropout,
+        metavar="P",
+        help="probability of dropping a unit (default: %(default)s)",
     )
     group.add_argument(
         "--passes",
@@ -392,10 +493,6 @@ def _add_training(group: "argparse.ArgumentParser | argparse._ArgumentGroup") ->
         metavar="T",
         help="stochastic passes (default: %(default)s)",
     )
-    group.add_argument(
-        "--int8", action="store_true", help="publish the trunk in 8-bit integers too, for faster servers without a GPU"
-    )
-    group.add_argument("--seed", type=_whole(0), default=_DEFAULT.seed, help="(default: %(default)s)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default=_DEFAULT.device, help="(default: auto)")
 
 
@@ -408,18 +505,15 @@ def _whole(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _share(text: str) -> float:
-    return 0.0 if text in {"0", "0.0"} else _between(0, 1)(text)
-
-
-def _between(low: float, high: float) -> Callable[[str], float]:
+def _between(low: float, high: float, *, or_exactly: tuple[float, ...] = ()) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not low < value < high:
-            raise argparse.ArgumentTypeError(f"must be a number between {low:g} and {high:g}, got {text!r}")
+        if not low < value < high and value not in or_exactly:
+            also = "".join(f", or {exact:g}" for exact in or_exactly)
+            raise argparse.ArgumentTypeError(f"must be a number between {low:g} and {high:g}{also}, got {text!r}")
         return value
 
     return parse

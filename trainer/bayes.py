@@ -12,6 +12,7 @@ import structlog
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`structlog.threadlocal` is deprecated", DeprecationWarning)
+    from baal.active.heuristics import BALD as BaalBALD
     from baal.bayesian.dropout import Dropout as ActiveDropout
     from baal.bayesian.dropout import patch_module
     from baal.modelwrapper import ModelWrapper, TrainingArgs
@@ -22,4 +23,4 @@ structlog.configure(
     logger_factory=structlog.PrintLoggerFactory(sys.stderr),
 )
 
-__all__ = ["ActiveDropout", "ModelWrapper", "TrainingArgs", "patch_module"]
+__all__ = ["ActiveDropout", "BaalBALD", "ModelWrapper", "TrainingArgs", "patch_module"]

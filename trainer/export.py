@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from google.protobuf.message import Message
 from onnx import ModelProto
+from torch import Tensor, nn
 
 from contract.errors import TrainingError
 from contract.passes import Lowered, load_graph, lower
 from contract.repository import MODEL_FILE
-from trainer.network import Network
+from trainer.network import Network, dropout_probabilities
 
 OPSET = 20
 _SAMPLE_IMAGES = 2
@@ -33,13 +34,21 @@ def export(network: Network, folder: Path, *, image_size: int) -> Lowered:
         GateError: if the graph cannot be lowered.
     """
     network.cpu().eval()
-    images = torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8)
+    sample = torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8)
+    return export_module(network, folder, sample=sample, input_name="images")
+
+
+def export_module(module: nn.Module, folder: Path, *, sample: Tensor, input_name: str) -> Lowered:
+    """Export a module from any input, of the type and shape of `sample` (2, ...), to logits, as `export` does.
+
+    It must be on the CPU and in evaluation mode.
+    """
     program = torch.onnx.export(
-        network,
-        (images,),
+        module,
+        (sample,),
         dynamo=True,
         opset_version=OPSET,
-        input_names=["images"],
+        input_names=[input_name],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,
@@ -51,7 +60,7 @@ def export(network: Network, folder: Path, *, image_size: int) -> Lowered:
     graph = strip(load_graph(path))
     path.write_bytes(graph.SerializeToString(deterministic=True))
     lowered = lower(graph)
-    _check_dropout(lowered, network)
+    _check_dropout(lowered, module)
     return lowered
 
 
@@ -78,9 +87,9 @@ def _is_same(found: float, expected: float) -> bool:
     return math.isclose(found, expected, rel_tol=1e-6)
 
 
-def _check_dropout(lowered: Lowered, network: Network) -> None:
+def _check_dropout(lowered: Lowered, module: nn.Module) -> None:
     found = [site.probability for site in lowered.sites]
-    expected = network.dropout_probabilities
+    expected = dropout_probabilities(module)
     if len(found) != len(expected) or not all(map(_is_same, found, expected)):
         raise TrainingError(
             f"the network drops with probabilities {list(expected)}, the exported graph with {found}: the exporter "

@@ -53,6 +53,8 @@ class Recipe:
     weight_decay: float = 5e-4
     clip_norm: float = 1.0
     """Norm that the gradient of all parameters together is clipped to."""
+    class_balance: float = 1.0
+    """Power of one over its count that a class weighs with in the loss: 1 has all classes weigh alike, 0 all images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,13 @@ class _Plan:
     """Of a large set."""
     least_steps: int
     """Of a small one, which has few steps an epoch."""
+    weight_decay: float = 5e-4
+    class_balance: float = 1.0
 
 
 _PLANS: Final[Mapping[Part, _Plan]] = {
     "all": _Plan(0.05, batch_images=32, least_epochs=15, least_steps=60),
-    "classifier": _Plan(0.05, batch_images=64, least_epochs=20, least_steps=150),
+    "classifier": _Plan(0.1, batch_images=64, least_epochs=20, least_steps=150, weight_decay=0.01),
     "head": _Plan(0.05, batch_images=64, least_epochs=20, least_steps=150),
 }
 """Long enough to overfit a little, which costs active learning less than to underfit."""
@@ -101,6 +105,8 @@ def choose_recipe(
     pretrained: bool = False,
     epochs: int | None = None,
     learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    class_balance: float | None = None,
 ) -> Recipe:
     """Return the recipe for training `part` on a number of images, with what the caller insists on.
 
@@ -110,7 +116,13 @@ def choose_recipe(
     rate = plan.learning_rate * (_GENTLY if part == "all" and pretrained else 1)
     batch_images = even_batches(images, most=plan.batch_images)
     enough = max(plan.least_epochs, math.ceil(plan.least_steps / math.ceil(images / batch_images)))
-    return Recipe(learning_rate or rate, epochs or enough, batch_images)
+    return Recipe(
+        learning_rate or rate,
+        epochs or enough,
+        batch_images,
+        weight_decay=plan.weight_decay if weight_decay is None else weight_decay,
+        class_balance=plan.class_balance if class_balance is None else class_balance,
+    )
 
 
 def even_batches(images: int, *, most: int) -> int:
@@ -126,25 +138,25 @@ def _last_batch(images: int, size: int) -> int:
     return (images - 1) % size + 1
 
 
-def class_weights(targets: Targets, classes: int) -> npt.NDArray[np.float32]:
-    """Return the loss weight of each class, (C,), inverse to its count and 1 on average over the images.
+def class_weights(targets: Targets, classes: int, *, power: float = 1.0) -> npt.NDArray[np.float32]:
+    """Return the loss weight of each class, (C,), 1 / count ** power, scaled to 1 on average over the images.
 
     A class without an image gets no weight; no image asks for it.
     """
     counts = np.bincount(targets, minlength=classes)
-    present = counts > 0
-    weights = np.divide(len(targets) / present.sum(), counts, out=np.zeros(classes), where=present)
-    return cast(npt.NDArray[np.float32], weights.astype(np.float32))
+    weights = np.power(counts, -power, out=np.zeros(classes), where=counts > 0)
+    return cast(npt.NDArray[np.float32], (weights * len(targets) / (weights @ counts)).astype(np.float32))
 
 
-def label_weights(targets: Targets) -> npt.NDArray[np.float32]:
+def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.float32]:
     """Return the loss weight of each label where it holds, over 1 where it does not: (N, C) to (C,).
 
-    The number of images without it over that with it, so that both weigh alike, within bounds; 1 without any image.
+    The number of images without it over that with it, to a power of which 1 has both weigh alike, within bounds; 1
+    without any image.
     """
     counts = targets.sum(axis=0, dtype=np.int64)
     weights = np.divide(len(targets) - counts, counts, out=np.ones(len(counts)), where=counts > 0)
-    bounded = weights.clip(1 / _GREATEST_WEIGHT, _GREATEST_WEIGHT)
+    bounded = (weights**power).clip(1 / _GREATEST_WEIGHT, _GREATEST_WEIGHT)
     return cast(npt.NDArray[np.float32], bounded.astype(np.float32))
 
 
@@ -161,12 +173,19 @@ def prepare(
             network.standardise.measure(_sample_features(network.backbone, pixels, device=device))
         return network, pixels
     features = compute_features(network.backbone, pixels, device=device, title="features")
+    return prepare_frozen(network, features, part=part, image_size=images.shape[1], device=device)
+
+
+def prepare_frozen(
+    network: Network, features: Tensor, *, part: Part, image_size: int, device: torch.device
+) -> tuple[nn.Module, Tensor]:
+    """Do as `prepare` does, from what the backbone computes on the images, float32 (N, F); it stays as it is."""
     if part == "classifier":
         if network.standardise:
             network.standardise.measure(features)
         return network.classifier, features
     if network.standardise:  # a trunk that is to survive retrains cannot depend on which images are labelled by now
-        stand_in = torch.from_numpy(coloured_noise(_IMAGES_A_FORWARD, size=images.shape[1]))
+        stand_in = torch.from_numpy(coloured_noise(_IMAGES_A_FORWARD, size=image_size))
         network.standardise.measure(compute_features(network.backbone, stand_in, device=device, title="scale"))
     return network.head, compute_features(network.neck, features, device=device, title="neck")
 
@@ -270,15 +289,15 @@ class _Job:
                 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True", UserWarning)
                 losses = tuple(map(float, wrapper.train_on_dataset(self._dataset())))
         self.module.eval()
-        _check_end(losses[-1], parameters, guessing=self._guessing())
+        _check_end(losses[-1], parameters, guessing=self._guessing(recipe))
         return losses
 
-    def _guessing(self) -> float:
+    def _guessing(self, recipe: Recipe) -> float:
         """Return the loss of equal probabilities."""
         if self.targets.ndim == 1:
             return math.log(self.classes)
         logits = torch.zeros(1).expand(self.targets.shape)
-        return float(self._loss()(logits, torch.from_numpy(self.targets)))
+        return float(self._loss(recipe.class_balance)(logits, torch.from_numpy(self.targets)))
 
     def _dataset(self) -> TensorDataset:
         return TensorDataset(self.inputs, torch.from_numpy(self.targets))
@@ -290,13 +309,14 @@ class _Job:
             epoch=recipe.epochs,
             use_cuda=self.device.type == "cuda",
             workers=0,  # the images are in memory
-            criterion=_Watched(self._loss().to(self.device), bar),
+            criterion=_Watched(self._loss(recipe.class_balance).to(self.device), bar),
         )
 
-    def _loss(self) -> nn.Module:
+    def _loss(self, balance: float) -> nn.Module:
         if self.targets.ndim == 1:
-            return nn.CrossEntropyLoss(weight=torch.from_numpy(class_weights(self.targets, self.classes)))
-        return _EachLabel(torch.from_numpy(label_weights(self.targets)))
+            weights = class_weights(self.targets, self.classes, power=balance)
+            return nn.CrossEntropyLoss(weight=torch.from_numpy(weights))
+        return _EachLabel(torch.from_numpy(label_weights(self.targets, power=balance)))
 
 
 class _EachLabel(nn.Module):

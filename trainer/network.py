@@ -36,6 +36,10 @@ _CHANNELS = 512
 _LEAST_DEVIATION = 0.05
 """Of a channel, as a share of that of all features: one that is all but constant is not blown up."""
 _FIRST_LAYER, _LAST_LAYER = "classifier.0", "classifier.6"
+_HIDDEN_LAYERS = (_FIRST_LAYER, "classifier.3")
+_UNITS, _UNITS_A_CLASS = 256, 4
+"""Of a hidden layer that starts fresh: few labels teach so many as much as VGG's 4,096 (docs/decisions/0013)."""
+_FRESH_DROPOUT, _LOADED_DROPOUT = 0.6, 0.5
 _DOWNLOAD_TIMEOUT_S = 30.0
 
 
@@ -145,7 +149,7 @@ class Network(nn.Module):
     @property
     def dropout_probabilities(self) -> tuple[float, ...]:
         """Probability of each Dropout, in the order they are met."""
-        return tuple(module.p for module in self.modules() if isinstance(module, _DropoutNd))
+        return dropout_probabilities(self)
 
     @property
     def standardise(self) -> Standardise | None:
@@ -157,13 +161,36 @@ class Network(nn.Module):
         return next(i for i, module in enumerate(self.classifier) if isinstance(module, ActiveDropout))
 
 
-def build(architecture: str, *, classes: int, image_size: int, weights: Weights) -> tuple[Network, Provenance]:
+def dropout_probabilities(module: nn.Module) -> tuple[float, ...]:
+    """Return the probability of each Dropout in a module, in the order they are met."""
+    return tuple(child.p for child in module.modules() if isinstance(child, _DropoutNd))
+
+
+def build(
+    architecture: str,
+    *,
+    classes: int,
+    image_size: int,
+    weights: Weights,
+    units: int | None = None,
+    dropout: float | None = None,
+) -> tuple[Network, Provenance]:
     """Make a network for `classes` labels and square images of `image_size` pixels.
 
     Fresh layers are drawn from torch's global generator: seed it first.
 
+    Args:
+        architecture: one of torchvision's VGGs.
+        classes: C.
+        image_size: pixels a side.
+        weights: to start from.
+        units: of each hidden linear layer, where these start fresh; None for 256, or four times C. Loaded ones keep
+            VGG's 4,096.
+        dropout: probability of dropping a unit; None for 0.6 where they start fresh, and VGG's 0.5 where loaded.
+
     Raises:
-        ConfigError: if the weights cannot be had or belong to another architecture, or the images are too small.
+        ConfigError: if the weights cannot be had or belong to another architecture, the images are too small, or
+            `units` would replace layers that were loaded.
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"--arch must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
@@ -172,9 +199,27 @@ def build(architecture: str, *, classes: int, image_size: int, weights: Weights)
     state, provenance = _obtain_weights(weights, architecture, classes)
     vgg = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
     vgg.load_state_dict(state, strict=False)
+    loaded = [name for name in _HIDDEN_LAYERS if name in provenance.loaded]
+    if units is not None and loaded:
+        raise ConfigError(
+            f"--units {units}: {', '.join(loaded)} of the weights {provenance.origin} would be thrown away; "
+            "leave --units out, or give weights of convolutions only"
+        )
+    if not loaded:
+        _resize(cast(nn.Sequential, vgg.classifier), units or max(_UNITS, _UNITS_A_CLASS * classes), classes)
+    for module in vgg.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout or (_LOADED_DROPOUT if loaded else _FRESH_DROPOUT)
     network = _assemble(vgg, cells=image_size // 32, standardise=_FIRST_LAYER in provenance.fresh)
     _initialise(network, provenance)
     return network, provenance
+
+
+def _resize(classifier: nn.Sequential, units: int, classes: int) -> None:
+    """Give the hidden linear layers another width, in place."""
+    classifier[0] = nn.Linear(_CHANNELS * _GRID * _GRID, units)
+    classifier[3] = nn.Linear(units, units)
+    classifier[6] = nn.Linear(units, classes)
 
 
 def activate_dropout(module: nn.Module) -> None:
@@ -228,10 +273,12 @@ def _initialise(network: Network, provenance: Provenance) -> None:
     """
     generator = torch.Generator().manual_seed(torch.initial_seed())
     linear = [module for module in network.classifier if isinstance(module, nn.Linear)]
-    for name, layer in zip(("classifier.0", "classifier.3"), linear, strict=False):
+    for name, layer in zip(_HIDDEN_LAYERS, linear, strict=False):
         if name in provenance.fresh:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)
     nn.init.zeros_(linear[-1].weight)
+    nn.init.zeros_(linear[-1].bias)
 
 
 def fold_pooling(linear: nn.Linear, *, cells: int) -> nn.Linear:

@@ -95,9 +95,9 @@ def describe_advice(
         unseen: labels without a random image.
     """
     now = _measured(manifest, kappa)
-    earlier = [_measured(each, _kappa(each)) for each in _earlier(repository, manifest)] if now else []
+    before = [_measured(each, _kappa(each)) for each in earlier(repository, manifest)] if now else []
     advice = advise(
-        [version for version in (*earlier, now) if version is not None],
+        [version for version in (*before, now) if version is not None],
         images=manifest.training["audit_images"],
         greatest_bald=greatest_bald(len(manifest.labels), multiple=manifest.multiple),
         unseen=unseen,
@@ -105,8 +105,8 @@ def describe_advice(
     return {**advice.to_json(), "kappa": kappa}
 
 
-def _earlier(repository: Repository, manifest: Manifest) -> list[Manifest]:
-    """Manifests of versions that differ from this one in little but their labels, oldest first."""
+def earlier(repository: Repository, manifest: Manifest) -> list[Manifest]:
+    """Return the manifests of versions that differ from this one in little but their labels, oldest first."""
     found = []
     for name in repository.versions()[-_VERSIONS:]:
         try:

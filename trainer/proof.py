@@ -3,6 +3,10 @@
 Runs versions as a server does, and needs no torch. No version is published that did not pass here.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -11,7 +15,7 @@ from onnx import ModelProto
 from contract.errors import GateError, ManifestError
 from contract.graphs import OUTPUTS
 from contract.masks import Masks, draw_masks
-from contract.passes import FEATURES, PassOutputs, load_graph, lower
+from contract.passes import FEATURES, Lowered, PassOutputs, load_graph, lower
 from contract.probe import Head, Probe, Proof, Trunk, prove
 from contract.repository import INT8_TRUNK_FILE, Version
 
@@ -49,6 +53,33 @@ def predict(version: Version, images: npt.NDArray[np.uint8], *, passes: int) -> 
     return np.concatenate([np.empty((0, len(manifest.labels)), np.float32), *means])  # (N, C)
 
 
+def open_passes(
+    lowered: Lowered, folder: Path, *, trunk: ModelProto | None = None, threads: int | None = None
+) -> tuple[Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]], Head]:
+    """Open a lowered graph in onnxruntime: what computes features from inputs, and passes from features and masks.
+
+    Args:
+        lowered: the graph.
+        folder: where its weights lie.
+        trunk: in place of the graph's own.
+        threads: that each of the two may use; by default as many as there are processors.
+
+    Raises:
+        GateError: if onnxruntime refuses a graph.
+    """
+    first, second = (_open(each, folder, threads) for each in (trunk or lowered.trunk, lowered.head))
+    inputs_name = first.get_inputs()[0].name
+
+    def compute_features(inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        (features,) = first.run([FEATURES], {inputs_name: inputs})
+        return np.asarray(features, np.float32)
+
+    def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
+        return PassOutputs(*second.run(list(OUTPUTS), {FEATURES: features, **masks}))
+
+    return compute_features, run_passes
+
+
 def _open_version(version: Version, *, int8: bool = False) -> tuple[Trunk, Head]:
     lowered = lower(load_graph(version.model_path), multiple=version.manifest.multiple)
     if lowered.sites != version.manifest.dropout_sites:
@@ -56,25 +87,15 @@ def _open_version(version: Version, *, int8: bool = False) -> tuple[Trunk, Head]
             f"manifest.json describes the Dropout sites {version.manifest.dropout_sites}, the graph has "
             f"{lowered.sites}: they are of different models; publish again"
         )
-    trunk = _open(version, load_graph(version.path / INT8_TRUNK_FILE) if int8 else lowered.trunk)
-    head = _open(version, lowered.head)
-    images_name = trunk.get_inputs()[0].name
-
-    def compute_features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        (features,) = trunk.run([FEATURES], {images_name: images})
-        return np.asarray(features, np.float32)
-
-    def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
-        return PassOutputs(*head.run(list(OUTPUTS), {FEATURES: features, **masks}))
-
-    return compute_features, run_passes
+    return open_passes(lowered, version.path, trunk=load_graph(version.path / INT8_TRUNK_FILE) if int8 else None)
 
 
-def _open(version: Version, model: ModelProto) -> onnxruntime.InferenceSession:
+def _open(model: ModelProto, folder: Path, threads: int | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(_EXTERNAL_FOLDER, str(version.path))
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime's errors share no base class of their own
-        raise GateError(f"onnxruntime refuses the lowered graph of version {version.name}: {err}") from err
+        raise GateError(f"onnxruntime refuses the lowered graph in {folder.name}: {err}") from err

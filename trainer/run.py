@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from contract.acquisition import bald
+from contract.embedding import EMBEDDING, embed
 from contract.errors import ConfigError
 from contract.fingerprint import fingerprint
 from contract.manifest import InputSpec, Manifest
@@ -30,9 +32,12 @@ from trainer.fit import Fitted, choose_recipe, compute_features, fit, prepare
 from trainer.locks import exclusive
 from trainer.network import Network, Provenance, Weights, build
 from trainer.probe import PROBE_IMAGES, compute_probe
-from trainer.progress import compare, describe_advice
+from trainer.progress import compare, describe_advice, earlier
 from trainer.proof import prove_version
 from trainer.quantise import find_int8_trunk, quantise
+from trainer.report.calibration import fit_temperature
+from trainer.report.evidence import REPORT_FOLDER, Evidence
+from trainer.report.page import write_report
 from trainer.settings import Device, Environment, Part, Source, Training
 from trainer.validation import HeldOut, as_decisions, decide, hold_out, macro_f1_interval
 
@@ -83,6 +88,14 @@ class _Evaluation:
     """Of macro-F1, 95 %."""
     mean_bald: float | None
     """In nats."""
+    probabilities: npt.NDArray[np.float32]
+    """Mean over the passes, (V, C)."""
+    bald: npt.NDArray[np.floating]
+    """In nats, (V,)."""
+    embeddings: npt.NDArray[np.float32] | None
+    """Of what the frozen part of the network makes of the images, (V, E); None where no part is frozen."""
+    temperature: float = 1.0
+    """What the probabilities are tempered with before people see them."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a JSON object."""
@@ -99,6 +112,8 @@ class _Trained:
     part: Part
     fitted: Fitted
     evaluation: _Evaluation
+    embeddings: npt.NDArray[np.float32] | None
+    """As in the evaluation, of all images, (N, E); rows of those that neither train nor validate are 0."""
 
 
 def run(source: Source, training: Training, environment: Environment) -> Summary:
@@ -207,7 +222,9 @@ def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
         training.architecture,
         classes=len(data.pool.labels),
         image_size=training.image_size,
-        weights=_parse_weights(training.weights),
+        weights=parse_weights(training.weights),
+        units=training.units,
+        dropout=training.dropout,
     )
     _say_network(training.architecture, provenance, part, device)
     network.to(device)
@@ -219,13 +236,16 @@ def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
         pretrained=bool(provenance.loaded),
         epochs=training.epochs,
         learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        class_balance=training.class_balance,
     )
     fitted = fit(module, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
-    evaluation = _evaluate(network, data, training, device)
-    return _Trained(network, provenance, part, fitted, evaluation)
+    evaluation = _evaluate(network, data, training, part=part, device=device)
+    return _Trained(network, provenance, part, fitted, evaluation, _embed(data, inputs, evaluation))
 
 
-def _parse_weights(text: str) -> Weights:
+def parse_weights(text: str) -> Weights:
+    """Return what `--weights` names."""
     return text if text in ("imagenet", "none") else Path(text)  # type: ignore[return-value]  # mypy does not narrow by `in`
 
 
@@ -237,23 +257,43 @@ def _say_network(architecture: str, provenance: Provenance, part: Part, device: 
         )
 
 
-def _evaluate(network: Network, data: _Data, training: Training, device: torch.device) -> _Evaluation:
+def _evaluate(network: Network, data: _Data, training: Training, *, part: Part, device: torch.device) -> _Evaluation:
     held_out, targets = data.pixels.images[data.parts.validation], data.pixels.targets[data.parts.validation]
-    evaluation = _Evaluation(Metrics(images=0), None, None)
+    multiple, classes = data.pool.multiple, len(data.pool.labels)
+    no_passes = np.zeros((0, classes), np.float32)
+    evaluation = _Evaluation(
+        Metrics(images=0), None, mean_bald=None, probabilities=no_passes, bald=no_passes[:, 0], embeddings=None
+    )
     if len(targets):
-        features = compute_features(network.trunk, torch.from_numpy(held_out), device=device, title="validation")
-        passes = sample_passes(
-            network.head, features, passes=training.passes, device=device, multiple=data.pool.multiple
-        )  # (N, T, C)
-        mean = passes.mean(axis=1)  # (N, C)
-        decided = decide(mean, multiple=data.pool.multiple)
+        before = network.backbone if part == "classifier" else network.trunk
+        features = compute_features(before, torch.from_numpy(held_out), device=device, title="validation")
+        embeddings = None if part == "all" else embed(features.numpy())
+        if part == "classifier":
+            features = compute_features(network.neck, features, device=device, title="neck")
+        passes = sample_passes(network.head, features, passes=training.passes, device=device, multiple=multiple)
+        mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (N, C), (N,)
+        decided, true = decide(mean, multiple=multiple), as_decisions(targets, classes)
         evaluation = _Evaluation(
             measure(mean, targets),
-            macro_f1_interval(decided, as_decisions(targets, mean.shape[1]), seed=training.seed),
-            float(bald(passes, multiple=data.pool.multiple).mean()),
+            macro_f1_interval(decided, true, seed=training.seed),
+            mean_bald=float(nats.mean()),
+            probabilities=mean,
+            bald=nats,
+            embeddings=embeddings,
+            temperature=fit_temperature(mean, targets, multiple=multiple),
         )
     logger.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
     return evaluation
+
+
+def _embed(data: _Data, inputs: Tensor, evaluation: _Evaluation) -> npt.NDArray[np.float32] | None:
+    """Put what was trained on and what was held out together; `inputs` are what the frozen part made of the former."""
+    if evaluation.embeddings is None:
+        return None
+    embeddings = np.zeros((len(data.pixels.images), EMBEDDING), np.float32)
+    embeddings[data.parts.train] = embed(inputs.numpy())
+    embeddings[data.parts.validation] = evaluation.embeddings
+    return embeddings
 
 
 def _publish(repository: Repository, data: _Data, trained: _Trained, training: Training) -> Version:
@@ -281,7 +321,7 @@ def _publish(repository: Repository, data: _Data, trained: _Trained, training: T
         if training.int8:
             former = find_int8_trunk(repository, manifest.trunk)
             _add_int8_trunk(staged, manifest, former=former, images=data.pixels.images[data.parts.train])
-        return staged.publish(manifest)
+        return staged.publish(_add_report(repository, staged, manifest, data=data, trained=trained))
 
 
 def _add_int8_trunk(staged: Staged, manifest: Manifest, *, former: Path | None, images: npt.NDArray[np.uint8]) -> None:
@@ -302,6 +342,32 @@ def _add_int8_trunk(staged: Staged, manifest: Manifest, *, former: Path | None, 
         logger.warning("published without a trunk in int8: %s", err)
         return
     logger.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", proof.rank_correlation)
+
+
+def _add_report(
+    repository: Repository, staged: Staged, manifest: Manifest, *, data: _Data, trained: _Trained
+) -> Manifest:
+    """Write the version's report, or say why not: the version is whole without it."""
+    started, folder = time.monotonic(), staged.path / REPORT_FOLDER
+    try:
+        evidence = Evidence(
+            manifest=manifest,
+            earlier=earlier(repository, manifest),
+            origin=data.pool.origin,
+            pixels=data.pixels,
+            parts=data.parts,
+            probabilities=trained.evaluation.probabilities,
+            bald=trained.evaluation.bald,
+            embeddings=trained.embeddings,
+        )
+        write_report(evidence, folder)
+    except Exception as err:  # of libraries with many, and what was trained is not to be lost for it
+        shutil.rmtree(folder, ignore_errors=True)
+        logger.warning("published without a report: %s", err)
+        return manifest
+    seconds = time.monotonic() - started
+    logger.info("report: %.1f s", seconds)
+    return replace(manifest, training={**manifest.training, "report_s": round(seconds, 2)})
 
 
 def _choose_probe_images(data: _Data) -> npt.NDArray[np.uint8]:
@@ -325,6 +391,7 @@ def _describe(staged: Staged, lowered: Lowered, *, data: _Data, trained: _Traine
         architecture=training.architecture,
         trunk=fingerprint(lowered.trunk, staged.path, spec),
         multiple=data.pool.multiple,
+        temperature=trained.evaluation.temperature,
         metrics=trained.evaluation.to_json(),
         training=_describe_training(data, trained, training),
     )

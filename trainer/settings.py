@@ -55,6 +55,14 @@ class Training:
     """None: as many as the recipe of `part` says for the number of images."""
     learning_rate: float | None = None
     """None: the recipe's."""
+    weight_decay: float | None = None
+    """None: the recipe's."""
+    class_balance: float | None = None
+    """None: the recipe's."""
+    units: int | None = None
+    """Of each hidden linear layer that starts fresh. None: as many as the number of classes asks for."""
+    dropout: float | None = None
+    """Probability of dropping a unit. None: by whether the hidden linear layers start fresh."""
     validation: float = 0.2
     """Share of the images held out to measure on, where the audit slice is too small to."""
     audit_share: float = DEFAULT_SHARE
@@ -94,6 +102,31 @@ class RankOptions:
     """For a cold start: `imagenet`, `none` or the path of a state dict."""
     architecture: str = "vgg16"
     """For a cold start."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyOptions:
+    """What to simulate."""
+
+    images: Path
+    """A folder or zip of labelled images."""
+    out: Path
+    """A folder for the report, and for what a study that was interrupted goes on from."""
+    strategies: tuple[str, ...]
+    manifest: Path | None = None
+    """A CSV file that says what is in `images`; None where it holds class folders."""
+    test_share: float = 0.25
+    """Of each class, for testing, where the manifest marks no test images."""
+    long_tail: float | None = None
+    """Images of the largest class over those of the smallest, to which the pool is thinned out; None for as it is."""
+    seeds: int = 5
+    initial: int = 100
+    """Labels that all strategies begin with, drawn at random."""
+    query: int = 100
+    """Labels between two trainings."""
+    rounds: int = 8
+    workers: int | None = None
+    """Processes; None for as many as there are processors, or one where there is a GPU."""
 
 
 @dataclass(frozen=True, slots=True)

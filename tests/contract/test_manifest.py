@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ManifestError
-from contract.manifest import DropoutSite, FileDigest, InputSpec, Manifest
+from contract.manifest import TEMPERATURES, DropoutSite, FileDigest, InputSpec, Manifest
 
 MANIFEST = Manifest(
     version="20260102T030405678Z-0a1b2c",
@@ -44,6 +45,7 @@ manifests = st.builds(
     architecture=names,
     trunk=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     multiple=st.booleans(),
+    temperature=st.floats(*TEMPERATURES),
     metrics=st.dictionaries(names, st.none() | st.floats(0, 1)),
     training=st.dictionaries(names, names | st.integers()),
     files=st.dictionaries(
@@ -69,11 +71,26 @@ def without(name):
     return json.dumps(document)
 
 
-@pytest.mark.parametrize("name", ["contract", *(field.name for field in dataclasses.fields(Manifest))])
+REQUIRED = {"contract", *(field.name for field in dataclasses.fields(Manifest))} - {"temperature"}
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
 def test_missing_field_is_named(name):
-    """No field is optional, and the message names the one that is missing and the remedy."""
+    """No field but the temperature is optional, and the message names the one that is missing and the remedy."""
     with pytest.raises(ManifestError, match=rf"no field '{name}' .* expected\); publish again"):
         Manifest.from_json(without(name))
+
+
+def test_manifest_without_temperature_means_one():
+    """The probabilities of a version that was published uncalibrated are shown as they are."""
+    assert Manifest.from_json(without("temperature")) == dataclasses.replace(MANIFEST, temperature=1.0)
+
+
+@pytest.mark.parametrize(("found", "temperature"), [(1, 1.0), (20, 20.0), (0.05, 0.05), (1.7, 1.7)])
+def test_temperature_is_any_number_within_its_bounds(found, temperature):
+    """The bounds themselves are fine, and so is a number that was written without a fraction."""
+    read = Manifest.from_json(changed(temperature=found)).temperature
+    assert (read, type(read)) == (temperature, float)
 
 
 def test_unknown_contract_names_expected_found_and_remedy():
@@ -92,6 +109,15 @@ def test_unknown_contract_names_expected_found_and_remedy():
         ({"labels": ["cat", "cat"]}, "'labels' must be a list of at least 2 different strings"),
         ({"labels": [], "multiple": True}, "'labels' must be a list of at least 1 different strings"),
         ({"multiple": None}, "'multiple' must be bool, found null"),
+        ({"temperature": None}, "'temperature' must be a number, found null"),
+        ({"temperature": True}, "'temperature' must be a number, found true"),
+        ({"temperature": "1.5"}, "'temperature' must be a number, found \"1.5\""),
+        ({"temperature": 0}, "'temperature' must be between 0.05 and 20.0, found 0"),
+        ({"temperature": -1.0}, "'temperature' must be between 0.05 and 20.0, found -1.0"),
+        ({"temperature": 0.049}, "'temperature' must be between 0.05 and 20.0, found 0.049"),
+        ({"temperature": 10**400}, "'temperature' must be between 0.05 and 20.0, found 1000"),
+        ({"temperature": math.nan}, "'temperature' must be between 0.05 and 20.0, found NaN"),
+        ({"temperature": math.inf}, "'temperature' must be between 0.05 and 20.0, found Infinity"),
         ({"input": {"height": 224}}, "manifest.json: input has no field 'width'"),
         ({"dropout_sites": [3]}, "'dropout_sites' must be a list of objects"),
         ({"dropout_sites": [{"features": [4], "probability": 1.0}]}, "between 0 and 1, found 1.0"),

@@ -14,11 +14,18 @@ REQUESTS = {
     "/health": ("GET", None),
     "/metrics": ("GET", None),
     "/versions": ("GET", None),
+    "/report/<version>": ("GET", None),
+    "/report/<version>/": ("GET", None),
+    "/report/<version>/<file>": ("GET", None),
     "/setup": ("POST", {"project": "3.1", "schema": CONFIG}),
     "/predict": ("POST", make_predict_body([])),
     "/score": ("POST", make_predict_body([])),
     "/webhook": ("POST", EVENT),
 }
+
+
+ANSWERED = {**dict.fromkeys(REQUESTS, 200), "/report/<version>": 308}
+"""What each replies to whoever may ask."""
 
 
 def basic(user, password, encoding="utf-8"):
@@ -58,7 +65,7 @@ WRONG_SECRETS = {
 @pytest.fixture
 def start(start_app, settings, repository):
     """Start a server with a version and these credentials; give what sends a request and returns the reply."""
-    version = publish(repository)
+    version = publish(repository, report={"index.html": b"", "figures.json": b""})
 
     def start(basic_auth=None, webhook_secret=None):
         chosen = dataclasses.replace(settings, basic_auth=basic_auth, webhook_secret=webhook_secret)
@@ -67,7 +74,8 @@ def start(start_app, settings, repository):
         def ask(path, authorization=None):
             method, body = REQUESTS[path]
             headers = {} if authorization is None else {"Authorization": authorization}
-            return client.open(path, method=method, json=body and {**body, "version": version}, headers=headers)
+            address = path.replace("<version>", version).replace("<file>", "figures.json")
+            return client.open(address, method=method, json=body and {**body, "version": version}, headers=headers)
 
         return ask
 
@@ -83,7 +91,7 @@ def test_all_is_open_where_nothing_is_set(start):
     """As Label Studio connects a backend by default; what it sends all the same does no harm."""
     ask = start()
     for authorization in (RIGHT, f"Bearer {SECRET}", *WRONG.values()):
-        assert {path: ask(path, authorization).status_code for path in REQUESTS} == dict.fromkeys(REQUESTS, 200)
+        assert {path: ask(path, authorization).status_code for path in REQUESTS} == ANSWERED
 
 
 @pytest.mark.parametrize("authorization", WRONG.values(), ids=list(WRONG))
@@ -101,7 +109,7 @@ def test_a_password_protects_all_but_what_monitoring_asks(start, authorization):
 def test_the_right_password_opens_everything(start):
     """Label Studio sends it with all that it asks a backend itself, Start Training included."""
     ask = start(f"{USER}:{PASSWORD}", SECRET)
-    assert {path: ask(path, RIGHT).status_code for path in REQUESTS} == dict.fromkeys(REQUESTS, 200)
+    assert {path: ask(path, RIGHT).status_code for path in REQUESTS} == ANSWERED
 
 
 @pytest.mark.parametrize("basic_auth", [None, f"{USER}:{PASSWORD}"], ids=["alone", "beside-a-password"])
@@ -122,7 +130,7 @@ def test_a_secret_alone_protects_the_webhook_alone(start, authorization):
     """The other routes stay as open as they were."""
     ask = start(None, SECRET)
     codes = {path: ask(path, authorization).status_code for path in REQUESTS}
-    assert codes == {path: 401 if path == "/webhook" else 200 for path in REQUESTS}
+    assert codes == {**ANSWERED, "/webhook": 401}
     assert ask("/webhook", authorization).headers["WWW-Authenticate"] == 'Bearer realm="Labelnext server"'
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from contract.calibration import temper
 from contract.errors import ConfigError, ImageError, RequestError
 from contract.manifest import InputSpec, Manifest
 from server.batching import ImageScores
@@ -88,6 +89,20 @@ def test_scores_stay_between_0_and_1(direction, bald):
     assert 0 <= element["score"] <= 1
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_people_see_the_calibrated_probability(temperature):
+    """Label and score are those of the probabilities as they are; the region holds the tempered one of its label."""
+    scores = make_scores(0.25, 0.625, 0.125)
+    (element,) = build_predictions([scores], replace(MANIFEST, temperature=temperature), target_of(), Score.AGREEMENT)
+    (region,) = element["result"]
+    shown = float(temper(scores.mean_probabilities, temperature)[1])
+    assert (region["score"], region["meta"]["probability"]) == (shown, shown)
+    (plain,) = predict(scores)
+    assert element["score"] == plain["score"]
+    assert region["value"] == plain["result"][0]["value"]
+    assert {name: region["meta"][name] for name in ("bald", "entropy")} == {"bald": 0.25, "entropy": 0.5}
+
+
 SEVERAL = replace(MANIFEST, multiple=True)
 SEVERAL_CONFIG = CONFIG.replace("<Choices ", '<Choices choice="multiple" ')
 
@@ -115,6 +130,23 @@ def test_of_several_labels_all_that_hold_are_predicted(mean, choices, score):
     assert region["value"] == {"choices": choices}
     assert region["score"] == score
     assert element["score"] == pytest.approx(1 - 0.25 / (3 * math.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("mean", "least"),
+    [((0.75, 0.625, 0.25), 0.625), ((0.25, 0.375, 0.125), 0.375)],
+    ids=["two-hold", "none-holds"],
+)
+def test_of_several_labels_each_is_calibrated_by_itself(mean, least):
+    """The least of the predicted labels' is shown, still on its side of one half, and the labels are the same."""
+    scores, target = make_scores(*mean), resolve_target(SEVERAL_CONFIG, VERSION, "label", LABELS)
+    warm = replace(SEVERAL, temperature=2.0)
+    (element,) = build_predictions([scores], warm, target, Score.AGREEMENT)
+    plain = predict_several(*mean)
+    (region,), odds = element["result"], math.sqrt(least / (1 - least))
+    assert region["score"] == region["meta"]["probability"] == pytest.approx(odds / (1 + odds), abs=1e-6)
+    assert region["value"] == plain["result"][0]["value"]
+    assert element["score"] == plain["score"]
 
 
 def test_of_several_labels_those_that_the_config_lost_are_not_sent():

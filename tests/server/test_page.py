@@ -77,11 +77,14 @@ def show(page, *, manifest=None, up=True, detail=None):
     return Document(page.render(up=up, detail=detail, serving=serving, now=NOW))
 
 
-def publish(repository, *, metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat"), at=NOW):
+def publish(repository, *, metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat"), at=NOW, report=()):
     """Publish a version of which only the manifest is what it would be."""
     with repository.stage(at) as staged:
         for name in (MODEL_FILE, PROBE_FILE):
             (staged.path / name).write_bytes(b"")
+        for name in report:
+            (staged.path / "report").mkdir(exist_ok=True)
+            (staged.path / "report" / name).write_bytes(b"")
         manifest = make_manifest(metrics, training, labels)
         described = dataclasses.replace(manifest, version=staged.version, created_at=at.isoformat(timespec="seconds"))
         return staged.publish(described).manifest
@@ -155,6 +158,23 @@ class TestVersion:
         assert len(document.find("line", **{"class": "interval"})) == 19
         (table,) = [t for t in document.find("table") if "Published" in t.text]
         assert table.text.index(manifest.version) < table.text.index("0.12")
+
+    def test_versions_that_have_a_report_lead_to_it(self, page, repository):
+        """From the version in use and from the table; relative, so that a proxy may put a path in front."""
+        earlier = publish(repository, at=NOW - timedelta(days=3), report=["index.html"])
+        publish(repository, at=NOW - timedelta(days=2))
+        publish(repository, at=NOW - timedelta(days=1), report=["figures.json"])
+        latest = publish(repository, report=["index.html", "classes.csv"])
+        links = show(page, manifest=latest).find("a")
+        addresses = [link.attrs["href"] for link in links]
+        assert addresses == [f"report/{manifest.version}/" for manifest in (latest, latest, earlier)]
+        assert [link.text for link in links] == ["Report of this version", latest.version, earlier.version]
+
+    def test_a_version_without_a_report_leads_nowhere(self, page, repository):
+        """As those that were published before there were reports."""
+        document = show(page, manifest=publish(repository))
+        assert document.find("a") == []
+        assert not any("report" in caption.text for caption in document.find("caption"))
 
     def test_versions_are_read_once(self, page, repository):
         """They never change, and twenty manifests of many classes are megabytes."""

@@ -1,11 +1,13 @@
 """POST /score: what `trainer rank` learns of each task."""
 
 import dataclasses
+import json
 from base64 import b64decode
 
 import numpy as np
 import pytest
 
+from contract.calibration import temper
 from contract.embedding import EMBEDDING, embed
 from contract.errors import FetchError
 from contract.masks import draw_masks
@@ -74,6 +76,29 @@ def test_the_prediction_is_that_of_predict(start_app, settings, repository, dire
     scored = client.post("/score", json=make_score_body(repository.current())).json["results"]
     found = [element["prediction"] for element in scored]
     assert found == about(predicted)  # how a batch is filled moves the last digits
+
+
+def test_calibration_moves_no_score(start_app, settings, repository):
+    """A ranking goes by what the passes said, so two temperatures give one order; only what people see differs."""
+    body = make_score_body(publish(repository), make_tasks(16))
+    found = []
+    for temperature in (1.0, 2.0):
+        set_temperature(repository, temperature)
+        found.append(start_app().test_client().post("/score", json=body).json["results"])
+    for plain, warm in zip(*found, strict=True):
+        for name in ("probabilities", "bald", "entropy"):
+            assert warm[name] == about(plain[name])
+        assert warm["prediction"]["score"] == about(plain["prediction"]["score"])
+        expected = temper(np.array(plain["probabilities"]), 2.0).max()
+        assert warm["prediction"]["result"][0]["score"] == pytest.approx(expected, abs=1e-5)
+    orders = [np.argsort([element["prediction"]["score"] for element in results]).tolist() for results in found]
+    assert orders[0] == orders[1]
+
+
+def set_temperature(repository, temperature):
+    """Edit the version in use, for one of another name would have other masks."""
+    path = repository.folder / repository.current() / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": temperature}))
 
 
 def test_embeddings_and_passes_come_if_they_are_asked_for(client, repository):

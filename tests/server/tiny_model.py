@@ -90,11 +90,22 @@ def _dropout(source, target, site, dropouts):
     return helper.make_node("Dropout", [source, f"ratio_{site}", "training"], [target])
 
 
-def publish(repository: Repository, *, model=None, seed=0, probe_of=None, int8_of=None, labels=LABELS, control="label"):
+def publish(
+    repository: Repository,
+    *,
+    model=None,
+    seed=0,
+    probe_of=None,
+    int8_of=None,
+    labels=LABELS,
+    control="label",
+    temperature=1.0,
+    report=None,
+):
     """Publish a tiny model.
 
     `probe_of` lets the probe come from another one, as after a faulty export. `int8_of` is one whose trunk is published
-    as that in 8-bit integers, though it is none.
+    as that in 8-bit integers, though it is none. `report` is names to bytes.
     """
     model = model or TinyModel.draw(seed)
     with repository.stage(datetime.now(UTC)) as staged:
@@ -102,6 +113,9 @@ def publish(repository: Repository, *, model=None, seed=0, probe_of=None, int8_o
         draw_probe(probe_of or model, staged.version).save(staged.path / PROBE_FILE)
         if int8_of is not None:
             onnx.save(lower(int8_of.graph()).trunk, staged.path / INT8_TRUNK_FILE)
+        for name, content in (report or {}).items():
+            (staged.path / "report").mkdir(exist_ok=True)
+            (staged.path / "report" / name).write_bytes(content)
         return staged.publish(
             Manifest(
                 version=staged.version,
@@ -113,6 +127,7 @@ def publish(repository: Repository, *, model=None, seed=0, probe_of=None, int8_o
                 dropout_sites=SITES,
                 architecture="tiny",
                 trunk=fingerprint(lower(model.graph()).trunk, staged.path, SPEC),
+                temperature=temperature,
             )
         ).name
 

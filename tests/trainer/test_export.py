@@ -94,7 +94,7 @@ def test_the_lowered_graph_computes_the_masked_passes_of_torch(exported, network
 def test_a_real_vgg_exports(tmp_path):
     """With batch normalisation, pooling folded away and standardised features, at a size other than 224."""
     torch.manual_seed(0)
-    network, _ = build("vgg11_bn", classes=3, image_size=32, weights="none")
+    network, _ = build("vgg11_bn", classes=3, image_size=32, weights="none", units=4096, dropout=0.5)
     large(network)
     assert network.standardise is not None
     network.eval()

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from trainer.fit import (
     fit,
     label_weights,
     prepare,
+    prepare_frozen,
 )
 from trainer.network import build
 
@@ -193,6 +195,65 @@ def test_classes_weigh_alike(targets):
     assert not np.delete(totals, present).any()
 
 
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0, 1))
+def test_a_power_lies_between_images_and_classes_weighing_alike(targets, power):
+    """At 0 every image has weight 1, at 1 a class weighs as the inverse of its count; the mean over images is 1."""
+    counts = np.bincount(targets, minlength=6)
+    present = counts > 0
+    weights = class_weights(np.array(targets), classes=6, power=power)
+    by_definition = counts[present] ** -power
+    np.testing.assert_allclose(
+        weights[present] / weights[present].max(), by_definition / by_definition.max(), rtol=1e-5
+    )
+    assert weights @ counts == pytest.approx(len(targets), rel=1e-5)
+    assert not weights[~present].any()
+    np.testing.assert_allclose(class_weights(np.array(targets), classes=6, power=0)[present], 1, rtol=1e-6)
+
+
+def test_a_power_tempers_the_weights_of_labels_too():
+    """Those that hold of nine in ten, half, and one in ten; the bounds come after the power."""
+    targets = np.zeros((100, 3), np.uint8)
+    for label, count in enumerate((90, 50, 10)):
+        targets[:count, label] = 1
+    np.testing.assert_allclose(label_weights(targets, power=0), 1)
+    np.testing.assert_allclose(label_weights(targets, power=0.5), [1 / 3, 1, 3], rtol=1e-6)
+    targets[1:, 2] = 0
+    np.testing.assert_allclose(label_weights(targets, power=0.5), [1 / 3, 1, math.sqrt(99)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_loss_weighs_classes_by_the_recipes_power(power):
+    """Against a loop over the images of torch's weighted cross-entropy."""
+    points, _ = clouds(12)
+    targets = np.array([0] * 9 + [1] * 3)
+    torch.manual_seed(0)
+    module = nn.Linear(4, 2)
+    with torch.no_grad():
+        module.weight.mul_(0.2)
+        log_p = module(points).log_softmax(dim=1).double()
+    weights = np.array([9.0, 3.0]) ** -power
+    losses = [-weights[target] * float(log_p[image, target]) for image, target in enumerate(targets)]
+    recipe = Recipe(0.0, epochs=1, batch_images=12, class_balance=power)
+    fitted = fit(module, points, targets, classes=2, recipe=recipe, device=CPU)
+    assert fitted.losses[0] == pytest.approx(sum(losses) / weights[targets].sum(), rel=1e-5)
+
+
+def test_weight_decay_is_the_recipes():
+    """Where the loss pulls at no weight, it alone moves them, towards 0."""
+    shrunk = []
+    for decay in (0.0, 0.1, 0.2):
+        torch.manual_seed(0)
+        module = nn.Linear(4, 2, bias=False)
+        before = module.weight.detach().clone()
+        recipe = Recipe(0.05, epochs=1, batch_images=8, weight_decay=decay)
+        fit(module, torch.zeros(8, 4), np.arange(8) % 2, classes=2, recipe=recipe, device=CPU)
+        shares = (1 - module.weight.detach() / before).flatten()
+        torch.testing.assert_close(shares, shares[:1].expand(8), rtol=1e-3, atol=1e-6)
+        shrunk.append(float(shares[0]))
+    assert shrunk[0] == 0
+    assert shrunk[2] == pytest.approx(2 * shrunk[1], rel=1e-3)
+
+
 @given(st.integers(1, 5000), st.integers(16, 64))
 def test_batches_are_even(images, most):
     """No batch is larger than allowed, and the last one is at least half full."""
@@ -210,6 +271,19 @@ def test_small_sets_get_enough_steps(part):
     assert many.epochs < few.epochs
     insisted = choose_recipe(part, 4, epochs=3, learning_rate=0.5)
     assert (insisted.epochs, insisted.learning_rate) == (3, 0.5)
+
+
+@pytest.mark.parametrize("part", ["all", "classifier", "head"])
+def test_decay_and_balance_are_the_parts_unless_the_caller_insists(part):
+    """Nothing at all is something to insist on; classes weigh alike by default."""
+    insisted = choose_recipe(part, 100, weight_decay=0.0, class_balance=0.0)
+    assert (insisted.weight_decay, insisted.class_balance) == (0, 0)
+    default = choose_recipe(part, 100)
+    assert default.class_balance == 1
+    assert default.weight_decay > 0
+    assert choose_recipe(part, 100, weight_decay=0.3, class_balance=0.7) == replace(
+        default, weight_decay=0.3, class_balance=0.7
+    )
 
 
 def test_loaded_convolutions_are_trained_gently():
@@ -249,6 +323,24 @@ def test_cached_features_change_nothing(part):
     expected = network(torch.from_numpy(images))
     torch.manual_seed(4)
     torch.testing.assert_close(module(inputs), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["classifier", "head"])
+def test_features_that_were_kept_stand_in_for_the_images(part):
+    """The same is trained, on the same inputs, with its standardising layer measured on the same."""
+    images, _ = coloured_images(np.random.default_rng(0), 20)
+    torch.manual_seed(0)
+    network, _ = build("vgg11", classes=3, image_size=32, weights="none", units=8)
+    module, inputs = prepare(network, images, part=part, device=CPU)
+    expected = {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        features = network.eval().backbone(torch.from_numpy(images))
+    network.standardise.measure(torch.randn_like(features))
+    again, kept = prepare_frozen(network, features, part=part, image_size=32, device=CPU)
+    torch.testing.assert_close(kept, inputs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.state_dict(), expected, rtol=1e-4, atol=1e-5)
+    assert [type(layer) for layer in again] == [type(layer) for layer in module]
 
 
 @pytest.mark.slow

@@ -19,7 +19,9 @@ from trainer import run as run_module
 from trainer.__main__ import main
 from trainer.ranking import rank as rank_module
 from trainer.ranking.rank import Summary
-from trainer.settings import Environment, RankOptions
+from trainer.settings import Environment, RankOptions, StudyOptions, Training
+from trainer.study import simulate as simulate_module
+from trainer.study.names import STUDIED
 from trainer.watching import watch as watch_module
 from trainer.watching.children import LABELS_AT_FAULT
 
@@ -62,6 +64,24 @@ def test_an_error_is_one_line_and_no_traceback(train, capsys, monkeypatch):
     assert out == ""
     assert "error: diverged at learning rate 1" in err
     assert "Traceback" not in err
+
+
+def test_what_training_was_told_is_in_the_manifest(train, models, monkeypatch):
+    """Decay and balance in the recipe; width and dropout reach the network."""
+    asked = []
+
+    def build(*_, classes, units, dropout, **__):
+        asked.append((units, dropout))
+        return small_network(classes), PROVENANCE
+
+    monkeypatch.setattr(run_module, "build", build)
+    assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4") == 0
+    assert train() == 0
+    repository = Repository(models)
+    told, plain = (repository.open(name).manifest.training["recipe"] for name in sorted(repository.versions()))
+    assert (told["weight_decay"], told["class_balance"]) == (0.003, 0)
+    assert plain["class_balance"] == 1
+    assert asked == [(64, 0.4), (None, None)]
 
 
 def test_int8_is_made_only_where_it_is_asked_for(train, caplog, monkeypatch):
@@ -292,6 +312,103 @@ def test_what_watch_passes_on_parses_to_the_same(data):
         passed_on = parser.parse_args([command, "--project", "1", *main_module._as_given(watch, add)])
         shared = vars(passed_on).keys() & vars(watch).keys() - {"command", "interrupted"}
         assert {name: getattr(passed_on, name) for name in shared} == {name: getattr(watch, name) for name in shared}
+
+
+@pytest.fixture
+def studied(monkeypatch):
+    """What `simulate` was asked for, in place of its doing it."""
+    asked = []
+
+    def simulate(options, training, environment):
+        asked.append((options, training, environment))
+        return {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
+
+    monkeypatch.setattr(simulate_module, "simulate", simulate)
+    return asked
+
+
+def test_simulate_ends_with_one_line_of_json(studied, capsys):
+    """The figures by strategy; by default of all strategies that there are, with production's own settings."""
+    assert main(["simulate", "--images", "pool"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
+    options, training, _ = studied[0]
+    assert options == StudyOptions(images=Path("pool"), out=Path("study"), strategies=STUDIED)
+    assert training == Training()
+
+
+def test_simulate_passes_on_what_it_is_told(studied, tmp_path, monkeypatch):
+    """Each option."""
+    monkeypatch.setenv("LABELNEXT_CACHE", str(tmp_path / "images"))
+    arguments = "--images pool.zip --manifest pool.csv --out there --strategies margin,random --seeds 3 --initial 20 "
+    arguments += "--query 10 --rounds 4 --test 0.4 --long-tail 50 --workers 6 --weights none --arch vgg11 --train head "
+    arguments += "--image-size 64 --epochs 3 --learning-rate 0.5 --weight-decay 0 --class-balance 0.5 --units 32 "
+    arguments += "--dropout 0.3 --passes 7 --device cpu"
+    assert main(["simulate", *arguments.split()]) == 0
+    options, training, environment = studied[0]
+    assert options == StudyOptions(
+        images=Path("pool.zip"),
+        out=Path("there"),
+        strategies=("margin", "random"),
+        manifest=Path("pool.csv"),
+        test_share=0.4,
+        long_tail=50.0,
+        seeds=3,
+        initial=20,
+        query=10,
+        rounds=4,
+        workers=6,
+    )
+    assert training == Training(
+        weights="none",
+        part="head",
+        architecture="vgg11",
+        image_size=64,
+        epochs=3,
+        learning_rate=0.5,
+        weight_decay=0.0,
+        class_balance=0.5,
+        units=32,
+        dropout=0.3,
+        passes=7,
+        device="cpu",
+    )
+    assert environment.cache == tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seeds", "0"],
+        ["--initial", "1"],
+        ["--query", "0"],
+        ["--rounds", "0"],
+        ["--test", "0"],
+        ["--test", "1"],
+        ["--long-tail", "0.5"],
+        ["--workers", "0"],
+        ["--class-balance", "1.1"],
+        ["--dropout", "0"],
+        ["--units", "0"],
+        ["--int8"],
+    ],
+)
+def test_simulate_refuses_what_cannot_be_with_the_usage(studied, capsys, arguments):
+    """By argparse, with its exit code."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["simulate", "--images", "pool", *arguments])
+    assert arguments[0] in capsys.readouterr().err
+    assert not studied
+
+
+def test_an_interrupted_study_says_how_to_go_on(monkeypatch, capsys):
+    """Rounds that ended are on disk."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulate_module, "simulate", interrupt)
+    assert main(["simulate", "--images", "pool"]) == 130
+    assert "run it again, and it goes on where it was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("login", ["secret", ":secret", ""])

@@ -99,6 +99,50 @@ def test_starts_from_equal_probabilities(partly_loaded):
         assert not partly_loaded[0](IMAGES).any()
 
 
+def linear_layers(network):
+    return [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "asked", "units"), [(3, None, 256), (64, None, 256), (65, None, 260), (65, 16, 16), (3, 1, 1)]
+)
+def test_fresh_hidden_layers_have_a_width_of_their_own(features_file, classes, asked, units):
+    """256, or four for each class where these are many, or what was asked for."""
+    network, _ = build("vgg11", classes=classes, image_size=32, weights=features_file, units=asked)
+    widths = [(layer.in_features, layer.out_features) for layer in linear_layers(network)]
+    assert widths == [(512, units), (units, units), (units, classes)]
+    assert network.dropout_probabilities == (0.6, 0.6)
+
+
+def test_fresh_layers_begin_without_bias_and_keep_the_scale_of_what_they_get(partly_loaded):
+    """After He et al.: the variance of a weight is 2 over the number of inputs."""
+    first, second, last = linear_layers(partly_loaded[0])
+    for layer in (first, second):
+        assert not layer.bias.any()
+        assert float(layer.weight.std()) == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.02)
+    assert not last.bias.any()
+
+
+def test_the_probability_of_dropping_a_unit_may_be_chosen(features_file):
+    """Of every Dropout."""
+    network, _ = build("vgg11", classes=3, image_size=32, weights=features_file, units=8, dropout=0.3)
+    assert network.dropout_probabilities == (0.3, 0.3)
+
+
+@pytest.mark.slow
+def test_loaded_hidden_layers_keep_vggs_width_and_dropout(vgg, saved):
+    """However many classes there are; a width that would throw them away is refused, another dropout is not."""
+    path = saved(vgg.state_dict())
+    network, _ = build("vgg11", classes=2000, image_size=32, weights=path, dropout=0.25)
+    assert [layer.out_features for layer in linear_layers(network)] == [4096, 4096, 2000]
+    assert network.dropout_probabilities == (0.25, 0.25)
+    torch.testing.assert_close(linear_layers(network)[1].bias, vgg.classifier[3].bias)
+    with pytest.raises(ConfigError, match=r"--units 4096: classifier\.0, classifier\.3 of the weights weights\.pth"):
+        build("vgg11", classes=3, image_size=32, weights=path, units=4096)
+    del network
+    assert build("vgg11", classes=3, image_size=32, weights=path)[0].dropout_probabilities == (0.5, 0.5)
+
+
 def test_the_last_layer_is_never_loaded(convolutions, saved):
     """A file made for another number of classes is as good."""
     last = {"classifier.6.weight": torch.ones(1000, 4096), "classifier.6.bias": torch.ones(1000)}

@@ -32,7 +32,7 @@ THOROUGH = Training(weights="none", image_size=32, epochs=80, learning_rate=0.1,
 def _small():
     """A network that trains in a moment stands in for VGG."""
 
-    def build(architecture, *, classes, image_size, weights):
+    def build(architecture, *, classes, image_size, weights, units, dropout):
         return small_network(classes), PROVENANCE
 
     with pytest.MonkeyPatch.context() as patch:
@@ -338,3 +338,63 @@ def test_a_comparison_that_fails_costs_no_version(project, environment):
     _, manifest = train_on_project(project, environment)
     assert manifest.version == repository.current()
     assert manifest.training["advice"]["kappa"] is None
+
+
+def test_a_version_comes_with_its_report(published):
+    """Its files are in the manifest and verify; how long they took and the temperature are there too."""
+    _, version = published
+    version.verify()
+    assert {name for name in version.manifest.files if name.startswith("report/")} == {
+        "report/index.html",
+        "report/figures.json",
+        "report/classes.csv",
+    }
+    document = json.loads((version.path / "report" / "figures.json").read_text(encoding="utf-8"))
+    assert document["metrics"] == json.loads(json.dumps(version.manifest.metrics))
+    assert document["label_errors"]["judged_by"] == "validation"
+    assert version.manifest.training["report_s"] > 0
+    assert version.manifest.temperature == 1
+
+
+@pytest.mark.parametrize("part", ["classifier", "head"])
+def test_labels_of_all_images_are_judged_by_what_was_frozen(environment, part, tmp_path):
+    """A swapped label is found by features that training has computed already."""
+    folders = write_folders(tmp_path / "swapped", each=12)
+    (folders / "red" / "002.png").rename(folders / "blue" / "swapped.png")
+    report = train(folders, replace(TRAINING, part=part), environment).path / "report"
+    found = json.loads((report / "figures.json").read_text(encoding="utf-8"))["label_errors"]
+    assert (found["judged_by"], found["judged"]) == ("cross-validation", 36)
+    assert found["likeliest"][0]["name"] == "blue/swapped.png"
+    assert found["likeliest"][0]["suggested"] == ["red"]
+
+
+def test_the_report_of_a_later_version_has_the_earlier_ones(folders, environment):
+    """Of the same classes and network, the oldest first."""
+    first, second = (train(folders, TRAINING, environment) for _ in range(2))
+    document = json.loads((second.path / "report" / "figures.json").read_text(encoding="utf-8"))
+    assert [point["version"] for point in document["curve"]] == [first.name, second.name]
+
+
+def test_a_report_that_fails_costs_no_version(folders, environment, monkeypatch, caplog):
+    """It is published with a warning, and without a trace of the report."""
+
+    def fail(evidence, folder):
+        folder.mkdir()
+        (folder / "index.html").write_text("half")
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(run_module, "write_report", fail)
+    version = train(folders, TRAINING, environment)
+    version.verify()
+    assert not (version.path / "report").exists()
+    assert not any(name.startswith("report/") for name in version.manifest.files)
+    assert "report_s" not in version.manifest.training
+    assert "published without a report: no ink" in caplog.text
+
+
+def test_the_temperature_that_was_found_is_in_the_manifest(many, environment):
+    """From 30 validation images on, unless all of them are right."""
+    version = train(many, replace(TRAINING, validation=0.5, learning_rate=1e-4), environment)
+    document = json.loads((version.path / "report" / "figures.json").read_text(encoding="utf-8"))
+    assert version.manifest.metrics["images"] >= 30
+    assert document["temperature"] == version.manifest.temperature != 1

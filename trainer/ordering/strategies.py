@@ -22,10 +22,11 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-Base = Literal["bald", "margin", "entropy", "random", "power-bald"]
+Base = Literal["bald", "margin", "bald-margin", "entropy", "random", "power-bald"]
 """What a strategy goes by before it looks at other images."""
 
 _BASES: Final[Mapping[str, Base]] = {
+    "balanced-bald-margin": "bald-margin",
     "balanced-bald": "bald",
     "balanced-margin": "margin",
     "bald": "bald",
@@ -36,9 +37,9 @@ _BASES: Final[Mapping[str, Base]] = {
     "random": "random",
 }
 STRATEGIES: Final = tuple(_BASES)
-DEFAULT_STRATEGY: Final = "balanced-bald"
+DEFAULT_STRATEGY: Final = "balanced-bald-margin"
 BATCH_BALD: Final = "batch-bald"
-BALANCED: Final = frozenset({"balanced-bald", "balanced-margin"})
+BALANCED: Final = frozenset({"balanced-bald-margin", "balanced-bald", "balanced-margin"})
 
 _LEAST_BALD = 1e-12
 """In nats: has a logarithm, and one so low that no noise lifts it above a BALD that can be told from rounding."""
@@ -143,18 +144,22 @@ def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> 
 def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     """Return what a strategy goes by before it looks at other images, or at labels: float64 (N,).
 
+    Of BALD and margin together it is the geometric mean of BALD and 1 - margin: one of them at 0 counts for nothing.
     `name` is the ranking's: in another one chance falls otherwise.
     """
     base = _BASES[strategy]
     if base == "entropy":
         return candidates.entropy.astype(np.float64)
-    if base == "margin":
-        return 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
     if base == "random":
         return draw(f"random/{name}", candidates.task_ids)
+    doubt = 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
+    if base == "margin":
+        return doubt
     bald = candidates.bald.astype(np.float64)
     if base == "bald":
         return bald
+    if base == "bald-margin":
+        return np.sqrt(np.maximum(bald, 0) * doubt)
     return cast(Floats, np.log(np.maximum(bald, _LEAST_BALD)) + _gumbel(draw(f"power/{name}", candidates.task_ids)))
 
 

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from contract.errors import DecodeError, ImageError
@@ -55,8 +57,15 @@ def thumbnail(data: bytes) -> bytes:
         raise DecodeError(f"expected an image file, got {len(data)} bytes of something else") from err
     shrink = min(1.0, _PIXELS / max(width, height, 1))
     spec = InputSpec(height=max(1, round(height * shrink)), width=max(1, round(width * shrink)))
+    return to_thumbnail(decode_image(data, spec))
+
+
+def to_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return decoded pixels, uint8 (H, W, 3), at most 160 long, as JPEG."""
     buffer = io.BytesIO()
-    Image.fromarray(decode_image(data, spec)).save(buffer, "JPEG", quality=80)
+    image = Image.fromarray(pixels)
+    image.thumbnail((_PIXELS, _PIXELS))
+    image.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError
 from tests.trainer.candidates import make_candidates, make_passes
-from trainer.ordering.strategies import STRATEGIES, Candidates, base_utility, check, descending, prefer
+from trainer.ordering.strategies import BALANCED, STRATEGIES, Candidates, base_utility, check, descending, prefer
 
 
 def candidates(images=200, *, classes=5, seed=0, **options):
@@ -69,7 +69,7 @@ def test_images_without_bald_stay_behind_under_power_bald():
     assert not agree[order[:100]].any()
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["balanced-bald", "balanced-margin"]), st.booleans())
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(BALANCED)), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_balancing_chooses_as_a_plain_greedy_loop(seed, strategy, multiple):
     """Each place goes to the highest score times expected rarity, counting what those before it will probably be."""
@@ -90,6 +90,17 @@ def test_balancing_chooses_as_a_plain_greedy_loop(seed, strategy, multiple):
     for i in range(40):
         expected = base[i] * sum(pool.probabilities[i, c] / (labels[c] + 1) for c in range(3))
         assert choice.utility[i] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_bald_and_margin_together_are_a_geometric_mean():
+    """The squares are BALD times what margin leaves to doubt, as baal computes the two."""
+    rng = np.random.default_rng(4)
+    passes = make_passes(rng, images=100, classes=4)
+    pool = make_candidates(passes, rng, task_ids=np.arange(100))
+    given_to_baal = passes.transpose(0, 2, 1)  # (N, C, T)
+    doubt = 1 - Margin().compute_score(given_to_baal)
+    expected = BALD().compute_score(given_to_baal) * doubt
+    np.testing.assert_allclose(base_utility(pool, "balanced-bald-margin", name="v1") ** 2, expected, atol=1e-5)
 
 
 def test_balancing_asks_for_the_class_with_few_labels():

@@ -1,12 +1,13 @@
 import io
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from contract.errors import DecodeError, FetchError
-from trainer.ranking.gallery import SHOWN, choose, show, thumbnail
+from trainer.ranking.gallery import SHOWN, choose, show, thumbnail, to_thumbnail
 from trainer.ranking.plan import Planned
 
 REGION = {"value": {"choices": ["cat", "dog"]}, "score": 0.75}
@@ -87,3 +88,10 @@ def test_images_that_cannot_be_had_are_left_out_and_the_others_keep_their_order(
         (4, "cat, dog", 0.75, 0.5),
         (5, None, None, None),
     ]
+
+
+@pytest.mark.parametrize(("side", "expected"), [(32, 32), (160, 160), (224, 160)])
+def test_decoded_pixels_are_shrunk_and_never_enlarged(side, expected):
+    """At most 160 a side, as JPEG."""
+    with Image.open(io.BytesIO(to_thumbnail(np.zeros((side, side, 3), np.uint8)))) as image:
+        assert (image.format, image.size) == ("JPEG", (expected, expected))

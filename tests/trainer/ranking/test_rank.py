@@ -17,6 +17,7 @@ from tests.trainer.studio import TOKEN, Gone, studio
 from tests.versions import publish
 from trainer import labelstudio
 from trainer.ordering.audit import is_audit
+from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import imports, planning, pool
 from trainer.ranking import rank as rank_module
 from trainer.ranking.rank import rank
@@ -95,7 +96,7 @@ class TestRanking:
         assert summary.audit == is_audit(5, np.array(list(place.studio.tasks)), 0.1).sum()
         told = {each["task"]: each["result"][0]["meta"] for each in ours(place)}
         assert [told[task]["rank"] for task in place.studio.order()] == list(range(1, TASKS + 1))
-        assert {meta["strategy"] for meta in told.values()} == {"balanced-bald"}
+        assert {meta["strategy"] for meta in told.values()} == {DEFAULT_STRATEGY}
         assert all(meta["reason"] and meta["bald"] and meta["model_version"] == place.version for meta in told.values())
 
     def test_stored_scores_are_those_of_plain_agreement_in_another_order(self, place):
@@ -203,7 +204,7 @@ class TestRecord:
         place.rank(audit_share=0.3)
         [record] = load_rankings(place.repository)
         assert (record.name, record.version, record.project, record.title) == (place.version, place.version, 5, "Pets")
-        assert (record.tasks, record.failed, record.strategy) == (TASKS, 0, "balanced-bald")
+        assert (record.tasks, record.failed, record.strategy) == (TASKS, 0, DEFAULT_STRATEGY)
         assert record.mean_bald == pytest.approx(np.mean([bald_of(task) for task in place.studio.tasks.values()]))
         placed = [task for task in place.studio.order() if not is_audit(5, np.array([task]), 0.3)[0]]
         assert len(placed) < TASKS

@@ -1,0 +1,155 @@
+"""Does it save labels? `python -m bench.evidence [--quick] [--save]`.
+
+Runs `python -m trainer simulate` on real images: CIFAR-10 with a long tail of 100:1, and TrashNet with one of 20:1,
+both on the convolutions of a VGG-16 that was trained on ImageNet. Where the developers' shared folder is not there, on
+scikit-learn's handwritten digits and convolutions that nobody has trained. Prints for each strategy
+
+    aulc_macro_f1           area under macro-F1 over labels, as a share of the range of labels
+    minority_f1_final       mean F1 of the rarest third of the classes, at the end
+    label_ratio_vs_random   labels that it needs for random's final minority F1, over those that random needs
+
+What has been computed stays below .cache/bench, where an interrupted bench goes on. `--quick` takes smaller images, and
+fewer strategies, seeds and rounds; `--save` puts the reports below bench/results.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from bench.machine import describe
+from bench.model import CACHE, SHARED, WEIGHTS, clean_environment
+from demo.pool import write_digits
+from demo.product import CHECKOUT
+
+_RESULTS = CHECKOUT / "bench" / "results"
+_SAVED: Final = ("report.html", "rounds.csv", "classes.csv", "summary.json", "settings.json", "curves.png")
+_FIGURES: Final = ("aulc_macro_f1", "minority_f1_final", "label_ratio_vs_random", "label_ratio_macro_f1")
+_QUICK_STRATEGIES: Final = ("labelnext", "random", "margin", "bald", "balanced-margin", "baal-bald")
+_DIGITS_OF_EACH = 170
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A study."""
+
+    name: str
+    images: Path
+    manifest: Path | None
+    weights: str
+    image_size: int
+    initial: int
+    query: int
+    rounds: int
+    seeds: int
+    long_tail: float | None = None
+    strategies: tuple[str, ...] = ()
+    """Empty for all."""
+
+    def options(self, out: Path) -> list[str]:
+        """Return what follows `simulate` on the command line."""
+        options = {
+            "images": self.images,
+            "manifest": self.manifest,
+            "weights": self.weights,
+            "image-size": self.image_size,
+            "initial": self.initial,
+            "query": self.query,
+            "rounds": self.rounds,
+            "seeds": self.seeds,
+            "long-tail": self.long_tail,
+            "strategies": ",".join(self.strategies) or None,
+            "out": out,
+        }
+        return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def plan_studies(*, quick: bool) -> list[Plan]:
+    """Return the studies to run, on what there is on this machine."""
+    cifar, trashnet = SHARED / "data" / "cifar10-lt", SHARED / "data" / "trashnet"
+    if not (cifar.is_dir() and trashnet.is_dir() and WEIGHTS.is_file()):
+        return [_on_digits(quick=quick)]
+    plans = [
+        Plan("cifar10-lt", cifar / "pool.zip", cifar / "manifest.csv", str(WEIGHTS), 96, 100, 100, 8, seeds=5),
+        Plan("trashnet", trashnet, trashnet / "manifest.csv", str(WEIGHTS), 112, 20, 20, 10, seeds=10, long_tail=20),
+    ]
+    return [_shorten(plan) for plan in plans] if quick else plans
+
+
+def _on_digits(*, quick: bool) -> Plan:
+    folder = CACHE / "evidence-digits"
+    write_digits(folder, (_DIGITS_OF_EACH,) * 10)
+    plan = Plan("digits", folder, None, "none", 32, 20, 20, 8, seeds=5, long_tail=20)
+    return _shorten(plan) if quick else plan
+
+
+def _shorten(plan: Plan) -> Plan:
+    """Make a study of minutes: images whose features are computed quickly, and half the rounds."""
+    return replace(
+        plan,
+        name=f"{plan.name}-quick",
+        image_size=min(plan.image_size, 64 if plan.long_tail else 32),
+        rounds=plan.rounds // 2,
+        seeds=2,
+        strategies=_QUICK_STRATEGIES,
+    )
+
+
+def run_study(plan: Plan) -> dict[str, Any]:
+    """Run a study as far as it has not been run, and return what it says of each strategy."""
+    out = CACHE / "evidence" / plan.name
+    command = [sys.executable, "-m", "trainer", "simulate", "--train", "classifier", *plan.options(out)]
+    print(f"{plan.name}: kept in {out.relative_to(CHECKOUT)}", file=sys.stderr)
+    environment = clean_environment(LABELNEXT_CACHE=str(CACHE / "images"))
+    ended = subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, check=True)
+    return dict(json.loads(ended.stdout))
+
+
+def save(plans: Sequence[Plan]) -> None:
+    """Copy the reports to where results are kept."""
+    for plan in plans:
+        folder = _RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{plan.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _SAVED:
+            shutil.copyfile(CACHE / "evidence" / plan.name / name, folder / name)
+
+
+def main() -> None:
+    """Run the studies, print a table and one line of JSON."""
+    options = _parse()
+    plans = plan_studies(quick=options.quick)
+    found = {plan.name: run_study(plan) for plan in plans}
+    if options.save:
+        save(plans)
+    for name, strategies in found.items():
+        _print_table(name, strategies)
+    sets = {
+        name: {strategy: {figure: values[figure] for figure in _FIGURES} for strategy, values in strategies.items()}
+        for name, strategies in found.items()
+    }
+    print(json.dumps({"bench": "evidence", "quick": options.quick, "sets": sets, "machine": describe()}))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few minutes, for a first impression")
+    parser.add_argument("--save", action="store_true", help="put the reports below bench/results")
+    return parser.parse_args()
+
+
+def _print_table(name: str, strategies: dict[str, dict[str, Any]]) -> None:
+    print(f"{name:<18}  macro-F1 area  minority F1 at the end  labels for random's minority F1")
+    for strategy, values in sorted(strategies.items(), key=lambda item: -item[1]["aulc_minority_f1"]):
+        ratio = values["label_ratio_vs_random"]
+        share = "more" if ratio is None else f"{ratio:.0%}"
+        print(f"{strategy:<18}  {values['aulc_macro_f1']:13.3f}  {values['minority_f1_final']:22.3f}  {share:>30}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Evidence of versions that nobody trained."""
+
+import numpy as np
+
+from contract.acquisition import bald
+from contract.manifest import DropoutSite, InputSpec, Manifest
+from trainer.dataset import Pixels, split
+from trainer.evaluate import measure
+from trainer.report.calibration import fit_temperature
+from trainer.report.evidence import Evidence
+from trainer.validation import HeldOut, as_decisions, decide, macro_f1_interval
+
+PASSES = 5
+
+
+def draw_passes(rng, targets, classes):
+    """Return probabilities (N, T, C) that are right more often than not, and not always."""
+    multiple = targets.ndim == 2
+    logits = rng.normal(size=(len(targets), PASSES, classes)) + rng.normal(size=(len(targets), 1, classes))
+    logits += (2.5 * (as_decisions(targets, classes) - 0.5 * multiple))[:, None]
+    odds = np.exp(logits).astype(np.float32)
+    return odds / (1 + odds) if multiple else odds / odds.sum(axis=2, keepdims=True)
+
+
+def make_evidence(labels=("cat", "dog", "horse"), *, images=90, multiple=False, frozen=True, seed=0, **fields):
+    """Return evidence on images of noise; `fields` replace some of it."""
+    rng, classes = np.random.default_rng(seed), len(labels)
+    targets = np.arange(images) % classes
+    if multiple:
+        targets = (rng.random((images, classes)) < 0.4).astype(np.uint8)
+    train, validation = split(targets, fraction=0.4, seed=0)
+    passes = draw_passes(rng, targets[validation], classes)
+    mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)
+    pixels = Pixels(
+        images=rng.integers(0, 256, (images, 40, 40, 3), np.uint8),
+        targets=targets,
+        groups=np.arange(images),
+        task_ids=np.full(images, -1),
+        references=tuple(f"/data/all/{number % classes}/{number:03}.png" for number in range(images)),
+        unreadable=(("broken.png", "cut short"),),
+    )
+    interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets[validation], classes))
+    manifest = Manifest(
+        version="20260102T030405678Z-abcdef",
+        created_at="2026-01-02T03:04:05+00:00",
+        labels=tuple(labels),
+        control=None,
+        input=InputSpec(40, 40),
+        passes=PASSES,
+        dropout_sites=(DropoutSite((8,), 0.5),),
+        architecture="small",
+        trunk="0" * 64,
+        multiple=multiple,
+        temperature=fit_temperature(mean, targets[validation], multiple=multiple),
+        metrics={
+            **measure(mean, targets[validation]).to_json(),
+            "macro_f1_interval": None if interval is None else list(interval),
+            "mean_bald": float(nats.mean()) if len(nats) else None,
+        },
+        training={
+            "images": images,
+            "validation": "split",
+            "validation_images": len(validation),
+            "audit_images": 0,
+            "unreadable": 1,
+            "left_out": {"file without an image suffix": 2},
+            "weights": {"origin": "none", "sha256": None, "loaded": [], "fresh": ["a", "b"]},
+            "part": "classifier" if frozen else "all",
+            "seed": 0,
+            "recipe": {"learning_rate": 0.1, "epochs": 3, "batch_images": 8},
+            "attempts": 1,
+            "final_loss": 0.5,
+        },
+    )
+    given = {
+        "manifest": manifest,
+        "earlier": (),
+        "origin": "the class folders of images",
+        "pixels": pixels,
+        "parts": HeldOut(train, validation, "split", 0),
+        "probabilities": mean,
+        "bald": nats,
+        "embeddings": rng.normal(size=(images, 16)).astype(np.float32) if frozen else None,
+    }
+    return Evidence(**{**given, **fields})

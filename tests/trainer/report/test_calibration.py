@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.calibration import temper
+from trainer.evaluate import measure
+from trainer.report.calibration import LEAST_IMAGES, cross_fit, fit_temperature, reliability
+from trainer.report.folds import deal
+
+
+def draw(temperature, *, images, classes=4, multiple=False, seed=0):
+    """Return probabilities and targets that are distributed as the probabilities are under a temperature."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(images, classes))
+    odds = np.exp(logits)
+    probabilities = odds / (1 + odds) if multiple else odds / odds.sum(axis=1, keepdims=True)
+    true = temper(probabilities, temperature, multiple=multiple)
+    if multiple:
+        return probabilities.astype(np.float32), (rng.random(true.shape) < true).astype(np.uint8)
+    targets = (true.cumsum(axis=1) < rng.random((images, 1))).sum(axis=1).clip(0, classes - 1)
+    return probabilities.astype(np.float32), targets
+
+
+def fit_in_torch(probabilities, targets, *, multiple):
+    """Minimise the same loss over logits and one scale, by LBFGS."""
+    exact = torch.from_numpy(probabilities).double()
+    logits = exact.logit() if multiple else exact.log()
+    scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scale], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+    expected = torch.from_numpy(targets)
+
+    def closure():
+        optimizer.zero_grad()
+        scaled = logits * (-scale).exp()
+        if multiple:
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(scaled, expected.double())
+        else:
+            loss = torch.nn.functional.cross_entropy(scaled, expected)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return float(scale.detach().exp())
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_temperature_is_the_one_that_lbfgs_finds(multiple, seed):
+    """On logits in torch, the same loss has the same minimum."""
+    probabilities, targets = draw(1.7, images=200, multiple=multiple, seed=seed)
+    expected = fit_in_torch(probabilities, targets, multiple=multiple)
+    assert fit_temperature(probabilities, targets, multiple=multiple) == pytest.approx(expected, rel=1e-3)
+
+
+@given(st.floats(0.4, 5), st.booleans(), st.integers(0, 1000))
+def test_a_known_temperature_is_found_again(temperature, multiple, seed):
+    """From 3,000 images that were drawn under it, to a fifth of itself."""
+    probabilities, targets = draw(temperature, images=3000, multiple=multiple, seed=seed)
+    assert fit_temperature(probabilities, targets, multiple=multiple) == pytest.approx(temperature, rel=0.2)
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_too_few_images_have_no_temperature(multiple):
+    """One fewer than 30 leave the probabilities as they are; 30 do not."""
+    probabilities, targets = draw(3, images=LEAST_IMAGES, multiple=multiple)
+    assert fit_temperature(probabilities[1:], targets[1:], multiple=multiple) == 1
+    assert fit_temperature(probabilities, targets, multiple=multiple) != 1
+    assert fit_temperature(probabilities[:0], targets[:0], multiple=multiple) == 1
+
+
+def test_without_an_optimum_the_temperature_is_1():
+    """Where all is right, the sharper the better without end; where all is wrong, the flatter."""
+    probabilities, _ = draw(1, images=100)
+    ranked = probabilities.argsort(axis=1)
+    assert fit_temperature(probabilities, ranked[:, -1], multiple=False) == 1
+    assert fit_temperature(probabilities, ranked[:, 0], multiple=False) == 1
+    certain = np.tile(np.array([[1, 0], [1e-9, 1]], np.float32), (50, 1))
+    assert fit_temperature(certain, np.arange(100) % 2, multiple=False) == 1
+    assert fit_temperature(certain, certain.round().astype(np.uint8), multiple=True) == 1
+
+
+def test_certainty_that_is_wrong_has_a_temperature_too():
+    """Probabilities of exactly 0 and 1, one of them on the wrong side, give a finite number."""
+    probabilities = np.tile(np.array([[1, 0], [0.7, 0.3]], np.float32), (50, 1))
+    targets = np.zeros(100, np.int64)
+    targets[:6] = 1
+    assert 1 < fit_temperature(probabilities, targets, multiple=False) < 20
+    both = np.stack([1 - targets, targets], axis=1).astype(np.uint8)
+    assert 1 < fit_temperature(probabilities, both, multiple=True) < 20
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_cross_fitting_mends_calibration_on_images_it_was_not_fitted_on(multiple):
+    """The calibration error of probabilities that are three times too sure falls to a third."""
+    probabilities, targets = draw(3, images=1000, multiple=multiple)
+    tempered = cross_fit(probabilities, targets, deal(targets, np.arange(1000)), multiple=multiple)
+    assert tempered.dtype == np.float32
+    before, after = measure(probabilities, targets), measure(tempered, targets)
+    assert after.ece < before.ece / 3
+    assert after.nll < before.nll
+    assert after.accuracy == before.accuracy
+
+
+def test_each_fold_is_tempered_by_the_others():
+    """Its own targets have no part in it."""
+    probabilities, targets = draw(2, images=200)
+    folds = deal(targets, np.arange(200))
+    changed = np.where(folds == 2, (targets + 1) % 4, targets)
+    first, second = (cross_fit(probabilities, each, folds, multiple=False) for each in (targets, changed))
+    np.testing.assert_array_equal(first[folds == 2], second[folds == 2])
+    assert np.abs(first[folds == 1] - second[folds == 1]).max() > 1e-3
+    expected = fit_temperature(probabilities[folds != 2], targets[folds != 2], multiple=False)
+    np.testing.assert_array_equal(first[folds == 2], temper(probabilities[folds == 2], expected))
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+@given(seed=st.integers(0, 1000), images=st.integers(1, 80))
+def test_the_bins_amount_to_the_calibration_error(multiple, seed, images):
+    """Their gaps, weighted by count, are the figure that the version's manifest has."""
+    probabilities, targets = draw(2, images=images, multiple=multiple, seed=seed)
+    bins = reliability(probabilities, targets, multiple=multiple)
+    total = images * (4 if multiple else 1)
+    assert sum(each.count for each in bins) == total
+    gap = sum(each.count * abs(each.confidence - each.accuracy) for each in bins) / total
+    assert gap == pytest.approx(measure(probabilities, targets).ece, abs=1e-5)
+    assert all(each.low - 1e-6 <= each.confidence <= each.high + 1e-6 for each in bins)
+    assert [each.low for each in bins] == sorted({each.low for each in bins})
+
+
+def test_a_bin_holds_what_can_be_counted_by_hand():
+    """Two predictions at 0.71 and 0.73, one right, and one at 1, right."""
+    probabilities = np.array([[0.71, 0.29], [0.27, 0.73], [1, 0]], np.float32)
+    first, last = reliability(probabilities, np.array([0, 0, 0]), multiple=False, bins=10)
+    assert (first.low, first.high, first.count, first.accuracy) == (pytest.approx(0.7), pytest.approx(0.8), 2, 0.5)
+    assert first.confidence == pytest.approx(0.72)
+    assert (last.high, last.count, last.accuracy, last.confidence) == (1, 1, 1, 1)

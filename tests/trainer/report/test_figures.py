@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix as reference_matrix
+from sklearn.metrics import precision_recall_fscore_support
+
+from trainer.evaluate import measure
+from trainer.report import figures
+from trainer.validation import as_decisions
+
+LABELS = ("a", "b", "c", "d")
+PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
+
+
+def decisions(pairs):
+    return tuple(as_decisions(np.array(column), len(LABELS)) for column in zip(*pairs, strict=True))
+
+
+def describe(true, predicted):
+    return figures.by_class(LABELS, labelled=true, trained_on=true, true=true, predicted=predicted)
+
+
+@given(PAIRS)
+def test_the_confusion_matrix_is_that_of_scikit_learn(pairs):
+    """True classes are rows, classes without an image included."""
+    true, predicted = decisions(pairs)
+    expected = reference_matrix(*zip(*pairs, strict=True), labels=range(len(LABELS)))
+    np.testing.assert_array_equal(figures.confusion_matrix(true, predicted), expected)
+
+
+@given(PAIRS)
+def test_precision_recall_and_f1_are_those_of_scikit_learn(pairs):
+    """Where it has to make one up, ours is None."""
+    true, predicted = decisions(pairs)
+    expected = precision_recall_fscore_support(true, predicted, zero_division=np.nan)
+    for each, precision, recall, f1, support in zip(describe(true, predicted), *expected, strict=True):
+        assert each.validated == support
+        for found, reference in ((each.precision, precision), (each.recall, recall), (each.f1, f1)):
+            assert (found is None) == np.isnan(reference)
+            assert found is None or found == pytest.approx(reference)
+
+
+@given(st.integers(0, 1000))
+def test_f1_is_that_of_the_version_of_several_labels_too(seed):
+    """The table says what the manifest says."""
+    rng = np.random.default_rng(seed)
+    probabilities, targets = rng.random((20, 4)).astype(np.float32), (rng.random((20, 4)) < 0.3).astype(np.uint8)
+    found = describe(targets.astype(bool), probabilities >= 0.5)
+    assert tuple(each.f1 for each in found) == pytest.approx(measure(probabilities, targets).f1)
+
+
+def test_a_class_counts_where_its_images_went():
+    """Labelled, trained on, validated, predicted, right."""
+    labelled, trained_on, true, predicted = (
+        as_decisions(np.array(each), 4) for each in ([0, 0, 0, 1, 1], [0, 0, 1], [0, 1], [1, 1])
+    )
+    found = figures.by_class(LABELS, labelled=labelled, trained_on=trained_on, true=true, predicted=predicted)
+    assert found[0] == figures.ClassFigures("a", labelled=3, trained_on=2, validated=1, predicted=0, hits=0)
+    assert found[1] == figures.ClassFigures("b", labelled=2, trained_on=1, validated=1, predicted=2, hits=1)
+    assert figures.to_json(found[1])["precision"] == 0.5
+
+
+def test_the_weakest_class_comes_first_and_those_without_a_figure_last():
+    """Of equally weak ones, the one with more images says more."""
+    true, predicted = decisions([(0, 0), (1, 2), (2, 1), (2, 1), (2, 1)])
+    assert [each.label for each in figures.weakest_first(describe(true, predicted))] == ["c", "b", "a", "d"]
+
+
+def test_pairs_that_are_confused_often_come_first():
+    """What is right is no confusion."""
+    true, predicted = decisions([(0, 0), (1, 2), (2, 1), (2, 1), (0, 3)])
+    first, *others = figures.confusions(figures.confusion_matrix(true, predicted))
+    assert first == figures.Confusion(true=2, predicted=1, count=2)
+    assert {(each.true, each.predicted, each.count) for each in others} == {(1, 2, 1), (0, 3, 1)}
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=60))
+def test_every_image_is_in_the_histogram_once(images):
+    """Right ones and wrong ones apart, over bins that reach from 0 to the greatest BALD."""
+    bald, right = np.array([each for each, _ in images]), np.array([each for _, each in images], bool)
+    found = figures.histogram(bald, right)
+    assert (sum(found.right), sum(found.wrong)) == (right.sum(), (~right).sum())
+    assert len(found.edges) == len(found.right) + 1 == len(found.wrong) + 1
+    assert found.edges[0] == 0
+    assert found.edges[-1] >= bald.max(initial=0)
+
+
+@given(st.lists(st.floats(0, 3), max_size=40))
+def test_no_image_is_both_uncertain_and_certain(values):
+    """At most twelve of either, the utmost first, and none of the former below one of the latter."""
+    bald = np.array(values)
+    most, least = figures.extremes(bald)
+    assert len(most) == min(12, (len(values) + 1) // 2)
+    assert len(least) == min(12, len(values) // 2)
+    assert len({*most.tolist(), *least.tolist()}) == len(most) + len(least)
+    assert sorted(bald[most], reverse=True) == bald[most].tolist()
+    assert sorted(bald[least]) == bald[least].tolist()
+    assert bald[most].min(initial=np.inf) >= bald[least].max(initial=-np.inf)
+    assert not values or bald[most[0]] == max(values)

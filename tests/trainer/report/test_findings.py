@@ -1,0 +1,95 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from contract.calibration import temper
+from tests.trainer.report.examples import make_evidence
+from trainer.report.findings import find, name_image, to_json
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_the_figures_are_those_of_the_manifest(multiple):
+    """What the classes amount to is the version's macro-F1; the histogram's right images are its accuracy."""
+    evidence = make_evidence(multiple=multiple)
+    found, metrics = find(evidence), evidence.manifest.metrics
+    assert np.mean([each.f1 for each in found.classes]) == pytest.approx(metrics["macro_f1"])
+    assert sum(found.histogram.right) == round(metrics["accuracy"] * metrics["images"])
+    assert sum(found.histogram.right) + sum(found.histogram.wrong) == len(evidence.bald)
+    assert (found.matrix is None) is multiple
+    assert multiple or np.trace(found.matrix) == sum(found.histogram.right)
+
+
+def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
+    """The probability is the tempered one; what is right is told from what is not."""
+    evidence = make_evidence()
+    manifest = evidence.manifest
+    assert manifest.temperature != 1
+    for shown in find(evidence).uncertain:
+        row = evidence.parts.validation.tolist().index(shown.image)
+        assert shown.given == (manifest.labels[evidence.pixels.targets[shown.image]],)
+        assert shown.predicted == (manifest.labels[evidence.probabilities[row].argmax()],)
+        assert shown.right == (shown.given == shown.predicted)
+        assert shown.probability == pytest.approx(temper(evidence.probabilities[row], manifest.temperature).max())
+        assert shown.bald == evidence.bald[row]
+
+
+def test_labels_of_all_images_are_judged_where_a_part_was_frozen():
+    """Otherwise of those that training did not see, and by the version itself."""
+    found = find(make_evidence(frozen=True))
+    assert (found.judged_by, found.judgement.images) == ("cross-validation", 90)
+    evidence = make_evidence(frozen=False)
+    found = find(evidence)
+    assert (found.judged_by, found.judgement.images) == ("validation", len(evidence.parts.validation))
+    assert {each.image for each in found.judgement.found} <= set(evidence.parts.validation.tolist())
+
+
+def test_images_that_neither_train_nor_validate_are_not_judged():
+    """Their embeddings mean nothing."""
+    evidence = make_evidence()
+    parts = replace(evidence.parts, train=evidence.parts.train[5:])
+    found = find(replace(evidence, parts=parts))
+    assert found.judgement.images == 85
+    assert not {each.image for each in found.judgement.found} & set(evidence.parts.train[:5].tolist())
+
+
+def test_a_wrong_label_is_named_by_image_and_labels():
+    """An image amid those of another class."""
+    evidence = make_evidence()
+    targets = evidence.pixels.targets
+    embeddings = np.eye(3, 16, dtype=np.float32)[targets] + 0.1 * evidence.embeddings
+    embeddings[6] = embeddings[7]
+    (first, *_) = find(replace(evidence, embeddings=embeddings)).doubted
+    assert (first.image, first.name, first.given, first.suggested) == (6, "0/006.png", ("cat",), ("dog",))
+
+
+def test_an_image_is_named_by_its_task_or_its_file():
+    """What a task refers to may hold a secret, which is not shown."""
+    evidence = make_evidence()
+    assert name_image(evidence, 4) == "1/004.png"
+    pixels = replace(evidence.pixels, references=("https://user:word@host/a.png?key=secret",) * 90)
+    of_tasks = replace(evidence, manifest=replace(evidence.manifest, control="choice"), pixels=pixels)
+    assert name_image(of_tasks, 4) == "https://host/a.png"
+    numbered = replace(of_tasks, pixels=replace(pixels, task_ids=np.arange(90)))
+    assert name_image(numbered, 4) == "task 4"
+
+
+def test_the_curve_ends_with_the_version_itself():
+    """Versions without the figures are passed over."""
+    evidence = make_evidence()
+    former = replace(evidence.manifest, version="20250102T030405678Z-abcdef")
+    without = replace(former, metrics={"images": 0, "macro_f1_interval": None})
+    curve = find(replace(evidence, earlier=[former, without])).curve
+    assert [each.version for each in curve] == [former.version, evidence.manifest.version]
+    assert curve[1].macro_f1 == evidence.manifest.metrics["macro_f1"]
+    assert [curve[1].low, curve[1].high] == evidence.manifest.metrics["macro_f1_interval"]
+
+
+@pytest.mark.parametrize("evidence", [make_evidence(), make_evidence(multiple=True), make_evidence(images=2)])
+def test_findings_are_json(evidence):
+    """Neither NaN nor a numpy number is in them, with nothing held out either."""
+    document = to_json(find(evidence), evidence.manifest)
+    assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
+    assert document["metrics"] == dict(evidence.manifest.metrics)
+    assert [each["label"] for each in document["classes"]] == list(evidence.manifest.labels)

@@ -1,0 +1,98 @@
+"""Studies as `simulate` makes them, from seeded curves instead of trained models."""
+
+import numpy as np
+
+from trainer.study.records import PassAgreement, Round, Study
+
+STRATEGIES = {
+    "random": 1.0,
+    "baal-bald": 1.5,
+    "labelnext": 2.6,
+    "balanced-bald": 2.5,
+    "balanced-margin": 2.7,
+    "margin": 1.8,
+    "entropy": 1.3,
+    "bald": 1.55,
+    "power-bald": 1.2,
+    "batch-bald": 1.6,
+    "bald-200": 1.5,
+    "core-set": 0.9,
+}
+"""How many images of random's one image of theirs is worth, on rare classes."""
+
+
+def make_study(
+    *, strategies=None, seeds=5, rounds=9, classes=10, initial=100, query=100, ratio=100, default="labelnext"
+):
+    """Return a study with a long tail of classes; rounds count the initial set."""
+    pool = np.maximum(1, np.round(5000 * ratio ** (-np.arange(classes) / max(1, classes - 1)))).astype(int)
+    minority = tuple(range(classes - max(1, classes // 3), classes))
+    strategies = STRATEGIES if strategies is None else {name: STRATEGIES.get(name, 1.0) for name in strategies}
+    return Study(
+        name="cifar10-lt",
+        classes=tuple(f"class {index}" for index in range(classes)),
+        minority=minority,
+        pool_by_class=tuple(pool.tolist()),
+        test_by_class=(250,) * classes,
+        settings={
+            "command": "python -m trainer simulate --images pool.zip --manifest manifest.csv",
+            "default": default,
+            "machine": "2 cores, 4 GB",
+            "date": "2026-01-31",
+            "passes": 20,
+            "initial": initial,
+            "query": query,
+            "learning_rate": 0.004,
+            "strategies": list(strategies),
+        },
+        machine="2 cores, 4 GB",
+        date="2026-01-31",
+        rounds=tuple(
+            each
+            for name, worth in strategies.items()
+            for seed in range(seeds)
+            for each in make_chain(name, worth, seed, pool / pool.sum(), minority, rounds, initial, query)
+        ),
+        agreement=tuple(
+            PassAgreement(seed, passes, 12_000, 0.71 + 0.27 * passes / 200 + 0.005 * seed, 0.5 + 0.45 * passes / 200)
+            for passes in (20, 200)
+            for seed in range(seeds)
+        ),
+    )
+
+
+def make_chain(name, worth, seed, shares, minority, rounds, initial, query):
+    """Return the rounds of a strategy whose images of rare classes come `worth` times as often as by chance."""
+    own = np.random.default_rng([seed, *name.encode()])
+    common = np.random.default_rng(seed).normal(0, 0.02)
+    weight = shares ** (1 / worth)
+    weight /= weight.sum()
+    chain = []
+    for number in range(rounds):
+        labels = initial + number * query
+        counts = np.random.default_rng(seed).multinomial(initial, shares)
+        counts += own.multinomial(labels - initial, weight)
+        noise = own.normal(0, 0.008, len(shares)) if number else np.zeros(len(shares))
+        f1 = np.clip(1 - 1.6 / (counts + 3) ** 0.3 + common + noise, 0, 1)
+        accuracy = float(np.clip((f1 * shares).sum() + 0.02, 0, 1))
+        chain.append(
+            Round(
+                strategy=name,
+                seed=seed,
+                round=number,
+                labels=labels,
+                trained_on=round(0.9 * labels),
+                labels_by_class=tuple(counts.tolist()),
+                accuracy=accuracy,
+                balanced_accuracy=float(f1.mean()),
+                macro_f1=float(f1.mean()),
+                minority_f1=float(f1[list(minority)].mean()),
+                nll=float(2.3 * (1 - f1.mean())),
+                ece=0.05 + 0.1 * float(1 - f1.mean()),
+                f1=tuple(f1.tolist()),
+                train_s=4.0 + labels / 300,
+                score_s=0.0 if name == "random" or number == rounds - 1 else 9.0 + seed / 10,
+                choose_s=0.0 if number == rounds - 1 else 0.1 * worth,
+            )
+        )
+    return chain

@@ -1,0 +1,202 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from contract.embedding import embed
+from tests.trainer.study.material import CLASSES, build_small, make_learner, make_material
+from trainer.ordering.audit import is_audit
+from trainer.ordering.order import arrange
+from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, Candidates
+from trainer.settings import Training
+from trainer.study import learner as learner_module
+from trainer.study.choosing import Chooser, Situation, cover_greedily
+from trainer.study.learner import Material
+from trainer.study.names import STUDIED
+
+TRAINING = Training(weights="none", epochs=20, passes=10, seed=1)
+LABELLED = np.arange(0, 400, 8)
+LEFT = np.setdiff1d(np.arange(20, 400), LABELLED)
+"""Images before 20 are tested on."""
+COPIES = np.array([390, 391, 393, 394, 395])
+QUERY = 40
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model whose passes disagree; five images are byte-equal copies of the one that it knows least about."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner_module, "build", build_small)
+        plain = make_material(400)
+        model = make_learner(plain, TRAINING).train(LABELLED, "study/1/0")
+        others = LEFT[~is_audit(7, LEFT, 0.1)]
+        original = others[np.argmax(model.score(model.compute_features(others)).bald)]
+        features = plain.features.copy()
+        features[COPIES] = features[original]
+        material = Material(plain.classes, plain.targets, plain.images, features)
+        return make_learner(material, TRAINING).train(LABELLED, "study/1/0")
+
+
+@pytest.fixture(scope="module")
+def situation():
+    return Situation(left=LEFT, labelled=LABELLED, labels_by_class=(30, 15, 5), project=7, name="study/1/0")
+
+
+@pytest.fixture(scope="module")
+def choose(model, situation):
+    return lambda strategy: Chooser(strategy, model, situation, passes=10).choose(QUERY)
+
+
+@pytest.fixture(scope="module")
+def candidates(model):
+    scores = model.score(model.compute_features(LEFT))
+    return Candidates(LEFT, scores.probabilities, scores.bald, scores.entropy, scores.embeddings, multiple=False)
+
+
+def arranged(model, candidates, **how):
+    features = model.compute_features(LEFT)
+    order = arrange(
+        candidates,
+        project=7,
+        name="study/1/0",
+        labels_by_class=(30, 15, 5),
+        first=QUERY,
+        passes=lambda indices: model.passes(features[indices]),
+        **how,
+    ).order
+    return LEFT[order[:QUERY]]
+
+
+def test_the_materials_are_what_the_facts_need(model, candidates):
+    """Images differ in what the passes say of them."""
+    assert candidates.bald.max() > 3 * np.median(candidates.bald)
+    assert len(CLASSES) == candidates.probabilities.shape[1] == 3
+
+
+@pytest.mark.parametrize("strategy", STUDIED)
+def test_as_many_different_images_are_chosen_as_were_asked_for(choose, strategy):
+    """Of those that are left: none that is labelled, and none that is tested on."""
+    chosen = choose(strategy)
+    assert chosen.dtype == np.int64
+    assert len(set(chosen.tolist())) == len(chosen) == QUERY
+    assert np.isin(chosen, LEFT).all()
+
+
+@pytest.mark.parametrize("strategy", [each for each in STRATEGIES if each != "random"])
+def test_production_orders_by_the_same_code(model, candidates, choose, strategy):
+    """What comes first is what `trainer rank` would put first, without duplicates put back and without a slice."""
+    expected = arranged(model, candidates, strategy=strategy, audit_share=0.0, duplicates=False)
+    np.testing.assert_array_equal(choose(strategy), expected)
+
+
+def test_simple_strategies_are_their_definitions(model, choose):
+    """By BALD, entropy and the difference of the two greatest probabilities, of the passes themselves."""
+    passes = model.passes(model.compute_features(LEFT)).astype(np.float64)
+    mean = passes.mean(axis=1)
+    entropy = -(mean * np.log(mean)).sum(axis=1)
+    second, first = np.sort(mean, axis=1).T[-2:]
+    for strategy, worth in {
+        "entropy": entropy,
+        "margin": second - first,
+        "bald": entropy + (passes * np.log(passes)).sum(axis=2).mean(axis=1),
+    }.items():
+        of = dict(zip(LEFT.tolist(), worth, strict=True))
+        chosen = choose(strategy)
+        best = np.sort(worth)[::-1][:QUERY]
+        np.testing.assert_allclose([of[image] for image in chosen.tolist()], best, atol=1e-5)
+
+
+class TestLabelnext:
+    def test_it_is_productions_default(self, model, candidates, choose):
+        """With near-duplicates and the audit slice, as `trainer rank` has them."""
+        expected = arranged(model, candidates, strategy=DEFAULT_STRATEGY, audit_share=0.1, duplicates=True)
+        np.testing.assert_array_equal(choose("labelnext"), expected)
+
+    def test_one_in_ten_is_of_the_audit_slice(self, choose):
+        """Whatever the model says of them; the slice is the seed's, by the image's number."""
+        assert is_audit(7, choose("labelnext"), 0.1).sum() == QUERY // 10
+
+    def test_a_copy_of_what_was_chosen_is_not_chosen(self, model, choose):
+        """Plain BALD has all six labelled."""
+        same = [image for image in LEFT.tolist() if is_like(model, image, int(COPIES[0]))]
+        copies = [image for image in same if not is_audit(7, np.array([image]), 0.1)]
+        assert len(copies) > 3
+        assert set(same) <= set(choose("bald").tolist())
+        assert len(set(copies) & set(choose("labelnext").tolist())) == 1
+
+
+def is_like(model, image, other):
+    features = model.compute_features(np.array([image, other]))
+    return np.array_equal(features[0], features[1])
+
+
+class TestRandom:
+    class Unneeded:
+        """A model that must not be asked."""
+
+    def draw(self, name, left=LEFT[:20], query=5):
+        situation = Situation(left=left, labelled=LABELLED, labels_by_class=(1, 1, 1), project=7, name=name)
+        return Chooser("random", self.Unneeded(), situation, passes=10).choose(query)
+
+    def test_it_draws_each_image_alike(self):
+        """By chi-square over 2,000 rounds, and without a model's word."""
+        counts = Counter(image for number in range(2000) for image in self.draw(f"study/0/{number}").tolist())
+        assert set(counts) == set(LEFT[:20].tolist())
+        assert chisquare(list(counts.values())).pvalue > 1e-4
+
+    def test_its_draw_belongs_to_seed_and_round(self):
+        """The same again for the same, another for another."""
+        np.testing.assert_array_equal(self.draw("study/0/1"), self.draw("study/0/1"))
+        draws = {tuple(self.draw(f"study/{seed}/{number}")) for seed in range(3) for number in range(3)}
+        assert len(draws) == 9
+
+
+class TestCoreSet:
+    @given(
+        seed=st.integers(0, 1000),
+        images=st.integers(1, 30),
+        covered=st.sampled_from([0, 1, 6, 1030]),
+        share=st.floats(0, 1),
+    )
+    def test_each_is_the_farthest_of_those_left(self, seed, images, covered, share):
+        """From what was covered and chosen before, against brute force; covered ones may be more than fit at once."""
+        rng = np.random.default_rng(seed)
+        vectors, before = (unit(rng.normal(size=(count, 4))) for count in (images, covered))
+        count = round(share * images)
+        chosen = cover_greedily(vectors, before, count=count)
+        assert len(set(chosen.tolist())) == len(chosen) == count
+        centres = [each.astype(np.float64) for each in before]
+        for place, index in enumerate(chosen):
+            left = np.setdiff1d(np.arange(images), chosen[:place])
+            distances = {i: distance(vectors[i].astype(np.float64), centres) for i in left.tolist()}
+            assert distances[int(index)] >= max(distances.values()) - 1e-5
+            centres.append(vectors[index].astype(np.float64))
+
+    def test_images_that_are_labelled_are_covered(self, choose, model):
+        """By the embeddings that production knows images by."""
+        ours, labelled = (embed(model.compute_features(each)) for each in (LEFT, LABELLED))
+        chosen = choose("core-set")
+        np.testing.assert_array_equal(chosen, LEFT[cover_greedily(ours, labelled, count=QUERY)])
+        nearest = (ours @ labelled.T).max(axis=1)
+        assert nearest[np.searchsorted(LEFT, chosen[0])] == pytest.approx(nearest.min(), abs=1e-6)
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def distance(vector, centres):
+    return min((1 - float(vector @ centre) for centre in centres), default=2.0)
+
+
+def test_baal_bald_is_baals_ranking(model, choose):
+    """Under the same draws."""
+    torch.manual_seed(4)
+    chosen = choose("baal-bald")
+    torch.manual_seed(4)
+    ranks = model.rank_by_baal(model.compute_features(LEFT), passes=10)
+    np.testing.assert_array_equal(chosen, LEFT[ranks[:QUERY]])

@@ -1,0 +1,271 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import TrainingError
+from tests.trainer.small import write_folders
+from trainer.__main__ import main
+from trainer.study import simulate as simulate_module
+from trainer.study.records import load, recover
+from trainer.study.simulate import find_minority
+from trainer.watching.children import LABELS_AT_FAULT
+
+CHECKOUT = Path(__file__).parents[3]
+SMALL = "--weights none --arch vgg11 --image-size 32 --units 8 --epochs 2 --passes 4 --device cpu"
+STUDY = "--strategies random,labelnext --seeds 2 --initial 12 --query 6 --rounds 1 --workers 2"
+CHAINS = {f"{strategy}-{seed}.jsonl" for strategy in ("random", "labelnext") for seed in (0, 1)}
+SECONDS = ("train_s", "score_s", "choose_s")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sixty images, of which 45 may be labelled."""
+    return write_folders(tmp_path_factory.mktemp("images") / "colours.v2", each=20)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache") / "images"
+
+
+@pytest.fixture(scope="module")
+def begin(folder, cache):
+    """Start the command in a process of its own; what it says goes to files beside the study."""
+    processes = []
+
+    def start(out, *more, study=STUDY):
+        arguments = [sys.executable, "-m", "trainer", "simulate", f"--images={folder}", "--out", str(out)]
+        with out.with_suffix(".out").open("w") as said, out.with_suffix(".err").open("w") as explained:
+            process = subprocess.Popen(
+                [*arguments, *f"{study} {SMALL}".split(), *more],
+                cwd=CHECKOUT,
+                env={**os.environ, "LABELNEXT_CACHE": str(cache)},
+                stdout=said,
+                stderr=explained,
+            )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def ended(process, out):
+    """Wait for it, and return its exit status and the lines it said on stdout and stderr."""
+    status = process.wait(100)
+    return status, out.with_suffix(".out").read_text().splitlines(), out.with_suffix(".err").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def whole(begin, tmp_path_factory):
+    """A study that nothing interrupted, and what it said."""
+    out = tmp_path_factory.mktemp("whole") / "study"
+    return out, ended(begin(out), out)
+
+
+@pytest.fixture
+def simulate(folder, cache, monkeypatch):
+    """Run the command in this process."""
+    monkeypatch.setenv("LABELNEXT_CACHE", str(cache))
+    return lambda out, *more: main(
+        ["simulate", f"--images={folder}", "--out", str(out), *f"{STUDY} {SMALL}".split(), *more]
+    )
+
+
+def rounds_without_seconds(out):
+    with (out / "rounds.csv").open(newline="", encoding="utf-8") as file:
+        return [{name: value for name, value in row.items() if name not in SECONDS} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+class TestFromEndToEnd:
+    def test_it_ends_with_one_line_of_json(self, whole):
+        """The figures of each strategy; all else is on stderr."""
+        status, out, err = whole[1]
+        assert status == 0, err
+        (line,) = out
+        document = json.loads(line)
+        assert list(document) == ["random", "labelnext"]
+        for figures in document.values():
+            assert figures["seeds"] == 2
+            assert {"aulc_macro_f1", "aulc_macro_f1_vs_random", "label_ratio_vs_random", "score_s"} <= figures.keys()
+        assert "2 strategies, 2 seeds, 1 rounds of 6 labels after 12, of 45 images of 3 classes" in "\n".join(err)
+        assert "Traceback" not in "\n".join(err)
+
+    def test_its_report_and_figures_are_in_the_folder(self, whole):
+        """Every round of every chain; the study can be read again."""
+        out = whole[0]
+        assert (out / "report.html").is_file()
+        assert len(rounds_without_seconds(out)) == 8
+        assert {path.name for path in (out / "chains").iterdir()} == CHAINS
+        study = load(out)
+        assert (study.name, study.classes) == ("colours.v2", ("blue", "green", "red"))
+        assert (study.pool_by_class, study.test_by_class) == ((15,) * 3, (5,) * 3)
+        assert study.strategies == ("random", "labelnext")
+        assert [each.seed for each in study.agreement] == [0, 1]
+
+    def test_no_file_says_where_it_was_made(self, whole, folder):
+        """Neither the images' folder nor the study's own nor the program's; the command names them without."""
+        out = whole[0]
+        for path in [*out.glob("*.*"), *out.glob("chains/*")]:
+            content = path.read_bytes()
+            for place in (out.parent, folder.parent, CHECKOUT, sys.prefix, Path.home()):
+                assert os.fsencode(place) + b"/" not in content, path
+        command = json.loads((out / "settings.json").read_text())["command"]
+        assert command.startswith("python -m trainer simulate --images=colours.v2 --out study --strategies random,")
+
+    def test_run_again_it_computes_nothing(self, whole, simulate, capsys, monkeypatch):
+        """And comes to the same figures; the chains' files are not touched."""
+        out, (_, said, _) = whole
+        chains = {path: path.read_bytes() for path in (out / "chains").iterdir()}
+        monkeypatch.setattr(simulate_module, "build", None)
+        monkeypatch.setattr(simulate_module, "_run_all", None)
+        assert simulate(out) == 0
+        assert capsys.readouterr().out.splitlines() == said
+        assert {path: path.read_bytes() for path in (out / "chains").iterdir()} == chains
+
+    @pytest.mark.parametrize(
+        ("other", "says"),
+        [
+            (["--query", "7"], "a study with query 6, this one has 7"),
+            (["--class-balance", "0.5"], "a study with class_balance None, this one has 0.5"),
+            (["--train", "head"], "a study with part classifier, this one has head"),
+        ],
+    )
+    def test_another_study_has_no_place_in_its_folder(self, whole, simulate, capsys, other, says):
+        """The setting is named, with what it was and what it is, before anything is computed."""
+        out = whole[0]
+        before = (out / "settings.json").read_bytes()
+        assert simulate(out, *other) == 1
+        assert says in capsys.readouterr().err
+        assert (out / "settings.json").read_bytes() == before
+
+    @pytest.mark.timeout(300)
+    def test_what_is_killed_leaves_no_process_and_goes_on(self, whole, begin, tmp_path):
+        """By SIGKILL as by SIGTERM: run again, it comes to the same rounds as if it had not been, but for seconds."""
+        out = tmp_path / "study"
+        for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
+            process = begin(out)
+            assert ended(kill_midway(process, out, number), out)[:2] == (expected, [])
+        assert 0 < count_rounds(out) < 8
+        assert ended(begin(out), out)[0] == 0
+        assert rounds_without_seconds(out) == rounds_without_seconds(whole[0])
+
+    def test_the_whole_network_may_be_trained(self, begin, tmp_path):
+        """Then no features are computed ahead."""
+        out = tmp_path / "study"
+        study = "--strategies labelnext --seeds 1 --initial 6 --query 3 --rounds 1 --train all"
+        status, said, err = ended(begin(out, study=study), out)
+        assert status == 0, err
+        assert list(json.loads(said[0])) == ["labelnext"]
+        assert load(out).settings["part"] == "all"
+        assert not any("features" in line for line in err)
+
+
+def kill_midway(process, out, number):
+    """Kill it after one more round, see it and its workers end, and return it."""
+    before = count_rounds(out)
+    wait_until(lambda: count_rounds(out) > before, 100)
+    workers = descendants(process.pid)
+    assert len(workers) > 2
+    os.kill(process.pid, number)
+    process.wait(60)
+    wait_until(lambda: not any(map(is_running, workers)), 10)
+    return process
+
+
+def count_rounds(out):
+    return sum(path.read_bytes().count(b"\n") for path in (out / "chains").glob("*.jsonl"))
+
+
+def wait_until(holds, seconds):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def descendants(process):
+    found = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [*found, *(below for child in found for below in descendants(child))]
+
+
+def is_running(process):
+    """Whether it is there; one that has ended may wait to be collected."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--initial", "40"], "expected at least 46 images for 40 labels and 1 rounds of 6, there are 45; lower"),
+        (["--long-tail", "15", "--initial", "15"], "at least 21 images for 15 labels and 1 rounds of 6, there are 20"),
+        (["--strategies", "random,bold"], "each once, got random, bold"),
+        (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
+        (["--images", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_before_anything_is_computed(simulate, tmp_path, capsys, arguments, says):
+    """Nothing is written but pixels."""
+    assert simulate(tmp_path / "study", *arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert "features" not in err
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """A study whose first training fails."""
+
+    def diverge(*args, **kwargs):
+        raise TrainingError("diverged at learning rate 1: set a lower --learning-rate")
+
+    monkeypatch.setattr(simulate_module, "_run_all", diverge)
+
+
+def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path, capsys):
+    """What failed at once is tried again with other settings and the same command otherwise."""
+    for more in ([], ["--learning-rate", "0.01"]):
+        assert simulate(tmp_path / "study", *more) == LABELS_AT_FAULT
+        assert "set a lower --learning-rate" in capsys.readouterr().err
+    assert json.loads((tmp_path / "study" / "settings.json").read_text())["learning_rate"] == 0.01
+    assert not recover(tmp_path / "study" / "chains" / "random-0.jsonl")
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(simulate, diverging, tmp_path, capsys, caplog):
+    """The first few of them; of the others it says how many they are."""
+    folder = write_folders(tmp_path / "some", each=20)
+    for path in sorted((folder / "red").iterdir())[:7]:
+        path.write_bytes(b"no image")
+    simulate(tmp_path / "study", "--images", str(folder))
+    said = [record.getMessage() for record in caplog.records if record.name == simulate_module.__name__]
+    assert sum(each.startswith("left out: red/") for each in said) == 5
+    assert "and 2 more" in said
+    assert json.loads((tmp_path / "study" / "settings.json").read_text())["unreadable"] == 7
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=40))
+def test_the_minority_is_the_rarest_third(counts):
+    """At least one class; no other class has fewer images than one of them."""
+    minority = find_minority(np.array(counts))
+    assert len(set(minority)) == len(minority) == max(1, round(len(counts) / 3))
+    others = [count for index, count in enumerate(counts) if index not in minority]
+    assert max(counts[index] for index in minority) <= min(others)
+    assert [counts[index] for index in minority] == sorted(counts[index] for index in minority)

@@ -1,0 +1,105 @@
+"""How far probabilities can be believed, and the temperature that mends them.
+
+Temperature scaling after Guo et al. 2017 (arXiv 1706.04599), applied to the mean probabilities of the passes. A
+temperature that is fitted and judged on the same images flatters, so what is reported is cross-fitted.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+
+from contract.calibration import temper
+from trainer.dataset import Indices, Targets
+from trainer.report.folds import FOLDS
+from trainer.validation import as_decisions, decide
+
+LEAST_IMAGES: Final = 30
+"""Below which a temperature would be fitted to chance."""
+
+_LOWEST, _HIGHEST = math.log(0.05), math.log(20)
+_AT_A_BOUND = 1e-3
+_LEAST = 1e-12
+"""Probability that stands for 0, as in the version's own figures."""
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """The predictions whose confidence lies in one interval."""
+
+    low: float
+    high: float
+    confidence: float
+    """Mean."""
+    accuracy: float
+    """Share that is right; of several labels, that holds."""
+    count: int
+
+
+def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> float:
+    """Return the temperature in [0.05, 20] under which targets are likeliest, or 1 where none is.
+
+    There is none for fewer than 30 images, where all predictions are right (the sharper the better, without end), and
+    where none is worth anything (the flatter the better).
+
+    Args:
+        probabilities: mean over the passes, float32 (N, C).
+        targets: what holds of each image.
+        multiple: whether several labels may hold.
+    """
+    true = as_decisions(targets, probabilities.shape[1])  # (N, C)
+    if len(true) < LEAST_IMAGES or (decide(probabilities, multiple=multiple) == true).all():
+        return 1.0
+    exact = np.maximum(probabilities.astype(np.float64), _LEAST)
+    if multiple:  # of what is said of a label, be it that it holds or not: tempering treats both alike
+        exact = np.maximum(np.where(true, exact, 1 - exact), _LEAST)
+
+    def loss(log_temperature: float) -> float:
+        tempered = temper(exact, math.exp(log_temperature), multiple=multiple)
+        return float(-np.log(tempered if multiple else tempered[true]).sum())
+
+    found = float(minimize_scalar(loss, bounds=(_LOWEST, _HIGHEST), method="bounded").x)
+    inside = _LOWEST + _AT_A_BOUND < found < _HIGHEST - _AT_A_BOUND
+    return math.exp(found) if inside else 1.0
+
+
+def cross_fit(probabilities: Probabilities, targets: Targets, folds: Indices, *, multiple: bool) -> Probabilities:
+    """Return the probabilities of each fold under the temperature that was fitted on the others: (N, C) to (N, C)."""
+    tempered = probabilities.copy()
+    for fold in range(FOLDS):
+        judged = folds == fold
+        temperature = fit_temperature(probabilities[~judged], targets[~judged], multiple=multiple)
+        tempered[judged] = temper(probabilities[judged], temperature, multiple=multiple)
+    return tempered
+
+
+def reliability(probabilities: Probabilities, targets: Targets, *, multiple: bool, bins: int = 15) -> tuple[Bin, ...]:
+    """Return the bins that hold a prediction, by rising confidence; their intervals divide [0, 1] evenly.
+
+    Of one label an image, its confidence is that of the likeliest; of several, each label of each image is a
+    prediction that it holds. The mean gap of confidence and accuracy, weighted by count, is the expected calibration
+    error.
+
+    Args:
+        probabilities: float32 (N, C).
+        targets: what holds of each image.
+        multiple: whether several labels may hold.
+        bins: how many.
+    """
+    true = as_decisions(targets, probabilities.shape[1])  # (N, C)
+    predicted = np.ones_like(true) if multiple else decide(probabilities, multiple=False)
+    confidence, right = probabilities[predicted].astype(np.float64), true[predicted]
+    edges = np.linspace(0, 1, bins + 1)
+    places = np.digitize(confidence, edges[1:-1])
+    found = []
+    for place in np.unique(places):
+        here = places == place
+        low, high = edges[place], edges[place + 1]
+        means = float(confidence[here].mean()), float(right[here].mean())
+        found.append(Bin(float(low), float(high), *means, int(here.sum())))
+    return tuple(found)

@@ -1,0 +1,197 @@
+"""Labels that are probably wrong, found by confident learning (Northcutt et al. 2021, arXiv 1911.00068).
+
+That needs the probabilities of a model that has not seen the image. Where the network's first part is frozen, a linear
+model on its features is fitted five times, each time without a fold; where all of it was trained, only the validation
+part can be judged. The one place that imports cleanlab.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from trainer.dataset import Integers, Targets
+from trainer.evaluate import count_images
+from trainer.report.folds import FOLDS, deal
+
+LEAST_IMAGES: Final = FOLDS
+"""Different images of a class below which a fold's model would hardly know it."""
+
+_MOST_WORK = 100_000_000
+"""Images times classes times iterations of a fold's fit: with very many it ends before it has converged."""
+_LEAST_ITERATIONS, _MOST_ITERATIONS = 10, 200
+_PENALTY = 100.0
+"""On the squared weights over two, beside the summed loss: 256 features of some hundred images want much of it. Of 5 %
+swapped labels among 800 photos, 16 are among the first 24 that are found; under sklearn's default of 1 it is 13."""
+
+Floats = npt.NDArray[np.floating]
+_Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelError:
+    """An image whose label, or one of whose labels, is probably wrong."""
+
+    image: int
+    """Its row."""
+    given: tuple[int, ...]
+    """The labels it has, as indices."""
+    suggested: tuple[int, ...]
+    """Those that it would rather have."""
+    given_probability: float
+    """Of the label given or, where several may hold, of what is said of the label that is doubted most."""
+    suggested_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was found among the labels that could be judged."""
+
+    found: tuple[LabelError, ...]
+    """The least likely labels first."""
+    images: int
+    """How many were judged."""
+    too_few: tuple[int, ...]
+    """Classes that have images, but too few to judge them."""
+
+    def of_rows(self, rows: Integers) -> "Judgement":
+        """Return it with image `i` named `rows[i]`."""
+        return replace(self, found=tuple(replace(each, image=int(rows[each.image])) for each in self.found))
+
+
+def predict_unseen(features: Floats, targets: Targets, groups: Integers, *, classes: int) -> Floats:
+    """Return the probabilities (N, C) that linear models give to images which they have not seen.
+
+    Classes of fewer than 5 different images are left out of the fits and have a probability of 0, as has everything of
+    the images of such a class.
+
+    Args:
+        features: float32 (N, D).
+        targets: what holds of each image.
+        groups: shape (N,), equal for images that one model must not both see and judge.
+        classes: C.
+    """
+    enough = _enough(targets, groups, classes)
+    rows, known = _judged(targets, enough), np.flatnonzero(enough)
+    probabilities = np.zeros((len(targets), classes))
+    if len(known) < 2:
+        return probabilities
+    folds = np.full(len(targets), -1)
+    folds[rows] = deal(targets[rows], groups[rows])
+    given = targets if targets.ndim == 1 else targets[:, known]
+    for fold in range(FOLDS):
+        seen, judged = (folds >= 0) & (folds != fold), folds == fold
+        if not judged.any():
+            continue
+        model = _linear_model(images=int(seen.sum()), classes=len(known), multiple=targets.ndim == 2)
+        with warnings.catch_warnings(), threadpool_limits(1):  # many small products: threads only wait for each other
+            warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is good enough to rank by
+            model.fit(features[seen], given[seen])
+        columns = model.classes_ if targets.ndim == 1 else known
+        probabilities[np.ix_(judged, columns)] = model.predict_proba(features[judged])
+    return probabilities
+
+
+def judge(probabilities: Floats, targets: Targets, groups: Integers) -> Judgement:
+    """Return the labels that are probably wrong by the probabilities (N, C) of models that have not seen the images.
+
+    Classes of fewer than 5 different images are not judged, and not suggested.
+
+    Args:
+        probabilities: float (N, C).
+        targets: what holds of each image.
+        groups: shape (N,), equal for images that count as one.
+    """
+    classes = probabilities.shape[1]
+    enough = _enough(targets, groups, classes)
+    rows, known = np.flatnonzero(_judged(targets, enough)), np.flatnonzero(enough)
+    too_few = tuple(np.flatnonzero(~enough & (count_images(targets, classes) > 0)).tolist())
+    if len(known) < 2:
+        return Judgement((), 0, too_few)
+    shown = probabilities[np.ix_(rows, known)].astype(np.float64)  # (M, K)
+    if targets.ndim == 1:
+        shown = np.clip(shown, 1e-12, None)
+        shown /= shown.sum(axis=1, keepdims=True)
+        found = _judge_one(shown, np.searchsorted(known, targets[rows]))
+    else:
+        found = _judge_several(shown, targets[np.ix_(rows, known)].astype(bool))
+    return Judgement(tuple(_renumbered(each, rows, known) for each in found), len(rows), too_few)
+
+
+def _enough(targets: Targets, groups: Integers, classes: int) -> _Mask:
+    """Which classes have enough images with different files, (C,)."""
+    different = np.unique(groups, return_index=True)[1]
+    return np.asarray(count_images(targets[different], classes) >= LEAST_IMAGES, np.bool_)
+
+
+def _judged(targets: Targets, enough: _Mask) -> _Mask:
+    """Which images, (N,): of several labels all, by the classes that have enough."""
+    return enough[targets] if targets.ndim == 1 else np.ones(len(targets), np.bool_)
+
+
+def _linear_model(*, images: int, classes: int, multiple: bool) -> Pipeline:
+    """One that gives probabilities of classes, or of labels each by itself."""
+    iterations = int(np.clip(_MOST_WORK // (images * classes), _LEAST_ITERATIONS, _MOST_ITERATIONS))
+    if multiple:  # without a hidden layer, it is a logistic regression on each label, all at once
+        model = MLPClassifier((), solver="lbfgs", alpha=_PENALTY, max_iter=iterations, random_state=0)
+    else:
+        model = LogisticRegression(C=1 / _PENALTY, class_weight="balanced", max_iter=iterations)
+    return make_pipeline(StandardScaler(), model)
+
+
+def _judge_one(probabilities: Floats, given: Integers) -> list[LabelError]:
+    """Of one label an image: probabilities (M, K) and labels (M,)."""
+    from cleanlab.filter import find_label_issues  # it takes seconds to load, and most commands do without
+
+    found = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    likeliest = probabilities.argmax(axis=1)
+    return [
+        LabelError(
+            image=image,
+            given=(int(given[image]),),
+            suggested=(int(likeliest[image]),),
+            given_probability=float(probabilities[image, given[image]]),
+            suggested_probability=float(probabilities[image, likeliest[image]]),
+        )
+        for image in found.tolist()
+    ]
+
+
+def _judge_several(probabilities: Floats, given: _Mask) -> list[LabelError]:
+    """Of several labels: both (M, K)."""
+    from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
+
+    names = [np.flatnonzero(row).tolist() for row in given]
+    wrong = find_multilabel_issues_per_class(names, probabilities, n_jobs=1)  # (M, K)
+    likely = np.where(given, probabilities, 1 - probabilities)  # (M, K): what was said of each label
+    doubted = np.where(wrong, likely, np.inf).min(axis=1)  # (M,)
+    return [
+        LabelError(
+            image=image,
+            given=tuple(names[image]),
+            suggested=tuple(np.flatnonzero(given[image] ^ wrong[image]).tolist()),
+            given_probability=float(doubted[image]),
+            suggested_probability=1 - float(doubted[image]),
+        )
+        for image in np.argsort(doubted, kind="stable").tolist()
+        if wrong[image].any()
+    ]
+
+
+def _renumbered(error: LabelError, rows: Integers, known: Integers) -> LabelError:
+    """Return it with the numbers of all images and classes."""
+    return LabelError(
+        image=int(rows[error.image]),
+        given=tuple(known[list(error.given)].tolist()),
+        suggested=tuple(known[list(error.suggested)].tolist()),
+        given_probability=error.given_probability,
+        suggested_probability=error.suggested_probability,
+    )

@@ -1,0 +1,144 @@
+"""The page of a report, and what stands beside it: figures.json and classes.csv."""
+
+import csv
+import json
+import platform
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from trainer.html import render
+from trainer.ranking.gallery import to_thumbnail
+from trainer.report import figures, findings
+from trainer.report.drawings import draw_curve, draw_histogram, draw_reliability
+from trainer.report.evidence import Evidence
+from trainer.report.figures import ClassFigures, Confusion
+from trainer.report.findings import Doubted, Findings, Shown
+
+_TABLE_CLASSES: Final = 12
+"""Up to so many, the confusions are a table with figures."""
+_PICTURE_CLASSES: Final = 40
+"""Up to so many, they are a table of shades; beyond, a list."""
+_PAIRS: Final = 20
+"""The most pairs of confused classes that are listed."""
+_ROWS: Final = 60
+"""The most classes that are listed."""
+_NAMED: Final = 5
+"""Unreadable images that are named."""
+_LIBRARIES: Final = ("torch", "torchvision", "baal", "numpy", "scikit-learn", "cleanlab", "onnxruntime")
+
+_Image = TypeVar("_Image", Shown, Doubted)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of the confusion matrix."""
+
+    count: int
+    share: float
+    """Of its row."""
+
+
+def write_report(evidence: Evidence, folder: Path) -> None:
+    """Write index.html, figures.json and classes.csv into a folder that is made for them."""
+    found = findings.find(evidence)
+    folder.mkdir()
+    (folder / "index.html").write_text(_page(evidence, found), encoding="utf-8")
+    document = json.dumps(findings.to_json(found, evidence.manifest), ensure_ascii=False, allow_nan=False, indent=1)
+    (folder / "figures.json").write_text(document + "\n", encoding="utf-8")
+    _write_classes(found.classes, folder / "classes.csv")
+
+
+def _write_classes(classes: Sequence[ClassFigures], path: Path) -> None:
+    rows = [figures.to_json(each) for each in classes]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def _page(evidence: Evidence, found: Findings) -> str:
+    manifest = evidence.manifest
+    measured = bool(len(evidence.bald))
+    weakest = figures.weakest_first(found.classes)
+    return render(
+        "version.html",
+        manifest=manifest,
+        metrics=manifest.metrics,
+        training=manifest.training,
+        advice=(manifest.training.get("advice") or {}).get("sentence"),
+        found=found,
+        measured=measured,
+        curve=draw_curve(found.curve) if len(found.curve) > 1 else None,
+        reliability=_draw_calibration(found, multiple=manifest.multiple) if measured else None,
+        bald=draw_histogram(found.histogram) if measured else None,
+        weakest=weakest[:_ROWS],
+        matrix=_matrix(found) if measured else None,
+        compact=len(manifest.labels) > _TABLE_CLASSES,
+        pairs=_pairs(found, manifest.labels),
+        galleries=_galleries(evidence, found),
+        doubted=_with_thumbnails(evidence, found.doubted),
+        too_few=[manifest.labels[each] for each in found.judgement.too_few],
+        origin=evidence.origin,
+        unreadable=evidence.pixels.unreadable[:_NAMED],
+        settings=_settings(evidence),
+        versions={name: version_of(name) for name in _LIBRARIES} | {"Python": platform.python_version()},
+    )
+
+
+def _draw_calibration(found: Findings, *, multiple: bool) -> str:
+    return draw_reliability(found.calibration.before, found.calibration.after, multiple=multiple)
+
+
+def _matrix(found: Findings) -> list[list[Cell]] | None:
+    """The rows of the confusion matrix, where it is small enough to be shown."""
+    if found.matrix is None or len(found.matrix) > _PICTURE_CLASSES:
+        return None
+    return [[Cell(count, count / max(1, sum(row))) for count in row] for row in found.matrix.tolist()]
+
+
+def _pairs(found: Findings, labels: Sequence[str]) -> list[tuple[str, str, Confusion, ClassFigures]]:
+    """The classes that are confused most, where a table does not say so at a glance: names, number, the true class."""
+    if found.matrix is None or len(labels) <= _TABLE_CLASSES:
+        return []
+    pairs = figures.confusions(found.matrix)[:_PAIRS]
+    return [(labels[each.true], labels[each.predicted], each, found.classes[each.true]) for each in pairs]
+
+
+def _galleries(evidence: Evidence, found: Findings) -> list[tuple[str, list[tuple[Shown, str]]]]:
+    titles = ("Most uncertain", "Most certain")
+    parts = (found.uncertain, found.confident)
+    return [(title, _with_thumbnails(evidence, part)) for title, part in zip(titles, parts, strict=True) if part]
+
+
+def _with_thumbnails(evidence: Evidence, images: Sequence[_Image]) -> list[tuple[_Image, str]]:
+    """Each with its picture as a data URI."""
+    return [(each, _data_uri(evidence, each.image)) for each in images]
+
+
+def _data_uri(evidence: Evidence, image: int) -> str:
+    return "data:image/jpeg;base64," + b64encode(to_thumbnail(evidence.pixels.images[image])).decode("ascii")
+
+
+def _settings(evidence: Evidence) -> dict[str, Any]:
+    """What the version was trained with, flat, by names for people."""
+    manifest = evidence.manifest
+    training = manifest.training
+    weights, recipe = training["weights"], training["recipe"]
+    return {
+        "architecture": manifest.architecture,
+        "trained part": training["part"],
+        "image size": f"{manifest.input.width} x {manifest.input.height}",
+        "weights": weights["origin"],
+        "sha256 of the weights": weights["sha256"],
+        "freshly initialised": ", ".join(weights["fresh"]),
+        **{name.replace("_", " "): value for name, value in recipe.items()},
+        "attempts": training["attempts"],
+        "last training loss": training["final_loss"],
+        "seed": training["seed"],
+        "passes": manifest.passes,
+        "control": manifest.control,
+    }

@@ -1,0 +1,1 @@
+"""Does it save labels? Active learning with hidden labels as the annotator, every strategy on equal terms."""
