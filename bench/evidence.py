@@ -55,6 +55,7 @@ class Plan:
     def options(self, out: Path) -> list[str]:
         """Return what follows `simulate` on the command line."""
         options = {
+            "name": self.name,
             "images": self.images,
             "manifest": self.manifest,
             "weights": self.weights,

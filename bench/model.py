@@ -102,7 +102,6 @@ def trained(
         shutil.rmtree(stale)
     _write_folder(folder / "labelled", photos[:labels])
     options = ["--image-size", str(image_size), "--train", part, "--seed", str(seed), *(["--int8"] if int8 else [])]
-    options += ["--units", "4096", "--dropout", "0.5"]  # VGG's own
     _train(folder, [*options, "--weights", source.weights])
     return _subject(repository, photos[labels:], source)
 

@@ -26,6 +26,8 @@ from trainer.watching.children import LABELS_AT_FAULT
 _DEFAULT = Training()
 _RANK_DEFAULT = RankOptions(project=0)
 """Named here once more only as defaults of the options."""
+_UNITS_OF_STUDY = 256
+"""Hidden layers so narrow train many times faster, and on few labels as well (docs/decisions/0013)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +104,7 @@ def _simulate(options: argparse.Namespace, environment: Environment) -> None:
     studied = StudyOptions(
         images=options.images,
         out=options.out,
+        name=options.name,
         strategies=tuple(options.strategies.split(",")),
         manifest=options.manifest,
         test_share=options.test,
@@ -335,6 +338,7 @@ def _add_simulate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--images", type=Path, required=True, metavar="DIR|ZIP", help="class folders, or what --manifest describes"
     )
     study.add_argument("--manifest", type=Path, metavar="CSV", help="columns path, label and perhaps split")
+    study.add_argument("--name", metavar="TEXT", help="for the report's title (default: that of the images)")
     study.add_argument("--out", type=Path, default=Path("study"), metavar="DIR", help="(default: %(default)s)")
     study.add_argument(
         "--strategies",
@@ -361,7 +365,7 @@ def _add_simulate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
     study.add_argument("--workers", type=_whole(1), metavar="N", help="processes (default: one for each processor)")
     _add_start(simulate)
-    _add_recipe(simulate.add_argument_group("training"))
+    _add_recipe(simulate.add_argument_group("training"), units=_UNITS_OF_STUDY)
 
 
 def _options_of_run(parser: argparse.ArgumentParser) -> None:
@@ -452,8 +456,8 @@ def _add_training(group: "argparse.ArgumentParser | argparse._ArgumentGroup") ->
     group.add_argument("--seed", type=_whole(0), default=_DEFAULT.seed, help="(default: %(default)s)")
 
 
-def _add_recipe(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
-    """Add what decides how a network is trained, wherever its labels come from."""
+def _add_recipe(group: "argparse.ArgumentParser | argparse._ArgumentGroup", *, units: int | None = None) -> None:
+    """Add what decides how a network is trained, wherever its labels come from; `units` is a default."""
     group.add_argument(
         "--train",
         choices=("all", "classifier", "head"),
@@ -476,15 +480,15 @@ def _add_recipe(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> N
     group.add_argument(
         "--units",
         type=_whole(1),
+        default=units,
         metavar="N",
-        help="of each hidden linear layer that starts fresh (default: VGG's 4096)",
+        help=f"of each hidden linear layer that starts fresh (default: {units or 'the 4096 that VGG has'})",
     )
     group.add_argument(
         "--dropout",
         type=_between(0, 1),
-        default=_DEFAULT.dropout,
         metavar="P",
-        help="probability of dropping a unit (default: %(default)s)",
+        help="probability of dropping a unit (default: 0.6 in layers that start fresh, 0.5 in loaded ones)",
     )
     group.add_argument(
         "--passes",

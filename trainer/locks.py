@@ -1,7 +1,8 @@
-"""One process at a time: locks beside the models, which the system releases however their holder ends."""
+"""One process at a time: locks beside what is written, which the system releases however their holder ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -16,8 +17,19 @@ def exclusive(repository: Repository, *, work: str = "", refusal: str) -> Iterat
     Raises:
         ConfigError: saying `refusal`, if another process holds it.
     """
-    repository.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(repository.root / f".{repository.model}{work}.lock")
+    with alone(repository.root / f".{repository.model}{work}.lock", refusal=refusal):
+        yield
+
+
+@contextmanager
+def alone(path: Path, *, refusal: str) -> Iterator[None]:
+    """Hold a lock file, made with its folder when needed, for as long as the block lasts.
+
+    Raises:
+        ConfigError: saying `refusal`, if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as err:

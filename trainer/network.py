@@ -37,8 +37,6 @@ _LEAST_DEVIATION = 0.05
 """Of a channel, as a share of that of all features: one that is all but constant is not blown up."""
 _FIRST_LAYER, _LAST_LAYER = "classifier.0", "classifier.6"
 _HIDDEN_LAYERS = (_FIRST_LAYER, "classifier.3")
-_UNITS, _UNITS_A_CLASS = 256, 4
-"""Of a hidden layer that starts fresh: few labels teach so many as much as VGG's 4,096 (docs/decisions/0013)."""
 _FRESH_DROPOUT, _LOADED_DROPOUT = 0.6, 0.5
 _DOWNLOAD_TIMEOUT_S = 30.0
 
@@ -184,8 +182,7 @@ def build(
         classes: C.
         image_size: pixels a side.
         weights: to start from.
-        units: of each hidden linear layer, where these start fresh; None for 256, or four times C. Loaded ones keep
-            VGG's 4,096.
+        units: of each hidden linear layer, where these start fresh; None for VGG's own 4,096.
         dropout: probability of dropping a unit; None for 0.6 where they start fresh, and VGG's 0.5 where loaded.
 
     Raises:
@@ -205,8 +202,8 @@ def build(
             f"--units {units}: {', '.join(loaded)} of the weights {provenance.origin} would be thrown away; "
             "leave --units out, or give weights of convolutions only"
         )
-    if not loaded:
-        _resize(cast(nn.Sequential, vgg.classifier), units or max(_UNITS, _UNITS_A_CLASS * classes), classes)
+    if units is not None:
+        _resize(cast(nn.Sequential, vgg.classifier), units, classes)
     for module in vgg.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout or (_LOADED_DROPOUT if loaded else _FRESH_DROPOUT)

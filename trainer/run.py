@@ -217,7 +217,7 @@ def _say_unreadable(pixels: Pixels) -> None:
 
 def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
     torch.manual_seed(training.seed)
-    part = training.part or ("all" if training.weights == "none" else "classifier")
+    part = training.trained_part
     network, provenance = build(
         training.architecture,
         classes=len(data.pool.labels),

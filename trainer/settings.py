@@ -60,7 +60,7 @@ class Training:
     class_balance: float | None = None
     """None: the recipe's."""
     units: int | None = None
-    """Of each hidden linear layer that starts fresh. None: as many as the number of classes asks for."""
+    """Of each hidden linear layer that starts fresh. None: VGG's own 4,096."""
     dropout: float | None = None
     """Probability of dropping a unit. None: by whether the hidden linear layers start fresh."""
     validation: float = 0.2
@@ -73,6 +73,11 @@ class Training:
     """Whether to publish the trunk in 8-bit integers too."""
     seed: int = 0
     device: Device = "auto"
+
+    @property
+    def trained_part(self) -> Part:
+        """What is trained, also where that was left open."""
+        return self.part or ("all" if self.weights == "none" else "classifier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,8 @@ class StudyOptions:
     out: Path
     """A folder for the report, and for what a study that was interrupted goes on from."""
     strategies: tuple[str, ...]
+    name: str | None = None
+    """For the report's title. None: that of the images."""
     manifest: Path | None = None
     """A CSV file that says what is in `images`; None where it holds class folders."""
     test_share: float = 0.25

@@ -7,46 +7,38 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import platform
 import shlex
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from contract.errors import ConfigError
 from trainer.dataset import Indices
 from trainer.fit import choose_recipe
-from trainer.network import Weights, build
+from trainer.locks import alone
+from trainer.network import build
 from trainer.run import choose_device, parse_weights
-from trainer.settings import Environment, Part, StudyOptions, Training
+from trainer.settings import Environment, StudyOptions, Training
 from trainer.study import names, report
-from trainer.study.chain import Chain, Protocol
+from trainer.study.chain import Protocol
 from trainer.study.features import Decoded, compute, decode
-from trainer.study.learner import Material
 from trainer.study.pool import Pool, long_tail, read_pool
 from trainer.study.records import PassAgreement, Round, Study, recover, save
 from trainer.study.statistics import summarise, to_json
+from trainer.study.workers import Files, Place, Work, count_processors, count_workers, run_all
 
 _log = logging.getLogger(__name__)
 
 _SETTINGS: Final = "settings.json"
-_LOOK_S: Final = 0.5
-"""Between two looks at how far the workers are."""
-_NOT_IDENTITY: Final = ("command", "date", "machine", "seeds", "strategies", "versions", "workers")
+_NOT_IDENTITY: Final = ("command", "date", "machine", "name", "seeds", "strategies", "versions", "workers")
 """Settings in which a study may differ from what lies in its folder and still go on there."""
 
 
@@ -57,68 +49,47 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
         LabelnextError: if the images cannot be used, the folder holds another study, or a training diverges.
     """
     names.check(options.strategies)
-    device = choose_device(training.device)
-    part: Part = training.part or "classifier"
-    weights = parse_weights(training.weights)
-    pool = read_pool(options.images, options.manifest, test_share=options.test_share)
-    cache = environment.cache.parent / "study"
-    decoded = decode(pool, image_size=training.image_size, cache=cache)
-    _say_unreadable(decoded)
-    protocol = _make_protocol(pool, decoded, options, training, part=part, weights=weights)
-    settings = _describe(options, decoded, protocol, device=device)
-    chains = _claim(options, settings)
-    _say(pool, protocol, options, device)
-    if any(len(recover(chain.path)) <= protocol.rounds for chain in chains):
-        files = _Files.find(pool, decoded, training, part=part, weights=weights, device=device, cache=cache)
-        _run_all(chains, _Work(files, protocol, device), workers=_count_workers(options, device))
-    study = _collect(chains, pool, protocol, settings)
-    save(study, options.out)
-    report.write(study, options.out)
+    busy = f"another study is at work in {options.out}; wait for it to end, or name another folder with --out"
+    with alone(options.out / ".lock", refusal=busy):
+        study = _run(options, training, environment)
+        save(study, options.out)
+        report.write(study, options.out)
     _log.info("the report is %s", options.out / "report.html")
     return to_json(summarise(study))
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """Where workers find what is too large to be sent to them."""
+def _run(options: StudyOptions, training: Training, environment: Environment) -> Study:
+    device = choose_device(training.device)
+    pool = read_pool(options.images, options.manifest, test_share=options.test_share)
+    cache = environment.cache.parent / "study"
+    decoded = decode(pool, image_size=training.image_size, cache=cache)
+    _say_unreadable(decoded)
+    protocol = _make_protocol(pool, decoded, options, training)
+    settings = _describe(options, decoded, protocol, device=device)
+    chains = _claim(options, settings)
+    _say(pool, protocol, options, device)
+    if any(len(recover(chain.path)) <= protocol.rounds for chain in chains):
+        files = _find_files(pool, decoded, protocol, device=device, cache=cache)
+        run_all(chains, Work(files, protocol, device), workers=options.workers or count_workers(device))
+    return _collect(chains, pool, protocol, settings, name=options.name or pool.name)
 
-    classes: tuple[str, ...]
-    targets: Indices
-    images: Path
-    features: Path | None
 
-    @classmethod
-    def find(
-        cls,
-        pool: Pool,
-        decoded: Decoded,
-        training: Training,
-        *,
-        part: Part,
-        weights: Weights,
-        device: torch.device,
-        cache: Path,
-    ) -> "_Files":
-        """Compute the features if nobody has yet."""
-        features = None
-        if part != "all":
-            torch.manual_seed(0)  # whatever is fresh in a frozen backbone is the same for all seeds
-            network, provenance = build(
-                training.architecture,
-                classes=len(pool.classes),
-                image_size=training.image_size,
-                weights=weights,
-                units=training.units,
-                dropout=training.dropout,
-            )
-            _log.info("%s on %s; %s", training.architecture, device, provenance)
-            features = _path(compute(decoded, network=network, device=device, cache=cache))
-        return cls(pool.classes, pool.targets, _path(decoded.images), features)
-
-    def open(self) -> Material:
-        """Map the files."""
-        features = None if self.features is None else np.load(self.features, mmap_mode="r")
-        return Material(self.classes, self.targets, np.load(self.images, mmap_mode="r"), features)
+def _find_files(pool: Pool, decoded: Decoded, protocol: Protocol, *, device: torch.device, cache: Path) -> Files:
+    """Compute the features if nobody has yet."""
+    features, training = None, protocol.training
+    if protocol.part != "all":
+        torch.manual_seed(0)  # whatever is fresh in a frozen backbone is the same for all seeds
+        network, provenance = build(
+            training.architecture,
+            classes=len(pool.classes),
+            image_size=training.image_size,
+            weights=protocol.weights,
+            units=training.units,
+            dropout=training.dropout,
+        )
+        _log.info("%s on %s; %s", training.architecture, device, provenance)
+        features = _path(compute(decoded, network=network, device=device, cache=cache))
+    return Files(pool.classes, pool.targets, _path(decoded.images), features)
 
 
 def _path(mapped: np.ndarray[Any, Any]) -> Path:
@@ -128,27 +99,7 @@ def _path(mapped: np.ndarray[Any, Any]) -> Path:
     return Path(mapped.filename)
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What every worker needs."""
-
-    files: _Files
-    protocol: Protocol
-    device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A chain, and its file."""
-
-    strategy: str
-    seed: int
-    path: Path
-
-
-def _make_protocol(
-    pool: Pool, decoded: Decoded, options: StudyOptions, training: Training, *, part: Part, weights: Weights
-) -> Protocol:
+def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training: Training) -> Protocol:
     eligible = decoded.readable & ~pool.test
     if options.long_tail is not None:
         eligible = long_tail(pool.targets, eligible, options.long_tail)
@@ -166,8 +117,8 @@ def _make_protocol(
         query=options.query,
         rounds=options.rounds,
         training=training,
-        part=part,
-        weights=weights,
+        part=training.trained_part,
+        weights=parse_weights(training.weights),
     )
 
 
@@ -200,7 +151,7 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, de
         "device": device.type,
         "recipe_at_start": asdict(recipe),
         "unreadable": len(decoded.unreadable),
-        "machine": f"{_count_processors()} processors, {platform.machine()}",
+        "machine": f"{count_processors()} processors, {platform.machine()}",
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
@@ -216,7 +167,7 @@ def _command() -> str:
     return shlex.join(["python", "-m", "trainer", *words])
 
 
-def _claim(options: StudyOptions, settings: Mapping[str, Any]) -> list[_Place]:
+def _claim(options: StudyOptions, settings: Mapping[str, Any]) -> list[Place]:
     """Make sure that the folder is this study's, and return its chains, all of the first seed first."""
     path, begun = options.out / _SETTINGS, options.out / "chains"
     begun.mkdir(parents=True, exist_ok=True)
@@ -228,19 +179,23 @@ def _claim(options: StudyOptions, settings: Mapping[str, Any]) -> list[_Place]:
             f"--out {options.out} holds a study with {name} {found[name]}, this one has {settings[name]}; "
             "name another folder, or remove that one"
         )
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
     return [
-        _Place(strategy, seed, begun / f"{strategy}-{seed}.jsonl")
+        Place(strategy, seed, begun / f"{strategy}-{seed}.jsonl")
         for seed in range(options.seeds)
         for strategy in options.strategies
     ]
 
 
-def _collect(chains: Sequence[_Place], pool: Pool, protocol: Protocol, settings: Mapping[str, Any]) -> Study:
+def _collect(
+    chains: Sequence[Place], pool: Pool, protocol: Protocol, settings: Mapping[str, Any], *, name: str
+) -> Study:
     lines = [line for chain in chains for line in recover(chain.path)]
     counts = [np.bincount(pool.targets[part], minlength=len(pool.classes)) for part in (protocol.pool, protocol.test)]
     return Study(
-        name=pool.name,
+        name=name,
         classes=pool.classes,
         minority=protocol.minority,
         pool_by_class=tuple(counts[0].tolist()),
@@ -277,116 +232,3 @@ def _say(pool: Pool, protocol: Protocol, options: StudyOptions, device: torch.de
         len(protocol.test),
         device,
     )
-
-
-# ---- workers
-
-
-def _count_workers(options: StudyOptions, device: torch.device) -> int:
-    if options.workers is not None:
-        return options.workers
-    return _count_processors() if device.type == "cpu" else 1
-
-
-def _count_processors() -> int:
-    """Those that this process may use, where the system says."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Stopped(Exception):
-    """The study was given up."""
-
-
-def _run_all(chains: Sequence[_Place], work: _Work, *, workers: int) -> None:
-    """Run what is missing of each chain in worker processes, with one bar for all rounds."""
-    context = multiprocessing.get_context("spawn")
-    ended, stop = context.Queue(), context.Event()
-    done = sum(len(recover(chain.path)) for chain in chains)
-    total = len(chains) * (work.protocol.rounds + 1)
-    threads = max(1, _count_processors() // workers)
-    with (
-        tqdm(total=total, initial=done, desc="rounds", unit="round", smoothing=0.05) as bar,
-        _silent_workers(),
-        ProcessPoolExecutor(workers, context, _start_worker, (work, threads, ended, stop)) as executor,
-    ):
-        futures = [executor.submit(_run_chain, chain) for chain in chains]
-        try:
-            _wait(futures, ended, bar)
-        except BaseException:
-            stop.set()
-            executor.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _wait(futures: "Sequence[Future[None]]", ended: "multiprocessing.Queue[int]", bar: "tqdm[Any]") -> None:
-    waiting = set(futures)
-    while waiting:
-        over, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
-        while not ended.empty():
-            bar.update(ended.get())
-        for future in over:
-            try:
-                future.result()
-            except BrokenProcessPool as err:
-                raise ConfigError(
-                    "a worker process died, perhaps for want of memory; run the same command again and it goes on, "
-                    "with fewer --workers if it happens again"
-                ) from err
-
-
-@contextmanager
-def _silent_workers() -> Iterator[None]:
-    """Have processes that are started meanwhile draw no bars of their own."""
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["TQDM_DISABLE"]
-
-
-_worker: "_Worker"
-
-
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """What a worker process has at hand for one chain after the other."""
-
-    material: Material
-    work: _Work
-    ended: "multiprocessing.Queue[int]"
-    stop: Any
-
-    def tell(self) -> None:
-        self.ended.put(1)
-        if self.stop.is_set():
-            raise _Stopped
-
-
-def _start_worker(work: _Work, threads: int, ended: "multiprocessing.Queue[int]", stop: Any) -> None:
-    global _worker  # noqa: PLW0603  # of this process alone
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-    torch.set_num_threads(threads)
-    _worker = _Worker(work.files.open(), work, ended, stop)
-
-
-def _leave_with(parent: int) -> None:
-    """Do not outlive a parent that was killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _run_chain(chain: _Place) -> None:
-    worker = _worker
-    if worker.stop.is_set():  # handed out before it was
-        return
-    with suppress(_Stopped, KeyboardInterrupt):
-        Chain(
-            chain.strategy,
-            chain.seed,
-            material=worker.material,
-            protocol=worker.work.protocol,
-            path=chain.path,
-            device=worker.work.device,
-        ).run(worker.tell)

@@ -131,7 +131,7 @@ class TestFromEndToEnd:
         out, (_, said, _) = whole
         chains = {path: path.read_bytes() for path in (out / "chains").iterdir()}
         monkeypatch.setattr(simulate_module, "build", None)
-        monkeypatch.setattr(simulate_module, "_run_all", None)
+        monkeypatch.setattr(simulate_module, "run_all", None)
         assert simulate(out) == 0
         assert capsys.readouterr().out.splitlines() == said
         assert {path: path.read_bytes() for path in (out / "chains").iterdir()} == chains
@@ -237,7 +237,7 @@ def diverging(monkeypatch):
     def diverge(*args, **kwargs):
         raise TrainingError("diverged at learning rate 1: set a lower --learning-rate")
 
-    monkeypatch.setattr(simulate_module, "_run_all", diverge)
+    monkeypatch.setattr(simulate_module, "run_all", diverge)
 
 
 def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path, capsys):
