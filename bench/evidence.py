@@ -78,7 +78,7 @@ def plan_studies(*, quick: bool) -> list[Plan]:
         return [_on_digits(quick=quick)]
     plans = [
         Plan("cifar10-lt", cifar / "pool.zip", cifar / "manifest.csv", str(WEIGHTS), 96, 100, 100, 8, seeds=5),
-        Plan("trashnet", trashnet, trashnet / "manifest.csv", str(WEIGHTS), 112, 20, 20, 10, seeds=10, long_tail=20),
+        Plan("trashnet", trashnet, trashnet / "manifest.csv", str(WEIGHTS), 112, 20, 20, 10, seeds=6, long_tail=20),
     ]
     return [_shorten(plan) for plan in plans] if quick else plans
 
