@@ -10,9 +10,10 @@ Needs the developers' shared folder.
 """
 
 import argparse
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -71,8 +72,7 @@ def main() -> None:
     [plan] = [plan for plan in plan_studies(quick=False) if plan.name == options.set]
     training = Training(weights=plan.weights, image_size=plan.image_size, units=256)
     ground = prepare(plan, training)
-    os.environ["TQDM_DISABLE"] = "1"
-    rows = {name: _measure(ground, training, change) for name, change in tqdm(CHANGES.items(), disable=False)}
+    rows = {name: _measure(ground, training, change) for name, change in tqdm(CHANGES.items(), unit="change")}
     _print_table(rows)
     print(json.dumps({"bench": "recipe", "set": plan.name, "rows": rows, "machine": describe()}))
 
@@ -122,7 +122,8 @@ def _measure(ground: Ground, training: Training, change: Mapping[str, Any]) -> d
             learner = Learner(
                 ground.material, changed, part="classifier", weights=parse_weights(training.weights), device=_DEVICE
             )
-            model = learner.train(labelled, f"recipe/{seed}")
+            with redirect_stderr(io.StringIO()):  # a bar for each training
+                model = learner.train(labelled, f"recipe/{seed}")
             mean = model.score(model.compute_features(ground.test)).probabilities
             metrics = measure(mean, ground.material.targets[ground.test])
             minority = float(np.mean([metrics.f1[index] or 0.0 for index in ground.minority]))

@@ -482,7 +482,7 @@ def _add_recipe(group: "argparse.ArgumentParser | argparse._ArgumentGroup", *, u
         type=_whole(1),
         default=units,
         metavar="N",
-        help=f"of each hidden linear layer that starts fresh (default: {units or 'the 4096 that VGG has'})",
+        help=f"of each hidden linear layer, which then starts fresh (default: {units or 'the 4096 that VGG has'})",
     )
     group.add_argument(
         "--dropout",

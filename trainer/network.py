@@ -8,7 +8,7 @@ import hashlib
 import pickle
 import socket
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,31 +182,25 @@ def build(
         classes: C.
         image_size: pixels a side.
         weights: to start from.
-        units: of each hidden linear layer, where these start fresh; None for VGG's own 4,096.
+        units: of each hidden linear layer, which then start fresh whatever the weights hold; None for VGG's own 4,096.
         dropout: probability of dropping a unit; None for 0.6 where they start fresh, and VGG's 0.5 where loaded.
 
     Raises:
-        ConfigError: if the weights cannot be had or belong to another architecture, the images are too small, or
-            `units` would replace layers that were loaded.
+        ConfigError: if the weights cannot be had or belong to another architecture, or the images are too small.
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"--arch must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     if image_size < SMALLEST_IMAGE:
         raise ConfigError(f"--image-size must be at least {SMALLEST_IMAGE} for a VGG, got {image_size}")
-    state, provenance = _obtain_weights(weights, architecture, classes)
+    fresh = (_LAST_LAYER,) if units is None else (*_HIDDEN_LAYERS, _LAST_LAYER)
+    state, provenance = _obtain_weights(weights, architecture, classes, fresh=fresh)
     vgg = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
     vgg.load_state_dict(state, strict=False)
-    loaded = [name for name in _HIDDEN_LAYERS if name in provenance.loaded]
-    if units is not None and loaded:
-        raise ConfigError(
-            f"--units {units}: {', '.join(loaded)} of the weights {provenance.origin} would be thrown away; "
-            "leave --units out, or give weights of convolutions only"
-        )
     if units is not None:
         _resize(cast(nn.Sequential, vgg.classifier), units, classes)
     for module in vgg.modules():
         if isinstance(module, nn.Dropout):
-            module.p = dropout or (_LOADED_DROPOUT if loaded else _FRESH_DROPOUT)
+            module.p = dropout or (_LOADED_DROPOUT if _FIRST_LAYER in provenance.loaded else _FRESH_DROPOUT)
     network = _assemble(vgg, cells=image_size // 32, standardise=_FIRST_LAYER in provenance.fresh)
     _initialise(network, provenance)
     return network, provenance
@@ -293,8 +287,10 @@ def fold_pooling(linear: nn.Linear, *, cells: int) -> nn.Linear:
     return folded
 
 
-def _obtain_weights(weights: Weights, architecture: str, classes: int) -> tuple[Mapping[str, Tensor], Provenance]:
-    """Return the tensors to load, which fit, and what that leaves fresh."""
+def _obtain_weights(
+    weights: Weights, architecture: str, classes: int, *, fresh: Collection[str]
+) -> tuple[Mapping[str, Tensor], Provenance]:
+    """Return the tensors to load, which fit, and what that leaves fresh; some layers are to be so in any case."""
     if isinstance(weights, Path):
         state, origin, sha256 = _read_weights(weights), weights.name, _digest(weights)
     elif weights == "imagenet":
@@ -303,13 +299,13 @@ def _obtain_weights(weights: Weights, architecture: str, classes: int) -> tuple[
         state, origin, sha256 = {}, "none", None
     with torch.device("meta"):  # shapes alone
         expected = torchvision.models.get_model(architecture, weights=None, num_classes=classes).state_dict()
-    own = {name: tensor for name, tensor in state.items() if not name.startswith(f"{_LAST_LAYER}.")}
+    own = {name: tensor for name, tensor in state.items() if _layer(name) not in fresh}
     if state:
         _check_weights(own, expected, origin=origin, architecture=architecture)
     loaded = {_layer(name) for name in own}
     layers = list(dict.fromkeys(map(_layer, expected)))
-    kept, fresh = ([layer for layer in layers if (layer in loaded) is wanted] for wanted in (True, False))
-    return own, Provenance(origin, sha256, tuple(kept), tuple(fresh))
+    kept, others = ([layer for layer in layers if (layer in loaded) is wanted] for wanted in (True, False))
+    return own, Provenance(origin, sha256, tuple(kept), tuple(others))
 
 
 def _layer(tensor_name: str) -> str:

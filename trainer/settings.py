@@ -60,7 +60,7 @@ class Training:
     class_balance: float | None = None
     """None: the recipe's."""
     units: int | None = None
-    """Of each hidden linear layer that starts fresh. None: VGG's own 4,096."""
+    """Of each hidden linear layer, which then starts fresh. None: VGG's own 4,096."""
     dropout: float | None = None
     """Probability of dropping a unit. None: by whether the hidden linear layers start fresh."""
     validation: float = 0.2

@@ -129,14 +129,17 @@ def test_the_probability_of_dropping_a_unit_may_be_chosen(features_file):
 
 @pytest.mark.slow
 def test_loaded_hidden_layers_keep_vggs_width_and_dropout(vgg, saved):
-    """However many classes there are; a width that would throw them away is refused, another dropout is not."""
+    """However many classes there are; unless another width is asked for, with which they start fresh."""
     path = saved(vgg.state_dict())
     network, _ = build("vgg11", classes=2000, image_size=32, weights=path, dropout=0.25)
     assert [layer.out_features for layer in linear_layers(network)] == [4096, 4096, 2000]
     assert network.dropout_probabilities == (0.25, 0.25)
     torch.testing.assert_close(linear_layers(network)[1].bias, vgg.classifier[3].bias)
-    with pytest.raises(ConfigError, match=r"--units 4096: classifier\.0, classifier\.3 of the weights weights\.pth"):
-        build("vgg11", classes=3, image_size=32, weights=path, units=4096)
+    narrow, provenance = build("vgg11", classes=3, image_size=32, weights=path, units=16)
+    assert [layer.out_features for layer in linear_layers(narrow)] == [16, 16, 3]
+    assert provenance.fresh == ("classifier.0", "classifier.3", "classifier.6")
+    assert narrow.standardise is not None
+    assert narrow.dropout_probabilities == (0.6, 0.6)
     del network
     assert build("vgg11", classes=3, image_size=32, weights=path)[0].dropout_probabilities == (0.5, 0.5)
 
