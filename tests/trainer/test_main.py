@@ -17,6 +17,7 @@ from trainer import __main__ as main_module
 from trainer import labelstudio
 from trainer import run as run_module
 from trainer.__main__ import main
+from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
 from trainer.ranking.rank import Summary
 from trainer.settings import Environment, RankOptions, StudyOptions, Training
@@ -213,7 +214,8 @@ def test_rank_ends_with_a_line_for_people_and_one_of_json(ranked, capsys):
     assert (document["ranking"], document["version"], document["tasks"]) == ("v1.r2", "v1", 850)
     assert document["seconds"] == 61.23
     assert err.splitlines()[-1] == (
-        "ranked 850 tasks of project 3 by balanced-bald (85 by chance, 12 near-duplicates, 3 not scored) as v1.r2; 61 s"
+        f"ranked 850 tasks of project 3 by {DEFAULT_STRATEGY} (85 by chance, 12 near-duplicates, 3 not scored) as v1.r2; "
+        "61 s"
     )
 
 
@@ -328,18 +330,18 @@ def studied(monkeypatch):
 
 
 def test_simulate_ends_with_one_line_of_json(studied, capsys):
-    """The figures by strategy; by default of all strategies that there are, with production's own settings."""
+    """The figures by strategy; by default of all strategies that there are, with production's settings but for narrow layers."""
     assert main(["simulate", "--images", "pool"]) == 0
     assert json.loads(capsys.readouterr().out) == {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
     options, training, _ = studied[0]
     assert options == StudyOptions(images=Path("pool"), out=Path("study"), strategies=STUDIED)
-    assert training == Training()
+    assert training == Training(units=256)
 
 
 def test_simulate_passes_on_what_it_is_told(studied, tmp_path, monkeypatch):
     """Each option."""
     monkeypatch.setenv("LABELNEXT_CACHE", str(tmp_path / "images"))
-    arguments = "--images pool.zip --manifest pool.csv --out there --strategies margin,random --seeds 3 --initial 20 "
+    arguments = "--images pool.zip --name Pets --manifest pool.csv --out there --strategies margin,random --seeds 3 --initial 20 "
     arguments += "--query 10 --rounds 4 --test 0.4 --long-tail 50 --workers 6 --weights none --arch vgg11 --train head "
     arguments += "--image-size 64 --epochs 3 --learning-rate 0.5 --weight-decay 0 --class-balance 0.5 --units 32 "
     arguments += "--dropout 0.3 --passes 7 --device cpu"
@@ -349,6 +351,7 @@ def test_simulate_passes_on_what_it_is_told(studied, tmp_path, monkeypatch):
         images=Path("pool.zip"),
         out=Path("there"),
         strategies=("margin", "random"),
+        name="Pets",
         manifest=Path("pool.csv"),
         test_share=0.4,
         long_tail=50.0,
