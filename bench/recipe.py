@@ -88,12 +88,14 @@ def prepare(plan: Plan, training: Training) -> Ground:
         weights=parse_weights(training.weights),
     )
     features = compute(decoded, network=network, device=_DEVICE, cache=CACHE / "study")
-    eligible = long_tail(images.targets, ~images.test, plan.long_tail) if plan.long_tail else ~images.test
+    eligible = decoded.readable & ~images.test
+    if plan.long_tail:
+        eligible = long_tail(images.targets, eligible, plan.long_tail)
     counts = np.bincount(images.targets[eligible], minlength=len(images.classes))
     return Ground(
         Material(images.classes, images.targets, decoded.images, features),
         np.flatnonzero(eligible),
-        np.flatnonzero(images.test),
+        np.flatnonzero(decoded.readable & images.test),
         find_minority(counts),
         (plan.initial, plan.initial + 2 * plan.query, plan.initial + plan.rounds * plan.query),
     )

@@ -17,9 +17,6 @@ TEXT: Final = "#56626e"
 GRID: Final = "#dbe1e6"
 ACCENT: Final = "#0f7173"
 FAULT: Final = "#b3261e"
-COLOURS: Final = ("#0f7173", "#c2570c", "#4053b4", "#8a5200", "#a0306f", "#17703f", "#6d5ba8", "#b3261e", "#3f7fb0")
-"""Of lines that stand together; each has enough contrast on white."""
-
 _STYLE: Final[dict[Any, Any]] = {
     "axes.edgecolor": GRID,
     "axes.grid": True,

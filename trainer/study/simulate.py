@@ -11,7 +11,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from trainer.dataset import Indices
 from trainer.fit import choose_recipe
 from trainer.locks import alone
 from trainer.network import build
+from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.run import choose_device, parse_weights
 from trainer.settings import Environment, StudyOptions, Training
 from trainer.study import names, report
@@ -49,16 +51,6 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
         LabelnextError: if the images cannot be used, the folder holds another study, or a training diverges.
     """
     names.check(options.strategies)
-    busy = f"another study is at work in {options.out}; wait for it to end, or name another folder with --out"
-    with alone(options.out / ".lock", refusal=busy):
-        study = _run(options, training, environment)
-        save(study, options.out)
-        report.write(study, options.out)
-    _log.info("the report is %s", options.out / "report.html")
-    return to_json(summarise(study))
-
-
-def _run(options: StudyOptions, training: Training, environment: Environment) -> Study:
     device = choose_device(training.device)
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
     cache = environment.cache.parent / "study"
@@ -66,12 +58,28 @@ def _run(options: StudyOptions, training: Training, environment: Environment) ->
     _say_unreadable(decoded)
     protocol = _make_protocol(pool, decoded, options, training)
     settings = _describe(options, decoded, protocol, device=device)
-    chains = _claim(options, settings)
-    _say(pool, protocol, options, device)
-    if any(len(recover(chain.path)) <= protocol.rounds for chain in chains):
-        files = _find_files(pool, decoded, protocol, device=device, cache=cache)
-        run_all(chains, Work(files, protocol, device), workers=options.workers or count_workers(device))
-    return _collect(chains, pool, protocol, settings, name=options.name or pool.name)
+    with _holding(options.out):
+        chains = _claim(options, settings)
+        _say(pool, protocol, options, device)
+        if any(len(recover(chain.path)) <= protocol.rounds for chain in chains):
+            files = _find_files(pool, decoded, protocol, device=device, cache=cache)
+            run_all(chains, Work(files, protocol, device), workers=options.workers or count_workers(device))
+        study = _collect(chains, pool, protocol, settings, name=options.name or pool.name)
+        save(study, options.out)
+        report.write(study, options.out)
+    _log.info("the report is %s", options.out / "report.html")
+    return to_json(summarise(study))
+
+
+@contextmanager
+def _holding(out: Path) -> Iterator[None]:
+    """Keep other studies out of a folder, and say what is wrong where it cannot be written."""
+    busy = f"another study is at work in {out}; wait for it to end, or name another folder with --out"
+    try:
+        with alone(out / ".lock", refusal=busy):
+            yield
+    except OSError as err:
+        raise ConfigError(f"--out {out} cannot be used ({err.strerror or err}); name a folder with room") from err
 
 
 def _find_files(pool: Pool, decoded: Decoded, protocol: Protocol, *, device: torch.device, cache: Path) -> Files:
@@ -103,6 +111,8 @@ def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training
     eligible = decoded.readable & ~pool.test
     if options.long_tail is not None:
         eligible = long_tail(pool.targets, eligible, options.long_tail)
+    if training.trained_part == "head" and training.weights == "none":
+        raise ConfigError("--train head leaves layers as they are that --weights none has not trained; give weights")
     needed = options.initial + options.rounds * options.query
     if needed > np.count_nonzero(eligible):
         raise ConfigError(
@@ -142,6 +152,7 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, de
     settings = {
         "command": _command(),
         "default": names.PRODUCT,
+        "default_strategy": DEFAULT_STRATEGY,
         "images": options.images.name,
         "pixels": decoded.key[:16],
         **{name: value for name, value in asdict(options).items() if name not in ("images", "manifest", "out")},
@@ -171,12 +182,12 @@ def _claim(options: StudyOptions, settings: Mapping[str, Any]) -> list[Place]:
     """Make sure that the folder is this study's, and return its chains, all of the first seed first."""
     path, begun = options.out / _SETTINGS, options.out / "chains"
     begun.mkdir(parents=True, exist_ok=True)
-    found = json.loads(path.read_text(encoding="utf-8")) if any(begun.iterdir()) else {}
-    other = [name for name in settings if name not in _NOT_IDENTITY and name in found and found[name] != settings[name]]
+    found = _read_settings(path) if any(begun.iterdir()) else settings
+    other = [name for name in settings if name not in _NOT_IDENTITY and found.get(name) != settings[name]]
     if other:
         name = other[0]
         raise ConfigError(
-            f"--out {options.out} holds a study with {name} {found[name]}, this one has {settings[name]}; "
+            f"--out {options.out} holds a study with {name} {found.get(name)}, this one has {settings[name]}; "
             "name another folder, or remove that one"
         )
     draft = path.with_suffix(".draft")
@@ -187,6 +198,16 @@ def _claim(options: StudyOptions, settings: Mapping[str, Any]) -> list[Place]:
         for seed in range(options.seeds)
         for strategy in options.strategies
     ]
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as err:
+        raise ConfigError(
+            f"--out {path.parent} holds rounds of a study, but its {path.name} cannot be read; remove the folder, "
+            "or name another one"
+        ) from err
 
 
 def _collect(

@@ -21,7 +21,7 @@ from trainer.study.simulate import find_minority
 from trainer.watching.children import LABELS_AT_FAULT
 
 CHECKOUT = Path(__file__).parents[3]
-SMALL = "--weights none --arch vgg11 --image-size 32 --units 8 --epochs 2 --passes 4 --device cpu"
+SMALL = "--train classifier --weights none --arch vgg11 --image-size 32 --units 8 --epochs 2 --passes 4 --device cpu"
 STUDY = "--strategies random,labelnext --seeds 2 --initial 12 --query 6 --rounds 1 --workers 2"
 CHAINS = {f"{strategy}-{seed}.jsonl" for strategy in ("random", "labelnext") for seed in (0, 1)}
 SECONDS = ("train_s", "score_s", "choose_s")
@@ -141,7 +141,7 @@ class TestFromEndToEnd:
         [
             (["--query", "7"], "a study with query 6, this one has 7"),
             (["--class-balance", "0.5"], "a study with class_balance None, this one has 0.5"),
-            (["--train", "head"], "a study with part classifier, this one has head"),
+            (["--train", "all"], "a study with part classifier, this one has all"),
         ],
     )
     def test_another_study_has_no_place_in_its_folder(self, whole, simulate, capsys, other, says):
