@@ -166,8 +166,8 @@ class TestFromEndToEnd:
     def test_the_whole_network_may_be_trained(self, begin, tmp_path):
         """Then no features are computed ahead."""
         out = tmp_path / "study"
-        study = "--strategies labelnext --seeds 1 --initial 6 --query 3 --rounds 1 --train all"
-        status, said, err = ended(begin(out, study=study), out)
+        study = "--strategies labelnext --seeds 1 --initial 6 --query 3 --rounds 1"
+        status, said, err = ended(begin(out, "--train", "all", study=study), out)
         assert status == 0, err
         assert list(json.loads(said[0])) == ["labelnext"]
         assert load(out).settings["part"] == "all"
@@ -218,6 +218,7 @@ def is_running(process):
         (["--strategies", "random,bold"], "each once, got random, bold"),
         (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
         (["--images", "nowhere"], "nowhere"),
+        (["--train", "head"], "that --weights none has not trained"),
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_anything_is_computed(simulate, tmp_path, capsys, arguments, says):
