@@ -214,8 +214,8 @@ def test_rank_ends_with_a_line_for_people_and_one_of_json(ranked, capsys):
     assert (document["ranking"], document["version"], document["tasks"]) == ("v1.r2", "v1", 850)
     assert document["seconds"] == 61.23
     assert err.splitlines()[-1] == (
-        f"ranked 850 tasks of project 3 by {DEFAULT_STRATEGY} (85 by chance, 12 near-duplicates, 3 not scored) as v1.r2; "
-        "61 s"
+        f"ranked 850 tasks of project 3 by {DEFAULT_STRATEGY} "
+        "(85 by chance, 12 near-duplicates, 3 not scored) as v1.r2; 61 s"
     )
 
 
@@ -330,7 +330,7 @@ def studied(monkeypatch):
 
 
 def test_simulate_ends_with_one_line_of_json(studied, capsys):
-    """The figures by strategy; by default of all strategies that there are, with production's settings but for narrow layers."""
+    """The figures by strategy; by default of all that there are, with production's settings but for narrow layers."""
     assert main(["simulate", "--images", "pool"]) == 0
     assert json.loads(capsys.readouterr().out) == {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
     options, training, _ = studied[0]
@@ -341,8 +341,8 @@ def test_simulate_ends_with_one_line_of_json(studied, capsys):
 def test_simulate_passes_on_what_it_is_told(studied, tmp_path, monkeypatch):
     """Each option."""
     monkeypatch.setenv("LABELNEXT_CACHE", str(tmp_path / "images"))
-    arguments = "--images pool.zip --name Pets --manifest pool.csv --out there --strategies margin,random --seeds 3 --initial 20 "
-    arguments += "--query 10 --rounds 4 --test 0.4 --long-tail 50 --workers 6 --weights none --arch vgg11 --train head "
+    arguments = "--images pool.zip --name Pets --manifest pool.csv --out there --strategies margin,random --seeds 3 "
+    arguments += "--initial 20 --query 10 --rounds 4 --test 0.4 --long-tail 50 --workers 6 --weights none --arch vgg11 --train head "
     arguments += "--image-size 64 --epochs 3 --learning-rate 0.5 --weight-decay 0 --class-balance 0.5 --units 32 "
     arguments += "--dropout 0.3 --passes 7 --device cpu"
     assert main(["simulate", *arguments.split()]) == 0
