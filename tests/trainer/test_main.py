@@ -343,8 +343,8 @@ def test_simulate_passes_on_what_it_is_told(studied, tmp_path, monkeypatch):
     monkeypatch.setenv("LABELNEXT_CACHE", str(tmp_path / "images"))
     arguments = "--images pool.zip --name Pets --manifest pool.csv --out there --strategies margin,random --seeds 3 "
     arguments += "--initial 20 --query 10 --rounds 4 --test 0.4 --long-tail 50 --workers 6 --weights none "
-    arguments += "--arch vgg11 --train head --image-size 64 --epochs 3 --learning-rate 0.5 --weight-decay 0 --class-balance 0.5 --units 32 "
-    arguments += "--dropout 0.3 --passes 7 --device cpu"
+    arguments += "--arch vgg11 --train head --image-size 64 --epochs 3 --learning-rate 0.5 --weight-decay 0 "
+    arguments += "--class-balance 0.5 --units 32 --dropout 0.3 --passes 7 --device cpu"
     assert main(["simulate", *arguments.split()]) == 0
     options, training, environment = studied[0]
     assert options == StudyOptions(
