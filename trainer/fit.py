@@ -26,7 +26,7 @@ from contract.errors import TrainingError
 from trainer.bayes import ModelWrapper, TrainingArgs
 from trainer.dataset import Targets
 from trainer.network import Network
-from trainer.settings import Part
+from trainer.settings import Part, Training
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,19 @@ def choose_recipe(
         batch_images,
         weight_decay=plan.weight_decay if weight_decay is None else weight_decay,
         class_balance=plan.class_balance if class_balance is None else class_balance,
+    )
+
+
+def recipe_of(training: Training, part: Part, images: int, *, pretrained: bool) -> Recipe:
+    """Return `choose_recipe`'s, with what the settings insist on."""
+    return choose_recipe(
+        part,
+        images,
+        pretrained=pretrained,
+        epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        class_balance=training.class_balance,
     )
 
 

@@ -28,7 +28,7 @@ from trainer import labels, labelstudio
 from trainer.dataset import Pixels, load_pixels, open_fetcher, strata
 from trainer.evaluate import Metrics, count_images, format_table, measure, sample_passes
 from trainer.export import export
-from trainer.fit import Fitted, choose_recipe, compute_features, fit, prepare
+from trainer.fit import Fitted, compute_features, fit, prepare, recipe_of
 from trainer.locks import exclusive
 from trainer.network import Network, Provenance, Weights, build
 from trainer.probe import PROBE_IMAGES, compute_probe
@@ -230,15 +230,7 @@ def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
     network.to(device)
     images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
     module, inputs = prepare(network, images, part=part, device=device)
-    recipe = choose_recipe(
-        part,
-        len(targets),
-        pretrained=bool(provenance.loaded),
-        epochs=training.epochs,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        class_balance=training.class_balance,
-    )
+    recipe = recipe_of(training, part, len(targets), pretrained=bool(provenance.loaded))
     fitted = fit(module, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
     evaluation = _evaluate(network, data, training, part=part, device=device)
     return _Trained(network, provenance, part, fitted, evaluation, _embed(data, inputs, evaluation))

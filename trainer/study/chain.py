@@ -146,11 +146,10 @@ class Chain:
 
     def _choose(self, model: Model, labelled: Indices, found: Round) -> tuple[Round, Indices]:
         protocol = self._protocol
-        counts = count_images(self._material.targets[labelled], len(self._material.classes))
         situation = Situation(
             left=self._left(labelled),
             labelled=labelled,
-            labels_by_class=tuple(counts.tolist()),
+            labels_by_class=found.labels_by_class,
             project=self._seed,
             name=model.name,
         )

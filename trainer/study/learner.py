@@ -26,7 +26,7 @@ from contract.repository import MODEL_FILE
 from trainer.bayes import BaalBALD, ModelWrapper, TrainingArgs
 from trainer.dataset import Indices
 from trainer.export import export_module
-from trainer.fit import choose_recipe, fit, prepare, prepare_frozen
+from trainer.fit import fit, prepare, prepare_frozen, recipe_of
 from trainer.network import Network, Weights, build
 from trainer.proof import open_passes
 from trainer.settings import Part, Training
@@ -103,15 +103,7 @@ class Learner:
             features = torch.from_numpy(material.features[labelled])
             size = material.images.shape[1]
             module, inputs = prepare_frozen(network, features, part=self._part, image_size=size, device=self._device)
-        recipe = choose_recipe(
-            self._part,
-            len(labelled),
-            pretrained=bool(self._provenance.loaded),
-            epochs=training.epochs,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            class_balance=training.class_balance,
-        )
+        recipe = recipe_of(training, self._part, len(labelled), pretrained=bool(self._provenance.loaded))
         targets = material.targets[labelled]
         fit(module, inputs, targets, classes=len(material.classes), recipe=recipe, device=self._device)
         return Model(network, material, name=name, passes=training.passes, device=self._device, exporter=self._exporter)

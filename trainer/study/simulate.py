@@ -23,7 +23,7 @@ import torch
 
 from contract.errors import ConfigError
 from trainer.dataset import Indices
-from trainer.fit import choose_recipe
+from trainer.fit import recipe_of
 from trainer.locks import alone
 from trainer.network import build
 from trainer.ordering.strategies import DEFAULT_STRATEGY
@@ -140,15 +140,7 @@ def find_minority(counts: Indices) -> tuple[int, ...]:
 def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, device: torch.device) -> dict[str, Any]:
     """Return the study's settings as JSON; files go by their names, since where they lie changes no figure."""
     training = protocol.training
-    recipe = choose_recipe(
-        protocol.part,
-        options.initial,
-        pretrained=training.weights != "none",
-        epochs=training.epochs,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        class_balance=training.class_balance,
-    )
+    recipe = recipe_of(training, protocol.part, options.initial, pretrained=training.weights != "none")
     settings = {
         "command": _command(),
         "default": names.PRODUCT,
