@@ -1,21 +1,23 @@
 """The routes, and how errors and logs look over HTTP. Nothing is computed here."""
 
-import json
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, redirect, request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.exceptions import HTTPException, NotFound, Unauthorized
 from werkzeug.wrappers import Response as BaseResponse
 
-from contract.errors import LabelnextError, RequestError
+from contract.errors import LabelnextError, Unavailable
 from contract.manifest import check_version
 from server import logs, metrics, reports
+from server.admission import Admission, Overloaded
 from server.auth import Guard
+from server.bodies import read_json
 from server.page import HEADERS, Page
 from server.scoring import ImageFetcher
 from server.service import Service
@@ -23,8 +25,17 @@ from server.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_PROBES = ("/", "/health", "/metrics")
+_PROBES = ("/", "/health", "/health/live", "/health/ready", "/metrics")
 """Asked every few seconds by machines; they would fill the log."""
+
+_SCORING = ("/predict", "/score")
+"""What takes long, and waits in line for it."""
+
+_AT_ONCE = ("/health", "/health/live", "/health/ready", "/metrics", "/setup")
+"""Answered whatever else goes on: they touch no disk, and Label Studio waits for 1 to 3 s."""
+
+_PAGES = 4
+"""Other requests that are handled at a time: they read the repository, whose volume may hang."""
 
 
 class FiniteJSON(DefaultJSONProvider):
@@ -56,7 +67,8 @@ def create_app(settings: Settings | None = None, *, fetcher: ImageFetcher | None
     _add_routes(app, service)
     _add_observation(app, service)
     _add_guard(app, Guard(settings.basic_auth, settings.webhook_secret))  # after it, so that refusals are seen, too
-    app.register_error_handler(Exception, _to_json)
+    _add_admission(app, service)  # after it, so that strangers get no place in line
+    app.register_error_handler(Exception, lambda error: _to_json(error, service.metrics))
     service.start()
     return app
 
@@ -99,13 +111,21 @@ def _add_routes(app: Flask, service: Service) -> None:
         up = report.pop("up")
         return {"status": "UP" if up else "DOWN", **report}, 200 if up else 503
 
+    @app.get("/health/live")
+    def live() -> tuple[dict[str, Any], int]:
+        return {"live": service.live, "detail": service.fault}, 200 if service.live else 503
+
+    @app.get("/health/ready")
+    def ready() -> tuple[dict[str, Any], int]:
+        return {"ready": (is_ready := service.ready), "detail": service.health().detail}, 200 if is_ready else 503
+
     @app.post("/setup")
     def setup() -> Response:
-        return jsonify(service.setup(_body()))
+        return jsonify(service.setup(read_json(request, deadline=g.deadline)))
 
     @app.post("/predict")
     def predict() -> Response:
-        predictions = service.predict(_body())
+        predictions = service.predict(read_json(request, deadline=g.deadline), deadline=g.deadline)
         g.facts = {
             "images": len(predictions.results),
             "failed": predictions.failed,
@@ -115,7 +135,7 @@ def _add_routes(app: Flask, service: Service) -> None:
 
     @app.post("/score")
     def score() -> Response:
-        scores = service.score(_body())
+        scores = service.score(read_json(request, deadline=g.deadline), deadline=g.deadline)
         manifest = scores.manifest
         g.facts = {"images": len(scores.results), "failed": scores.failed, "model_version": manifest.version}
         return jsonify(
@@ -127,7 +147,7 @@ def _add_routes(app: Flask, service: Service) -> None:
 
     @app.post("/webhook")
     def webhook() -> Response:
-        notice = service.notice(_body())
+        notice = service.notice(read_json(request, deadline=g.deadline))
         return jsonify({name: value for name, value in asdict(notice).items() if value is not None})
 
     @app.get("/versions")
@@ -143,6 +163,7 @@ def _add_observation(app: Flask, service: Service) -> None:
     @app.before_request
     def begin() -> None:
         g.started = time.perf_counter()
+        g.deadline = service.deadline()
         g.token = logs.request_id.set(logs.accept_request_id(request.headers.get("X-Request-Id")))
 
     @app.after_request
@@ -169,26 +190,48 @@ def _add_guard(app: Flask, guard: Guard) -> None:
         guard.check(request.url_rule.rule if request.url_rule else None, request.authorization)
 
 
-def _body() -> object:
-    """Return the body as JSON, whatever its content type."""
-    body = request.get_data(cache=False)
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as err:
-        raise RequestError(f"the body must be JSON, got {len(body)} bytes that are not") from err
+def _add_admission(app: Flask, service: Service) -> None:
+    pages = Admission(most_requests=_PAGES, most_waiting=_PAGES, most_bytes=service.settings.max_body_bytes)
+
+    @app.before_request
+    def enter() -> None:
+        g.place = ExitStack()
+        route = request.url_rule.rule if request.url_rule else None
+        if route is not None and route not in _AT_ONCE:
+            line = service.admission if route in _SCORING else pages
+            size = service.settings.max_body_bytes if request.content_length is None else request.content_length
+            g.place.enter_context(line.enter(size if request.method == "POST" else 0, deadline=g.deadline))
+
+    @app.teardown_request
+    def leave(_: BaseException | None) -> None:
+        if place := g.pop("place", None):
+            place.close()
 
 
-def _to_json(error: Exception) -> Response:
+def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
     """Turn any error into JSON; what the server did wrong is told to its log only."""
     status, code, detail = _describe(error)
-    if status >= 500:
+    if reason := _reason(error):
+        counted.rejected_requests.labels(reason).inc()
+    if status >= 500 and not isinstance(error, Overloaded):
         _log.error("request failed", exc_info=error)
         detail = "the server could not answer; its log says why, under this request id"
     response = jsonify(error=code, detail=detail, request_id=logs.request_id.get())
     response.status_code = status
+    if isinstance(error, Overloaded):
+        response.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, HTTPException):  # such as what is allowed instead, or how to authenticate
         response.headers.extend((name, value) for name, value in error.get_headers() if name != "Content-Type")
     return response
+
+
+def _reason(error: Exception) -> str | None:
+    """Why a request was turned away, for the metrics; None for one that was looked at."""
+    if isinstance(error, Overloaded):
+        return error.reason
+    if isinstance(error, Unavailable):
+        return "unavailable"
+    return "auth" if isinstance(error, Unauthorized) else None
 
 
 def _describe(error: Exception) -> tuple[int, str, str]:

@@ -11,7 +11,7 @@ from typing import Final
 from werkzeug.datastructures import Authorization, WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
-OPEN: Final = frozenset({"/health", "/metrics"})
+OPEN: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 """Asked by containers and monitoring, which have no password. They hold figures, and neither images nor secrets."""
 
 WEBHOOK: Final = "/webhook"

@@ -24,6 +24,9 @@ from server.engine import Engine, Features, Images
 from server.features import FeatureCache
 from server.metrics import Metrics
 
+_HUNG_S = 5.0
+"""How long to wait, on closing, for a batch that runs for too long already."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -114,7 +117,6 @@ class Batcher:
         self._fault: str | None = None
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        metrics.queue_images.set_function(lambda: len(self._queue))
 
     @property
     def fault(self) -> str | None:
@@ -134,7 +136,7 @@ class Batcher:
             self._closing = True
             self._changed.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_HUNG_S if self.fault else None)
         self._abandon("the server is shutting down")
 
     def submit(

@@ -20,9 +20,11 @@ except ConfigError as err:
     sys.exit(f"labelnext: {err}")
 
 bind = _settings.bind
-worker_class = "gthread"
+worker_class = "server.worker.Worker"
 workers = 1
-threads = _settings.threads
+# One for each request that is in hand or waits, and some for probes, pages and slow clients; idle ones cost little.
+threads = _settings.threads + _settings.queue_requests + 32
+worker_connections = 1000 + threads
 preload_app = False
 graceful_timeout = math.ceil(_settings.deadline_s) + 5  # a request in hand is always finished
 timeout = 120  # for starting up; a gthread worker's heartbeat does not wait for requests

@@ -41,7 +41,20 @@ class Metrics:
             registry=registry,
         )
         self.images = Counter("labelnext_images", "Images of predict requests.", ("outcome",), registry=registry)
-        self.queue_images = Gauge("labelnext_queue_images", "Images waiting for the graph.", registry=registry)
+        self.queue_images = Gauge(
+            "labelnext_queue_images", "Images of requests in hand that are not finished.", registry=registry
+        )
+        self.waiting_requests = Gauge(
+            "labelnext_waiting_requests", "Requests waiting to be taken in hand.", registry=registry
+        )
+        self.rejected_requests = Counter(
+            "labelnext_rejected_requests",
+            "Requests refused: queue_full, deadline, unavailable (the server cannot score) or auth.",
+            ("reason",),
+            registry=registry,
+        )
+        self.live = Gauge("labelnext_live", "1 while the process can do its work.", registry=registry)
+        self.ready = Gauge("labelnext_ready", "1 while it should be sent requests.", registry=registry)
         self.stage_duration = Histogram(
             "labelnext_stage_duration_seconds",
             "Seconds in a stage: fetch, decode and queue for one image, trunk and passes for one batch.",
@@ -81,6 +94,15 @@ class Metrics:
             "Versions taken into use (ok, rolled_back) or refused (rejected).",
             ("result",),
             registry=registry,
+        )
+        self.repository_faults = Counter(
+            "labelnext_repository_faults",
+            "Looks at the repository that failed: read, or poll for what was not foreseen.",
+            ("kind",),
+            registry=registry,
+        )
+        self.repository_polled = Gauge(
+            "labelnext_repository_polled_timestamp_seconds", "When the repository last answered.", registry=registry
         )
         self.model_loaded = Gauge(
             "labelnext_model_loaded_timestamp_seconds", "When the version in use was taken up.", registry=registry

@@ -5,6 +5,10 @@ One thread polls and loads; everybody else reads one reference. Requests never w
 
 import logging
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 from contract.errors import LabelnextError, NothingPublished
 from contract.repository import Repository
@@ -12,21 +16,47 @@ from server.engine import Engine
 from server.gate import Admitted, LoadEngine, admit
 from server.metrics import Metrics
 
+_SILENT_S: Final = 60.0
+"""A repository that has not answered for so long, and for ten polls, is said to be silent: a volume may hang."""
+_RETRY_S: Final = 30.0
+"""After which a version is tried again that failed for reasons which may pass; doubled each time."""
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Refusal:
+    version: str
+    retry_at: float
+    """On the clock; infinite for a version that cannot become better."""
+    attempts: int
 
 
 class Models:
     """Polls a repository and holds the engine of the version in use."""
 
-    def __init__(self, repository: Repository, load: LoadEngine, *, poll_s: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        load: LoadEngine,
+        *,
+        poll_s: float,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Take the repository to follow and what turns a version into an engine; `start` begins."""
         self.repository = repository
         self._load = load
         self._poll_s = poll_s
         self._metrics = metrics
         self._engine: Engine | None = None
-        self._refused: str | None = None
+        self._refused: _Refusal | None = None
         self._detail: str | None = "the repository has not been looked at yet"
+        self._clock = clock
+        self._answered_at = clock()
+        self._loading = False
+        self._unpublished = False
+        self._settled = threading.Event()
         self._polling = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
@@ -38,8 +68,20 @@ class Models:
 
     @property
     def detail(self) -> str | None:
-        """Why the version in use is not the published one; None if it is."""
+        """Why the version in use is not the published one, or may not be; None if it is."""
+        silent_s = self._clock() - self._answered_at
+        if silent_s > max(_SILENT_S, 10 * self._poll_s) and not self._loading:
+            return f"the repository has not answered for {silent_s:.0f} s; look at its volume"
         return self._detail
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether no version is in use because none has been published."""
+        return self._engine is None and self._unpublished
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the first look at the repository is over, whatever came of it; False if it is not."""
+        return self._settled.wait(timeout_s)
 
     @property
     def alive(self) -> bool:
@@ -63,28 +105,47 @@ class Models:
 
     def _poll(self) -> None:
         try:
+            self._look()
+        finally:
+            self._settled.set()
+
+    def _look(self) -> None:
+        try:
             published = self.repository.current()
         except NothingPublished as err:
+            self._unpublished = True
             self._note(str(err))
         except (LabelnextError, OSError) as err:
+            self._metrics.repository_faults.labels("read").inc()
             self._note(f"the repository cannot be read: {err}")
+            return
         else:
+            self._unpublished = False
             self._follow(published)
+        self._answered_at = self._clock()
+        self._metrics.repository_polled.set_to_current_time()
 
     def _follow(self, published: str) -> None:
         if self._engine is not None and published == self._engine.version:
             self._refused = self._detail = None
-        elif published != self._refused:
+        elif self._may_try(published):
             self._note(f"loading version {published}")
             self._take_up(published)
 
+    def _may_try(self, published: str) -> bool:
+        refused = self._refused
+        return refused is None or refused.version != published or self._clock() >= refused.retry_at
+
     def _take_up(self, published: str) -> None:
+        self._loading = True
         try:
             admitted = admit(self.repository, published, self._load)
         except Exception as err:  # whatever a bad version does, the one in use stays in use
             self._refuse(published, err)
         else:
             self._swap(admitted)
+        finally:
+            self._loading = False
 
     def _swap(self, admitted: Admitted) -> None:
         engine, former = admitted.engine, self._engine
@@ -109,7 +170,11 @@ class Models:
         )
 
     def _refuse(self, published: str, err: Exception) -> None:
-        self._refused = published
+        former = self._refused
+        attempts = former.attempts + 1 if former and former.version == published else 1
+        # What was published does not change; what memory or a volume did to it may pass.
+        retry_s = float("inf") if isinstance(err, LabelnextError) else _RETRY_S * 2 ** (attempts - 1)
+        self._refused = _Refusal(published, self._clock() + retry_s, attempts)
         self._metrics.model_reloads.labels("rejected").inc()
         reason = str(err) if isinstance(err, LabelnextError) else "an unexpected error, see the server's log"
         kept = f"; {self._engine.version} stays in use" if self._engine else ""
@@ -126,10 +191,14 @@ class Models:
             _log.info(detail)
 
     def _run(self) -> None:
+        self._poll_safely()
+        while not self._stopping.wait(self._poll_s):
+            self._poll_safely()
+
+    def _poll_safely(self) -> None:
         try:
             self.poll()
-            while not self._stopping.wait(self._poll_s):
-                self.poll()
         except Exception:
-            self._detail = "the repository is no longer followed: its thread failed, see the server's log"
-            _log.exception("the thread that follows the repository failed")
+            self._metrics.repository_faults.labels("poll").inc()
+            self._detail = "a look at the repository failed in a way that was not foreseen, see the server's log"
+            _log.exception("a look at the repository failed; the next one is in %g s", self._poll_s)

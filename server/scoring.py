@@ -1,27 +1,28 @@
 """From image references to scores: fetch and decode in shared threads, queue for the graph, collect in order.
 
 An image whose features are in the cache is not decoded, and if its source says that it is unchanged, not downloaded
-either. One image's failure is its own. Memory is bounded for requests of any length: each has only so many images on
-their way at a time. Knows no HTTP server and nothing of Label Studio's JSON.
+either. One image's failure is its own. Memory is bounded for requests of any length: of all of them together only so
+many images are on their way at a time. Knows no HTTP server and nothing of Label Studio's JSON.
 """
 
 import hashlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from contract.download import Validators
-from contract.errors import ImageError
+from contract.errors import ImageError, Unavailable
 from contract.fetch import Fetched
 from contract.preprocess import decode_image
 from server.batching import Batcher, Expired, Extras, ImageScores, Pixels
 from server.engine import Engine, Features
 from server.features import Download, FeatureCache
+from server.lanes import Lanes
 from server.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -68,9 +69,9 @@ class _File:
     """sha256; None where nothing is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """What a request asks for each of its images."""
+    """What a request asks for each of its images; one for each request, whose images take turns with others'."""
 
     engine: Engine
     deadline: float
@@ -81,7 +82,7 @@ Outcome = ImageScores | ImageError
 
 
 class Scorer:
-    """Scores the images of requests, with one pool of fetching threads for all of them."""
+    """Scores the images of requests, with one set of fetching threads for all of them."""
 
     def __init__(
         self,
@@ -89,23 +90,23 @@ class Scorer:
         batcher: Batcher,
         *,
         fetch_threads: int,
-        images_under_way: int,
+        queue_images: int,
         metrics: Metrics,
         cache: FeatureCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what fetches, scores and remembers; one request has at most `images_under_way` images on their way."""
+        """Take what fetches, scores and remembers; at most `queue_images` are fetched or wait for the graph."""
         self._fetcher = fetcher
         self._batcher = batcher
-        self._images_under_way = images_under_way
         self._metrics = metrics
         self._cache = cache
         self._clock = clock
-        self._pool = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
+        self._lanes = Lanes(threads=fetch_threads, most_under_way=queue_images)
+        metrics.queue_images.set_function(lambda: self._lanes.unfinished)
 
     def close(self) -> None:
         """Stop the fetching threads once they have done what they are doing."""
-        self._pool.shutdown(cancel_futures=True)
+        self._lanes.close()
 
     def score(
         self,
@@ -122,30 +123,23 @@ class Scorer:
         Raises:
             Unavailable, InferenceError: if the failure is the server's and not an image's.
         """
-        under_way = threading.BoundedSemaphore(self._images_under_way)
-        started = [self._start(image, _Work(engine, deadline, extras), under_way) for image in images]
+        work = _Work(engine, deadline, extras)
+        started = [self._start(image, work) for image in images]
         outcomes = [self._collect(outcome, deadline) for outcome in started]
         self._report(images, outcomes)
         return outcomes
 
-    def _start(
-        self,
-        image: ImageReference | ImageError,
-        work: _Work,
-        under_way: threading.BoundedSemaphore,
-    ) -> "Future[ImageScores]":
+    def _start(self, image: ImageReference | ImageError, work: _Work) -> "Future[ImageScores]":
         outcome: Future[ImageScores] = Future()
         if isinstance(image, ImageError):
             outcome.set_exception(image)
-        elif not under_way.acquire(timeout=max(0.0, work.deadline - self._clock())):
-            outcome.set_exception(_expired())
         else:
-            outcome.add_done_callback(lambda _: under_way.release())
-            self._pool.submit(copy_context().run, self._prepare, image, work, outcome)
+            self._lanes.submit(_lane(image.reference), work, _Job(self, image, work, outcome))
         return outcome
 
-    def _prepare(self, image: ImageReference, work: _Work, outcome: "Future[ImageScores]") -> None:
+    def prepare(self, image: ImageReference, work: _Work, outcome: "Future[ImageScores]") -> None:
         """Get one image, or its features, and queue it; every failure ends in `outcome`, or its request would wait."""
+        outcome.add_done_callback(lambda _: self._lanes.finish())
         try:
             if self._clock() >= work.deadline:
                 raise _expired()
@@ -214,6 +208,34 @@ class Scorer:
                 "images without a score",
                 extra={"images": len(outcomes), "failed": len(failures), "first_failures": failures[:_EXAMPLES]},
             )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """One image of a request, in its lane."""
+
+    scorer: Scorer
+    image: ImageReference
+    work: _Work
+    outcome: "Future[ImageScores]"
+    context: Context = field(default_factory=copy_context)
+    """Of the request, so that its id stands in the log."""
+
+    def run(self) -> None:
+        self.context.run(self.scorer.prepare, self.image, self.work, self.outcome)
+
+    def abandon(self) -> None:
+        self.outcome.set_exception(Unavailable("the server is shutting down"))
+
+
+def _lane(reference: str) -> str:
+    """Name what is asked for the image, as far as the reference says: a host, Label Studio, or nobody."""
+    if reference.startswith("data:"):
+        return "data"
+    try:
+        return urlsplit(reference).netloc.lower() if reference.startswith(("http://", "https://")) else "label studio"
+    except ValueError:
+        return "no url"
 
 
 def _expired() -> Expired:

@@ -4,6 +4,7 @@ Owns the lifetime of every thread below it. Knows no HTTP.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from contract.manifest import Manifest
 from contract.repository import Repository
 from contract.training_requests import REQUESTS_FOLDER, leave_request
 from server import labelstudio
+from server.admission import Admission
 from server.batching import Batcher, Extras
 from server.cpus import available_cpus
 from server.engine import Engine, EngineOptions, check_device
@@ -106,11 +108,19 @@ class Service:
             fetcher or self._own_fetcher,
             self.batcher,
             fetch_threads=settings.fetch_threads,
-            # one batch running, one waiting, and every fetching thread busy
-            images_under_way=2 * settings.max_batch_images + settings.fetch_threads,
+            queue_images=settings.images_under_way,
             metrics=self.metrics,
             cache=self._cache,
         )
+        self.admission = Admission(
+            most_requests=settings.threads,
+            most_waiting=settings.queue_requests,
+            most_bytes=2 * settings.max_body_bytes,
+        )
+        self._draining = threading.Event()
+        self.metrics.waiting_requests.set_function(lambda: self.admission.waiting)
+        self.metrics.live.set_function(lambda: self.live)
+        self.metrics.ready.set_function(lambda: self.ready)
         # Cached per application, so that what a config lacks is logged once for each version and not at each request.
         self._resolve_target = lru_cache(_CONFIGS_REMEMBERED)(labelstudio.resolve_target)
 
@@ -129,6 +139,28 @@ class Service:
             self._cache.close()
         self._own_fetcher.close()
 
+    def drain(self) -> None:
+        """Stop being ready, while what has been accepted is answered."""
+        self._draining.set()
+
+    @property
+    def fault(self) -> str | None:
+        """What the process cannot recover from; None if it can work."""
+        if self.batcher.fault is not None:
+            return self.batcher.fault
+        return None if self.models.alive else "the thread that follows the repository has ended"
+
+    @property
+    def live(self) -> bool:
+        """Whether the process can do its work, now or after it has got a version."""
+        return self.fault is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process should be sent requests."""
+        has_what_there_is = self.models.engine is not None or self.models.unpublished
+        return self.live and has_what_there_is and not self._draining.is_set()
+
     @property
     def version(self) -> str:
         """The version that predictions are stamped with."""
@@ -137,7 +169,9 @@ class Service:
 
     def health(self) -> Health:
         """Look at every part without waiting for any."""
-        engine, fault = self.models.engine, self.batcher.fault
+        engine, fault = self.models.engine, self.fault
+        if self._draining.is_set():
+            fault = fault or "the server is shutting down"
         return Health(
             up=fault is None,
             model=self.settings.model,
@@ -152,22 +186,25 @@ class Service:
         labelstudio.parse_setup(body)
         return {"model_version": self.version}
 
-    def predict(self, body: object) -> Predictions:
+    def deadline(self) -> float:
+        """Return when a request that comes now must have been answered, on the clock of `time.monotonic`."""
+        return time.monotonic() + self.settings.deadline_s
+
+    def predict(self, body: object, *, deadline: float) -> Predictions:
         """Answer /predict with one element per task, in order, all of one version.
 
         Raises:
             RequestError, ConfigError: if the request cannot be understood.
             Unavailable, InferenceError: if the server cannot score.
         """
-        deadline = time.monotonic() + self.settings.deadline_s
         request = labelstudio.parse_predict(body)
-        if (engine := self._find_engine()) is None:
+        if (engine := self._find_engine(deadline)) is None:
             return Predictions(labelstudio.no_predictions(request), None)
         target, outcomes = self._score(request, engine, deadline, Extras())
         results = labelstudio.build_predictions(outcomes, engine.manifest, target, self.settings.score)
         return Predictions(results, engine.version)
 
-    def score(self, body: object) -> Scores:
+    def score(self, body: object, *, deadline: float) -> Scores:
         """Answer /score: what a ranking needs to know of each task, in order, all of the version that was asked for.
 
         Raises:
@@ -175,13 +212,12 @@ class Service:
             OtherVersion: if the version in use is another.
             Unavailable, InferenceError: if the server cannot score.
         """
-        deadline = time.monotonic() + self.settings.deadline_s
         request = labelstudio.parse_score(body)
         if request.extras.passes and self.settings.masks is not MaskPolicy.FIXED:
             raise ConfigError(
                 "passes of several images belong together only under the same masks; serve with LABELNEXT_MASKS=fixed"
             )
-        engine = self._find_engine()
+        engine = self._find_engine(deadline)
         if engine is None or engine.version != request.version:
             raise OtherVersion(
                 f"version {request.version[:40]} was asked for, {engine.version if engine else 'none'} is in use; "
@@ -193,10 +229,17 @@ class Service:
         )
         return Scores(results, engine.manifest)
 
-    def _find_engine(self) -> Engine | None:
+    def _find_engine(self, deadline: float) -> Engine | None:
+        """Return the engine in use, after the first look at the repository; None if nothing has been published.
+
+        Another replica may have the version that this one could not get, so it is not for this one to say "nothing".
+        """
         if (fault := self.batcher.fault) is not None:
             raise Unavailable(fault)
-        return self.models.engine
+        self.models.wait(max(0.0, deadline - time.monotonic()))
+        if (engine := self.models.engine) is None and not self.models.unpublished:
+            raise Unavailable(f"no version is in use: {self.models.detail}")
+        return engine
 
     def _score(
         self, request: labelstudio.PredictRequest, engine: Engine, deadline: float, extras: Extras

@@ -132,9 +132,14 @@ class Settings:
     bind: str = "127.0.0.1:9090"
     """Host and port to listen on."""
     threads: int = 16
-    """Requests handled at the same time."""
-    fetch_threads: int = 8
-    """Images fetched and decoded at the same time, over all requests."""
+    """Requests handled at the same time; others wait until there is room."""
+    queue_requests: int = 128
+    """The most requests that wait."""
+    fetch_threads: int = 16
+    """Images fetched and decoded at the same time, over all requests; from one host at most half as many."""
+    queue_images: int | None = None
+    """The most images, over all requests, that are fetched or wait for the graph, which is what they take in memory;
+    None means two batches and one for each fetching thread."""
     passes: int | None = None
     """T, the stochastic passes per image; None takes the manifest's."""
     score: Score = Score.AGREEMENT
@@ -152,8 +157,8 @@ class Settings:
     """The most images in one run of the graph."""
     deadline_s: float = 90.0
     """Seconds that a request may take; Label Studio gives up after 100."""
-    max_body_bytes: int = 64 * 2**20
-    """The largest request body that is read."""
+    max_body_bytes: int = 32 * 2**20
+    """The largest request body that is read, and half of what those in hand may have together."""
     cache_dir: Path | None = None
     """The folder of the feature cache, for all replicas on one host; None keeps it in memory."""
     cache_mb: int | None = None
@@ -196,6 +201,11 @@ class Settings:
         return cls(**values)
 
     @property
+    def images_under_way(self) -> int:
+        """The most images that are fetched or wait for the graph: one batch running, one waiting, and every thread."""
+        return self.queue_images or 2 * self.max_batch_images + self.fetch_threads
+
+    @property
     def cache_bytes(self) -> int:
         """The most that the feature cache holds; 0 for no cache."""
         mebibytes = self.cache_mb
@@ -225,7 +235,9 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "model": str,
     "bind": _parse_bind,
     "threads": _parse_count,
+    "queue_requests": _parse_count,
     "fetch_threads": _parse_count,
+    "queue_images": _parse_count,
     "passes": _parse_count,
     "score": _parse_choice(Score),
     "masks": _parse_choice(MaskPolicy),

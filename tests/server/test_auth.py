@@ -12,6 +12,8 @@ EVENT = {"action": "ANNOTATION_CREATED", "project": {"id": 3}}
 REQUESTS = {
     "/": ("GET", None),
     "/health": ("GET", None),
+    "/health/live": ("GET", None),
+    "/health/ready": ("GET", None),
     "/metrics": ("GET", None),
     "/versions": ("GET", None),
     "/report/<version>": ("GET", None),

@@ -301,21 +301,6 @@ def test_closing_scores_what_is_queued_and_refuses_the_rest(make_batcher):
         submit(batcher, engine, 9)
 
 
-def test_the_queues_length_is_a_metric(make_batcher):
-    """Replicas are scaled on it."""
-    metrics, gate = Metrics(), threading.Event()
-    engine = EchoEngine(0, gate)
-    batcher = make_batcher(metrics=metrics)
-    first = submit(batcher, engine, 0)
-    assert engine.entered.wait(10)
-    rest = [submit(batcher, engine, i) for i in range(3)]
-    assert metrics.registry.get_sample_value("labelnext_queue_images") == 3
-    gate.set()
-    for outcome in [first, *rest]:
-        answer(outcome)
-    assert metrics.registry.get_sample_value("labelnext_queue_images") == 0
-
-
 def test_each_image_of_a_batch_brings_the_extras_that_were_asked_for(make_batcher):
     """A request for embeddings does not make the others carry them."""
     gate = threading.Event()

@@ -152,6 +152,98 @@ def test_a_current_that_names_no_version_is_told(models, repository):
     assert models.engine.version == name
 
 
+def test_what_may_pass_is_tried_again_later(repository, metrics):
+    """A version that failed for want of memory, or of a volume, is not given up; the pauses grow."""
+    now, attempts = [0.0], []
+
+    def fail(version):
+        attempts.append(now[0])
+        raise MemoryError
+
+    models = Models(repository, fail, poll_s=3600, metrics=metrics, clock=lambda: now[0])
+    publish(repository)
+    for second in range(0, 300, 5):
+        now[0] = second
+        models.poll()
+    assert attempts == [0, 30, 90, 210]
+
+
+def test_a_repository_that_hangs_is_told(repository, metrics):
+    """A volume that does not answer raises nothing, so its silence is what is told; the version in use stays."""
+    now = [0.0]
+    models = Models(repository, load, poll_s=1, metrics=metrics, clock=lambda: now[0])
+    name = publish(repository)
+    models.poll()
+    now[0] = 59
+    assert models.detail is None
+    now[0] = 61
+    assert "has not answered for 61 s" in models.detail
+    assert models.engine.version == name
+    models.poll()
+    assert models.detail is None
+
+
+def test_a_version_that_loads_for_long_is_no_silence(repository, metrics):
+    """Loading takes as long as it takes."""
+    now, details = [0.0], []
+
+    def slow(version):
+        now[0] = 500
+        details.append(models.detail)
+        return load(version)
+
+    models = Models(repository, slow, poll_s=1, metrics=metrics, clock=lambda: now[0])
+    name = publish(repository)
+    models.poll()
+    assert details == [f"loading version {name}"]
+
+
+def test_failed_looks_are_counted(models, repository, metrics):
+    """They are what an alert is made of."""
+    repository.folder.mkdir(parents=True)
+    (repository.folder / "CURRENT").write_text("nothing\n")
+    models.poll()
+    assert metrics.registry.get_sample_value("labelnext_repository_faults_total", {"kind": "read"}) == 1
+
+
+def test_who_waits_for_the_first_look_is_let_go_whatever_it_brings(models, repository):
+    """Nothing published, a refusal and a fault all end the wait."""
+    assert not models.wait(0)
+    publish_bad(repository)
+    models.poll()
+    assert models.wait(0)
+    assert models.engine is None
+    assert not models.unpublished
+
+
+def test_nothing_published_is_told_from_nothing_usable(models, repository):
+    """Without a publication there is nothing to wait for; with one that cannot be had there is."""
+    models.poll()
+    assert models.unpublished
+    publish_bad(repository)
+    models.poll()
+    assert not models.unpublished
+
+
+def test_the_thread_outlives_an_unforeseen_failure(repository, metrics, monkeypatch, caplog):
+    """A bug in one look does not end following the repository."""
+    looked = threading.Semaphore(0)
+
+    def current():
+        looked.release()
+        raise KeyError("bug")
+
+    monkeypatch.setattr(repository, "current", current)
+    models = Models(repository, load, poll_s=0.01, metrics=metrics)
+    models.start()
+    for _ in range(3):
+        assert looked.acquire(timeout=10)
+    assert models.alive
+    models.close()
+    assert metrics.registry.get_sample_value("labelnext_repository_faults_total", {"kind": "poll"}) >= 2
+    assert "not foreseen" in models.detail
+
+
 def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(repository, metrics, caplog):
     """Whatever loading raises, the thread goes on, and health gives no internals away."""
 

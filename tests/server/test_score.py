@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from base64 import b64decode
 
 import numpy as np
@@ -191,13 +192,17 @@ def test_a_deadline_that_passes_is_told_for_each_image(start_app, settings, repo
     """`expired` means: ask again."""
     publish(repository)
 
+    over = threading.Event()
+
     class Never:
         def source(self, reference, *, task_id, project_id):
             return None
 
         def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
+            over.wait(10)
             raise FetchError("the host does not answer")
 
-    client = start_app(dataclasses.replace(settings, deadline_s=1e-6), fetcher=Never()).test_client()
+    client = start_app(dataclasses.replace(settings, deadline_s=0.3), fetcher=Never()).test_client()
     results = client.post("/score", json=make_score_body(repository.current())).json["results"]
+    over.set()
     assert {element["error"]["code"] for element in results} == {"expired"}

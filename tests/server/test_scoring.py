@@ -57,14 +57,14 @@ def metrics():
 def make_scorer(metrics):
     closing = []
 
-    def make(files, *, fetch_threads=3, images_under_way=8, cache=None, clock=time.monotonic):
+    def make(files, *, fetch_threads=6, queue_images=8, cache=None, clock=time.monotonic):
         batcher = Batcher(max_batch_images=4, metrics=metrics, cache=cache)
         batcher.start()
         scorer = Scorer(
             MapFetcher(files) if isinstance(files, dict) else files,
             batcher,
             fetch_threads=fetch_threads,
-            images_under_way=images_under_way,
+            queue_images=queue_images,
             metrics=metrics,
             cache=cache,
             clock=clock,
@@ -142,6 +142,20 @@ def test_one_images_failure_is_its_own(make_scorer, metrics, caplog):
     assert record.first_failures[0] == "task 1: 404"
 
 
+def test_the_images_that_are_not_finished_are_a_metric(make_scorer, metrics):
+    """Replicas are scaled on it: what waits to be fetched counts like what waits for the graph."""
+    gate = threading.Event()
+    scorer = make_scorer({"x": make_png(1)}, queue_images=2)
+    engine = Engine(0, gate)
+    request = threading.Thread(target=lambda: scorer.score(references(*["x"] * 9), engine, deadline=soon()))
+    request.start()
+    assert engine.entered.wait(10)
+    assert metrics.registry.get_sample_value("labelnext_queue_images") == 9
+    gate.set()
+    request.join(30)
+    assert metrics.registry.get_sample_value("labelnext_queue_images") == 0
+
+
 def test_a_long_request_has_only_so_many_images_under_way(make_scorer):
     """Two thousand tasks do not mean two thousand images in memory, and all are scored."""
     gate = threading.Event()
@@ -156,7 +170,7 @@ def test_a_long_request_has_only_so_many_images_under_way(make_scorer):
                 enough.set()
         return make_png(fetched[0] % 256)
 
-    scorer = make_scorer({"x": fetch}, images_under_way=8)
+    scorer = make_scorer({"x": fetch}, queue_images=8)
     engine = Engine(0, gate)
     outcomes = []
     request = threading.Thread(
@@ -190,7 +204,7 @@ def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):
     assert isinstance(first, ImageScores)
     outcomes = scorer.score(references("late", "a", "a"), Engine(), deadline=50.0)
     assert [type(outcome) for outcome in outcomes] == [Expired] * 3
-    scorer._pool.submit(int).result(timeout=10)  # all that was queued before has been looked at
+    scorer.close()  # all that was queued before has been looked at
     assert fetched == [0.0]
 
 

@@ -12,6 +12,8 @@ SET = {
     "LABELNEXT_BIND": "0.0.0.0:80",
     "LABELNEXT_THREADS": "4",
     "LABELNEXT_FETCH_THREADS": "3",
+    "LABELNEXT_QUEUE_REQUESTS": "9",
+    "LABELNEXT_QUEUE_IMAGES": "50",
     "LABELNEXT_PASSES": "50",
     "LABELNEXT_SCORE": "bald",
     "LABELNEXT_MASKS": "FRESH",
@@ -41,6 +43,8 @@ def test_every_setting_is_read_from_its_variable():
         bind="0.0.0.0:80",
         threads=4,
         fetch_threads=3,
+        queue_requests=9,
+        queue_images=50,
         passes=50,
         score=Score.BALD,
         masks=MaskPolicy.FRESH,
@@ -60,6 +64,12 @@ def test_every_setting_is_read_from_its_variable():
         local_files_root=Path("/srv/images"),
         allowed_origins=("http://minio:9000", "https://cdn.example.org"),
     )
+
+
+def test_by_default_two_batches_and_every_thread_are_under_way():
+    """One batch runs, one waits, and no thread is idle."""
+    assert Settings(max_batch_images=8, fetch_threads=4).images_under_way == 20
+    assert Settings(max_batch_images=8, fetch_threads=4, queue_images=3).images_under_way == 3
 
 
 def test_every_field_has_a_parser():

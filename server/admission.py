@@ -1,0 +1,142 @@
+"""The line in front of the work: so many requests in hand, so many waiting, first come first served.
+
+Label Studio waits 100 s for an answer and never asks again, so a request is refused only if its turn cannot come before
+its deadline. What waits has not had its body read. Knows no HTTP and nothing of what the work is.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from contract.errors import Unavailable
+
+_MEMORY: Final = 0.2
+"""Weight of the last request in the mean duration by which waits are estimated."""
+
+
+class Overloaded(Unavailable):
+    """Refused a request whose turn would not have come in time."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, reason: Literal["queue_full", "deadline"], retry_after_s: int) -> None:
+        """Take the message, why there is no place, and when there may be one again."""
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    size_bytes: int
+    called: threading.Event = field(default_factory=threading.Event)
+
+
+class Admission:
+    """Lets requests in while there is room for them and for their bodies."""
+
+    def __init__(
+        self,
+        *,
+        most_requests: int,
+        most_waiting: int,
+        most_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take how many requests may be in hand and wait, and how large the bodies of those in hand may be together.
+
+        A body that is larger than `most_bytes` by itself gets in alone.
+        """
+        self._most_requests = most_requests
+        self._most_waiting = most_waiting
+        self._most_bytes = most_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._line: deque[_Ticket] = deque()
+        self._in_hand = 0
+        self._bytes_in_hand = 0
+        self._mean_s: float | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._line)
+
+    @contextmanager
+    def enter(self, size_bytes: int, *, deadline: float) -> Iterator[None]:
+        """Wait for a place, and hold it for the length of the block.
+
+        Args:
+            size_bytes: of the request's body.
+            deadline: by the clock, in seconds.
+
+        Raises:
+            Overloaded: if the line is full, or the turn would not come before the deadline.
+        """
+        ticket = _Ticket(size_bytes)
+        self._queue(ticket, deadline)
+        if not ticket.called.wait(max(0.0, deadline - self._clock())):
+            self._give_up(ticket)
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._leave(ticket, self._clock() - started)
+
+    def _queue(self, ticket: _Ticket, deadline: float) -> None:
+        with self._lock:
+            wait_s = self._estimate(len(self._line))
+            if len(self._line) >= self._most_waiting and not (not self._line and self._fits(ticket)):
+                raise _refuse("queue_full", f"{len(self._line)} requests wait already", wait_s)
+            if self._clock() + wait_s > deadline:
+                raise _refuse("deadline", f"its turn is expected in {wait_s:.0f} s, after its deadline", wait_s)
+            self._line.append(ticket)
+            self._call()
+
+    def _give_up(self, ticket: _Ticket) -> None:
+        with self._lock:
+            if ticket.called.is_set():  # just now
+                return
+            self._line.remove(ticket)
+            wait_s = self._estimate(len(self._line))
+            self._call()  # who stands behind it may be smaller
+        raise _refuse("deadline", "its deadline passed while it waited", wait_s)
+
+    def _leave(self, ticket: _Ticket, seconds: float) -> None:
+        with self._lock:
+            self._in_hand -= 1
+            self._bytes_in_hand -= ticket.size_bytes
+            self._mean_s = seconds if self._mean_s is None else (1 - _MEMORY) * self._mean_s + _MEMORY * seconds
+            self._call()
+
+    def _call(self) -> None:
+        while self._line and self._fits(self._line[0]):
+            ticket = self._line.popleft()
+            self._in_hand += 1
+            self._bytes_in_hand += ticket.size_bytes
+            ticket.called.set()
+
+    def _fits(self, ticket: _Ticket) -> bool:
+        if not self._in_hand:
+            return True
+        return self._in_hand < self._most_requests and self._bytes_in_hand + ticket.size_bytes <= self._most_bytes
+
+    def _estimate(self, ahead: int) -> float:
+        """Seconds until the turn of who has so many ahead; 0 while there is room, or nothing is known yet."""
+        if self._in_hand < self._most_requests or self._mean_s is None:
+            return 0.0
+        return (ahead + 1) * self._mean_s / self._most_requests
+
+
+def _refuse(reason: Literal["queue_full", "deadline"], why: str, wait_s: float) -> Overloaded:
+    retry_after_s = max(1, math.ceil(wait_s))
+    return Overloaded(
+        f"the server has more to do than it can: {why}; ask again in {retry_after_s} s, or run more replicas",
+        reason=reason,
+        retry_after_s=retry_after_s,
+    )

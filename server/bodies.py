@@ -1,0 +1,71 @@
+"""Request bodies: read within a time as a whole, and parsed as JSON."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, NoReturn
+
+from werkzeug.exceptions import ClientDisconnected, RequestTimeout
+from werkzeug.wrappers import Request
+
+from contract.errors import RequestError
+
+MOST_SECONDS: Final = 30.0
+"""For a whole body, however it comes in; a time-out of the socket would hold for each piece anew."""
+
+
+def read_json(request: Request, *, deadline: float) -> object:
+    """Return the body as JSON, whatever its content type; NaN and Infinity are not JSON.
+
+    Args:
+        request: one whose body has not been read.
+        deadline: on the clock of `time.monotonic`, in seconds.
+
+    Raises:
+        RequestError: if it is not JSON.
+        RequestTimeout: if it does not come in time.
+        RequestEntityTooLarge: if it is larger than the application takes.
+    """
+    body = _read(request, deadline)
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as err:
+        raise RequestError(f"the body must be JSON, got {len(body)} bytes that are not") from err
+
+
+def _read(request: Request, deadline: float) -> bytes:
+    left = min(MOST_SECONDS, deadline - time.monotonic())
+    with _cut_off(request.environ.get("gunicorn.socket"), max(0.001, left)) as over:
+        try:
+            return request.get_data(cache=False)
+        except ClientDisconnected as err:
+            if over.is_set():
+                raise RequestTimeout(f"the body did not arrive within {left:.0f} s; send it at once") from err
+            raise
+
+
+@contextmanager
+def _cut_off(connection: socket.socket | None, after_s: float) -> Iterator[threading.Event]:
+    """Stop listening to a client when the time is over; what it has sent by then looks like all there is."""
+    over = threading.Event()
+
+    def cut() -> None:
+        over.set()
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+
+    timer = threading.Timer(after_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,191 @@
+"""Live and ready, the line in front of the work, and what is said to who is turned away."""
+
+import dataclasses
+import threading
+from base64 import b64decode
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from contract.fetch import Fetched
+from server.app import close_app, create_app
+from server.models import Models
+from tests.server.conftest import make_predict_body, make_task, make_tasks, to_data_uri
+from tests.server.tiny_model import TinyModel, draw_images, publish
+
+
+class HeldFetcher:
+    """Gives out one good image, once it is allowed to."""
+
+    def __init__(self):
+        self.asked, self.allowed = threading.Semaphore(0), threading.Event()
+        (pixels,) = draw_images(1)
+        self.data = b64decode(to_data_uri(pixels).partition(",")[2])
+
+    def source(self, reference, *, task_id, project_id):
+        return None
+
+    def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
+        self.asked.release()
+        assert self.allowed.wait(30)
+        return Fetched(self.data)
+
+
+def service_of(client):
+    return client.application.extensions["labelnext"]
+
+
+def probe(client):
+    return client.get("/health/live").status_code, client.get("/health/ready").status_code
+
+
+def counted(client, reason):
+    registry = service_of(client).metrics.registry
+    return registry.get_sample_value("labelnext_rejected_requests_total", {"reason": reason}) or 0
+
+
+@pytest.fixture
+def client(start_app, repository):
+    publish(repository)
+    return start_app().test_client()
+
+
+class TestProbes:
+    def test_a_version_in_use_makes_it_ready(self, client):
+        """Both are asked for different things: to restart it, and to send it requests."""
+        assert probe(client) == (200, 200)
+        assert client.get("/health/ready").json == {"ready": True, "detail": None}
+
+    def test_where_nothing_is_published_it_is_ready_to_say_so(self, start_app):
+        """Label Studio can be connected, and Start Training pressed, before the first version."""
+        assert probe(start_app().test_client()) == (200, 200)
+
+    def test_it_is_not_ready_before_the_first_look(self, settings, repository, monkeypatch):
+        """Readiness begins as false."""
+        monkeypatch.setattr("server.models.Models.poll", lambda self: None)
+        publish(repository)
+        app = create_app(settings)
+        assert probe(app.test_client()) == (200, 503)
+        close_app(app)
+
+    def test_it_is_not_ready_where_what_is_published_was_refused(self, start_app, repository):
+        """A roll-out of replicas stops at a version that none of them can use."""
+        publish(repository, probe_of=TinyModel.draw(seed=7))
+        client = start_app().test_client()
+        assert probe(client) == (200, 503)
+        assert "was refused" in client.get("/health/ready").json["detail"]
+        assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
+        assert counted(client, "unavailable") == 1
+
+    def test_a_dead_batcher_is_not_live(self, client):
+        """Only a new process cures it."""
+        service_of(client).batcher.close()
+        assert probe(client) == (503, 503)
+        assert client.get("/health/live").json == {"live": False, "detail": "the server is shutting down"}
+
+    def test_a_thread_that_no_longer_follows_the_repository_is_not_live(self, client):
+        """It would serve an old version for ever."""
+        service_of(client).models.close()
+        assert probe(client) == (503, 503)
+        assert "follows the repository" in client.get("/health").json["detail"]
+
+    def test_draining_ends_readiness_and_still_answers(self, client):
+        """What has been accepted is scored; balancers are told to send no more."""
+        service_of(client).drain()
+        assert probe(client) == (200, 503)
+        assert client.get("/health").json["status"] == "DOWN"
+        reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
+        assert reply.json["results"][0]["score"] is not None
+
+    def test_probes_are_gauges_too(self, client):
+        """An alert needs no second source."""
+        registry = service_of(client).metrics.registry
+        assert registry.get_sample_value("labelnext_live") == registry.get_sample_value("labelnext_ready") == 1
+        service_of(client).drain()
+        assert registry.get_sample_value("labelnext_live") == 1
+        assert registry.get_sample_value("labelnext_ready") == 0
+
+
+class TestTheLine:
+    @pytest.fixture
+    def held(self):
+        fetcher = HeldFetcher()
+        yield fetcher
+        fetcher.allowed.set()
+
+    @pytest.fixture
+    def narrow(self, start_app, settings, repository, held):
+        """A server that works on one request, lets one wait, and holds the first."""
+        publish(repository)
+        app = start_app(dataclasses.replace(settings, threads=1, queue_requests=1), fetcher=held)
+        return app.test_client
+
+    def test_a_request_beyond_the_line_is_refused_and_told_when_to_come_again(self, narrow, held):
+        """503 with Retry-After, and those before it are answered."""
+
+        def predict():
+            return narrow().post("/predict", json=make_predict_body([make_task(1, "x")]))
+
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(predict)
+            assert held.asked.acquire(timeout=10)
+            second = pool.submit(predict)
+            admission = service_of(narrow()).admission
+            while not admission.waiting:
+                assert not second.done()
+            refused = predict()
+            assert (refused.status_code, refused.json["error"]) == (503, "overloaded")
+            assert refused.headers["Retry-After"] == "1"
+            assert "run more replicas" in refused.json["detail"]
+            assert counted(narrow(), "queue_full") == 1
+            assert probe(narrow()) == (200, 200)
+            assert narrow().get("/versions").status_code == 200
+            assert narrow().post("/setup", json={"project": "1", "schema": ""}).status_code == 200
+            held.allowed.set()
+            assert [first.result(30).status_code, second.result(30).status_code] == [200, 200]
+
+    def test_nobody_who_is_turned_away_gets_a_place(self, narrow, held):
+        """Without credentials, or on a path that is not there, nothing waits."""
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(lambda: narrow().post("/predict", json=make_predict_body([make_task(1, "x")])))
+            assert held.asked.acquire(timeout=10)
+            assert narrow().get("/nowhere").status_code == 404
+            assert narrow().get("/predict").status_code == 405
+            held.allowed.set()
+            assert first.result(30).status_code == 200
+
+    def test_refused_credentials_are_counted(self, start_app, settings):
+        """Guessing is seen."""
+        client = start_app(dataclasses.replace(settings, basic_auth="u:p")).test_client()
+        assert client.get("/versions").status_code == 401
+        assert counted(client, "auth") == 1
+
+    def test_an_error_gives_the_place_back(self, narrow):
+        """Bad requests do not fill the server."""
+        for _ in range(4):
+            assert narrow().post("/predict", data=b"no json").status_code == 400
+
+    def test_a_request_waits_for_the_version_that_is_being_loaded(self, settings, repository, monkeypatch):
+        """A server that has just started does not say that it knows nothing."""
+        begin, poll = threading.Event(), Models.poll
+
+        def late(self):
+            begin.wait(10)
+            poll(self)
+
+        monkeypatch.setattr("server.models.Models.poll", late)
+        publish(repository)
+        app = create_app(settings)
+        with ThreadPoolExecutor() as pool:
+            reply = pool.submit(lambda: app.test_client().post("/predict", json=make_predict_body(make_tasks(1))))
+            assert not reply.done()
+            begin.set()
+            assert reply.result(30).json["results"][0]["score"] is not None
+        close_app(app)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_refused(client, number):
+    """Python reads them; JSON does not have them."""
+    reply = client.post("/predict", data=f'{{"tasks": [], "label_config": "<View/>", "x": {number}}}')
+    assert (reply.status_code, reply.json["error"]) == (400, "bad_request")
