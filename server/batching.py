@@ -188,10 +188,12 @@ class Batcher:
             if waiting:
                 self._infer(waiting)
         except BaseException as err:
+            # What ends this thread must not be raised in those that wait for it, where it would end them, too.
+            told = err if isinstance(err, Exception) else Unavailable("the batcher failed")
             for item in batch:
                 if not item.outcome.done():
-                    item.outcome.set_exception(err)
-            if not isinstance(err, Exception):
+                    item.outcome.set_exception(told)
+            if told is not err:
                 raise
 
     def _drop_expired(self, batch: Sequence[_Item]) -> list[_Item]:

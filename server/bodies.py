@@ -38,13 +38,14 @@ def read_json(request: Request, *, deadline: float) -> object:
 
 def _read(request: Request, deadline: float) -> bytes:
     left = min(MOST_SECONDS, deadline - time.monotonic())
-    with _cut_off(request.environ.get("gunicorn.socket"), max(0.001, left)) as over:
-        try:
-            return request.get_data(cache=False)
-        except ClientDisconnected as err:
-            if over.is_set():
-                raise RequestTimeout(f"the body did not arrive within {left:.0f} s; send it at once") from err
-            raise
+    body = b""
+    with _cut_off(request.environ.get("gunicorn.socket"), max(0.001, left)) as over, suppress(ClientDisconnected):
+        body = request.get_data(cache=False)
+    if over.is_set():
+        raise RequestTimeout(f"the body did not arrive within {left:.0f} s; send it at once")
+    if (request.content_length or 0) > len(body):
+        raise ClientDisconnected
+    return body
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Tell gunicorn that the worker is alive; end it in good order if its application is not."""
         super().notify()
         service = self._service()
-        if self.alive and service is not None and not service.live:
+        if self.alive and service is not None and not service.live:  # type: ignore[has-type]  # gunicorn has no types
             _log.critical(
                 "the server cannot work any more; gunicorn starts a new worker", extra={"fault": service.fault}
             )

@@ -1,0 +1,119 @@
+"""Requests to a real server, many at a time, and hosts of images that behave badly."""
+
+from __future__ import annotations
+
+import json
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import urllib3
+
+from tests.server.conftest import make_predict_body
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, and after how long."""
+
+    status: int
+    body: Any
+    headers: dict[str, str]
+    seconds: float
+
+
+@dataclass(slots=True)
+class Client:
+    """Sends requests to one server, each over a connection of its own."""
+
+    url: str
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(300))
+
+    def get(self, path: str) -> Reply:
+        return self._send("GET", path, None)
+
+    def predict(self, tasks: Sequence[object]) -> Reply:
+        return self._send("POST", "/predict", make_predict_body(list(tasks)))
+
+    def start_predict(self, tasks: Sequence[object]) -> Future[Reply]:
+        return self.pool.submit(self.predict, tasks)
+
+    def _send(self, method: str, path: str, body: object) -> Reply:
+        started = time.monotonic()
+        reply = urllib3.request(method, self.url + path, json=body, retries=False, timeout=150)
+        seconds = time.monotonic() - started
+        text = reply.data.decode()
+        return Reply(reply.status, json.loads(text) if text[:1] in "{[" else text, dict(reply.headers), seconds)
+
+
+class Prober:
+    """Asks for /health every 50 ms, and remembers how long each answer took."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.seconds = url, list[float]()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Prober:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(0.05):
+            started = time.monotonic()
+            urllib3.request("GET", f"{self.url}/health/live", retries=False, timeout=30)
+            self.seconds.append(time.monotonic() - started)
+
+    def quantile(self, q: float) -> float:
+        return sorted(self.seconds)[int(q * (len(self.seconds) - 1))]
+
+
+@contextmanager
+def hanging_host() -> Iterator[str]:
+    """A host that takes connections and requests, and answers nothing until the block ends."""
+    over = threading.Event()
+
+    class Hang(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.settimeout(0.1)
+            while not over.is_set():
+                try:
+                    if not self.request.recv(1000):
+                        return
+                except TimeoutError:
+                    pass
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        request_queue_size = 200
+
+    with Server(("127.0.0.1", 0), Hang) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        over.set()
+        server.shutdown()
+
+
+@contextmanager
+def idle_connections(url: str, count: int, first: bytes) -> Iterator[list[socket.socket]]:
+    """Clients that send the beginning of a request and no more."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    made = [socket.create_connection((host, int(port)), timeout=30) for _ in range(count)]
+    try:
+        for each in made:
+            each.sendall(first)
+        yield made
+    finally:
+        for each in made:
+            each.close()

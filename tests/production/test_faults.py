@@ -1,0 +1,294 @@
+"""What goes wrong around a server: the last good version serves on, and log, metrics and /health say what it was."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from bench.serving import Server, serving
+from contract.repository import Repository
+from demo.processes import Child, free_port, running
+from demo.product import CHECKOUT
+from tests.production.driving import Client
+from tests.server.conftest import make_tasks
+from tests.server.tiny_model import TinyModel, publish
+from tests.system.conftest import python_of
+
+QUICK = {"LABELNEXT_POLL_S": "0.1"}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """A repository with a version."""
+    found = Repository(tmp_path / "models")
+    publish(found)
+    return found
+
+
+@contextmanager
+def server_of(repository: Repository, **settings: str) -> Iterator[tuple[Client, Server]]:
+    log = repository.root.parent / "server.log"
+    with serving(repository.root, log=log, settings={**QUICK, **settings}) as server:
+        yield Client(server.url), server
+
+
+@contextmanager
+def breakable_server_of(repository: Repository, folder: Path) -> Iterator[tuple[Client, Child]]:
+    """The server, with what can only be done to it from within."""
+    port = free_port()
+    with running(
+        "The server",
+        [
+            python_of("server"),
+            *("-m", "gunicorn", "-c", "server/gunicorn_conf.py"),
+            "tests.production.breakable:create_breakable_app()",
+        ],
+        log=folder / "server.log",
+        environment={**QUICK, "LABELNEXT_MODELS": str(repository.root), "LABELNEXT_BIND": f"127.0.0.1:{port}"},
+        cwd=CHECKOUT,
+    ) as child:
+        client = Client(f"http://127.0.0.1:{port}")
+        child.wait_for(client.url + "/health/ready", timeout_s=60)
+        yield client, child
+
+
+def await_health(client: Client, met: Callable[[Mapping[str, object]], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not met(client.get("/health").body):
+        assert time.monotonic() < end, client.get("/health").body
+        time.sleep(0.05)
+
+
+def await_detail(client: Client, words: str, seconds: float = 30) -> None:
+    await_health(client, lambda body: words in str(body["detail"]), seconds)
+
+
+def await_version(client: Client, version: str) -> None:
+    await_health(client, lambda body: body["model_version"] == version and body["detail"] is None)
+
+
+def serves(client: Client, version: str) -> bool:
+    results = client.predict(make_tasks(3)).body["results"]
+    return [element["model_version"] for element in results] == [version] * 3
+
+
+def await_end(pid: int) -> None:
+    end = time.monotonic() + 30
+    while (Path("/proc") / str(pid)).exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of its own in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    with contextlib.suppress(OSError), (folder / "rest").open("wb") as file:
+        while True:
+            file.write(bytes(1024))
+            file.flush()
+
+
+class TestTheRepository:
+    def test_one_that_vanishes_is_told_and_taken_up_again(self, repository: Repository):
+        """A volume that is gone for a while costs no prediction."""
+        version = repository.current()
+        with server_of(repository) as (client, server):
+            repository.root.rename(repository.root.with_name("away"))
+            await_health(client, lambda body: body["detail"] is not None)
+            assert serves(client, version)
+            assert client.get("/health/ready").status == 200
+            repository.root.with_name("away").rename(repository.root)
+            await_version(client, version)
+            await_version(client, publish(repository))
+            assert "no version has been published" in server.process.log.read_text()
+
+    def test_a_pointer_to_nowhere_is_told(self, repository: Repository):
+        """CURRENT is one line that anybody may edit."""
+        version = repository.current()
+        with server_of(repository) as (client, server):
+            for content in (b"", b"nothing\n", b"20990101T000000000Z-abcdef\n", b"../../etc\n", b"\0\n", b"\xff" * 99):
+                (repository.folder / "CURRENT").write_bytes(content)
+                await_detail(client, "cannot be read")
+                assert serves(client, version)
+                (repository.folder / "CURRENT").write_text(f"{version}\n")
+                await_version(client, version)
+            assert server.metrics()['labelnext_repository_faults_total{kind="read"}'] >= 6
+
+    def test_a_version_that_is_torn_or_nonsense_is_refused(self, repository: Repository):
+        """Whatever lies there, what is in use stays in use, and the refusal is logged and counted."""
+        version = repository.current()
+        with server_of(repository) as (client, server):
+            for number, spoil in enumerate((_cut_short, _garble, _drop_manifest, _empty_manifest)):
+                bad = publish(repository, seed=number)
+                await_version(client, bad)
+                repository.point_to(version)
+                await_version(client, version)
+                worse = publish(
+                    repository, seed=10 + number, probe_of=TinyModel.draw(99)
+                )  # publishes the graph of another
+                await_detail(client, f"version {worse} was refused")
+                spoil(repository.folder / bad)
+                repository.point_to(bad)
+                await_detail(client, f"version {bad} was refused")
+                assert serves(client, version)
+                repository.point_to(version)
+                await_version(client, version)
+            assert server.metrics()['labelnext_model_reloads_total{result="rejected"}'] == 8
+            refusals = [
+                json.loads(line) for line in server.process.log.read_text().splitlines() if "version refused" in line
+            ]
+            assert len(refusals) == 8
+
+    def test_a_volume_that_hangs_is_told(self, repository: Repository):
+        """Reading a pipe nobody writes to hangs as a dead network volume does; requests and probes do not."""
+        version = repository.current()
+        with server_of(repository) as (client, _):
+            (repository.folder / "CURRENT").unlink()
+            os.mkfifo(repository.folder / "CURRENT")
+            time.sleep(1)
+            assert serves(client, version)
+            await_detail(client, "has not answered for", seconds=90)
+            assert client.get("/health/live").seconds < 1
+            assert serves(client, version)
+            with contextlib.suppress(OSError), (repository.folder / "CURRENT").open("w") as pipe:
+                pipe.write(version)
+
+
+class TestTheDisk:
+    def test_a_full_one_stops_publishing_and_nothing_else(self, tmp_path: Path):
+        """The publisher is told, leaves nothing behind, and the last version is served."""
+        with small_disk(tmp_path / "models", "200k"):
+            repository = Repository(tmp_path / "models")
+            version = publish(repository)
+            fill(tmp_path / "models")
+            with server_of(repository) as (client, _):
+                with pytest.raises(OSError, match="No space left") as full:
+                    publish(repository)
+                assert full.value.errno == errno.ENOSPC
+                assert repository.current() == version
+                assert sorted(path.name for path in repository.folder.iterdir()) == sorted(["CURRENT", version])
+                assert serves(client, version)
+                (tmp_path / "models" / "rest").unlink()
+                await_version(client, publish(repository))
+
+    def test_a_full_one_under_the_feature_cache_costs_time_only(self, repository: Repository, tmp_path: Path):
+        """Features are computed again; the counters say why."""
+        with small_disk(tmp_path / "features", "300k"), ExitStack() as stack:
+            client, server = stack.enter_context(
+                server_of(repository, LABELNEXT_CACHE_DIR=str(tmp_path / "features"), LABELNEXT_CACHE_MB="100")
+            )
+            fill(tmp_path / "features")
+            for seed in range(30):
+                results = client.predict(make_tasks(20, seed)).body["results"]
+                assert all("score" in element for element in results)
+            faults = [name for name in server.metrics() if name.startswith("labelnext_feature_cache_faults_total")]
+            assert faults
+
+    def test_a_request_to_train_that_cannot_be_left_is_told(self, tmp_path: Path):
+        """Label Studio's user sees that nothing was started."""
+        with small_disk(tmp_path / "models", "200k"):
+            repository = Repository(tmp_path / "models")
+            publish(repository)
+            (tmp_path / "models" / "requests").mkdir()
+            fill(tmp_path / "models")
+            with server_of(repository) as (client, _):
+                reply = urllib3.request(
+                    "POST", client.url + "/webhook", json={"action": "START_TRAINING", "project": {"id": 1}}
+                )
+                assert (reply.status, reply.json()["status"]) == (200, "not_requested")
+
+
+class TestProcesses:
+    def test_a_worker_whose_batcher_died_is_replaced(self, repository: Repository, tmp_path: Path):
+        """Liveness fails, gunicorn starts a new worker, and it serves: without anybody's help."""
+        with breakable_server_of(repository, tmp_path) as (client, child):
+            assert serves(client, repository.current())
+            assert urllib3.request("POST", client.url + "/break").status == 200
+            reply = client.predict(make_tasks(1))
+            assert reply.status >= 500
+            end = time.monotonic() + 60
+            while client.predict(make_tasks(3)).status != 200:
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            assert serves(client, repository.current())
+            assert "gunicorn starts a new worker" in child.log.read_text()
+
+    def test_a_worker_that_is_killed_is_replaced_and_waits_for_its_version(self, repository: Repository):
+        """Requests that come meanwhile wait at the socket, and are answered with scores."""
+        with server_of(repository) as (client, server):
+            for _ in range(3):
+                worker = server.worker()
+                os.kill(worker, signal.SIGKILL)
+                await_end(worker)
+                assert serves(client, repository.current())
+
+    def test_a_publisher_that_is_killed_leaves_the_last_version(self, repository: Repository):
+        """At whatever point: what is served is always whole."""
+        program = (
+            "import sys; from pathlib import Path; from contract.repository import Repository;"
+            "from tests.server.tiny_model import publish;"
+            "repository = Repository(Path(sys.argv[1]));\nwhile True: publish(repository)"
+        )
+        with server_of(repository) as (client, server):
+            for round_ in range(10):
+                publisher = subprocess.Popen([sys.executable, "-c", program, repository.root], cwd=CHECKOUT)
+                time.sleep(2.0 + 0.037 * round_)
+                publisher.kill()
+                publisher.wait()
+                assert client.predict(make_tasks(3)).status == 200
+                await_version(client, repository.current())
+            assert 'labelnext_model_reloads_total{result="rejected"}' not in server.metrics()
+
+
+def test_a_clock_that_jumps_costs_nothing(repository: Repository, tmp_path: Path):
+    """Deadlines and polls go by the clock that cannot be set."""
+    with breakable_server_of(repository, tmp_path) as (client, _):
+        for days in (2, -3, 400, 0):
+            assert urllib3.request("POST", f"{client.url}/clock/{days}").status == 200
+            assert serves(client, repository.current())
+            await_version(client, publish(repository))
+            assert client.get("/health/ready").status == 200
+            assert client.predict(make_tasks(3)).seconds < 5
+
+
+def _cut_short(version: Path) -> None:
+    os.truncate(version / "model.onnx", 10)
+
+
+def _garble(version: Path) -> None:
+    content = bytearray((version / "model.onnx.data").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (version / "model.onnx.data").write_bytes(content)
+
+
+def _drop_manifest(version: Path) -> None:
+    (version / "manifest.json").unlink()
+
+
+def _empty_manifest(version: Path) -> None:
+    (version / "manifest.json").write_text("{}")

@@ -1,0 +1,147 @@
+"""Too much to do: probes answer, nobody is refused who can be answered in time, and what was accepted is answered."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench.serving import Server, serving
+from contract.repository import Repository
+from tests.loopback import Host, host
+from tests.production.driving import Client, Prober, hanging_host, idle_connections
+from tests.server.conftest import make_task, make_tasks
+from tests.server.test_scoring import make_png
+from tests.server.tiny_model import publish
+
+Serve = Callable[..., AbstractContextManager[tuple[Client, Server]]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Start a server with a version in use, and with these settings."""
+    publish(Repository(tmp_path / "models"))
+
+    @contextmanager
+    def start(**settings: object) -> Iterator[tuple[Client, Server]]:
+        variables = {f"LABELNEXT_{name.upper()}": str(value) for name, value in settings.items()}
+        with serving(
+            tmp_path / "models", log=tmp_path / "server.log", settings={"LABELNEXT_CACHE_MB": "0", **variables}
+        ) as server:
+            yield Client(server.url), server
+
+    return start
+
+
+@pytest.fixture
+def slow_host() -> Iterator[Host]:
+    """A host that answers each image after half a second."""
+    with host() as each:
+        each.serve("/image.png", make_png(7))
+        quick = each.answers["/image.png"]
+
+        def slow(handler: object, request: object) -> None:
+            time.sleep(0.5)
+            quick(handler, request)  # type: ignore[arg-type]
+
+        each.answers["/image.png"] = slow
+        yield each
+
+
+def slow_tasks(host: Host, count: int) -> list[dict[str, object]]:
+    return [make_task(number, f"{host.url}/image.png") for number in range(count)]
+
+
+def scored(reply) -> int:
+    return sum("score" in element for element in reply.body["results"])
+
+
+def test_probes_answer_while_everything_is_busy_and_patience_answers_everybody(serve: Serve, slow_host: Host):
+    """Ten times as many requests as places, and strangers that hold connections: health within 1 s, all are scored."""
+    with serve(threads=4, allowed_origins=slow_host.url) as (client, _):
+        with (
+            idle_connections(client.url, 20, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Le"),
+            Prober(client.url) as prober,
+        ):
+            replies = [client.start_predict(slow_tasks(slow_host, 8)) for _ in range(40)]
+            assert [scored(reply.result(120)) for reply in replies] == [8] * 40
+        assert len(prober.seconds) > 50
+        assert prober.quantile(0.99) < 1.0
+
+
+def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(serve: Serve, slow_host: Host):
+    """503 comes with Retry-After, and nobody waits past the deadline to hear it."""
+    with serve(threads=2, deadline_s=4, allowed_origins=slow_host.url) as (client, server):
+        client.predict(slow_tasks(slow_host, 8))  # so that the server knows how long one takes: half a second
+        replies = [reply.result(60) for reply in [client.start_predict(slow_tasks(slow_host, 8)) for _ in range(60)]]
+        statuses = Counter(reply.status for reply in replies)
+        assert set(statuses) == {200, 503}
+        assert statuses[200] >= 6  # two at a time, half a second each, for at least part of four seconds
+        assert all(int(reply.headers["Retry-After"]) >= 1 for reply in replies if reply.status == 503)
+        assert all(reply.body["error"] == "overloaded" for reply in replies if reply.status == 503)
+        assert max(reply.seconds for reply in replies) < 6
+        assert server.metrics()['labelnext_rejected_requests_total{reason="deadline"}'] == statuses[503]
+
+
+def test_a_host_that_hangs_does_not_hold_up_the_others(serve: Serve):
+    """While half of the requests wait for it, images from elsewhere are scored at once."""
+    with hanging_host() as hanging, host() as good:
+        good.serve("/image.png", make_png(7))
+        with serve(deadline_s=20, allowed_origins=f"{hanging},{good.url}") as (client, _):
+            stuck = [
+                client.start_predict([make_task(i, f"{hanging}/{i}.png") for i in range(40)] + make_tasks(2))
+                for _ in range(8)
+            ]
+            time.sleep(1)
+            for _ in range(10):
+                reply = client.predict(slow_tasks(good, 4) + make_tasks(2))
+                assert scored(reply) == 6
+                assert reply.seconds < 2
+            assert [scored(reply.result(60)) for reply in stuck] == [2] * 8
+
+
+def test_clients_that_do_not_finish_are_let_go(serve: Serve):
+    """Heads that do not arrive, and bodies that do not, end after their time and cost nobody else anything."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
+    with serve(deadline_s=8) as (client, _):
+        with (
+            Prober(client.url) as prober,
+            idle_connections(client.url, 30, head) as heads,
+            idle_connections(client.url, 8, head + b"Content-Length: 1000\r\n\r\n{") as bodies,
+        ):
+            assert scored(client.predict(make_tasks(3))) == 3
+            for connection in heads:
+                connection.settimeout(30)
+                assert connection.recv(100) == b""
+            for connection in bodies:
+                connection.settimeout(30)
+                assert b" 408 " in connection.recv(1000).partition(b"\r\n")[0]
+        assert prober.quantile(0.99) < 1.0
+
+
+def test_a_server_that_is_told_to_stop_answers_what_it_has_accepted(serve: Serve, slow_host: Host):
+    """In hand or in line: each request gets its scores, then the process ends with status 0."""
+    with serve(threads=4, allowed_origins=slow_host.url) as (client, server):
+        replies = [client.start_predict(slow_tasks(slow_host, 8)) for _ in range(16)]
+        while server.metrics()["labelnext_waiting_requests"] < 8:
+            time.sleep(0.05)
+        server.process.popen.send_signal(signal.SIGTERM)
+        assert [scored(reply.result(60)) for reply in replies] == [8] * 16
+        assert server.process.popen.wait(30) == 0
+
+
+def test_a_request_that_breaks_off_costs_nobody_anything(serve: Serve, slow_host: Host):
+    """Clients that go away while they wait leave no trace but the work that they asked for."""
+    with serve(threads=4, deadline_s=10, allowed_origins=slow_host.url) as (client, server):
+        body = b'{"tasks": [], "label_config": ""}'
+        request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        for _ in range(50):
+            with idle_connections(client.url, 1, request + body):
+                pass
+        assert scored(client.predict(make_tasks(3))) == 3
+        assert server.metrics()["labelnext_waiting_requests"] == 0
