@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NoReturn
 
-from werkzeug.exceptions import ClientDisconnected, RequestTimeout
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestTimeout
 from werkzeug.wrappers import Request
 
 from contract.errors import RequestError
@@ -40,12 +40,21 @@ def _read(request: Request, deadline: float) -> bytes:
     left = min(MOST_SECONDS, deadline - time.monotonic())
     body = b""
     with _cut_off(request.environ.get("gunicorn.socket"), max(0.001, left)) as over, suppress(ClientDisconnected):
-        body = request.get_data(cache=False)
+        body = _get(request)
     if over.is_set():
         raise RequestTimeout(f"the body did not arrive within {left:.0f} s; send it at once")
     if (request.content_length or 0) > len(body):
         raise ClientDisconnected
     return body
+
+
+def _get(request: Request) -> bytes:
+    try:
+        return request.get_data(cache=False)
+    except HTTPException:
+        raise
+    except Exception as err:  # gunicorn has errors of its own for chunks that are none, and quotes them
+        raise RequestError("the body is not what its head says; send it whole, or in well-formed chunks") from err
 
 
 @contextmanager

@@ -24,6 +24,9 @@ from server.settings import Score
 NO_VERSION = "INITIAL"
 """What /setup answers before any version is in use, as label-studio-ml does."""
 
+_MOST_ACTION = 100
+"""Characters; Label Studio's longest has about 30."""
+
 _log = logging.getLogger(__name__)
 
 JsonObject = dict[str, Any]
@@ -143,8 +146,8 @@ def parse_webhook(body: object) -> Webhook:
     """
     fields = _object(body, "the body")
     action = fields.get("action")
-    if not isinstance(action, str):
-        raise _fault("action", "a string", action)
+    if not isinstance(action, str) or len(action) > _MOST_ACTION:
+        raise _fault("action", f"a string of at most {_MOST_ACTION} characters", action)
     project = fields.get("project")
     return Webhook(action, _project_id(project.get("id")) if isinstance(project, dict) else None)
 

@@ -21,6 +21,7 @@ def test_check_prints_one_line_of_json(repository, capsys):
     printed = capsys.readouterr()
     (line,) = printed.out.splitlines()
     report = json.loads(line)
+    assert report["ok"] is True
     assert report["version"] == name
     assert (report["passes"], report["dropout_sites"], report["provider"]) == (PASSES, 2, "cpu")
     assert 0 < report["mean_bald"] < 1.1
@@ -40,7 +41,7 @@ def test_check_names_removed_dropout(repository, capsys):
     save_graph(TinyModel.draw().graph(dropouts=0), repository.folder / name)
     assert main(["check", str(repository.root)]) == 1
     printed = capsys.readouterr()
-    assert printed.out == ""
+    assert json.loads(printed.out)["ok"] is False
     assert "model.onnx has 0 active Dropout nodes, manifest.json says 2" in printed.err
 
 

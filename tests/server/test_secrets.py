@@ -1,0 +1,248 @@
+"""What must not be told: a secret is put into every place that takes one, and looked for in all that comes out."""
+
+import base64
+import dataclasses
+import io
+import json
+import logging
+import socket
+
+import pytest
+
+from contract.errors import ConfigError
+from server.logs import JsonFormatter, logging_config
+from server.settings import Settings
+from tests.loopback import host, reply
+from tests.server.conftest import CONFIG, make_predict_body, make_task, to_data_uri
+from tests.server.tiny_model import draw_images, publish
+
+USER = "labeller"
+SECRETS = {
+    name: f"s3cr3t-{name}-Zx9"
+    for name in (
+        "password",
+        "webhook",
+        "token",
+        "wrong-password",
+        "wrong-bearer",
+        "legacy-token",
+        "project-token",
+        "signature",
+        "userinfo",
+        "redirect",
+        "answer",
+        "cookie",
+        "query",
+        "body",
+        "login",
+        "pixels",
+        "fragment",
+        "storage",
+        "local",
+    )
+}
+
+GETS = ("/", "/health", "/health/live", "/health/ready", "/versions", "/metrics", "/nowhere")
+POSTS = ("/predict", "/score", "/setup", "/webhook")
+
+
+@pytest.fixture
+def logged():
+    """All that would stand in the server's log."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging_config()["root"]["level"])
+    yield stream
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+@pytest.fixture
+def web():
+    with host() as served:
+        served.answers["/forbidden.png"] = reply(SECRETS["answer"].encode(), status=403)
+        served.answers["/broken.png"] = reply(SECRETS["answer"].encode())
+        served.answers["/away.png"] = reply(status=302, location=f"/broken.png?X-Amz-Signature={SECRETS['redirect']}")
+        served.answers["/out.png"] = reply(status=302, location=f"http://u:{SECRETS['redirect']}@10.0.0.1/x.png")
+        served.answers["/ftp.png"] = reply(status=302, location=f"ftp://u:{SECRETS['redirect']}@host/x.png")
+        served.answers["/cut.png"] = lambda handler, _: (
+            handler.send_response(200),
+            handler.send_header("Content-Length", "1000"),
+            handler.end_headers(),
+            handler.wfile.write(SECRETS["answer"].encode()),
+            handler.connection.shutdown(socket.SHUT_RDWR),
+        )
+        yield served
+
+
+@pytest.fixture
+def client(start_app, settings, repository, web, logged):
+    """An application with every secret set, and a version, so that images are really fetched."""
+    publish(repository)
+    chosen = dataclasses.replace(
+        settings,
+        basic_auth=f"{USER}:{SECRETS['password']}",
+        webhook_secret=SECRETS["webhook"],
+        label_studio_url=web.url,
+        label_studio_token=SECRETS["token"],
+        allowed_origins=(web.url,),
+    )
+    return start_app(chosen).test_client()
+
+
+def basic(password):
+    return {"Authorization": "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()}
+
+
+def references(url):
+    """Image references that hold secrets, as people import them; none leads to an image but the last two."""
+    signed = f"X-Amz-Credential=AKIA&X-Amz-Signature={SECRETS['signature']}"
+    login = f"user:{SECRETS['userinfo']}"
+    with_login = url.replace("//", f"//{login}@")
+    return [
+        f"{url}/missing.png?{signed}",
+        f"{url}/forbidden.png?{signed}",
+        f"{url}/broken.png?{signed}",
+        f"{url}/away.png?{signed}",
+        f"{url}/out.png?{signed}",
+        f"{url}/ftp.png?{signed}",
+        f"{url}/cut.png?{signed}",
+        f"{url}/missing.png#{SECRETS['fragment']}",
+        f"{with_login}/missing.png?{signed}",
+        f"{with_login}:bad/missing.png",
+        f"http://{login}@10.0.0.1/x.png?{signed}",
+        f"http://{login}@nowhere.invalid/x.png?{signed}",
+        f"http://127.0.0.1:9/x.png?{signed}",
+        f"ftp://{login}@host/x.png",
+        f"//{login}@host/x.png",
+        f"s3://bucket/x.png?versionId={SECRETS['storage']}",
+        f"/data/upload/1/x.png?token={SECRETS['query']}",
+        f"/data/local-files/?d=x&token={SECRETS['local']}",
+        f"/api/users/?token={SECRETS['query']}",
+        f"data:image/png;base64,{base64.b64encode(SECRETS['pixels'].encode()).decode()}",
+        f"data:text/plain,{SECRETS['pixels']}",
+        f"data:image/png;base64,{SECRETS['pixels']}",
+        to_data_uri(draw_images(1)[0]),
+    ]
+
+
+def everything(client, url):
+    """Ask for all there is, rightly and wrongly; return what was answered, headers included."""
+    good = basic(SECRETS["password"])
+    tasks = [make_task(i, reference) for i, reference in enumerate(references(url))]
+    body = make_predict_body(tasks, context={"password": SECRETS["login"]})
+    body["params"] |= {"login": USER, "password": SECRETS["login"]}
+    setup = {
+        "project": "3.1",
+        "schema": CONFIG,
+        "hostname": f"http://u:{SECRETS['login']}@label-studio",
+        "access_token": SECRETS["legacy-token"],
+        "extra_params": SECRETS["body"],
+    }
+    event = {"action": "ANNOTATION_CREATED", "project": {"id": 3, "token": SECRETS["project-token"]}}
+    start = {"action": "START_TRAINING", "project": {"id": 3, "token": SECRETS["project-token"]}}
+    wrong = [
+        {},
+        basic(SECRETS["wrong-password"]),
+        {"Authorization": f"Bearer {SECRETS['wrong-bearer']}"},
+        {"Authorization": f"Token {SECRETS['wrong-bearer']}"},
+        {"Authorization": f"Basic {SECRETS['wrong-bearer']}"},
+        {"Authorization": SECRETS["wrong-bearer"]},
+    ]
+    bodies = [
+        SECRETS["body"],
+        f'{{"token": "{SECRETS["body"]}"',
+        f'["{SECRETS["body"]}"]',
+        json.dumps(dict.fromkeys(("tasks", "label_config", "project"), SECRETS["body"])),
+        json.dumps({"action": [SECRETS["body"]], "model_version": {SECRETS["body"]: 1}}),
+        json.dumps(body | {"label_config": f"<View>{SECRETS['body']}"}),
+        json.dumps(body | {"tasks": [SECRETS["body"], {"data": SECRETS["body"]}]}),
+    ]
+    query = f"?token={SECRETS['query']}"
+    with_cookie = good | {"Cookie": f"session={SECRETS['cookie']}"}
+    asked = [
+        *(client.get(path + query, headers=with_cookie) for path in GETS),
+        *(client.post(path, json=body, headers=headers) for path in POSTS for headers in wrong),
+        *(client.post(path, data=data, headers=good) for path in POSTS for data in bodies),
+        client.post("/predict", json=body, headers=good),
+        client.post("/setup", json=setup, headers=good),
+        client.post("/webhook", json=event, headers={"Authorization": f"Bearer {SECRETS['webhook']}"}),
+        client.post("/webhook", json=start, headers=good),
+        client.put("/predict", data=SECRETS["body"], headers=good),
+        client.get("/metrics"),
+    ]
+    return "\n".join(f"{each.status} {dict(each.headers)} {each.get_data(as_text=True)}" for each in asked)
+
+
+def found(text):
+    """The names of the secrets that stand in a text, as they are or in base64."""
+    return {
+        name
+        for name, secret in SECRETS.items()
+        if secret in text or base64.b64encode(secret.encode()).decode().rstrip("=") in text
+    }
+
+
+def test_no_secret_is_logged(client, web, logged):
+    """Settings, credentials that are right and wrong, signed addresses, bodies: none of it stands in the log."""
+    everything(client, web.url)
+    text = logged.getvalue()
+    assert "images without a score" in text
+    assert found(text) == set()
+
+
+def test_no_secret_is_answered(client, web):
+    """Predictions, errors, the page and the metrics hold none either."""
+    answers = everything(client, web.url)
+    assert "labelnext_images_total" in answers
+    assert found(answers) == set()
+
+
+def test_the_token_goes_to_images_of_label_studio_only(client, web):
+    """It is not sent to paths that serve no images, whatever references ask for."""
+    everything(client, web.url)
+    told = {each.path.partition("?")[0] for each in web.requests if SECRETS["token"] in str(each.headers)}
+    assert told
+    assert all(path.startswith(("/data/", "/tasks/")) for path in told)
+
+
+def test_a_failure_that_nobody_foresaw_tells_clients_nothing(client, web, logged, monkeypatch):
+    """The log has the traceback; the answer has an id to find it by."""
+
+    def fail(*_, **__):
+        raise RuntimeError("at /srv/labelnext/secret.py")
+
+    monkeypatch.setattr(client.application.extensions["labelnext"], "setup", fail)
+    answer = client.post("/setup", json={"project": "1.1"}, headers=basic(SECRETS["password"]))
+    assert answer.status_code == 500
+    assert "/srv/labelnext" not in answer.get_data(as_text=True)
+    assert answer.json["request_id"] in logged.getvalue()
+    assert "/srv/labelnext" in logged.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LABELNEXT_BASIC_AUTH", SECRETS["password"]),
+        ("LABELNEXT_BASIC_AUTH", f":{SECRETS['password']}"),
+        ("LABELNEXT_WEBHOOK_SECRET", f"a {SECRETS['webhook']}"),
+        ("LABELNEXT_LABEL_STUDIO_URL", f"http://u:{SECRETS['userinfo']}@host"),
+        ("LABELNEXT_ALLOWED_ORIGINS", f"http://u:{SECRETS['userinfo']}@host"),
+    ],
+)
+def test_a_wrong_setting_is_not_shown_if_it_may_be_secret(name, value):
+    """The message says which variable it is, and what it should be."""
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_env({name: value})
+    assert name in str(raised.value)
+    assert found(str(raised.value)) == set()
+
+
+def test_what_is_looked_for_would_be_found():
+    """In plain and in base64: the search is one that can fail."""
+    assert found(f"... {SECRETS['token']} ...") == {"token"}
+    assert found(base64.b64encode(SECRETS["pixels"].encode()).decode()) == {"pixels"}

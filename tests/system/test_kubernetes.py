@@ -1,0 +1,351 @@
+"""The Kubernetes files: valid as they stand and with every component, and facts that they share with the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from demo.product import CHECKOUT
+from server.settings import PREFIX, Settings
+from trainer.__main__ import _parser
+from trainer.settings import Environment
+
+FOLDER = CHECKOUT / "deploy" / "kubernetes"
+BASE = FOLDER / "base"
+COMPONENTS = ("cron", "s3", "signatures", "gpu", "keda", "monitoring")
+"""In the order in which they are to be applied."""
+CUSTOM = {"ScaledObject", "ServiceMonitor"}
+"""Kinds that Kubernetes itself does not know."""
+VERSION = "1.37"
+KUSTOMIZE = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
+needs_kustomize = pytest.mark.skipif(shutil.which(KUSTOMIZE[0]) is None, reason="needs kubectl or kustomize")
+
+
+def load(path: Path) -> list[dict]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def resources(folder: Path = BASE) -> list[dict]:
+    names = load(folder / "kustomization.yaml")[0]["resources"]
+    return [document for name in names for document in load(folder / name)]
+
+
+def find(kind: str, name: str, documents: list[dict] | None = None) -> dict:
+    [found] = [each for each in documents or resources() if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def pod(workload: dict) -> dict:
+    spec = workload["spec"]
+    return (spec["jobTemplate"]["spec"] if workload["kind"] == "CronJob" else spec)["template"]["spec"]
+
+
+def containers(workload: dict) -> list[dict]:
+    return [*pod(workload).get("initContainers", []), *pod(workload)["containers"]]
+
+
+def workloads() -> list[dict]:
+    documents = [*resources(), *load(FOLDER / "components/cron/train-and-rank.yaml")]
+    return [each for each in documents if each["kind"] in {"Deployment", "CronJob"}]
+
+
+def build(folder: Path, components: tuple[str, ...]) -> list[dict]:
+    """What kustomize makes of the base and some components."""
+    shutil.copytree(FOLDER, folder / "kubernetes")
+    (folder / "kubernetes/example/kustomization.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "kustomize.config.k8s.io/v1beta1",
+                "kind": "Kustomization",
+                "namespace": "somewhere",
+                "resources": ["../base"],
+                "components": [f"../components/{name}" for name in components],
+            }
+        )
+    )
+    built = subprocess.run(
+        [*KUSTOMIZE, folder / "kubernetes/example"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert built.returncode == 0, built.stderr
+    return list(yaml.safe_load_all(built.stdout))
+
+
+@pytest.mark.parametrize("path", sorted(BASE.glob("*.yaml")), ids=lambda path: path.name)
+def test_what_the_base_holds_is_valid(path: Path):
+    """Each document follows its schema strictly: no field is misspelt or out of place."""
+    for document in load(path):
+        if document["kind"] != "Kustomization":
+            kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+def test_a_misspelt_field_would_be_noticed():
+    """The schemas are strict."""
+    document = find("Deployment", "labelnext-server")
+    document["spec"]["template"]["spec"]["terminationGraceSeconds"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+@needs_kustomize
+@pytest.mark.parametrize(
+    "components",
+    [(), *itertools.combinations(COMPONENTS, 1), ("cron", "s3"), COMPONENTS],
+    ids=lambda names: "+".join(names) or "base",
+)
+def test_what_components_make_of_it_is_valid(tmp_path: Path, components: tuple[str, ...]):
+    """Alone and all together, in the order that the example names."""
+    for document in build(tmp_path, components):
+        if document["kind"] not in CUSTOM:
+            kubernetes_validate.validate(document, VERSION, strict=True)
+        assert document["metadata"]["namespace"] == "somewhere"
+
+
+@needs_kustomize
+def test_the_example_can_be_built():
+    """What a newcomer copies works as it stands, and names the images."""
+    built = subprocess.run([*KUSTOMIZE, FOLDER / "example"], capture_output=True, text=True, check=True, timeout=60)
+    images = {
+        each["image"]
+        for workload in yaml.safe_load_all(built.stdout)
+        if workload["kind"] == "Deployment"
+        for each in containers(workload)
+    }
+    assert all(re.fullmatch(r"registry\.example\.org/labelnext-(server|trainer):[\d.]+", image) for image in images)
+
+
+@needs_kustomize
+def test_an_object_store_needs_no_shared_volume(tmp_path: Path):
+    """With s3 nothing claims the volume of models, and each pod writes a mirror of its own."""
+    built = build(tmp_path, ("s3",))
+    assert "labelnext-models" not in str([each for each in built if each["kind"] != "NetworkPolicy"])
+    server = containers(find("Deployment", "labelnext-server", built))[0]
+    assert {"name": "models", "mountPath": "/models"} in server["volumeMounts"]
+    assert {"name": "LABELNEXT_MIRROR", "value": "/models"} in server["env"]
+
+
+@needs_kustomize
+def test_the_number_of_servers_is_left_to_who_scales_them(tmp_path: Path):
+    """Applying the files again does not undo what KEDA did."""
+    assert "replicas" not in find("Deployment", "labelnext-server", build(tmp_path, ("keda",)))["spec"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("kustomization.yaml")), ids=lambda path: path.parent.name)
+def test_kustomizations_list_what_there_is(path: Path):
+    """Every file that is named exists, and every file is named but the secret, which people make themselves."""
+    [kustomization] = load(path)
+    patches = [patch["path"] for patch in kustomization.get("patches", []) if "path" in patch]
+    named = [*kustomization.get("resources", []), *patches]
+    assert all((path.parent / name).exists() for name in [*named, *kustomization.get("components", [])])
+    there = {each.name for each in path.parent.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml"}
+    assert there == {name for name in named if not name.startswith("..")}
+
+
+def test_the_example_names_every_component_in_order():
+    """Those that are commented out included."""
+    text = (FOLDER / "example/kustomization.yaml").read_text()
+    assert re.findall(r"\.\./components/(\w+)", text) == list(COMPONENTS)
+    assert {path.name for path in (FOLDER / "components").iterdir()} == set(COMPONENTS)
+
+
+def test_nothing_is_bound_to_a_namespace():
+    """Whoever installs it chooses."""
+    assert all("namespace" not in document["metadata"] for document in resources())
+
+
+def test_an_accepted_request_is_answered_before_the_pod_ends():
+    """The grace period covers the pause before SIGTERM, the longest request, and the five seconds of gunicorn."""
+    spec = pod(find("Deployment", "labelnext-server"))
+    pause = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] > pause + Settings().deadline_s + 5
+    # One probe that fails, and all proxies have been told.
+    assert pause >= spec["containers"][0]["readinessProbe"]["timeoutSeconds"]
+
+
+def test_probes_ask_what_the_server_answers():
+    """A pod is restarted for being broken, and not for having no version."""
+    app = (CHECKOUT / "server/app.py").read_text()
+    server = pod(find("Deployment", "labelnext-server"))["containers"][0]
+    paths = {name: server[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert paths == {
+        "startupProbe": "/health/live",
+        "readinessProbe": "/health/ready",
+        "livenessProbe": "/health/live",
+    }
+    assert all(f'@app.get("{path}")' in app for path in paths.values())
+
+
+def test_ports_match():
+    """From the service to the container to the image to the trainer, the policy and the monitor."""
+    server = pod(find("Deployment", "labelnext-server"))["containers"][0]
+    [port] = server["ports"]
+    recipe = (CHECKOUT / "Dockerfile.server").read_text()
+    assert re.findall(r"^EXPOSE (\d+)$", recipe, re.MULTILINE) == [str(port["containerPort"])]
+    assert {each["name"]: each.get("value") for each in server["env"]}["LABELNEXT_BIND"].endswith(
+        f":{port['containerPort']}"
+    )
+    service = find("Service", "labelnext-server")
+    [exposed] = service["spec"]["ports"]
+    assert exposed["targetPort"] == port["name"]
+    url = f"http://{service['metadata']['name']}:{exposed['port']}"
+    assert all(
+        {"name": "LABELNEXT_SERVERS", "value": url} in each["env"]
+        for workload in workloads()
+        for each in containers(workload)
+        if each["image"] == "labelnext-trainer"
+    )
+    [ingress] = find("NetworkPolicy", "labelnext-server")["spec"]["ingress"]
+    assert ingress["ports"] == [{"port": port["name"]}]
+    [monitor] = load(FOLDER / "components/monitoring/service-monitor.yaml")
+    assert monitor["spec"]["endpoints"][0]["port"] == exposed["name"]
+
+
+def test_pods_are_confined():
+    """No root, no new privileges, nothing to write but volumes, no way to the cluster's API."""
+    for workload in workloads():
+        spec = pod(workload)
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for each in containers(workload):
+            assert each["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+@pytest.mark.parametrize("recipe", ["Dockerfile.server", "Dockerfile.trainer"])
+def test_the_user_is_the_image_s(recipe: str):
+    """Volumes belong to the user that the image makes."""
+    [uid] = map(int, re.findall(r"useradd.* --uid (\d+)", (CHECKOUT / recipe).read_text()))
+    for workload in workloads():
+        context = pod(workload)["securityContext"]
+        assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == uid
+
+
+def test_settings_exist():
+    """Every variable that is set anywhere is one that the server or the trainer reads."""
+    known = {
+        PREFIX + field.name.upper() for settings in (Settings, Environment) for field in dataclasses.fields(settings)
+    }
+    text = "".join(path.read_text() for path in FOLDER.rglob("*.yaml"))
+    assert set(re.findall(r"\bLABELNEXT_\w+", text)) <= known
+
+
+def test_the_defaults_of_the_settings_can_be_read():
+    """What the base sets is accepted."""
+    server = pod(find("Deployment", "labelnext-server"))["containers"][0]
+    given = {each["name"]: each["value"] for each in server["env"]} | find("ConfigMap", "labelnext")["data"]
+    settings = Settings.from_env(given)
+    assert settings.cache_bytes < 5 * 2**30  # the volume's limit
+
+
+def test_secrets_are_where_secrets_belong():
+    """Nothing that logs mask is in the ConfigMap or a container's environment; the example's values are empty."""
+    secret = {
+        PREFIX + field.name.upper()
+        for settings in (Settings, Environment)
+        for field in dataclasses.fields(settings)
+        if not field.repr
+    }
+    [example] = load(BASE / "secret.example.yaml")
+    assert set(example["stringData"]) == secret
+    assert set(example["stringData"].values()) == {""}
+    shown = set(find("ConfigMap", "labelnext")["data"])
+    shown |= {
+        each["name"] for workload in workloads() for container in containers(workload) for each in container["env"]
+    }
+    assert not secret & shown
+
+
+def test_the_trainer_s_arguments_are_ones_it_accepts():
+    """`watch` in the Deployment, `run` and then `rank` in the CronJob."""
+    found = []
+    for workload in workloads():
+        for each in containers(workload):
+            if each["image"] == "labelnext-trainer":
+                _parser().parse_args(each["args"])
+                found.append(shlex.join(each["args"]))
+    assert found == ["watch --project 1", "run --project 1", "rank --project 1"]
+
+
+def test_there_is_one_publisher():
+    """Two trainers would publish over each other."""
+    trainer = find("Deployment", "labelnext-trainer")["spec"]
+    assert (trainer["replicas"], trainer["strategy"]) == (1, {"type": "Recreate"})
+    [cron] = load(FOLDER / "components/cron/train-and-rank.yaml")
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_the_server_may_only_read_the_models():
+    """But for the folder in which requests to train are left, which is the trainer's too."""
+    mounts = pod(find("Deployment", "labelnext-server"))["containers"][0]["volumeMounts"]
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in mounts
+    assert {"name": "models", "mountPath": "/models/requests", "subPath": "requests"} in mounts
+
+
+def test_selectors_find_the_servers_and_nothing_else():
+    """Service, budget, policy and monitor mean the pods of the Deployment, and not the trainer's."""
+    labels = find("Deployment", "labelnext-server")["spec"]["template"]["metadata"]["labels"]
+    [monitor] = load(FOLDER / "components/monitoring/service-monitor.yaml")
+    selectors = [
+        find("Service", "labelnext-server")["spec"]["selector"],
+        find("PodDisruptionBudget", "labelnext-server")["spec"]["selector"]["matchLabels"],
+        find("NetworkPolicy", "labelnext-server")["spec"]["podSelector"]["matchLabels"],
+        monitor["spec"]["selector"]["matchLabels"],
+    ]
+    assert all(selector == labels for selector in selectors)
+    assert find("Deployment", "labelnext-trainer")["spec"]["template"]["metadata"]["labels"] != labels
+
+
+@pytest.mark.parametrize("name", ["labelnext-server", "labelnext-trainer"])
+def test_images_come_from_public_addresses_only(name: str):
+    """Neither the cloud's metadata nor the cluster's own network can be reached as an image host."""
+    policy = find("NetworkPolicy", name)["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    blocks = [peer["ipBlock"] for rule in policy["egress"] for peer in rule["to"] if "ipBlock" in peer]
+    for address in ("169.254.169.254", "10.0.0.1", "172.20.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1",
+                    "fd00:ec2::254", "fe80::1"):  # fmt: skip
+        found = ipaddress.ip_address(address)
+        reaching = [block for block in blocks if found in ipaddress.ip_network(block["cidr"])]
+        assert reaching
+        assert all(any(found in ipaddress.ip_network(except_) for except_ in block["except"]) for block in reaching)
+
+
+def test_the_scaler_asks_for_what_the_servers_say():
+    """KEDA scales the Deployment, between two and a bound, by the images that wait and by the 95th percentile."""
+    [scaler] = load(FOLDER / "components/keda/scaled-object.yaml")
+    spec = scaler["spec"]
+    assert scaler["apiVersion"] == "keda.sh/v1alpha1"
+    assert spec["scaleTargetRef"] == {"name": "labelnext-server"}
+    assert 2 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
+    for trigger in spec["triggers"]:
+        assert trigger["type"] == "prometheus"
+        assert {"serverAddress", "query", "threshold"} <= trigger["metadata"].keys()
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    queue, guard = spec["triggers"]
+    assert (queue["metricType"], queue["metadata"]["query"]) == (
+        "AverageValue",
+        'sum(labelnext_queue_images{job="labelnext"})',
+    )
+    assert guard["metricType"] == "Value"
+    assert float(guard["metadata"]["threshold"]) < Settings().deadline_s
+
+
+def test_the_monitor_scrapes_the_metrics():
+    """Under the job's name that the alerts go by."""
+    [monitor] = load(FOLDER / "components/monitoring/service-monitor.yaml")
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    [endpoint] = monitor["spec"]["endpoints"]
+    assert endpoint["path"] == "/metrics"
+    assert {"targetLabel": "job", "replacement": "labelnext"} in endpoint["relabelings"]

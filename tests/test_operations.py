@@ -1,0 +1,287 @@
+"""docs/operations.md, the alerts and the dashboard against the code: nothing is missing, nothing is stale."""
+
+import dataclasses
+import json
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from server.auth import OPEN
+from server.metrics import Metrics
+from server.settings import Settings
+from trainer.__main__ import _parser
+from trainer.settings import Environment
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+TEXT = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+RULES = [
+    rule
+    for group in yaml.safe_load((DEPLOY / "prometheus/alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
+DASHBOARD = json.loads((DEPLOY / "grafana/labelnext.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+[SCALER] = yaml.safe_load_all((DEPLOY / "kubernetes/components/keda/scaled-object.yaml").read_text())
+EXPRESSIONS = {
+    **{rule["alert"]: rule["expr"] for rule in RULES},
+    **{f"{panel['title']} {target['refId']}": target["expr"] for panel in PANELS for target in panel["targets"]},
+    **{f"KEDA {i}": each["metadata"]["query"] for i, each in enumerate(SCALER["spec"]["triggers"])},
+}
+SUFFIXES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
+
+
+def section(title):
+    """The text below a heading, up to the next of its level or above."""
+    match = re.search(rf"^(#+) {title}\n(.*?)(?=^#{{1,3}} |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    return match[2]
+
+
+def rows(title):
+    """The cells of the table in a section, its head left out."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section(title).splitlines()
+        if line.startswith("| `")
+    ]
+
+
+def codes(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def anchor(heading):
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def written(default):
+    if default in (None, ()):
+        return "not set"
+    text = ",".join(default) if isinstance(default, tuple) else f"{default}"
+    return f"`{text.removesuffix('.0')}`"
+
+
+def exposed():
+    """The names of all samples that a server can expose, by family."""
+    return {family.name: [family.name + suffix for suffix in SUFFIXES[family.type]] for family in families()}
+
+
+def families():
+    return list(Metrics().registry.collect())
+
+
+@pytest.mark.parametrize(("title", "settings"), [("Server", Settings), ("Trainer", Environment)])
+def test_every_setting_is_described_with_its_default(title, settings):
+    """Both tables are those of the dataclasses."""
+    described = {codes(name)[0]: default for name, default, *_ in rows(title)}
+    assert described == {
+        f"LABELNEXT_{field.name.upper()}": written(field.default) for field in dataclasses.fields(settings)
+    }
+
+
+def test_secrets_are_called_secrets():
+    """What logs mask is what the table says to keep."""
+    masked = {f"LABELNEXT_{field.name.upper()}" for field in dataclasses.fields(Settings) if not field.repr}
+    assert {codes(name)[0] for name, _, meaning in rows("Server") if "Secret" in meaning} == masked
+
+
+def test_every_metric_is_described_with_its_type_and_labels():
+    """The table is that of the registry."""
+    described = {name: (kind, codes(labels)) for names, kind, labels, _ in rows("Metrics") for name in codes(names)}
+    labels = {each._name: list(each._labelnames) for each in vars(Metrics()).values() if hasattr(each, "_labelnames")}
+    assert described == {
+        family.name + ("_total" if family.type == "counter" else ""): (family.type, labels.get(family.name, []))
+        for family in families()
+    }
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_metrics_that_are_asked_for_exist(where):
+    """Each name in an alert, a panel or a trigger is one that a server exposes; `up` is Prometheus' own."""
+    expression = re.sub(r'"[^"]*"', "", EXPRESSIONS[where])
+    names = set(re.findall(r"\b(?:labelnext|process)_\w+", expression))
+    assert names or "up{" in expression
+    assert names <= {name for samples in exposed().values() for name in samples}
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_labels_that_are_asked_for_exist(where):
+    """Each label in braces is one of the metric's, or one that Prometheus adds."""
+    known = {each._name: set(each._labelnames) for each in vars(Metrics()).values() if hasattr(each, "_labelnames")}
+    by_sample = {name: known.get(family, set()) for family, samples in exposed().items() for name in samples}
+    for name, braces in re.findall(r"\b((?:labelnext|process)_\w+)\{([^}]*)\}", EXPRESSIONS[where]):
+        used = set(re.findall(r"(\w+)\s*[=!]", re.sub(r'"[^"]*"', "", braces)))
+        assert used <= by_sample[name] | {"job", "instance"} | ({"le"} if name.endswith("_bucket") else set())
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        'labelnext_model_reloads_total{result="rejected"}',
+        'labelnext_images_total{outcome="not_finite"}',
+        'labelnext_rejected_requests_total{reason="queue_full"}',
+        'labelnext_rejected_requests_total{reason="deadline"}',
+        'labelnext_rejected_requests_total{reason="auth"}',
+        'labelnext_repository_faults_total{kind="read"}',
+        'labelnext_feature_cache_faults_total{kind="open"}',
+        'labelnext_feature_cache_faults_total{kind="write"}',
+    ],
+)
+def test_what_alerts_wait_for_is_counted_from_nought(series):
+    """Prometheus sees no increase in a series that begins at 1, so the first refusal would go unnoticed."""
+    assert f"{series} 0.0" in Metrics().render().decode().splitlines()
+
+
+def test_the_buckets_that_are_asked_for_exist():
+    """A bound that no bucket has matches nothing, and an alert on it never fires."""
+    asked = {
+        (name, bound)
+        for expression in EXPRESSIONS.values()
+        for name, bound in re.findall(r'(labelnext_\w+)_bucket\{[^}]*le="([^"]+)"', expression)
+    }
+    metrics = Metrics()
+    metrics.bald.observe(0.5)
+    text = metrics.render().decode()
+    assert asked
+    assert all(f'{name}_bucket{{le="{bound}"}}' in text for name, bound in asked)
+
+
+def test_every_alert_has_its_section():
+    """And every section its alert, in the order of the rules."""
+    described = re.findall(r"^### (Labelnext\w+)$", TEXT, re.MULTILINE)
+    assert described == [rule["alert"] for rule in RULES]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_says_what_it_is_and_where_to_read_on(rule):
+    """A severity, a summary of one line, a description, and an anchor that exists."""
+    assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+    assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+    assert "\n" not in rule["annotations"]["summary"]
+    assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{anchor(rule['alert'])}"
+    assert "*Do*" in section(rule["alert"]) or "As [" in section(rule["alert"])
+
+
+def test_every_alert_is_seen_to_fire_and_to_be_silent():
+    """In the tests that promtool runs."""
+    fires, silent = set(), set()
+    for path in sorted((DEPLOY / "prometheus").glob("*_test.yaml")):
+        for test in yaml.safe_load(path.read_text())["tests"]:
+            for each in test["promql_expr_test"]:
+                name = re.search(r'alertname="(\w+)"', each["expr"])[1]
+                (fires if each["exp_samples"] else silent).add(name)
+    assert fires == silent == {rule["alert"] for rule in RULES}
+
+
+def test_thresholds_go_by_the_defaults():
+    """Four fifths of the line, and before the deadline."""
+    by_name = {rule["alert"]: rule["expr"] for rule in RULES}
+    settings = Settings()
+    bound = int(by_name["LabelnextQueueNearBound"].rpartition(">")[2])
+    assert bound == int(0.8 * settings.queue_requests)
+    assert float(by_name["LabelnextSlow"].rpartition(">")[2]) < settings.deadline_s
+    assert float(by_name["LabelnextRepositoryNotPolled"].rpartition(">")[2]) > 10 * settings.poll_s
+
+
+def test_prometheus_scrapes_what_the_rules_are_written_for():
+    """The job's name is that in the rules, the path one that the server answers without credentials."""
+    settings = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    [job] = settings["scrape_configs"]
+    assert job["job_name"] == "labelnext"
+    assert job["metrics_path"] in OPEN
+    assert all((DEPLOY / "prometheus" / name).exists() for name in settings["rule_files"])
+    [discovery] = job["dns_sd_configs"]
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    assert set(discovery["names"]) <= compose["services"].keys()
+
+
+def test_the_dashboard_can_be_shown():
+    """Panels have ids of their own, lie in 24 columns without overlap, and ask the data source that is chosen."""
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken
+        taken |= cells
+    assert all(panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"} for panel in PANELS)
+    assert {each["name"] for each in DASHBOARD["templating"]["list"]} == {"datasource", "instance"}
+    assert all(panel["description"] and panel["targets"] for panel in PANELS)
+
+
+def test_the_dashboard_has_a_row_for_each_question():
+    """And no row is empty."""
+    titles = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+    assert titles == [
+        "Is it up",
+        "Versions",
+        "Traffic and latency",
+        "Queue and rejections",
+        "Images",
+        "BALD",
+        "Feature cache",
+        "Process",
+    ]
+    kinds = [panel["type"] for panel in DASHBOARD["panels"]]
+    assert ("row", "row") not in set(pairwise(kinds))
+    assert kinds[-1] != "row"
+
+
+def test_grafana_finds_prometheus_and_the_dashboard():
+    """The provisioning files are of the kinds that Grafana reads."""
+    folder = DEPLOY / "grafana/provisioning"
+    [source] = yaml.safe_load((folder / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert source["type"] == "prometheus"
+    [provider] = yaml.safe_load((folder / "dashboards/labelnext.yaml").read_text())["providers"]
+    assert provider["type"] == "file"
+
+
+def test_health_routes_are_those_that_are_open():
+    """What is described as asking for no credentials asks for none, and nothing else does so."""
+    assert {codes(row[0])[0] for row in rows("Health")} == set(OPEN)
+
+
+def test_the_checks_are_described():
+    """In the order in which they are made."""
+    from tests.server.test_check import NAMES
+
+    assert [codes(row[0])[0] for row in rows("Before a roll-out")] == NAMES
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
+def test_links_lead_somewhere(link):
+    """Files are there, and headings too."""
+    file, _, fragment = link.partition("#")
+    text = (ROOT / "docs" / file).read_text(encoding="utf-8") if file else TEXT
+    assert not fragment or fragment in {anchor(title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:deploy|requirements|tests)/[\w./-]+)`", TEXT))))
+def test_files_that_are_named_exist(path):
+    """Each path in the checkout is one."""
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        line
+        for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+        for line in block.splitlines()
+        if "-m trainer" in line
+    ],
+)
+def test_trainer_commands_parse(command):
+    """Each is one that the trainer accepts."""
+    words = shlex.split(command, comments=True)
+    _parser().parse_args(words[words.index("trainer") + 1 :])
