@@ -16,15 +16,19 @@ SERVER_REQUIREMENTS ?= requirements/server-$(if $(shell nvidia-smi -L 2>/dev/nul
 # An environment is complete when its stamp exists: an interrupted installation leaves none, and starts over.
 TOOLS := .venv/.complete
 BENCH := .venv/.complete-bench
+FUZZ := .venv/.complete-fuzz
 SERVER := .venv-server/.complete-$(basename $(notdir $(SERVER_REQUIREMENTS)))
+RAY_SERVER := $(subst .venv-server,.venv-ray,$(SERVER))
+RAY := .venv-ray/.complete-score-pool
+AUDIT := .venv-audit/.complete
 LABEL_STUDIO := .venv-label-studio/.complete
 LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
 
 IN_TOOLS := .venv/bin/python -m
-SOURCES := contract trainer server demo bench tests
+SOURCES := contract trainer server demo bench deploy tests
 
-.PHONY: help demo test check fix clean distclean environments browser
-.PHONY: bench-passes bench-server bench-rerank bench-rank bench-duplicates bench-evidence
+.PHONY: help demo test test-system chaos hostile check images sbom fix clean distclean environments browser debian-tools
+.PHONY: bench-passes bench-server bench-rerank bench-rank bench-duplicates bench-evidence bench-score-pool
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,13 +43,31 @@ demo: ## Label Studio, trainer and server on this machine: what to label next am
 test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j5 environments browser
 	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py tests/bench/test_single_pass.py
-	@$(IN_TOOLS) pytest
+	@$(IN_TOOLS) pytest -m "not production"
 
-check: $(TOOLS) ## format, lint, types and unit tests (two to three minutes)
+test-system: ## what an operator relies on: load, faults, attackers, replicas, containers, scale-out (under 30 minutes)
+	@$(MAKE) --silent -j3 environments $(RAY) $(AUDIT) $(FUZZ) debian-tools
+	@$(IN_TOOLS) pytest -m production
+
+chaos: $(TOOLS) $(SERVER) debian-tools ## servers behind haproxy while everything breaks: 10,000 requests, none lost or wrong (six minutes)
+	@$(IN_TOOLS) bench.chaos
+
+hostile: $(TOOLS) $(SERVER) ## hostile images, addresses and requests, each with what must come of it (six minutes)
+	@$(IN_TOOLS) bench.hostile
+
+check: $(TOOLS) $(AUDIT) ## format, lint, types, known vulnerabilities and unit tests (two to three minutes)
 	$(IN_TOOLS) ruff format --check .
 	$(IN_TOOLS) ruff check .
 	$(IN_TOOLS) mypy
+	@$(IN_TOOLS) deploy.audit
 	$(IN_TOOLS) pytest -q -m "not system and not slow"
+
+images: ## build the server's image, and with TRAINER=1 the trainer's, for real; without Docker by Debian's buildah, as root
+	@docker info >/dev/null 2>&1 || $(MAKE) --silent debian-tools DEBIAN_TOOLS="buildah:buildah debootstrap:debootstrap"
+	@$(PYTHON) -m deploy.images $(if $(TRAINER),--trainer) $(if $(VARIANT),--variant $(VARIANT)) $(if $(EXTRAS),--extras "$(EXTRAS)")
+
+sbom: $(TOOLS) $(SERVER) $(AUDIT) ## bills of materials (CycloneDX) of both images, into .cache/sbom
+	@$(IN_TOOLS) deploy.images.sbom
 
 bench-passes: $(TOOLS) $(BENCH) ## what twenty passes cost and are worth, against baal, OpenVINO and single passes (17 minutes, once 3 to train)
 	@$(IN_TOOLS) bench.passes
@@ -65,6 +87,9 @@ bench-duplicates: $(TOOLS) ## how many different images the first hundred are wh
 bench-evidence: $(TOOLS) ## which strategy saves how many labels, and against whom (QUICK=1: under ten minutes; else an hour)
 	@$(IN_TOOLS) bench.evidence $(if $(QUICK),--quick) $(if $(SAVE),--save)
 
+bench-score-pool: $(TOOLS) $(RAY) ## what scoring a pool of 10^8 images would cost, by what a few hundred do (10 minutes, once 5 to train)
+	@$(IN_TOOLS) bench.score_pool
+
 fix: $(TOOLS) ## format, and mend what the linter can mend
 	$(IN_TOOLS) ruff format .
 	$(IN_TOOLS) ruff check --fix .
@@ -74,9 +99,21 @@ clean: ## remove caches and the demo's data; environments and published models s
 	find $(wildcard $(SOURCES)) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environments too
-	rm -rf .venv .venv-server .venv-label-studio .venv-label-studio-ml
+	rm -rf .venv .venv-server .venv-ray .venv-label-studio .venv-label-studio-ml .venv-audit
 
 environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) ## set up all Python environments, and do nothing else
+
+# For `make test-system`; a test whose program is not there skips, saying so.
+DEBIAN_TOOLS := haproxy:haproxy promtool:prometheus buildah:buildah debootstrap:debootstrap minisign:minisign
+debian-tools:
+	@missing=$$(for pair in $(DEBIAN_TOOLS); do \
+	  PATH="$$PATH:/usr/sbin" command -v "$${pair%%:*}" >/dev/null || echo "$${pair##*:}"; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "$$missing: installing with apt-get (once)" | tr '\n' ' '; echo; \
+	  { apt-get update && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install --yes --no-install-recommends $$missing; } \
+	    >/dev/null || echo "apt-get could not install all of $$missing"; \
+	else echo "not found, and only root can install them:" $$missing; fi
 
 # For the tests that look at pages; where there is none and none can be installed they skip, saying so.
 browser:
@@ -95,7 +132,24 @@ $(BENCH): requirements/bench.txt $(TOOLS)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
+$(FUZZ): requirements/fuzz.txt $(TOOLS)
+	@echo "$(@D): installing $<"
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
+	  || echo "$(@D): no fuzzer for this machine; the tests that need it skip"
+	@touch $@
+
 $(SERVER): $(SERVER_REQUIREMENTS) requirements/server.txt
+	$(install)
+
+$(RAY_SERVER): $(SERVER_REQUIREMENTS) requirements/server.txt
+	$(install)
+
+$(RAY): requirements/score-pool.txt $(RAY_SERVER)
+	@echo "$(@D): installing $<"
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(AUDIT): requirements/audit.txt
 	$(install)
 
 $(LABEL_STUDIO): requirements/label-studio.txt

@@ -44,45 +44,40 @@ class Server:
 
     def peak_rss_mb(self) -> float:
         """Return the most memory in MB (2**20 bytes) that the worker has had resident so far."""
-        status = (Path("/proc") / str(self._worker()) / "status").read_text(encoding="utf-8")
+        status = (Path("/proc") / str(self.worker()) / "status").read_text(encoding="utf-8")
         return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
     def forget_peak(self) -> None:
         """Have `peak_rss_mb` begin anew from what is resident now: loading a version takes more than serving it."""
-        (Path("/proc") / str(self._worker()) / "clear_refs").write_text("5", encoding="utf-8")
+        (Path("/proc") / str(self.worker()) / "clear_refs").write_text("5", encoding="utf-8")
 
     def metrics(self) -> dict[str, float]:
         """Return what /metrics says, by name and labels as they stand there."""
         return parse_metrics(_get(f"{self.url}/metrics").decode())
 
-    def _worker(self) -> int:
+    def worker(self) -> int:
         """Return the process that scores: gunicorn's only child."""
         (worker,) = (pid for pid in _pids() if _parent(pid) == self.process.popen.pid)
         return worker
 
 
 @contextmanager
-def serving(models: Path, *, log: Path, settings: Mapping[str, str]) -> Iterator[Server]:
-    """Run the server on a repository, ready when the block begins.
+def gunicorn(models: Path, *, port: int, log: Path, settings: Mapping[str, str]) -> Iterator[Child]:
+    """Run the server on a repository; when the block begins it is only starting.
 
     The interpreter is that of the server's environment where there is one, else this one. Variables of the product
     that are set in this process's environment do not reach it.
 
     Args:
         models: the repository's root.
+        port: where it listens on the loopback address.
         log: takes the server's log.
         settings: environment variables.
-
-    Raises:
-        RuntimeError: if it does not get ready.
-        ProcessError: if there is no free port.
     """
     python = CHECKOUT / ".venv-server" / "bin" / "python"
     command: list[str | Path] = [python if python.exists() else sys.executable, "-m", "gunicorn"]
-    port = free_port()
     unset = {name: "" for name in os.environ if name.startswith("LABELNEXT_")}
     environment = {**unset, "LABELNEXT_MODELS": str(models), "LABELNEXT_BIND": f"127.0.0.1:{port}", **settings}
-    started = time.perf_counter()
     with running(
         "The server",
         [*command, "-c", "server/gunicorn_conf.py", "server.app:create_app()"],
@@ -90,6 +85,20 @@ def serving(models: Path, *, log: Path, settings: Mapping[str, str]) -> Iterator
         environment=environment,
         cwd=CHECKOUT,
     ) as child:
+        yield child
+
+
+@contextmanager
+def serving(models: Path, *, log: Path, settings: Mapping[str, str]) -> Iterator[Server]:
+    """Run the server on a repository as `gunicorn` does, ready when the block begins.
+
+    Raises:
+        RuntimeError: if it does not get ready.
+        ProcessError: if there is no free port.
+    """
+    port = free_port()
+    started = time.perf_counter()
+    with gunicorn(models, port=port, log=log, settings=settings) as child:
         url = f"http://127.0.0.1:{port}"
         ready = _wait_until_ready(url, child, None)
         yield Server(url, child, ready - started)

@@ -214,7 +214,8 @@ def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
     if reason := _reason(error):
         counted.rejected_requests.labels(reason).inc()
     if status >= 500 and not isinstance(error, Overloaded):
-        _log.error("request failed", exc_info=error)
+        foreseen = isinstance(error, Unavailable)
+        _log.error("request failed", exc_info=None if foreseen else error, extra={"reason": detail} if foreseen else {})
         detail = "the server could not answer; its log says why, under this request id"
     response = jsonify(error=code, detail=detail, request_id=logs.request_id.get())
     response.status_code = status

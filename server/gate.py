@@ -4,13 +4,13 @@ Knows the order of the checks and nothing of when versions appear. `server check
 """
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from contract.errors import DigestError, LoweringError, ProbeMismatch
+from contract.errors import DigestError, GateError, LabelnextError, LoweringError, ProbeMismatch
 from contract.manifest import DropoutSite, Manifest
 from contract.passes import dropout_nodes, load_graph
 from contract.probe import TOLERANCE, Probe, Proof, prove
@@ -39,19 +39,34 @@ def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
         GateError: if the graph or its numbers are not the trainer's.
     """
     try:
-        version = repository.open(name)
-        version.verify()
+        with repository.open_verified(name) as version:
+            return _admit(version, load)
     except DigestError as err:
-        raise DigestError(f"{err}{_diagnose(repository.folder / name)}") from err
+        raise DigestError(f"{err}{_diagnose(repository, name)}") from err
+
+
+def _admit(version: Version, load: LoadEngine) -> Admitted:
     probe = Probe.load(version.probe_path)
-    engine = load(version)
+    engine = _load(version, load)
     if engine.precision is not Precision.FP32:
         try:
             return _prove(engine, probe)
         except Exception as err:  # whatever reduced precision does, in full precision the version may be sound
-            _log.warning("served in fp32", extra={"model_version": name, "reason": str(err)})
+            _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
         engine = engine.in_fp32()
     return _prove(engine, probe)
+
+
+def _load(version: Version, load: LoadEngine) -> Engine:
+    try:
+        return load(version)
+    except (LabelnextError, MemoryError, OSError):  # the last two may pass, and say nothing of the version
+        raise
+    except Exception as err:  # an engine refuses a graph in its own words, which are not for everybody
+        _log.warning("version cannot be loaded", exc_info=err, extra={"model_version": version.name})
+        raise GateError(
+            f"version {version.name} cannot be loaded ({type(err).__name__}, see the log); publish again or roll back"
+        ) from err
 
 
 def _prove(engine: Engine, probe: Probe) -> Admitted:
@@ -94,11 +109,14 @@ def _show(sites: Sequence[DropoutSite]) -> str:
     return ", ".join(f"{list(site.features)} with probability {site.probability:g}" for site in sites)
 
 
-def _diagnose(folder: Path) -> str:
+def _diagnose(repository: Repository, name: str) -> str:
     """Say what is wrong with a graph that is not the published one, as far as it can be read; else nothing."""
+    if repository.keys.verifying is not None:
+        return ""  # it may be an attacker's, and is not to be parsed
+    folder = repository.folder / name
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        found = len(dropout_nodes(load_graph(folder / MODEL_FILE)))
+        found = len(dropout_nodes(load_graph(folder / MODEL_FILE, weights_bytes=sys.maxsize)))
     except Exception:  # a damaged file may raise anything; its digest has been reported already
         return ""
     expected = len(manifest.dropout_sites)

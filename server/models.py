@@ -113,7 +113,8 @@ class Models:
         try:
             published = self.repository.current()
         except NothingPublished as err:
-            self._unpublished = True
+            # A folder that is away, or whose pointer is being replaced by hand, says nothing of what was published.
+            self._unpublished = self.repository.root.is_dir() and not self.repository.versions()
             self._note(str(err))
         except (LabelnextError, OSError) as err:
             self._metrics.repository_faults.labels("read").inc()

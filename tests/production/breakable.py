@@ -1,5 +1,6 @@
-"""The server's application with two routes more, for what can only be done to it from within."""
+"""The server's application with a few routes more, for what can only be done to it from within."""
 
+import threading
 import time
 
 from flask import Flask
@@ -10,8 +11,9 @@ from server.app import create_app
 def create_breakable_app() -> Flask:
     """Build the application.
 
-    POST /break ends its batcher as a bug or a dying GPU would, at the next image. POST /clock/<days> sets the time of
-    day, for all who ask `time.time`, so many days from now.
+    POST /break ends its batcher as a bug or a dying GPU would, at the next image. POST /hang has the next look at the
+    repository never return, as on a dead network volume. POST /clock/<days> sets the time of day, for all who ask
+    `time.time`, so many days from now.
     """
     app = create_app()
     service, now = app.extensions["labelnext"], time.time
@@ -22,6 +24,11 @@ def create_breakable_app() -> Flask:
             raise SystemExit("the end")
 
         service.models.engine.run_passes = fail
+        return ""
+
+    @app.post("/hang")
+    def hang() -> str:
+        service.models.repository.current = threading.Event().wait
         return ""
 
     @app.post("/clock/<int(signed=True):days>")

@@ -164,19 +164,17 @@ class TestTheRepository:
             ]
             assert len(refusals) == 8
 
-    def test_a_volume_that_hangs_is_told(self, repository: Repository):
-        """Reading a pipe nobody writes to hangs as a dead network volume does; requests and probes do not."""
+    def test_a_volume_that_hangs_is_told(self, repository: Repository, tmp_path: Path):
+        """What hangs raises nothing: the silence is told, and requests and probes do not wait for it."""
         version = repository.current()
-        with server_of(repository) as (client, _):
-            (repository.folder / "CURRENT").unlink()
-            os.mkfifo(repository.folder / "CURRENT")
+        with breakable_server_of(repository, tmp_path) as (client, _):
+            assert urllib3.request("POST", client.url + "/hang").status == 200
             time.sleep(1)
             assert serves(client, version)
             await_detail(client, "has not answered for", seconds=90)
             assert client.get("/health/live").seconds < 1
+            assert client.get("/health/ready").status == 200
             assert serves(client, version)
-            with contextlib.suppress(OSError), (repository.folder / "CURRENT").open("w") as pipe:
-                pipe.write(version)
 
 
 class TestTheDisk:

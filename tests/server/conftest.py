@@ -21,6 +21,7 @@ CONFIG = """
 
 @pytest.fixture
 def repository(tmp_path):
+    (tmp_path / "models").mkdir()
     return Repository(tmp_path / "models")
 
 

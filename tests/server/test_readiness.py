@@ -60,6 +60,19 @@ class TestProbes:
         """Label Studio can be connected, and Start Training pressed, before the first version."""
         assert probe(start_app().test_client()) == (200, 200)
 
+    def test_a_folder_that_is_away_is_not_nothing_published(self, start_app, repository):
+        """A replica that starts while its volume is not mounted does not answer for those that have a version."""
+        repository.root.rmdir()
+        client = start_app().test_client()
+        assert probe(client) == (200, 503)
+        assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
+
+    def test_a_pointer_that_is_gone_is_not_nothing_published(self, start_app, repository):
+        """Versions lie there, and which one is in use is not for a replica to guess."""
+        publish(repository)
+        (repository.folder / "CURRENT").unlink()
+        assert probe(start_app().test_client()) == (200, 503)
+
     def test_it_is_not_ready_before_the_first_look(self, settings, repository, monkeypatch):
         """Readiness begins as false."""
         monkeypatch.setattr("server.models.Models.poll", lambda self: None)

@@ -13,6 +13,7 @@ import yaml
 from contract.repository import Repository
 from contract.training_requests import REQUESTS_FOLDER
 from demo.product import CHECKOUT
+from server.settings import Settings
 
 RECIPES = ("Dockerfile.server", "Dockerfile.trainer")
 
@@ -30,6 +31,10 @@ def _values(recipe: str, instruction: str) -> list[str]:
 
 def _compose(name: str = "compose.yaml") -> dict:
     return yaml.safe_load((CHECKOUT / name).read_text())
+
+
+def _haproxy(name: str) -> str:
+    return (CHECKOUT / "deploy" / "haproxy" / name).read_text()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -141,6 +146,45 @@ def test_links_on_the_page_lead_where_browsers_find_label_studio():
     services = _compose()["services"]
     public = services["server"]["environment"]["LABELNEXT_LABEL_STUDIO_PUBLIC_URL"]
     assert public == services["label-studio"]["environment"]["LABEL_STUDIO_HOST"]
+
+
+def test_the_proxy_alone_is_reached_from_the_host():
+    """Servers can be scaled: none of them claims a port, and the proxy has the one that was theirs."""
+    services = _compose()["services"]
+    [port] = _values("Dockerfile.server", "EXPOSE")
+    assert "ports" not in services["server"]
+    assert services["proxy"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
+def test_the_proxy_has_its_configuration():
+    """What it is started with is mounted, from where the repository has it, and read-only."""
+    proxy = _compose()["services"]["proxy"]
+    [(source, target, mode)] = [volume.split(":") for volume in proxy["volumes"]]
+    assert mode == "ro"
+    found = [Path(argument) for argument in proxy["command"] if argument.startswith("/")]
+    assert found == [Path(target) / "haproxy.cfg", Path(target) / "docker.cfg"]
+    assert all((CHECKOUT / source / path.name).exists() for path in found)
+
+
+def test_the_proxy_finds_the_servers():
+    """By the name and port of the service, and listens where the host's port leads."""
+    [port] = _values("Dockerfile.server", "EXPOSE")
+    assert "server" in _compose()["services"]
+    assert re.search(rf"server-template \w+ \d+ server:{port} resolvers docker", _haproxy("docker.cfg"))
+    assert f"presetenv LABELNEXT_PROXY_BIND :{port}" in _haproxy("haproxy.cfg")
+
+
+def test_the_proxy_waits_longer_than_servers_take():
+    """A server answers by its deadline; the proxy gives up after it, and before Label Studio does."""
+    [seconds] = re.findall(r"timeout server (\d+)s", _haproxy("haproxy.cfg"))
+    patience = _compose()["services"]["label-studio"]["environment"]["ML_TIMEOUT_PREDICT"]
+    assert Settings().deadline_s < int(seconds) < int(patience)
+
+
+def test_a_stopped_proxy_finishes_what_it_has_passed_on():
+    """Its grace is that of the servers."""
+    services = _compose()["services"]
+    assert services["proxy"]["stop_grace_period"] == services["server"]["stop_grace_period"]
 
 
 def test_the_trainer_runs_only_when_asked():

@@ -1,0 +1,1 @@
+"""Servers behind a proxy while everything around them breaks; `python -m bench.chaos` says how."""

@@ -1,0 +1,231 @@
+"""Does everything get its answer while everything breaks? `python -m bench.chaos [--requests 10000] [--seed 0]`.
+
+Servers behind haproxy score images for a few clients, while versions are published and rolled back, damaged versions
+lie in the repository, which is away at times, and workers, servers and publishers are killed. Among the requests are
+such as no Label Studio sends, clients that are slow or gone, image hosts that hang, break off or talk nonsense. Both
+mixtures are drawn by the seed. The last line is JSON:
+
+    lost           requests that were in order, whose client waited, and that got no answer, an error or too few results
+    wrong          answers with a score that is not the version's (by more than 1e-6), without one for an image that can
+                   be had, of a version that was never published; bad requests that were not answered with a 4xx
+    swaps          versions that the server which is never killed took into use
+    kills          workers, servers and publishers that were killed with -9
+    rss_growth_mb  of the worker that is never killed, from when it was warm to the end
+    health_p99_s   of /health, asked of every server that is up every 50 ms
+
+Ends with status 1 if something was lost or wrong, if swaps were fewer than 50 in 10,000 requests, if /health took 1 s
+or the worker grew by 50 MB.
+"""
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench.chaos.client import Answer, send
+from bench.chaos.faults import KILLS, Faults
+from bench.chaos.hosts import bad_host
+from bench.chaos.judge import Judge
+from bench.chaos.pictures import draw_pictures, files
+from bench.chaos.traffic import KINDS, Dice
+from bench.chaos.watch import Memory, Presence, probing
+from bench.fleet import Fleet, Replica, fleet, has_haproxy
+from bench.load import percentile, say
+from bench.serving import image_host
+from bench.tiny_model import publish
+from contract.repository import Repository
+
+_CLIENTS = 12
+_AHEAD = 3
+"""How many faults the requests may be ahead of: requests wait then, so that faults are spread over all of them."""
+_WARM_SHARE, _WARM_SWAPS = 0.1, 5
+"""Of the requests, and of swaps, after which a worker is taken to be warm."""
+_LONGEST_HEALTH_S = 1.0
+_MOST_GROWTH_MB = 50.0
+_SWAPS_A_REQUEST = 50 / 10_000
+_EXAMPLES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The figures of the last line."""
+
+    requests: int
+    lost: int
+    wrong: int
+    swaps: int
+    kills: int
+    rss_growth_mb: float
+    health_p99_s: float
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was asked for holds."""
+        return (
+            self.lost == self.wrong == 0
+            and self.swaps >= int(self.requests * _SWAPS_A_REQUEST)
+            and self.rss_growth_mb < _MOST_GROWTH_MB
+            and self.health_p99_s < _LONGEST_HEALTH_S
+        )
+
+
+class Run:
+    """Requests and faults, side by side."""
+
+    def __init__(self, servers: Fleet, faults: Faults, dice: Dice, *, requests: int) -> None:
+        """Take what is asked, and what happens meanwhile."""
+        self._servers = servers
+        self._spared: Replica = servers.replicas[0]
+        self._faults = faults
+        self._dice = dice
+        self._requests = requests
+        self._plan = faults.plan(requests)
+        self._progress = threading.Condition()
+        self._struck = 0
+        self._memory: Memory | None = None
+        self.answers: list[Answer] = []
+
+    def go(self) -> None:
+        """Send all requests; return when they have come to something, and all that broke is mended."""
+        striking = threading.Thread(target=self._strike, name="faults")
+        striking.start()
+        with ThreadPoolExecutor(_CLIENTS, thread_name_prefix="client") as clients:
+            for _ in clients.map(self._ask, range(self._requests)):
+                pass
+        striking.join()
+        self._faults.finish()
+
+    def swaps(self) -> int:
+        """Return how many versions the spared server took into use after its first."""
+        reloads = self._spared.metrics()
+        taken = [reloads.get(f'labelnext_model_reloads_total{{result="{name}"}}', 0) for name in ("ok", "rolled_back")]
+        return int(sum(taken)) - 1
+
+    def growth_mb(self) -> float:
+        """Return what the spared server has grown by since it was warm; infinite if it is another process."""
+        return self._memory.growth_mb() if self._memory else float("inf")
+
+    def _ask(self, number: int) -> None:
+        with self._progress:
+            self._progress.wait_for(lambda: number * len(self._plan) < (self._struck + _AHEAD) * self._requests)
+        request = self._dice.draw(number)
+        answer = send(self._spared.url if request.direct else self._servers.url, request)
+        with self._progress:
+            self.answers.append(answer)
+            self._progress.notify_all()
+
+    def _strike(self) -> None:
+        for position, name in enumerate(self._plan):
+            due = position * self._requests / len(self._plan)
+            with self._progress:
+                self._progress.wait_for(partial(self._answered, due))
+            try:
+                self._faults.strike(name)
+            except Exception as err:  # told in the end; the requests go on
+                self._faults.unmended.append(f"{name}: {err}")
+            with self._progress:
+                self._struck += 1
+                self._progress.notify_all()
+            self._look(position)
+
+    def _answered(self, due: float) -> bool:
+        return len(self.answers) >= due
+
+    def _look(self, position: int) -> None:
+        if self._memory is None and position >= _WARM_SHARE * len(self._plan) and self.swaps() >= _WARM_SWAPS:
+            self._memory = Memory(self._spared)
+        if position % 10 == 0:
+            say(f"{len(self.answers)} of {self._requests} requests, {position} of {len(self._plan)} faults")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and report; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.chaos", description="Break everything, and count what is lost."
+    )
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--replicas", type=int, default=3, help="at least 2; the first is never killed")
+    parser.add_argument("--logs", type=Path, help="a folder that keeps the logs of servers and proxy")
+    options = parser.parse_args(arguments)
+    if options.replicas < 2:
+        parser.error("one server is never killed, so there must be another one")
+    if not has_haproxy():
+        parser.error("haproxy is not installed; on Debian and Ubuntu, apt-get install haproxy brings it")
+    with TemporaryDirectory() as folder:
+        result = _run(options, Path(folder))
+    print(json.dumps(asdict(result)))
+    return 0 if result.passed else 1
+
+
+def _run(options: argparse.Namespace, folder: Path) -> Result:
+    started = time.monotonic()
+    images = folder / "images"
+    images.mkdir()
+    pictures = draw_pictures(images, seed=options.seed)
+    repository = Repository(folder / "models")
+    publish(repository, seed=options.seed)
+    presence = Presence()
+    with image_host(files(images, pictures)) as good, bad_host(images) as bad:
+        settings = {
+            "LABELNEXT_POLL_S": "0.2",
+            "LABELNEXT_MAX_BODY_BYTES": str(2 * 2**20),
+            "LABELNEXT_ALLOWED_ORIGINS": f"{good.url},{bad}",
+        }
+        logs = options.logs or folder / "logs"
+        with fleet(repository.root, replicas=options.replicas, folder=logs, settings=settings) as servers:
+            faults = Faults(servers, repository, presence, seed=options.seed)
+            dice = Dice(pictures, good=good.url, bad=bad, seed=options.seed)
+            run = Run(servers, faults, dice, requests=options.requests)
+            for replica in servers.replicas:
+                presence.enter(replica)
+            with probing(servers.replicas, presence) as health:
+                run.go()
+            swaps, growth = run.swaps(), run.growth_mb()
+    judge = Judge(repository, pictures, bad_versions=faults.bad_versions)
+    lost = [answer for answer in run.answers if judge.is_lost(answer)]
+    wrong = [(answer, fault) for answer in run.answers if (fault := judge.find_fault(answer))]
+    _report(run.answers, faults, lost, wrong)
+    return Result(
+        requests=len(run.answers),
+        lost=len(lost),
+        wrong=len(wrong) + len(faults.unmended),
+        swaps=swaps,
+        kills=sum(faults.done[name] for name in KILLS),
+        rss_growth_mb=round(growth, 1),
+        health_p99_s=round(percentile(health, 0.99), 4),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def _report(
+    answers: Sequence[Answer], faults: Faults, lost: Sequence[Answer], wrong: Sequence[tuple[Answer, str]]
+) -> None:
+    """Print what was asked and what happened; on stderr, what went wrong."""
+    print(f"{'requests':<28}{'sent':>6}{'p50 s':>9}{'p99 s':>9}{'max s':>9}")
+    for kind in KINDS:
+        seconds = [answer.seconds for answer in answers if answer.request.kind == kind]
+        if seconds:
+            shown = "".join(f"{percentile(seconds, share):9.3f}" for share in (0.5, 0.99, 1))
+            print(f"{kind:<28}{len(seconds):>6}{shown}")
+    print(f"\n{'meanwhile':<36}{'times':>6}")
+    for name, times in faults.done.items():
+        print(f"{name:<36}{times:>6}")
+    for answer in lost[:_EXAMPLES]:
+        say(f"lost: {answer.request}, after {answer.seconds:.2f} s: {answer.status} {answer.fault}")
+    for answer, fault in wrong[:_EXAMPLES]:
+        say(f"wrong: {answer.request}, after {answer.seconds:.2f} s: {fault}")
+    for fault in faults.unmended[:_EXAMPLES]:
+        say(f"wrong: {fault}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

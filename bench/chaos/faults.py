@@ -1,0 +1,259 @@
+"""What befalls the servers and their repository, one thing after the other, in an order drawn by a seed."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.chaos.watch import Presence
+from bench.fleet import Fleet, Replica, wait_until
+from bench.tiny_model import publish
+from contract.repository import MANIFEST_FILE, WEIGHTS_FILE, Repository, new_version
+from demo.product import CHECKOUT
+
+_NOTICED_S = 60.0
+"""Within which a server has to have taken up, or refused, what is in its repository."""
+_AWAY_S = (0.5, 3.0)
+
+
+class Faults:
+    """Breaks things, and mends them. The first replica is spared, so that what it gathers over time is seen."""
+
+    def __init__(self, fleet: Fleet, repository: Repository, presence: Presence, *, seed: int) -> None:
+        """Take what is to be broken; `repository` must hold at least one version."""
+        self._fleet = fleet
+        self._repository = repository
+        self._presence = presence
+        self._rng = random.Random(f"{seed}/faults")  # noqa: S311  # no secret
+        self._seed = seed * 1_000_000
+        self._mending: threading.Thread | None = None
+        self.done = Counter[str]()
+        self.bad_versions: set[str] = set()
+        """Published in some way, but no version that may be used."""
+        self.unmended: list[str] = []
+
+    def plan(self, requests: int) -> list[str]:
+        """Return what is to happen during so many requests, in order."""
+        planned = [name for name, (share, _) in KINDS.items() for _ in range(max(1, round(share * requests / 10_000)))]
+        self._rng.shuffle(planned)
+        return planned
+
+    def strike(self, name: str) -> None:
+        """Let one thing happen, and return when the servers have noticed."""
+        KINDS[name][1](self)
+        self.done[name] += 1
+
+    def finish(self) -> None:
+        """Return when what was killed is back, and every server uses the version that is published."""
+        self._wait_for_mending()
+        self._swap_to(self._publish())
+        for replica in self._fleet.replicas:
+            replica.wait_until_ready(version=self._repository.current())
+
+    # Versions that are good.
+
+    def swap(self) -> None:
+        """Publish a version."""
+        self._swap_to(self._publish())
+
+    def roll_back(self) -> None:
+        """Make an earlier version current again."""
+        good = sorted(set(self._repository.versions()) - self.bad_versions)
+        self._repository.point_to(chosen := self._rng.choice(good[-10:-1] or good))
+        self._swap_to(chosen)
+
+    def kill_publisher(self) -> None:
+        """Kill a program while it publishes one version after the other."""
+        command = [sys.executable, "-m", "bench.tiny_model", str(self._repository.root), str(self._next_seed()), "1000"]
+        with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as publisher:
+            assert publisher.stdout is not None
+            publisher.stdout.readline()
+            time.sleep(self._rng.uniform(0, 0.05))
+            publisher.kill()
+        self._swap_to(self._repository.current())
+
+    # Versions that are not.
+
+    def tear(self) -> None:
+        """Have a version that lacks the end of its weights, as after a copy that broke off."""
+        version = self._copy()
+        weights = version / WEIGHTS_FILE
+        os.truncate(weights, weights.stat().st_size // 2)
+        self._tempt(version.name)
+
+    def corrupt(self) -> None:
+        """Have a version in whose weights some bytes are others."""
+        version = self._copy()
+        weights = version / WEIGHTS_FILE
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 0x40
+        weights.write_bytes(data)
+        self._tempt(version.name)
+
+    def garble(self) -> None:
+        """Have a version whose manifest is none."""
+        version = self._copy()
+        (version / MANIFEST_FILE).write_bytes(self._rng.choice([b"", b"{", b"[]", b"\xff\xfe", b"null"]))
+        self._tempt(version.name)
+
+    def pretend(self) -> None:
+        """Publish, by the book, a version that does not compute what its trainer computed."""
+        name = publish(self._repository, seed=self._next_seed(), probe_seed=self._next_seed())
+        self._tempt(name)
+
+    def point_nowhere(self) -> None:
+        """Have CURRENT name what is not there, or nothing, or be no text."""
+        content = self._rng.choice(
+            [b"20200101T000000000Z-abcdef\n", b"", b"\xff\x00\xfe", b"../../etc\n", b"x" * 10**6]
+        )
+        (self._repository.folder / "CURRENT").write_bytes(content)
+        self._wait_for_notice("does not read CURRENT")
+        self._restore()
+
+    def lose_pointer(self) -> None:
+        """Have no CURRENT for a while."""
+        (self._repository.folder / "CURRENT").unlink()
+        self._wait_for_notice("does not miss CURRENT")
+        self._restore()
+
+    def take_away(self) -> None:
+        """Have no repository for a while."""
+        root = self._repository.root
+        away = root.with_name("away")
+        root.rename(away)
+        time.sleep(self._rng.uniform(*_AWAY_S))
+        away.rename(root)
+
+    # Servers.
+
+    def kill_worker(self) -> None:
+        """Kill a worker; its master starts another one."""
+
+        def kill(replica: Replica) -> None:
+            replica.kill_worker()
+
+        self._break(kill)
+
+    def kill_replica(self) -> None:
+        """Kill a whole server, and start it again."""
+
+        def kill(replica: Replica) -> None:
+            replica.kill()
+            time.sleep(self._rng.uniform(0, 2))
+            replica.start()
+
+        self._break(kill)
+
+    def drain(self) -> None:
+        """Ask a server to end, and start it again."""
+
+        def drain(replica: Replica) -> None:
+            replica.drain()
+            replica.start()
+
+        self._break(drain)
+
+    def _break(self, how: Callable[[Replica], None]) -> None:
+        """Break one of the replicas that are not spared, and see to it that it comes back, which takes its time."""
+        self._wait_for_mending()
+        replica = self._rng.choice(self._fleet.replicas[1:])
+
+        def mend() -> None:
+            self._presence.leave(replica)
+            starts = replica.workers
+            try:
+                how(replica)
+                wait_until(lambda: replica.workers not in ((), starts), f"another worker of {replica.name}")
+                replica.wait_until_ready()
+                self._presence.enter(replica)
+            except Exception as err:
+                self.unmended.append(f"{replica.name}: {err}")
+
+        self._mending = threading.Thread(target=mend, name="mending")
+        self._mending.start()
+
+    def _wait_for_mending(self) -> None:
+        if self._mending is not None:
+            self._mending.join()
+
+    # The repository.
+
+    def _next_seed(self) -> int:
+        self._seed += 1
+        return self._seed
+
+    def _publish(self) -> str:
+        return publish(self._repository, seed=self._next_seed())
+
+    def _swap_to(self, version: str) -> None:
+        """Return when every server that is there uses the version."""
+
+        def reached() -> bool:
+            return all(r.version == version for r in self._fleet.replicas if self._presence.stay(r) is not None)
+
+        wait_until(reached, f"all servers to use {version}", timeout_s=_NOTICED_S)
+
+    def _copy(self) -> Path:
+        """Return the folder of a new version that is like the one in use."""
+        latest = max(self._repository.versions())
+        current = self._repository.current()
+        name = new_version(datetime.now(UTC), after=latest)
+        self.bad_versions.add(name)
+        folder = self._repository.folder / name
+        shutil.copytree(self._repository.folder / current, folder)
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "version": name}), encoding="utf-8")
+        return folder
+
+    def _tempt(self, version: str) -> None:
+        """Make a bad version current until the spared server has refused it."""
+        self.bad_versions.add(version)
+        self._repository.point_to(version)
+        self._wait_for_notice(f"does not refuse {version}")
+        self._restore()
+
+    def _wait_for_notice(self, otherwise: str) -> None:
+        spared = self._fleet.replicas[0]
+
+        def noticed() -> bool:
+            detail = str(spared.health().get("detail"))
+            return detail != "None" and not detail.startswith("loading")
+
+        wait_until(noticed, f"{spared.name}, which {otherwise}", timeout_s=_NOTICED_S)
+
+    def _restore(self) -> None:
+        """Let the version in use be current again, or a new one."""
+        if self._rng.random() < 0.5:
+            self._swap_to(self._publish())
+        else:
+            good = max(set(self._repository.versions()) - self.bad_versions)
+            self._repository.point_to(good)
+            self._swap_to(good)
+
+
+KINDS: Mapping[str, tuple[float, Callable[[Faults], None]]] = {
+    "a version is published": (36, Faults.swap),
+    "an earlier version is made current": (12, Faults.roll_back),
+    "a publisher is killed -9": (8, Faults.kill_publisher),
+    "a version is torn": (3, Faults.tear),
+    "a version is corrupted": (3, Faults.corrupt),
+    "a manifest is garbled": (3, Faults.garble),
+    "a version does not prove itself": (3, Faults.pretend),
+    "CURRENT points nowhere": (5, Faults.point_nowhere),
+    "CURRENT is gone": (3, Faults.lose_pointer),
+    "the repository is away": (5, Faults.take_away),
+    "a worker is killed -9": (8, Faults.kill_worker),
+    "a server is killed -9": (8, Faults.kill_replica),
+    "a server is drained": (5, Faults.drain),
+}
+"""Each with how often it happens in 10,000 requests."""
+
+KILLS: Sequence[str] = ("a publisher is killed -9", "a worker is killed -9", "a server is killed -9")

@@ -1,0 +1,193 @@
+"""What is asked, by kind, drawn by chance that is the same for the same seed. Sends nothing."""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bench.chaos.hosts import ANSWERS, HANGING
+from bench.chaos.pictures import Picture
+from bench.load import label_config
+from bench.tiny_model import LABELS
+
+_MOST_TASKS = 20
+_MOST_SMALL = 4
+_CONFIG = json.dumps(label_config(LABELS))
+
+
+class Manner(StrEnum):
+    """How a request is sent, and whether the client waits for its answer."""
+
+    PLAIN = "plain"
+    SLOWLY = "slowly"
+    """The body comes in pieces, over a second or two."""
+    LEFT = "left"
+    """Whole, and then the client is gone."""
+    BROKEN = "broken"
+    """Half a body, and then the client is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, and what it must come to."""
+
+    kind: str
+    body: bytes
+    images: tuple[int | None, ...] = ()
+    """Of each task the index of its picture; None where there is no image to be had."""
+    manner: Manner = Manner.PLAIN
+    valid: bool = True
+    """Whether it is to be answered with predictions, else with a 4xx; if the client waits."""
+    direct: bool = False
+    """Whether it goes to a server itself, past the proxy."""
+    method: str = "POST"
+    path: str = "/predict"
+
+    def __str__(self) -> str:
+        target = "server" if self.direct else "proxy"
+        return f"{self.kind}, {self.method} {self.path} to the {target}, {self.body[:60]!r}"
+
+
+class Dice:
+    """Draws requests: number n of a seed is always the same one."""
+
+    def __init__(self, pictures: Sequence[Picture], *, good: str, bad: str, seed: int) -> None:
+        """Take the images, and the addresses of the host that has them and of the one that breaks."""
+        self._pictures = pictures
+        self._good = good
+        self._bad = bad
+        self._seed = seed
+
+    def draw(self, number: int) -> Request:
+        """Return request `number`."""
+        rng = random.Random(f"{self._seed}/{number}")  # noqa: S311  # no secret
+        (kind,) = rng.choices(list(KINDS), [weight for weight, _ in KINDS.values()])
+        return KINDS[kind][1](self, kind, rng)
+
+    def by_url(self, kind: str, rng: random.Random) -> Request:
+        """One to twenty images of the good host."""
+        return self._ask(kind, [self._at_good_host(rng) for _ in range(_tasks(rng))])
+
+    def inline(self, kind: str, rng: random.Random) -> Request:
+        """Images in the request itself."""
+        return self._ask(kind, [self._inline(rng) for _ in range(_tasks(rng))])
+
+    def large(self, kind: str, rng: random.Random) -> Request:
+        """A body of a megabyte."""
+        last = len(self._pictures) - 1
+        return self._ask(kind, [(self._pictures[last].inline, last), self._at_good_host(rng)])
+
+    def mixed(self, kind: str, rng: random.Random) -> Request:
+        """Good images among such as cannot be had, each for another reason."""
+        tasks: list[tuple[str, int | None]] = [self._at_good_host(rng) for _ in range(_tasks(rng))]
+        for _ in range(rng.randint(1, 3)):
+            tasks.insert(rng.randint(0, len(tasks)), self._lost(rng))
+        return self._ask(kind, tasks)
+
+    def slow_host(self, kind: str, rng: random.Random) -> Request:
+        """Images that come in small pieces."""
+        return self._ask(kind, [self._in_pieces(rng) for _ in range(rng.randint(1, 2))])
+
+    def hanging_host(self, kind: str, rng: random.Random) -> Request:
+        """An image that never comes, beside a good one."""
+        return self._ask(kind, [(f"{self._bad}/{HANGING}/{rng.random()}", None), self._at_good_host(rng)])
+
+    def slow_client(self, kind: str, rng: random.Random) -> Request:
+        """A client on a bad line."""
+        return self._ask(kind, [self._inline(rng)], manner=Manner.SLOWLY, direct=rng.random() < 0.5)
+
+    def gone_client(self, kind: str, rng: random.Random) -> Request:
+        """A client that does not wait for its answer."""
+        tasks = [self._at_good_host(rng) for _ in range(_tasks(rng))]
+        return self._ask(kind, tasks, manner=Manner.LEFT, direct=rng.random() < 0.5)
+
+    def broken_client(self, kind: str, rng: random.Random) -> Request:
+        """A client that is gone before it has said what it wants."""
+        return self._ask(kind, [self._inline(rng)], manner=Manner.BROKEN, direct=rng.random() < 0.5)
+
+    def bad_body(self, kind: str, rng: random.Random) -> Request:
+        """What no Label Studio sends."""
+        method, path, body = rng.choice(_BAD)
+        return Request(
+            kind, body, valid=False, method=method, path=path, direct=rng.random() < 0.3 and len(body) < 10**6
+        )
+
+    def _ask(
+        self,
+        kind: str,
+        tasks: Sequence[tuple[str, int | None]],
+        *,
+        manner: Manner = Manner.PLAIN,
+        direct: bool = False,
+    ) -> Request:
+        listed = ", ".join(
+            f'{{"id": {number}, "data": {{"image": "{reference}"}}}}' for number, (reference, _) in enumerate(tasks)
+        )
+        body = f'{{"tasks": [{listed}], "project": "1.1791188130", "label_config": {_CONFIG}}}'
+        return Request(kind, body.encode(), tuple(index for _, index in tasks), manner, direct=direct)
+
+    def _at_good_host(self, rng: random.Random) -> tuple[str, int]:
+        index = rng.randrange(len(self._pictures))
+        return f"{self._good}/{self._pictures[index].name}", index
+
+    def _in_pieces(self, rng: random.Random) -> tuple[str, int]:
+        index = rng.randrange(len(self._pictures) - 1)
+        return f"{self._bad}/slow/{self._pictures[index].name}", index
+
+    def _inline(self, rng: random.Random) -> tuple[str, int]:
+        index = rng.randrange(len(self._pictures) - 1)
+        return self._pictures[index].inline, index
+
+    def _lost(self, rng: random.Random) -> tuple[str, None]:
+        return rng.choice([*(f"{self._bad}/{kind}/1" for kind in ANSWERS), *_LOST]), None
+
+
+def _tasks(rng: random.Random) -> int:
+    """Most requests are small, as Label Studio's are; one in eight is not."""
+    return rng.randint(1, _MOST_TASKS if rng.random() < 0.125 else _MOST_SMALL)
+
+
+_LOST = (
+    "http://127.0.0.3:1/refused.png",  # also not among the allowed origins
+    "data:image/png;base64,bm8gaW1hZ2U=",
+    "data:image/png;base64,???",
+    "file:///etc/passwd",
+    "nonsense",
+)
+
+KINDS: Mapping[str, tuple[float, Callable[[Dice, str, random.Random], Request]]] = {
+    "by URL": (45, Dice.by_url),
+    "inline": (20, Dice.inline),
+    "1 MB": (1, Dice.large),
+    "some images lost": (10, Dice.mixed),
+    "slow host": (2, Dice.slow_host),
+    "hanging host": (1, Dice.hanging_host),
+    "slow client": (2, Dice.slow_client),
+    "client gone after asking": (5, Dice.gone_client),
+    "client gone while asking": (4, Dice.broken_client),
+    "bad body": (10, Dice.bad_body),
+}
+"""Each with its share of all requests, in per cent."""
+
+_BAD: Sequence[tuple[str, str, bytes]] = (
+    ("POST", "/predict", b""),
+    ("POST", "/predict", b"{"),
+    ("POST", "/predict", b"null"),
+    ("POST", "/predict", b"[" * 100_000),
+    ("POST", "/predict", b"\xff\xfe\x00"),
+    ("POST", "/predict", b'{"tasks": 3, "label_config": ""}'),
+    ("POST", "/predict", b'{"tasks": [7], "label_config": ""}'),
+    ("POST", "/predict", b'{"tasks": [{"id": 1}], "label_config": ""}'),
+    ("POST", "/predict", b'{"tasks": [{"id": 1, "data": {"image": "x"}}]}'),
+    ("POST", "/predict", b'{"tasks": [{"id": 1, "data": {"image": "x"}}], "label_config": "<View>"}'),
+    ("POST", "/predict", b'{"tasks": [{"id": 1, "data": {"image": "x"}}], "label_config": "<View/>"}'),
+    ("POST", "/predict", b" " * (3 * 2**20)),
+    ("POST", "/score", f'{{"version": "none", "tasks": [], "label_config": {_CONFIG}}}'.encode()),
+    ("POST", "/score", b'{"version": 7}'),
+    ("POST", "/webhook", b"[]"),
+    ("POST", "/nowhere", b"{}"),
+    ("GET", "/predict", b""),
+    ("GET", "/report/../../etc/passwd", b""),
+)
+"""Method, path, body: each is to be answered with a 4xx."""

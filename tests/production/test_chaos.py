@@ -1,0 +1,29 @@
+"""`make chaos`, in small: everything breaks, and everybody gets the right answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bench.fleet import has_haproxy
+from demo.product import CHECKOUT
+
+
+@pytest.mark.skipif(not has_haproxy(), reason="needs haproxy: apt-get install haproxy")
+def test_everybody_gets_the_right_answer_whatever_breaks():
+    """Nothing is lost or wrong in 1,500 requests, and the figures are on the last line."""
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.chaos", "--requests", "1500", "--seed", "7"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert (result["requests"], result["lost"], result["wrong"]) == (1500, 0, 0), run.stderr
+    assert result["swaps"] >= 7
+    assert result["kills"] >= 3
+    assert run.returncode == 0, result

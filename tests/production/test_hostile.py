@@ -1,0 +1,115 @@
+"""Everything hostile against a real server; and against servers that lack defences."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.hostile.runner import run
+from bench.hostile.site import site
+from bench.hostile.table import CASES
+from demo.product import CHECKOUT
+
+LACKING = {
+    "decoding": (
+        """
+import contract.preprocess as it
+it._check_size = lambda *_: None
+it._MAX_READS = 10**9
+it._MAX_SCANNED_PIXELS = 10**15
+it._orientation = lambda _: 1
+""",
+        (
+            "png-400-megapixels",
+            "png-100-megapixels",
+            "tiff-giant-tile",
+            "jpeg-5-million-segments",
+            "png-million-chunks-behind",
+            "jpeg-1000-scans",
+            "exif-orientation-2",
+            "exif-orientation-5",
+            "exif-orientation-6",
+            "exif-orientation-jpeg",
+        ),
+    ),
+    "fetching": (
+        """
+import contextlib, contract.download as download, contract.fetch as fetch
+download.is_public = lambda _: True
+download._cut_off = lambda *_: contextlib.nullcontext()
+download.LONGEST_REFERENCE = fetch.LONGEST_REFERENCE = 10**9
+fetch.MAX_REDIRECTS = 9
+fetch._LabelStudio.owns = lambda *_: True
+fetch._read_local = lambda root, name, limit: (root / name).read_bytes()
+""",
+        (
+            "this-machine-dotted",
+            "this-machine-hexadecimal",
+            "this-machine-zero",
+            "this-machine-ipv6-mapped",
+            "redirect-to-this-machine",
+            "spelling-user-is-allowed-origin",
+            "redirect-chain-of-4",
+            "token-to-allowed-origin",
+            "token-through-redirect",
+            "token-there-and-back",
+            "token-api-climbing-escaped-url",
+            "local-climbing",
+            "local-link",
+            "local-link-to-folder",
+            "s3-key-of-9-kb",
+            "address-of-20-mb",
+            "host-trickles-head",
+        ),
+    ),
+    "letting-in": (
+        """
+import server.auth, server.logs
+server.auth.Guard.check = lambda *_: None
+server.logs.accept_request_id = lambda offered: offered
+""",
+        (
+            "password-absent",
+            "password-of-another",
+            "webhook-secret-wrong",
+            "stranger-asks-versions",
+            "request-id-of-markup",
+        ),
+    ),
+    "waiting-for-heads": (
+        "import server.worker as it; it.Worker._has_head = lambda *_: True",
+        ("400-slow-heads",),
+    ),
+    "lingering-aside": ("import server.worker as it; it._linger = lambda _: None", ("64-slow-bodies-of-strangers",)),
+}
+"""Of what a server is robbed, by the Python that does it, and cases that must then have an effect."""
+
+
+@pytest.mark.timeout(1800)
+def test_everything_hostile_is_contained():
+    """Each case is refused or scored as it must be, in its time, and the server is unharmed and has told nobody."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.hostile"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
+    summary = json.loads(lines[-1])
+    assert summary["failed"] == [], "\n".join(line for line in lines if line.startswith("ESCAPED"))
+    assert summary["contained"] == summary["cases"] == len(summary["names"]) >= 80
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("lack", LACKING)
+def test_a_server_without_its_defences_is_found_out(lack, tmp_path: Path):
+    """No case passes for want of an attack: with their defences gone, all of these have an effect."""
+    code, names = LACKING[lack]
+    (tmp_path / "sitecustomize.py").write_text(code + "\n", encoding="utf-8")
+    chosen = [case for case in CASES if case.name in names]
+    assert len(chosen) == len(names)
+    with site({"PYTHONPATH": os.pathsep.join([str(tmp_path), str(CHECKOUT)])}) as attacked:
+        contained = [verdict.case.name for verdict in run(attacked, chosen) if verdict.escape is None]
+    assert contained == []

@@ -1,0 +1,272 @@
+"""Three servers behind haproxy: they come, go and change versions, and nobody who asks them notices."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import socketserver
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from bench.chaos.pictures import Picture, draw_pictures, files
+from bench.fleet import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
+from bench.load import Client, Reply, sending, split
+from bench.serving import ImageHost, image_host
+from bench.tiny_model import LABELS, publish
+from contract.repository import Repository
+from demo.processes import free_port, running
+from tests.loopback import host
+
+pytestmark = pytest.mark.skipif(not has_haproxy(), reason="needs haproxy: apt-get install haproxy")
+
+DOCKER_CONFIG = PROXY_CONFIG.with_name("docker.cfg")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("replicas")
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path) -> tuple[Picture, ...]:
+    images = folder / "images"
+    images.mkdir()
+    return draw_pictures(images, seed=0)
+
+
+@pytest.fixture(scope="module")
+def images(folder: Path, pictures: tuple[Picture, ...]) -> Iterator[ImageHost]:
+    with image_host(files(folder / "images", pictures)) as each:
+        yield each
+
+
+@pytest.fixture(scope="module")
+def repository(folder: Path) -> Repository:
+    repository = Repository(folder / "models")
+    publish(repository, seed=1)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def servers(folder: Path, repository: Repository, images: ImageHost) -> Iterator[Fleet]:
+    settings = {"LABELNEXT_POLL_S": "0.2", "LABELNEXT_ALLOWED_ORIGINS": images.url}
+    with fleet(repository.root, replicas=3, folder=folder / "logs", settings=settings) as each:
+        yield each
+
+
+@pytest.fixture
+def references(images: ImageHost, folder: Path, pictures: tuple[Picture, ...]) -> list[str]:
+    return [images.reference(path) for path in files(folder / "images", pictures)]
+
+
+def scores_by_version(replies: list[Reply], requests: list[list[str]]):
+    """All scores that an image got of a version."""
+    found: dict = {}
+    for reply, references in zip(replies, requests, strict=True):
+        for reference, score in zip(references, reply.scores, strict=True):
+            found.setdefault((reference, reply.versions), set()).add(score)
+    return found
+
+
+def test_nothing_is_lost_while_servers_die_drain_and_change_versions(
+    servers: Fleet, repository: Repository, references: list[str]
+):
+    """Under load a worker, a whole server and a master are killed, one server is drained, a version is published."""
+    _, second, third = servers.replicas
+    client = Client(servers.url, LABELS)
+    requests = [list(part) for part in split(references, 3)]
+    with sending(client, requests, clients=6) as replies:
+        second.kill_worker()
+        wait_until(lambda: second.ready, "the worker's successor")
+        second.kill()
+        second.start()
+        assert third.drain() < 30
+        third.start()
+        servers.wait_until_ready(version=publish(repository, seed=2))
+        second.kill_master()
+        wait_until(lambda: not second.ready, "the orphan to notice", timeout_s=15)
+        second.stop()
+        second.start()
+        servers.wait_until_ready()
+    assert len(replies) > 100
+    assert sum(reply.failed for reply in replies) == 0
+    assert max(reply.seconds for reply in replies) < 15
+    assert {version for reply in replies for version in reply.versions} == set(repository.versions())
+
+
+def test_servers_give_an_image_the_same_score(servers: Fleet, references: list[str]):
+    """To 1e-6, whichever is asked, and in whatever company the image comes."""
+    requests = [references, *([reference] for reference in references)]
+    asked = [Client(url, LABELS) for url in (servers.url, *(replica.url for replica in servers.replicas))]
+    replies = [client.ask(request) for client in asked for request in requests]
+    found = scores_by_version(replies, requests * len(asked))
+    assert len(found) == len(references)
+    assert all(None not in scores and max(scores) - min(scores) <= 1e-6 for scores in found.values())
+
+
+def test_a_request_in_hand_goes_to_another_server_when_its_own_dies(
+    repository: Repository, pictures: tuple[Picture, ...], tmp_path: Path
+):
+    """With a body of a megabyte, which the proxy has kept."""
+    with host() as slow, ExitStack() as stack:
+        release = threading.Event()
+        slow.answers["/slow.png"] = _answer_when(release, pictures[0].data)
+        settings = {"LABELNEXT_ALLOWED_ORIGINS": slow.url}
+        servers = stack.enter_context(fleet(repository.root, replicas=2, folder=tmp_path, settings=settings))
+        first, second = servers.replicas
+        second.stop()
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        stack.callback(release.set)
+        client = Client(servers.url, LABELS)
+        asked = pool.submit(client.ask, [f"{slow.url}/slow.png", pictures[-1].inline])
+        wait_until(lambda: bool(slow.asked("/slow.png")), "the first server to ask for the image")
+        second.start()
+        second.wait_until_ready()
+        wait_until(lambda: client.ask([pictures[0].inline]).failed == 0 and _predicted(second) > 0, "the second's turn")
+        first.kill()
+        wait_until(lambda: len(slow.asked("/slow.png")) == 2, "the second server to ask for the image")
+        release.set()
+        assert asked.result(30).failed == 0
+
+
+def test_nobody_waits_for_a_server_that_drains(repository: Repository, pictures: tuple[Picture, ...], tmp_path: Path):
+    """It answers what it has in hand, and refuses connections, so that the proxy asks another one."""
+    with host() as slow, ExitStack() as stack:
+        release = threading.Event()
+        slow.answers["/slow.png"] = _answer_when(release, pictures[0].data)
+        settings = {"LABELNEXT_ALLOWED_ORIGINS": slow.url}
+        servers = stack.enter_context(fleet(repository.root, replicas=2, folder=tmp_path, settings=settings))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        stack.callback(release.set)
+        drained = servers.replicas[1]
+        held = pool.submit(Client(drained.url, LABELS).ask, [f"{slow.url}/slow.png"])
+        wait_until(lambda: bool(slow.asked("/slow.png")), "the server to ask for the image")
+        drain = pool.submit(drained.drain)
+        client = Client(servers.url, LABELS)
+        replies = [client.ask([pictures[0].inline]) for _ in range(100)]
+        assert sum(reply.failed for reply in replies) == 0
+        assert max(reply.seconds for reply in replies) < 5
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", drained.port), timeout=5)
+        assert not held.done()
+        release.set()
+        assert held.result(30).failed == 0
+        assert drain.result(30) < 30
+
+
+def test_without_a_server_the_proxy_says_so_at_once(repository: Repository, tmp_path: Path):
+    """503 with Retry-After, as JSON, and no waiting for what may never come."""
+    with fleet(repository.root, replicas=1, folder=tmp_path, settings={}) as servers:
+        servers.replicas[0].kill()
+        reply = urllib3.request("POST", f"{servers.url}/predict", json={}, retries=False, timeout=30)
+    assert (reply.status, reply.headers["Retry-After"], reply.json()["error"]) == (503, "5", "unavailable")
+
+
+def test_both_configurations_are_sound():
+    """The program has nothing to say against what compose.yaml mounts."""
+    checked = subprocess.run(
+        ["haproxy", "-c", "-f", PROXY_CONFIG, "-f", DOCKER_CONFIG], capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stderr.count("WARNING")) == (0, 0), checked.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to answer in place of Docker's DNS on port 53")
+def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
+    """Of the service's addresses each gets its share, and one that is added is found."""
+    addresses = ["127.0.3.1", "127.0.3.2"]
+    bind = f"127.0.0.1:{free_port()}"
+    with ExitStack() as stack:
+        names = stack.enter_context(_docker_dns(addresses))
+        for address in [*addresses, "127.0.3.3"]:
+            stack.enter_context(_stub_server(address))
+        stack.enter_context(
+            running(
+                "haproxy",
+                ["haproxy", "-db", "-f", PROXY_CONFIG, "-f", DOCKER_CONFIG],
+                log=tmp_path / "log",
+                environment={"LABELNEXT_PROXY_BIND": bind},
+            )
+        )
+
+        def found() -> set[str]:
+            patient = urllib3.Retry(connect=8, backoff_factor=0.05)  # it is only starting
+            replies = [urllib3.request("GET", f"http://{bind}/", retries=patient) for _ in range(12)]
+            return {json.loads(reply.data).get("address") for reply in replies}
+
+        wait_until(lambda: found() == set(addresses), "both servers", timeout_s=30)
+        names.append("127.0.3.3")
+        wait_until(lambda: found() == set(names), "the third server", timeout_s=30)
+
+
+def _predicted(replica) -> float:
+    samples = replica.metrics()
+    return sum(value for name, value in samples.items() if "http_requests_total" in name and '"/predict"' in name)
+
+
+def _answer_when(release: threading.Event, data: bytes):
+    def answer(handler: BaseHTTPRequestHandler, _: object) -> None:
+        release.wait(60)
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return answer
+
+
+@contextmanager
+def _stub_server(address: str) -> Iterator[None]:
+    """Answers every path with its own address, on the port of the servers in compose.yaml."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"address": address}).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with _serving(ThreadingHTTPServer((address, 9090), Handler)):
+        yield
+
+
+@contextmanager
+def _docker_dns(addresses: list[str]) -> Iterator[list[str]]:
+    """Names these addresses to who asks for A records, as Docker does for a service."""
+    names = list(addresses)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data, reply_to = self.request
+            end = data.index(b"\0", 12) + 5
+            (kind,) = struct.unpack("!H", data[end - 4 : end - 2])
+            given = names if kind == 1 else []
+            head = data[:2] + struct.pack("!HHHHH", 0x8180, 1, len(given), 0, 0)
+            records = [struct.pack("!HHHIH", 0xC00C, 1, 1, 1, 4) + socket.inet_aton(name) for name in given]
+            reply_to.sendto(head + data[12:end] + b"".join(records), self.client_address)
+
+    with _serving(socketserver.ThreadingUDPServer(("127.0.0.11", 53), Handler)):
+        yield names
+
+
+@contextmanager
+def _serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,359 @@
+"""A repository in a bucket: a real server follows it, publishers die and race, and the bucket goes away."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import boto3
+import pytest
+
+from contract.errors import NothingPublished, PublishConflict, RepositoryUnreachable
+from contract.mirror import open_repository
+from contract.objects import Bucket
+from demo.processes import free_port
+from demo.product import CHECKOUT, Server, Workplace, serving
+from tests.buckets import environment, running_store
+from tests.production import ceph
+from tests.production.driving import Client
+from tests.server.conftest import make_tasks
+from tests.server.tiny_model import publish
+from tests.versions import manifest, write_files
+
+LOCATION = "s3://models/labelnext"
+
+PUBLISH = """
+import os, signal, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from contract.mirror import open_repository
+from contract.objects import Bucket
+from tests.versions import manifest, write_files
+
+location, mirror, step, weights = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+calls = 0
+
+def killed_at_step(write):
+    def call(*given, **named):
+        global calls
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(*given, **named)
+    return call
+
+Bucket.upload, Bucket.replace = killed_at_step(Bucket.upload), killed_at_step(Bucket.replace)
+with open_repository(location, mirror=mirror).stage(datetime.now(UTC)) as staged:
+    write_files(staged.path, b"whole")
+    if weights:
+        (staged.path / "model.onnx.data").write_bytes(os.urandom(weights))
+    print("uploading", flush=True)
+    staged.publish(manifest(staged.version))
+"""
+
+RACE = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from contract.errors import PublishConflict
+from contract.mirror import open_repository
+from tests.versions import manifest, write_files
+
+with open_repository(sys.argv[1], mirror=Path(sys.argv[2])).stage(datetime.now(UTC)) as staged:
+    write_files(staged.path, b"x")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        print("won", staged.publish(manifest(staged.version)).name)
+    except PublishConflict:
+        print("lost", staged.version)
+"""
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Where the S3 is, for all clients."""
+    found = free_port()
+    for name, value in environment(f"http://127.0.0.1:{found}").items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@contextmanager
+def server_of(folder: Path, version: str | None) -> Iterator[tuple[Client, Server]]:
+    workplace = Workplace(folder, folder / "cache", "http://127.0.0.1:1", "token")
+    settings = {"LABELNEXT_MODELS": LOCATION, "LABELNEXT_MIRROR": str(folder / "mirror"), "LABELNEXT_POLL_S": "0.2"}
+    with serving(
+        workplace,
+        python=Path(sys.executable),
+        port=free_port(),
+        log=folder / "server.log",
+        version=version,
+        settings=settings,
+    ) as server:
+        yield Client(server.url), server
+
+
+def wait_for_detail(client: Client, *parts: str) -> None:
+    deadline = time.monotonic() + 60
+    while not all(part in str(client.get("/health").body["detail"]) for part in parts):
+        assert time.monotonic() < deadline, client.get("/health").body
+        time.sleep(0.1)
+
+
+def serves(client: Client, version: str) -> bool:
+    reply = client.predict(make_tasks(2))
+    return reply.status == 200 and {result["model_version"] for result in reply.body["results"]} == {version}
+
+
+def test_a_server_follows_the_bucket(port: int, tmp_path: Path) -> None:
+    """A version that another machine publishes is swapped in, and a rollback swaps it back; both are shown."""
+    with running_store(tmp_path, port=port) as store:
+        store.make("models")
+        trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
+        first = publish(trainer, seed=1)
+        with server_of(tmp_path, first) as (client, server):
+            assert serves(client, first)
+            second = publish(trainer, seed=2, report={"index.html": b"<p>good"})
+            server.wait_for(second)
+            assert serves(client, second)
+            assert client.get("/versions").body["versions"] == [first, second]
+            assert client.get(f"/report/{second}/index.html").status == 200
+            assert client.get("/").status == 200
+            open_repository(LOCATION, mirror=tmp_path / "desk").rollback(first)
+            server.wait_for(first)
+            assert serves(client, first)
+    assert "not-to-be-seen" not in (tmp_path / "server.log").read_text()
+
+
+def test_the_commands_take_a_bucket_for_a_folder(port: int, tmp_path: Path) -> None:
+    """versions, rollback and check of the trainer, and the server's check."""
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        settings = {"LABELNEXT_MODELS": LOCATION, "LABELNEXT_MIRROR": str(tmp_path / "desk")}
+        return subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=CHECKOUT,
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    with running_store(tmp_path, port=port) as store:
+        store.make("models")
+        trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
+        first, second = publish(trainer, seed=1), publish(trainer, seed=2)
+        assert f"* {second}" in run("trainer", "versions").stdout
+        assert run("trainer", "rollback", first).returncode == 0
+        assert f"* {first}" in run("trainer", "versions").stdout
+        assert f'"version": "{first}"' in run("trainer", "check").stdout
+        assert first in run("server", "check").stdout
+    gone = run("trainer", "rollback", second)
+    assert gone.returncode == 1
+    assert gone.stderr.startswith("error: s3://models/labelnext could not be read")
+    assert "Traceback" not in gone.stderr
+
+
+def test_a_bucket_that_goes_away_takes_no_server_along(port: int, tmp_path: Path) -> None:
+    """What was loaded is served on, /health says why it may be old, and what comes back is followed again."""
+    with running_store(tmp_path, port=port) as store:
+        store.make("models")
+        trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
+        first = publish(trainer, seed=1)
+        with server_of(tmp_path, first) as (client, server):
+            store.child.stop()
+            wait_for_detail(client, "the repository cannot be read", LOCATION, "no answer")
+            assert client.get("/health").body["model_version"] == first
+            assert serves(client, first)
+            asked = time.monotonic()
+            assert client.get("/").status == 200
+            assert time.monotonic() - asked < 30
+            with running_store(tmp_path, port=port) as restarted:
+                wait_for_detail(client, LOCATION, "404 (NoSuchBucket)")
+                assert serves(client, first)
+                restarted.make("models")
+                wait_for_detail(client, f"no version has been published in {LOCATION}")
+                assert serves(client, first)
+                server.wait_for(publish(open_repository(LOCATION, mirror=tmp_path / "trainer"), seed=3))
+
+
+def test_a_download_that_breaks_off_is_taken_up_again(port: int, tmp_path: Path) -> None:
+    """What a bucket did says nothing of the version."""
+    with ExitStack() as until_it_broke:
+        store = until_it_broke.enter_context(running_store(tmp_path, port=port))
+        store.make("models")
+        trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
+        first = publish(trainer, seed=1)
+        with server_of(tmp_path, first) as (client, server):
+            folder = open_repository(LOCATION, mirror=tmp_path / "mirror").folder
+            with (folder / ".lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the server knows of the version, and waits with the download
+                second = publish(trainer, seed=2)
+                wait_for_detail(client, f"loading version {second}")
+                until_it_broke.close()
+            wait_for_detail(client, second, "no answer")
+            assert serves(client, first)
+            with running_store(tmp_path, port=port) as restarted:
+                restarted.make("models")
+                bucket = Bucket("models", "labelnext/default")
+                for file in (path for path in (trainer.folder / second).rglob("*") if path.is_file()):
+                    bucket.upload(file.relative_to(trainer.folder).as_posix(), file)
+                bucket.write("CURRENT", second.encode())
+                server.wait_for(second)
+
+
+class Reader(threading.Thread):
+    """Looks at the bucket from a machine of its own, over and over, as servers do."""
+
+    def __init__(self, mirror: Path) -> None:
+        super().__init__()
+        self._repository = open_repository(LOCATION, mirror=mirror)
+        self._over = threading.Event()
+        self.seen: list[str] = []
+        self.faults: list[Exception] = []
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            try:
+                current = self._repository.current()
+                self._repository.open(current).verify()
+                for name in self._repository.versions():
+                    self._repository.read_manifest(name)
+                self.seen.append(current)
+            except Exception as err:
+                self.faults.append(err)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+
+def test_a_publisher_killed_at_any_object_is_never_seen(port: int, tmp_path: Path) -> None:
+    """Readers find the version before, whole, until the new one is whole."""
+    with running_store(tmp_path, port=port) as store:
+        store.make("models")
+        first = publish(open_repository(LOCATION, mirror=tmp_path / "first"), seed=1)
+        reader = Reader(tmp_path / "reader")
+        reader.start()
+        killed, status = 0, -signal.SIGKILL
+        while status == -signal.SIGKILL:
+            repository = open_repository(LOCATION, mirror=tmp_path / "after")
+            assert repository.current() == first
+            command = [sys.executable, "-c", PUBLISH, LOCATION, str(tmp_path / "dying"), str(killed + 1), "0"]
+            status = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True).returncode
+            killed += status == -signal.SIGKILL
+        current = repository.current()
+        time.sleep(0.5)
+        reader.stop()
+        assert status == 0
+        assert killed == 6  # four files, the manifest, CURRENT
+        # The one that died before CURRENT was whole, and may be rolled back to; the others are not there.
+        assert len(repository.versions()) == 3
+        assert current == repository.versions()[-1]
+        assert reader.faults == []
+        assert set(reader.seen) == {first, current}
+
+
+def test_a_publisher_killed_within_a_large_file_is_never_seen(port: int, tmp_path: Path) -> None:
+    """The parts that arrived make no object."""
+    with running_store(tmp_path, port=port) as store:
+        store.make("models")
+        repository = open_repository(LOCATION, mirror=tmp_path / "after")
+        command = [sys.executable, "-c", PUBLISH, LOCATION, str(tmp_path / "dying"), "0", str(300 * 2**20)]
+        publisher = subprocess.Popen(command, cwd=CHECKOUT)
+        try:
+            deadline = time.monotonic() + 120
+            while b"partNumber=3" not in store.child.log.read_bytes():
+                assert publisher.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            publisher.kill()
+            publisher.wait()
+        assert b"partNumber=38" not in store.child.log.read_bytes()
+        assert repository.versions() == []
+        with pytest.raises(NothingPublished):
+            repository.current()
+        whole = publish(open_repository(LOCATION, mirror=tmp_path / "dying"), seed=1)
+        assert repository.versions() == [whole] == [repository.current()]
+
+
+def test_of_publishers_that_race_one_wins(port: int, tmp_path: Path) -> None:
+    """In processes of their own, all of which began before any had published."""
+    with running_store(tmp_path, port=port) as store:
+        store.make("models")
+        publish(open_repository(LOCATION, mirror=tmp_path / "first"), seed=1)
+        racers = [
+            subprocess.Popen(
+                [sys.executable, "-c", RACE, LOCATION, str(tmp_path / f"racer-{number}")],
+                cwd=CHECKOUT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(4)
+        ]
+        try:
+            for racer in racers:
+                assert racer.stdout is not None
+                assert racer.stdout.readline() == "ready\n"
+            said = []
+            for racer in racers:
+                assert racer.stdin is not None
+                racer.stdin.write("\n")
+                racer.stdin.flush()
+            said = [racer.communicate(timeout=120)[0].split() for racer in racers]
+        finally:
+            for racer in racers:
+                racer.kill()
+                racer.wait()
+        repository = open_repository(LOCATION, mirror=tmp_path / "after")
+        assert sorted(outcome for outcome, _ in said) == ["lost", "lost", "lost", "won"]
+        assert {"won": repository.current()}.items() <= dict(said).items()
+        assert len(repository.versions()) == 5
+
+
+def test_a_publisher_without_a_bucket_says_so_soon(port: int, tmp_path: Path) -> None:
+    """Before it has trained anything for nothing, and within seconds."""
+    started = time.monotonic()
+    with pytest.raises(RepositoryUnreachable, match="no answer"):
+        publish(open_repository(LOCATION, mirror=tmp_path), seed=1)
+    assert time.monotonic() - started < 20
+
+
+def test_a_real_store_keeps_the_conditions(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ceph checks signatures and tags as it sees fit: what is published, raced for and rolled back to holds there."""
+    if lacking := ceph.missing():
+        pytest.skip(f"needs Ceph; not installed: {', '.join(lacking)}")
+    keys = {"access_key": os.environ["AWS_ACCESS_KEY_ID"], "secret_key": os.environ["AWS_SECRET_ACCESS_KEY"]}
+    with ceph.running_ceph(tmp_path / "ceph", **keys) as url:
+        monkeypatch.setenv("AWS_ENDPOINT", url)
+        boto3.client("s3", endpoint_url=url).create_bucket(Bucket="models")
+        winner, loser = (open_repository(LOCATION, mirror=tmp_path / name) for name in ("winner", "loser"))
+        first = publish(winner, seed=1)
+        with loser.stage(datetime.now(UTC)) as staged:
+            write_files(staged.path, b"x" * (20 * 2**20))
+            second = publish(winner, seed=2)
+            with pytest.raises(PublishConflict):
+                staged.publish(manifest(staged.version))
+        reader = open_repository(LOCATION, mirror=tmp_path / "reader")
+        assert sorted(reader.versions()) == sorted([first, second, staged.version])
+        assert reader.current() == second
+        assert loser.rollback(staged.version).name == reader.current()
+        reader.open(staged.version).verify()
+        loser.rollback(first)
+        with server_of(tmp_path, first) as (client, _):
+            assert serves(client, first)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+        with pytest.raises(RepositoryUnreachable, match=r"403 \(SignatureDoesNotMatch\); check AWS_ACCESS_KEY_ID"):
+            open_repository(LOCATION, mirror=tmp_path / "reader").current()
