@@ -16,7 +16,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-REQUIREMENTS = ("s3.txt", "server-cpu.txt", "server-gpu.txt", "signatures.txt", "trainer.txt")
+REQUIREMENTS = ("s3.txt", "score-pool.txt", "server-cpu.txt", "server-gpu.txt", "signatures.txt", "trainer.txt")
 ENVIRONMENTS = (".venv", ".venv-server")
 
 # Vulnerable without doubt (CVE-2020-28493): pip-audit finds nothing here when it has no data, and calls that a success.

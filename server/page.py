@@ -152,7 +152,7 @@ class Page:
             return None
 
     def _read_point_anew(self, name: str) -> curve.Point | None:
-        manifest = self._repository.open(name).manifest
+        manifest = self._repository.read_manifest(name)
         figures = read_figures(manifest)
         if figures.labels is None or figures.macro_f1 is None:
             return None

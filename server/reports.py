@@ -6,7 +6,7 @@ Only what a version's manifest lists below `report/` is read, and only as it was
 import hashlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 
 from contract.errors import DigestError, LabelnextError, VersionNotFound
@@ -58,9 +58,9 @@ def read_report(repository: Repository, version: str, name: str) -> ReportFile |
     Any text is safe as a version and as a name. Why a file that should be there is not sent, the log says.
     """
     try:
-        published = repository.open(version)
-        expected = published.manifest.files.get(f"{_FOLDER}/{name}")
-        content = None if expected is None else _read(published.path, name, expected)
+        file = f"{_FOLDER}/{name}"
+        expected = repository.read_manifest(version).files.get(file)
+        content = None if expected is None else _read(repository, version, file, expected)
     except VersionNotFound:
         return None
     except (LabelnextError, OSError, ValueError, RecursionError) as err:
@@ -70,22 +70,19 @@ def read_report(repository: Repository, version: str, name: str) -> ReportFile |
     return None if content is None else ReportFile(content, kind)
 
 
-def _read(folder: Path, name: str, expected: FileDigest) -> bytes:
+def _read(repository: Repository, version: str, file: str, expected: FileDigest) -> bytes:
     """Return what lies there.
 
     Raises:
-        DigestError: if it is not what the manifest describes, or lies elsewhere.
+        DigestError: if it is not what the manifest describes.
+        OSError: if it is no file within the version's folder.
     """
-    path = (folder / _FOLDER / name).resolve()
-    if not path.is_relative_to(folder.resolve() / _FOLDER) or not path.is_file():
-        raise DigestError(f"{name} is not a file within the report's folder; publish again")
     if expected.size_bytes > _MOST_BYTES:
-        raise DigestError(f"{name} has {expected.size_bytes} bytes, at most {_MOST_BYTES} are sent; publish again")
-    with path.open("rb") as file:
-        content = file.read(expected.size_bytes + 1)
+        raise DigestError(f"{file} has {expected.size_bytes} bytes, at most {_MOST_BYTES} are sent; publish again")
+    content = repository.read_file(version, file, most_bytes=expected.size_bytes + 1)
     if (sha256 := hashlib.sha256(content).hexdigest()) != expected.sha256:
         raise DigestError(
-            f"{name} has sha256 {sha256}, manifest.json says {expected.sha256}: it was changed after it was published; "
+            f"{file} has sha256 {sha256}, manifest.json says {expected.sha256}: it was changed after it was published; "
             "publish again"
         )
     return content

@@ -14,7 +14,6 @@ from typing import Literal
 from contract.errors import ConfigError, OtherVersion, Unavailable
 from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import Manifest
-from contract.repository import Repository
 from contract.training_requests import REQUESTS_FOLDER, leave_request
 from server import labelstudio
 from server.admission import Admission
@@ -25,6 +24,7 @@ from server.features import FeatureCache
 from server.gate import LoadEngine
 from server.metrics import Metrics
 from server.models import Models
+from server.repository import open_models
 from server.scoring import ImageFetcher, Outcome, Scorer
 from server.settings import MaskPolicy, Settings
 
@@ -91,7 +91,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.models = Models(
-            Repository(settings.models, settings.model),
+            open_models(settings),
             engine_loader(settings),
             poll_s=settings.poll_s,
             metrics=self.metrics,
@@ -274,11 +274,11 @@ class Service:
         return Notice("requested", "python -m trainer watch, where it runs, starts the training")
 
 
-def engine_loader(settings: Settings) -> LoadEngine:
-    """Return what turns a version into an engine under these settings."""
+def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngine:
+    """Return what turns a version into an engine under these settings; None takes every processor there is."""
     options = EngineOptions(
         device=settings.provider,
-        threads=available_cpus(),
+        threads=threads or available_cpus(),
         max_batch_images=settings.max_batch_images,
         passes=settings.passes,
         masks=settings.masks,
