@@ -36,6 +36,8 @@ from contract.errors import FetchError
 
 _CHUNK_BYTES: Final = 1 << 16
 _SHOWN: Final = 200  # characters of a reference in a message
+LONGEST_REFERENCE: Final = 8192
+"""Characters of a reference that is no data URI: what web servers take at most, signatures included."""
 _PORTS: Final = {"http": 80, "https": 443}
 _ETAG: Final = re.compile(r'(W/)?"[!#-~]{0,512}"')
 _SETTLED: Final = timedelta(seconds=2)  # a file that is younger may change again within the second of its date
@@ -65,8 +67,10 @@ class Target:
         """Read a URL.
 
         Raises:
-            ValueError: if it is none, or not of http or https.
+            ValueError: if it is none, too long, or not of http or https.
         """
+        if len(url) > LONGEST_REFERENCE:
+            raise ValueError(f"longer than {LONGEST_REFERENCE} characters")
         try:
             parts = parse_url(url.strip())
         except LocationParseError as err:
@@ -143,6 +147,8 @@ def public_name(reference: str) -> str:
     """The reference as messages and logs may show it: without query, password, data and control characters."""
     if reference.startswith("data:"):
         return "data:..."
+    if len(reference) > LONGEST_REFERENCE:  # nor is it looked at for secrets, which takes seconds for a long one
+        return f"a reference of {len(reference)} characters"
     name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", reference, maxsplit=1)[0])
     printable = "".join(character if character.isprintable() else "?" for character in name)
     return printable if len(printable) <= _SHOWN else printable[:_SHOWN] + "..."

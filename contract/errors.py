@@ -7,7 +7,11 @@
     |   +-- VersionNotFound
     |   +-- ManifestError       manifest.json is not what the contract says
     |   +-- DigestError         a file is not the one that the manifest describes
+    |   +-- SignatureError      the manifest is not signed by the key that is trusted
+    |   +-- PublishConflict     another version became current while this one was published
+    |   +-- RepositoryUnreachable   a bucket that does not answer as it must; an OSError, too
     +-- GateError               a version that failed to prove itself
+    |   +-- UnsafeGraph         the graph reaches out of its version, or claims what is not in it
     |   +-- LoweringError       the graph cannot be turned into masked passes
     |   +-- DropoutDead         the passes do not differ
     |   +-- ProbeMismatch       the passes differ from those that the trainer computed
@@ -72,11 +76,38 @@ class DigestError(RepositoryError):
     code = "bad_digest"
 
 
+class SignatureError(RepositoryError):
+    """Found a manifest without a signature by the key that is trusted."""
+
+    code = "bad_signature"
+
+
+class PublishConflict(RepositoryError):
+    """Found that another version had become current while this one was published."""
+
+    code = "publish_conflict"
+
+
+class RepositoryUnreachable(RepositoryError, OSError):
+    """Got no answer from a bucket, or a refusal: what callers do about a disk that fails holds for it, too."""
+
+    code = "repository_unreachable"
+
+    def __init__(self, message: str) -> None:
+        """Take what happened and what to do."""
+        super().__init__(message)
+        self.strerror = message
+
+
 class GateError(LabelnextError):
     """Refused a version that could not prove itself."""
 
     status = 503
     code = "gate"
+
+
+class UnsafeGraph(GateError):
+    """Met a graph that reaches out of its version, or claims what is not in it."""
 
 
 class LoweringError(GateError):

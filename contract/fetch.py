@@ -14,7 +14,9 @@ Knows nothing of what the bytes are, and keeps none of them; who does can ask wh
 import base64
 import binascii
 import json
+import os
 import re
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,12 +26,23 @@ from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes
 
 from contract.access import Token
 from contract.addresses import Resolver, resolve_addresses
-from contract.download import Answer, Downloader, Errand, Target, Validators, public_name, too_large
+from contract.download import (
+    LONGEST_REFERENCE,
+    Answer,
+    Downloader,
+    Errand,
+    Target,
+    Validators,
+    public_name,
+    too_large,
+)
 from contract.errors import ConfigError, FetchError
 
 MAX_REDIRECTS: Final = 3
 
 _STORAGES: Final = ("s3://", "gs://", "azure-blob://")
+_MAX_ESCAPES: Final = 1_000_000
+"""In a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 where even + and / are escaped."""
 _SERVES_IMAGES: Final = re.compile(
     r"/(data/upload/|data/local-files/|storage-data/uploaded/|(tasks|projects)/\d+/(resolve|presign)/)"
 )
@@ -150,6 +163,7 @@ class Fetcher:
         Raises:
             FetchError: if the reference cannot be fetched.
         """
+        _check_text(reference)
         return self._url_of(reference, task_id, project_id) if self.is_remote(reference) else None
 
     def fetch_if_changed(
@@ -176,6 +190,7 @@ class Fetcher:
         end = self._clock() + self._settings.total_timeout_s
         errand = Errand(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
         errand.remaining()
+        _check_text(reference)
         if reference.startswith("data:"):
             return Fetched(_decode_data_uri(reference, self._settings.max_bytes))
         name = self._local_name(reference)
@@ -273,8 +288,7 @@ class _LabelStudio:
     def owns(self, target: Target) -> bool:
         """Whether the token may go there: to its origin, and to a path on which it serves images."""
         path = self.own_path(target.path)
-        climbs = ".." in re.split(r"[/\\]", unquote(path))  # as %2e%2e, which a proxy in front may follow
-        return target.origin == self.origin and not climbs and _SERVES_IMAGES.match(path) is not None
+        return target.origin == self.origin and not _climbs(path) and _SERVES_IMAGES.match(path) is not None
 
     def url_of_path(self, path: str) -> str:
         """The URL of an image that Label Studio serves."""
@@ -295,6 +309,28 @@ class _LabelStudio:
             )
         owner = f"tasks/{task_id}" if task_id is not None else f"projects/{project_id}"
         return f"{self.base}/{owner}/resolve/?fileuri={quote(base64.urlsafe_b64encode(reference.encode()))}"
+
+
+def _check_text(reference: str) -> None:
+    """Keep what is no text, or only looks like a URL, from those who would read megabytes of it by the character."""
+    if len(reference) > LONGEST_REFERENCE and not reference.startswith("data:"):
+        raise FetchError(
+            f"expected an address of at most {LONGEST_REFERENCE} characters, got {public_name(reference)}; "
+            "import the task again with a shorter one"
+        )
+    try:
+        reference.encode()
+    except UnicodeEncodeError as err:  # JSON can write a surrogate by itself, which nothing else can
+        raise FetchError(
+            "an image's address holds half a character, \\ud800 to \\udfff; import the task again"
+        ) from err
+
+
+def _climbs(path: str) -> bool:
+    """Whether a path has dots that lead out of its folder, escaped however often: proxies in front may unescape, too."""
+    while (plain := unquote(path)) != path:
+        path = plain
+    return ".." in re.split(r"[/\\]", path)
 
 
 def _configured(url: str) -> Target:
@@ -319,7 +355,7 @@ def _follow(target: Target, location: str, errand: Errand) -> Target:
         return target.follow(location)
     except ValueError as err:
         raise FetchError(
-            f"{errand.at(target)} redirects to what is {err}; import the address it should lead to"
+            f"{errand.at(target)} redirects to what is {err}; import the address that it should lead to"
         ) from err
 
 
@@ -343,22 +379,37 @@ def _read_local(root: Path, name: str, limit: int) -> bytes:
     try:
         path = (root / name).resolve()
         if not path.is_relative_to(root.resolve()) or not path.is_file():
-            raise FetchError(
-                f"{shown} is not below LABELNEXT_LOCAL_FILES_ROOT; mount the folder that Label Studio serves them from"
-            )
-        with path.open("rb") as file:
+            raise _not_below_root(shown)
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _not_below_root(shown)
             data = file.read(limit + 1)
-    except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+    except (OSError, ValueError, RuntimeError) as err:  # a NUL in the name is a ValueError, a loop of links the last
         raise FetchError(f"{shown} cannot be read ({type(err).__name__}); check its name and permissions") from err
     if len(data) > limit:
         raise too_large(shown, limit)
     return data
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file, and a pipe without waiting for who writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
+
+
+def _not_below_root(shown: str) -> FetchError:
+    return FetchError(
+        f"{shown} is not a file below LABELNEXT_LOCAL_FILES_ROOT; mount the folder that Label Studio serves them from"
+    )
+
+
 def _decode_data_uri(reference: str, limit: int) -> bytes:
     head, _, payload = reference.partition(",")
     if len(payload) > 3 * limit:  # %00, the longest spelling, takes three characters a byte
         raise too_large("data:...", limit)
+    if payload.count("%") > _MAX_ESCAPES:
+        raise FetchError(
+            f"data:... has more than {_MAX_ESCAPES} characters escaped by %, each of which takes its time; use base64"
+        )
     data = unquote_to_bytes(payload)
     try:
         if head.endswith(";base64"):

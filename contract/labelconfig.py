@@ -6,9 +6,13 @@ The text is written by whoever may edit a project, so it is read without entitie
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 from xml.etree import ElementTree
 
 from contract.errors import ConfigError
+
+MOST_CHARACTERS: Final = 2_000_000
+"""Of a labelling config: tens of thousands of choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,11 @@ def parse_label_config(xml: str) -> tuple[ChoicesControl, ...]:
         ConfigError: if the text is not XML, declares a document type, or classifies no image.
     """
     tags = list(_tags(_parse(xml)))
-    images = {tag.get("name"): key for tag in tags if tag.kind == "image" and (key := _task_key(tag.get("value")))}
+    images = {
+        name: key
+        for tag in tags
+        if tag.kind == "image" and (name := tag.get("name")) and (key := _task_key(tag.get("value")))
+    }
     controls = tuple(control for tag in tags if (control := _control(tag, images)))
     if not controls:
         raise ConfigError(
@@ -101,11 +109,13 @@ def _shared(control: ChoicesControl, wanted: set[str]) -> int:
 
 
 def _parse(xml: str) -> ElementTree.Element:
+    if len(xml) > MOST_CHARACTERS:
+        raise ConfigError(f"expected a labelling config of at most {MOST_CHARACTERS} characters, got {len(xml)}")
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise ConfigError("expected a labelling config without <!DOCTYPE> and <!ENTITY>, got one with; remove them")
     try:
         return ElementTree.fromstring(xml)  # noqa: S314 - without entities, which are refused above, there is nothing to expand
-    except ElementTree.ParseError as err:
+    except (ElementTree.ParseError, UnicodeEncodeError) as err:  # a surrogate by itself is a character of JSON only
         raise ConfigError(
             f"expected a labelling config in XML, got {len(xml)} characters that are not ({err}); "
             "copy it from the Code view of the project's labelling setup"
@@ -113,9 +123,21 @@ def _parse(xml: str) -> ElementTree.Element:
 
 
 def _tags(root: ElementTree.Element) -> Iterator[_Tag]:
-    for element in root.iter():
-        attributes = {name.lower(): value for name, value in element.attrib.items()}
-        yield _Tag(element.tag.lower(), attributes, element)
+    return map(_tag, root.iter())
+
+
+def _tag(element: ElementTree.Element) -> _Tag:
+    return _Tag(element.tag.lower(), {name.lower(): value for name, value in element.attrib.items()}, element)
+
+
+def _tags_of_its_own(element: ElementTree.Element) -> Iterator[_Tag]:
+    """The tags below an element in their order, but for those below one of its kind: thousands may be nested."""
+    left = [element]
+    while left:
+        parent = left.pop()
+        if parent is not element:
+            yield _tag(parent)
+        left += [child for child in reversed(parent) if child.tag.lower() != "choices"]
 
 
 def _task_key(value: str) -> str | None:
@@ -142,7 +164,7 @@ def _control(tag: _Tag, images: dict[str, str]) -> ChoicesControl | None:
 def _choices(element: ElementTree.Element) -> tuple[Choice, ...]:
     """Every choice below the element, however deep it lies in `<View>` or another `<Choice>`."""
     found: dict[str, Choice] = {}
-    for tag in _tags(element):
+    for tag in _tags_of_its_own(element):
         if tag.kind == "choice" and tag.get("value"):
             choice = Choice(tag.get("value"), tag.get("alias") or None)
             found.setdefault(choice.stored, choice)

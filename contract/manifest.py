@@ -17,6 +17,11 @@ CONTRACT_VERSION = 3
 
 DEFAULT_PASSES = 20
 
+MOST_PASSES = 10_000
+"""T may not be larger in a manifest: what it takes in memory would be somebody else's to choose."""
+
+MOST_PIXELS_A_SIDE = 4096
+
 TEMPERATURES = (0.05, 20.0)
 """The least and the greatest temperature that a version may have."""
 
@@ -25,6 +30,8 @@ _T = TypeVar("_T")
 _REMEDY = "publish again with the trainer that belongs to this server, or roll back to an earlier version"
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST_NAME_BYTES = 255
+"""Of a file or folder, on every common file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,7 @@ class Manifest:
             temperature=_parse_temperature(fields),
             control=fields.take_optional("control", str),
             input=_parse_input(fields.child("input")),
-            passes=fields.take_positive("passes"),
+            passes=fields.take_positive("passes", most=MOST_PASSES),
             dropout_sites=tuple(_parse_site(child) for child in fields.children("dropout_sites")),
             architecture=fields.take("architecture", str),
             trunk=fields.take_text("trunk", lambda text: _SHA256.fullmatch(text) is not None),
@@ -148,10 +155,10 @@ class _Fields:
             raise self.fault(name, f"a well-formed {name}", value)
         return value
 
-    def take_positive(self, name: str) -> int:
+    def take_positive(self, name: str, *, most: int) -> int:
         value = self.take(name, int)
-        if value < 1:
-            raise self.fault(name, "a whole number of at least 1", value)
+        if not 1 <= value <= most:
+            raise self.fault(name, f"a whole number from 1 to {most}", value)
         return value
 
     def child(self, name: str) -> "_Fields":
@@ -171,7 +178,8 @@ class _Fields:
 def _parse(text: str) -> Mapping[str, Any]:
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as err:
+        json.dumps(document, ensure_ascii=False).encode()  # a surrogate by itself has no bytes to be stored or sent as
+    except (ValueError, RecursionError) as err:
         raise ManifestError(f"manifest.json is not JSON ({err}): it was cut short or edited; {_REMEDY}") from err
     if not isinstance(document, dict):
         raise ManifestError(f"manifest.json must hold an object, found {type(document).__name__}; {_REMEDY}")
@@ -198,13 +206,14 @@ def _parse_temperature(fields: _Fields) -> float:
 
 
 def _parse_input(fields: _Fields) -> InputSpec:
-    return InputSpec(height=fields.take_positive("height"), width=fields.take_positive("width"))
+    height, width = (fields.take_positive(name, most=MOST_PIXELS_A_SIDE) for name in ("height", "width"))
+    return InputSpec(height, width)
 
 
 def _parse_site(fields: _Fields) -> DropoutSite:
     features = fields.take("features", list)
     probability = fields.take("probability", float)
-    if not features or not all(isinstance(n, int) and n > 0 for n in features):
+    if not features or not all(type(n) is int and n > 0 for n in features):
         raise fields.fault("features", "a list of positive whole numbers", features)
     if not 0 < probability < 1:
         raise fields.fault("probability", "a number between 0 and 1", probability)
@@ -215,9 +224,13 @@ def _parse_files(fields: _Fields) -> dict[str, FileDigest]:
     return {name: _parse_digest(name, fields.child(name)) for name in fields.values}
 
 
+def _is_file_name(part: str) -> bool:
+    return part not in ("", ".", "..") and len(part.encode()) <= _MOST_NAME_BYTES
+
+
 def _parse_digest(name: str, fields: _Fields) -> FileDigest:
     parts = name.split("/")
-    if "\\" in name or any(part in ("", ".", "..") for part in parts):
+    if not name.isprintable() or "\\" in name or not all(map(_is_file_name, parts)):
         raise ManifestError(f"{fields.where}: not a path within the version's folder; {_REMEDY}")
     sha256 = fields.take_text("sha256", lambda text: _SHA256.fullmatch(text) is not None)
     size = fields.take("size_bytes", int)

@@ -12,13 +12,18 @@ than T independent ones do, at no cost (docs/decisions/0006-balanced-masks.md).
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from contract.errors import LoweringError
 from contract.manifest import DropoutSite
 
 Masks = Mapping[str, npt.NDArray[np.float32]]
+
+MOST_MASK_BYTES: Final = 2**30
+"""Of a version's masks together; 20 passes of a VGG-16 take 0.7 MB."""
 
 _BITS = 2.0**64
 
@@ -29,14 +34,18 @@ def mask_name(site: int) -> str:
 
 
 def draw_masks(version: str, sites: Sequence[DropoutSite], passes: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the masks of a version for T passes: input name to float32 (T, *features), each 0 or 1 / (1 - p)."""
+    """Return the masks of a version for T passes: input name to float32 (T, *features), each 0 or 1 / (1 - p).
+
+    Raises:
+        LoweringError: if they would take more than `MOST_MASK_BYTES`.
+    """
     return _draw(lambda site, index: _philox(version, site, index), sites, passes)
 
 
 def fresh_masks(
     rng: np.random.Generator, sites: Sequence[DropoutSite], passes: int
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return masks drawn from `rng`, in the form of `draw_masks`."""
+    """Return masks drawn from `rng`, in the form and with the errors of `draw_masks`."""
     draw = rng.integers(2**63)
     return _draw(lambda site, index: _philox(f"fresh/{draw}", site, index), sites, passes)
 
@@ -50,6 +59,12 @@ def _draw(
     generator: Callable[[int, int], np.random.Philox], sites: Sequence[DropoutSite], passes: int
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Draw from generators by site and pass; the one after the last pass does the rounding."""
+    needed = 4 * passes * sum(math.prod(site.features) for site in sites)
+    if needed > MOST_MASK_BYTES:
+        raise LoweringError(
+            f"{passes} passes over {len(sites)} Dropout sites take {needed} bytes of masks, at most {MOST_MASK_BYTES} "
+            "are drawn; take fewer passes, or drop features further down in the network"
+        )
     masks = {}
     for i, site in enumerate(sites):
         units = math.prod(site.features)

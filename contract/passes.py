@@ -23,6 +23,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inl
 
 from contract.errors import DigestError, DropoutDead, LoweringError
 from contract.graphs import PREFIX, GraphBuilder, describe, describe_outputs
+from contract.inspection import inspect_graph
 from contract.manifest import DropoutSite
 from contract.masks import mask_name
 
@@ -35,6 +36,18 @@ _RANDOM_OPS = frozenset(
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _LEAST_OPSET = 18
 """The first in which all reductions take their axes as inputs."""
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    onnx.checker.ValidationError,
+    shape_inference.InferenceError,
+)
+"""What onnx and numpy raise of nodes that lack inputs, tensors that lack values, types that do not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +81,22 @@ class Lowered:
     """Whether the head ends in sigmoids, one a label, rather than in softmax."""
 
 
-def load_graph(path: Path) -> ModelProto:
-    """Read a literal graph without its weights.
+def load_graph(path: Path, *, weights_bytes: int) -> ModelProto:
+    """Read a graph without its weights; of these it must have no more than `weights_bytes` in a file beside it.
 
     Raises:
         DigestError: if the file is no graph.
+        UnsafeGraph: if it is one that no trainer of ours writes, and not safe to open.
     """
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as err:
         raise DigestError(
             f"{path.name} of version {path.parent.name} cannot be read ({err}): it was cut short or edited; "
             "publish again"
         ) from err
+    inspect_graph(model, weights_bytes=weights_bytes)
+    return model
 
 
 def dropout_nodes(model: ModelProto) -> list[NodeProto]:
@@ -100,9 +116,12 @@ def lower(model: ModelProto, *, multiple: bool = False) -> Lowered:
         DropoutDead: if no Dropout node is active, so that all passes would be equal.
         LoweringError: if the graph is of another form.
     """
-    inlined = inliner.inline_local_functions(model) if model.functions else model
-    _check_form(inlined)
-    return _Lowering(shape_inference.infer_shapes(inlined), multiple).run()
+    try:
+        inlined = inliner.inline_local_functions(model) if model.functions else model
+        _check_form(inlined)
+        return _Lowering(shape_inference.infer_shapes(inlined), multiple).run()
+    except _FAULTS as err:
+        raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err
 
 
 class _Lowering:

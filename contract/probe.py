@@ -9,16 +9,20 @@ differ, whatever the engine did to the graph. Knows numpy and the masks; what ru
 """
 
 import math
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.acquisition import bald, rank_correlation
 from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
+from contract.files import open_regular
 from contract.manifest import Manifest
 from contract.masks import Masks, draw_masks
 from contract.passes import PassOutputs
@@ -34,6 +38,28 @@ LEAST_RANK_CORRELATION = 0.98
 
 TOLERANCE = 2e-3
 """Largest difference of a probability under equal masks; float32 in another order of summation stays below 1e-4."""
+
+MOST_PROBE_BYTES = 512 * 2**20
+"""Unpacked; 16 images of 224 pixels and what is known of them take 5 MB."""
+
+MOST_PROBE_PASSES = 100_000
+
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What zipfile and numpy raise of archives that are cut short, encrypted, packed otherwise, or hold other things."""
 
 _DEVIATIONS = 6.0
 """How many standard errors two estimates may lie apart; chance alone does so about once in 5e8 comparisons."""
@@ -78,11 +104,50 @@ class Probe:
             DigestError: if the file is not one that `save` wrote.
         """
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in cls.__slots__}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as err:
+            with open_regular(path) as file:
+                _check_length(file)
+                with np.load(file, allow_pickle=False) as archive:
+                    arrays = {name: archive[name] for name in cls.__slots__}
+            passes = _check_arrays(**arrays)
+        except _FAULTS as err:
             raise DigestError(f"{path.name} cannot be read ({err}): it was cut short or edited; publish again") from err
-        return cls(**{**arrays, "passes": int(arrays["passes"])})
+        return cls(**{**arrays, "passes": passes})
+
+
+def _check_length(file: BinaryIO) -> None:
+    """Refuse an archive that would take too much memory; no more of a member is unpacked than it says here."""
+    with ZipFile(file) as archive:
+        length = sum(member.file_size for member in archive.infolist())
+    if length > MOST_PROBE_BYTES:
+        raise ValueError(f"it holds {length} bytes, at most {MOST_PROBE_BYTES} are expected")
+    file.seek(0)
+
+
+def _check_arrays(
+    *,
+    images: npt.NDArray[Any],
+    features: npt.NDArray[Any],
+    passes: npt.NDArray[Any],
+    mean: npt.NDArray[Any],
+    variance: npt.NDArray[Any],
+    masked_probabilities: npt.NDArray[Any],
+) -> int:
+    """Return R. A number that is not finite differs from none by more than is allowed, and would prove anything."""
+    count, most = int(passes), MOST_PROBE_PASSES
+    if not 1 <= count <= most:
+        raise ValueError(f"it is of {count} passes, 1 to {most} are expected")
+    n, classes = len(images), mean.shape[1]
+    wanted = {
+        "images": (images, np.uint8, (n, *images.shape[1:3], 3)),
+        "features": (features, np.float32, (n, features.shape[1])),
+        "mean": (mean, np.float32, (n, classes)),
+        "variance": (variance, np.float32, (n, classes)),
+        "masked_probabilities": (masked_probabilities, np.float32, (n, masked_probabilities.shape[1], classes)),
+    }
+    for name, (array, kind, shape) in wanted.items():
+        if array.dtype != kind or array.shape != shape or not array.size or not np.isfinite(array).all():
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, or holds numbers that are not finite")
+    return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,16 @@ several projects, and again when somebody asks for it.
 import base64
 import json
 import logging
-import os
-import secrets
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from contract.documents import Documents
 from contract.repository import Repository
 
 RANKINGS_FOLDER: Final = "rankings"
+_SUFFIX: Final = ".json"
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -76,36 +74,28 @@ def save_ranking(repository: Repository, ranking: Ranking) -> None:
     Raises:
         OSError: if it cannot be written; the last one then stays.
     """
-    folder = repository.folder / RANKINGS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{secrets.token_hex(8)}"
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(asdict(ranking), file, ensure_ascii=False, allow_nan=False, default=_encode)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(folder / f"{ranking.project}.json")
-    except (OSError, ValueError):
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
+    text = json.dumps(asdict(ranking), ensure_ascii=False, allow_nan=False, default=_encode)
+    repository.documents(RANKINGS_FOLDER).write(f"{ranking.project}{_SUFFIX}", text.encode())
 
 
 def load_rankings(repository: Repository) -> list[Ranking]:
-    """Return the last ranking of each project, newest first. A file that holds none is left out, with a warning."""
-    folder = repository.folder / RANKINGS_FOLDER
-    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    found = [ranking for path in paths if (ranking := _load(path))]
+    """Return the last ranking of each project, newest first. A file that holds none is left out, with a warning.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    records = repository.documents(RANKINGS_FOLDER)
+    found = [ranking for file in records.names() if file.endswith(_SUFFIX) and (ranking := _load(records, file))]
     return sorted(found, key=lambda ranking: ranking.created_at, reverse=True)
 
 
-def _load(path: Path) -> Ranking | None:
+def _load(records: Documents, file: str) -> Ranking | None:
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
+        return _parse(json.loads(records.read(file)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as err:
-        _logger.warning("%s is no record of a ranking and is passed over: %s", path, err)
+        _logger.warning("%s/%s is no record of a ranking and is passed over: %s", records.location, file, err)
         return None
 
 

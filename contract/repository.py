@@ -1,26 +1,44 @@
 """The model repository: a folder in which versions appear whole or not at all.
 
     models/<model>/<version>/{model.onnx, model.onnx.data, trunk.int8.onnx, manifest.json, probe.npz, report/}
+    models/<model>/<version>/manifest.json.minisig    where versions are signed
     models/<model>/CURRENT            one line, the version in use
 
 A version is written to a staging folder on the same file system, synced, and renamed into place; then CURRENT is
 replaced in one step. Versions never change afterwards, so readers poll CURRENT and never lock. Knows nothing of what is
 in the files beyond their digests.
+
+Where signatures are demanded, the folder may be anybody's to write: a version is then copied while it is compared with
+its digests, and the copy is what is opened; and a version is written in a private folder before it is put here.
 """
 
 import dataclasses
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
-from contract.errors import ConfigError, DigestError, ManifestError, NothingPublished, VersionNotFound
+from contract.documents import Documents, FolderDocuments
+from contract.errors import (
+    ConfigError,
+    DigestError,
+    ManifestError,
+    NothingPublished,
+    RepositoryError,
+    SignatureError,
+    VersionNotFound,
+)
+from contract.files import open_regular, read_regular
 from contract.manifest import FileDigest, Manifest, check_version
+from contract.signatures import MOST_SIGNATURE_BYTES, SIGNATURE_SUFFIX, Keys, VerifyKey
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -28,8 +46,15 @@ INT8_TRUNK_FILE = "trunk.int8.onnx"
 """Optional: the lowered graph's trunk in 8-bit integers, weights included."""
 PROBE_FILE = "probe.npz"
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
+"""Optional: who published the version."""
+MOST_MANIFEST_BYTES = 16 * 2**20
+"""A few thousand labels with all their figures take one."""
+CURRENT_FILE = "CURRENT"
+MOST_POINTER_BYTES = 4096
 _STAGING = ".staging-"
 _STAMP = "%Y%m%dT%H%M%S"
+_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +80,11 @@ class Version:
         return self.path / INT8_TRUNK_FILE if INT8_TRUNK_FILE in self.manifest.files else None
 
     @property
+    def weights_bytes(self) -> int:
+        """The length of the file that the literal graph keeps weights in; 0 if there is none."""
+        return self.manifest.files[WEIGHTS_FILE].size_bytes if WEIGHTS_FILE in self.manifest.files else 0
+
+    @property
     def probe_path(self) -> Path:
         """The reference passes that the version must reproduce."""
         return self.path / PROBE_FILE
@@ -65,23 +95,39 @@ class Version:
         Raises:
             DigestError: naming the first file that differs.
         """
-        for name, expected in self.manifest.files.items():
-            _check_size(self.path / name, expected)
-            found = digest_file(self.path / name)
-            if found.sha256 != expected.sha256:
-                raise DigestError(
-                    f"{name} of version {self.name} has sha256 {found.sha256}, manifest.json says {expected.sha256}: "
-                    "the file was changed after it was published; publish again or roll back to an earlier version"
-                )
+        for name in self.manifest.files:
+            self._compare(name)
+
+    def copy(self, name: str, target: Path) -> None:
+        """Copy one of the version's files, comparing what is read with its digest: the copy is what was published.
+
+        Raises:
+            DigestError: if the file differs.
+            OSError: if the copy cannot be written.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as sink:
+            self._compare(name, sink)
+
+    def _compare(self, name: str, sink: BinaryIO | None = None) -> None:
+        expected = self.manifest.files[name]
+        _check_size(self.path, name, expected)
+        with open_regular(self.path / name) as file:
+            sha256 = _digest(file, most_bytes=expected.size_bytes, sink=sink)
+        if sha256 != expected.sha256:
+            raise DigestError(
+                f"{name} of version {self.name} has sha256 {sha256}, manifest.json says {expected.sha256}: "
+                "the file was changed after it was published; publish again or roll back to an earlier version"
+            )
 
 
 class Staged:
     """A version being written. What is put into `path` becomes the version when `publish` is called."""
 
-    def __init__(self, repository: "Repository", version: str) -> None:
-        """Take the repository that the version goes to and the version's name."""
+    def __init__(self, repository: "Repository", version: str, path: Path) -> None:
+        """Take the repository that the version goes to, the version's name, and an empty folder to write it in."""
         self.version = version
-        self.path = repository.folder / f"{_STAGING}{version}"
+        self.path = path
         self._repository = repository
 
     def describe(self, manifest: Manifest) -> Version:
@@ -97,26 +143,33 @@ class Staged:
         return Version(self.path, complete)
 
     def publish(self, manifest: Manifest) -> Version:
-        """Make the version visible and current. Every step leaves the repository usable if the process dies in it."""
+        """Sign the version if there is a key, and make it visible and current.
+
+        Every step leaves the repository usable if the process dies in it.
+        """
         described = self.describe(manifest)
-        _sync_tree(self.path)
-        target = self._repository.folder / self.version
-        self.path.rename(target)
-        _sync_folder(self._repository.folder)
-        self._repository.point_to(self.version)
-        return Version(target, described.manifest)
+        if signing := self._repository.keys.signing:
+            content = (self.path / MANIFEST_FILE).read_bytes()
+            (self.path / SIGNATURE_FILE).write_bytes(signing.sign(content, version=self.version))
+        staging = self._repository.staging_folder(self.version)
+        if self.path != staging:
+            shutil.copytree(self.path, staging)
+        sync_tree(staging)
+        return self._repository.put(Version(staging, described.manifest))
 
 
 class Repository:
     """One model's versions, as a folder below the repository's root."""
 
-    def __init__(self, root: Path, model: str = "default") -> None:
-        """Take the repository's root folder and the model's name; neither has to exist yet."""
+    def __init__(self, root: Path, model: str = "default", *, keys: Keys = Keys()) -> None:
+        """Take the repository's root folder and the model's name, neither of which has to exist yet, and the keys."""
         if not model or model.startswith(".") or "/" in model or "\\" in model:
             raise ConfigError(f"a model's name must be a plain folder name, got {model!r}; set LABELNEXT_MODEL to one")
         self.root = root
         self.model = model
         self.folder = root / model
+        self.location = str(self.folder)
+        self.keys = keys
 
     def current(self) -> str:
         """Return the name of the version in use.
@@ -126,11 +179,12 @@ class Repository:
             VersionNotFound: if CURRENT holds no version's name, or that of one which is not there.
         """
         try:
-            name = (self.folder / "CURRENT").read_text(encoding="utf-8").strip()
+            content = self._read_current()
         except FileNotFoundError as err:
             raise NothingPublished(
-                f"no version has been published in {self.folder} yet; run `python -m trainer run`"
+                f"no version has been published in {self.location} yet; run `python -m trainer run`"
             ) from err
+        name = content.decode(errors="replace").strip()
         self._find(name)
         return name
 
@@ -145,20 +199,78 @@ class Repository:
 
         Raises:
             VersionNotFound: if there is no such version.
+            SignatureError: if signatures are demanded, and it has none by the key that is trusted.
             ManifestError: if its manifest does not follow the contract.
-            DigestError: if a file is missing or has another length.
+            DigestError: if a file is missing, has another length, or is not a file within the version's folder.
         """
         path = self._find(name)
-        manifest = _read_manifest(path)
+        manifest = self._load_manifest(path)
         for file, expected in manifest.files.items():
-            _check_size(path / file, expected)
+            _check_size(path, file, expected)
         return Version(path, manifest)
+
+    def read_manifest(self, name: str) -> Manifest:
+        """Read what a version says of itself, without its other files where these would have to be fetched.
+
+        Raises:
+            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` does.
+        """
+        return self.open(name).manifest
+
+    def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
+        """Return the beginning of a file that a version's manifest lists, as it lies there.
+
+        Raises:
+            VersionNotFound: if there is no such version.
+            OSError: if there is no such file, or something else.
+        """
+        path = self._find(name)
+        _check_inside(path, file)
+        with open_regular(path / file) as content:
+            return content.read(most_bytes)
+
+    def documents(self, folder: str) -> Documents:
+        """Return the small files that are kept beside the model's versions in a folder of that name."""
+        return FolderDocuments(self.folder / folder)
+
+    def shared_documents(self, folder: str) -> Documents:
+        """Return those of all models, in a folder beside the models'."""
+        return FolderDocuments(self.root / folder)
+
+    @contextmanager
+    def open_verified(self, name: str) -> Iterator[Version]:
+        """Open a version of which every file is what its manifest says, for as long as the block lasts.
+
+        Where signatures are demanded it is a private copy, in the system's folder for temporary files: what is in the
+        repository might be replaced between the comparison and its use.
+
+        Raises:
+            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` and `Version.verify` do.
+            RepositoryError: if there is no room for the copy.
+        """
+        version = self.open(name)
+        if self.keys.verifying is None:
+            version.verify()
+            yield version
+            return
+        with ExitStack() as stack:
+            try:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="labelnext-"))) / name
+                for file in version.manifest.files:
+                    version.copy(file, folder / file)
+            except OSError as err:
+                raise RepositoryError(
+                    f"version {name} cannot be copied to be verified ({err}); the folder for temporary files must "
+                    "have room for a version: make some, or set TMPDIR to another"
+                ) from err
+            yield Version(folder, version.manifest)
 
     def rollback(self, name: str) -> Version:
         """Make an earlier version current again, after comparing every file with its digest.
 
         Raises:
-            VersionNotFound, ManifestError, DigestError: as `open` and `Version.verify` do; CURRENT then stays.
+            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` and `Version.verify` do; CURRENT
+                then stays.
         """
         version = self.open(name)
         version.verify()
@@ -174,26 +286,59 @@ class Repository:
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"{_STAGING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        staged = Staged(self, new_version(now, after=max(self.versions(), default=None)))
-        staged.path.mkdir()
+        version = new_version(now, after=max(self.versions(), default=None))
+        staging = self.staging_folder(version)
         try:
-            yield staged
+            with self._folder_to_write(staging) as path:
+                yield Staged(self, version, path)
         finally:
-            shutil.rmtree(staged.path, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
+
+    @contextmanager
+    def _folder_to_write(self, staging: Path) -> Iterator[Path]:
+        """Where versions are signed, a private one: what is signed must be what this process wrote."""
+        if self.keys.signing is None:
+            staging.mkdir()
+            yield staging
+            return
+        with tempfile.TemporaryDirectory(prefix="labelnext-") as private:
+            path = Path(private) / staging.name
+            path.mkdir()
+            yield path
+
+    def staging_folder(self, version: str) -> Path:
+        """Where a version is put together before it is named: beside the others, so that renaming is one step."""
+        return self.folder / f"{_STAGING}{version}"
+
+    def put(self, staged: Version) -> Version:
+        """Name the version that lies whole in its staging folder, and make it current."""
+        target = self.folder / staged.name
+        staged.path.rename(target)
+        sync_folder(self.folder)
+        self.point_to(staged.name)
+        return Version(target, staged.manifest)
 
     def point_to(self, name: str) -> None:
         """Replace CURRENT in one step."""
         draft = self.folder / f".CURRENT-{secrets.token_hex(4)}"
         _write_synced(draft, f"{name}\n")
-        draft.replace(self.folder / "CURRENT")
-        _sync_folder(self.folder)
+        draft.replace(self.folder / CURRENT_FILE)
+        sync_folder(self.folder)
+
+    def _read_current(self) -> bytes:
+        return read_regular(self.folder / CURRENT_FILE, most_bytes=MOST_POINTER_BYTES)
 
     def _find(self, name: str) -> Path:
-        path = self.folder / name
-        if not check_version(name) or not path.is_dir():
+        if not check_version(name) or not self._holds(name):
             known = ", ".join(self.versions()[-3:]) or "none"
-            raise VersionNotFound(f"{self.folder} has no version {name[:40]!r}; the latest there: {known}")
-        return path
+            raise VersionNotFound(f"{self.location} has no version {name[:40]!r}; the latest there: {known}")
+        return self.folder / name
+
+    def _holds(self, name: str) -> bool:
+        return (self.folder / name).is_dir()
+
+    def _load_manifest(self, folder: Path) -> Manifest:
+        return _read_manifest(folder, self.keys.verifying)
 
 
 def new_version(now: datetime, *, after: str | None = None) -> str:
@@ -214,20 +359,36 @@ def digest_file(path: Path) -> FileDigest:
         return FileDigest(sha256, file.tell())
 
 
+def _digest(file: BinaryIO, *, most_bytes: int, sink: BinaryIO | None) -> str:
+    """Return the sha256 of a file and write the file to a sink; of one that grows, only a little more than so much."""
+    digest, size = hashlib.sha256(), 0
+    while size <= most_bytes and (chunk := file.read(_CHUNK_BYTES)):
+        digest.update(chunk)
+        size += len(chunk)
+        if sink is not None:
+            sink.write(chunk)
+    return digest.hexdigest()
+
+
 def _moment(version: str) -> datetime:
     return datetime.strptime(f"{version[:18]}000+0000", f"{_STAMP}%f%z")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path, key: VerifyKey | None) -> Manifest:
     try:
-        text = (path / MANIFEST_FILE).read_text(encoding="utf-8")
+        content = read_regular(path / MANIFEST_FILE, most_bytes=MOST_MANIFEST_BYTES)
     except FileNotFoundError as err:
         raise ManifestError(
             f"version {path.name} has no manifest.json: it was not written by this program; publish again"
         ) from err
+    except OSError as err:
+        raise ManifestError(f"manifest.json of {path.name} cannot be read ({err}); publish again") from err
+    if key is not None:
+        key.verify(content, _read_signature(path), version=path.name)
+    try:
+        manifest = Manifest.from_json(content.decode())
     except UnicodeDecodeError as err:
         raise ManifestError(f"manifest.json of {path.name} is not UTF-8 ({err}); publish again") from err
-    manifest = Manifest.from_json(text)
     if manifest.version != path.name:
         raise ManifestError(
             f"manifest.json in {path.name} describes version {manifest.version}: the folder was copied or renamed; "
@@ -238,24 +399,48 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _check_size(path: Path, expected: FileDigest) -> None:
+def _read_signature(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
+        return read_regular(path / SIGNATURE_FILE, most_bytes=MOST_SIGNATURE_BYTES)
+    except OSError as err:
+        raise SignatureError(
+            f"version {path.name} has no signature that can be read ({err}), and LABELNEXT_VERIFY_KEY demands one; "
+            "publish with LABELNEXT_SIGNING_KEY, or roll back to a version that is signed"
+        ) from err
+
+
+def _check_size(folder: Path, name: str, expected: FileDigest) -> None:
+    try:
+        _check_inside(folder, name)
+        with open_regular(folder / name) as file:
+            size = os.fstat(file.fileno()).st_size
     except FileNotFoundError as err:
         raise DigestError(
-            f"{path.name} of version {path.parent.name} is missing, manifest.json says {expected.size_bytes} bytes; "
+            f"{name} of version {folder.name} is missing, manifest.json says {expected.size_bytes} bytes; "
             "publish again or roll back to an earlier version"
+        ) from err
+    except OSError as err:
+        raise DigestError(
+            f"{name} of version {folder.name} is not a file that can be read ({err}); publish again or roll back to "
+            "an earlier version"
         ) from err
     if size != expected.size_bytes:
         raise DigestError(
-            f"{path.name} of version {path.parent.name} has {size} bytes, manifest.json says {expected.size_bytes}: "
+            f"{name} of version {folder.name} has {size} bytes, manifest.json says {expected.size_bytes}: "
             "it was cut short or edited; publish again or roll back to an earlier version"
         )
 
 
+def _check_inside(folder: Path, name: str) -> None:
+    """Refuse folders within the version's that lead out of it."""
+    for parent in (folder / name).relative_to(folder).parents[:-1]:
+        if (folder / parent).is_symlink():
+            raise OSError(errno.ELOOP, "a folder within the version is a symbolic link", str(folder / parent))
+
+
 def _digest_folder(folder: Path) -> Iterator[tuple[str, FileDigest]]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST_FILE:
+        if path.is_file() and path != folder / MANIFEST_FILE:
             yield path.relative_to(folder).as_posix(), digest_file(path)
 
 
@@ -266,16 +451,18 @@ def _write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Have a folder and all that is in it on the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             _sync(path, os.O_RDONLY)
         else:
-            _sync_folder(path)
-    _sync_folder(folder)
+            sync_folder(path)
+    sync_folder(folder)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
     _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 

@@ -8,13 +8,11 @@ is asking once.
 import errno
 import json
 import logging
-import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
+from contract.documents import Documents
 from contract.repository import Repository
 
 REQUESTS_FOLDER: Final = "requests"
@@ -34,7 +32,8 @@ class TrainingRequest:
     """None where it was not said."""
     at: str
     """UTC, ISO 8601; of the last time that it was asked for."""
-    path: Path
+    file: str
+    """Its name in the folder."""
 
 
 def leave_request(repository: Repository, project: int | None) -> None:
@@ -43,54 +42,66 @@ def leave_request(repository: Repository, project: int | None) -> None:
     Raises:
         OSError: if the folder cannot be written, or holds too many already.
     """
-    folder = repository.root / REQUESTS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{repository.model}.{_name(project)}{_SUFFIX}"
-    if not path.exists() and sum(1 for _ in folder.glob(f"*{_SUFFIX}")) >= MOST_REQUESTS:
-        raise OSError(errno.EDQUOT, f"{MOST_REQUESTS} requests wait already; remove those that nobody answers", folder)
-    draft = folder / f".{secrets.token_hex(8)}"
-    try:
-        draft.write_text(json.dumps({"project": project, "at": datetime.now(UTC).isoformat(timespec="microseconds")}))
-        draft.replace(path)
-    except OSError:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
+    requests = _requests(repository)
+    file = f"{repository.model}.{_name(project)}{_SUFFIX}"
+    waiting = _files(requests)
+    if file not in waiting and len(waiting) >= MOST_REQUESTS:
+        raise OSError(
+            errno.EDQUOT, f"{MOST_REQUESTS} requests wait already; remove those that nobody answers", requests.location
+        )
+    request = {"project": project, "at": datetime.now(UTC).isoformat(timespec="microseconds")}
+    requests.write(file, json.dumps(request).encode())
 
 
 def find_requests(repository: Repository) -> list[TrainingRequest]:
-    """Return what is asked of the repository's model, oldest first. A file that is no request is left out."""
-    folder = repository.root / REQUESTS_FOLDER
-    paths = sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
-    found = [_read(path) for path in paths if _model(path) == repository.model]
+    """Return what is asked of the repository's model, oldest first. A file that is no request is left out.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    requests = _requests(repository)
+    found = [_read(requests, file) for file in _files(requests) if _model(file) == repository.model]
     return sorted((request for request in found if request), key=lambda request: request.at)
 
 
-def remove(request: TrainingRequest) -> None:
-    """Forget a request, unless it was made again since it was found."""
-    if _read(request.path) == request:
-        request.path.unlink(missing_ok=True)
+def remove(repository: Repository, request: TrainingRequest) -> None:
+    """Forget a request, unless it was made again since it was found.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    requests = _requests(repository)
+    if _read(requests, request.file) == request:
+        requests.remove(request.file)
+
+
+def _requests(repository: Repository) -> Documents:
+    return repository.shared_documents(REQUESTS_FOLDER)
+
+
+def _files(requests: Documents) -> list[str]:
+    return [file for file in requests.names() if file.endswith(_SUFFIX)]
 
 
 def _name(project: int | None) -> str:
     return "any" if project is None else str(project)
 
 
-def _model(path: Path) -> str:
+def _model(file: str) -> str:
     """The model's name may hold dots, the project's does not."""
-    return path.name.removesuffix(_SUFFIX).rpartition(".")[0]
+    return file.removesuffix(_SUFFIX).rpartition(".")[0]
 
 
-def _read(path: Path) -> TrainingRequest | None:
+def _read(requests: Documents, file: str) -> TrainingRequest | None:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(requests.read(file))
         project, at = document["project"], document["at"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
-        _logger.warning("%s is no request to train and is passed over: %s", path, err)
+        _logger.warning("%s/%s is no request to train and is passed over: %s", requests.location, file, err)
         return None
     if not isinstance(at, str) or not (project is None or type(project) is int):
-        _logger.warning("%s is no request to train and is passed over", path)
+        _logger.warning("%s/%s is no request to train and is passed over", requests.location, file)
         return None
-    return TrainingRequest(project, at, path)
+    return TrainingRequest(project, at, file)

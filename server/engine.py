@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, TensorProto, helper
 
-from contract.errors import ConfigError, LabelnextError, PrecisionRefused
+from contract.errors import ConfigError, LabelnextError
 from contract.graphs import OUTPUTS
 from contract.manifest import Manifest
 from contract.masks import Masks, draw_masks, fresh_masks
@@ -80,7 +80,7 @@ class Engine:
             GateError: if the graph cannot be lowered.
             ConfigError: if CUDA is demanded and the session would run elsewhere.
         """
-        literal = load_graph(version.model_path)
+        literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
         lowered = lower(literal, multiple=version.manifest.multiple)
         self.manifest: Manifest = version.manifest
         self.passes = options.passes or version.manifest.passes
@@ -224,10 +224,7 @@ def check_device(wanted: Device) -> None:
 
 def _trunk_model(lowered: Lowered, version: Version, precision: Precision) -> ModelProto:
     if precision is Precision.INT8:
-        model = load_graph(version.path / INT8_TRUNK_FILE)
-        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
-            raise PrecisionRefused(f"{INT8_TRUNK_FILE} keeps weights in another file; publish again with --int8")
-        return model
+        return load_graph(version.path / INT8_TRUNK_FILE, weights_bytes=0)
     if precision is Precision.FP16:
         return _in_fp16(lowered.trunk, str(version.path))
     return lowered.trunk

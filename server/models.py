@@ -173,8 +173,9 @@ class Models:
     def _refuse(self, published: str, err: Exception) -> None:
         former = self._refused
         attempts = former.attempts + 1 if former and former.version == published else 1
-        # What was published does not change; what memory or a volume did to it may pass.
-        retry_s = float("inf") if isinstance(err, LabelnextError) else _RETRY_S * 2 ** (attempts - 1)
+        # What was published does not change; what memory, a volume or a bucket did to it may pass.
+        final = isinstance(err, LabelnextError) and not isinstance(err, OSError)
+        retry_s = float("inf") if final else _RETRY_S * 2 ** (attempts - 1)
         self._refused = _Refusal(published, self._clock() + retry_s, attempts)
         self._metrics.model_reloads.labels("rejected").inc()
         reason = str(err) if isinstance(err, LabelnextError) else "an unexpected error, see the server's log"

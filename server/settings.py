@@ -12,6 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from contract.errors import ConfigError
+from contract.mirror import parse_location
+from contract.signatures import read_public_key
 
 PREFIX = "LABELNEXT_"
 
@@ -125,10 +127,15 @@ def _parse_choice(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
 class Settings:
     """Everything that can be set. The defaults serve a laptop."""
 
-    models: Path = Path("models")
-    """The model repository."""
+    models: str | Path = Path("models")
+    """The model repository: a folder, or s3://bucket/prefix."""
     model: str = "default"
     """The model's folder in it."""
+    mirror: Path | None = None
+    """The folder that versions are copied to from a bucket, and read in; None means one below the user's cache
+    (~/.cache/labelnext/mirror). It holds two versions, and while one is fetched three."""
+    verify_key: str | None = None
+    """A minisign public key, or the path of its .pub file; versions that are not signed by it are then refused."""
     bind: str = "127.0.0.1:9090"
     """Host and port to listen on."""
     threads: int = 16
@@ -231,8 +238,10 @@ def _show(value: object, *, secret: bool) -> object:
 
 
 _PARSERS: Mapping[str, Callable[[str], object]] = {
-    "models": Path,
+    "models": parse_location,
     "model": str,
+    "mirror": Path,
+    "verify_key": read_public_key,
     "bind": _parse_bind,
     "threads": _parse_count,
     "queue_requests": _parse_count,

@@ -85,7 +85,7 @@ def _handler(state: Callable[[], Host]) -> type[BaseHTTPRequestHandler]:
             with suppress(ConnectionError):
                 answer(self, request)
 
-        do_POST = do_PATCH = do_DELETE = do_GET
+        do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""

@@ -25,11 +25,15 @@ CONFINED = {
         "trainer/ranking/servers.py",
     },
     "label_studio_sdk": {"trainer/labelstudio.py"},
+    "minisign": {"contract/signatures.py"},
+    "obstore": {"contract/objects.py"},
     "jinja2": {"server/page.py", "trainer/html.py"},
     "matplotlib": {"trainer/plots.py"},
     "cleanlab": {"trainer/report/label_errors.py"},
     "baal": {"trainer/bayes.py"},
     "prometheus_client": {"server/metrics.py"},
+    "pyarrow": {"server/pool/rows.py", "server/pool/shards.py", "server/pool/worker.py"},
+    "ray": {"server/pool/cluster.py"},
 }
 
 

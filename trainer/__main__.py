@@ -17,7 +17,9 @@ from types import FrameType
 from typing import Any
 
 from contract.errors import ConfigError, LabelError, LabelnextError, RepositoryError, TrainingError
-from contract.repository import Repository, Version
+from contract.manifest import Manifest
+from contract.repository import Repository
+from contract.signatures import generate_keys
 from trainer.ordering.strategies import STRATEGIES
 from trainer.settings import ARCHITECTURES, Environment, RankOptions, Source, StudyOptions, Training
 from trainer.study.names import STUDIED
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("trainer").setLevel(logging.INFO)
     command: Callable[[argparse.Namespace, Environment], int | None] = options.command
     try:
+        _refuse_company(options)
         with _unwinding_on_sigterm():
             return command(options, Environment.read(os.environ)) or 0
     except LabelnextError as err:
@@ -48,6 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted: {options.interrupted}", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _refuse_company(options: argparse.Namespace) -> None:
+    if options.command is not _run and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "of the trainer's commands only run works in several processes; start this one without torchrun"
+        )
 
 
 @contextmanager
@@ -65,10 +75,12 @@ def _unwinding_on_sigterm() -> Iterator[None]:
 
 
 def _run(options: argparse.Namespace, environment: Environment) -> None:
+    from trainer.parallel import World
     from trainer.run import run
 
-    summary = run(_source(options), _training(options), environment)
-    _print_json(summary.to_json())
+    summary = run(_source(options), _training(options), environment, World.read(os.environ))
+    if summary is not None:
+        _print_json(summary.to_json())
 
 
 def _rank(options: argparse.Namespace, environment: Environment) -> None:
@@ -152,11 +164,13 @@ def _versions(_: argparse.Namespace, environment: Environment) -> None:
     print(f"  {'version':<26}  {'created':<25}  images  accuracy  macro-F1")
     for name in repository.versions():
         marker = "*" if name == current else " "
-        print(f"{marker} {_row(repository.open(name))}")
+        try:
+            print(f"{marker} {_row(repository.read_manifest(name))}")
+        except RepositoryError as err:
+            print(f"{marker} {name:<26}  refused: {err}")
 
 
-def _row(version: Version) -> str:
-    manifest = version.manifest
+def _row(manifest: Manifest) -> str:
     images = manifest.training.get("images", "-")
     figures = [_figure(manifest.metrics.get(name)) for name in ("accuracy", "macro_f1")]
     return f"{manifest.version:<26}  {manifest.created_at:<25}  {images:>6}  {figures[0]:>8}  {figures[1]:>8}"
@@ -175,9 +189,8 @@ def _check(_: argparse.Namespace, environment: Environment) -> None:
     from trainer.proof import prove_version
 
     repository = _repository(environment)
-    version = repository.open(repository.current())
-    version.verify()
-    proof = prove_version(version)
+    with repository.open_verified(repository.current()) as version:
+        proof = prove_version(version)
     _print_json(
         {
             "version": version.name,
@@ -189,8 +202,15 @@ def _check(_: argparse.Namespace, environment: Environment) -> None:
     )
 
 
+def _keygen(options: argparse.Namespace, _: Environment) -> None:
+    secret, public = generate_keys(options.folder)
+    line = public.read_text(encoding="ascii").splitlines()[1]
+    print(f"LABELNEXT_SIGNING_KEY={secret.absolute()}\nLABELNEXT_VERIFY_KEY={line}")
+    print("keep the secret key where only the trainer can read it; servers need the second line alone", file=sys.stderr)
+
+
 def _repository(environment: Environment) -> Repository:
-    return Repository(environment.models, environment.model)
+    return environment.repository()
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -268,6 +288,9 @@ def _parser() -> argparse.ArgumentParser:
     rollback = commands.add_parser("rollback", help="make an earlier version current again")
     rollback.add_argument("version", metavar="VERSION")
     rollback.set_defaults(command=_rollback)
+    keygen = commands.add_parser("keygen", help="make a pair of keys to sign versions with")
+    keygen.add_argument("folder", metavar="FOLDER", type=Path, help="where the two files go")
+    keygen.set_defaults(command=_keygen)
     check = commands.add_parser("check", help="verify the current version's files and prove it again")
     check.set_defaults(command=_check)
     return parser
@@ -277,7 +300,8 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run = commands.add_parser(
         "run",
         help="train on labels and publish the outcome",
-        epilog="The repository is the folder LABELNEXT_MODELS (default: models).",
+        epilog="The repository is the folder, or s3://bucket/prefix, LABELNEXT_MODELS (default: models). On several "
+        "GPUs or machines, start it with torchrun (docs/scale-out.md).",
     )
     run.set_defaults(command=_run, interrupted="nothing was published")
     labels = run.add_argument_group("labels").add_mutually_exclusive_group(required=True)

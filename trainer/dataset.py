@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from contract.manifest import InputSpec
 from contract.preprocess import decode_image
 from trainer.labels import LabelledImage, LabelledPool
 from trainer.settings import Environment
+
+if TYPE_CHECKING:  # it imports torch, which ranking does without
+    from trainer.parallel import World
 
 THREADS: Final = 8
 """Images fetched and decoded at once; Pillow decodes outside Python's lock."""
@@ -66,7 +70,13 @@ def open_fetcher(environment: Environment) -> Fetcher:
 
 
 def load_pixels(
-    pool: LabelledPool, *, spec: InputSpec, fetcher: Fetcher | None, cache: Path, progress: bool = True
+    pool: LabelledPool,
+    *,
+    spec: InputSpec,
+    fetcher: Fetcher | None,
+    cache: Path,
+    progress: bool = True,
+    world: "World | None" = None,
 ) -> Pixels:
     """Read or fetch every image of the pool and decode it; unreadable ones are left out and named.
 
@@ -76,6 +86,7 @@ def load_pixels(
         fetcher: needed where the pool comes from Label Studio.
         cache: a folder, made when needed, from which images that were downloaded once are taken ever after.
         progress: whether to draw a bar on stderr.
+        world: ranks that share the work: each reads its part, and has the whole.
 
     Raises:
         LabelError: if all readable images have the same labels.
@@ -92,7 +103,11 @@ def load_pixels(
             return err
         return hashlib.sha256(data).digest()
 
-    outcomes = list(tqdm(_in_threads(load, len(images)), "images", len(images), unit="image", disable=not progress))
+    own = range(len(images)) if world is None else range(len(images))[world.part(len(images))]
+    outcomes = list(tqdm(_in_threads(load, own), "images", len(own), unit="image", disable=not progress))
+    if world is not None:
+        outcomes = list(chain.from_iterable(world.gather(outcomes)))
+        world.complete(images)
     readable = [position for position, outcome in enumerate(outcomes) if isinstance(outcome, bytes)]
     for row, position in enumerate(readable):  # in place: a copy might not fit beside it
         images[row] = images[position]
@@ -178,11 +193,11 @@ def _to_hold_out(
     return chosen
 
 
-def _in_threads(load: Callable[[int], bytes | ImageError], count: int) -> Iterator[bytes | ImageError]:
+def _in_threads(load: Callable[[int], bytes | ImageError], positions: Sequence[int]) -> Iterator[bytes | ImageError]:
     """Results in order; on an error or Ctrl-C, what has not begun is dropped."""
     executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
     try:
-        yield from executor.map(load, range(count))
+        yield from executor.map(load, positions)
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from contract.errors import TrainingError
 from contract.passes import Lowered, load_graph, lower
-from contract.repository import MODEL_FILE
+from contract.repository import MODEL_FILE, WEIGHTS_FILE
 from trainer.network import Network, dropout_probabilities
 
 OPSET = 20
@@ -57,7 +57,7 @@ def export_module(module: nn.Module, folder: Path, *, sample: Tensor, input_name
         raise TrainingError("torch.onnx.export returned no program; its dynamo exporter is needed")
     path = folder / MODEL_FILE
     program.save(path, external_data=True)
-    graph = strip(load_graph(path))
+    graph = strip(load_graph(path, weights_bytes=(folder / WEIGHTS_FILE).stat().st_size))
     path.write_bytes(graph.SerializeToString(deterministic=True))
     lowered = lower(graph)
     _check_dropout(lowered, module)

@@ -26,6 +26,7 @@ from contract.errors import TrainingError
 from trainer.bayes import ModelWrapper, TrainingArgs
 from trainer.dataset import Targets
 from trainer.network import Network
+from trainer.parallel import ALONE, World
 from trainer.settings import Part, Training
 
 logger = logging.getLogger(__name__)
@@ -174,23 +175,23 @@ def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.flo
 
 
 def prepare(
-    network: Network, images: npt.NDArray[np.uint8], *, part: Part, device: torch.device
+    network: Network, images: npt.NDArray[np.uint8], *, part: Part, device: torch.device, world: World = ALONE
 ) -> tuple[nn.Module, Tensor]:
     """Return what is to be trained for a part, and its inputs for images uint8 (N, H, W, 3).
 
-    What lies before it is computed here, once, and stays as it is.
+    What lies before it is computed here, once, by each rank for its part of the images, and stays as it is.
     """
     pixels = torch.from_numpy(images)
     if part == "all":
         if network.standardise:
             network.standardise.measure(_sample_features(network.backbone, pixels, device=device))
         return network, pixels
-    features = compute_features(network.backbone, pixels, device=device, title="features")
-    return prepare_frozen(network, features, part=part, image_size=images.shape[1], device=device)
+    features = compute_features(network.backbone, pixels, device=device, title="features", world=world)
+    return prepare_frozen(network, features, part=part, image_size=images.shape[1], device=device, world=world)
 
 
 def prepare_frozen(
-    network: Network, features: Tensor, *, part: Part, image_size: int, device: torch.device
+    network: Network, features: Tensor, *, part: Part, image_size: int, device: torch.device, world: World = ALONE
 ) -> tuple[nn.Module, Tensor]:
     """Do as `prepare` does, from what the backbone computes on the images, float32 (N, F); it stays as it is."""
     if part == "classifier":
@@ -200,7 +201,7 @@ def prepare_frozen(
     if network.standardise:  # a trunk that is to survive retrains cannot depend on which images are labelled by now
         stand_in = torch.from_numpy(coloured_noise(_IMAGES_A_FORWARD, size=image_size))
         network.standardise.measure(compute_features(network.backbone, stand_in, device=device, title="scale"))
-    return network.head, compute_features(network.neck, features, device=device, title="neck")
+    return network.head, compute_features(network.neck, features, device=device, title="neck", world=world)
 
 
 def coloured_noise(count: int, *, size: int) -> npt.NDArray[np.uint8]:
@@ -218,15 +219,20 @@ def coloured_noise(count: int, *, size: int) -> npt.NDArray[np.uint8]:
     return (128 + 50 * planes).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def compute_features(module: nn.Module, inputs: Tensor, *, device: torch.device, title: str) -> Tensor:
-    """Return what a deterministic module computes on inputs (N, ...): (N, ...) on the CPU, with a bar."""
+def compute_features(
+    module: nn.Module, inputs: Tensor, *, device: torch.device, title: str, world: World = ALONE
+) -> Tensor:
+    """Return what a deterministic module computes on inputs (N, ...): (N, ...) on the CPU, with a bar.
+
+    Each rank computes its part, and has the whole.
+    """
     module.eval()
-    parts = []
-    with torch.no_grad(), tqdm(total=len(inputs), desc=title, unit="image") as bar:
-        for chunk in torch.split(inputs, _IMAGES_A_FORWARD):
-            parts.append(module(chunk.to(device)).cpu())
+    part, chunks = world.part(len(inputs)), []
+    with torch.no_grad(), tqdm(total=len(inputs[part]), desc=title, unit="image", disable=not world.first) as bar:
+        for chunk in torch.split(inputs[part], _IMAGES_A_FORWARD):
+            chunks.append(module(chunk.to(device)).cpu())
             bar.update(len(chunk))
-    return torch.cat(parts)
+    return world.completed(torch.cat(chunks), rows=len(inputs))
 
 
 def _sample_features(backbone: nn.Module, pixels: Tensor, *, device: torch.device) -> Tensor:
@@ -245,26 +251,31 @@ def fit(
     classes: int,
     recipe: Recipe,
     device: torch.device,
+    world: World = ALONE,
 ) -> Fitted:
     """Train a module in place on inputs (N, ...) and what holds of them, and leave it in evaluation mode.
 
     The loss is cross-entropy between the classes or, with targets (N, C), the sum of those between each label and its
     absence.
 
-    Shuffling and dropout draw from torch's global generator: seed it first. A fit that diverges starts again once, at a
-    tenth of the rate.
+    Shuffling and dropout draw from torch's global generator: seed it first, and alike on all ranks. A fit that diverges
+    starts again once, at a tenth of the rate. All ranks give all inputs, and end with the same weights and losses.
 
     Raises:
         TrainingError: if it diverges again; the module is then of no use.
     """
-    job = _Job(module, inputs, targets, classes, device)
-    start = copy.deepcopy(module.state_dict())
+    with world.replicated(module) as replica:
+        return _fit(_Job(replica, inputs, targets, classes, device, world), recipe)
+
+
+def _fit(job: "_Job", recipe: Recipe) -> Fitted:
+    start = copy.deepcopy(job.module.state_dict())
     try:
         return Fitted(recipe, job.run(recipe), attempts=1)
     except _Diverged as err:
         slower = replace(recipe, learning_rate=recipe.learning_rate * _SLOWER)
         logger.warning("diverged: %s; once more at learning rate %g", err, slower.learning_rate)
-    module.load_state_dict(start)
+    job.module.load_state_dict(start)
     try:
         return Fitted(slower, job.run(slower), attempts=2)
     except _Diverged as err:
@@ -283,6 +294,7 @@ class _Job:
     targets: Targets
     classes: int
     device: torch.device
+    world: World
 
     def run(self, recipe: Recipe) -> tuple[float, ...]:
         """Return the mean loss of each epoch."""
@@ -295,14 +307,18 @@ class _Job:
             fused=True,  # one pass over memory, which is what a step costs on a CPU
         )
         steps = math.ceil(len(self.targets) / recipe.batch_images) * recipe.epochs
-        with tqdm(total=steps, desc="training", unit="step") as bar:
+        with tqdm(total=steps, desc="training", unit="step", disable=not self.world.first) as bar:
             _attach(optimizer, recipe=recipe, steps=steps, bar=bar)
             wrapper = ModelWrapper(self.module, self._arguments(optimizer, recipe, bar))
             with warnings.catch_warnings():  # baal's mean of the losses holds on to their graphs
                 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True", UserWarning)
                 losses = tuple(map(float, wrapper.train_on_dataset(self._dataset())))
         self.module.eval()
-        _check_end(losses[-1], parameters, guessing=self._guessing(recipe))
+        losses, fault = self.world.from_first(
+            lambda: (losses, _fault_at_end(losses[-1], parameters, guessing=self._guessing(recipe)))
+        )
+        if fault is not None:
+            raise _Diverged(fault)
         return losses
 
     def _guessing(self, recipe: Recipe) -> float:
@@ -322,7 +338,8 @@ class _Job:
             epoch=recipe.epochs,
             use_cuda=self.device.type == "cuda",
             workers=0,  # the images are in memory
-            criterion=_Watched(self._loss(recipe.class_balance).to(self.device), bar),
+            criterion=_Watched(self._loss(recipe.class_balance).to(self.device), bar, self.world),
+            collate_fn=self.world.share_of_batch,
         )
 
     def _loss(self, balance: float) -> nn.Module:
@@ -350,19 +367,28 @@ class _EachLabel(nn.Module):
 
 
 class _Watched:
-    """A loss that stops training as soon as it is not finite."""
+    """The loss of a batch, given each rank's share of it: stops training, on all, as soon as it is not finite."""
 
-    def __init__(self, loss: nn.Module, bar: "tqdm[Any]") -> None:
+    def __init__(self, loss: nn.Module, bar: "tqdm[Any]", world: World) -> None:
         self._loss = loss
         self._bar = bar
+        self._world = world
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        loss = cast(Tensor, self._loss(logits, targets))
+        loss = self._loss(logits, targets) if len(targets) else logits.sum()  # 0, and still part of the graph
+        loss = self._world.mean(cast(Tensor, loss), _weight(self._loss, targets))
         value = loss.item()
         if not math.isfinite(value):
             raise _Diverged(f"the loss became {value}")
         self._bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         return loss
+
+
+def _weight(loss: nn.Module, targets: Tensor) -> Tensor:
+    """Return what the images of a share count together in the mean that is the loss of a batch."""
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return cast(Tensor, loss.weight)[targets].sum()
+    return torch.tensor(float(len(targets)), device=targets.device)
 
 
 def _attach(optimizer: torch.optim.Optimizer, *, recipe: Recipe, steps: int, bar: "tqdm[Any]") -> None:
@@ -389,8 +415,9 @@ def _rate(step: int, *, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1.0, steps - warm_up))))
 
 
-def _check_end(loss: float, parameters: list[nn.Parameter], *, guessing: float) -> None:
+def _fault_at_end(loss: float, parameters: list[nn.Parameter], *, guessing: float) -> str | None:
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-        raise _Diverged("weights are no longer finite")
+        return "weights are no longer finite"
     if loss > _WORSE_THAN_GUESSING * guessing:
-        raise _Diverged(f"the loss ended at {loss:.3g}, guessing gives {guessing:.3g}")
+        return f"the loss ended at {loss:.3g}, guessing gives {guessing:.3g}"
+    return None

@@ -1,4 +1,8 @@
-"""One process at a time: locks beside what is written, which the system releases however their holder ends."""
+"""One process at a time: locks beside what is written, which the system releases however their holder ends.
+
+Of a repository in a bucket it is the mirror that is locked, and so one machine; between machines the condition decides
+under which CURRENT is replaced (`contract.mirror`).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -44,12 +44,12 @@ def compare(repository: Repository, version: Version, images: npt.NDArray[np.uin
         images: uint8 (N, H, W, 3).
     """
     try:
-        before = repository.open(repository.current())
-        if not len(images) or not _comparable(before.manifest, version.manifest):
-            logger.info("the predictions are not compared with those of %s, which is of another kind", before.name)
-            return None
-        some = np.linspace(0, len(images) - 1, num=min(_COMPARED_IMAGES, len(images)), dtype=np.int64)
-        return kappa(*(_decide(each, images[some], (before, version)) for each in (before, version)))
+        with repository.open_verified(repository.current()) as before:
+            if not len(images) or not _comparable(before.manifest, version.manifest):
+                logger.info("the predictions are not compared with those of %s, which is of another kind", before.name)
+                return None
+            some = np.linspace(0, len(images) - 1, num=min(_COMPARED_IMAGES, len(images)), dtype=np.int64)
+            return kappa(*(_decide(each, images[some], (before, version)) for each in (before, version)))
     except NothingPublished:
         return None
     except Exception as err:  # onnxruntime's errors share no base class, and what was trained is not to be lost for it
@@ -110,7 +110,7 @@ def earlier(repository: Repository, manifest: Manifest) -> list[Manifest]:
     found = []
     for name in repository.versions()[-_VERSIONS:]:
         try:
-            found.append(repository.open(name).manifest)
+            found.append(repository.read_manifest(name))
         except RepositoryError as err:
             logger.info("version %s is passed over: %s", name, err)
     return [each for each in found if _kind(each) == _kind(manifest)]

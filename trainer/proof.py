@@ -3,7 +3,7 @@
 Runs versions as a server does, and needs no torch. No version is published that did not pass here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +65,40 @@ def open_passes(
         threads: that each of the two may use; by default as many as there are processors.
 
     Raises:
-        GateError: if onnxruntime refuses a graph.
+        GateError: if onnxruntime refuses a graph; what is returned raises it too, if it fails on one.
     """
     first, second = (_open(each, folder, threads) for each in (trunk or lowered.trunk, lowered.head))
     inputs_name = first.get_inputs()[0].name
 
     def compute_features(inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        (features,) = first.run([FEATURES], {inputs_name: inputs})
+        (features,) = _run(first, [FEATURES], {inputs_name: inputs})
         return np.asarray(features, np.float32)
 
     def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
-        return PassOutputs(*second.run(list(OUTPUTS), {FEATURES: features, **masks}))
+        return PassOutputs(*_run(second, list(OUTPUTS), {FEATURES: features, **masks}))
 
     return compute_features, run_passes
 
 
 def _open_version(version: Version, *, int8: bool = False) -> tuple[Trunk, Head]:
-    lowered = lower(load_graph(version.model_path), multiple=version.manifest.multiple)
+    literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
+    lowered = lower(literal, multiple=version.manifest.multiple)
     if lowered.sites != version.manifest.dropout_sites:
         raise ManifestError(
             f"manifest.json describes the Dropout sites {version.manifest.dropout_sites}, the graph has "
             f"{lowered.sites}: they are of different models; publish again"
         )
-    return open_passes(lowered, version.path, trunk=load_graph(version.path / INT8_TRUNK_FILE) if int8 else None)
+    trunk = load_graph(version.path / INT8_TRUNK_FILE, weights_bytes=0) if int8 else None
+    return open_passes(lowered, version.path, trunk=trunk)
+
+
+def _run(
+    session: onnxruntime.InferenceSession, outputs: list[str], feeds: Mapping[str, npt.NDArray[Any]]
+) -> list[npt.NDArray[Any]]:
+    try:
+        return list(session.run(outputs, feeds))
+    except Exception as err:  # onnxruntime's errors share no base class of their own
+        raise GateError(f"onnxruntime fails on the lowered graph: {err}") from err
 
 
 def _open(model: ModelProto, folder: Path, threads: int | None) -> onnxruntime.InferenceSession:

@@ -7,6 +7,7 @@ in float32.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from contract.errors import LabelnextError, TrainingError
 from contract.passes import load_graph, lower
-from contract.repository import MODEL_FILE, Repository
+from contract.repository import INT8_TRUNK_FILE, MODEL_FILE, WEIGHTS_FILE, Repository
 
 CALIBRATION_IMAGES = 64
 _IMAGES_A_RUN = 4
@@ -33,17 +34,17 @@ _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 """Tells the tool that the graph is one that it can take: inlined, its shapes known."""
 
 
-def find_int8_trunk(repository: Repository, trunk: str) -> Path | None:
-    """Return the int8 trunk of the newest version with that trunk's fingerprint; None if there is none."""
+def copy_int8_trunk(repository: Repository, trunk: str, target: Path) -> bool:
+    """Copy the int8 trunk of the newest version with that trunk's fingerprint to `target`; False if there is none."""
     for name in reversed(repository.versions()):
-        try:
-            version = repository.open(name)
-            if version.manifest.trunk == trunk and version.int8_trunk_path is not None:
-                version.verify()
-                return version.int8_trunk_path
-        except (LabelnextError, OSError):  # damaged, or being removed: of no use here, and not this run's business
-            continue
-    return None
+        # Damaged, or being removed: of no use here, and not this run's business.
+        with suppress(LabelnextError, OSError):
+            manifest = repository.read_manifest(name)
+            if manifest.trunk == trunk and INT8_TRUNK_FILE in manifest.files:
+                with repository.open_verified(name) as verified:
+                    verified.copy(INT8_TRUNK_FILE, target)
+                return True
+    return False
 
 
 def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
@@ -55,7 +56,8 @@ def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
         TrainingError: if the trunk does not begin as a network of ours does.
         GateError: if the graph cannot be lowered.
     """
-    model = lower(load_graph(folder / MODEL_FILE)).trunk
+    weights_bytes = (folder / WEIGHTS_FILE).stat().st_size
+    model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_bytes)).trunk
     onnx.load_external_data_for_model(model, str(folder))
     chosen = images[np.linspace(0, len(images) - 1, num=min(CALIBRATION_IMAGES, len(images)), dtype=np.int64)]
     _fold_normalisation(model, chosen[:1])

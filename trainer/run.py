@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from contract.acquisition import bald
 from contract.embedding import EMBEDDING, embed
@@ -31,10 +31,11 @@ from trainer.export import export
 from trainer.fit import Fitted, compute_features, fit, prepare, recipe_of
 from trainer.locks import exclusive
 from trainer.network import Network, Provenance, Weights, build
+from trainer.parallel import ALONE, World
 from trainer.probe import PROBE_IMAGES, compute_probe
 from trainer.progress import compare, describe_advice, earlier
 from trainer.proof import prove_version
-from trainer.quantise import find_int8_trunk, quantise
+from trainer.quantise import copy_int8_trunk, quantise
 from trainer.report.calibration import fit_temperature
 from trainer.report.evidence import REPORT_FOLDER, Evidence
 from trainer.report.page import write_report
@@ -104,37 +105,57 @@ class _Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trained:
-    """A network, how it came about and how good it is."""
+class _Learnt:
+    """A network, and how it came about."""
 
     network: Network
     provenance: Provenance
     part: Part
     fitted: Fitted
+    processes: int
+    embeddings: npt.NDArray[np.float32] | None
+    """Of what the frozen part of the network makes of the images that train, (N_train, E); None without such a part."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What was learnt, and how good it is."""
+
+    learnt: _Learnt
     evaluation: _Evaluation
     embeddings: npt.NDArray[np.float32] | None
     """As in the evaluation, of all images, (N, E); rows of those that neither train nor validate are 0."""
 
 
-def run(source: Source, training: Training, environment: Environment) -> Summary:
-    """Train on the labels of a source, and publish the outcome.
+def run(source: Source, training: Training, environment: Environment, world: World = ALONE) -> Summary | None:
+    """Train on the labels of a source, and publish the outcome; None on other ranks than the first, which do neither.
+
+    All ranks read images and train. Labels are read, and everything behind training is done, by the first alone.
 
     Raises:
         LabelnextError: if any step fails; then nothing is published, and what was current stays current.
     """
     started = time.monotonic()
-    repository = Repository(environment.models, environment.model)
+    repository = environment.repository()
     device = choose_device(training.device)
     busy = (
         f"another trainer is at work on model {repository.model!r} in {repository.root}; wait for it to end, or "
         "set LABELNEXT_MODEL to train another model beside it"
     )
-    with exclusive(repository, refusal=busy):
-        data = _read(source, training, environment)
-        trained = _train(data, training, device)
+    with ExitStack() as until_published:
+        with world.joined(device):
+            if world.first:
+                environment.keys().check_publishing()
+                until_published.enter_context(exclusive(repository, refusal=busy))
+            data = _read(source, training, environment, world)
+            learnt = _train(data, training, device, world)
+        if not world.first:
+            return None
+        evaluation = _evaluate(learnt.network, data, training, part=learnt.part, device=device)
+        trained = _Trained(learnt, evaluation, _embeddings(data, learnt, evaluation))
         version = _publish(repository, data, trained, training)
     seconds = time.monotonic() - started
-    logger.info("published %s as the current version of %s, %.0f s", version.name, repository.folder, seconds)
+    logger.info("published %s as the current version of %s, %.0f s", version.name, repository.location, seconds)
     return _summarise(version, data, trained.evaluation.metrics, seconds)
 
 
@@ -150,12 +171,14 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("cuda" if found and device != "cpu" else "cpu")
 
 
-def _read(source: Source, training: Training, environment: Environment) -> _Data:
+def _read(source: Source, training: Training, environment: Environment, world: World = ALONE) -> _Data:
     with open_fetcher(environment) as fetcher:
-        pool, project = _read_labels(source, environment)
+        pool, project = world.from_first(lambda: _read_labels(source, environment))
         _say_pool(pool)
         spec = InputSpec(training.image_size, training.image_size)
-        pixels = load_pixels(pool, spec=spec, fetcher=fetcher, cache=environment.cache)
+        pixels = load_pixels(
+            pool, spec=spec, fetcher=fetcher, cache=environment.cache, progress=world.first, world=world
+        )
     _say_unreadable(pixels)
     parts = hold_out(
         pixels,
@@ -215,25 +238,26 @@ def _say_unreadable(pixels: Pixels) -> None:
         logger.warning("  and %d more", len(pixels.unreadable) - _NAMED)
 
 
-def _train(data: _Data, training: Training, device: torch.device) -> _Trained:
+def _train(data: _Data, training: Training, device: torch.device, world: World) -> _Learnt:
     torch.manual_seed(training.seed)
-    part = training.trained_part
-    network, provenance = build(
-        training.architecture,
-        classes=len(data.pool.labels),
-        image_size=training.image_size,
-        weights=parse_weights(training.weights),
-        units=training.units,
-        dropout=training.dropout,
-    )
+    part, classes = training.trained_part, len(data.pool.labels)
+    with world.in_turn():  # the first of a machine downloads the weights, the others find them
+        network, provenance = build(
+            training.architecture,
+            classes=classes,
+            image_size=training.image_size,
+            weights=parse_weights(training.weights),
+            units=training.units,
+            dropout=training.dropout,
+        )
     _say_network(training.architecture, provenance, part, device)
-    network.to(device)
+    world.align(network.to(device))
     images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
-    module, inputs = prepare(network, images, part=part, device=device)
+    module, inputs = prepare(network, images, part=part, device=device, world=world)
     recipe = recipe_of(training, part, len(targets), pretrained=bool(provenance.loaded))
-    fitted = fit(module, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
-    evaluation = _evaluate(network, data, training, part=part, device=device)
-    return _Trained(network, provenance, part, fitted, evaluation, _embed(data, inputs, evaluation))
+    fitted = fit(module, inputs, targets, classes=classes, recipe=recipe, device=device, world=world)
+    embeddings = embed(inputs.numpy()) if world.first and part != "all" else None
+    return _Learnt(network, provenance, part, fitted, world.size, embeddings)
 
 
 def parse_weights(text: str) -> Weights:
@@ -278,22 +302,22 @@ def _evaluate(network: Network, data: _Data, training: Training, *, part: Part, 
     return evaluation
 
 
-def _embed(data: _Data, inputs: Tensor, evaluation: _Evaluation) -> npt.NDArray[np.float32] | None:
-    """Put what was trained on and what was held out together; `inputs` are what the frozen part made of the former."""
-    if evaluation.embeddings is None:
+def _embeddings(data: _Data, learnt: _Learnt, evaluation: _Evaluation) -> npt.NDArray[np.float32] | None:
+    """Put what was trained on and what was held out together."""
+    if learnt.embeddings is None or evaluation.embeddings is None:
         return None
     embeddings = np.zeros((len(data.pixels.images), EMBEDDING), np.float32)
-    embeddings[data.parts.train] = embed(inputs.numpy())
+    embeddings[data.parts.train] = learnt.embeddings
     embeddings[data.parts.validation] = evaluation.embeddings
     return embeddings
 
 
 def _publish(repository: Repository, data: _Data, trained: _Trained, training: Training) -> Version:
     with repository.stage(datetime.now(UTC)) as staged:
-        lowered = export(trained.network, staged.path, image_size=training.image_size)
+        lowered = export(trained.learnt.network, staged.path, image_size=training.image_size)
         manifest = _describe(staged, lowered, data=data, trained=trained, training=training)
         probe = compute_probe(
-            trained.network,
+            trained.learnt.network,
             _choose_probe_images(data),
             version=staged.version,
             sites=lowered.sites,
@@ -311,22 +335,21 @@ def _publish(repository: Repository, data: _Data, trained: _Trained, training: T
         if data.project is not None and training.audit_share:
             manifest = _add_advice(repository, described, data)
         if training.int8:
-            former = find_int8_trunk(repository, manifest.trunk)
-            _add_int8_trunk(staged, manifest, former=former, images=data.pixels.images[data.parts.train])
+            _add_int8_trunk(staged, manifest, repository=repository, images=data.pixels.images[data.parts.train])
         return staged.publish(_add_report(repository, staged, manifest, data=data, trained=trained))
 
 
-def _add_int8_trunk(staged: Staged, manifest: Manifest, *, former: Path | None, images: npt.NDArray[np.uint8]) -> None:
+def _add_int8_trunk(
+    staged: Staged, manifest: Manifest, *, repository: Repository, images: npt.NDArray[np.uint8]
+) -> None:
     """Put the trunk in 8-bit integers beside the graph, or say why not: the version is whole without it.
 
-    `former` is one that was made of the same trunk. Made anew on other images it would give other features, and all
-    that servers have cached would be lost.
+    An earlier version's is taken if it was made of the same trunk. Made anew on other images it would give other
+    features, and all that servers have cached would be lost.
     """
     path = staged.path / INT8_TRUNK_FILE
     try:
-        if former is not None:
-            shutil.copyfile(former, path)
-        else:
+        if not copy_int8_trunk(repository, manifest.trunk, path):
             quantise(staged.path, images, path)
         proof = prove_version(staged.describe(manifest), int8=True)
     except Exception as err:  # of a tool with many, and what was trained is not to be lost for it
@@ -411,12 +434,13 @@ def _describe_training(data: _Data, trained: _Trained, training: Training) -> Ma
         "project": data.project,
         "unreadable": len(data.pixels.unreadable),
         "left_out": dict(data.pool.left_out),
-        "weights": asdict(trained.provenance),
-        "part": trained.part,
+        "weights": asdict(trained.learnt.provenance),
+        "part": trained.learnt.part,
         "seed": training.seed,
-        "recipe": asdict(trained.fitted.recipe),
-        "attempts": trained.fitted.attempts,
-        "final_loss": trained.fitted.losses[-1],
+        "recipe": asdict(trained.learnt.fitted.recipe),
+        "attempts": trained.learnt.fitted.attempts,
+        "processes": trained.learnt.processes,
+        "final_loss": trained.learnt.fitted.losses[-1],
     }
 
 

@@ -10,6 +10,9 @@ from typing import Final, Literal
 
 from contract.errors import ConfigError
 from contract.manifest import DEFAULT_PASSES
+from contract.mirror import open_repository, parse_location
+from contract.repository import Repository
+from contract.signatures import Keys, read_public_key
 from trainer.ordering.audit import DEFAULT_SHARE
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 
@@ -140,8 +143,11 @@ class StudyOptions:
 class Environment:
     """What the environment says, for all commands."""
 
-    models: Path = Path("models")
+    models: str | Path = Path("models")
+    """The model repository: a folder, or s3://bucket/prefix."""
     model: str = "default"
+    mirror: Path | None = None
+    """The folder that versions are copied to from a bucket; None means one below the user's cache."""
     cache: Path = Path(".cache/images")
     label_studio_url: str | None = None
     label_studio_token: str | None = field(default=None, repr=False)
@@ -153,20 +159,27 @@ class Environment:
     """`user:password` that the servers demand."""
     webhook_secret: str | None = field(default=None, repr=False)
     """What Label Studio's webhook shows a server in place of user and password."""
+    signing_key: Path | None = None
+    """A minisign secret key without a password, that versions are signed with."""
+    verify_key: str | None = None
+    """A minisign public key; versions that are not signed by it are then refused."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Environment":
         """Read the `LABELNEXT_` variables; one that is empty counts as not set.
 
         Raises:
-            ConfigError: if LABELNEXT_BASIC_AUTH is no user and password.
+            ConfigError: if LABELNEXT_BASIC_AUTH is no user and password, LABELNEXT_VERIFY_KEY no public key, or
+                LABELNEXT_MODELS no place for a repository.
         """
         given = {name: value for name, value in environ.items() if value.strip()}
         default = cls()
         root = given.get("LABELNEXT_LOCAL_FILES_ROOT")
+        mirror, secret = given.get("LABELNEXT_MIRROR"), given.get("LABELNEXT_SIGNING_KEY")
         return cls(
-            models=Path(given.get("LABELNEXT_MODELS", default.models)),
+            models=_checked_location(given.get("LABELNEXT_MODELS"), default.models),
             model=given.get("LABELNEXT_MODEL", default.model),
+            mirror=Path(mirror) if mirror else None,
             cache=Path(given.get("LABELNEXT_CACHE", default.cache)),
             label_studio_url=given.get("LABELNEXT_LABEL_STUDIO_URL"),
             label_studio_token=given.get("LABELNEXT_LABEL_STUDIO_TOKEN"),
@@ -175,7 +188,25 @@ class Environment:
             servers=_listed(given.get("LABELNEXT_SERVERS", "")) or default.servers,
             basic_auth=_checked_login(given.get("LABELNEXT_BASIC_AUTH")),
             webhook_secret=given.get("LABELNEXT_WEBHOOK_SECRET"),
+            signing_key=Path(secret) if secret else None,
+            verify_key=_checked_public_key(given.get("LABELNEXT_VERIFY_KEY")),
         )
+
+    def keys(self) -> Keys:
+        """Return what versions are signed and verified with.
+
+        Raises:
+            ConfigError: if a key cannot be read, or the two are not of one pair.
+        """
+        return Keys.read(signing=self.signing_key, verifying=self.verify_key)
+
+    def repository(self) -> Repository:
+        """Return the model's repository.
+
+        Raises:
+            ConfigError: if it cannot be opened, or a key cannot be used.
+        """
+        return open_repository(self.models, self.model, self.mirror, keys=self.keys())
 
     def label_studio(self) -> tuple[str, str]:
         """Return Label Studio's address and token.
@@ -192,6 +223,20 @@ class Environment:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _checked_location(text: str | None, default: str | Path) -> str | Path:
+    try:
+        return default if text is None else parse_location(text.strip())
+    except ValueError as err:
+        raise ConfigError(f"LABELNEXT_MODELS must be {err}, got {text!r}") from err
+
+
+def _checked_public_key(text: str | None) -> str | None:
+    try:
+        return None if text is None else read_public_key(text.strip())
+    except ValueError as err:
+        raise ConfigError(f"LABELNEXT_VERIFY_KEY must be {err}, got {text!r}") from err
 
 
 def _checked_login(text: str | None) -> str | None:

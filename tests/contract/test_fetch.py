@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 import contract.download
+import contract.fetch
 from contract.addresses import is_public, resolve_addresses
 from contract.download import Validators
 from contract.errors import ConfigError, FetchError
@@ -147,6 +148,22 @@ class TestReferences:
         with pytest.raises(FetchError, match=r"data:\.\.\."):
             make().fetch(uri)
 
+    def test_data_uris_of_many_escapes_are_refused(self, make, monkeypatch):
+        """Ten million of them would take seconds and gigabytes to undo."""
+        monkeypatch.setattr(contract.fetch, "_MAX_ESCAPES", 3)
+        assert make().fetch("data:,%41%42%43") == b"ABC"
+        with pytest.raises(FetchError, match="use base64"):
+            make().fetch("data:,%41%42%43%44")
+
+    @pytest.mark.parametrize("start", ["http://127.0.0.1:1/", "s3://bucket/", "/data/upload/", "/data/local-files/?d="])
+    def test_long_references_are_refused_unread(self, make, tmp_path, start):
+        """Megabytes would be read character by character, and again for each message; none is shown."""
+        fetcher = make(label_studio_url="http://127.0.0.1:1", local_files_root=tmp_path)
+        for ask in (fetcher.fetch, fetcher.source):
+            with pytest.raises(FetchError, match="at most 8192 characters, got a reference of") as caught:
+                ask(start + "a" * 8192, task_id=1) if ask == fetcher.fetch else ask(start + "a" * 8192)
+            assert "aaa" not in str(caught.value)
+
     def test_data_uris_are_bound_by_the_size_limit(self, make):
         """An image inside the task may be no larger than one outside it."""
         with pytest.raises(FetchError, match="more than 4 bytes"):
@@ -206,6 +223,19 @@ class TestLocalFiles:
         os.mkfifo(root / "pipe")
         with pytest.raises(FetchError, match="local file"):
             make(local_files_root=root).fetch("/data/local-files/?d=pipe")
+
+    def test_a_file_that_becomes_a_fifo_is_not_waited_for(self, root, make, monkeypatch):
+        """Whoever may write below the root may swap a file between the look at it and its opening."""
+        os.mkfifo(root / "pipe")
+        monkeypatch.setattr(contract.fetch.Path, "is_file", lambda _: True)
+        with pytest.raises(FetchError, match="is not a file below"):
+            make(local_files_root=root).fetch("/data/local-files/?d=pipe")
+
+    def test_a_loop_of_links_is_an_error_of_its_image(self, root, make):
+        """It is not one of the server, which would cost the whole request."""
+        (root / "loop").symlink_to(root / "loop")
+        with pytest.raises(FetchError, match="local file"):
+            make(local_files_root=root).fetch("/data/local-files/?d=loop")
 
     def test_large_files_are_refused(self, root, make):
         """The size limit holds for files as for hosts."""
@@ -630,7 +660,16 @@ class TestAddresses:
             "[fe80::1]",
             "[fd00::1]",
             "[64:ff9b::a00:1]",
+            "[64:ff9b:1::a00:1]",
             "[2002:a00:1::]",
+            "[2001:0:a00:1::]",
+            "[::127.0.0.1]",
+            "[::ffff:0:10.0.0.1]",
+            "[2606:2800:220:1:0:5efe:10.0.0.1]",
+            "[fec0::1]",
+            "[4000::1]",
+            "168.63.129.16",
+            "192.0.0.192",
             "224.0.0.1",
             "localhost",
         ],
@@ -641,7 +680,9 @@ class TestAddresses:
         with pytest.raises(FetchError, match="LABELNEXT_ALLOWED_ORIGINS"):
             make(label_studio_url="http://10.0.0.9:8080").fetch(f"http://{name}/a.png")
 
-    @pytest.mark.parametrize("address", [PUBLIC, "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"])
+    @pytest.mark.parametrize(
+        "address", [PUBLIC, "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34", "64:ff9b::93.184.216.34"]
+    )
     def test_public_addresses_are_public(self, address):
         """The check lets the internet through."""
         assert is_public(address)
@@ -679,6 +720,12 @@ class TestAddresses:
         with pytest.raises(FetchError, match=re.escape("169.254.169.254 is not on the public internet")):
             fetcher.fetch("http://images.test/a.png")
         assert len(elsewhere.requests) == 1
+
+    def test_a_redirect_to_a_long_address_is_refused(self, home, make):
+        """It is bound as the reference itself is."""
+        home.serve("/data/upload/1/a.png", status=302, location="/data/upload/" + "a" * 9000)
+        with pytest.raises(FetchError, match="redirects to what is longer than 8192 characters"):
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
 
     @pytest.mark.parametrize("location", ["file:///etc/passwd", "data:,x", "http://[bad", "gopher://a/"])
     def test_a_redirect_to_anything_but_http_is_refused(self, home, make, location):

@@ -1,4 +1,5 @@
 import string
+import time
 from xml.sax.saxutils import quoteattr
 
 import pytest
@@ -131,8 +132,34 @@ class TestParsing:
         if printable:
             assert parse_label_config(config(image(), choices(*printable)))[0].labels == tuple(printable)
 
+    def test_choices_belong_to_the_innermost_control(self):
+        """Thousands of controls, one in the other, are read in the time that they take one after the other."""
+        depth = 20_000
+        opened = "".join(f'<Choices name="c{i}" toName="image"><Choice value="{i}"/>' for i in range(depth))
+        started = time.monotonic()
+        controls = parse_label_config(config(image(), opened + "</Choices>" * depth))
+        assert time.monotonic() - started < 10
+        assert [control.labels for control in controls] == [(str(i),) for i in range(depth)]
+
 
 class TestRefusal:
+    def test_an_image_without_a_name_is_classified_by_nothing(self):
+        """A control without a target does not point to it."""
+        with pytest.raises(ConfigError, match=r"no named tag|got <Choices"):
+            parse_label_config(
+                config('<Image value="$picture"/>', '<Choices name="label" toName=""><Choice value="a"/></Choices>')
+            )
+
+    def test_half_a_character_is_refused(self):
+        """JSON can hold what no XML does."""
+        with pytest.raises(ConfigError, match="Code view"):
+            parse_label_config(SIMPLE.replace("View", "\ud800"))
+
+    def test_a_config_of_many_megabytes_is_refused(self):
+        """Before it is parsed."""
+        with pytest.raises(ConfigError, match="at most 2000000 characters, got"):
+            parse_label_config(config(image(), choices("a")) + " " * 2_000_000)
+
     @pytest.mark.parametrize(
         "xml", ["", "cats and dogs", "<View>", "<View></Vie>", "<View>&undefined;</View>", "<View/><View/>"]
     )

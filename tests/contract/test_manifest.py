@@ -103,7 +103,7 @@ def test_unknown_contract_names_expected_found_and_remedy():
     ("fields", "message"),
     [
         ({"version": "../elsewhere"}, "'version' must be a well-formed version, found \"../elsewhere\""),
-        ({"passes": 0}, "'passes' must be a whole number of at least 1, found 0"),
+        ({"passes": 0}, "'passes' must be a whole number from 1 to 10000, found 0"),
         ({"passes": True}, "'passes' must be int, found true"),
         ({"labels": ["cat"]}, "'labels' must be a list of at least 2 different strings"),
         ({"labels": ["cat", "cat"]}, "'labels' must be a list of at least 2 different strings"),

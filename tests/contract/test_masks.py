@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.errors import LoweringError
 from contract.manifest import DropoutSite
 from contract.masks import draw_masks, fresh_masks
 
@@ -127,3 +128,9 @@ def test_fresh_masks_differ_from_draw_to_draw():
     assert first["mask_0"].shape == (4, 64)
     assert not np.array_equal(first["mask_0"], second["mask_0"])
     assert ((first["mask_0"] > 0).sum(axis=0) == 2).all()
+
+
+def test_masks_that_would_fill_the_memory_are_refused():
+    """Passes and features are somebody else's numbers; a version of many passes over a VGG-16 is far below."""
+    with pytest.raises(LoweringError, match="take 1073741840 bytes of masks, at most 1073741824"):
+        draw_masks("version", [DropoutSite((2**14, 2**14), 0.5), DropoutSite((4,), 0.5)], 1)

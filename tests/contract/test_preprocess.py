@@ -2,12 +2,15 @@
 
 import io
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from contract import preprocess
 from contract.errors import DecodeError
 from contract.manifest import InputSpec
 from contract.preprocess import decode_image
@@ -131,3 +134,85 @@ def test_bytes_that_cannot_be_scored_are_refused(data, message):
     """Each refusal is a DecodeError that says what came."""
     with pytest.raises(DecodeError, match=message):
         decode_image(data, SPEC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "I", "F"])
+def test_strips_change_no_pixel(mode, monkeypatch):
+    """An image that is converted in many strips comes out as one that is converted as a whole."""
+    levels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
+    deep = levels[..., :2].copy().view(np.uint16)[..., 0]
+    made = {"I;16": deep, "I": deep.astype(np.int32) - 9000, "F": deep.astype(np.float32) / 3}
+    image = Image.fromarray(made[mode]) if mode in made else Image.fromarray(levels).convert(mode)
+    data = encode(image, "TIFF")
+    whole = decode_image(data, SPEC)
+    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 3 * 40)
+    np.testing.assert_array_equal(decode_image(data, SPEC), whole)
+
+
+def test_what_is_no_number_is_black():
+    """A float image may hold NaN and infinities."""
+    levels = np.full((32, 48), 100, np.float32)
+    levels[:, 24:], levels[16:, 24:] = np.nan, np.inf
+    pixels = decode_image(encode(Image.fromarray(levels), "TIFF"), SPEC)
+    assert (pixels[:8, 30:] == 0).all()
+    assert (pixels[20:, 30:] == 255).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*orrupt EXIF data")  # Pillow says so, and goes on
+@pytest.mark.parametrize("broken", [b"MM\0*\0\0", b"II*\0\xff\xff\xff\x7f" + b"\xff" * 200, b"MM\0*\0\0\0\x08\xff\xff"])
+def test_an_orientation_that_cannot_be_read_is_none(broken):
+    """A picture is not lost for its EXIF."""
+    plain = encode(photo(), "JPEG")
+    segment = b"Exif\0\0" + broken
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
+    np.testing.assert_array_equal(decode_image(data, SPEC), decode_image(plain, SPEC))
+
+
+def test_a_file_of_nothing_but_parts_is_refused(monkeypatch):
+    """Pillow walks them one by one while it holds the interpreter's lock."""
+    monkeypatch.setattr(preprocess, "_MAX_READS", 100)
+    plain = encode(photo(), "JPEG")
+    with pytest.raises(DecodeError, match="more than 100 parts"):
+        decode_image(plain[:2] + b"\xff\xef\0\x02" * 200 + plain[2:], SPEC)
+
+
+def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch):
+    """Each passes over all pixels, and a thousand fit into a few kilobytes."""
+    plain = encode(photo(), "JPEG", progressive=True)
+    last = plain[plain.rindex(b"\xff\xda") : -2]
+    many = plain[:-2] + last * 100 + plain[-2:]
+    np.testing.assert_array_equal(decode_image(many, SPEC), decode_image(plain, SPEC))
+    monkeypatch.setattr(preprocess, "_MAX_SCANNED_PIXELS", 50 * 96 * 64)
+    with pytest.raises(DecodeError, match="110 scans"):
+        decode_image(many, SPEC)
+    assert decode_image(plain, SPEC).any()
+
+
+def test_a_small_tiff_in_a_giant_tile_is_refused():
+    """The tile is what memory is taken for."""
+    tiles = {322: 30_000, 323: 23_000, 324: 8, 325: 8}
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, **tiles}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
+    with pytest.raises(DecodeError, match="30000 x 23000 pixels"):
+        decode_image(data, SPEC)
+
+
+def test_large_images_wait_for_each_other(monkeypatch):
+    """However many threads decode, pixels in memory are bounded; an image larger than the room gets it alone."""
+    room = preprocess._Room(100)
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def hold(pixels):
+        nonlocal inside, most
+        with room.taken(pixels):
+            with lock:
+                inside += min(pixels, 100)
+                most = max(most, inside)
+            with lock:
+                inside -= min(pixels, 100)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(hold, [30, 60, 100, 10, 250] * 100))
+    assert (inside, room._free) == (0, 100)
+    assert 0 < most <= 100

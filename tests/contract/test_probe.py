@@ -343,6 +343,7 @@ def test_all_but_certain_model_of_several_labels_is_not_refused(several, flips_i
 
 def test_probe_survives_the_disk(probe, tmp_path):
     """What is saved is loaded back equal."""
+    probe = dataclasses.replace(probe, images=np.zeros((len(probe.images), 8, 8, 3), np.uint8))
     probe.save(tmp_path / "probe.npz")
     loaded = Probe.load(tmp_path / "probe.npz")
     for name in Probe.__slots__:
@@ -358,3 +359,12 @@ def test_probe_cut_short_is_refused(probe, tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DigestError, match=r"probe\.npz cannot be read .*publish again"):
         Probe.load(path)
+
+
+@pytest.mark.parametrize("name", ["features", "mean", "variance", "masked_probabilities"])
+def test_a_probe_of_numbers_that_are_not_finite_is_refused(probe, tmp_path, name):
+    """They would differ from nothing by more than is allowed, and so prove any graph."""
+    whole = dataclasses.replace(probe, images=np.zeros((len(probe.images), 8, 8, 3), np.uint8))
+    dataclasses.replace(whole, **{name: np.full_like(getattr(probe, name), np.nan)}).save(tmp_path / "probe.npz")
+    with pytest.raises(DigestError, match=f"{name} is float32 .* not finite"):
+        Probe.load(tmp_path / "probe.npz")

@@ -24,7 +24,7 @@ def test_a_request_is_found_until_it_is_removed(repository):
     assert {request.project for request in find_requests(repository)} == {7, None}
     for request in find_requests(repository):
         assert request.at.endswith("+00:00")
-        remove(request)
+        remove(repository, request)
     assert find_requests(repository) == []
 
 
@@ -49,8 +49,8 @@ def test_a_request_that_was_made_again_is_not_removed(repository):
     """Who answers an old request does not swallow the new one."""
     leave_request(repository, 7)
     [old] = find_requests(repository)
-    old.path.write_text('{"project": 7, "at": "2099-01-01T00:00:00+00:00"}')
-    remove(old)
+    (repository.root / "requests" / old.file).write_text('{"project": 7, "at": "2099-01-01T00:00:00+00:00"}')
+    remove(repository, old)
     assert len(find_requests(repository)) == 1
 
 

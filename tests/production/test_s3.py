@@ -157,7 +157,7 @@ def test_the_commands_take_a_bucket_for_a_folder(port: int, tmp_path: Path) -> N
         assert run("trainer", "rollback", first).returncode == 0
         assert f"* {first}" in run("trainer", "versions").stdout
         assert f'"version": "{first}"' in run("trainer", "check").stdout
-        assert first in run("server", "check").stdout
+        assert first in run("server", "check", LOCATION).stdout
     gone = run("trainer", "rollback", second)
     assert gone.returncode == 1
     assert gone.stderr.startswith("error: s3://models/labelnext could not be read")

@@ -7,6 +7,7 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
+from contract.errors import DigestError
 from contract.manifest import FileDigest
 from contract.repository import digest_file
 from server import reports
@@ -168,14 +169,15 @@ class TestLinks:
         """Not even to one with the same files."""
         shutil.move(folder, tmp_path / "elsewhere")
         folder.symlink_to(tmp_path / "elsewhere")
-        assert repository.open(version)
         assert read_report(repository, version, "index.html") is None
 
-    def test_a_link_within_the_report_is_a_file(self, repository, version, folder):
-        """As file systems make them that keep equal files once."""
+    def test_a_link_within_the_report_is_not_followed_either(self, repository, version, folder):
+        """No trainer writes one; the version as a whole is refused for it."""
         (folder / "page.html").symlink_to("index.html")
         describe_anew(folder, "page.html")
-        assert read_report(repository, version, "page.html") == ReportFile(PAGE, "text/html; charset=utf-8")
+        assert read_report(repository, version, "page.html") is None
+        with pytest.raises(DigestError):
+            repository.open(version)
 
     def test_a_repository_behind_a_link_is_as_good_as_any(self, repository, version, tmp_path):
         """Where models lie is for whoever runs the server to say."""

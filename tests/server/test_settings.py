@@ -31,6 +31,7 @@ SET = {
     "LABELNEXT_BASIC_AUTH": "studio:s3cret:with a colon",
     "LABELNEXT_WEBHOOK_SECRET": "s3cret-of-events",
     "LABELNEXT_LOCAL_FILES_ROOT": "/srv/images",
+    "LABELNEXT_VERIFY_KEY": "RWT/9m+og4isUpyk8iGW2RjY53oZpnrl1ErOe3Pq4B/4AJZTCk4Wz5TX",
     "LABELNEXT_ALLOWED_ORIGINS": "http://minio:9000, https://cdn.example.org",
 }
 
@@ -62,6 +63,7 @@ def test_every_setting_is_read_from_its_variable():
         basic_auth="studio:s3cret:with a colon",
         webhook_secret="s3cret-of-events",
         local_files_root=Path("/srv/images"),
+        verify_key="RWT/9m+og4isUpyk8iGW2RjY53oZpnrl1ErOe3Pq4B/4AJZTCk4Wz5TX",
         allowed_origins=("http://minio:9000", "https://cdn.example.org"),
     )
 
@@ -113,6 +115,7 @@ def test_all_faults_are_told_at_once():
         ("LABEL_STUDIO_URL", "ftp://studio.example.org"),
         ("LABEL_STUDIO_PUBLIC_URL", "studio.example.org"),
         ("ALLOWED_ORIGINS", "http://good.example.org,bad"),
+        ("VERIFY_KEY", "key"),
     ],
 )
 def test_nonsense_is_refused(name, text):

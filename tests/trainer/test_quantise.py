@@ -12,7 +12,7 @@ from tests.trainer.small import coloured_images, lively_network, small_network
 from tests.versions import publish
 from trainer.export import export
 from trainer.network import Network
-from trainer.quantise import find_int8_trunk, quantise
+from trainer.quantise import copy_int8_trunk, quantise
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 90)
 TRUNK, OTHER = "a" * 64, "b" * 64
@@ -89,20 +89,23 @@ def test_a_network_that_begins_otherwise_is_refused(tmp_path):
 def test_the_newest_int8_trunk_of_a_fingerprint_is_found(tmp_path):
     """Versions of other trunks, and those published without it, are passed over."""
     repository = Repository(tmp_path)
-    assert find_int8_trunk(repository, TRUNK) is None
+    target = tmp_path / "copy"
+    assert not copy_int8_trunk(repository, TRUNK, target)
     publish(repository, b"1", trunk=TRUNK, int8=b"old")
-    newest = publish(repository, b"2", trunk=TRUNK, int8=b"new")
+    publish(repository, b"2", trunk=TRUNK, int8=b"new")
     publish(repository, b"3", trunk=OTHER, int8=b"other")
     publish(repository, b"4", trunk=TRUNK)
-    assert find_int8_trunk(repository, TRUNK) == newest.path / INT8_TRUNK_FILE
-    assert find_int8_trunk(repository, "c" * 64) is None
+    assert copy_int8_trunk(repository, TRUNK, target)
+    assert target.read_bytes() == b"new"
+    assert not copy_int8_trunk(repository, "c" * 64, target)
 
 
 @pytest.mark.parametrize("file", [INT8_TRUNK_FILE, "model.onnx", "manifest.json"])
 def test_damaged_versions_are_passed_over(tmp_path, file):
     """An int8 trunk that was edited, or lies in a version that cannot be trusted, is not published again."""
     repository = Repository(tmp_path)
-    sound = publish(repository, b"weights", trunk=TRUNK, int8=b"sound")
+    publish(repository, b"weights", trunk=TRUNK, int8=b"sound")
     damaged = publish(repository, b"weights", trunk=TRUNK, int8=b"other")
     (damaged.path / file).write_bytes(b"whoops!"[: (damaged.path / file).stat().st_size])
-    assert find_int8_trunk(repository, TRUNK) == sound.path / INT8_TRUNK_FILE
+    assert copy_int8_trunk(repository, TRUNK, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"sound"

@@ -17,7 +17,6 @@ import numpy as np
 
 from contract.errors import ConfigError, FetchError
 from contract.ranking import Ranking, load_rankings, save_ranking
-from contract.repository import Repository
 from trainer import labelstudio
 from trainer.dataset import open_fetcher
 from trainer.locks import exclusive
@@ -88,7 +87,7 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     started = time.monotonic()
     clock = Clock()
     strategies.check(options.strategy, multiple=False)
-    repository = Repository(environment.models, environment.model)
+    repository = environment.repository()
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
     with exclusive(repository, work=f".rank.{options.project}", refusal=busy), open_fetcher(environment) as fetcher:
         first = Place(options, environment, repository, fetcher=fetcher, clock=clock)
@@ -227,7 +226,7 @@ class _Ranking:
             save_ranking(self._repository, record)
         except OSError as err:
             raise ConfigError(
-                f"expected to write the ranking's record to {self._repository.folder}, got {err.strerror}; "
+                f"expected to write the ranking's record to {self._repository.location}, got {err.strerror}; "
                 "give the trainer the folder to write, then rank again"
             ) from err
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from contract.errors import RepositoryError
+from contract.errors import RepositoryError, RepositoryUnreachable
 from contract.labelconfig import ChoicesControl, choose_control
 from contract.manifest import Manifest
 from contract.repository import Repository
@@ -53,7 +53,9 @@ def read_trained(repository: Repository, project: int) -> Trained | None:
     """
     for name in reversed(repository.versions()):
         try:
-            found = _trained(repository.open(name).manifest, project)
+            found = _trained(repository.read_manifest(name), project)
+        except RepositoryUnreachable:
+            raise  # it would be trained on the same labels again
         except RepositoryError:
             continue
         if found is not None:

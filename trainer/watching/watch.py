@@ -72,7 +72,7 @@ def watch(
         ConfigError: if Label Studio's address or token is not set, or another watch is at work on the model.
     """
     environment.label_studio()
-    repository = Repository(environment.models, environment.model)
+    repository = environment.repository()
     commands = {
         "run": ["run", "--project", str(options.project), *arguments_of_run],
         "rank": ["rank", "--project", str(options.project), *arguments_of_rank],
@@ -393,10 +393,12 @@ class _Watcher:
 
     def _answer(self, requests: tuple[TrainingRequest, ...]) -> None:
         """Forget requests, here too: where the folder cannot be written they would be answered for ever."""
-        self._answered = (*(request for request in self._answered if request.path.exists()), *requests)
+        self._answered = (*self._answered, *requests)
         try:
             for request in requests:
-                remove(request)
+                remove(self._repository, request)
+            waiting = find_requests(self._repository)
+            self._answered = tuple(request for request in self._answered if request in waiting)
         except OSError as err:
             logger.warning("a request to train that was answered cannot be removed: %s", err)
 

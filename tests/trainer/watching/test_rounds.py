@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from contract.errors import RepositoryUnreachable
 from contract.labelconfig import parse_label_config
 from contract.repository import Repository
 from tests.versions import manifest, write_files
@@ -116,3 +117,18 @@ def test_a_schedule_reads_as_a_sentence():
     """In the first line of a watch."""
     assert str(Schedule(20, None)) == "after 20 new labels"
     assert str(Schedule(1, 30)) == "after 1 new label or 30 minutes after the last if labels have changed"
+
+
+def test_a_bucket_that_does_not_answer_is_not_one_without_versions(monkeypatch, tmp_path):
+    """Otherwise the same labels would be trained on once more."""
+    repository = Repository(tmp_path)
+    with repository.stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, b"x")
+        staged.publish(manifest(staged.version))
+
+    def fail(name):
+        raise RepositoryUnreachable("no answer")
+
+    monkeypatch.setattr(repository, "read_manifest", fail)
+    with pytest.raises(RepositoryUnreachable):
+        read_trained(repository, 3)

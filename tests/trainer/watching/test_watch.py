@@ -348,7 +348,7 @@ def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monke
     """The trainer may not be allowed to write where servers do."""
     leave_request(repository_of(studio), None)
 
-    def refuse(request):
+    def refuse(repository, request):
         raise PermissionError("read-only")
 
     monkeypatch.setattr("trainer.watching.watch.remove", refuse)

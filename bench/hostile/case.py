@@ -1,0 +1,106 @@
+"""What a case is: something hostile, and what must come of it."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from bench.hostile.site import SAME, Escaped, Site
+
+_QUICK_S = 10.0
+
+Result = Mapping[str, Any]
+"""What /score says of one image."""
+
+Attack = Callable[[], None]
+"""Sends something; raises Escaped if anything else comes than must."""
+
+
+class Kind(StrEnum):
+    """What is hostile."""
+
+    IMAGE = "image"
+    ADDRESS = "address"
+    REQUEST = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing that an attacker sends."""
+
+    name: str
+    kind: Kind
+    sent: str
+    """For people, as is `must`."""
+    must: str
+    prepare: Callable[[Site], Attack]
+    """Sets it up, and returns what sends it."""
+    seconds: float = 10.0
+    """The longest that the attack may take."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether it mostly waits, so that it may be run beside others that do."""
+        return self.kind is Kind.ADDRESS and self.seconds > _QUICK_S
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The image gets no prediction, for this reason."""
+
+    code: str
+    reason: str
+    """A regular expression that is found in the error's text."""
+
+    @property
+    def must(self) -> str:
+        """For people."""
+        return f"no prediction, {self.code} error"
+
+    def check(self, site: Site, result: Result) -> None:
+        """Raise Escaped if the result is another."""
+        error = result.get("error")
+        if error is None:
+            raise Escaped("the image was scored")
+        if not re.fullmatch(self.code, error["code"]) or not re.search(self.reason, error["detail"]):
+            raise Escaped(f"expected a {self.code} error with {self.reason!r}, got {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The image is scored, by the pixels of another one."""
+
+    like: Callable[[], bytes]
+    """Makes a harmless file of the same picture."""
+    within: float = SAME
+    """How far probabilities may lie apart; more than this only where a codec loses something."""
+
+    @property
+    def must(self) -> str:
+        """For people."""
+        return "scored by its pixels"
+
+    def check(self, site: Site, result: Result) -> None:
+        """Raise Escaped if the result is another."""
+        if "error" in result:
+            raise Escaped(f"expected a score, got {result['error']}")
+        expected = site.probabilities(self.like())
+        apart = max(abs(one - other) for one, other in zip(result["probabilities"], expected, strict=True))
+        if apart > self.within:
+            raise Escaped(
+                f"probabilities are {apart:.2g} from those of the same pixels, at most {self.within:.2g} may be"
+            )
+
+
+Outcome = Refused | Scored
+
+
+def refused_fetch(reason: str) -> Refused:
+    """The outcome of a reference that must not or cannot be fetched."""
+    return Refused("fetch", reason)
+
+
+def refused_decode(reason: str) -> Refused:
+    """The outcome of bytes that must not or cannot be decoded."""
+    return Refused("decode", reason)

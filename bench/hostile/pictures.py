@@ -1,0 +1,125 @@
+"""Pictures, and how files of them are made by hand where no library would write such a file.
+
+All show the same thing: four colours in the quarters of a square, of which no turn or mirror image is the same.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+SIDE = 64
+"""Pixels."""
+
+_QUARTERS = ((230, 40, 30), (40, 200, 60), (30, 60, 220), (250, 240, 90))
+
+
+def pixels(side: int = SIDE) -> npt.NDArray[np.uint8]:
+    """Return the picture: (side, side, 3)."""
+    quarters = np.array(_QUARTERS, np.uint8).reshape(2, 2, 3)
+    return quarters.repeat(side // 2, axis=0).repeat(side // 2, axis=1)
+
+
+def picture(side: int = SIDE) -> Image.Image:
+    """Return the picture in RGB."""
+    return Image.fromarray(pixels(side))
+
+
+def save(image: Image.Image, file_format: str, **options: object) -> bytes:
+    """Return an image as a file."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+@cache
+def plain() -> bytes:
+    """Return the picture as a PNG without anything special."""
+    return save(picture(), "PNG")
+
+
+@cache
+def jpeg() -> bytes:
+    """Return the picture as a JPEG without anything special."""
+    return save(picture(), "JPEG", quality=95)
+
+
+def chunk(kind: bytes, content: bytes, *, checksum: int | None = None) -> bytes:
+    """Return a chunk of a PNG."""
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def png(
+    width: int, height: int, *, depth: int, colour: int, data: bytes, before: bytes = b"", after: bytes = b""
+) -> bytes:
+    """Return a PNG of a header, rows that are compressed already, and chunks before and behind these."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
+
+
+def squeezed_zeros(count: int) -> bytes:
+    """Return so many zero bytes compressed, a thousandth of them."""
+    squeeze = zlib.compressobj(9)
+    block = bytes(1 << 20)
+    parts = [squeeze.compress(block) for _ in range(count >> 20)]
+    return b"".join([*parts, squeeze.compress(bytes(count & (1 << 20) - 1)), squeeze.flush()])
+
+
+def insert_chunk(file: bytes, added: bytes) -> bytes:
+    """Return a PNG with chunks added behind its header."""
+    return file[:33] + added + file[33:]
+
+
+def insert_segments(file: bytes, added: bytes) -> bytes:
+    """Return a JPEG with segments added at its beginning."""
+    return file[:2] + added + file[2:]
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """Return a segment of a JPEG."""
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+Tag = tuple[int, Sequence[int]]
+"""Of a TIFF: type and values."""
+
+SHORT, LONG = 3, 4
+
+
+def tiff(tags: Mapping[int, Tag], data: bytes = b"", *, next_directory: int = 0) -> bytes:
+    """Return a TIFF of one directory, and behind it data, whose offset stands in for values of -1."""
+    sizes, codes = {SHORT: 2, LONG: 4}, {SHORT: "H", LONG: "I"}
+    directory_end = 8 + 2 + 12 * len(tags) + 4
+    data_at = directory_end + sum(size for kind, values in tags.values() if (size := sizes[kind] * len(values)) > 4)
+    entries, extra = b"", b""
+    for tag, (kind, values) in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}{codes[kind]}", *(data_at if value == -1 else value for value in values))
+        held = packed.ljust(4, b"\0")
+        if len(packed) > 4:
+            held = struct.pack("<I", directory_end + len(extra))
+            extra += packed
+        entries += struct.pack("<HHI", tag, kind, len(values)) + held
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + entries + struct.pack("<I", next_directory) + extra + data
+
+
+def tiff_tags(
+    width: int, height: int, *, bits: Sequence[int], compression: int = 1, rows: int | None = None
+) -> dict[int, Tag]:
+    """Return the tags of an RGB or greyscale image in one strip."""
+    return {
+        256: (LONG, [width]),
+        257: (LONG, [height]),
+        258: (SHORT, bits),
+        259: (SHORT, [compression]),
+        262: (SHORT, [2 if len(bits) > 1 else 1]),
+        273: (LONG, [-1]),
+        277: (SHORT, [len(bits)]),
+        278: (LONG, [height if rows is None else rows]),
+    }

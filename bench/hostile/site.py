@@ -1,0 +1,266 @@
+"""The server under attack, the hosts around it, and whether it is still what it was.
+
+Linux only: memory and processes are read from /proc.
+"""
+
+import base64
+import http.client
+import json
+import os
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from bench import tiny_model
+from bench.hostile import pictures
+from bench.hostile.hosts import Host, body, host
+from bench.hostile.tls import make_certificate
+from bench.load import label_config
+from bench.serving import Server, serving
+from contract.repository import Repository
+
+LIVE_S = 1.0
+"""Label Studio waits so long for /health, and so do those who would restart the server."""
+
+GROWTH_MB = 1024.0
+"""What one case may take beyond what is resident before it: two images of 50 million pixels at once."""
+
+SAME = 1e-6
+"""How far probabilities of the same pixels may lie apart: images are scored in other batches."""
+
+USER = "annotator"
+
+
+class Escaped(AssertionError):
+    """Something hostile had an effect that it must not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What must never be seen where it does not belong."""
+
+    token: str = field(default_factory=lambda: secrets.token_hex(20))
+    """Label Studio's."""
+    password: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    webhook: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    file: str = field(default_factory=lambda: secrets.token_hex(16))
+    """What stands in a file outside of the folder that may be read."""
+    signature: str = field(default_factory=lambda: secrets.token_hex(16))
+    """As of a presigned address, in the query."""
+
+    def all(self) -> tuple[str, ...]:
+        """Every one of them, as it would be found in a log."""
+        return (self.token, self.password, self.webhook, self.file, self.signature)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A server with a tiny version, and its neighbours."""
+
+    server: Server
+    version: str
+    secrets: Secrets
+    images: Host
+    """Its origin is allowed, but it is hostile."""
+    studio: Host
+    """Label Studio: the token goes there, and nowhere else."""
+    tls: Host
+    """Its origin is allowed under two names, of which its certificate, which the server trusts, has one: localhost."""
+    canary: Host
+    """On every address of this machine; nobody may ask it anything."""
+    files: Path
+    """The folder behind /data/local-files."""
+    worker: int
+    known: dict[bytes, Sequence[float]] = field(default_factory=dict)
+
+    def authorization(self) -> dict[str, str]:
+        """The header of somebody who may ask."""
+        pair = base64.b64encode(f"{USER}:{self.secrets.password}".encode()).decode()
+        return {"Authorization": f"Basic {pair}"}
+
+    def address(self) -> tuple[str, int]:
+        """Where the server listens."""
+        name, _, port = self.server.url.removeprefix("http://").partition(":")
+        return name, int(port)
+
+    def ask(self, path: str, content: object, *, timeout_s: float = 150) -> tuple[int, Any]:
+        """Send JSON, or bytes as they are, as somebody who may ask; return the status and the JSON of the answer."""
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        connection = http.client.HTTPConnection(*self.address(), timeout=timeout_s)
+        try:
+            connection.request("POST", path, data, {"Content-Type": "application/json", **self.authorization()})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def score(self, references: Sequence[object]) -> list[Mapping[str, Any]]:
+        """Return what /score says of images; raises Escaped unless it answers with one element for each."""
+        status, answer = self.ask("/score", {**predict_body(references), "version": self.version})
+        if status != 200 or len(answer["results"]) != len(references):
+            raise Escaped(f"expected {len(references)} results, got {status} {str(answer)[:300]}")
+        results: list[Mapping[str, Any]] = answer["results"]
+        return results
+
+    def score_among_good(self, reference: object) -> Mapping[str, Any]:
+        """Return what becomes of a reference; raises Escaped unless the images before and behind it are scored."""
+        good = data_uri(pictures.plain())
+        before, result, behind = self.score([good, reference, good])
+        expected = self.probabilities(pictures.plain())
+        for neighbour in (before, behind):
+            if "error" in neighbour or not np.allclose(neighbour["probabilities"], expected, atol=SAME):
+                raise Escaped(f"a good image in the same request came to {neighbour}")
+        return result
+
+    def probabilities(self, file: bytes) -> Sequence[float]:
+        """Return the probabilities of a harmless file."""
+        if file not in self.known:
+            (result,) = self.score([data_uri(file)])
+            self.known[file] = result["probabilities"]
+        return self.known[file]
+
+    def live_s(self) -> float:
+        """Return the seconds that /health/live takes to say that all is well; raises Escaped if it does not."""
+        started = time.perf_counter()
+        connection = http.client.HTTPConnection(*self.address(), timeout=10 * LIVE_S)
+        try:
+            connection.request("GET", "/health/live")
+            status = connection.getresponse().status
+        except OSError as err:
+            raise Escaped(f"/health/live does not answer ({type(err).__name__})") from err
+        finally:
+            connection.close()
+        if status != 200:
+            raise Escaped(f"/health/live answers {status}")
+        return time.perf_counter() - started
+
+    def mark(self) -> "Mark":
+        """Return how things stand before a case."""
+        self.server.forget_peak()
+        return Mark(self.server.peak_rss_mb(), self.server.process.log.stat().st_size, self.canary.contacts)
+
+    def check_unharmed(self, before: "Mark") -> None:
+        """Raise Escaped unless the server is what it was before the case, and told nobody what it should not."""
+        if (worker := _worker(self.server)) != self.worker:
+            raise Escaped(f"the worker {self.worker} ended; {worker} took its place")
+        if (seconds := self.live_s()) > LIVE_S:
+            raise Escaped(f"/health/live took {seconds:.1f} s afterwards")
+        if (grown := self.server.peak_rss_mb() - before.resident_mb) > GROWTH_MB:
+            raise Escaped(f"the worker took {grown:.0f} MB more, at most {GROWTH_MB:.0f} may be")
+        if self.canary.contacts != before.contacts:
+            raise Escaped(f"the server connected to an address of this machine: {self.canary.asked[-1:]}")
+        self._check_told_nobody(before)
+
+    def _check_told_nobody(self, before: "Mark") -> None:
+        told = [asked for each in (self.images, self.canary, self.tls) for asked in each.asked]
+        told += [asked for asked in self.studio.asked if not _serves_images(asked.path)]
+        if leaks := [asked.path for asked in told if self.secrets.token in asked.head]:
+            raise Escaped(f"Label Studio's token was sent with {leaks}")
+        with self.server.process.log.open("rb") as log:
+            log.seek(before.log_bytes)
+            written = log.read().decode(errors="replace")
+        if any(secret in written for secret in self.secrets.all()):
+            raise Escaped("a secret stands in the log")
+        if forged := [line for line in written.splitlines() if line.startswith('{"forged"')]:
+            raise Escaped(f"a line of the log was forged: {forged[0]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How things stood before a case."""
+
+    resident_mb: float
+    log_bytes: int
+    contacts: int
+
+
+def data_uri(file: bytes, kind: str = "image/png") -> str:
+    """Return a reference that holds the file itself."""
+    return f"data:{kind};base64,{base64.b64encode(file).decode()}"
+
+
+def predict_body(references: Sequence[object], **fields: object) -> dict[str, object]:
+    """Return the body of /predict for images, with further fields of /score or others in place of Label Studio's."""
+    tasks = [{"id": number, "data": {"image": reference}} for number, reference in enumerate(references, start=1)]
+    return {
+        "tasks": tasks,
+        "project": "1.1791188130",
+        "label_config": label_config(tiny_model.LABELS),
+        "params": {"login": None, "password": None, "context": None},
+        **fields,
+    }
+
+
+def _serves_images(path: str) -> bool:
+    """Whether the token may be sent with a path of Label Studio's."""
+    plain = unquote(unquote(path))
+    return path.startswith(("/data/upload/", "/tasks/2/resolve/")) and ".." not in plain.partition("?")[0]
+
+
+@contextmanager
+def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
+    """Run a server and the hosts around it until the block ends.
+
+    Args:
+        environment: further variables for the server's process.
+
+    Raises:
+        RuntimeError: if the server does not get ready.
+    """
+    with ExitStack() as stack:
+        folder, hidden = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-"))), Secrets()
+        version = tiny_model.publish(Repository(folder / "models"), seed=0)
+        files = _write_files(folder, hidden)
+        certificate = make_certificate(folder / "tls", "localhost")
+        images, studio = stack.enter_context(host()), stack.enter_context(host())
+        tls = stack.enter_context(host(tls=certificate.context() if certificate else None))
+        canary = stack.enter_context(host(everywhere=True))
+        for each in (tls, canary):
+            each.otherwise = body(pictures.plain(), content_type="image/png")
+        studio.otherwise = body(b"", status="403 Forbidden")
+        settings = {
+            "LABELNEXT_LABEL_STUDIO_URL": studio.url,
+            "LABELNEXT_LABEL_STUDIO_TOKEN": hidden.token,
+            "LABELNEXT_LOCAL_FILES_ROOT": str(files),
+            "LABELNEXT_ALLOWED_ORIGINS": f"{images.url},https://localhost:{tls.port},https://127.0.0.1:{tls.port}",
+            "LABELNEXT_BASIC_AUTH": f"{USER}:{hidden.password}",
+            "LABELNEXT_WEBHOOK_SECRET": hidden.webhook,
+            "LABELNEXT_PROVIDER": "cpu",
+            **({"SSL_CERT_FILE": str(certificate.file)} if certificate else {}),
+            **(environment or {}),
+        }
+        server = stack.enter_context(serving(folder / "models", log=folder / "log", settings=settings))
+        yield Site(server, version, hidden, images, studio, tls, canary, files=files, worker=_worker(server))
+
+
+def _worker(server: Server) -> int:
+    master = server.process.popen.pid
+    (worker,) = (Path("/proc") / str(master) / "task" / str(master) / "children").read_text(encoding="utf-8").split()
+    return int(worker)
+
+
+def _write_files(folder: Path, hidden: Secrets) -> Path:
+    """Write the folder behind /data/local-files, a file beside it, and what leads out of it or cannot be read."""
+    (folder / "secret.png").write_bytes(pictures.plain() + hidden.file.encode())
+    files = folder / "files"
+    (files / "sub").mkdir(parents=True)
+    (files / "sub" / "good.png").write_bytes(pictures.plain())
+    (files / "link.png").symlink_to(folder / "secret.png")
+    (files / "out").symlink_to(folder, target_is_directory=True)
+    (files / "loop").symlink_to(files / "loop")
+    (files / "zero").symlink_to("/dev/zero")
+    os.mkfifo(files / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(files / "socket"))
+    with (files / "sparse.png").open("wb") as file:
+        file.truncate(100 * 2**30)
+    return files

@@ -1,0 +1,5 @@
+"""All cases."""
+
+from bench.hostile import images, references, requests
+
+CASES = (*images.cases(), *references.cases(), *requests.cases())

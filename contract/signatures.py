@@ -1,0 +1,205 @@
+"""Signatures of versions: minisign's, over manifest.json, which holds the digest of every other file.
+
+Owns the keys, and what a signature says besides: its trusted comment names the version, so that it holds for no other.
+Files and keys are those of minisign (https://jedisct1.github.io/minisign/), whose program makes and verifies them as
+well. The library that reads them is needed only where a key is set. Knows no repository.
+"""
+
+import binascii
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, cast
+
+from contract.errors import ConfigError, SignatureError
+
+SIGNATURE_SUFFIX: Final = ".minisig"
+KEY_FILE: Final = "labelnext.key"
+PUBLIC_KEY_FILE: Final = "labelnext.pub"
+MOST_SIGNATURE_BYTES: Final = 10_000
+"""Of a file with a signature; minisign's own comments end at 8,192."""
+
+_PUBLIC_KEY_BYTES = 42
+_REMEDY = "roll back to a version that is signed, or publish again with LABELNEXT_SIGNING_KEY"
+
+
+class VerifyKey:
+    """A minisign public key."""
+
+    def __init__(self, line: str) -> None:
+        """Take the key as the one line of base64 that `minisign -G` shows.
+
+        Raises:
+            ConfigError: if it is no public key, or the library is not installed.
+        """
+        minisign = _library()
+        try:
+            self._key: Any = minisign.PublicKey.from_base64(line)
+        except minisign.Error as err:
+            raise ConfigError(f"LABELNEXT_VERIFY_KEY must be a minisign public key ({err}), got {line[:60]!r}") from err
+        self.line: Final = line
+
+    def verify(self, manifest: bytes, signature: bytes, *, version: str) -> None:
+        """Check that a manifest was signed with this key as that of this version.
+
+        Raises:
+            SignatureError: saying what is wrong with the signature.
+        """
+        minisign = _library()
+        try:
+            parsed = minisign.Signature.from_bytes(signature)
+            if not parsed.is_prehashed():
+                raise SignatureError(f"the signature of version {version} is of minisign's legacy form; {_REMEDY}")
+            self._key.verify(manifest, parsed)
+        except minisign.Error as err:
+            raise SignatureError(
+                f"the signature of version {version} is not one of its manifest.json by the key {self.line} ({err}): "
+                f"the version was edited, or signed by somebody else; {_REMEDY}"
+            ) from err
+        if parsed.trusted_comment != _comment(version):
+            raise SignatureError(
+                f"the signature of version {version} says {parsed.trusted_comment[:80]!r}, {_comment(version)!r} is "
+                f"expected: it was made for something else; {_REMEDY}"
+            )
+
+
+class SigningKey:
+    """A minisign secret key without a password."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the key from its file.
+
+        Raises:
+            ConfigError: if there is no such key there, it has a password, or the library is not installed.
+        """
+        minisign = _library()
+        try:
+            self._key: Any = minisign.SecretKey.from_file(path)
+            encrypted = self._key.is_encrypted()
+        except (OSError, minisign.Error) as err:
+            raise ConfigError(
+                f"LABELNEXT_SIGNING_KEY must be the path of a minisign secret key, {path} cannot be read as one "
+                f"({err}); `python -m trainer keygen FOLDER` makes one"
+            ) from err
+        if encrypted:
+            raise ConfigError(
+                f"the secret key {path} has a password, which nobody could type in here; remove it with "
+                f"`minisign -C -W -s {path}`, or make another with `python -m trainer keygen FOLDER`"
+            )
+        self.public: Final = VerifyKey(self._key.get_public_key().to_base64().decode())
+        """What its signatures are verified with."""
+
+    def sign(self, manifest: bytes, *, version: str) -> bytes:
+        """Return a manifest's signature as that of this version: the content of a .minisig file.
+
+        Raises:
+            SignatureError: if the halves of the key do not belong together, as in a file that was edited.
+        """
+        comment = _comment(version)
+        signature = bytes(self._key.sign(manifest, trusted_comment=comment, untrusted_comment=comment)) + b"\n"
+        self.public.verify(manifest, signature, version=version)
+        return signature
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What versions are signed and verified with. By default neither is done."""
+
+    signing: SigningKey | None = None
+    verifying: VerifyKey | None = None
+
+    @classmethod
+    def read(cls, *, signing: Path | None = None, verifying: str | None = None) -> "Keys":
+        """Read a secret key's file, and a public key as `read_public_key` returns it.
+
+        Who signs also verifies, with the other half of the pair: somebody else's version is not opened where the
+        secret key is.
+
+        Raises:
+            ConfigError: if one cannot be read, or the two are not of one pair.
+        """
+        signer = SigningKey(signing) if signing else None
+        key = VerifyKey(verifying) if verifying else signer.public if signer else None
+        if signer and key and signer.public.line != key.line:
+            raise ConfigError(
+                f"LABELNEXT_SIGNING_KEY signs for the public key {signer.public.line}, LABELNEXT_VERIFY_KEY is "
+                f"{key.line}: what is signed with the one is refused by the other; set both of one pair"
+            )
+        return cls(signer, key)
+
+    def check_publishing(self) -> None:
+        """Fail before anything is trained, rather than publish what every reader refuses.
+
+        Raises:
+            ConfigError: if versions are verified and not signed.
+        """
+        if self.verifying and not self.signing:
+            raise ConfigError(
+                "LABELNEXT_VERIFY_KEY is set, so that versions without a signature are refused, and "
+                "LABELNEXT_SIGNING_KEY is not; set it to the secret key's path"
+            )
+
+
+def read_public_key(value: str) -> str:
+    """Return a public key's line of base64 from that line itself, or from the path of a .pub file.
+
+    Raises:
+        ValueError: saying what is expected.
+    """
+    expected = "a minisign public key (56 characters that begin with RW) or the path of its .pub file"
+    if _is_public_key(value):
+        return value
+    try:
+        lines = Path(value).read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError) as err:
+        raise ValueError(expected) from err
+    if len(lines) != 2 or not _is_public_key(lines[1]):
+        raise ValueError(expected)
+    return lines[1]
+
+
+def generate_keys(folder: Path) -> tuple[Path, Path]:
+    """Write a new pair of keys into a folder; return the paths of the secret key and of the public one.
+
+    The secret key is readable by its owner alone.
+
+    Raises:
+        ConfigError: if there is a key already, the folder cannot be written, or the library is not installed.
+    """
+    pair = _library().KeyPair.generate()
+    secret, public = folder / KEY_FILE, folder / PUBLIC_KEY_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_new(secret, bytes(pair.secret_key), mode=0o600)
+        _write_new(public, bytes(pair.public_key), mode=0o644)
+    except OSError as err:
+        raise ConfigError(f"no pair of keys can be written to {folder} ({err}); name another folder") from err
+    return secret, public
+
+
+def _comment(version: str) -> str:
+    return f"labelnext version {version}"
+
+
+def _is_public_key(text: str) -> bool:
+    try:
+        key = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        return False
+    return len(key) == _PUBLIC_KEY_BYTES and key.startswith(b"Ed")
+
+
+def _write_new(path: Path, content: bytes, *, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content + b"\n")
+
+
+def _library() -> ModuleType:
+    try:
+        import minisign
+    except ImportError as err:
+        raise ConfigError(
+            "signatures need a package that is not installed here; run `pip install -r requirements/signatures.txt`"
+        ) from err
+    return cast("ModuleType", minisign)

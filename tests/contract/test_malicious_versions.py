@@ -1,0 +1,79 @@
+"""Versions made to do harm are refused by what every reader opens them with, before any engine sees them."""
+
+import os
+
+import pytest
+
+from contract.errors import LabelnextError, ManifestError, SignatureError, VersionNotFound
+from contract.passes import load_graph, lower
+from contract.probe import Probe
+from contract.repository import MANIFEST_FILE, Repository
+from contract.signatures import Keys, generate_keys
+from tests.malicious import MALICIOUS
+from tests.server.tiny_model import TinyModel, publish
+
+pytestmark = pytest.mark.timeout(30)  # a pipe or a device that is opened would be read for ever
+
+
+def publish_one(repository):
+    return publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
+
+
+def open_whole(repository, name):
+    """Open all that trainer and server open of a version, short of running it."""
+    with repository.open_verified(name) as version:
+        Probe.load(version.probe_path)
+        graph = load_graph(version.model_path, weights_bytes=version.weights_bytes)
+        load_graph(version.int8_trunk_path, weights_bytes=0)
+        return lower(graph, multiple=version.manifest.multiple)
+
+
+def test_the_version_that_is_spoiled_is_sound(tmp_path):
+    """Otherwise the refusals below would prove nothing."""
+    repository = Repository(tmp_path / "models")
+    assert len(open_whole(repository, publish_one(repository)).sites) == 2
+
+
+@pytest.mark.parametrize("case", [each for each in MALICIOUS if each.seen_by == "contract"], ids=lambda case: case.name)
+def test_it_is_refused(tmp_path, case):
+    """With the error that says which step refused it, and at once."""
+    repository = Repository(tmp_path / "models")
+    name = publish_one(repository)
+    case.apply(repository.folder / name)
+    with pytest.raises(LabelnextError) as caught:
+        open_whole(repository, name)
+    assert caught.type is case.error, caught.value
+
+
+@pytest.mark.parametrize("case", MALICIOUS, ids=lambda case: case.name)
+def test_where_signatures_are_demanded_its_manifest_is_not_parsed(tmp_path, case):
+    """Whatever was edited: either the manifest is not the signed one, or a digest in it is not that of the file."""
+    secret, _ = generate_keys(tmp_path / "keys")
+    repository = Repository(tmp_path / "models", keys=Keys.read(signing=secret))
+    name = publish_one(repository)
+    signed = (repository.folder / name / MANIFEST_FILE).read_bytes()
+    case.apply(repository.folder / name)
+    manifest = repository.folder / name / MANIFEST_FILE
+    changed = manifest.is_file() and manifest.read_bytes() != signed
+    with pytest.raises(LabelnextError) as caught:
+        open_whole(repository, name)
+    assert not changed or caught.type is SignatureError or "cannot be read" in str(caught.value)
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [as_pipe, lambda path: path.write_bytes(b"\xff" * 10_000), lambda path: path.write_bytes(b"../../etc\0")],
+    ids=["a-pipe", "long", "a-path"],
+)
+def test_a_pointer_that_is_none_is_refused(tmp_path, spoil):
+    """CURRENT is read on every poll, and must not stop the thread that does so."""
+    repository = Repository(tmp_path / "models")
+    publish_one(repository)
+    spoil(repository.folder / "CURRENT")
+    with pytest.raises((OSError, VersionNotFound, ManifestError)):
+        repository.current()

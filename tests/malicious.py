@@ -1,0 +1,387 @@
+"""Versions that somebody who can write to the repository might put there, and what must come of each.
+
+Each is a sound version of the tiny model that was edited; digests are put right afterwards, as whoever edits would do,
+except in what is about the manifest or the files themselves.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from contract.errors import DigestError, GateError, LabelnextError, LoweringError, ManifestError, UnsafeGraph
+from contract.manifest import FileDigest
+from contract.repository import INT8_TRUNK_FILE, MANIFEST_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, digest_file
+
+OPSETS = [helper.make_opsetid("", 18)]
+
+
+@dataclass(frozen=True)
+class Malicious:
+    """What is done to a version's folder, and the error that it must end in."""
+
+    name: str
+    spoil: Callable[[Path], object]
+    error: type[LabelnextError]
+    digests_put_right: bool = True
+    """Whether the manifest is made to fit the files."""
+    seen_by: str = "contract"
+    """`engine` where only what runs the graph can tell."""
+
+    def apply(self, folder):
+        self.spoil(folder)
+        if self.digests_put_right:
+            put_digests_right(folder)
+
+
+def put_digests_right(folder):
+    """Write the digests of the files as they are now."""
+    edit_manifest(folder, lambda document: document["files"].update(_digests(folder, document["files"])))
+
+
+def _digests(folder, files):
+    return {name: _to_json(digest_file(folder / name)) for name in files if (folder / name).is_file()}
+
+
+def _to_json(digest: FileDigest):
+    return {"sha256": digest.sha256, "size_bytes": digest.size_bytes}
+
+
+def edit_manifest(folder, change):
+    document = json.loads((folder / MANIFEST_FILE).read_text())
+    change(document)
+    (folder / MANIFEST_FILE).write_text(json.dumps(document))
+
+
+# Graphs. `change` gets the ModelProto, loaded without its weights.
+
+
+def graph(name, change, error=UnsafeGraph, *, file=MODEL_FILE, seen_by="contract"):
+    def spoil(folder):
+        model = onnx.load(folder / file, load_external_data=False)
+        change(model)
+        (folder / file).write_bytes(model.SerializeToString())
+
+    return Malicious(name, spoil, error, seen_by=seen_by)
+
+
+def weight(model):
+    return next(tensor for tensor in model.graph.initializer if tensor.name == "w1")
+
+
+def point_to(tensor, **entries):
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def weights_at(location):
+    return lambda model: point_to(weight(model), location=location, offset=0, length=1024)
+
+
+def set_place(**entries):
+    return lambda model: point_to(weight(model), **{"location": WEIGHTS_FILE, "offset": 0, "length": 1024, **entries})
+
+
+def add_entry(key, value, *, first=False):
+    def change(model):
+        entries = [(entry.key, entry.value) for entry in weight(model).external_data]
+        del weight(model).external_data[:]
+        for name, its_value in [(key, value), *entries] if first else [*entries, (key, value)]:
+            weight(model).external_data.add(key=name, value=its_value)
+
+    return change
+
+
+def external_tensor(location="/etc/passwd"):
+    tensor = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[4])
+    point_to(tensor, location=location, offset=0, length=16)
+    return tensor
+
+
+def declare(dims, *, raw=b"\0" * 4):
+    def change(model):
+        model.graph.initializer.append(
+            TensorProto(name="huge", data_type=TensorProto.FLOAT, dims=dims, raw_data=raw),
+        )
+
+    return change
+
+
+def prepend(*nodes):
+    def change(model):
+        kept = [*nodes, *model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+
+    return change
+
+
+def body(initializer=None):
+    """A graph of no inputs and one output, for a branch."""
+    tensor = initializer or numpy_helper.from_array(np.zeros(4, np.float32), "outside")
+    node = helper.make_node("Identity", ["outside"], ["inside"])
+    output = helper.make_tensor_value_info("inside", TensorProto.FLOAT, [4])
+    return helper.make_graph([node], "body", [], [output], [tensor])
+
+
+def branch(inner):
+    return helper.make_node("If", ["training"], ["branched"], then_branch=inner, else_branch=inner)
+
+
+def loop():
+    infos = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+    ]
+    again = helper.make_node("Identity", ["go_on"], ["still"])
+    output = helper.make_tensor_value_info("still", TensorProto.BOOL, [])
+    return helper.make_node("Loop", ["", "training"], [], body=helper.make_graph([again], "body", infos, [output]))
+
+
+def add_functions(*functions):
+    def change(model):
+        model.functions.extend(functions)
+        model.opset_import.append(helper.make_opsetid("own", 1))
+        prepend(helper.make_node(functions[-1].name, ["w1"], ["called"], domain="own"))(model)
+
+    return change
+
+
+def function(name, called, times=1, *, domain="own"):
+    tips = ["x", *(f"t{i}" for i in range(times - 1)), "y"]
+    nodes = [helper.make_node(called, [a], [b], domain=domain) for a, b in itertools.pairwise(tips)]
+    return helper.make_function("own", name, ["x"], ["y"], nodes, [*OPSETS, helper.make_opsetid("own", 1)])
+
+
+def function_with_default(model):
+    made = function("f", "Identity", domain="")
+    made.attribute_proto.append(helper.make_attribute("default", external_tensor()))
+    add_functions(made)(model)
+
+
+def sparse(model):
+    model.graph.sparse_initializer.add(dims=[4]).values.CopyFrom(external_tensor())
+
+
+def training_info(model):
+    model.training_info.add().initialization.initializer.append(external_tensor())
+
+
+def first_dropout(model):
+    return next(node for node in model.graph.node if node.op_type == "Dropout")
+
+
+def unknown_type(model):
+    weight(model).data_type = 99
+
+
+def gather_out_of_range(model):
+    model.graph.initializer.append(numpy_helper.from_array(np.array([10**9]), "far"))
+    prepend(helper.make_node("Gather", ["w1", "far"], ["gathered"]))(model)
+    next(node for node in model.graph.node if "w2" in node.input).input[1] = "gathered"
+
+
+# Files.
+
+
+def link(file, target):
+    def spoil(folder):
+        outside = folder.parent.parent / "outside"
+        outside.mkdir(exist_ok=True)
+        path = folder / file
+        moved = outside / path.name
+        shutil.move(path, moved) if target is None else path.unlink()
+        path.symlink_to(moved if target is None else target)
+
+    return spoil
+
+
+def pipe(file):
+    def spoil(folder):
+        (folder / file).unlink()
+        os.mkfifo(folder / file)
+
+    return spoil
+
+
+def pipe_of_no_length(folder):
+    pipe(PROBE_FILE)(folder)
+    edit_manifest(folder, lambda document: document["files"][PROBE_FILE].update(size_bytes=0))
+
+
+def folder_for(file):
+    def spoil(folder):
+        (folder / file).unlink()
+        (folder / file).mkdir()
+
+    return spoil
+
+
+def files(name, spoil, error=DigestError):
+    return Malicious(name, spoil, error, digests_put_right=False)
+
+
+# Manifests.
+
+
+def manifest(name, change, error=ManifestError):
+    return Malicious(name, lambda folder: edit_manifest(folder, change), error, digests_put_right=False)
+
+
+def raw_manifest(name, text):
+    return Malicious(name, lambda folder: (folder / MANIFEST_FILE).write_bytes(text), ManifestError, False)
+
+
+def rename_file(name):
+    return lambda document: document["files"].update({name: document["files"][WEIGHTS_FILE]})
+
+
+def drop_weights(document):
+    del document["files"][WEIGHTS_FILE]
+
+
+# Probes.
+
+
+def probe(name, change):
+    def spoil(folder):
+        with np.load(folder / PROBE_FILE) as archive:
+            arrays = dict(archive)
+        change(folder / PROBE_FILE, arrays)
+
+    return Malicious(name, spoil, DigestError)
+
+
+def replace_array(**changed):
+    return lambda path, arrays: np.savez(path, **{**arrays, **changed})
+
+
+def bomb(path, arrays):
+    """An archive whose directory promises a terabyte."""
+    np.savez(path, **arrays)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"rewritten"
+        archive.getinfo("images.npy").file_size = 2**40
+
+
+def lying_shape(path, arrays):
+    np.savez(path, **arrays)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    header = members["images.npy"]
+    shown = header[10 : 10 + header[8]].decode()
+    longer = shown.replace("(4, 8, 8, 3)", "(999999999999, 8, 8, 3)").rstrip()
+    members["images.npy"] = header[:10] + longer.ljust(header[8] - 1).encode() + b"\n" + header[10 + header[8] :]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def one_array(path, arrays):
+    with path.open("wb") as file:
+        np.save(file, arrays["images"])
+
+
+def pickled(path, arrays):
+    path.write_bytes(b"\x80\x04K\x01.")
+
+
+def int8(name, change):
+    """A trunk in 8-bit integers as somebody else's; a server serves the version in float32 then."""
+    return graph(name, change, file=INT8_TRUNK_FILE)
+
+
+MALICIOUS = (
+    graph("weights-at-an-absolute-path", weights_at("/etc/passwd")),
+    graph("weights-above-the-version", weights_at("../../../etc/passwd")),
+    graph("weights-in-another-version", weights_at("../20260102T030405678Z-0a1b2c/model.onnx.data")),
+    graph("weights-by-another-spelling", weights_at(f"./{WEIGHTS_FILE}")),
+    graph("weights-in-the-probe", weights_at(PROBE_FILE)),
+    graph("weights-in-the-process", weights_at("*/_ORT_MEM_ADDR_/*")),
+    graph("weights-at-a-url", weights_at("file:///etc/passwd")),
+    graph("weights-nowhere", lambda model: point_to(weight(model), offset=0, length=1024)),
+    graph("weights-in-two-places", add_entry("location", "/etc/passwd")),
+    graph("weights-elsewhere-at-first", add_entry("location", "/etc/passwd", first=True)),
+    graph("weights-with-a-base-path", add_entry("basepath", "/etc")),
+    graph("weights-beyond-the-end", set_place(offset=2**40)),
+    graph("weights-over-the-end", set_place(length=2**40)),
+    graph("weights-before-the-beginning", set_place(offset=-8)),
+    graph("weights-at-no-number", set_place(offset="1_0")),
+    graph("weights-larger-than-they-are", lambda model: weight(model).dims.__setitem__(0, 2**40)),
+    graph("weights-of-a-type-that-is-none", unknown_type, GateError, seen_by="engine"),
+    graph("a-tensor-of-a-terabyte", declare([2**20, 2**18])),
+    graph("a-tensor-of-negative-size", declare([-1])),
+    graph("a-constant-outside", prepend(helper.make_node("Constant", [], ["c"], value=external_tensor()))),
+    graph("a-branch", prepend(branch(body()))),
+    graph("a-branch-with-weights-outside", prepend(branch(body(external_tensor())))),
+    graph("an-endless-loop", prepend(loop())),
+    graph("an-operator-of-its-own", prepend(helper.make_node("Run", ["w1"], ["r"], domain="evil"))),
+    graph("an-operator-of-the-engine", prepend(helper.make_node("EPContext", ["w1"], ["r"], domain="com.microsoft"))),
+    graph("a-function-that-calls-itself", add_functions(function("f", "f"))),
+    graph(
+        "functions-that-grow",
+        add_functions(
+            function("f0", "Identity", 10, domain=""), *(function(f"f{i}", f"f{i - 1}", 10) for i in range(1, 9))
+        ),
+    ),
+    graph("too-many-functions", add_functions(*(function(f"f{i}", "Identity", domain="") for i in range(300)))),
+    graph("two-functions-of-one-name", add_functions(*[function("f", "Identity", domain="")] * 2)),
+    graph("a-function-with-weights-outside", function_with_default),
+    graph("sparse-weights-outside", sparse),
+    graph("training-information", training_info),
+    graph("a-dropout-of-nothing", lambda model: first_dropout(model).input.__setitem__(0, ""), LoweringError),
+    graph("a-dropout-of-a-dropout-less", lambda model: first_dropout(model).ClearField("output"), LoweringError),
+    graph("an-output-of-nothing", lambda model: model.graph.node.pop(), GateError, seen_by="engine"),
+    graph("an-index-far-out", gather_out_of_range, LabelnextError, seen_by="engine"),
+    int8("int8-weights-outside", lambda model: model.graph.initializer.append(external_tensor())),
+    int8("int8-weights-in-the-other-file", lambda model: model.graph.initializer.append(external_tensor(WEIGHTS_FILE))),
+    int8("int8-endless-loop", prepend(loop())),
+    files("graph-is-a-link", link(MODEL_FILE, None)),
+    files("weights-are-a-link", link(WEIGHTS_FILE, None)),
+    files("weights-are-an-endless-device", link(WEIGHTS_FILE, "/dev/zero")),
+    files("probe-is-a-pipe", pipe(PROBE_FILE)),
+    files("probe-is-a-pipe-of-no-length", pipe_of_no_length),
+    files("graph-is-a-folder", folder_for(MODEL_FILE)),
+    files("report-is-a-link", link("report", None)),
+    files("manifest-is-a-link", link(MANIFEST_FILE, None), ManifestError),
+    files("manifest-is-a-pipe", pipe(MANIFEST_FILE), ManifestError),
+    files("manifest-is-a-folder", folder_for(MANIFEST_FILE), ManifestError),
+    manifest("a-file-above", rename_file("../CURRENT")),
+    manifest("a-file-at-an-absolute-path", rename_file("/etc/passwd")),
+    manifest("a-file-by-backslashes", rename_file("..\\CURRENT")),
+    manifest("a-file-of-a-long-name", rename_file("x" * 256)),
+    manifest("a-file-with-a-zero-byte", rename_file("a\0b")),
+    manifest("a-file-that-is-not-there", rename_file("report/other.html"), DigestError),
+    manifest("a-file-below-a-file", rename_file(f"{MODEL_FILE}/x"), DigestError),
+    manifest("a-size-that-lies", lambda document: document["files"][WEIGHTS_FILE].update(size_bytes=1), DigestError),
+    manifest("weights-without-a-digest", drop_weights, UnsafeGraph),
+    manifest("passes-without-end", lambda document: document.update(passes=10**9)),
+    manifest("images-without-end", lambda document: document["input"].update(height=10**9)),
+    manifest("labels-of-half-characters", lambda document: document.update(labels=["\ud800", "b"])),
+    manifest("sites-of-truth", lambda document: document["dropout_sites"][0].update(features=[True])),
+    raw_manifest("a-manifest-of-many-megabytes", b'{"contract": 3,' + b" " * (17 * 2**20) + b"}"),
+    raw_manifest("a-manifest-of-many-levels", b"[" * 200_000),
+    raw_manifest("a-manifest-of-many-objects", b'{"metrics":' * 50_000),
+    raw_manifest("a-number-of-many-digits", b'{"contract": ' + b"9" * 5000 + b"}"),
+    raw_manifest("a-manifest-of-no-text", b"\xff\xfe"),
+    probe("a-probe-that-unpickles", replace_array(images=np.array([{}], dtype=object))),
+    probe("a-probe-that-is-a-pickle", pickled),
+    probe("a-probe-that-is-an-array", one_array),
+    probe("a-probe-of-a-terabyte", bomb),
+    probe("a-probe-of-a-shape-that-lies", lying_shape),
+    probe("a-probe-of-no-numbers", replace_array(mean=np.full((4, 3), np.nan, np.float32))),
+    probe("a-probe-of-endless-passes", replace_array(passes=np.int64(10**15))),
+    probe("a-probe-of-two-shapes", replace_array(features=np.zeros((3, 16), np.float32))),
+    probe("a-probe-of-nothing", replace_array(images=np.zeros((0, 8, 8, 3), np.uint8))),
+)
