@@ -327,7 +327,7 @@ def _check_text(reference: str) -> None:
 
 
 def _climbs(path: str) -> bool:
-    """Whether a path has dots that lead out of its folder, escaped however often: proxies in front may unescape, too."""
+    """Whether a path has dots that lead out of it, escaped however often: proxies in front may unescape, too."""
     while (plain := unquote(path)) != path:
         path = plain
     return ".." in re.split(r"[/\\]", path)
