@@ -8,8 +8,6 @@ from typing import Any
 
 from bench.hostile.site import SAME, Escaped, Site
 
-_QUICK_S = 10.0
-
 Result = Mapping[str, Any]
 """What /score says of one image."""
 
@@ -39,10 +37,8 @@ class Case:
     seconds: float = 10.0
     """The longest that the attack may take."""
 
-    @property
-    def patient(self) -> bool:
-        """Whether it mostly waits, so that it may be run beside others that do."""
-        return self.kind is Kind.ADDRESS and self.seconds > _QUICK_S
+    patient: bool = False
+    """Whether it mostly waits, so that it may be run beside others that do."""
 
 
 @dataclass(frozen=True, slots=True)

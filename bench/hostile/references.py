@@ -6,6 +6,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import count
 
@@ -103,6 +104,12 @@ def answer(name: str, sent: str, outcome: Outcome, make: Callable[[Site], Answer
     return reference(name, sent, outcome, lambda site: site.images.serve(f"/{name}", make(site)), seconds=seconds)
 
 
+def slow_answer(name: str, sent: str, outcome: Outcome, make: Answer, *, seconds: float = 15) -> Case:
+    """An answer that takes its time, of a host of its own."""
+    case = reference(name, sent, outcome, lambda site: site.slow_host().serve(f"/{name}", make), seconds=seconds)
+    return replace(case, patient=True)
+
+
 def cases() -> list[Case]:
     """Every reference."""
     return [*_addresses(), *_spellings(), *_redirects(), *_answers(), *_tokens(), *_local_files(), *_no_addresses()]
@@ -157,7 +164,10 @@ def _spellings() -> Iterator[Case]:
         "no-host": "http://",
     }.items():
         yield reference(
-            f"spelling-{name}", template.replace("{", "").replace("}", ""), _UNKNOWN, partial(_spell, template)
+            f"spelling-{name}",
+            template.replace("{", "").replace("}", ""),
+            _ALLOWED_ONE if name == "backslash-before-at" else _UNKNOWN,
+            partial(_spell, template),
         )
     yield reference(
         "address-of-64-kb",
@@ -281,18 +291,17 @@ def _answers() -> Iterator[Case]:
     open_ended = ok + b"Connection: close\r\n\r\n"
     chunked = ok + b"Transfer-Encoding: chunked\r\n\r\n"
     slow = 90.0  # what an image may take, and some more
-    yield answer("host-silent", "nothing at all", _LATE, lambda _: hosts.silence(), seconds=15)
-    yield answer("host-silent-in-head", "half a head", _LATE, lambda _: hosts.silence(ok), seconds=15)
-    yield answer("host-silent-in-body", "half a body", _LATE, lambda _: hosts.silence(announced + half), seconds=15)
-    yield answer(
+    yield slow_answer("host-silent", "nothing at all", _LATE, hosts.silence())
+    yield slow_answer("host-silent-in-head", "half a head", _LATE, hosts.silence(ok))
+    yield slow_answer("host-silent-in-body", "half a body", _LATE, hosts.silence(announced + half))
+    yield slow_answer(
         "host-trickles-head",
         "a byte of the head now and then",
         _LATE,
-        lambda _: hosts.trickle(ok + b"X-Slow: "),
-        seconds=15,
+        hosts.trickle(ok + b"X-Slow: "),
     )
-    yield answer(
-        "host-trickles-body", "a byte of the body now and then", _LATE, lambda _: hosts.trickle(announced), seconds=slow
+    yield slow_answer(
+        "host-trickles-body", "a byte of the body now and then", _LATE, hosts.trickle(announced), seconds=slow
     )
     yield answer(
         "body-endless", "a body without an end", _TOO_LARGE, lambda _: hosts.endless(open_ended, bytes(65_536))
@@ -303,11 +312,11 @@ def _answers() -> Iterator[Case]:
         _TOO_LARGE,
         lambda _: hosts.endless(chunked, b"10000\r\n" + bytes(65_536) + b"\r\n"),
     )
-    yield answer(
+    yield slow_answer(
         "body-endless-tiny-chunks",
         "chunks of a byte without an end",
         refused_fetch("took too long|more than 20971520"),
-        lambda _: hosts.endless(chunked, b"1\r\na\r\n" * 1_000),
+        hosts.endless(chunked, b"1\r\na\r\n" * 1_000),
         seconds=slow,
     )
     yield answer(
@@ -319,12 +328,11 @@ def _answers() -> Iterator[Case]:
         _BROKE_OFF,
         lambda _: hosts.endless(ok + b"X-Header: ", bytes(b"a" * 65_536)),
     )
-    yield answer(
+    yield slow_answer(
         "head-continues-for-ever",
         "100 Continue without an end",
         refused_fetch("took too long|broke off"),
-        lambda _: hosts.endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
-        seconds=15,
+        hosts.endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
     )
     yield answer(
         "length-too-large",
@@ -461,18 +469,20 @@ def _answers() -> Iterator[Case]:
         "the good one is scored at once",
         _many_silent,
         120,
+        patient=True,
     )
 
 
 def _many_silent(site: Site) -> Attack:
     """Half of the fetching threads hang; who asks for another host's image must not wait for them."""
-    silent = site.images.serve("/host-silent-for-200-images", hosts.silence())
+    host = site.slow_host()
+    silent = host.serve("/a.png", hosts.silence())
 
     def attack() -> None:
         with ThreadPoolExecutor(1) as pool:
             hanging = pool.submit(site.score, [f"{silent}?{number}" for number in range(200)])
             started = time.perf_counter()
-            while not any(asked.path.startswith("/host-silent-for-200-images") for asked in site.images.asked):
+            while not host.asked:
                 time.sleep(0.05)
             _PLAIN.check(site, site.score_among_good("/data/local-files/?d=sub/good.png"))
             if (seconds := time.perf_counter() - started) > _UNHINDERED_S:

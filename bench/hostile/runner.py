@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from bench.hostile.case import Attack, Case
 from bench.hostile.site import Escaped, Mark, Site
 
-_AT_ONCE = 4
-"""Patient cases hold fetching threads of one host, of which there are eight."""
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Unharmed:
     """A site at which nothing happens."""
 
     def mark(self):
-        return Mark(0, 0, 0)
+        return Mark(0, 0, 0, ())
 
     def check_unharmed(self, before):
         pass
