@@ -93,6 +93,8 @@ class _Actor:
 
     def __init__(self, assignment: Assignment, tally: Any) -> None:
         logging.config.dictConfig(logging_config("WARNING"))
+        # Its warnings name some failures of each request; here all of them are in the output.
+        logging.getLogger("server.scoring").setLevel(logging.ERROR)
         self._assignment = assignment
         self._tally = tally
         self._worker: Worker | None = None

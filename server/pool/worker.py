@@ -3,7 +3,6 @@
 Knows no Ray: what runs it as an actor is `cluster`.
 """
 
-import logging
 import math
 import resource
 import time
@@ -83,8 +82,6 @@ class Worker:
         settings = self._settings = assignment.settings
         self._assignment = assignment
         self._report = report
-        # its warnings name some failures of each request; here all of them are in the output
-        logging.getLogger("server.scoring").setLevel(logging.ERROR)
         load = engine_loader(settings, threads=assignment.threads)
         self.engine = admit(open_models(settings), assignment.version, load).engine
         self.metrics = Metrics()

@@ -153,6 +153,7 @@ def test_another_version_is_a_conflict(client, empty_client, repository):
 
 @pytest.fixture
 def empty_client(start_app, settings, tmp_path):
+    (tmp_path / "empty").mkdir()
     return start_app(dataclasses.replace(settings, models=tmp_path / "empty")).test_client()
 
 
