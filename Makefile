@@ -52,7 +52,7 @@ test-system: ## what an operator relies on: load, faults, attackers, replicas, c
 chaos: $(TOOLS) $(SERVER) debian-tools ## servers behind haproxy while everything breaks: 10,000 requests, none lost or wrong (six minutes)
 	@$(IN_TOOLS) bench.chaos
 
-hostile: $(TOOLS) $(SERVER) ## hostile images, addresses and requests, each with what must come of it (six minutes)
+hostile: $(TOOLS) $(SERVER) ## hostile images, addresses and requests, each with what must come of it (four minutes)
 	@$(IN_TOOLS) bench.hostile
 
 check: $(TOOLS) $(AUDIT) ## format, lint, types, known vulnerabilities and unit tests (two to three minutes)

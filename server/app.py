@@ -9,6 +9,7 @@ from typing import Any
 
 from flask import Flask, Response, g, jsonify, redirect, request
 from flask.json.provider import DefaultJSONProvider
+from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import HTTPException, NotFound, Unauthorized
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -17,7 +18,7 @@ from contract.manifest import check_version
 from server import logs, metrics, reports
 from server.admission import Admission, Overloaded
 from server.auth import Guard
-from server.bodies import read_json
+from server.bodies import read_json, receive
 from server.page import HEADERS, Page
 from server.scoring import ImageFetcher
 from server.service import Service
@@ -187,7 +188,15 @@ def _add_observation(app: Flask, service: Service) -> None:
 def _add_guard(app: Flask, guard: Guard) -> None:
     @app.before_request
     def authenticate() -> None:
-        guard.check(request.url_rule.rule if request.url_rule else None, request.authorization)
+        guard.check(request.url_rule.rule if request.url_rule else None, _authorization())
+
+
+def _authorization() -> Authorization | None:
+    """The credentials; None too where they are such as no client sends."""
+    try:
+        return request.authorization
+    except ValueError:  # not ASCII
+        return None
 
 
 def _add_admission(app: Flask, service: Service) -> None:
@@ -199,8 +208,8 @@ def _add_admission(app: Flask, service: Service) -> None:
         route = request.url_rule.rule if request.url_rule else None
         if route is not None and route not in _AT_ONCE:
             line = service.admission if route in _SCORING else pages
-            size = service.settings.max_body_bytes if request.content_length is None else request.content_length
-            g.place.enter_context(line.enter(size if request.method == "POST" else 0, deadline=g.deadline))
+            size = receive(request, deadline=g.deadline) if request.method == "POST" else 0
+            g.place.enter_context(line.enter(size, deadline=g.deadline))
 
     @app.teardown_request
     def leave(_: BaseException | None) -> None:

@@ -268,7 +268,7 @@ def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference 
     if not isinstance(reference, str) or not reference:
         return NoImage(
             f"task {task.id}: its data must hold an image's address under {key!r}, as the labelling config says, "
-            f"found {type(reference).__name__} there and the keys {sorted(task.data)[:10]}"
+            f"found {type(reference).__name__} there and the keys {[name[:40] for name in sorted(task.data)[:10]]}"
         )
     return ImageReference(reference, task.id, project_id)
 

@@ -232,8 +232,11 @@ def _lane(reference: str) -> str:
     """Name what is asked for the image, as far as the reference says: a host, Label Studio, or nobody."""
     if reference.startswith("data:"):
         return "data"
+    if not reference.startswith(("http://", "https://")):
+        return "label studio"
     try:
-        return urlsplit(reference).netloc.lower() if reference.startswith(("http://", "https://")) else "label studio"
+        parts = urlsplit(reference)
+        return f"{parts.hostname}:{parts.port}"
     except ValueError:
         return "no url"
 

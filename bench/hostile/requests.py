@@ -695,7 +695,12 @@ def _clients() -> Iterator[Case]:
     )
     yield Case("slow-body-in-time", Kind.REQUEST, "a body that takes longer than may be", "408", _late_body, _LIMIT_S)
     yield Case(
-        "clients-that-leave", Kind.REQUEST, "200 requests whose clients do not wait", "nothing", _leavers, _LIMIT_S
+        "clients-that-leave",
+        Kind.REQUEST,
+        "200 requests whose clients do not wait",
+        "others are answered again",
+        _leavers,
+        _LIMIT_S,
     )
 
 
@@ -751,5 +756,7 @@ def _leavers(site: Site) -> Attack:
         for _ in range(200):
             with socket.create_connection(site.address(), timeout=10) as client:
                 client.sendall(data)
+        while site.ask("/predict", predict_body([data_uri(pictures.plain())]))[0] == 503:
+            time.sleep(0.5)
 
     return attack

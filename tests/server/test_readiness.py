@@ -197,6 +197,28 @@ class TestTheLine:
         close_app(app)
 
 
+def test_a_body_of_unknown_length_is_refused(client):
+    """Memory is given out by the length that is said."""
+    reply = client.post("/predict", data=b"{}", headers={"Transfer-Encoding": "chunked"})
+    assert (reply.status_code, reply.json["error"]) == (411, "length_required")
+
+
+def test_a_body_that_is_too_large_gets_no_place(start_app, settings):
+    """It is told so at once, whatever waits in line."""
+    client = start_app(dataclasses.replace(settings, max_body_bytes=1000)).test_client()
+    admission = service_of(client).admission
+    with admission.enter(2000, deadline=float("inf")):
+        reply = client.post("/predict", data=b"x" * 1001)
+    assert (reply.status_code, reply.json["error"]) == (413, "request_entity_too_large")
+
+
+def test_credentials_that_are_not_ascii_are_wrong(start_app, settings):
+    """A header of other characters is no error of the server's."""
+    client = start_app(dataclasses.replace(settings, basic_auth="u:p")).test_client()
+    reply = client.get("/versions", headers={"Authorization": "Basic p\xe4ssw\xf6rd"})
+    assert reply.status_code == 401
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_have_are_refused(client, number):
     """Python reads them; JSON does not have them."""
