@@ -90,6 +90,7 @@ def test_nothing_is_lost_while_servers_die_drain_and_change_versions(
         wait_until(lambda: second.ready, "the worker's successor")
         second.kill()
         second.start()
+        servers.wait_until_ready()
         assert third.drain() < 30
         third.start()
         servers.wait_until_ready(version=publish(repository, seed=2))
