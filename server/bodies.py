@@ -26,6 +26,9 @@ MOST_SECONDS: Final = 30.0
 SMALL_BYTES: Final = 1 << 20
 """A body that is read before its request waits for a place: those of 2,000 tasks are about so large."""
 
+_RECEIVED: Final = "labelnext.body"
+"""Where a request's environment holds a body that has been received."""
+
 
 def receive(request: Request, *, deadline: float) -> int:
     """Return the size of a body, and read it if it is small, so that who sends one slowly holds nobody's place.
@@ -41,7 +44,7 @@ def receive(request: Request, *, deadline: float) -> int:
     if request.max_content_length is not None and size > request.max_content_length:
         raise RequestEntityTooLarge(f"the body has {size} bytes, at most {request.max_content_length} are read")
     if size <= SMALL_BYTES:
-        _read(request, deadline)
+        request.environ[_RECEIVED] = _read(request, deadline)
     return size
 
 
@@ -49,7 +52,7 @@ def read_json(request: Request, *, deadline: float) -> object:
     """Return the body as JSON, whatever its content type; NaN and Infinity are not JSON.
 
     Args:
-        request: one whose body has not been read.
+        request: one whose body nobody but `receive` has read.
         deadline: on the clock of `time.monotonic`, in seconds.
 
     Raises:
@@ -57,7 +60,8 @@ def read_json(request: Request, *, deadline: float) -> object:
         RequestTimeout: if it does not come in time.
         RequestEntityTooLarge: if it is larger than the application takes.
     """
-    body = _read(request, deadline)
+    received = request.environ.pop(_RECEIVED, None)
+    body = _read(request, deadline) if received is None else received
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as err:
@@ -78,7 +82,7 @@ def _read(request: Request, deadline: float) -> bytes:
 
 def _get(request: Request) -> bytes:
     try:
-        return request.get_data(cache=(request.content_length or 0) <= SMALL_BYTES)
+        return request.get_data(cache=False)
     except HTTPException:
         raise
     except Exception as err:  # gunicorn has errors of its own for chunks that are none, and quotes them
