@@ -17,7 +17,7 @@ from contract.errors import LabelnextError, Unavailable
 from contract.manifest import check_version
 from server import logs, metrics, reports
 from server.admission import Admission, Overloaded
-from server.auth import Guard
+from server.auth import OPEN, Guard
 from server.bodies import read_json, receive
 from server.page import HEADERS, Page
 from server.scoring import ImageFetcher
@@ -26,13 +26,13 @@ from server.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_PROBES = ("/", "/health", "/health/live", "/health/ready", "/metrics")
+_PROBES = OPEN | {"/"}
 """Asked every few seconds by machines; they would fill the log."""
 
 _SCORING = ("/predict", "/score")
 """What takes long, and waits in line for it."""
 
-_AT_ONCE = ("/health", "/health/live", "/health/ready", "/metrics", "/setup")
+_AT_ONCE = OPEN | {"/setup"}
 """Answered whatever else goes on: they touch no disk, and Label Studio waits for 1 to 3 s."""
 
 _PAGES = 4

@@ -22,7 +22,6 @@ from contract.errors import RequestError
 MOST_SECONDS: Final = 30.0
 """For a whole body, however it comes in; a time-out of the socket would hold for each piece anew."""
 
-
 SMALL_BYTES: Final = 1 << 20
 """A body that is read before its request waits for a place: those of 2,000 tasks are about so large."""
 
