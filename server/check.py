@@ -81,11 +81,11 @@ def check(settings: Settings) -> Report:
     before = resident()
     checks = [Check("settings", True, "all are valid")]
     figures: dict[str, object] = {}
-    repository = open_models(settings)
-    checks.append(_ask("repository", lambda: _read_repository(repository)))
+    opened: list[Repository] = []
+    checks.append(_ask("repository", lambda: _read_repository(settings, opened)))
     if checks[-1].ok:
         admitted: list[Admitted] = []
-        checks.append(_ask("version", lambda: _prove(repository, settings, admitted)))
+        checks.append(_ask("version", lambda: _prove(opened[0], settings, admitted)))
         for each in admitted:
             figures |= _describe(each)
             checks += _measure(each.engine, settings, before, figures)
@@ -104,7 +104,9 @@ def _ask(name: str, question: Callable[[], str]) -> Check:
         return Check(name, False, f"{type(err).__name__}: {err}")
 
 
-def _read_repository(repository: Repository) -> str:
+def _read_repository(settings: Settings, opened: list[Repository]) -> str:
+    repository = open_models(settings)
+    opened.append(repository)
     current = repository.current()
     return f"{current} is the current version of {repository.model}, of {len(repository.versions())}"
 

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from contract.errors import LabelnextError, NothingPublished
+from contract.errors import (
+    LabelnextError,
+    ManifestError,
+    NothingPublished,
+    RepositoryError,
+    SignatureError,
+    VersionNotFound,
+)
 from contract.repository import Repository
 from server.engine import Engine
 from server.gate import Admitted, LoadEngine, admit
@@ -20,6 +27,7 @@ _SILENT_S: Final = 60.0
 """A repository that has not answered for so long, and for ten polls, is said to be silent: a volume may hang."""
 _RETRY_S: Final = 30.0
 """After which a version is tried again that failed for reasons which may pass; doubled each time."""
+_LONGEST_RETRY_S: Final = 600.0
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +35,7 @@ _log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Refusal:
     version: str
+    reason: str
     retry_at: float
     """On the clock; infinite for a version that cannot become better."""
     attempts: int
@@ -51,10 +60,12 @@ class Models:
         self._metrics = metrics
         self._engine: Engine | None = None
         self._refused: _Refusal | None = None
-        self._detail: str | None = "the repository has not been looked at yet"
+        self._fault: str | None = "the repository has not been looked at yet"
+        """Why the last look did not tell which version is published; None if it did."""
+        self._loading: str | None = None
+        """The version that is being loaded."""
         self._clock = clock
         self._answered_at = clock()
-        self._loading = False
         self._unpublished = False
         self._settled = threading.Event()
         self._polling = threading.Lock()
@@ -70,9 +81,12 @@ class Models:
     def detail(self) -> str | None:
         """Why the version in use is not the published one, or may not be; None if it is."""
         silent_s = self._clock() - self._answered_at
-        if silent_s > max(_SILENT_S, 10 * self._poll_s) and not self._loading:
+        loading, refused = self._loading, self._refused
+        if loading is not None:
+            return f"loading version {loading}"
+        if silent_s > max(_SILENT_S, 10 * self._poll_s):
             return f"the repository has not answered for {silent_s:.0f} s; look at its volume"
-        return self._detail
+        return self._fault or (refused.reason if refused else None)
 
     @property
     def unpublished(self) -> bool:
@@ -118,19 +132,21 @@ class Models:
             self._note(str(err))
         except (LabelnextError, OSError) as err:
             self._metrics.repository_faults.labels("read").inc()
+            if isinstance(err, VersionNotFound):
+                self._unpublished = False
             self._note(f"the repository cannot be read: {err}")
             return
         else:
             self._unpublished = False
+            self._note(None)
             self._follow(published)
         self._answered_at = self._clock()
         self._metrics.repository_polled.set_to_current_time()
 
     def _follow(self, published: str) -> None:
         if self._engine is not None and published == self._engine.version:
-            self._refused = self._detail = None
+            self._refused = None
         elif self._may_try(published):
-            self._note(f"loading version {published}")
             self._take_up(published)
 
     def _may_try(self, published: str) -> bool:
@@ -138,7 +154,8 @@ class Models:
         return refused is None or refused.version != published or self._clock() >= refused.retry_at
 
     def _take_up(self, published: str) -> None:
-        self._loading = True
+        _log.info("loading version %s", published)
+        self._loading = published
         try:
             admitted = admit(self.repository, published, self._load)
         except Exception as err:  # whatever a bad version does, the one in use stays in use
@@ -146,12 +163,12 @@ class Models:
         else:
             self._swap(admitted)
         finally:
-            self._loading = False
+            self._loading = None
 
     def _swap(self, admitted: Admitted) -> None:
         engine, former = admitted.engine, self._engine
         rolled_back = former is not None and engine.version < former.version
-        self._engine, self._refused, self._detail = engine, None, None
+        self._engine, self._refused = engine, None
         self._metrics.serve(
             version=engine.version,
             provider=engine.provider,
@@ -173,24 +190,22 @@ class Models:
     def _refuse(self, published: str, err: Exception) -> None:
         former = self._refused
         attempts = former.attempts + 1 if former and former.version == published else 1
-        # What was published does not change; what memory, a volume or a bucket did to it may pass.
-        final = isinstance(err, LabelnextError) and not isinstance(err, OSError)
-        retry_s = float("inf") if final else _RETRY_S * 2 ** (attempts - 1)
-        self._refused = _Refusal(published, self._clock() + retry_s, attempts)
+        retry_s = min(_LONGEST_RETRY_S, _RETRY_S * 2.0 ** min(attempts - 1, 30)) if _may_pass(err) else float("inf")
         self._metrics.model_reloads.labels("rejected").inc()
         reason = str(err) if isinstance(err, LabelnextError) else "an unexpected error, see the server's log"
         kept = f"; {self._engine.version} stays in use" if self._engine else ""
-        self._detail = f"version {published} was refused: {reason}{kept}"
+        detail = f"version {published} was refused: {reason}{kept}"
+        self._refused = _Refusal(published, detail, self._clock() + retry_s, attempts)
         _log.error(
             "version refused",
             exc_info=not isinstance(err, LabelnextError),
             extra={"model_version": published, "reason": str(err), "error": type(err).__name__},
         )
 
-    def _note(self, detail: str) -> None:
-        if detail != self._detail:
-            self._detail = detail
-            _log.info(detail)
+    def _note(self, fault: str | None) -> None:
+        if fault != self._fault:
+            self._fault = fault
+            _log.info(fault or "the repository can be read")
 
     def _run(self) -> None:
         self._poll_safely()
@@ -202,5 +217,16 @@ class Models:
             self.poll()
         except Exception:
             self._metrics.repository_faults.labels("poll").inc()
-            self._detail = "a look at the repository failed in a way that was not foreseen, see the server's log"
+            self._fault = "a look at the repository failed in a way that was not foreseen, see the server's log"
             _log.exception("a look at the repository failed; the next one is in %g s", self._poll_s)
+
+
+def _may_pass(err: Exception) -> bool:
+    """Say whether a version may be admitted later that was refused now.
+
+    What was published does not change; but what memory, a volume or a bucket makes of it may: files that cannot be
+    read, or not whole, may be there again when the volume is.
+    """
+    if not isinstance(err, LabelnextError) or isinstance(err, OSError) or isinstance(err.__cause__, OSError):
+        return True
+    return isinstance(err, RepositoryError) and not isinstance(err, (ManifestError, SignatureError))

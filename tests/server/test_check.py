@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -22,6 +23,7 @@ NAMES = [
     "cache",
     "label_studio",
 ]
+KEY = base64.b64encode(b"Ed" + bytes(40)).decode()
 LEGACY = "f00dfeedf00dfeed"
 
 
@@ -187,6 +189,36 @@ def test_what_nobody_foresaw_is_a_fault_of_that_question_alone(settings, monkeyp
     report = check(settings)
     assert answers(report)["cache"].detail == "RuntimeError: broken"
     assert answers(report)["label_studio"].ok
+
+
+@pytest.mark.parametrize(
+    ("module", "variable", "value", "wanted"),
+    [
+        ("obstore", "LABELNEXT_MODELS", "s3://bucket/models", "requirements/s3.txt"),
+        ("minisign", "LABELNEXT_VERIFY_KEY", KEY, "requirements/signatures.txt"),
+    ],
+)
+def test_a_package_that_is_missing_is_a_fault_of_the_repository(
+    monkeypatch, capsys, module, variable, value, wanted
+):
+    """The line of JSON is there, says what to install, and answers the other questions."""
+    for name in [name for name in sys.modules if name == "contract.objects" or name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)  # which is how an import fails
+    monkeypatch.setenv(variable, value)
+    assert main(["check"]) == 1
+    printed = capsys.readouterr()
+    checks = {each["name"]: each for each in json.loads(printed.out)["checks"]}
+    assert list(checks) == ["settings", "repository", "cache", "label_studio"]
+    assert [name for name, each in checks.items() if not each["ok"]] == ["repository"]
+    assert wanted in checks["repository"]["detail"]
+    assert wanted in printed.err
+
+
+def test_a_repository_that_is_nowhere_is_a_fault_of_the_repository(capsys):
+    """Given on the command line, it is read when the question is asked."""
+    assert main(["check", "ftp://somewhere"]) == 1
+    assert "ftp://somewhere" in json.loads(capsys.readouterr().out)["checks"][1]["detail"]
 
 
 def test_wrong_settings_are_reported_all_at_once(monkeypatch, capsys):

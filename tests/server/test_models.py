@@ -1,4 +1,6 @@
+import itertools
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -150,6 +152,87 @@ def test_a_current_that_names_no_version_is_told(models, repository):
     repository.point_to(name)
     models.poll()
     assert models.engine.version == name
+
+
+@pytest.mark.parametrize("former", [True, False], ids=["beside one in use", "alone"])
+@pytest.mark.parametrize("outage", ["folder", "pointer", "unforeseen"])
+def test_after_an_outage_health_says_again_why_the_version_was_refused(repository, metrics, outage, former):
+    """What the outage was is over with the next look that succeeds; that the version is refused is not."""
+    models = Models(repository, load, poll_s=0.01, metrics=metrics)
+    if former:
+        publish(repository)
+        models.poll()
+    bad = publish_bad(repository)
+    models.poll()
+    refusal = models.detail
+    assert refusal.startswith(f"version {bad} was refused: ")
+    with _outage(repository, outage):
+        models._poll_safely()
+        assert not models.detail.startswith(f"version {bad} was refused: ")
+    models._poll_safely()
+    assert models.detail == refusal
+
+
+@contextmanager
+def _outage(repository, kind):
+    pointer = repository.folder / "CURRENT"
+    current = pointer.read_text()
+    if kind == "folder":
+        repository.root.rename(repository.root.with_name("away"))
+    elif kind == "pointer":
+        pointer.write_text("nonsense\n")
+    else:
+        repository.current = lambda: 1 / 0
+    yield
+    if kind == "folder":
+        repository.root.with_name("away").rename(repository.root)
+    elif kind == "pointer":
+        pointer.write_text(current)
+    else:
+        del repository.current
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "probe.npz"])
+def test_a_version_of_which_an_outage_hid_a_file_is_taken_up_when_it_is_back(repository, metrics, name):
+    """It was refused for what may pass, so it is tried again without anybody moving CURRENT."""
+    now = [0.0]
+    models = Models(repository, load, poll_s=3600, metrics=metrics, clock=lambda: now[0])
+    version = publish(repository)
+    path = repository.folder / version / name
+    path.rename(path.with_suffix(".away"))
+    models.poll()
+    assert f"version {version} was refused" in models.detail
+    path.with_suffix(".away").rename(path)
+    now[0] = 31
+    models.poll()
+    assert models.engine.version == version
+    assert models.detail is None
+
+
+def test_the_pauses_before_another_try_end_at_ten_minutes(repository, metrics):
+    """After a night without memory or a volume nobody waits for another night."""
+    now, attempts = [0.0], []
+
+    def fail(version):
+        attempts.append(now[0])
+        raise MemoryError
+
+    models = Models(repository, fail, poll_s=3600, metrics=metrics, clock=lambda: now[0])
+    publish(repository)
+    for second in range(0, 10_000, 5):
+        now[0] = second
+        models.poll()
+    assert {later - earlier for earlier, later in itertools.pairwise(attempts[5:])} == {600}
+
+
+def test_what_was_published_and_cannot_be_found_is_not_nothing(models, repository):
+    """A server that was ready because nothing was published is not while CURRENT names what is not there."""
+    models.poll()
+    assert models.unpublished
+    repository.folder.mkdir(parents=True)
+    (repository.folder / "CURRENT").write_text("20990101T000000000Z-abcdef\n")
+    models.poll()
+    assert not models.unpublished
 
 
 def test_what_may_pass_is_tried_again_later(repository, metrics):
