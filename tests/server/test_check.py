@@ -198,9 +198,7 @@ def test_what_nobody_foresaw_is_a_fault_of_that_question_alone(settings, monkeyp
         ("minisign", "LABELNEXT_VERIFY_KEY", KEY, "requirements/signatures.txt"),
     ],
 )
-def test_a_package_that_is_missing_is_a_fault_of_the_repository(
-    monkeypatch, capsys, module, variable, value, wanted
-):
+def test_a_package_that_is_missing_is_a_fault_of_the_repository(monkeypatch, capsys, module, variable, value, wanted):
     """The line of JSON is there, says what to install, and answers the other questions."""
     for name in [name for name in sys.modules if name == "contract.objects" or name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
