@@ -25,6 +25,8 @@ LABEL_STUDIO := .venv-label-studio/.complete
 LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
 
 IN_TOOLS := .venv/bin/python -m
+# Tests that start no programs run on all cores, each with one thread of its own.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist worksteal
 SOURCES := contract trainer server demo bench deploy tests
 
 .PHONY: help demo test test-system chaos hostile check images sbom fix clean distclean environments browser debian-tools
@@ -43,11 +45,12 @@ demo: ## Label Studio, trainer and server on this machine: what to label next am
 test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j5 environments browser
 	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py tests/bench/test_single_pass.py
-	@$(IN_TOOLS) pytest -m "not production"
+	@$(SIDE_BY_SIDE) -m "not system"
+	@$(IN_TOOLS) pytest -m "system and not production"
 
-test-system: ## what an operator relies on: load, faults, attackers, replicas, containers, scale-out (under 30 minutes)
-	@$(MAKE) --silent -j3 environments $(RAY) $(AUDIT) $(FUZZ) debian-tools
-	@$(IN_TOOLS) pytest -m production
+test-system: ## what an operator relies on: load, faults, attackers, replicas, containers, scale-out (QUICK=1: without rarities)
+	@$(MAKE) --silent -j3 environments $(if $(QUICK),,$(RAY) $(AUDIT) $(FUZZ)) debian-tools
+	@$(IN_TOOLS) pytest -m "production$(if $(QUICK), and not rare)"
 
 chaos: $(TOOLS) $(SERVER) debian-tools ## servers behind haproxy while everything breaks: 10,000 requests, none lost or wrong (six minutes)
 	@$(IN_TOOLS) bench.chaos
@@ -60,7 +63,7 @@ check: $(TOOLS) $(AUDIT) ## format, lint, types, known vulnerabilities and unit 
 	$(IN_TOOLS) ruff check .
 	$(IN_TOOLS) mypy
 	@$(IN_TOOLS) deploy.audit
-	$(IN_TOOLS) pytest -q -m "not system and not slow"
+	$(SIDE_BY_SIDE) -q -m "not system and not slow"
 
 images: ## build the server's image, and with TRAINER=1 the trainer's, for real; without Docker by Debian's buildah, as root
 	@docker info >/dev/null 2>&1 || $(MAKE) --silent debian-tools DEBIAN_TOOLS="buildah:buildah debootstrap:debootstrap"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -13,6 +14,11 @@ import pytest
 # Shared machines are slow by fits and starts; a time limit for each example would fail for that alone.
 hypothesis.settings.register_profile("labelnext", deadline=None)
 hypothesis.settings.load_profile("labelnext")
+
+
+def pytest_configure() -> None:
+    """Programs that tests start hear SIGINT, which a shell has its background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

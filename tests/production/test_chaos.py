@@ -11,6 +11,8 @@ import pytest
 from bench.fleet import has_haproxy
 from demo.product import CHECKOUT
 
+pytestmark = pytest.mark.rare
+
 
 @pytest.mark.skipif(not has_haproxy(), reason="needs haproxy: apt-get install haproxy")
 def test_everybody_gets_the_right_answer_whatever_breaks():

@@ -15,9 +15,13 @@ MOST_SECONDS_AN_INPUT = 5
 MOST_MIB = 3000
 LEAST_INPUTS = 1000
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="atheris is not installed; it has no wheel for every machine"
-)
+pytestmark = [
+    pytest.mark.rare,
+    pytest.mark.skipif(
+        importlib.util.find_spec("atheris") is None,
+        reason="atheris is not installed; it has no wheel for every machine",
+    ),
+]
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -15,6 +15,8 @@ from bench.hostile.site import site
 from bench.hostile.table import CASES
 from demo.product import CHECKOUT
 
+pytestmark = pytest.mark.rare
+
 LACKING = {
     "decoding": (
         """

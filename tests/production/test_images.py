@@ -30,6 +30,8 @@ from deploy.images.engine import CHECKOUT, Engine, ImageConfig, find_engine
 from deploy.images.pipconfig import pip_config
 from tests.server.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 
+pytestmark = pytest.mark.rare
+
 UID = 10001
 EXTRAS = f"{SERVER}:extras"
 CONFIG = '<View><Image name="image" value="$image"/><Choices name="label" toName="image">{}</Choices></View>'

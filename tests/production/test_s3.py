@@ -331,6 +331,7 @@ def test_a_publisher_without_a_bucket_says_so_soon(port: int, tmp_path: Path) ->
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.rare
 def test_a_real_store_keeps_the_conditions(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ceph checks signatures and tags as it sees fit: what is published, raced for and rolled back to holds there."""
     if lacking := ceph.missing():

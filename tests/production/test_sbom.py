@@ -13,6 +13,8 @@ import pytest
 from deploy.images.__main__ import SERVER, TRAINER
 from deploy.images.engine import CHECKOUT
 
+pytestmark = pytest.mark.rare
+
 # Flask, gunicorn, numpy, onnx, pillow, prometheus-client, urllib3 and a runtime: what the server is made of.
 MOST_DIRECT = 8
 

@@ -24,7 +24,10 @@ PYTHON = CHECKOUT / ".venv-ray" / "bin" / "python"
 SHARDS, ROWS, IMAGES = 6, 1500, 32
 TIMEOUT_S = 300
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason=".venv-ray is not there; make test-system makes it")
+pytestmark = [
+    pytest.mark.rare,
+    pytest.mark.skipif(not PYTHON.exists(), reason=".venv-ray is not there; make test-system makes it"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from demo.pool import write_digits
 from demo.processes import free_port, running
 from tests.versions import publish
 
+pytestmark = pytest.mark.rare
+
 # Narrow hidden layers: what passes between the processes is then small beside what they compute.
 NETWORK = ("--weights", "none", "--arch", "vgg11_bn", "--image-size", "32", "--units", "64")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
