@@ -337,7 +337,9 @@ def _add_watch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     watch.set_defaults(command=_watch, interrupted="the watch is over")
     watch.add_argument("--project", type=_whole(0), required=True, metavar="ID", help="a Label Studio project")
-    watch.add_argument("--labels", type=_whole(1), metavar="N", help="train when so many labels have come in")
+    watch.add_argument(
+        "--labels", type=_whole(1), metavar="N", help="train when so many labels are new, edited or deleted"
+    )
     watch.add_argument(
         "--minutes", type=_between(0, 1e6), metavar="T", help="train when so long has passed and labels have changed"
     )

@@ -147,17 +147,29 @@ def project_state(client: "LabelStudio", project_id: int) -> State:
     return _get(client, f"api/projects/{project_id}/", read, what=f"project {project_id}")
 
 
-def labels_changed_since(client: "LabelStudio", project_id: int, moment: str) -> bool:
-    """Say whether an annotation was made or edited after a moment, as Label Studio writes it; deleted ones do not show.
+def count_labels_since(client: "LabelStudio", project_id: int, moment: str, *, until: str) -> tuple[int, int]:
+    """How many annotations were made after a moment, and how many of the others were edited; deleted ones do not show.
 
-    A task's own time is later than its annotations' whenever somebody opens it and a prediction is fetched.
+    A page of tasks is asked for, and one more for each 500 that have changed. A task's own time is later than its
+    annotations' whenever somebody opens it and a prediction is fetched.
+
+    Args:
+        client: from `connect`.
+        project_id: the number in the project's address.
+        moment: as Label Studio writes it.
+        until: the last moment that counts, so that what is counted is what the project's state of that moment says.
 
     Raises:
         ConfigError: if there is no such project, or Label Studio does not answer.
     """
     later = _filter("updated_at", "greater", moment, "Datetime")
-    tasks = _pages(client, project_id, [_ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, fields="all")
-    return any(str(each.get("updated_at")) > moment for task in tasks for each in task["annotations"] or [])
+    made = edited = 0
+    for task in _pages(client, project_id, [_ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, fields="all"):
+        for each in task["annotations"] or []:
+            if not each["was_cancelled"] and moment < str(each["updated_at"]) <= until:
+                made += str(each["created_at"]) > moment
+                edited += str(each["created_at"]) <= moment
+    return made, edited
 
 
 def annotated_tasks(client: "LabelStudio", project_id: int) -> Iterator[Mapping[str, Any]]:

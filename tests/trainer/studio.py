@@ -50,8 +50,15 @@ class Studio:
     def annotate(self, task, label, *, cancelled=False, control="label"):
         region = {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": [label]}}
         by = {"result": [region], "was_cancelled": cancelled, "completed_by": 1, "id": next(self.numbers)}
+        by["created_at"] = by["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
         self.tasks[task]["annotations"].append(by)
-        self.tasks[task]["updated_at"] = f"2026-01-02T00:00:00.{next(self.numbers):06}Z"
+
+    def edit(self, task):
+        """Have a task's first annotation saved again."""
+        self.tasks[task]["annotations"][0]["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
+
+    def moment(self):
+        return f"2026-01-02T00:00:00.{next(self.numbers):06}Z"
 
     def delete_task(self, task):
         del self.tasks[task]
@@ -162,6 +169,7 @@ class Studio:
             "total_annotations": total,
             "cancelled_annotations": cancelled,
             "is_labeled": "true" if total else "false",
+            "updated_at": task["updated_at"],
         }[column]
         wanted = condition["value"]
         return value > wanted if condition["operator"] == "greater" else value == wanted

@@ -201,6 +201,21 @@ class TestState:
         assert len(set(seen)) == len(seen)
         assert labelstudio.project_state(pets.client, 5) == seen[-1]
 
+    def test_labels_that_were_made_or_edited_after_a_moment_are_counted(self, pets):
+        """Skips, tasks that were only opened and what came after the state was looked at do not."""
+        for task in (1, 2, 3, 4):
+            pets.annotate(task, "cat")
+        moment = labelstudio.project_state(pets.client, 5).newest_updated_at
+        pets.annotate(1, "dog")
+        pets.annotate(5, "dog")
+        pets.annotate(6, "dog", cancelled=True)
+        pets.edit(2)
+        pets.tasks[3]["updated_at"] = pets.moment()
+        until = labelstudio.project_state(pets.client, 5).newest_updated_at
+        pets.edit(4)
+        assert labelstudio.count_labels_since(pets.client, 5, moment, until=until) == (2, 1)
+        assert labelstudio.count_labels_since(pets.client, 5, until, until=pets.moment()) == (0, 1)
+
     def test_it_takes_two_requests(self, pets):
         """It is asked for every few seconds."""
         before = len(pets.requests)

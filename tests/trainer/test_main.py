@@ -194,6 +194,7 @@ def ranked(monkeypatch):
             project=options.project,
             strategy=options.strategy,
             tasks=850,
+            waiting=850,
             audit=85,
             near_duplicates=12,
             failed=3,

@@ -48,6 +48,8 @@ class Summary:
     strategy: str
     tasks: int
     """How many were placed in this run; 0 where all were before."""
+    waiting: int
+    """How many wait in their order to be labelled, those that were placed before included."""
     audit: int
     near_duplicates: int
     failed: int
@@ -69,7 +71,8 @@ class Summary:
     def say(self) -> str:
         """Return it as one line for people."""
         if not self.tasks:
-            return f"project {self.project}: nothing to rank; {self.failed} images cannot be scored"
+            there = f"{self.waiting} tasks wait in their order" if self.waiting else "no task is left to label"
+            return f"project {self.project}: nothing new to rank, {there}; {self.failed} images cannot be scored"
         done = "ranked" if self.ranking else "would rank"
         parts = (f"{self.audit} by chance", f"{self.near_duplicates} near-duplicates", f"{self.failed} not scored")
         return (
@@ -262,6 +265,7 @@ class _Ranking:
             project=self._options.project,
             strategy=plan.strategy,
             tasks=len(plan.items),
+            waiting=len(self._place.tasks) - plan.failed,
             audit=_count_audit(plan.items),
             near_duplicates=plan.near_duplicates,
             failed=plan.failed,
@@ -277,6 +281,7 @@ def _together(begun: Summary | None, later: Summary) -> Summary:
     return replace(
         begun,
         tasks=begun.tasks + later.tasks,
+        waiting=later.waiting,
         audit=begun.audit + later.audit,
         failed=later.failed,
         imported=begun.imported + later.imported,

@@ -12,7 +12,6 @@ from contract.errors import RepositoryError, RepositoryUnreachable
 from contract.labelconfig import ChoicesControl, choose_control
 from contract.manifest import Manifest
 from contract.repository import Repository
-from trainer.labelstudio import State
 
 _NAMED: Final = 3
 
@@ -32,16 +31,44 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What has happened to a project's annotations since its newest version was trained."""
+
+    new: int = 0
+    edited: int = 0
+    deleted: int = 0
+
+    @classmethod
+    def count(cls, growth: int, *, made: int = 0, edited: int = 0) -> "Changes":
+        """Count from by how many annotations there are more, and what is known of when they were made and edited.
+
+        What was made and is not there was deleted: Label Studio says it of no annotation, but the sum does.
+        """
+        new = max(made, growth, 0)
+        return cls(new, edited, new - growth)
+
+    @property
+    def total(self) -> int:
+        """How many annotations are not what they were; one that was edited twice counts once."""
+        return self.new + self.edited + self.deleted
+
+    def __str__(self) -> str:
+        counts = [(self.new, "new"), (self.edited, "edited"), (self.deleted, "deleted")]
+        (first, how), *others = [each for each in counts if each[0]] or counts[:1]
+        return ", ".join([f"{first} {how} {_plural('label', first)}", *(f"{count} {how}" for count, how in others)])
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """When a round is due."""
 
     labels: int | None
-    """After so many new annotations."""
+    """After so many annotations that are new, edited or deleted."""
     minutes: float | None
     """So long after the last round, if anything has changed since."""
 
     def __str__(self) -> str:
-        parts = [f"after {self.labels} new {_plural('label', self.labels)}"] if self.labels is not None else []
+        parts = [f"after {self.labels} new or changed {_plural('label', self.labels)}"] if self.labels else []
         parts += [f"{self.minutes:g} minutes after the last if labels have changed"] if self.minutes is not None else []
         return " or ".join(parts)
 
@@ -82,28 +109,23 @@ def _trained(manifest: Manifest, project: int) -> Trained | None:
 
 
 def why_train(
-    schedule: Schedule, trained: Trained | None, state: State, *, controls: Sequence[ChoicesControl], idle_s: float
+    schedule: Schedule, trained: Trained | None, changes: Changes, *, controls: Sequence[ChoicesControl], idle_s: float
 ) -> str | None:
     """Say why a round is due; None if it is not.
 
     Args:
         schedule: when it is.
         trained: what the newest version has seen.
-        state: how the project stands.
+        changes: what has happened to the project's annotations since.
         controls: of the project's labelling config.
         idle_s: seconds since the last round, or since watching began.
     """
-    new = state.total_annotations - (trained.annotations if trained else 0)
-    if schedule.labels is not None and new >= schedule.labels:
-        return f"{new} new {_plural('label', new)} ({schedule.labels} asked for)"
-    if trained and (changes := _config_changes(trained, controls)):
-        return f"the labelling config has changed ({changes})"
-    changed = (state.total_annotations, state.newest_updated_at) != (
-        (trained.annotations, trained.updated_at) if trained else (0, "")
-    )
-    if schedule.minutes is not None and changed and idle_s >= 60 * schedule.minutes:
-        what = f"{new} new {_plural('label', new)}" if new > 0 else "labels edited or deleted"
-        return f"{what} in {idle_s / 60:.0f} min ({schedule.minutes:g} asked for)"
+    if schedule.labels is not None and changes.total >= schedule.labels:
+        return f"{changes} ({schedule.labels} asked for)"
+    if trained and (differences := _config_changes(trained, controls)):
+        return f"the labelling config has changed ({differences})"
+    if schedule.minutes is not None and changes.total and idle_s >= 60 * schedule.minutes:
+        return f"{changes} in {idle_s / 60:.0f} min ({schedule.minutes:g} asked for)"
     return None
 
 

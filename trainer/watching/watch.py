@@ -9,11 +9,12 @@ import logging
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from contract.errors import ConfigError, NothingPublished
+from contract.errors import ConfigError, LabelnextError, NothingPublished
 from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.repository import Repository
 from contract.training_requests import TrainingRequest, find_requests, remove
@@ -22,7 +23,7 @@ from trainer.locks import exclusive
 from trainer.ranking.names import base_name
 from trainer.settings import Environment
 from trainer.watching.children import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
-from trainer.watching.rounds import Schedule, Trained, read_trained, why_train
+from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
@@ -42,9 +43,9 @@ class WatchOptions:
     project: int
     """A Label Studio project's number."""
     labels: int | None = None
-    """So many new labels start a round."""
+    """So many labels that are new, edited or deleted start a round."""
     minutes: float | None = None
-    """So long after the last round any change starts one, labels edited or deleted included."""
+    """So long after the last round any change of a label starts one."""
     poll_s: float = 10.0
     """Seconds between two looks at Label Studio."""
     rounds: int | None = None
@@ -96,6 +97,8 @@ class _View:
     """How project and repository stand at one look."""
 
     state: labelstudio.State
+    changes: Changes
+    """Of labels, since the newest version was trained."""
     target: str
     """What the project should be ranked by."""
     published: bool
@@ -144,20 +147,22 @@ class _Wait:
 class _Eyes:
     """What is seen of Label Studio; connects when needed, and again after a failure."""
 
-    def __init__(self, options: WatchOptions, environment: Environment) -> None:
+    def __init__(self, options: WatchOptions, environment: Environment, *, enough: int) -> None:
+        """Take after how many new labels it does not matter how many were changed beside them."""
         self._project = options.project
+        self._enough = enough
         self._servers = options.servers or environment.servers
         self._environment = environment
         self._client: LabelStudio | None = None
         self._config = ""
         self._fault = ""
-        self._compared = ("", "")
-        """The newest change that was looked into, and the version it was compared with."""
-        self._changed = False
+        self._counted: tuple[labelstudio.State, str] | None = None
+        """The state whose changes were looked into, and the version it was compared with."""
+        self._changes = Changes()
         self.controls: tuple[ChoicesControl, ...] = ()
 
-    def look(self, trained: Trained | None) -> labelstudio.State:
-        """Ask for the project's state, and for its labelling config where that has changed.
+    def look(self, trained: Trained | None) -> tuple[labelstudio.State, Changes]:
+        """Ask for the project's state, for its labelling config where that has changed, and for what labels have.
 
         If nothing that the newest version was trained on has changed, the state says so, whatever was opened since.
 
@@ -169,23 +174,28 @@ class _Eyes:
         if state.label_config != self._config:
             self.controls = parse_label_config(labelstudio.read_project(client, self._project).label_config)
             self._config = state.label_config
-        if trained and self._only_opened(client, state, trained):
+        changes = self._count_changes(client, state, trained)
+        if trained and not changes.total:
             state = replace(state, newest_updated_at=trained.updated_at)
         self._give_secret(client)
         self._client = client
-        return state
+        return state, changes
 
     def _connect(self) -> "LabelStudio":
         return labelstudio.connect(*self._environment.label_studio())
 
-    def _only_opened(self, client: "LabelStudio", state: labelstudio.State, trained: Trained) -> bool:
-        """Whether tasks have changed and their annotations have not: asked once for each change."""
-        if state.total_annotations != trained.annotations or state.newest_updated_at <= trained.updated_at:
-            return False
-        if (state.newest_updated_at, trained.version) != self._compared:
-            self._changed = labelstudio.labels_changed_since(client, self._project, trained.updated_at)
-            self._compared = (state.newest_updated_at, trained.version)
-        return not self._changed
+    def _count_changes(self, client: "LabelStudio", state: labelstudio.State, trained: Trained | None) -> Changes:
+        """Count what has changed since; where counters do not tell, Label Studio is asked once for each state."""
+        growth = state.total_annotations - (trained.annotations if trained else 0)
+        if trained is None or growth >= self._enough or state.newest_updated_at <= trained.updated_at:
+            return Changes.count(growth)
+        if self._counted != (state, trained.version):
+            made, edited = labelstudio.count_labels_since(
+                client, self._project, trained.updated_at, until=state.newest_updated_at
+            )
+            self._changes = Changes.count(growth, made=made, edited=edited)
+            self._counted = (state, trained.version)
+        return self._changes
 
     def _give_secret(self, client: "LabelStudio") -> None:
         """Have webhooks carry the secret, whenever they were made; where that fails, only hints are lost."""
@@ -218,7 +228,7 @@ class _Watcher:
         self._repository = repository
         self._supervisor = supervisor
         self._commands = commands
-        self._eyes = _Eyes(options, environment)
+        self._eyes = _Eyes(options, environment, enough=labels or 1)
         self._looking = _Wait(options.poll_s, max(_LONGEST_POLL_S, options.poll_s))
         self._training = _Wait(options.poll_s, _LONGEST_WAIT_S)
         self._ranking = _Wait(options.poll_s, _LONGEST_WAIT_S)
@@ -251,11 +261,14 @@ class _Watcher:
             try:
                 with self._supervisor.interruptible():
                     view = self._look()
+                self._act(view)
             except Exception as err:  # whatever Label Studio or the disk answers, the next look may find it mended
                 pause_s = self._looking.fail()
-                self._say_once(f"{err or type(err).__name__}; looking again", kind=type(err))
+                self._say_once(err)
             else:
-                self._act(view)
+                self._said = ""
+                if self._looking.succeed():
+                    logger.info("watching project %d again", self._options.project)
             if not self._done:
                 self._supervisor.sleep(pause_s)
 
@@ -267,25 +280,24 @@ class _Watcher:
         """Say what a signal has cut short."""
         if self._doing == "rank":
             return "ranking was abandoned, and goes on where it was with the next"
-        if self._doing == "run" and (now := self._current()) != self._before:
-            return f"{now} is published, and not ranked yet"
+        with suppress(LabelnextError, OSError):
+            if self._doing == "run" and (now := self._current()) != self._before:
+                return f"{now} is published, and not ranked yet"
         return "training was abandoned, and nothing published" if self._doing else "nothing was under way"
 
     # ---- looking
 
     def _look(self) -> _View:
         trained, current = read_trained(self._repository, self._options.project), self._current()
-        view = _View(
-            self._eyes.look(trained),
+        state, changes = self._eyes.look(trained)
+        return _View(
+            state,
+            changes,
             target=base_name(current, self._repository.model),
             published=current is not None,
             trained=trained,
             requests=self._find_requests(),
         )
-        if self._looking.succeed():
-            logger.info("watching project %d again", self._options.project)
-        self._said = ""
-        return view
 
     def _current(self) -> str | None:
         try:
@@ -298,11 +310,13 @@ class _Watcher:
         mine = (request for request in found if request.project in {None, self._options.project})
         return tuple(request for request in mine if request not in self._answered)
 
-    def _say_once(self, message: str, kind: type[Exception]) -> None:
+    def _say_once(self, err: Exception) -> None:
         """One that does not answer does so in many ways, and not each is worth a line."""
-        said = kind.__name__ if issubclass(kind, labelstudio.Unreachable) else message
+        foreseen = isinstance(err, LabelnextError | OSError)
+        said = type(err).__name__ if isinstance(err, labelstudio.Unreachable) else f"{type(err).__name__} {err}"
         if said != self._said:
-            logger.warning("%s", message)
+            message = str(err) if foreseen else f"an unforeseen {said.strip()}"
+            logger.warning("%s; looking again", message, exc_info=None if foreseen else err)
         self._said = said
 
     # ---- deciding
@@ -328,7 +342,7 @@ class _Watcher:
         if view.trained:
             since = max(since, view.trained.at) if self._attempted else view.trained.at
         idle_s = (datetime.now(UTC) - since).total_seconds()
-        return why_train(self._schedule, view.trained, view.state, controls=self._eyes.controls, idle_s=idle_s)
+        return why_train(self._schedule, view.trained, view.changes, controls=self._eyes.controls, idle_s=idle_s)
 
     def _why_rank(self, view: _View) -> str | None:
         tasks = view.state.tasks
@@ -411,4 +425,7 @@ def _say_trained(report: Mapping[str, Any]) -> str:
 
 def _say_ranked(report: Mapping[str, Any]) -> str:
     tasks = report.get("tasks")
-    return f"ranked {tasks} tasks by {report.get('strategy')}" if tasks else "nothing left to rank"
+    if tasks:
+        return f"ranked {tasks} tasks by {report.get('strategy')}"
+    waiting = report.get("waiting")
+    return f"nothing new to rank, {waiting} tasks wait in their order" if waiting else "no task is left to label"

@@ -162,7 +162,16 @@ class TestRanking:
         place.studio.project["model_version"] = "yolo"
         summary = place.rank()
         assert (summary.tasks, place.studio.project["model_version"]) == (0, "yolo")
-        assert "nothing to rank" in summary.say()
+        assert "no task is left to label" in summary.say()
+
+    def test_what_is_ranked_already_waits_and_is_said_to(self, place):
+        """Ranked again there is nothing to place; labelled ones no longer wait."""
+        place.server.broken = {4, 5}
+        assert (place.rank().tasks, place.rank().waiting) == (28, 28)
+        place.studio.annotate(1, "cat")
+        summary = place.rank()
+        assert (summary.tasks, summary.waiting) == (0, 27)
+        assert "nothing new to rank, 27 tasks wait in their order; 2 images cannot be scored" in summary.say()
 
     def test_an_unknown_strategy_is_refused_before_anything_is_asked(self, place):
         """With those that there are."""

@@ -3,24 +3,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contract.errors import RepositoryUnreachable
 from contract.labelconfig import parse_label_config
 from contract.repository import Repository
 from tests.versions import manifest, write_files
-from trainer.labelstudio import State
-from trainer.watching.rounds import Schedule, Trained, read_trained, why_train
+from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
 
-STATE = State(
-    tasks=100,
-    total_annotations=40,
-    useful_annotations=40,
-    skipped_annotations=0,
-    ground_truth=0,
-    newest_updated_at="2026-11-23T05:00:00.000000Z",
-    label_config="digest",
-)
-TRAINED = Trained("v1", ("cat", "dog"), "label", 40, STATE.newest_updated_at, datetime(2026, 11, 23, 5, tzinfo=UTC))
+UPDATED_AT = "2026-11-23T05:00:00.000000Z"
+TRAINED = Trained("v1", ("cat", "dog"), "label", 40, UPDATED_AT, datetime(2026, 11, 23, 5, tzinfo=UTC))
 EVERY_20, EVERY_HOUR = Schedule(labels=20, minutes=None), Schedule(labels=None, minutes=60)
 
 
@@ -31,36 +24,61 @@ def controls(*labels):
     )
 
 
-def why(schedule, *, trained=TRAINED, labels=("cat", "dog"), idle_s=0.0, **changes):
-    return why_train(schedule, trained, replace(STATE, **changes), controls=controls(*labels), idle_s=idle_s)
+def why(schedule, changes=Changes(), *, trained=TRAINED, labels=("cat", "dog"), idle_s=0.0):
+    return why_train(schedule, trained, changes, controls=controls(*labels), idle_s=idle_s)
 
 
 @pytest.mark.parametrize(
-    ("total", "trained", "reason"),
+    ("changes", "reason"),
     [
-        (59, TRAINED, None),
-        (60, TRAINED, "20 new labels (20 asked for)"),
-        (65, TRAINED, "25 new labels (20 asked for)"),
-        (30, TRAINED, None),
-        (19, None, None),
-        (20, None, "20 new labels (20 asked for)"),
+        (Changes(new=19), None),
+        (Changes(new=20), "20 new labels (20 asked for)"),
+        (Changes(new=25), "25 new labels (20 asked for)"),
+        (Changes(edited=19), None),
+        (Changes(edited=20), "20 edited labels (20 asked for)"),
+        (Changes(deleted=21), "21 deleted labels (20 asked for)"),
+        (Changes(new=1, edited=18, deleted=1), "1 new label, 18 edited, 1 deleted (20 asked for)"),
     ],
 )
-def test_enough_new_labels_are_a_reason(total, trained, reason):
-    """New since the newest version; all of them where there is none."""
-    assert why(EVERY_20, trained=trained, total_annotations=total) == reason
+def test_enough_changed_labels_are_a_reason(changes, reason):
+    """Whatever was changed of them."""
+    assert why(EVERY_20, changes) == reason
 
 
 def test_after_some_time_any_change_is_a_reason():
     """New labels, edited ones, deleted ones; and none before the time is over."""
-    later = "2026-11-23T05:30:00.000000Z"
     assert why(EVERY_HOUR, idle_s=7200) is None
-    assert why(EVERY_HOUR, idle_s=3599, total_annotations=41) is None
-    assert why(EVERY_HOUR, idle_s=3600, total_annotations=41) == "1 new label in 60 min (60 asked for)"
-    assert why(EVERY_HOUR, idle_s=3600, newest_updated_at=later) == "labels edited or deleted in 60 min (60 asked for)"
-    assert why(EVERY_HOUR, idle_s=3600, total_annotations=39).startswith("labels edited or deleted")
-    assert why(EVERY_HOUR, idle_s=3600, trained=None) == "40 new labels in 60 min (60 asked for)"
-    assert why(EVERY_HOUR, idle_s=3600, trained=None, total_annotations=0, newest_updated_at="") is None
+    assert why(EVERY_HOUR, Changes(new=1), idle_s=3599) is None
+    assert why(EVERY_HOUR, Changes(new=1), idle_s=3600) == "1 new label in 60 min (60 asked for)"
+    assert why(EVERY_HOUR, Changes(edited=2), idle_s=3600) == "2 edited labels in 60 min (60 asked for)"
+    assert why(EVERY_HOUR, Changes(deleted=1), idle_s=3600) == "1 deleted label in 60 min (60 asked for)"
+    assert why(EVERY_HOUR, Changes(new=40), trained=None, idle_s=3600) == "40 new labels in 60 min (60 asked for)"
+
+
+@given(st.lists(st.sampled_from(["make", "edit", "delete"])), st.integers(0, 5))
+def test_the_count_is_that_of_who_remembers_every_label(steps, before):
+    """From how many there are now, and from when those that are there were made and edited, all else follows."""
+    at_first = {number: 0 for number in range(before)}
+    labels = dict(at_first)
+    for moment, step in enumerate(steps, 1):
+        if step == "make":
+            labels[before + moment] = moment
+        elif labels and step == "edit":
+            labels[min(labels)] = moment
+        elif labels:
+            del labels[min(labels)]
+    made = sum(number not in at_first for number in labels)
+    edited = sum(moment > 0 for number, moment in labels.items() if number in at_first)
+    deleted = sum(number not in labels for number in at_first)
+    assert Changes.count(len(labels) - before, made=made, edited=edited) == Changes(made, edited, deleted)
+
+
+def test_what_counters_alone_say_is_believed():
+    """Label Studio does not date every annotation anew that it makes."""
+    assert Changes.count(7) == Changes(new=7)
+    assert Changes.count(7, made=3, edited=1) == Changes(new=7, edited=1)
+    assert Changes.count(-7) == Changes(deleted=7)
+    assert (str(Changes()), Changes().total) == ("0 new labels", 0)
 
 
 def test_other_classes_are_a_reason():
@@ -68,7 +86,7 @@ def test_other_classes_are_a_reason():
     assert why(EVERY_20, labels=("cat", "dog", "cow")) == "the labelling config has changed (new: cow)"
     assert why(EVERY_20, labels=("cat", "hound")) == "the labelling config has changed (new: hound, gone: dog)"
     assert why(EVERY_20, labels=("cat", "dog", *"abcde")).endswith("(new: a, b, c and 2 more)")
-    assert why(EVERY_20, label_config="another digest") is None
+    assert why(EVERY_20, labels=("dog", "cat")) is None
 
 
 def publish(repository, project=None, **fields):
@@ -78,7 +96,7 @@ def publish(repository, project=None, **fields):
         return staged.publish(replace(manifest(staged.version), training=training, **fields)).name
 
 
-SEEN = {"id": 3, "annotations": 40, "updated_at": STATE.newest_updated_at}
+SEEN = {"id": 3, "annotations": 40, "updated_at": UPDATED_AT}
 
 
 def test_the_newest_version_of_the_project_counts_whichever_is_in_use(tmp_path):
@@ -115,8 +133,8 @@ def test_a_moment_that_is_none_is_passed_over(tmp_path):
 
 def test_a_schedule_reads_as_a_sentence():
     """In the first line of a watch."""
-    assert str(Schedule(20, None)) == "after 20 new labels"
-    assert str(Schedule(1, 30)) == "after 1 new label or 30 minutes after the last if labels have changed"
+    assert str(Schedule(20, None)) == "after 20 new or changed labels"
+    assert str(Schedule(1, 30)) == "after 1 new or changed label or 30 minutes after the last if labels have changed"
 
 
 def test_a_bucket_that_does_not_answer_is_not_one_without_versions(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """The watch with a Label Studio of a few answers, and commands of a few lines that do as they are told."""
 
+import errno
 import json
 import logging
 import os
@@ -75,7 +76,8 @@ else:
         name, version = "cold-start-default", None
     (folder / "ranked_by").write_text(name)
     tasks = read("project")["task_number"]
-    print(json.dumps(dict(ranking=name, version=version, strategy="margin", tasks=tasks)))
+    report = dict(ranking=name, version=version, strategy="margin", tasks=tasks, waiting=tasks)
+    print(json.dumps(report | (step[2] if len(step) > 2 else {{}})))
 """
 
 
@@ -87,26 +89,45 @@ class Studio:
     url: str
     over: threading.Event
     labels: list = field(default_factory=lambda: ["cat", "dog"])
-    annotations: int = 0
+    annotations: list = field(default_factory=list)
     updated_at: str = ""
-    annotated_at: str = ""
-    """Of the newest annotation, where that is not `updated_at`."""
+    """Of the newest task with annotations."""
+    moments: int = 0
     tasks: int = 100
     looks: int = 0
+    counted: int = 0
+    """How often annotations were asked for."""
     events: dict = field(default_factory=dict)
     """Look to what happens before it is answered; what this returns, if anything, is the answer."""
     heard: list = field(default_factory=list)
     shows_hooks: bool = True
 
+    def now(self):
+        self.moments += 1
+        return f"2026-11-23T05:00:00.{self.moments:06}Z"
+
     def label(self, count):
-        self.annotations += count
-        self.updated_at = f"2026-11-23T05:00:00.{self.annotations:06}Z"
+        for _ in range(count):
+            self.updated_at = self.now()
+            made = {"was_cancelled": False, "created_at": self.updated_at, "updated_at": self.updated_at}
+            self.annotations.append(made)
+
+    def edit(self, count):
+        for each in self.annotations[:count]:
+            self.updated_at = each["updated_at"] = self.now()
+
+    def delete(self, count):
+        del self.annotations[:count]
+
+    def open(self):
+        """As when somebody looks at a labelled task, and a prediction is fetched for it."""
+        self.updated_at = self.now()
 
     def answer(self, handler, request):
         path = urlsplit(request.path).path
         if path == "/api/tasks/" and "fields=all" in request.path:
-            annotations = [{"updated_at": self.annotated_at or self.updated_at}]
-            return self._reply(handler, {"tasks": [{"id": 1, "annotations": annotations}], "total": 1})
+            self.counted += 1
+            return self._reply(handler, {"tasks": [{"id": 1, "annotations": self.annotations}], "total": 1})
         if path == "/api/tasks/":
             self.looks += 1
             event = self.events.get(self.looks, lambda: None)
@@ -119,8 +140,8 @@ class Studio:
             "label_config": self.config(),
             "model_version": ranked_by.read_text() if ranked_by.exists() else "",
             "task_number": self.tasks,
-            "total_annotations_number": self.annotations,
-            "useful_annotation_number": self.annotations,
+            "total_annotations_number": len(self.annotations),
+            "useful_annotation_number": len(self.annotations),
             "skipped_annotations_number": 0,
             "ground_truth_number": 0,
         }
@@ -222,7 +243,7 @@ def test_twenty_labels_are_asked_for_unless_somebody_says(studio, caplog):
     studio.events[10] = lambda: studio.label(1)
     _, ran, said = watch_it(studio, caplog, rounds=1)
     assert names(ran) == ["rank", "run", "rank"]
-    assert said[0] == "watching project 5: a round after 20 new labels"
+    assert said[0] == "watching project 5: a round after 20 new or changed labels"
     assert studio.looks <= 11
 
 
@@ -244,10 +265,10 @@ def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
     """Without a change none."""
     studio.label(10)
     watch_it(studio, caplog, rounds=1, labels=1)
-    studio.events = {studio.looks + 10: lambda: setattr(studio, "updated_at", "2026-11-23T06:00:00.000000Z")}
+    studio.events = {studio.looks + 10: lambda: studio.edit(1)}
     _, ran, said = watch_it(studio, caplog, rounds=1, minutes=1e-4)
     assert names(ran) == ["run", "rank", "rank", "run", "rank"]
-    assert "labels edited or deleted in 0 min" in said[-1]
+    assert "1 edited label in 0 min" in said[-1]
     assert studio.looks > 10
 
 
@@ -255,11 +276,95 @@ def test_tasks_that_were_only_opened_start_no_round(studio, caplog):
     """Label Studio fetches a prediction for a labelled task that somebody opens, and dates the task anew."""
     studio.label(10)
     watch_it(studio, caplog, rounds=1, labels=1)
-    studio.annotated_at = studio.updated_at
-    studio.updated_at = "2026-11-23T06:00:00.000000Z"
+    studio.open()
     studio.events = {studio.looks + 20: stop}
-    _, ran, _ = watch_it(studio, caplog, rounds=1, minutes=1e-4)
+    _, ran, _ = watch_it(studio, caplog, rounds=1, labels=1, minutes=1e-4)
     assert names(ran) == ["run", "rank", "rank"]
+    assert studio.counted == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda studio: studio.edit(20), "20 edited labels (20 asked for)"),
+        (lambda studio: studio.delete(20), "20 deleted labels (20 asked for)"),
+        (
+            lambda studio: (studio.delete(4), studio.edit(6), studio.label(10)),
+            "10 new labels, 6 edited, 4 deleted (20 asked for)",
+        ),
+    ],
+    ids=["edited", "deleted", "all together"],
+)
+def test_edited_and_deleted_labels_count_like_new_ones(studio, caplog, change, reason):
+    """Correcting twenty labels is as good a reason to train again as adding twenty."""
+    studio.label(30)
+    watch_it(studio, caplog, rounds=1)
+    studio.events = {studio.looks + 5: lambda: change(studio) and None}
+    _, ran, said = watch_it(studio, caplog, rounds=1, labels=20)
+    assert names(ran)[-2:] == ["run", "rank"]
+    assert said[-1].startswith(reason)
+
+
+def test_what_nearly_suffices_starts_nothing_and_is_asked_for_once(studio, caplog):
+    """However often one label is edited, and whoever deletes what was only made since: one request for each change."""
+    studio.label(30)
+    watch_it(studio, caplog, rounds=1)
+
+    def change():
+        studio.edit(19)
+        studio.edit(19)
+        studio.label(1)
+        del studio.annotations[-1]
+
+    studio.events = {studio.looks + 5: change, studio.looks + 25: stop}
+    _, ran, _ = watch_it(studio, caplog, rounds=1, labels=20)
+    assert names(ran) == ["run", "rank", "rank"]
+    assert studio.counted == 1
+
+
+def test_what_nobody_foresaw_is_logged_with_where_it_happened_and_the_watch_goes_on(studio, caplog, monkeypatch):
+    """Once, although every look fails alike; what was foreseen needs no traceback."""
+    real, failures = labelstudio.project_state, iter(range(3))
+
+    def fail(*arguments):
+        if next(failures, None) is not None:
+            raise KeyError("a bug")
+        return real(*arguments)
+
+    monkeypatch.setattr(labelstudio, "project_state", fail)
+    studio.events[6] = stop
+    status, ran, said = watch_it(studio, caplog)
+    assert (status, names(ran)) == (0, ["rank"])
+    [record] = [record for record in caplog.records if "looking again" in record.getMessage()]
+    assert record.getMessage() == "an unforeseen KeyError 'a bug'; looking again"
+    assert record.exc_info[2].tb_next is not None
+    assert "watching project 5 again" in said
+
+
+def test_a_repository_that_is_away_when_a_round_begins_does_not_end_the_watch(studio, caplog, monkeypatch):
+    """The look found it there, the round a moment later does not."""
+    studio.label(30)
+    real, failing = Repository.current, iter([False, True, True])
+
+    def current(repository):
+        if next(failing, False):
+            raise OSError(errno.EIO, "the volume is away")
+        return real(repository)
+
+    monkeypatch.setattr(Repository, "current", current)
+    status, ran, said = watch_it(studio, caplog, rounds=1)
+    assert (status, names(ran)) == (0, ["run", "rank"])
+    assert any("the volume is away; looking again" in line for line in said)
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_round_that_finds_all_tasks_ranked_says_how_many_wait(studio, caplog):
+    """Nothing is left only where nothing is."""
+    plan(studio.folder, rank=[[0, "", {"tasks": 0, "waiting": 1432}], [0, "", {"tasks": 0, "waiting": 0}]])
+    studio.events |= {4: lambda: setattr(studio, "tasks", 101), 20: stop}
+    _, _, said = watch_it(studio, caplog)
+    assert ": nothing new to rank, 1432 tasks wait in their order; " in said[1]
+    assert ": no task is left to label; " in said[2]
 
 
 def test_a_rollback_ranks_and_does_not_train(studio, caplog):
