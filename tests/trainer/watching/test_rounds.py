@@ -13,6 +13,7 @@ from tests.versions import manifest, write_files
 from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
 
 UPDATED_AT = "2026-11-23T05:00:00.000000Z"
+NONE = Changes()
 TRAINED = Trained("v1", ("cat", "dog"), "label", 40, UPDATED_AT, datetime(2026, 11, 23, 5, tzinfo=UTC))
 EVERY_20, EVERY_HOUR = Schedule(labels=20, minutes=None), Schedule(labels=None, minutes=60)
 
@@ -24,7 +25,7 @@ def controls(*labels):
     )
 
 
-def why(schedule, changes=Changes(), *, trained=TRAINED, labels=("cat", "dog"), idle_s=0.0):
+def why(schedule, changes=NONE, *, trained=TRAINED, labels=("cat", "dog"), idle_s=0.0):
     return why_train(schedule, trained, changes, controls=controls(*labels), idle_s=idle_s)
 
 
