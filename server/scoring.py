@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from contract.download import Validators
 from contract.errors import ImageError, Unavailable
 from contract.fetch import Fetched
-from contract.preprocess import decode_image
+from contract.preprocess import MAX_MEGAPIXELS, decode_image
 from server.batching import Batcher, Expired, Extras, ImageScores, Pixels
 from server.engine import Engine, Features
 from server.features import Download, FeatureCache
@@ -91,6 +91,7 @@ class Scorer:
         *,
         fetch_threads: int,
         queue_images: int,
+        max_megapixels: int = MAX_MEGAPIXELS,
         metrics: Metrics,
         cache: FeatureCache | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -98,6 +99,7 @@ class Scorer:
         """Take what fetches, scores and remembers; at most `queue_images` are fetched or wait for the graph."""
         self._fetcher = fetcher
         self._batcher = batcher
+        self._max_megapixels = max_megapixels
         self._metrics = metrics
         self._cache = cache
         self._clock = clock
@@ -152,7 +154,8 @@ class Scorer:
 
     def _decode(self, file: _File, engine: Engine) -> Pixels:
         with self._metrics.stage("decode"):
-            return Pixels(decode_image(file.data, engine.manifest.input), file.digest)
+            pixels = decode_image(file.data, engine.manifest.input, max_megapixels=self._max_megapixels)
+            return Pixels(pixels, file.digest)
 
     def _find(self, image: ImageReference, engine: Engine, deadline: float) -> _File | Features:
         """Get the features of an image from the cache, or else its file."""

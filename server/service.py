@@ -109,6 +109,7 @@ class Service:
             self.batcher,
             fetch_threads=settings.fetch_threads,
             queue_images=settings.images_under_way,
+            max_megapixels=settings.max_megapixels,
             metrics=self.metrics,
             cache=self._cache,
         )

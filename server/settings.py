@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from contract.errors import ConfigError
 from contract.mirror import parse_location
+from contract.preprocess import MAX_MEGAPIXELS
 from contract.signatures import read_public_key
 
 PREFIX = "LABELNEXT_"
@@ -147,6 +148,8 @@ class Settings:
     queue_images: int | None = None
     """The most images, over all requests, that are fetched or wait for the graph, which is what they take in memory;
     None means two batches and one for each fetching thread."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """Of one image in memory, in millions of pixels; of most JPEGs that is a fraction of their size."""
     passes: int | None = None
     """T, the stochastic passes per image; None takes the manifest's."""
     score: Score = Score.AGREEMENT
@@ -247,6 +250,7 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "queue_requests": _parse_count,
     "fetch_threads": _parse_count,
     "queue_images": _parse_count,
+    "max_megapixels": _parse_count,
     "passes": _parse_count,
     "score": _parse_choice(Score),
     "masks": _parse_choice(MaskPolicy),

@@ -266,6 +266,7 @@ def _rank_options(options: argparse.Namespace) -> RankOptions:
         control=options.control,
         weights=options.weights,
         architecture=options.arch,
+        image_size=options.image_size,
     )
 
 
@@ -425,6 +426,9 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         help="to start from; FILE is a state dict in torchvision's keys (default: imagenet)",
     )
     parser.add_argument("--arch", choices=ARCHITECTURES, default=_DEFAULT.architecture, help="(default: %(default)s)")
+    parser.add_argument(
+        "--image-size", type=_whole(1), default=_DEFAULT.image_size, metavar="PIXELS", help="(default: %(default)s)"
+    )
 
 
 def _add_ranking(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
@@ -488,9 +492,6 @@ def _add_recipe(group: "argparse.ArgumentParser | argparse._ArgumentGroup", *, u
         "--train",
         choices=("all", "classifier", "head"),
         help="everything, the linear layers, or what follows the first Dropout (default: classifier, or all)",
-    )
-    group.add_argument(
-        "--image-size", type=_whole(1), default=_DEFAULT.image_size, metavar="PIXELS", help="(default: %(default)s)"
     )
     group.add_argument("--epochs", type=_whole(1), metavar="N", help="(default: by the number of images)")
     group.add_argument("--learning-rate", type=_between(0, 10), metavar="RATE", help="(default: by --train)")

@@ -1,16 +1,14 @@
 """From a pool of labels to pixels in memory, and their division into training and validation.
 
-Owns the cache of downloaded images, the count of unreadable ones, and the split. Fetching and decoding are the
+Owns the count of unreadable images, and the split. Fetching and decoding are the
 contract's, so that training sees the pixels that serving will see.
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,10 +18,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from contract.download import public_name
-from contract.errors import ConfigError, FetchError, ImageError, LabelError
+from contract.errors import FetchError, ImageError, LabelError
 from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import InputSpec
-from contract.preprocess import decode_image
+from contract.preprocess import MAX_MEGAPIXELS, decode_image
+from trainer.imagecache import ImageCache, Kept
 from trainer.labels import LabelledImage, LabelledPool
 from trainer.settings import Environment
 
@@ -74,7 +73,8 @@ def load_pixels(
     *,
     spec: InputSpec,
     fetcher: Fetcher | None,
-    cache: Path,
+    cache: ImageCache,
+    max_megapixels: int = MAX_MEGAPIXELS,
     progress: bool = True,
     world: "World | None" = None,
 ) -> Pixels:
@@ -84,7 +84,8 @@ def load_pixels(
         pool: its references are paths where it has no control, and Label Studio's otherwise.
         spec: the size to decode to.
         fetcher: needed where the pool comes from Label Studio.
-        cache: a folder, made when needed, from which images that were downloaded once are taken ever after.
+        cache: from which images that were downloaded are taken while their source says that they are unchanged.
+        max_megapixels: of one image in memory, as in `decode_image`.
         progress: whether to draw a bar on stderr.
         world: ranks that share the work: each reads its part, and has the whole.
 
@@ -93,12 +94,13 @@ def load_pixels(
         ConfigError: if the cache cannot be written.
     """
     images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
-    source = _Files() if pool.control is None else _Downloads(fetcher, cache)
+    decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
+    source = _Files(decode) if pool.control is None else _Downloads(fetcher, cache, decode)
 
     def load(position: int) -> bytes | ImageError:
         image = pool.images[position]
         try:
-            data, images[position] = source.read(image, spec)
+            data, images[position] = source.read(image)
         except ImageError as err:
             return err
         return hashlib.sha256(data).digest()
@@ -221,82 +223,49 @@ def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[tuple[str
 # ---- where bytes come from
 
 
+Decode = Callable[[bytes], npt.NDArray[np.uint8]]
+
+
 class _Files:
     """Images that lie in folders."""
 
-    def read(self, image: LabelledImage, spec: InputSpec) -> tuple[bytes, npt.NDArray[np.uint8]]:
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+
+    def read(self, image: LabelledImage) -> tuple[bytes, npt.NDArray[np.uint8]]:
         """The file's bytes and its pixels, uint8 (H, W, 3)."""
         try:
             data = Path(image.reference).read_bytes()
         except OSError as err:
             raise FetchError(f"the file cannot be read: {err.strerror}; check that it is there and readable") from err
-        return data, decode_image(data, spec)
+        return data, self._decode(data)
 
     def name(self, image: LabelledImage) -> str:
         return image.reference
 
 
 class _Downloads:
-    """Images that tasks refer to; what was downloaded and could be decoded is kept."""
+    """Images that tasks refer to; what can be asked for changes, and could be decoded, is kept."""
 
-    def __init__(self, fetcher: Fetcher | None, cache: Path) -> None:
+    def __init__(self, fetcher: Fetcher | None, cache: ImageCache, decode: Decode) -> None:
         if fetcher is None:
             raise ValueError("expected a fetcher for images that tasks refer to, got None")
         self._fetcher = fetcher
-        self._cache = _Cache(cache, fetcher.scope)
+        self._cache = cache
+        self._decode = decode
 
-    def read(self, image: LabelledImage, spec: InputSpec) -> tuple[bytes, npt.NDArray[np.uint8]]:
+    def read(self, image: LabelledImage) -> tuple[bytes, npt.NDArray[np.uint8]]:
         """The image's bytes and its pixels, uint8 (H, W, 3)."""
-        if not self._fetcher.is_remote(image.reference):
-            data = self._fetcher.fetch(image.reference)
-            return data, decode_image(data, spec)
-        cached = self._cache.get(image.reference)
-        if cached is not None:
-            return cached, decode_image(cached, spec)
-        data = self._fetcher.fetch(image.reference, task_id=image.task_id)
-        pixels = decode_image(data, spec)  # before it is kept: an error page sent as 200 must not stay
-        self._cache.put(image.reference, data)
-        return data, pixels
+        source = self._fetcher.source(image.reference, task_id=image.task_id)
+        kept = self._cache.get(source) if source else None
+        known = kept.validators if kept else None
+        fetched = self._fetcher.fetch_if_changed(image.reference, known=known, task_id=image.task_id)
+        if fetched.unchanged and kept:
+            return kept.data, self._decode(kept.data)
+        pixels = self._decode(fetched.data)  # before it is kept: an error page sent as 200 must not stay
+        if source and fetched.validators:
+            self._cache.put(source, Kept(fetched.validators, fetched.data))
+        return fetched.data, pixels
 
     def name(self, image: LabelledImage) -> str:
         return public_name(image.reference)
-
-
-class _Cache:
-    """Downloaded files, each behind the digest of its content: one cut short or overwritten is not served."""
-
-    _DIGEST_BYTES: Final = hashlib.sha256().digest_size
-
-    def __init__(self, folder: Path, scope: str) -> None:
-        self._folder = folder
-        self._scope = scope
-
-    def _path(self, reference: str) -> Path:
-        """Two Label Studios may name different images alike, so its address is part of the key."""
-        return self._folder / hashlib.sha256(f"{self._scope}\n{reference}".encode()).hexdigest()
-
-    def get(self, reference: str) -> bytes | None:
-        try:
-            content = self._path(reference).read_bytes()
-        except OSError:
-            return None
-        digest, data = content[: self._DIGEST_BYTES], content[self._DIGEST_BYTES :]
-        return data if hashlib.sha256(data).digest() == digest else None
-
-    def put(self, reference: str, data: bytes) -> None:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self._folder, prefix=".partial-")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(hashlib.sha256(data).digest() + data)
-                os.replace(name, self._path(reference))
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(name)
-                raise
-        except OSError as err:
-            raise ConfigError(
-                f"expected to write images to {self._folder}, got {err.strerror}; "
-                "set LABELNEXT_CACHE to a folder with room"
-            ) from err

@@ -177,7 +177,13 @@ def _read(source: Source, training: Training, environment: Environment, world: W
         _say_pool(pool)
         spec = InputSpec(training.image_size, training.image_size)
         pixels = load_pixels(
-            pool, spec=spec, fetcher=fetcher, cache=environment.cache, progress=world.first, world=world
+            pool,
+            spec=spec,
+            fetcher=fetcher,
+            cache=environment.image_cache(),
+            max_megapixels=environment.max_megapixels,
+            progress=world.first,
+            world=world,
         )
     _say_unreadable(pixels)
     parts = hold_out(

@@ -11,8 +11,10 @@ from typing import Final, Literal
 from contract.errors import ConfigError
 from contract.manifest import DEFAULT_PASSES
 from contract.mirror import open_repository, parse_location
+from contract.preprocess import MAX_MEGAPIXELS
 from contract.repository import Repository
 from contract.signatures import Keys, read_public_key
+from trainer.imagecache import DEFAULT_MB, ImageCache
 from trainer.ordering.audit import DEFAULT_SHARE
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 
@@ -110,6 +112,8 @@ class RankOptions:
     """For a cold start: `imagenet`, `none` or the path of a state dict."""
     architecture: str = "vgg16"
     """For a cold start."""
+    image_size: int = 224
+    """Pixels a side, for a cold start; a version has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,10 @@ class Environment:
     mirror: Path | None = None
     """The folder that versions are copied to from a bucket; None means one below the user's cache."""
     cache: Path = Path(".cache/images")
+    image_cache_mb: int = DEFAULT_MB
+    """The most that downloaded images may take there, in MiB; 0 keeps none."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """Of one image in memory, in millions of pixels; of most JPEGs that is a fraction of their size."""
     label_studio_url: str | None = None
     label_studio_token: str | None = field(default=None, repr=False)
     local_files_root: Path | None = None
@@ -169,8 +177,8 @@ class Environment:
         """Read the `LABELNEXT_` variables; one that is empty counts as not set.
 
         Raises:
-            ConfigError: if LABELNEXT_BASIC_AUTH is no user and password, LABELNEXT_VERIFY_KEY no public key, or
-                LABELNEXT_MODELS no place for a repository.
+            ConfigError: if LABELNEXT_BASIC_AUTH is no user and password, LABELNEXT_VERIFY_KEY no public key,
+                LABELNEXT_MODELS no place for a repository, or a number none.
         """
         given = {name: value for name, value in environ.items() if value.strip()}
         default = cls()
@@ -181,6 +189,8 @@ class Environment:
             model=given.get("LABELNEXT_MODEL", default.model),
             mirror=Path(mirror) if mirror else None,
             cache=Path(given.get("LABELNEXT_CACHE", default.cache)),
+            image_cache_mb=_whole_number(given, "LABELNEXT_IMAGE_CACHE_MB", default.image_cache_mb, least=0),
+            max_megapixels=_whole_number(given, "LABELNEXT_MAX_MEGAPIXELS", default.max_megapixels, least=1),
             label_studio_url=given.get("LABELNEXT_LABEL_STUDIO_URL"),
             label_studio_token=given.get("LABELNEXT_LABEL_STUDIO_TOKEN"),
             local_files_root=Path(root) if root else None,
@@ -208,6 +218,10 @@ class Environment:
         """
         return open_repository(self.models, self.model, self.mirror, keys=self.keys())
 
+    def image_cache(self) -> ImageCache:
+        """Return what keeps downloaded images."""
+        return ImageCache(self.cache, max_bytes=self.image_cache_mb * 2**20)
+
     def label_studio(self) -> tuple[str, str]:
         """Return Label Studio's address and token.
 
@@ -223,6 +237,13 @@ class Environment:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _whole_number(given: Mapping[str, str], name: str, default: int, *, least: int) -> int:
+    text = given.get(name, str(default)).strip()
+    if not text.isdecimal() or not text.isascii() or int(text) < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {text!r}")
+    return int(text)
 
 
 def _checked_location(text: str | None, default: str | Path) -> str | Path:

@@ -116,6 +116,29 @@ def _bombs() -> Iterator[Case]:
     )
     yield image("jpeg-65500x65500", "a header that claims 4 billion pixels", _TOO_LARGE, _jpeg_bomb, kind="image/jpeg")
     yield image(
+        "jpeg-progressive-400-megapixels",
+        "400 million pixels that must be held before they are reduced, in 4 MB",
+        _TOO_LARGE,
+        partial(_jpeg_of, 20_000, 20_000, progressive=True),
+        kind="image/jpeg",
+    )
+    yield image(
+        "jpeg-scan-for-each-component",
+        "a header of 400 million pixels whose components come one after the other",
+        _TOO_LARGE,
+        _jpeg_parted,
+        kind="image/jpeg",
+    )
+    yield image(
+        "jpeg-400-megapixels",
+        "400 million pixels, decoded at an eighth of their size",
+        Scored(partial(_flat, "black")),
+        partial(_jpeg_of, 20_000, 20_000),
+        kind="image/jpeg",
+        seconds=20,
+    )
+    yield image("avif-100-megapixels", "100 million pixels in a kilobyte", _TOO_LARGE, _avif_bomb, kind="image/avif")
+    yield image(
         "bmp-2-billion-wide",
         "a header that claims 2**31 - 1 pixels a side",
         _TOO_LARGE,
@@ -209,7 +232,7 @@ def _slow_ones() -> Iterator[Case]:
 
 
 def _fragments() -> Iterator[Case]:
-    for file_format in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"):
+    for file_format in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"):
         for share in (10, 60):
             yield image(
                 f"{file_format.lower()}-cut-at-{share}-percent",
@@ -265,7 +288,9 @@ def _no_images() -> Iterator[Case]:
         ("gzip-of-a-png", "image/png", gzip.compress(pictures.plain())),
     ):
         yield image(name, f"a file of {kind}", _NOT_AN_IMAGE, partial(bytes, data), kind=kind)
-    for file_format in ("JPEG2000", "PPM", "TGA", "ICO", "PCX", "SGI", "AVIF"):
+    yield image("heic", "a photo as some phones take it", refused_decode("bytes of HEIC"), _heic, kind="image/heic")
+    yield image("dicom", "a file of medical imaging", refused_decode("bytes of DICOM"), lambda: bytes(128) + b"DICM")
+    for file_format in ("JPEG2000", "PPM", "TGA", "ICO", "PCX", "SGI"):
         yield image(
             file_format.lower(),
             "a good file in a format that is not decoded",
@@ -347,6 +372,19 @@ def _odd_but_good() -> Iterator[Case]:
         "colours of 16 bits",
         _PLAIN,
         lambda: _deep_tiff(pictures.pixels().astype("<u2") * 257, [16] * 3),
+    )
+    yield image("avif", "an AVIF", _ALIKE, lambda: pictures.save(picture(), "AVIF", quality=95, subsampling="4:4:4"))
+    yield image(
+        "tiff-float-0-to-1",
+        "grey in floating point, 0 to 1",
+        Scored(_grey_plain),
+        lambda: pictures.save(Image.fromarray(_grey().astype(np.float32) / 255), "TIFF"),
+    )
+    yield image(
+        "jpeg-51-megapixels",
+        "a photo of more pixels than are decoded, at an eighth of its size",
+        Scored(partial(_flat, "black")),
+        lambda: pictures.save(Image.new("RGB", (8_160, 6_250)), "JPEG"),
     )
     yield image(
         "tiff-float",
@@ -477,6 +515,29 @@ def _jpeg_bomb() -> bytes:
     file = pictures.jpeg()
     at = file.index(b"\xff\xc0") + 5
     return file[:at] + struct.pack(">HH", 65_500, 65_500) + file[at + 4 :]
+
+
+def _jpeg_of(width: int, height: int, *, progressive: bool = False) -> bytes:
+    return pictures.save(Image.new("L", (width, height)), "JPEG", progressive=progressive)
+
+
+def _jpeg_parted() -> bytes:
+    """As `_jpeg_bomb`, and the first scan says that it holds one component of three."""
+    file = pictures.jpeg()
+    frame, scan = file.index(b"\xff\xc0") + 5, file.index(b"\xff\xda")
+    file = file[:scan] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + file[scan + 14 :]
+    return file[:frame] + struct.pack(">HH", 20_000, 20_000) + file[frame + 4 :]
+
+
+def _avif_bomb() -> bytes:
+    """A small picture whose property says that it is large."""
+    file = pictures.save(pictures.picture(), "AVIF")
+    at = file.index(b"ispe") + 8
+    return file[:at] + struct.pack(">II", 10_000, 10_000) + file[at + 8 :]
+
+
+def _heic() -> bytes:
+    return struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
 
 
 def _jpeg_tables() -> bytes:

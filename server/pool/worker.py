@@ -99,6 +99,7 @@ class Worker:
             self._batcher,
             fetch_threads=settings.fetch_threads,
             queue_images=settings.images_under_way,
+            max_megapixels=settings.max_megapixels,
             metrics=self.metrics,
             cache=cache,
         )

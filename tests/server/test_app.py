@@ -171,6 +171,14 @@ class TestPredict:
         assert reply.status_code == 200
         assert [bool(element) for element in reply.json["results"]] == [True, False, False, False, True]
 
+    def test_the_largest_image_is_a_setting(self, start_app, settings, repository):
+        """LABELNEXT_MAX_MEGAPIXELS bounds what is decoded, and raises the bound."""
+        publish(repository)
+        body = make_predict_body([make_task(1, to_data_uri(np.zeros((1100, 1000, 3))))])
+        for most, scored in ((1, False), (2, True)):
+            client = start_app(dataclasses.replace(settings, max_megapixels=most)).test_client()
+            assert [bool(element) for element in client.post("/predict", json=body).json["results"]] == [scored]
+
     def test_interactive_requests_are_answered_alike(self, client):
         """A context and drafts change nothing about an image."""
         task = {**make_tasks(1)[0], "drafts": [{"id": 4, "result": [], "was_cancelled": False}]}

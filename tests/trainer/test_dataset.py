@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from contract.errors import ConfigError, LabelError
 from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import InputSpec
 from contract.preprocess import decode_image
-from tests.loopback import host
+from tests.loopback import host, reply
 from trainer.dataset import load_pixels, split, strata
+from trainer.imagecache import ImageCache
 from trainer.labels import LabelledImage, LabelledPool, from_folder
+from trainer.settings import Environment
 
 SPEC = InputSpec(8, 12)
 
@@ -35,11 +38,27 @@ def pool_of(*references, labels=None):
     return LabelledPool(("a", "b"), tuple(images), "label", "a test", {})
 
 
+def conditional(body):
+    """An answer under an ETag of the body, and 304 to who knows it."""
+    etag = f'"{hashlib.sha256(body).hexdigest()}"'
+
+    def answer(handler, request):
+        known = request.headers.get("If-None-Match") == etag
+        reply(b"" if known else body, status=304 if known else 200, etag=etag)(handler, request)
+
+    return answer
+
+
+def downloads(studio):
+    """How many requests were for a file, and not for whether it has changed."""
+    return sum("If-None-Match" not in request.headers for request in studio.requests)
+
+
 @pytest.fixture
 def studio():
     with host() as each:
         for number in range(4):
-            each.serve(f"/data/upload/1/{number}.png", png(number))
+            each.answers[f"/data/upload/1/{number}.png"] = conditional(png(number))
         yield each
 
 
@@ -57,7 +76,7 @@ class TestFolders:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(png(number))
         pool = from_folder(tmp_path)
-        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=tmp_path / "cache", progress=False)
+        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=ImageCache(tmp_path / "cache"), progress=False)
         assert pixels.images.shape == (20, 8, 12, 3)
         assert pixels.references == tuple(image.reference for image in pool.images)
         for image, target, reference in zip(pixels.images, pixels.targets, pixels.references, strict=True):
@@ -74,7 +93,7 @@ class TestFolders:
             path.write_bytes(data)
         pool = from_folder(tmp_path)
         (tmp_path / "b" / "4.png").chmod(0o644)
-        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=tmp_path, progress=False)
+        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=ImageCache(tmp_path), progress=False)
         assert [int(image[0, 0, 0]) for image in pixels.images] == [2, 4]
         assert pixels.targets.tolist() == [0, 1]
         assert [Path(name).name for name, _ in pixels.unreadable] == ["1.png", "3.png"]
@@ -87,7 +106,7 @@ class TestFolders:
             (tmp_path / name).write_bytes(png(1))
         pool = from_folder(tmp_path)
         (tmp_path / "a" / "2.png").unlink()
-        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=tmp_path, progress=False)
+        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=ImageCache(tmp_path), progress=False)
         assert pixels.unreadable == (
             (
                 str(tmp_path / "a" / "2.png"),
@@ -95,12 +114,31 @@ class TestFolders:
             ),
         )
 
+    def test_the_largest_image_is_a_setting(self, tmp_path):
+        """What is larger is left out, and the reason names the setting that allows it."""
+        for name in ("a/1", "a/2", "b/3"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / f"{name}.png").write_bytes(png(1))
+        Image.new("L", (1100, 1000)).save(tmp_path / "a" / "2.png")
+        for most, unreadable in ((1, 1), (2, 0)):
+            environment = Environment.read({"LABELNEXT_MAX_MEGAPIXELS": str(most)})
+            pixels = load_pixels(
+                from_folder(tmp_path),
+                spec=SPEC,
+                fetcher=None,
+                cache=ImageCache(tmp_path),
+                max_megapixels=environment.max_megapixels,
+                progress=False,
+            )
+            assert len(pixels.unreadable) == unreadable
+            assert all("raise LABELNEXT_MAX_MEGAPIXELS" in reason for _, reason in pixels.unreadable)
+
     def test_copies_are_one_group(self, tmp_path):
         """Files with the same bytes are recognised, whatever their names and classes."""
         for name, shade in (("a/1", 1), ("a/2", 2), ("a/3", 1), ("b/4", 1), ("b/5", 5)):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / f"{name}.png").write_bytes(png(shade))
-        pixels = load_pixels(from_folder(tmp_path), spec=SPEC, fetcher=None, cache=tmp_path, progress=False)
+        pixels = load_pixels(from_folder(tmp_path), spec=SPEC, fetcher=None, cache=ImageCache(tmp_path), progress=False)
         assert pixels.groups.tolist() == [0, 1, 0, 0, 4]
 
     def test_an_unreadable_class_is_refused(self, tmp_path):
@@ -111,7 +149,7 @@ class TestFolders:
         with pytest.raises(
             LabelError, match=r"got 2 images of 1; 1 are unreadable, the first being .*3\.png: expected"
         ):
-            load_pixels(from_folder(tmp_path), spec=SPEC, fetcher=None, cache=tmp_path, progress=False)
+            load_pixels(from_folder(tmp_path), spec=SPEC, fetcher=None, cache=ImageCache(tmp_path), progress=False)
 
 
 class TestSeveralLabels:
@@ -124,7 +162,7 @@ class TestSeveralLabels:
         ]
         pool = LabelledPool(("a", "b", "c"), tuple(images), "label", "a test", {}, multiple=True)
         with Fetcher(FetchSettings()) as fetcher:
-            pixels = load_pixels(pool, spec=SPEC, fetcher=fetcher, cache=tmp_path, progress=False)
+            pixels = load_pixels(pool, spec=SPEC, fetcher=fetcher, cache=ImageCache(tmp_path), progress=False)
         assert pixels.targets.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
         assert pixels.targets.dtype == np.uint8
         assert pixels.task_ids.tolist() == [10, 11, 12]
@@ -150,16 +188,32 @@ class TestSeveralLabels:
 class TestDownloads:
     REFERENCES = tuple(f"/data/upload/1/{number}.png" for number in range(4))
 
-    def load(self, fetcher, cache, references=REFERENCES):
-        return load_pixels(pool_of(*references), spec=SPEC, fetcher=fetcher, cache=cache, progress=False)
+    def load(self, fetcher, cache, references=REFERENCES, *, max_bytes=2**20):
+        images = ImageCache(cache, max_bytes=max_bytes)
+        return load_pixels(pool_of(*references), spec=SPEC, fetcher=fetcher, cache=images, progress=False)
 
-    def test_images_are_downloaded_once(self, studio, fetcher, tmp_path):
-        """The second training asks nobody."""
+    def test_images_that_have_not_changed_are_downloaded_once(self, studio, fetcher, tmp_path):
+        """The second training asks whether they have, and gets no body."""
         first = self.load(fetcher, tmp_path / "new" / "cache")
         second = self.load(fetcher, tmp_path / "new" / "cache")
-        assert len(studio.requests) == 4
+        assert (len(studio.requests), downloads(studio)) == (8, 4)
         assert first.images.tobytes() == second.images.tobytes()
         assert [int(image[0, 0, 0]) for image in second.images] == [0, 1, 2, 3]
+
+    def test_an_image_that_was_replaced_is_seen(self, studio, fetcher, tmp_path):
+        """Under the same address there is another file; the others are not downloaded again."""
+        self.load(fetcher, tmp_path)
+        studio.answers[self.REFERENCES[2]] = conditional(png(200))
+        for _ in range(2):
+            assert [int(image[0, 0, 0]) for image in self.load(fetcher, tmp_path).images] == [0, 1, 200, 3]
+        assert len(studio.asked(self.REFERENCES[2])) == 3
+
+    def test_what_cannot_be_asked_for_changes_is_downloaded_anew(self, studio, fetcher, tmp_path):
+        """Its host sends neither ETag nor Last-Modified, so that nothing is kept."""
+        for shade in (50, 60):
+            studio.serve(self.REFERENCES[0], png(shade))
+            assert int(self.load(fetcher, tmp_path).images[0, 0, 0, 0]) == shade
+        assert len(list(tmp_path.iterdir())) == 3
 
     @pytest.mark.parametrize(
         "damage",
@@ -167,7 +221,7 @@ class TestDownloads:
             lambda data: data[:-1],
             lambda data: data[: len(data) // 2],
             lambda data: b"",
-            lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:],
+            lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:],
             lambda data: png(99),
         ],
         ids=["one byte short", "half", "empty", "one bit", "another image"],
@@ -179,7 +233,7 @@ class TestDownloads:
         whole = victim.read_bytes()
         victim.write_bytes(damage(whole))
         assert self.load(fetcher, tmp_path).images.tobytes() == good.images.tobytes()
-        assert len(studio.requests) == 5
+        assert downloads(studio) == 5
         assert victim.read_bytes() == whole
 
     def test_a_partial_file_is_not_taken_for_an_image(self, studio, fetcher, tmp_path, monkeypatch):
@@ -188,7 +242,7 @@ class TestDownloads:
         def crash(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("trainer.dataset.os.replace", crash)
+        monkeypatch.setattr("trainer.imagecache.os.replace", crash)
         with pytest.raises(KeyboardInterrupt):
             self.load(fetcher, tmp_path)
         monkeypatch.undo()
@@ -207,7 +261,7 @@ class TestDownloads:
         self.load(fetcher, tmp_path)
         with host() as other, Fetcher(FetchSettings(label_studio_url=other.url)) as others:
             for number, reference in enumerate(self.REFERENCES):
-                other.serve(reference, png(100 + number))
+                other.answers[reference] = conditional(png(100 + number))
             assert [int(image[0, 0, 0]) for image in self.load(others, tmp_path).images] == [100, 101, 102, 103]
 
     def test_unreadable_images_are_named_without_their_query(self, studio, fetcher, tmp_path):
@@ -238,7 +292,7 @@ class TestDownloads:
 
     def test_the_bar_goes_to_stderr(self, fetcher, tmp_path, capsys):
         """Stdout belongs to the line of JSON."""
-        load_pixels(pool_of(*self.REFERENCES), spec=SPEC, fetcher=fetcher, cache=tmp_path)
+        load_pixels(pool_of(*self.REFERENCES), spec=SPEC, fetcher=fetcher, cache=ImageCache(tmp_path))
         out, err = capsys.readouterr()
         assert out == ""
         assert "4/4" in err

@@ -225,7 +225,7 @@ def test_rank_passes_on_what_it_is_told(ranked, tmp_path, monkeypatch):
     monkeypatch.setenv("LABELNEXT_SERVERS", "http://a:9090, http://b:9090")
     monkeypatch.setenv("LABELNEXT_BASIC_AUTH", "ann:secret")
     arguments = "--server http://c --server http://d --strategy margin --audit 0 --first 50 --keep-duplicates "
-    arguments += "--keep-sampling --again --dry-run --control label --weights none --arch vgg11"
+    arguments += "--keep-sampling --again --dry-run --control label --weights none --arch vgg11 --image-size 96"
     assert main(["rank", "--project", "3"]) == main(["rank", "--project", "3", *arguments.split()]) == 0
     (plain, environment), (told, _) = ranked
     assert plain == RankOptions(3)
@@ -243,6 +243,7 @@ def test_rank_passes_on_what_it_is_told(ranked, tmp_path, monkeypatch):
         control="label",
         weights="none",
         architecture="vgg11",
+        image_size=96,
     )
 
 
@@ -284,13 +285,14 @@ def test_watch_gives_run_and_rank_what_they_understand(watched):
     """Each its own options and those of both; defaults are left to them."""
     assert main(["watch", "--project", "3"]) == 7
     arguments = "--labels 25 --minutes 30 --poll 2 --rounds 4 --control label --audit 0.2 --weights none --arch vgg11 "
-    arguments += "--train head --epochs 3 --int8 --server http://c --server http://d --strategy margin --keep-sampling"
+    arguments += "--image-size 96 --train head --epochs 3 --int8 --server http://c --server http://d "
+    arguments += "--strategy margin --keep-sampling"
     assert main(["watch", "--project", "3", *arguments.split()]) == 7
     assert watched[0] == (watch_module.WatchOptions(3), [], [])
     options, of_run, of_rank = watched[1]
     asked = watch_module.WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4)
     assert options == replace(asked, servers=("http://c", "http://d"))
-    both = ["--control", "label", "--audit", "0.2", "--weights", "none", "--arch", "vgg11"]
+    both = ["--control", "label", "--audit", "0.2", "--weights", "none", "--arch", "vgg11", "--image-size", "96"]
     assert of_run == [*both, "--train", "head", "--epochs", "3", "--int8"]
     servers = ["--server", "http://c", "--server", "http://d"]
     assert of_rank == [*both, *servers, "--strategy", "margin", "--keep-sampling"]

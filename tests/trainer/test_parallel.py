@@ -21,6 +21,7 @@ from trainer import labels
 from trainer.__main__ import main
 from trainer.dataset import load_pixels
 from trainer.fit import Recipe, compute_features, fit
+from trainer.imagecache import ImageCache
 from trainer.parallel import ALONE, World
 
 TORCHRUN = {
@@ -163,7 +164,9 @@ def features(world=ALONE, *, count):
 
 def pixels(folders, world=ALONE):
     pool = world.from_first(lambda: labels.from_folder(folders))
-    return load_pixels(pool, spec=InputSpec(32, 32), fetcher=None, cache=Path(), progress=False, world=world)
+    return load_pixels(
+        pool, spec=InputSpec(32, 32), fetcher=None, cache=ImageCache(Path()), progress=False, world=world
+    )
 
 
 def do_all(world, folders):

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from contract.errors import DecodeError, ImageError
 from contract.manifest import InputSpec
-from contract.preprocess import FORMATS, decode_image
+from contract.preprocess import FORMATS, MAX_MEGAPIXELS, decode_image
 from contract.ranking import RankedImage
 from trainer.ranking.plan import Planned
 
@@ -37,17 +37,17 @@ def choose(items: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
     return placed[:SHOWN], [by_task[task] for _, task in sure]
 
 
-def show(items: Sequence[Planned], fetch: Fetch) -> tuple[RankedImage, ...]:
+def show(items: Sequence[Planned], fetch: Fetch, *, max_megapixels: int = MAX_MEGAPIXELS) -> tuple[RankedImage, ...]:
     """Fetch the images; those that cannot be had or shown are left out."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery") as executor:
-        return tuple(image for image in executor.map(partial(_show, fetch), items) if image is not None)
+        return tuple(image for image in executor.map(partial(_show, fetch, max_megapixels), items) if image is not None)
 
 
-def thumbnail(data: bytes) -> bytes:
+def thumbnail(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
     """Return an image file's first frame, upright and at most 160 pixels long, as JPEG.
 
     Raises:
-        DecodeError: if the bytes are no image.
+        DecodeError: if the bytes are no image, or one that is too large.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -57,7 +57,7 @@ def thumbnail(data: bytes) -> bytes:
         raise DecodeError(f"expected an image file, got {len(data)} bytes of something else") from err
     shrink = min(1.0, _PIXELS / max(width, height, 1))
     spec = InputSpec(height=max(1, round(height * shrink)), width=max(1, round(width * shrink)))
-    return to_thumbnail(decode_image(data, spec))
+    return to_thumbnail(decode_image(data, spec, max_megapixels=max_megapixels))
 
 
 def to_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -69,9 +69,9 @@ def to_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _show(fetch: Fetch, item: Planned) -> RankedImage | None:
+def _show(fetch: Fetch, max_megapixels: int, item: Planned) -> RankedImage | None:
     try:
-        small = thumbnail(fetch(item.task))
+        small = thumbnail(fetch(item.task), max_megapixels=max_megapixels)
     except ImageError:
         return None
     label, probability = _predicted(item)

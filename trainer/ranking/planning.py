@@ -115,7 +115,7 @@ class Place:
 
     def scores(self) -> ScoreLog:
         """Scores on disk, by all that they hang on: which control, which key of a task's data, which network."""
-        network = None if self.version else (self.options.weights, self.options.architecture)
+        network = None if self.version else (self.options.weights, self.options.architecture, self.options.image_size)
         return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
 
 
@@ -260,6 +260,8 @@ def _cover(where: Place, tasks: Sequence[PoolTask], name: str) -> Plan:
             key=where.control.value_key,
             project=options.project,
             embed=pretrained(options.weights, options.architecture),
+            image_size=options.image_size,
+            max_megapixels=where.environment.max_megapixels,
         )
     say_failures(failures, len(tasks))
     if not scores:

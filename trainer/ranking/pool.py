@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from contract.errors import ImageError
 from contract.fetch import Fetcher
 from contract.labelconfig import ChoicesControl
 from contract.manifest import InputSpec, Manifest
-from contract.preprocess import decode_image
+from contract.preprocess import MAX_MEGAPIXELS, decode_image
 from trainer.annotations import LeftOut, Task, decide
 from trainer.dataset import THREADS
 from trainer.labelstudio import PoolTask
@@ -29,7 +30,6 @@ _log = logging.getLogger(__name__)
 _NAMED: Final = 5
 """How many images without a score are named; the rest are counted."""
 _EMBEDDED_AT_ONCE: Final = 256
-_EMBEDDED_SIZE: Final = InputSpec(224, 224)
 _NO_PROBABILITIES: Final = np.zeros(0, np.float32)
 
 Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -53,7 +53,15 @@ def score_tasks(
 
 
 def embed_tasks(
-    tasks: Sequence[PoolTask], log: ScoreLog, fetcher: Fetcher, *, key: str, project: int, embed: Embed
+    tasks: Sequence[PoolTask],
+    log: ScoreLog,
+    fetcher: Fetcher,
+    *,
+    key: str,
+    project: int,
+    embed: Embed,
+    image_size: int,
+    max_megapixels: int = MAX_MEGAPIXELS,
 ) -> tuple[list[Score], list[Failure]]:
     """Compute embeddings of tasks here, of which no version knows anything, and return them as scores without more.
 
@@ -64,13 +72,25 @@ def embed_tasks(
         key: of the tasks' data.
         project: its number.
         embed: the network.
+        image_size: pixels a side, which it is given.
+        max_megapixels: of one image in memory, as in `decode_image`.
     """
+    decode = partial(decode_image, spec=InputSpec(image_size, image_size), max_megapixels=max_megapixels)
+
+    def load(task: PoolTask) -> npt.NDArray[np.uint8] | Failure:
+        reference = find_reference(task.data, key)
+        if reference is None:
+            return Failure(task.id, "no_image", f"its data holds no image reference under {key!r}")
+        try:
+            return decode(fetcher.fetch(reference, task_id=task.id, project_id=project))
+        except ImageError as err:
+            return Failure(task.id, err.code, str(err))
 
     def compute(missing: Sequence[PoolTask]) -> Iterator[list[Score | Failure]]:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
             for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
                 portion = missing[start : start + _EMBEDDED_AT_ONCE]
-                images = list(executor.map(lambda task: _fetch(task, fetcher, key, project), portion))
+                images = list(executor.map(load, portion))
                 yield _embed_readable(images, portion, embed)
 
     return _collect(tasks, log, compute, "embedded")
@@ -118,16 +138,6 @@ def _collect(
             failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
             bar.update(len(outcomes))
     return [known[task.id] for task in tasks if task.id in known], failures
-
-
-def _fetch(task: PoolTask, fetcher: Fetcher, key: str, project: int) -> npt.NDArray[np.uint8] | Failure:
-    reference = find_reference(task.data, key)
-    if reference is None:
-        return Failure(task.id, "no_image", f"its data holds no image reference under {key!r}")
-    try:
-        return decode_image(fetcher.fetch(reference, task_id=task.id, project_id=project), _EMBEDDED_SIZE)
-    except ImageError as err:
-        return Failure(task.id, err.code, str(err))
 
 
 def find_reference(data: Mapping[str, object], key: str) -> str | None:

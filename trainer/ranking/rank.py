@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from contract.errors import ConfigError, FetchError
-from contract.ranking import Ranking, load_rankings, save_ranking
+from contract.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from trainer import labelstudio
 from trainer.dataset import open_fetcher
 from trainer.locks import exclusive
@@ -248,9 +248,12 @@ class _Ranking:
             near_duplicates=plan.near_duplicates,
             failed=plan.failed,
             mean_bald=float(np.mean(balds)) if balds else None,
-            most_uncertain=gallery.show(uncertain, self._fetch_image),
-            most_confident=gallery.show(confident, self._fetch_image),
+            most_uncertain=self._show(uncertain),
+            most_confident=self._show(confident),
         )
+
+    def _show(self, items: Sequence[Planned]) -> tuple[RankedImage, ...]:
+        return gallery.show(items, self._fetch_image, max_megapixels=self._place.environment.max_megapixels)
 
     def _fetch_image(self, task: int) -> bytes:
         reference = find_reference(self._place.data.get(task, {}), self._place.control.value_key)

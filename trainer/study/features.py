@@ -9,6 +9,7 @@ import json
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from contract.errors import ImageError
 from contract.manifest import InputSpec
-from contract.preprocess import RECIPE, decode_image
+from contract.preprocess import MAX_MEGAPIXELS, RECIPE, decode_image
 from trainer.dataset import THREADS
 from trainer.network import Network
 from trainer.study.arrays import Batch, keep
@@ -43,23 +44,23 @@ class Decoded:
     """Names the pixels: others have another."""
 
 
-def decode(pool: Pool, *, image_size: int, cache: Path) -> Decoded:
+def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Decoded:
     """Return a pool's images, `image_size` pixels a side, from the cache as far as they are in it.
 
-    An image that once could not be read stays so until its file changes.
+    An image that once could not be read stays so until its file changes, or larger images are allowed.
 
     Raises:
         ConfigError: if the cache cannot be written.
     """
     spec = InputSpec(image_size, image_size)
-    key = _digest([RECIPE, image_size, pool.source.state(pool.references)])
+    key = _digest([RECIPE, image_size, max_megapixels, pool.source.state(pool.references)])
     count = len(pool.references)
 
     def batches(start: int) -> Generator[Batch, None, None]:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
             for first in range(start, count, _IMAGES_A_BATCH):
                 positions = range(first, min(count, first + _IMAGES_A_BATCH))
-                outcomes = list(executor.map(lambda image: _decode_one(pool, image, spec), positions))
+                outcomes = list(executor.map(partial(_decode_one, pool, spec, max_megapixels), positions))
                 yield _as_batch(first, outcomes, spec)
 
     kept = keep(cache / f"pixels-{key}.npy", batches, count=count, title="images")
@@ -92,9 +93,9 @@ def compute(decoded: Decoded, *, network: Network, device: torch.device, cache: 
     return keep(cache / f"features-{key}.npy", batches, count=count, title="features").rows
 
 
-def _decode_one(pool: Pool, image: int, spec: InputSpec) -> npt.NDArray[np.uint8] | ImageError:
+def _decode_one(pool: Pool, spec: InputSpec, max_megapixels: int, image: int) -> npt.NDArray[np.uint8] | ImageError:
     try:
-        return decode_image(pool.read(image), spec)
+        return decode_image(pool.read(image), spec, max_megapixels=max_megapixels)
     except ImageError as err:
         return err
 

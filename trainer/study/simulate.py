@@ -54,7 +54,7 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     device = choose_device(training.device)
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
     cache = environment.cache.parent / "study"
-    decoded = decode(pool, image_size=training.image_size, cache=cache)
+    decoded = decode(pool, image_size=training.image_size, cache=cache, max_megapixels=environment.max_megapixels)
     _say_unreadable(decoded)
     protocol = _make_protocol(pool, decoded, options, training)
     settings = _describe(options, decoded, protocol, device=device)

@@ -568,6 +568,31 @@ class TestColdStart:
         assert cold.rank().failed == 2
         assert "task 2: its data holds no image reference under 'image'" in caplog.text
 
+    def test_images_are_embedded_at_the_size_that_was_asked_for(self, cold, monkeypatch):
+        """What was embedded at another size before is embedded anew."""
+        shapes = []
+
+        def embed(images):
+            shapes.append(images.shape[1:])
+            return images.mean(axis=(1, 2)) / 255
+
+        monkeypatch.setattr(planning, "pretrained", lambda *_: embed)
+        for size in (96, 32):
+            cold.rank(image_size=size, dry_run=True)
+        assert shapes == [(96, 96, 3), (32, 32, 3)]
+
+    def test_the_largest_image_is_a_setting(self, cold, caplog):
+        """Of those that the trainer embeds, and of those it shows."""
+        buffer = io.BytesIO()
+        Image.new("L", (1100, 1000)).save(buffer, "PNG")
+        uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        cold.studio.tasks[1]["data"] = {"image": uri}
+        cold.environment = dataclasses.replace(cold.environment, max_megapixels=1)
+        assert cold.rank(dry_run=True).failed == 1
+        assert "raise LABELNEXT_MAX_MEGAPIXELS" in caplog.text
+        cold.environment = dataclasses.replace(cold.environment, max_megapixels=2)
+        assert cold.rank(dry_run=True).failed == 0
+
     def test_images_are_embedded_a_portion_at_a_time_and_once(self, cold, monkeypatch):
         """Memory is bounded, and a run that was killed goes on."""
         monkeypatch.setattr(pool, "_EMBEDDED_AT_ONCE", 8)

@@ -1,0 +1,67 @@
+"""What a file that is not decoded is called, by its first bytes: people have to be told what to convert."""
+
+from typing import Final
+
+_LOOKED_AT: Final = 4096
+
+_BRANDS: Final = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"heim": "HEIC", b"heis": "HEIC"}
+_BRANDS_OF_MANY: Final = {
+    b"mif1": "HEIF",
+    b"msf1": "HEIF",
+    b"avif": "AVIF that is broken",
+    b"avis": "AVIF that is broken",
+}
+"""Of ISO media files; those of the second kind stand beside one that says more."""
+
+_STARTS: Final = (
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"8BPS", "Photoshop"),
+    (b"%PDF", "PDF"),
+    (b"%!PS", "PostScript"),
+    (b"SIMPLE  =", "FITS"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"P4", "Netpbm"),
+    (b"P5", "Netpbm"),
+    (b"P6", "Netpbm"),
+    (b"PK\3\4", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
+_DICOM: Final = slice(128, 132)
+
+
+def name_format(data: bytes) -> str:
+    """Return what the bytes of a file that cannot be identified as an image are of, as far as their beginning tells."""
+    head = data[:_LOOKED_AT]
+    if head[_DICOM] == b"DICM":
+        return "DICOM"
+    if head[4:8] == b"ftyp":
+        return _name_media(head)
+    for start, name in _STARTS:
+        if head.startswith(start):
+            return name
+    return _name_markup(head.removeprefix(b"\xef\xbb\xbf").lstrip().lower())
+
+
+def _name_markup(head: bytes) -> str:
+    if head.startswith(b"<"):
+        if b"<html" in head or b"<!doctype html" in head:  # which may hold an SVG
+            return "a web page"
+        if b"<svg" in head:
+            return "SVG"
+    return "something else"
+
+
+def _name_media(head: bytes) -> str:
+    """The major brand, and those that the file is compatible with, four letters each behind the version."""
+    end = min(int.from_bytes(head[:4]), len(head))
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))]
+    for known in (_BRANDS, _BRANDS_OF_MANY):
+        for brand in brands:
+            if brand in known:
+                return known[brand]
+    return "a video, or an image of that family"
