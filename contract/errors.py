@@ -2,6 +2,7 @@
 
     LabelnextError
     +-- ConfigError             settings, arguments or a labelling config that cannot work
+    +-- DiskFull                a disk or quota that takes no more; an OSError, too
     +-- RepositoryError         what stands between a reader and a published version
     |   +-- NothingPublished
     |   +-- VersionNotFound
@@ -43,6 +44,23 @@ class ConfigError(LabelnextError):
 
     status = 400
     code = "bad_config"
+
+
+class DiskFull(LabelnextError, OSError):
+    """Found no room to write: what callers do about a disk that fails holds for it, too."""
+
+    status = 507
+    code = "disk_full"
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        """Take what happened and what to do, and the system's number for it."""
+        super().__init__(message)
+        self.strerror = message
+        self.errno = number
+
+    def __str__(self) -> str:
+        """Return the message, without the number that other OSErrors have in front of it."""
+        return str(self.strerror)
 
 
 class RepositoryError(LabelnextError):

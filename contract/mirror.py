@@ -115,6 +115,8 @@ class MirroredRepository(Repository):
     What asks the bucket may raise RepositoryUnreachable, beside what a folder's repository raises.
     """
 
+    _remedy = "make room, or set LABELNEXT_MIRROR to a folder on another disk"
+
     def __init__(self, bucket: "Bucket", root: Path, model: str = "default", *, keys: Keys = Keys()) -> None:
         """Take the bucket, the mirror's folder, which has to exist, the model's name and the keys."""
         super().__init__(root, model, keys=keys)
@@ -260,10 +262,11 @@ class MirroredRepository(Repository):
             manifest = self._bucket.read(self._key(name, MANIFEST_FILE), most_bytes=MOST_MANIFEST_BYTES)
         except FileNotFoundError:
             return False
-        with suppress(FileNotFoundError):
-            signature = self._bucket.read(self._key(name, SIGNATURE_FILE), most_bytes=MOST_SIGNATURE_BYTES)
-            kept.write(SIGNATURE_FILE, signature.content)
-        kept.write(MANIFEST_FILE, manifest.content)
+        with self._explaining_full():
+            with suppress(FileNotFoundError):
+                signature = self._bucket.read(self._key(name, SIGNATURE_FILE), most_bytes=MOST_SIGNATURE_BYTES)
+                kept.write(SIGNATURE_FILE, signature.content)
+            kept.write(MANIFEST_FILE, manifest.content)
         return True
 
     @contextmanager
@@ -279,11 +282,12 @@ class MirroredRepository(Repository):
             shutil.rmtree(leftover, ignore_errors=True)
         staging = self.folder / f"{_FETCHING}{version.name}"
         try:
-            shutil.copytree(self._manifests(version.name), staging)
-            for file in version.manifest.files:
-                self._fetch_file(version, file, staging / file)
-            sync_tree(staging)
-            staging.rename(version.path)
+            with self._explaining_full():
+                shutil.copytree(self._manifests(version.name), staging)
+                for file in version.manifest.files:
+                    self._fetch_file(version, file, staging / file)
+                sync_tree(staging)
+                staging.rename(version.path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self._prune()

@@ -20,12 +20,13 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
+from contract.disk import explaining_full
 from contract.documents import Documents, FolderDocuments
 from contract.errors import (
     ConfigError,
@@ -161,6 +162,8 @@ class Staged:
 class Repository:
     """One model's versions, as a folder below the repository's root."""
 
+    _remedy = "make room there, as `python -m trainer prune` does, or set LABELNEXT_MODELS to a folder on another disk"
+
     def __init__(self, root: Path, model: str = "default", *, keys: Keys = Keys()) -> None:
         """Take the repository's root folder and the model's name, neither of which has to exist yet, and the keys."""
         if not model or model.startswith(".") or "/" in model or "\\" in model:
@@ -283,16 +286,21 @@ class Repository:
 
         Leftovers of publishers that died are removed first, so there may be only one publisher at a time.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._explaining_full():
+            self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"{_STAGING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         version = new_version(now, after=max(self.versions(), default=None))
         staging = self.staging_folder(version)
         try:
-            with self._folder_to_write(staging) as path:
+            with self._explaining_full(), self._folder_to_write(staging) as path, self._explaining_full(path):
                 yield Staged(self, version, path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _explaining_full(self, *others: Path) -> AbstractContextManager[None]:
+        """Say what to do where there is no room for what the block writes here, or to other folders."""
+        return explaining_full(self.folder, *others, remedy=self._remedy)
 
     @contextmanager
     def _folder_to_write(self, staging: Path) -> Iterator[Path]:
@@ -313,17 +321,28 @@ class Repository:
     def put(self, staged: Version) -> Version:
         """Name the version that lies whole in its staging folder, and make it current."""
         target = self.folder / staged.name
-        staged.path.rename(target)
+        with self._pointer_to(staged.name) as pointer:
+            staged.path.rename(target)
+            sync_folder(self.folder)
+            pointer.replace(self.folder / CURRENT_FILE)
         sync_folder(self.folder)
-        self.point_to(staged.name)
         return Version(target, staged.manifest)
 
     def point_to(self, name: str) -> None:
         """Replace CURRENT in one step."""
-        draft = self.folder / f".CURRENT-{secrets.token_hex(4)}"
-        _write_synced(draft, f"{name}\n")
-        draft.replace(self.folder / CURRENT_FILE)
+        with self._explaining_full(), self._pointer_to(name) as pointer:
+            pointer.replace(self.folder / CURRENT_FILE)
         sync_folder(self.folder)
+
+    @contextmanager
+    def _pointer_to(self, name: str) -> Iterator[Path]:
+        """Write what is to become CURRENT, so that from here on nothing needs room on the disk."""
+        draft = self.folder / f".CURRENT-{secrets.token_hex(4)}"
+        try:
+            _write_synced(draft, f"{name}\n")
+            yield draft
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _read_current(self) -> bytes:
         return read_regular(self.folder / CURRENT_FILE, most_bytes=MOST_POINTER_BYTES)

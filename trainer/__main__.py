@@ -5,6 +5,7 @@ and `versions` prints its table there. torch is imported by `run` and `simulate`
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -13,9 +14,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from types import FrameType
 from typing import Any
 
+from contract.disk import explain
 from contract.errors import ConfigError, LabelError, LabelnextError, RepositoryError, TrainingError
 from contract.manifest import Manifest
 from contract.repository import Repository
@@ -25,6 +28,8 @@ from trainer.settings import ARCHITECTURES, Environment, RankOptions, Source, St
 from trainer.study.names import STUDIED
 from trainer.watching.children import LABELS_AT_FAULT
 
+_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+"""Errors of the system that are no bug of ours: where they are met says more than a traceback."""
 _DEFAULT = Training()
 _RANK_DEFAULT = RankOptions(project=0)
 """Named here once more only as defaults of the options."""
@@ -48,6 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LabelnextError as err:
         print(f"error: {err}", file=sys.stderr)
         return LABELS_AT_FAULT if isinstance(err, (LabelError, TrainingError)) else 1
+    except OSError as err:
+        if err.errno not in _OUTSIDE:
+            raise
+        where = f"{err.filename}: " if err.filename else ""
+        print(
+            f"error: {where}{explain(err, Path(err.filename or gettempdir()))}; {options.interrupted}", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"interrupted: {options.interrupted}", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from contract.disk import explain
 from contract.download import Validators
 from contract.errors import ConfigError
 
@@ -81,7 +82,7 @@ class ImageCache:
                 self._size = (self._size or 0) + len(content)
         except OSError as err:
             raise ConfigError(
-                f"expected to write images to {self._folder}, got {err.strerror}; "
+                f"expected to write images to {self._folder}, got {explain(err, self._folder)}; "
                 "set LABELNEXT_CACHE to a folder with room, or LABELNEXT_IMAGE_CACHE_MB to less"
             ) from err
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from contract.disk import explaining_full
 from contract.errors import ConfigError
 from contract.repository import Repository
 
@@ -31,11 +32,13 @@ def alone(path: Path, *, refusal: str) -> Iterator[None]:
 
     Raises:
         ConfigError: saying `refusal`, if another process holds it.
+        DiskFull: if there is no room for the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        with explaining_full(path.parent, remedy="make room there, then start again"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout as err:
         raise ConfigError(refusal) from err
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -21,6 +20,7 @@ from bench.serving import Server, serving
 from contract.repository import Repository
 from demo.processes import Child, free_port, running
 from demo.product import CHECKOUT
+from tests.disks import fill, small_disk
 from tests.production.driving import Client
 from tests.server.conftest import make_tasks
 from tests.server.tiny_model import TinyModel, publish
@@ -89,28 +89,6 @@ def await_end(pid: int) -> None:
     while (Path("/proc") / str(pid)).exists():
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A file system of its own in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(folder: Path) -> None:
-    with contextlib.suppress(OSError), (folder / "rest").open("wb") as file:
-        while True:
-            file.write(bytes(1024))
-            file.flush()
 
 
 class TestTheRepository:

@@ -1,4 +1,5 @@
 import ast
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from contract.errors import TrainingError
 from contract.repository import WEIGHTS_FILE, Repository
+from tests.disks import fill, small_disk
 from tests.trainer.small import PROVENANCE, small_network, write_folders
 from tests.versions import publish
 from trainer import __main__ as main_module
@@ -51,6 +53,43 @@ def test_a_run_ends_with_one_line_of_json_on_stdout(train, capsys):
     assert list(document) == ["version", "labels", "classes", "accuracy", "macro_f1", "nll", "ece", "seconds", "advice"]
     assert (document["labels"], document["classes"]) == (12, 3)
     assert "training" in err
+
+
+@pytest.mark.parametrize("room", [0, 10, 30], ids="{} kB".format)
+def test_a_training_on_a_full_disk_ends_in_one_line_and_is_done_when_there_is_room(train, models, capsys, room):
+    """Wherever in the publishing it was; the line names the folder and how much is free."""
+    with small_disk(models, "2m"):
+        fill(models)
+        os.truncate(models / "rest", (models / "rest").stat().st_size - room * 1024)
+        assert train() == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "Traceback" not in err
+        assert err.splitlines()[-1].startswith(f"error: expected to write to {models}")
+        assert "No space left on device (0 of 2 MiB are free); make room" in err.splitlines()[-1]
+        assert [path for path in models.rglob("*") if path.is_dir() and path.name != "default"] == []
+        (models / "rest").unlink()
+        assert train() == 0
+        assert Repository(models).current() == json.loads(capsys.readouterr().out)["version"]
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_line(models, capsys):
+    """Named, with the system's word for it."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(models / "CURRENT"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Repository, "rollback", refuse)
+        assert main(["rollback", "20260102T030405678Z-0a1b2c"]) == 1
+    assert capsys.readouterr().err == f"error: {models}/CURRENT: Permission denied; nothing was changed\n"
+
+
+def test_what_may_be_a_bug_keeps_its_traceback(models):
+    """A file that was looked for in vain is not the system's fault."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FileNotFoundError):
+        patch.setattr(Repository, "rollback", lambda *_: (models / "nowhere").read_bytes())
+        main(["rollback", "20260102T030405678Z-0a1b2c"])
 
 
 def test_an_error_is_one_line_and_no_traceback(train, capsys, monkeypatch):

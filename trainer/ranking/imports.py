@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
+from contract.disk import explain
 from contract.errors import ConfigError
 from trainer import labelstudio
 from trainer.labelstudio import Refused, StoredPrediction, Unreachable
@@ -227,6 +228,6 @@ class _Flight:
             self._note.write_text(json.dumps({"before": before, "sent": sent, "at": time.time()}))
         except OSError as err:
             raise ConfigError(
-                f"expected to write to {self._note.parent}, got {err.strerror}; set LABELNEXT_CACHE to a folder with "
-                "room"
+                f"expected to write to {self._note.parent}, got {explain(err, self._note.parent)}; set "
+                "LABELNEXT_CACHE to a folder with room"
             ) from err

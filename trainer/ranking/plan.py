@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.disk import explain
 from contract.errors import ConfigError
 
 
@@ -58,7 +59,8 @@ def save_plan(path: Path, plan: Plan) -> None:
         draft.replace(path)
     except OSError as err:
         raise ConfigError(
-            f"expected to write a plan to {path.parent}, got {err.strerror}; set LABELNEXT_CACHE to a folder with room"
+            f"expected to write a plan to {path.parent}, got {explain(err, path.parent)}; set LABELNEXT_CACHE to a "
+            "folder with room"
         ) from err
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from contract.disk import explain
 from contract.errors import ConfigError, FetchError
 from contract.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from trainer import labelstudio
@@ -229,8 +230,8 @@ class _Ranking:
             save_ranking(self._repository, record)
         except OSError as err:
             raise ConfigError(
-                f"expected to write the ranking's record to {self._repository.location}, got {err.strerror}; "
-                "give the trainer the folder to write, then rank again"
+                f"expected to write the ranking's record to {self._repository.location}, got "
+                f"{explain(err, self._repository.root)}; give the trainer the folder to write, then rank again"
             ) from err
 
     def _describe(self, plan: Plan) -> Ranking:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from contract.disk import explain
 from contract.errors import ConfigError
 
 Floats = npt.NDArray[np.float32]
@@ -169,5 +170,6 @@ def _decode(text: str, kind: str) -> Floats:
 
 def _unwritable(path: Path, err: OSError) -> ConfigError:
     return ConfigError(
-        f"expected to keep scores in {path.parent}, got {err.strerror}; set LABELNEXT_CACHE to a folder with room"
+        f"expected to keep scores in {path.parent}, got {explain(err, path.parent)}; set LABELNEXT_CACHE to a folder "
+        "with room"
     )

@@ -169,8 +169,9 @@ class _Tail:
         while chunk := os.read(self._pipe.fileno(), _READ_BYTES):
             self._end = (self._end + chunk)[-_TAIL_BYTES:]
             if self._copy:
-                sys.stderr.write(decoder.decode(chunk))
-                sys.stderr.flush()
+                with suppress(OSError):  # a log without room; the child must not wait for somebody to read on
+                    sys.stderr.write(decoder.decode(chunk))
+                    sys.stderr.flush()
 
     def read(self) -> str:
         """Return the end, when all has come."""

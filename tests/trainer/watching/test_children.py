@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import sys
@@ -47,6 +48,19 @@ def test_stderr_is_passed_through(supervisor, capsys):
     """Progress bars included."""
     supervisor.run(["import sys; sys.stderr.write('half\\rwhole, 100 % \\u2713\\n')"])
     assert capsys.readouterr().err == "half\rwhole, 100 % \u2713\n"
+
+
+def test_a_log_without_room_keeps_no_child_waiting(supervisor, monkeypatch):
+    """What it says is read to the end, wherever it can be written."""
+
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    outcome = supervisor.run(["import sys; sys.stderr.write('x' * 10**6 + chr(10) + 'error: the end'); sys.exit(1)"])
+    monkeypatch.undo()
+    assert (outcome.status, outcome.reason) == (1, "the end")
 
 
 @pytest.mark.parametrize(

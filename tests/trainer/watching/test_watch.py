@@ -18,6 +18,7 @@ from filelock import FileLock
 from contract.errors import ConfigError
 from contract.repository import Repository
 from contract.training_requests import find_requests, leave_request
+from tests.disks import fill, small_disk
 from tests.loopback import host, reply
 from trainer import labelstudio
 from trainer.settings import Environment
@@ -203,7 +204,7 @@ def watch_it(studio, caplog, *, environment=None, run=(), rank=(), **options):
     status = watch(wanted, environment, arguments_of_run=run, arguments_of_rank=rank)
     calls = studio.folder / "calls"
     ran = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
-    return status, ran, [record.getMessage() for record in caplog.records]
+    return status, ran, [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
 
 
 def environment_of(studio, **fields):
@@ -462,6 +463,29 @@ def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monke
     _, ran, said = watch_it(studio, caplog)
     assert names(ran).count("run") == 2  # for those that lay there, and for the one that was made anew
     assert any("cannot be removed" in line for line in said)
+
+
+def test_a_disk_without_room_loses_nothing_and_the_watch_tries_again(studio, caplog):
+    """One line says which disk and how much is free; when there is room the labels that waited are trained on."""
+    models = studio.folder / "models"
+    with small_disk(models, "1m", "nr_inodes=1000"):
+        studio.label(20)
+        watch_it(studio, caplog, rounds=1)
+        before = repository_of(studio).current()
+        fill(models)
+        studio.label(20)
+        leave = studio.looks + 12
+        studio.events = {leave: (models / "rest").unlink}
+        status, ran, said = watch_it(studio, caplog, rounds=1)
+        after = repository_of(studio).current()
+        assert status == 0
+        assert before < after
+        assert repository_of(studio).versions() == [before, after]
+    failures = [line for line in said if "nothing was trained" in line]
+    assert failures
+    assert all("No space left on device (0 of 1 MiB are free); make room" in line for line in failures)
+    assert all(str(models) in line for line in failures)
+    assert said[-1].startswith(f"20 new labels (20 asked for): trained {after} on 40 labels")
 
 
 def test_labels_that_cannot_be_trained_on_wait_for_others(studio, caplog):
