@@ -75,10 +75,13 @@ def test_a_rollback_without_room_leaves_the_version_in_use(repository):
 
 
 def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
-    """numpy's own files end in an error without the system's number."""
-    with small_disk(repository.root, "2m"), pytest.raises(DiskFull, match="of 2 MiB are free"):
-        with repository.stage(datetime.now(UTC)) as staged:
-            np.zeros(2**20).tofile(staged.path / "model.onnx.data")
+    """Files that numpy writes end in an error without the system's number."""
+    with (
+        small_disk(repository.root, "2m"),
+        pytest.raises(DiskFull, match="of 2 MiB are free"),
+        repository.stage(datetime.now(UTC)) as staged,
+    ):
+        np.zeros(2**20).tofile(staged.path / "model.onnx.data")
 
 
 def test_a_limit_on_a_files_length_is_no_room_either(repository):

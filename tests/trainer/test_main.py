@@ -85,10 +85,10 @@ def test_a_folder_that_cannot_be_written_ends_in_one_line(models, capsys):
     assert capsys.readouterr().err == f"error: {models}/CURRENT: Permission denied; nothing was changed\n"
 
 
-def test_what_may_be_a_bug_keeps_its_traceback(models):
+def test_what_may_be_a_bug_keeps_its_traceback(models, monkeypatch):
     """A file that was looked for in vain is not the system's fault."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(FileNotFoundError):
-        patch.setattr(Repository, "rollback", lambda *_: (models / "nowhere").read_bytes())
+    monkeypatch.setattr(Repository, "rollback", lambda *_: (models / "nowhere").read_bytes())
+    with pytest.raises(FileNotFoundError):
         main(["rollback", "20260102T030405678Z-0a1b2c"])
 
 

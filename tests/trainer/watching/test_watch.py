@@ -476,7 +476,7 @@ def test_a_disk_without_room_loses_nothing_and_the_watch_tries_again(studio, cap
         studio.label(20)
         leave = studio.looks + 12
         studio.events = {leave: (models / "rest").unlink}
-        status, ran, said = watch_it(studio, caplog, rounds=1)
+        status, _, said = watch_it(studio, caplog, rounds=1)
         after = repository_of(studio).current()
         assert status == 0
         assert before < after
