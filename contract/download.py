@@ -33,6 +33,7 @@ from urllib3.util.connection import create_connection
 
 from contract.addresses import Resolver, is_public
 from contract.errors import FetchError
+from contract.spelling import as_browsers_read, is_data_uri, with_plain_host
 
 _CHUNK_BYTES: Final = 1 << 16
 _SHOWN: Final = 200  # characters of a reference in a message
@@ -51,7 +52,8 @@ class Origin(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"{self.scheme}://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Target:
         if len(url) > LONGEST_REFERENCE:
             raise ValueError(f"longer than {LONGEST_REFERENCE} characters")
         try:
-            parts = parse_url(url.strip())
+            parts = parse_url(with_plain_host(as_browsers_read(url)))
         except LocationParseError as err:
             raise ValueError("not a URL") from err
         if parts.scheme not in _PORTS or not parts.host:
@@ -87,7 +89,7 @@ class Target:
             ValueError: as `parse` does.
         """
         try:
-            url = urljoin(self.url, location)
+            url = urljoin(self.url, as_browsers_read(location))
         except ValueError as err:
             raise ValueError("not a URL") from err
         return Target.parse(url)
@@ -145,11 +147,11 @@ class Errand:
 
 def public_name(reference: str) -> str:
     """The reference as messages and logs may show it: without query, password, data and control characters."""
-    if reference.startswith("data:"):
+    if is_data_uri(reference):
         return "data:..."
     if len(reference) > LONGEST_REFERENCE:  # nor is it looked at for secrets, which takes seconds for a long one
         return f"a reference of {len(reference)} characters"
-    name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", reference, maxsplit=1)[0])
+    name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", as_browsers_read(reference), maxsplit=1)[0])
     printable = "".join(character if character.isprintable() else "?" for character in name)
     return printable if len(printable) <= _SHOWN else printable[:_SHOWN] + "..."
 
@@ -375,10 +377,11 @@ def _connect_public(connection: HTTPConnection, resolve: Resolver) -> socket.soc
     except (OSError, UnicodeError) as err:
         raise NewConnectionError(connection, f"{host} has no address") from err
     if not addresses or not all(is_public(address) for address in addresses):
-        scheme = "https" if isinstance(connection, HTTPSConnection) else "http"
+        origin = Origin("https" if isinstance(connection, HTTPSConnection) else "http", host, port)
         raise FetchError(
-            f"{host} is not on the public internet, where only Label Studio and allowed origins are asked; "
-            f"if images lie there, add {scheme}://{connection.host}:{port} to LABELNEXT_ALLOWED_ORIGINS"
+            f"{host} is not on the public internet, where only Label Studio and allowed origins are asked; if images "
+            f"lie there, add {origin} to LABELNEXT_ALLOWED_ORIGINS; if that is Label Studio as browsers see it, set "
+            "LABELNEXT_LABEL_STUDIO_PUBLIC_URL"
         )
     end = time.monotonic() + float(connection.timeout or 0)
     for address in addresses:

@@ -4,7 +4,7 @@ Owns what each kind of reference means and which host may be told what. Referenc
 tasks, and hosts answer what they like, so neither is trusted:
 
 * Label Studio's origin gets the token, on the paths that serve images and on no others. Nobody else gets it, and a
-  redirect away from that origin ends it.
+  redirect away from that origin ends it. Its images are asked of it there under whichever of its names they come.
 * Origins that the settings allow are asked wherever their addresses lie.
 * Any other host is asked only if all its addresses are public. Each redirect is judged again.
 
@@ -12,17 +12,15 @@ Knows nothing of what the bytes are, and keeps none of them; who does can ask wh
 """
 
 import base64
-import binascii
 import json
 import os
-import re
 import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
-from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes
+from urllib.parse import parse_qs, quote
 
 from contract.access import Token
 from contract.addresses import Resolver, resolve_addresses
@@ -37,15 +35,17 @@ from contract.download import (
     too_large,
 )
 from contract.errors import ConfigError, FetchError
+from contract.spelling import as_browsers_read, decode_data_uri, is_data_uri
+from contract.studio import PublicUrl, Studio
 
 MAX_REDIRECTS: Final = 3
 
 _STORAGES: Final = ("s3://", "gs://", "azure-blob://")
 _MAX_ESCAPES: Final = 1_000_000
 """In a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 where even + and / are escaped."""
-_SERVES_IMAGES: Final = re.compile(
-    r"/(data/upload/|data/local-files/|storage-data/uploaded/|(tasks|projects)/\d+/(resolve|presign)/)"
-)
+_API_DESCRIPTION: Final = "/docs/api/schema/json/"
+_DESCRIPTION_S: Final = 15.0
+"""Seconds in which Label Studio describes its API, of which it takes one to two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,10 @@ class FetchSettings:
     """Where images may come from, and the limits on each."""
 
     label_studio_url: str | None = None
-    """Base URL of Label Studio; a path in it is kept."""
+    """Base URL of Label Studio, as seen from here; a path in it is kept."""
+    label_studio_public_url: str | None = None
+    """The same as browsers see it, and as references may have it; None asks Label Studio, which knows it from
+    LABEL_STUDIO_HOST."""
     api_token: str | None = field(default=None, repr=False)
     """A personal access token or a legacy token of Label Studio."""
     local_files_root: Path | None = None
@@ -99,13 +102,15 @@ class Fetcher:
         """
         self._settings = settings
         self._clock = clock
-        self._label_studio = _LabelStudio(settings.label_studio_url) if settings.label_studio_url else None
+        home, public = (
+            _configured(url) if url else None for url in (settings.label_studio_url, settings.label_studio_public_url)
+        )
+        self._base = home.url.rstrip("/") if home else ""
         self._token = Token(settings.api_token or "", clock=clock)
-        trusted = {_configured(text).origin for text in settings.allowed_origins}
-        if self._label_studio:
-            trusted.add(self._label_studio.origin)
+        allowed = frozenset(_configured(text).origin for text in settings.allowed_origins)
+        self._studio = Studio(home, PublicUrl(public, ask=self._describe_label_studio, clock=clock), others=allowed)
         self._downloader = Downloader(
-            trusted=frozenset(trusted),
+            trusted=allowed | {home.origin} if home else allowed,
             resolve=resolve,
             max_bytes=settings.max_bytes,
             connect_timeout_s=settings.connect_timeout_s,
@@ -125,11 +130,17 @@ class Fetcher:
     @property
     def scope(self) -> str:
         """What references without a host are relative to: Label Studio's base URL, empty where none is set."""
-        return self._label_studio.base if self._label_studio else ""
+        return self._base
 
     def is_remote(self, reference: str) -> bool:
-        """Whether fetching the reference asks another machine."""
-        return not reference.startswith("data:") and self._local_name(reference) is None
+        """Whether fetching the reference asks another machine.
+
+        Raises:
+            FetchError: if the reference cannot be fetched.
+        """
+        if is_data_uri(reference):
+            return False
+        return self._settings.local_files_root is None or self._local_name(self._plain(reference)) is None
 
     def fetch(
         self,
@@ -163,8 +174,9 @@ class Fetcher:
         Raises:
             FetchError: if the reference cannot be fetched.
         """
-        _check_text(reference)
-        return self._url_of(reference, task_id, project_id) if self.is_remote(reference) else None
+        if not self.is_remote(reference):
+            return None
+        return self._url_of(self._plain(reference), task_id, project_id)
 
     def fetch_if_changed(
         self,
@@ -190,46 +202,59 @@ class Fetcher:
         end = self._clock() + self._settings.total_timeout_s
         errand = Errand(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
         errand.remaining()
-        _check_text(reference)
-        if reference.startswith("data:"):
+        if is_data_uri(reference):
             return Fetched(_decode_data_uri(reference, self._settings.max_bytes))
-        name = self._local_name(reference)
+        plain = self._plain(reference)
+        name = self._local_name(plain)
         if name is not None and self._settings.local_files_root is not None:
             return Fetched(_read_local(self._settings.local_files_root, name, self._settings.max_bytes))
-        return self._download(self._url_of(reference, task_id, project_id), errand, known)
+        return self._download(self._url_of(plain, task_id, project_id), errand, known)
 
-    def _local_name(self, reference: str) -> str | None:
+    def _plain(self, reference: str) -> str:
+        """The reference as browsers read it; of an image of Label Studio's own, its path there."""
+        _check_text(reference)
+        plain = as_browsers_read(reference)
+        if plain.startswith("//"):
+            plain = f"{self._studio.scheme}:{plain}"
+        if plain.startswith(("/", "http://", "https://")):
+            return self._studio.image_path(plain) or plain
+        return plain
+
+    def _local_name(self, plain: str) -> str | None:
         """The path below `local_files_root` that the reference names, where it is to be read from there."""
-        if self._settings.local_files_root is None:
+        path, _, query = plain.partition("?")
+        if self._settings.local_files_root is None or path.rstrip("/") != "/data/local-files":
             return None
-        path, _, query = reference.partition("?")
-        if self._label_studio:
-            path = self._label_studio.own_path(path)
-        return parse_qs(query).get("d", [""])[0] if path.rstrip("/") == "/data/local-files" else None
+        return parse_qs(query).get("d", [""])[0]
 
-    def _url_of(self, reference: str, task_id: int | None, project_id: int | None) -> str:
-        if reference.startswith(("http://", "https://")):
-            return reference
-        if not reference.startswith(("/", *_STORAGES)):
+    def _url_of(self, plain: str, task_id: int | None, project_id: int | None) -> str:
+        if plain.startswith(("http://", "https://")):
+            return plain
+        if not plain.startswith(("/", *_STORAGES)):
             raise FetchError(
                 "expected an http(s), data, s3, gs or azure-blob URL or a path of Label Studio such as "
-                f"/data/upload/..., got {public_name(reference)}; import the task again with one of these"
+                f"/data/upload/..., got {public_name(plain)}; import the task again with one of these"
             )
-        if self._label_studio is None:
+        if not self._base:
             raise FetchError(
-                f"{public_name(reference)} can only be had through Label Studio, whose address is not set; "
+                f"{public_name(plain)} can only be had through Label Studio, whose address is not set; "
                 "set LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN"
             )
-        if reference.startswith("/"):
-            return self._label_studio.url_of_path(reference)
-        return self._label_studio.url_of_object(reference, task_id, project_id)
+        if not plain.startswith("/"):
+            return self._base + _object_path(plain, task_id, project_id)
+        if self._studio.image_path(plain) is None:
+            raise FetchError(
+                "expected a path on which Label Studio serves images, such as /data/upload/... or "
+                f"/data/local-files/..., got {public_name(plain)}; import the task again with one of these"
+            )
+        return self._base + plain
 
     def _download(self, url: str, errand: Errand, known: Validators | None) -> Fetched:
         """Follow redirects by hand, so that each target is judged as if the task had named it."""
         target = _parse(url, errand)
         token_may_go = True
         for _ in range(MAX_REDIRECTS + 1):
-            token_may_go = token_may_go and self._label_studio is not None and self._label_studio.owns(target)
+            token_may_go = token_may_go and self._studio.owns(target)
             asked_with = known if known and known.are_from(target) else None
             answer = self._get(target, errand, with_token=token_may_go, known=asked_with)
             if answer.status == 304 and asked_with:
@@ -237,6 +262,8 @@ class Fetcher:
             if answer.location is None:
                 return Fetched(_body(answer, target, errand), answer.validators)
             target = _follow(target, answer.location, errand)
+            if token_may_go and (path := self._studio.image_path(target.url)):  # it leads to itself by its public name
+                target = _parse(self._base + path, errand)
         raise FetchError(f"{errand.asked} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
 
     def _get(self, target: Target, errand: Errand, *, with_token: bool, known: Validators | None) -> Answer:
@@ -258,7 +285,7 @@ class Fetcher:
 
     def _exchange(self, refresh_token: str, errand: Errand) -> str:
         """Label Studio's access token for a personal access token."""
-        target = _parse(f"{self.scope}/api/token/refresh/", errand)
+        target = _parse(f"{self._base}/api/token/refresh/", errand)
         answer = self._downloader.request(target, errand, post=json.dumps({"refresh": refresh_token}).encode())
         try:
             return str(json.loads(answer.body)["access"])
@@ -268,52 +295,31 @@ class Fetcher:
                 "for LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account settings"
             ) from err
 
+    def _describe_label_studio(self) -> bytes:
+        """The description of its API, which nobody needs a token for; empty where it cannot be had."""
+        if not self._base:
+            return b""
+        errand = Errand("the description of Label Studio's API", self._clock() + _DESCRIPTION_S, self._clock)
+        try:
+            return self._downloader.request(_parse(self._base + _API_DESCRIPTION, errand), errand).body
+        except FetchError:
+            return b""
 
-class _LabelStudio:
-    """Which URLs are Label Studio's own, and which of them serve images."""
 
-    def __init__(self, url: str) -> None:
-        target = _configured(url)
-        self.origin = target.origin
-        self.base = target.url.rstrip("/")
-        self._prefix = target.path.rstrip("/")
-
-    def own_path(self, path_or_url: str) -> str:
-        """The path below the base URL, or what was given if it lies elsewhere."""
-        for start in (self.base, self._prefix):
-            if start and path_or_url.startswith(start + "/"):
-                return path_or_url.removeprefix(start)
-        return path_or_url
-
-    def owns(self, target: Target) -> bool:
-        """Whether the token may go there: to its origin, and to a path on which it serves images."""
-        path = self.own_path(target.path)
-        return target.origin == self.origin and not _climbs(path) and _SERVES_IMAGES.match(path) is not None
-
-    def url_of_path(self, path: str) -> str:
-        """The URL of an image that Label Studio serves."""
-        path = self.own_path(path)
-        if not _SERVES_IMAGES.match(path):
-            raise FetchError(
-                "expected a path on which Label Studio serves images, such as /data/upload/... or "
-                f"/data/local-files/..., got {public_name(path)}; import the task again with one of these"
-            )
-        return self.base + path
-
-    def url_of_object(self, reference: str, task_id: int | None, project_id: int | None) -> str:
-        """The URL at which Label Studio hands out an object of a storage that the project has connected."""
-        if task_id is None and project_id is None:
-            raise FetchError(
-                f"{public_name(reference)} is resolved by Label Studio for a task or a project, got neither; "
-                "use tasks that Label Studio knows, or import http(s) addresses"
-            )
-        owner = f"tasks/{task_id}" if task_id is not None else f"projects/{project_id}"
-        return f"{self.base}/{owner}/resolve/?fileuri={quote(base64.urlsafe_b64encode(reference.encode()))}"
+def _object_path(reference: str, task_id: int | None, project_id: int | None) -> str:
+    """Where Label Studio hands out an object of a storage that the project has connected."""
+    if task_id is None and project_id is None:
+        raise FetchError(
+            f"{public_name(reference)} is resolved by Label Studio for a task or a project, got neither; "
+            "use tasks that Label Studio knows, or import http(s) addresses"
+        )
+    owner = f"tasks/{task_id}" if task_id is not None else f"projects/{project_id}"
+    return f"/{owner}/resolve/?fileuri={quote(base64.urlsafe_b64encode(reference.encode()))}"
 
 
 def _check_text(reference: str) -> None:
     """Keep what is no text, or only looks like a URL, from those who would read megabytes of it by the character."""
-    if len(reference) > LONGEST_REFERENCE and not reference.startswith("data:"):
+    if len(reference) > LONGEST_REFERENCE:
         raise FetchError(
             f"expected an address of at most {LONGEST_REFERENCE} characters, got {public_name(reference)}; "
             "import the task again with a shorter one"
@@ -326,20 +332,13 @@ def _check_text(reference: str) -> None:
         ) from err
 
 
-def _climbs(path: str) -> bool:
-    """Whether a path has dots that lead out of it, escaped however often: proxies in front may unescape, too."""
-    while (plain := unquote(path)) != path:
-        path = plain
-    return ".." in re.split(r"[/\\]", path)
-
-
 def _configured(url: str) -> Target:
     try:
         return Target.parse(url)
     except ValueError as err:
         raise ConfigError(
-            f"expected an address of http or https such as http://minio:9000, got {public_name(url)}; "
-            "correct LABELNEXT_LABEL_STUDIO_URL or LABELNEXT_ALLOWED_ORIGINS"
+            f"expected an address of http or https such as http://minio:9000, got {public_name(url)}; correct "
+            "LABELNEXT_LABEL_STUDIO_URL, LABELNEXT_LABEL_STUDIO_PUBLIC_URL or LABELNEXT_ALLOWED_ORIGINS"
         ) from err
 
 
@@ -403,19 +402,12 @@ def _not_below_root(shown: str) -> FetchError:
 
 
 def _decode_data_uri(reference: str, limit: int) -> bytes:
-    head, _, payload = reference.partition(",")
-    if len(payload) > 3 * limit:  # %00, the longest spelling, takes three characters a byte
+    if len(reference) > 3 * limit + LONGEST_REFERENCE:  # %00, the longest spelling, takes three characters a byte
         raise too_large("data:...", limit)
-    if payload.count("%") > _MAX_ESCAPES:
-        raise FetchError(
-            f"data:... has more than {_MAX_ESCAPES} characters escaped by %, each of which takes its time; use base64"
-        )
-    data = unquote_to_bytes(payload)
     try:
-        if head.endswith(";base64"):
-            data = base64.b64decode(data, validate=True)
-    except binascii.Error as err:
-        raise FetchError("data:... is not valid base64; import the image again") from err
+        data = decode_data_uri(reference, max_escapes=_MAX_ESCAPES)
+    except ValueError as err:
+        raise FetchError(f"data:... {err}") from err
     if not data:
         raise FetchError("data:... holds no data; expected data:image/png;base64, and then the image's bytes")
     if len(data) > limit:

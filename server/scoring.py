@@ -19,6 +19,7 @@ from contract.download import Validators
 from contract.errors import ImageError, Unavailable
 from contract.fetch import Fetched
 from contract.preprocess import MAX_MEGAPIXELS, decode_image
+from contract.spelling import as_browsers_read, is_data_uri
 from server.batching import Batcher, Expired, Extras, ImageScores, Pixels
 from server.engine import Engine, Features
 from server.features import Download, FeatureCache
@@ -233,9 +234,10 @@ class _Job:
 
 def _lane(reference: str) -> str:
     """Name what is asked for the image, as far as the reference says: a host, Label Studio, or nobody."""
-    if reference.startswith("data:"):
+    if is_data_uri(reference):
         return "data"
-    if not reference.startswith(("http://", "https://")):
+    reference = as_browsers_read(reference)
+    if not reference.startswith(("http://", "https://", "//")):
         return "label studio"
     try:
         parts = urlsplit(reference)

@@ -305,6 +305,7 @@ def fetch_settings(settings: Settings) -> FetchSettings:
     """Return what the fetcher is to know."""
     return FetchSettings(
         label_studio_url=settings.label_studio_url,
+        label_studio_public_url=settings.label_studio_public_url,
         api_token=settings.label_studio_token,
         local_files_root=settings.local_files_root,
         allowed_origins=settings.allowed_origins,

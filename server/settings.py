@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from contract.download import Target
 from contract.errors import ConfigError
 from contract.mirror import parse_location
 from contract.preprocess import MAX_MEGAPIXELS
@@ -61,10 +62,14 @@ class Precision(StrEnum):
 
 
 def _parse_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("an http or https URL without a password, such as https://label-studio.example.org")
-    return value.rstrip("/")
+    expected = "an http or https URL without a password, such as https://label-studio.example.org"
+    try:
+        url = Target.parse(value).url
+    except ValueError as err:
+        raise ValueError(expected) from err
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(expected)
+    return url.rstrip("/")
 
 
 def _parse_urls(value: str) -> tuple[str, ...]:
@@ -178,7 +183,8 @@ class Settings:
     label_studio_token: str | None = field(default=None, repr=False)
     """A personal access token or a legacy token of Label Studio; sent to `label_studio_url` only."""
     label_studio_public_url: str | None = None
-    """Label Studio's address as browsers see it, for the links on the server's page; None means `label_studio_url`."""
+    """Label Studio's address as browsers see it: for the links on the server's page, where None means
+    `label_studio_url`, and for what references mean, where None asks Label Studio."""
     basic_auth: str | None = field(default=None, repr=False)
     """`user:password` that is asked for, of all but /health and /metrics; None lets everybody in."""
     webhook_secret: str | None = field(default=None, repr=False)

@@ -61,6 +61,7 @@ def open_fetcher(environment: Environment) -> Fetcher:
     return Fetcher(
         FetchSettings(
             label_studio_url=environment.label_studio_url,
+            label_studio_public_url=environment.label_studio_public_url,
             api_token=environment.label_studio_token,
             local_files_root=environment.local_files_root,
             allowed_origins=environment.allowed_origins,

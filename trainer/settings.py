@@ -158,6 +158,8 @@ class Environment:
     max_megapixels: int = MAX_MEGAPIXELS
     """Of one image in memory, in millions of pixels; of most JPEGs that is a fraction of their size."""
     label_studio_url: str | None = None
+    label_studio_public_url: str | None = None
+    """Label Studio's address as browsers see it, and as references may have it; None asks Label Studio."""
     label_studio_token: str | None = field(default=None, repr=False)
     local_files_root: Path | None = None
     allowed_origins: tuple[str, ...] = ()
@@ -192,6 +194,7 @@ class Environment:
             image_cache_mb=_whole_number(given, "LABELNEXT_IMAGE_CACHE_MB", default.image_cache_mb, least=0),
             max_megapixels=_whole_number(given, "LABELNEXT_MAX_MEGAPIXELS", default.max_megapixels, least=1),
             label_studio_url=given.get("LABELNEXT_LABEL_STUDIO_URL"),
+            label_studio_public_url=given.get("LABELNEXT_LABEL_STUDIO_PUBLIC_URL"),
             label_studio_token=given.get("LABELNEXT_LABEL_STUDIO_TOKEN"),
             local_files_root=Path(root) if root else None,
             allowed_origins=_listed(given.get("LABELNEXT_ALLOWED_ORIGINS", "")),

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from textwrap import wrap
 
 from bench.hostile import hosts, pictures
 from bench.hostile.case import Attack, Case, Kind, Outcome, Refused, Scored, refused_decode, refused_fetch
@@ -133,6 +134,7 @@ def _spellings() -> Iterator[Case]:
         "user-is-allowed-origin": "http://{allowed}@{canary}/a.png",
         "user-and-password": "http://{allowed}:80@{canary}/a.png",
         "backslash-before-at": "http://{allowed}\\@{canary}/a.png",
+        "backslashes-before-host": "\\\\{canary}\\a.png",
         "backslashes-for-slashes": "http:\\\\{canary}\\a.png",
         "fragment-before-at": "http://{canary}#@{allowed}/a.png",
         "query-before-at": "http://{canary}?@{allowed}/a.png",
@@ -195,7 +197,7 @@ def _at_canary(address: str, site: Site) -> str:
 
 
 def _at_studio(template: str, site: Site) -> str:
-    return template.format(port=site.studio.port)
+    return template.format(port=site.studio.port, canary=site.canary.port)
 
 
 def _spell(template: str, site: Site) -> str:
@@ -499,10 +501,18 @@ def _tokens() -> Iterator[Case]:
         "name-begins-alike": "http://127.0.0.1.evil.test:{port}/data/upload/1/a.png",
         "name-ends-alike": "http://evil127.0.0.1:{port}/data/upload/1/a.png",
         "as-user": "http://127.0.0.1:{port}@evil.test/data/upload/1/a.png",
-        "other-name": "http://localhost:{port}/data/upload/1/a.png",
-        "other-scheme": "https://127.0.0.1:{port}/data/upload/1/a.png",
+        "private-host": "http://10.0.0.1:{port}/data/upload/1/a.png",
+        "two-slashes": "//evil.test/data/upload/1/a.png",
+        "local-files-elsewhere": "http://evil.test/data/local-files/?d=sub/good.png",
     }.items():
         yield reference(f"token-{name}", template, _UNKNOWN, partial(_at_studio, template))
+    for name, template in {
+        "other-name": "http://localhost:{port}/data/upload/1/a.png",
+        "other-port": "http://localhost:{canary}/data/upload/1/a.png",
+        "other-scheme": "https://127.0.0.1:{port}/data/upload/1/a.png",
+        "prefix": "http://[::1]:{canary}/prefix/data/upload/1/a.png",
+    }.items():  # Label Studio by the name that browsers on its own machine know: asked at its address, and nowhere else
+        yield reference(f"token-{name}", template, refused_fetch("answered 403"), partial(_at_studio, template))
     yield reference(
         "token-to-allowed-origin",
         "a path of Label Studio's at another allowed origin",
@@ -527,7 +537,6 @@ def _tokens() -> Iterator[Case]:
     for name, path in {
         "api": "/api/projects/",
         "logout": "/user/logout",
-        "two-slashes": "//evil.test/data/upload/a.png",
         "climbing": "/data/../api/projects/",
     }.items():
         yield reference(f"path-{name}", path, _NO_IMAGE_PATH, partial(_always, path))
@@ -617,6 +626,9 @@ def _no_addresses() -> Iterator[Case]:
     for name, uri in {
         "without-type": f"data:;base64,{plain}",
         "of-html": f"data:text/html;base64,{plain}",
+        "in-capitals": f" DATA:image/png;BASE64,{plain}",
+        "line-breaks": "data:image/png;base64," + "\r\n".join(wrap(plain, 76)),
+        "unpadded": f"data:image/png;base64,{plain.rstrip('=')}",
         "escaped": f"data:image/png;base64,{urllib.parse.quote(plain, safe='')}",
         "percent": f"data:image/png,{urllib.parse.quote(pictures.plain())}",
     }.items():
@@ -626,7 +638,7 @@ def _no_addresses() -> Iterator[Case]:
         ("no-comma", "data:image/png;base64", refused_fetch("holds no data")),
         ("bad-base64", "data:image/png;base64,!!!!", refused_fetch("not valid base64")),
         ("svg", data_uri(b"<svg/>", "image/svg+xml"), refused_decode("expected one of")),
-        ("in-capitals", f"DATA:image/png;base64,{plain}", refused_fetch("import the task again")),
+        ("url-safe-base64", "data:image/png;base64,-_-_", refused_fetch("not valid base64")),
         ("non-ascii", "data:image/png;base64,\u00e4\u00f6", refused_fetch("not valid base64|cannot")),
     ):
         yield reference(f"data-{name}", uri[:30], outcome, partial(_always, uri))
@@ -649,7 +661,6 @@ def _no_addresses() -> Iterator[Case]:
         "gopher://127.0.0.1/",
         "unix:///run/docker.sock",
         "http+unix://%2Frun%2Fdocker.sock/",
-        "\\\\127.0.0.1\\share\\a.png",
         "/etc/passwd",
         "a.png",
         "../a.png",

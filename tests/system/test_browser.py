@@ -14,6 +14,7 @@ from demo.label_studio import EMAIL, PASSWORD, LabelStudio
 from demo.pool import Pool
 from demo.product import CHECKOUT, Workplace, rank, train
 from demo.project import Project
+from tests.contract import test_spelling as spelling
 from tests.system.conftest import QUICK_TRAINING, Serve
 
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
@@ -84,6 +85,17 @@ def test_an_annotator_gets_the_ranking_s_first_task(
     served = page.locator("[class*=current-task__task-id]").inner_text().split()[0]
     _keep(page, "label-stream")
     assert int(served) == first.id
+
+
+def test_addresses_are_read_as_this_browser_reads_them(browser: Browser):
+    """The tables that the unit tests go by are what a real browser says, of addresses and of images within tasks."""
+    page = browser.new_page()
+    href = "address => { try { return new URL(address).href } catch { return null } }"
+    assert {address: page.evaluate(href, address) for address in spelling.ADDRESSES} == spelling.ADDRESSES
+    assert [page.evaluate(href, address) for address in spelling.NO_ADDRESSES] == [None] * len(spelling.NO_ADDRESSES)
+    shown = "uri => { const image = new Image(); image.src = uri; return image.decode().then(() => true, () => false) }"
+    assert {uri: page.evaluate(shown, uri) for uri in spelling.DATA_URIS} == spelling.DATA_URIS
+    page.close()
 
 
 def _look_at_product(page: Page, url: str, version: str) -> None:
