@@ -31,6 +31,14 @@ then a proven one (GateError): the class names the step that failed. Messages sa
 to do. `status` and `code` are what an HTTP client sees; classes that no request can meet keep the defaults.
 """
 
+import re
+
+
+def name_once(subject: str, detail: str) -> str:
+    """A message with what it is about in front of it, unless it names that by itself."""
+    named = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", detail)
+    return detail if named else f"{subject}: {detail}"
+
 
 class LabelnextError(Exception):
     """Failed in a way that the product foresaw; the message is meant for the person who runs it."""

@@ -1,18 +1,74 @@
 """What a Label Studio labelling config says about classifying images; nothing else of it is looked at.
 
-Owns the reading of the XML: which `<Choices>` classify which `<Image>`, and what Label Studio stores for each choice.
-The text is written by whoever may edit a project, so it is read without entities or document types.
+Owns the reading of the XML: which `<Choices>` classify which `<Image>`, what Label Studio stores for each choice, and
+where in a task's data the image's reference lies. The text is written by whoever may edit a project, so it is read
+without entities or document types.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 from contract.errors import ConfigError
 
 MOST_CHARACTERS: Final = 2_000_000
 """Of a labelling config: tens of thousands of choices."""
+
+_MOST_PATH_CHARACTERS: Final = 4 * MOST_CHARACTERS
+"""Of all paths of a control together, in which a choice's text stands once for each choice below it."""
+_MOST_STEPS: Final = 100
+"""Of one such path."""
+_MOST_KEY_CHARACTERS: Final = 1000
+_NAMED: Final = 5
+"""How many refused controls are given their reason."""
+
+
+def path_label(steps: Sequence[str]) -> str:
+    """The label that a path of choices is, from the outermost on."""
+    return " > ".join(steps)
+
+
+def labels_in(value: object) -> tuple[str, ...]:
+    """The labels that the `value` of a result chooses, each once, in whichever of its forms Label Studio keeps them.
+
+    `choices` is a list of texts, or one text by itself; where choices are nested, each is the list of texts on the way
+    to it. A choice of which all below it are chosen is listed beside those, and is no label of its own.
+    """
+    choices = value.get("choices") if isinstance(value, Mapping) else None
+    paths = [_steps_of(choice) for choice in (choices if isinstance(choices, list) else [choices])]
+    around = {path[:length] for path in paths for length in range(1, min(len(path), _MOST_STEPS))}
+    return tuple(dict.fromkeys(path_label(path) for path in paths if any(path) and path not in around))
+
+
+def _steps_of(choice: object) -> tuple[str, ...]:
+    steps = choice if isinstance(choice, list) else [choice]
+    return tuple(str(step) for step in steps if isinstance(step, str | int | float))
+
+
+def find_reference(data: Mapping[str, object], key: str) -> str | None:
+    """The image's reference in a task's data, or None if there is no text.
+
+    Args:
+        data: of a task.
+        key: as in `value="$key"`: a key of the data, or else a path such as `image.url` or `images[0]`.
+    """
+    found = data[key] if key in data else _follow(data, key)
+    return found if isinstance(found, str) and found else None
+
+
+def _follow(data: object, path: str) -> object:
+    """What lies at the end of a path through objects and lists, as the editor finds it; None where it breaks off."""
+    for step in re.findall(r"[^.\[\]]+|(?=(?:\.|\[\])(?:\.|\[\]|$))", path):
+        if isinstance(data, Mapping):
+            data = data.get(step)
+        elif isinstance(data, list) and re.fullmatch("0|[1-9][0-9]{0,8}", step) and int(step) < len(data):
+            data = data[int(step)]
+        else:
+            return None
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +79,24 @@ class Choice:
     """What the annotator reads."""
     alias: str | None = None
     """What Label Studio stores in its place, where the config gives one."""
+    around: tuple[str, ...] | None = None
+    """What it stores of the choices around this one, the outermost first; None where choices cannot be nested."""
 
     @property
     def stored(self) -> str:
-        """The text that Label Studio puts into results."""
-        return self.alias or self.value
+        """The text that Label Studio puts into results, or that of the path which it puts there."""
+        return path_label((*(self.around or ()), self.alias or self.value))
+
+    @property
+    def shown(self) -> str:
+        """The same with what the annotator reads in place of an alias."""
+        return path_label((*(self.around or ()), self.value))
+
+    @property
+    def form(self) -> str | list[str]:
+        """What stands in a result's `choices`: the editor selects nothing for any other form."""
+        text = self.alias or self.value
+        return text if self.around is None else [*self.around, text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +108,7 @@ class ChoicesControl:
     to_name: str
     """The name of the `<Image>` tag that it classifies."""
     value_key: str
-    """The key of a task's data under which the image's reference lies."""
+    """Where in a task's data the image's reference lies, for `find_reference`."""
     choices: tuple[Choice, ...]
     """In the order of the config; no two are stored as the same text."""
     multiple: bool
@@ -58,33 +127,48 @@ class _Tag:
     kind: str
     attributes: dict[str, str]
     element: ElementTree.Element
+    repeated: bool = False
+    """Whether it lies in a `<Repeater>`."""
 
     def get(self, attribute: str) -> str:
         return self.attributes.get(attribute, "")
 
+    def has(self, attribute: str) -> bool:
+        """Whether it is switched on."""
+        return self.get(attribute).lower() == "true"
 
-def parse_label_config(xml: str) -> tuple[ChoicesControl, ...]:
+    def __str__(self) -> str:
+        return f'<{self.element.tag} name="{self.get("name")}">'
+
+
+class _Refused(Exception):
+    """Why a tag cannot be used, as the rest of a sentence about it."""
+
+
+def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesControl, ...]:
     """Find every `<Choices>` that classifies an `<Image>`, in the order of the config.
 
-    Left out are `<Choices>` for anything but an image, those for each region (`perRegion`), those whose choices come
-    with each task (`<Choices value="$key">`), and images other than `value="$key"`.
+    Left out are `<Choices>` for anything but an image, those for each region (`perRegion`) or each image of a list
+    (`perItem`), those whose choices come with each task (`<Choices value="$key">`), what is repeated for each item of a
+    task, and images other than `value="$key"`.
+
+    Args:
+        xml: the labelling config.
+        wanted: the name of a control that must be among them.
 
     Raises:
-        ConfigError: if the text is not XML, declares a document type, or classifies no image.
+        ConfigError: if the text is not XML, declares a document type, classifies no image or has not the control
+            that is wanted; with the reason of each control that might have been.
     """
-    tags = list(_tags(_parse(xml)))
-    images = {
-        name: key
-        for tag in tags
-        if tag.kind == "image" and (name := tag.get("name")) and (key := _task_key(tag.get("value")))
-    }
-    controls = tuple(control for tag in tags if (control := _control(tag, images)))
-    if not controls:
+    config = _read(xml)
+    names = [control.from_name for control in config.controls]
+    if wanted is not None and wanted not in names:
+        reason = config.refusals.get(wanted)
         raise ConfigError(
-            'expected a labelling config with an <Image name="image" value="$image"/> and a <Choices toName="image"> '
-            f"holding at least one <Choice>, got {_inventory(tags)}; change it in the project's labelling setup"
+            f"expected a <Choices> named {wanted}, the labelling config has {', '.join(names)}; "
+            + (f"{reason}; name another" if reason else "name one")
         )
-    return controls
+    return config.controls
 
 
 def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:
@@ -105,16 +189,55 @@ def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labe
 
 
 def _shared(control: ChoicesControl, wanted: set[str]) -> int:
-    return sum(choice.stored in wanted or choice.value in wanted for choice in control.choices)
+    return sum(choice.stored in wanted or choice.shown in wanted for choice in control.choices)
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    controls: tuple[ChoicesControl, ...]
+    refusals: dict[str, str]
+    """A sentence for each control that might have classified an image, by name."""
+
+
+def _read(xml: str) -> _Config:
+    tags = list(_tags(_parse(xml)))
+    named = {tag.get("name"): tag for tag in tags if tag.get("name")}
+    controls: list[ChoicesControl] = []
+    refusals: dict[str, str] = {}
+    for tag in tags:
+        if tag.kind not in _CLASSIFYING and not tag.kind.endswith("labels"):
+            continue
+        try:
+            controls.append(_control(tag, named))
+        except _Refused as reason:
+            refusals.setdefault(tag.get("name"), f"{tag} {reason}")
+    if controls:
+        return _Config(tuple(controls), refusals)
+    reasons = "; ".join(list(refusals.values())[:_NAMED])
+    raise ConfigError(
+        'expected a labelling config with an <Image name="image" value="$image"/> and a <Choices toName="image"> '
+        f"holding at least one <Choice>, got {_inventory(tags)}{f': {reasons}' if reasons else ''}; "
+        "change it in the project's labelling setup"
+    )
+
+
+_CLASSIFYING: Final = frozenset({"choices", "taxonomy", "rating", "pairwise", "ranker"})
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses a document type before there is an entity to expand."""
+
+    def doctype(self, *_: object) -> None:
+        """Meet a document type, which a comment or a text that speaks of one is not."""
+        raise ConfigError("expected a labelling config without <!DOCTYPE> and <!ENTITY>, got one with; remove them")
 
 
 def _parse(xml: str) -> ElementTree.Element:
     if len(xml) > MOST_CHARACTERS:
         raise ConfigError(f"expected a labelling config of at most {MOST_CHARACTERS} characters, got {len(xml)}")
-    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise ConfigError("expected a labelling config without <!DOCTYPE> and <!ENTITY>, got one with; remove them")
     try:
-        return ElementTree.fromstring(xml)  # noqa: S314 - without entities, which are refused above, there is nothing to expand
+        parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - without entities there is nothing to expand
+        return ElementTree.fromstring(xml, parser)  # noqa: S314
     except (ElementTree.ParseError, UnicodeEncodeError) as err:  # a surrogate by itself is a character of JSON only
         raise ConfigError(
             f"expected a labelling config in XML, got {len(xml)} characters that are not ({err}); "
@@ -123,55 +246,132 @@ def _parse(xml: str) -> ElementTree.Element:
 
 
 def _tags(root: ElementTree.Element) -> Iterator[_Tag]:
-    return map(_tag, root.iter())
-
-
-def _tag(element: ElementTree.Element) -> _Tag:
-    return _Tag(element.tag.lower(), {name.lower(): value for name, value in element.attrib.items()}, element)
-
-
-def _tags_of_its_own(element: ElementTree.Element) -> Iterator[_Tag]:
-    """The tags below an element in their order, but for those below one of its kind: thousands may be nested."""
-    left = [element]
+    """Every tag in the order of the config: thousands may be nested."""
+    left = [(root, False)]
     while left:
-        parent = left.pop()
-        if parent is not element:
-            yield _tag(parent)
-        left += [child for child in reversed(parent) if child.tag.lower() != "choices"]
+        element, repeated = left.pop()
+        tag = _tag(element, repeated)
+        yield tag
+        left += [(child, repeated or tag.kind == "repeater") for child in reversed(element)]
 
 
-def _task_key(value: str) -> str | None:
+def _tag(element: ElementTree.Element, repeated: bool = False) -> _Tag:
+    """As the editor reads it: text in a tag goes before its `value`."""
+    attributes = {name.lower(): value for name, value in element.attrib.items()}
+    if not len(element) and (text := (element.text or "").strip()):
+        attributes["value"] = escape(text)
+    return _Tag(element.tag.lower(), attributes, element, repeated)
+
+
+# ---- which image
+
+
+def _key_of(image: _Tag) -> str:
     """The key in `$key`; a value with text around the key is not one reference to one image."""
-    return value[1:] if value.startswith("$") and len(value) > 1 else None
+    value = image.get("value")
+    if image.repeated:
+        raise _Refused("is repeated for each image of a task; make a task of each image")
+    if image.get("valuelist"):
+        raise _Refused(f'shows a list of images (valueList="{image.get("valuelist")}"); make a task of each image')
+    if not value.startswith("$") or not 1 < len(value) <= _MOST_KEY_CHARACTERS:
+        raise _Refused(
+            f'takes its address from value="{value[:_MOST_KEY_CHARACTERS]}", not from one key as in "$image"'
+        )
+    return value[1:]
 
 
-def _control(tag: _Tag, images: dict[str, str]) -> ChoicesControl | None:
-    if tag.kind != "choices" or not tag.get("name") or tag.get("perregion").lower() == "true":
-        return None
-    to_name = next((name for part in tag.get("toname").split(",") if (name := part.strip()) in images), None)
-    choices = _choices(tag.element)
-    if to_name is None or not choices:
-        return None
+def _image_of(control: _Tag, named: Mapping[str, _Tag]) -> tuple[str, str]:
+    """The name of the first image that a control classifies, and its key."""
+    reasons: list[str] = []
+    for name in filter(None, map(str.strip, control.get("toname").split(","))):
+        tag = named.get(name)
+        try:
+            if tag is not None and tag.kind == "image":
+                return name, _key_of(tag)
+            reasons.append(f"is for {tag or f'{name}, which no tag is called'}, not for an <Image>")
+        except _Refused as reason:
+            reasons.append(f"is for {tag}, which {reason}")
+    raise _Refused(reasons[0] if reasons else "is for no tag: its toName is empty")
+
+
+# ---- which choices
+
+
+def _control(tag: _Tag, named: Mapping[str, _Tag]) -> ChoicesControl:
+    if tag.kind != "choices":
+        raise _Refused("is no <Choices>, the only tag that is learnt from")
+    if not tag.get("name"):
+        raise _Refused("has no name")
+    if tag.has("perregion"):
+        raise _Refused('is for each region, not for the whole image (perRegion="true")')
+    if tag.has("peritem"):
+        raise _Refused('is for each image of a list (perItem="true"); make a task of each image')
+    if tag.repeated:
+        raise _Refused("is repeated for each item of a task; make a task of each image")
+    to_name, key = _image_of(tag, named)
+    choices = _choices(tag.element, nested=tag.has("allownested"))
+    if not choices and tag.get("value").startswith("$"):
+        raise _Refused(f'takes its choices from each task (value="{tag.get("value")}"); list them in the config')
+    if not choices:
+        raise _Refused("holds no <Choice> with a value")
     return ChoicesControl(
         from_name=tag.get("name"),
         to_name=to_name,
-        value_key=images[to_name],
+        value_key=key,
         choices=choices,
         multiple=tag.get("choice").lower() == "multiple",
     )
 
 
-def _choices(element: ElementTree.Element) -> tuple[Choice, ...]:
-    """Every choice below the element, however deep it lies in `<View>` or another `<Choice>`."""
+def _choices(control: ElementTree.Element, *, nested: bool) -> tuple[Choice, ...]:
+    """Every choice that can be in a result, however deep it lies in `<View>`; of those stored alike the first.
+
+    Of nested ones that is each without choices in it. Where they may not be nested, the editor shows none within
+    another.
+    """
     found: dict[str, Choice] = {}
-    for tag in _tags_of_its_own(element):
-        if tag.kind == "choice" and tag.get("value"):
-            choice = Choice(tag.get("value"), tag.get("alias") or None)
-            found.setdefault(choice.stored, choice)
+    characters = 0
+    for choice in _leaves(control) if nested else _outermost(control):
+        characters += len(choice.stored)
+        if characters > _MOST_PATH_CHARACTERS:
+            raise _Refused(f"has paths of more than {_MOST_PATH_CHARACTERS} characters in all; nest its choices less")
+        if found.setdefault(choice.stored, choice).form != choice.form:
+            raise _Refused(f"has two choices that would both be called {choice.stored!r}; rename one")
     return tuple(found.values())
+
+
+def _outermost(control: ElementTree.Element) -> Iterator[Choice]:
+    left = _children(control)
+    while left:
+        tag = left.pop()
+        if tag.kind != "choice":
+            left += _children(tag.element)
+        elif tag.get("value"):
+            yield Choice(tag.get("value"), tag.get("alias") or None)
+
+
+def _leaves(control: ElementTree.Element) -> Iterator[Choice]:
+    left: list[tuple[_Tag, tuple[str, ...]]] = [(tag, ()) for tag in _children(control)]
+    while left:
+        tag, around = left.pop()
+        children = _children(tag.element)
+        if tag.kind != "choice":
+            left += [(child, around) for child in children]
+        elif not any(child.kind == "choice" for child in children):
+            if tag.get("value"):
+                yield Choice(tag.get("value"), tag.get("alias") or None, around)
+        elif len(around) < _MOST_STEPS:
+            left += [(child, (*around, tag.get("alias") or tag.get("value"))) for child in children]
+        else:
+            raise _Refused(f"nests its choices deeper than {_MOST_STEPS}; nest them less")
+
+
+def _children(element: ElementTree.Element) -> list[_Tag]:
+    """The tags in an element, last one first; what another `<Choices>` holds is not the control's."""
+    return [_tag(child) for child in reversed(element) if child.tag.lower() != "choices"]
 
 
 def _inventory(tags: Sequence[_Tag]) -> str:
     """The tags that a reader of the message would look for, as they are in the config."""
-    named = [f'<{tag.element.tag} name="{tag.get("name")}">' for tag in tags if tag.get("name")]
+    named = [str(tag) for tag in tags if tag.get("name")]
     return ", ".join(named) if named else "no named tag"

@@ -5,7 +5,7 @@ The only place in the server that knows its field names. Knows no HTTP and no gr
 
 import base64
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from contract.acquisition import HOLDS, label_studio_score, normalised_bald
 from contract.calibration import temper
 from contract.errors import ImageError, RequestError
-from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from contract.labelconfig import ChoicesControl, choose_control, find_reference, parse_label_config
 from contract.manifest import Manifest
 from server.batching import Extras, ImageScores
 from server.scoring import ImageReference, Outcome
@@ -88,6 +88,12 @@ class Target:
     stored: tuple[str | None, ...]
     """In the order of the version's labels; None for a label that the config does not have."""
 
+    def forms(self, labels: Iterable[str]) -> list[str | list[str]]:
+        """What stands in a result's `choices` for labels as they are stored."""
+        wanted = dict.fromkeys(labels)
+        found = {choice.stored: choice.form for choice in self.control.choices if choice.stored in wanted}
+        return [found[label] for label in wanted]
+
 
 def parse_predict(body: object) -> PredictRequest:
     """Read the body of /predict.
@@ -159,7 +165,7 @@ def resolve_target(label_config: str, version: str, control: str | None, labels:
         ConfigError: if the config classifies no image.
     """
     chosen = choose_control(parse_label_config(label_config), name=control, labels=labels)
-    shown = {choice.value: choice.stored for choice in reversed(chosen.choices)}
+    shown = {choice.shown: choice.stored for choice in reversed(chosen.choices)}
     known = {**shown, **{choice.stored: choice.stored for choice in chosen.choices}}
     stored = tuple(known.get(label) for label in labels)
     if missing := [label for label, found in zip(labels, stored, strict=True) if found is None]:
@@ -242,7 +248,7 @@ def _build_regions(scores: ImageScores, manifest: Manifest, target: Target) -> l
             "from_name": target.control.from_name,
             "to_name": target.control.to_name,
             "type": "choices",
-            "value": {"choices": list(dict.fromkeys(chosen.values()))},
+            "value": {"choices": target.forms(chosen.values())},
             "score": probability,
             "meta": {**meta, "model_version": manifest.version},
         }
@@ -264,11 +270,11 @@ def _direct(bald: float, manifest: Manifest, direction: Score) -> float:
 
 
 def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference | NoImage:
-    reference = task.data.get(key)
-    if not isinstance(reference, str) or not reference:
+    reference = find_reference(task.data, key)
+    if reference is None:
         return NoImage(
-            f"task {task.id}: its data must hold an image's address under {key!r}, as the labelling config says, "
-            f"found {type(reference).__name__} there and the keys {[name[:40] for name in sorted(task.data)[:10]]}"
+            f"expected an image's address under {key!r} in the data of task {task.id}, as the labelling config says, "
+            f"found none there and the keys {[name[:40] for name in sorted(task.data)[:10]]}; import the task again"
         )
     return ImageReference(reference, task.id, project_id)
 

@@ -203,7 +203,7 @@ class Scorer:
             if isinstance(outcome, ImageScores):
                 self._metrics.bald.observe(outcome.bald)
         failures = [
-            f"task {image.task_id}: {outcome}" if isinstance(image, ImageReference) else str(outcome)
+            str(outcome) if isinstance(image, ImageError) else _name_failure(image, outcome)
             for image, outcome in zip(images, outcomes, strict=True)
             if isinstance(outcome, ImageError)
         ]
@@ -212,6 +212,10 @@ class Scorer:
                 "images without a score",
                 extra={"images": len(outcomes), "failed": len(failures), "first_failures": failures[:_EXAMPLES]},
             )
+
+
+def _name_failure(image: ImageReference, outcome: ImageError) -> str:
+    return str(outcome) if image.task_id is None else f"task {image.task_id}: {outcome}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,9 +1,10 @@
 """From the annotations of one task to its label or labels, or to none.
 
 Owns the rules by which several, skipped, empty and outdated annotations become a label: drafts and predictions never
-count, skipped and empty annotations neither; ground truth goes before the rest; of each annotator the newest counts;
-then the majority, and a tie is no label. Where several labels may hold, each is put to the vote by itself; and since an
-annotation without a choice may mean that none holds as well as that nobody looked, it counts only as ground truth.
+count, skipped and empty annotations neither, nor what was chosen for a region; ground truth goes before the rest; of
+each annotator the newest counts; then the majority, and a tie is no label. Where several labels may hold, each is put
+to the vote by itself; and since an annotation without a choice may mean that none holds as well as that nobody looked,
+it counts only as ground truth. That none holds must be the majority's word, too: who agree on nothing have not said it.
 """
 
 from collections import Counter
@@ -11,19 +12,27 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from contract.labelconfig import labels_in
+
 Annotation = Mapping[str, Any]
 Task = Mapping[str, Any]
 """A task as Label Studio exports it: `id`, `data` and `annotations`."""
 
 
 class LeftOut(Exception):
-    """Why a task or an annotation gives no label; carries one of the reasons below."""
+    """Why a task or an annotation gives no label: one of the reasons below."""
+
+    def __init__(self, reason: str, lost: Iterable[str] = ()) -> None:
+        """Take the reason, and the labels that the labelling config has lost where that is the reason."""
+        super().__init__(reason)
+        self.lost = frozenset(lost)
 
 
 NOT_LABELLED: Final = "not labelled yet"
 SKIPPED: Final = "skipped by the annotator"
 EMPTY: Final = "empty annotation"
 NO_CHOICE: Final = "no choice made"
+FOR_A_REGION: Final = "choice made for a region or one of several images"
 SEVERAL_CHOICES: Final = "more than one choice made"
 OUTDATED: Final = "label no longer in the labelling config"
 TIED: Final = "annotators disagree evenly"
@@ -38,6 +47,11 @@ def choices_made(tasks: Iterable[Task], control: str) -> Counter[str]:
 def times_answered(tasks: Iterable[Task], control: str) -> int:
     """How many annotations that count made a choice in a control."""
     return sum(bool(_chosen(annotation, control)) for task in tasks for annotation in valid_annotations(task))
+
+
+def times_for_regions(tasks: Iterable[Task]) -> int:
+    """How often something was chosen for a region or one image of several, in annotations that count."""
+    return sum(len(_split(annotation)[1]) for task in tasks for annotation in valid_annotations(task))
 
 
 def allows_several(tasks: Iterable[Task], control: str) -> bool:
@@ -58,14 +72,15 @@ def decide(task: Task, control: str, known: Container[str], *, multiple: bool = 
         raise LeftOut(_why_none(task))
     trusted = [annotation for annotation in annotations if annotation.get("ground_truth")]
     ballots: list[frozenset[str]] = []
-    reasons = Counter[str]()
+    spoilt: list[LeftOut] = []
     for annotation in _newest_of_each(trusted or annotations):
         try:
             ballots.append(_ballot(annotation, control, known, multiple))
         except LeftOut as reason:
-            reasons[str(reason)] += 1
+            spoilt.append(reason)
     if not ballots:
-        raise LeftOut(reasons.most_common(1)[0][0])
+        most, _ = Counter(map(str, spoilt)).most_common(1)[0]
+        raise LeftOut(most, {label for reason in spoilt if str(reason) == most for label in reason.lost})
     return _vote_on_each(ballots) if multiple else _vote(ballots)
 
 
@@ -78,9 +93,11 @@ def _vote(ballots: Sequence[frozenset[str]]) -> frozenset[str]:
 
 def _vote_on_each(ballots: Sequence[frozenset[str]]) -> frozenset[str]:
     votes = Counter(label for ballot in ballots for label in ballot)
-    if any(2 * count == len(ballots) for count in votes.values()):
+    held = frozenset(label for label, count in votes.items() if 2 * count > len(ballots))
+    said_none = sum(not ballot for ballot in ballots)
+    if any(2 * count == len(ballots) for count in votes.values()) or not (held or 2 * said_none > len(ballots)):
         raise LeftOut(TIED)
-    return frozenset(label for label, count in votes.items() if 2 * count > len(ballots))
+    return held
 
 
 def _annotations(task: Task) -> list[Annotation]:
@@ -119,34 +136,79 @@ def _annotator(annotation: Annotation) -> object:
 
 
 def _age(annotation: Annotation) -> tuple[datetime, int]:
-    text = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = datetime.min
     number = annotation.get("id")
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC), number if isinstance(number, int) else 0
+    return _moment(annotation.get("updated_at") or annotation.get("created_at")), number if isinstance(
+        number, int
+    ) else 0
+
+
+def _moment(time: object) -> datetime:
+    """A time as Label Studio writes it, before 1.0 in seconds; the beginning of all times if it is none."""
+    try:
+        moment = (
+            datetime.fromtimestamp(time, UTC) if isinstance(time, int | float) else datetime.fromisoformat(str(time))
+        )
+    except (ValueError, OverflowError, OSError):
+        moment = datetime.min
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+# ---- results
+
+
+_WHERE: Final = frozenset(
+    {"x", "y", "points", "vertices", "rle", "imageDataURL", "start", "end", "startOffset", "sequence", "ranges"}
+)
+"""What the value of a result holds of the place in the task that it is for, whatever the kind of region."""
 
 
 def choice_items(annotation: Annotation) -> list[Annotation]:
-    """The choices in an annotation's result, of whichever control."""
+    """What was chosen for the whole task in an annotation's result, in whichever control."""
+    return _split(annotation)[0]
+
+
+def _split(annotation: Annotation) -> tuple[list[Annotation], list[Annotation]]:
+    """The choices in an annotation's result: for the whole task, and for a region or one image of several.
+
+    A region's results share its `id`.
+    """
     result = annotation.get("result")
-    items = result if isinstance(result, list) else []
-    return [item for item in items if isinstance(item, Mapping) and item.get("type") == "choices"]
+    items = [item for item in (result if isinstance(result, list) else []) if isinstance(item, Mapping)]
+    regions = {str(item["id"]) for item in items if _has_a_place(item) and item.get("id") is not None}
+    whole: list[Annotation] = []
+    parts: list[Annotation] = []
+    for item in items:
+        if item.get("type") == "choices":
+            in_region = _has_a_place(item) or str(item.get("id")) in regions or item.get("item_index") is not None
+            (parts if in_region else whole).append(item)
+    return whole, parts
 
 
-def _chosen(annotation: Annotation, control: str) -> list[str]:
-    values = [item.get("value") for item in choice_items(annotation) if item.get("from_name") == control]
-    return [str(choice) for value in values if isinstance(value, Mapping) for choice in value.get("choices") or []]
+def _has_a_place(item: Annotation) -> bool:
+    value = item.get("value")
+    return isinstance(value, Mapping) and not _WHERE.isdisjoint(value)
+
+
+def _chosen(annotation: Annotation, control: str) -> frozenset[str]:
+    return _labels(choice_items(annotation), control)
+
+
+def _labels(items: Iterable[Annotation], control: str) -> frozenset[str]:
+    return frozenset(
+        label for item in items if item.get("from_name") == control for label in labels_in(item.get("value"))
+    )
 
 
 def _ballot(annotation: Annotation, control: str, known: Container[str], multiple: bool) -> frozenset[str]:
     """What one annotation says. A label that the config has lost may have a new name, so it spoils those beside it."""
-    choices = _chosen(annotation, control)
+    whole, parts = _split(annotation)
+    choices = _labels(whole, control)
+    if not choices and _labels(parts, control):
+        raise LeftOut(FOR_A_REGION)
     if not choices and not (multiple and annotation.get("ground_truth")):
         raise LeftOut(NO_CHOICE)
     if len(choices) > 1 and not multiple:
         raise LeftOut(SEVERAL_CHOICES)
-    if any(choice not in known for choice in choices):
-        raise LeftOut(OUTDATED)
-    return frozenset(choices)
+    if lost := [choice for choice in choices if choice not in known]:
+        raise LeftOut(OUTDATED, lost)
+    return choices

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from contract.download import public_name
-from contract.errors import FetchError, ImageError, LabelError
+from contract.errors import FetchError, ImageError, LabelError, name_once
 from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import InputSpec
 from contract.preprocess import MAX_MEGAPIXELS, decode_image
@@ -214,10 +214,10 @@ def _numbered(digests: Sequence[bytes]) -> Indices:
 def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[tuple[str, str]]) -> None:
     classes = len({image.labels for image in kept})
     if classes < 2:
-        name, reason = unreadable[0] if unreadable else ("none", "none")
+        first = name_once(*unreadable[0]) if unreadable else "none"
         raise LabelError(
             f"expected readable images of at least 2 classes, got {len(kept)} images of {classes}; {len(unreadable)} "
-            f"are unreadable, the first being {name}: {reason}"
+            f"are unreadable, the first being {first}"
         )
 
 

@@ -1,23 +1,24 @@
 """From what people labelled to the label or labels of each image, whichever of three places it lies in.
 
 Owns the order of the labels, which comes from the labelling config and not from the labels seen, so that it stays the
-same from one round to the next, and counts what is left out by reason. Opens no image.
+same from one round to the next, and says what is left out, by reason. Opens no image.
 """
 
 import json
 import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from contract.errors import ConfigError, LabelError
-from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from contract.errors import LabelError
+from contract.labelconfig import ChoicesControl, choose_control, find_reference, parse_label_config
 from trainer import labelstudio
 from trainer.annotations import (
     EMPTY,
     NO_CHOICE,
+    OUTDATED,
     LeftOut,
     Task,
     allows_several,
@@ -25,6 +26,7 @@ from trainer.annotations import (
     choices_made,
     decide,
     times_answered,
+    times_for_regions,
     valid_annotations,
 )
 
@@ -76,7 +78,37 @@ class LabelledPool:
     """How many tasks or files were left out, by reason."""
     multiple: bool = False
     """Whether several labels may hold of an image, and none."""
+    left_out_tasks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The numbers of the tasks left out, by reason, of those that have one."""
+    lost_labels: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
+    """The tasks left out for a label that the labelling config no longer has, by label; None for one without number."""
 
+
+def describe_left_out(pool: LabelledPool) -> list[str]:
+    """What was left out, one sentence for each reason, with the tasks and with the labels that are lost."""
+    return [f"{count} {reason}{_examples(pool, reason)}" for reason, count in pool.left_out.items()]
+
+
+def _examples(pool: LabelledPool, reason: str) -> str:
+    if reason == OUTDATED and pool.lost_labels:
+        labels = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
+        named = [f"{label!r} in {len(tasks)}{_numbers(tasks)}" for label, tasks in labels]
+        return f": {_some(named)}"
+    return _numbers(pool.left_out_tasks.get(reason, ()))
+
+
+def _numbers(tasks: Sequence[int | None]) -> str:
+    known = [str(task) for task in tasks if task is not None]
+    return f" (task{'s' if len(known) > 1 else ''} {_some(known)})" if known else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+_NAMED: Final = 5
+"""How many tasks, labels or keys are named; the rest are counted."""
 
 NO_IMAGE: Final = "no image reference in the task"
 NOT_AN_IMAGE: Final = "file without an image suffix"
@@ -180,10 +212,8 @@ class _Question:
 
 
 def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
-    controls = parse_label_config(label_config)
+    controls = parse_label_config(label_config, name)
     names = [control.from_name for control in controls]
-    if name is not None and name not in names:
-        raise ConfigError(f"expected a <Choices> named {name}, the labelling config has {', '.join(names)}; name one")
     used = {control: times_answered(tasks, control) for control in names}
     if name is None and any(used.values()):
         name = max(names, key=lambda each: used[each])  # the first of equals
@@ -201,26 +231,40 @@ def _guess(tasks: Sequence[Task], control: str | None) -> _Question:
         raise LabelError(f"expected annotations of one <Choices>, got {', '.join(names)}; name one with --control")
     if not names or (control is not None and control not in names):
         raise LabelError(
-            f"expected annotations of {control or 'a <Choices>'}, got those of {', '.join(names) or 'none'}; "
-            "label some tasks, or name another with --control"
+            f"expected annotations of {control or 'a <Choices>'}, got those of {', '.join(names) or 'none'}, and "
+            f"{times_for_regions(tasks)} that are for regions, which are not learnt from; label some tasks, or name "
+            "another with --control"
         )
     name = control or names[0]
     return _Question(name, _guess_key(tasks), tuple(sorted(choices_made(tasks, name))), allows_several(tasks, name))
 
 
 def _guess_key(tasks: Sequence[Task]) -> str:
-    keys = sorted({key for task in tasks for key, value in _data(task).items() if _looks_like_image(value)})
+    keys = sorted({key for task in tasks for key in _image_keys(_data(task))})
     if len(keys) != 1:
         raise LabelError(
-            f"expected one key with an image in the tasks' data, got {', '.join(keys) or 'none'}; "
+            f"expected one key with an image in the tasks' data, got {_some(keys) or 'none'}; "
             "give the labelling config with --label-config"
         )
     return keys[0]
 
 
-def _looks_like_image(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
+def _image_keys(data: object, key: str = "", depth: int = 0) -> Iterator[str]:
+    """Where something lies that looks like an image, as `find_reference` takes it."""
+    if isinstance(data, str) and _looks_like_image(data):
+        yield key
+    elif isinstance(data, Mapping) and depth < _DEEPEST_KEY:
+        for name, value in data.items():
+            yield from _image_keys(value, f"{key}.{name}" if key else name, depth + 1)
+    elif isinstance(data, list) and depth < _DEEPEST_KEY:
+        for number, value in enumerate(data):
+            yield from _image_keys(value, f"{key}[{number}]", depth + 1)
+
+
+_DEEPEST_KEY: Final = 5
+
+
+def _looks_like_image(value: str) -> bool:
     return value.startswith(_REFERENCE_STARTS) or Path(value.partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -231,17 +275,30 @@ def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPo
     index = {label: number for number, label in enumerate(question.labels)}
     images: list[LabelledImage] = []
     left_out = Counter[str]()
+    left_out_tasks = defaultdict[str, list[int]](list)
+    lost_labels = defaultdict[str, list[int | None]](list)
     for task in tasks:
+        number = _task_id(task)
         try:
             chosen = decide(task, question.control, index, multiple=question.multiple)
             held = tuple(sorted(index[label] for label in chosen))
-            images.append(LabelledImage(_reference(task, question.value_key), held, _task_id(task)))
+            images.append(LabelledImage(_reference(task, question.value_key), held, number))
         except LeftOut as reason:
             left_out[str(reason)] += 1
+            left_out_tasks[str(reason)] += [] if number is None else [number]
+            for label in sorted(reason.lost):
+                lost_labels[label].append(number)
     if question.multiple and (without := left_out[EMPTY] + left_out[NO_CHOICE]):
         logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
     pool = LabelledPool(
-        question.labels, tuple(images), question.control, origin, dict(left_out), multiple=question.multiple
+        question.labels,
+        tuple(images),
+        question.control,
+        origin,
+        dict(left_out),
+        multiple=question.multiple,
+        left_out_tasks=dict(left_out_tasks),
+        lost_labels=dict(lost_labels),
     )
     return _checked(pool)
 
@@ -252,10 +309,10 @@ def _data(task: Task) -> Mapping[str, Any]:
 
 
 def _reference(task: Task, key: str) -> str:
-    value = _data(task).get(key)
-    if not isinstance(value, str) or not value:
+    reference = find_reference(_data(task), key)
+    if reference is None:
         raise LeftOut(NO_IMAGE)
-    return value
+    return reference
 
 
 def _task_id(task: Task) -> int | None:
@@ -265,21 +322,65 @@ def _task_id(task: Task) -> int | None:
 
 def _read_export(path: Path) -> list[Task]:
     try:
-        tasks = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as err:
         raise LabelError(
             f"the export {path} cannot be read: {err.strerror}; give the file that Label Studio wrote"
         ) from err
-    except ValueError as err:
-        raise LabelError(f"expected a Label Studio export of type JSON, {path} is no JSON; {_EXPORT_AGAIN}") from err
-    if not isinstance(tasks, list) or not tasks:
-        raise LabelError(f"expected a Label Studio export of type JSON, {path} holds no list of tasks; {_EXPORT_AGAIN}")
-    if not all(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in tasks):
-        raise LabelError(
-            f"expected a Label Studio export of type JSON, the tasks in {path} have no 'data' (JSON-MIN has none); "
-            f"{_EXPORT_AGAIN}"
-        )
-    return tasks
+    try:
+        tasks = json.loads(content)
+    except (ValueError, RecursionError) as err:
+        raise _other_export(path, _name_text(content)) from err
+    if not isinstance(tasks, list) or not tasks or not all(_is_task(task) for task in tasks):
+        raise _other_export(path, _name_document(tasks))
+    return [_of_today(task) for task in tasks]
+
+
+def _is_task(task: object) -> bool:
+    return isinstance(task, dict) and isinstance(task.get("data"), dict)
+
+
+def _of_today(task: Task) -> Task:
+    """A task as it is exported since Label Studio 1.0; before, its annotations were called completions."""
+    made = task.get("completions")
+    if "annotations" in task or not isinstance(made, list):
+        return task
+    return {**task, "annotations": [_annotation_of(each) for each in made if isinstance(each, dict)]}
+
+
+def _annotation_of(completion: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Before 1.0 a completion could be `skipped`, and a `honeypot` was what ground truth is now."""
+    skipped = completion.get("was_cancelled") or completion.get("skipped")
+    trusted = completion.get("ground_truth") or completion.get("honeypot")
+    return {**completion, "was_cancelled": bool(skipped), "ground_truth": bool(trusted)}
+
+
+def _other_export(path: Path, found: str) -> LabelError:
+    return LabelError(f"expected a Label Studio export of type JSON, {path} is {found}; {_EXPORT_AGAIN}")
+
+
+def _name_text(content: bytes) -> str:
+    """What an export is that is no JSON."""
+    if content.startswith(b"PK"):
+        return "a ZIP archive, as of the types YOLO, COCO with images and Pascal VOC"
+    if content.lstrip()[:1] in {b"[", b"{"}:
+        return "broken JSON"
+    first, _, more = content.partition(b"\n")
+    for separator, name in ((b"\t", "TSV"), (b",", "CSV")):
+        if separator in first and more:
+            return f"a table, as of the type {name}"
+    return "no JSON"
+
+
+def _name_document(document: object) -> str:
+    """What an export is that is JSON, but not of tasks."""
+    if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
+        return "of the type COCO"
+    if not isinstance(document, list) or not document:
+        return "no list of tasks"
+    if any(isinstance(each, dict) and {"annotation_id", "annotator"} & each.keys() for each in document):
+        return "of the type JSON-MIN, which has not all that was labelled"
+    return "a list of something else: its tasks have no 'data'"
 
 
 _EXPORT_AGAIN: Final = "choose JSON in the project's Export dialog"
@@ -294,7 +395,7 @@ def _checked(pool: LabelledPool) -> LabelledPool:
         return pool
     used = {label for image in pool.images for label in image.labels}
     names = ", ".join(pool.labels[label] for label in sorted(used)) or "none"
-    reasons = "; ".join(f"{count} {reason}" for reason, count in pool.left_out.items()) or "nothing"
+    reasons = "; ".join(describe_left_out(pool)) or "nothing"
     expected = "images that differ in a label" if pool.multiple else "labelled images of at least 2 classes"
     raise LabelError(
         f"expected {expected}, got {len(pool.images)} of {len(used)} ({names}) from {pool.origin}; "

@@ -19,7 +19,7 @@ import torch
 
 from contract.acquisition import bald
 from contract.embedding import EMBEDDING, embed
-from contract.errors import ConfigError
+from contract.errors import ConfigError, name_once
 from contract.fingerprint import fingerprint
 from contract.manifest import InputSpec, Manifest
 from contract.passes import Lowered
@@ -225,8 +225,8 @@ def _read_text(path: Path | None) -> str | None:
 
 def _say_pool(pool: labels.LabelledPool) -> None:
     logger.info("labels from %s", pool.origin)
-    for reason, count in pool.left_out.items():
-        logger.info("left out %d: %s", count, reason)
+    for sentence in labels.describe_left_out(pool):
+        logger.info("left out: %s", sentence)
 
 
 def _say_parts(parts: HeldOut) -> None:
@@ -239,7 +239,7 @@ def _say_unreadable(pixels: Pixels) -> None:
         return
     logger.warning("%d images cannot be read and are left out:", len(pixels.unreadable))
     for reference, reason in pixels.unreadable[:_NAMED]:
-        logger.warning("  %s: %s", reference, reason)
+        logger.warning("  %s", name_once(reference, reason))
     if len(pixels.unreadable) > _NAMED:
         logger.warning("  and %d more", len(pixels.unreadable) - _NAMED)
 
@@ -440,6 +440,7 @@ def _describe_training(data: _Data, trained: _Trained, training: Training) -> Ma
         "project": data.project,
         "unreadable": len(data.pixels.unreadable),
         "left_out": dict(data.pool.left_out),
+        "lost_labels": {label: len(tasks) for label, tasks in data.pool.lost_labels.items()},
         "weights": asdict(trained.learnt.provenance),
         "part": trained.learnt.part,
         "seed": training.seed,

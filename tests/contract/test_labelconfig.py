@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from contract.labelconfig import Choice, ChoicesControl, choose_control, parse_label_config
+from contract.labelconfig import (
+    Choice,
+    ChoicesControl,
+    choose_control,
+    find_reference,
+    labels_in,
+    parse_label_config,
+)
 
 SIMPLE = """
 <View>
@@ -60,9 +67,9 @@ class TestParsing:
         assert control.choices[0].value == "Cat"
 
     def test_choices_lie_at_any_depth(self):
-        """Views and other choices around a choice do not hide it; the order is the document's."""
+        """Views around a choice do not hide it; the order is the document's."""
         inner = (
-            '<View><Choice value="a"><Choice value="b"/></Choice></View><Header value="x"/>'
+            '<View><Choice value="a"/></View><Choice value="b"/><Header value="x"/>'
             '<View><View><Choice value="c"/></View></View>'
         )
         (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
@@ -117,6 +124,55 @@ class TestParsing:
         xml = '<View><image name="i" value="$u"/><choices name="c" toname="i"><choice value="A"/></choices></View>'
         assert parse_label_config(xml)[0].labels == ("A",)
 
+    def test_nested_choices_are_paths(self):
+        """Those without choices in them are labels, by what is stored on the way; the editor selects no other form."""
+        inner = (
+            '<Choice value="Colour" alias="c"><Choice value="Red" alias="r"/><Choice value="blue"/></Choice>'
+            '<View><Choice value="plain"/></View>'
+        )
+        (control,) = parse_label_config(
+            config(image(), f'<Choices name="c" toName="image" allowNested="true">{inner}</Choices>')
+        )
+        assert control.labels == ("c > r", "c > blue", "plain")
+        assert [choice.form for choice in control.choices] == [["c", "r"], ["c", "blue"], ["plain"]]
+
+    def test_without_allow_nested_a_choice_in_a_choice_is_none(self):
+        """The editor shows it nowhere and puts it into no result."""
+        inner = '<Choice value="colour"><Choice value="red"/><Choice value="green"/></Choice>'
+        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
+        assert control.labels == ("colour",)
+        assert control.choices[0].form == "colour"
+
+    def test_text_in_a_choice_goes_before_its_value(self):
+        """That is what the editor shows and stores; white space is no text."""
+        inner = (
+            '<Choice value="red">Rouge</Choice><Choice value="green">\n</Choice><Choice value="b">a &amp; b</Choice>'
+        )
+        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
+        assert control.labels == ("Rouge", "green", "a &amp; b")
+
+    @pytest.mark.parametrize("more", ['layout="select"', 'visibleWhen="choice-selected"', 'showInline="true"'])
+    def test_how_choices_are_shown_changes_nothing(self, more):
+        """Nor do hints, hotkeys, markup and styles of a choice."""
+        inner = (
+            '<Choice value="a" hint="first" hotkey="1" html="&lt;b&gt;A&lt;/b&gt;"/><Choice value="b" style="x: y"/>'
+        )
+        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image" {more}>{inner}</Choices>'))
+        assert control.labels == ("a", "b")
+
+    @pytest.mark.parametrize(
+        "xml",
+        [
+            "<!-- <!DOCTYPE html> -->" + SIMPLE,
+            SIMPLE.replace("<View>", "<View><Header><![CDATA[<!ENTITY a>]]></Header>"),
+            SIMPLE.replace('value="dog"', 'value="dog" hint="&lt;!DOCTYPE&gt;"'),
+        ],
+        ids=["comment", "cdata", "attribute"],
+    )
+    def test_speaking_of_a_document_type_is_not_having_one(self, xml):
+        """Label Studio takes such a config."""
+        assert parse_label_config(xml)[0].labels == ("cat", "dog")
+
     def test_the_same_stored_text_is_one_label(self):
         """Two choices that Label Studio stores alike cannot be told apart in its results."""
         assert parse_label_config(config(image(), choices("a", "b", "a")))[0].labels == ("a", "b")
@@ -140,6 +196,21 @@ class TestParsing:
         controls = parse_label_config(config(image(), opened + "</Choices>" * depth))
         assert time.monotonic() - started < 10
         assert [control.labels for control in controls] == [(str(i),) for i in range(depth)]
+
+    @pytest.mark.parametrize(
+        ("inner", "reason"),
+        [
+            ('<Choice value="a">' * 20_000 + '<Choice value="b"/>' + "</Choice>" * 20_000, "deeper than 100"),
+            ('<Choice value="' + "a" * 10_000 + '">' + '<Choice value="b"/>' * 1000 + "</Choice>", "characters in all"),
+            ('<Choice value="a"><Choice value="b"/></Choice><Choice value="a > b"/>', "both be called 'a > b'"),
+        ],
+        ids=["deep", "long", "ambiguous"],
+    )
+    def test_paths_that_grow_a_small_config_into_a_large_one_are_refused(self, inner, reason):
+        """As are two that nothing would tell apart."""
+        nested = f'<Choices name="c" toName="image" allowNested="true">{inner}</Choices>'
+        with pytest.raises(ConfigError, match=reason):
+            parse_label_config(config(image(), nested))
 
 
 class TestRefusal:
@@ -195,6 +266,112 @@ class TestRefusal:
         with pytest.raises(ConfigError, match="expected a labelling config with an <Image") as caught:
             parse_label_config(xml)
         assert found in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("tags", "reason"),
+        [
+            ([image(), choices("a", more='perRegion="true"')], 'is for each region, not .*perRegion="true"'),
+            ([image(), choices("a", more='perItem="true"')], 'is for each image of a list .*perItem="true"'),
+            ([image(), choices(more='value="$options"')], r'takes its choices from each task \(value="\$options"\)'),
+            ([image(), choices()], "holds no <Choice> with a value"),
+            (
+                ['<Image name="image" valueList="$images"/>', choices("a")],
+                r'is for <Image name="image">, which shows a list of images \(valueList="\$images"\)',
+            ),
+            (
+                [image(value="https://host/$file"), choices("a")],
+                r'takes its address from value="https://host/\$file", not from one key',
+            ),
+            (
+                [
+                    '<Repeater on="$images">',
+                    image("i_{{idx}}", "$images[{{idx}}]"),
+                    choices("a", to_name="i_{{idx}}"),
+                    "</Repeater>",
+                ],
+                "is repeated for each item of a task; make a task of each image",
+            ),
+            ([image(), choices("a", to_name="gone")], "is for gone, which no tag is called, not for an <Image>"),
+            (['<Text name="t" value="$t"/>', choices("a", to_name="t")], 'is for <Text name="t">, not for an <Image>'),
+            ([image(), choices("a", to_name="")], "its toName is empty"),
+            ([image(), choices("a", name="")], "has no name"),
+            (
+                [image(), '<Taxonomy name="t" toName="image"><Choice value="a"/></Taxonomy>'],
+                'Taxonomy name="t"> is no <Choices>',
+            ),
+            (
+                [image(), '<RectangleLabels name="t" toName="image"><Label value="a"/></RectangleLabels>'],
+                'RectangleLabels name="t"> is no <Choices>',
+            ),
+        ],
+        ids=lambda value: None if isinstance(value, list) else value[:24],
+    )
+    def test_each_control_that_is_refused_has_its_reason(self, tags, reason):
+        """What is in the config is not what is wrong with it."""
+        with pytest.raises(ConfigError, match=reason):
+            parse_label_config(config(*tags))
+
+    def test_asking_for_a_control_that_was_refused_gives_the_reason(self):
+        """It is in the config, so that to say that it is not would be no help."""
+        xml = config(image(), choices("a"), choices("b", name="boxes", more='perRegion="true"'))
+        assert len(parse_label_config(xml, "label")) == 1
+        with pytest.raises(ConfigError, match=r'named boxes, the labelling config has label; .*perRegion="true"'):
+            parse_label_config(xml, "boxes")
+
+
+class TestResults:
+    @pytest.mark.parametrize(
+        ("choices", "found"),
+        [
+            (["red"], ("red",)),
+            ("red", ("red",)),
+            ([["colour", "red"]], ("colour > red",)),
+            ([["colour"], ["colour", "red"], ["colour", "green"]], ("colour > red", "colour > green")),
+            ([["plain"], ["colour", "red"]], ("plain", "colour > red")),
+            (["red", "red"], ("red",)),
+            ([1], ("1",)),
+            ([], ()),
+            ("", ()),
+            (None, ()),
+            ([None, {}, []], ()),
+        ],
+    )
+    def test_every_form_of_choices_is_read(self, choices, found):
+        """A list of texts, a text, and lists of texts; of these, the one around what was chosen is none itself."""
+        assert labels_in({"choices": choices}) == found
+
+    @pytest.mark.parametrize("value", [None, "red", [], {}])
+    def test_a_value_without_choices_chooses_nothing(self, value):
+        """Results can be imported, so they can be anything."""
+        assert labels_in(value) == ()
+
+
+class TestReferences:
+    @pytest.mark.parametrize(
+        ("data", "key", "found"),
+        [
+            ({"image": "a.png"}, "image", "a.png"),
+            ({"image": {"url": "a.png"}}, "image.url", "a.png"),
+            ({"images": ["a.png", "b.png"]}, "images[0]", "a.png"),
+            ({"images": ["a.png", "b.png"]}, "images[1]", "b.png"),
+            ({"images": ["a.png", "b.png"]}, "images.1", "b.png"),
+            ({"photos": [{"file": {"url": "a.png"}}]}, "photos[0].file.url", "a.png"),
+            ({"matrix": [["a.png"]]}, "matrix[0][0]", "a.png"),
+            ({"image.url": "a.png", "image": {"url": "b.png"}}, "image.url", "a.png"),
+            ({"images": {"0": "a.png"}}, "images[0]", "a.png"),
+            ({"images": ["a.png"]}, "images[1]", None),
+            ({"images": ["a.png"]}, "images[00]", None),
+            ({"images": ["a.png"]}, "images[-1]", None),
+            ({"images": ["a.png"]}, "images", None),
+            ({"image": {"url": 3}}, "image.url", None),
+            ({"image": "a.png"}, "image[0]", None),
+            ({"image": ""}, "image", None),
+            ({}, "image.url", None),
+        ],
+    )
+    def test_a_path_leads_where_it_does_in_label_studio(self, data, key, found):
+        """A key that is spelt like the path goes before it."""
+        assert find_reference(data, key) == found
 
 
 class TestChoosing:

@@ -211,6 +211,36 @@ def test_the_control_that_was_trained_on_is_answered_for():
     assert (by_labels.control.from_name, by_labels.control.to_name) == ("animal", "b")
 
 
+NESTED_CONFIG = """<View>
+  <Image name="photo" value="$picture"/>
+  <Choices name="label" toName="photo" allowNested="true">
+    <Choice value="Insect" alias="insect"><Choice value="ant"/><Choice value="A bee" alias="bee"/></Choice>
+    <Choice value="cat"/>
+  </Choices>
+</View>"""
+
+
+def test_a_nested_choice_is_predicted_as_the_path_to_it():
+    """The only form that the editor selects, for one at the top as well."""
+    manifest = replace(MANIFEST, labels=("insect > ant", "insect > bee", "cat"))
+    target = target_of(NESTED_CONFIG, labels=manifest.labels)
+    bee, cat = build_predictions(
+        [make_scores(0.25, 0.5, 0.25), make_scores(0, 0, 1)], manifest, target, Score.AGREEMENT
+    )
+    assert bee["result"][0]["value"] == {"choices": [["insect", "bee"]]}
+    assert cat["result"][0]["value"] == {"choices": [["cat"]]}
+
+
+def test_several_nested_choices_are_predicted_as_paths():
+    """In the order of the version's labels."""
+    config = NESTED_CONFIG.replace("<Choices ", '<Choices choice="multiple" ')
+    manifest = replace(SEVERAL, labels=("cat", "insect > ant", "insect > A bee"))
+    target = target_of(config, labels=manifest.labels)
+    assert target.stored == ("cat", "insect > ant", "insect > bee")
+    (element,) = build_predictions([make_scores(0.9, 0.1, 0.8)], manifest, target, Score.AGREEMENT)
+    assert element["result"][0]["value"] == {"choices": [["cat"], ["insect", "bee"]]}
+
+
 def test_a_config_without_images_is_the_projects_fault():
     """It is a client error that says what is missing."""
     with pytest.raises(ConfigError, match="Choices"):
@@ -223,6 +253,16 @@ def test_predict_bodies_are_read():
     assert [task.id for task in request.tasks] == [7]
     assert (request.label_config, request.project_id) == (CONFIG, 3)
     assert find_images(request, target_of()) == [ImageReference("/data/upload/3/x.png", task_id=7, project_id=3)]
+
+
+@pytest.mark.parametrize(
+    ("key", "data"), [("picture.url", {"picture": {"url": "x.png"}}), ("pictures[1]", {"pictures": ["a.png", "x.png"]})]
+)
+def test_an_image_may_lie_deeper_in_a_tasks_data(key, data):
+    """As in value="$picture.url", which Label Studio shows."""
+    target = target_of(CONFIG.replace("$picture", f"${key}"))
+    found = find_images(parse_predict(make_predict_body([{"id": 5, "data": data}])), target)
+    assert found == [ImageReference("x.png", task_id=5, project_id=3)]
 
 
 @pytest.mark.parametrize("data", [{}, {"picture": None}, {"picture": ""}, {"picture": ["a"]}, {"other": "x.png"}])

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
+from contract.labelconfig import find_reference, parse_label_config
 from demo.label_studio import EMAIL, PASSWORD, LabelStudio
 from demo.pool import Pool
 from demo.product import CHECKOUT, Workplace, rank, train
 from demo.project import Project
+from server.batching import ImageScores
+from server.labelstudio import build_predictions, resolve_target
+from server.settings import Score
 from tests.contract import test_spelling as spelling
 from tests.system.conftest import QUICK_TRAINING, Serve
+from tests.versions import manifest
+from trainer import labelstudio
+from trainer.annotations import decide
+from trainer.ranking.imports import Wanted, bring_about
 
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LABELLED = 20
+VERSION = "20261129T050102123Z-0a1b2c"
 PATIENCE_MS = 60_000  # Label Studio's own code is some megabytes to load
 
 
@@ -96,6 +110,77 @@ def test_addresses_are_read_as_this_browser_reads_them(browser: Browser):
     shown = "uri => { const image = new Image(); image.src = uri; return image.decode().then(() => true, () => false) }"
     assert {uri: page.evaluate(shown, uri) for uri in spelling.DATA_URIS} == spelling.DATA_URIS
     page.close()
+
+
+IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAGUlEQVR4nGM8ISfHQApgIkn1qIZRDUNKAwBPHwEkcYw1mA"
+    "AAAABJRU5ErkJggg=="
+)
+NESTED = '<Choice value="Colour" alias="c"><Choice value="red"/><Choice value="Blue" alias="b"/></Choice>'
+ALONE = '<Choice value="plain"/><Choice value="shape"><Choice value="round"/></Choice>'
+FLAT = '<Choice value="red"/><Choice value="Blue" alias="b"/>'
+
+
+@pytest.mark.parametrize(
+    ("value", "data", "more", "inner", "selected"),
+    [
+        ("$image", {"image": IMAGE}, "", FLAT, ["b"]),
+        ("$image", {"image": IMAGE}, 'layout="select"', FLAT, ["b"]),
+        ("$image", {"image": IMAGE}, "", '<Choice value="red"/><Choice value="x"><Choice value="y"/></Choice>', ["x"]),
+        ("$image", {"image": IMAGE}, 'allowNested="true"', NESTED, [["c", "b"]]),
+        ("$image", {"image": IMAGE}, 'allowNested="true"', ALONE + NESTED, [["c", "b"]]),
+        ("$image", {"image": IMAGE}, 'allowNested="true"', NESTED + ALONE, [["shape"], ["shape", "round"]]),
+        ("$image.url", {"image": {"url": IMAGE}}, "", FLAT, ["b"]),
+        ("$images[0]", {"images": [IMAGE]}, "", FLAT, ["b"]),
+        ("$image", {"$undefined$": IMAGE}, "", FLAT, ["b"]),
+    ],
+    ids=[
+        "flat",
+        "select",
+        "within",
+        "nested",
+        "nested among others",
+        "only one within",
+        "path",
+        "index",
+        "imported before the config",
+    ],
+)
+def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
+    page: Page, studio: LabelStudio, tmp_path: Path, value: str, data: object, more: str, inner: str, selected: object
+):
+    """In every form that choices and images may have: the real import takes it, the real editor shows it."""
+    choices = f'<Choices name="choice" toName="image" {more}>{inner}</Choices>'
+    config = f'<View><Image name="image" value="{value}"/>{choices}</View>'
+    session = studio.session()
+    number = session.post("/api/projects", {"title": "Forms", "label_config": config})["id"]
+    session.post(f"/api/projects/{number}/import", [{"data": data}])
+    client = labelstudio.connect(studio.url, studio.token)
+    [task] = labelstudio.unlabelled_tasks(client, number)
+    (control,) = parse_label_config(config)
+    assert find_reference(task.data, control.value_key) == IMAGE
+    wanted = {task.id: Wanted(0.5, _predict_last(config, control.labels))}
+    bring_about(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: {task.id})
+    labelstudio.switch_model_version(client, number, VERSION)
+
+    page.goto(f"{studio.url}/projects/{number}/data?task={task.id}")
+    editor = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
+    page.wait_for_function(f"{editor}?.selectedValues().length > 0")
+    assert json.loads(page.evaluate(f"JSON.stringify({editor}.selectedValues())")) == selected
+    page.get_by_role("button", name="Submit").first.click()
+    page.get_by_role("button", name="Update").first.wait_for()
+    [labelled] = labelstudio.annotated_tasks(client, number)
+    assert decide(labelled, "choice", set(control.labels)) == {control.labels[-1]}
+
+
+def _predict_last(config: str, labels: tuple[str, ...]) -> Sequence[Mapping[str, Any]]:
+    """The regions of an image that a version finds to be the last of its labels."""
+    version = replace(manifest(VERSION), labels=labels, control="choice")
+    scores = ImageScores(np.eye(len(labels), dtype=np.float32)[-1], bald=0.1, entropy=0.1)
+    target = resolve_target(config, VERSION, "choice", labels)
+    [prediction] = build_predictions([scores], version, target, Score.AGREEMENT)
+    found: Sequence[Mapping[str, Any]] = prediction["result"]
+    return found
 
 
 def _look_at_product(page: Page, url: str, version: str) -> None:

@@ -81,6 +81,8 @@ def test_a_tie_gives_no_label():
         ("2026-11-22T10:00:00.365325Z", "2026-11-22T10:00:01Z"),
         ("2026-11-22T11:00:00+02:00", "2026-11-22T10:00:00Z"),
         ("2026-11-22T10:00:00", "2026-11-22T10:00:01Z"),
+        (1573000000, 1573000001),
+        (1573000000, "2026-11-22T10:00:01Z"),
     ],
 )
 @pytest.mark.parametrize("turn", [1, -1])
@@ -128,6 +130,41 @@ def test_labels_that_the_config_dropped_are_left_out():
     assert decide(task(annotation("fish", by=1), annotation("cat", by=2)), "label", KNOWN) == {"cat"}
 
 
+def test_the_labels_that_are_lost_are_told():
+    """Of all annotators whose labels the config no longer has."""
+    with pytest.raises(LeftOut) as caught:
+        decide(task(annotation("fish", by=1), annotation("fowl", by=2), annotation("cat", "dog", by=3)), "label", KNOWN)
+    assert (str(caught.value), caught.value.lost) == (annotations.OUTDATED, {"fish", "fowl"})
+
+
+BOX = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 0}
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [choice("cat") | {"id": "a", "value": {**BOX, "choices": ["cat"]}}],
+        [{"id": "a", "type": "rectangle", "value": BOX}, choice("cat") | {"id": "a"}],
+        [choice("cat") | {"id": "a"}, {"id": "a", "type": "polygonlabels", "value": {"points": [[1, 1]]}}],
+        [{"id": "a", "type": "brushlabels", "value": {"rle": [0], "format": "rle"}}, choice("cat") | {"id": "a"}],
+        [choice("cat") | {"item_index": 0}],
+    ],
+    ids=["place", "rectangle", "polygon", "brush", "one of several images"],
+)
+def test_what_is_chosen_for_a_region_says_nothing_of_the_image(items):
+    """Whether it has the place itself or shares a region's id; what stands beside it counts."""
+    assert reason_of(task(annotation(result=items))) == annotations.FOR_A_REGION
+    with pytest.raises(LeftOut, match=annotations.FOR_A_REGION):
+        decide(task(annotation(result=items, ground_truth=True)), "label", KNOWN, multiple=True)
+    assert decide(task(annotation(result=[*items, choice("dog") | {"id": "b"}])), "label", KNOWN) == {"dog"}
+    assert annotations.times_for_regions([task(annotation(result=items))]) == 1
+
+
+def test_one_choice_made_twice_is_one_choice():
+    """Neither more than one of them nor two votes."""
+    assert decide(task(annotation("cat", "cat")), "label", KNOWN) == {"cat"}
+
+
 @given(st.lists(st.sampled_from(KNOWN), min_size=1, max_size=9), st.randoms())
 def test_the_order_of_annotations_does_not_matter(votes, random):
     """Whoever annotates first has no more say; the outcome is that of counting."""
@@ -166,9 +203,19 @@ class TestSeveralLabels:
         made = [annotation("cat", "dog", by=1), annotation("cat", by=2), annotation("dog", "bird", by=3)]
         assert self.decide(*made) == {"cat", "dog"}
 
-    def test_a_majority_for_nothing_in_particular_is_none_of_them(self):
-        """Three annotators with three labels each outvote one another."""
-        assert self.decide(annotation("cat", by=1), annotation("dog", by=2), annotation("bird", by=3)) == set()
+    def test_annotators_who_agree_on_nothing_have_not_said_that_none_holds(self):
+        """Three with a label each, as from before the project took several: it is undecided."""
+        three = [annotation("cat", by=1), annotation("dog", by=2), annotation("bird", by=3)]
+        assert self.reason_of(*three) == annotations.TIED
+        assert self.reason_of(*three, annotation("fox", by=4)) == annotations.TIED
+        assert self.reason_of(*three, annotation("cat", by=5), annotation("dog", by=6)) == annotations.TIED
+
+    def test_none_holds_if_most_say_so(self):
+        """Of ground truths, the only ones that can."""
+        none = [annotation(result=[], by=number, ground_truth=True) for number in (1, 2, 3)]
+        one, other = (annotation(label, by=number, ground_truth=True) for number, label in ((4, "cat"), (5, "dog")))
+        assert self.decide(*none, one, other) == set()
+        assert self.reason_of(none[0], one, other) == annotations.TIED
 
     def test_a_tie_on_one_label_leaves_the_task_out(self):
         """That label can be taken neither for true nor for false, whatever is clear about the others."""
@@ -197,7 +244,7 @@ class TestSeveralLabels:
         made = [annotation(*labels, by=number) for number, labels in enumerate(votes, start=1)]
         random.shuffle(made)
         counts = {label: sum(label in labels for labels in votes) for label in KNOWN}
-        if len(votes) / 2 in counts.values():
+        if len(votes) / 2 in counts.values() or max(counts.values()) < len(votes) / 2:
             assert self.reason_of(*made) == annotations.TIED
         else:
             assert self.decide(*made) == {label for label, count in counts.items() if count > len(votes) / 2}

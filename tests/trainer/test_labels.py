@@ -71,6 +71,18 @@ SEVERAL = """
 """
 
 
+NESTED = """
+<View>
+  <Image name="image" value="$photo"/>
+  <Choices name="label" toName="image" allowNested="true">
+    <Choice value="Colour" alias="colour"><Choice value="red"/><Choice value="green"/></Choice>
+    <Choice value="shape"><Choice value="round"/></Choice>
+    <Choice value="plain"/>
+  </Choices>
+</View>
+"""
+
+
 @pytest.fixture
 def export(tmp_path):
     """Writes tasks to a file as Label Studio's export does."""
@@ -163,7 +175,112 @@ class TestExports:
             labels.NO_IMAGE: 1,
             annotations.SKIPPED: 1,
         }
+        assert pool.left_out_tasks[labels.NO_IMAGE] == [7]
+        assert "1 more than one choice made (task 6)" in labels.describe_left_out(pool)
         assert len(pool.images) + sum(pool.left_out.values()) == len(tasks)
+
+    def test_many_tasks_left_out_are_named_by_some(self, export):
+        """Five of them, and of lost labels those of which most are lost."""
+        tasks = [task(1, item("cat")), task(2, item("dog")), *(task(number) for number in range(10, 17))]
+        tasks += [task(20 + number, item(f"lost {number % 6}")) for number in range(7)]
+        sentences = labels.describe_left_out(from_export(export(tasks), CONFIG))
+        assert sentences[0] == "7 not labelled yet (tasks 10, 11, 12, 13, 14 and 2 more)"
+        assert sentences[1].startswith(
+            "7 label no longer in the labelling config: 'lost 0' in 2 (tasks 20, 26), 'lost 1'"
+        )
+        assert sentences[1].endswith(" and 1 more")
+
+    @pytest.mark.parametrize("config", [CONFIG, None], ids=["config", "no config"])
+    def test_one_choice_may_be_a_text_by_itself(self, export, config):
+        """As Label Studio's editor takes it, too; not one choice for each of its letters."""
+        made = [task(1, item("cat")), task(2, item("dog"))]
+        for each in made:
+            [result] = each["annotations"][0]["result"]
+            result["value"]["choices"] = result["value"]["choices"][0]
+        pool = from_export(export(made), config)
+        assert [pool.labels[image.labels[0]] for image in pool.images] == ["cat", "dog"]
+        assert not pool.multiple
+
+    @pytest.mark.parametrize("config", [NESTED, None], ids=["config", "no config"])
+    def test_nested_choices_are_paths(self, export, config):
+        """One that is pressed with all below it, or that has but one below it, is listed beside these."""
+        tasks = [
+            task(1, item(["colour", "red"])),
+            task(2, items(["shape"], ["shape", "round"], control="label")),
+            task(3, items("plain", control="label")),
+            task(4, item(["colour"])),
+        ]
+        pool = from_export(export(tasks), config)
+        assert [pool.labels[image.labels[0]] for image in pool.images][:3] == ["colour > red", "shape > round", "plain"]
+        if config:
+            assert pool.labels == ("colour > red", "colour > green", "shape > round", "plain")
+            assert pool.lost_labels == {"colour": [4]}
+
+    @pytest.mark.parametrize(
+        "nested", [{"url": "/data/upload/1/1.png"}, ["/data/upload/1/1.png"]], ids=["dot", "index"]
+    )
+    def test_an_image_may_lie_deeper_in_a_task_s_data(self, export, nested):
+        """With a config that says where, and without."""
+        key = "photo.url" if isinstance(nested, dict) else "photo[0]"
+        tasks = [task(1, item("cat")) | {"data": {"photo": nested}}, task(2, item("dog")) | {"data": {"photo": nested}}]
+        for config in (CONFIG.replace("$photo", f"${key}"), None):
+            pool = from_export(export(tasks), config)
+            assert {image.reference for image in pool.images} == {"/data/upload/1/1.png"}
+
+    def test_of_several_images_deeper_in_a_task_s_data_none_is_picked(self, export):
+        """The labelling config says which."""
+        tasks = [task(1, item("cat")) | {"data": {"photos": [f"{number}.png" for number in range(9)]}}]
+        with pytest.raises(LabelError, match=r"got photos\[0\], .*photos\[4\] and 4 more; give the labelling config"):
+            from_export(export(tasks))
+
+    def test_choices_for_regions_train_nothing(self, export):
+        """Without a config, too, which would say that they are."""
+        tasks = [task(1, item("cat")), task(2, item("dog"))]
+        for each in tasks:
+            each["annotations"][0]["result"][0]["value"]["x"] = 3
+        with pytest.raises(LabelError, match="2 choice made for a region or one of several images"):
+            from_export(export(tasks), CONFIG)
+        with pytest.raises(LabelError, match="got those of none, and 2 that are for regions"):
+            from_export(export(tasks))
+
+    def test_an_export_of_label_studio_before_1_0_is_read(self, export):
+        """It calls annotations completions, counts seconds, and says skipped and honeypot."""
+        made = [
+            {"id": 1, "created_at": 1573000000, "result": [item("cat")]},
+            {"id": 2, "created_at": 1573000000, "result": [item("dog")]},
+            {"id": 3, "created_at": 1573000000, "result": [item("dog")], "skipped": True},
+            {"id": 4, "created_at": 1573000000, "result": [item("cat")], "honeypot": True},
+        ]
+        tasks = [
+            {"id": number, "data": {"photo": f"{number}.png"}, "completions": [each]}
+            for number, each in enumerate(made)
+        ]
+        tasks[1]["completions"].append(made[3])
+        pool = from_export(export([*tasks, task(9, item("dog"))]), CONFIG)
+        assert [(image.task_id, pool.labels[image.labels[0]]) for image in pool.images] == [
+            (0, "cat"),
+            (1, "cat"),
+            (3, "cat"),
+            (9, "dog"),
+        ]
+        assert pool.left_out == {annotations.SKIPPED: 1}
+
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            ('[{"image": "a.png", "id": 1, "label": "cat", "annotator": 1, "annotation_id": 1}]', "JSON-MIN"),
+            ("annotation_id,annotator,image,label\n1,1,a.png,cat\n", "CSV"),
+            ("annotation_id\tannotator\timage\tlabel\n1\t1\ta.png\tcat\n", "TSV"),
+            ('{"images": [], "annotations": [], "categories": []}', "COCO"),
+            ("PK\x03\x04", "YOLO"),
+            ('[{"id": 1,\n"data": {}, ', "broken JSON"),
+        ],
+        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off"],
+    )
+    def test_another_type_of_export_is_refused_by_its_name(self, export, text, name):
+        """Whoever chose it in the dialog knows it by that."""
+        with pytest.raises(LabelError, match=name):
+            from_export(export(text), CONFIG)
 
     def test_the_control_that_was_used_most_is_chosen(self, export):
         """With several controls and no name, the annotations show which one is meant."""
@@ -268,6 +385,11 @@ class TestExports:
         assert (before.labels, after.labels) == (("dog", "cat", "bird"), ("cat", "Bird", "fox"))
         assert [(image.task_id, image.labels) for image in after.images] == [(4, (2,)), (5, (1, 2))]
         assert after.left_out == {annotations.OUTDATED: 4}
+        assert after.lost_labels == {"dog": [1, 3], "bird": [2], " cat": [6]}
+        assert labels.describe_left_out(after) == [
+            "4 label no longer in the labelling config: "
+            "'dog' in 2 (tasks 1, 3), 'bird' in 1 (task 2), ' cat' in 1 (task 6)"
+        ]
 
     @pytest.mark.parametrize("allowed", ["single", "multiple"])
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the file is written anew each time

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from contract.errors import DecodeError, ImageError
+from contract.labelconfig import labels_in
 from contract.manifest import InputSpec
 from contract.preprocess import FORMATS, MAX_MEGAPIXELS, decode_image
 from contract.ranking import RankedImage
@@ -91,4 +92,4 @@ def _predicted(item: Planned) -> tuple[str | None, float | None]:
     if not item.result:
         return None, None
     region = item.result[0]
-    return ", ".join(map(str, region["value"]["choices"])), region.get("score")
+    return ", ".join(labels_in(region["value"])), region.get("score")

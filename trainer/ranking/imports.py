@@ -155,7 +155,8 @@ def _check_taken(tasks: Sequence[int]) -> None:
 def _say_stripped(count: int) -> None:
     if count:
         _log.warning(
-            "Label Studio dropped %d predictions, as it does with labels that the labelling config has lost meanwhile; "
+            "Label Studio dropped %d predictions, as it does with labels that the labelling config has lost meanwhile, "
+            "and with nested choices of a control that is itself named choices; "
             "they are sent again with their score and without a label",
             count,
         )
@@ -178,8 +179,20 @@ def _portions(tasks: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _prediction(task: int, name: str, wanted: Wanted, *, bare: bool) -> dict[str, Any]:
-    result = [] if bare else list(wanted.result)
+    result = [] if bare else [_valid_on_import(region) for region in wanted.result]
     return {"task": task, "model_version": name, "score": wanted.score, "result": result}
+
+
+def _valid_on_import(region: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A region as Label Studio's import lets it pass, which knows no nested choices and drops the paths to them.
+
+    What it checks it takes from under the control's name where something stands there; the editor does not look there.
+    """
+    choices = region["value"]["choices"]
+    if not any(isinstance(choice, list) for choice in choices):
+        return region
+    checked = {region["from_name"]: {"choices": [choice[-1] for choice in choices]}}
+    return {**region, "value": {**checked, **region["value"]}}
 
 
 class _Flight:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from contract.errors import ConfigError, NothingPublished
 from contract.fetch import Fetcher
-from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from contract.labelconfig import ChoicesControl, choose_control, find_reference, parse_label_config
 from contract.manifest import Manifest
 from contract.repository import Repository, Version
 from trainer import labelstudio
@@ -102,13 +102,7 @@ class Place:
         Raises:
             ConfigError: if the labelling config has none, or not the one that was asked for.
         """
-        controls = parse_label_config(self.project.label_config)
-        names = [control.from_name for control in controls]
-        if self.options.control is not None and self.options.control not in names:
-            raise ConfigError(
-                f"expected a <Choices> named {self.options.control}, the labelling config has {', '.join(names)}; "
-                "name one"
-            )
+        controls = parse_label_config(self.project.label_config, self.options.control)
         trained = self.version.manifest.control if self.version else None
         labels = self.version.manifest.labels if self.version else ()
         return choose_control(controls, name=trained or self.options.control, labels=labels)
@@ -223,8 +217,9 @@ def _score(where: Place, tasks: Sequence[PoolTask], manifest: Manifest, servers:
 
 
 def _only_image(task: PoolTask, key: str) -> PoolTask:
-    """What else a task's data holds is no business of the server's."""
-    return PoolTask(task.id, {key: task.data[key]} if key in task.data else {})
+    """What else a task's data holds is no business of the server's, which takes a path for a key where it is one."""
+    reference = find_reference(task.data, key)
+    return PoolTask(task.id, {} if reference is None else {key: reference})
 
 
 def _ask_passes(where: Place, scores: Sequence[Score], manifest: Manifest, servers: Servers) -> npt.NDArray[np.float32]:

@@ -5,7 +5,7 @@ Owns that nothing is computed twice: what was scored before the trainer was kill
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from contract.errors import ImageError
+from contract.errors import ImageError, name_once
 from contract.fetch import Fetcher
-from contract.labelconfig import ChoicesControl
+from contract.labelconfig import ChoicesControl, find_reference
 from contract.manifest import InputSpec, Manifest
 from contract.preprocess import MAX_MEGAPIXELS, decode_image
 from trainer.annotations import LeftOut, Task, decide
@@ -102,7 +102,7 @@ def say_failures(failures: Sequence[Failure], tasks: int) -> None:
         return
     _log.warning("%d of %d images cannot be scored and are not ranked:", len(failures), tasks)
     for failure in failures[:_NAMED]:
-        _log.warning("  task %d: %s", failure.task, failure.detail)
+        _log.warning("  %s", name_once(f"task {failure.task}", failure.detail))
 
 
 def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manifest) -> list[int]:
@@ -113,7 +113,7 @@ def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manif
             counts.update(decide(task, control.from_name, set(control.labels), multiple=manifest.multiple))
         except LeftOut:
             continue
-    shown = {choice.value: choice.stored for choice in control.choices}
+    shown = {choice.shown: choice.stored for choice in control.choices}
     stored = [label if label in control.labels else shown.get(label, label) for label in manifest.labels]
     return [counts[label] for label in stored]
 
@@ -138,12 +138,6 @@ def _collect(
             failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
             bar.update(len(outcomes))
     return [known[task.id] for task in tasks if task.id in known], failures
-
-
-def find_reference(data: Mapping[str, object], key: str) -> str | None:
-    """The image's reference in a task's data."""
-    reference = data.get(key)
-    return reference if isinstance(reference, str) and reference else None
 
 
 def _embed_readable(

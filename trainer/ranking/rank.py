@@ -17,6 +17,7 @@ import numpy as np
 
 from contract.disk import explain
 from contract.errors import ConfigError, FetchError
+from contract.labelconfig import find_reference
 from contract.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from trainer import labelstudio
 from trainer.dataset import open_fetcher
@@ -27,7 +28,6 @@ from trainer.ranking.imports import Wanted, bring_about
 from trainer.ranking.names import base_name, next_name, round_of, superseded
 from trainer.ranking.plan import Plan, Planned, load_plan, save_plan
 from trainer.ranking.planning import COLD_START, Clock, Place, plan_all, plan_later
-from trainer.ranking.pool import find_reference
 from trainer.settings import Environment, RankOptions
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, name_once
 from trainer.dataset import Indices
 from trainer.fit import recipe_of
 from trainer.locks import alone
@@ -223,7 +223,7 @@ def _collect(
 
 def _say_unreadable(decoded: Decoded) -> None:
     for reference, reason in decoded.unreadable[:5]:
-        _log.warning("left out: %s: %s", reference, reason)
+        _log.warning("left out: %s", name_once(reference, reason))
     if len(decoded.unreadable) > 5:
         _log.warning("and %d more", len(decoded.unreadable) - 5)
 

@@ -151,6 +151,17 @@ def test_a_label_that_the_config_has_lost_costs_the_label_and_not_the_score(pets
     assert "dropped 1 predictions" in caplog.text
 
 
+def test_nested_choices_are_sent_so_that_the_import_finds_them_valid(pets, tmp_path):
+    """It takes what it checks from under the control's name; what the editor selects stands beside that."""
+    nested = {**REGION, "value": {"choices": [["animal", "cat"], ["plain"]]}}
+    bring(pets, tmp_path, {1: Wanted(0.01, [nested]), 2: Wanted(0.02, [REGION])})
+    values = {each["task"]: each["result"][0]["value"] for each in pets.predictions.values()}
+    assert values == {
+        1: {"choices": [["animal", "cat"], ["plain"]], "label": {"choices": ["cat", "plain"]}},
+        2: {"choices": ["cat"]},
+    }
+
+
 def test_what_is_dropped_even_so_is_an_error_that_names_it(pets, tmp_path):
     """Nobody is to believe in a ranking with holes."""
     pets.drops = lambda prediction: prediction["task"] == 3

@@ -1,8 +1,10 @@
 import dataclasses
+import logging
 
 from contract.labelconfig import Choice, ChoicesControl
 from tests.versions import manifest
-from trainer.ranking.pool import count_labels
+from trainer.ranking.pool import count_labels, say_failures
+from trainer.ranking.scores import Failure
 
 CONTROL = ChoicesControl("label", "image", "image", (Choice("Cat", "cat"), Choice("Dog"), Choice("Eel")), multiple=True)
 
@@ -32,3 +34,24 @@ def test_of_several_labels_each_counts():
     """Where the version can tell several; where it cannot, such a task has no label."""
     assert count(("cat", "Dog"), [task("cat", "Dog"), task("Dog")], multiple=True) == [1, 2]
     assert count(("cat", "Dog"), [task("cat", "Dog"), task("Dog")]) == [0, 1]
+
+
+def test_nested_choices_are_counted_by_their_paths():
+    """Whether the version's classes go by what is stored on the way or by what people read."""
+    choices = (Choice("Cat", "cat", ("animal",)), Choice("Plain", None, ()))
+    control = dataclasses.replace(CONTROL, choices=choices)
+    version = dataclasses.replace(manifest("20261123T050102123Z-0a1b2c"), labels=("animal > Cat", "Plain"))
+    assert count_labels([task(["animal", "cat"]), task(["Plain"]), task(["Plain"])], control, version) == [1, 2]
+
+
+def test_a_task_without_a_score_is_named_once(caplog):
+    """Also where the server's answer names it; task 5 is not task 51."""
+    details = ["task 5: its data must hold an image", "expected an image in task 5", "like task 51's", "no such file"]
+    with caplog.at_level(logging.WARNING):
+        say_failures([Failure(5, "no_image", detail) for detail in details], 9)
+    assert [record.getMessage().strip() for record in caplog.records[1:]] == [
+        "task 5: its data must hold an image",
+        "expected an image in task 5",
+        "task 5: like task 51's",
+        "task 5: no such file",
+    ]

@@ -13,7 +13,7 @@ from contract.errors import ConfigError
 from contract.ranking import load_rankings
 from contract.repository import Repository
 from tests.trainer.scorer import bald_of, scorer
-from tests.trainer.studio import TOKEN, Gone, studio
+from tests.trainer.studio import CONFIG, TOKEN, Gone, studio
 from tests.versions import publish
 from trainer import labelstudio
 from trainer.ordering.audit import is_audit
@@ -112,6 +112,17 @@ class TestRanking:
         place.studio.annotate(2, "cat", cancelled=True)
         place.rank()
         assert set(place.studio.scores(place.version)) == set(place.studio.tasks) - {1}
+
+    @pytest.mark.parametrize("key", ["image.url", "image[0]"])
+    def test_images_may_lie_deeper_in_the_tasks_data(self, place, key):
+        """The server is asked with no more of it than that."""
+        place.studio.project["label_config"] = CONFIG.replace("$image", f"${key}")
+        for task in place.studio.tasks.values():
+            reference = task["data"]["image"]
+            task["data"] = {"image": {"url": reference} if "url" in key else [reference], "more": "not needed"}
+        place.rank()
+        assert set(place.studio.scores(place.version)) == set(place.studio.tasks)
+        assert all(list(task["data"]) == [key] for body in place.server.asked for task in body["tasks"])
 
     def test_labels_so_far_weigh_in(self, place, monkeypatch):
         """By the version's order of classes, whatever else was chosen."""
