@@ -219,7 +219,11 @@ def _read_text(path: Path | None) -> str | None:
         return None
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
+    except OSError as err:
+        raise ConfigError(
+            f"--label-config {path} cannot be read: {err.strerror}; give the labelling config's file"
+        ) from err
+    except UnicodeDecodeError as err:
         raise ConfigError(f"--label-config {path}: expected a labelling config in UTF-8 ({err})") from err
 
 

@@ -84,10 +84,15 @@ def test_a_page_loads_nothing_and_runs_nothing(tmp_path, multiple, frozen):
 def test_labels_and_messages_are_text_whatever_is_in_them(tmp_path, multiple):
     """Markup, templates, mathematics and marks of direction stand on the page as they were written."""
     evidence = make_evidence(HOSTILE, multiple=multiple)
-    training = {**evidence.manifest.training, "left_out": {"<i>odd</i>": 1}, "advice": {"sentence": "<u>go on</u>"}}
+    training = {
+        **evidence.manifest.training,
+        "left_out": {"<i>odd</i>": 1},
+        "lost_labels": {"<i>gone</i>": 3},
+        "advice": {"sentence": "<u>go on</u>"},
+    }
     pixels = replace(evidence.pixels, unreadable=(("<img src=x>", "<b>no</b>"),))
     page = write(replace(evidence, manifest=replace(evidence.manifest, training=training), pixels=pixels), tmp_path)
-    for text in (*HOSTILE, "<i>odd</i>", "<u>go on</u>", "<img src=x>: <b>no</b>"):
+    for text in (*HOSTILE, "<i>odd</i>", "<i>gone</i>", "<u>go on</u>", "<img src=x>: <b>no</b>"):
         assert text in page.text
     assert not {"script", "i", "u"} & set(page.tags)
 
