@@ -1,11 +1,9 @@
 """What a Label Studio labelling config says about classifying images; nothing else of it is looked at.
 
-Owns the reading of the XML: which `<Choices>` classify which `<Image>`, what Label Studio stores for each choice, and
-where in a task's data the image's reference lies. The text is written by whoever may edit a project, so it is read
-without entities or document types.
+Owns the reading of the XML: which `<Choices>` classify which `<Image>`, and what Label Studio stores for each choice.
+The text is written by whoever may edit a project, so it is read without entities or document types.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,62 +11,16 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from contract.errors import ConfigError
+from contract.tasks import MOST_STEPS, path_label
 
 MOST_CHARACTERS: Final = 2_000_000
 """Of a labelling config: tens of thousands of choices."""
 
 _MOST_PATH_CHARACTERS: Final = 4 * MOST_CHARACTERS
 """Of all paths of a control together, in which a choice's text stands once for each choice below it."""
-_MOST_STEPS: Final = 100
-"""Of one such path."""
 _MOST_KEY_CHARACTERS: Final = 1000
 _NAMED: Final = 5
 """How many refused controls are given their reason."""
-
-
-def path_label(steps: Sequence[str]) -> str:
-    """The label that a path of choices is, from the outermost on."""
-    return " > ".join(steps)
-
-
-def labels_in(value: object) -> tuple[str, ...]:
-    """The labels that the `value` of a result chooses, each once, in whichever of its forms Label Studio keeps them.
-
-    `choices` is a list of texts, or one text by itself; where choices are nested, each is the list of texts on the way
-    to it. A choice of which all below it are chosen is listed beside those, and is no label of its own.
-    """
-    choices = value.get("choices") if isinstance(value, Mapping) else None
-    paths = [_steps_of(choice) for choice in (choices if isinstance(choices, list) else [choices])]
-    around = {path[:length] for path in paths for length in range(1, min(len(path), _MOST_STEPS))}
-    return tuple(dict.fromkeys(path_label(path) for path in paths if any(path) and path not in around))
-
-
-def _steps_of(choice: object) -> tuple[str, ...]:
-    steps = choice if isinstance(choice, list) else [choice]
-    return tuple(str(step) for step in steps if isinstance(step, str | int | float))
-
-
-def find_reference(data: Mapping[str, object], key: str) -> str | None:
-    """The image's reference in a task's data, or None if there is no text.
-
-    Args:
-        data: of a task.
-        key: as in `value="$key"`: a key of the data, or else a path such as `image.url` or `images[0]`.
-    """
-    found = data[key] if key in data else _follow(data, key)
-    return found if isinstance(found, str) and found else None
-
-
-def _follow(data: object, path: str) -> object:
-    """What lies at the end of a path through objects and lists, as the editor finds it; None where it breaks off."""
-    for step in re.findall(r"[^.\[\]]+|(?=(?:\.|\[\])(?:\.|\[\]|$))", path):
-        if isinstance(data, Mapping):
-            data = data.get(step)
-        elif isinstance(data, list) and re.fullmatch("0|[1-9][0-9]{0,8}", step) and int(step) < len(data):
-            data = data[int(step)]
-        else:
-            return None
-    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +60,7 @@ class ChoicesControl:
     to_name: str
     """The name of the `<Image>` tag that it classifies."""
     value_key: str
-    """Where in a task's data the image's reference lies, for `find_reference`."""
+    """Where in a task's data the image's reference lies, for `contract.tasks.find_reference`."""
     choices: tuple[Choice, ...]
     """In the order of the config; no two are stored as the same text."""
     multiple: bool
@@ -360,10 +312,10 @@ def _leaves(control: ElementTree.Element) -> Iterator[Choice]:
         elif not any(child.kind == "choice" for child in children):
             if tag.get("value"):
                 yield Choice(tag.get("value"), tag.get("alias") or None, around)
-        elif len(around) < _MOST_STEPS:
+        elif len(around) < MOST_STEPS:
             left += [(child, (*around, tag.get("alias") or tag.get("value"))) for child in children]
         else:
-            raise _Refused(f"nests its choices deeper than {_MOST_STEPS}; nest them less")
+            raise _Refused(f"nests its choices deeper than {MOST_STEPS}; nest them less")
 
 
 def _children(element: ElementTree.Element) -> list[_Tag]:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from contract.acquisition import HOLDS, label_studio_score, normalised_bald
 from contract.calibration import temper
 from contract.errors import ImageError, RequestError
-from contract.labelconfig import ChoicesControl, choose_control, find_reference, parse_label_config
+from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.manifest import Manifest
+from contract.tasks import find_reference
 from server.batching import Extras, ImageScores
 from server.scoring import ImageReference, Outcome
 from server.settings import Score

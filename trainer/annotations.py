@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from contract.labelconfig import labels_in
+from contract.tasks import labels_in
 
 Annotation = Mapping[str, Any]
 Task = Mapping[str, Any]

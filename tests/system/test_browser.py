@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
-from contract.labelconfig import find_reference, parse_label_config
+from contract.labelconfig import parse_label_config
+from contract.tasks import find_reference
 from demo.label_studio import EMAIL, PASSWORD, LabelStudio
 from demo.pool import Pool
 from demo.product import CHECKOUT, Workplace, rank, train

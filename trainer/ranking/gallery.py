@@ -11,10 +11,10 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from contract.errors import DecodeError, ImageError
-from contract.labelconfig import labels_in
 from contract.manifest import InputSpec
 from contract.preprocess import FORMATS, MAX_MEGAPIXELS, decode_image
 from contract.ranking import RankedImage
+from contract.tasks import labels_in
 from trainer.ranking.plan import Planned
 
 SHOWN: Final = 12

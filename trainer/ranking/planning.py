@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from contract.errors import ConfigError, NothingPublished
 from contract.fetch import Fetcher
-from contract.labelconfig import ChoicesControl, choose_control, find_reference, parse_label_config
+from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.manifest import Manifest
 from contract.repository import Repository, Version
+from contract.tasks import find_reference
 from trainer import labelstudio
 from trainer.labelstudio import PoolTask, Project
 from trainer.ordering import strategies

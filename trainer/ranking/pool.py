@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from contract.errors import ImageError, name_once
 from contract.fetch import Fetcher
-from contract.labelconfig import ChoicesControl, find_reference
+from contract.labelconfig import ChoicesControl
 from contract.manifest import InputSpec, Manifest
 from contract.preprocess import MAX_MEGAPIXELS, decode_image
+from contract.tasks import find_reference
 from trainer.annotations import LeftOut, Task, decide
 from trainer.dataset import THREADS
 from trainer.labelstudio import PoolTask

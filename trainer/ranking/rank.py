@@ -17,8 +17,8 @@ import numpy as np
 
 from contract.disk import explain
 from contract.errors import ConfigError, FetchError
-from contract.labelconfig import find_reference
 from contract.ranking import RankedImage, Ranking, load_rankings, save_ranking
+from contract.tasks import find_reference
 from trainer import labelstudio
 from trainer.dataset import open_fetcher
 from trainer.locks import exclusive

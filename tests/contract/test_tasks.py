@@ -1,0 +1,58 @@
+import pytest
+
+from contract.tasks import find_reference, labels_in
+
+
+class TestResults:
+    @pytest.mark.parametrize(
+        ("choices", "found"),
+        [
+            (["red"], ("red",)),
+            ("red", ("red",)),
+            ([["colour", "red"]], ("colour > red",)),
+            ([["colour"], ["colour", "red"], ["colour", "green"]], ("colour > red", "colour > green")),
+            ([["plain"], ["colour", "red"]], ("plain", "colour > red")),
+            (["red", "red"], ("red",)),
+            ([1], ("1",)),
+            ([], ()),
+            ("", ()),
+            (None, ()),
+            ([None, {}, []], ()),
+        ],
+    )
+    def test_every_form_of_choices_is_read(self, choices, found):
+        """A list of texts, a text, and lists of texts; of these, the one around what was chosen is none itself."""
+        assert labels_in({"choices": choices}) == found
+
+    @pytest.mark.parametrize("value", [None, "red", [], {}])
+    def test_a_value_without_choices_chooses_nothing(self, value):
+        """Results can be imported, so they can be anything."""
+        assert labels_in(value) == ()
+
+
+class TestReferences:
+    @pytest.mark.parametrize(
+        ("data", "key", "found"),
+        [
+            ({"image": "a.png"}, "image", "a.png"),
+            ({"image": {"url": "a.png"}}, "image.url", "a.png"),
+            ({"images": ["a.png", "b.png"]}, "images[0]", "a.png"),
+            ({"images": ["a.png", "b.png"]}, "images[1]", "b.png"),
+            ({"images": ["a.png", "b.png"]}, "images.1", "b.png"),
+            ({"photos": [{"file": {"url": "a.png"}}]}, "photos[0].file.url", "a.png"),
+            ({"matrix": [["a.png"]]}, "matrix[0][0]", "a.png"),
+            ({"image.url": "a.png", "image": {"url": "b.png"}}, "image.url", "a.png"),
+            ({"images": {"0": "a.png"}}, "images[0]", "a.png"),
+            ({"images": ["a.png"]}, "images[1]", None),
+            ({"images": ["a.png"]}, "images[00]", None),
+            ({"images": ["a.png"]}, "images[-1]", None),
+            ({"images": ["a.png"]}, "images", None),
+            ({"image": {"url": 3}}, "image.url", None),
+            ({"image": "a.png"}, "image[0]", None),
+            ({"image": ""}, "image", None),
+            ({}, "image.url", None),
+        ],
+    )
+    def test_a_path_leads_where_it_does_in_label_studio(self, data, key, found):
+        """A key that is spelt like the path goes before it."""
+        assert find_reference(data, key) == found
