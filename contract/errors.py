@@ -6,6 +6,7 @@
     +-- RepositoryError         what stands between a reader and a published version
     |   +-- NothingPublished
     |   +-- VersionNotFound
+    |   +-- VersionInUse        a version that cannot be removed now
     |   +-- ManifestError       manifest.json is not what the contract says
     |   +-- DigestError         a file is not the one that the manifest describes
     |   +-- SignatureError      the manifest is not signed by the key that is trusted
@@ -88,6 +89,12 @@ class VersionNotFound(RepositoryError):
     """Was asked for a version that the repository does not hold."""
 
     code = "version_not_found"
+
+
+class VersionInUse(RepositoryError):
+    """Was to remove a version that is current, or that somebody has open."""
+
+    code = "version_in_use"
 
 
 class ManifestError(RepositoryError):

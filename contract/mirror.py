@@ -2,6 +2,7 @@
 
     <prefix>/<model>/<version>/...    the files of a version, manifest.json last
     <prefix>/<model>/CURRENT          one line, the version in use
+    <prefix>/<model>/<version>/RETIRED    of a version that was removed: only manifest and report are left beside it
 
 The bucket holds what a folder would hold, under the same names. A version that is opened is copied to the mirror, and
 compared with its digests on the way; what reads files reads them there. A version is there when its manifest is, and
@@ -17,24 +18,28 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from contract.documents import Documents, FolderDocuments
-from contract.errors import ConfigError, DigestError, PublishConflict
+from contract.errors import ConfigError, DigestError, PublishConflict, VersionInUse
 from contract.manifest import Manifest, check_version
 from contract.repository import (
     CURRENT_FILE,
     MANIFEST_FILE,
+    MODEL_FILE,
     MOST_MANIFEST_BYTES,
     MOST_POINTER_BYTES,
     SIGNATURE_FILE,
     Repository,
     Staged,
     Version,
+    alone_with,
+    is_kept,
+    read_beginning,
     sync_folder,
     sync_tree,
 )
@@ -52,6 +57,8 @@ _IN_USE_S: Final = 600
 _MOST_DOCUMENT_BYTES: Final = 16 * 2**20
 _FETCHING = ".fetching-"
 _MANIFESTS = ".manifests"
+RETIRED_FILE: Final = "RETIRED"
+"""No manifest lists it; releases that do not know it find a version without a graph."""
 
 _LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#\\]*))?")
 _log = logging.getLogger(__name__)
@@ -127,13 +134,15 @@ class MirroredRepository(Repository):
 
     def versions(self) -> list[str]:
         """Return the names of all published versions, oldest first."""
-        begin, end = f"{self.model}/", f"/{MANIFEST_FILE}"
-        keys = (entry.key for entry in self._bucket.entries(self.model) if entry.key.endswith(end))
-        names = (key.removeprefix(begin).removesuffix(end) for key in keys)
-        return sorted(name for name in names if check_version(name))
+        files = self._list_files()
+        return [name for name in files if RETIRED_FILE not in files[name]]
+
+    def history(self) -> list[str]:
+        """Return the names of all versions that there ever were, oldest first: those too that were removed."""
+        return list(self._list_files())
 
     def read_manifest(self, name: str) -> Manifest:
-        """Read what a version says of itself, without its other files."""
+        """Read what a version says of itself, without its other files. Those that were removed are remembered."""
         self._find(name)
         return self._load_manifest(self._manifests(name))
 
@@ -155,8 +164,8 @@ class MirroredRepository(Repository):
 
     def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
         """Return a file that a version's manifest lists, from the mirror if the version is there."""
-        if self._find(name).is_dir():
-            return super().read_file(name, file, most_bytes=most_bytes)
+        if (path := self._find(name)).is_dir():
+            return read_beginning(path, file, most_bytes)
         return self._bucket.read(self._key(name, file), most_bytes=most_bytes).content
 
     def documents(self, folder: str) -> Documents:
@@ -174,10 +183,71 @@ class MirroredRepository(Repository):
             VersionNotFound, SignatureError, ManifestError, DigestError: as `open` does; CURRENT then stays.
             PublishConflict: if another version became current meanwhile; that one then stays.
         """
-        before = self._current_tag()
+        if self._is_retired(name):
+            raise self._explain_missing(name)
+        former, before = self._current_name(), self._current_tag()
         version = self.open(name)
         self._replace_current(name, before)
+        if self._is_retired(name):  # meanwhile, on another machine
+            if former is not None:
+                self.point_to(former)
+            raise self._explain_missing(name)
         return version
+
+    def retire(self, name: str) -> None:
+        """Remove a version but for its manifest and its report; of a copy in this mirror too, if nobody has it open.
+
+        The mirrors of other machines let go of it when they fetch others.
+
+        Raises:
+            VersionNotFound: if there is no such version.
+            VersionInUse: if it is current.
+        """
+        self._refuse_current(name)
+        if name not in self.versions():
+            raise self._explain_missing(name)
+        marker = self._key(name, RETIRED_FILE)
+        self._bucket.write(marker, b"removed by trainer prune\n")
+        try:
+            self._refuse_current(name)
+        except VersionInUse:
+            self._bucket.delete([marker])
+            raise
+        self._strip_objects(name, self._list_files()[name])
+        with suppress(VersionInUse), alone_with(self.folder / name):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def finish_retiring(self) -> None:
+        """Bring to an end what was interrupted."""
+        current = self._current_name()
+        for name, files in self._list_files().items():
+            if {RETIRED_FILE, MODEL_FILE} <= files and name == current:
+                self._bucket.delete([self._key(name, RETIRED_FILE)])
+            elif RETIRED_FILE in files:
+                self._strip_objects(name, files)
+
+    def _strip_objects(self, name: str, files: Set[str]) -> None:
+        gone = {file for file in files if not is_kept(file) and file != RETIRED_FILE}
+        for part in (gone & {MODEL_FILE}, gone - {MODEL_FILE}):  # while the graph is there, so is all the rest
+            if part:
+                self._bucket.delete([self._key(name, file) for file in part])
+
+    def _is_retired(self, name: str) -> bool:
+        if not check_version(name):
+            return False
+        try:
+            self._bucket.read(self._key(name, RETIRED_FILE), most_bytes=MOST_POINTER_BYTES)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _list_files(self) -> dict[str, set[str]]:
+        """The files of each version that is there or was, by its name, oldest first."""
+        found = defaultdict[str, set[str]](set)
+        for entry in self._bucket.entries(self.model):
+            name, _, file = entry.key.removeprefix(f"{self.model}/").partition("/")
+            found[name].add(file)
+        return {name: found[name] for name in sorted(found) if check_version(name) and MANIFEST_FILE in found[name]}
 
     @contextmanager
     def stage(self, now: datetime) -> Iterator[Staged]:
@@ -278,6 +348,8 @@ class MirroredRepository(Repository):
             yield
 
     def _fetch(self, version: Version) -> None:
+        if self._is_retired(version.name):
+            raise self._explain_missing(version.name)
         for leftover in (version.path, *self.folder.glob(f"{_FETCHING}*")):
             shutil.rmtree(leftover, ignore_errors=True)
         staging = self.folder / f"{_FETCHING}{version.name}"
@@ -318,7 +390,8 @@ class MirroredRepository(Repository):
                     opened[path] = path.stat().st_mtime
         for path in sorted(opened, key=opened.__getitem__, reverse=True)[_KEPT:]:
             if opened[path] < time.time() - _IN_USE_S:
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(VersionInUse), alone_with(path):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 class BucketDocuments:

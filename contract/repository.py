@@ -3,10 +3,16 @@
     models/<model>/<version>/{model.onnx, model.onnx.data, trunk.int8.onnx, manifest.json, probe.npz, report/}
     models/<model>/<version>/manifest.json.minisig    where versions are signed
     models/<model>/CURRENT            one line, the version in use
+    models/<model>/.retired/<version>/{manifest.json, report/}    of versions that were removed
 
 A version is written to a staging folder on the same file system, synced, and renamed into place; then CURRENT is
-replaced in one step. Versions never change afterwards, so readers poll CURRENT and never lock. Knows nothing of what is
-in the files beyond their digests.
+replaced in one step. Versions never change afterwards, so readers poll CURRENT and never wait for a lock. Knows nothing
+of what is in the files beyond their digests.
+
+A version is removed by being renamed out of the way, and only then loses its graph and weights: what it says of itself
+stays. Who has one open holds a lock on its manifest, which the system lets go however the holder ends. CURRENT is read
+once more after the renaming, and the version looked for once more after CURRENT was moved: so a removal and a rollback
+that meet do no harm where a file system knows no locks, either.
 
 Where signatures are demanded, the folder may be anybody's to write: a version is then copied while it is compared with
 its digests, and the copy is what is opened; and a version is written in a private folder before it is put here.
@@ -14,13 +20,15 @@ its digests, and the copy is what is opened; and a version is written in a priva
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,6 +43,7 @@ from contract.errors import (
     NothingPublished,
     RepositoryError,
     SignatureError,
+    VersionInUse,
     VersionNotFound,
 )
 from contract.files import open_regular, read_regular
@@ -51,11 +60,15 @@ SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
 """Optional: who published the version."""
 MOST_MANIFEST_BYTES = 16 * 2**20
 """A few thousand labels with all their figures take one."""
+REPORT_FOLDER = "report"
 CURRENT_FILE = "CURRENT"
 MOST_POINTER_BYTES = 4096
 _STAGING = ".staging-"
+_RETIRED = ".retired"
 _STAMP = "%Y%m%dT%H%M%S"
 _CHUNK_BYTES = 2**20
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +206,11 @@ class Repository:
 
     def versions(self) -> list[str]:
         """Return the names of all published versions, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(p.name for p in self.folder.iterdir() if check_version(p.name) and p.is_dir())
+        return _versions_in(self.folder)
+
+    def history(self) -> list[str]:
+        """Return the names of all versions that there ever were, oldest first: those too that were removed."""
+        return sorted({*self.versions(), *_versions_in(self.folder / _RETIRED)})
 
     def open(self, name: str) -> Version:
         """Read a version's manifest, and check that its files are there in full length.
@@ -215,22 +230,23 @@ class Repository:
     def read_manifest(self, name: str) -> Manifest:
         """Read what a version says of itself, without its other files where these would have to be fetched.
 
+        Those that were removed are remembered.
+
         Raises:
             VersionNotFound, SignatureError, ManifestError, DigestError: as `open` does.
         """
-        return self.open(name).manifest
+        return self._load_manifest(self._retired(name)) if self._is_retired(name) else self.open(name).manifest
 
     def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
         """Return the beginning of a file that a version's manifest lists, as it lies there.
+
+        Of a version that was removed there is the report.
 
         Raises:
             VersionNotFound: if there is no such version.
             OSError: if there is no such file, or something else.
         """
-        path = self._find(name)
-        _check_inside(path, file)
-        with open_regular(path / file) as content:
-            return content.read(most_bytes)
+        return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, most_bytes)
 
     def documents(self, folder: str) -> Documents:
         """Return the small files that are kept beside the model's versions in a folder of that name."""
@@ -275,10 +291,80 @@ class Repository:
             VersionNotFound, SignatureError, ManifestError, DigestError: as `open` and `Version.verify` do; CURRENT
                 then stays.
         """
-        version = self.open(name)
-        version.verify()
-        self.point_to(name)
+        with self.holding(name):
+            version = self.open(name)
+            version.verify()
+            before = self._current_name()
+            self.point_to(name)
+            if not self._holds(name):  # removed meanwhile, on a file system that knows no locks
+                if before is not None:
+                    self.point_to(before)
+                self._find(name)
         return version
+
+    # ---- removing versions
+
+    @contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        """Keep a version from being removed for as long as the block lasts, where the file system knows locks."""
+        with ExitStack() as stack:
+            with suppress(OSError):
+                file = stack.enter_context((self.folder / name / MANIFEST_FILE).open("rb"))
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield
+
+    def retire(self, name: str) -> None:
+        """Remove a version but for its manifest and its report, which are small. Each step may be the last.
+
+        Raises:
+            VersionNotFound: if there is no such version.
+            VersionInUse: if it is current, or somebody has it open.
+            OSError: if the folder cannot be written.
+        """
+        path, retired = self._find(name), self._retired(name)
+        with alone_with(path):
+            self._refuse_current(name)
+            retired.parent.mkdir(exist_ok=True)
+            path.rename(retired)
+            try:
+                self._refuse_current(name)
+            except VersionInUse:
+                retired.rename(path)
+                raise
+            sync_folder(self.folder)
+            _strip(retired)
+
+    def finish_retiring(self) -> None:
+        """Bring to an end what was interrupted: a version is whole, or has nothing but its manifest and its report.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        current = self._current_name()
+        for name in _versions_in(self.folder / _RETIRED):
+            if name == current and (self._retired(name) / MODEL_FILE).exists():
+                self._retired(name).rename(self.folder / name)
+            else:
+                _strip(self._retired(name))
+
+    def _refuse_current(self, name: str) -> None:
+        if self._current_name() == name:
+            raise VersionInUse(f"version {name} is current in {self.location}; make another one current before")
+
+    def _current_name(self) -> str | None:
+        """What CURRENT says, whether or not there is such a version."""
+        try:
+            return self._read_current().decode(errors="replace").strip()
+        except FileNotFoundError:
+            return None
+
+    def _retired(self, name: str) -> Path:
+        return self.folder / _RETIRED / name
+
+    def _is_retired(self, name: str) -> bool:
+        return check_version(name) and not (self.folder / name).is_dir() and self._retired(name).is_dir()
+
+    # ---- publishing
 
     @contextmanager
     def stage(self, now: datetime) -> Iterator[Staged]:
@@ -349,9 +435,17 @@ class Repository:
 
     def _find(self, name: str) -> Path:
         if not check_version(name) or not self._holds(name):
-            known = ", ".join(self.versions()[-3:]) or "none"
-            raise VersionNotFound(f"{self.location} has no version {name[:40]!r}; the latest there: {known}")
+            raise self._explain_missing(name)
         return self.folder / name
+
+    def _explain_missing(self, name: str) -> VersionNotFound:
+        known = ", ".join(self.versions()[-3:]) or "none"
+        if self._is_retired(name):
+            return VersionNotFound(
+                f"version {name} was removed from {self.location} by `python -m trainer prune`, its figures and its "
+                f"report are all that is kept; the latest that are there: {known}"
+            )
+        return VersionNotFound(f"{self.location} has no version {name[:40]!r}; the latest there: {known}")
 
     def _holds(self, name: str) -> bool:
         return (self.folder / name).is_dir()
@@ -369,6 +463,52 @@ def new_version(now: datetime, *, after: str | None = None) -> str:
     if after is not None:
         moment = max(moment, _moment(after) + timedelta(milliseconds=1))
     return f"{moment:{_STAMP}}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(3)}"
+
+
+def read_beginning(version: Path, file: str, most_bytes: int) -> bytes:
+    """Return the beginning of a file in a version's folder.
+
+    Raises:
+        OSError: if there is no such file, or something else.
+    """
+    _check_inside(version, file)
+    with open_regular(version / file) as content:
+        return content.read(most_bytes)
+
+
+def is_kept(file: str) -> bool:
+    """Say whether a file of a version stays when the version is removed."""
+    return file in {MANIFEST_FILE, SIGNATURE_FILE} or file.startswith(f"{REPORT_FOLDER}/")
+
+
+def _versions_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if check_version(path.name) and path.is_dir())
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Let nobody else hold a version while the block lasts, as far as the file system can tell.
+
+    Raises:
+        VersionInUse: if somebody does.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context((path / MANIFEST_FILE).open("r+b"))  # on NFS only what may be written is locked
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise VersionInUse(f"a server or trainer has version {path.name} open") from err
+        except OSError as err:
+            _log.debug("version %s cannot be locked: %s", path.name, err)
+        yield
+
+
+def _strip(version: Path) -> None:
+    for path in sorted(version.rglob("*")):  # the graph first: while it is there, so is all the rest
+        if path.is_file() and not is_kept(path.relative_to(version).as_posix()):
+            path.unlink()
 
 
 def digest_file(path: Path) -> FileDigest:

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +60,8 @@ class Models:
         self._poll_s = poll_s
         self._metrics = metrics
         self._engine: Engine | None = None
+        self._hold = ExitStack()
+        """Keeps the version in use from being removed."""
         self._refused: _Refusal | None = None
         self._fault: str | None = "the repository has not been looked at yet"
         """Why the last look did not tell which version is published; None if it did."""
@@ -111,6 +114,7 @@ class Models:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._hold.close()
 
     def poll(self) -> None:
         """Look at CURRENT once, and take up what it names if that is new and proves itself."""
@@ -157,7 +161,8 @@ class Models:
         _log.info("loading version %s", published)
         self._loading = published
         try:
-            admitted = admit(self.repository, published, self._load)
+            with self.repository.holding(published):
+                admitted = admit(self.repository, published, self._load)
         except Exception as err:  # whatever a bad version does, the one in use stays in use
             self._refuse(published, err)
         else:
@@ -169,6 +174,8 @@ class Models:
         engine, former = admitted.engine, self._engine
         rolled_back = former is not None and engine.version < former.version
         self._engine, self._refused = engine, None
+        self._hold.close()
+        self._hold.enter_context(self.repository.holding(engine.version))
         self._metrics.serve(
             version=engine.version,
             provider=engine.provider,

@@ -108,7 +108,7 @@ class Page:
             now: in UTC.
         """
         version = serving.manifest.version if serving else None
-        versions = self._read(Repository.versions)
+        versions = self._read(Repository.history)
         rankings = self._read(load_rankings)
         html = self._template.render(
             style=Markup(_STYLE),  # noqa: S704  # a file of this package

@@ -11,7 +11,7 @@ from typing import Final
 
 from contract.errors import DigestError, LabelnextError, VersionNotFound
 from contract.manifest import FileDigest, Manifest
-from contract.repository import Repository
+from contract.repository import REPORT_FOLDER, Repository
 
 INDEX: Final = "index.html"
 
@@ -27,7 +27,6 @@ HEADERS: Final = {
 """No script runs and nothing is loaded. A browser may keep it, for versions never change; caches that are shared may
 not, for there are images in it."""
 
-_FOLDER = "report"
 _MOST_BYTES = 64 * 2**20
 """Of a file, which is read whole."""
 _TYPES = {
@@ -49,7 +48,7 @@ class ReportFile:
 
 def has_report(manifest: Manifest) -> bool:
     """Say whether a version has a report."""
-    return f"{_FOLDER}/{INDEX}" in manifest.files
+    return f"{REPORT_FOLDER}/{INDEX}" in manifest.files
 
 
 def read_report(repository: Repository, version: str, name: str) -> ReportFile | None:
@@ -58,7 +57,7 @@ def read_report(repository: Repository, version: str, name: str) -> ReportFile |
     Any text is safe as a version and as a name. Why a file that should be there is not sent, the log says.
     """
     try:
-        file = f"{_FOLDER}/{name}"
+        file = f"{REPORT_FOLDER}/{name}"
         expected = repository.read_manifest(version).files.get(file)
         content = None if expected is None else _read(repository, version, file, expected)
     except VersionNotFound:

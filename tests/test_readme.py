@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from torchvision.models import get_model_weights
 
 from server.settings import Settings
 from trainer.__main__ import _parser
-from trainer.settings import Environment
+from trainer.settings import Environment, Training
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +53,14 @@ def test_trainer_commands_parse(command):
     """Each trainer command in the README is one that the trainer accepts."""
     words = shlex.split(command, comments=True)
     _parser().parse_args(words[words.index("trainer") + 1 :])
+
+
+def test_a_machine_without_internet_is_told_which_file_it_needs():
+    """Where a project begins to be used, and it is the one that a training would have downloaded."""
+    url = get_model_weights(Training().architecture).IMAGENET1K_V1.url
+    [begin] = re.findall(r"## Use it on your project\n(.*?)\n### ", README, re.DOTALL)
+    assert url in begin
+    assert f"--weights {url.rpartition('/')[2]}" in begin
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)\b(?=`|\s+#| [A-Z]+=)", README))))

@@ -1,7 +1,8 @@
-"""The trainer's command line: `python -m trainer run | rank | watch | simulate | versions | rollback | check | ...`.
+"""The trainer's command line: `python -m trainer run | rank | watch | simulate | versions | rollback | prune | ...`.
 
-Progress, figures and errors go to stderr. `run`, `rank`, `simulate` and `check` end with one line of JSON on stdout,
-and `versions` prints its table there. torch is imported by `run` and `simulate`, and by `rank` where no version is.
+Progress, figures and errors go to stderr. `run`, `rank`, `simulate`, `prune` and `check` end with one line of JSON on
+stdout, and `versions` prints its table there. torch is imported by `run` and `simulate`, and by `rank` where no version
+is.
 """
 
 import argparse
@@ -113,6 +114,7 @@ def _watch(options: argparse.Namespace, environment: Environment) -> int:
         minutes=options.minutes,
         poll_s=options.poll,
         rounds=options.rounds,
+        keep=options.keep,
         servers=tuple(options.server),
     )
     return watch(
@@ -167,6 +169,14 @@ def _activate(options: argparse.Namespace, environment: Environment) -> None:
     print(f"project {options.project} now sorts by the scores of {version}", file=sys.stderr)
 
 
+def _prune(options: argparse.Namespace, environment: Environment) -> None:
+    from trainer.pruning import prune
+
+    pruned = prune(_repository(environment), newest=options.keep)
+    print(pruned.say(), file=sys.stderr)
+    _print_json(pruned.to_json())
+
+
 def _versions(_: argparse.Namespace, environment: Environment) -> None:
     repository = _repository(environment)
     try:
@@ -175,8 +185,9 @@ def _versions(_: argparse.Namespace, environment: Environment) -> None:
         current = None
         print(f"no version is in use: {err}", file=sys.stderr)
     print(f"  {'version':<26}  {'created':<25}  images  accuracy  macro-F1")
-    for name in repository.versions():
-        marker = "*" if name == current else " "
+    there = repository.versions()
+    for name in repository.history():
+        marker = "*" if name == current else " " if name in there else "-"
         try:
             print(f"{marker} {_row(repository.read_manifest(name))}")
         except RepositoryError as err:
@@ -297,11 +308,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_watch(commands)
     _add_simulate(commands)
     _add_activate(commands)
-    versions = commands.add_parser("versions", help="list the published versions; * marks the current one")
+    versions = commands.add_parser(
+        "versions", help="list the published versions; * marks the current one, - those that were pruned"
+    )
     versions.set_defaults(command=_versions)
     rollback = commands.add_parser("rollback", help="make an earlier version current again")
     rollback.add_argument("version", metavar="VERSION")
     rollback.set_defaults(command=_rollback)
+    prune = commands.add_parser(
+        "prune",
+        help="remove old versions, but for their figures and reports",
+        epilog="The current version, those that a project is ranked by and those that a server has open stay as well.",
+    )
+    prune.set_defaults(command=_prune, interrupted="run it again, and it goes on where it was")
+    prune.add_argument("--keep", type=_whole(1), required=True, metavar="N", help="how many of the newest stay")
     keygen = commands.add_parser("keygen", help="make a pair of keys to sign versions with")
     keygen.add_argument("folder", metavar="FOLDER", type=Path, help="where the two files go")
     keygen.set_defaults(command=_keygen)
@@ -359,6 +379,12 @@ def _add_watch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     watch.add_argument(
         "--poll", type=_between(0, 3600), default=10.0, metavar="S", help="seconds between two looks (default: 10)"
+    )
+    watch.add_argument(
+        "--keep",
+        type=_whole(1),
+        metavar="N",
+        help="after each round, prune versions but for the N newest (default: all stay)",
     )
     watch.add_argument("--rounds", type=_whole(1), metavar="N", help="end after so many (default: never)")
     _options_of_both(watch)

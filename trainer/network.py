@@ -328,14 +328,15 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 def _download_weights(architecture: str) -> Mapping[str, Tensor]:
+    weights = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1
     try:
         with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
-            weights = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1
             return cast(Mapping[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as err:  # no route, refused, timed out; a digest that differs
         raise ConfigError(
-            f"the ImageNet weights of {architecture} could not be downloaded ({_first_line(err)}); "
-            "give a file that holds them with --weights FILE, or start from nothing with --weights none"
+            f"the ImageNet weights of {architecture} could not be downloaded ({_first_line(err)}); fetch {weights.url} "
+            "where there is internet, copy it here and give it with --weights FILE, or start from nothing with "
+            "--weights none"
         ) from err
 
 

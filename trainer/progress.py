@@ -108,7 +108,7 @@ def describe_advice(
 def earlier(repository: Repository, manifest: Manifest) -> list[Manifest]:
     """Return the manifests of versions that differ from this one in little but their labels, oldest first."""
     found = []
-    for name in repository.versions()[-_VERSIONS:]:
+    for name in repository.history()[-_VERSIONS:]:
         try:
             found.append(repository.read_manifest(name))
         except RepositoryError as err:

@@ -23,7 +23,7 @@ from contract.errors import ConfigError, name_once
 from contract.fingerprint import fingerprint
 from contract.manifest import InputSpec, Manifest
 from contract.passes import Lowered
-from contract.repository import INT8_TRUNK_FILE, PROBE_FILE, Repository, Staged, Version
+from contract.repository import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Repository, Staged, Version
 from trainer import labels, labelstudio
 from trainer.dataset import Pixels, load_pixels, open_fetcher, strata
 from trainer.evaluate import Metrics, count_images, format_table, measure, sample_passes
@@ -37,7 +37,7 @@ from trainer.progress import compare, describe_advice, earlier
 from trainer.proof import prove_version
 from trainer.quantise import copy_int8_trunk, quantise
 from trainer.report.calibration import fit_temperature
-from trainer.report.evidence import REPORT_FOLDER, Evidence
+from trainer.report.evidence import Evidence
 from trainer.report.page import write_report
 from trainer.settings import Device, Environment, Part, Source, Training
 from trainer.validation import HeldOut, as_decisions, decide, hold_out, macro_f1_interval

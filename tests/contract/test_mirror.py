@@ -3,6 +3,7 @@
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from contract.errors import (
     PublishConflict,
     RepositoryUnreachable,
     SignatureError,
+    VersionInUse,
     VersionNotFound,
 )
 from contract.mirror import open_repository, parse_location
@@ -352,6 +354,127 @@ class TestMirror:
         server.open(published.name).verify()
         with pytest.raises(RepositoryUnreachable):
             server.current()
+
+
+class TestRetiring:
+    """Removing versions from the bucket."""
+
+    def test_of_a_removed_version_manifest_and_report_stay(self, machine, store, location, tmp_path):
+        """In the bucket; what lay in this machine's mirror goes too, what others have copied serves on."""
+        trainer, server = machine("trainer"), machine("server")
+        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        copy = server.open(first)
+        trainer.retire(first)
+        for reader in (trainer, server, machine("late")):
+            assert (reader.versions(), reader.history()) == ([second], [first, second])
+            assert reader.read_manifest(first) == copy.manifest
+            assert reader.read_file(first, "report/index.html", most_bytes=99) == b"first"
+        kept = {f"birds/{first}/{file}" for file in ("manifest.json", "report/index.html", "RETIRED")}
+        assert {key for key in objects(store, location) if first in key} == kept
+        assert not (trainer.folder / first).exists()
+        server.open(first).verify()
+
+    @pytest.mark.parametrize("copied", [True, False], ids=["copied before", "not copied"])
+    def test_who_wants_a_removed_version_is_told_what_became_of_it(self, machine, copied):
+        """A rollback to it is refused even where the mirror still has it: other machines could not follow."""
+        trainer, other = machine("trainer"), machine("other")
+        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        if copied:
+            other.open(first)
+        trainer.retire(first)
+        for use in (other.rollback, other.retire, machine("late").open):
+            with pytest.raises(VersionNotFound, match=f"{first} was removed from .* that are there: {second}"):
+                use(first)
+        assert other.current() == second
+
+    def test_the_current_version_is_never_removed(self, machine):
+        """Whichever it is."""
+        first, _ = (publish(machine("trainer"), content).name for content in (b"first", b"second"))
+        machine("other").rollback(first)
+        with pytest.raises(VersionInUse):
+            machine("trainer").retire(first)
+        machine("late").open(first).verify()
+
+    def test_what_this_machine_has_open_stays_in_its_mirror(self, machine):
+        """A server beside the trainer may have it open."""
+        trainer = machine("trainer")
+        first = publish(trainer, b"first").name
+        publish(trainer, b"second")
+        with trainer.holding(first):
+            trainer.retire(first)
+            assert (trainer.folder / first / "model.onnx").exists()
+        assert first not in trainer.versions()
+
+    @pytest.mark.parametrize("until", [0, 1, 2, 3])
+    def test_one_that_breaks_off_is_brought_to_its_end(self, machine, store, location, monkeypatch, until):
+        """The marker comes first: a version is whole until it is there, and gone afterwards."""
+        trainer = machine("trainer")
+        first, second = (publish(trainer, content, int8=b"int8").name for content in (b"first", b"second"))
+        requests = iter(range(until))
+
+        def allow(real):
+            def act(*arguments, **options):
+                if next(requests, None) is None:
+                    raise RepositoryUnreachable("gave no answer")
+                return real(*arguments, **options)
+
+            return act
+
+        with monkeypatch.context() as patch, suppress(RepositoryUnreachable):
+            for name in ("write", "delete"):
+                patch.setattr(trainer._bucket, name, allow(getattr(trainer._bucket, name)))
+            trainer.retire(first)
+        late = machine("late")
+        assert (first in late.versions()) == (until == 0)
+        assert late.history() == [first, second]
+        for name in late.versions():
+            late.open(name).verify()
+        late.finish_retiring()
+        kept = {"manifest.json", "report/index.html", "RETIRED"} if until else {*FILES, "trunk.int8.onnx"}
+        found = {key for key in objects(store, location) if first in key}
+        assert found == {f"birds/{first}/{file}" for file in kept}
+
+    @pytest.mark.parametrize("moment", ["before the marker", "before the second look"])
+    def test_a_rollback_on_another_machine_meanwhile_wins(self, machine, monkeypatch, moment):
+        """Without a lock between machines: each looks again after it has written."""
+        trainer, other = machine("trainer"), machine("other")
+        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        other.open(first)
+        looks, real = [], trainer._current_name
+        wanted = {"before the marker": 1, "before the second look": 2}[moment]
+
+        def look():
+            looks.append(0)
+            if len(looks) == wanted:
+                with pytest.MonkeyPatch.context() as patch:
+                    # The other one has looked for a marker before there was one.
+                    patch.setattr(other, "_is_retired", lambda _: False)
+                    other.rollback(first)
+            return real()
+
+        monkeypatch.setattr(trainer, "_current_name", look)
+        with pytest.raises(VersionInUse):
+            trainer.retire(first)
+        assert machine("late").versions() == [first, second]
+        assert machine("late").current() == first
+        machine("late").open(first).verify()
+
+    def test_a_rollback_that_comes_too_late_is_taken_back(self, machine, monkeypatch):
+        """It finds the marker after it has moved CURRENT."""
+        trainer, other = machine("trainer"), machine("other")
+        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        other.open(first)
+        replace_current = other._replace_current
+
+        def remove_and_replace(name, before):
+            monkeypatch.setattr(other, "_replace_current", replace_current)
+            trainer.retire(first)
+            replace_current(name, before)
+
+        monkeypatch.setattr(other, "_replace_current", remove_and_replace)
+        with pytest.raises(VersionNotFound, match="was removed"):
+            other.rollback(first)
+        assert machine("late").current() == second
 
 
 class TestSignatures:

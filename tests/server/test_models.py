@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from contract.errors import VersionInUse
 from server.engine import Engine, EngineOptions
 from server.metrics import Metrics
 from server.models import Models
@@ -130,6 +131,39 @@ def test_an_earlier_version_is_a_rollback(models, repository, metrics):
     models.poll()
     assert models.engine.version == first
     assert reloads(metrics, "rolled_back") == 1
+
+
+def test_the_version_in_use_cannot_be_removed_and_the_one_before_it_can(models, repository):
+    """Not even when another one is current that this server has not taken up."""
+    first = publish(repository, seed=0)
+    models.poll()
+    second = publish(repository, seed=1)
+    with pytest.raises(VersionInUse):
+        repository.retire(first)
+    models.poll()
+    repository.retire(first)
+    repository.point_to(publish_bad(repository))
+    models.poll()
+    with pytest.raises(VersionInUse):
+        repository.retire(second)
+    models.close()
+    repository.retire(second)
+
+
+def test_a_version_cannot_be_removed_while_it_is_loaded(repository, metrics):
+    """It is read for as long as that takes."""
+    refused = []
+
+    def load_and_remove(version):
+        publish(repository)
+        with pytest.raises(VersionInUse) as raised:
+            repository.retire(version.name)
+        refused.append(raised.value)
+        return load(version)
+
+    publish(repository)
+    Models(repository, load_and_remove, poll_s=3600, metrics=metrics).poll()
+    assert len(refused) == 1
 
 
 def test_a_current_that_vanishes_leaves_the_version_in_use(models, repository):

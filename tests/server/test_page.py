@@ -329,6 +329,20 @@ class TestHostileContent:
         assert "Version in use" in document.headings
         assert not re.search(r"\b(nan|inf|None)\b", document.text, re.IGNORECASE)
 
+    def test_versions_that_were_removed_stay_on_the_curve_and_keep_their_reports(self, page, repository):
+        """What is removed is what takes room."""
+        for day in range(3):
+            publish(repository, at=NOW + timedelta(days=day), report=["index.html"])
+        before = show(page)
+        for name in repository.versions()[:2]:
+            repository.retire(name)
+        after = show(Page(repository, label_studio_url=STUDIO))
+        assert len(repository.versions()) == 1
+        assert len(before.find("circle")) == 3
+        assert [e.attrs for e in after.find("circle")] == [e.attrs for e in before.find("circle")]
+        assert [e.attrs for e in after.find("a")] == [e.attrs for e in before.find("a")]
+        assert after.text == before.text
+
     @pytest.mark.parametrize(
         "text",
         [

@@ -101,6 +101,13 @@ class TestReading:
         assert not has_report(repository.open(publish(repository)).manifest)
         assert not has_report(repository.open(publish(repository, report={"figures.json": b"{}"})).manifest)
 
+    def test_the_report_of_a_version_that_was_removed_is_read_as_ever(self, repository, version):
+        """It is small, and the curve leads to it."""
+        before = {name: read_report(repository, version, name) for name in REPORT}
+        publish(repository)
+        repository.retire(version)
+        assert {name: read_report(repository, version, name) for name in REPORT} == before
+
     def test_what_the_manifest_does_not_list_is_not_there(self, repository, version, caplog):
         """Names are looked up before they are joined to a path; whoever tries them cannot fill the log."""
         found = {name: read_report(repository, version, name) for name in HOSTILE}

@@ -207,7 +207,7 @@ class _Ranking:
             labelstudio.switch_model_version(self._client, self._options.project, name, sampling=sampling)
 
     def _remove_superseded(self, current: str) -> int:
-        bases = [*self._repository.versions(), base_name(None, self._repository.model)]
+        bases = [*self._repository.history(), base_name(None, self._repository.model)]
         counts = labelstudio.count_predictions(self._client, self._options.project)
         removed = 0
         for name in superseded(counts, bases=bases, current=current):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +9,6 @@ import numpy.typing as npt
 from contract.manifest import Manifest
 from trainer.dataset import Pixels
 from trainer.validation import HeldOut
-
-REPORT_FOLDER: Final = "report"
-"""Within the version's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def read_trained(repository: Repository, project: int) -> Trained | None:
 
     After a rollback it is not the one in use, and labels that it has seen are no reason to train again.
     """
-    for name in reversed(repository.versions()):
+    for name in reversed(repository.history()):
         try:
             found = _trained(repository.read_manifest(name), project)
         except RepositoryUnreachable:

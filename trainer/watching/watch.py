@@ -50,6 +50,8 @@ class WatchOptions:
     """Seconds between two looks at Label Studio."""
     rounds: int | None = None
     """End after so many were trained and ranked; None: never."""
+    keep: int | None = None
+    """So many of the newest versions stay after a round; None: all."""
     servers: tuple[str, ...] = ()
     """Whose webhooks are given the secret; by default those of the environment."""
 
@@ -77,6 +79,7 @@ def watch(
     commands = {
         "run": ["run", "--project", str(options.project), *arguments_of_run],
         "rank": ["rank", "--project", str(options.project), *arguments_of_rank],
+        "prune": ["prune", "--keep", str(options.keep)],
     }
     busy = (
         f"another watch is at work for model {repository.model!r} in {repository.root}; end that one first, or set "
@@ -280,6 +283,8 @@ class _Watcher:
         """Say what a signal has cut short."""
         if self._doing == "rank":
             return "ranking was abandoned, and goes on where it was with the next"
+        if self._doing == "prune":
+            return "removing old versions was abandoned, and goes on with the next"
         with suppress(LabelnextError, OSError):
             if self._doing == "run" and (now := self._current()) != self._before:
                 return f"{now} is published, and not ranked yet"
@@ -397,6 +402,13 @@ class _Watcher:
         self._rounds += 1
         parts = (done.trained, ranked, done.advice, f"{time.monotonic() - done.started:.0f} s")
         logger.info("%s", "; ".join(part for part in parts if part))
+        if self._options.keep is not None:
+            self._prune()
+
+    def _prune(self) -> None:
+        outcome = self._run("prune")
+        if outcome.status:
+            logger.warning("old versions were not removed: %s; again after the next round", outcome.reason)
 
     def _run(self, command: str) -> Outcome:
         """Run a command; on a signal, what was being done stays known."""

@@ -46,7 +46,7 @@ def read(name):
 with (folder / "calls").open("a") as calls:
     calls.write(json.dumps([command, *arguments]) + chr(10))
 plan = read("plan")
-step = plan[command].pop(0) if plan[command] else [0, ""]
+step = plan[command].pop(0) if plan.get(command) else [0, ""]
 (folder / "plan").write_text(json.dumps(plan))
 if step[1]:
     print(step[1], file=sys.stderr)
@@ -70,6 +70,10 @@ if command == "run":
         )
         name = staged.publish(version).name
     print(json.dumps(dict(version=name, labels=seen["annotations"], macro_f1=0.713, advice="too early to say")))
+elif command == "prune":
+    sys.path.insert(0, {checkout!r})
+    from trainer.pruning import prune
+    prune(repository, newest=int(arguments[1]))
 else:
     try:
         name = version = repository.current()
@@ -187,9 +191,9 @@ def studio(tmp_path, monkeypatch):
         yield studio
 
 
-def plan(folder, *, run=(), rank=()):
+def plan(folder, **steps):
     """Have the next commands end with these statuses and words; later ones succeed."""
-    (folder / "plan").write_text(json.dumps({"run": run, "rank": rank}))
+    (folder / "plan").write_text(json.dumps(steps))
 
 
 def stop(number=signal.SIGTERM):
@@ -366,6 +370,35 @@ def test_a_round_that_finds_all_tasks_ranked_says_how_many_wait(studio, caplog):
     _, _, said = watch_it(studio, caplog)
     assert ": nothing new to rank, 1432 tasks wait in their order; " in said[1]
     assert ": no task is left to label; " in said[2]
+
+
+def test_old_versions_are_removed_after_each_round_if_so_wanted(studio, caplog):
+    """Once the project is ranked by the new one; labels that a removed version has seen are not new."""
+    for _ in range(4):
+        studio.label(30)
+        _, ran, _ = watch_it(studio, caplog, rounds=1, keep=2)
+    assert ran[-1] == ["prune", "--keep", "2"]
+    assert names(ran)[-3:] == ["run", "rank", "prune"]
+    repository = repository_of(studio)
+    assert repository.versions() == repository.history()[-2:]
+    assert len(repository.history()) == 4
+    for name in repository.versions():
+        repository.rollback(name).verify()
+
+
+def test_versions_that_cannot_be_removed_are_said_and_tried_again(studio, caplog):
+    """After the next round; nothing else waits for it."""
+    plan(studio.folder, prune=[[1, "error: the volume is read-only"]])
+    studio.label(30)
+    _, ran, said = watch_it(studio, caplog, rounds=1, keep=1)
+    assert names(ran) == ["run", "rank", "prune"]
+    assert said[-1] == "old versions were not removed: the volume is read-only; again after the next round"
+
+
+def test_all_versions_stay_unless_somebody_says(studio, caplog):
+    """Nothing is removed behind anybody's back."""
+    studio.label(30)
+    assert "prune" not in names(watch_it(studio, caplog, rounds=1)[1])
 
 
 def test_a_rollback_ranks_and_does_not_train(studio, caplog):

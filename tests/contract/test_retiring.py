@@ -1,0 +1,251 @@
+"""Removing versions from a repository in a folder; in a bucket it is in test_mirror."""
+
+import json
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from contract.errors import VersionInUse, VersionNotFound
+from contract.repository import Repository
+from tests.versions import publish
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "models")
+
+
+@pytest.fixture
+def versions(repository):
+    return [publish(repository, content, int8=b"int8").name for content in (b"first", b"second", b"third")]
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_of_a_removed_version_manifest_and_report_stay(repository, versions):
+    """What takes room goes; the curve and the page of reports lose nothing."""
+    manifest = repository.read_manifest(versions[0])
+    repository.retire(versions[0])
+    assert repository.versions() == versions[1:]
+    assert repository.history() == versions
+    assert repository.read_manifest(versions[0]) == manifest
+    assert repository.read_file(versions[0], "report/index.html", most_bytes=99) == b"first"
+    assert files_of(repository.folder / ".retired" / versions[0]) == {"manifest.json", "report/index.html"}
+    assert not (repository.folder / versions[0]).exists()
+    repository.open(versions[1]).verify()
+
+
+@pytest.mark.parametrize("use", ["open", "rollback", "retire"])
+def test_who_wants_a_removed_version_is_told_what_became_of_it(repository, versions, use):
+    """And which there are. The one in use stays in use."""
+    repository.retire(versions[0])
+    with pytest.raises(
+        VersionNotFound, match=f"removed .* by `python -m trainer prune`.*that are there: {versions[1]}"
+    ):
+        getattr(repository, use)(versions[0])
+    assert repository.current() == versions[2]
+
+
+def test_the_current_version_is_never_removed(repository, versions):
+    """Be it the newest, or one that somebody went back to."""
+    with pytest.raises(VersionInUse, match=f"{versions[2]} is current"):
+        repository.retire(versions[2])
+    repository.rollback(versions[0])
+    with pytest.raises(VersionInUse):
+        repository.retire(versions[0])
+    assert repository.versions() == versions
+
+
+def test_a_version_that_a_process_holds_is_not_removed_until_it_has_ended(repository, versions):
+    """However it ends: the system lets go for it."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(repository.root), versions[0]], cwd=CHECKOUT, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b"holding\n"
+    with pytest.raises(VersionInUse, match=f"has version {versions[0]} open"):
+        repository.retire(versions[0])
+    repository.open(versions[0]).verify()
+    holder.kill()
+    holder.communicate()
+    repository.retire(versions[0])
+    assert repository.versions() == versions[1:]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from contract.repository import Repository
+with Repository(Path(sys.argv[1])).holding(sys.argv[2]):
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_holding_what_is_not_there_is_no_error(repository):
+    """Whoever opens it is told."""
+    with repository.holding("20260102T030405678Z-0a1b2c"):
+        pass
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, versions, monkeypatch, when, locks):
+    """Either the version is current, and then it is there, or it is gone, and then the rollback is told."""
+    if not locks:
+        monkeypatch.setattr("contract.repository.fcntl.flock", refuse_locks)
+    rename, outcome = Path.rename, []
+
+    def roll_back():
+        try:
+            Repository(repository.root).rollback(versions[0])
+            outcome.append("rolled back")
+        except VersionNotFound:
+            outcome.append("told")
+
+    def rename_and_roll_back(path, target):
+        if path.name != versions[0] or outcome:
+            return rename(path, target)
+        if when == "before":
+            roll_back()
+        found = rename(path, target)
+        if when == "after":
+            roll_back()
+        return found
+
+    monkeypatch.setattr(Path, "rename", rename_and_roll_back)
+    try:
+        repository.retire(versions[0])
+        removed = True
+    except VersionInUse:
+        removed = False
+    assert len(outcome) == 1
+    repository.open(repository.current()).verify()
+    assert removed == (versions[0] not in repository.versions()) == (repository.current() != versions[0])
+    assert (repository.current() == versions[0]) == (outcome == ["rolled back"])
+
+
+def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions, monkeypatch):
+    """The version is verified, then removed, then CURRENT is moved: it is moved back."""
+    monkeypatch.setattr("contract.repository.fcntl.flock", refuse_locks)
+    point_to = Repository.point_to
+
+    def remove_and_point_to(self, name):
+        monkeypatch.setattr(Repository, "point_to", point_to)
+        Repository(repository.root).retire(versions[0])
+        point_to(self, name)
+
+    monkeypatch.setattr(Repository, "point_to", remove_and_point_to)
+    with pytest.raises(VersionNotFound, match="was removed"):
+        repository.rollback(versions[0])
+    assert repository.current() == versions[2]
+
+
+def refuse_locks(*_):
+    raise OSError(95, "Operation not supported")
+
+
+def test_rollbacks_and_removals_at_once_leave_current_whole(repository):
+    """Whoever wins, at every moment a reader finds what CURRENT names."""
+    names = [publish(repository, bytes([number])).name for number in range(12)]
+    faults, over = [], threading.Event()
+
+    def read():
+        while not over.is_set():
+            name = repository._current_name()
+            try:
+                repository.open(name).verify()
+            except Exception as err:
+                if name == repository._current_name():
+                    faults.append(err)
+
+    def go_back():
+        for name in names * 2:
+            with suppress(VersionNotFound):
+                Repository(repository.root).rollback(name)
+
+    def remove():
+        for name in names * 2:
+            with suppress(VersionInUse, VersionNotFound):
+                Repository(repository.root).retire(name)
+
+    threads = [threading.Thread(target=work) for work in (go_back, remove)]
+    reader = threading.Thread(target=read)
+    for thread in (reader, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    over.set()
+    reader.join()
+    assert faults == []
+    assert repository.current() in repository.versions()
+
+
+def test_a_removal_that_is_killed_at_any_step_leaves_a_whole_version_or_none(tmp_path):
+    """And the next one brings it to its end, also when the version was made current meanwhile."""
+    step, done, torn = 0, False, 0
+    while not done:
+        step += 1
+        repository = Repository(tmp_path / str(step))
+        names = [publish(repository, content, int8=b"int8").name for content in (b"first", b"second")]
+        command = [sys.executable, "-c", RETIRE, str(repository.root), names[0], str(step)]
+        done = subprocess.run(command, cwd=CHECKOUT, check=False).returncode == 0
+        assert repository.history() == names
+        for name in repository.versions():
+            repository.open(name).verify()
+        torn += names[0] not in repository.versions() and not done
+        repository.finish_retiring()
+        if names[0] in repository.versions():
+            repository.rollback(names[0])
+        else:
+            kept = files_of(repository.folder / ".retired" / names[0])
+            assert kept == {"manifest.json", "report/index.html"}
+            assert json.loads(repository.read_manifest(names[0]).to_json())["version"] == names[0]
+    assert torn >= 4  # a step for each file that goes
+
+
+RETIRE = """
+import os, signal, sys
+from pathlib import Path
+from contract.repository import Repository
+
+root, name, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+calls = 0
+
+def kill_at_step(event, arguments):
+    global calls
+    if event.startswith(("open", "os.")) and str(root) in str(arguments):
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill_at_step)
+Repository(root).retire(name)
+"""
+
+
+def test_what_was_renamed_and_made_current_before_it_was_stripped_is_put_back(repository, versions):
+    """As when a removal was killed between the two, and somebody wrote CURRENT by hand."""
+    (repository.folder / ".retired").mkdir()
+    (repository.folder / versions[0]).rename(repository.folder / ".retired" / versions[0])
+    repository.point_to(versions[0])
+    repository.finish_retiring()
+    repository.open(repository.current()).verify()
+    assert repository.versions() == versions
+
+
+def test_what_was_stripped_is_not_put_back(repository, versions):
+    """A CURRENT that names it is told as one that names nothing."""
+    repository.retire(versions[0])
+    repository.point_to(versions[0])
+    repository.finish_retiring()
+    assert repository.versions() == versions[1:]
+    with pytest.raises(VersionNotFound, match="was removed"):
+        repository.current()

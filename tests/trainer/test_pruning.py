@@ -1,0 +1,120 @@
+"""Which versions go and which stay."""
+
+import dataclasses
+import json
+
+import pytest
+from filelock import FileLock
+
+from contract.errors import ConfigError, NothingPublished
+from contract.ranking import Ranking, save_ranking
+from contract.repository import Repository
+from tests.versions import publish
+from trainer.__main__ import main
+from trainer.pruning import prune
+
+RANKING = Ranking(
+    name="v1",
+    version=None,
+    project=1,
+    title="Pets",
+    created_at="2026-01-02T03:04:05+00:00",
+    strategy="margin",
+    tasks=1,
+    audit=0,
+    near_duplicates=0,
+    failed=0,
+    mean_bald=None,
+    most_uncertain=(),
+    most_confident=(),
+)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "models")
+
+
+@pytest.fixture
+def names(repository):
+    return [publish(repository, bytes([number]) * 2**20).name for number in range(6)]
+
+
+def test_the_newest_stay(repository, names):
+    """So many as were asked for; what is freed is what the manifests say of graphs, weights and probes."""
+    pruned = prune(repository, newest=2)
+    assert repository.versions() == names[4:]
+    assert repository.history() == names
+    assert pruned.removed == tuple(names[:4])
+    assert pruned.kept == {names[5]: "current", names[4]: "newest"}
+    assert pruned.freed_bytes == 4 * 3 * 2**20
+    assert pruned.say() == "4 versions removed, 12 MiB; kept: 1 current, 1 newest"
+    assert prune(repository, newest=2).say() == "no version removed; kept: 1 current, 1 newest"
+
+
+def test_what_is_in_use_stays_however_old_it_is(repository, names):
+    """The one that was rolled back to, one that a project is ranked by, one that a server has open."""
+    repository.rollback(names[0])
+    save_ranking(repository, dataclasses.replace(RANKING, version=names[1]))
+    save_ranking(repository, dataclasses.replace(RANKING, version=names[1], project=2))
+    save_ranking(repository, dataclasses.replace(RANKING, version=None, project=3))
+    with repository.holding(names[2]):
+        pruned = prune(repository, newest=1)
+    assert repository.versions() == [*names[:3], names[5]]
+    assert pruned.kept == {names[5]: "newest", names[2]: "open", names[1]: "ranked by", names[0]: "current"}
+    repository.rollback(names[1])
+    assert prune(repository, newest=1).removed == (names[0], names[2])
+
+
+def test_a_damaged_version_goes_like_any_other(repository, names):
+    """Who prunes wants room."""
+    (repository.folder / names[0] / "manifest.json").write_text("{")
+    (repository.folder / names[1] / "model.onnx").unlink()
+    assert prune(repository, newest=1).removed == tuple(names[:5])
+
+
+def test_without_a_current_version_nothing_is_removed(repository, names):
+    """Which one is needed is then not known."""
+    (repository.folder / "CURRENT").unlink()
+    with pytest.raises(NothingPublished):
+        prune(repository, newest=1)
+    assert repository.versions() == names
+
+
+def test_one_at_a_time(repository, names):
+    """The second is told."""
+    with (
+        FileLock(repository.root / ".default.prune.lock"),
+        pytest.raises(ConfigError, match="being pruned by another process"),
+    ):
+        prune(repository, newest=1)
+
+
+class TestTheCommand:
+    @pytest.fixture(autouse=True)
+    def _models(self, repository, monkeypatch):
+        monkeypatch.setenv("LABELNEXT_MODELS", str(repository.root))
+
+    def test_it_ends_with_a_line_of_json(self, names, capsys):
+        """And a sentence for people."""
+        assert main(["prune", "--keep", "5"]) == 0
+        printed = capsys.readouterr()
+        report = json.loads(printed.out)
+        assert (report["removed"], report["freed_mb"]) == ([names[0]], 3.0)
+        assert list(report["kept"]) == names[:0:-1]
+        assert printed.err == "1 version removed, 3 MiB; kept: 1 current, 4 newest\n"
+
+    def test_none_may_not_be_kept(self, names):
+        """The current one stays anyway; which it is may change at any moment."""
+        with pytest.raises(SystemExit):
+            main(["prune", "--keep", "0"])
+
+    def test_the_list_of_versions_remembers_those_that_are_gone(self, names, capsys):
+        """With their figures, marked; a rollback to one of them is told why it cannot be."""
+        main(["prune", "--keep", "5"])
+        capsys.readouterr()
+        main(["versions"])
+        rows = capsys.readouterr().out.splitlines()[1:]
+        assert [(row[0], row.split()[-5]) for row in rows] == list(zip("-    *", names, strict=True))
+        assert main(["rollback", names[0]]) == 1
+        assert f"error: version {names[0]} was removed from " in capsys.readouterr().err
