@@ -195,7 +195,9 @@ def test_weights_that_cannot_be_downloaded_name_the_other_ways(monkeypatch):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
-    with pytest.raises(ConfigError, match=r"no route to host.*fetch https://\S+/vgg11-\S+\.pth .*--weights FILE.*--weights none"):
+    with pytest.raises(
+        ConfigError, match=r"no route to host.*fetch https://\S+/vgg11-\S+\.pth .*--weights FILE.*--weights none"
+    ):
         build("vgg11", classes=4, image_size=32, weights="imagenet")
 
 
