@@ -32,7 +32,7 @@ from urllib3.util import Timeout, parse_url
 from urllib3.util.connection import create_connection
 
 from contract.addresses import Resolver, is_public
-from contract.errors import FetchError
+from contract.errors import FetchError, NotNow
 from contract.spelling import as_browsers_read, is_data_uri, with_plain_host
 
 _CHUNK_BYTES: Final = 1 << 16
@@ -131,10 +131,10 @@ class Errand:
     clock: Callable[[], float]
 
     def remaining(self) -> float:
-        """Seconds left, more than 0; raises FetchError when there are none."""
+        """Seconds left, more than 0; raises NotNow when there are none."""
         remaining = self.end - self.clock()
         if remaining <= 0:
-            raise FetchError(f"{self.asked} was not fetched in time; ask for fewer images at once or a faster host")
+            raise NotNow(f"{self.asked} was not fetched in time; ask for fewer images at once or a faster host")
         return remaining
 
     def at(self, target: Target) -> str:
@@ -281,15 +281,13 @@ def _is_settled(modified: str, now: str) -> bool:
         return False
 
 
-def _broken(target: Target, errand: Errand, err: Exception) -> FetchError:
+def _broken(target: Target, errand: Errand, err: Exception) -> NotNow:
     """Says what happened without the text of the error, which may hold the whole URL."""
     late = isinstance(err, (PoolTimeoutError, TimeoutError)) and not isinstance(err, NewConnectionError)
     if late:
         step = "connect" if isinstance(err, ConnectTimeoutError) else "answer"
-        return FetchError(
-            f"{errand.at(target)} took too long to {step}; check the host, or ask for fewer images at once"
-        )
-    return FetchError(
+        return NotNow(f"{errand.at(target)} took too long to {step}; check the host, or ask for fewer images at once")
+    return NotNow(
         f"{errand.at(target)} cannot be reached or broke off ({type(err).__name__}); check the address and the network"
     )
 

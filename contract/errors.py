@@ -2,6 +2,7 @@
 
     LabelnextError
     +-- ConfigError             settings, arguments or a labelling config that cannot work
+    |   +-- LabelMismatch       a project whose labels are not those of the model
     +-- DiskFull                a disk or quota that takes no more; an OSError, too
     +-- RepositoryError         what stands between a reader and a published version
     |   +-- NothingPublished
@@ -20,6 +21,7 @@
     |   +-- PrecisionRefused    in reduced precision, the passes rank images otherwise; in fp32 they may not
     +-- ImageError              one image, never a whole request
     |   +-- FetchError          its bytes could not be had
+    |   |   +-- NotNow          for a reason that passes: later they may
     |   +-- DecodeError         its bytes are not an image that can be scored
     +-- RequestError            a request that is not what Label Studio sends
     +-- Unavailable             the server cannot answer now; later it may
@@ -53,6 +55,12 @@ class ConfigError(LabelnextError):
 
     status = 400
     code = "bad_config"
+
+
+class LabelMismatch(ConfigError):
+    """Met a project whose labels are not those that a model was trained on."""
+
+    code = "label_mismatch"
 
 
 class DiskFull(LabelnextError, OSError):
@@ -164,12 +172,20 @@ class ImageError(LabelnextError):
 
     status = 422
     code = "image"
+    later = False
+    """Whether it may be scored at another time, although nobody changes it."""
 
 
 class FetchError(ImageError):
     """Could not get an image's bytes."""
 
     code = "fetch"
+
+
+class NotNow(FetchError):
+    """Could not get an image's bytes, for a reason that passes: a host that is down, slow or has too much to do."""
+
+    later = True
 
 
 class DecodeError(ImageError):

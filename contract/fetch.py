@@ -34,12 +34,14 @@ from contract.download import (
     public_name,
     too_large,
 )
-from contract.errors import ConfigError, FetchError
+from contract.errors import ConfigError, FetchError, NotNow
 from contract.spelling import as_browsers_read, decode_data_uri, is_data_uri
 from contract.studio import PublicUrl, Studio
 
 MAX_REDIRECTS: Final = 3
 
+_PASSES: Final = {408, 425, 429}
+"""Statuses below 500 of a host that may answer otherwise later."""
 _STORAGES: Final = ("s3://", "gs://", "azure-blob://")
 _MAX_ESCAPES: Final = 1_000_000
 """In a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 where even + and / are escaped."""
@@ -281,7 +283,7 @@ class Fetcher:
                 lambda token: self._exchange(token, errand), timeout_s=errand.remaining(), refused=refused
             )
         except TimeoutError as err:
-            raise FetchError(f"{errand.asked} was not fetched in time: {err}; look at Label Studio's load") from err
+            raise NotNow(f"{errand.asked} was not fetched in time: {err}; look at Label Studio's load") from err
 
     def _exchange(self, refresh_token: str, errand: Errand) -> str:
         """Label Studio's access token for a personal access token."""
@@ -290,7 +292,7 @@ class Fetcher:
         try:
             return str(json.loads(answer.body)["access"])
         except (ValueError, KeyError, TypeError) as err:
-            raise FetchError(
+            raise _refusal(answer.status)(
                 f"{errand.asked} needs a token, and {target.origin} answered {answer.status} without an access token "
                 "for LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account settings"
             ) from err
@@ -361,7 +363,14 @@ def _follow(target: Target, location: str, errand: Errand) -> Target:
 def _body(answer: Answer, target: Target, errand: Errand) -> bytes:
     if answer.status == 200:
         return answer.body
-    raise FetchError(f"{errand.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}")
+    raise _refusal(answer.status)(
+        f"{errand.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
+    )
+
+
+def _refusal(status: int) -> type[FetchError]:
+    """The kind of error that a status is: one that says that the host is busy or broken may be another one later."""
+    return NotNow if status in _PASSES or status >= 500 else FetchError
 
 
 def _advice(status: int) -> str:

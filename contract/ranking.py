@@ -66,6 +66,8 @@ class Ranking:
     """Over the ranked tasks, in nats."""
     most_uncertain: tuple[RankedImage, ...]
     most_confident: tuple[RankedImage, ...]
+    unscored: tuple[int, ...] = ()
+    """Tasks whose images could not be scored, to be tried again; some keep a place of an earlier ranking."""
 
 
 def save_ranking(repository: Repository, ranking: Ranking) -> None:
@@ -102,6 +104,7 @@ def _load(records: Documents, file: str) -> Ranking | None:
 def _parse(document: Mapping[str, Any]) -> Ranking:
     return Ranking(
         **{name: check(document[name]) for name, check in _RANKING.items()},
+        unscored=_counts(document.get("unscored", [])),  # records of earlier releases do not name them
         most_uncertain=_parse_images(document["most_uncertain"]),
         most_confident=_parse_images(document["most_confident"]),
     )
@@ -141,6 +144,12 @@ def _number(value: object) -> float:
 
 def _bytes(value: object) -> bytes:
     return base64.b64decode(_text(value), validate=True)
+
+
+def _counts(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list of whole numbers was expected, found {value!r:.40}")
+    return tuple(map(_count, value))
 
 
 def _optional(check: Callable[[object], _T]) -> Callable[[object], _T | None]:

@@ -13,7 +13,7 @@ from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import HTTPException, NotFound, Unauthorized
 from werkzeug.wrappers import Response as BaseResponse
 
-from contract.errors import LabelnextError, Unavailable
+from contract.errors import LabelMismatch, LabelnextError, Unavailable
 from contract.manifest import check_version
 from server import logs, metrics, reports
 from server.admission import Admission, Overloaded
@@ -34,6 +34,9 @@ _SCORING = ("/predict", "/score")
 
 _AT_ONCE = OPEN | {"/setup"}
 """Answered whatever else goes on: they touch no disk, and Label Studio waits for 1 to 3 s."""
+
+_STATUS_LINE = 1000
+"""Characters; proxies take a few thousand."""
 
 _PAGES = 4
 """Other requests that are handled at a time: they read the repository, whose volume may hang."""
@@ -89,7 +92,8 @@ def _add_routes(app: Flask, service: Service) -> None:
     @app.get("/")
     def show() -> Response:
         health = service.health()
-        html = page.render(up=health.up, detail=health.detail, serving=service.models.engine, now=datetime.now(UTC))
+        detail = health.detail or health.refused_project
+        html = page.render(up=health.up, detail=detail, serving=service.models.engine, now=datetime.now(UTC))
         return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
 
     @app.get("/report/<version>/")
@@ -228,11 +232,19 @@ def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
         detail = "the server could not answer; its log says why, under this request id"
     response = jsonify(error=code, detail=detail, request_id=logs.request_id.get())
     response.status_code = status
+    if isinstance(error, LabelMismatch):  # of an answer that is none of success, Label Studio shows this line alone
+        response.status = f"{status} {_in_one_line(detail)}"
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, HTTPException):  # such as what is allowed instead, or how to authenticate
         response.headers.extend((name, value) for name, value in error.get_headers() if name != "Content-Type")
     return response
+
+
+def _in_one_line(text: str) -> str:
+    """Return a text as a status line can hold it: so many characters of printable ASCII, any other escaped."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return printable.encode("ascii", "backslashreplace").decode()[:_STATUS_LINE]
 
 
 def _reason(error: Exception) -> str | None:

@@ -34,6 +34,7 @@ class Expired(ImageError):
     """Was not reached before the request's deadline."""
 
     code = "expired"
+    later = True
 
 
 class NotFinite(ImageError):

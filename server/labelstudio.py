@@ -15,8 +15,9 @@ import numpy.typing as npt
 from contract.acquisition import HOLDS, label_studio_score, normalised_bald
 from contract.calibration import temper
 from contract.errors import ImageError, RequestError
-from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.manifest import Manifest
+from contract.matching import match_control
 from contract.tasks import find_reference
 from server.batching import Extras, ImageScores
 from server.scoring import ImageReference, Outcome
@@ -48,6 +49,15 @@ class Task:
 
     id: int | None
     data: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class SetupRequest:
+    """The body of /setup."""
+
+    label_config: str | None
+    """None if the project has none yet."""
+    project_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +143,17 @@ def parse_score(body: object) -> ScoreRequest:
     return ScoreRequest(parse_predict(body), version, Extras(embedding=wanted[0] is True, passes=wanted[1] is True))
 
 
-def parse_setup(body: object) -> str | None:
-    """Return the labelling config in the body of /setup; None if the project has none yet.
+def parse_setup(body: object) -> SetupRequest:
+    """Read the body of /setup.
 
     Raises:
         RequestError: if the body is not what Label Studio sends.
     """
-    schema = _object(body, "the body").get("schema")
+    fields = _object(body, "the body")
+    schema = fields.get("schema")
     if schema is not None and not isinstance(schema, str):
         raise _fault("schema", "a string", schema)
-    return schema or None
+    return SetupRequest(schema or None, _project_id(fields.get("project")))
 
 
 def parse_webhook(body: object) -> Webhook:
@@ -163,9 +174,10 @@ def resolve_target(label_config: str, version: str, control: str | None, labels:
     """Find the control that a version answers for, and log the labels that it does not have.
 
     Raises:
+        LabelMismatch: if the version knows the labels of no control.
         ConfigError: if the config classifies no image.
     """
-    chosen = choose_control(parse_label_config(label_config), name=control, labels=labels)
+    chosen = match_control(parse_label_config(label_config), version=version, name=control, labels=labels)
     shown = {choice.shown: choice.stored for choice in reversed(chosen.choices)}
     known = {**shown, **{choice.stored: choice.stored for choice in chosen.choices}}
     stored = tuple(known.get(label) for label in labels)
@@ -204,7 +216,7 @@ def build_scores(
 
 def _build_score(outcome: Outcome, manifest: Manifest, target: Target, direction: Score) -> JsonObject:
     if not isinstance(outcome, ImageScores):
-        return {"error": {"code": outcome.code, "detail": str(outcome)}}
+        return {"error": {"code": outcome.code, "detail": str(outcome), "later": outcome.later}}
     return {
         "prediction": _build_prediction(outcome, manifest, target, direction),
         "probabilities": outcome.mean_probabilities.tolist(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from contract.errors import ConfigError, OtherVersion, Unavailable
+from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
 from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import Manifest
 from contract.training_requests import REQUESTS_FOLDER, leave_request
@@ -68,6 +68,8 @@ class Health:
     provider: str | None
     precision: str | None
     detail: str | None
+    refused_project: str | None
+    """Why the project that connected last, or asked last whether it still may, gets no predictions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ class Service:
             most_bytes=2 * settings.max_body_bytes,
         )
         self._draining = threading.Event()
+        self._refusals: Mapping[str, str] = {}
+        """By the version, for another one may know the labels: why the last /setup was refused."""
         self.metrics.waiting_requests.set_function(lambda: self.admission.waiting)
         self.metrics.live.set_function(lambda: self.live)
         self.metrics.ready.set_function(lambda: self.ready)
@@ -180,12 +184,30 @@ class Service:
             provider=engine.provider if engine else None,
             precision=engine.precision if engine else None,
             detail=fault or self.models.detail,
+            refused_project=self._refusals.get(self.version),
         )
 
     def setup(self, body: object) -> Mapping[str, str]:
-        """Answer /setup: the version that /predict would stamp now."""
-        labelstudio.parse_setup(body)
-        return {"model_version": self.version}
+        """Answer /setup: the version that /predict would stamp now.
+
+        Raises:
+            RequestError: if the request cannot be understood.
+            LabelMismatch: if the version does not know the project's labels.
+        """
+        request, engine = labelstudio.parse_setup(body), self.models.engine
+        refused, self._refusals = self._refusals, {}
+        if engine is None or request.label_config is None:
+            return {"model_version": self.version}
+        try:
+            self._find_target(request.label_config, engine.manifest)
+        except LabelMismatch as err:
+            self._refusals = {engine.version: f"project {request.project_id}: {err}"}
+            if self._refusals != refused:  # Label Studio asks again for every task that is opened
+                _log.warning("a project is refused", extra={"reason": str(err), "project_id": request.project_id})
+            raise
+        except ConfigError:
+            pass  # a config that is still being written; /predict says what it lacks
+        return {"model_version": engine.version}
 
     def deadline(self) -> float:
         """Return when a request that comes now must have been answered, on the clock of `time.monotonic`."""
@@ -245,10 +267,12 @@ class Service:
     def _score(
         self, request: labelstudio.PredictRequest, engine: Engine, deadline: float, extras: Extras
     ) -> tuple[labelstudio.Target, list[Outcome]]:
-        manifest = engine.manifest
-        target = self._resolve_target(request.label_config, manifest.version, manifest.control, manifest.labels)
+        target = self._find_target(request.label_config, engine.manifest)
         images = labelstudio.find_images(request, target)
         return target, self._scorer.score(images, engine, deadline=deadline, extras=extras)
+
+    def _find_target(self, label_config: str, manifest: Manifest) -> labelstudio.Target:
+        return self._resolve_target(label_config, manifest.version, manifest.control, manifest.labels)
 
     def notice(self, body: object) -> Notice:
         """Take note of a webhook, and ask for a training where somebody pressed Start Training.

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from contract.disk import explain
-from contract.errors import ConfigError, LabelError, LabelnextError, RepositoryError, TrainingError
+from contract.errors import ConfigError, LabelError, LabelMismatch, LabelnextError, RepositoryError, TrainingError
 from contract.manifest import Manifest
 from contract.repository import Repository
 from contract.signatures import generate_keys
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return command(options, Environment.read(os.environ)) or 0
     except LabelnextError as err:
         print(f"error: {err}", file=sys.stderr)
-        return LABELS_AT_FAULT if isinstance(err, (LabelError, TrainingError)) else 1
+        return LABELS_AT_FAULT if isinstance(err, (LabelError, LabelMismatch, TrainingError)) else 1
     except OSError as err:
         if err.errno not in _OUTSIDE:
             raise
@@ -286,6 +286,7 @@ def _rank_options(options: argparse.Namespace) -> RankOptions:
         keep_duplicates=options.keep_duplicates,
         keep_sampling=options.keep_sampling,
         again=options.again,
+        incomplete=options.incomplete,
         dry_run=options.dry_run,
         control=options.control,
         weights=options.weights,
@@ -488,6 +489,11 @@ def _add_ranking(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> 
     )
     group.add_argument(
         "--keep-duplicates", action="store_true", help="do not put near-duplicates of an image behind all others"
+    )
+    group.add_argument(
+        "--incomplete",
+        action="store_true",
+        help="replace a ranking even if more than 5 %% of its tasks cannot be scored now; these keep their places",
     )
     _add_keep_sampling(group)
 

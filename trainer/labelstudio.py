@@ -7,9 +7,13 @@ JSON that they come in: the library's own types take longer to make than Label S
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from contract.errors import ConfigError
@@ -22,11 +26,15 @@ UNCERTAINTY_SAMPLING: Final = "Uncertainty sampling"
 
 _T = TypeVar("_T")
 
+_log = logging.getLogger(__name__)
+
 _TIMEOUT_S: Final = 60.0
 _WRITE_TIMEOUT_S: Final = 3600.0
 """Label Studio stores 10,000 predictions in 12 s on SQLite, and takes 75 s to delete them."""
 _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
+_PASSES: Final = {429, 502, 503, 504}
+"""Statuses of a Label Studio that is being restarted, or of the proxy before it, and of one that has too much to do."""
 _FIRST: Final = 0
 """Below every number of a task."""
 
@@ -70,6 +78,8 @@ class StoredPrediction:
     task: int
     model_version: str
     score: float | None
+    result: Sequence[Mapping[str, Any]] = ()
+    """Its regions, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,22 @@ class State:
     """The sha256 of the labelling config."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outages:
+    """How long to wait for a Label Studio that does not answer, or says that it cannot now, in seconds."""
+
+    longest_s: float = 180.0
+    """In all, for one request."""
+    pause_s: float = 1.0
+    """Before the second attempt; each pause is twice the one before it."""
+    longest_pause_s: float = 15.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+_outages: ContextVar[Outages | None] = ContextVar("outages", default=None)
+
+
 def connect(url: str, token: str) -> "LabelStudio":
     """A client that Label Studio has accepted; the token is a personal access token or a legacy one.
 
@@ -103,8 +129,21 @@ def connect(url: str, token: str) -> "LabelStudio":
     base_url = url.rstrip("/") + "/"  # without the slash the library loses a path when it exchanges tokens
     with _explained(url):
         client = LabelStudio(base_url=base_url, api_key=token, timeout=_TIMEOUT_S, httpx_client=transport)
-        client.users.whoami()
+        _outlast(client.users.whoami)
     return client
+
+
+@contextmanager
+def outlasting(outages: "Outages | None" = None) -> Iterator[None]:
+    """In the block, have what may be sent twice wait for a Label Studio that is restarted or has too much to do.
+
+    Imports of predictions are none of it: whoever sends these looks what has become of them.
+    """
+    before = _outages.set(outages or Outages())
+    try:
+        yield
+    finally:
+        _outages.reset(before)
 
 
 # ---- reading
@@ -225,8 +264,16 @@ def count_predictions(client: "LabelStudio", project_id: int) -> dict[str, int]:
     )
 
 
-def list_predictions(client: "LabelStudio", project_id: int, version: str) -> list[StoredPrediction]:
+def list_predictions(
+    client: "LabelStudio", project_id: int, version: str, *, results_of: Collection[int] = ()
+) -> list[StoredPrediction]:
     """Every prediction of one model version, the oldest first.
+
+    Args:
+        client: from `connect`.
+        project_id: the number in the project's address.
+        version: what they are stamped with.
+        results_of: the tasks whose predictions come with their regions.
 
     Raises:
         ConfigError: if there is no such project, or Label Studio does not answer.
@@ -234,15 +281,17 @@ def list_predictions(client: "LabelStudio", project_id: int, version: str) -> li
     with _explained(_url_of(client), what=f"project {project_id}"):
         reply = _send(client, "GET", "api/predictions/", params={"project": project_id}, timeout_s=_WRITE_TIMEOUT_S)
         # There is no asking for one version or for less than everything: what is not needed goes while it is parsed.
-        found = json.loads(reply, object_hook=_to_prediction)
+        found = json.loads(reply, object_hook=partial(_to_prediction, frozenset(results_of)))
     kept = (each for each in found if isinstance(each, StoredPrediction) and each.model_version == version)
     return sorted(kept, key=lambda each: each.id)
 
 
-def _to_prediction(document: dict[str, Any]) -> StoredPrediction | None:
-    if "model_version" not in document or "task" not in document:
-        return None
-    return StoredPrediction(document["id"], document["task"], str(document["model_version"]), document["score"])
+def _to_prediction(results_of: Collection[int], document: dict[str, Any]) -> StoredPrediction | dict[str, Any]:
+    """What is inside of a prediction comes here first, and goes with it unless it is asked for."""
+    if not {"id", "task", "model_version"} <= document.keys():
+        return document
+    result = document["result"] if document["task"] in results_of else ()
+    return StoredPrediction(document["id"], document["task"], str(document["model_version"]), document["score"], result)
 
 
 def import_predictions(client: "LabelStudio", project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
@@ -288,7 +337,7 @@ def delete_predictions(client: "LabelStudio", project_id: int, version: str) -> 
     """
     with _explained(_url_of(client), what=f"project {project_id}"):
         path = f"api/projects/{project_id}/model-versions/"
-        _send(client, "DELETE", path, body={"model_version": version}, timeout_s=_WRITE_TIMEOUT_S)
+        _send(client, "DELETE", path, body={"model_version": version}, timeout_s=_WRITE_TIMEOUT_S, retries=0)
 
 
 def switch_model_version(
@@ -425,7 +474,58 @@ def _send(
     retries: int = 2,
     accepted: Sequence[int] = (),
 ) -> bytes:
-    """Send a request with the library's token, and return the answer's body."""
+    """Send a request with the library's token, and return the answer's body.
+
+    With no `retries` it is sent once, come what may.
+    """
+    send = partial(
+        _send_now,
+        client,
+        method,
+        path,
+        params=params,
+        body=body,
+        timeout_s=timeout_s,
+        retries=retries,
+        accepted=accepted,
+    )
+    return _outlast(send) if retries else send()
+
+
+def _outlast(send: Callable[[], _T]) -> _T:
+    """Send until Label Studio answers, or the outage has lasted for longer than it is to be waited for."""
+    import httpx
+    from label_studio_sdk.core.api_error import ApiError
+
+    outages = _outages.get()
+    if outages is None:
+        return send()
+    started, pause_s = outages.clock(), outages.pause_s
+    while True:
+        try:
+            return send()
+        except (httpx.TransportError, ApiError) as err:
+            if isinstance(err, ApiError) and err.status_code not in _PASSES:
+                raise
+            if outages.clock() + pause_s - started > outages.longest_s:
+                raise
+            reason = f"answers {err.status_code}" if isinstance(err, ApiError) else f"is away ({type(err).__name__})"
+        _log.warning("Label Studio %s; asking again in %.0f s", reason, pause_s)
+        outages.sleep(pause_s)
+        pause_s = min(2 * pause_s, outages.longest_pause_s)
+
+
+def _send_now(
+    client: "LabelStudio",
+    method: str,
+    path: str,
+    *,
+    params: Mapping[str, str | int] | None,
+    body: object,
+    timeout_s: float,
+    retries: int,
+    accepted: Sequence[int],
+) -> bytes:
     from label_studio_sdk.core.api_error import ApiError
 
     content = {} if body is None else {"content": json.dumps(body).encode()}
@@ -488,5 +588,6 @@ def _explain(status: int | None, url: str, what: str, version: str) -> ConfigErr
             f"Label Studio at {url} refuses model version {version!r} for {what}: no prediction in the project has it; "
             "retrieve or import predictions of that version first"
         )
-    kind = Refused if status == 400 else Unreachable if status is None or status >= 500 else ConfigError
+    passes = status is None or status in _PASSES or status >= 500
+    kind = Refused if status == 400 else Unreachable if passes else ConfigError
     return kind(f"Label Studio at {url} answered {status} when asked for {what or 'the user'}; look into its log")

@@ -104,6 +104,8 @@ class RankOptions:
     """Whether the project's task sampling is left as it is."""
     again: bool = False
     """Whether to rank anew what is ranked by this version already."""
+    incomplete: bool = False
+    """Whether a ranking may be replaced by one for which more than a few of its tasks cannot be scored."""
     dry_run: bool = False
     """Whether to leave Label Studio as it is."""
     control: str | None = None

@@ -16,7 +16,7 @@ import contract.download
 import contract.fetch
 from contract.addresses import is_public, resolve_addresses
 from contract.download import Target, Validators
-from contract.errors import ConfigError, FetchError
+from contract.errors import ConfigError, FetchError, NotNow
 from contract.fetch import Fetcher, FetchSettings
 from server.settings import Settings
 from tests.loopback import Host, Request, host, reply
@@ -1016,6 +1016,55 @@ class TestAddresses:
             url = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(FetchError, match="cannot be reached"):
             make(allowed_origins=(url,)).fetch(f"{url}/a.png")
+
+
+class TestLater:
+    """Which failures pass by themselves, so that it is worth asking again."""
+
+    @pytest.mark.parametrize(
+        ("status", "later"),
+        [(429, 1), (408, 1), (500, 1), (502, 1), (503, 1), (504, 1), (404, 0), (410, 0), (403, 0), (401, 0), (400, 0)],
+    )
+    def test_a_host_that_is_busy_or_broken_may_answer_later(self, home, make, status, later):
+        """One that has no such file will not."""
+        home.serve("/data/upload/1/a.png", status=status)
+        with pytest.raises(FetchError, match=f"answered {status}") as caught:
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+        assert (caught.value.later, caught.value.code) == (bool(later), "fetch")
+
+    def test_a_host_that_is_down_or_slow_may_answer_later(self, home, make):
+        """A closed port, an answer that does not come, a deadline that has passed."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            closed = f"http://127.0.0.1:{server.getsockname()[1]}"
+        home.answers["/slow.png"] = lambda handler, request: home.over.wait(5)
+        fetcher = make(allowed_origins=(closed, home.url), read_timeout_s=0.1)
+        for url, deadline in [(f"{closed}/a.png", None), (f"{home.url}/slow.png", None), (f"{home.url}/a.png", 0.0)]:
+            with pytest.raises(NotNow):
+                fetcher.fetch(url, deadline=deadline)
+
+    def test_a_name_that_is_unknown_may_be_known_later(self, make):
+        """A container that is restarted has none for a while."""
+
+        def unknown(name, port):
+            raise socket.gaierror(-2, "Name or service not known")
+
+        with pytest.raises(NotNow):
+            make(resolve=unknown).fetch("http://images.example/a.png")
+
+    @pytest.mark.parametrize(("status", "later"), [(503, True), (401, False)])
+    def test_a_token_that_is_not_given_out_now_may_be_later(self, home, make, status, later):
+        """Label Studio gives out none while it starts; one that it refuses stays refused."""
+        home.serve("/api/token/refresh/", status=status)
+        with pytest.raises(FetchError, match="needs a token") as caught:
+            make(label_studio_url=home.url, api_token=jwt("refresh")).fetch("/data/upload/1/a.png")
+        assert caught.value.later is later
+
+    @pytest.mark.parametrize("reference", ["nonsense", "data:,", "http://10.0.0.1/a.png", "/admin"])
+    def test_what_must_not_or_cannot_be_fetched_stays_so(self, home, make, reference):
+        """Whatever the time."""
+        with pytest.raises(FetchError) as caught:
+            make(label_studio_url=home.url).fetch(reference)
+        assert not caught.value.later
 
 
 class TestMessages:

@@ -107,7 +107,7 @@ def score(data):
 def setup(data):
     """A body of /setup."""
     with suppress(RequestError, ConfigError):
-        if schema := parse_setup(_json(data)):
+        if schema := parse_setup(_json(data)).label_config:
             resolve_target(schema, VERSION, None, MANIFEST.labels)
 
 

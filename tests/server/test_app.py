@@ -76,6 +76,7 @@ class TestHealth:
             "provider": "cpu",
             "precision": "fp32",
             "detail": None,
+            "refused_project": None,
         }
 
     def test_it_names_the_precision_that_is_really_in_use(self, start_app, settings, repository, caplog):
@@ -123,6 +124,63 @@ class TestSetup:
         publish(repository, probe_of=TinyModel.draw(seed=3))
         service_of(client).models.poll()
         assert client.post("/setup", json={"project": "3.1", "schema": CONFIG}).json == {"model_version": good}
+
+
+class TestOtherLabels:
+    """A project whose labels the model does not have."""
+
+    OTHERS = CONFIG.replace("ant", "car").replace("bee", "b\u00fcs 🚌").replace("cat", "lorry")
+    LISTS = ("ant, bee, cat", "label: car, b\u00fcs 🚌, lorry")
+
+    def check_named(self, text):
+        assert all(each in text for each in self.LISTS)
+
+    def set_up(self, client, config, project=3):
+        return client.post("/setup", json={"project": f"{project}.1770000000", "schema": config})
+
+    @pytest.mark.parametrize("route", ["/predict", "/score"])
+    def test_it_gets_no_predictions(self, client, repository, route):
+        """Empty ones, with scores that mean nothing, would change its order."""
+        body = {**make_predict_body(make_tasks(1), self.OTHERS), "version": repository.current()}
+        reply = client.post(route, json=body)
+        assert (reply.status_code, reply.json["error"]) == (400, "label_mismatch")
+        self.check_named(reply.json["detail"])
+
+    def test_it_cannot_be_connected_and_label_studio_says_why(self, client):
+        """Of a refusal it shows the status line, which holds ASCII."""
+        reply = self.set_up(client, self.OTHERS)
+        assert (reply.status_code, reply.json["error"]) == (400, "label_mismatch")
+        self.check_named(reply.json["detail"])
+        assert reply.status.startswith("400 expected a project with the labels of version")
+        assert "(ant, bee, cat)" in reply.status
+        assert r"label: car, b\xfcs \U0001f68c, lorry" in reply.status
+        assert len(reply.status) < 1100
+
+    def test_health_says_what_the_last_setup_said(self, client, repository):
+        """Until another project, another config or another version is welcome; the server itself is well."""
+        refused = lambda: client.get("/health").json["refused_project"]  # noqa: E731
+        self.set_up(client, self.OTHERS, project=8)
+        assert client.get("/health").status_code == 200
+        assert refused().startswith("project 8: ")
+        self.check_named(refused())
+        assert "project 8" in client.get("/").text
+        self.set_up(client, CONFIG, project=8)
+        assert refused() is None
+        self.set_up(client, self.OTHERS)
+        publish(repository)
+        service_of(client).models.poll()
+        assert refused() is None
+
+    def test_it_is_logged_once(self, client, caplog):
+        """Label Studio asks again for every task that is opened."""
+        for _ in range(3):
+            self.set_up(client, self.OTHERS)
+        assert sum("a project is refused" in record.message for record in caplog.records) == 1
+
+    @pytest.mark.parametrize("config", ["<View></View>", "", None, CONFIG.replace("cat", "dog")])
+    def test_a_config_that_is_still_being_written_is_none(self, client, config):
+        """A project may be connected before it has labels, and change them later."""
+        assert self.set_up(client, config).status_code == 200
 
 
 class TestPredict:
@@ -241,9 +299,9 @@ class TestPredict:
 
     def test_a_label_the_config_lost_is_never_sent_and_logged_once(self, client, caplog):
         """However many requests meet the same config."""
-        config = (
-            '<View><Image name="i" value="$picture"/><Choices name="c" toName="i"><Choice value="x"/></Choices></View>'
-        )
+        (element,) = client.post("/predict", json=make_predict_body(make_tasks(1))).json["results"]
+        config = CONFIG.replace(f'<Choice value="{element["result"][0]["value"]["choices"][0]}"/>', "")
+        assert config != CONFIG
         for _ in range(3):
             (element,) = client.post("/predict", json=make_predict_body(make_tasks(1), config)).json["results"]
             assert element["result"] == []

@@ -11,6 +11,7 @@ from contract.manifest import InputSpec, Manifest
 from server.batching import ImageScores
 from server.labelstudio import (
     NoImage,
+    SetupRequest,
     Webhook,
     build_predictions,
     find_images,
@@ -203,7 +204,7 @@ def test_the_control_that_was_trained_on_is_answered_for():
     """Of several Choices and images in a config, the manifest's is used, with its own key."""
     config = """<View>
       <Image name="a" value="$left"/><Image name="b" value="$right"/>
-      <Choices name="weather" toName="a"><Choice value="sun"/><Choice value="rain"/></Choices>
+      <Choices name="weather" toName="a"><Choice value="sun"/><Choice value="ant"/></Choices>
       <Choices name="animal" toName="b"><Choice value="ant"/><Choice value="bee"/></Choices>
     </View>"""
     named, by_labels = target_of(config, "weather"), target_of(config, "gone")
@@ -302,8 +303,8 @@ def test_any_project_is_accepted(project):
 
 def test_setup_and_webhook_bodies_are_checked():
     """Both must be objects with the fields that Label Studio sends."""
-    assert parse_setup({"project": "1.2", "schema": "<View/>"}) == "<View/>"
-    assert parse_setup({"project": "1.2"}) is None
+    assert parse_setup({"project": "1.2", "schema": "<View/>"}) == SetupRequest("<View/>", 1)
+    assert parse_setup({"project": "1.2"}) == SetupRequest(None, 1)
     assert parse_webhook({"action": "START_TRAINING", "project": {"id": 3}}) == Webhook("START_TRAINING", 3)
     assert parse_webhook({"action": "TASKS_DELETED"}) == Webhook("TASKS_DELETED", None)
     for parse, body in [(parse_setup, []), (parse_setup, {"schema": 1}), (parse_webhook, {}), (parse_webhook, "x")]:

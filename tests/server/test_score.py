@@ -10,7 +10,7 @@ import pytest
 
 from contract.calibration import temper
 from contract.embedding import EMBEDDING, embed
-from contract.errors import FetchError
+from contract.errors import FetchError, NotNow
 from contract.masks import draw_masks
 from server.settings import MaskPolicy, Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks
@@ -206,4 +206,21 @@ def test_a_deadline_that_passes_is_told_for_each_image(start_app, settings, repo
     client = start_app(dataclasses.replace(settings, deadline_s=0.3), fetcher=Never()).test_client()
     results = client.post("/score", json=make_score_body(repository.current())).json["results"]
     over.set()
-    assert {element["error"]["code"] for element in results} == {"expired"}
+    assert {(element["error"]["code"], element["error"]["later"]) for element in results} == {("expired", True)}
+
+
+@pytest.mark.parametrize(("error", "later"), [(NotNow("down"), True), (FetchError("gone"), False)])
+def test_an_image_that_may_be_had_later_says_so(start_app, repository, error, later):
+    """Whoever ranks asks again for it, and not for one that is gone."""
+    publish(repository)
+
+    class Failing:
+        def source(self, reference, *, task_id, project_id):
+            return None
+
+        def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
+            raise error
+
+    client = start_app(fetcher=Failing()).test_client()
+    results = client.post("/score", json=make_score_body(repository.current())).json["results"]
+    assert [element["error"] for element in results] == [{"code": "fetch", "detail": str(error), "later": later}] * 5

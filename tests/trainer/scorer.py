@@ -21,6 +21,8 @@ class Scorer:
         """Called with each body of /score; may return (status, content, headers) to be answered in its place."""
         self.broken = set()
         """Tasks whose images cannot be had."""
+        self.away = set()
+        """Tasks whose images cannot be had now: their host is down."""
         self.asked = []
         """The bodies of /score so far."""
 
@@ -41,6 +43,9 @@ class Scorer:
     def element(self, task, body):
         if task["id"] in self.broken:
             return {"task": task["id"], "error": {"code": "fetch", "detail": "no such file"}}
+        if task["id"] in self.away:
+            detail = f"{task['data']['image'][:40]} cannot be reached or broke off (NewConnectionError)"
+            return {"task": task["id"], "error": {"code": "fetch", "detail": detail, "later": True}}
         passes = passes_of(task)
         mean = passes.mean(axis=0)
         region = {

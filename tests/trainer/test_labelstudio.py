@@ -315,3 +315,92 @@ class TestSwitching:
         client = labelstudio.connect(studio.url, LEGACY)
         with pytest.raises(ConfigError, match=re.escape("'v2' for project 5: no prediction in the project has it")):
             labelstudio.switch_model_version(client, 5, "v2")
+
+
+class Waiting:
+    """A clock that only waiting moves on."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr("label_studio_sdk.core.http_client.INITIAL_RETRY_DELAY_SECONDS", 0)
+        self.now = 0.0
+        self.pauses = []
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def outages(self):
+        return labelstudio.Outages(clock=lambda: self.now, sleep=self.sleep)
+
+
+class TestOutages:
+    @pytest.fixture
+    def waiting(self, monkeypatch):
+        return Waiting(monkeypatch)
+
+    @pytest.fixture
+    def pets(self):
+        with in_memory(3) as state:
+            state.client = labelstudio.connect(state.url, LEGACY)
+            yield state
+
+    @pytest.mark.parametrize("status", [429, 502, 503, 504])
+    def test_a_label_studio_that_is_restarted_is_waited_for(self, pets, waiting, status):
+        """In the block, and by pauses that double."""
+        attempts = []
+
+        def before(request):
+            attempts.append(request)
+            if waiting.now < 10:
+                raise Gone(status)
+
+        pets.before = before
+        with labelstudio.outlasting(waiting.outages()):
+            assert labelstudio.count_unlabelled(pets.client, 5) == 3
+        assert waiting.pauses == [1, 2, 4, 8]
+        waiting.now = 0
+        with pytest.raises(labelstudio.Unreachable, match=f"answered {status}"):
+            labelstudio.count_unlabelled(pets.client, 5)
+        assert len(waiting.pauses) == 4
+
+    def test_one_that_refuses_connections_is_waited_for_at_the_start_too(self, waiting):
+        """As it does while it starts."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        with (
+            labelstudio.outlasting(waiting.outages()),
+            pytest.raises(labelstudio.Unreachable, match="cannot be reached"),
+        ):
+            labelstudio.connect(f"http://127.0.0.1:{port}", LEGACY)
+        assert 160 < waiting.now <= 180
+        assert max(waiting.pauses) == 15
+
+    def test_a_refusal_is_none(self, pets, waiting):
+        """Waiting would change nothing."""
+        with labelstudio.outlasting(waiting.outages()), pytest.raises(ConfigError, match="has no project 6"):
+            labelstudio.count_predictions(pets.client, 6)
+        assert waiting.pauses == []
+
+    def test_an_import_is_sent_once(self, pets, waiting):
+        """Label Studio may have stored it, and would store it again."""
+        sent = []
+
+        def before(request):
+            sent.append(request)
+            raise Gone(502)
+
+        pets.before = before
+        with labelstudio.outlasting(waiting.outages()), pytest.raises(labelstudio.Unreachable):
+            labelstudio.import_predictions(pets.client, 5, [])
+        assert (len(sent), waiting.pauses) == (1, [])
+
+
+def test_predictions_come_with_their_results_where_these_are_asked_for():
+    """Those of a large pool would fill the memory."""
+    region = {"type": "choices", "value": {"choices": ["cat"]}, "meta": {"model_version": "v1", "task": "x"}}
+    with in_memory(2) as pets:
+        for task in (1, 2):
+            pets.predictions[pets.predict(task, "v1")]["result"] = [region]
+        client = labelstudio.connect(pets.url, LEGACY)
+        found = {each.task: each.result for each in labelstudio.list_predictions(client, 5, "v1", results_of=[2])}
+    assert found == {1: (), 2: [region]}

@@ -237,6 +237,7 @@ def ranked(monkeypatch):
             audit=85,
             near_duplicates=12,
             failed=3,
+            kept=2,
             imported=850,
             removed=900,
             seconds=61.2345,
@@ -255,7 +256,7 @@ def test_rank_ends_with_a_line_for_people_and_one_of_json(ranked, capsys):
     assert document["seconds"] == 61.23
     assert err.splitlines()[-1] == (
         f"ranked 850 tasks of project 3 by {DEFAULT_STRATEGY} "
-        "(85 by chance, 12 near-duplicates, 3 not scored) as v1.r2; 61 s"
+        "(85 by chance, 12 near-duplicates, 3 not scored, of which 2 keep their places) as v1.r2; 61 s"
     )
 
 
@@ -264,7 +265,8 @@ def test_rank_passes_on_what_it_is_told(ranked, tmp_path, monkeypatch):
     monkeypatch.setenv("LABELNEXT_SERVERS", "http://a:9090, http://b:9090")
     monkeypatch.setenv("LABELNEXT_BASIC_AUTH", "ann:secret")
     arguments = "--server http://c --server http://d --strategy margin --audit 0 --first 50 --keep-duplicates "
-    arguments += "--keep-sampling --again --dry-run --control label --weights none --arch vgg11 --image-size 96"
+    arguments += "--keep-sampling --again --incomplete --dry-run --control label --weights none --arch vgg11 "
+    arguments += "--image-size 96"
     assert main(["rank", "--project", "3"]) == main(["rank", "--project", "3", *arguments.split()]) == 0
     (plain, environment), (told, _) = ranked
     assert plain == RankOptions(3)
@@ -278,6 +280,7 @@ def test_rank_passes_on_what_it_is_told(ranked, tmp_path, monkeypatch):
         keep_duplicates=True,
         keep_sampling=True,
         again=True,
+        incomplete=True,
         dry_run=True,
         control="label",
         weights="none",

@@ -26,6 +26,8 @@ class Planned:
     bald: float | None
     """In nats; None before there is a version."""
     audit: bool
+    kept: bool = False
+    """Whether it could not be scored and keeps the place that it had in the ranking before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,16 @@ class Plan:
     """What they are stamped with."""
     strategy: str
     near_duplicates: int
-    failed: int
+    unscored: tuple[int, ...]
+    """Tasks that could not be scored, those that keep a place included."""
+    kept: int
+    """How many of these keep a place."""
     items: tuple[Planned, ...]
+
+    @property
+    def scored(self) -> tuple[Planned, ...]:
+        """Those that have a place by their own score."""
+        return tuple(item for item in self.items if not item.kept)
 
 
 def save_plan(path: Path, plan: Plan) -> None:
@@ -47,7 +57,7 @@ def save_plan(path: Path, plan: Plan) -> None:
         ConfigError: if it cannot be written.
     """
     head = {"name": plan.name, "strategy": plan.strategy, "count": len(plan.items)}
-    head |= {"near_duplicates": plan.near_duplicates, "failed": plan.failed}
+    head |= {"near_duplicates": plan.near_duplicates, "unscored": plan.unscored, "kept": plan.kept}
     draft = path.with_suffix(".draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +81,7 @@ def load_plan(path: Path) -> Plan | None:
             head = json.loads(file.readline())
             count = head.pop("count")
             items = tuple(Planned(**json.loads(line)) for line in file)
-            return Plan(items=items, **head) if len(items) == count else None
+            unscored = tuple(head.pop("unscored"))
+            return Plan(items=items, unscored=unscored, **head) if len(items) == count else None
     except (OSError, ValueError, LookupError, TypeError):
         return None

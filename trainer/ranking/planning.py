@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +16,8 @@ from contract.errors import ConfigError, NothingPublished
 from contract.fetch import Fetcher
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.manifest import Manifest
+from contract.matching import match_control
+from contract.ranking import Ranking
 from contract.repository import Repository, Version
 from contract.tasks import find_reference
 from trainer import labelstudio
@@ -23,10 +25,11 @@ from trainer.labelstudio import PoolTask, Project
 from trainer.ordering import strategies
 from trainer.ordering.order import arrange
 from trainer.ranking.names import base_name
-from trainer.ranking.placing import place, place_later, to_candidates
+from trainer.ranking.placing import keep_places, place, place_later, to_candidates
 from trainer.ranking.plan import Plan
-from trainer.ranking.pool import Embed, count_labels, embed_tasks, say_failures, score_tasks
-from trainer.ranking.scores import Score, ScoreLog, digest
+from trainer.ranking.pool import Embed, count_labels, embed_tasks, group_failures, say_failures, score_tasks
+from trainer.ranking.retries import FEW, are_few, ask_again
+from trainer.ranking.scores import Failure, Score, ScoreLog, digest
 from trainer.ranking.servers import Question, Servers
 from trainer.settings import Environment, RankOptions
 
@@ -59,15 +62,27 @@ class Clock:
         return self._seconds.get(part, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Former:
+    """The ranking that a project shows until another is whole."""
+
+    name: str
+    """What its predictions are stamped with."""
+    unscored: tuple[int, ...]
+    """Tasks that could not be scored for it already."""
+
+
 class Place:
     """A project as one ranking finds it, and what it ranks with; read from Label Studio when it is needed, and once."""
 
     def __init__(
         self, options: RankOptions, environment: Environment, repository: Repository, *, fetcher: Fetcher, clock: Clock
     ) -> None:
-        """Connect to Label Studio.
+        """Connect to Label Studio, and see that the version knows the project's labels before anything is changed.
 
         Raises:
+            LabelMismatch: if it knows those of no control.
+            ConfigError: if the labelling config has no control, or not the one that was asked for.
             LabelnextError: if Label Studio, the project or the current version cannot be read.
         """
         self.options = options
@@ -81,6 +96,8 @@ class Place:
         self.version = _current(repository)
         self.base = base_name(self.version.name if self.version else None, repository.model)
         """The name of the first ranking by the current version."""
+        self.control: ChoicesControl = self._choose_control()
+        """The `<Choices>` that the version answers for."""
         self.kept: Path = environment.cache / "rank" / repository.model / f"{options.project}-{digest(url)}"
         """The folder for what outlives a run that is killed."""
 
@@ -96,17 +113,13 @@ class Place:
         """The unlabelled tasks' data, by their numbers."""
         return {task.id: task.data for task in self.tasks}
 
-    @cached_property
-    def control(self) -> ChoicesControl:
-        """The `<Choices>` that the version answers for.
-
-        Raises:
-            ConfigError: if the labelling config has none, or not the one that was asked for.
-        """
+    def _choose_control(self) -> ChoicesControl:
         controls = parse_label_config(self.project.label_config, self.options.control)
-        trained = self.version.manifest.control if self.version else None
-        labels = self.version.manifest.labels if self.version else ()
-        return choose_control(controls, name=trained or self.options.control, labels=labels)
+        if self.version is None:
+            return choose_control(controls, name=self.options.control, labels=())
+        manifest = self.version.manifest
+        name = manifest.control or self.options.control
+        return match_control(controls, version=manifest.version, name=name, labels=manifest.labels)
 
     def scores(self) -> ScoreLog:
         """Scores on disk, by all that they hang on: which control, which key of a task's data, which network."""
@@ -114,48 +127,78 @@ class Place:
         return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
 
 
-def plan_all(where: Place, name: str) -> Plan:
-    """Score and arrange the whole pool, as a ranking of this name.
+def plan_all(where: Place, name: str, former: Former | None) -> Plan:
+    """Score and arrange the whole pool, as a ranking of this name in the place of a former one.
+
+    Tasks that cannot be scored now keep the place that they had.
 
     Raises:
+        ConfigError: if too few of the tasks that are ranked can be scored to replace their ranking.
         LabelnextError: if the scores or the images cannot be had.
     """
     if not where.tasks:
-        return Plan(name, where.options.strategy, near_duplicates=0, failed=0, items=())
-    plan = _cover(where, where.tasks, name) if where.version is None else _arrange(where, where.version, name)
+        return Plan(name, where.options.strategy, near_duplicates=0, unscored=(), kept=0, items=())
+    if where.version is None:
+        plan, failures = _cover(where, where.tasks, name)
+    else:
+        plan, failures = _arrange(where, where.version, name)
     if not plan.items:
         raise ConfigError(
-            f"none of {plan.failed} images can be scored, for the reasons above; have server and trainer reach the "
-            "images, then rank again"
+            f"none of {len(where.tasks)} images can be scored ({group_failures(failures)}); have server and trainer "
+            "reach the images, then rank again"
         )
-    return plan
+    return _keep_places(where, plan, former, failures) if failures and former else plan
 
 
-def plan_later(where: Place, name: str, strategy: str) -> Plan:
-    """Score and place the tasks that came after the ranking of this name; those that are in it stay where they are.
+def plan_later(where: Place, former: Ranking) -> Plan:
+    """Score and place the tasks that came after a ranking, or could not be scored for it; all others stay.
 
     Raises:
         LabelnextError: if the scores or the images cannot be had.
     """
-    held = labelstudio.list_predictions(where.client, where.options.project, name)
+    held = labelstudio.list_predictions(where.client, where.options.project, former.name)
     ranked = {each.task: each.score for each in held}
-    later = [task for task in where.tasks if task.id not in ranked]
-    nothing = Plan(name, strategy, near_duplicates=0, failed=0, items=())
+    unscored = set(former.unscored)
+    later = [task for task in where.tasks if task.id not in ranked or task.id in unscored]
+    nothing = Plan(former.name, former.strategy, near_duplicates=0, unscored=(), kept=0, items=())
     if not later:
         return nothing
-    _log.info("%d of them are not ranked by %s yet", len(later), name)
+    _log.info("%d of them are not ranked by %s yet", len(later), former.name)
     if where.version is None:
-        return _cover(where, later, name)
+        return _cover(where, later, former.name)[0]
     manifest = where.version.manifest
-    scores, failed = _score(where, later, manifest, _find_servers(where, manifest.version))
+    scores, failures = _score(where, later, manifest, _find_servers(where, manifest.version))
     items = place_later(
         scores,
         [score for score in ranked.values() if score is not None],
+        unscored=unscored,
         project=where.options.project,
         audit_share=where.options.audit_share,
         multiple=manifest.multiple,
     )
-    return replace(nothing, failed=failed, items=items)
+    failed = _tasks_of(failures)
+    return replace(nothing, unscored=failed, kept=sum(task in ranked for task in failed), items=items)
+
+
+def _keep_places(where: Place, plan: Plan, former: Former, failures: Sequence[Failure]) -> Plan:
+    """Add the tasks that keep their places; a ranking is not replaced by one of far fewer tasks."""
+    project = where.options.project
+    held = labelstudio.list_predictions(where.client, project, former.name, results_of=plan.unscored)
+    ranked = {each.task for each in held} & where.data.keys()
+    scored_before = ranked - set(former.unscored)
+    lost = [failure for failure in failures if failure.task in scored_before]
+    if not are_few(len(lost), len(scored_before)) and not where.options.incomplete:
+        raise ConfigError(
+            f"only {len(scored_before) - len(lost)} of {len(scored_before)} tasks that {former.name} ranks can be "
+            f"scored now ({group_failures(lost)}), so it stays, and nothing was changed; rank again when the images "
+            f"can be had, or with --incomplete where more than {FEW:.0%} of them are lost for good"
+        )
+    share = where.options.audit_share
+    return keep_places(plan, held, where.data.keys(), project=project, audit_share=share)
+
+
+def _tasks_of(failures: Sequence[Failure]) -> tuple[int, ...]:
+    return tuple(sorted(failure.task for failure in failures))
 
 
 def _current(repository: Repository) -> Version | None:
@@ -168,15 +211,16 @@ def _current(repository: Repository) -> Version | None:
 # ---- by a version
 
 
-def _arrange(where: Place, version: Version, name: str) -> Plan:
+def _arrange(where: Place, version: Version, name: str) -> tuple[Plan, list[Failure]]:
     options, manifest = where.options, version.manifest
     strategies.check(options.strategy, multiple=manifest.multiple)
     labelled = labelstudio.annotated_tasks(where.client, options.project)
     labels_by_class = count_labels(labelled, where.control, manifest)
     servers = _find_servers(where, manifest.version)
-    scores, failed = _score(where, where.tasks, manifest, servers)
+    scores, failures = _score(where, where.tasks, manifest, servers)
+    unscored = _tasks_of(failures)
     if not scores:
-        return Plan(name, options.strategy, near_duplicates=0, failed=failed, items=())
+        return Plan(name, options.strategy, near_duplicates=0, unscored=unscored, kept=0, items=()), failures
     _log.info("arranging %d images by %s", len(scores), options.strategy)
     with where.clock.measure("arrange"):
         arrangement = arrange(
@@ -191,7 +235,7 @@ def _arrange(where: Place, version: Version, name: str) -> Plan:
             passes=lambda indices: _ask_passes(where, [scores[index] for index in indices], manifest, servers),
             labels=manifest.labels,
         )
-    return place(scores, arrangement, name=name, strategy=options.strategy, failed=failed)
+    return place(scores, arrangement, name=name, strategy=options.strategy, unscored=unscored), failures
 
 
 def _find_servers(where: Place, version: str) -> Servers:
@@ -204,7 +248,9 @@ def _question(where: Place, manifest: Manifest) -> Question:
     return Question(where.options.project, where.project.label_config, manifest.version, embeddings=True)
 
 
-def _score(where: Place, tasks: Sequence[PoolTask], manifest: Manifest, servers: Servers) -> tuple[list[Score], int]:
+def _score(
+    where: Place, tasks: Sequence[PoolTask], manifest: Manifest, servers: Servers
+) -> tuple[list[Score], list[Failure]]:
     with where.clock.measure("score"):
         scores, failures = score_tasks(
             [_only_image(task, where.control.value_key) for task in tasks],
@@ -214,7 +260,7 @@ def _score(where: Place, tasks: Sequence[PoolTask], manifest: Manifest, servers:
             outdated=lambda: where.repository.current() != manifest.version,
         )
     say_failures(failures, len(tasks))
-    return scores, len(failures)
+    return scores, failures
 
 
 def _only_image(task: PoolTask, key: str) -> PoolTask:
@@ -229,7 +275,7 @@ def _ask_passes(where: Place, scores: Sequence[Score], manifest: Manifest, serve
     question = replace(_question(where, manifest), embeddings=False, passes=True)
     found = {
         answer.task: answer.passes
-        for answers in servers.score(tasks, question)
+        for answers in ask_again(lambda missing: servers.score(missing, question), tasks, len(tasks))
         for answer in answers
         if isinstance(answer, Score) and answer.passes is not None
     }
@@ -242,7 +288,7 @@ def _ask_passes(where: Place, scores: Sequence[Score], manifest: Manifest, serve
 # ---- before there is a version
 
 
-def _cover(where: Place, tasks: Sequence[PoolTask], name: str) -> Plan:
+def _cover(where: Place, tasks: Sequence[PoolTask], name: str) -> tuple[Plan, list[Failure]]:
     from trainer.ordering import coldstart
 
     options = where.options
@@ -260,8 +306,9 @@ def _cover(where: Place, tasks: Sequence[PoolTask], name: str) -> Plan:
             max_megapixels=where.environment.max_megapixels,
         )
     say_failures(failures, len(tasks))
+    unscored = _tasks_of(failures)
     if not scores:
-        return Plan(name, COLD_START, near_duplicates=0, failed=len(failures), items=())
+        return Plan(name, COLD_START, near_duplicates=0, unscored=unscored, kept=0, items=()), failures
     with where.clock.measure("arrange"):
         arrangement = coldstart.arrange(
             np.array([score.task for score in scores], np.int64),
@@ -270,7 +317,7 @@ def _cover(where: Place, tasks: Sequence[PoolTask], name: str) -> Plan:
             audit_share=options.audit_share,
             first=options.first,
         )
-    return place(scores, arrangement, name=name, strategy=COLD_START, failed=len(failures))
+    return place(scores, arrangement, name=name, strategy=COLD_START, unscored=unscored), failures
 
 
 def pretrained(weights: str, architecture: str) -> Embed:

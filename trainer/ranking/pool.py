@@ -4,6 +4,7 @@ Owns that nothing is computed twice: what was scored before the trainer was kill
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +24,15 @@ from contract.tasks import find_reference
 from trainer.annotations import LeftOut, Task, decide
 from trainer.dataset import THREADS
 from trainer.labelstudio import PoolTask
+from trainer.ranking.retries import Ask, ask_again
 from trainer.ranking.scores import Failure, Score, ScoreLog, digest
 from trainer.ranking.servers import Question, Servers
 
 _log = logging.getLogger(__name__)
 
-_NAMED: Final = 5
-"""How many images without a score are named; the rest are counted."""
+_REASONS: Final = 3
+"""How many reasons of images without a score are told; the rest are counted."""
+_OF_ONE_IMAGE: Final = re.compile(r"task \d+|\S*/\S*|'[^']*'|(?<!answered )\b\d+\b")
 _EMBEDDED_AT_ONCE: Final = 256
 _NO_PROBABILITIES: Final = np.zeros(0, np.float32)
 
@@ -85,7 +88,7 @@ def embed_tasks(
         try:
             return decode(fetcher.fetch(reference, task_id=task.id, project_id=project))
         except ImageError as err:
-            return Failure(task.id, err.code, str(err))
+            return Failure(task.id, err.code, str(err), later=err.later)
 
     def compute(missing: Sequence[PoolTask]) -> Iterator[list[Score | Failure]]:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
@@ -98,12 +101,27 @@ def embed_tasks(
 
 
 def say_failures(failures: Sequence[Failure], tasks: int) -> None:
-    """Name some of the images that have no score."""
-    if not failures:
-        return
-    _log.warning("%d of %d images cannot be scored and are not ranked:", len(failures), tasks)
-    for failure in failures[:_NAMED]:
-        _log.warning("  %s", name_once(f"task {failure.task}", failure.detail))
+    """Say how many images have no score, and for which reasons."""
+    if failures:
+        _log.warning("%d of %d images cannot be scored: %s", len(failures), tasks, group_failures(failures))
+
+
+def group_failures(failures: Sequence[Failure]) -> str:
+    """Say for each reason how many images it holds for, and name one of them; the commonest reasons first."""
+    groups: dict[str, list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault(_reason(failure), []).append(failure)
+    common = sorted(groups.values(), key=len, reverse=True)
+    said = [
+        f"{len(group)}, such as {name_once(f'task {group[0].task}', group[0].detail)}" for group in common[:_REASONS]
+    ]
+    others = sum(map(len, common[_REASONS:]))
+    return " | ".join([*said, *([f"{others} for other reasons"] if others else [])])
+
+
+def _reason(failure: Failure) -> str:
+    """What failures have in common that differ by their image: its address, its name and its size."""
+    return f"{failure.code} {re.sub(_OF_ONE_IMAGE, '', failure.detail)}"
 
 
 def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manifest) -> list[int]:
@@ -122,7 +140,7 @@ def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manif
 def _collect(
     tasks: Sequence[PoolTask],
     log: ScoreLog,
-    ask: Callable[[Sequence[PoolTask]], Iterator[list[Score | Failure]]],
+    ask: Ask,
     done: str,
 ) -> tuple[list[Score], list[Failure]]:
     digests = {task.id: digest(task.data) for task in tasks}
@@ -132,7 +150,7 @@ def _collect(
         _log.info("%d of %d images were %s before", len(known), len(tasks), done)
     failures: list[Failure] = []
     with tqdm(total=len(missing), desc=done, unit="image") as bar:
-        for outcomes in ask(missing):
+        for outcomes in ask_again(ask, missing, len(tasks)):
             fresh = [outcome for outcome in outcomes if isinstance(outcome, Score)]
             log.append(fresh, digests)
             known.update((score.task, score) for score in fresh)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,8 @@ from trainer.ranking import gallery
 from trainer.ranking.imports import Wanted, bring_about
 from trainer.ranking.names import base_name, next_name, round_of, superseded
 from trainer.ranking.plan import Plan, Planned, load_plan, save_plan
-from trainer.ranking.planning import COLD_START, Clock, Place, plan_all, plan_later
+from trainer.ranking.planning import COLD_START, Clock, Former, Place, plan_all, plan_later
+from trainer.ranking.retries import are_few
 from trainer.settings import Environment, RankOptions
 
 _log = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ class Summary:
     audit: int
     near_duplicates: int
     failed: int
+    kept: int
+    """Of those that failed, so many keep the place that they had before."""
     imported: int
     removed: int
     """Predictions of earlier rankings."""
@@ -75,7 +79,9 @@ class Summary:
             there = f"{self.waiting} tasks wait in their order" if self.waiting else "no task is left to label"
             return f"project {self.project}: nothing new to rank, {there}; {self.failed} images cannot be scored"
         done = "ranked" if self.ranking else "would rank"
-        parts = (f"{self.audit} by chance", f"{self.near_duplicates} near-duplicates", f"{self.failed} not scored")
+        kept = f", of which {self.kept} keep their places" if self.kept else ""
+        failed = f"{self.failed} not scored{kept}"
+        parts = (f"{self.audit} by chance", f"{self.near_duplicates} near-duplicates", failed)
         return (
             f"{done} {self.tasks} tasks of project {self.project} by {self.strategy} "
             f"({', '.join(parts)}) as {self.ranking or 'a dry run'}; {self.seconds:.0f} s"
@@ -93,7 +99,11 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     strategies.check(options.strategy, multiple=False)
     repository = environment.repository()
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
-    with exclusive(repository, work=f".rank.{options.project}", refusal=busy), open_fetcher(environment) as fetcher:
+    with (
+        exclusive(repository, work=f".rank.{options.project}", refusal=busy),
+        open_fetcher(environment) as fetcher,
+        labelstudio.outlasting(),
+    ):
         first = Place(options, environment, repository, fetcher=fetcher, clock=clock)
         begun = _Ranking(first).finish()
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
@@ -133,10 +143,14 @@ class _Ranking:
         """Rank what is not ranked yet: tasks that came after a ranking by this version, or all."""
         former = self._find_former()
         if former is None or self._options.again:
-            former, plan = None, plan_all(self._place, self._choose_name())
+            former, plan = None, self._plan_all()
         else:
             self._say_strategy(former)
-            plan = plan_later(self._place, former.name, former.strategy)
+            plan = plan_later(self._place, former)
+            found = len({item.task for item in plan.items}.intersection(former.unscored))
+            if not are_few(found, former.tasks):
+                _log.info("%d images that could not be scored now can be; all are ranked anew", found)
+                former, plan = None, self._plan_all()
         if self._options.dry_run:
             return self._only_show(plan)
         if former is None and plan.items:
@@ -145,16 +159,43 @@ class _Ranking:
 
     def _find_former(self) -> Ranking | None:
         """The ranking by this version that the project has, if it is whole."""
-        for ranking in load_rankings(self._repository):
-            if ranking.project == self._options.project and round_of(ranking.name, self._place.base) is not None:
-                return ranking if self._counts.get(ranking.name) else None
+        record = self._record_of_last
+        if record is None or round_of(record.name, self._place.base) is None:
+            return None
+        return record if self._counts.get(record.name) else None
+
+    @cached_property
+    def _record_of_last(self) -> Ranking | None:
+        """The record of the project's last ranking, by whichever version."""
+        records = load_rankings(self._repository)
+        return next((record for record in records if record.project == self._options.project), None)
+
+    def _plan_all(self) -> Plan:
+        name = self._choose_name()
+        return plan_all(self._place, name, self._find_shown(but=name))
+
+    def _find_shown(self, *, but: str) -> Former | None:
+        """The ranking of ours that the project goes by, or went by before somebody chose another backend's scores."""
+        last = self._record_of_last
+        ours = superseded([self._place.project.model_version], bases=self._bases, current=but)
+        for name in [*ours, *([last.name] if last else [])]:
+            if name != but and self._counts.get(name):
+                return Former(name, last.unscored if last and last.name == name else ())
         return None
+
+    @property
+    def _bases(self) -> list[str]:
+        """The names of all first rankings; of a version whose folder was deleted, the last ranking's record tells."""
+        last = self._record_of_last
+        gone = [last.version] if last and last.version else []
+        return [*self._repository.history(), *gone, base_name(None, self._repository.model)]
 
     def _choose_name(self) -> str:
         """The version's own, unless it was ranked by already: on purpose, or by Label Studio fetching predictions."""
         base = self._place.base
         names = {name for name in self._counts if round_of(name, base) is not None}
-        if not self._options.again and names <= {base} and self._counts.get(base, 0) <= _FEW_STRAYS:
+        anew = self._options.again or self._find_former() is not None
+        if not anew and names <= {base} and self._counts.get(base, 0) <= _FEW_STRAYS:
             return base
         return next_name(base, names)
 
@@ -207,10 +248,9 @@ class _Ranking:
             labelstudio.switch_model_version(self._client, self._options.project, name, sampling=sampling)
 
     def _remove_superseded(self, current: str) -> int:
-        bases = [*self._repository.history(), base_name(None, self._repository.model)]
         counts = labelstudio.count_predictions(self._client, self._options.project)
         removed = 0
-        for name in superseded(counts, bases=bases, current=current):
+        for name in superseded(counts, bases=self._bases, current=current):
             _log.info("removing %d predictions of %s", counts[name], name)
             try:
                 labelstudio.delete_predictions(self._client, self._options.project, name)
@@ -235,7 +275,7 @@ class _Ranking:
             ) from err
 
     def _describe(self, plan: Plan) -> Ranking:
-        uncertain, confident = gallery.choose(plan.items)
+        uncertain, confident = gallery.choose(plan.scored)
         balds = [item.bald for item in plan.items if item.bald is not None]
         return Ranking(
             name=plan.name,
@@ -244,10 +284,11 @@ class _Ranking:
             title=self._place.project.title,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             strategy=plan.strategy,
-            tasks=len(plan.items),
-            audit=_count_audit(plan.items),
+            tasks=len(plan.scored),
+            audit=_count_audit(plan.scored),
             near_duplicates=plan.near_duplicates,
-            failed=plan.failed,
+            failed=len(plan.unscored),
+            unscored=plan.unscored,
             mean_bald=float(np.mean(balds)) if balds else None,
             most_uncertain=self._show(uncertain),
             most_confident=self._show(confident),
@@ -268,11 +309,12 @@ class _Ranking:
             version=self._place.version.name if self._place.version else None,
             project=self._options.project,
             strategy=plan.strategy,
-            tasks=len(plan.items),
-            waiting=len(self._place.tasks) - plan.failed,
-            audit=_count_audit(plan.items),
+            tasks=len(plan.scored),
+            waiting=len(self._place.tasks) - len(plan.unscored) + plan.kept,
+            audit=_count_audit(plan.scored),
             near_duplicates=plan.near_duplicates,
-            failed=plan.failed,
+            failed=len(plan.unscored),
+            kept=plan.kept,
             imported=imported,
             removed=removed,
         )
@@ -300,5 +342,9 @@ def _count_audit(items: Sequence[Planned]) -> int:
 def _extended(former: Ranking, plan: Plan) -> Ranking:
     """The record of a ranking to which tasks were added."""
     return replace(
-        former, tasks=former.tasks + len(plan.items), audit=former.audit + _count_audit(plan.items), failed=plan.failed
+        former,
+        tasks=former.tasks + len(plan.items),
+        audit=former.audit + _count_audit(plan.items),
+        failed=len(plan.unscored),
+        unscored=plan.unscored,
     )

@@ -50,6 +50,8 @@ class Failure:
     task: int
     code: str
     detail: str
+    later: bool = False
+    """Whether the reason is one that passes."""
 
 
 def parse_score(document: Mapping[str, Any]) -> Score | Failure:
@@ -60,7 +62,8 @@ def parse_score(document: Mapping[str, Any]) -> Score | Failure:
     """
     task = document["task"]
     if "error" in document:
-        return Failure(task, str(document["error"]["code"]), str(document["error"]["detail"]))
+        error = document["error"]
+        return Failure(task, str(error["code"]), str(error["detail"]), later=error.get("later") is True)
     probabilities = np.asarray(document["probabilities"], np.float32)
     passes = document.get("passes")
     return Score(

@@ -34,6 +34,9 @@ DEFAULT_LABELS: Final = 20
 
 _LONGEST_POLL_S: Final = 60.0
 _LONGEST_WAIT_S: Final = 600.0
+_RETRY_S: Final = 60.0
+"""Until images that could not be scored are tried again; doubled for as long as none of them can be."""
+_LONGEST_RETRY_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,10 @@ class _View:
     state: labelstudio.State
     changes: Changes
     """Of labels, since the newest version was trained."""
+    current: str | None
+    """The version in use; None if nothing is published."""
     target: str
     """What the project should be ranked by."""
-    published: bool
     trained: Trained | None
     requests: tuple[TrainingRequest, ...]
     """To train; those that were answered left out."""
@@ -247,6 +251,11 @@ class _Watcher:
         self._answered: tuple[TrainingRequest, ...] = ()
         self._hopeless: labelstudio.State | None = None
         """The state whose labels cannot be trained on."""
+        self._refused: tuple[str | None, str] | None = None
+        """The version that does not know the labels of a labelling config, and that config's digest."""
+        self._unscored = 0
+        """Images that could not be scored the last time."""
+        self._scoring = _Wait(_RETRY_S, _LONGEST_RETRY_S)
         self._ranked = ""
         """What the project is ranked by, as far as is known."""
         self._ranked_tasks = 0
@@ -298,8 +307,8 @@ class _Watcher:
         return _View(
             state,
             changes,
+            current=current,
             target=base_name(current, self._repository.model),
-            published=current is not None,
             trained=trained,
             requests=self._find_requests(),
         )
@@ -331,7 +340,7 @@ class _Watcher:
         if (self._training.over or self._asked_again(view)) and (why := self._why_train(view)):
             self._train(why, view)
         elif self._ranking.over and (why := self._why_rank(view)):
-            self._rank(why, view.state.tasks)
+            self._rank(why, view)
         self._seen_tasks = view.state.tasks
 
     def _asked_again(self, view: _View) -> bool:
@@ -351,9 +360,9 @@ class _Watcher:
 
     def _why_rank(self, view: _View) -> str | None:
         tasks = view.state.tasks
-        if not tasks:
+        if not tasks or self._refused == (view.current, view.state.label_config):
             return None
-        if not view.published and not self._ranked:
+        if not self._ranked and view.current is None:
             return "nothing is published yet"
         if not self._ranked:
             return "the watch begins"  # another may have ended with tasks unranked; if none are, this is soon over
@@ -361,7 +370,8 @@ class _Watcher:
             return f"not ranked by {view.target} yet"
         if tasks > self._ranked_tasks and tasks == self._seen_tasks:  # else more are on their way
             return f"{tasks - self._ranked_tasks} more tasks"
-        return None
+        due = self._unscored and self._scoring.over
+        return f"{self._unscored} images that could not be scored" if due else None
 
     # ---- acting
 
@@ -374,7 +384,7 @@ class _Watcher:
             self._answer(view.requests)
             done = f"{why}: {_say_trained(outcome.report)}"
             self._open = _Round(done, str(outcome.report.get("advice") or ""), started)
-            self._rank(why, view.state.tasks)
+            self._rank(why, view)
             return
         wait_s = self._training.fail(least_s=outcome.seconds)
         if outcome.status == LABELS_AT_FAULT:
@@ -384,17 +394,22 @@ class _Watcher:
         else:
             logger.warning("%s, but nothing was trained: %s; again in %.0f s", why, outcome.reason, wait_s)
 
-    def _rank(self, why: str, tasks: int) -> None:
+    def _rank(self, why: str, view: _View) -> None:
         done = self._open
         outcome = self._run("rank")
+        if outcome.status == LABELS_AT_FAULT:
+            self._refused = (self._current(), view.state.label_config)
+            logger.warning("%s; not ranked: %s; waiting for a version that knows them", why, outcome.reason)
+            return
         if outcome.status:
             wait_s = self._ranking.fail(least_s=outcome.seconds)
             said = done.trained if done else why
             logger.warning("%s; not ranked: %s; again in %.0f s", said, outcome.reason, wait_s)
             return
         self._ranking.succeed()
-        self._ranked, self._ranked_tasks = base_name(outcome.report.get("version"), self._repository.model), tasks
-        ranked = _say_ranked(outcome.report)
+        self._ranked = base_name(outcome.report.get("version"), self._repository.model)
+        self._ranked_tasks = view.state.tasks
+        ranked = _say_ranked(outcome.report) + self._note_unscored(outcome.report)
         if done is None:
             logger.info("%s: %s; %.0f s", why, ranked, outcome.seconds)
             return
@@ -409,6 +424,14 @@ class _Watcher:
         outcome = self._run("prune")
         if outcome.status:
             logger.warning("old versions were not removed: %s; again after the next round", outcome.reason)
+
+    def _note_unscored(self, report: Mapping[str, Any]) -> str:
+        """Have images that could not be scored tried again, and say so: later and later as long as none can be."""
+        failed = int(report.get("failed") or 0)
+        if failed < self._unscored:
+            self._scoring.succeed()
+        self._unscored = failed
+        return f"; {failed} images could not be scored, again in {self._scoring.fail():.0f} s" if failed else ""
 
     def _run(self, command: str) -> Outcome:
         """Run a command; on a signal, what was being done stays known."""

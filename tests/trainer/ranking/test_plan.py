@@ -10,10 +10,11 @@ PLAN = Plan(
     "20261123T050102123Z-0a1b2c.r2",
     "balanced-bald",
     near_duplicates=1,
-    failed=2,
+    unscored=(3, 11),
+    kept=1,
     items=(
         Planned(7, 0.1 + 0.2, [REGION], "the passes disagree", bald=0.123, audit=False),
-        Planned(3, 0.9, [], "random sample", bald=None, audit=True),
+        Planned(3, 0.9, [], "random sample", bald=None, audit=True, kept=True),
     ),
 )
 

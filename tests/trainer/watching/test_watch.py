@@ -20,10 +20,11 @@ from contract.repository import Repository
 from contract.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
 from tests.loopback import host, reply
+from tests.versions import publish
 from trainer import labelstudio
 from trainer.settings import Environment
 from trainer.watching import children
-from trainer.watching.watch import WatchOptions, watch
+from trainer.watching.watch import WatchOptions, _Wait, watch
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 POLL_S = 0.01
@@ -550,6 +551,51 @@ def test_a_ranking_that_failed_is_tried_again_alone(studio, caplog):
     assert names(ran) == ["run", "rank", "rank", "rank"]
     assert "on 20 labels, macro-F1 0.71; not ranked: no server answers; again in" in said[1]
     assert "on 20 labels, macro-F1 0.71; ranked 100 tasks by margin" in said[-1]
+
+
+def test_images_that_could_not_be_scored_are_tried_again_without_a_new_label(studio, caplog, monkeypatch):
+    """After a wait that grows as long as none of them can be, and begins anew when some could."""
+    monkeypatch.setattr("trainer.watching.watch._RETRY_S", 0.001)
+    waits = []
+    fail = _Wait.fail
+    monkeypatch.setattr("trainer.watching.watch._Wait.fail", lambda self: waits.append(fail(self)) or waits[-1])
+    plan(studio.folder, rank=[[0, "", {"failed": failed}] for failed in (7, 7, 7, 3, 3)])
+    _, ran, said = watch_it(studio, caplog, labels=1000)
+    assert names(ran) == ["rank"] * 6
+    assert waits == [0.001, 0.002, 0.004, 0.001, 0.002]
+    assert "ranked 100 tasks by margin; 7 images could not be scored, again in 0 s; " in said[1]
+    assert said[2].startswith("7 images that could not be scored: ranked 100 tasks by margin; 7 images could not be")
+
+
+def test_what_could_not_be_scored_keeps_no_round_waiting(studio, caplog):
+    """It is due in a minute, and a round is when labels have come."""
+    plan(studio.folder, rank=[[0, "", {"failed": 7}]])
+    studio.events |= {10: lambda: studio.label(20)}
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["rank", "run", "rank"]
+    assert "7 images could not be scored, again in 60 s" in said[1]
+
+
+def test_a_version_that_does_not_know_the_projects_labels_is_not_asked_again(studio, caplog):
+    """Labels for the project's own lead to one that does, which then ranks."""
+    publish(repository_of(studio), b"of another project")
+    plan(studio.folder, rank=[[3, "error: expected a project with the labels of version 1 (a, b), it has others"]])
+    studio.events[30] = lambda: studio.label(20)
+    _, ran, said = watch_it(studio, caplog, rounds=1)
+    assert names(ran) == ["rank", "run", "rank"]
+    assert said[1] == (
+        "the watch begins; not ranked: expected a project with the labels of version 1 (a, b), it has others; "
+        "waiting for a version that knows them"
+    )
+
+
+def test_a_version_is_asked_again_when_the_labels_have_changed(studio, caplog):
+    """They may be those that it knows."""
+    publish(repository_of(studio), b"of another project")
+    plan(studio.folder, rank=[[3, "error: others"]])
+    studio.events |= {20: lambda: setattr(studio, "labels", ["a", "b"]), 40: stop}
+    _, ran, _ = watch_it(studio, caplog)
+    assert names(ran) == ["rank", "rank"]
 
 
 def test_waits_grow_with_each_failure(studio, caplog):

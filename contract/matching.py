@@ -1,0 +1,59 @@
+"""Whether a project asks for what a model has learnt: the labels of one against those of the other.
+
+A labelling config may change after a training. Labels that were added get no probability, and images predicted as one
+that was lost get no label; both are no reason to stop. A project of another subject is.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from contract.errors import LabelMismatch
+from contract.labelconfig import ChoicesControl
+
+_ENOUGH: Final = 0.5
+"""The share of the shorter list of labels that both have to have."""
+_LISTS: Final = 3
+"""Controls whose labels are named."""
+_NAMED: Final = 10
+"""Labels of a list that are named; the rest are counted."""
+_LONGEST: Final = 60
+"""Characters of a label that are shown."""
+
+
+def match_control(
+    controls: Sequence[ChoicesControl], *, version: str, name: str | None, labels: Sequence[str]
+) -> ChoicesControl:
+    """Pick the control that a version answers for, among those whose labels it knows.
+
+    It knows them if both share at least half of the labels of whichever has fewer, stored or displayed. The control
+    named `name` is taken if it is among these, else the one sharing most.
+
+    Raises:
+        LabelMismatch: if it knows the labels of none.
+    """
+    known = [control for control in controls if _is_known(control, labels)]
+    if not known:
+        lists = "; ".join(f"{control.from_name}: {_say(control.labels)}" for control in controls[:_LISTS])
+        raise LabelMismatch(
+            f"expected a project with the labels of version {version} ({_say(labels)}), its labelling config has "
+            f"others ({lists}); train a version on this project, or set LABELNEXT_MODEL to the model that was trained "
+            "on it"
+        )
+    named = [control for control in known if control.from_name == name]
+    return (named or sorted(known, key=lambda control: -_count_shared(control, labels)))[0]  # the first of equals
+
+
+def _is_known(control: ChoicesControl, labels: Sequence[str]) -> bool:
+    shared = _count_shared(control, labels)
+    return shared > 0 and shared >= _ENOUGH * min(len(control.choices), len(labels))
+
+
+def _count_shared(control: ChoicesControl, labels: Sequence[str]) -> int:
+    wanted = set(labels)
+    return sum(choice.stored in wanted or choice.shown in wanted for choice in control.choices)
+
+
+def _say(labels: Sequence[str]) -> str:
+    named = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..." for label in labels[:_NAMED]]
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    return ", ".join(named) + more

@@ -1,0 +1,71 @@
+import pytest
+
+from contract.errors import LabelMismatch
+from contract.labelconfig import Choice, ChoicesControl
+from contract.matching import match_control
+
+VERSION = "20261123T050102123Z-0a1b2c"
+
+
+def control(*choices, name="kind"):
+    return ChoicesControl(name, "image", "image", tuple(Choice(*each.split("=")) for each in choices), multiple=False)
+
+
+def match(labels, *controls, name=None):
+    return match_control(controls, version=VERSION, name=name, labels=labels).from_name
+
+
+@pytest.mark.parametrize(
+    ("labels", "choices"),
+    [
+        (("cat", "dog"), ("cat", "dog")),
+        (("cat", "dog"), ("cat", "dog", "eel", "fox", "gnu")),
+        (("cat", "dog", "eel", "fox", "gnu"), ("cat", "dog")),
+        (("cat", "dog"), ("cat", "hound")),
+        (("cat", "dog", "eel"), ("cat", "dog", "fox", "gnu")),
+        (("cat", "dog"), ("Katze=cat", "Hund=dog")),
+        (("Katze", "Hund"), ("Katze=cat", "Hund=dog")),
+    ],
+    ids=["equal", "added", "lost", "half", "lost and added", "stored", "displayed"],
+)
+def test_labels_that_came_or_went_since_the_training_are_no_mismatch(labels, choices):
+    """A labelling config may change; half of the shorter list is enough."""
+    assert match(labels, control(*choices)) == "kind"
+
+
+@pytest.mark.parametrize(
+    ("labels", "choices"),
+    [
+        (("cat", "dog"), ("car", "bike")),
+        (("cat", "dog"), ("Cat", "Dog")),
+        (("cat", "dog", "other"), ("car", "bike", "other")),
+        (("cat", "dog"), ("car",)),
+    ],
+    ids=["other", "other spelling", "only what is left over in common", "one"],
+)
+def test_labels_of_another_subject_are_a_mismatch(labels, choices):
+    """The message names both lists, and what to do."""
+    with pytest.raises(LabelMismatch) as caught:
+        match(labels, control(*choices))
+    said = str(caught.value)
+    assert f"version {VERSION} ({', '.join(labels)})" in said
+    assert f"kind: {', '.join(choices)}" in said
+    assert "train a version on this project" in said
+
+
+def test_of_the_controls_that_are_known_the_named_one_is_taken_and_else_the_one_sharing_most():
+    """A name that is there by chance, over other labels, does not count."""
+    blurred, few, many = control("yes", "no", name="blurred"), control("cat", "no", name="few"), control("cat", "dog")
+    assert match(("cat", "dog"), blurred, few, many, name="few") == "few"
+    assert match(("cat", "dog"), blurred, few, many, name="blurred") == "kind"
+    assert match(("cat", "dog"), blurred, few, many) == "kind"
+
+
+def test_long_lists_and_labels_are_named_in_part():
+    """The message goes into logs and status lines."""
+    labels = [f"label {number}" for number in range(1000)]
+    controls = [control(*(f"{name} {number} {'x' * 500}" for number in range(500)), name=name) for name in "abcdef"]
+    with pytest.raises(LabelMismatch) as caught:
+        match(labels, *controls)
+    assert "label 9 and 990 more" in str(caught.value)
+    assert len(str(caught.value)) < 4000

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+
+from trainer.labelstudio import PoolTask
+from trainer.ranking.retries import Insistence, are_few, ask_again
+from trainer.ranking.scores import Failure, Score
+
+
+class Pool:
+    """Images of hosts that are down until some second, asked for by a clock that only asking and waiting move on."""
+
+    def __init__(self, up_at, *, ask_s=0.0):
+        self.up_at = up_at
+        """By task: the second from which on its image can be had; None for one that never can."""
+        self.ask_s = ask_s
+        """How long it takes to ask for one."""
+        self.now = 1000.0
+        self.begun = self.now
+        self.asked = []
+        self.pauses = []
+
+    def ask(self, tasks):
+        self.asked.append([task.id for task in tasks])
+        for task in tasks:
+            self.now += self.ask_s
+            yield [self.outcome(task.id)]
+
+    def outcome(self, task):
+        up_at = self.up_at[task]
+        if up_at is None:
+            return Failure(task, "fetch", "answered 404")
+        if self.now - self.begun < up_at:
+            return Failure(task, "fetch", "cannot be reached", later=True)
+        return Score(task, [], np.zeros(2, np.float32), bald=0.1, entropy=0.2, embedding=np.zeros(1, np.float32))
+
+    def wait(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def run(self, **options):
+        insistence = Insistence(clock=lambda: self.now, sleep=self.wait, **options)
+        tasks = [PoolTask(task, {}) for task in self.up_at]
+        outcomes = [each for group in ask_again(self.ask, tasks, len(tasks), insistence) for each in group]
+        assert sorted(each.task for each in outcomes) == sorted(self.up_at)  # one outcome each
+        return {each.task: isinstance(each, Score) for each in outcomes}
+
+    @property
+    def seconds(self):
+        return self.now - self.begun
+
+
+def test_images_that_can_be_had_are_asked_for_once():
+    """And nobody waits."""
+    pool = Pool(dict.fromkeys(range(9), 0))
+    assert all(pool.run().values())
+    assert (pool.asked, pool.pauses) == ([list(range(9))], [])
+
+
+def test_images_that_are_gone_or_broken_are_not_asked_for_again():
+    """No waiting brings them back."""
+    pool = Pool({1: None, 2: 0, 3: None})
+    assert pool.run() == {1: False, 2: True, 3: False}
+    assert (len(pool.asked), pool.pauses) == (1, [])
+
+
+def test_a_host_that_comes_back_is_waited_for():
+    """Its images alone are asked for again, after pauses that double up to half a minute."""
+    pool = Pool({**dict.fromkeys(range(40), 0), **dict.fromkeys(range(40, 50), 200), 50: None})
+    assert [task for task, scored in pool.run().items() if not scored] == [50]
+    assert {tuple(each) for each in pool.asked[1:]} == {tuple(range(40, 50))}
+    assert pool.pauses[:7] == [1, 2, 4, 8, 16, 30, 30]
+    assert 200 <= pool.seconds < 231
+
+
+def test_a_host_that_stays_away_is_given_up_after_five_minutes():
+    """What is missing then is told."""
+    pool = Pool(dict.fromkeys(range(10), 10_000))
+    assert not any(pool.run().values())
+    assert 270 < pool.seconds <= 300
+
+
+def test_as_long_as_images_come_it_goes_on():
+    """Five minutes are counted from the last that came, and the pauses are short again."""
+    pool = Pool({number: 100 * number for number in range(1, 21)})
+    assert [task for task, scored in pool.run().items() if not scored] == [20]  # one is few, and waited for no longer
+    assert 1900 <= pool.seconds < 1931
+
+
+def test_a_few_images_do_not_hold_up_the_others():
+    """They are tried again another time."""
+    pool = Pool({**dict.fromkeys(range(97), 0), **dict.fromkeys(range(97, 100), 10_000)})
+    assert sum(pool.run().values()) == 97
+    assert 7 <= pool.seconds <= 15
+
+
+def test_a_host_that_is_as_slow_as_it_is_gone_is_not_asked_for_ever():
+    """The time that asking takes counts as well."""
+    pool = Pool(dict.fromkeys(range(100), 10_000), ask_s=10)
+    assert not any(pool.run().values())
+    assert len(pool.asked) == 1
+
+
+@pytest.mark.parametrize(("count", "total", "few"), [(0, 0, 1), (1, 1, 1), (2, 39, 0), (2, 40, 1), (51, 1000, 0)])
+def test_few_are_one_or_a_twentieth(count, total, few):
+    """One image is few of any number."""
+    assert are_few(count, total) == bool(few)

@@ -1,0 +1,81 @@
+"""Asking again for images that could not be had for a reason that passes: a host that is down, or has too much to do.
+
+Owns how long that is worth it. A few such images do not hold up all others: they are tried again by the next ranking.
+Many of them mean that something is down which will be up again. Knows neither servers nor hosts.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from trainer.labelstudio import PoolTask
+from trainer.ranking.scores import Failure, Score
+
+_log = logging.getLogger(__name__)
+
+FEW: Final = 0.05
+"""The share of images up to which so many are few."""
+
+Ask = Callable[[Sequence[PoolTask]], Iterator[list[Score | Failure]]]
+"""Gives one outcome for each task, in any order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Insistence:
+    """How long to go on asking, in seconds."""
+
+    few_s: float = 15.0
+    """If few images are missing: since the first of them failed."""
+    many_s: float = 300.0
+    """If many are: since the last one came."""
+    pause_s: float = 1.0
+    """Before the second attempt; each pause is twice the one before it, until an image comes."""
+    longest_s: float = 30.0
+    """The longest pause."""
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def are_few(count: int, total: int) -> bool:
+    """Whether so many images of so many are few: one is, and 5 %."""
+    return count <= max(1, FEW * total)
+
+
+def ask_again(
+    ask: Ask, tasks: Sequence[PoolTask], total: int, insistence: Insistence | None = None
+) -> Iterator[list[Score | Failure]]:
+    """Ask for tasks, and again for those that fail for a reason that passes; each gets one outcome in the end.
+
+    Args:
+        ask: called with all tasks, then with those that failed so.
+        tasks: whose images are missing.
+        total: how many images there are, those included that are known: what is few goes by it.
+        insistence: how long to go on.
+    """
+    wanted = insistence or Insistence()
+    pause_s, began, came_at = wanted.pause_s, None, wanted.clock()
+    while tasks:
+        failed: dict[int, Failure] = {}
+        for outcomes in ask(tasks):
+            passing = {each.task: each for each in outcomes if isinstance(each, Failure) and each.later}
+            failed |= passing
+            if any(isinstance(each, Score) for each in outcomes):
+                came_at, pause_s = wanted.clock(), wanted.pause_s
+            yield [each for each in outcomes if each.task not in passing]
+        if not failed:
+            return
+        began = wanted.clock() if began is None else began
+        since, allowed_s = (began, wanted.few_s) if are_few(len(failed), total) else (came_at, wanted.many_s)
+        if wanted.clock() + pause_s - since > allowed_s:
+            yield list(failed.values())
+            return
+        tasks = [task for task in tasks if task.id in failed]
+        _log.warning("%s", _say(list(failed.values()), total, pause_s))
+        wanted.sleep(pause_s)
+        pause_s = min(2 * pause_s, wanted.longest_s)
+
+
+def _say(failed: Sequence[Failure], total: int, pause_s: float) -> str:
+    return f"{len(failed)} of {total} images cannot be had now ({failed[0].detail}); asking again in {pause_s:.0f} s"
