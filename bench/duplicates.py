@@ -21,7 +21,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter
-from tqdm import tqdm
 
 from bench.machine import describe
 from bench.model import Subject, trained
@@ -29,6 +28,7 @@ from contract.embedding import embed
 from contract.preprocess import decode_image
 from server.cpus import available_cpus
 from server.engine import Engine, EngineOptions
+from trainer.bars import Bar
 from trainer.ordering.audit import DEFAULT_SHARE
 from trainer.ordering.duplicates import find_representatives
 from trainer.ordering.order import arrange
@@ -102,7 +102,7 @@ def _score(subject: Subject, photos: Sequence[Path]) -> _Pool:
     engine = Engine(subject.version, EngineOptions(threads=available_cpus()))
     rng = np.random.default_rng(0)
     embeddings, outputs = [], []
-    for photo in tqdm(photos, desc="photos and copies", unit="photo"):
+    for photo in Bar(photos, desc="photos and copies", unit="photo"):
         with Image.open(photo) as image:
             upright = image.convert("RGB")
         files = [_to_png(each) for each in (upright, *near_copies(upright, rng).values())]

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from bench.evidence import Plan, plan_studies
 from bench.machine import describe
 from bench.model import CACHE
+from trainer.bars import Bar
 from trainer.dataset import Indices
 from trainer.evaluate import measure
 from trainer.fit import choose_recipe
@@ -72,7 +72,7 @@ def main() -> None:
     [plan] = [plan for plan in plan_studies(quick=False) if plan.name == options.set]
     training = Training(weights=plan.weights, image_size=plan.image_size, units=256)
     ground = prepare(plan, training)
-    rows = {name: _measure(ground, training, change) for name, change in tqdm(CHANGES.items(), unit="change")}
+    rows = {name: _measure(ground, training, change) for name, change in Bar(CHANGES.items(), unit="change")}
     _print_table(rows)
     print(json.dumps({"bench": "recipe", "set": plan.name, "rows": rows, "machine": describe()}))
 

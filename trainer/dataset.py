@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from contract.download import public_name
 from contract.errors import FetchError, ImageError, LabelError, name_once
 from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import InputSpec
 from contract.preprocess import MAX_MEGAPIXELS, decode_image
+from trainer.bars import Bar
 from trainer.imagecache import ImageCache, Kept
 from trainer.labels import LabelledImage, LabelledPool
 from trainer.settings import Environment
@@ -107,7 +107,7 @@ def load_pixels(
         return hashlib.sha256(data).digest()
 
     own = range(len(images)) if world is None else range(len(images))[world.part(len(images))]
-    outcomes = list(tqdm(_in_threads(load, own), "images", len(own), unit="image", disable=not progress))
+    outcomes = list(Bar(_in_threads(load, own), "images", len(own), unit="image", disable=not progress))
     if world is not None:
         outcomes = list(chain.from_iterable(world.gather(outcomes)))
         world.complete(images)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import TensorDataset
-from tqdm import tqdm
 
 from contract.errors import TrainingError
+from trainer.bars import Bar
 from trainer.bayes import ModelWrapper, TrainingArgs
 from trainer.dataset import Targets
 from trainer.network import Network
@@ -228,7 +228,7 @@ def compute_features(
     """
     module.eval()
     part, chunks = world.part(len(inputs)), []
-    with torch.no_grad(), tqdm(total=len(inputs[part]), desc=title, unit="image", disable=not world.first) as bar:
+    with torch.no_grad(), Bar(total=len(inputs[part]), desc=title, unit="image", disable=not world.first) as bar:
         for chunk in torch.split(inputs[part], _IMAGES_A_FORWARD):
             chunks.append(module(chunk.to(device)).cpu())
             bar.update(len(chunk))
@@ -307,7 +307,7 @@ class _Job:
             fused=True,  # one pass over memory, which is what a step costs on a CPU
         )
         steps = math.ceil(len(self.targets) / recipe.batch_images) * recipe.epochs
-        with tqdm(total=steps, desc="training", unit="step", disable=not self.world.first) as bar:
+        with Bar(total=steps, desc="training", unit="step", disable=not self.world.first) as bar:
             _attach(optimizer, recipe=recipe, steps=steps, bar=bar)
             wrapper = ModelWrapper(self.module, self._arguments(optimizer, recipe, bar))
             with warnings.catch_warnings():  # baal's mean of the losses holds on to their graphs
@@ -331,7 +331,7 @@ class _Job:
     def _dataset(self) -> TensorDataset:
         return TensorDataset(self.inputs, torch.from_numpy(self.targets))
 
-    def _arguments(self, optimizer: torch.optim.Optimizer, recipe: Recipe, bar: "tqdm[Any]") -> TrainingArgs:
+    def _arguments(self, optimizer: torch.optim.Optimizer, recipe: Recipe, bar: Bar) -> TrainingArgs:
         return TrainingArgs(
             optimizer=optimizer,
             batch_size=recipe.batch_images,
@@ -369,7 +369,7 @@ class _EachLabel(nn.Module):
 class _Watched:
     """The loss of a batch, given each rank's share of it: stops training, on all, as soon as it is not finite."""
 
-    def __init__(self, loss: nn.Module, bar: "tqdm[Any]", world: World) -> None:
+    def __init__(self, loss: nn.Module, bar: Bar, world: World) -> None:
         self._loss = loss
         self._bar = bar
         self._world = world
@@ -391,7 +391,7 @@ def _weight(loss: nn.Module, targets: Tensor) -> Tensor:
     return torch.tensor(float(len(targets)), device=targets.device)
 
 
-def _attach(optimizer: torch.optim.Optimizer, *, recipe: Recipe, steps: int, bar: "tqdm[Any]") -> None:
+def _attach(optimizer: torch.optim.Optimizer, *, recipe: Recipe, steps: int, bar: Bar) -> None:
     """Clip before each step; move the rate and the bar after it. baal owns the loop, hooks are the way in."""
     schedule = LambdaLR(optimizer, partial(_rate, steps=steps))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from contract.errors import ConfigError, TrainingError
+from trainer.bars import Bar
 from trainer.bayes import ActiveDropout, patch_module
 from trainer.settings import ARCHITECTURES
 
@@ -331,6 +333,8 @@ def _download_weights(architecture: str) -> Mapping[str, Tensor]:
     weights = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1
     try:
         with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
+            # Its own bar would fill a log.
+            torch.hub.tqdm = partial(Bar, desc="weights")  # type: ignore[attr-defined, assignment]  # no class, but it makes one
             return cast(Mapping[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as err:  # no route, refused, timed out; a digest that differs
         raise ConfigError(

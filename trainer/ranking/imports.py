@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tqdm import tqdm
-
 from contract.disk import explain
 from contract.errors import ConfigError
 from trainer import labelstudio
+from trainer.bars import Bar
 from trainer.labelstudio import Refused, StoredPrediction, Unreachable
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def bring_about(
                 flight.settle(afresh=True)
                 break
             taken.update(tasks)
-        for number in tqdm(changes.delete, "removing duplicates", unit="prediction", disable=not changes.delete):
+        for number in Bar(changes.delete, "removing duplicates", unit="prediction", disable=not changes.delete):
             labelstudio.delete_prediction(client, number)
     raise ConfigError(
         f"expected Label Studio to hold one prediction of {name} for each of {len(wanted)} tasks of project "

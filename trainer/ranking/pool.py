@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from contract.errors import ImageError, name_once
 from contract.fetch import Fetcher
@@ -22,6 +21,7 @@ from contract.manifest import InputSpec, Manifest
 from contract.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.tasks import find_reference
 from trainer.annotations import LeftOut, Task, decide
+from trainer.bars import Bar
 from trainer.dataset import THREADS
 from trainer.labelstudio import PoolTask
 from trainer.ranking.retries import Ask, ask_again
@@ -149,7 +149,7 @@ def _collect(
     if known:
         _log.info("%d of %d images were %s before", len(known), len(tasks), done)
     failures: list[Failure] = []
-    with tqdm(total=len(missing), desc=done, unit="image") as bar:
+    with Bar(total=len(missing), desc=done, unit="image") as bar:
         for outcomes in ask_again(ask, missing, len(tasks)):
             fresh = [outcome for outcome in outcomes if isinstance(outcome, Score)]
             log.append(fresh, digests)

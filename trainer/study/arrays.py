@@ -16,9 +16,9 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from contract.errors import ConfigError
+from trainer.bars import Bar
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _compute(path: Path, batches: Batches, *, count: int, title: str) -> _Record
     with (
         partial.open("r+b") as file,
         closing(batches(record.rows)) as rest,
-        tqdm(desc=title, total=count, initial=record.rows, unit="image") as bar,
+        Bar(desc=title, total=count, initial=record.rows, unit="image") as bar,
     ):
         file.seek(record.size_bytes)
         rows, notes, recorded = record.rows, dict(record.notes), time.monotonic()

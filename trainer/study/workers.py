@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from contract.errors import ConfigError
+from trainer.bars import Bar
 from trainer.dataset import Indices
 from trainer.study.chain import Chain, Protocol
 from trainer.study.learner import Material
@@ -92,7 +92,7 @@ def run_all(chains: Sequence[Place], work: Work, *, workers: int) -> None:
     total = len(chains) * (work.protocol.rounds + 1)
     threads = max(1, count_processors() // workers)
     with (
-        tqdm(total=total, initial=done, desc="rounds", unit="round", smoothing=0.05) as bar,
+        Bar(total=total, initial=done, desc="rounds", unit="round", smoothing=0.05) as bar,
         _silent_workers(),
         ProcessPoolExecutor(workers, context, _start_worker, (work, threads, ended, stop)) as executor,
     ):
@@ -105,7 +105,7 @@ def run_all(chains: Sequence[Place], work: Work, *, workers: int) -> None:
             raise
 
 
-def _wait(futures: "Sequence[Future[None]]", ended: "multiprocessing.Queue[int]", bar: "tqdm[Any]") -> None:
+def _wait(futures: "Sequence[Future[None]]", ended: "multiprocessing.Queue[int]", bar: Bar) -> None:
     waiting = set(futures)
     while waiting:
         over, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
