@@ -75,7 +75,8 @@ def _is_image(file: Path) -> bool:
 
 def _named(entries: Sequence[Path], root: Path) -> list[str]:
     start = f"{str(root).rstrip('/')}/"
-    return [str(entry).removeprefix(start) for entry in entries]
+    names = (str(entry).removeprefix(start) for entry in entries)
+    return [name.encode(errors="surrogateescape").decode(errors="replace") for name in names]  # they go to a log
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,9 @@ def _look(folder: Path) -> _Content:
     files: list[Path] = []
     faults = defaultdict[str, list[Path]](list)
     try:
-        entries = sorted((each for each in folder.iterdir() if not is_passed_over(each.name)), key=lambda each: each.name)
+        entries = sorted(
+            (each for each in folder.iterdir() if not is_passed_over(each.name)), key=lambda each: each.name
+        )
     except OSError:
         return _Content([], [], {UNREADABLE: [folder]})
     for entry in entries:

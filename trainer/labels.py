@@ -29,15 +29,13 @@ from trainer.annotations import (
     times_for_regions,
     valid_annotations,
 )
+from trainer.classfolders import BROKEN_LINK, IMAGE_SUFFIXES, NESTED, UNREADABLE, find_images
 from trainer.exports import read_export
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""What a file in a class folder must end with, in either case, to be taken for an image."""
 
 _REFERENCE_STARTS: Final = (
     "http://",
@@ -81,12 +79,14 @@ class LabelledPool:
     """Whether several labels may hold of an image, and none."""
     left_out_tasks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """The numbers of the tasks left out, by reason, of those that have one."""
+    left_out_files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The paths of the files left out, by reason."""
     lost_labels: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
     """The tasks left out for a label that the labelling config no longer has, by label; None for one without number."""
 
 
 def describe_left_out(pool: LabelledPool) -> list[str]:
-    """What was left out, one sentence for each reason, with the tasks and with the labels that are lost."""
+    """What was left out, one sentence for each reason, with the tasks or files and with the labels that are lost."""
     return [f"{count} {reason}{_examples(pool, reason)}" for reason, count in pool.left_out.items()]
 
 
@@ -95,6 +95,8 @@ def _examples(pool: LabelledPool, reason: str) -> str:
         labels = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
         named = [f"{label!r} in {len(tasks)}{_numbers(tasks)}" for label, tasks in labels]
         return f": {_some(named)}"
+    if reason in pool.left_out_files:
+        return f" ({_some(pool.left_out_files[reason])})"
     return _numbers(pool.left_out_tasks.get(reason, ()))
 
 
@@ -112,31 +114,32 @@ _NAMED: Final = 5
 """How many tasks, labels or keys are named; the rest are counted."""
 
 NO_IMAGE: Final = "no image reference in the task"
-NOT_AN_IMAGE: Final = "file without an image suffix"
-NOT_IN_A_CLASS: Final = "file outside a class folder"
 
 
 def from_folder(root: Path) -> LabelledPool:
     """Take the label of each image from the folder it lies in; labels are the folders' names, sorted.
 
-    Hidden files and folders are passed over, and a folder without images is no class.
+    Hidden files and folders are passed over, and a folder without an image of its own is no class.
 
     Raises:
         LabelError: if fewer than two folders hold images, or a name is not in UTF-8.
     """
     if not root.is_dir():
         raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
-    left_out = Counter[str]()
-    found: dict[str, list[Path]] = {}
-    for entry in _visible(root):
-        if entry.is_dir():
-            found[entry.name] = _images_in(entry, left_out)
-        else:
-            left_out[NOT_IN_A_CLASS] += 1
-    labels = tuple(name for name, paths in found.items() if paths)
-    images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found[name]]
-    origin = f"the class folders of {root}, sorted by name"
-    return _checked(LabelledPool(labels, tuple(images), None, origin, dict(left_out)))
+    found = find_images(root)
+    if found.emptied:
+        logger.warning("no class, for all images lie in folders below: %s", _some(found.emptied))
+    labels = tuple(found.images)
+    images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found.images[name]]
+    pool = LabelledPool(
+        labels,
+        tuple(images),
+        None,
+        f"the class folders of {root}, sorted by name",
+        {reason: len(paths) for reason, paths in found.left_out.items()},
+        left_out_files=found.left_out,
+    )
+    return _checked(pool)
 
 
 def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
@@ -178,21 +181,6 @@ def from_project(project_id: int, client: "LabelStudio", control: str | None = N
     chosen = _choose(project.label_config, control, tasks)
     origin = f"project {project_id} ({project.title}), labels in the order of its labelling config"
     return _pool(tasks, _Question.of(chosen), origin)
-
-
-# ---- folders
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _images_in(folder: Path, left_out: Counter[str]) -> list[Path]:
-    files = [entry for entry in _visible(folder) if entry.is_file()]
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    if len(files) > len(images):
-        left_out[NOT_AN_IMAGE] += len(files) - len(images)
-    return images
 
 
 # ---- which control, which key
@@ -334,8 +322,20 @@ def _checked(pool: LabelledPool) -> LabelledPool:
     expected = "images that differ in a label" if pool.multiple else "labelled images of at least 2 classes"
     raise LabelError(
         f"expected {expected}, got {len(pool.images)} of {len(used)} ({names}) from {pool.origin}; "
-        f"left out: {reasons}; label images of another class"
+        f"left out: {reasons}; {_advise(pool)}"
     )
+
+
+def _advise(pool: LabelledPool) -> str:
+    """What to do about a pool of fewer than two classes."""
+    if nested := pool.left_out_files.get(NESTED):
+        folder = nested[0].partition("/")[0]
+        return f"the images lie one folder deeper: give a folder whose folders are the classes, as {folder} may be"
+    if BROKEN_LINK in pool.left_out_files:
+        return "images are broken links: copy what they lead to, or mount it where they say that it is"
+    if UNREADABLE in pool.left_out_files:
+        return "let the user that the trainer runs as read them"
+    return "label images of another class"
 
 
 def _is_text(label: str) -> bool:

@@ -1,7 +1,10 @@
 import json
 import logging
 import os
+import tempfile
 import unicodedata
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from xml.sax.saxutils import quoteattr
 
@@ -10,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError, LabelError
-from trainer import annotations, labels, labelstudio
+from trainer import annotations, classfolders, labels, labelstudio
 from trainer.labels import LabelledImage, from_export, from_folder, from_project
 
 CONFIG = """
@@ -95,6 +98,26 @@ def export(tmp_path):
     return write
 
 
+@contextmanager
+def as_nobody(root):
+    """Have folders named private or locked be closed to the user that the block runs as."""
+    closed = [path for path in root.rglob("*") if path.name in {"private", "locked"}]
+    opened = [root, *list(root.parents)[: len(root.parts) - len(Path(tempfile.gettempdir()).parts)]]
+    modes = {path: path.stat().st_mode for path in (*closed, *opened)}
+    for path in modes:
+        path.chmod(0 if path in closed else 0o755)
+    if os.geteuid():
+        yield
+    else:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    for path, mode in modes.items():
+        path.chmod(mode)
+
+
 class TestFolders:
     def make(self, root, *names):
         for name in names:
@@ -118,7 +141,84 @@ class TestFolders:
         names = ("a/1.png", "a/notes.txt", "a/.DS_Store", "b/1.png", "loose.png", ".git/1.png", "empty/readme.md")
         pool = from_folder(self.make(tmp_path, *names))
         assert pool.labels == ("a", "b")
-        assert pool.left_out == {labels.NOT_AN_IMAGE: 2, labels.NOT_IN_A_CLASS: 1}
+        assert pool.left_out == {classfolders.NOT_AN_IMAGE: 2, classfolders.NOT_IN_A_CLASS: 1}
+        assert pool.left_out_files[classfolders.NOT_AN_IMAGE] == ["a/notes.txt", "empty/readme.md"]
+
+    @pytest.mark.parametrize("suffix", ["jfif", "JPE", "avif", "AVIF", "Jpeg", "tif", "webp", "apng"])
+    def test_every_name_of_a_format_that_is_decoded_is_an_images(self, tmp_path, suffix):
+        """In either case."""
+        pool = from_folder(self.make(tmp_path, f"a/1.{suffix}", f"b/1.{suffix}"))
+        assert (len(pool.images), pool.left_out) == (2, {})
+
+    def test_what_systems_leave_behind_is_no_class(self, tmp_path):
+        """Nor is it a file worth a word, wherever it lies."""
+        names = ("a/1.png", "b/1.png", "__MACOSX/a/1.png", "@eaDir/1.png", "a/@eaDir/1.png/small.jpg", "a/Thumbs.db")
+        names = (*names, "lost+found/1.png", "desktop.ini", ".DS_Store", "b/._1.png", "$RECYCLE.BIN/1.png")
+        pool = from_folder(self.make(tmp_path, *names))
+        assert (pool.labels, pool.left_out) == (("a", "b"), {})
+
+    def test_images_below_a_class_folder_are_left_out_and_named(self, tmp_path, caplog):
+        """However deep; a folder that has no other image is no class, and that is said."""
+        names = ("a/1.png", "b/1.png", "b/2024/2.png", "dog/2024/1.png", "dog/2024/may/2.JPG", "dog/2024/note.txt")
+        pool = from_folder(self.make(tmp_path, *names))
+        assert pool.labels == ("a", "b")
+        assert labels.describe_left_out(pool) == [
+            "3 image in a folder below a class folder (b/2024/2.png, dog/2024/1.png, dog/2024/may/2.JPG)"
+        ]
+        assert "no class, for all images lie in folders below: dog" in caplog.text
+
+    def test_folders_of_splits_above_the_classes_are_refused(self, tmp_path):
+        """They are not taken for classes, and the message says which folder to give."""
+        self.make(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "val") for name in ("cat", "dog")))
+        with pytest.raises(LabelError, match=r"4 image in a folder below .* one folder deeper: .* as train may be"):
+            from_folder(tmp_path)
+        assert from_folder(tmp_path / "train").labels == ("cat", "dog")
+
+    def test_broken_links_are_left_out_and_named(self, tmp_path):
+        """Of images and of class folders; where nothing else is left, the message says so."""
+        self.make(tmp_path, "a/1.png", "b/1.png")
+        (tmp_path / "a" / "2.png").symlink_to(tmp_path / "gone.png")
+        (tmp_path / "a" / "loop.png").symlink_to(tmp_path / "a" / "loop.png")
+        (tmp_path / "c").symlink_to(tmp_path / "gone")
+        assert from_folder(tmp_path).left_out_files == {classfolders.BROKEN_LINK: ["c", "a/2.png", "a/loop.png"]}
+        for name in "ab":
+            (tmp_path / name / "1.png").unlink()
+        with pytest.raises(LabelError, match=r"3 broken link .* copy what they lead to"):
+            from_folder(tmp_path)
+
+    def test_links_to_images_and_to_class_folders_are_followed(self, tmp_path):
+        """And one that leads back ends there."""
+        self.make(tmp_path / "elsewhere", "c/1.png", "2.png")
+        root = self.make(tmp_path / "root", "a/1.png", "b/1.png", "b/old/2.png")
+        (root / "a" / "2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+        (root / "c").symlink_to(tmp_path / "elsewhere" / "c")
+        (root / "b" / "old" / "back").symlink_to(root / "b")
+        pool = from_folder(root)
+        assert pool.labels == ("a", "b", "c")
+        assert [image.labels for image in pool.images] == [(0,), (0,), (1,), (2,)]
+        assert pool.left_out == {classfolders.NESTED: 1}
+
+    def test_what_must_not_be_read_is_named(self, tmp_path):
+        """A folder of another user's is no reason to end with a traceback."""
+        for name in ("a", "b", "locked", "b/private"):
+            self.make(tmp_path, f"{name}/1.png")
+        with as_nobody(tmp_path):
+            (pool,) = [from_folder(tmp_path)]
+        assert pool.labels == ("a", "b")
+        assert sorted(pool.left_out_files[classfolders.UNREADABLE]) == ["b/private", "locked"]
+
+    def test_a_pipe_is_no_image(self, tmp_path):
+        """Nor is it waited for."""
+        os.mkfifo(self.make(tmp_path, "a/1.png", "b/1.png") / "a" / "2.png")
+        assert from_folder(tmp_path).left_out_files == {classfolders.NOT_AN_IMAGE: ["a/2.png"]}
+
+    def test_names_that_are_no_text_can_be_logged(self, tmp_path):
+        """A file's name may hold any bytes."""
+        self.make(tmp_path, "a/1.png", "b/1.png")
+        with open(os.path.join(os.fsencode(tmp_path), b"a", b"caf\xe9.txt"), "wb"):
+            pass
+        (sentence,) = labels.describe_left_out(from_folder(tmp_path))
+        assert sentence.encode() == f"1 {classfolders.NOT_AN_IMAGE} (a/caf\ufffd.txt)".encode()
 
     @pytest.mark.parametrize("names", [[], ["a/1.png"], ["a/1.png", "b/readme.md"], ["1.png", "2.png"]])
     def test_fewer_than_two_classes_are_refused(self, tmp_path, names):

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import FetchError, LabelError
+from trainer.classfolders import is_passed_over
 from trainer.dataset import THREADS, split
 from trainer.labels import from_folder
 from trainer.study.sources import Archive, Folder, Source, open_source
@@ -27,7 +28,6 @@ Indices = npt.NDArray[np.int64]
 
 _TEST: Final = "test"
 _COLUMNS: Final = ("path", "label")
-_LEFT_BY_MACS: Final = "__MACOSX"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,8 +155,8 @@ def _class_folders(images: Path, source: Source) -> tuple[Source, list[_Row]]:
 def _common_folder(archive: Path) -> str:
     """Return the folder of a zip that all else lies in, ending in a slash; nothing if there is none."""
     with zipfile.ZipFile(archive) as opened:
-        names = [name for name in opened.namelist() if not name.startswith((".", _LEFT_BY_MACS))]
-    tops = {name.partition("/")[0] for name in names}
+        tops = {name.partition("/")[0] for name in opened.namelist()}
+    tops = {name for name in tops if not is_passed_over(name)}
     return f"{tops.pop()}/" if len(tops) == 1 else ""
 
 
