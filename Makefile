@@ -107,7 +107,10 @@ distclean: clean ## clean, and remove the environments too
 environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) ## set up all Python environments, and do nothing else
 
 # For `make test-system`; a test whose program is not there skips, saying so.
-DEBIAN_TOOLS := haproxy:haproxy promtool:prometheus buildah:buildah debootstrap:debootstrap minisign:minisign
+DEBIAN_TOOLS = haproxy:haproxy promtool:prometheus buildah:buildah debootstrap:debootstrap minisign:minisign $(PODMAN)
+# Brings compose.yaml up where no Docker daemon does.
+PODMAN = $(shell docker info >/dev/null 2>&1 || echo podman:podman runc:runc iptables:iptables \
+  /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns)
 debian-tools:
 	@missing=$$(for pair in $(DEBIAN_TOOLS); do \
 	  PATH="$$PATH:/usr/sbin" command -v "$${pair%%:*}" >/dev/null || echo "$${pair##*:}"; done); \

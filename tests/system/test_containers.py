@@ -141,11 +141,20 @@ def test_the_trainer_finds_the_server():
     assert services["trainer"]["environment"]["LABELNEXT_SERVERS"] == f"http://server:{port}"
 
 
-def test_links_on_the_page_lead_where_browsers_find_label_studio():
-    """Its name within the composition means nothing outside."""
+@pytest.mark.parametrize("program", ["server", "trainer", "watch"])
+def test_what_browsers_call_label_studio_is_known_to_all(program: str):
+    """It stands in references to local files, and its name within the composition means nothing outside."""
     services = _compose()["services"]
-    public = services["server"]["environment"]["LABELNEXT_LABEL_STUDIO_PUBLIC_URL"]
+    public = services[program]["environment"]["LABELNEXT_LABEL_STUDIO_PUBLIC_URL"]
     assert public == services["label-studio"]["environment"]["LABEL_STUDIO_HOST"]
+
+
+def test_local_files_are_served_from_where_they_are_mounted():
+    """Label Studio refuses them unless told to serve them, and then serves what lies below one folder."""
+    studio = _compose()["services"]["label-studio"]
+    root = studio["environment"]["LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"]
+    assert studio["environment"]["LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED"] == "true"
+    assert [volume for volume in studio["volumes"] if volume.endswith(f":{root}:ro")]
 
 
 def test_the_proxy_alone_is_reached_from_the_host():

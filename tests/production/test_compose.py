@@ -1,0 +1,170 @@
+"""compose.yaml as it stands, brought up whole: one photo from local storage and one upload, from label to ranking.
+
+Without a Docker daemon this takes root, and Debian's podman, runc and what the images are built with; where these are
+missing it skips. The trainer's image has to be there (`make images TRAINER=1`).
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import urllib3
+import yaml
+
+from demo.pool import Pool, read_pool, write_digits
+from demo.project import Project, Task
+from demo.session import Session
+from deploy.images.engine import CHECKOUT
+from tests.production.composition import CannotComposeError, Composition, composition
+
+USER, PASSWORD = "somebody@example.com", "compose-it-whole"
+SERVICES = ("label-studio", "server", "proxy", "trainer", "watch")
+QUICK = ("--weights", "none", "--arch", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "2")
+PATIENCE_S = 600.0
+
+pytestmark = pytest.mark.timeout(2400)
+
+
+@pytest.fixture(scope="module")
+def services() -> Mapping[str, Any]:
+    """The services of compose.yaml."""
+    found: Mapping[str, Any] = yaml.safe_load((CHECKOUT / "compose.yaml").read_text())["services"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """Handwritten digits of two classes."""
+    root = tmp_path_factory.mktemp("digits")
+    write_digits(root, counts=(12, 12))
+    return read_pool(root, limit=24, seed=1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, digits: Pool) -> Path:
+    """The folder of local files: half of the digits, where Label Studio's user can read them."""
+    folder = tmp_path_factory.mktemp("files")
+    photos = folder / "photos"
+    photos.mkdir(mode=0o755)
+    for image in digits.images[::2]:
+        (photos / image.name).write_bytes(image.path.read_bytes())
+    for path in (folder, *folder.parents[:2]):  # pytest's are for one user alone
+        path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composed(
+    services: Mapping[str, Any], files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Composition]:
+    """The composition, which is taken down in the end with all that it kept."""
+    for port in (8080, 9090):
+        with socket.socket() as taken:
+            if taken.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"somebody on this machine has port {port}, which compose.yaml publishes")
+    environment = {
+        "LABEL_STUDIO_USERNAME": USER,
+        "LABEL_STUDIO_PASSWORD": PASSWORD,
+        "LABEL_STUDIO_FILES": str(files),
+        "COMPOSE_PROFILES": "",
+    }
+    started = {name: services[name] for name in SERVICES}
+    try:
+        made = composition(tmp_path_factory.mktemp("engine"), started, environment)
+    except CannotComposeError as err:
+        pytest.skip(str(err))
+    try:
+        yield made
+    finally:
+        made.run("--profile", "train", "--profile", "watch", "down", "--volumes", "--timeout", "5")
+
+
+def test_the_composition_works_whole(composed: Composition, services: Mapping[str, Any], digits: Pool):
+    """A photo of local storage, whose reference names localhost, and an upload are labelled, trained on and ranked."""
+    public = services["label-studio"]["environment"]["LABEL_STUDIO_HOST"]
+    composed.run("up", "--detach", "--no-build")
+    _wait(lambda: _status(f"{public}/health") == 200, "Label Studio's health")
+    token = _personal_access_token(public)
+    project = _project(Session(public, token), digits)
+    with_token = {"LABELNEXT_LABEL_STUDIO_TOKEN": token, "LABELNEXT_PROJECT": str(project.id)}
+    composed.run("up", "--detach", "--no-build", **with_token)
+
+    said = composed.run(
+        "--profile", "train", "run", "--rm", "trainer", "run", "--project", str(project.id), *QUICK, **with_token
+    )
+    assert "cannot be read" not in said
+    labelled = [task for task in project.tasks() if task.labelled]
+    assert f'"labels": {len(labelled)}' in said
+
+    composed.run("--profile", "watch", "up", "--detach", "--no-build", **with_token)
+    _wait(lambda: project.settings()["model_version"] != "", "a ranking by the service that watches")
+    version = project.settings()["model_version"]
+    open_tasks = [task for task in project.tasks() if not task.labelled]
+    assert {_is_local(task) for task in open_tasks} == {_is_local(task) for task in labelled} == {True, False}
+    assert [[each.model_version for each in task.predictions] for task in open_tasks] == [[version]] * len(open_tasks)
+
+    # Through the proxy, as Label Studio sees it.
+    project.connect("http://proxy:9090", title="labelnext")
+    page = urllib3.request("GET", "http://localhost:9090/", timeout=30.0, retries=False)
+    assert page.status == 200
+    assert public.encode() in page.data
+
+
+def _project(session: Session, digits: Pool) -> Project:
+    """A project of which half the images are uploads and half lie in local storage; two of three are labelled."""
+    project = Project.create(session, title="Composed", labels=digits.labels)
+    storage = {"project": project.id, "path": "/label-studio/files/photos", "use_blob_urls": True, "title": "photos"}
+    made = session.post("/api/storages/localfiles/", storage)
+    session.post(f"/api/storages/localfiles/{made['id']}/sync", {})
+    project.upload({image.name: image.path.read_bytes() for image in digits.images[1::2]})
+    tasks = project.tasks()
+    assert len(tasks) == len(digits.images)
+    labels = {image.name: image.label for image in digits.images}
+    for number, task in enumerate(tasks):
+        if number % 3:
+            project.annotate(task.id, labels[f"image-{task.reference.rpartition('image-')[2]}"])
+    return project
+
+
+def _is_local(task: Task) -> bool:
+    return urlsplit(task.reference).path == "/data/local-files/"
+
+
+def _personal_access_token(url: str) -> str:
+    """What a person takes from Account & Settings after logging in at Label Studio's page."""
+    cookies: dict[str, str] = {}
+
+    def ask(method: str, path: str, **options: Any) -> urllib3.BaseHTTPResponse:
+        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items()), "Referer": url}
+        headers["X-CSRFToken"] = cookies.get("csrftoken", "")
+        reply = urllib3.request(method, url + path, headers=headers, redirect=False, retries=False, **options)
+        for cookie in reply.headers.getlist("Set-Cookie"):
+            name, _, value = cookie.partition(";")[0].partition("=")
+            cookies[name.strip()] = value
+        assert reply.status < 400, reply.data[:500]
+        return reply
+
+    ask("GET", "/user/login/")
+    form = {"email": USER, "password": PASSWORD, "csrfmiddlewaretoken": cookies["csrftoken"]}
+    ask("POST", "/user/login/", fields=form, encode_multipart=False)
+    return str(ask("POST", "/api/token/", json={}).json()["token"])
+
+
+def _status(url: str) -> int:
+    try:
+        return urllib3.request("GET", url, timeout=10.0, retries=False).status
+    except urllib3.exceptions.HTTPError:
+        return 0
+
+
+def _wait(until: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not until():
+        assert time.monotonic() < end, f"{what} did not come within {PATIENCE_S:.0f} s"
+        time.sleep(1)
