@@ -54,6 +54,8 @@ class Pixels:
     """N paths or references, as in the pool."""
     unreadable: tuple[tuple[str, str], ...]
     """Name and reason of each image that could not be had, both fit to be shown."""
+    unreadable_images: tuple[LabelledImage, ...] = ()
+    """The same, as they were in the pool."""
 
 
 def open_fetcher(environment: Environment) -> Fetcher:
@@ -128,6 +130,9 @@ def load_pixels(
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=unreadable,
+        unreadable_images=tuple(
+            image for image, outcome in zip(pool.images, outcomes, strict=True) if isinstance(outcome, ImageError)
+        ),
     )
 
 

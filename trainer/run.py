@@ -19,12 +19,12 @@ import torch
 
 from contract.acquisition import bald
 from contract.embedding import EMBEDDING, embed
-from contract.errors import ConfigError, name_once
+from contract.errors import ConfigError
 from contract.fingerprint import fingerprint
 from contract.manifest import InputSpec, Manifest
 from contract.passes import Lowered
 from contract.repository import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Repository, Staged, Version
-from trainer import labels, labelstudio
+from trainer import labels, labelstudio, oddities
 from trainer.dataset import Pixels, load_pixels, open_fetcher, strata
 from trainer.evaluate import Metrics, count_images, format_table, measure, sample_passes
 from trainer.export import export
@@ -43,9 +43,6 @@ from trainer.settings import Device, Environment, Part, Source, Training
 from trainer.validation import HeldOut, as_decisions, decide, hold_out, macro_f1_interval
 
 logger = logging.getLogger(__name__)
-
-_NAMED = 5
-"""How many unreadable images are named; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +182,9 @@ def _read(source: Source, training: Training, environment: Environment, world: W
             progress=world.first,
             world=world,
         )
-    _say_unreadable(pixels)
+    for sentence in (*oddities.describe_unreadable(pixels), *oddities.describe_lost(pool, pixels)):
+        logger.warning("%s", sentence)
+    pool, pixels = oddities.drop_empty_classes(pool, pixels)
     parts = hold_out(
         pixels,
         project=source.project,
@@ -193,6 +192,8 @@ def _read(source: Source, training: Training, environment: Environment, world: W
         fraction=training.validation,
         seed=training.seed,
     )
+    for sentence in oddities.describe_contradictions(pool, pixels, split=parts.sample == "split"):
+        logger.warning("%s", sentence)
     _say_parts(parts)
     return _Data(pool, pixels, parts, project)
 
@@ -236,16 +237,11 @@ def _say_pool(pool: labels.LabelledPool) -> None:
 def _say_parts(parts: HeldOut) -> None:
     sample = "of the random sample" if parts.sample == "audit" else "held out"
     logger.info("training on %d images, measuring on %d %s", len(parts.train), len(parts.validation), sample)
-
-
-def _say_unreadable(pixels: Pixels) -> None:
-    if not pixels.unreadable:
-        return
-    logger.warning("%d images cannot be read and are left out:", len(pixels.unreadable))
-    for reference, reason in pixels.unreadable[:_NAMED]:
-        logger.warning("  %s", name_once(reference, reason))
-    if len(pixels.unreadable) > _NAMED:
-        logger.warning("  and %d more", len(pixels.unreadable) - _NAMED)
+    if not len(parts.validation):
+        logger.warning(
+            "nothing can be held out, and so nothing is measured: no class has two images that are of no other class; "
+            "label more images, or correct those that have two labels"
+        )
 
 
 def _train(data: _Data, training: Training, device: torch.device, world: World) -> _Learnt:

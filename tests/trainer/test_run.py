@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from base64 import b64encode
 from dataclasses import replace
@@ -138,6 +139,33 @@ def test_unreadable_images_are_counted_and_named(folders, environment, caplog):
     assert "broken5.png" not in caplog.text
     assert "and 2 more" in caplog.text
     assert Repository(environment.models).open(summary.version).manifest.training["unreadable"] == 7
+
+
+def test_the_same_files_under_two_labels_are_named_and_nothing_is_measured(folders, environment, caplog):
+    """The version is published, and log, summary and report say that it was not measured."""
+    for name in [name for name in COLOURS if name != "red"]:
+        shutil.rmtree(folders / name)
+    shutil.copytree(folders / "red", folders / "scarlet")
+    caplog.set_level("INFO", "trainer")
+    summary = run(Source(images=folders), Training(weights="none", image_size=32, epochs=1, device="cpu"), environment)
+    assert "10 images have two labels, for equal files are labelled differently: " in caplog.text
+    assert "cannot be held out" in caplog.text
+    assert "nothing can be held out, and so nothing is measured" in caplog.text
+    assert "is not on the curve: it was not measured" in caplog.text
+    assert "Error" not in caplog.text
+    assert (summary.labels, summary.accuracy) == (20, None)
+    version = Repository(environment.models).open(summary.version)
+    assert "This version was not measured" in (version.path / "report/index.html").read_text(encoding="utf-8")
+
+
+def test_a_class_folder_without_a_readable_image_is_no_label(folders, environment, caplog):
+    """It is named with a warning; the others are trained on."""
+    (folders / "empty").mkdir()
+    for number in range(3):
+        (folders / "empty" / f"{number}.png").write_bytes(b"not a picture")
+    summary = run(Source(images=folders), Training(weights="none", image_size=32, epochs=1, device="cpu"), environment)
+    assert Repository(environment.models).open(summary.version).manifest.labels == tuple(COLOURS)
+    assert "no image can be read, and it is no class of this version: 'empty' (3)" in caplog.text
 
 
 def refuse(*args, **kwargs):

@@ -214,6 +214,9 @@ def _names(manifest: Manifest, labels: Sequence[int] | Indices) -> tuple[str, ..
 def _measured(manifest: Manifest) -> Point | None:
     """The figures of a version; None of one that has none, or others."""
     metrics, training = manifest.metrics, manifest.training
+    if not metrics.get("images"):
+        logger.info("version %s is not on the curve: it was not measured", manifest.version)
+        return None
     try:
         low, high = metrics["macro_f1_interval"]
         bald = metrics.get("mean_bald")
