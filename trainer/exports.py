@@ -77,6 +77,4 @@ def _name_document(document: object) -> str:
         return "of the type COCO"
     if not isinstance(document, list) or not document:
         return "no list of tasks"
-    if any(isinstance(each, dict) and {"annotation_id", "annotator"} & each.keys() for each in document):
-        return "of the type JSON-MIN, which has not all that was labelled"
-    return "a list of something else: its tasks have no 'data'"
+    return "a list of what has no 'data', as of the type JSON-MIN"

@@ -92,6 +92,12 @@ def test_of_each_annotator_the_newest_counts(older, newer, turn):
     assert decide(task(*made), "label", KNOWN) == {"dog"}
 
 
+def test_the_time_decides_and_not_the_number():
+    """In seconds, too, as before Label Studio 1.0."""
+    later, earlier = annotation("dog", at=1573000009), annotation("cat", at=1573000008)
+    assert decide(task(later, earlier), "label", KNOWN) == {"dog"}
+
+
 def test_an_older_annotation_does_not_stand_in_for_a_newer_one():
     """Who has come to see two labels has withdrawn the one."""
     made = [annotation("cat"), annotation("cat", "dog", at="2026-11-22T11:00:00Z")]

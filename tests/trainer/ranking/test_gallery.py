@@ -95,3 +95,11 @@ def test_decoded_pixels_are_shrunk_and_never_enlarged(side, expected):
     """At most 160 a side, as JPEG."""
     with Image.open(io.BytesIO(to_thumbnail(np.zeros((side, side, 3), np.uint8)))) as image:
         assert (image.format, image.size) == ("JPEG", (expected, expected))
+
+
+def test_a_nested_label_is_shown_as_the_path_to_it():
+    """As the model has it."""
+    region = {"value": {"choices": [["colour", "red"], ["plain"]]}, "score": 0.75}
+    planned = Planned(task=1, score=0.5, result=[region], reason="why", bald=0.1, audit=False)
+    (shown,) = show([planned], lambda task: encoded(20, 20))
+    assert shown.label == "colour > red, plain"
