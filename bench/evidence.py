@@ -6,7 +6,7 @@ scikit-learn's handwritten digits and convolutions that nobody has trained. Prin
 
     aulc_macro_f1           area under macro-F1 over labels, as a share of the range of labels
     minority_f1_final       mean F1 of the rarest third of the classes, at the end
-    label_ratio_vs_random   labels that it needs for random's final minority F1, over those that random needs
+    label_ratio_vs_random   labels that it needs for random's final minority F1, over all of random's
 
 What has been computed stays below .cache/bench, where an interrupted bench goes on. `--quick` takes smaller images, and
 fewer strategies, seeds and rounds; `--save` puts the reports below bench/results.

@@ -1,8 +1,9 @@
 """Fitting: from pixels and targets to a trained network, or to a TrainingError.
 
 Trains through baal's ModelWrapper: SGD with momentum, a loss that weighs classes alike, a warm-up and a cosine decay
-over a fixed number of steps, gradients clipped, no augmentation and no early stopping. What stays frozen is computed
-once per image, and the rest is trained on that. Knows nothing of where pixels come from or models go.
+over a fixed number of steps, gradients clipped, no augmentation and no early stopping. A batch counts for what its
+images weigh, clipped or not, so that over an epoch a class moves the network as much as its weight says. What stays
+frozen is computed once per image, the rest trained on that. Knows nothing of where pixels come from or models go.
 """
 
 import copy
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from contract.errors import TrainingError
 from trainer.bars import Bar
@@ -53,7 +54,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip_norm: float = 1.0
-    """Norm that the gradient of all parameters together is clipped to."""
+    """Norm that the gradient of all parameters together is clipped to, in a batch that weighs as much as any."""
     class_balance: float = 1.0
     """Power of one over its count that a class weighs with in the loss: 1 has all classes weigh alike, 0 all images."""
 
@@ -67,6 +68,9 @@ class Fitted:
     losses: tuple[float, ...]
     """Mean class-balanced training loss of each epoch, under dropout."""
     attempts: int
+
+
+_Images = TensorDataset | Subset[tuple[Tensor, ...]]
 
 
 class _Diverged(Exception):
@@ -160,6 +164,11 @@ def class_weights(targets: Targets, classes: int, *, power: float = 1.0) -> npt.
     counts = np.bincount(targets, minlength=classes)
     weights = np.power(counts, -power, out=np.zeros(classes), where=counts > 0)
     return cast(npt.NDArray[np.float32], (weights * len(targets) / (weights @ counts)).astype(np.float32))
+
+
+def count_repeats(weights: npt.NDArray[np.float32], *, most: float) -> npt.NDArray[np.int64]:
+    """Return how often an epoch has each image of a class, (C,), so that it weighs no more than `most` at a time."""
+    return cast(npt.NDArray[np.int64], np.maximum(1, np.ceil(weights / most)).astype(np.int64))
 
 
 def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.float32]:
@@ -306,13 +315,15 @@ class _Job:
             weight_decay=recipe.weight_decay,
             fused=True,  # one pass over memory, which is what a step costs on a CPU
         )
-        steps = math.ceil(len(self.targets) / recipe.batch_images) * recipe.epochs
+        images, loss = self._weigh(recipe)
+        steps = math.ceil(len(images) / recipe.batch_images) * recipe.epochs
         with Bar(total=steps, desc="training", unit="step", disable=not self.world.first) as bar:
-            _attach(optimizer, recipe=recipe, steps=steps, bar=bar)
-            wrapper = ModelWrapper(self.module, self._arguments(optimizer, recipe, bar))
+            criterion = _Watched(loss, bar, self.world, batch_images=recipe.batch_images)
+            _attach(optimizer, criterion, recipe=recipe, steps=steps, bar=bar)
+            wrapper = ModelWrapper(self.module, self._arguments(optimizer, recipe, criterion))
             with warnings.catch_warnings():  # baal's mean of the losses holds on to their graphs
                 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True", UserWarning)
-                losses = tuple(map(float, wrapper.train_on_dataset(self._dataset())))
+                losses = tuple(map(float, wrapper.train_on_dataset(images)))
         self.module.eval()
         losses, fault = self.world.from_first(
             lambda: (losses, _fault_at_end(losses[-1], parameters, guessing=self._guessing(recipe)))
@@ -326,37 +337,65 @@ class _Job:
         if self.targets.ndim == 1:
             return math.log(self.classes)
         logits = torch.zeros(1).expand(self.targets.shape)
-        return float(self._loss(recipe.class_balance)(logits, torch.from_numpy(self.targets)))
+        return float(self._weigh(recipe)[1].cpu()(logits, torch.from_numpy(self.targets)))
 
-    def _dataset(self) -> TensorDataset:
-        return TensorDataset(self.inputs, torch.from_numpy(self.targets))
+    def _weigh(self, recipe: Recipe) -> "tuple[_Images, _Loss]":
+        """Return the images of an epoch, and the loss by which each counts for what it weighs.
 
-    def _arguments(self, optimizer: torch.optim.Optimizer, recipe: Recipe, bar: Bar) -> TrainingArgs:
+        An image that weighs more than a batch is there several times instead, since nothing good comes of one step that
+        is many times as long as the others.
+        """
+        images = TensorDataset(self.inputs, torch.from_numpy(self.targets))
+        if self.targets.ndim == 2:
+            weights = label_weights(self.targets, power=recipe.class_balance)
+            return images, _EachLabel(torch.from_numpy(weights)).to(self.device)
+        weights = class_weights(self.targets, self.classes, power=recipe.class_balance)
+        repeats = count_repeats(weights, most=recipe.batch_images)
+        order = np.repeat(np.arange(len(images)), repeats[self.targets])
+        weights = (weights / repeats * (len(order) / len(images))).astype(np.float32)  # still 1 on average
+        return Subset(images, order.tolist()), _OneLabel(torch.from_numpy(weights)).to(self.device)
+
+    def _arguments(self, optimizer: torch.optim.Optimizer, recipe: Recipe, criterion: "_Watched") -> TrainingArgs:
         return TrainingArgs(
             optimizer=optimizer,
             batch_size=recipe.batch_images,
             epoch=recipe.epochs,
             use_cuda=self.device.type == "cuda",
             workers=0,  # the images are in memory
-            criterion=_Watched(self._loss(recipe.class_balance).to(self.device), bar, self.world),
+            criterion=criterion,
             collate_fn=self.world.share_of_batch,
         )
 
-    def _loss(self, balance: float) -> nn.Module:
-        if self.targets.ndim == 1:
-            weights = class_weights(self.targets, self.classes, power=balance)
-            return nn.CrossEntropyLoss(weight=torch.from_numpy(weights))
-        return _EachLabel(torch.from_numpy(label_weights(self.targets, power=balance)))
 
-
-class _EachLabel(nn.Module):
-    """The sum over the labels of the cross-entropies between each and its absence, in the mean over the images."""
+class _Loss(nn.Module):
+    """A mean over images of losses that are weighed; dividing by the weights would leave each batch's alike."""
 
     weights: Tensor
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
         self.register_buffer("weights", weights)
+
+    def weigh(self, targets: Tensor) -> Tensor:
+        """Return what the images of a batch weigh together; 1 each on average over an epoch."""
+        return torch.tensor(float(len(targets)), device=targets.device)
+
+
+class _OneLabel(_Loss):
+    """The cross-entropy between the classes, each of which weighs what its weight says."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compare logits (N, C) with targets (N,)."""
+        each = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return (each * self.weights[targets]).mean()
+
+    def weigh(self, targets: Tensor) -> Tensor:
+        """Return what the images of a batch weigh together; 1 each on average over an epoch."""
+        return self.weights[targets].sum()
+
+
+class _EachLabel(_Loss):
+    """The sum over the labels of the cross-entropies between each and its absence; a label weighs where it holds."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compare logits with targets, both (N, C), the latter 0 and 1 in any type."""
@@ -369,14 +408,18 @@ class _EachLabel(nn.Module):
 class _Watched:
     """The loss of a batch, given each rank's share of it: stops training, on all, as soon as it is not finite."""
 
-    def __init__(self, loss: nn.Module, bar: Bar, world: World) -> None:
+    def __init__(self, loss: _Loss, bar: Bar, world: World, *, batch_images: int) -> None:
         self._loss = loss
         self._bar = bar
         self._world = world
+        self._batch_images = batch_images
+        self.weighs = 1.0
+        """What the last batch weighed, over what a batch does on average."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         loss = self._loss(logits, targets) if len(targets) else logits.sum()  # 0, and still part of the graph
-        loss = self._world.mean(cast(Tensor, loss), _weight(self._loss, targets))
+        loss = self._world.mean(cast(Tensor, loss), torch.tensor(float(len(targets)), device=targets.device))
+        self.weighs = self._world.total(self._loss.weigh(targets)).item() / self._batch_images
         value = loss.item()
         if not math.isfinite(value):
             raise _Diverged(f"the loss became {value}")
@@ -384,20 +427,17 @@ class _Watched:
         return loss
 
 
-def _weight(loss: nn.Module, targets: Tensor) -> Tensor:
-    """Return what the images of a share count together in the mean that is the loss of a batch."""
-    if isinstance(loss, nn.CrossEntropyLoss):
-        return cast(Tensor, loss.weight)[targets].sum()
-    return torch.tensor(float(len(targets)), device=targets.device)
+def _attach(optimizer: torch.optim.Optimizer, criterion: _Watched, *, recipe: Recipe, steps: int, bar: Bar) -> None:
+    """Clip before each step; move the rate and the bar after it. baal owns the loop, hooks are the way in.
 
-
-def _attach(optimizer: torch.optim.Optimizer, *, recipe: Recipe, steps: int, bar: Bar) -> None:
-    """Clip before each step; move the rate and the bar after it. baal owns the loop, hooks are the way in."""
+    Nearly all steps are clipped, which gives all batches steps of one length: a heavy batch is left as much more of its
+    gradient as it weighs more.
+    """
     schedule = LambdaLR(optimizer, partial(_rate, steps=steps))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def clip(*_: object) -> None:
-        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm * criterion.weighs)
 
     def advance(*_: object) -> None:
         schedule.step()

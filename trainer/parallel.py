@@ -167,6 +167,10 @@ class World:
         if self.local_rank == 0:
             self.gather(None)
 
+    def total(self, own: Tensor) -> Tensor:
+        """Return the sum of each rank's tensor, which carries no gradient."""
+        return own.detach() if self.size == 1 else _summed(own.detach())
+
     def mean(self, loss: Tensor, weight: Tensor) -> Tensor:
         """Return the mean of all ranks' losses, scalars, of which each counts by its weight.
 

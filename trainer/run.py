@@ -297,7 +297,7 @@ def _evaluate(network: Network, data: _Data, training: Training, *, part: Part, 
         decided, true = decide(mean, multiple=multiple), as_decisions(targets, classes)
         evaluation = _Evaluation(
             measure(mean, targets),
-            macro_f1_interval(decided, true, seed=training.seed),
+            macro_f1_interval(decided, true),
             mean_bald=float(nats.mean()),
             probabilities=mean,
             bald=nats,

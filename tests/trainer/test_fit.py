@@ -17,6 +17,7 @@ from trainer.fit import (
     choose_recipe,
     class_weights,
     coloured_noise,
+    count_repeats,
     even_batches,
     fit,
     label_weights,
@@ -24,6 +25,7 @@ from trainer.fit import (
     prepare_frozen,
 )
 from trainer.network import build
+from trainer.parallel import ALONE
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(0.05, epochs=10, batch_images=8)
@@ -221,19 +223,75 @@ def test_a_power_tempers_the_weights_of_labels_too():
     np.testing.assert_allclose(label_weights(targets, power=0.5), [1 / 3, 1, math.sqrt(99)], rtol=1e-6)
 
 
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 8))
+def test_no_image_weighs_more_than_it_may_at_a_time(targets, most):
+    """It is there more often instead, by no more than it takes; most are there once."""
+    weights = class_weights(np.array(targets), classes=6)
+    repeats = count_repeats(weights, most=most)
+    assert (weights / repeats <= most * (1 + 1e-6)).all()
+    assert (repeats == np.maximum(1, np.ceil(weights / most))).all()
+
+
+class Columns(nn.Module):
+    """A weight for each class of image and each logit, and a memory of which images it was shown."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.linear = nn.Linear(classes, classes, bias=False)
+        nn.init.zeros_(self.linear.weight)
+        self.images = []
+
+    def forward(self, inputs):
+        self.images += inputs[:, 0].long().tolist()
+        return self.linear(inputs[:, 1:])
+
+
+def move_columns(targets, *, clip_norm, balance=1.0, batch_images=64, world=ALONE):
+    """Return which share of what a fit of many short steps moves is moved by each class, and the images it showed."""
+    classes = int(targets.max()) + 1
+    torch.manual_seed(0)
+    module = Columns(classes)
+    numbers = torch.arange(len(targets))[:, None]
+    inputs = torch.cat([numbers, torch.eye(classes)[targets]], dim=1)
+    recipe = Recipe(1e-6, 20, batch_images, weight_decay=0.0, clip_norm=clip_norm, class_balance=balance)
+    fit(module, inputs, targets, classes=classes, recipe=recipe, device=CPU, world=world)
+    moved = module.linear.weight.detach().norm(dim=0).numpy()
+    return moved / moved.sum(), np.array(module.images)
+
+
+@pytest.mark.parametrize(("clip_norm", "tolerance"), [(1e3, 0.03), (1e-3, 0.1)], ids=["none clipped", "all clipped"])
+@pytest.mark.parametrize("counts", [(990, 10), (3000, 1), (500, 300, 150, 45, 5)])
+def test_over_an_epoch_classes_move_the_network_alike(counts, clip_norm, tolerance):
+    """However rare one is, whatever else is in its batches and whatever is clipped, which is not quite exact.
+
+    Weighed in the mean of each batch, or clipped to one norm, ten images of a thousand in batches of 64 move a third of
+    what is moved, not half.
+    """
+    targets = np.repeat(np.arange(len(counts)), counts)
+    shares, _ = move_columns(targets, clip_norm=clip_norm)
+    np.testing.assert_allclose(shares, 1 / len(counts), rtol=tolerance)
+
+
+def test_all_images_are_shown_in_every_epoch():
+    """Those that weigh more than a batch several times, which makes up for what each then weighs less."""
+    targets = np.repeat(np.arange(2), (3000, 1))
+    _, images = move_columns(targets, clip_norm=1.0)
+    assert np.bincount(images).tolist() == [20] * 3000 + [20 * math.ceil(1500.5 / 64)]
+
+
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_the_loss_weighs_classes_by_the_recipes_power(power):
-    """Against a loop over the images of torch's weighted cross-entropy."""
+    """Over an epoch, in batches of which some hold no image of one: against torch's weighted cross-entropy by image."""
     points, _ = clouds(12)
     targets = np.array([0] * 9 + [1] * 3)
     torch.manual_seed(0)
     module = nn.Linear(4, 2)
     with torch.no_grad():
-        module.weight.mul_(0.2)
+        module.weight.mul_(0.1)
         log_p = module(points).log_softmax(dim=1).double()
     weights = np.array([9.0, 3.0]) ** -power
     losses = [-weights[target] * float(log_p[image, target]) for image, target in enumerate(targets)]
-    recipe = Recipe(0.0, epochs=1, batch_images=12, class_balance=power)
+    recipe = Recipe(0.0, epochs=1, batch_images=4, class_balance=power)
     fitted = fit(module, points, targets, classes=2, recipe=recipe, device=CPU)
     assert fitted.losses[0] == pytest.approx(sum(losses) / weights[targets].sum(), rel=1e-5)
 

@@ -17,6 +17,7 @@ from contract.errors import ConfigError, LabelnextError, TrainingError
 from contract.manifest import InputSpec
 from tests.trainer.ranks import CPU, in_ranks
 from tests.trainer.small import coloured_images, small_network, write_folders
+from tests.trainer.test_fit import move_columns
 from trainer import labels
 from trainer.__main__ import main
 from trainer.dataset import load_pixels
@@ -183,6 +184,7 @@ def do_all(world, folders):
         "from first": world.from_first(lambda: f"by {world.rank}"),
         "gather": world.gather(world.rank),
         "plain": {key: fit_plain(*key[:1], several=key[1], world=world) for key in PLAIN},
+        "moved": move_columns(RARE, clip_norm=1e3, batch_images=16, world=world),
         "failing": fit_failing(world),
         "refusal": refusal(fit_failing, world, rate=1e30),
         "dropout": draw_dropout(world),
@@ -190,6 +192,8 @@ def do_all(world, folders):
     }
 
 
+RARE = np.repeat(np.arange(2), (153, 7))
+"""Targets of which one class has few."""
 PLAIN = [(11, False), (9, False), (9, True)]
 """Of 11 the last batch has 3 images, one a rank; of 9 it has 1, and two ranks have none."""
 
@@ -220,6 +224,13 @@ class TestThreeRanks:
             found, found_losses = outcome["plain"][case]
             torch.testing.assert_close(found, weights, rtol=0, atol=1e-5)
             np.testing.assert_allclose(found_losses, losses, rtol=1e-5)
+
+    def test_are_moved_alike_by_all_classes(self, done):
+        """Though most shares of batches hold no image of the rare one; each image is shown by one rank."""
+        for outcome in done:
+            np.testing.assert_allclose(outcome["moved"][0], 0.5, rtol=0.05)
+        images = np.concatenate([outcome["moved"][1] for outcome in done])
+        assert np.bincount(images).tolist() == [20] * len(RARE)
 
     def test_end_with_equal_weights(self, done):
         """To the bit, dropout or not."""

@@ -12,12 +12,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from trainer.study.names import RANDOM
 from trainer.study.records import Round, Study
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Chains = Mapping[int, tuple[Round, ...]]
 """Complete chains of a strategy, by seed in rising order."""
 
@@ -27,10 +27,7 @@ LOWER_IS_BETTER: Final[frozenset[Measure]] = frozenset({"nll", "ece"})
 TARGETS: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1")
 """Measures of which is asked how many labels it takes to come as far as random."""
 
-_MOST_RESAMPLES = 50_000
-"""Of all that there are: six seeds have 46,656."""
-_DRAWN_RESAMPLES = 10_000
-_INTERVAL = (0.025, 0.975)
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +50,17 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class LabelRatio:
-    """Labels a strategy needs to come as far as random does in the end, over those random needs, and its 95 % interval.
+    """Labels a strategy needs to come as far as random does in the end, over random's labels, and its 95 % interval.
 
-    Random itself needs all of its labels, or fewer where its mean curve was as high before.
+    Random's own is 1, or less where its mean curve was as high before; it has no interval.
     """
 
     ratio: float | None
     """None where the strategy never comes as far, which makes it more than 1."""
     low: float | None
-    """None where that end of the interval is a resample that never comes as far, and for a single seed."""
+    """None where the interval begins beyond the labels that the strategy had, and for a single seed."""
     high: float | None
-    """As `low`."""
+    """None where the interval ends beyond them, and for a single seed."""
     seeds: int
 
 
@@ -182,7 +179,7 @@ def area(labels: npt.ArrayLike, values: npt.ArrayLike) -> float:
 def compare(study: Study, strategy: str, reference: str, measure: Measure) -> Difference | None:
     """Return the difference of the areas of two strategies, the first less the second, or None without common seeds.
 
-    The interval is that of the percentile bootstrap over seeds.
+    The interval is Student's, of the mean of paired differences. Of few seeds a bootstrap's is too narrow.
 
     Raises:
         ValueError: if the study holds no round.
@@ -192,17 +189,19 @@ def compare(study: Study, strategy: str, reference: str, measure: Measure) -> Di
         return None
     ours, theirs = (_areas(chains, measure) for chains in pair)
     differences = ours - theirs  # (S,)
-    low, high = (
-        _interval(differences[_resamples(len(differences))].mean(axis=1)) if len(differences) > 1 else (None,) * 2
-    )
-    return Difference(float(differences.mean()), low, high, len(differences))
+    mean, seeds = float(differences.mean()), len(differences)
+    if seeds == 1:
+        return Difference(mean, None, None, seeds)
+    (margin,) = _margin(differences[:, None])
+    return Difference(mean, float(mean - margin), float(mean + margin), seeds)
 
 
 def label_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio | None:
     """Return how many labels a strategy needs for random's final mean, as a share of random's, or None as `compare`.
 
-    Mean curves are straight between rounds, and the initial set counts. For the interval both curves, and random's
-    final mean with them, are formed anew from each resample of the seeds.
+    Mean curves are straight between rounds, and the initial set counts. The interval is of the numbers of labels at
+    which the strategy is neither surely below random's end nor surely above it, by Student's interval of the mean of
+    paired differences at each round.
 
     Raises:
         ValueError: if the study holds no round.
@@ -210,35 +209,33 @@ def label_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio | N
     ours, theirs = _paired(study, strategy, RANDOM)
     if not ours:
         return None
-    sides = [_grid(chains, measure) for chains in (ours, theirs)]
-    ratio = _ratios(*((labels, values.mean(axis=0, keepdims=True)) for labels, values in sides), measure=measure)
-    seeds = len(ours)
-    if seeds == 1:
-        return LabelRatio(_known(ratio[0]), None, None, seeds)
-    weights = (_resamples(seeds)[:, :, None] == np.arange(seeds)).mean(axis=1)  # (B, S)
-    ratios = _ratios(*((labels, weights @ values) for labels, values in sides), measure=measure)  # (B,)
-    # Between a number and infinity nothing can be interpolated.
-    low, high = np.quantile(ratios, _INTERVAL, method="inverted_cdf")
-    return LabelRatio(_known(ratio[0]), _known(low), _known(high), seeds)
+    ends = np.array([_values(chain, measure)[-1] for chain in theirs.values()])  # (S,)
+    labels, values = _grid(ours, measure)
+    above = (values - ends[:, None]) * (-1 if measure in LOWER_IS_BETTER else 1)  # (S, G)
+    mean, seeds, all_of_random = above.mean(axis=0), len(ours), _grid(theirs, measure)[0][-1]
+    ratio = _known(labels_to_reach(labels, mean) / all_of_random)
+    if seeds == 1 or strategy == RANDOM:
+        return LabelRatio(ratio, None, None, seeds)
+    margin = _margin(above)
+    stays = np.minimum.accumulate((mean - margin)[::-1])[::-1]  # the least from there on
+    low, high = (_known(labels_to_reach(labels, curve) / all_of_random) for curve in (mean + margin, stays))
+    return LabelRatio(ratio, low, high, seeds)
 
 
-def labels_to_reach(labels: Floats, curves: Floats, targets: Floats) -> Floats:
-    """Return at how many labels curves first come to their targets, straight between points; infinity where never.
+def labels_to_reach(labels: Floats, curve: Floats, target: float = 0.0) -> float:
+    """Return at how many labels a curve first comes to its target, straight between points; infinity where never.
 
     Args:
         labels: (G,), rising.
-        curves: (B, G).
-        targets: (B,).
+        curve: (G,).
+        target: in the curve's unit.
     """
-    reached = curves >= targets[:, None]
-    first = reached.argmax(axis=1)
-    before = np.maximum(first - 1, 0)
-    rows = np.arange(len(curves))
-    low, high = curves[rows, before], curves[rows, first]
-    within = reached.any(axis=1) & (first > 0)
-    share = np.divide(targets - low, high - low, out=np.zeros(len(curves)), where=within)
-    at: Floats = labels[before] + share * (labels[first] - labels[before])
-    return np.where(reached.any(axis=1), at, np.inf)
+    reached = curve >= target
+    first = int(reached.argmax())
+    if not reached[first]:
+        return math.inf
+    before = max(first - 1, 0)
+    return float(np.interp(target, curve[[before, first]], labels[[before, first]]))
 
 
 def mean_curve(chains: Chains, measure: Measure) -> Curve:
@@ -334,16 +331,6 @@ def _final(chains: Chains, measure: Measure) -> float:
     return float(np.mean([getattr(chain[-1], measure) for chain in chains.values()]))
 
 
-def _ratios(ours: tuple[Floats, Floats], theirs: tuple[Floats, Floats], *, measure: Measure) -> Floats:
-    """Labels needed for the last of their values over those they need: labels (G,) and values (B, G) each, to (B,)."""
-    sign = -1 if measure in LOWER_IS_BETTER else 1
-    targets = sign * theirs[1][:, -1]
-    needed, random = (labels_to_reach(labels, sign * values, targets) for labels, values in (ours, theirs))
-    with np.errstate(invalid="ignore"):  # a measure that is not a number is reached by nobody
-        ratios: Floats = needed / random
-    return ratios
-
-
 def _grid(chains: Chains, measure: Measure) -> tuple[Floats, Floats]:
     return _interpolated([(_labels(chain), _values(chain, measure)) for chain in chains.values()])
 
@@ -368,16 +355,10 @@ def _count(each: Round, classes: Iterable[int]) -> int:
     return sum(each.labels_by_class[index] for index in classes)
 
 
-def _resamples(seeds: int) -> Ints:
-    """Ways to draw as many seeds as there are, with replacement: all of them, or some where they are many: (B, S)."""
-    if seeds**seeds <= _MOST_RESAMPLES:
-        return np.indices((seeds,) * seeds).reshape(seeds, -1).T
-    return np.random.default_rng(0).integers(seeds, size=(_DRAWN_RESAMPLES, seeds))
-
-
-def _interval(means: Floats) -> tuple[float, float]:
-    low, high = np.quantile(means, _INTERVAL)
-    return float(low), float(high)
+def _margin(values: Floats) -> Floats:
+    """Half the width of Student's interval of the mean over the first axis, of at least two: (S, G) to (G,)."""
+    margin: Floats = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * _standard_error(values)
+    return margin
 
 
 def _standard_error(values: Floats) -> Floats:

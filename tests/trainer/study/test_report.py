@@ -168,13 +168,13 @@ def test_the_default_is_held_against_each_rival(page):
 def test_an_interval_that_leaves_out_zero_is_marked(tmp_path):
     """Green above, red below, and nothing where zero lies inside."""
     study = make_study(strategies=["random", "good", "bad", "even"], seeds=3, rounds=2)
-    shifts = {"random": (0, 0, 0), "good": (0.1, 0.1, 0.2), "bad": (-0.1, -0.1, -0.2), "even": (0.1, -0.1, 0.1)}
+    shifts = {"random": (0, 0, 0), "good": (0.1, 0.1, 0.12), "bad": (-0.1, -0.1, -0.12), "even": (0.1, -0.1, 0.1)}
     shifted = ((each, shifts[each.strategy][each.seed]) for each in study.rounds)
     rounds = (replace(each, minority_f1=0.5 + shift, macro_f1=0.5 - shift) for each, shift in shifted)
     write(replace(study, rounds=tuple(rounds)), tmp_path)
     html = (tmp_path / "report.html").read_text()
     assert re.findall(r'<th scope="row">(\w+)</th>', html)[:4] == ["good", "even", "random", "bad"]
-    for value, marked in (("+0.133", " good"), ("-0.133", " bad"), ("+0.033", "")):
+    for value, marked in (("+0.107", " good"), ("-0.107", " bad"), ("+0.033", "")):
         assert f'<td class="number{marked}">{value}</td>' in html
 
 
