@@ -67,6 +67,11 @@ class Admission:
         """How many requests wait."""
         return len(self._line)
 
+    @property
+    def entered(self) -> int:
+        """How many requests wait or are in hand."""
+        return len(self._line) + self._in_hand
+
     @contextmanager
     def enter(self, size_bytes: int, *, deadline: float) -> Iterator[None]:
         """Wait for a place, and hold it for the length of the block.

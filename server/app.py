@@ -10,7 +10,7 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, redirect, request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.datastructures import Authorization
-from werkzeug.exceptions import HTTPException, NotFound, Unauthorized
+from werkzeug.exceptions import HTTPException, LengthRequired, NotFound, RequestEntityTooLarge, Unauthorized
 from werkzeug.wrappers import Response as BaseResponse
 
 from contract.errors import LabelMismatch, LabelnextError, Unavailable
@@ -18,7 +18,8 @@ from contract.manifest import check_version
 from server import logs, metrics, reports
 from server.admission import Admission, Overloaded
 from server.auth import OPEN, Guard
-from server.bodies import read_json, receive
+from server.bodies import read_json
+from server.origins import Origins
 from server.page import HEADERS, Page
 from server.scoring import ImageFetcher
 from server.service import Service
@@ -37,6 +38,9 @@ _AT_ONCE = OPEN | {"/setup"}
 
 _STATUS_LINE = 1000
 """Characters; proxies take a few thousand."""
+
+_CHECK = "labelnext.check"
+"""Where the application holds what judges heads."""
 
 _PAGES = 4
 """Other requests that are handled at a time: they read the repository, whose volume may hang."""
@@ -70,7 +74,7 @@ def create_app(settings: Settings | None = None, *, fetcher: ImageFetcher | None
     app.extensions["labelnext"] = service
     _add_routes(app, service)
     _add_observation(app, service)
-    _add_guard(app, Guard(settings.basic_auth, settings.webhook_secret))  # after it, so that refusals are seen, too
+    _add_check(app, settings)  # after it, so that refusals are seen, too
     _add_admission(app, service)  # after it, so that strangers get no place in line
     app.register_error_handler(Exception, lambda error: _to_json(error, service.metrics))
     service.start()
@@ -126,11 +130,11 @@ def _add_routes(app: Flask, service: Service) -> None:
 
     @app.post("/setup")
     def setup() -> Response:
-        return jsonify(service.setup(read_json(request, deadline=g.deadline)))
+        return jsonify(service.setup(read_json(request)))
 
     @app.post("/predict")
     def predict() -> Response:
-        predictions = service.predict(read_json(request, deadline=g.deadline), deadline=g.deadline)
+        predictions = service.predict(read_json(request), deadline=g.deadline)
         g.facts = {
             "images": len(predictions.results),
             "failed": predictions.failed,
@@ -140,7 +144,7 @@ def _add_routes(app: Flask, service: Service) -> None:
 
     @app.post("/score")
     def score() -> Response:
-        scores = service.score(read_json(request, deadline=g.deadline), deadline=g.deadline)
+        scores = service.score(read_json(request), deadline=g.deadline)
         manifest = scores.manifest
         g.facts = {"images": len(scores.results), "failed": scores.failed, "model_version": manifest.version}
         return jsonify(
@@ -152,7 +156,7 @@ def _add_routes(app: Flask, service: Service) -> None:
 
     @app.post("/webhook")
     def webhook() -> Response:
-        notice = service.notice(read_json(request, deadline=g.deadline))
+        notice = service.notice(read_json(request))
         return jsonify({name: value for name, value in asdict(notice).items() if value is not None})
 
     @app.get("/versions")
@@ -168,7 +172,7 @@ def _add_observation(app: Flask, service: Service) -> None:
     @app.before_request
     def begin() -> None:
         g.started = time.perf_counter()
-        g.deadline = service.deadline()
+        g.deadline = service.deadline() - _waited_s()
         g.token = logs.request_id.set(logs.accept_request_id(request.headers.get("X-Request-Id")))
 
     @app.after_request
@@ -189,10 +193,48 @@ def _add_observation(app: Flask, service: Service) -> None:
             logs.request_id.reset(token)
 
 
-def _add_guard(app: Flask, guard: Guard) -> None:
+def _waited_s() -> float:
+    """Seconds since the request began to come in; 0 where nobody has looked."""
+    now = time.monotonic()
+    return now - float(getattr(request.environ.get("gunicorn.socket"), "began", now))
+
+
+def _add_check(app: Flask, settings: Settings) -> None:
+    guard = Guard(settings.basic_auth, settings.webhook_secret)
+    origins = Origins(settings.allowed_hosts, (settings.label_studio_url, settings.label_studio_public_url))
+
     @app.before_request
-    def authenticate() -> None:
-        guard.check(request.url_rule.rule if request.url_rule else None, _authorization())
+    def check_head() -> None:
+        route = request.url_rule.rule if request.url_rule else None
+        if route not in OPEN:
+            origins.check_host(request.headers.get("Host"))
+        guard.check(route, _authorization())
+        if request.method == "POST" and route is not None:
+            _check_length()
+            origins.check_sender(request.headers)
+
+    app.extensions[_CHECK] = check_head
+
+
+def _check_length() -> None:
+    """Refuse a body that is too large, or whose size nobody knows."""
+    if "Transfer-Encoding" in request.headers:
+        raise LengthRequired("the request must say how long its body is, in Content-Length, and not come in chunks")
+    size, most = request.content_length or 0, request.max_content_length
+    if most is not None and size > most:
+        raise RequestEntityTooLarge(f"the body has {size} bytes, at most {most} are read")
+
+
+def wants_body(app: Flask, environ: dict[str, Any]) -> bool:
+    """Whether the application will read a request's body, by its head alone: what it refuses is not waited for."""
+    with app.request_context(environ):
+        if request.routing_exception is not None or request.method != "POST":
+            return False
+        try:
+            app.extensions[_CHECK]()
+        except HTTPException:
+            return False
+        return True
 
 
 def _authorization() -> Authorization | None:
@@ -212,8 +254,7 @@ def _add_admission(app: Flask, service: Service) -> None:
         route = request.url_rule.rule if request.url_rule else None
         if route is not None and route not in _AT_ONCE:
             line = service.admission if route in _SCORING else pages
-            size = receive(request, deadline=g.deadline) if request.method == "POST" else 0
-            g.place.enter_context(line.enter(size, deadline=g.deadline))
+            g.place.enter_context(line.enter(request.content_length or 0, deadline=g.deadline))
 
     @app.teardown_request
     def leave(_: BaseException | None) -> None:

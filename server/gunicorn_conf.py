@@ -7,6 +7,7 @@ fork, because CUDA does not survive one.
 """
 
 import math
+import resource
 import sys
 from typing import Any
 
@@ -19,12 +20,28 @@ try:
 except ConfigError as err:
     sys.exit(f"labelnext: {err}")
 
+_FILES = 1 << 16
+_OTHER_FILES = 512
+"""Of images that are fetched, of the repository, and of the process itself."""
+
+
+def _raise_file_limit() -> int:
+    """Let the process have as many files as it may, for a connection is one; return how many these are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
+
 bind = _settings.bind
 worker_class = "server.worker.Worker"
 workers = 1
-# One for each request that is in hand or waits, and some for probes, pages and slow clients; idle ones cost little.
+# One for each request that is in hand or waits, and some for probes and pages; idle ones cost little.
 threads = _settings.threads + _settings.queue_requests + 32
-worker_connections = 1000 + threads
+# A slow client costs one of these and nothing else.
+worker_connections = min(10_000, max(threads, _raise_file_limit() - _OTHER_FILES))
+backlog = 4096
 preload_app = False
 graceful_timeout = math.ceil(_settings.deadline_s) + 5  # a request in hand is always finished
 timeout = 120  # for starting up; a gthread worker's heartbeat does not wait for requests

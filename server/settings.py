@@ -4,6 +4,7 @@ A field `poll_s` is set by `LABELNEXT_POLL_S`, and so on. Knows nothing of what 
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -96,6 +97,13 @@ def _parse_bind(value: str) -> str:
     return value
 
 
+def _parse_hosts(value: str) -> tuple[str, ...]:
+    hosts = tuple(item.strip().lower() for item in value.split(",") if item.strip())
+    if not all(host == "*" or re.fullmatch(r"[a-z0-9_.-]+", host, re.ASCII) for host in hosts):
+        raise ValueError("host names such as labelnext.example.org, without scheme and port, separated by commas, or *")
+    return hosts
+
+
 def _parse_count(value: str) -> int:
     if not value.isdecimal() or not value.isascii() or int(value) < 1:
         raise ValueError("a whole number of at least 1")
@@ -144,6 +152,9 @@ class Settings:
     """A minisign public key, or the path of its .pub file; versions that are not signed by it are then refused."""
     bind: str = "127.0.0.1:9090"
     """Host and port to listen on."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names with a dot that the server answers to, * for any; it always does to addresses, to names without a dot, and
+    to those that nobody can have on the internet. Else a web page could reach it by a name of its own."""
     threads: int = 16
     """Requests handled at the same time; others wait until there is room."""
     queue_requests: int = 128
@@ -252,6 +263,7 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "mirror": Path,
     "verify_key": read_public_key,
     "bind": _parse_bind,
+    "allowed_hosts": _parse_hosts,
     "threads": _parse_count,
     "queue_requests": _parse_count,
     "fetch_threads": _parse_count,

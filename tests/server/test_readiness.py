@@ -176,7 +176,7 @@ class TestTheLine:
     def test_an_error_gives_the_place_back(self, narrow):
         """Bad requests do not fill the server."""
         for _ in range(4):
-            assert narrow().post("/predict", data=b"no json").status_code == 400
+            assert narrow().post("/predict", data=b"no json", content_type="application/json").status_code == 400
 
     def test_a_request_waits_for_the_version_that_is_being_loaded(self, settings, repository, monkeypatch):
         """A server that has just started does not say that it knows nothing."""
@@ -222,5 +222,6 @@ def test_credentials_that_are_not_ascii_are_wrong(start_app, settings):
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_have_are_refused(client, number):
     """Python reads them; JSON does not have them."""
-    reply = client.post("/predict", data=f'{{"tasks": [], "label_config": "<View/>", "x": {number}}}')
+    body = f'{{"tasks": [], "label_config": "<View/>", "x": {number}}}'
+    reply = client.post("/predict", data=body, content_type="application/json")
     assert (reply.status_code, reply.json["error"]) == (400, "bad_request")
