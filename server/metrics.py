@@ -49,7 +49,7 @@ class Metrics:
         )
         self.rejected_requests = Counter(
             "labelnext_rejected_requests",
-            "Requests refused: queue_full, deadline, unavailable (the server cannot score) or auth.",
+            "Requests refused: queue_full, deadline, unavailable (the server cannot score), auth or slow (the client).",
             ("reason",),
             registry=registry,
         )

@@ -4,12 +4,14 @@ import base64
 import gzip
 import json
 import re
+import resource
 import socket
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from typing import Any
@@ -18,13 +20,17 @@ from bench.hostile import pictures
 from bench.hostile.case import Attack, Case, Kind, Scored
 from bench.hostile.site import LIVE_S, Escaped, Site, data_uri, predict_body
 from bench.load import label_config
+from bench.serving import serving
 
-_SLOW_CLIENTS = 64
-_SLOW_FOR_S = 6.0
+_SLOW_CLIENTS = 2000
+_SLOW_FOR_S = 4.0
+_READ_S = 30.0
+"""In which a client must take an answer."""
 _GOOD_S = 10.0
 _LIMIT_S = 60.0
 _MEBIBYTE = 1 << 20
 _BODY_BYTES = 32 * _MEBIBYTE
+_HALF_BODY = _BODY_BYTES // 2
 
 Head = Mapping[str, str]
 
@@ -80,11 +86,22 @@ _FORBIDDEN_METHOD = Answered({405}, "method_not_allowed")
 _TOO_LARGE = Answered({413}, "request_entity_too_large|content_too_large")
 _REFUSED_HEAD = Answered({0, 400, 405, 414, 431, 501, 505}, ours=False)
 _NOT_FOUND = Answered({404}, "not_found")
+_MISDIRECTED = Answered({421}, "misdirected_request")
 
 
 def cases() -> list[Case]:
     """Every request."""
-    return [*_no_json(), *_wrong_fields(), *_configs(), *_sizes(), *_heads(), *_credentials(), *_methods(), *_clients()]
+    return [
+        *_no_json(),
+        *_wrong_fields(),
+        *_configs(),
+        *_sizes(),
+        *_heads(),
+        *_pages_of_others(),
+        *_credentials(),
+        *_methods(),
+        *_clients(),
+    ]
 
 
 def request(name: str, sent: str, outcome: Answered, make: Callable[[Site], bytes], *, seconds: float = 10) -> Case:
@@ -538,7 +555,6 @@ def _heads() -> Iterator[Case]:
         "another one",
         partial(_request_id, '"><script>'),
     )
-    yield Case("host-header-evil", Kind.REQUEST, "a Host that is not ours", "not found in the answer", _evil_host)
 
 
 def _get(path: str, site: Site) -> bytes:
@@ -555,17 +571,72 @@ def _request_id(offered: str, site: Site) -> Attack:
     return attack
 
 
-def _evil_host(site: Site) -> Attack:
-    def attack() -> None:
-        line = f"GET /report/{site.version} HTTP/1.1\r\nHost: evil.test\r\nX-Forwarded-Host: evil.test\r\n"
-        reply = exchange(
-            site,
-            (line + f"Connection: close\r\nAuthorization: {site.authorization()['Authorization']}\r\n\r\n").encode(),
+def _pages_of_others() -> Iterator[Case]:
+    """What a web page can have the browser of somebody send who can reach the server."""
+    for path in ("/", "/versions", "/report/VERSION", "/report/VERSION/"):
+        yield request(
+            f"rebound-{path.strip('/') or 'page'}".replace("/", "-"),
+            f"{path} under a name of theirs",
+            _MISDIRECTED,
+            partial(_at, "evil.test", path),
         )
-        if reply.status != 308 or "evil" in json.dumps(dict(reply.headers)):
-            raise Escaped(f"it redirects: {reply.status} {reply.headers}")
+    for path in ("/predict", "/score", "/setup", "/webhook"):
+        yield request(
+            f"rebound{path.replace('/', '-')}",
+            f"{path} under a name of theirs",
+            _MISDIRECTED,
+            partial(_sent, path, "application/json", "http://evil.test", "evil.test"),
+        )
+    for name, host in {
+        "with-port": "evil.test:9090",
+        "with-dot": "evil.test.",
+        "behind-address": "127.0.0.1.evil.test",
+        "behind-localhost": "localhost.evil.test",
+        "behind-user": "localhost@evil.test",
+        "behind-bracket": "[::1].evil.test",
+        "of-two": "localhost, evil.test",
+    }.items():
+        yield request(f"host-{name}", f"Host: {host}", _MISDIRECTED, partial(_at, host, "/versions"))
+    for host in ("localhost", "127.0.0.1:9090", "[::1]:9090", "server", "host.docker.internal", "server.labelnext.svc"):
+        yield request(
+            f"host-ours-{re.sub('[^a-z0-9]+', '-', host).strip('-')}",
+            f"Host: {host}",
+            Answered({200}),
+            partial(_at, host, "/versions"),
+        )
+    for name, origin in {"another": "https://evil.test", "null": "null", "other-port": "http://labelnext:1"}.items():
+        yield request(
+            f"page-of-{name}-starts-training",
+            f"/webhook from Origin: {origin}",
+            Answered({403}, "forbidden"),
+            partial(_sent, "/webhook", "application/json", origin, "labelnext"),
+        )
+    for kind in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=a",
+        "",
+        "application/jsonp",
+    ):
+        for path in ("/webhook", "/predict"):
+            yield request(
+                f"page-sends{path.replace('/', '-')}-as-{re.sub('[^a-z]+', '-', kind) or 'nothing'}",
+                f"{path} as {kind or 'no type'}",
+                Answered({415}, "unsupported_media_type"),
+                partial(_sent, path, kind, None, "labelnext"),
+            )
 
-    return attack
+
+def _at(host: str, path: str, site: Site) -> bytes:
+    return _get(path, site).replace(b"Host: labelnext", f"Host: {host}".encode())
+
+
+def _sent(path: str, kind: str, origin: str | None, host: str, site: Site) -> bytes:  # noqa: PLR0917  # bound but for the last
+    """What pages send carries the password where the browser knows it."""
+    named = {**({"Content-Type": kind} if kind else {}), **({"Origin": origin} if origin else {})}
+    content = b'{"action": "START_TRAINING", "project": {"id": 1}}'
+    headers = {**site.authorization(), **named, "Content-Length": str(len(content))}
+    return head(f"POST {path} HTTP/1.1", headers).replace(b"Host: labelnext", f"Host: {host}".encode()) + content
 
 
 def _credentials() -> Iterator[Case]:
@@ -625,7 +696,7 @@ def _credentials() -> Iterator[Case]:
 def _bearer(path: str, secret: str | None, site: Site) -> bytes:
     content = b'{"action": "ANNOTATION_CREATED"}'
     headers = {"Authorization": f"Bearer {secret or site.secrets.webhook}", "Content-Length": str(len(content))}
-    return head(f"POST {path} HTTP/1.1", headers) + content
+    return head(f"POST {path} HTTP/1.1", {**headers, "Content-Type": "application/json"}) + content
 
 
 def _methods() -> Iterator[Case]:
@@ -651,49 +722,93 @@ def _method(method: str, site: Site) -> bytes:
 
 def _clients() -> Iterator[Case]:
     """Connections that cost their owner next to nothing: others must not notice them."""
-    for name, sent, make in (
-        ("idle", "connections that say nothing", lambda _: b""),
-        ("slow-heads", "heads that come byte by byte", lambda _: b"GET / HTTP/1.1\r\nX: "),
-        (
-            "slow-bodies",
-            "bodies that come byte by byte",
-            lambda site: post(site, "/predict", b"", content_length="1000"),
+    for kind in (
+        Slow("idle", "connections that say nothing", lambda _: b""),
+        Slow("slow-heads", "heads that come byte by byte", lambda _: _HALF_A_HEAD),
+        Slow("slow-bodies", "bodies that come byte by byte", lambda site: _announced(site, 1000)),
+        Slow("slow-bodies-of-strangers", "the same without a password", lambda _: _HEAD_OF_STRANGER),
+        Slow(
+            "slow-large-bodies",
+            "bodies of 20 MB that stop at 60 kB",
+            lambda site: _announced(site, 20 * 10**6) + bytes(60_000),
         ),
-        (
-            "slow-bodies-of-strangers",
-            "the same without a password",
-            lambda _: head("POST /predict HTTP/1.1", {"Content-Length": "1000"}),
-        ),
-        (
-            "slow-chunks",
-            "chunks that come byte by byte",
-            lambda site: (
-                head("POST /predict HTTP/1.1", {**site.authorization(), "Transfer-Encoding": "chunked"}) + b"100\r\n"
-            ),
-        ),
-        (
+        Slow("slow-chunks", "chunks that come byte by byte", _chunk),
+        Slow(
             "waiting-to-continue",
             "bodies that are announced and never come",
             lambda site: post(site, "/predict", b"", content_length="1000", expect="100-continue"),
         ),
+        Slow("that-do-not-close", "requests whose clients do not close when asked to", lambda _: _PROBE),
+        Slow(
+            "that-stay", "connections that are kept after an answer", lambda _: _PROBE.replace(b"close", b"keep-alive")
+        ),
+        Slow("that-do-not-read", "clients that read none of twenty pages", _pages, reads=False),
     ):
         yield Case(
-            f"{_SLOW_CLIENTS}-{name}",
+            f"{_SLOW_CLIENTS}-{kind.name}",
             Kind.REQUEST,
-            f"{_SLOW_CLIENTS} {sent}",
+            f"{_SLOW_CLIENTS} {kind.sent}",
             f"/health/live under {LIVE_S:.0f} s, predictions under {_GOOD_S:.0f} s",
-            partial(_slow, _SLOW_CLIENTS, make),
+            partial(_slow, [(kind, _SLOW_CLIENTS)]),
             _LIMIT_S,
         )
     yield Case(
-        "400-slow-heads",
+        f"{_SLOW_CLIENTS}-of-all-kinds-without-password",
         Kind.REQUEST,
-        "400 heads that come byte by byte",
+        f"{_SLOW_CLIENTS} slow clients of a server that asks for no password",
         f"/health/live under {LIVE_S:.0f} s",
-        partial(_slow, 400, lambda _: b"GET / HTTP/1.1\r\nX: "),
+        _slow_without_password,
         _LIMIT_S,
     )
-    yield Case("slow-body-in-time", Kind.REQUEST, "a body that takes longer than may be", "408", _late_body, _LIMIT_S)
+    yield Case(
+        "more-connections-than-may-be",
+        Kind.REQUEST,
+        "connections that say nothing, more than the server has files for",
+        f"/health/live under {LIVE_S:.0f} s, predictions under {_GOOD_S:.0f} s",
+        lambda site: _slow([(Slow("", "", lambda _: b""), _too_many())], site),
+        _LIMIT_S,
+    )
+    yield Case(
+        "80-bodies-of-16-mb-that-stop",
+        Kind.REQUEST,
+        "bodies that lack their last byte, more than are held in memory",
+        f"/health/live under {LIVE_S:.0f} s, predictions under {_GOOD_S:.0f} s",
+        partial(_slow, [(Slow("", "", lambda site: _announced(site, _HALF_BODY) + bytes(_HALF_BODY - 1)), 80)]),
+        _LIMIT_S,
+    )
+    yield request(
+        "head-of-70-kb-that-stops",
+        "more of a head than is waited for",
+        Answered({431}, "request_header_fields_too_large"),
+        lambda _: b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: abc\r\n" * 9_000,
+    )
+    yield Case(
+        "slow-body-in-time",
+        Kind.REQUEST,
+        "a body that takes longer than may be",
+        "408",
+        _late_body,
+        _LIMIT_S,
+        patient=True,
+    )
+    yield Case(
+        "slow-head-in-time",
+        Kind.REQUEST,
+        "a head that takes longer than may be",
+        "closed",
+        _late_head,
+        _LIMIT_S,
+        patient=True,
+    )
+    yield Case(
+        "slow-reader-in-time",
+        Kind.REQUEST,
+        "a client that takes no answer for too long",
+        "closed",
+        _late_reader,
+        _LIMIT_S,
+        patient=True,
+    )
     yield Case(
         "clients-that-leave",
         Kind.REQUEST,
@@ -704,22 +819,95 @@ def _clients() -> Iterator[Case]:
     )
 
 
-def _slow(count: int, make: Callable[[Site], bytes], site: Site) -> Attack:
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """A kind of client that takes its time."""
+
+    name: str
+    sent: str
+    make: Callable[[Site], bytes]
+    """What each sends at first; then comes a byte now and then."""
+    reads: bool = True
+    """Whether it takes what is sent to it; else it has next to no room for it."""
+
+    def connect(self, site: Site) -> socket.socket:
+        """Open a connection, and send the beginning."""
+        client = socket.socket()
+        client.settimeout(30)
+        if not self.reads:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(site.address())
+        with suppress(ConnectionError, TimeoutError):  # who is refused need not be heard out
+            client.sendall(self.make(site))
+        client.setblocking(False)
+        return client
+
+
+_HALF_A_HEAD = b"GET / HTTP/1.1\r\nX: "
+_HEAD_OF_STRANGER = head("POST /predict HTTP/1.1", {"Content-Length": "1000", "Content-Type": "application/json"})
+_PROBE = head("GET /health/live HTTP/1.1", {})
+
+
+def _announced(site: Site, count: int) -> bytes:
+    return post(site, "/predict", b"", content_length=str(count))
+
+
+def _chunk(site: Site) -> bytes:
+    return head("POST /predict HTTP/1.1", {**site.authorization(), "Transfer-Encoding": "chunked"}) + b"100\r\n"
+
+
+def _pages(site: Site) -> bytes:
+    return head("GET / HTTP/1.1", site.authorization()).replace(b"close", b"keep-alive") * 20
+
+
+def _too_many() -> int:
+    """As many connections as this process may have, or more than a server takes on a machine that lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(11_000, hard - 256) if hard != resource.RLIM_INFINITY else 11_000
+
+
+def _slow(kinds: Sequence[tuple[Slow, int]], site: Site) -> Attack:
     """Slow clients, and beside them somebody who looks whether the server lives, and one who wants a prediction."""
 
     def attack() -> None:
-        with ThreadPoolExecutor(1) as other, ExitStack() as stack:  # who was held up is let go before it is waited for
-            clients = [stack.enter_context(socket.create_connection(site.address(), timeout=10)) for _ in range(count)]
-            for client in clients:
-                client.sendall(make(site))
+        with ThreadPoolExecutor(2) as other, ExitStack() as stack:  # who was held up is let go before it is waited for
+            over = threading.Event()
+            stack.callback(over.set)
+            worst = other.submit(_watch, site, over)
+            clients = [stack.enter_context(kind.connect(site)) for kind, count in kinds for _ in range(count)]
             asked = other.submit(_timed_prediction, site)
-            worst = _watch(site, clients)
+            _trickle(clients)
+            over.set()
             if (seconds := asked.result()) > _GOOD_S:
                 raise Escaped(f"a prediction took {seconds:.1f} s")
-            if worst > LIVE_S:
-                raise Escaped(f"/health/live took up to {worst:.1f} s")
+            if worst.result() > LIVE_S:
+                raise Escaped(f"/health/live took up to {worst.result():.1f} s")
+
+    _allow_files()
+    return attack
+
+
+def _slow_without_password(site: Site) -> Attack:
+    kinds = [
+        Slow("", "", lambda _: b""),
+        Slow("", "", lambda _: _HALF_A_HEAD),
+        Slow("", "", lambda _: _HEAD_OF_STRANGER),
+        Slow("", "", lambda _: _PROBE),
+        Slow("", "", lambda _: head("GET / HTTP/1.1", {}).replace(b"close", b"keep-alive") * 20, reads=False),
+    ]
+
+    def attack() -> None:
+        models, log = site.files.parent / "models", site.files.parent / "open.log"
+        with serving(models, log=log, settings={"LABELNEXT_PROVIDER": "cpu"}) as server:
+            _slow([(kind, _SLOW_CLIENTS // len(kinds)) for kind in kinds], replace(site, server=server, known={}))()
 
     return attack
+
+
+def _allow_files() -> None:
+    """Let this process have as many connections as it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _timed_prediction(site: Site) -> float:
@@ -728,16 +916,21 @@ def _timed_prediction(site: Site) -> float:
     return time.perf_counter() - started
 
 
-def _watch(site: Site, clients: Collection[socket.socket]) -> float:
-    """Return the slowest answer of /health/live while the clients go on, a byte at a time."""
-    worst, end = 0.0, time.perf_counter() + _SLOW_FOR_S
+def _watch(site: Site, over: threading.Event) -> float:
+    """Return the slowest answer of /health/live until it is over."""
+    worst = site.live_s()
+    while not over.wait(0.1):
+        worst = max(worst, site.live_s())
+    return worst
+
+
+def _trickle(clients: Collection[socket.socket]) -> None:
+    end = time.perf_counter() + _SLOW_FOR_S
     while time.perf_counter() < end:
         for client in clients:
             with suppress(OSError):
                 client.send(b"a")
-        worst = max(worst, site.live_s())
         time.sleep(0.5)
-    return worst
 
 
 def _late_body(site: Site) -> Attack:
@@ -745,6 +938,34 @@ def _late_body(site: Site) -> Attack:
         with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
             client.sendall(post(site, "/predict", b'{"tasks"', content_length="1000"))
             Answered({408}, "request_timeout").check(_read(client))
+
+    return attack
+
+
+def _late_head(site: Site) -> Attack:
+    def attack() -> None:
+        with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
+            client.sendall(_HALF_A_HEAD)
+            if (answer := client.recv(100)) != b"":
+                raise Escaped(f"it is answered: {answer!r}")
+
+    return attack
+
+
+def _late_reader(site: Site) -> Attack:
+    """It asks for more than sockets hold, reads nothing for half a minute, and finds the rest gone."""
+    asked = 300
+
+    def attack() -> None:
+        with Slow("", "", lambda site: _pages(site) * (asked // 20), reads=False).connect(site) as client:
+            time.sleep(_READ_S + 2)
+            client.settimeout(10)
+            received = b""
+            with suppress(ConnectionError):
+                while piece := client.recv(1 << 20):
+                    received += piece
+            if (count := received.count(b"HTTP/1.1 200")) >= asked:
+                raise Escaped(f"all {count} answers waited for it")
 
     return attack
 

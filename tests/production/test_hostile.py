@@ -82,11 +82,42 @@ server.logs.accept_request_id = lambda offered: offered
             "request-id-of-markup",
         ),
     ),
-    "waiting-for-heads": (
-        "import server.worker as it; it.Worker._has_head = lambda *_: True",
-        ("400-slow-heads",),
+    "keeping-pages-away": (
+        "from server.origins import Origins as it; it.check_host = it.check_sender = lambda *_: None",
+        (
+            "rebound-page",
+            "rebound-webhook",
+            "host-behind-address",
+            "page-of-null-starts-training",
+            "page-sends-webhook-as-text-plain",
+            "page-sends-predict-as-nothing",
+        ),
     ),
-    "lingering-aside": ("import server.worker as it; it._linger = lambda _: None", ("64-slow-bodies-of-strangers",)),
+    "ending-what-is-slow": (
+        "import server.worker as it; it.HEAD_S = it.BODY_S = it.ANSWER_S = 1e6",
+        ("slow-head-in-time", "slow-body-in-time", "slow-reader-in-time"),
+    ),
+    "bounding-connections": (
+        "import server.worker as it; it.Worker._evict = lambda _: None",
+        ("more-connections-than-may-be",),
+    ),
+    "bounding-what-is-held": (
+        "import server.worker as it; it.Worker._relieve = lambda _: None",
+        ("80-bodies-of-16-mb-that-stop",),
+    ),
+    "waiting-in-the-loop": (
+        """
+import server.worker as it
+class Waiting:
+    def __get__(self, conn, _):
+        conn.socket.setblocking(True)
+        while conn._unread_bytes < conn._body_bytes and (piece := conn.socket.recv(1 << 16)):
+            conn.sock.received += piece
+        return True
+it.Connection.is_whole = Waiting()
+""",
+        ("2000-slow-bodies",),
+    ),
 }
 """Of what a server is robbed, by the Python that does it, and cases that must then have an effect."""
 

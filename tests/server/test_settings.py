@@ -164,3 +164,12 @@ def test_a_secret_that_cannot_be_one_is_refused_unseen(name, text):
     with pytest.raises(ConfigError, match=f"LABELNEXT_{name} must be ") as caught:
         Settings.from_env({f"LABELNEXT_{name}": text})
     assert "s3c" not in str(caught.value)
+
+
+def test_hosts_are_names_without_scheme_and_port():
+    """As they stand in the header Host, port aside; capitals do not count."""
+    named = {"LABELNEXT_ALLOWED_HOSTS": " Labelnext.Example.org, a.b "}
+    assert Settings.from_env(named).allowed_hosts == ("labelnext.example.org", "a.b")
+    for wrong in ("https://labelnext.example.org", "labelnext.example.org:9090", "*.example.org"):
+        with pytest.raises(ConfigError, match="LABELNEXT_ALLOWED_HOSTS must be host names such as"):
+            Settings.from_env({"LABELNEXT_ALLOWED_HOSTS": wrong})

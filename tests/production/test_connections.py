@@ -1,0 +1,146 @@
+"""What the worker's loop makes of connections: requests in pieces, several at once, never whole; and thousands."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPResponse
+from typing import Any
+
+import pytest
+
+from bench.serving import Server, serving
+from contract.repository import Repository
+from tests.production.driving import Prober, idle_connections
+from tests.server.conftest import make_predict_body, make_tasks
+from tests.server.tiny_model import publish
+
+AUTH = "Authorization: Basic dTpw\r\n"
+JSON = "Content-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module", params=["with-password", "without-password"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a version in use."""
+    folder = tmp_path_factory.mktemp("server")
+    publish(Repository(folder / "models"))
+    password = {"LABELNEXT_BASIC_AUTH": "u:p"} if request.param == "with-password" else {}
+    with serving(folder / "models", log=folder / "log", settings={"LABELNEXT_CACHE_MB": "0", **password}) as each:
+        yield each
+
+
+@contextmanager
+def connected(server: Server) -> Iterator[socket.socket]:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        yield connection
+
+
+def read(connection: socket.socket) -> tuple[int, Any]:
+    with closing(HTTPResponse(connection)) as response:
+        response.begin()
+        return response.status, json.loads(response.read())
+
+
+def posted(body: bytes, more: str = "", length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    return f"POST /predict HTTP/1.1\r\nHost: x\r\n{AUTH}{JSON}Content-Length: {size}\r\n{more}\r\n".encode() + body
+
+
+PREDICT = json.dumps(make_predict_body(make_tasks(3))).encode()
+
+
+def is_scored(reply: tuple[int, Any]) -> bool:
+    status, body = reply
+    return status == 200 and ["score" in each for each in body["results"]] == [True] * 3
+
+
+def test_a_request_may_come_in_pieces_and_others_behind_it(server: Server):
+    """However it is cut, and whatever is sent before the answer has come, each gets its answer in turn."""
+    with connected(server) as connection:
+        data = posted(PREDICT) * 2 + b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" + posted(b"no json")
+        for first in range(0, len(data), 700):
+            connection.sendall(data[first : first + 700])
+            time.sleep(0.001)
+        assert is_scored(read(connection))
+        assert is_scored(read(connection))
+        assert read(connection) == (200, {"live": True, "detail": None})
+        assert read(connection)[0] == 400
+        connection.sendall(posted(PREDICT))
+        assert is_scored(read(connection))
+
+
+def test_who_asks_first_is_told_to_go_on(server: Server):
+    """100 Continue comes once, and then the answer."""
+    with connected(server) as connection:
+        connection.sendall(posted(b"", "Expect: 100-continue\r\n", len(PREDICT)))
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(PREDICT)
+        assert is_scored(read(connection))
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (posted(b"", length=33 * 2**20), 413),
+        (posted(b"", "Expect: 100-continue\r\n", 33 * 2**20), 413),
+        (posted(b"", length=1000).replace(b"/predict", b"/nothing"), 404),
+        (posted(b"", length=1000).replace(b"application/json", b"text/plain"), 415),
+        (posted(b"", length=1000).replace(b"Host: x", b"Host: evil.test"), 421),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nAuthorization: Basic dTpw\r\n\r\n", 411),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: abc\r\n" * 9_000, 431),
+    ],
+)
+def test_what_is_refused_by_its_head_is_refused_before_its_body(server: Server, head: bytes, status: int):
+    """Nobody waits for a body that is not wanted, and the client may go on to send it."""
+    with connected(server) as connection:
+        connection.sendall(head)
+        assert read(connection)[0] == status
+        connection.sendall(bytes(2**20))
+
+
+def test_a_stranger_is_refused_before_the_body(server: Server, request: pytest.FixtureRequest):
+    """Where a password is asked for, what comes without it is not taken, however small it is."""
+    if request.node.callspec.params["server"] == "without-password":
+        pytest.skip("this server asks for no password")
+    with connected(server) as connection:
+        connection.sendall(posted(b"", length=1000).replace(AUTH.encode(), b""))
+        assert read(connection)[0] == 401
+
+
+def test_a_body_that_ends_early_is_told_so(server: Server):
+    """The client has said how much it would send."""
+    with connected(server) as connection:
+        connection.sendall(posted(b"{}", length=1000))
+        connection.shutdown(socket.SHUT_WR)
+        status, body = read(connection)
+        assert (status, body["error"]) == (400, "bad_request")
+
+
+SLOW: dict[str, bytes] = {
+    "nothing": b"",
+    "heads": b"GET / HTTP/1.1\r\nX: ",
+    "bodies": posted(b"", length=1000),
+    "large-bodies": posted(bytes(30_000), length=20_000_000),
+    "no-close": b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "kept": b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+    "strangers": posted(b"", length=1000).replace(AUTH.encode(), b""),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_two_thousand_slow_clients_hold_up_nobody(server: Server, kind: str):
+    """They cost no thread: probes answer within a second, and who has something to ask is scored."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 5000:
+        pytest.skip(f"2,000 connections need as many files, and only {hard} may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with Prober(server.url) as prober, idle_connections(server.url, 2000, SLOW[kind]), connected(server) as connection:
+        connection.sendall(posted(PREDICT))
+        assert is_scored(read(connection))
+        time.sleep(2)
+    assert prober.quantile(0.99) < 1.0
