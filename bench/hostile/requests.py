@@ -573,9 +573,14 @@ def _request_id(offered: str, site: Site) -> Attack:
 
 def _pages_of_others() -> Iterator[Case]:
     """What a web page can have the browser of somebody send who can reach the server."""
-    for path in ("/", "/versions", "/report/VERSION", "/report/VERSION/"):
+    for name, path in {
+        "page": "/",
+        "versions": "/versions",
+        "report": "/report/VERSION/",
+        "report-without-slash": "/report/VERSION",
+    }.items():
         yield request(
-            f"rebound-{path.strip('/') or 'page'}".replace("/", "-"),
+            f"rebound-{name}",
             f"{path} under a name of theirs",
             _MISDIRECTED,
             partial(_at, "evil.test", path),
