@@ -32,7 +32,7 @@ class RankedImage:
     label: str | None
     """What is predicted; None where nothing is."""
     probability: float | None
-    """Of the label."""
+    """Of the label, calibrated; of several, of the least likely."""
     bald: float | None
     """In nats; None before there is a version."""
     score: float
@@ -65,9 +65,13 @@ class Ranking:
     mean_bald: float | None
     """Over the ranked tasks, in nats."""
     most_uncertain: tuple[RankedImage, ...]
+    """Those of greatest BALD, falling; without the audit slice, as are the most confident."""
     most_confident: tuple[RankedImage, ...]
+    """Those of greatest probability, falling."""
     unscored: tuple[int, ...] = ()
     """Tasks whose images could not be scored, to be tried again; some keep a place of an earlier ranking."""
+    first: tuple[RankedImage, ...] = ()
+    """Those at its head, in order."""
 
 
 def save_ranking(repository: Repository, ranking: Ranking) -> None:
@@ -102,11 +106,14 @@ def _load(records: Documents, file: str) -> Ranking | None:
 
 
 def _parse(document: Mapping[str, Any]) -> Ranking:
+    if "first" not in document:  # of a trainer that took the head of the order for the most uncertain
+        document = {**document, "first": document["most_uncertain"], "most_uncertain": [], "most_confident": []}
     return Ranking(
         **{name: check(document[name]) for name, check in _RANKING.items()},
         unscored=_counts(document.get("unscored", [])),  # records of earlier releases do not name them
         most_uncertain=_parse_images(document["most_uncertain"]),
         most_confident=_parse_images(document["most_confident"]),
+        first=_parse_images(document["first"]),
     )
 
 

@@ -191,11 +191,8 @@ def _scored(task: Task, image: PoolImage, rare: Container[str]) -> Scored:
         path=image.path,
         truth=image.label,
         rare=image.label in rare,
-        label=prediction.label,
-        probability=prediction.probability,
         score=prediction.score,
-        bald=prediction.bald,
-        reason=prediction.reason,
+        shown=prediction.shown,
     )
 
 

@@ -40,16 +40,24 @@ _HIDDEN_COLUMNS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """What Label Studio stored of one prediction: probability of the label in [0, 1], BALD in nats."""
+class Shown:
+    """What people see of a prediction: probability of the label in [0, 1], BALD in nats."""
 
-    model_version: str
-    score: float
     label: str
     probability: float
     bald: float
     reason: str
     """Why a ranking put it where it is; empty where none did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What Label Studio stored of one prediction."""
+
+    model_version: str
+    score: float
+    shown: Shown | None
+    """None of the random sample, in which nobody is told what is predicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +182,13 @@ def _task(document: Mapping[str, Any]) -> Task:
 
 
 def _prediction(document: Mapping[str, Any]) -> Prediction:
-    [region] = document["result"]
+    shown = [_shown(region) for region in document["result"]]
+    return Prediction(document["model_version"], document["score"], shown[0] if shown else None)
+
+
+def _shown(region: Mapping[str, Any]) -> Shown:
     [label] = region["value"]["choices"]
-    return Prediction(
-        model_version=document["model_version"],
-        score=document["score"],
+    return Shown(
         label=label,
         probability=region["score"],
         bald=region["meta"]["bald"],

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from demo.project import Shown
+
 _COLUMNS = 10
 _ROWS = 2
 _TILE_PX = 112
@@ -25,31 +27,34 @@ _PAPER, _INK, _GREY, _RIGHT, _WRONG = "#ffffff", "#1c1c1c", "#6b6b6b", "#1a7f37"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One unlabelled image: its task, file, true class, and what the model says; BALD in nats."""
+    """One unlabelled image: its task, file, true class, and where and why it stands in the order."""
 
     task_id: int
     path: Path
     truth: str
     rare: bool
-    label: str
-    probability: float
     score: float
-    bald: float
-    reason: str
-    """Why it stands where it stands."""
+    shown: Shown | None
+    """What people see of the prediction; None of the random sample, in which they see nothing."""
 
 
 def table(scored: Sequence[Scored], rows: int = 10) -> str:
     """Return the first `rows` images as text."""
-    width = max(9, *(len(item.label) + 7 for item in scored[:rows]))
+    predicted = [_predicted(item.shown) for item in scored[:rows]]
+    width = max(9, *map(len, predicted))
     truths = [item.truth + (", rare" if item.rare else "") for item in scored[:rows]]
     broad = max(4, *map(len, truths))
     lines = [f"  {'task':>6}  {'score':>6}  {'BALD':>6}  {'predicted':<{width}}  {'true':<{broad}}  why here"]
-    for item, truth in zip(scored, truths, strict=False):
-        predicted = f"{item.label} ({item.probability:.0%})"
-        figures = f"{item.task_id:>6}  {item.score:>6.3f}  {item.bald:>6.3f}"
-        lines.append(f"  {figures}  {predicted:<{width}}  {truth:<{broad}}  {item.reason}")
+    for item, said, truth in zip(scored, predicted, truths, strict=False):
+        bald = f"{item.shown.bald:.3f}" if item.shown else "-"
+        figures = f"{item.task_id:>6}  {item.score:>6.3f}  {bald:>6}"
+        reason = item.shown.reason if item.shown else "random sample, without a guess"
+        lines.append(f"  {figures}  {said:<{width}}  {truth:<{broad}}  {reason}")
     return "\n".join(lines)
+
+
+def _predicted(shown: Shown | None) -> str:
+    return f"{shown.label} ({shown.probability:.0%})" if shown else "-"
 
 
 def worth(scored: Sequence[Scored], first: int = 50) -> str:
@@ -99,9 +104,11 @@ def _draw(sheet: Image.Image, item: Scored, left: int, top: int) -> None:
 
 def _caption(item: Scored) -> Iterator[tuple[str, str]]:
     """Yield lines of text and their colours."""
-    yield f"says {item.label}", _RIGHT if item.label == item.truth else _WRONG
+    shown = item.shown
+    said = (f"says {shown.label}", _RIGHT if shown.label == item.truth else _WRONG) if shown else ("by chance", _GREY)
+    yield said
     yield f"is {item.truth}{', rare' if item.rare else ''}", _INK
-    yield f"{item.probability:.0%}, {item.bald:.3f} nats", _GREY
+    yield f"{shown.probability:.0%}, {shown.bald:.3f} nats" if shown else "", _GREY
 
 
 def _cut(text: str) -> str:

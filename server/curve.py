@@ -30,6 +30,12 @@ class Point:
     macro_f1: float
     interval: tuple[float, float] | None
     """In which macro-F1 lies, in [0, 1]; None where that is not known."""
+    joined: bool = False
+    """Whether it was measured on the same images as all others of which this holds."""
+    images: int | None = None
+    """How many it was measured on; None where that is not known."""
+    random: bool = False
+    """Whether these are a random sample of the project."""
     has_report: bool = False
 
 
@@ -58,12 +64,14 @@ class Curve:
     """All that is drawn."""
 
     marks: tuple[Mark, ...]
+    line: tuple[Mark, ...]
+    """Those that a line joins, in order: nothing is said of what lies between others. Two at least, or none."""
     across: tuple[Tick, ...]
     down: tuple[Tick, ...]
 
 
 def draw(points: Sequence[Point]) -> Curve:
-    """Lay out at least one point; in order, for the line goes from each to the next."""
+    """Lay out at least one point; in order, for the line goes from each that is joined to the next."""
     counts = [point.labels for point in points]
     least, most = min(counts), max(counts)
     bounds = [value for point in points for value in (point.macro_f1, *(point.interval or ()))]
@@ -82,8 +90,11 @@ def draw(points: Sequence[Point]) -> Curve:
         low, high = map(down, point.interval) if point.interval else (None, None)
         return Mark(point, x=across(point.labels), y=down(point.macro_f1), low=low, high=high)
 
+    marks = tuple(mark(point) for point in points)
+    joined = tuple(each for each in marks if each.point.joined)
     return Curve(
-        marks=tuple(mark(point) for point in points),
+        marks,
+        line=joined if len(joined) > 1 else (),
         across=tuple(Tick(across(labels), f"{labels:,}") for labels in _round_counts(least, most)),
         down=tuple(Tick(down(tenth / 10), f"{tenth / 10:.1f}") for tenth in tenths),
     )

@@ -80,6 +80,37 @@ def read_figures(manifest: Manifest) -> Figures:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a version came to on images that others were measured on too."""
+
+    macro_f1: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """Versions that were measured on the same random images when the last of them was made."""
+
+    images: int
+    versions: Mapping[str, Measured]
+    """By name."""
+
+
+def read_yardstick(manifest: Manifest) -> Yardstick | None:
+    """Return the versions that were measured on the same images as a version; None where its manifest tells of none."""
+    curve = _mapping(manifest.training.get("curve"))
+    images, versions = _count(curve.get("images")), curve.get("versions")
+    if images is None or not isinstance(versions, list):
+        return None
+    found = {}
+    for each in map(_mapping, versions):
+        name, macro_f1 = each.get("version"), _share(each.get("macro_f1"))
+        if isinstance(name, str) and macro_f1 is not None:
+            found[name] = Measured(macro_f1, _interval([each.get("low"), each.get("high")], around=macro_f1))
+    return Yardstick(images, found)
+
+
 def read_classes(manifest: Manifest) -> Classes:
     """Return a version's classes, each with its figures."""
     images = _mapping(manifest.training.get("images_by_class"))

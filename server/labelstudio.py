@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.acquisition import HOLDS, label_studio_score, normalised_bald
+from contract.audit import is_audit, share_of
 from contract.calibration import temper
 from contract.errors import ImageError, RequestError
 from contract.labelconfig import ChoicesControl, parse_label_config
@@ -28,6 +29,9 @@ NO_VERSION = "INITIAL"
 
 _MOST_ACTION = 100
 """Characters; Label Studio's longest has about 30."""
+
+_MOST_ID = 2**63 - 1
+"""What Label Studio's databases number tasks up to."""
 
 _log = logging.getLogger(__name__)
 
@@ -204,6 +208,23 @@ def build_predictions(
     ]
 
 
+def withhold_labels(request: PredictRequest, predictions: Sequence[Prediction], manifest: Manifest) -> list[Prediction]:
+    """Return predictions of a request's tasks, in order, those of the audit slice with their score and without a label.
+
+    Label Studio ticks what is predicted when it opens a task, and what versions are measured on must not be agreed to.
+    Which tasks are of the slice can only be told of those that have a number, in a project that has one.
+    """
+    if request.project_id is None:
+        return list(predictions)
+    numbered = [task.id is not None for task in request.tasks]
+    task_ids = np.array([task.id or 0 for task in request.tasks], np.int64)
+    audit = is_audit(request.project_id, task_ids, share_of(manifest)) & numbered
+    return [
+        {**prediction, "result": []} if prediction and withheld else prediction
+        for prediction, withheld in zip(predictions, audit.tolist(), strict=True)
+    ]
+
+
 def build_scores(
     request: ScoreRequest, outcomes: Sequence[Outcome], *, manifest: Manifest, target: Target, direction: Score
 ) -> list[JsonObject]:
@@ -296,7 +317,7 @@ def _parse_task(task: object, index: int) -> Task:
     fields = _object(task, f"tasks[{index}]")
     identifier = fields.get("id")
     data = _object(fields.get("data"), f"tasks[{index}].data")
-    return Task(identifier if isinstance(identifier, int) else None, data)
+    return Task(identifier if type(identifier) is int and abs(identifier) <= _MOST_ID else None, data)
 
 
 def _project_id(project: object) -> int | None:

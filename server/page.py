@@ -8,6 +8,7 @@ import base64
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from contract.ranking import load_rankings
 from contract.repository import Repository
 from contract.training_requests import find_requests
 from server import curve
-from server.figures import read_classes, read_figures
+from server.figures import Yardstick, read_classes, read_figures, read_yardstick
 from server.reports import has_report
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -72,6 +73,14 @@ class Serving(Protocol):
         """Of the trunk."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What a version says of itself, and of those before it."""
+
+    point: curve.Point | None
+    yardstick: Yardstick | None
+
+
 class Page:
     """Renders the page; remembers what it has read of versions, which never change."""
 
@@ -79,7 +88,7 @@ class Page:
         """Take the repository to show and Label Studio's address, to which links lead; None makes no links."""
         self._repository = repository
         self._label_studio_url = label_studio_url
-        self._read_point = lru_cache(maxsize=4 * _VERSIONS)(self._read_point_anew)
+        self._read_entry = lru_cache(maxsize=4 * _VERSIONS)(self._read_entry_anew)
         environment = Environment(
             loader=FileSystemLoader(_TEMPLATES),
             autoescape=True,
@@ -140,36 +149,58 @@ class Page:
             return []
 
     def _draw_curve(self, versions: list[str]) -> curve.Curve | None:
-        """Return the curve over those that say how good they are; None if none does."""
-        points = [point for name in versions if (point := self._find_point(name))]
+        """Return the curve over those that say how good they are; None if none does.
+
+        The newest version that was measured beside others says what all of them came to on the same images.
+        """
+        found = [entry for name in versions if (entry := self._find_entry(name))]
+        yardstick = next((entry.yardstick for entry in reversed(found) if entry.yardstick), None)
+        points = [_on_yardstick(entry.point, yardstick) for entry in found if entry.point]
         return curve.draw(points) if points else None
 
-    def _find_point(self, name: str) -> curve.Point | None:
+    def _find_entry(self, name: str) -> "_Entry | None":
         try:
-            return self._read_point(name)
+            return self._read_entry(name)
         except (LabelnextError, OSError, ValueError, RecursionError) as err:
             _log.warning("version %s is left out of the page: %s", name, err)
             return None
 
-    def _read_point_anew(self, name: str) -> curve.Point | None:
+    def _read_entry_anew(self, name: str) -> "_Entry":
         manifest = self._repository.read_manifest(name)
         figures = read_figures(manifest)
         if figures.labels is None or figures.macro_f1 is None:
-            return None
-        return curve.Point(
+            return _Entry(None, None)
+        point = curve.Point(
             name,
             manifest.created_at,
             figures.labels,
             figures.macro_f1,
             figures.interval,
+            images=figures.validation_images,
+            random=figures.random,
             has_report=has_report(manifest),
         )
+        return _Entry(point, read_yardstick(manifest))
 
     def _link(self, project: int, task: int | None = None) -> str | None:
         """Return where a project, or a task of it, is in Label Studio."""
         if self._label_studio_url is None:
             return None
         return f"{self._label_studio_url}/projects/{project}/data{'' if task is None else f'?task={task}'}"
+
+
+def _on_yardstick(point: curve.Point, yardstick: Yardstick | None) -> curve.Point:
+    """Return what a version came to on the common images, where it was measured on them, and its own figures if not."""
+    if yardstick is None or (measured := yardstick.versions.get(point.version)) is None:
+        return point
+    return replace(
+        point,
+        macro_f1=measured.macro_f1,
+        interval=measured.interval,
+        joined=True,
+        images=yardstick.images,
+        random=True,
+    )
 
 
 def show_ago(moment: datetime, now: datetime) -> str:

@@ -225,7 +225,7 @@ class Service:
             return Predictions(labelstudio.no_predictions(request), None)
         target, outcomes = self._score(request, engine, deadline, Extras())
         results = labelstudio.build_predictions(outcomes, engine.manifest, target, self.settings.score)
-        return Predictions(results, engine.version)
+        return Predictions(labelstudio.withhold_labels(request, results, engine.manifest), engine.version)
 
     def score(self, body: object, *, deadline: float) -> Scores:
         """Answer /score: what a ranking needs to know of each task, in order, all of the version that was asked for.

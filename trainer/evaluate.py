@@ -89,16 +89,20 @@ def measure(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics
         return Metrics(images=0)
     expected = as_decisions(targets, classes)
     predicted = decide(probabilities, multiple=targets.ndim == 2)
-    f1 = _f1(predicted, expected)
-    defined = [value for value in f1 if value is not None]
     return Metrics(
         images=images,
         accuracy=float((predicted == expected).all(axis=1).mean()),
-        macro_f1=float(np.mean(defined)) if defined else None,
-        f1=f1,
+        macro_f1=macro_f1(predicted, expected),
+        f1=_f1(predicted, expected),
         nll=_log_loss(probabilities, targets),
         ece=_calibration_error(probabilities, targets),
     )
+
+
+def macro_f1(predicted: Decisions, expected: Decisions) -> float | None:
+    """Return the mean F1 of the classes that have a true or a predicted image, of (N, C) both; None without any."""
+    defined = [value for value in _f1(predicted, expected) if value is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def _f1(predicted: Decisions, expected: Decisions) -> tuple[float | None, ...]:

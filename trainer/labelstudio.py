@@ -80,6 +80,8 @@ class StoredPrediction:
     score: float | None
     result: Sequence[Mapping[str, Any]] = ()
     """Its regions, where they were asked for."""
+    blank: bool = True
+    """Whether it holds no region, so that Label Studio ticks nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +293,14 @@ def _to_prediction(results_of: Collection[int], document: dict[str, Any]) -> Sto
     if not {"id", "task", "model_version"} <= document.keys():
         return document
     result = document["result"] if document["task"] in results_of else ()
-    return StoredPrediction(document["id"], document["task"], str(document["model_version"]), document["score"], result)
+    return StoredPrediction(
+        id=document["id"],
+        task=document["task"],
+        model_version=str(document["model_version"]),
+        score=document["score"],
+        result=result,
+        blank=not document["result"],
+    )
 
 
 def import_predictions(client: "LabelStudio", project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:

@@ -1,7 +1,7 @@
 """How the versions of a project have come on: what the advice is built on.
 
-Reads the figures of earlier versions from their manifests, and has the version in use predict what the new one was
-validated on. Whatever fails here costs a figure, never a version.
+Finds the earlier versions, and has the version in use predict what the new one was validated on. Whatever fails here
+costs a figure, never a version.
 """
 
 import logging
@@ -19,6 +19,7 @@ from contract.repository import Repository, Version
 from trainer.advice import Measured, advise
 from trainer.proof import predict
 from trainer.validation import Decisions, decide
+from trainer.yardstick import Curve, Mark
 
 logger = logging.getLogger(__name__)
 
@@ -84,20 +85,21 @@ def kappa(first: Decisions, second: Decisions) -> float:
 
 
 def describe_advice(
-    repository: Repository, manifest: Manifest, *, kappa: float | None, unseen: Sequence[str]
+    before: Sequence[Manifest], manifest: Manifest, curve: Curve | None, *, kappa: float | None, unseen: Sequence[str]
 ) -> dict[str, Any]:
     """Return the advice that belongs into a new version's manifest, as JSON.
 
     Args:
-        repository: of the earlier versions; those of other classes, networks or projects do not count.
+        before: manifests of the versions of the same kind.
         manifest: of the new one, complete but for the advice.
+        curve: those of them that were measured on the same random images; None where the new one was not.
         kappa: its agreement with the version before.
         unseen: labels without a random image.
     """
-    now = _measured(manifest, kappa)
-    before = [_measured(each, _kappa(each)) for each in earlier(repository, manifest)] if now else []
+    agreements = {each.version: (each, _kappa(each)) for each in before} | {manifest.version: (manifest, kappa)}
+    found = [_measured(mark, curve.images, *agreements[mark.version]) for mark in curve.versions] if curve else []
     advice = advise(
-        [version for version in (*before, now) if version is not None],
+        [version for version in found if version is not None],
         images=manifest.training["audit_images"],
         greatest_bald=greatest_bald(len(manifest.labels), multiple=manifest.multiple),
         unseen=unseen,
@@ -135,22 +137,17 @@ def _kappa(manifest: Manifest) -> float | None:
     return found if isinstance(found, float) else None
 
 
-def _measured(manifest: Manifest, kappa: float | None) -> Measured | None:
-    """The figures of a version that was measured on random images."""
-    metrics, training = manifest.metrics, manifest.training
-    if training.get("validation") != "audit":
+def _measured(mark: Mark, images: int, manifest: Manifest, kappa: float | None) -> Measured | None:
+    """What a version came to on the common images; None of one that does not say how uncertain it was."""
+    mean_bald = manifest.metrics.get("mean_bald")
+    if not isinstance(mean_bald, int | float):
         return None
-    try:
-        low, high = metrics["macro_f1_interval"]
-        return Measured(
-            labels=int(training["images"]),
-            images=int(training["audit_images"]),
-            macro_f1=float(metrics["macro_f1"]),
-            low=float(low),
-            high=float(high),
-            mean_bald=float(metrics["mean_bald"]),
-            kappa=kappa,
-        )
-    except (LookupError, TypeError, ValueError) as err:
-        logger.info("version %s has no figures to go by (%r)", manifest.version, err)
-        return None
+    return Measured(
+        labels=mark.labels,
+        images=images,
+        macro_f1=mark.macro_f1,
+        low=mark.low,
+        high=mark.high,
+        mean_bald=float(mean_bald),
+        kappa=kappa,
+    )

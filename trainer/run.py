@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from contract.acquisition import bald
+from contract.audit import SHARE_FIELD
 from contract.embedding import EMBEDDING, embed
 from contract.errors import ConfigError
 from contract.fingerprint import fingerprint
@@ -40,7 +41,8 @@ from trainer.report.calibration import fit_temperature
 from trainer.report.evidence import Evidence
 from trainer.report.page import write_report
 from trainer.settings import Device, Environment, Part, Source, Training
-from trainer.validation import HeldOut, as_decisions, decide, hold_out, macro_f1_interval
+from trainer.validation import Decisions, HeldOut, as_decisions, decide, hold_out, macro_f1_interval
+from trainer.yardstick import ANSWERS_FILE, CURVE_FIELD, Exam, draw_up, dump
 
 logger = logging.getLogger(__name__)
 
@@ -339,7 +341,7 @@ def _publish(repository: Repository, data: _Data, trained: _Trained, training: T
             proof.largest_difference,
         )
         if data.project is not None and training.audit_share:
-            manifest = _add_advice(repository, described, data)
+            manifest = _add_advice(repository, described, data, decided=_decide(trained.evaluation, manifest))
         if training.int8:
             _add_int8_trunk(staged, manifest, repository=repository, images=data.pixels.images[data.parts.train])
         return staged.publish(_add_report(repository, staged, manifest, data=data, trained=trained))
@@ -418,15 +420,38 @@ def _describe(staged: Staged, lowered: Lowered, *, data: _Data, trained: _Traine
     )
 
 
-def _add_advice(repository: Repository, described: Version, data: _Data) -> Manifest:
-    manifest, kappa, unseen = described.manifest, None, list[str]()
+def _decide(evaluation: _Evaluation, manifest: Manifest) -> Decisions:
+    return decide(evaluation.probabilities, multiple=manifest.multiple)
+
+
+def _add_advice(repository: Repository, described: Version, data: _Data, *, decided: Decisions) -> Manifest:
+    """Measure earlier versions on what the new one was, where that is the audit slice, and say whether to go on."""
+    manifest, kappa, unseen, curve = described.manifest, None, list[str](), None
+    before = earlier(repository, manifest)
     if data.parts.sample == "audit":
         kappa = compare(repository, described, data.pixels.images[data.parts.validation])
         tested = count_images(data.pixels.targets[data.parts.validation], len(manifest.labels))
         unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
-    advice = describe_advice(repository, manifest, kappa=kappa, unseen=unseen)
+        curve, answers = draw_up(repository, manifest, before, _set_exam(data, decided))
+        (described.path / ANSWERS_FILE).write_text(dump(answers), encoding="utf-8")
+    advice = describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
     logger.info("%s", advice["sentence"])
-    return replace(manifest, training={**manifest.training, "advice": advice})
+    drawn = {} if curve is None else {CURVE_FIELD: curve.to_json()}
+    return replace(manifest, training={**manifest.training, "advice": advice, **drawn})
+
+
+def _set_exam(data: _Data, decided: Decisions) -> Exam:
+    """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
+    held_out, pixels = data.parts.validation, data.pixels
+    others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
+    unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])
+    rows = held_out[unseen]
+    return Exam(
+        tasks=pixels.task_ids[rows].tolist(),
+        images=pixels.images[rows],
+        true=as_decisions(pixels.targets[rows], decided.shape[1]),
+        decided=decided[unseen],
+    )
 
 
 def _describe_training(data: _Data, trained: _Trained, training: Training) -> Mapping[str, Any]:
@@ -437,6 +462,7 @@ def _describe_training(data: _Data, trained: _Trained, training: Training) -> Ma
         "validation": data.parts.sample,
         "validation_images": len(data.parts.validation),
         "audit_images": data.parts.audit_images,
+        SHARE_FIELD: training.audit_share,
         "project": data.project,
         "unreadable": len(data.pixels.unreadable),
         "left_out": dict(data.pool.left_out),

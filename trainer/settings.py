@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from contract.audit import DEFAULT_SHARE
 from contract.errors import ConfigError
 from contract.manifest import DEFAULT_PASSES
 from contract.mirror import open_repository, parse_location
@@ -15,7 +16,6 @@ from contract.preprocess import MAX_MEGAPIXELS
 from contract.repository import Repository
 from contract.signatures import Keys, read_public_key
 from trainer.imagecache import DEFAULT_MB, ImageCache
-from trainer.ordering.audit import DEFAULT_SHARE
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 
 Part = Literal["all", "classifier", "head"]

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from contract.audit import is_audit
 from trainer.advice import LEAST_IMAGES
 from trainer.dataset import Indices, Pixels, Targets, split
-from trainer.ordering.audit import is_audit
 
 Sample = Literal["audit", "split"]
 

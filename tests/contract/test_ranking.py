@@ -32,6 +32,7 @@ RANKING = Ranking(
     mean_bald=0.11,
     most_uncertain=(IMAGE,),
     most_confident=(dataclasses.replace(IMAGE, label=None, probability=None, bald=None),),
+    first=(IMAGE, IMAGE),
 )
 
 
@@ -45,6 +46,17 @@ def test_a_record_is_read_as_it_was_written(repository):
     assert load_rankings(repository) == []
     save_ranking(repository, RANKING)
     assert load_rankings(repository) == [RANKING]
+
+
+def test_a_record_from_before_there_were_three_galleries_names_the_head_alone(repository):
+    """Its most uncertain were those at the head, its most confident those that the passes agree on: neither is so."""
+    save_ranking(repository, RANKING)
+    path = repository.folder / "rankings" / "3.json"
+    former = json.loads(path.read_text())
+    del former["first"]
+    path.write_text(json.dumps(former))
+    expected = dataclasses.replace(RANKING, first=RANKING.most_uncertain, most_uncertain=(), most_confident=())
+    assert load_rankings(repository) == [expected]
 
 
 def test_each_project_has_its_last_ranking(repository):
@@ -84,8 +96,8 @@ def test_a_file_that_holds_no_record_is_left_out(tmp_path_factory, field, value)
     if value == "missing":
         del document[field]
     path.write_text(json.dumps(document))
-    for ranking in load_rankings(repository):  # some of the values suit some of the fields
-        assert getattr(ranking, field) == value
+    for ranking in load_rankings(repository):  # some of the values suit some of the fields, and one may be missing
+        assert getattr(ranking, field) == value or (field, value) == ("first", "missing")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 99999])

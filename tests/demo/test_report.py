@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from demo.project import Shown
 from demo.report import Scored, contact_sheet, table, worth
 
 
@@ -20,11 +21,8 @@ def scored(tmp_path: Path) -> list[Scored]:
             path=tmp_path / "image.png",
             truth="a class with a name that is long",
             rare=index in (0, 1) or index % 6 == 0,
-            label="ant",
-            probability=0.5,
             score=index / 60,
-            bald=1 - index / 60,
-            reason="the passes disagree",
+            shown=Shown("ant", 0.5, 1 - index / 60, "the passes disagree") if index != 2 else None,
         )
         for index in range(60)
     ]
@@ -32,11 +30,13 @@ def scored(tmp_path: Path) -> list[Scored]:
 
 def test_the_table_shows_the_first_in_their_order(scored: list[Scored]):
     """Ten rows under a heading, in the order given, each with what a person compares."""
-    heading, first, *others = table(scored).splitlines()
+    heading, first, _, by_chance, *others = table(scored).splitlines()
     assert heading.split() == ["task", "score", "BALD", "predicted", "true", "why", "here"]
     assert first.split()[:5] == ["0", "0.000", "1.000", "ant", "(50%)"]
     assert first.endswith(", rare  the passes disagree")
-    assert len(others) == 9
+    assert by_chance.split()[:4] == ["2", "0.033", "-", "-"]
+    assert by_chance.endswith("random sample, without a guess")
+    assert len(others) == 7
 
 
 def test_worth_compares_with_chance(scored: list[Scored]):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given
@@ -37,6 +38,15 @@ def test_more_is_further_right_and_better_is_higher(drawn):
     for one, other in pairwise(marks):
         assert (one.x - other.x) * (one.point.labels - other.point.labels) >= 0
         assert (one.y - other.y) * (one.point.macro_f1 - other.point.macro_f1) <= 0
+
+
+@given(st.lists(points, min_size=1, max_size=20), st.data())
+def test_a_line_joins_those_measured_alike_and_no_others(drawn, data):
+    """In their order; one alone is joined with nothing."""
+    joined = [replace(point, joined=data.draw(st.booleans())) for point in drawn]
+    curve = draw(joined)
+    expected = [mark for mark in curve.marks if mark.point.joined]
+    assert list(curve.line) == (expected if len(expected) > 1 else [])
 
 
 def ticks(*points):

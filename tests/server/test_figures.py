@@ -6,7 +6,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract.manifest import DropoutSite, InputSpec, Manifest
-from server.figures import ENDS, LISTED_CLASSES, ClassFigures, read_classes, read_figures
+from server.figures import (
+    ENDS,
+    LISTED_CLASSES,
+    ClassFigures,
+    Measured,
+    Yardstick,
+    read_classes,
+    read_figures,
+    read_yardstick,
+)
 
 METRICS = {
     "images": 64,
@@ -147,3 +156,24 @@ def test_every_class_stands_in_one_place(f1):
     else:
         assert not classes.strongest
         assert not classes.others
+
+
+MARK = {"version": "v1", "labels": 90, "macro_f1": 0.5, "low": 0.25, "high": 0.75}
+
+
+def test_versions_on_one_yardstick_are_read():
+    """Each by its name, with what it came to on the same images."""
+    training = {**TRAINING, "curve": {"images": 41, "versions": [MARK, {**MARK, "version": "v2", "low": 0.6}]}}
+    assert read_yardstick(make_manifest(training=training)) == Yardstick(
+        41, {"v1": Measured(0.5, (0.25, 0.75)), "v2": Measured(0.5, None)}
+    )
+
+
+@given(json_values)
+def test_a_strange_yardstick_is_none(value):
+    """It never fails, and names no version that is not there."""
+    for curve in (value, {"images": value, "versions": [MARK]}, {"images": 41, "versions": value}):
+        found = read_yardstick(make_manifest(training={**TRAINING, "curve": curve}))
+        assert found is None or set(found.versions) <= {"v1"}
+    strange = {"images": 41, "versions": [{**MARK, name: value} for name in MARK]}
+    assert read_yardstick(make_manifest(training={"curve": strange})) is not None

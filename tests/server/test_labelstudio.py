@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from contract.audit import is_audit
 from contract.calibration import temper
 from contract.errors import ConfigError, ImageError, RequestError
 from contract.manifest import InputSpec, Manifest
@@ -19,6 +20,7 @@ from server.labelstudio import (
     parse_setup,
     parse_webhook,
     resolve_target,
+    withhold_labels,
 )
 from server.scoring import ImageReference
 from server.settings import Score
@@ -310,3 +312,53 @@ def test_setup_and_webhook_bodies_are_checked():
     for parse, body in [(parse_setup, []), (parse_setup, {"schema": 1}), (parse_webhook, {}), (parse_webhook, "x")]:
         with pytest.raises(RequestError):
             parse(body)
+
+
+SLICED = [task for task in range(1, 200) if is_audit(3, np.array([task]), 0.1)[0]]
+OTHERS = [task for task in range(1, 200) if task not in SLICED]
+
+
+def predict_tasks(*task_ids, multiple=False, project="3.1770000000", **training):
+    """Answer a request for these tasks by a version that was trained so."""
+    manifest = replace(SEVERAL if multiple else MANIFEST, training=training)
+    config = SEVERAL_CONFIG if multiple else CONFIG
+    body = {**make_predict_body([make_task(task, "/x.png") for task in task_ids], config), "project": project}
+    predictions = build_predictions(
+        [make_scores(0.75, 0.625, 0.25)] * len(task_ids), manifest, target_of(config), Score.AGREEMENT
+    )
+    return withhold_labels(parse_predict(body), predictions, manifest)
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_tasks_of_the_audit_slice_are_predicted_with_a_score_and_without_a_label(multiple):
+    """Label Studio would tick the label; the others have theirs, and all the same score."""
+    elements = predict_tasks(*SLICED, *OTHERS, multiple=multiple)
+    assert [bool(element["result"]) for element in elements] == [False] * len(SLICED) + [True] * len(OTHERS)
+    assert {(element["score"], element["model_version"]) for element in elements} == {(elements[-1]["score"], VERSION)}
+
+
+def test_the_slice_is_the_one_that_the_version_was_trained_under():
+    """A larger share withholds more, none nothing."""
+    assert all(element["result"] for element in predict_tasks(*SLICED, *OTHERS, audit_share=0.0))
+    half = [not element["result"] for element in predict_tasks(*OTHERS, audit_share=0.5)]
+    assert half == is_audit(3, np.array(OTHERS), 0.5).tolist()
+
+
+@pytest.mark.parametrize("project", [None, "", "x"])
+def test_without_a_project_nothing_is_withheld(project):
+    """A request that does not say which project its tasks are of is none of Label Studio's own."""
+    assert all(element["result"] for element in predict_tasks(*SLICED, project=project))
+
+
+@pytest.mark.parametrize("number", [None, "7", True, 2**63, -(2**70), 10**400, 1.5])
+def test_a_task_without_a_number_is_of_no_slice(number):
+    """Whatever stands in its place costs the other tasks nothing."""
+    first, sliced = predict_tasks(number, SLICED[0])
+    assert first["result"]
+    assert not sliced["result"]
+
+
+def test_an_image_of_the_slice_without_a_score_stays_an_empty_element():
+    """Label Studio skips those; a result alone would be stored without a score."""
+    request = parse_predict(make_predict_body([make_task(SLICED[0], "/x.png")]))
+    assert withhold_labels(request, [{}], MANIFEST) == [{}]

@@ -114,6 +114,7 @@ def make_ranking(version, **fields):
         "near_duplicates": 412,
         "failed": 5,
         "mean_bald": 0.21,
+        "first": (make_image(6, label=None, probability=None, reason="random sample, for measuring"), make_image(5)),
         "most_uncertain": (make_image(7), make_image(8)),
         "most_confident": (make_image(9, probability=0.99),),
     }
@@ -158,6 +159,39 @@ class TestVersion:
         assert len(document.find("line", **{"class": "interval"})) == 19
         (table,) = [t for t in document.find("table") if "Published" in t.text]
         assert table.text.index(manifest.version) < table.text.index("0.12")
+
+    def test_no_line_joins_versions_that_were_measured_on_other_images(self, page, repository):
+        """.51, .79 and .55 on 20, 30 and 41 images are no rise and no fall, and the page says so."""
+        for macro_f1, images in ((0.51, 20), (0.79, 30), (0.55, 41)):
+            metrics = {**METRICS, "macro_f1": macro_f1, "macro_f1_interval": [0, 1], "images": images}
+            manifest = publish(repository, metrics=metrics)
+        document = show(page, manifest=manifest)
+        assert len(document.find("circle")) == 3
+        assert document.find("line", **{"class": "curve"}) == []
+        assert "Each was measured on other images, so no line joins them" in document.text
+        (table,) = [t for t in document.find("table") if "Published" in t.text]
+        assert all(f"{images} random images" in table.text for images in (20, 30, 41))
+
+    def test_a_line_joins_versions_that_were_measured_on_the_same_images(self, page, repository):
+        """What they came to there is drawn; the others stand apart, with what they came to elsewhere."""
+        apart, *joined = (publish(repository, metrics={**METRICS, "macro_f1": 0.7}) for _ in range(4))
+        marks = [
+            {"version": each.version, "labels": 150, "macro_f1": macro_f1, "low": 0.1, "high": 0.9}
+            for each, macro_f1 in zip(joined, (0.41, 0.52, 0.63), strict=True)
+        ]
+        training = {**TRAINING, "curve": {"images": 41, "versions": marks}}
+        publish(repository, training=training)
+        document = show(page, manifest=joined[1])
+        assert len(document.find("line", **{"class": "curve"})) == 2
+        assert len(document.find("line", **{"class": "interval apart"})) == 2
+        assert {c.attrs["class"] for c in document.find("circle")} == {"point apart", "point", "in-use"}
+        assert "joins versions that were measured on the same 41 random images; the grey points" in document.text
+        (table,) = [t for t in document.find("table") if "Published" in t.text]
+        for text in ("0.41", "0.52", "0.63", "0.10 to 0.90", "the same 41 random images", "64 random images"):
+            assert text in table.text
+        (row,) = (row.text for row in document.find("tr") if apart.version in row.text)
+        assert "0.70" in row
+        assert "same" not in row
 
     def test_versions_that_have_a_report_lead_to_it(self, page, repository):
         """From the version in use and from the table; relative, so that a proxy may put a path in front."""
@@ -241,9 +275,9 @@ class TestRankings:
             assert text in document.text
         for text in ("62%", "the passes disagree", "score 0.125", "BALD 0.250", "task 7", "99%"):
             assert text in document.text
-        assert document.headings[-3:] == ["Beetles", "Most uncertain", "Most confident"]
+        assert document.headings[-4:] == ["Beetles", "Next to be labelled", "Most uncertain", "Most confident"]
         images = document.find("img")
-        assert [image.attrs["alt"] for image in images] == ["Task 7", "Task 8", "Task 9"]
+        assert [image.attrs["alt"] for image in images] == [f"Task {task}" for task in (6, 5, 7, 8, 9)]
         head, _, data = images[0].attrs["src"].partition(",")
         assert (head, base64.b64decode(data)) == ("data:image/jpeg;base64", thumbnail())
 
@@ -252,7 +286,8 @@ class TestRankings:
         manifest = publish(repository)
         save_ranking(repository, make_ranking(manifest.version))
         links = [link.attrs["href"] for link in show(page, manifest=manifest).find("a")]
-        assert links == [f"{STUDIO}/projects/3/data", *(f"{STUDIO}/projects/3/data?task={task}" for task in (7, 8, 9))]
+        tasks = [f"{STUDIO}/projects/3/data?task={task}" for task in (6, 5, 7, 8, 9)]
+        assert links == [f"{STUDIO}/projects/3/data", *tasks]
 
     def test_without_an_address_there_are_no_links(self, repository):
         """Nobody is led to a place that is not there."""
@@ -261,15 +296,16 @@ class TestRankings:
         leave_request(repository, 3)
         document = show(Page(repository, label_studio_url=None), manifest=manifest)
         assert document.find("a") == []
-        assert len(document.find("img")) == 3
+        assert len(document.find("img")) == 5
 
     def test_a_cold_start_is_shown_before_the_first_version(self, page, repository):
         """Images in an order, with nothing predicted yet."""
         nothing = {"label": None, "probability": None, "bald": None}
-        ranking = make_ranking(None, mean_bald=None, most_uncertain=(make_image(**nothing),), most_confident=())
-        save_ranking(repository, ranking)
+        images = {"first": (make_image(**nothing),), "most_uncertain": (), "most_confident": ()}
+        save_ranking(repository, make_ranking(None, mean_bald=None, **images))
         document = show(page)
-        assert {"Beetles", "First to be labelled"} <= set(document.headings)
+        assert {"Beetles", "Next to be labelled"} <= set(document.headings)
+        assert not {"Most uncertain", "Most confident"} & set(document.headings)
         assert not re.search(r"\d%", document.text)
         assert "BALD 0" not in document.text
 
@@ -277,7 +313,7 @@ class TestRankings:
         """The image's figures are, though."""
         manifest = publish(repository)
         fakes = (make_image(7, thumbnail=b""), make_image(8, thumbnail=b"<svg onload=alert(1)>"))
-        save_ranking(repository, make_ranking(manifest.version, most_uncertain=fakes))
+        save_ranking(repository, make_ranking(manifest.version, first=(), most_uncertain=fakes))
         document = show(page, manifest=manifest)
         assert len(document.find("img")) == 1
         assert document.text.count("no preview") == 2
@@ -286,8 +322,9 @@ class TestRankings:
         """A record of thousands of images makes no page of megabytes."""
         manifest = publish(repository)
         many = tuple(make_image(i) for i in range(500))
-        save_ranking(repository, make_ranking(manifest.version, most_uncertain=many, most_confident=many))
-        assert len(show(page, manifest=manifest).find("img")) == 48
+        galleries = dict.fromkeys(("first", "most_uncertain", "most_confident"), many)
+        save_ranking(repository, make_ranking(manifest.version, **galleries))
+        assert len(show(page, manifest=manifest).find("img")) == 72
 
 
 class TestHostileContent:
@@ -297,7 +334,7 @@ class TestHostileContent:
         manifest = publish(repository, labels=(HOSTILE, "bee", "cat"), training=training)
         image = make_image(label=HOSTILE, reason=HOSTILE)
         texts = {"title": HOSTILE, "strategy": HOSTILE, "name": HOSTILE, "created_at": HOSTILE}
-        save_ranking(repository, make_ranking(manifest.version, most_uncertain=(image,), **texts))
+        save_ranking(repository, make_ranking(manifest.version, first=(image,), most_uncertain=(image,), **texts))
         save_ranking(repository, make_ranking("another", project=4, most_uncertain=(image,), **texts))
         document = show(page, manifest=dataclasses.replace(manifest, created_at=HOSTILE), detail=HOSTILE)
         assert document.find("script") == []

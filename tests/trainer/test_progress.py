@@ -10,8 +10,9 @@ from contract.manifest import InputSpec
 from contract.repository import Repository
 from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import manifest, write_files
-from trainer.progress import compare, describe_advice, kappa
+from trainer.progress import compare, describe_advice, earlier, kappa
 from trainer.proof import predict
+from trainer.yardstick import Curve, Mark
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 40)
 
@@ -128,9 +129,13 @@ def publish(repository, labels, *, metrics=METRICS, fields=None, **settings):
         staged.publish(replace(described, **(fields or {})))
 
 
-def advise_on(repository, labels=2000, *, kappa=0.97, unseen=(), metrics=METRICS, **settings):
-    now = replace(manifest("20991231T000000000Z-0a1b2c"), metrics=metrics, training=training(labels, **settings))
-    return describe_advice(repository, now, kappa=kappa, unseen=unseen)
+def advise_on(repository, labels=2000, *, kappa=0.97, unseen=(), macro_f1=0.83, measured=True, **settings):
+    """Advise on a new version, all versions of its kind having been measured on the same images."""
+    now = replace(manifest("20991231T000000000Z-0a1b2c"), metrics=METRICS, training=training(labels, **settings))
+    before = earlier(repository, now)
+    marks = [Mark(each.version, each.training["images"], macro_f1, 0.78, 0.88) for each in (*before, now)]
+    curve = Curve(64, tuple(marks)) if measured else None
+    return describe_advice(before, now, curve, kappa=kappa, unseen=unseen)
 
 
 def test_advice_is_built_on_the_versions_before(tmp_path):
@@ -150,9 +155,7 @@ def test_advice_is_built_on_the_versions_before(tmp_path):
     "different",
     [
         {"project": 4},
-        {"sample": "split"},
         {"metrics": {}},
-        {"metrics": {**METRICS, "macro_f1_interval": None}},
         {"metrics": {**METRICS, "mean_bald": "low"}},
         {"fields": {"labels": ("cat", "dog", "cow")}},
         {"fields": {"architecture": "vgg11"}},
@@ -160,7 +163,7 @@ def test_advice_is_built_on_the_versions_before(tmp_path):
     ],
 )
 def test_versions_that_cannot_be_compared_do_not_count(tmp_path, different):
-    """Of other projects, classes or networks, or without figures on the random sample."""
+    """Of other projects, classes or networks, or without figures."""
     repository = Repository(tmp_path)
     publish(repository, 1600)
     publish(repository, 1800, **different)
@@ -177,6 +180,15 @@ def test_a_version_that_cannot_be_read_does_not_count(tmp_path):
 
 def test_a_version_that_was_not_measured_on_the_random_sample_has_no_advice_yet(tmp_path):
     """The sentence says how many of its images there are."""
-    advice = advise_on(Repository(tmp_path), sample="split", images=12)
+    advice = advise_on(Repository(tmp_path), measured=False, images=12)
     assert advice["sentence"] == "too early to say: 12 of 30 random images are labelled"
-    assert "do not cover two classes" in advise_on(Repository(tmp_path), sample="split", images=40)["sentence"]
+    assert "do not cover two classes" in advise_on(Repository(tmp_path), measured=False, images=40)["sentence"]
+
+
+def test_advice_goes_by_the_common_images_and_not_by_what_each_version_was_measured_on(tmp_path):
+    """Macro-F1 of .51, .79 and .55 on three samples is no rise and no fall."""
+    repository = Repository(tmp_path)
+    for labels, macro_f1 in ((1600, 0.51), (1800, 0.79)):
+        publish(repository, labels, metrics={**METRICS, "macro_f1": macro_f1, "macro_f1_interval": [0, 1]})
+    advice = advise_on(repository, macro_f1=0.83)
+    assert advice["sentence"].startswith("stop: macro-F1 is 0.83 (0.78 to 0.88) and has stood there for 3 versions")

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from contract.audit import is_audit
 from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
 from contract.repository import INT8_TRUNK_FILE, Repository
 from tests.trainer.small import COLOURS, PROVENANCE, coloured_images, lively_network, small_network, write_folders
@@ -19,7 +20,6 @@ from tests.trainer.studio import TOKEN, studio
 from tests.versions import fix_names, publish
 from trainer import run as run_module
 from trainer.export import export
-from trainer.ordering.audit import is_audit
 from trainer.proof import prove_version
 from trainer.quantise import quantise
 from trainer.run import choose_device, run
@@ -326,6 +326,7 @@ def test_a_project_is_measured_on_its_random_sample(project, environment):
     assert manifest.training["validation"] == "audit"
     assert manifest.training["audit_images"] == manifest.training["validation_images"] == manifest.metrics["images"]
     assert manifest.training["audit_images"] == 33
+    assert manifest.training["audit_share"] == 0.1
     newest = max(task["updated_at"] for task in project.tasks.values())
     assert manifest.training["project"] == {"id": 5, "annotations": 72, "updated_at": newest}
     low, high = manifest.metrics["macro_f1_interval"]
@@ -344,6 +345,24 @@ def test_successive_versions_are_compared_on_it(project, environment):
     assert kappas[0] is None
     assert kappas[1] > 0.5
     assert kappas[2] < 0.5
+    curve = other.training["curve"]
+    assert curve["images"] == 33
+    assert [each["version"] for each in curve["versions"]] == [each.version for each in (first, same, other)]
+    assert [each["macro_f1"] for each in curve["versions"]] == pytest.approx(
+        [each.metrics["macro_f1"] for each in (first, same, other)]  # no label has come in between
+    )
+    assert "answers.json" in other.files
+
+
+def test_a_copy_of_an_image_that_was_trained_on_is_no_yardstick(project, environment):
+    """An earlier version may have learnt it by heart, whatever slice its own task is of."""
+    sliced, other = (
+        next(task for task in project.tasks if project.counts(task)[0] and is_audit(5, np.array([task]), 0.1)[0] == own)
+        for own in (True, False)
+    )
+    project.tasks[sliced]["data"] = project.tasks[other]["data"]
+    _, manifest = train_on_project(project, environment)
+    assert (manifest.training["validation_images"], manifest.training["curve"]["images"]) == (33, 32)
 
 
 def test_without_a_random_sample_there_is_no_advice(project, environment, folders):

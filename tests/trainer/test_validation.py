@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from contract.audit import is_audit
 from contract.errors import ConfigError
 from trainer.advice import LEAST_IMAGES
 from trainer.dataset import Pixels
 from trainer.evaluate import measure
-from trainer.ordering.audit import is_audit
 from trainer.validation import as_decisions, decide, hold_out, macro_f1_interval
 
 PROJECT, SHARE = 3, 0.1

@@ -1,39 +1,14 @@
-"""The audit slice: tasks chosen by chance alone, whose labels say how good a model is on the whole pool.
+"""In which order the audit slice is labelled, and which places it takes among the other tasks.
 
-Labels that a strategy asked for are no random sample, and a model measured on them is measured on what it found hard.
-Which tasks are of the slice is a matter of the project's and the task's number: nobody keeps a list, and whoever asks,
-at whichever time, gets the same answer. The slice is labelled in an order that is random too, so that its labelled part
-is a uniform sample of the pool at any time.
+The order is random too, so that the slice's labelled part is a uniform sample of the pool at any time.
 """
-
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import ConfigError
-from trainer.ordering.draws import draw
+from contract.audit import draws
 
 Ints = npt.NDArray[np.int64]
-
-DEFAULT_SHARE: Final = 0.1
-"""Of the tasks."""
-
-
-def draws(project: int, task_ids: Ints) -> npt.NDArray[np.float64]:
-    """Return each task's place in the slice, from 0 to 1: int64 (N,) to float64 (N,); the lowest is labelled first."""
-    return draw(f"audit/{project}", task_ids)
-
-
-def is_audit(project: int, task_ids: Ints, share: float) -> npt.NDArray[np.bool_]:
-    """Return which tasks are of the slice: int64 (N,) to bool (N,). A larger share holds what a smaller one does.
-
-    Raises:
-        ConfigError: unless 0 <= `share` < 1.
-    """
-    if not 0 <= share < 1:
-        raise ConfigError(f"the audit slice must be a share of the tasks of at least 0 and below 1, got {share}")
-    return draws(project, task_ids) < share
 
 
 def in_order(project: int, task_ids: Ints, sampled: npt.NDArray[np.bool_]) -> Ints:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from contract.audit import is_audit
 from contract.embedding import EMBEDDING, embed
-from trainer.ordering import audit
 from trainer.ordering.duplicates import Vectors
 from trainer.ordering.order import Arrangement, compose
 from trainer.ordering.reasons import BY_CHANCE, COVERS
@@ -55,7 +55,7 @@ def arrange(
     """
     check_tasks(task_ids)
     check_finite("the embedding", embeddings, task_ids)
-    sampled = audit.is_audit(project, task_ids, audit_share)
+    sampled = is_audit(project, task_ids, audit_share)
     by_task = np.argsort(task_ids)
     others = by_task[~sampled[by_task]]
     queue = others[cover(embeddings[others], first=first, seed=project)]

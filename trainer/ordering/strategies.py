@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.acquisition import margin
+from contract.draws import draw
 from contract.errors import ConfigError
 from trainer.ordering import batchbald
 from trainer.ordering.batchbald import Passes
-from trainer.ordering.draws import draw
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

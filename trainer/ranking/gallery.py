@@ -1,9 +1,12 @@
-"""The images that are shown of a ranking: those at its head, and those that the model is surest of."""
+"""The images that are shown of a ranking: its head, and those that the model is least and most sure of."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from heapq import nsmallest
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -18,7 +21,7 @@ from contract.tasks import labels_in
 from trainer.ranking.plan import Planned
 
 SHOWN: Final = 12
-"""The most images of either kind."""
+"""The most images of each kind."""
 
 _PIXELS: Final = 160
 """The longer side of a thumbnail."""
@@ -30,18 +33,43 @@ Fetch = Callable[[int], bytes]
 """From a task's number to its image file; ImageError where there is none."""
 
 
-def choose(items: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
-    """Return the items at the head of a ranking, and those of least BALD; images drawn by chance are neither."""
-    placed = [item for item in items if not item.audit]
-    sure = sorted((item.bald, item.task) for item in placed if item.bald is not None)[:SHOWN]
-    by_task = {item.task: item for item in placed}
-    return placed[:SHOWN], [by_task[task] for _, task in sure]
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What is shown of a ranking, 12 items of each kind at most."""
+
+    first: Sequence[Planned]
+    """Those at its head, in order."""
+    uncertain: Sequence[Planned]
+    """Those of greatest BALD, falling."""
+    confident: Sequence[Planned]
+    """Those of greatest probability, falling."""
 
 
-def show(items: Sequence[Planned], fetch: Fetch, *, max_megapixels: int = MAX_MEGAPIXELS) -> tuple[RankedImage, ...]:
-    """Fetch the images; those that cannot be had or shown are left out."""
+def choose(items: Sequence[Planned]) -> Chosen:
+    """Choose what is shown. What is predicted of the audit slice is shown to nobody: it is at the head only.
+
+    So is what could not be scored and keeps its place.
+    """
+    predicted = [item for item in items if not item.audit and not item.kept]
+    return Chosen(
+        first=items[:SHOWN],
+        uncertain=_greatest(predicted, lambda item: item.bald),
+        confident=_greatest(predicted, lambda item: _predicted(item)[1]),
+    )
+
+
+def _greatest(items: Sequence[Planned], value: Callable[[Planned], float | None]) -> list[Planned]:
+    """Return the items of greatest value, of equals the earlier task first; those without a value are left out."""
+    valued = [(-found, item.task, item) for item in items if (found := value(item)) is not None]
+    return [item for *_, item in nsmallest(SHOWN, valued, key=itemgetter(0, 1))]
+
+
+def show(items: Iterable[Planned], fetch: Fetch, *, max_megapixels: int = MAX_MEGAPIXELS) -> dict[int, RankedImage]:
+    """Fetch the images, each once, and return them by task; those that cannot be had or shown are left out."""
+    once = {item.task: item for item in items}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery") as executor:
-        return tuple(image for image in executor.map(partial(_show, fetch, max_megapixels), items) if image is not None)
+        shown = executor.map(partial(_show, fetch, max_megapixels), once.values())
+        return {image.task: image for image in shown if image is not None}
 
 
 def thumbnail(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:

@@ -57,10 +57,11 @@ class Changes:
     """Numbers of predictions."""
 
 
-def compare(wanted: Mapping[int, float], held: Iterable[StoredPrediction]) -> Changes:
+def compare(wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction]) -> Changes:
     """Find what to create and delete so that each task has one prediction, and a wanted one its score.
 
-    Of predictions that are as good as each other the first one stays.
+    Where no label is wanted there must be none. Where one is, its score will do without: Label Studio drops labels that
+    the labelling config has lost. Of predictions that are as good as each other the first one stays.
     """
     by_task: dict[int, list[StoredPrediction]] = {}
     for prediction in held:
@@ -75,8 +76,9 @@ def compare(wanted: Mapping[int, float], held: Iterable[StoredPrediction]) -> Ch
     return Changes(tuple(sorted(create)), tuple(sorted(delete)))
 
 
-def _has(prediction: StoredPrediction, score: float) -> bool:
-    return prediction.score is not None and abs(prediction.score - score) < _SAME_SCORE
+def _has(prediction: StoredPrediction, wanted: Wanted) -> bool:
+    placed = prediction.score is not None and abs(prediction.score - wanted.score) < _SAME_SCORE
+    return placed and (prediction.blank or bool(wanted.result))
 
 
 def bring_about(
@@ -110,7 +112,7 @@ def bring_about(
     taken = Counter[int]()
     fewest, vain = len(wanted) + 1, 0
     while vain < _ROUNDS:
-        changes = compare({task: each.score for task, each in wanted.items()}, _list(client, project_id, name))
+        changes = compare(wanted, _list(client, project_id, name))
         _check_taken([task for task in changes.create if taken[task] >= _TIMES_TAKEN])
         if not changes.create and not changes.delete:
             return taken.total()

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.acquisition import label_studio_score
+from contract.audit import draws, is_audit
 from trainer.labelstudio import StoredPrediction
-from trainer.ordering import audit, reasons
+from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
 from trainer.ordering.strategies import Candidates
 from trainer.ranking.plan import Plan, Planned
@@ -74,10 +75,18 @@ def keep_places(
     lost = [(place, task) for place, (_, task) in enumerate(queue) if task in unscored]
     before = np.array([place - earlier for earlier, (place, _) in enumerate(lost)], np.int64)
     values = _between([item.score for item in plan.items], before, of=len(queue) - len(lost))
-    sampled = audit.is_audit(project, np.array([task for _, task in lost], np.int64), audit_share)
+    sampled = is_audit(project, np.array([task for _, task in lost], np.int64), audit_share)
     kept = [
-        Planned(task, float(value), _told(results[task], {"reason": KEPT}), KEPT, None, bool(by_chance), kept=True)
-        for (_, task), value, by_chance in zip(lost, values, sampled, strict=True)
+        Planned(
+            task,
+            float(value),
+            _shown(results[task], {"reason": KEPT}, audit=by_chance),
+            KEPT,
+            None,
+            by_chance,
+            kept=True,
+        )
+        for (_, task), value, by_chance in zip(lost, values, sampled.tolist(), strict=True)
     ]
     return replace(plan, kept=len(kept), items=tuple(sorted([*plan.items, *kept], key=lambda item: item.score)))
 
@@ -121,13 +130,13 @@ def place_later(
         multiple: whether several labels may hold.
     """
     task_ids = np.array([score.task for score in scores], np.int64)
-    draws = audit.draws(project, task_ids)
-    sampled = audit.is_audit(project, task_ids, audit_share)
+    places = draws(project, task_ids)
+    sampled = is_audit(project, task_ids, audit_share)
     values = np.array(sorted(ranked))
     items = []
-    for score, draw, by_chance in zip(scores, draws, sampled, strict=True):
+    for score, place_by_chance, by_chance in zip(scores, places, sampled, strict=True):
         own = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
-        value = np.quantile(values, draw / audit_share) if by_chance and len(values) else own
+        value = np.quantile(values, place_by_chance / audit_share) if by_chance and len(values) else own
         reason = reasons.AUDIT if by_chance else SCORED_LATER if score.task in unscored else LATER
         items.append(_planned(score, float(value), reason=reason, audit=by_chance, told={}))
     return tuple(sorted(items, key=lambda item: item.score))
@@ -135,12 +144,17 @@ def place_later(
 
 def _planned(score: Score, value: float, *, reason: str, audit: bool, told: Mapping[str, Any]) -> Planned:
     bald = float(score.bald) if len(score.probabilities) else None
-    result = _told(score.result, {**told, "reason": reason})
+    result = _shown(score.result, {**told, "reason": reason}, audit=audit)
     return Planned(score.task, float(value), result, reason=reason, bald=bald, audit=bool(audit))
 
 
-def _told(result: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Say in each region's `meta` why the task stands where it stands; what another ranking said goes."""
+def _shown(result: Sequence[Mapping[str, Any]], told: Mapping[str, Any], *, audit: bool) -> list[Mapping[str, Any]]:
+    """Say in each region's `meta` why the task stands where it stands; what another ranking said goes.
+
+    Of the audit slice nothing is shown: Label Studio ticks what is, and what is measured on must not be agreed to.
+    """
+    if audit:
+        return []
     return [{**region, "meta": {**_apart_from_place(region.get("meta") or {}), **told}} for region in result]
 
 

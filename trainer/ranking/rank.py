@@ -8,7 +8,7 @@ before goes only when nothing shows it any more.
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -275,7 +275,12 @@ class _Ranking:
             ) from err
 
     def _describe(self, plan: Plan) -> Ranking:
-        uncertain, confident = gallery.choose(plan.scored)
+        chosen = gallery.choose(plan.items)
+        images = gallery.show(
+            [*chosen.first, *chosen.uncertain, *chosen.confident],
+            self._fetch_image,
+            max_megapixels=self._place.environment.max_megapixels,
+        )
         balds = [item.bald for item in plan.items if item.bald is not None]
         return Ranking(
             name=plan.name,
@@ -290,12 +295,10 @@ class _Ranking:
             failed=len(plan.unscored),
             unscored=plan.unscored,
             mean_bald=float(np.mean(balds)) if balds else None,
-            most_uncertain=self._show(uncertain),
-            most_confident=self._show(confident),
+            first=_shown(chosen.first, images),
+            most_uncertain=_shown(chosen.uncertain, images),
+            most_confident=_shown(chosen.confident, images),
         )
-
-    def _show(self, items: Sequence[Planned]) -> tuple[RankedImage, ...]:
-        return gallery.show(items, self._fetch_image, max_megapixels=self._place.environment.max_megapixels)
 
     def _fetch_image(self, task: int) -> bytes:
         reference = find_reference(self._place.data.get(task, {}), self._place.control.value_key)
@@ -333,6 +336,10 @@ def _together(begun: Summary | None, later: Summary) -> Summary:
         imported=begun.imported + later.imported,
         removed=begun.removed + later.removed,
     )
+
+
+def _shown(items: Sequence[Planned], images: Mapping[int, RankedImage]) -> tuple[RankedImage, ...]:
+    return tuple(images[item.task] for item in items if item.task in images)
 
 
 def _count_audit(items: Sequence[Planned]) -> int:

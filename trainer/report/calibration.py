@@ -22,6 +22,8 @@ LEAST_IMAGES: Final = 30
 
 _LOWEST, _HIGHEST = math.log(0.05), math.log(20)
 _AT_A_BOUND = 1e-3
+_CHANCES: Final = 1000
+"""How often chance is asked."""
 _LEAST = 1e-12
 """Probability that stands for 0, as in the version's own figures."""
 
@@ -76,6 +78,29 @@ def cross_fit(probabilities: Probabilities, targets: Targets, folds: Indices, *,
         temperature = fit_temperature(probabilities[~judged], targets[~judged], multiple=multiple)
         tempered[judged] = temper(probabilities[judged], temperature, multiple=multiple)
     return tempered
+
+
+def error_by_chance(probabilities: Probabilities, *, multiple: bool, bins: int = 15) -> float:
+    """Return the expected calibration error below which 95 of 100 stay if the probabilities are right.
+
+    What holds is drawn as the probabilities say, so that whatever error there is comes of there being few predictions.
+    With 15 bins that is 0.2 for 30 images of middling confidence: more than most versions are off by.
+
+    Args:
+        probabilities: float32 (N, C).
+        multiple: whether several labels may hold.
+        bins: how many, as in `reliability`.
+    """
+    confidence = (probabilities.ravel() if multiple else probabilities.max(axis=1, initial=0)).astype(np.float64)
+    if not len(confidence):
+        return 1.0
+    places = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1])
+    rng = np.random.default_rng(0)
+    errors = [
+        np.abs(np.bincount(places, confidence - (rng.random(len(confidence)) < confidence), bins)).sum()
+        for _ in range(_CHANCES)
+    ]
+    return float(np.quantile(errors, 0.95) / len(confidence))
 
 
 def reliability(probabilities: Probabilities, targets: Targets, *, multiple: bool, bins: int = 15) -> tuple[Bin, ...]:

@@ -115,8 +115,9 @@ def histogram(bald: Floats, right: npt.NDArray[np.bool_]) -> Histogram:
     return Histogram(tuple(edges.tolist()), *map(tuple, counts))
 
 
-def extremes(bald: Floats) -> tuple[Indices, Indices]:
-    """Return the images of most and of least BALD, at most 12 of either and none in both, the utmost first."""
+def extremes(bald: Floats, certainty: Floats) -> tuple[Indices, Indices]:
+    """Return the images of most BALD and, of the others, the most certain: at most 12 of either, the utmost first."""
     order = np.argsort(-bald, kind="stable")
     most = min(SHOWN, (len(order) + 1) // 2)
-    return order[:most], order[most:][::-1][:SHOWN]
+    others = order[most:]
+    return order[:most], others[np.argsort(-certainty[others], kind="stable")][:SHOWN]

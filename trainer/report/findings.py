@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -15,14 +15,19 @@ from contract.manifest import Manifest
 from trainer.dataset import Indices
 from trainer.evaluate import measure
 from trainer.report import figures, label_errors
-from trainer.report.calibration import Bin, cross_fit, reliability
+from trainer.report.calibration import Bin, cross_fit, error_by_chance, reliability
 from trainer.report.evidence import Evidence
 from trainer.report.figures import ClassFigures, Histogram
 from trainer.report.folds import deal
 from trainer.report.label_errors import Judgement
 from trainer.validation import Decisions, as_decisions, decide
+from trainer.yardstick import CURVE_FIELD
 
 logger = logging.getLogger(__name__)
+
+LEAST_JUDGED: Final = 100
+"""Images below which a reliability diagram says nothing: even the share of all that are right is then only known to 0.1
+more or less (95 %), and a bin holds a few of them."""
 
 ERRORS_SHOWN: Final = 24
 """The most label errors that are named."""
@@ -36,8 +41,11 @@ class Point:
     labels: int
     """Labelled images in all."""
     validated: int
+    """Images that it was measured on."""
     sample: str
-    """`audit` or `split`: what it was measured on."""
+    """`audit` or `split`: what these are."""
+    common: bool
+    """Whether all others of which this holds were measured on the same ones."""
     macro_f1: float
     low: float
     """Of the 95 % interval."""
@@ -57,7 +65,7 @@ class Shown:
     given: tuple[str, ...]
     predicted: tuple[str, ...]
     probability: float
-    """Of the likeliest label, tempered."""
+    """That what is predicted holds, tempered; of several labels, that of what is said of the least sure one."""
     bald: float
     """In nats."""
     right: bool
@@ -85,6 +93,10 @@ class Calibration:
     """Cross-fitted, as the two figures are."""
     nll: float | None
     ece: float | None
+    by_chance: float
+    """The calibration error that a version whose probabilities are right stays below in 95 of 100 cases."""
+    tells: bool
+    """Whether there are images enough for bins to say anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +126,7 @@ def find(evidence: Evidence) -> Findings:
     targets, parts = evidence.pixels.targets, evidence.parts
     true = as_decisions(targets[parts.validation], classes)  # (V, C)
     predicted = decide(evidence.probabilities, multiple=manifest.multiple)  # (V, C)
-    most, least = figures.extremes(evidence.bald)
+    uncertain, certain = figures.extremes(evidence.bald, _certainty(evidence))
     judgement = _judge(evidence)
     return Findings(
         classes=figures.by_class(
@@ -127,12 +139,12 @@ def find(evidence: Evidence) -> Findings:
         matrix=None if manifest.multiple else figures.confusion_matrix(true, predicted),
         calibration=_calibrate(evidence),
         histogram=figures.histogram(evidence.bald, (true == predicted).all(axis=1)),
-        uncertain=_show(evidence, most, predicted, true),
-        confident=_show(evidence, least, predicted, true),
+        uncertain=_show(evidence, uncertain, predicted, true),
+        confident=_show(evidence, certain, predicted, true),
         judged_by="validation" if evidence.embeddings is None else "cross-validation",
         judgement=judgement,
         doubted=_doubt(evidence, judgement),
-        curve=tuple(point for each in (*evidence.earlier, manifest) if (point := _measured(each))),
+        curve=_draw_curve(evidence),
     )
 
 
@@ -147,6 +159,8 @@ def _calibrate(evidence: Evidence) -> Calibration:
         after=reliability(after, targets, multiple=multiple),
         nll=metrics.nll,
         ece=metrics.ece,
+        by_chance=error_by_chance(before, multiple=multiple),
+        tells=len(before) >= LEAST_JUDGED,
     )
 
 
@@ -167,20 +181,28 @@ def _judge(evidence: Evidence) -> Judgement:
 
 def _show(evidence: Evidence, chosen: Indices, predicted: Decisions, true: Decisions) -> tuple[Shown, ...]:
     """Describe images by their rows in the validation part."""
-    manifest = evidence.manifest
-    tempered = temper(evidence.probabilities[chosen], manifest.temperature, multiple=manifest.multiple)
+    manifest, certainty = evidence.manifest, _certainty(evidence)
     return tuple(
         Shown(
             image=int(evidence.parts.validation[row]),
             name=name_image(evidence, int(evidence.parts.validation[row])),
             given=_names(manifest, np.flatnonzero(true[row])),
             predicted=_names(manifest, np.flatnonzero(predicted[row])),
-            probability=float(probabilities.max()),
+            probability=float(certainty[row]),
             bald=float(evidence.bald[row]),
             right=bool((predicted[row] == true[row]).all()),
         )
-        for row, probabilities in zip(chosen.tolist(), tempered, strict=True)
+        for row in chosen.tolist()
     )
+
+
+def _certainty(evidence: Evidence) -> npt.NDArray[np.floating]:
+    """How probable it is that what is predicted holds, tempered: (V,)."""
+    multiple = evidence.manifest.multiple
+    tempered = temper(evidence.probabilities, evidence.manifest.temperature, multiple=multiple)  # (V, C)
+    if multiple:
+        return np.asarray(np.maximum(tempered, 1 - tempered).min(axis=1))
+    return np.asarray(tempered.max(axis=1))
 
 
 def _doubt(evidence: Evidence, judgement: Judgement) -> tuple[Doubted, ...]:
@@ -211,6 +233,24 @@ def _names(manifest: Manifest, labels: Sequence[int] | Indices) -> tuple[str, ..
     return tuple(manifest.labels[label] for label in labels)
 
 
+def _draw_curve(evidence: Evidence) -> tuple[Point, ...]:
+    """The versions: with what they came to on the common images, where they were measured on these."""
+    curve = evidence.manifest.training.get(CURVE_FIELD) or {"images": 0, "versions": []}
+    marks = {mark["version"]: mark for mark in curve["versions"]}
+    points = (point for each in (*evidence.earlier, evidence.manifest) if (point := _measured(each)))
+    return tuple(
+        replace(
+            point,
+            validated=curve["images"],
+            common=True,
+            **{name: marks[point.version][name] for name in ("macro_f1", "low", "high")},
+        )
+        if point.version in marks
+        else point
+        for point in points
+    )
+
+
 def _measured(manifest: Manifest) -> Point | None:
     """The figures of a version; None of one that has none, or others."""
     metrics, training = manifest.metrics, manifest.training
@@ -225,6 +265,7 @@ def _measured(manifest: Manifest) -> Point | None:
             labels=int(training["images"]),
             validated=int(metrics["images"]),
             sample=str(training["validation"]),
+            common=False,
             macro_f1=float(metrics["macro_f1"]),
             low=float(low),
             high=float(high),

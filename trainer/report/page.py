@@ -73,7 +73,8 @@ def _page(evidence: Evidence, found: Findings) -> str:
         found=found,
         measured=measured,
         curve=draw_curve(found.curve) if len(found.curve) > 1 else None,
-        reliability=_draw_calibration(found, multiple=manifest.multiple) if measured else None,
+        reliability=_draw_calibration(found, multiple=manifest.multiple) if found.calibration.tells else None,
+        least_judged=findings.LEAST_JUDGED,
         bald=draw_histogram(found.histogram) if measured else None,
         weakest=weakest[:_ROWS],
         matrix=_matrix(found) if measured else None,
@@ -109,7 +110,7 @@ def _pairs(found: Findings, labels: Sequence[str]) -> list[tuple[str, str, Confu
 
 
 def _galleries(evidence: Evidence, found: Findings) -> list[tuple[str, list[tuple[Shown, str]]]]:
-    titles = ("Most uncertain", "Most certain")
+    titles = ("Most uncertain: what the passes disagree on most", "Most certain: the greatest probability")
     parts = (found.uncertain, found.confident)
     return [(title, _with_thumbnails(evidence, part)) for title, part in zip(titles, parts, strict=True) if part]
 

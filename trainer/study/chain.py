@@ -14,11 +14,11 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from contract.acquisition import rank_correlation
+from contract.audit import DEFAULT_SHARE, is_audit
 from trainer.advice import LEAST_IMAGES
 from trainer.dataset import Indices
 from trainer.evaluate import count_images, measure
 from trainer.network import Weights
-from trainer.ordering.audit import DEFAULT_SHARE, is_audit
 from trainer.ordering.strategies import descending
 from trainer.settings import Part, Training
 from trainer.study.choosing import Chooser, Situation

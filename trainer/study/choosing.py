@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from contract.audit import DEFAULT_SHARE
+from contract.draws import draw
 from contract.embedding import embed
 from trainer.dataset import Indices
-from trainer.ordering.audit import DEFAULT_SHARE
-from trainer.ordering.draws import draw
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
 from trainer.study.learner import Floats, Model, Scores

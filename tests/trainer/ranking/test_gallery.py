@@ -17,7 +17,7 @@ items = st.lists(
         Planned,
         task=st.integers(1, 999),
         score=st.floats(0, 1),
-        result=st.just([REGION]),
+        result=st.just([]) | st.floats(0, 1).map(lambda score: [{**REGION, "score": score}]),
         reason=st.just("why"),
         bald=st.none() | st.floats(0, 0.7),
         audit=st.booleans(),
@@ -38,13 +38,23 @@ def encoded(width, height, *, orientation=None, form="PNG", mode="RGB"):
 
 
 @given(items)
-def test_shown_are_the_head_and_what_the_model_is_surest_of(planned):
-    """Not those that chance has placed: they say nothing of either."""
-    head, sure = choose(planned)
+def test_each_gallery_holds_what_its_name_says(planned):
+    """The head as it is; by falling BALD and by falling probability those that chance has not placed."""
+    chosen = choose(planned)
+    assert chosen.first == planned[:SHOWN]
     placed = [item for item in planned if not item.audit]
-    assert head == placed[:SHOWN]
-    balds = sorted(item.bald for item in placed if item.bald is not None)
-    assert [item.bald for item in sure] == balds[:SHOWN]
+    balds = sorted((item.bald for item in placed if item.bald is not None), reverse=True)
+    assert [item.bald for item in chosen.uncertain] == balds[:SHOWN]
+    probabilities = sorted((item.result[0]["score"] for item in placed if item.result), reverse=True)
+    assert [item.result[0]["score"] for item in chosen.confident] == probabilities[:SHOWN]
+    assert not any(item.audit for item in (*chosen.uncertain, *chosen.confident))
+
+
+def test_an_image_on_which_the_passes_agree_at_27_percent_is_not_among_the_most_confident():
+    """Agreement on being unsure is no confidence, wherever in the order it stands."""
+    sure = [Planned(task, 0.1, [{**REGION, "score": 0.9}], "why", bald=0.3, audit=False) for task in range(SHOWN)]
+    agreed = Planned(99, 0.9, [{**REGION, "score": 0.27}], "why", bald=0.0, audit=False)
+    assert list(choose([*sure, agreed]).confident) == sure
 
 
 @pytest.mark.parametrize(
@@ -82,7 +92,10 @@ def test_images_that_cannot_be_had_are_left_out_and_the_others_keep_their_order(
         return b"no image" if task == 3 else encoded(8, 8)
 
     planned = [Planned(task, task / 10, [REGION], "why", bald=0.5, audit=False) for task in (1, 2, 3, 4)]
-    shown = show([*planned, Planned(5, 0.9, [], "covers", bald=None, audit=False)], fetch)
+    asked = []
+    covers = Planned(5, 0.9, [], "covers", bald=None, audit=False)
+    shown = show([*planned, covers, planned[0]], lambda task: asked.append(task) or fetch(task)).values()
+    assert sorted(asked) == [1, 2, 3, 4, 5]
     assert [(image.task, image.label, image.probability, image.bald) for image in shown] == [
         (1, "cat, dog", 0.75, 0.5),
         (4, "cat, dog", 0.75, 0.5),

@@ -60,23 +60,34 @@ stored = st.builds(
     task=st.integers(1, 6),
     model_version=st.just(NAME),
     score=st.sampled_from([0.25, 0.5, 0.75, None]),
+    blank=st.booleans(),
 )
+REGION = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
 
 
 @given(
-    st.dictionaries(st.integers(1, 6), st.sampled_from([0.25, 0.5, 0.75])),
+    st.dictionaries(
+        st.integers(1, 6), st.builds(Wanted, st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([(), (REGION,)]))
+    ),
     st.lists(stored, unique_by=lambda each: each.id, max_size=12),
 )
 def test_after_the_changes_each_task_has_one_prediction(wanted, held):
-    """A wanted one its score, any other at most one; and there is nothing left to change."""
+    """A wanted one its score, without a label where none is wanted; any other at most one; nothing is left to do."""
     changes = compare(wanted, held)
     after = [each for each in held if each.id not in changes.delete]
-    after += [StoredPrediction(10**7 + task, task, NAME, wanted[task]) for task in changes.create]
+    after += [
+        StoredPrediction(10**7 + task, task, NAME, wanted[task].score, not wanted[task].result)
+        for task in changes.create
+    ]
     assert len({each.task for each in after}) == len(after)
-    assert {each.task: each.score for each in after if each.task in wanted} == wanted
+    assert {each.task: each.score for each in after if each.task in wanted} == {
+        task: each.score for task, each in wanted.items()
+    }
+    assert all(each.blank for each in after if each.task in wanted and not wanted[each.task].result)
     assert {each.task for each in after} == set(wanted) | {each.task for each in held}
     assert compare(wanted, after) == imports.Changes((), ())
-    assert not set(changes.create) & {each.task for each in held if wanted.get(each.task) == each.score}
+    good = {each.task for each in held if each.blank and each.task in wanted and wanted[each.task].score == each.score}
+    assert not set(changes.create) & good
 
 
 def test_all_go_in_one_call(pets, tmp_path):
@@ -103,6 +114,18 @@ def test_what_is_there_already_is_left_alone(pets, tmp_path):
     assert bring(pets, tmp_path) == 4
     assert is_whole(pets)
     assert before.items() <= pets.predictions.items()
+
+
+def test_a_label_where_none_is_wanted_is_replaced(pets, tmp_path):
+    """Whoever stored it, Label Studio would tick it."""
+    wanted = {task: Wanted(task / 100, ()) for task in pets.tasks}
+    ticked, blank = pets.predict(1, NAME, 0.01), pets.predict(2, NAME, 0.02)
+    pets.predictions[ticked]["result"] = [REGION]
+    bring(pets, tmp_path, wanted)
+    assert is_whole(pets)
+    assert ticked not in pets.predictions
+    assert blank in pets.predictions
+    assert not any(each["result"] for each in pets.predictions.values())
 
 
 def test_predictions_of_others_are_left_alone(pets, tmp_path):

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contract.audit import is_audit
 from contract.errors import ConfigError, LabelMismatch
 from contract.ranking import load_rankings
 from contract.repository import Repository
-from tests.trainer.scorer import bald_of, scorer
+from tests.trainer.scorer import bald_of, passes_of, scorer
 from tests.trainer.studio import CONFIG, TOKEN, Gone, studio
 from tests.versions import publish
 from trainer import labelstudio
-from trainer.ordering.audit import is_audit
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import imports, planning, pool, retries
 from trainer.ranking import rank as rank_module
@@ -223,31 +223,52 @@ def ours(place):
 
 
 class TestRecord:
-    def test_the_record_shows_the_head_and_the_tail(self, place):
-        """With thumbnails, and why each is where it is."""
+    def test_the_record_shows_the_head_and_what_the_model_is_least_and_most_sure_of(self, place):
+        """With thumbnails, and why each is where it is; what is predicted of the audit slice is not shown."""
         place.rank(audit_share=0.3)
         [record] = load_rankings(place.repository)
         assert (record.name, record.version, record.project, record.title) == (place.version, place.version, 5, "Pets")
         assert (record.tasks, record.failed, record.strategy) == (TASKS, 0, DEFAULT_STRATEGY)
         assert record.mean_bald == pytest.approx(np.mean([bald_of(task) for task in place.studio.tasks.values()]))
-        placed = [task for task in place.studio.order() if not is_audit(5, np.array([task]), 0.3)[0]]
-        assert len(placed) < TASKS
-        assert [image.task for image in record.most_uncertain] == placed[:12]
-        balds = [image.bald for image in record.most_confident]
-        assert balds == sorted(balds)
-        assert balds[0] == min(bald_of(place.studio.tasks[task]) for task in placed)
+        order = place.studio.order()
+        sampled = dict(zip(order, is_audit(5, np.array(order), 0.3).tolist(), strict=True))
+        assert [image.task for image in record.first] == order[:12]
+        assert {image.label is None for image in record.first if sampled[image.task]} == {True}
+        tasks = {task: data for task, data in place.studio.tasks.items() if not sampled[task]}
+        by_bald = sorted(tasks, key=lambda task: -bald_of(tasks[task]))
+        assert [image.task for image in record.most_uncertain] == by_bald[:12]
+        by_probability = sorted(tasks, key=lambda task: -passes_of(tasks[task]).mean(axis=0).max())
+        assert [image.task for image in record.most_confident] == by_probability[:12]
         shown = record.most_uncertain[0]
         assert Image.open(io.BytesIO(shown.thumbnail)).size == (40, 20)
         assert shown.label in {"cat", "dog"}
         assert shown.score == place.studio.scores(place.version)[shown.task][0]
 
+    def test_the_audit_slice_is_imported_with_its_score_and_without_a_label(self, place):
+        """Label Studio ticks a label that is predicted, and what is measured on must not be agreed to."""
+        place.rank(audit_share=0.3)
+        sampled = set(np.array(list(place.studio.tasks))[is_audit(5, np.array(list(place.studio.tasks)), 0.3)].tolist())
+        assert 3 < len(sampled) < TASKS
+        assert {each["task"] for each in ours(place) if not each["result"]} == sampled
+        later = [place.studio.add_task(**picture(number)) for number in range(100, 120)]
+        place.rank(audit_share=0.3)
+        sampled_later = np.array(later)[is_audit(5, np.array(later), 0.3)].tolist()
+        assert sampled_later
+        assert {each["task"] for each in ours(place) if not each["result"]} == sampled | set(sampled_later)
+        assert all(0 <= score <= 1 for [score] in place.studio.scores(place.version).values())
+
+    def test_without_an_audit_slice_every_prediction_has_its_label(self, place):
+        """`--audit 0`."""
+        place.rank(audit_share=0.0)
+        assert all(each["result"] for each in ours(place))
+
     def test_an_image_that_cannot_be_fetched_is_left_out(self, place):
         """A record is worth having without it."""
         place.rank(strategy="bald")
-        first = load_rankings(place.repository)[0].most_uncertain[0].task
+        first = load_rankings(place.repository)[0].first[0].task
         place.studio.tasks[first]["data"] = {"image": "data:image/png;base64,AAAA"}
         place.rank(again=True, strategy="bald")
-        assert first not in {image.task for image in load_rankings(place.repository)[0].most_uncertain}
+        assert first not in {image.task for image in load_rankings(place.repository)[0].first}
 
 
 class TestAgain:
@@ -782,9 +803,10 @@ class TestColdStart:
         assert {json.dumps(each["result"]) for each in cold.studio.predictions.values()} == {"[]"}
         assert not cold.server.requests
         [record] = load_rankings(cold.repository)
-        assert (record.version, record.mean_bald, record.most_confident) == (None, None, ())
-        assert len(record.most_uncertain) == 12
-        assert record.most_uncertain[0].label is None
+        assert (record.version, record.mean_bald) == (None, None)
+        assert (record.most_uncertain, record.most_confident) == ((), ())
+        assert len(record.first) == 12
+        assert record.first[0].label is None
 
     def test_tasks_that_come_later_find_their_places(self, cold):
         """Spread over the queue."""

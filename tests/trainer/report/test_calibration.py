@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from contract.calibration import temper
 from trainer.evaluate import measure
-from trainer.report.calibration import LEAST_IMAGES, cross_fit, fit_temperature, reliability
+from trainer.report.calibration import LEAST_IMAGES, cross_fit, error_by_chance, fit_temperature, reliability
 from trainer.report.folds import deal
 
 
@@ -136,3 +136,27 @@ def test_a_bin_holds_what_can_be_counted_by_hand():
     assert (first.low, first.high, first.count, first.accuracy) == (pytest.approx(0.7), pytest.approx(0.8), 2, 0.5)
     assert first.confidence == pytest.approx(0.72)
     assert (last.high, last.count, last.accuracy, last.confidence) == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+@pytest.mark.parametrize("images", [30, 300])
+def test_95_of_100_versions_that_are_right_stay_below_the_error_by_chance(images, multiple):
+    """By the calibration error as torchmetrics computes it, of targets that hold as the probabilities say."""
+    probabilities, _ = draw(1.0, images=images, multiple=multiple)
+    rng, errors = np.random.default_rng(1), []
+    for _ in range(300):
+        if multiple:
+            targets = (rng.random(probabilities.shape) < probabilities).astype(np.uint8)
+        else:
+            targets = (probabilities.cumsum(axis=1) < rng.random((images, 1))).sum(axis=1).clip(0, 3)
+        errors.append(measure(probabilities, targets).ece)
+    below = np.mean(np.array(errors) <= error_by_chance(probabilities, multiple=multiple))
+    assert 0.9 < below < 0.99
+
+
+def test_the_fewer_the_images_the_more_is_chance():
+    """And of none, anything."""
+    probabilities, _ = draw(1.0, images=1000)
+    errors = [error_by_chance(probabilities[:images], multiple=False) for images in (30, 100, 1000)]
+    assert errors == sorted(errors, reverse=True)
+    assert error_by_chance(probabilities[:0], multiple=False) == 1

@@ -86,6 +86,43 @@ def test_the_curve_ends_with_the_version_itself():
     assert [curve[1].low, curve[1].high] == evidence.manifest.metrics["macro_f1_interval"]
 
 
+def test_versions_on_the_curve_are_measured_on_the_same_images_where_they_were():
+    """The others stand there with what they came to elsewhere, and are told apart."""
+    evidence = make_evidence()
+    apart, joined = (
+        replace(evidence.manifest, version=f"2025010{day}T030405678Z-abcdef", metrics={**evidence.manifest.metrics})
+        for day in (1, 2)
+    )
+    marks = [
+        {"version": version, "labels": 90, "macro_f1": macro_f1, "low": 0.25, "high": 0.75}
+        for version, macro_f1 in ((joined.version, 0.5), (evidence.manifest.version, 0.625))
+    ]
+    training = {**evidence.manifest.training, "curve": {"images": 41, "versions": marks}}
+    manifest = replace(evidence.manifest, training=training)
+    curve = find(replace(evidence, manifest=manifest, earlier=[apart, joined])).curve
+    own = evidence.manifest.metrics["macro_f1"]
+    assert [(each.macro_f1, each.validated, each.common) for each in curve] == [
+        (own, 36, False),
+        (0.5, 41, True),
+        (0.625, 41, True),
+    ]
+    assert {(each.low, each.high) for each in curve if each.common} == {(0.25, 0.75)}
+
+
+def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_said():
+    """Where no label holds, that none does is what is said: 3 % of the likeliest are 97 %."""
+    evidence = make_evidence(images=10, multiple=True)
+    rows = len(evidence.bald)
+    probabilities = np.tile(np.array([0.03, 0.01, 0.02], np.float32), (rows, 1))
+    probabilities[0] = 0.9, 0.4, 0.01
+    manifest = replace(evidence.manifest, temperature=1.0)
+    bald = np.zeros(rows)
+    bald[0] = 1
+    found = find(replace(evidence, manifest=manifest, probabilities=probabilities, bald=bald))
+    assert found.uncertain[0].probability == pytest.approx(0.6)
+    assert {round(each.probability, 6) for each in found.confident} == {0.97}
+
+
 @pytest.mark.parametrize("evidence", [make_evidence(), make_evidence(multiple=True), make_evidence(images=2)])
 def test_findings_are_json(evidence):
     """Neither NaN nor a numpy number is in them, with nothing held out either."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.report.examples import make_evidence
+from trainer.report.calibration import error_by_chance
 from trainer.report.page import write_report
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -149,7 +150,34 @@ def test_versions_are_drawn_once_there_are_two(tmp_path):
     (tmp_path / "second").mkdir()
     second = write(replace(evidence, earlier=[former]), tmp_path / "second")
     assert second.tags.count("svg") == page.tags.count("svg") + 1
-    assert "compare those of one kind" in second.text
+    assert "Each was measured on other images" in second.text
+
+
+def test_a_line_is_said_to_join_what_was_measured_on_the_same_images(tmp_path):
+    """And what was not is said not to be comparable."""
+    evidence = make_evidence()
+    former = [replace(evidence.manifest, version=f"2025010{day}T030405678Z-abcdef") for day in (1, 2)]
+    marks = [
+        {"version": each.version, "labels": 90, "macro_f1": 0.5, "low": 0.25, "high": 0.75}
+        for each in (former[1], evidence.manifest)
+    ]
+    training = {**evidence.manifest.training, "curve": {"images": 41, "versions": marks}}
+    page = write(replace(evidence, manifest=replace(evidence.manifest, training=training), earlier=former), tmp_path)
+    assert "joins versions that were measured on the same 41 random images; the grey ones were measured" in page.text
+    assert page.text.count("the same 41") == 3
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_a_reliability_diagram_of_few_images_says_that_it_says_nothing(tmp_path, multiple):
+    """Below 100 there is none, and the page says why; what chance makes of the error stands beside it either way."""
+    few, many = (make_evidence(images=images, multiple=multiple) for images in (90, 300))
+    for evidence, name in ((few, "few"), (many, "many")):
+        (tmp_path / name).mkdir()
+        page = write(evidence, tmp_path / name)
+        by_chance = error_by_chance(evidence.probabilities, multiple=multiple)
+        assert f"up to {by_chance:.2f} by chance alone" in page.text
+        assert ("images are too few to say how far the probabilities can be believed" in page.text) == (name == "few")
+        assert ("as sure as right" in (tmp_path / name / "report" / "index.html").read_text()) == (name == "many")
 
 
 def test_equal_evidence_gives_equal_files(tmp_path):

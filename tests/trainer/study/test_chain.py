@@ -6,9 +6,9 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 
+from contract.audit import is_audit
 from contract.errors import TrainingError
 from tests.trainer.study.material import CPU, build_small, make_learner, make_material
-from trainer.ordering.audit import is_audit
 from trainer.settings import Training
 from trainer.study import learner as learner_module
 from trainer.study.chain import Chain, Protocol, compare_passes, draw_initial

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from contract.audit import is_audit
 from contract.embedding import embed
 from tests.trainer.study.material import CLASSES, build_small, make_learner, make_material
-from trainer.ordering.audit import is_audit
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, Candidates
 from trainer.settings import Training

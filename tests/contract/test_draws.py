@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from trainer.ordering.draws import draw
+from contract.draws import draw
 
 IDS = np.arange(5000, dtype=np.int64)
 KNOWN = [0.17766013014112825, 0.7052909192517163, 0.037047732371577435, 0.6806428641425732]
@@ -35,9 +35,7 @@ def test_a_draw_belongs_to_its_task(ids):
 
 def test_every_process_draws_the_same():
     """No number hangs on a process's hash seed or on the machine, which these four hold fast."""
-    command = (
-        "import numpy as np; from trainer.ordering.draws import draw; print(draw('audit/7', np.arange(4)).tolist())"
-    )
+    command = "import numpy as np; from contract.draws import draw; print(draw('audit/7', np.arange(4)).tolist())"
     done = subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.strip() == str(draw("audit/7", np.arange(4)).tolist())
     np.testing.assert_allclose(draw("audit/7", np.arange(4)), KNOWN, rtol=0, atol=0)
