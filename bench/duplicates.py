@@ -24,13 +24,13 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from bench.machine import describe
 from bench.model import Subject, trained
+from contract.audit import DEFAULT_SHARE
 from contract.embedding import embed
 from contract.preprocess import decode_image
 from server.cpus import available_cpus
 from server.engine import Engine, EngineOptions
 from trainer.bars import Bar
-from trainer.ordering.audit import DEFAULT_SHARE
-from trainer.ordering.duplicates import find_representatives
+from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
 
@@ -150,10 +150,13 @@ def _measure_claims(pool: _Pool) -> tuple[dict[str, float], float]:
     each = 1 + len(EDITS)
     photos = np.arange(0, len(pool.original), each)
     copies = np.setdiff1d(np.arange(len(pool.original)), photos)
-    claimed_by = find_representatives(pool.candidates.embeddings, np.concatenate([photos, copies]))
+    candidates = pool.candidates
+    order = np.concatenate([photos, copies])
+    claimed_by = find_representatives(candidates.embeddings, order, Outlook.of(candidates))
     found = (pool.original[claimed_by] == pool.original) & (claimed_by != np.arange(len(claimed_by)))  # (N,)
     by_kind = found.reshape(-1, each).mean(axis=0)  # (each,)
-    alone = find_representatives(pool.candidates.embeddings[photos], np.arange(len(photos)))
+    photo = candidates.take(photos)
+    alone = find_representatives(photo.embeddings, np.arange(len(photos)), Outlook.of(photo))
     return dict(zip(EDITS, by_kind[1:].tolist(), strict=True)), float((alone != np.arange(len(photos))).mean())
 
 

@@ -6,19 +6,32 @@ embeddings; every pair is compared, by matrix products over blocks, so that memo
 alike. What is compared, and from which similarity on, was measured: docs/decisions/0011-near-duplicates.md.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.ordering.strategies import Candidates
+
 Vectors = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Bits = npt.NDArray[np.uint8]
 
 NEAR: Final = 0.62
 """Share of the distance between images that merely resemble each other below which one nearly duplicates another."""
 
 NEAREST: Final = 0.2
 """By 1 - cosine: what is nearer is a near-duplicate also in a pool of little else."""
+
+CLEARLY: Final = 0.2
+"""Probability by which a label must be ahead of another: by less, which of them is predicted is chance, and of an image
+and its copies one is predicted here and the other one there."""
+
+LESS_CERTAIN: Final = 0.1
+"""Entropy in nats by which an image may exceed the one that stands for it."""
 
 _RESEMBLING = 0.97
 """Share of all pairs that are farther apart than images that merely resemble each other, of one class perhaps."""
@@ -37,15 +50,52 @@ _ROWS, _LEADERS = 512, 8192
 """How many are compared with how many at once: 4 million similarities, 16 MB."""
 
 
-def find_representatives(embeddings: Vectors, order: Ints) -> Ints:
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a version expects of N images: labels that they may have, as bits, and how sure it is."""
+
+    predicted: Bits
+    """(N, B): the labels that are predicted and, of several, those whose absence is."""
+    excluded: Bits
+    """(N, B): those that are clearly less likely than what is predicted."""
+    entropy: npt.NDArray[np.float32]
+    """(N,): of the mean prediction, in nats."""
+
+    @classmethod
+    def of(cls, candidates: Candidates) -> "Outlook":
+        """Return what a version expects of candidates."""
+        likely = candidates.probabilities  # (N, C)
+        if candidates.multiple:
+            likely = np.stack([likely, 1 - likely], axis=2)  # (N, C, 2)
+        lead = likely.max(axis=-1, keepdims=True) - likely
+        predicted = np.arange(likely.shape[-1]) == likely.argmax(axis=-1)[..., None]
+        flat = likely.shape[0], math.prod(likely.shape[1:])
+        packed = (np.packbits(each.reshape(flat), axis=1) for each in (predicted, lead > CLEARLY))  # (N, B)
+        return cls(*packed, candidates.entropy)
+
+    def take(self, indices: Ints) -> "Outlook":
+        """Return that of some of the images."""
+        return Outlook(self.predicted[indices], self.excluded[indices], self.entropy[indices])
+
+    def narrow(self, alike: Bools, leaders: Ints, rows: Ints) -> Bools:
+        """Return of the pairs that are alike, bool (m, n), those in which the leader may stand for the row."""
+        one, other = np.nonzero(alike)
+        leader, row = leaders[one], rows[other]
+        differ = (self.excluded[row] & self.predicted[leader]) | (self.predicted[row] & self.excluded[leader])
+        alike[one, other] = ~differ.any(axis=1) & (self.entropy[row] <= self.entropy[leader] + LESS_CERTAIN)
+        return alike
+
+
+def find_representatives(embeddings: Vectors, order: Ints, outlook: Outlook) -> Ints:
     """Return which image stands for each one, itself where it stands for itself: int64 (N,), indices.
 
     Args:
         embeddings: float32 (N, E).
         order: int64 (N,), a permutation: those that come earlier claim those that come later.
+        outlook: of the images.
     """
     vectors = _centre(embeddings[order])
-    leaders = _Leaders(vectors, max(NEAR * resembling_distance(vectors), NEAREST))
+    leaders = _Leaders(vectors, outlook.take(order), max(NEAR * resembling_distance(vectors), NEAREST))
     claimed_by = np.arange(len(order))  # by place in the order
     for start in range(0, len(order), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(order)))
@@ -83,8 +133,9 @@ def _centre(vectors: Vectors) -> Vectors:
 class _Leaders:
     """Those that stand for themselves, of vectors (N, E) in order; they take the places of vectors already compared."""
 
-    def __init__(self, vectors: Vectors, distance: float) -> None:
+    def __init__(self, vectors: Vectors, outlook: Outlook, distance: float) -> None:
         self._vectors = vectors
+        self._outlook = outlook
         self._distance = distance
         self._places = np.empty(len(vectors), np.int64)
         self._count = 0
@@ -96,9 +147,10 @@ class _Leaders:
         left = np.arange(len(rows))
         for start in range(0, self._count, _LEADERS):
             stop = min(start + _LEADERS, self._count)
-            alike = self._vectors[rows[left]] @ self._vectors[start:stop].T >= least
-            found = alike.any(axis=1)
-            claimed_by[left[found]] = self._places[start + alike[found].argmax(axis=1)]
+            alike = self._vectors[start:stop] @ self._vectors[rows[left]].T >= least  # (m, n)
+            alike = self._outlook.narrow(alike, self._places[start:stop], rows[left])
+            found = alike.any(axis=0)
+            claimed_by[left[found]] = self._places[start + alike[:, found].argmax(axis=0)]
             left = left[~found]
         claimed_by[left] = self._claim_among(rows[left], least)
         return claimed_by
@@ -106,7 +158,7 @@ class _Leaders:
     def _claim_among(self, rows: Ints, least: float) -> Ints:
         """Let rows that no earlier leader claimed claim each other."""
         vectors = self._vectors[rows]
-        alike = vectors @ vectors.T >= least
+        alike = self._outlook.narrow(vectors @ vectors.T >= least, rows, rows)
         claimed_by = np.full(len(rows), -1)
         for i, row in enumerate(rows):
             if claimed_by[i] < 0:

@@ -13,9 +13,10 @@ from typing import Final, cast
 import numpy as np
 
 from contract.acquisition import label_studio_score
+from contract.audit import is_audit
 from trainer.ordering import audit, strategies
 from trainer.ordering.batchbald import Passes
-from trainer.ordering.duplicates import find_representatives
+from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ordering.reasons import AUDIT, explain, near_duplicate
 from trainer.ordering.strategies import Bools, Candidates, Floats, Ints, Preference, descending
 
@@ -78,7 +79,7 @@ def arrange(
         raise ValueError(f"labels_by_class must have {classes} numbers, one for each class; got {len(labels_by_class)}")
     by_task = np.argsort(candidates.task_ids)
     task_ids = candidates.task_ids[by_task]
-    sampled = audit.is_audit(project, task_ids, audit_share)
+    sampled = is_audit(project, task_ids, audit_share)
     soon = audit.in_order(project, task_ids, sampled)[: math.ceil(first * audit_share)]
     given = None if passes is None else lambda indices: passes(by_task[indices])
     ranked = _rank(
@@ -126,7 +127,7 @@ def compose(
         reasons: (N,), by task.
         representative: int64 (N,), by task.
     """
-    sampled = audit.is_audit(project, task_ids, audit_share)
+    sampled = is_audit(project, task_ids, audit_share)
     order = audit.interleave(audit.in_order(project, task_ids, sampled), queue, audit_share)
     handed_out = np.empty(len(order), np.float64)
     handed_out[order] = _spread(np.sort(scores))
@@ -171,7 +172,8 @@ def _rank(
     if duplicates:
         others = np.flatnonzero(eligible)
         leading = np.concatenate([soon, others[descending(base[others])]])  # what chance brings up soon, and the rest
-        stands = find_representatives(candidates.embeddings[leading], np.arange(len(leading)))
+        found = candidates.take(leading)
+        stands = find_representatives(found.embeddings, np.arange(len(leading)), Outlook.of(found))
         representative[leading[len(soon) :]] = leading[stands[len(soon) :]]
     preference = strategies.prefer(
         candidates,

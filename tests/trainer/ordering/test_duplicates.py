@@ -1,14 +1,44 @@
 import itertools
 import math
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.candidates import make_candidates
 from trainer.ordering import duplicates
-from trainer.ordering.duplicates import NEAR, NEAREST, find_representatives, resembling_distance, shrink
+from trainer.ordering.duplicates import (
+    CLEARLY,
+    LESS_CERTAIN,
+    NEAR,
+    NEAREST,
+    Outlook,
+    find_representatives,
+    resembling_distance,
+    shrink,
+)
+
+
+def expected_alike(count):
+    """Images of which a version expects the same."""
+    nothing = np.zeros((count, 1), np.uint8)
+    return Outlook(nothing, nothing, np.zeros(count, np.float32))
+
+
+def outlook_of(probabilities, *, entropy=None, multiple=False):
+    """What a version expects that gives these mean probabilities (N, C)."""
+    passes = np.repeat(np.asarray(probabilities, np.float32)[:, None], 2, axis=1)
+    outlook = Outlook.of(make_candidates(passes, np.random.default_rng(0), multiple=multiple))
+    return outlook if entropy is None else replace(outlook, entropy=np.asarray(entropy, np.float32))
+
+
+def differ(one, other):
+    """Whether two mean predictions (C,) differ: in their likeliest label, which is clearly so to one of them."""
+    first, second = one.argmax(), other.argmax()
+    return one[first] - one[second] > CLEARLY or other[second] - other[first] > CLEARLY
 
 
 def unit(vectors):
@@ -21,7 +51,7 @@ def noisy_copies(rng, *, originals, copies, noise, size=64):
     return unit(np.repeat(base, copies, axis=0) + noise * rng.normal(size=(originals * copies, size)) / math.sqrt(size))
 
 
-def claim_one_by_one(embeddings, order):
+def claim_one_by_one(embeddings, order, probabilities, entropy):
     """Return representatives as the definition has them, pair by pair."""
     centred = unit(embeddings - embeddings.mean(axis=0))
     pairs = [a @ b for a, b in itertools.combinations(centred, 2)]
@@ -31,7 +61,9 @@ def claim_one_by_one(embeddings, order):
         if representative[leader] < 0:
             representative[leader] = leader
             for other in order[place + 1 :]:
-                if representative[other] < 0 and 1 - centred[leader] @ centred[other] <= farthest:
+                expected = not differ(probabilities[leader], probabilities[other])
+                expected &= entropy[other] <= entropy[leader] + LESS_CERTAIN
+                if representative[other] < 0 and expected and 1 - centred[leader] @ centred[other] <= farthest:
                     representative[other] = leader
     return representative
 
@@ -43,7 +75,11 @@ def test_images_are_claimed_as_the_definition_says(seed, originals, copies, nois
     rng = np.random.default_rng(seed)
     embeddings = noisy_copies(rng, originals=originals, copies=copies, noise=noise)
     order = rng.permutation(len(embeddings))
-    np.testing.assert_array_equal(find_representatives(embeddings, order), claim_one_by_one(embeddings, order))
+    probabilities = rng.choice([0.05, 0.41, 0.45, 0.55, 0.59, 0.95], len(embeddings))
+    probabilities = np.stack([probabilities, 1 - probabilities], axis=1).astype(np.float32)
+    entropy = rng.choice(np.array([0.2, 0.25, 0.6], np.float32), len(embeddings))
+    found = find_representatives(embeddings, order, outlook_of(probabilities, entropy=entropy))
+    np.testing.assert_array_equal(found, claim_one_by_one(embeddings, order, probabilities, entropy))
 
 
 def test_leaders_of_earlier_blocks_claim(monkeypatch):
@@ -52,15 +88,77 @@ def test_leaders_of_earlier_blocks_claim(monkeypatch):
     rng = np.random.default_rng(0)
     embeddings = noisy_copies(rng, originals=1000, copies=2, noise=0.2, size=256)
     order = np.concatenate([np.arange(0, 2000, 2), np.arange(1, 2000, 2)])
-    np.testing.assert_array_equal(find_representatives(embeddings, order), np.arange(2000) // 2 * 2)
+    np.testing.assert_array_equal(
+        find_representatives(embeddings, order, expected_alike(2000)), np.arange(2000) // 2 * 2
+    )
 
 
 def test_the_earlier_one_stands_for_the_later_one():
     """Of two copies the one that the strategy prefers is labelled."""
     embeddings = noisy_copies(np.random.default_rng(0), originals=20, copies=2, noise=0.1)
-    forward, backward = (find_representatives(embeddings, order) for order in (np.arange(40), np.arange(39, -1, -1)))
+    forward, backward = (
+        find_representatives(embeddings, order, expected_alike(40)) for order in (np.arange(40), np.arange(39, -1, -1))
+    )
     np.testing.assert_array_equal(forward, np.arange(40) // 2 * 2)
     np.testing.assert_array_equal(backward, np.arange(40) // 2 * 2 + 1)
+
+
+def test_images_of_which_different_labels_are_predicted_are_no_copies():
+    """However near they are; each label has a representative of its own."""
+    embeddings = noisy_copies(np.random.default_rng(0), originals=20, copies=4, noise=0.1)
+    label = np.tile([0, 1, 0, 1], 20)
+    found = find_representatives(embeddings, np.arange(80), outlook_of(np.eye(2)[label], entropy=np.zeros(80)))
+    np.testing.assert_array_equal(found, np.arange(80) // 4 * 4 + label)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ([0.6, 0.3, 0.1], [0.5, 0.4, 0.1], True),
+        ([0.5, 0.4, 0.1], [0.4, 0.5, 0.1], True),
+        ([0.59, 0.41, 0.0], [0.41, 0.59, 0.0], True),
+        ([0.61, 0.39, 0.0], [0.41, 0.59, 0.0], False),
+        ([0.41, 0.59, 0.0], [0.61, 0.39, 0.0], False),
+        ([0.4, 0.3, 0.3], [0.3, 0.3, 0.4], True),
+        ([0.9, 0.1, 0.0], [0.1, 0.9, 0.0], False),
+    ],
+)
+def test_predictions_differ_where_one_label_is_clearly_ahead_of_the_other(one, other, same):
+    """By more than 0.2 to either; by less, which of two is predicted is chance, and a copy may be the other one."""
+    embeddings = noisy_copies(np.random.default_rng(0), originals=20, copies=2, noise=0.1)
+    outlook = outlook_of(np.tile([one, other], (20, 1)), entropy=np.zeros(40))
+    found = find_representatives(embeddings, np.arange(40), outlook)
+    np.testing.assert_array_equal(found, np.arange(40) // 2 * 2 if same else np.arange(40))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ([0.9, 0.1, 0.1], [0.8, 0.3, 0.2], True),
+        ([0.9, 0.55, 0.1], [0.9, 0.45, 0.1], True),
+        ([0.9, 0.65, 0.1], [0.9, 0.45, 0.1], False),
+        ([0.9, 0.45, 0.1], [0.9, 0.65, 0.1], False),
+        ([0.9, 0.55, 0.1], [0.9, 0.35, 0.1], False),
+        ([0.1, 0.1, 0.1], [0.1, 0.9, 0.1], False),
+    ],
+)
+def test_of_several_labels_predictions_differ_where_one_clearly_holds_or_does_not(one, other, same):
+    """One that is predicted of one image and not of the other, and whose presence leads its absence by 0.2 or lags."""
+    embeddings = noisy_copies(np.random.default_rng(0), originals=20, copies=2, noise=0.1)
+    outlook = outlook_of(np.tile([one, other], (20, 1)), entropy=np.zeros(40), multiple=True)
+    found = find_representatives(embeddings, np.arange(40), outlook)
+    np.testing.assert_array_equal(found, np.arange(40) // 2 * 2 if same else np.arange(40))
+
+
+def test_an_image_that_is_less_certain_than_its_representative_is_no_copy():
+    """By more than the margin; one that is more certain is."""
+    embeddings = noisy_copies(np.random.default_rng(0), originals=20, copies=3, noise=0.1)
+    entropy = np.tile([0.5, 0.5 + 0.9 * LESS_CERTAIN, 0.5 + 1.1 * LESS_CERTAIN], 20)
+    outlook = outlook_of(np.ones((60, 2)) / 2, entropy=entropy)
+    found = find_representatives(embeddings, np.arange(60), outlook)
+    np.testing.assert_array_equal(found, np.arange(60) // 3 * 3 + np.tile([0, 0, 2], 20))
+    found = find_representatives(embeddings, np.arange(60)[::-1], outlook)
+    np.testing.assert_array_equal(found, np.arange(60) // 3 * 3 + 2)
 
 
 def test_what_all_images_share_does_not_make_them_alike():
@@ -69,15 +167,16 @@ def test_what_all_images_share_does_not_make_them_alike():
     belt = unit(rng.normal(size=(1, 64)))
     embeddings = unit(belt + 0.15 * noisy_copies(rng, originals=100, copies=2, noise=0.2))
     assert np.quantile(embeddings @ embeddings.T, 0.01) > 0.95
-    np.testing.assert_array_equal(find_representatives(embeddings, np.arange(200)), np.arange(200) // 2 * 2)
+    np.testing.assert_array_equal(
+        find_representatives(embeddings, np.arange(200), expected_alike(200)), np.arange(200) // 2 * 2
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_there_may_be_hardly_an_image(count):
     """None, or one, which stands for itself."""
-    np.testing.assert_array_equal(
-        find_representatives(np.ones((count, 8), np.float32), np.arange(count)), np.arange(count)
-    )
+    found = find_representatives(np.ones((count, 8), np.float32), np.arange(count), expected_alike(count))
+    np.testing.assert_array_equal(found, np.arange(count))
 
 
 def test_images_without_a_direction_stand_for_themselves():
@@ -85,14 +184,16 @@ def test_images_without_a_direction_stand_for_themselves():
     rounding = np.random.default_rng(0).normal(size=(5, 8)) * 1e-4
     two_ways = np.ones((5, 8)) + 1e-4 * np.eye(8)[[0, 0, 0, 1, 1]]
     for embeddings in (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding), unit(two_ways)):
-        found = find_representatives(embeddings.astype(np.float32), np.arange(5))
+        found = find_representatives(embeddings.astype(np.float32), np.arange(5), expected_alike(5))
         np.testing.assert_array_equal(found, np.arange(5))
 
 
 def test_copies_are_found_in_a_pool_of_little_else():
     """Of five images a hundred copies each: five are left."""
     rng = np.random.default_rng(0)
-    found = find_representatives(noisy_copies(rng, originals=5, copies=100, noise=0.3), np.arange(500))
+    found = find_representatives(
+        noisy_copies(rng, originals=5, copies=100, noise=0.3), np.arange(500), expected_alike(500)
+    )
     np.testing.assert_array_equal(found, np.arange(500) // 100 * 100)
 
 
@@ -110,7 +211,7 @@ def test_images_of_one_class_are_no_copies():
     centred = unit(embeddings - embeddings.mean(axis=0))
     assert np.median(centred[0] @ centred[2:60].T) > 0.5
     assert resembling_distance(centred) < 0.45
-    claimed = find_representatives(embeddings, np.arange(300))
+    claimed = find_representatives(embeddings, np.arange(300), expected_alike(300))
     assert np.mean(claimed == np.arange(300) // 2 * 2) > 0.99
 
 
@@ -119,7 +220,7 @@ def test_chance_claims_no_more_in_a_larger_pool():
     rng = np.random.default_rng(0)
     embeddings = unit(rng.normal(size=(12_000, 32)))
     by_chance = (embeddings[:200] @ embeddings[200:].T >= 0.5).sum(axis=1).mean()
-    claimed = find_representatives(embeddings, np.arange(12_000)) != np.arange(12_000)
+    claimed = find_representatives(embeddings, np.arange(12_000), expected_alike(12_000)) != np.arange(12_000)
     assert by_chance > 10
     assert claimed.mean() < 0.1
 
@@ -130,7 +231,7 @@ def test_memory_is_bounded_where_thousands_are_alike(alike):
     rng = np.random.default_rng(0)
     embeddings = noisy_copies(rng, originals=8000 // alike, copies=alike, noise=0.2, size=256)
     tracemalloc.start()
-    find_representatives(embeddings, np.arange(8000))
+    find_representatives(embeddings, np.arange(8000), expected_alike(8000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * embeddings.nbytes + 64 * 2**20

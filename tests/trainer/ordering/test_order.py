@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.acquisition import label_studio_score
+from contract.audit import draws, is_audit
 from contract.errors import ConfigError
 from tests.trainer.candidates import make_candidates, make_passes
 from trainer.ordering import audit
@@ -26,10 +27,19 @@ def arranged(candidates, *, passes=None, **options):
     return arrange(candidates, passes=None if passes is None else lambda indices: passes[indices], **options)
 
 
+def sharpen(passes, rng, *, multiple):
+    """Return probabilities (N, T, C) that are a little sharper, those of each image by as much as chance says."""
+    by = 1 + 0.02 * rng.random((len(passes), 1, 1))
+    powers = passes.astype(np.float64) ** by
+    others = powers + (1.0 - passes) ** by if multiple else powers.sum(axis=2, keepdims=True)
+    return (powers / others).astype(np.float32)
+
+
 def pool(images, *, seed=0, classes=4, copies=1, multiple=False):
     """Return candidates whose images are `copies` near-copies of others, and their passes."""
     rng = np.random.default_rng(seed)
-    passes = make_passes(rng, images=images, classes=classes, multiple=multiple)
+    passes = make_passes(rng, images=-(-images // copies), classes=classes, multiple=multiple)
+    passes = sharpen(passes.repeat(copies, axis=0)[:images], rng, multiple=multiple)
     directions = rng.normal(size=(-(-images // copies), 256)).repeat(copies, axis=0)[:images]
     embeddings = directions + 0.2 * rng.normal(size=directions.shape)
     return make_candidates(passes, rng, embeddings=embeddings, multiple=multiple), passes
@@ -87,10 +97,10 @@ def test_the_audit_slice_has_its_places(data, given_pool, share):
     """It is chance's, in rising draws, at its places; nothing claims it, and those of it that come late claim none."""
     candidates, passes = given_pool
     found = arranged(candidates, passes=passes, strategy=data.draw(strategies_for(candidates)), audit_share=share)
-    np.testing.assert_array_equal(found.audit, audit.is_audit(3, candidates.task_ids, share))
+    np.testing.assert_array_equal(found.audit, is_audit(3, candidates.task_ids, share))
     places = np.flatnonzero(found.audit[found.order])
-    draws = audit.draws(3, candidates.task_ids[found.order[places]])
-    assert (np.diff(draws) > 0).all()
+    drawn = draws(3, candidates.task_ids[found.order[places]])
+    assert (np.diff(drawn) > 0).all()
     expected = audit.interleave(np.ones(found.audit.sum(), int), np.zeros((~found.audit).sum(), int), share)
     np.testing.assert_array_equal(places, np.flatnonzero(expected))
     own = np.arange(len(found.order))
@@ -137,6 +147,17 @@ def test_the_most_uncertain_copy_stands_for_the_others():
         assert found.representative[start] == start + candidates.bald[start : start + 4].argmax()
 
 
+def test_images_that_are_near_but_are_not_expected_to_be_alike_are_no_near_duplicates():
+    """Of four copies of which two are expected to be of another class, two stand for themselves."""
+    near, _ = pool(200, copies=4)
+    labels = (np.arange(200) // 2) % 4
+    passes = (0.03 + 0.88 * np.eye(4)[labels])[:, None].repeat(20, axis=1)
+    candidates = make_candidates(passes, np.random.default_rng(0), task_ids=near.task_ids, embeddings=near.embeddings)
+    found = arranged(candidates, strategy="bald", audit_share=0)
+    assert (found.representative // 2 == np.arange(200) // 2).all()
+    assert len(set(found.representative.tolist())) == 100
+
+
 def test_near_duplicates_keep_the_strategys_order_among_themselves():
     """Plain BALD, behind all that stand for themselves."""
     candidates, _ = pool(200, copies=4)
@@ -176,7 +197,7 @@ def test_a_pool_may_be_all_audit_slice():
     found = arranged(candidates, audit_share=0.9999999)
     assert found.audit.all()
     assert set(found.reasons) == {"random sample, for measuring"}
-    np.testing.assert_array_equal(found.order, np.argsort(audit.draws(3, candidates.task_ids)))
+    np.testing.assert_array_equal(found.order, np.argsort(draws(3, candidates.task_ids)))
 
 
 def test_a_thousand_equal_scores_are_told_apart():
