@@ -70,8 +70,11 @@ class Outlook:
         lead = likely.max(axis=-1, keepdims=True) - likely
         predicted = np.arange(likely.shape[-1]) == likely.argmax(axis=-1)[..., None]
         flat = likely.shape[0], math.prod(likely.shape[1:])
-        packed = (np.packbits(each.reshape(flat), axis=1) for each in (predicted, lead > CLEARLY))  # (N, B)
-        return cls(*packed, candidates.entropy)
+        return cls(
+            predicted=np.packbits(predicted.reshape(flat), axis=1),  # (N, B)
+            excluded=np.packbits((lead > CLEARLY).reshape(flat), axis=1),
+            entropy=candidates.entropy,
+        )
 
     def take(self, indices: Ints) -> "Outlook":
         """Return that of some of the images."""
@@ -144,10 +147,10 @@ class _Leaders:
         """Return the leader of each row, some itself, and keep those as leaders. All earlier rows came before."""
         least = 1 - self._distance * shrink(self._count)
         claimed_by = rows.copy()
-        left = np.arange(len(rows))
+        left: Ints = np.arange(len(rows))
         for start in range(0, self._count, _LEADERS):
             stop = min(start + _LEADERS, self._count)
-            alike = self._vectors[start:stop] @ self._vectors[rows[left]].T >= least  # (m, n)
+            alike: Bools = self._vectors[start:stop] @ self._vectors[rows[left]].T >= least  # (m, n)
             alike = self._outlook.narrow(alike, self._places[start:stop], rows[left])
             found = alike.any(axis=0)
             claimed_by[left[found]] = self._places[start + alike[:, found].argmax(axis=0)]
