@@ -299,7 +299,7 @@ def _to_prediction(results_of: Collection[int], document: dict[str, Any]) -> Sto
         model_version=str(document["model_version"]),
         score=document["score"],
         result=result,
-        blank=not document["result"],
+        blank=not document.get("result"),
     )
 
 

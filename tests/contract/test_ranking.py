@@ -96,8 +96,8 @@ def test_a_file_that_holds_no_record_is_left_out(tmp_path_factory, field, value)
     if value == "missing":
         del document[field]
     path.write_text(json.dumps(document))
-    for ranking in load_rankings(repository):  # some of the values suit some of the fields, and one may be missing
-        assert getattr(ranking, field) == value or (field, value) == ("first", "missing")
+    for ranking in load_rankings(repository):  # some of the values suit some of the fields, and two may be missing
+        assert getattr(ranking, field) == value or (value == "missing" and field in {"first", "unscored"})
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 99999])
