@@ -84,6 +84,15 @@ def save_ranking(repository: Repository, ranking: Ranking) -> None:
     repository.documents(RANKINGS_FOLDER).write(f"{ranking.project}{_SUFFIX}", text.encode())
 
 
+def forget_ranking(repository: Repository, project: int) -> None:
+    """Remove the record of a project's last ranking, if there is one.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    repository.documents(RANKINGS_FOLDER).remove(f"{project}{_SUFFIX}")
+
+
 def load_rankings(repository: Repository) -> list[Ranking]:
     """Return the last ranking of each project, newest first. A file that holds none is left out, with a warning.
 

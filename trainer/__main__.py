@@ -1,8 +1,8 @@
 """The trainer's command line: `python -m trainer run | rank | watch | simulate | versions | rollback | prune | ...`.
 
-Progress, figures and errors go to stderr. `run`, `rank`, `simulate`, `prune` and `check` end with one line of JSON on
-stdout, and `versions` prints its table there. torch is imported by `run` and `simulate`, and by `rank` where no version
-is.
+Progress, figures and errors go to stderr. `run`, `rank`, `simulate`, `release`, `prune` and `check` end with one line
+of JSON on stdout, and `versions` prints its table there. torch is imported by `run` and `simulate`, and by `rank` where
+no version is.
 """
 
 import argparse
@@ -160,13 +160,24 @@ def _as_given(options: argparse.Namespace, add: Callable[[argparse.ArgumentParse
 
 
 def _activate(options: argparse.Namespace, environment: Environment) -> None:
-    from trainer.labelstudio import UNCERTAINTY_SAMPLING, connect, switch_model_version
+    from trainer.former import remember
+    from trainer.labelstudio import UNCERTAINTY_SAMPLING, connect, read_project, switch_model_version
 
-    version = options.version or _repository(environment).current()
+    repository = _repository(environment)
+    version = options.version or repository.current()
     client = connect(*environment.label_studio())
     sampling = None if options.keep_sampling else UNCERTAINTY_SAMPLING
+    remember(repository, read_project(client, options.project))
     switch_model_version(client, options.project, version, sampling=sampling)
     print(f"project {options.project} now sorts by the scores of {version}", file=sys.stderr)
+
+
+def _release(options: argparse.Namespace, environment: Environment) -> None:
+    from trainer.releasing import release
+
+    released = release(options.project, environment, servers=options.server)
+    print(released.say(), file=sys.stderr)
+    _print_json(released.to_json())
 
 
 def _prune(options: argparse.Namespace, environment: Environment) -> None:
@@ -309,6 +320,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_watch(commands)
     _add_simulate(commands)
     _add_activate(commands)
+    _add_release(commands)
     versions = commands.add_parser(
         "versions", help="list the published versions; * marks the current one, - those that were pruned"
     )
@@ -514,6 +526,23 @@ def _add_activate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     activate.add_argument("--project", type=_whole(0), required=True, metavar="ID", help="a Label Studio project")
     activate.add_argument("--version", metavar="VERSION", help="(default: the current one)")
     _add_keep_sampling(activate)
+
+
+def _add_release(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    release = commands.add_parser(
+        "release",
+        help="put a Label Studio project back as it was: our predictions, its sampling, model version and webhooks",
+        epilog="Labels and predictions of others are left alone. End the watch first.",
+    )
+    release.set_defaults(command=_release, interrupted="run it again, and it goes on where it was")
+    release.add_argument("--project", type=_whole(0), required=True, metavar="ID", help="a Label Studio project")
+    release.add_argument(
+        "--server",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="whose webhooks are cleared; may be given several times (default: LABELNEXT_SERVERS)",
+    )
 
 
 def _add_training(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:

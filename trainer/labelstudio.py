@@ -35,6 +35,10 @@ _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
 _PASSES: Final = {429, 502, 503, 504}
 """Statuses of a Label Studio that is being restarted, or of the proxy before it, and of one that has too much to do."""
+_AUTHORIZATION: Final = "Authorization"
+_BEARER: Final = "Bearer "
+_FORMER: Final = "X-Labelnext-Former-Authorization"
+"""Where a webhook keeps what it carried before our token, rather than anybody's disk."""
 _FIRST: Final = 0
 """Below every number of a task."""
 
@@ -357,7 +361,7 @@ def switch_model_version(
     Args:
         client: from `connect`.
         project_id: the number in the project's address.
-        version: of which at least one prediction must be in the project.
+        version: of which at least one prediction must be in the project; empty for none.
         sampling: the project's task sampling; None leaves it as it is.
 
     Raises:
@@ -371,21 +375,51 @@ def switch_model_version(
 # ---- webhooks
 
 
-def set_webhook_header(
-    client: "LabelStudio", project_id: int, url_prefixes: Sequence[str], header: tuple[str, str]
-) -> int:
-    """Have a project's webhooks for these addresses carry a header, and return how many had to be changed.
+def set_webhook_token(client: "LabelStudio", project_id: int, url_prefixes: Sequence[str], token: str) -> int:
+    """Have a project's webhooks for these addresses carry a token, and return how many had to be changed.
+
+    What else they carried as Authorization stays with them, under another name, for `clear_webhook_token`.
 
     Args:
         client: from `connect`.
         project_id: the number in the project's address.
         url_prefixes: such as a server's URL; webhooks for other addresses are left alone.
-        header: its name and value; other headers stay.
+        token: what is sent as `Authorization: Bearer ...`; other headers stay.
 
     Raises:
         ConfigError: if Label Studio does not answer or refuses.
     """
-    name, value = header
+
+    def change(headers: Mapping[str, str]) -> Mapping[str, str]:
+        before = headers.get(_AUTHORIZATION, "")
+        kept = {_FORMER: before} if before and not before.startswith(_BEARER) else {}
+        return {**headers, **kept, _AUTHORIZATION: _BEARER + token}
+
+    return _change_webhooks(client, project_id, url_prefixes, change)
+
+
+def clear_webhook_token(client: "LabelStudio", project_id: int, url_prefixes: Sequence[str]) -> int:
+    """Have webhooks carry what they did before `set_webhook_token`, and return how many had to be changed.
+
+    Raises:
+        ConfigError: if Label Studio does not answer or refuses.
+    """
+
+    def change(headers: Mapping[str, str]) -> Mapping[str, str]:
+        if not headers.get(_AUTHORIZATION, "").startswith(_BEARER):
+            return headers
+        former = {_AUTHORIZATION: headers[_FORMER]} if _FORMER in headers else {}
+        return {name: value for name, value in headers.items() if name not in {_AUTHORIZATION, _FORMER}} | former
+
+    return _change_webhooks(client, project_id, url_prefixes, change)
+
+
+def _change_webhooks(
+    client: "LabelStudio",
+    project_id: int,
+    url_prefixes: Sequence[str],
+    change: Callable[[Mapping[str, str]], Mapping[str, str]],
+) -> int:
     stems = tuple(prefix.rstrip("/") + "/" for prefix in url_prefixes)
     changed = 0
 
@@ -394,10 +428,10 @@ def set_webhook_header(
         return {int(hook["id"]): hook["headers"] or {} for hook in ours}
 
     for number, headers in _get(client, "api/webhooks/", read, what="webhooks", project=project_id).items():
-        if headers.get(name) == value:
+        if (wanted := change(headers)) == headers:
             continue
         with _explained(_url_of(client), what=f"webhook {number}"):
-            _send(client, "PATCH", f"api/webhooks/{number}/", body={"headers": {**headers, name: value}})
+            _send(client, "PATCH", f"api/webhooks/{number}/", body={"headers": wanted})
         changed += 1
     return changed
 

@@ -23,6 +23,7 @@ from demo.product import CHECKOUT, Server, Workplace, serving, train
 from demo.project import Project
 from demo.session import Session
 from tests.system.conftest import QUICK_TRAINING, python_of
+from trainer.labelstudio import connect, set_webhook_token
 from trainer.ranking.names import next_name
 
 LABELS = ("Nul·la", 'Eins 🐈 <&> "x"', "שתיים")
@@ -56,6 +57,13 @@ class Ranked:
         self.tasks = [self.ids[image.name] for image in pool.images]
         self.server: Server
         self.version = ""
+        self.before = self.settings()
+        """Before anything was ranked."""
+
+    def settings(self) -> tuple[str, str]:
+        """What a ranking changes of the project."""
+        found = self.project.settings()
+        return found["model_version"], found["sampling"]
 
     def label(self, task: int, control: str = "digit", label: str | None = None) -> None:
         value = {"choices": [label or self.truth[task]]}
@@ -67,11 +75,11 @@ class Ranked:
         self.version = train(self.workplace, self.project.id, QUICKER).version
         self.server.wait_for(self.version)
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        """Begin a ranking."""
-        command = [sys.executable, "-m", "trainer", "rank", "--project", str(self.project.id)]
+    def start(self, *options: str, command: str = "rank") -> subprocess.Popen[str]:
+        """Begin a ranking, or another command of a project."""
+        program = [sys.executable, "-m", "trainer", command, "--project", str(self.project.id)]
         return subprocess.Popen(
-            [*command, "--server", self.server.url, *options],
+            [*program, "--server", self.server.url, *options],
             cwd=CHECKOUT,
             env={**os.environ, **self.workplace.environment},
             stdout=subprocess.PIPE,
@@ -175,6 +183,28 @@ def test_labels_that_come_and_tasks_that_go_while_images_are_scored(ranked: Rank
     out, err = process.communicate()
     assert process.returncode == 0, err
     ranked.check_whole(json.loads(out)["ranking"], foreign=foreign - 1)
+
+
+def test_released_a_project_is_as_it_was_before_any_ranking(ranked: Ranked, foreign: int) -> None:
+    """Predictions of others and labels stay; released again nothing changes, and ranked again all is as ever."""
+    ranked.rank()
+    hook = {"project": ranked.project.id, "url": f"{ranked.server.url}/webhook", "headers": {"X-Team": "a"}}
+    number = ranked.session.post("/api/webhooks/", hook)["id"]
+    client = connect(ranked.workplace.label_studio_url, ranked.workplace.token)
+    assert set_webhook_token(client, ranked.project.id, [ranked.server.url], "secret") == 1
+    labelled = len(ranked.tasks) - len(ranked.unlabelled())
+    for round_ in range(2):
+        process = ranked.start(command="release")
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert bool(json.loads(out)["predictions"]) == (round_ == 0)
+        assert ranked.settings() == ranked.before
+        assert Counter(each["model_version"] for each in ranked.predictions()) == {"yolo": foreign}
+        assert ranked.session.get(f"/api/webhooks/{number}/")["headers"] == {"X-Team": "a"}
+        assert len(ranked.tasks) - len(ranked.unlabelled()) == labelled
+    ranked.session.delete(f"/api/webhooks/{number}/")
+    ranked.rank()
+    ranked.check_whole(ranked.version, foreign=foreign)
 
 
 @pytest.mark.parametrize("moment", ["scoring", "importing", "imported", "switched"])

@@ -146,9 +146,7 @@ class Studio:
 
     def change(self, changes):
         versions = {each["model_version"] for each in self.predictions.values()}
-        if changes.get("model_version", self.project["model_version"]) not in versions | {
-            self.project["model_version"]
-        }:
+        if changes.get("model_version", "") not in {*versions, self.project["model_version"], ""}:
             return 400, {"model_version": ["must exist"]}
         self.project.update(changes)
         return 200, self.project

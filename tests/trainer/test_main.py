@@ -19,6 +19,7 @@ from trainer import __main__ as main_module
 from trainer import labelstudio
 from trainer import run as run_module
 from trainer.__main__ import main
+from trainer.former import recall
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
 from trainer.ranking.rank import Summary
@@ -207,9 +208,13 @@ def test_activate_names_the_current_version_to_the_project(models, monkeypatch, 
     studio = Client()
     monkeypatch.setattr(labelstudio, "connect", lambda url, token: (url, token))
     monkeypatch.setattr(labelstudio, "switch_model_version", studio.switch)
+    before = labelstudio.Project(3, "Pets", "<View/>", "yolo", "Uniform sampling")
+    monkeypatch.setattr(labelstudio, "read_project", lambda *_: before)
     name = publish(Repository(models), b"one").name
     assert main(["activate", "--project", "3", *more]) == 0
     assert studio.calls == [(3, name, sampling)]
+    record = recall(Repository(models), 3)
+    assert (record.sampling, record.model_version) == ("Uniform sampling", "yolo")
     assert name in capsys.readouterr().err
 
 

@@ -98,7 +98,7 @@ class Place:
         """The name of the first ranking by the current version."""
         self.control: ChoicesControl = self._choose_control()
         """The `<Choices>` that the version answers for."""
-        self.kept: Path = environment.cache / "rank" / repository.model / f"{options.project}-{digest(url)}"
+        self.kept: Path = kept_folder(environment, options.project)
         """The folder for what outlives a run that is killed."""
 
     @cached_property
@@ -125,6 +125,15 @@ class Place:
         """Scores on disk, by all that they hang on: which control, which key of a task's data, which network."""
         network = None if self.version else (self.options.weights, self.options.architecture, self.options.image_size)
         return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
+
+
+def kept_folder(environment: Environment, project_id: int) -> Path:
+    """Return the folder for what outlives a ranking of a project that is killed.
+
+    Raises:
+        ConfigError: if Label Studio's address or token is not set.
+    """
+    return environment.cache / "rank" / environment.model / f"{project_id}-{digest(environment.label_studio()[0])}"
 
 
 def plan_all(where: Place, name: str, former: Former | None) -> Plan:

@@ -22,6 +22,7 @@ from contract.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
 from trainer import labelstudio
 from trainer.dataset import open_fetcher
+from trainer.former import remember
 from trainer.locks import exclusive
 from trainer.ordering import strategies
 from trainer.ranking import gallery
@@ -245,6 +246,7 @@ class _Ranking:
         sampling = None if self._options.keep_sampling else labelstudio.UNCERTAINTY_SAMPLING
         now = labelstudio.read_project(self._client, self._options.project)
         if now.model_version != name or sampling not in {None, now.sampling}:
+            remember(self._repository, now)
             labelstudio.switch_model_version(self._client, self._options.project, name, sampling=sampling)
 
     def _remove_superseded(self, current: str) -> int:

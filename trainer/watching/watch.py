@@ -209,7 +209,7 @@ class _Eyes:
         if not (secret := self._environment.webhook_secret):
             return
         try:
-            labelstudio.set_webhook_header(client, self._project, self._servers, ("Authorization", f"Bearer {secret}"))
+            labelstudio.set_webhook_token(client, self._project, self._servers, secret)
             self._fault = ""
         except ConfigError as err:
             if str(err) != self._fault:
