@@ -151,12 +151,14 @@ def plan_all(where: Place, name: str, former: Former | None) -> Plan:
         plan, failures = _cover(where, where.tasks, name)
     else:
         plan, failures = _arrange(where, where.version, name)
+    if failures and former:
+        plan = _keep_places(where, plan, former, failures)
     if not plan.items:
         raise ConfigError(
             f"none of {len(where.tasks)} images can be scored ({group_failures(failures)}); have server and trainer "
             "reach the images, then rank again"
         )
-    return _keep_places(where, plan, former, failures) if failures and former else plan
+    return plan
 
 
 def plan_later(where: Place, former: Ranking) -> Plan:
@@ -174,7 +176,8 @@ def plan_later(where: Place, former: Ranking) -> Plan:
         return nothing
     _log.info("%d of them are not ranked by %s yet", len(later), former.name)
     if where.version is None:
-        return _cover(where, later, former.name)[0]
+        covered, _ = _cover(where, later, former.name)
+        return replace(covered, kept=sum(task in ranked for task in covered.unscored))
     manifest = where.version.manifest
     scores, failures = _score(where, later, manifest, _find_servers(where, manifest.version))
     items = place_later(

@@ -521,6 +521,11 @@ class TestNothingIsLost:
             assert ranked.rank().kept == 1
             ranked.check_whole(ranked.version)
             assert ranked.studio.order()[-1:] == lost
+        for task in ranked.studio.order()[:-1]:
+            ranked.studio.annotate(task, "cat")
+        ranked.publish()
+        assert "1 tasks wait in their order; 1 images cannot be scored" in ranked.rank().say()
+        assert ranked.studio.order() == lost
 
     def test_many_that_could_not_be_scored_at_first_are_ranked_with_all_others_in_the_end(self, place):
         """There was no ranking to lose; placed one by one they would stand out of the order."""
