@@ -1,6 +1,6 @@
 """Writing ONNX graphs node by node, and the reduction that every graph of passes ends in. Knows onnx and numpy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,3 +103,13 @@ def describe_outputs(batch: int | str, classes: int | str) -> list[ValueInfoProt
 def describe(name: str, shape: Sequence[int | str]) -> ValueInfoProto:
     """Return the type and shape of a float32 tensor."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def prune(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    """Drop nodes that no output needs, such as shapes that were computed again in rows."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return kept[::-1]

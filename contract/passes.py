@@ -11,7 +11,6 @@ Knows onnx and numpy; no engine.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, shape_inference
 
+from contract.dropouts import constants, dimensions, drop_probability, dropout_nodes, is_active, restore
 from contract.errors import DigestError, DropoutDead, LoweringError
-from contract.graphs import PREFIX, GraphBuilder, describe, describe_outputs
+from contract.graphs import PREFIX, GraphBuilder, describe, describe_outputs, prune
 from contract.inspection import inspect_graph
 from contract.manifest import DropoutSite
 from contract.masks import mask_name
@@ -99,12 +99,6 @@ def load_graph(path: Path, *, weights_bytes: int) -> ModelProto:
     return model
 
 
-def dropout_nodes(model: ModelProto) -> list[NodeProto]:
-    """Return the Dropout nodes that drop, in the order of the graph."""
-    constants = _constants(model)
-    return [node for node in model.graph.node if _is_active(node, constants)]
-
-
 def lower(model: ModelProto, *, multiple: bool = False) -> Lowered:
     """Compile a literal graph into a trunk, and a head of masked passes.
 
@@ -118,8 +112,9 @@ def lower(model: ModelProto, *, multiple: bool = False) -> Lowered:
     """
     try:
         inlined = inliner.inline_local_functions(model) if model.functions else model
-        _check_form(inlined)
-        return _Lowering(shape_inference.infer_shapes(inlined), multiple).run()
+        restored = restore(inlined)
+        _check_form(restored)
+        return _Lowering(shape_inference.infer_shapes(restored), multiple).run()
     except _FAULTS as err:
         raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err
 
@@ -137,9 +132,9 @@ class _Lowering:
         self.multiple = multiple
         self.opsets = model.opset_import
         self.ir_version = model.ir_version
-        self.constants = _constants(model)
+        self.constants = constants(model)
         infos = [*model.graph.input, *model.graph.value_info, *model.graph.output]
-        self.shapes = {info.name: _dimensions(info) for info in infos}
+        self.shapes = {info.name: dimensions(info) for info in infos}
         self.types = {info.name: info.type.tensor_type.elem_type for info in infos}
         self.producers = {name: node for node in model.graph.node for name in node.output}
         self.data = {model.graph.input[0].name}
@@ -162,7 +157,7 @@ class _Lowering:
         return Lowered(self._assemble_trunk(), self._assemble_head(), tuple(self.sites), self.multiple)
 
     def _visit(self, node: NodeProto) -> None:
-        if _is_active(node, self.constants):
+        if is_active(node, self.constants):
             self._mask(node)
         elif self.stochastic.intersection(node.input):
             self._copy(node, [self._in_rows(name) for name in node.input], list(node.output))
@@ -248,7 +243,7 @@ class _Lowering:
 
     def _add_site(self, node: NodeProto) -> str:
         """Note a Dropout's features and probability, and return the name of its mask."""
-        probability = _drop_probability(node, self.constants)
+        probability = drop_probability(node, self.constants)
         if not 0 < probability < 1:
             raise LoweringError(
                 f"Dropout {node.name or node.output[0]!r} drops with probability {probability}; "
@@ -292,7 +287,7 @@ class _Lowering:
         for name, part in zip(self.frontier, names, strict=True):
             parts.add("Reshape", [part, parts.integers(-1, *self._features_of(name))], name)
         self.head.nodes[:0] = parts.nodes
-        batch, classes = self.shapes[self.graph.input[0].name][0], _dimensions(self.graph.output[0])[-1]
+        batch, classes = self.shapes[self.graph.input[0].name][0], dimensions(self.graph.output[0])[-1]
         masks = [describe(mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)]
         inputs = [describe(FEATURES, [batch, sum(self._lengths())]), *masks]
         return self._assemble(self.head, inputs, describe_outputs(batch, classes))
@@ -303,7 +298,7 @@ class _Lowering:
     def _assemble(
         self, builder: GraphBuilder, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]
     ) -> ModelProto:
-        nodes = _prune(builder.nodes, [info.name for info in outputs])
+        nodes = prune(builder.nodes, [info.name for info in outputs])
         used = {name for node in nodes for name in node.input}
         weights = [tensor for tensor in [*self.graph.initializer, *builder.constants] if tensor.name in used]
         graph = helper.make_graph(nodes, self.graph.name, inputs, outputs, weights)
@@ -323,9 +318,9 @@ def _check_form(model: ModelProto) -> None:
             f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs; it must take images and return "
             "logits only"
         )
-    if not (shape := _dimensions(graph.input[0])) or not isinstance(shape[0], str):
+    if not (shape := dimensions(graph.input[0])) or not isinstance(shape[0], str):
         raise LoweringError(f"the graph takes images of shape {shape}; export it with a dynamic batch axis")
-    if len(shape := _dimensions(graph.output[0])) != 2:
+    if len(shape := dimensions(graph.output[0])) != 2:
         raise LoweringError(f"the graph returns a tensor of shape {shape}; logits of shape (N, C) are expected")
     _check_nodes(model)
 
@@ -334,8 +329,8 @@ def _check_nodes(model: ModelProto) -> None:
     nodes = model.graph.node
     if random := sorted({node.op_type for node in nodes} & _RANDOM_OPS):
         raise LoweringError(
-            f"the graph draws random numbers in {', '.join(random)}; only Dropout nodes can be given masks: "
-            "use torch.nn.Dropout, which exports as one"
+            f"the graph draws random numbers in {', '.join(random)}; only dropout as torch.nn.Dropout has it can be "
+            "given masks: use that in place of noise, or of dropout of another kind"
         )
     if nested := sorted({node.op_type for node in nodes for a in node.attribute if a.HasField("g")}):
         raise LoweringError(
@@ -346,57 +341,9 @@ def _check_nodes(model: ModelProto) -> None:
         found = sum(node.op_type == "Dropout" for node in nodes)
         raise DropoutDead(
             f"none of the graph's {found} Dropout nodes is active, so all passes would be equal and BALD 0 for every "
-            "image; export it with dropout kept in training mode"
+            "image; use torch.nn.Dropout, and keep it in training mode as baal's patch_module does: AlphaDropout, and "
+            "torch.nn.functional.dropout that goes by self.training, are gone from what is exported"
         )
     masks = {name for node in active for name in node.output[1:] if name}
     if masks.intersection(name for node in nodes for name in node.input):
         raise LoweringError("the graph uses the mask that a Dropout returns; only its output can be lowered")
-
-
-def _constants(model: ModelProto) -> dict[str, TensorProto]:
-    """Return the tensors that are known before any image is: initializers and Constant nodes with a tensor."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
-    return constants
-
-
-def _is_active(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    """Say whether a node is a Dropout that drops. From opset 12 on, `training_mode` is its third input."""
-    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
-        return False
-    mode = constants.get(node.input[2])
-    if mode is None:
-        raise LoweringError(
-            f"the training_mode of Dropout {node.name or node.output[0]!r} is computed at run time; it must be "
-            "a constant"
-        )
-    return bool(numpy_helper.to_array(mode)) and _drop_probability(node, constants) > 0
-
-
-def _drop_probability(node: NodeProto, constants: Mapping[str, TensorProto]) -> float:
-    if not node.input[1]:
-        return 0.5  # the operator's default
-    if node.input[1] not in constants:
-        raise LoweringError(
-            f"the ratio of Dropout {node.name or node.output[0]!r} is computed at run time; it must be a constant"
-        )
-    return float(numpy_helper.to_array(constants[node.input[1]]))
-
-
-def _dimensions(info: ValueInfoProto) -> tuple[int | str, ...]:
-    """Return a tensor's shape: whole numbers, names of symbolic axes, or "" where nothing is known."""
-    return tuple(
-        axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in info.type.tensor_type.shape.dim
-    )
-
-
-def _prune(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
-    """Drop nodes that no output needs, such as shapes that were computed again in rows."""
-    needed, kept = set(outputs), []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    return kept[::-1]

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from contract.dropouts import dropout_nodes, restore
 from contract.graphs import GraphBuilder
 from contract.masks import Masks, mask_name
-from contract.passes import FEATURES, Lowered, dropout_nodes
+from contract.passes import FEATURES, Lowered
 
 _ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "Elu", "Selu", "Gelu", "Sigmoid", "Tanh"})
 
@@ -70,7 +71,7 @@ def thin(literal: ModelProto, lowered: Lowered, folder: Path, masks: Masks, *, m
     Dropout, and so on up to a last linear layer, as in a VGG. `literal` is the graph that `lowered` was made from,
     `folder` where its weights are. The weights of all passes together take at most `most_bytes`.
     """
-    layers = _parse(literal)
+    layers = _parse(restore(literal))
     if layers is None or len(lowered.sites) != len(layers) or any(len(site.features) > 1 for site in lowered.sites):
         return None
     dense = {tensor.name: tensor for tensor in literal.graph.initializer}

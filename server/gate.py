@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from contract.dropouts import dropout_nodes
 from contract.errors import DigestError, GateError, LabelnextError, LoweringError, ProbeMismatch
 from contract.manifest import DropoutSite, Manifest
-from contract.passes import dropout_nodes, load_graph
+from contract.passes import load_graph
 from contract.probe import TOLERANCE, Probe, Proof, prove
 from contract.repository import MANIFEST_FILE, MODEL_FILE, Repository, Version
 from server.engine import Engine

@@ -14,10 +14,11 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 from scipy.special import entr, expit
 
+from contract.dropouts import dropout_nodes
 from contract.errors import DigestError, DropoutDead, LoweringError
 from contract.graphs import OUTPUTS, GraphBuilder, describe_outputs
 from contract.masks import draw_masks
-from contract.passes import dropout_nodes, load_graph, lower
+from contract.passes import load_graph, lower
 from tests.networks import Engine, build_small, export, masked_passes, open_session
 
 VERSION = "20260102T030405678Z-0a1b2c"
@@ -361,6 +362,78 @@ def test_graph_with_other_randomness_is_refused():
     """Random numbers that no mask replaces would make scores irreproducible."""
     graph = graph_of([helper.make_node("RandomUniformLike", ["images"], ["logits"])], {}, classes=4)
     with pytest.raises(LoweringError, match="RandomUniformLike"):
+        lower(graph)
+
+
+class InPlace(torch.nn.Module):
+    """Dropout on maps and on features, in place or not, as convolutional networks have it."""
+
+    def __init__(self, *, inplace):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 6, 3),
+            torch.nn.Dropout(0.3, inplace=inplace),
+            torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(2),
+            torch.nn.Flatten(),
+            torch.nn.Dropout(0.5, inplace=inplace),
+            torch.nn.Linear(24, 16),
+            torch.nn.Hardswish(),
+            torch.nn.Dropout(0.1, inplace=inplace),
+            torch.nn.Linear(16, 3),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_dropout_in_place_is_dropout():
+    """The same sites, and under the same masks the same passes, as torch computes them and as without."""
+    torch.manual_seed(0)
+    network, other = InPlace(inplace=True), InPlace(inplace=False)
+    other.load_state_dict(network.state_dict())
+    images = np.random.default_rng(0).random((4, 3, 8, 8), dtype=np.float32)
+    lowered, expected = (lower(export(each, torch.from_numpy(images[:2]))) for each in (network, other))
+    assert [site.features for site in lowered.sites] == [site.features for site in expected.sites]
+    found = [site.probability for site in lowered.sites]
+    assert found == pytest.approx([0.3, 0.5, 0.1])
+    masks = draw_masks(VERSION, expected.sites, 5)
+    passes = Engine(lowered)(images, masks).pass_probabilities
+    np.testing.assert_allclose(passes, masked_passes(other, images, masks), atol=1e-5)
+    np.testing.assert_allclose(passes, Engine(expected)(images, masks).pass_probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v3_small"])
+def test_networks_that_drop_in_place_are_lowered(name):
+    """Those that torchvision has, though nobody has trained them here."""
+    network = torchvision.models.get_model(name, weights=None, num_classes=3)
+    (site,) = lower(export(network, torch.zeros(2, 3, 32, 32))).sites
+    assert site.probability == pytest.approx(0.2, rel=1e-6)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_of_whole_channels_is_refused_by_its_name(inplace):
+    """Masks would have to be of channels."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3), torch.nn.Dropout2d(0.3, inplace=inplace), torch.nn.Flatten(), torch.nn.Linear(216, 3)
+    )
+    with pytest.raises(LoweringError, match=r"whole channels, as torch\.nn\.Dropout2d does.*use torch\.nn\.Dropout"):
+        lower(export(network, torch.zeros(2, 3, 8, 8)))
+
+
+class Functional(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("gone", [torch.nn.AlphaDropout(), Functional()])
+def test_dropout_that_an_export_has_lost_is_told_of(gone):
+    """It is not in the graph, which therefore cannot name it: all kinds that vanish are."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8), gone, torch.nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match="No layer was modified"):
+        graph = export(network, torch.zeros(2, 3, 8, 8))
+    with pytest.raises(DropoutDead, match=r"use torch\.nn\.Dropout.*AlphaDropout.*functional\.dropout"):
         lower(graph)
 
 

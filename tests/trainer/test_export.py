@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from contract.dropouts import dropout_nodes
 from contract.errors import TrainingError
 from contract.fingerprint import fingerprint
 from contract.manifest import InputSpec
 from contract.masks import draw_masks
-from contract.passes import dropout_nodes
 from contract.repository import MODEL_FILE, WEIGHTS_FILE
 from tests.networks import Engine
 from tests.trainer.small import coloured_images, small_network

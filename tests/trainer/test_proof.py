@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from contract.acquisition import bald
+from contract.dropouts import dropout_nodes
 from contract.errors import DropoutDead, GateError, LabelnextError, ManifestError, ProbeMismatch
-from contract.passes import dropout_nodes
 from contract.probe import Probe
 from contract.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
 from tests.trainer.small import coloured_images, lively_network, small_network, stage_files
