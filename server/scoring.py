@@ -7,6 +7,7 @@ many images are on their way at a time. Knows no HTTP server and nothing of Labe
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -105,6 +106,7 @@ class Scorer:
         self._cache = cache
         self._clock = clock
         self._lanes = Lanes(threads=fetch_threads, most_under_way=queue_images)
+        self._decoding = threading.BoundedSemaphore(fetch_threads)  # which takes memory; fetching mostly waits
         metrics.queue_images.set_function(lambda: self._lanes.unfinished)
 
     def close(self) -> None:
@@ -154,7 +156,7 @@ class Scorer:
             outcome.set_exception(err)
 
     def _decode(self, file: _File, engine: Engine) -> Pixels:
-        with self._metrics.stage("decode"):
+        with self._decoding, self._metrics.stage("decode"):
             pixels = decode_image(file.data, engine.manifest.input, max_megapixels=self._max_megapixels)
             return Pixels(pixels, file.digest)
 

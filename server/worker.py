@@ -26,7 +26,7 @@ from server.connections import HEAD_BYTES, Connection, Stage
 HEAD_S: Final = 10.0
 """In which a request's head must have come in."""
 BODY_S: Final = 30.0
-"""In which its body must have, from the end of the head on."""
+"""In which its body must have, from the end of the head on, or within the deadline for the whole if that is sooner."""
 ANSWER_S: Final = 30.0
 """In which the client must have taken the answer."""
 _CLOSING_S: Final = 5.0
@@ -72,13 +72,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._in_threads = 0
         self._held_bytes = 0
         self._most_bytes = 0
+        self._body_s = BODY_S
         self._next_sweep = 0.0
         self._piece = memoryview(bytearray(_PIECE_BYTES))
 
     def load_wsgi(self) -> None:
         """Load the application, and what it lets a request be."""
         super().load_wsgi()
-        self._most_bytes = _BODIES_HELD * self.wsgi.config["MAX_CONTENT_LENGTH"]
+        settings = self._service().settings
+        self._most_bytes = _BODIES_HELD * settings.max_body_bytes
+        self._body_s = min(BODY_S, settings.deadline_s)
 
     def accept(self, listener: socket.socket) -> None:
         """Take connections, a bounded number, for those that have been taken want to be served meanwhile."""
@@ -230,7 +233,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if conn.asks_first:
             with suppress(OSError):
                 conn.socket.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._wait(conn, Stage.BODY, BODY_S)
+        self._wait(conn, Stage.BODY, self._body_s)
 
     def _wants_body(self, conn: Connection, request: Any) -> bool:
         """Whether the application reads the body: a stranger's, or one that is too large, is not waited for."""
@@ -334,7 +337,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._next_sweep = now + _SWEEP_S
         for conn in [conn for conn in self._waiting if conn.end <= now]:
             if conn.stage is Stage.BODY:
-                told = f"the body did not arrive within {BODY_S:.0f} s; send it at once"
+                told = f"the body did not arrive within {self._body_s:.0f} s; send it at once"
                 self._refuse(conn, HTTPStatus.REQUEST_TIMEOUT, told)
             elif conn.stage is Stage.END or conn.is_idle:
                 self._close(conn)

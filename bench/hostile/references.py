@@ -14,7 +14,7 @@ from textwrap import wrap
 from bench.hostile import hosts, pictures
 from bench.hostile.case import Attack, Case, Kind, Outcome, Refused, Scored, refused_decode, refused_fetch
 from bench.hostile.hosts import Answer
-from bench.hostile.site import Escaped, Site, data_uri
+from bench.hostile.site import CROWD, Escaped, Site, data_uri
 from bench.hostile.tls import can_make_certificates
 
 _PRIVATE = refused_fetch("is not on the public internet")
@@ -28,6 +28,8 @@ _ALLOWED_ONE = refused_fetch("answered 404")  # by the allowed origin, as browse
 _PLAIN = Scored(pictures.plain)
 
 _UNHINDERED_S = 5.0
+_PLACES = 8
+"""For images of hosts that the server does not know, at a time."""
 
 _THIS_MACHINE = {
     "dotted": "127.0.0.1",
@@ -465,6 +467,15 @@ def _answers() -> Iterator[Case]:
         lambda site: f"https://127.0.0.1:{site.images.port}/a.png",
     )
     yield Case(
+        "host-silent-under-64-names",
+        Kind.ADDRESS,
+        "3 images under each of 64 names of a host that never answers, and then good ones",
+        "the good ones are scored at once",
+        _many_names,
+        120,
+        patient=True,
+    )
+    yield Case(
         "host-silent-for-200-images",
         Kind.ADDRESS,
         "200 images of a host that never answers, and then a good one",
@@ -473,6 +484,28 @@ def _answers() -> Iterator[Case]:
         120,
         patient=True,
     )
+
+
+def _many_names(site: Site) -> Attack:
+    """There are more of them than threads; who asks for another host's image must not wait for any."""
+    site.crowd.otherwise = hosts.silence()
+    silent = [f"http://{address}:{site.crowd.port}/{number}.png" for number in range(3) for address in CROWD]
+    good = [f"{site.images.serve(f'/unhindered-{number}.png', hosts.body(pictures.plain()))}" for number in range(5)]
+
+    def attack() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            hanging = pool.submit(site.score, silent)
+            while len(site.crowd.asked) < _PLACES:
+                time.sleep(0.05)
+            for reference in good:
+                started = time.perf_counter()
+                _PLAIN.check(site, site.score_among_good(reference))
+                if (seconds := time.perf_counter() - started) > _UNHINDERED_S:
+                    raise Escaped(f"a good image waited {seconds:.1f} s for those of 64 names of another host")
+            for result in hanging.result():
+                Refused("(fetch|expired)", "").check(site, result)
+
+    return attack
 
 
 def _many_silent(site: Site) -> Attack:

@@ -39,6 +39,9 @@ SAME = 1e-6
 
 USER = "annotator"
 
+CROWD = tuple(f"127.0.1.{number}" for number in range(1, 65))
+"""Addresses of one host, which cost its owner as little as names do."""
+
 _SLOW_HOSTS = 16
 _LOOKS = 3
 
@@ -80,6 +83,8 @@ class Site:
     """Its origin is allowed under two names, of which its certificate, which the server trusts, has one: localhost."""
     canary: Host
     """On every address of this machine; nobody may ask it anything."""
+    crowd: Host
+    """On every address of this machine, and allowed under `CROWD` of them: one host that has many names."""
     slow: tuple[Host, ...]
     """Allowed as well; one for each case that takes its time, since the server holds slowness against a host."""
     files: Path
@@ -164,7 +169,7 @@ class Site:
         )
 
     def _hosts(self) -> "tuple[Host, ...]":
-        return (self.images, self.canary, self.tls, self.studio, *self.slow)
+        return (self.images, self.canary, self.tls, self.studio, self.crowd, *self.slow)
 
     def check_unharmed(self, before: "Mark") -> None:
         """Raise Escaped unless the server is what it was before the case, and told nobody what it should not."""
@@ -245,7 +250,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
         certificate = make_certificate(folder / "tls", "localhost")
         images, studio, *slow = (stack.enter_context(host()) for _ in range(2 + _SLOW_HOSTS))
         tls = stack.enter_context(host(tls=certificate.context() if certificate else None))
-        canary = stack.enter_context(host(everywhere=True))
+        canary, crowd = (stack.enter_context(host(everywhere=True)) for _ in range(2))
         for each in (tls, canary):
             each.otherwise = body(pictures.plain(), content_type="image/png")
         studio.otherwise = body(b"", status="403 Forbidden")
@@ -258,6 +263,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
                     f"https://localhost:{tls.port}",
                     f"https://127.0.0.1:{tls.port}",
                     *(each.url for each in (images, *slow)),
+                    *(f"http://{address}:{crowd.port}" for address in CROWD),
                 ]
             ),
             "LABELNEXT_BASIC_AUTH": f"{USER}:{hidden.password}",
@@ -276,6 +282,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
             studio,
             tls,
             canary,
+            crowd=crowd,
             slow=tuple(slow),
             files=files,
             worker=worker,

@@ -94,8 +94,12 @@ server.logs.accept_request_id = lambda offered: offered
         ),
     ),
     "ending-what-is-slow": (
-        "import server.worker as it; it.HEAD_S = it.BODY_S = it.ANSWER_S = 1e6",
+        "import server.worker as it; it.Worker.murder_pending = lambda _: None",
         ("slow-head-in-time", "slow-body-in-time", "slow-reader-in-time"),
+    ),
+    "leaving-places-to-others": (
+        "import server.lanes as it; it._SLOW_THREADS = 0",
+        ("host-silent-under-64-names",),
     ),
     "bounding-connections": (
         "import server.worker as it; it.Worker._evict = lambda _: None",

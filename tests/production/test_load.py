@@ -107,7 +107,7 @@ def test_a_host_that_hangs_does_not_hold_up_the_others(serve: Serve):
 
 def test_clients_that_do_not_finish_are_let_go(serve: Serve):
     """Heads that do not arrive, and bodies that do not, end after their time and cost nobody else anything."""
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with serve(deadline_s=8) as (client, _):
         with (
             Prober(client.url) as prober,

@@ -202,3 +202,82 @@ def test_every_job_runs_once_and_in_the_order_of_its_owner_and_host(jobs, thread
         for pair in set(jobs):
             mine = [number for host, owner, number in began if (host, owner) == pair]
             assert mine == sorted(mine)
+
+
+def hang(lanes, hosts, each=1):
+    """Have jobs of so many hosts run until the event is set."""
+    release, jobs = threading.Event(), []
+    for number in range(hosts * each):
+        jobs.append(Job(lanes, [], number, hold=release))
+        lanes.submit(f"slow {number % hosts}", None, jobs[-1])
+    return release, jobs
+
+
+def await_began(jobs, count):
+    end = time.monotonic() + 20
+    while sum(job.began.is_set() for job in jobs) < count:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("each", [1, 10])
+def test_sixty_four_names_of_a_slow_host_leave_a_good_one_unaffected(make_lanes, each):
+    """Names cost nothing: what is slow in all of them holds no places, and a host that nobody knows finds one."""
+    lanes = make_lanes(threads=16, most_under_way=80)
+    release, jobs = hang(lanes, 64, each)
+    await_began(jobs, 64)
+    for number in range(5):
+        good = Job(lanes, [], "good")
+        started = time.monotonic()
+        lanes.submit(f"good {number}", None, good)
+        assert good.began.wait(5)
+        assert time.monotonic() - started < 2
+    release.set()
+    await_finished(lanes)
+
+
+def test_a_host_that_is_known_is_unaffected_by_any_number_of_names(make_lanes):
+    """However many hang, half of the places are for those who have answered before."""
+    lanes = make_lanes(threads=4, most_under_way=20)
+    lanes.submit("good", None, first := Job(lanes, [], "good"))
+    assert first.began.wait(5)
+    await_finished(lanes)
+    release, jobs = hang(lanes, 1000)
+    await_began(jobs, 16)
+    for _ in range(5):
+        lanes.submit("good", None, again := Job(lanes, [], "good"))
+        assert again.began.wait(2)
+    assert sum(job.began.is_set() for job in jobs) <= 4 * 4 + 2
+    release.set()
+    await_finished(lanes)
+
+
+def test_a_slow_host_that_answers_is_fetched_from_by_half_of_the_threads(make_lanes):
+    """Slow is not hanging: who takes a second for an image is not left with one at a time."""
+    now, lock = [0.0], threading.Lock()
+    lanes, release = make_lanes(threads=8, most_under_way=100, clock=lambda: now[0]), threading.Semaphore(0)
+    running = [0]
+
+    class Slow(Job):
+        def run(self):
+            with lock:
+                running[0] += 1
+            assert release.acquire(timeout=10)
+            with lock:
+                running[0] -= 1
+            self.lanes.finish()
+
+    def await_running(count):
+        end = time.monotonic() + 10
+        while running[0] != count:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    for number in range(30):
+        lanes.submit("host", None, Slow(lanes, [], number))
+    await_running(4)
+    now[0] = 1.0  # all of them are slow, and nobody knows yet whether they end
+    release.release(1)
+    await_running(4)  # one has ended, and so the next one was begun
+    release.release(29)
+    await_finished(lanes)
