@@ -28,7 +28,7 @@ from tests.contract import test_spelling as spelling
 from tests.system.conftest import QUICK_TRAINING, Serve
 from tests.versions import manifest
 from trainer import labelstudio
-from trainer.annotations import decide
+from trainer.annotations import EMPTY, LeftOut, decide
 from trainer.ranking.imports import Wanted, bring_about
 
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
@@ -172,6 +172,68 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     page.get_by_role("button", name="Update").first.wait_for()
     [labelled] = labelstudio.annotated_tasks(client, number)
     assert decide(labelled, "choice", set(control.labels)) == {control.labels[-1]}
+
+
+@pytest.mark.parametrize("attribute", ["", 'choice="multiple"', 'required="true"'])
+def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
+    page: Page, studio: LabelStudio, tmp_path: Path, attribute: str
+):
+    """Submit without a choice labels nothing there; prelabelling switched off, nothing is ticked anywhere."""
+    config = (
+        '<View><Image name="image" value="$image"/>'
+        f'<Choices name="choice" toName="image" {attribute}>{FLAT}</Choices></View>'
+    )
+    session = studio.session()
+    number = session.post("/api/projects", {"title": "Slice", "label_config": config})["id"]
+    session.post(f"/api/projects/{number}/import", [{"data": {"image": IMAGE}}] * 3)
+    client = labelstudio.connect(studio.url, studio.token)
+    ids = [task.id for task in labelstudio.unlabelled_tasks(client, number)]
+    regions = _predict_last(config, ("red", "b"))
+    wanted = dict(zip(ids, (Wanted(0.3, regions), Wanted(0.1, ()), Wanted(0.2, regions)), strict=True))
+    bring_about(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: set(ids))
+    labelstudio.switch_model_version(client, number, VERSION)
+    project, by_score = Project(session, number), "tasks:predictions_score"
+    assert [task.id for task in project.tasks(ordering=by_score)] == [ids[1], ids[2], ids[0]]
+
+    page.goto(f"{project.url}?labeling=1")
+    page.get_by_role("button", name="Submit").first.wait_for()
+    assert page.locator("[class*=current-task__task-id]").inner_text().split()[0] == str(ids[1])
+    assert _ticked(page) == []
+    page.get_by_role("button", name="Submit").first.click()
+    if "required" in attribute:
+        page.get_by_text("is required").first.wait_for()
+        assert not list(labelstudio.annotated_tasks(client, number))
+    else:
+        page.wait_for_function(f"{EDITOR}?.selectedValues().length > 0")  # the next task, of which something is ticked
+        [labelled] = labelstudio.annotated_tasks(client, number)
+        with pytest.raises(LeftOut, match=EMPTY):
+            decide(labelled, "choice", {"red", "b"}, multiple="multiple" in attribute)
+
+    page.goto(f"{studio.url}/projects/{number}/settings/annotation")
+    toggle = page.locator("input[name=show_collab_predictions]")
+    toggle.wait_for(state="attached")
+    assert toggle.is_checked()
+    page.get_by_text("Use predictions to prelabel tasks").first.click()
+    _keep(page, "prelabelling")
+    page.get_by_role("button", name="Save annotation settings").click()
+    page.get_by_text("Saved!").wait_for()
+    assert labelstudio.read_project(client, number).model_version == ""
+    labelstudio.switch_model_version(client, number, VERSION)
+    assert project.settings()["show_collab_predictions"] is False
+    assert [task.id for task in project.tasks(ordering=by_score)] == [ids[1], ids[2], ids[0]]
+    page.goto(f"{project.url}?task={ids[2]}")
+    page.get_by_role("button", name="Submit").first.wait_for()
+    assert _ticked(page) == []
+
+
+EDITOR = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
+
+
+def _ticked(page: Page) -> object:
+    """What is chosen in the task that is open, once it is; what would be chosen has had its time."""
+    page.wait_for_function(f"{EDITOR} !== undefined")
+    page.wait_for_timeout(1000)
+    return json.loads(page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())"))
 
 
 def _predict_last(config: str, labels: tuple[str, ...]) -> Sequence[Mapping[str, Any]]:

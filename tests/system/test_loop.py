@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from contract.audit import DEFAULT_SHARE, is_audit
 from contract.preprocess import decode_image
 from contract.repository import Repository
 from demo.pool import Pool
@@ -105,6 +106,9 @@ def check_readable_tasks_have_predictions(loop: Loop, ranked: Round) -> None:
     assert ranked.model_version == ranked.version
     assert set(ranked.order) == {image.name for image in loop.pool.images}
     assert all(0 <= score <= 1 for score in ranked.scores.values())
+    task_ids = np.array([task.id for task in ranked.tasks])
+    blank = [task.predictions[-1].shown is None for task in ranked.tasks]
+    assert blank == is_audit(loop.project.id, task_ids, DEFAULT_SHARE).tolist()
 
 
 def check_scores_are_those_of_torch(loop: Loop, ranked: Round) -> None:
