@@ -168,8 +168,8 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     editor = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
     page.wait_for_function(f"{editor}?.selectedValues().length > 0")
     assert json.loads(page.evaluate(f"JSON.stringify({editor}.selectedValues())")) == selected
-    page.get_by_role("button", name="Submit").first.click()
-    page.get_by_role("button", name="Update").first.wait_for()
+    with page.expect_response(lambda reply: reply.request.method == "POST" and "/annotations" in reply.url):
+        page.get_by_role("button", name="Submit").first.click()
     [labelled] = labelstudio.annotated_tasks(client, number)
     assert decide(labelled, "choice", set(control.labels)) == {control.labels[-1]}
 
