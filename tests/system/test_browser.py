@@ -165,9 +165,11 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     labelstudio.switch_model_version(client, number, VERSION)
 
     page.goto(f"{studio.url}/projects/{number}/data?task={task.id}")
-    editor = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
-    page.wait_for_function(f"{editor}?.selectedValues().length > 0")
-    assert json.loads(page.evaluate(f"JSON.stringify({editor}.selectedValues())")) == selected
+    # The prediction itself is shown first, and then the annotation that is made from it.
+    shown = "window.Htx?.annotationStore?.selected"
+    page.wait_for_function(f"{shown}?.type === 'annotation' && {shown}.serializeAnnotation().length > 0")
+    ticked = page.evaluate(f"JSON.stringify({shown}.names.get('choice').selectedValues())")
+    assert json.loads(ticked) == selected
     with page.expect_response(lambda reply: reply.request.method == "POST" and "/annotations" in reply.url):
         page.get_by_role("button", name="Submit").first.click()
     [labelled] = labelstudio.annotated_tasks(client, number)
