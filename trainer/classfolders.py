@@ -69,14 +69,18 @@ def is_passed_over(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
+def as_text(path: str) -> str:
+    """Return a path as logs and reports may hold it: names of files may be of other bytes than UTF-8."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _named(entries: Sequence[Path], root: Path) -> list[str]:
     start = f"{str(root).rstrip('/')}/"
-    names = (str(entry).removeprefix(start) for entry in entries)
-    return [name.encode(errors="surrogateescape").decode(errors="replace") for name in names]  # they go to a log
+    return [as_text(str(entry).removeprefix(start)) for entry in entries]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from contract.fetch import Fetcher, FetchSettings
 from contract.manifest import InputSpec
 from contract.preprocess import MAX_MEGAPIXELS, decode_image
 from trainer.bars import Bar
+from trainer.classfolders import as_text
 from trainer.imagecache import ImageCache, Kept
 from trainer.labels import LabelledImage, LabelledPool
 from trainer.settings import Environment
@@ -247,7 +248,7 @@ class _Files:
         return data, self._decode(data)
 
     def name(self, image: LabelledImage) -> str:
-        return image.reference
+        return as_text(image.reference)
 
 
 class _Downloads:

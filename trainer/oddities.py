@@ -7,10 +7,13 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Final
 
 import numpy as np
 
+from contract.download import public_name
+from trainer.classfolders import as_text
 from trainer.dataset import Pixels
 from trainer.evaluate import count_images
 from trainer.labels import LabelledPool
@@ -85,8 +88,9 @@ def _labelled(pool: LabelledPool, pixels: Pixels, row: int) -> str:
     target = pixels.targets[row]
     held = np.flatnonzero(target) if pool.multiple else [int(target)]
     labels = " and ".join(repr(pool.labels[label]) for label in held) or "no label"
-    task = int(pixels.task_ids[row])
-    return f"{_name(None if task < 0 else task, pixels.references[row])} {labels}"
+    task, reference = int(pixels.task_ids[row]), pixels.references[row]
+    name = as_text("/".join(PurePath(reference).parts[-2:])) if pool.control is None else public_name(reference)
+    return f"{_name(None if task < 0 else task, name)} {labels}"
 
 
 def _name(task: int | None, name: str) -> str:

@@ -105,6 +105,14 @@ class TestContradictions:
         assert "task 100 'a'; task 101 'b'; task 102 'c' | task 103 'a'; task 104 'b'; they" in sentence
         assert "held out" not in sentence
 
+    def test_what_has_no_number_is_named_without_secrets(self):
+        """An export may lack them, and its images may lie behind signed addresses."""
+        images = [LabelledImage("https://host/a.png?signature=hidden", (label,)) for label in (0, 1)]
+        pool = LabelledPool(("a", "b"), tuple(images), "label", "a test", {})
+        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0]), split=True)
+        assert "https://host/a.png 'a'; https://host/a.png 'b'" in sentence
+        assert "hidden" not in sentence
+
     def test_of_several_labels_the_sets_must_be_the_same(self):
         """No label among them."""
         pool = pool_of(("a", "b"), [(0, 1), (0,), (), (0, 1)], control="label", multiple=True)

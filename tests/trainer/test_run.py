@@ -5,6 +5,7 @@ import signal
 from base64 import b64encode
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +157,18 @@ def test_the_same_files_under_two_labels_are_named_and_nothing_is_measured(folde
     assert (summary.labels, summary.accuracy) == (20, None)
     version = Repository(environment.models).open(summary.version)
     assert "This version was not measured" in (version.path / "report/index.html").read_text(encoding="utf-8")
+
+
+def test_file_names_that_are_no_text_cost_no_report(folders, environment, caplog):
+    """Archives made elsewhere have them; what is shown of them is replaced."""
+    red = os.fsencode(folders / "red")
+    for number, name in enumerate(sorted(os.listdir(red))):
+        os.rename(os.path.join(red, name), os.path.join(red, b"caf\xe9%d.png" % number))
+    Path(os.fsdecode(os.path.join(red, b"br\xe9.png"))).write_bytes(b"not a picture")
+    summary = run(Source(images=folders), Training(weights="none", image_size=32, epochs=1, device="cpu"), environment)
+    report = Repository(environment.models).open(summary.version).path / "report/index.html"
+    assert "br\ufffd.png" in report.read_text(encoding="utf-8")
+    assert "br\ufffd.png" in caplog.text
 
 
 def test_a_class_folder_without_a_readable_image_is_no_label(folders, environment, caplog):

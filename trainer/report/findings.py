@@ -12,6 +12,7 @@ import numpy.typing as npt
 from contract.calibration import temper
 from contract.download import public_name
 from contract.manifest import Manifest
+from trainer.classfolders import as_text
 from trainer.dataset import Indices
 from trainer.evaluate import measure
 from trainer.report import figures, label_errors
@@ -226,7 +227,7 @@ def name_image(evidence: Evidence, image: int) -> str:
         return f"task {task}"
     if evidence.manifest.control is not None:
         return public_name(reference)
-    return "/".join(PurePath(reference).parts[-2:])
+    return as_text("/".join(PurePath(reference).parts[-2:]))
 
 
 def _names(manifest: Manifest, labels: Sequence[int] | Indices) -> tuple[str, ...]:
