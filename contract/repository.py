@@ -1,6 +1,7 @@
 """The model repository: a folder in which versions appear whole or not at all.
 
-    models/<model>/<version>/{model.onnx, model.onnx.data, trunk.int8.onnx, manifest.json, probe.npz, report/}
+    models/<model>/<version>/{model.onnx, model.onnx.data, portable.onnx, trunk.int8.onnx}
+    models/<model>/<version>/{manifest.json, probe.npz, report/}
     models/<model>/<version>/manifest.json.minisig    where versions are signed
     models/<model>/CURRENT            one line, the version in use
     models/<model>/.retired/<version>/{manifest.json, report/}    of versions that were removed
@@ -52,6 +53,8 @@ from contract.signatures import MOST_SIGNATURE_BYTES, SIGNATURE_SUFFIX, Keys, Ve
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+PORTABLE_FILE = "portable.onnx"
+"""For engines elsewhere: nothing here reads it, and versions made by earlier trainers have none."""
 INT8_TRUNK_FILE = "trunk.int8.onnx"
 """Optional: the lowered graph's trunk in 8-bit integers, weights included."""
 PROBE_FILE = "probe.npz"

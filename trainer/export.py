@@ -1,8 +1,10 @@
-"""Export: the trained network as the literal ONNX graph of one stochastic pass.
+"""Export: the trained network as its literal ONNX graph, which servers lower, and as one that runs as it is.
 
-Owns what the file looks like: input `images` uint8 (N, H, W, 3), output `logits` float32 (N, C), a free batch axis,
-Dropout in training mode, batch normalisation not, weights once and beside the graph, and nothing in it that tells where
-it was made. Knows no engine; whether the file computes what the network does is for the proof to say.
+Owns what the files look like: input `images` uint8 (N, H, W, 3), output `logits` float32 (N, C), a free batch axis,
+batch normalisation not in training mode, weights once and beside both graphs, and nothing in them that tells where they
+were made. The literal graph has Dropout in training mode, which plain onnxruntime deletes: it is for servers, which
+compile it. The portable one draws random numbers of its own. Knows no engine; whether the literal graph computes what
+the network does is for the proof to say.
 """
 
 import math
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 from contract.errors import TrainingError
 from contract.passes import Lowered, load_graph, lower
-from contract.repository import MODEL_FILE, WEIGHTS_FILE
+from contract.repository import MODEL_FILE, PORTABLE_FILE, WEIGHTS_FILE
 from trainer.network import Network, dropout_probabilities
+from trainer.portable import make_portable
 
 OPSET = 20
 _SAMPLE_IMAGES = 2
@@ -25,7 +28,7 @@ _SAMPLE_IMAGES = 2
 
 
 def export(network: Network, folder: Path, *, image_size: int) -> Lowered:
-    """Write model.onnx and model.onnx.data into a folder, and return what a server will make of them.
+    """Write model.onnx, model.onnx.data and portable.onnx into a folder, and return what a server will make of them.
 
     Leaves the network on the CPU and in evaluation mode.
 
@@ -61,6 +64,7 @@ def export_module(module: nn.Module, folder: Path, *, sample: Tensor, input_name
     path.write_bytes(graph.SerializeToString(deterministic=True))
     lowered = lower(graph)
     _check_dropout(lowered, module)
+    (folder / PORTABLE_FILE).write_bytes(make_portable(graph).SerializeToString(deterministic=True))
     return lowered
 
 

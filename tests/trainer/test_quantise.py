@@ -53,7 +53,7 @@ def test_the_graph_and_its_weights_stay_as_they_were(quantised, tmp_path):
     """Quantising reads them, and writes one file."""
     network, folder = quantised
     export(network, tmp_path, image_size=32)
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", WEIGHTS_FILE, INT8_TRUNK_FILE}
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "portable.onnx", WEIGHTS_FILE, INT8_TRUNK_FILE}
     for name in ("model.onnx", WEIGHTS_FILE):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 

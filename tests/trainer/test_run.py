@@ -101,7 +101,7 @@ def test_a_seed_gives_the_same_weights_again(folders, environment):
     """Two runs publish files of equal bytes but for what belongs to the version."""
     names = [run(Source(images=folders), TRAINING, environment).version for _ in range(2)]
     first, second = (Repository(environment.models).open(name).manifest for name in names)
-    for file in ("model.onnx", "model.onnx.data"):
+    for file in ("model.onnx", "model.onnx.data", "portable.onnx"):
         assert first.files[file] == second.files[file]
     assert first.metrics == second.metrics
 
