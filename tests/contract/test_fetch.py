@@ -18,8 +18,11 @@ from contract.addresses import is_public, resolve_addresses
 from contract.download import Target, Validators
 from contract.errors import ConfigError, FetchError, NotNow
 from contract.fetch import Fetcher, FetchSettings
+from server.service import fetch_settings
 from server.settings import Settings
 from tests.loopback import Host, Request, host, reply
+from trainer.dataset import open_fetcher
+from trainer.settings import Environment
 
 IMAGE = b"the bytes of an image"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
@@ -382,6 +385,18 @@ class TestPublicAddress:
         assert not fetcher.is_remote(f"{url}/data/local-files/?d=b%20c.png")
         with pytest.raises(FetchError, match="local file"):
             fetcher.fetch(f"{url}/data/local-files/?d=../b%20c.png")
+
+    @pytest.mark.parametrize("program", ["server", "trainer"])
+    def test_both_programs_are_told_by_one_variable(self, tmp_path, program):
+        """What the environment says reaches what fetches images."""
+        (tmp_path / "a.png").write_bytes(IMAGE)
+        environ = {"LABELNEXT_LABEL_STUDIO_PUBLIC_URL": self.PUBLIC, "LABELNEXT_LOCAL_FILES_ROOT": str(tmp_path)}
+        with (
+            Fetcher(fetch_settings(Settings.from_env(environ)))
+            if program == "server"
+            else open_fetcher(Environment.read(environ))
+        ) as fetcher:
+            assert fetcher.fetch(f"{self.PUBLIC}/data/local-files/?d=a.png") == IMAGE
 
     def test_label_studio_may_lead_to_itself_by_its_public_name(self, home, says, make):
         """Its redirect is followed at its address, with the token."""
@@ -1092,3 +1107,5 @@ class TestMessages:
             make(allowed_origins=(url,))
         with pytest.raises(ConfigError, match="expected an address"):
             make(label_studio_url=url)
+        with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_PUBLIC_URL"):
+            make(label_studio_public_url=url)
