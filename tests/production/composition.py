@@ -19,6 +19,7 @@ from deploy.images.__main__ import SERVER, TRAINER
 from deploy.images.engine import CHECKOUT, Buildah, Docker, Engine, EngineError, find_engine
 
 _PODMAN = Path("/usr/lib/podman")
+_ENOUGH = 4096  # open files, and processes; podman's own defaults are more than some machines let it give
 
 _STAND_INS = {
     "heartexlabs/label-studio": """
@@ -134,9 +135,9 @@ def _podman(engine: Engine, folder: Path) -> tuple[str, ...]:
 
 
 def _most(limit: int) -> int:
-    """What this process may have of something; it cannot give more to others."""
+    """What a container is given of something: enough, and never more than this process may have."""
     most = resource.getrlimit(limit)[1]
-    return 1 << 20 if most == resource.RLIM_INFINITY else most
+    return _ENOUGH if most == resource.RLIM_INFINITY else min(most, _ENOUGH)
 
 
 def _stand_in(engine: Engine, image: str, folder: Path) -> None:
