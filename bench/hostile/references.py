@@ -712,7 +712,7 @@ def _no_addresses() -> Iterator[Case]:
         yield reference(
             f"reference-no-text-{next(numbers)}",
             repr(value),
-            Refused("no_image", "must hold an image"),
+            Refused("no_image", "expected an image's address"),
             partial(_always, value),
         )
     yield reference("reference-nul", "NUL bytes", refused_fetch("import the task again"), lambda _: "\0\0\0")
