@@ -964,7 +964,7 @@ def _late_reader(site: Site) -> Attack:
 
     def attack() -> None:
         with Slow("", "", lambda _: metrics, reads=False).connect(site) as client:
-            time.sleep(_READ_S + 2)
+            time.sleep(_READ_S + 15)  # the first answers have to be made, too
             client.settimeout(10)
             received = b""
             with suppress(ConnectionError):
