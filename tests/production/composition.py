@@ -19,7 +19,6 @@ from deploy.images.__main__ import SERVER, TRAINER
 from deploy.images.engine import CHECKOUT, Buildah, Docker, Engine, EngineError, find_engine
 
 _PODMAN = Path("/usr/lib/podman")
-_ENOUGH = 4096  # open files, and processes; podman's own defaults are more than some machines let it give
 
 _STAND_INS = {
     "heartexlabs/label-studio": """
@@ -117,8 +116,9 @@ def _podman(engine: Engine, folder: Path) -> tuple[str, ...]:
     missing += [name for name in ("podman", "runc", "iptables") if not shutil.which(name)]
     if missing or not isinstance(engine, Buildah):
         raise CannotComposeError(f"no Docker daemon answers, and podman lacks {', '.join(missing)}")
-    limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-    allowed = ", ".join(f'"{name}={_most(limit)}:{_most(limit)}"' for name, limit in limits.items())
+    # podman's own are more than some machines let it give; the proxy needs two files for each of 4,000 connections.
+    limits = {"nofile": _at_most(resource.RLIMIT_NOFILE, 1 << 20), "nproc": _at_most(resource.RLIMIT_NPROC, 4096)}
+    allowed = ", ".join(f'"{name}={most}:{most}"' for name, most in limits.items())
     settings = folder / "containers.conf"
     settings.write_text(f'[containers]\ndefault_ulimits = [{allowed}]\nlog_driver = "k8s-file"\n')
     # There may be no systemd to ask for cgroups and a journal; and runc, unlike crun, takes kernels with both kinds of
@@ -134,10 +134,10 @@ def _podman(engine: Engine, folder: Path) -> tuple[str, ...]:
     return (str(compose), "--podman-path", str(podman))
 
 
-def _most(limit: int) -> int:
+def _at_most(limit: int, enough: int) -> int:
     """What a container is given of something: enough, and never more than this process may have."""
     most = resource.getrlimit(limit)[1]
-    return _ENOUGH if most == resource.RLIM_INFINITY else min(most, _ENOUGH)
+    return enough if most == resource.RLIM_INFINITY else min(most, enough)
 
 
 def _stand_in(engine: Engine, image: str, folder: Path) -> None:

@@ -139,11 +139,12 @@ def _is_local(task: Task) -> bool:
 def _personal_access_token(url: str) -> str:
     """What a person takes from Account & Settings after logging in at Label Studio's page."""
     cookies: dict[str, str] = {}
+    http = urllib3.PoolManager(retries=False, timeout=60.0)
 
     def ask(method: str, path: str, **options: Any) -> urllib3.BaseHTTPResponse:
         headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items()), "Referer": url}
         headers["X-CSRFToken"] = cookies.get("csrftoken", "")
-        reply = urllib3.request(method, url + path, headers=headers, redirect=False, retries=False, **options)
+        reply = http.request(method, url + path, headers=headers, redirect=False, **options)
         for cookie in reply.headers.getlist("Set-Cookie"):
             name, _, value = cookie.partition(";")[0].partition("=")
             cookies[name.strip()] = value
