@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from contract.labelconfig import parse_label_config
 from contract.tasks import find_reference
@@ -197,7 +197,8 @@ def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
     project, by_score = Project(session, number), "tasks:predictions_score"
     assert [task.id for task in project.tasks(ordering=by_score)] == [ids[1], ids[2], ids[0]]
 
-    page.goto(f"{project.url}?labeling=1")
+    page.goto(project.url)
+    page.get_by_text("Label All Tasks").click()
     page.get_by_role("button", name="Submit").first.wait_for()
     assert page.locator("[class*=current-task__task-id]").inner_text().split()[0] == str(ids[1])
     assert _ticked(page) == []
@@ -213,9 +214,9 @@ def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
 
     page.goto(f"{studio.url}/projects/{number}/settings/annotation")
     toggle = page.locator("input[name=show_collab_predictions]")
-    toggle.wait_for(state="attached")
-    assert toggle.is_checked()
+    expect(toggle).to_be_checked(timeout=PATIENCE_MS)
     page.get_by_text("Use predictions to prelabel tasks").first.click()
+    expect(toggle).not_to_be_checked()
     _keep(page, "prelabelling")
     page.get_by_role("button", name="Save annotation settings").click()
     page.get_by_text("Saved!").wait_for()
@@ -232,8 +233,8 @@ EDITOR = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
 
 
 def _ticked(page: Page) -> object:
-    """What is chosen in the task that is open, once it is; what would be chosen has had its time."""
-    page.wait_for_function(f"{EDITOR} !== undefined")
+    """What is chosen in the annotation that is open, once it is; what would be chosen has had its time."""
+    page.wait_for_function("window.Htx?.annotationStore?.selected?.type === 'annotation'")
     page.wait_for_timeout(1000)
     return json.loads(page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())"))
 
