@@ -180,7 +180,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
 def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
     page: Page, studio: LabelStudio, tmp_path: Path, attribute: str
 ):
-    """Submit without a choice labels nothing there; prelabelling switched off, nothing is ticked anywhere."""
+    """Submit without a choice labels nothing there; prelabelling switched off, the stream has nothing ticked at all."""
     config = (
         '<View><Image name="image" value="$image"/>'
         f'<Choices name="choice" toName="image" {attribute}>{FLAT}</Choices></View>'
@@ -206,6 +206,7 @@ def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
     if "required" in attribute:
         page.get_by_text("is required").first.wait_for()
         assert not list(labelstudio.annotated_tasks(client, number))
+        session.post(f"/api/tasks/{ids[1]}/annotations/", {"result": regions})
     else:
         page.wait_for_function(f"{EDITOR}?.selectedValues().length > 0")  # the next task, of which something is ticked
         [labelled] = labelstudio.annotated_tasks(client, number)
@@ -224,9 +225,14 @@ def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
     labelstudio.switch_model_version(client, number, VERSION)
     assert project.settings()["show_collab_predictions"] is False
     assert [task.id for task in project.tasks(ordering=by_score)] == [ids[1], ids[2], ids[0]]
-    page.goto(f"{project.url}?task={ids[2]}")
+    page.goto(project.url)
+    page.get_by_text("Label All Tasks").click()
     page.get_by_role("button", name="Submit").first.wait_for()
+    assert page.locator("[class*=current-task__task-id]").inner_text().split()[0] == str(ids[2])
     assert _ticked(page) == []
+    page.goto(f"{project.url}?task={ids[0]}")
+    page.get_by_role("button", name="Submit").first.wait_for()
+    assert _ticked(page) == ["b"]  # a task that is opened from the list is prelabelled whatever the setting says
 
 
 EDITOR = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
