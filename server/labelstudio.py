@@ -216,7 +216,7 @@ def withhold_labels(request: PredictRequest, predictions: Sequence[Prediction], 
     """
     if request.project_id is None:
         return list(predictions)
-    numbered = [task.id is not None for task in request.tasks]
+    numbered = np.array([task.id is not None for task in request.tasks], bool)  # (N,)
     task_ids = np.array([task.id or 0 for task in request.tasks], np.int64)
     audit = is_audit(request.project_id, task_ids, share_of(manifest)) & numbered
     return [

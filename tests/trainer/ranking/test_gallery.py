@@ -114,5 +114,5 @@ def test_a_nested_label_is_shown_as_the_path_to_it():
     """As the model has it."""
     region = {"value": {"choices": [["colour", "red"], ["plain"]]}, "score": 0.75}
     planned = Planned(task=1, score=0.5, result=[region], reason="why", bald=0.1, audit=False)
-    (shown,) = show([planned], lambda task: encoded(20, 20))
-    assert shown.label == "colour > red, plain"
+    shown = show([planned], lambda task: encoded(20, 20))
+    assert shown[1].label == "colour > red, plain"

@@ -1,6 +1,8 @@
 import dataclasses
 import logging
 
+import pytest
+
 from contract.labelconfig import Choice, ChoicesControl
 from tests.versions import manifest
 from trainer.ranking.pool import count_labels, say_failures
@@ -44,14 +46,17 @@ def test_nested_choices_are_counted_by_their_paths():
     assert count_labels([task(["animal", "cat"]), task(["Plain"]), task(["Plain"])], control, version) == [1, 2]
 
 
-def test_a_task_without_a_score_is_named_once(caplog):
+@pytest.mark.parametrize(
+    ("detail", "said"),
+    [
+        ("task 5: its data must hold an image", "task 5: its data must hold an image"),
+        ("expected an image in task 5", "expected an image in task 5"),
+        ("like task 51's", "task 5: like task 51's"),
+        ("no such file", "task 5: no such file"),
+    ],
+)
+def test_a_task_without_a_score_is_named_once(caplog, detail, said):
     """Also where the server's answer names it; task 5 is not task 51."""
-    details = ["task 5: its data must hold an image", "expected an image in task 5", "like task 51's", "no such file"]
     with caplog.at_level(logging.WARNING):
-        say_failures([Failure(5, "no_image", detail) for detail in details], 9)
-    assert [record.getMessage().strip() for record in caplog.records[1:]] == [
-        "task 5: its data must hold an image",
-        "expected an image in task 5",
-        "task 5: like task 51's",
-        "task 5: no such file",
-    ]
+        say_failures([Failure(5, "no_image", detail)], 9)
+    assert caplog.messages == [f"1 of 9 images cannot be scored: 1, such as {said}"]
