@@ -28,7 +28,7 @@ SERVICES = ("label-studio", "server", "proxy", "trainer", "watch")
 QUICK = ("--weights", "none", "--arch", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "2")
 PATIENCE_S = 600.0
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.rare, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
