@@ -31,9 +31,12 @@ def setup() -> dict[str, Any]:
 def predict(
     references: Sequence[object], *, label_config: str = LABEL_CONFIG, context: object = None
 ) -> dict[str, Any]:
-    """Return the body of POST /predict for one task per image reference."""
+    """Return the body of POST /predict for one task per image reference.
+
+    Their numbers begin behind 100, which is in the audit slice of project 7, where labels are withheld.
+    """
     return {
-        "tasks": [task(100 + index, reference) for index, reference in enumerate(references)],
+        "tasks": [task(101 + index, reference) for index, reference in enumerate(references)],
         "project": "7.1791188130",
         "label_config": label_config,
         "params": {"login": None, "password": None, "context": context},
@@ -131,7 +134,7 @@ def _task(number: int, reference: object) -> dict[str, Any]:
         "updated_at": _UPDATED,
         "is_labeled": False,
         "overlap": 1,
-        "inner_id": number - 99,
+        "inner_id": number - 100,
         "total_annotations": 0,
         "cancelled_annotations": 0,
         "total_predictions": 0,
