@@ -186,6 +186,8 @@ def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
     """Of the service's addresses each gets its share, and one that is added is found."""
     addresses = ["127.0.3.1", "127.0.3.2"]
     bind = f"127.0.0.1:{free_port()}"
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("nameserver 127.0.0.11\n")
     with ExitStack() as stack:
         names = stack.enter_context(_docker_dns(addresses))
         for address in [*addresses, "127.0.3.3"]:
@@ -193,7 +195,17 @@ def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
         stack.enter_context(
             running(
                 "haproxy",
-                ["haproxy", "-db", "-f", PROXY_CONFIG, "-f", DOCKER_CONFIG],
+                [
+                    "unshare",
+                    "--mount",
+                    "sh",
+                    "-c",
+                    _IN_A_CONTAINER,
+                    "haproxy",
+                    resolv_conf,
+                    PROXY_CONFIG,
+                    DOCKER_CONFIG,
+                ],
                 log=tmp_path / "log",
                 environment={"LABELNEXT_PROXY_BIND": bind},
             )
@@ -207,6 +219,10 @@ def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
         wait_until(lambda: found() == set(addresses), "both servers", timeout_s=30)
         names.append("127.0.3.3")
         wait_until(lambda: found() == set(names), "the third server", timeout_s=30)
+
+
+_IN_A_CONTAINER = 'mount --bind "$1" /etc/resolv.conf && exec haproxy -db -f "$2" -f "$3"'
+"""A container's own resolv.conf names the engine's DNS."""
 
 
 def _predicted(replica) -> float:

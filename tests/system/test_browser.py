@@ -167,7 +167,10 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     page.goto(f"{studio.url}/projects/{number}/data?task={task.id}")
     # The prediction itself is shown first, and then the annotation that is made from it.
     shown = "window.Htx?.annotationStore?.selected"
-    page.wait_for_function(f"{shown}?.type === 'annotation' && {shown}.serializeAnnotation().length > 0")
+    filled = f"{shown}?.type === 'annotation' && {shown}.serializeAnnotation().length > 0"
+    page.wait_for_function(filled)
+    page.wait_for_timeout(1500)  # the editor may load the task once more, and begin again
+    page.wait_for_function(filled)
     ticked = page.evaluate(f"JSON.stringify({shown}.names.get('choice').selectedValues())")
     assert json.loads(ticked) == selected
     with page.expect_response(lambda reply: reply.request.method == "POST" and "/annotations" in reply.url):
