@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from contract.labelconfig import parse_label_config
 from contract.tasks import find_reference
@@ -164,14 +166,8 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     bring_about(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: {task.id})
     labelstudio.switch_model_version(client, number, VERSION)
 
-    page.goto(f"{studio.url}/projects/{number}/data?task={task.id}")
-    # The prediction itself is shown first, and then the annotation that is made from it.
-    shown = "window.Htx?.annotationStore?.selected"
-    filled = f"{shown}?.type === 'annotation' && {shown}.serializeAnnotation().length > 0"
-    page.wait_for_function(filled)
-    page.wait_for_timeout(1500)  # the editor may load the task once more, and begin again
-    page.wait_for_function(filled)
-    ticked = page.evaluate(f"JSON.stringify({shown}.names.get('choice').selectedValues())")
+    _open_prelabelled(page, f"{studio.url}/projects/{number}/data?task={task.id}")
+    ticked = page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())")
     assert json.loads(ticked) == selected
     with page.expect_response(lambda reply: reply.request.method == "POST" and "/annotations" in reply.url):
         page.get_by_role("button", name="Submit").first.click()
@@ -239,6 +235,23 @@ def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
 
 
 EDITOR = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
+
+
+def _open_prelabelled(page: Page, url: str) -> None:
+    """Open a task, and wait for the annotation that the editor makes from the prediction.
+
+    It shows the prediction first, may load the task once more, and then at times makes none: the page is opened anew.
+    """
+    shown = "window.Htx?.annotationStore?.selected"
+    filled = f"{shown}?.type === 'annotation' && {shown}.serializeAnnotation().length > 0"
+    for _ in range(4):
+        page.goto(url)
+        with suppress(PlaywrightTimeoutError):
+            page.wait_for_function(filled, timeout=15_000)
+            page.wait_for_timeout(1500)
+            if page.evaluate(filled):
+                return
+    pytest.fail("the editor made no annotation from the prediction")
 
 
 def _ticked(page: Page) -> object:
