@@ -35,12 +35,19 @@ to do. `status` and `code` are what an HTTP client sees; classes that no request
 """
 
 import re
+from collections.abc import Sequence
 
 
 def name_once(subject: str, detail: str) -> str:
     """A message with what it is about in front of it, unless it names that by itself."""
     named = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", detail)
     return detail if named else f"{subject}: {detail}"
+
+
+def name_some(names: Sequence[str], *, most: int, between: str = ", ") -> str:
+    """The first names of a message, at most so many, and how many more there are."""
+    more = len(names) - most
+    return between.join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class LabelnextError(Exception):

@@ -7,7 +7,7 @@ that was lost get no label; both are no reason to stop. A project of another sub
 from collections.abc import Sequence
 from typing import Final
 
-from contract.errors import LabelMismatch
+from contract.errors import LabelMismatch, name_some
 from contract.labelconfig import ChoicesControl
 
 _ENOUGH: Final = 0.5
@@ -54,6 +54,5 @@ def _count_shared(control: ChoicesControl, labels: Sequence[str]) -> int:
 
 
 def _say(labels: Sequence[str]) -> str:
-    named = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..." for label in labels[:_NAMED]]
-    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
-    return ", ".join(named) + more
+    named = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..." for label in labels]
+    return name_some(named, most=_NAMED)

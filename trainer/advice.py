@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from contract.errors import name_some
+
 LEAST_IMAGES: Final = 30
 """Random images below which macro-F1 says too little."""
 
@@ -209,8 +211,7 @@ def _agreement(recent: Sequence[Measured]) -> float:
 def _say_unseen(unseen: Sequence[str]) -> str:
     if not unseen:
         return ""
-    more = f" and {len(unseen) - _NAMED} more" if len(unseen) > _NAMED else ""
-    return f"; untested, for want of a random image: {', '.join(unseen[:_NAMED])}{more}"
+    return f"; untested, for want of a random image: {name_some(unseen, most=_NAMED)}"
 
 
 def _rounded(labels: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from contract.errors import LabelError
+from contract.errors import LabelError, name_some
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.tasks import find_reference
 from trainer import labelstudio
@@ -106,8 +106,7 @@ def _numbers(tasks: Sequence[int | None]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return name_some(names, most=_NAMED)
 
 
 _NAMED: Final = 5

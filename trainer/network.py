@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from contract.errors import ConfigError, TrainingError
+from contract.errors import ConfigError, TrainingError, name_some
 from trainer.bars import Bar
 from trainer.bayes import ActiveDropout, patch_module
 from trainer.settings import ARCHITECTURES
@@ -383,7 +383,7 @@ def _digest(path: Path) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return name_some(names, most=3)
 
 
 def _first_line(err: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from contract.download import public_name
+from contract.errors import name_some
 from trainer.classfolders import as_text
 from trainer.dataset import Pixels
 from trainer.evaluate import count_images
@@ -102,5 +103,4 @@ def _count(count: int, what: str) -> str:
 
 
 def _some(names: Sequence[str], between: str = ", ") -> str:
-    more = len(names) - _NAMED
-    return between.join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return name_some(names, most=_NAMED, between=between)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from contract.errors import RepositoryError, RepositoryUnreachable
+from contract.errors import RepositoryError, RepositoryUnreachable, name_some
 from contract.labelconfig import ChoicesControl, choose_control
 from contract.manifest import Manifest
 from contract.repository import Repository
@@ -137,7 +137,7 @@ def _config_changes(trained: Trained, controls: Sequence[ChoicesControl]) -> str
 
 
 def _name(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:_NAMED]) + (f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else "")
+    return name_some(labels, most=_NAMED)
 
 
 def _plural(noun: str, count: int) -> str:
