@@ -13,10 +13,10 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from bench.rounds import Images
-from contract.acquisition import entropy
-from contract.manifest import DropoutSite
-from contract.masks import Masks, draw_masks, mask_name
-from server.engine import Engine
+from contract.graph.masks import Masks, draw_masks, mask_name
+from contract.scores.acquisition import entropy
+from contract.versions.manifest import DropoutSite
+from server.inference.engine import Engine
 
 Floats = npt.NDArray[np.float32]
 Nats = npt.NDArray[np.float64]
@@ -95,7 +95,7 @@ def independent_sets(sites: Sequence[DropoutSite], passes: int, sets: int) -> It
 def independent_masks(
     rng: np.random.Generator, sites: Sequence[DropoutSite], passes: int
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return masks in the form of `contract.masks`, each unit of each pass drawn by itself."""
+    """Return masks in the form of `contract.graph.masks`, each unit of each pass drawn by itself."""
     masks = {}
     for i, site in enumerate(sites):
         kept = rng.random((passes, *site.features)) >= site.probability

@@ -10,11 +10,11 @@ import torch
 
 from bench.rounds import Contender, Images
 from bench.single_pass import compile_by_batch, open_session, quantise, read_plain
-from contract.repository import Version
-from server.engine import Engine
+from contract.versions.repository import Version
+from server.inference.engine import Engine
 from server.settings import Device, Precision
-from trainer.bayes import ModelWrapper, TrainingArgs
-from trainer.network import build
+from trainer.model.bayes import ModelWrapper, TrainingArgs
+from trainer.model.network import build
 
 NAMES = {Precision.FP32: "ours", Precision.FP16: "ours_fp16", Precision.INT8: "ours_int8"}
 

@@ -24,15 +24,15 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from bench.machine import describe
 from bench.model import Subject, trained
-from contract.audit import DEFAULT_SHARE
-from contract.embedding import embed
-from contract.preprocess import decode_image
-from server.cpus import available_cpus
-from server.engine import Engine, EngineOptions
-from trainer.bars import Bar
+from contract.images.preprocess import decode_image
+from contract.scores.embedding import embed
+from contract.scores.holdout import DEFAULT_SHARE
+from server.inference.cpus import available_cpus
+from server.inference.engine import Engine, EngineOptions
 from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
+from trainer.progress_bar import Bar
 
 Edit = Callable[[Image.Image, np.random.Generator], Image.Image]
 

@@ -40,11 +40,11 @@ from bench.machine import describe
 from bench.model import Subject, trained
 from bench.rounds import Contender, Images, Timings, time_in_turn
 from bench.single_pass import open_session
-from contract.manifest import InputSpec
-from contract.preprocess import decode_image
-from contract.repository import Version
-from server.cpus import available_cpus
-from server.engine import Engine, EngineOptions
+from contract.images.preprocess import decode_image
+from contract.versions.manifest import InputSpec
+from contract.versions.repository import Version
+from server.inference.cpus import available_cpus
+from server.inference.engine import Engine, EngineOptions
 from server.settings import Device, Precision
 
 _COST_BATCH = 16

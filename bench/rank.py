@@ -32,7 +32,7 @@ from demo.label_studio import LabelStudio, label_studio
 from demo.processes import free_port
 from demo.product import CHECKOUT
 from demo.session import Session
-from server.cpus import available_cpus
+from server.inference.cpus import available_cpus
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
 
 _TASKS_A_REQUEST = 100

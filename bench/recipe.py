@@ -23,16 +23,16 @@ import torch
 from bench.evidence import Plan, plan_studies
 from bench.machine import describe
 from bench.model import CACHE
-from trainer.bars import Bar
-from trainer.dataset import Indices
-from trainer.evaluate import measure
-from trainer.fit import choose_recipe
-from trainer.network import build
+from trainer.evaluation.metrics import measure
+from trainer.labels.dataset import Indices
+from trainer.model.fit import choose_recipe
+from trainer.model.network import build
+from trainer.progress_bar import Bar
 from trainer.run import parse_weights
 from trainer.settings import Training
+from trainer.study.dataset import long_tail, read_pool
 from trainer.study.features import compute, decode
-from trainer.study.learner import Learner, Material
-from trainer.study.pool import long_tail, read_pool
+from trainer.study.model import Learner, Material
 from trainer.study.simulate import find_minority
 
 _SEEDS: Final = 2

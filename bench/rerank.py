@@ -30,8 +30,8 @@ from bench.load import Client, images_per_s, say, send, split
 from bench.machine import describe
 from bench.model import Subject, small_images, trained, workplace
 from bench.serving import Server, common_folder, image_host, serving
-from contract.repository import Repository
-from server.cpus import available_cpus
+from contract.versions.repository import Repository
+from server.inference.cpus import available_cpus
 from server.settings import Settings
 
 Scores = npt.NDArray[np.float64]

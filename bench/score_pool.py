@@ -35,13 +35,13 @@ from pyarrow import parquet as pq
 from bench.machine import describe
 from bench.model import clean_environment, trained, workplace
 from bench.serving import ImageHost, image_host
-from contract.fetch import Fetcher, FetchSettings
-from contract.manifest import Manifest
-from contract.preprocess import decode_image
-from contract.repository import Version
+from contract.images.fetch import Fetcher, FetchSettings
+from contract.images.preprocess import decode_image
+from contract.versions.manifest import Manifest
+from contract.versions.repository import Version
 from demo.product import CHECKOUT
-from server.batching import ImageScores
-from server.cpus import available_cpus
+from server.inference.batching import ImageScores
+from server.inference.cpus import available_cpus
 from server.pool.job import Job, score_pool
 from server.pool.rows import build_table, make_schema
 from server.pool.shards import Columns, Folder, Plan

@@ -32,10 +32,10 @@ from bench.machine import describe
 from bench.model import Subject, trained, workplace
 from bench.serving import ImageHost, Server, image_host, serving, stage_seconds
 from bench.swaps import measure_swaps
-from contract.preprocess import decode_image
-from contract.repository import Repository
-from server.cpus import available_cpus
-from server.engine import Engine
+from contract.images.preprocess import decode_image
+from contract.versions.repository import Repository
+from server.inference.cpus import available_cpus
+from server.inference.engine import Engine
 from server.service import engine_loader
 from server.settings import Settings
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from bench.load import Client, Reply, latencies, overlapping, percentile, say, sending, split
 from bench.serving import Server
-from contract.repository import Repository
+from contract.versions.repository import Repository
 
 _CLIENTS = 4
 _FEWEST = 3

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from contract.fingerprint import fingerprint
-from contract.manifest import DropoutSite, InputSpec, Manifest
-from contract.masks import draw_masks
-from contract.passes import lower
-from contract.probe import Probe
-from contract.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
+from contract.graph.fingerprint import fingerprint
+from contract.graph.lowering import lower
+from contract.graph.masks import draw_masks
+from contract.graph.probe import Probe
+from contract.versions.manifest import DropoutSite, InputSpec, Manifest
+from contract.versions.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
 
 LABELS = ("ant", "bee", "cat")
 SPEC = InputSpec(8, 8)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from contract.errors import ConfigError, LabelnextError
-from server.logs import logging_config
+from server.observe.logs import logging_config
 from server.settings import Settings
 
 

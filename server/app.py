@@ -14,14 +14,15 @@ from werkzeug.exceptions import HTTPException, LengthRequired, NotFound, Request
 from werkzeug.wrappers import Response as BaseResponse
 
 from contract.errors import LabelMismatch, LabelnextError, Unavailable
-from contract.manifest import check_version
-from server import logs, metrics, reports
-from server.admission import Admission, Overloaded
-from server.auth import OPEN, Guard
-from server.bodies import read_json
-from server.origins import Origins
-from server.page import HEADERS, Page
-from server.scoring import ImageFetcher
+from contract.versions.manifest import check_version
+from server.http.auth import OPEN, Guard
+from server.http.bodies import read_json
+from server.http.concurrency_limiter import Admission, Overloaded
+from server.http.origins import Origins
+from server.inference.scoring import ImageFetcher
+from server.observe import logs, metrics
+from server.page import reports
+from server.page.view import HEADERS, Page
 from server.service import Service
 from server.settings import Settings
 

@@ -17,14 +17,14 @@ from typing import Final
 
 import numpy as np
 
-from contract.access import Token
-from contract.addresses import resolve_addresses
-from contract.download import Answer, Downloader, Errand, Target
 from contract.errors import ConfigError, FetchError, LabelnextError
-from contract.repository import Repository
-from server.engine import Engine
-from server.gate import Admitted, admit
-from server.memory import Memory, memory_limit, resident
+from contract.images.access import Token
+from contract.images.addresses import resolve_addresses
+from contract.images.download import Answer, Downloader, Errand, Target
+from contract.versions.repository import Repository
+from server.inference.engine import Engine
+from server.inference.memory import Memory, memory_limit, resident
+from server.inference.validation import Admitted, admit
 from server.repository import open_models
 from server.service import engine_loader
 from server.settings import Precision, Settings

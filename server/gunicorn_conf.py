@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from contract.errors import ConfigError
-from server.logs import logging_config
+from server.observe.logs import logging_config
 from server.settings import Settings
 
 try:
@@ -35,7 +35,7 @@ def _raise_file_limit() -> int:
 
 
 bind = _settings.bind
-worker_class = "server.worker.Worker"
+worker_class = "server.http.worker.Worker"
 workers = 1
 # One for each request that is in hand or waits, and some for probes and pages; idle ones cost little.
 threads = _settings.threads + _settings.queue_requests + 32

@@ -1,8 +1,8 @@
 """The model repository that the settings name, opened the same way by all that serves, checks or scores."""
 
-from contract.mirror import open_repository
-from contract.repository import Repository
-from contract.signatures import Keys
+from contract.versions.local_cache import open_repository
+from contract.versions.repository import Repository
+from contract.versions.signatures import Keys
 from server.settings import Settings
 
 

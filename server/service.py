@@ -12,20 +12,20 @@ from functools import lru_cache
 from typing import Literal
 
 from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
-from contract.fetch import Fetcher, FetchSettings
-from contract.manifest import Manifest
-from contract.training_requests import REQUESTS_FOLDER, leave_request
-from server import labelstudio
-from server.admission import Admission
-from server.batching import Batcher, Extras
-from server.cpus import available_cpus
-from server.engine import Engine, EngineOptions, check_device
-from server.features import FeatureCache
-from server.gate import LoadEngine
-from server.metrics import Metrics
-from server.models import Models
+from contract.images.fetch import Fetcher, FetchSettings
+from contract.versions.manifest import Manifest
+from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
+from server.http import labelstudio
+from server.http.concurrency_limiter import Admission
+from server.inference.batching import Batcher, Extras
+from server.inference.cpus import available_cpus
+from server.inference.engine import Engine, EngineOptions, check_device
+from server.inference.features import FeatureCache
+from server.inference.models import Models
+from server.inference.scoring import ImageFetcher, Outcome, Scorer
+from server.inference.validation import LoadEngine
+from server.observe.metrics import Metrics
 from server.repository import open_models
-from server.scoring import ImageFetcher, Outcome, Scorer
 from server.settings import MaskPolicy, Settings
 
 _log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from contract.download import Target
 from contract.errors import ConfigError
-from contract.mirror import parse_location
-from contract.preprocess import MAX_MEGAPIXELS
-from contract.signatures import read_public_key
+from contract.images.download import Target
+from contract.images.preprocess import MAX_MEGAPIXELS
+from contract.versions.local_cache import parse_location
+from contract.versions.signatures import read_public_key
 
 PREFIX = "LABELNEXT_"
 

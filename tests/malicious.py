@@ -18,8 +18,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from contract.errors import DigestError, GateError, LabelnextError, LoweringError, ManifestError, UnsafeGraph
-from contract.manifest import FileDigest
-from contract.repository import INT8_TRUNK_FILE, MANIFEST_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, digest_file
+from contract.versions.manifest import FileDigest
+from contract.versions.repository import (
+    INT8_TRUNK_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    PROBE_FILE,
+    WEIGHTS_FILE,
+    digest_file,
+)
 
 OPSETS = [helper.make_opsetid("", 18)]
 

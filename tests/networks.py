@@ -9,8 +9,8 @@ import onnxruntime
 import torch
 from baal.bayesian.dropout import patch_module
 
-from contract.graphs import OUTPUTS
-from contract.passes import FEATURES, Lowered, PassOutputs
+from contract.graph.lowering import FEATURES, Lowered, PassOutputs
+from contract.graph.nodes import OUTPUTS
 
 
 def export(network, *example):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from server.auth import OPEN
-from server.metrics import Metrics
+from server.http.auth import OPEN
+from server.observe.metrics import Metrics
 from server.settings import Settings
 from trainer.__main__ import _parser
 from trainer.settings import Environment

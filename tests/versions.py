@@ -4,8 +4,8 @@ import dataclasses
 import itertools
 from datetime import UTC, datetime
 
-from contract.manifest import InputSpec, Manifest
-from contract.repository import INT8_TRUNK_FILE
+from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.repository import INT8_TRUNK_FILE
 
 
 def manifest(version):
@@ -26,7 +26,7 @@ def fix_names(monkeypatch):
     """Name versions alike in every run of a test, so that their masks, and ranks that hang by a hair, are the same."""
     numbers = itertools.count()
     monkeypatch.setattr(
-        "contract.repository.new_version", lambda now, *, after=None: f"20260102T{next(numbers):09}Z-0a1b2c"
+        "contract.versions.repository.new_version", lambda now, *, after=None: f"20260102T{next(numbers):09}Z-0a1b2c"
     )
 
 

@@ -19,15 +19,15 @@ from tempfile import gettempdir
 from types import FrameType
 from typing import Any
 
-from contract.disk import explain
 from contract.errors import ConfigError, LabelError, LabelMismatch, LabelnextError, RepositoryError, TrainingError
-from contract.manifest import Manifest
-from contract.repository import Repository
-from contract.signatures import generate_keys
+from contract.versions.disk import explain
+from contract.versions.manifest import Manifest
+from contract.versions.repository import Repository
+from contract.versions.signatures import generate_keys
 from trainer.ordering.strategies import STRATEGIES
 from trainer.settings import ARCHITECTURES, Environment, RankOptions, Source, StudyOptions, Training
 from trainer.study.names import STUDIED
-from trainer.watching.children import LABELS_AT_FAULT
+from trainer.watching.processes import LABELS_AT_FAULT
 
 _OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 """Errors of the system that are no bug of ours: where they are met says more than a traceback."""
@@ -160,8 +160,8 @@ def _as_given(options: argparse.Namespace, add: Callable[[argparse.ArgumentParse
 
 
 def _activate(options: argparse.Namespace, environment: Environment) -> None:
-    from trainer.former import remember
     from trainer.labelstudio import UNCERTAINTY_SAMPLING, connect, read_project, switch_model_version
+    from trainer.ranking.former import remember
 
     repository = _repository(environment)
     version = options.version or repository.current()
@@ -173,7 +173,7 @@ def _activate(options: argparse.Namespace, environment: Environment) -> None:
 
 
 def _release(options: argparse.Namespace, environment: Environment) -> None:
-    from trainer.releasing import release
+    from trainer.ranking.releasing import release
 
     released = release(options.project, environment, servers=options.server)
     print(released.say(), file=sys.stderr)
@@ -221,7 +221,7 @@ def _rollback(options: argparse.Namespace, environment: Environment) -> None:
 
 
 def _check(_: argparse.Namespace, environment: Environment) -> None:
-    from trainer.proof import prove_version
+    from trainer.model.validation import prove_version
 
     repository = _repository(environment)
     with repository.open_verified(repository.current()) as version:

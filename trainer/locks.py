@@ -1,7 +1,7 @@
 """One process at a time: locks beside what is written, which the system releases however their holder ends.
 
 Of a repository in a bucket it is the mirror that is locked, and so one machine; between machines the condition decides
-under which CURRENT is replaced (`contract.mirror`).
+under which CURRENT is replaced (`contract.versions.local_cache`).
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from contract.disk import explaining_full
 from contract.errors import ConfigError
-from contract.repository import Repository
+from contract.versions.disk import explaining_full
+from contract.versions.repository import Repository
 
 
 @contextmanager

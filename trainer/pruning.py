@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract.errors import RepositoryError, RepositoryUnreachable, VersionInUse
-from contract.ranking import load_rankings
-from contract.repository import Repository, is_kept
+from contract.scores.ranking import load_rankings
+from contract.versions.repository import Repository, is_kept
 from trainer.locks import exclusive
 
 _log = logging.getLogger(__name__)

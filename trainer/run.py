@@ -17,32 +17,34 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from contract.acquisition import bald
-from contract.audit import SHARE_FIELD
-from contract.embedding import EMBEDDING, embed
 from contract.errors import ConfigError
-from contract.fingerprint import fingerprint
-from contract.manifest import InputSpec, Manifest
-from contract.passes import Lowered
-from contract.repository import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Repository, Staged, Version
-from trainer import labels, labelstudio, oddities
-from trainer.dataset import Pixels, load_pixels, open_fetcher, strata
-from trainer.evaluate import Metrics, count_images, format_table, measure, sample_passes
-from trainer.export import export
-from trainer.fit import Fitted, compute_features, fit, prepare, recipe_of
+from contract.graph.fingerprint import fingerprint
+from contract.graph.lowering import Lowered
+from contract.scores.acquisition import bald
+from contract.scores.embedding import EMBEDDING, embed
+from contract.scores.holdout import SHARE_FIELD
+from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.repository import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Repository, Staged, Version
+from trainer import labelstudio
+from trainer.evaluation.history import compare, describe_advice, earlier
+from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide, hold_out, macro_f1_interval
+from trainer.evaluation.metrics import Metrics, count_images, format_table, measure, sample_passes
+from trainer.evaluation.yardstick import ANSWERS_FILE, CURVE_FIELD, Exam, draw_up, dump
+from trainer.labels import oddities
+from trainer.labels import sources as labels
+from trainer.labels.dataset import Pixels, load_pixels, open_fetcher, strata
 from trainer.locks import exclusive
-from trainer.network import Network, Provenance, Weights, build
+from trainer.model.export import export
+from trainer.model.fit import Fitted, compute_features, fit, prepare, recipe_of
+from trainer.model.network import Network, Provenance, Weights, build
+from trainer.model.probe import PROBE_IMAGES, compute_probe
+from trainer.model.quantise import copy_int8_trunk, quantise
+from trainer.model.validation import prove_version
 from trainer.parallel import ALONE, World
-from trainer.probe import PROBE_IMAGES, compute_probe
-from trainer.progress import compare, describe_advice, earlier
-from trainer.proof import prove_version
-from trainer.quantise import copy_int8_trunk, quantise
 from trainer.report.calibration import fit_temperature
 from trainer.report.evidence import Evidence
 from trainer.report.page import write_report
 from trainer.settings import Device, Environment, Part, Source, Training
-from trainer.validation import Decisions, HeldOut, as_decisions, decide, hold_out, macro_f1_interval
-from trainer.yardstick import ANSWERS_FILE, CURVE_FIELD, Exam, draw_up, dump
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from contract.audit import DEFAULT_SHARE
 from contract.errors import ConfigError
-from contract.manifest import DEFAULT_PASSES
-from contract.mirror import open_repository, parse_location
-from contract.preprocess import MAX_MEGAPIXELS
-from contract.repository import Repository
-from contract.signatures import Keys, read_public_key
-from trainer.imagecache import DEFAULT_MB, ImageCache
+from contract.images.preprocess import MAX_MEGAPIXELS
+from contract.scores.holdout import DEFAULT_SHARE
+from contract.versions.local_cache import open_repository, parse_location
+from contract.versions.manifest import DEFAULT_PASSES
+from contract.versions.repository import Repository
+from contract.versions.signatures import Keys, read_public_key
+from trainer.labels.image_cache import DEFAULT_MB, ImageCache
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 
 Part = Literal["all", "classifier", "head"]

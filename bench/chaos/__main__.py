@@ -40,7 +40,7 @@ from bench.fleet import Fleet, Replica, fleet, has_haproxy
 from bench.load import percentile, say
 from bench.serving import image_host
 from bench.tiny_model import publish
-from contract.repository import Repository
+from contract.versions.repository import Repository
 
 _CLIENTS = 12
 _AHEAD = 3

@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.chaos.watch import Presence
 from bench.fleet import Fleet, Replica, wait_until
 from bench.tiny_model import publish
-from contract.repository import MANIFEST_FILE, WEIGHTS_FILE, Repository, new_version
+from contract.versions.repository import MANIFEST_FILE, WEIGHTS_FILE, Repository, new_version
 from demo.product import CHECKOUT
 
 _NOTICED_S = 60.0

@@ -8,10 +8,10 @@ import numpy as np
 from bench.chaos.client import Answer
 from bench.chaos.pictures import Picture
 from bench.chaos.traffic import Manner
-from contract.acquisition import label_studio_score
-from contract.preprocess import decode_image
-from contract.repository import Repository
-from server.gate import admit
+from contract.images.preprocess import decode_image
+from contract.scores.acquisition import label_studio_score
+from contract.versions.repository import Repository
+from server.inference.validation import admit
 from server.service import engine_loader
 from server.settings import Device, Settings
 

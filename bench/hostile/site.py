@@ -26,7 +26,7 @@ from bench.hostile.hosts import Host, body, host
 from bench.hostile.tls import make_certificate
 from bench.load import label_config
 from bench.serving import Server, serving
-from contract.repository import Repository
+from contract.versions.repository import Repository
 
 LIVE_S = 1.0
 """Label Studio waits so long for /health, and so do those who would restart the server."""

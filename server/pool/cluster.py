@@ -22,7 +22,7 @@ import ray.data
 import ray.exceptions
 
 from contract.errors import ConfigError, LabelnextError
-from server.logs import logging_config
+from server.observe.logs import logging_config
 from server.pool.progress import Tally, describe
 from server.pool.shards import Plan, PoolError, Shard
 from server.pool.worker import Assignment, Done, Worker
@@ -94,7 +94,7 @@ class _Actor:
     def __init__(self, assignment: Assignment, tally: Any) -> None:
         logging.config.dictConfig(logging_config("WARNING"))
         # Its warnings name some failures of each request; here all of them are in the output.
-        logging.getLogger("server.scoring").setLevel(logging.ERROR)
+        logging.getLogger("server.inference.scoring").setLevel(logging.ERROR)
         self._assignment = assignment
         self._tally = tally
         self._worker: Worker | None = None

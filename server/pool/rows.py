@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from contract.acquisition import label_studio_score, normalised_bald
 from contract.errors import ImageError
-from contract.manifest import Manifest
-from server.batching import ImageScores
-from server.scoring import Outcome
+from contract.scores.acquisition import label_studio_score, normalised_bald
+from contract.versions.manifest import Manifest
+from server.inference.batching import ImageScores
+from server.inference.scoring import Outcome
 from server.settings import Score
 
 

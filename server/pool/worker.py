@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from contract.errors import ImageError
-from contract.fetch import Fetcher, FetchSettings
-from server.batching import Batcher
-from server.gate import admit
-from server.metrics import Metrics
+from contract.images.fetch import Fetcher, FetchSettings
+from server.inference.batching import Batcher
+from server.inference.scoring import ImageReference, Scorer
+from server.inference.validation import admit
+from server.observe.metrics import Metrics
 from server.pool.rows import build_table, make_schema
 from server.pool.shards import Columns, Folder, PoolError, Shard
 from server.repository import open_models
-from server.scoring import ImageReference, Scorer
 from server.service import engine_loader, fetch_settings, open_cache
 from server.settings import Settings
 

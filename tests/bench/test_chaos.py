@@ -18,7 +18,7 @@ from bench.chaos.traffic import Dice, Manner
 from bench.chaos.watch import Memory, Presence, probing
 from bench.fleet import Fleet, Replica, wait_until
 from bench.tiny_model import publish
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.processes import free_port
 from tests.loopback import host, reply
 

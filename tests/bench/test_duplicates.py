@@ -9,11 +9,11 @@ from PIL import Image
 from torch import nn
 
 from bench.duplicates import EDITS, count_distinct, near_copies
-from contract.embedding import embed
+from contract.scores.embedding import embed
 from demo.product import CHECKOUT
 from tests.trainer.candidates import make_candidates
-from trainer.fit import coloured_noise
-from trainer.network import Network, Normalise
+from trainer.model.fit import coloured_noise
+from trainer.model.network import Network, Normalise
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 

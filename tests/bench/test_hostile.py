@@ -11,8 +11,8 @@ from bench.hostile.requests import Answered, Reply, head
 from bench.hostile.runner import run
 from bench.hostile.site import Escaped, Mark, _serves_images
 from bench.hostile.table import CASES
-from contract.manifest import InputSpec
-from contract.preprocess import decode_image
+from contract.images.preprocess import decode_image
+from contract.versions.manifest import InputSpec
 
 SCORED = {"task": 1, "probabilities": [0.2, 0.3, 0.5]}
 REFUSED = {"task": 1, "error": {"code": "fetch", "detail": "a.png answered 404, expected 200"}}

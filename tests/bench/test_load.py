@@ -18,7 +18,7 @@ from bench.load import (
     split,
 )
 from contract.labelconfig import choose_control, parse_label_config
-from server.labelstudio import parse_predict
+from server.http.labelstudio import parse_predict
 from tests.loopback import Host, host, reply
 
 seconds = st.floats(0, 1e6)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bench import model
 from bench.model import shuffled, small_images, trained, workplace
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from tests.server.tiny_model import publish
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bench.serving import ImageHost, common_folder, image_host, parse_metrics, stage_seconds
-from server.metrics import Metrics
+from server.observe.metrics import Metrics
 
 
 @pytest.fixture

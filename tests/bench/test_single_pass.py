@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from server.settings import Device
 from tests.server.tiny_model import PASSES, TinyModel, draw_images, publish
 

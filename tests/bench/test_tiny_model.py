@@ -3,9 +3,9 @@ import pytest
 
 from bench.tiny_model import LABELS, TinyModel, publish
 from contract.errors import ProbeMismatch
-from contract.masks import draw_masks
-from contract.repository import Repository
-from server.gate import admit
+from contract.graph.masks import draw_masks
+from contract.versions.repository import Repository
+from server.inference.validation import admit
 from server.service import engine_loader
 from server.settings import Device, Settings
 

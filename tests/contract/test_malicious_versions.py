@@ -5,10 +5,10 @@ import os
 import pytest
 
 from contract.errors import LabelnextError, ManifestError, SignatureError, VersionNotFound
-from contract.passes import load_graph, lower
-from contract.probe import Probe
-from contract.repository import MANIFEST_FILE, Repository
-from contract.signatures import Keys, generate_keys
+from contract.graph.lowering import load_graph, lower
+from contract.graph.probe import Probe
+from contract.versions.repository import MANIFEST_FILE, Repository
+from contract.versions.signatures import Keys, generate_keys
 from tests.malicious import MALICIOUS
 from tests.server.tiny_model import TinyModel, publish
 

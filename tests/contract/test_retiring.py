@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import VersionInUse, VersionNotFound
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from tests.versions import publish
 
 CHECKOUT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def test_a_version_that_a_process_holds_is_not_removed_until_it_has_ended(reposi
 HOLD = """
 import sys, time
 from pathlib import Path
-from contract.repository import Repository
+from contract.versions.repository import Repository
 with Repository(Path(sys.argv[1])).holding(sys.argv[2]):
     print("holding", flush=True)
     time.sleep(60)
@@ -100,7 +100,7 @@ def test_holding_what_is_not_there_is_no_error(repository):
 def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, versions, monkeypatch, when, locks):
     """Either the version is current, and then it is there, or it is gone, and then the rollback is told."""
     if not locks:
-        monkeypatch.setattr("contract.repository.fcntl.flock", refuse_locks)
+        monkeypatch.setattr("contract.versions.repository.fcntl.flock", refuse_locks)
     rename, outcome = Path.rename, []
 
     def roll_back():
@@ -134,7 +134,7 @@ def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, ver
 
 def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions, monkeypatch):
     """The version is verified, then removed, then CURRENT is moved: it is moved back."""
-    monkeypatch.setattr("contract.repository.fcntl.flock", refuse_locks)
+    monkeypatch.setattr("contract.versions.repository.fcntl.flock", refuse_locks)
     point_to = Repository.point_to
 
     def remove_and_point_to(self, name):
@@ -214,7 +214,7 @@ def test_a_removal_that_is_killed_at_any_step_leaves_a_whole_version_or_none(tmp
 RETIRE = """
 import os, signal, sys
 from pathlib import Path
-from contract.repository import Repository
+from contract.versions.repository import Repository
 
 root, name, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 calls = 0

@@ -16,16 +16,15 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
-from contract.download import Target
 from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError, RequestError, SignatureError
-from contract.inspection import inspect_graph
+from contract.graph.lowering import lower
+from contract.graph.probe import Probe
+from contract.images.download import Target
 from contract.labelconfig import choose_control, parse_label_config
-from contract.manifest import DropoutSite, FileDigest, InputSpec, Manifest
-from contract.passes import lower
-from contract.probe import Probe
-from contract.signatures import VerifyKey, read_public_key
-from server.batching import ImageScores
-from server.labelstudio import (
+from contract.versions.inspection import inspect_graph
+from contract.versions.manifest import DropoutSite, FileDigest, InputSpec, Manifest
+from contract.versions.signatures import VerifyKey, read_public_key
+from server.http.labelstudio import (
     build_predictions,
     find_images,
     parse_predict,
@@ -34,6 +33,7 @@ from server.labelstudio import (
     parse_webhook,
     resolve_target,
 )
+from server.inference.batching import ImageScores
 from server.settings import Score
 from tests.server.tiny_model import TinyModel, draw_probe
 
@@ -77,7 +77,7 @@ class Fuzzed:
 
 
 def _json(data):
-    """As server/bodies.py reads a body, of which only what is JSON goes on."""
+    """As server/http/bodies.py reads a body, of which only what is JSON goes on."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

@@ -15,7 +15,7 @@ import pytest
 
 from bench.fleet import fleet, has_haproxy
 from bench.serving import Server, serving
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from tests.production.driving import Prober, idle_connections
 from tests.server.conftest import make_predict_body, make_tasks
 from tests.server.tiny_model import publish

@@ -17,7 +17,7 @@ import pytest
 import urllib3
 
 from bench.serving import Server, serving
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.processes import Child, free_port, running
 from demo.product import CHECKOUT
 from tests.disks import fill, small_disk
@@ -225,7 +225,7 @@ class TestProcesses:
     def test_a_publisher_that_is_killed_leaves_the_last_version(self, repository: Repository):
         """At whatever point: what is served is always whole."""
         program = (
-            "import sys; from pathlib import Path; from contract.repository import Repository;"
+            "import sys; from pathlib import Path; from contract.versions.repository import Repository;"
             "from tests.server.tiny_model import publish;"
             "repository = Repository(Path(sys.argv[1]));\nwhile True: publish(repository)"
         )

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.rare
 LACKING = {
     "decoding": (
         """
-import contract.preprocess as it
+import contract.images.preprocess as it
 it._check_size = lambda *_: None
 it._MAX_READS = 10**9
 it._MAX_SCANNED_PIXELS = 10**15
@@ -41,7 +41,7 @@ it._orientation = lambda _: 1
     ),
     "fetching": (
         """
-import contextlib, contract.download as download, contract.fetch as fetch
+import contextlib, contract.images.download as download, contract.images.fetch as fetch
 download.is_public = lambda _: True
 download._cut_off = lambda *_: contextlib.nullcontext()
 download.LONGEST_REFERENCE = fetch.LONGEST_REFERENCE = 10**9
@@ -70,9 +70,9 @@ fetch._read_local = lambda root, name, limit: (root / name).read_bytes()
     ),
     "letting-in": (
         """
-import server.auth, server.logs
-server.auth.Guard.check = lambda *_: None
-server.logs.accept_request_id = lambda offered: offered
+import server.http.auth, server.observe.logs
+server.http.auth.Guard.check = lambda *_: None
+server.observe.logs.accept_request_id = lambda offered: offered
 """,
         (
             "password-absent",
@@ -83,7 +83,7 @@ server.logs.accept_request_id = lambda offered: offered
         ),
     ),
     "keeping-pages-away": (
-        "from server.origins import Origins as it; it.check_host = it.check_sender = lambda *_: None",
+        "from server.http.origins import Origins as it; it.check_host = it.check_sender = lambda *_: None",
         (
             "rebound-page",
             "rebound-webhook",
@@ -94,24 +94,24 @@ server.logs.accept_request_id = lambda offered: offered
         ),
     ),
     "ending-what-is-slow": (
-        "import server.worker as it; it.Worker.murder_pending = lambda _: None",
+        "import server.http.worker as it; it.Worker.murder_pending = lambda _: None",
         ("slow-head-in-time", "slow-body-in-time", "slow-reader-in-time"),
     ),
     "leaving-places-to-others": (
-        "import server.lanes as it; it._SLOW_THREADS = 0",
+        "import server.inference.host_queues as it; it._SLOW_THREADS = 0",
         ("host-silent-under-64-names",),
     ),
     "bounding-connections": (
-        "import server.worker as it; it.Worker._evict = lambda _: None",
+        "import server.http.worker as it; it.Worker._evict = lambda _: None",
         ("more-connections-than-may-be",),
     ),
     "bounding-what-is-held": (
-        "import server.worker as it; it.Worker._relieve = lambda _: None",
+        "import server.http.worker as it; it.Worker._relieve = lambda _: None",
         ("80-bodies-of-16-mb-that-stop",),
     ),
     "waiting-in-the-loop": (
         """
-import server.worker as it
+import server.http.worker as it
 class Waiting:
     def __get__(self, conn, _):
         conn.socket.setblocking(True)

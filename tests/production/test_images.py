@@ -22,7 +22,7 @@ import pytest
 import urllib3
 from PIL import Image
 
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.processes import Child, free_port, running
 from deploy.images.__main__ import SERVER, SERVER_LIMIT_MB, TRAINER
 from deploy.images.confined import confined

@@ -13,7 +13,7 @@ import urllib3
 import yaml
 
 from bench.serving import serving
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from demo.product import CHECKOUT
 from tests.server.tiny_model import publish

@@ -23,7 +23,7 @@ from bench.fleet import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
 from bench.load import Client, Reply, sending, split
 from bench.serving import ImageHost, image_host
 from bench.tiny_model import LABELS, publish
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from tests.loopback import host
 

@@ -18,8 +18,8 @@ import boto3
 import pytest
 
 from contract.errors import NothingPublished, PublishConflict, RepositoryUnreachable
-from contract.mirror import open_repository
-from contract.objects import Bucket
+from contract.versions.bucket import Bucket
+from contract.versions.local_cache import open_repository
 from demo.processes import free_port
 from demo.product import CHECKOUT, Server, Workplace, serving
 from tests.buckets import environment, running_store
@@ -35,8 +35,8 @@ PUBLISH = """
 import os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from contract.mirror import open_repository
-from contract.objects import Bucket
+from contract.versions.local_cache import open_repository
+from contract.versions.bucket import Bucket
 from tests.versions import manifest, write_files
 
 location, mirror, step, weights = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -65,7 +65,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from contract.errors import PublishConflict
-from contract.mirror import open_repository
+from contract.versions.local_cache import open_repository
 from tests.versions import manifest, write_files
 
 with open_repository(sys.argv[1], mirror=Path(sys.argv[2])).stage(datetime.now(UTC)) as staged:

@@ -14,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet as pq
 
 from bench.serving import image_host, serving
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.processes import running
 from demo.product import CHECKOUT
 from tests.server.conftest import CONFIG

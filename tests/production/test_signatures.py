@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from contract.repository import SIGNATURE_FILE, Repository
-from contract.signatures import Keys, generate_keys
+from contract.versions.repository import SIGNATURE_FILE, Repository
+from contract.versions.signatures import Keys, generate_keys
 from demo.processes import free_port, running
 from demo.product import CHECKOUT
 from tests.production.driving import Client

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.pool import write_digits
 from demo.processes import free_port, running
 from tests.versions import publish

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from server.app import close_app, create_app
 from server.settings import Device, Settings
 from tests.server.tiny_model import draw_images

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from contract.acquisition import label_studio_score
 from contract.errors import FetchError
-from contract.fetch import Fetched
-from contract.masks import draw_masks
-from contract.training_requests import REQUESTS_FOLDER, find_requests, leave_request
+from contract.graph.masks import draw_masks
+from contract.images.fetch import Fetched
+from contract.scores.acquisition import label_studio_score
+from contract.versions.training_requests import REQUESTS_FOLDER, find_requests, leave_request
 from server.app import FiniteJSON, close_app
 from server.settings import Precision, Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks, to_data_uri

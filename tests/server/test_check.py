@@ -200,7 +200,7 @@ def test_what_nobody_foresaw_is_a_fault_of_that_question_alone(settings, monkeyp
 )
 def test_a_package_that_is_missing_is_a_fault_of_the_repository(monkeypatch, capsys, module, variable, value, wanted):
     """The line of JSON is there, says what to install, and answers the other questions."""
-    for name in [name for name in sys.modules if name == "contract.objects" or name.split(".")[0] == module]:
+    for name in [name for name in sys.modules if name == "contract.versions.bucket" or name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)  # which is how an import fails
     monkeypatch.setenv(variable, value)

@@ -17,7 +17,7 @@ def run_conf(monkeypatch, **variables):
 def test_one_process_with_many_threads(monkeypatch):
     """One session serves all; nothing is loaded before the fork; probes find a thread when every place is taken."""
     conf = run_conf(monkeypatch, BIND="0.0.0.0:1234", THREADS="7", QUEUE_REQUESTS="20")
-    assert (conf["worker_class"], conf["workers"]) == ("server.worker.Worker", 1)
+    assert (conf["worker_class"], conf["workers"]) == ("server.http.worker.Worker", 1)
     assert conf["threads"] > 27
     assert conf["worker_connections"] > conf["threads"]
     assert (conf["bind"], conf["preload_app"], conf["control_socket_disable"]) == ("0.0.0.0:1234", False, True)

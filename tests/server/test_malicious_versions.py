@@ -3,10 +3,10 @@
 import pytest
 
 from contract.errors import DigestError, GateError, LabelnextError, SignatureError
-from contract.repository import Repository
-from contract.signatures import Keys, generate_keys
-from server.engine import Engine, EngineOptions
-from server.gate import admit
+from contract.versions.repository import Repository
+from contract.versions.signatures import Keys, generate_keys
+from server.inference.engine import Engine, EngineOptions
+from server.inference.validation import admit
 from server.settings import Device, Precision
 from tests.malicious import MALICIOUS
 from tests.server.tiny_model import TinyModel, draw_images, publish
@@ -90,7 +90,7 @@ def test_a_graph_of_an_attacker_is_not_parsed_to_explain_its_digest(signed, monk
     path.write_bytes(bytes(len(path.read_bytes())))
 
     parsed = []
-    monkeypatch.setattr("server.gate.load_graph", lambda *_, **__: parsed.append(1))
+    monkeypatch.setattr("server.inference.validation.load_graph", lambda *_, **__: parsed.append(1))
     with pytest.raises(DigestError):
         admit(signed, name, load_in(Precision.FP32))
     assert not parsed

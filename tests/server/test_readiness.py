@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from contract.fetch import Fetched
+from contract.images.fetch import Fetched
 from server.app import close_app, create_app
-from server.models import Models
+from server.inference.models import Models
 from tests.server.conftest import make_predict_body, make_task, make_tasks, to_data_uri
 from tests.server.tiny_model import TinyModel, draw_images, publish
 
@@ -75,7 +75,7 @@ class TestProbes:
 
     def test_it_is_not_ready_before_the_first_look(self, settings, repository, monkeypatch):
         """Readiness begins as false."""
-        monkeypatch.setattr("server.models.Models.poll", lambda self: None)
+        monkeypatch.setattr("server.inference.models.Models.poll", lambda self: None)
         publish(repository)
         app = create_app(settings)
         assert probe(app.test_client()) == (200, 503)
@@ -186,7 +186,7 @@ class TestTheLine:
             begin.wait(10)
             poll(self)
 
-        monkeypatch.setattr("server.models.Models.poll", late)
+        monkeypatch.setattr("server.inference.models.Models.poll", late)
         publish(repository)
         app = create_app(settings)
         with ThreadPoolExecutor() as pool:

@@ -18,10 +18,10 @@ from pyarrow import fs
 from pyarrow import parquet as pq
 
 from contract.errors import ConfigError, ImageError, VersionNotFound
-from contract.masks import draw_masks
-from contract.repository import Repository
+from contract.graph.masks import draw_masks
+from contract.versions.repository import Repository
 from server.__main__ import main
-from server.batching import ImageScores
+from server.inference.batching import ImageScores
 from server.pool.job import Job, score_pool
 from server.pool.progress import Tally, describe
 from server.pool.rows import build_table, make_schema

@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from contract.errors import ConfigError
-from server.logs import JsonFormatter, logging_config
+from server.observe.logs import JsonFormatter, logging_config
 from server.settings import Settings
 from tests.loopback import host, reply
 from tests.server.conftest import CONFIG, make_predict_body, make_task, to_data_uri

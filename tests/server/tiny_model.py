@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from contract.fingerprint import fingerprint
-from contract.manifest import DropoutSite, InputSpec, Manifest
-from contract.masks import draw_masks
-from contract.passes import lower
-from contract.probe import Probe
-from contract.repository import INT8_TRUNK_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
+from contract.graph.fingerprint import fingerprint
+from contract.graph.lowering import lower
+from contract.graph.masks import draw_masks
+from contract.graph.probe import Probe
+from contract.versions.manifest import DropoutSite, InputSpec, Manifest
+from contract.versions.repository import INT8_TRUNK_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
 
 SIDE, HIDDEN, PASSES = 8, 16, 20
 LABELS = ("ant", "bee", "cat")

@@ -23,14 +23,14 @@ from demo.label_studio import EMAIL, PASSWORD, LabelStudio
 from demo.pool import Pool
 from demo.product import CHECKOUT, Workplace, rank, train
 from demo.project import Project
-from server.batching import ImageScores
-from server.labelstudio import build_predictions, resolve_target
+from server.http.labelstudio import build_predictions, resolve_target
+from server.inference.batching import ImageScores
 from server.settings import Score
-from tests.contract import test_spelling as spelling
+from tests.contract.images import test_spelling
 from tests.system.conftest import QUICK_TRAINING, Serve
 from tests.versions import manifest
 from trainer import labelstudio
-from trainer.annotations import EMPTY, LeftOut, decide
+from trainer.labels.annotations import EMPTY, LeftOut, decide
 from trainer.ranking.imports import Wanted, bring_about
 
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
@@ -108,10 +108,12 @@ def test_addresses_are_read_as_this_browser_reads_them(browser: Browser):
     """The tables that the unit tests go by are what a real browser says, of addresses and of images within tasks."""
     page = browser.new_page()
     href = "address => { try { return new URL(address).href } catch { return null } }"
-    assert {address: page.evaluate(href, address) for address in spelling.ADDRESSES} == spelling.ADDRESSES
-    assert [page.evaluate(href, address) for address in spelling.NO_ADDRESSES] == [None] * len(spelling.NO_ADDRESSES)
+    assert {address: page.evaluate(href, address) for address in test_spelling.ADDRESSES} == test_spelling.ADDRESSES
+    assert [page.evaluate(href, address) for address in test_spelling.NO_ADDRESSES] == [None] * len(
+        test_spelling.NO_ADDRESSES
+    )
     shown = "uri => { const image = new Image(); image.src = uri; return image.decode().then(() => true, () => false) }"
-    assert {uri: page.evaluate(shown, uri) for uri in spelling.DATA_URIS} == spelling.DATA_URIS
+    assert {uri: page.evaluate(shown, uri) for uri in test_spelling.DATA_URIS} == test_spelling.DATA_URIS
     page.close()
 
 

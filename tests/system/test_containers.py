@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from contract.repository import Repository
-from contract.training_requests import REQUESTS_FOLDER
+from contract.versions.repository import Repository
+from contract.versions.training_requests import REQUESTS_FOLDER
 from demo.product import CHECKOUT
 from server.settings import Settings
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from contract.audit import DEFAULT_SHARE, is_audit
-from contract.preprocess import decode_image
-from contract.repository import Repository
+from contract.images.preprocess import decode_image
+from contract.scores.holdout import DEFAULT_SHARE, is_audit
+from contract.versions.repository import Repository
 from demo.pool import Pool
 from demo.product import Workplace, activate, train
 from demo.project import Project, Task

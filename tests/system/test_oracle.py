@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from demo.product import Workplace, serving
 from tests.server.tiny_model import publish

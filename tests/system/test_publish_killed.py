@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from tests.versions import publish
 
 pytestmark = pytest.mark.system
@@ -17,7 +17,7 @@ PUBLISH = """
 import os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from tests.versions import manifest, write_files
 
 root, step = Path(sys.argv[1]), int(sys.argv[2])

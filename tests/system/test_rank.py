@@ -17,7 +17,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pytest
 
-from contract.audit import is_audit
+from contract.scores.holdout import is_audit
 from demo.label_studio import LabelStudio
 from demo.pool import Pool
 from demo.processes import free_port

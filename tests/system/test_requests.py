@@ -14,7 +14,7 @@ import pytest
 import urllib3
 from PIL import Image
 
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.processes import free_port
 from demo.product import CHECKOUT, Workplace, serving
 from tests.server.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish

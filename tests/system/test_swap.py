@@ -12,7 +12,7 @@ import pytest
 import urllib3
 from PIL import Image
 
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from demo.product import Server, Workplace
 from tests.server.tiny_model import TinyModel, draw_images, publish
 from tests.system import requests_of_label_studio as requests

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
 SCORE = """
 import sys, numpy as np, onnx
-from contract.masks import draw_masks
-from contract.passes import lower
+from contract.graph.masks import draw_masks
+from contract.graph.lowering import lower
 from tests.networks import Engine
 lowered = lower(onnx.load(sys.argv[1]))
 images = np.random.default_rng(3).random((7, 3, 8, 8), dtype=np.float32)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from contract.repository import Repository
-from contract.training_requests import find_requests
+from contract.versions.repository import Repository
+from contract.versions.training_requests import find_requests
 from demo.label_studio import LabelStudio
 from demo.pool import Pool
 from demo.processes import Child, running

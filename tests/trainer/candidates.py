@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from contract.acquisition import bald, entropy
+from contract.scores.acquisition import bald, entropy
 from trainer.ordering.strategies import Candidates
 
 

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from contract.fingerprint import fingerprint
-from contract.manifest import InputSpec, Manifest
-from contract.repository import INT8_TRUNK_FILE, PROBE_FILE
-from trainer.export import export
-from trainer.network import Network, Normalise, Provenance
-from trainer.probe import compute_probe
-from trainer.quantise import quantise
+from contract.graph.fingerprint import fingerprint
+from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.repository import INT8_TRUNK_FILE, PROBE_FILE
+from trainer.model.export import export
+from trainer.model.network import Network, Normalise, Provenance
+from trainer.model.probe import compute_probe
+from trainer.model.quantise import quantise
 
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 30)}
 PROVENANCE = Provenance("none", None, (), ("classifier.0", "classifier.3", "classifier.6"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError
-from contract.repository import SIGNATURE_FILE, Repository
+from contract.versions.repository import SIGNATURE_FILE, Repository
 from tests.server.tiny_model import publish
 from trainer.__main__ import main
 from trainer.settings import Environment
@@ -97,5 +97,5 @@ def test_a_path_does_for_the_public_key(settings, tmp_path):
 
 def test_without_keys_the_library_is_not_imported():
     """It is optional."""
-    code = "import sys, trainer.__main__, contract.repository; sys.exit('minisign' in sys.modules)"
+    code = "import sys, trainer.__main__, contract.versions.repository; sys.exit('minisign' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0

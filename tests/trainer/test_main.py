@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import TrainingError
-from contract.repository import WEIGHTS_FILE, Repository
+from contract.versions.repository import WEIGHTS_FILE, Repository
 from tests.disks import fill, small_disk
 from tests.trainer.small import PROVENANCE, small_network, write_folders
 from tests.versions import publish
@@ -19,15 +19,15 @@ from trainer import __main__ as main_module
 from trainer import labelstudio
 from trainer import run as run_module
 from trainer.__main__ import main
-from trainer.former import recall
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
+from trainer.ranking.former import recall
 from trainer.ranking.rank import Summary
 from trainer.settings import Environment, RankOptions, StudyOptions, Training
 from trainer.study import simulate as simulate_module
 from trainer.study.names import STUDIED
 from trainer.watching import watch as watch_module
-from trainer.watching.children import LABELS_AT_FAULT
+from trainer.watching.processes import LABELS_AT_FAULT
 
 
 @pytest.fixture
@@ -542,7 +542,7 @@ def imported_at_start(module, seen):
 def test_the_command_line_does_not_import_torch():
     """--help, versions and rollback answer at once."""
     seen = imported_at_start("trainer.__main__", set())
-    assert "contract.repository" in seen
+    assert "contract.versions.repository" in seen
     assert not {name.split(".")[0] for name in seen} & {
         "torch",
         "torchvision",

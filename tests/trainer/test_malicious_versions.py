@@ -3,10 +3,10 @@
 import pytest
 
 from contract.errors import LabelnextError
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from tests.malicious import MALICIOUS
 from tests.server.tiny_model import TinyModel, publish
-from trainer.proof import prove_version
+from trainer.model.validation import prove_version
 
 pytestmark = pytest.mark.timeout(60)
 

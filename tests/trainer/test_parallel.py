@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from contract.errors import ConfigError, LabelnextError, TrainingError
-from contract.manifest import InputSpec
+from contract.versions.manifest import InputSpec
+from tests.trainer.model.test_fit import move_columns
 from tests.trainer.ranks import CPU, in_ranks
 from tests.trainer.small import coloured_images, small_network, write_folders
-from tests.trainer.test_fit import move_columns
-from trainer import labels
 from trainer.__main__ import main
-from trainer.dataset import load_pixels
-from trainer.fit import Recipe, compute_features, fit
-from trainer.imagecache import ImageCache
+from trainer.labels import sources as labels
+from trainer.labels.dataset import load_pixels
+from trainer.labels.image_cache import ImageCache
+from trainer.model.fit import Recipe, compute_features, fit
 from trainer.parallel import ALONE, World
 
 TORCHRUN = {

@@ -7,8 +7,8 @@ import pytest
 from filelock import FileLock
 
 from contract.errors import ConfigError, NothingPublished
-from contract.ranking import Ranking, save_ranking
-from contract.repository import Repository
+from contract.scores.ranking import Ranking, save_ranking
+from contract.versions.repository import Repository
 from tests.versions import publish
 from trainer.__main__ import main
 from trainer.pruning import prune

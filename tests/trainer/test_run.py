@@ -13,16 +13,16 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from contract.audit import is_audit
 from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
-from contract.repository import INT8_TRUNK_FILE, Repository
+from contract.scores.holdout import is_audit
+from contract.versions.repository import INT8_TRUNK_FILE, Repository
 from tests.trainer.small import COLOURS, PROVENANCE, coloured_images, lively_network, small_network, write_folders
 from tests.trainer.studio import TOKEN, studio
 from tests.versions import fix_names, publish
 from trainer import run as run_module
-from trainer.export import export
-from trainer.proof import prove_version
-from trainer.quantise import quantise
+from trainer.model.export import export
+from trainer.model.quantise import quantise
+from trainer.model.validation import prove_version
 from trainer.run import choose_device, run
 from trainer.settings import Environment, Source, Training
 

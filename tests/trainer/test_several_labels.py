@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from contract.calibration import temper
-from contract.masks import draw_masks
-from contract.probe import Probe
-from contract.repository import Repository
-from server.batching import ImageScores
-from server.engine import Engine, EngineOptions
-from server.gate import admit
-from server.labelstudio import build_predictions, resolve_target
+from contract.graph.masks import draw_masks
+from contract.graph.probe import Probe
+from contract.scores.calibration import temper
+from contract.versions.repository import Repository
+from server.http.labelstudio import build_predictions, resolve_target
+from server.inference.batching import ImageScores
+from server.inference.engine import Engine, EngineOptions
+from server.inference.validation import admit
 from server.settings import Score
 from tests.trainer.small import COLOURS, PROVENANCE, small_network
 from trainer import run as run_module

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from contract.acquisition import entropy
+from contract.scores.acquisition import entropy
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

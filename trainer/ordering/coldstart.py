@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from contract.audit import is_audit
-from contract.embedding import EMBEDDING, embed
+from contract.scores.embedding import EMBEDDING, embed
+from contract.scores.holdout import is_audit
 from trainer.ordering.duplicates import Vectors
 from trainer.ordering.order import Arrangement, compose
 from trainer.ordering.reasons import BY_CHANCE, COVERS
@@ -22,7 +22,7 @@ from trainer.ordering.strategies import Ints, check_finite, check_tasks
 if TYPE_CHECKING:
     import torch
 
-    from trainer.network import Weights
+    from trainer.model.network import Weights
 
 _LEAST_FITTED, _FITTED_PER_CLUSTER = 5000, 10
 """How many embeddings, by chance, the centres of clusters are computed from in a pool with more."""
@@ -89,7 +89,7 @@ class Convolutions:
     """Convolutions that were trained elsewhere, for embeddings of images of one size. Imports torch when first used."""
 
     def __init__(self, *, weights: "Weights", architecture: str, device: "torch.device") -> None:
-        """Take what `trainer.network.build` takes, and the device to compute on; nothing is loaded yet."""
+        """Take what `trainer.model.network.build` takes, and the device to compute on; nothing is loaded yet."""
         self._weights = weights
         self._architecture = architecture
         self._device = device
@@ -118,7 +118,7 @@ class Convolutions:
     def _build(self, image_size: int) -> "torch.nn.Module":
         import torch
 
-        from trainer.network import build
+        from trainer.model.network import build
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # without weights, fresh ones that are the same in the next process

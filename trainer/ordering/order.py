@@ -12,9 +12,10 @@ from typing import Final, cast
 
 import numpy as np
 
-from contract.acquisition import label_studio_score
-from contract.audit import is_audit
-from trainer.ordering import audit, strategies
+from contract.scores.acquisition import label_studio_score
+from contract.scores.holdout import is_audit
+from trainer.ordering import holdout as audit
+from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
 from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ordering.reasons import AUDIT, explain, near_duplicate

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from contract.acquisition import margin
+from contract.scores.acquisition import margin
 from trainer.ordering.strategies import BALANCED, BATCH_BALD, Candidates, Preference
 
 AUDIT: Final = "random sample, for measuring"

@@ -12,9 +12,9 @@ from typing import Final, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from contract.acquisition import margin
-from contract.draws import draw
 from contract.errors import ConfigError
+from contract.scores.acquisition import margin
+from contract.scores.keyed_uniforms import draw
 from trainer.ordering import batchbald
 from trainer.ordering.batchbald import Passes
 

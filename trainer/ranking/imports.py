@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from contract.disk import explain
 from contract.errors import ConfigError
+from contract.versions.disk import explain
 from trainer import labelstudio
-from trainer.bars import Bar
 from trainer.labelstudio import Refused, StoredPrediction, Unreachable
+from trainer.progress_bar import Bar
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio

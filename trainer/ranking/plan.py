@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from contract.disk import explain
 from contract.errors import ConfigError
+from contract.versions.disk import explain
 
 
 @dataclass(frozen=True, slots=True)

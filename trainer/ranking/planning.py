@@ -13,21 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError, NothingPublished
-from contract.fetch import Fetcher
+from contract.images.fetch import Fetcher
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
-from contract.manifest import Manifest
 from contract.matching import match_control
-from contract.ranking import Ranking
-from contract.repository import Repository, Version
+from contract.scores.ranking import Ranking
 from contract.tasks import find_reference
+from contract.versions.manifest import Manifest
+from contract.versions.repository import Repository, Version
 from trainer import labelstudio
 from trainer.labelstudio import PoolTask, Project
 from trainer.ordering import strategies
 from trainer.ordering.order import arrange
 from trainer.ranking.names import base_name
-from trainer.ranking.placing import keep_places, place, place_later, to_candidates
 from trainer.ranking.plan import Plan
 from trainer.ranking.pool import Embed, count_labels, embed_tasks, group_failures, say_failures, score_tasks
+from trainer.ranking.predictions import keep_places, place, place_later, to_candidates
 from trainer.ranking.retries import FEW, are_few, ask_again
 from trainer.ranking.scores import Failure, Score, ScoreLog, digest
 from trainer.ranking.servers import Question, Servers

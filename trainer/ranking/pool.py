@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ImageError, name_once
-from contract.fetch import Fetcher
+from contract.images.fetch import Fetcher
+from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.labelconfig import ChoicesControl
-from contract.manifest import InputSpec, Manifest
-from contract.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.tasks import find_reference
-from trainer.annotations import LeftOut, Task, decide
-from trainer.bars import Bar
-from trainer.dataset import THREADS
+from contract.versions.manifest import InputSpec, Manifest
+from trainer.labels.annotations import LeftOut, Task, decide
+from trainer.labels.dataset import THREADS
 from trainer.labelstudio import PoolTask
+from trainer.progress_bar import Bar
 from trainer.ranking.retries import Ask, ask_again
 from trainer.ranking.scores import Failure, Score, ScoreLog, digest
 from trainer.ranking.servers import Question, Servers

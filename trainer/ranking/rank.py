@@ -16,16 +16,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from contract.disk import explain
 from contract.errors import ConfigError, FetchError
-from contract.ranking import RankedImage, Ranking, load_rankings, save_ranking
+from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
+from contract.versions.disk import explain
 from trainer import labelstudio
-from trainer.dataset import open_fetcher
-from trainer.former import remember
+from trainer.labels.dataset import open_fetcher
 from trainer.locks import exclusive
 from trainer.ordering import strategies
-from trainer.ranking import gallery
+from trainer.ranking import thumbnails as gallery
+from trainer.ranking.former import remember
 from trainer.ranking.imports import Wanted, bring_about
 from trainer.ranking.names import base_name, next_name, round_of, superseded
 from trainer.ranking.plan import Plan, Planned, load_plan, save_plan

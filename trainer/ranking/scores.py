@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from contract.disk import explain
 from contract.errors import ConfigError
+from contract.versions.disk import explain
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from contract.calibration import temper
-from trainer.dataset import Indices, Targets
+from contract.scores.calibration import temper
+from trainer.evaluation.holdout import as_decisions, decide
+from trainer.labels.dataset import Indices, Targets
 from trainer.report.folds import FOLDS
-from trainer.validation import as_decisions, decide
 
 LEAST_IMAGES: Final = 30
 """Below which a temperature would be fitted to chance."""

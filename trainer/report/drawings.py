@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Final
 
 from markupsafe import Markup
 
-from trainer.plots import ACCENT, FAULT, TEXT, new_plots, to_svg
 from trainer.report.calibration import Bin
 from trainer.report.figures import Histogram
 from trainer.report.findings import Point
+from trainer.report.plots import ACCENT, FAULT, TEXT, new_plots, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from contract.manifest import Manifest
-from trainer.dataset import Pixels
-from trainer.validation import HeldOut
+from contract.versions.manifest import Manifest
+from trainer.evaluation.holdout import HeldOut
+from trainer.labels.dataset import Pixels
 
 
 @dataclass(frozen=True, slots=True)

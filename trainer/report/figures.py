@@ -6,8 +6,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from trainer.dataset import Indices
-from trainer.validation import Decisions
+from trainer.evaluation.holdout import Decisions
+from trainer.labels.dataset import Indices
 
 SHOWN: Final = 12
 """The most images of either kind that are picked."""

@@ -9,20 +9,20 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from contract.calibration import temper
-from contract.download import public_name
-from contract.manifest import Manifest
-from trainer.classfolders import as_text
-from trainer.dataset import Indices
-from trainer.evaluate import measure
+from contract.images.download import public_name
+from contract.scores.calibration import temper
+from contract.versions.manifest import Manifest
+from trainer.evaluation.holdout import Decisions, as_decisions, decide
+from trainer.evaluation.metrics import measure
+from trainer.evaluation.yardstick import CURVE_FIELD
+from trainer.labels.class_folders import as_text
+from trainer.labels.dataset import Indices
 from trainer.report import figures, label_errors
 from trainer.report.calibration import Bin, cross_fit, error_by_chance, reliability
 from trainer.report.evidence import Evidence
 from trainer.report.figures import ClassFigures, Histogram
 from trainer.report.folds import deal
 from trainer.report.label_errors import Judgement
-from trainer.validation import Decisions, as_decisions, decide
-from trainer.yardstick import CURVE_FIELD
 
 logger = logging.getLogger(__name__)
 

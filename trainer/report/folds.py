@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from trainer.dataset import Indices, Integers, Targets, strata
+from trainer.labels.dataset import Indices, Integers, Targets, strata
 
 FOLDS: Final = 5
 

@@ -10,13 +10,13 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from trainer.html import render
-from trainer.ranking.gallery import to_thumbnail
+from trainer.ranking.thumbnails import to_thumbnail
 from trainer.report import figures, findings
 from trainer.report.drawings import draw_curve, draw_histogram, draw_reliability
 from trainer.report.evidence import Evidence
 from trainer.report.figures import ClassFigures, Confusion
 from trainer.report.findings import Doubted, Findings, Shown
+from trainer.report.html import render
 
 _TABLE_CLASSES: Final = 12
 """Up to so many, the confusions are a table with figures."""

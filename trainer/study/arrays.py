@@ -18,7 +18,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from contract.errors import ConfigError
-from trainer.bars import Bar
+from trainer.progress_bar import Bar
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contract.audit import DEFAULT_SHARE
-from contract.draws import draw
-from contract.embedding import embed
-from trainer.dataset import Indices
+from contract.scores.embedding import embed
+from contract.scores.holdout import DEFAULT_SHARE
+from contract.scores.keyed_uniforms import draw
+from trainer.labels.dataset import Indices
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
-from trainer.study.learner import Floats, Model, Scores
+from trainer.study.model import Floats, Model, Scores
 from trainer.study.names import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
 
 _AT_ONCE = 1024

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from contract.errors import ImageError
-from contract.manifest import InputSpec
-from contract.preprocess import MAX_MEGAPIXELS, RECIPE, decode_image
-from trainer.dataset import THREADS
-from trainer.network import Network
+from contract.images.preprocess import MAX_MEGAPIXELS, RECIPE, decode_image
+from contract.versions.manifest import InputSpec
+from trainer.labels.dataset import THREADS
+from trainer.model.network import Network
 from trainer.study.arrays import Batch, keep
-from trainer.study.pool import Pool
+from trainer.study.dataset import Pool
 
 _IMAGES_A_BATCH: Final = 32
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from trainer.html import render
+from trainer.report.html import render
 from trainer.study import charts
 from trainer.study.names import RANDOM
 from trainer.study.records import PassAgreement, Round, Study

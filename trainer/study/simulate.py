@@ -22,18 +22,18 @@ import numpy as np
 import torch
 
 from contract.errors import ConfigError, name_once
-from trainer.dataset import Indices
-from trainer.fit import recipe_of
+from trainer.labels.dataset import Indices
 from trainer.locks import alone
-from trainer.network import build
+from trainer.model.fit import recipe_of
+from trainer.model.network import build
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.run import choose_device, parse_weights
 from trainer.settings import Environment, StudyOptions, Training
 from trainer.study import names, report
-from trainer.study.chain import Protocol
+from trainer.study.dataset import Pool, long_tail, read_pool
 from trainer.study.features import Decoded, compute, decode
-from trainer.study.pool import Pool, long_tail, read_pool
 from trainer.study.records import PassAgreement, Round, Study, recover, save
+from trainer.study.run import Protocol
 from trainer.study.statistics import summarise, to_json
 from trainer.study.workers import Files, Place, Work, count_processors, count_workers, run_all
 

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from contract.errors import ConfigError
-from trainer.bars import Bar
-from trainer.dataset import Indices
-from trainer.study.chain import Chain, Protocol
-from trainer.study.learner import Material
+from trainer.labels.dataset import Indices
+from trainer.progress_bar import Bar
+from trainer.study.model import Material
 from trainer.study.records import recover
+from trainer.study.run import Chain, Protocol
 
 _LOOK_S: Final = 0.5
 """Between two looks at how far the workers are."""

@@ -10,8 +10,8 @@ from typing import Final
 
 from contract.errors import RepositoryError, RepositoryUnreachable, name_some
 from contract.labelconfig import ChoicesControl, choose_control
-from contract.manifest import Manifest
-from contract.repository import Repository
+from contract.versions.manifest import Manifest
+from contract.versions.repository import Repository
 
 _NAMED: Final = 3
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from contract.errors import ConfigError, LabelnextError, NothingPublished
 from contract.labelconfig import ChoicesControl, parse_label_config
-from contract.repository import Repository
-from contract.training_requests import TrainingRequest, find_requests, remove
+from contract.versions.repository import Repository
+from contract.versions.training_requests import TrainingRequest, find_requests, remove
 from trainer import labelstudio
 from trainer.locks import exclusive
 from trainer.ranking.names import base_name
 from trainer.settings import Environment
-from trainer.watching.children import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
+from trainer.watching.processes import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
 from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
 
 if TYPE_CHECKING:

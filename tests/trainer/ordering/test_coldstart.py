@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import pairwise_distances
 
-from contract.audit import is_audit
-from contract.embedding import EMBEDDING
 from contract.errors import ConfigError
-from trainer.fit import coloured_noise
+from contract.scores.embedding import EMBEDDING
+from contract.scores.holdout import is_audit
+from trainer.model.fit import coloured_noise
 from trainer.ordering.coldstart import Convolutions, arrange, cover
 
 

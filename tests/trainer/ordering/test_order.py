@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.acquisition import label_studio_score
-from contract.audit import draws, is_audit
 from contract.errors import ConfigError
+from contract.scores.acquisition import label_studio_score
+from contract.scores.holdout import draws, is_audit
 from tests.trainer.candidates import make_candidates, make_passes
-from trainer.ordering import audit
+from trainer.ordering import holdout as audit
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import STRATEGIES
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.audit import is_audit
 from contract.errors import ConfigError, LabelMismatch
-from contract.ranking import load_rankings
-from contract.repository import Repository
+from contract.scores.holdout import is_audit
+from contract.scores.ranking import load_rankings
+from contract.versions.repository import Repository
 from tests.trainer.scorer import bald_of, passes_of, scorer
 from tests.trainer.studio import CONFIG, TOKEN, Gone, studio
 from tests.versions import publish
@@ -22,7 +22,7 @@ from trainer import labelstudio
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import imports, planning, pool, retries
 from trainer.ranking import rank as rank_module
-from trainer.ranking.placing import KEPT, LATER, SCORED_LATER
+from trainer.ranking.predictions import KEPT, LATER, SCORED_LATER
 from trainer.ranking.rank import rank
 from trainer.ranking.retries import Insistence
 from trainer.ranking.servers import Patience, Servers

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from contract.acquisition import bald
-from contract.manifest import DropoutSite, InputSpec, Manifest
-from trainer.dataset import Pixels, split
-from trainer.evaluate import measure
+from contract.scores.acquisition import bald
+from contract.versions.manifest import DropoutSite, InputSpec, Manifest
+from trainer.evaluation.holdout import HeldOut, as_decisions, decide, macro_f1_interval
+from trainer.evaluation.metrics import measure
+from trainer.labels.dataset import Pixels, split
 from trainer.report.calibration import fit_temperature
 from trainer.report.evidence import Evidence
-from trainer.validation import HeldOut, as_decisions, decide, macro_f1_interval
 
 PASSES = 5
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.calibration import temper
-from trainer.evaluate import measure
+from contract.scores.calibration import temper
+from trainer.evaluation.metrics import measure
 from trainer.report.calibration import LEAST_IMAGES, cross_fit, error_by_chance, fit_temperature, reliability
 from trainer.report.folds import deal
 

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix as reference_matrix
 from sklearn.metrics import precision_recall_fscore_support
 
-from trainer.evaluate import measure
+from trainer.evaluation.holdout import as_decisions
+from trainer.evaluation.metrics import measure
 from trainer.report import figures
-from trainer.validation import as_decisions
 
 LABELS = ("a", "b", "c", "d")
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from contract.calibration import temper
+from contract.scores.calibration import temper
 from tests.trainer.report.examples import make_evidence
 from trainer.report.findings import find, name_image, to_json
 

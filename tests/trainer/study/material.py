@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from tests.trainer.small import PROVENANCE, small_network
-from trainer.study.learner import Learner, Material
+from trainer.study.model import Learner, Material
 
 CPU = torch.device("cpu")
 CLASSES = ("common", "middling", "rare")

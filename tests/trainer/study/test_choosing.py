@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from contract.audit import is_audit
-from contract.embedding import embed
+from contract.scores.embedding import embed
+from contract.scores.holdout import is_audit
 from tests.trainer.study.material import CLASSES, build_small, make_learner, make_material
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, Candidates
 from trainer.settings import Training
-from trainer.study import learner as learner_module
+from trainer.study import model as learner_module
 from trainer.study.choosing import Chooser, Situation, cover_greedily
-from trainer.study.learner import Material
+from trainer.study.model import Material
 from trainer.study.names import STUDIED
 
 TRAINING = Training(weights="none", epochs=20, passes=10, seed=1)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from contract.manifest import InputSpec
-from contract.preprocess import decode_image
+from contract.images.preprocess import decode_image
+from contract.versions.manifest import InputSpec
 from tests.trainer.small import lively_network, write_folders
 from trainer.study import arrays
+from trainer.study.dataset import read_pool
 from trainer.study.features import compute, decode
-from trainer.study.pool import read_pool
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -201,7 +201,7 @@ from pathlib import Path
 from tests.trainer.small import lively_network
 from trainer.study import arrays
 from trainer.study.features import compute, decode
-from trainer.study.pool import read_pool
+from trainer.study.dataset import read_pool
 
 arrays._SECONDS_A_RECORD = 0.0
 torch.set_num_threads(1)

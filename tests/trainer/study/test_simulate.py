@@ -18,7 +18,7 @@ from trainer.__main__ import main
 from trainer.study import simulate as simulate_module
 from trainer.study.records import load, recover
 from trainer.study.simulate import find_minority
-from trainer.watching.children import LABELS_AT_FAULT
+from trainer.watching.processes import LABELS_AT_FAULT
 
 CHECKOUT = Path(__file__).parents[3]
 SMALL = "--train classifier --weights none --arch vgg11 --image-size 32 --units 8 --epochs 2 --passes 4 --device cpu"

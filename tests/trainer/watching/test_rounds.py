@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from contract.errors import RepositoryUnreachable
 from contract.labelconfig import parse_label_config
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from tests.versions import manifest, write_files
 from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
 

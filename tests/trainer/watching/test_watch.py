@@ -16,14 +16,14 @@ import pytest
 from filelock import FileLock
 
 from contract.errors import ConfigError
-from contract.repository import Repository
-from contract.training_requests import find_requests, leave_request
+from contract.versions.repository import Repository
+from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
 from tests.loopback import host, reply
 from tests.versions import publish
 from trainer import labelstudio
 from trainer.settings import Environment
-from trainer.watching import children
+from trainer.watching import processes as children
 from trainer.watching.watch import WatchOptions, _Wait, watch
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -38,7 +38,7 @@ from pathlib import Path
 folder, command, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 sys.path.insert(0, {checkout!r})
 from contract.errors import NothingPublished
-from contract.repository import Repository
+from contract.versions.repository import Repository
 from tests.versions import manifest, write_files
 
 def read(name):

@@ -1,0 +1,1 @@
+"""From the literal ONNX graph to its stochastic passes: lowering, dropout masks, fingerprint, probe."""

@@ -1,0 +1,48 @@
+"""The fingerprint of a trunk: what an image's features depend on besides the image's bytes.
+
+Two versions of equal fingerprints compute equal features, so that after a retrain of the head alone those that were
+computed before still hold. Knows onnx; no engine.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
+
+from contract.images.preprocess import RECIPE
+from contract.versions.manifest import InputSpec
+
+
+def fingerprint(trunk: ModelProto, folder: Path, spec: InputSpec) -> str:
+    """Return the sha256, in hex, of a trunk's operators, wiring and weights, and of how its pixels are made.
+
+    Names of tensors and the place of a weight in its file are left out: an export may choose them anew. `folder` is
+    where external weights are.
+    """
+    digest = hashlib.sha256(json.dumps([RECIPE, asdict(spec)], sort_keys=True).encode())
+    for opset in sorted(trunk.opset_import, key=lambda entry: entry.domain):
+        digest.update(f"{opset.domain}={opset.version};".encode())
+    weights = {tensor.name: tensor for tensor in trunk.graph.initializer}
+    order = {info.name: i for i, info in enumerate(trunk.graph.input)}
+    for node in trunk.graph.node:
+        for name in node.input:
+            if name in weights and name not in order:
+                _add_weight(digest, weights[name], folder)
+            order.setdefault(name, len(order))
+        order |= {name: len(order) + i for i, name in enumerate(node.output)}
+        digest.update(json.dumps([node.domain, node.op_type, [order[name] for name in node.input]]).encode())
+        for attribute in sorted(node.attribute, key=lambda entry: entry.name):
+            if attribute.type == AttributeProto.TENSOR:  # a Constant's; it has a name and a form of its own
+                digest.update(attribute.name.encode())
+                _add_weight(digest, attribute.t, folder)
+            else:
+                digest.update(attribute.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _add_weight(digest: "hashlib._Hash", tensor: TensorProto, folder: Path) -> None:
+    values = numpy_helper.to_array(tensor, str(folder))
+    digest.update(f"{values.dtype}{values.shape}".encode())
+    digest.update(values.tobytes())

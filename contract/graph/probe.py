@@ -1,0 +1,294 @@
+"""The probe: what a version must reproduce before it is published, and before it is served.
+
+The trainer stores a few images with what torch computed on them: their features, the mean and variance of many
+free-running passes with baal's dropout, and the passes under the version's own masks. A head, on torch's features, must
+agree with the masked passes exactly, up to rounding, and with the free ones statistically. Trunk and head together must
+agree exactly too or, where the trunk computes in reduced precision, must rank the images as torch does. Together they
+notice a Dropout that is dead, lost, of the wrong probability or masked on the wrong rows, and weights or pixels that
+differ, whatever the engine did to the graph. Knows numpy and the masks; what runs a graph is the caller's business.
+"""
+
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
+from contract.graph.lowering import PassOutputs
+from contract.graph.masks import Masks, draw_masks
+from contract.scores.acquisition import bald, rank_correlation
+from contract.versions.files import open_regular
+from contract.versions.manifest import Manifest
+
+Trunk = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""Runs a trunk: images uint8 (N, H, W, 3) to features (N, F)."""
+
+Head = Callable[[npt.NDArray[np.float32], Masks], PassOutputs]
+"""Runs a head: features (N, F) and masks (T, *features of the site) to its outputs."""
+
+LEAST_RANK_CORRELATION = 0.98
+"""Spearman's, of BALD in reduced precision with that of torch, on the probe."""
+
+TOLERANCE = 2e-3
+"""Largest difference of a probability under equal masks; float32 in another order of summation stays below 1e-4."""
+
+MOST_PROBE_BYTES = 512 * 2**20
+"""Unpacked; 16 images of 224 pixels and what is known of them take 5 MB."""
+
+MOST_PROBE_PASSES = 100_000
+
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What zipfile and numpy raise of archives that are cut short, encrypted, packed otherwise, or hold other things."""
+
+_DEVIATIONS = 6.0
+"""How many standard errors two estimates may lie apart; chance alone does so about once in 5e8 comparisons."""
+
+_RARE_FLIPS = 8
+"""Passes in which chance may turn an image's label over in one run and not in the other, of a model that is all but
+certain: there, standard errors estimated from the passes say nothing."""
+
+_LIVELY_IMAGES = 4
+"""How many images the statistical comparison looks at: those whose passes differ most say most."""
+
+_MASK_BYTES_A_RUN = 4 * 2**20
+"""A hundred passes or so at once: a batch as large as those that are served, so that proving takes no more memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A few images and the passes that torch with baal computed on them."""
+
+    images: npt.NDArray[np.uint8]
+    """(N, H, W, 3)."""
+    features: npt.NDArray[np.float32]
+    """(N, F): what the first Dropout gets, flattened."""
+    passes: int
+    """R, how many free-running passes `mean` and `variance` are of."""
+    mean: npt.NDArray[np.float32]
+    """(N, C): the probabilities' mean over R passes with baal's dropout."""
+    variance: npt.NDArray[np.float32]
+    """(N, C): their unbiased variance over the same passes."""
+    masked_probabilities: npt.NDArray[np.float32]
+    """(N, T, C): T passes in torch under the version's masks, `draw_masks(version, sites, T)`."""
+
+    def save(self, path: Path) -> None:
+        """Write the probe as one npz file."""
+        np.savez_compressed(path, **{name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def load(cls, path: Path) -> "Probe":
+        """Read a probe.
+
+        Raises:
+            DigestError: if the file is not one that `save` wrote.
+        """
+        try:
+            with open_regular(path) as file:
+                _check_length(file)
+                with np.load(file, allow_pickle=False) as archive:
+                    arrays = {name: archive[name] for name in cls.__slots__}
+            passes = _check_arrays(**arrays)
+        except _FAULTS as err:
+            raise DigestError(f"{path.name} cannot be read ({err}): it was cut short or edited; publish again") from err
+        return cls(**{**arrays, "passes": passes})
+
+
+def _check_length(file: BinaryIO) -> None:
+    """Refuse an archive that would take too much memory; no more of a member is unpacked than it says here."""
+    with ZipFile(file) as archive:
+        length = sum(member.file_size for member in archive.infolist())
+    if length > MOST_PROBE_BYTES:
+        raise ValueError(f"it holds {length} bytes, at most {MOST_PROBE_BYTES} are expected")
+    file.seek(0)
+
+
+def _check_arrays(
+    *,
+    images: npt.NDArray[Any],
+    features: npt.NDArray[Any],
+    passes: npt.NDArray[Any],
+    mean: npt.NDArray[Any],
+    variance: npt.NDArray[Any],
+    masked_probabilities: npt.NDArray[Any],
+) -> int:
+    """Return R. A number that is not finite differs from none by more than is allowed, and would prove anything."""
+    count, most = int(passes), MOST_PROBE_PASSES
+    if not 1 <= count <= most:
+        raise ValueError(f"it is of {count} passes, 1 to {most} are expected")
+    n, classes = len(images), mean.shape[1]
+    wanted = {
+        "images": (images, np.uint8, (n, *images.shape[1:3], 3)),
+        "features": (features, np.float32, (n, features.shape[1])),
+        "mean": (mean, np.float32, (n, classes)),
+        "variance": (variance, np.float32, (n, classes)),
+        "masked_probabilities": (masked_probabilities, np.float32, (n, masked_probabilities.shape[1], classes)),
+    }
+    for name, (array, kind, shape) in wanted.items():
+        if array.dtype != kind or array.shape != shape or not array.size or not np.isfinite(array).all():
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, or holds numbers that are not finite")
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a version that proved itself did on its probe."""
+
+    mean_bald: float
+    """In nats, over the probe's images."""
+    largest_difference: float
+    """Of a probability, from torch under equal masks."""
+    rank_correlation: float
+    """Spearman's, of BALD with that of torch under equal masks."""
+
+
+def prove(probe: Probe, manifest: Manifest, *, trunk: Trunk, head: Head, reduced: bool = False) -> Proof:
+    """Run trunk and head on the probe, and compare them with what torch computed.
+
+    `reduced` says that the trunk computes in less than float32.
+
+    Raises:
+        DropoutDead: if the passes do not differ, or differ far less than the reference passes do.
+        PrecisionRefused: if a trunk of reduced precision overflows, or ranks the images otherwise.
+        ProbeMismatch: if the numbers differ otherwise.
+    """
+    masks = draw_masks(manifest.version, manifest.dropout_sites, probe.masked_probabilities.shape[1])
+    _check_head(probe, manifest, head, masks)
+    features = trunk(probe.images)
+    if features.shape != probe.features.shape:
+        raise ProbeMismatch(
+            f"the trunk gives features of shape {features.shape} on the probe, torch's have {probe.features.shape}: "
+            "graph and probe are of different models; publish again"
+        )
+    outputs = head(features, masks)
+    if reduced and not _is_finite(outputs):
+        raise PrecisionRefused(
+            "in reduced precision the graph gives numbers on the probe that are not finite; serve with "
+            "LABELNEXT_PRECISION=fp32"
+        )
+    _check_finite(outputs)
+    expected = bald(probe.masked_probabilities, multiple=manifest.multiple)
+    proof = Proof(float(outputs.bald.mean()), _difference(outputs, probe), rank_correlation(outputs.bald, expected))
+    if not reduced:
+        _compare_exactly(outputs, probe)
+    elif proof.rank_correlation < LEAST_RANK_CORRELATION:
+        raise PrecisionRefused(
+            f"in reduced precision BALD ranks the probe's images with a correlation of {proof.rank_correlation:.3f} "
+            f"with torch's, at least {LEAST_RANK_CORRELATION:g} is expected; serve with LABELNEXT_PRECISION=fp32"
+        )
+    return proof
+
+
+def _check_head(probe: Probe, manifest: Manifest, head: Head, masks: Masks) -> None:
+    """Compare the passes on torch's own features, so that no fault of the trunk hides one of the dropout."""
+    outputs = head(probe.features, masks)
+    _check_shape(outputs.pass_probabilities, probe.masked_probabilities)
+    _check_finite(outputs)
+    _check_alive(outputs.pass_probabilities, probe)
+    _compare_exactly(outputs, probe)
+    _compare_statistically(probe, manifest, head)
+
+
+def _check_shape(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+    if found.shape != expected.shape:
+        raise ProbeMismatch(
+            f"the graph gives passes of shape {found.shape} on the probe, the trainer's have {expected.shape}: graph "
+            "and probe are of different models; publish again"
+        )
+
+
+def _check_finite(outputs: PassOutputs) -> None:
+    if not _is_finite(outputs):
+        raise ProbeMismatch("the graph gives numbers on the probe that are not finite; train again at a lower rate")
+
+
+def _is_finite(outputs: PassOutputs) -> bool:
+    return bool(np.isfinite(outputs.pass_probabilities).all() and np.isfinite(outputs.bald).all())
+
+
+def _check_alive(passes: npt.NDArray[np.float32], probe: Probe) -> None:
+    if probe.variance.sum() > 0 and not np.ptp(passes, axis=1).any():
+        raise DropoutDead(
+            f"all {passes.shape[1]} passes are equal on the probe, where torch with baal has a standard deviation of "
+            f"{np.sqrt(probe.variance.mean()):.3g}: dropout is dead in this graph or this engine; publish again"
+        )
+
+
+def _difference(outputs: PassOutputs, probe: Probe) -> float:
+    """Return by how much a probability of a pass, or of their mean, differs at most."""
+    expected = probe.masked_probabilities
+    of_passes = float(np.abs(outputs.pass_probabilities - expected).max())
+    return max(of_passes, float(np.abs(outputs.mean_probabilities - expected.mean(axis=1)).max()))
+
+
+def _compare_exactly(outputs: PassOutputs, probe: Probe) -> None:
+    if (largest := _difference(outputs, probe)) > TOLERANCE:
+        raise ProbeMismatch(
+            f"a pass differs from torch's under the same masks by {largest:.3g} on the probe, at most "
+            f"{TOLERANCE:g} is expected: the graph, its weights or the engine are not what the trainer proved; publish "
+            "again, or serve with another provider"
+        )
+
+
+def _compare_statistically(probe: Probe, manifest: Manifest, head: Head) -> None:
+    """Compare as many passes again as the reference has, under masks that the exact comparison did not use."""
+    lively = np.argsort(-probe.variance.sum(axis=1), kind="stable")[:_LIVELY_IMAGES]
+    reference = probe.variance[lively]
+    passes = _sample(probe.features[lively], probe.passes, manifest, head)  # (N, R, C)
+    mean = passes.mean(axis=1, keepdims=True)
+    squares = ((passes - mean) ** 2).sum(axis=(0, 2))  # (R,): squared distance of each pass from the mean
+    spread, expected = float(squares.mean()), float(reference.sum())
+    flips = _RARE_FLIPS * (_labels_at_once(passes, reference) if manifest.multiple else 1)
+    error = float(squares.std()) * np.sqrt(2 / probe.passes) + flips / probe.passes / _DEVIATIONS
+    summary = f"the variance of the passes on the probe sums to {spread:.3g}, that of torch with baal to {expected:.3g}"
+    if spread < expected - _DEVIATIONS * error:
+        raise DropoutDead(f"{summary}: a Dropout is dead or drops too little; publish again")
+    if spread > expected + _DEVIATIONS * error:
+        raise ProbeMismatch(f"{summary}: a Dropout drops too much; publish again")
+    errors = np.sqrt((passes.var(axis=1) + reference) / probe.passes) + TOLERANCE / _DEVIATIONS
+    apart = float((np.abs(mean[:, 0] - probe.mean[lively]) / errors).max())
+    if apart > _DEVIATIONS:
+        raise ProbeMismatch(
+            f"the mean of the passes on the probe lies {apart:.1f} standard errors from that of torch with baal, at "
+            f"most {_DEVIATIONS:g} are expected: the masks are not what the trainer's dropout draws; publish again"
+        )
+
+
+def _labels_at_once(passes: npt.NDArray[np.float64], reference: npt.NDArray[np.float32]) -> float:
+    """Return how many of an image's labels one pass may turn over, from passes (N, R, C) and variances (N, C).
+
+    A label that one pass of R turned over has a variance of 1 / R.
+    """
+    turned = np.maximum(passes.var(axis=1), reference) * passes.shape[1]  # (N, C)
+    return max(1.0, float(np.minimum(turned, 1).sum(axis=1).max()))
+
+
+def _sample(features: npt.NDArray[np.float32], passes: int, manifest: Manifest, head: Head) -> npt.NDArray[np.float64]:
+    """Return so many masked passes on features (N, F): (N, R, C)."""
+    bytes_a_pass = sum(4 * math.prod(site.features) for site in manifest.dropout_sites)
+    step = max(1, _MASK_BYTES_A_RUN // max(1, bytes_a_pass))
+    parts: list[npt.NDArray[np.float32]] = []
+    for start in range(0, passes, step):
+        masks = draw_masks(f"{manifest.version}/proof/{start}", manifest.dropout_sites, min(step, passes - start))
+        parts.append(head(features, masks).pass_probabilities)  # (N, T, C)
+    return np.concatenate(parts, axis=1).astype(np.float64)

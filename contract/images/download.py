@@ -1,0 +1,389 @@
+"""One HTTP request to a host that is not trusted, and the whole of its answer within limits of time and size.
+
+Owns the connections: kept alive, without proxies from the environment, to trusted origins wherever they are and to
+others only at public addresses. Follows no redirect and knows nothing of tokens, tasks or images.
+"""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import Any, Final, NamedTuple
+from urllib.parse import urljoin
+
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+)
+from urllib3.exceptions import TimeoutError as PoolTimeoutError
+from urllib3.util import Timeout, parse_url
+from urllib3.util.connection import create_connection
+
+from contract.errors import FetchError, NotNow
+from contract.images.addresses import Resolver, is_public
+from contract.images.spelling import as_browsers_read, is_data_uri, with_plain_host
+
+_CHUNK_BYTES: Final = 1 << 16
+_SHOWN: Final = 200  # characters of a reference in a message
+LONGEST_REFERENCE: Final = 8192
+"""Characters of a reference that is no data URI: what web servers take at most, signatures included."""
+_PORTS: Final = {"http": 80, "https": 443}
+_ETAG: Final = re.compile(r'(W/)?"[!#-~]{0,512}"')
+_SETTLED: Final = timedelta(seconds=2)  # a file that is younger may change again within the second of its date
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port: what a token is bound to."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL of http or https, normalised: host in lower case, no dot segments in its path."""
+
+    url: str
+    origin: Origin
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> "Target":
+        """Read a URL.
+
+        Raises:
+            ValueError: if it is none, too long, or not of http or https.
+        """
+        if len(url) > LONGEST_REFERENCE:
+            raise ValueError(f"longer than {LONGEST_REFERENCE} characters")
+        try:
+            parts = parse_url(with_plain_host(as_browsers_read(url)))
+        except LocationParseError as err:
+            raise ValueError("not a URL") from err
+        if parts.scheme not in _PORTS or not parts.host:
+            raise ValueError("not a URL of http or https with a host")
+        origin = Origin(parts.scheme, parts.host, parts.port or _PORTS[parts.scheme])
+        return cls(parts.url, origin, parts.path or "")
+
+    def follow(self, location: str) -> "Target":
+        """Read the Location of a redirect from here.
+
+        Raises:
+            ValueError: as `parse` does.
+        """
+        try:
+            url = urljoin(self.url, as_browsers_read(location))
+        except ValueError as err:
+            raise ValueError("not a URL") from err
+        return Target.parse(url)
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """How to ask a host whether it would still send the same file; only where they came from is asked with them."""
+
+    place: str
+    """A URL; with an ETag its query is left out, for it may be a signature that changes."""
+    etag: str | None
+    """As in If-None-Match, weak ones included: a file that is equivalent as an image is the same image."""
+    last_modified: str | None
+    """As in If-Modified-Since."""
+
+    def are_from(self, target: Target) -> bool:
+        """Whether the target is where they came from: a date alone would also fit another file of that host."""
+        return self.place == _place(target, self.etag)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a host said. The body is empty unless the status is 200."""
+
+    status: int
+    location: str | None
+    body: bytes
+    validators: Validators | None
+    """None where the host gives none, or forbids keeping anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One image to get: what it is called in messages, and until when."""
+
+    asked: str
+    end: float
+    clock: Callable[[], float]
+
+    def remaining(self) -> float:
+        """Seconds left, more than 0; raises NotNow when there are none."""
+        remaining = self.end - self.clock()
+        if remaining <= 0:
+            raise NotNow(f"{self.asked} was not fetched in time; ask for fewer images at once or a faster host")
+        return remaining
+
+    def at(self, target: Target) -> str:
+        """What was asked and who answers: they differ for a path of Label Studio and after a redirect."""
+        with suppress(ValueError):
+            if Target.parse(self.asked).origin == target.origin:
+                return self.asked
+        return f"{self.asked} (at {target.origin})"
+
+
+def public_name(reference: str) -> str:
+    """The reference as messages and logs may show it: without query, password, data and control characters."""
+    if is_data_uri(reference):
+        return "data:..."
+    if len(reference) > LONGEST_REFERENCE:  # nor is it looked at for secrets, which takes seconds for a long one
+        return f"a reference of {len(reference)} characters"
+    name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", as_browsers_read(reference), maxsplit=1)[0])
+    printable = "".join(character if character.isprintable() else "?" for character in name)
+    return printable if len(printable) <= _SHOWN else printable[:_SHOWN] + "..."
+
+
+def too_large(asked: str, limit: int) -> FetchError:
+    """The error for more bytes than one image may have."""
+    return FetchError(
+        f"{asked} holds more than {limit} bytes, the most that is fetched for one image; shrink the image"
+    )
+
+
+class Downloader:
+    """Sends requests. Used by many threads, closed by its maker."""
+
+    def __init__(
+        self,
+        *,
+        trusted: frozenset[Origin],
+        resolve: Resolver,
+        max_bytes: int,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+    ) -> None:
+        self._trusted = trusted
+        self._max_bytes = max_bytes
+        self._connect_timeout_s = connect_timeout_s
+        self._read_timeout_s = read_timeout_s
+        self._anywhere = _pools(None)
+        self._public = _pools(resolve)
+
+    def close(self) -> None:
+        """Close the connections that are kept alive."""
+        self._anywhere.clear()
+        self._public.clear()
+
+    def request(
+        self,
+        target: Target,
+        errand: Errand,
+        *,
+        authorization: str | None = None,
+        known: Validators | None = None,
+        post: bytes | None = None,
+    ) -> Answer:
+        """Send a GET, or a POST of JSON, and read the answer; with validators it may be 304, without a body.
+
+        Raises:
+            FetchError: if the host must not be asked, does not answer in time, breaks off or sends too much.
+        """
+        headers = {"Accept-Encoding": "identity", "User-Agent": "labelnext"}
+        if authorization:
+            headers["Authorization"] = authorization
+        if known and known.etag:
+            headers["If-None-Match"] = known.etag
+        if known and known.last_modified:
+            headers["If-Modified-Since"] = known.last_modified
+        if post is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            with suppress(ProtocolError):  # a connection kept alive that the host has closed since: once more
+                return self._exchange(target, errand, headers, post)
+            return self._exchange(target, errand, headers, post)
+        except (HTTPError, OSError) as err:
+            raise _broken(target, errand, err) from err
+
+    def _exchange(self, target: Target, errand: Errand, headers: dict[str, str], post: bytes | None) -> Answer:
+        pools = self._anywhere if target.origin in self._trusted else self._public
+        response = pools.urlopen(
+            "GET" if post is None else "POST",
+            target.url,
+            body=post,
+            headers=headers,
+            timeout=self._timeout(errand),
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        try:
+            location = response.get_redirect_location() or None
+            body = self._body(response, errand) if response.status in {200, 304} or location else b""
+        finally:
+            response.close()  # a body read to its end has given its connection back already; any other loses it here
+        return Answer(response.status, location, b"" if location else body, _validators(target, response.headers))
+
+    def _timeout(self, errand: Errand) -> Timeout:
+        remaining = errand.remaining()
+        return Timeout(connect=min(self._connect_timeout_s, remaining), read=min(self._read_timeout_s, remaining))
+
+    def _body(self, response: BaseHTTPResponse, errand: Errand) -> bytes:
+        if (response.length_remaining or 0) > self._max_bytes:
+            raise too_large(errand.asked, self._max_bytes)
+        body = bytearray()
+        with _cut_off(errand.remaining(), response.shutdown):
+            while chunk := response.read1(_CHUNK_BYTES):
+                body += chunk
+                if len(body) > self._max_bytes:
+                    raise too_large(errand.asked, self._max_bytes)
+        return bytes(body)
+
+
+def _place(target: Target, etag: str | None) -> str:
+    return f"{target.origin}{target.path}" if etag else target.url
+
+
+def _validators(target: Target, headers: Mapping[str, str]) -> Validators | None:
+    """What of a host's text is fit to be sent back to it."""
+    if "no-store" in {directive.strip().lower() for directive in headers.get("Cache-Control", "").split(",")}:
+        return None
+    etag, modified = headers.get("ETag"), headers.get("Last-Modified")
+    if etag and not _ETAG.fullmatch(etag):
+        etag = None
+    if modified and not _is_settled(modified, headers.get("Date", "")):
+        modified = None
+    return Validators(_place(target, etag), etag, modified) if etag or modified else None
+
+
+def _is_settled(modified: str, now: str) -> bool:
+    """Whether a file that changes again must get another date; dates count whole seconds. False for what is no date."""
+    try:
+        return (
+            modified.isascii()
+            and modified.isprintable()
+            and parsedate_to_datetime(modified) + _SETTLED <= parsedate_to_datetime(now)
+        )
+    except (ValueError, TypeError, OverflowError):  # TypeError: one date has a time zone, the other has none
+        return False
+
+
+def _broken(target: Target, errand: Errand, err: Exception) -> NotNow:
+    """Says what happened without the text of the error, which may hold the whole URL."""
+    late = isinstance(err, (PoolTimeoutError, TimeoutError)) and not isinstance(err, NewConnectionError)
+    if late:
+        step = "connect" if isinstance(err, ConnectTimeoutError) else "answer"
+        return NotNow(f"{errand.at(target)} took too long to {step}; check the host, or ask for fewer images at once")
+    return NotNow(
+        f"{errand.at(target)} cannot be reached or broke off ({type(err).__name__}); check the address and the network"
+    )
+
+
+class _Bounded(HTTPConnection):
+    """A connection whose time-outs hold for a step as a whole.
+
+    Those of a socket hold for each piece received, so that a host which sends a byte now and then is never too slow.
+    """
+
+    def connect(self) -> None:
+        """Connect, with TLS where the scheme says so."""
+        with _cut_off(self.timeout, self._shut):
+            super().connect()
+
+    def getresponse(self) -> Any:
+        """Read the head of the answer."""
+        with _cut_off(self.timeout, self._shut):
+            return super().getresponse()
+
+    def _shut(self) -> None:
+        if self.sock is not None:
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _cut_off(after_s: object, shut: Callable[[], None]) -> Iterator[None]:
+    """End a blocking read in this thread from another one when its time is over; raises TimeoutError if so."""
+    over = threading.Event()
+
+    def cut() -> None:
+        over.set()
+        with suppress(OSError, ValueError, RuntimeError):  # it ended by itself just now
+            shut()
+
+    if not isinstance(after_s, (int, float)):
+        raise TypeError(f"expected a time-out in seconds, got {after_s!r}; every request must set one")
+    timer = threading.Timer(after_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (HTTPError, HTTPException, OSError) as err:
+        if over.is_set():
+            raise TimeoutError("cut off") from err
+        raise
+    finally:
+        timer.cancel()
+    if over.is_set():  # what was read of an answer of unknown length looks complete
+        raise TimeoutError("cut off")
+
+
+def _pools(resolve: Resolver | None) -> PoolManager:
+    """Connections to anywhere, or with a resolver to public addresses only.
+
+    The check is made where the socket is opened, to the addresses that were checked: there is no way around it, and no
+    time between check and use in which a name could change. TLS still verifies the name.
+    """
+
+    class Plain(_Bounded):
+        def _new_conn(self) -> socket.socket:
+            return super()._new_conn() if resolve is None else _connect_public(self, resolve)
+
+    class Tls(Plain, HTTPSConnection):
+        pass
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class TlsPool(HTTPSConnectionPool):
+        ConnectionCls = Tls
+
+    manager = PoolManager(maxsize=16)
+    manager.pool_classes_by_scheme = {"http": PlainPool, "https": TlsPool}
+    return manager
+
+
+def _connect_public(connection: HTTPConnection, resolve: Resolver) -> socket.socket:
+    """Open a socket to the host, if all its addresses are public; the first that answers in time is taken."""
+    host, port = connection.host.strip("[]"), connection.port
+    try:
+        addresses = resolve(host, port)
+    except socket.gaierror as err:
+        raise NameResolutionError(host, connection, err) from err
+    except (OSError, UnicodeError) as err:
+        raise NewConnectionError(connection, f"{host} has no address") from err
+    if not addresses or not all(is_public(address) for address in addresses):
+        origin = Origin("https" if isinstance(connection, HTTPSConnection) else "http", host, port)
+        raise FetchError(
+            f"{host} is not on the public internet, where only Label Studio and allowed origins are asked; if images "
+            f"lie there, add {origin} to LABELNEXT_ALLOWED_ORIGINS; if that is Label Studio as browsers see it, set "
+            "LABELNEXT_LABEL_STUDIO_PUBLIC_URL"
+        )
+    end = time.monotonic() + float(connection.timeout or 0)
+    for address in addresses:
+        left = max(end - time.monotonic(), 0.001)
+        with suppress(OSError):
+            return create_connection((address, port), left, socket_options=connection.socket_options)
+    raise NewConnectionError(connection, f"none of {len(addresses)} addresses of {host} answered")

@@ -1,0 +1,424 @@
+"""From an image reference in a task to the image's bytes, the same in training and in serving.
+
+Owns what each kind of reference means and which host may be told what. References are written by whoever may import
+tasks, and hosts answer what they like, so neither is trusted:
+
+* Label Studio's origin gets the token, on the paths that serve images and on no others. Nobody else gets it, and a
+  redirect away from that origin ends it. Its images are asked of it there under whichever of its names they come.
+* Origins that the settings allow are asked wherever their addresses lie.
+* Any other host is asked only if all its addresses are public. Each redirect is judged again.
+
+Knows nothing of what the bytes are, and keeps none of them; who does can ask whether they are still the same.
+"""
+
+import base64
+import json
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+from urllib.parse import parse_qs, quote
+
+from contract.errors import ConfigError, FetchError, NotNow
+from contract.images.access import Token
+from contract.images.addresses import Resolver, resolve_addresses
+from contract.images.download import (
+    LONGEST_REFERENCE,
+    Answer,
+    Downloader,
+    Errand,
+    Target,
+    Validators,
+    public_name,
+    too_large,
+)
+from contract.images.label_studio_files import PublicUrl, Studio
+from contract.images.spelling import as_browsers_read, decode_data_uri, is_data_uri
+
+MAX_REDIRECTS: Final = 3
+
+_PASSES: Final = {408, 425, 429}
+"""Statuses below 500 of a host that may answer otherwise later."""
+_STORAGES: Final = ("s3://", "gs://", "azure-blob://")
+_MAX_ESCAPES: Final = 1_000_000
+"""In a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 where even + and / are escaped."""
+_API_DESCRIPTION: Final = "/docs/api/schema/json/"
+_DESCRIPTION_S: Final = 15.0
+"""Seconds in which Label Studio describes its API, of which it takes one to two."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """Where images may come from, and the limits on each."""
+
+    label_studio_url: str | None = None
+    """Base URL of Label Studio, as seen from here; a path in it is kept."""
+    label_studio_public_url: str | None = None
+    """The same as browsers see it, and as references may have it; None asks Label Studio, which knows it from
+    LABEL_STUDIO_HOST."""
+    api_token: str | None = field(default=None, repr=False)
+    """A personal access token or a legacy token of Label Studio."""
+    local_files_root: Path | None = None
+    """The folder that /data/local-files is read from; without one, Label Studio is asked for these files."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins such as http://minio:9000 that may be asked although their addresses are private."""
+    max_bytes: int = 20 * 2**20
+    """Larger files are refused."""
+    connect_timeout_s: float = 3.0
+    """Time in seconds for connecting, TLS included."""
+    read_timeout_s: float = 10.0
+    """Time in seconds for the head of an answer, and between any two pieces of its body."""
+    total_timeout_s: float = 60.0
+    """Time in seconds for one image from first to last; a caller's deadline can only shorten it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a reference stands for now."""
+
+    data: bytes
+    """The file; empty if it is unchanged."""
+    validators: Validators | None = None
+    """What to ask with next time; None where the source cannot be asked."""
+    unchanged: bool = False
+    """Whether it is the file that the caller knows; never so for who knows none."""
+
+
+class Fetcher:
+    """Fetches images. Made once, used by many threads, closed by its maker."""
+
+    def __init__(
+        self,
+        settings: FetchSettings,
+        *,
+        resolve: Resolver = resolve_addresses,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open no connection yet.
+
+        Raises:
+            ConfigError: if an address in the settings is not a URL of http or https.
+        """
+        self._settings = settings
+        self._clock = clock
+        home, public = (
+            _configured(url) if url else None for url in (settings.label_studio_url, settings.label_studio_public_url)
+        )
+        self._base = home.url.rstrip("/") if home else ""
+        self._token = Token(settings.api_token or "", clock=clock)
+        allowed = frozenset(_configured(text).origin for text in settings.allowed_origins)
+        self._studio = Studio(home, PublicUrl(public, ask=self._describe_label_studio, clock=clock), others=allowed)
+        self._downloader = Downloader(
+            trusted=allowed | {home.origin} if home else allowed,
+            resolve=resolve,
+            max_bytes=settings.max_bytes,
+            connect_timeout_s=settings.connect_timeout_s,
+            read_timeout_s=settings.read_timeout_s,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections that are kept alive."""
+        self._downloader.close()
+
+    @property
+    def scope(self) -> str:
+        """What references without a host are relative to: Label Studio's base URL, empty where none is set."""
+        return self._base
+
+    def is_remote(self, reference: str) -> bool:
+        """Whether fetching the reference asks another machine.
+
+        Raises:
+            FetchError: if the reference cannot be fetched.
+        """
+        if is_data_uri(reference):
+            return False
+        return self._settings.local_files_root is None or self._local_name(self._plain(reference)) is None
+
+    def fetch(
+        self,
+        reference: str,
+        *,
+        task_id: int | None = None,
+        project_id: int | None = None,
+        deadline: float | None = None,
+    ) -> bytes:
+        """Return the bytes that the reference stands for.
+
+        Args:
+            reference: http(s)://, data:, /data/upload/, /data/local-files/, s3://, gs:// or azure-blob://.
+            task_id: the task that the reference comes from; Label Studio resolves storage references by it.
+            project_id: used in its place where there is no task.
+            deadline: on the clock of `time.monotonic`, in seconds.
+
+        Raises:
+            FetchError: if the bytes cannot be had in time, or must not be.
+        """
+        fetched = self.fetch_if_changed(
+            reference, known=None, task_id=task_id, project_id=project_id, deadline=deadline
+        )
+        return fetched.data
+
+    def source(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> str | None:
+        """Name what the reference is downloaded from, for who remembers validators; None where nothing is downloaded.
+
+        It may hold secrets, as references do.
+
+        Raises:
+            FetchError: if the reference cannot be fetched.
+        """
+        if not self.is_remote(reference):
+            return None
+        return self._url_of(self._plain(reference), task_id, project_id)
+
+    def fetch_if_changed(
+        self,
+        reference: str,
+        *,
+        known: Validators | None,
+        task_id: int | None = None,
+        project_id: int | None = None,
+        deadline: float | None = None,
+    ) -> Fetched:
+        """Return the bytes that the reference stands for, unless its source says that they are those of `known`.
+
+        Args:
+            reference: as in `fetch`.
+            known: what was returned beside the bytes that the caller has; None asks for the bytes.
+            task_id: as in `fetch`.
+            project_id: as in `fetch`.
+            deadline: as in `fetch`.
+
+        Raises:
+            FetchError: as `fetch` does.
+        """
+        end = self._clock() + self._settings.total_timeout_s
+        errand = Errand(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
+        errand.remaining()
+        if is_data_uri(reference):
+            return Fetched(_decode_data_uri(reference, self._settings.max_bytes))
+        plain = self._plain(reference)
+        name = self._local_name(plain)
+        if name is not None and self._settings.local_files_root is not None:
+            return Fetched(_read_local(self._settings.local_files_root, name, self._settings.max_bytes))
+        return self._download(self._url_of(plain, task_id, project_id), errand, known)
+
+    def _plain(self, reference: str) -> str:
+        """The reference as browsers read it; of an image of Label Studio's own, its path there."""
+        _check_text(reference)
+        plain = as_browsers_read(reference)
+        if plain.startswith("//"):
+            plain = f"{self._studio.scheme}:{plain}"
+        if plain.startswith(("/", "http://", "https://")):
+            return self._studio.image_path(plain) or plain
+        return plain
+
+    def _local_name(self, plain: str) -> str | None:
+        """The path below `local_files_root` that the reference names, where it is to be read from there."""
+        path, _, query = plain.partition("?")
+        if self._settings.local_files_root is None or path.rstrip("/") != "/data/local-files":
+            return None
+        return parse_qs(query).get("d", [""])[0]
+
+    def _url_of(self, plain: str, task_id: int | None, project_id: int | None) -> str:
+        if plain.startswith(("http://", "https://")):
+            return plain
+        if not plain.startswith(("/", *_STORAGES)):
+            raise FetchError(
+                "expected an http(s), data, s3, gs or azure-blob URL or a path of Label Studio such as "
+                f"/data/upload/..., got {public_name(plain)}; import the task again with one of these"
+            )
+        if not self._base:
+            raise FetchError(
+                f"{public_name(plain)} can only be had through Label Studio, whose address is not set; "
+                "set LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN"
+            )
+        if not plain.startswith("/"):
+            return self._base + _object_path(plain, task_id, project_id)
+        if self._studio.image_path(plain) is None:
+            raise FetchError(
+                "expected a path on which Label Studio serves images, such as /data/upload/... or "
+                f"/data/local-files/..., got {public_name(plain)}; import the task again with one of these"
+            )
+        return self._base + plain
+
+    def _download(self, url: str, errand: Errand, known: Validators | None) -> Fetched:
+        """Follow redirects by hand, so that each target is judged as if the task had named it."""
+        target = _parse(url, errand)
+        token_may_go = True
+        for _ in range(MAX_REDIRECTS + 1):
+            token_may_go = token_may_go and self._studio.owns(target)
+            asked_with = known if known and known.are_from(target) else None
+            answer = self._get(target, errand, with_token=token_may_go, known=asked_with)
+            if answer.status == 304 and asked_with:
+                return Fetched(b"", asked_with, unchanged=True)
+            if answer.location is None:
+                return Fetched(_body(answer, target, errand), answer.validators)
+            target = _follow(target, answer.location, errand)
+            if token_may_go and (path := self._studio.image_path(target.url)):  # it leads to itself by its public name
+                target = _parse(self._base + path, errand)
+        raise FetchError(f"{errand.asked} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
+
+    def _get(self, target: Target, errand: Errand, *, with_token: bool, known: Validators | None) -> Answer:
+        """Ask once, and once more with a new access token if Label Studio no longer honours the old one."""
+        header = self._authorization(errand) if with_token else None
+        answer = self._downloader.request(target, errand, authorization=header, known=known)
+        if answer.status == 401 and header and self._token.renewable:
+            header = self._authorization(errand, refused=header)
+            answer = self._downloader.request(target, errand, authorization=header, known=known)
+        return answer
+
+    def _authorization(self, errand: Errand, *, refused: str | None = None) -> str | None:
+        try:
+            return self._token.header(
+                lambda token: self._exchange(token, errand), timeout_s=errand.remaining(), refused=refused
+            )
+        except TimeoutError as err:
+            raise NotNow(f"{errand.asked} was not fetched in time: {err}; look at Label Studio's load") from err
+
+    def _exchange(self, refresh_token: str, errand: Errand) -> str:
+        """Label Studio's access token for a personal access token."""
+        target = _parse(f"{self._base}/api/token/refresh/", errand)
+        answer = self._downloader.request(target, errand, post=json.dumps({"refresh": refresh_token}).encode())
+        try:
+            return str(json.loads(answer.body)["access"])
+        except (ValueError, KeyError, TypeError) as err:
+            raise _refusal(answer.status)(
+                f"{errand.asked} needs a token, and {target.origin} answered {answer.status} without an access token "
+                "for LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account settings"
+            ) from err
+
+    def _describe_label_studio(self) -> bytes:
+        """The description of its API, which nobody needs a token for; empty where it cannot be had."""
+        if not self._base:
+            return b""
+        errand = Errand("the description of Label Studio's API", self._clock() + _DESCRIPTION_S, self._clock)
+        try:
+            return self._downloader.request(_parse(self._base + _API_DESCRIPTION, errand), errand).body
+        except FetchError:
+            return b""
+
+
+def _object_path(reference: str, task_id: int | None, project_id: int | None) -> str:
+    """Where Label Studio hands out an object of a storage that the project has connected."""
+    if task_id is None and project_id is None:
+        raise FetchError(
+            f"{public_name(reference)} is resolved by Label Studio for a task or a project, got neither; "
+            "use tasks that Label Studio knows, or import http(s) addresses"
+        )
+    owner = f"tasks/{task_id}" if task_id is not None else f"projects/{project_id}"
+    return f"/{owner}/resolve/?fileuri={quote(base64.urlsafe_b64encode(reference.encode()))}"
+
+
+def _check_text(reference: str) -> None:
+    """Keep what is no text, or only looks like a URL, from those who would read megabytes of it by the character."""
+    if len(reference) > LONGEST_REFERENCE:
+        raise FetchError(
+            f"expected an address of at most {LONGEST_REFERENCE} characters, got {public_name(reference)}; "
+            "import the task again with a shorter one"
+        )
+    try:
+        reference.encode()
+    except UnicodeEncodeError as err:  # JSON can write a surrogate by itself, which nothing else can
+        raise FetchError(
+            "an image's address holds half a character, \\ud800 to \\udfff; import the task again"
+        ) from err
+
+
+def _configured(url: str) -> Target:
+    try:
+        return Target.parse(url)
+    except ValueError as err:
+        raise ConfigError(
+            f"expected an address of http or https such as http://minio:9000, got {public_name(url)}; correct "
+            "LABELNEXT_LABEL_STUDIO_URL, LABELNEXT_LABEL_STUDIO_PUBLIC_URL or LABELNEXT_ALLOWED_ORIGINS"
+        ) from err
+
+
+def _parse(url: str, errand: Errand) -> Target:
+    try:
+        return Target.parse(url)
+    except ValueError as err:
+        raise FetchError(f"{errand.asked} is {err}; correct the task's reference") from err
+
+
+def _follow(target: Target, location: str, errand: Errand) -> Target:
+    try:
+        return target.follow(location)
+    except ValueError as err:
+        raise FetchError(
+            f"{errand.at(target)} redirects to what is {err}; import the address that it should lead to"
+        ) from err
+
+
+def _body(answer: Answer, target: Target, errand: Errand) -> bytes:
+    if answer.status == 200:
+        return answer.body
+    raise _refusal(answer.status)(
+        f"{errand.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
+    )
+
+
+def _refusal(status: int) -> type[FetchError]:
+    """The kind of error that a status is: one that says that the host is busy or broken may be another one later."""
+    return NotNow if status in _PASSES or status >= 500 else FetchError
+
+
+def _advice(status: int) -> str:
+    if status in {401, 403}:
+        return "check LABELNEXT_LABEL_STUDIO_TOKEN for Label Studio's own files, and the host's access rules for others"
+    if status == 404:
+        return "check that the file is still there and, for local and cloud storage, that the project has it connected"
+    return "open the address in a browser to see why"
+
+
+def _read_local(root: Path, name: str, limit: int) -> bytes:
+    """Read a file below the root; links are followed before the check, so that none leads out of it."""
+    shown = f"the local file {public_name(name)!r}"
+    try:
+        path = (root / name).resolve()
+        if not path.is_relative_to(root.resolve()) or not path.is_file():
+            raise _not_below_root(shown)
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _not_below_root(shown)
+            data = file.read(limit + 1)
+    except (OSError, ValueError, RuntimeError) as err:  # a NUL in the name is a ValueError, a loop of links the last
+        raise FetchError(f"{shown} cannot be read ({type(err).__name__}); check its name and permissions") from err
+    if len(data) > limit:
+        raise too_large(shown, limit)
+    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file, and a pipe without waiting for who writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
+
+
+def _not_below_root(shown: str) -> FetchError:
+    return FetchError(
+        f"{shown} is not a file below LABELNEXT_LOCAL_FILES_ROOT; mount the folder that Label Studio serves them from"
+    )
+
+
+def _decode_data_uri(reference: str, limit: int) -> bytes:
+    if len(reference) > 3 * limit + LONGEST_REFERENCE:  # %00, the longest spelling, takes three characters a byte
+        raise too_large("data:...", limit)
+    try:
+        data = decode_data_uri(reference, max_escapes=_MAX_ESCAPES)
+    except ValueError as err:
+        raise FetchError(f"data:... {err}") from err
+    if not data:
+        raise FetchError("data:... holds no data; expected data:image/png;base64, and then the image's bytes")
+    if len(data) > limit:
+        raise too_large("data:...", limit)
+    return data

@@ -1,0 +1,1 @@
+"""What stochastic passes say of an image, and the rankings made of it."""

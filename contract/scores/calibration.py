@@ -1,0 +1,51 @@
+"""How probabilities are calibrated before people see them: temperature scaling.
+
+Knows how a temperature is applied, not how it is found. Plain numpy over probabilities, as in `acquisition`,
+whose scores are of the probabilities as they come from the passes, never of tempered ones.
+"""
+
+import math
+
+import numpy as np
+
+from contract.scores.acquisition import Floats
+
+
+def temper(probabilities: Floats, temperature: float, *, multiple: bool = False) -> Floats:
+    """Return probabilities softened by a temperature above 1, or sharpened by one below: (..., C) to the same, float.
+
+    p^(1/t) over its sum on the last axis, which is softmax(log p / t): the temperature scaling of Guo et al. 2017
+    (arXiv 1706.04599), with the logarithms of mean probabilities for logits. Of `multiple` labels each is
+    sigmoid(logit(p) / t) by itself. The likeliest class stays the likeliest, and of multiple labels those of at least
+    one half stay so, whatever the precision. A temperature of 1 changes no value.
+
+    Raises:
+        ValueError: unless the temperature is finite and above 0.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temper needs a finite temperature above 0, got {temperature}")
+    if temperature == 1:
+        return probabilities.copy()
+    exact: Floats = probabilities.astype(np.float64)
+    if multiple:
+        exact = np.stack([1 - exact, exact], axis=-1)  # (..., C, 2)
+    tempered: Floats = _share_of_powers(exact, temperature).astype(probabilities.dtype)
+    kept = _keep_highest(exact, tempered)
+    return kept[..., 1] if multiple else kept
+
+
+def _share_of_powers(probabilities: Floats, temperature: float) -> Floats:
+    """Return p^(1/t) over its sum on the last axis; the likeliest is divided out first, so that no power overflows."""
+    with np.errstate(divide="ignore", over="ignore"):  # log 0 is -inf, and so is what is too small for a float
+        exponents = (np.log(probabilities) - np.log(probabilities.max(axis=-1, keepdims=True))) / temperature
+    powers: Floats = np.exp(exponents)
+    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _keep_highest(before: Floats, after: Floats) -> Floats:
+    """Return `after` with the highest of `before` on the last axis ahead, even where rounding made others equal it."""
+    highest = after.max(axis=-1, keepdims=True)
+    behind = before < before.max(axis=-1, keepdims=True)
+    kept: Floats = np.where(behind, np.minimum(after, np.nextafter(highest, 0, dtype=after.dtype)), highest)
+    return kept

@@ -1,0 +1,454 @@
+"""A model repository in a bucket, and the folder on this machine through which it is read and written.
+
+    <prefix>/<model>/<version>/...    the files of a version, manifest.json last
+    <prefix>/<model>/CURRENT          one line, the version in use
+    <prefix>/<model>/<version>/RETIRED    of a version that was removed: only manifest and report are left beside it
+
+The bucket holds what a folder would hold, under the same names. A version that is opened is copied to the mirror, and
+compared with its digests on the way; what reads files reads them there. A version is there when its manifest is, and
+CURRENT is replaced on condition that it is still what it was when the publisher began, so that of two publishers on two
+machines one is told that it lost. Knows no library for buckets.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from contract.errors import ConfigError, DigestError, PublishConflict, VersionInUse
+from contract.versions.documents import Documents, FolderDocuments
+from contract.versions.manifest import Manifest, check_version
+from contract.versions.repository import (
+    CURRENT_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    MOST_MANIFEST_BYTES,
+    MOST_POINTER_BYTES,
+    SIGNATURE_FILE,
+    Repository,
+    Staged,
+    Version,
+    alone_with,
+    is_kept,
+    read_beginning,
+    sync_folder,
+    sync_tree,
+)
+from contract.versions.signatures import MOST_SIGNATURE_BYTES, Keys
+
+if TYPE_CHECKING:
+    from contract.versions.bucket import Bucket
+
+_ABANDONED: Final = timedelta(days=1)
+"""How old the objects of a version without a manifest are when nobody can be uploading it any more."""
+_KEPT: Final = 2
+"""Versions in the mirror: the one in use, and the one before, to which a rollback leads."""
+_IN_USE_S: Final = 600
+"""How long after it was opened somebody may still be reading a version."""
+_MOST_DOCUMENT_BYTES: Final = 16 * 2**20
+_FETCHING = ".fetching-"
+_MANIFESTS = ".manifests"
+RETIRED_FILE: Final = "RETIRED"
+"""No manifest lists it; releases that do not know it find a version without a graph."""
+
+_LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#\\]*))?")
+_log = logging.getLogger(__name__)
+
+
+def parse_location(text: str) -> str | Path:
+    """Return where a repository is: an `s3://bucket/prefix` as it stands, a folder as a path.
+
+    Raises:
+        ValueError: saying what is expected.
+    """
+    if not re.match(r"\w+://", text):
+        return Path(text)
+    _split(text)
+    return text
+
+
+def open_repository(
+    location: str | Path, model: str = "default", mirror: Path | None = None, *, keys: Keys = Keys()
+) -> Repository:
+    """Return a model's repository, in a folder or in a bucket.
+
+    Args:
+        location: a folder, or `s3://bucket/prefix`.
+        model: the model's name.
+        mirror: the folder that mirrors of buckets are kept in; None for one below the user's cache.
+        keys: what versions are signed and verified with.
+
+    Raises:
+        ConfigError: if the location or an AWS_ variable cannot be used, obstore is not installed, or the mirror's
+            folder cannot be written.
+    """
+    try:
+        where = location if isinstance(location, Path) else parse_location(location)
+    except ValueError as err:
+        raise ConfigError(f"a model repository must be {err}, got {location!r}; set LABELNEXT_MODELS to one") from err
+    if isinstance(where, Path):
+        return Repository(where, model, keys=keys)
+    try:
+        from contract.versions.bucket import Bucket
+    except ImportError as err:
+        raise ConfigError(
+            f"{where} needs a package that is not installed here; run `pip install -r requirements/s3.txt`"
+        ) from err
+    name, prefix = _split(where)
+    bucket = Bucket(name, prefix)
+    unique = hashlib.sha256(bucket.location.encode()).hexdigest()[:12]
+    root = (mirror or _default_mirror()) / f"{name}-{unique}"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"the mirror {root} cannot be made ({err}); set LABELNEXT_MIRROR to a folder for it") from err
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise ConfigError(f"the mirror {root} cannot be written; set LABELNEXT_MIRROR to a folder that can")
+    return MirroredRepository(bucket, root, model, keys=keys)
+
+
+class MirroredRepository(Repository):
+    """One model's versions below a prefix of a bucket; `root` is the mirror's.
+
+    What asks the bucket may raise RepositoryUnreachable, beside what a folder's repository raises.
+    """
+
+    _remedy = "make room, or set LABELNEXT_MIRROR to a folder on another disk"
+
+    def __init__(self, bucket: "Bucket", root: Path, model: str = "default", *, keys: Keys = Keys()) -> None:
+        """Take the bucket, the mirror's folder, which has to exist, the model's name and the keys."""
+        super().__init__(root, model, keys=keys)
+        self.location = f"{bucket.location}/{model}"
+        self._bucket = bucket
+        self._before: str | None = None
+        """The tag that CURRENT had when the staging began."""
+
+    def versions(self) -> list[str]:
+        """Return the names of all published versions, oldest first."""
+        files = self._list_files()
+        return [name for name in files if RETIRED_FILE not in files[name]]
+
+    def history(self) -> list[str]:
+        """Return the names of all versions that there ever were, oldest first: those too that were removed."""
+        return list(self._list_files())
+
+    def read_manifest(self, name: str) -> Manifest:
+        """Read what a version says of itself, without its other files. Those that were removed are remembered."""
+        self._find(name)
+        return self._load_manifest(self._manifests(name))
+
+    def open(self, name: str) -> Version:
+        """Read a version's manifest, and have its files in the mirror, as they were published.
+
+        Raises:
+            VersionNotFound, SignatureError, ManifestError: as a folder's repository does.
+            DigestError: if a file in the bucket is missing, or is not the one that was published.
+            OSError: if the mirror cannot be written.
+        """
+        version = Version(self._find(name), self.read_manifest(name))
+        if not _is_whole(version):
+            with self._fetching_alone():
+                if not _is_whole(version):
+                    self._fetch(version)
+        os.utime(version.path)
+        return version
+
+    def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
+        """Return a file that a version's manifest lists, from the mirror if the version is there."""
+        if (path := self._find(name)).is_dir():
+            return read_beginning(path, file, most_bytes)
+        return self._bucket.read(self._key(name, file), most_bytes=most_bytes).content
+
+    def documents(self, folder: str) -> Documents:
+        """Return the small objects that are kept beside the model's versions."""
+        return BucketDocuments(self._bucket, self._key(folder))
+
+    def shared_documents(self, folder: str) -> Documents:
+        """Return those of all models."""
+        return BucketDocuments(self._bucket, folder)
+
+    def rollback(self, name: str) -> Version:
+        """Make an earlier version current again, after comparing every file with its digest.
+
+        Raises:
+            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` does; CURRENT then stays.
+            PublishConflict: if another version became current meanwhile; that one then stays.
+        """
+        if self._is_retired(name):
+            raise self._explain_missing(name)
+        former, before = self._current_name(), self._current_tag()
+        version = self.open(name)
+        self._replace_current(name, before)
+        if self._is_retired(name):  # meanwhile, on another machine
+            if former is not None:
+                self.point_to(former)
+            raise self._explain_missing(name)
+        return version
+
+    def retire(self, name: str) -> None:
+        """Remove a version but for its manifest and its report; of a copy in this mirror too, if nobody has it open.
+
+        The mirrors of other machines let go of it when they fetch others.
+
+        Raises:
+            VersionNotFound: if there is no such version.
+            VersionInUse: if it is current.
+        """
+        self._refuse_current(name)
+        if name not in self.versions():
+            raise self._explain_missing(name)
+        marker = self._key(name, RETIRED_FILE)
+        self._bucket.write(marker, b"removed by trainer prune\n")
+        try:
+            self._refuse_current(name)
+        except VersionInUse:
+            self._bucket.delete([marker])
+            raise
+        self._strip_objects(name, self._list_files()[name])
+        with suppress(VersionInUse), alone_with(self.folder / name):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def finish_retiring(self) -> None:
+        """Bring to an end what was interrupted."""
+        current = self._current_name()
+        for name, files in self._list_files().items():
+            if {RETIRED_FILE, MODEL_FILE} <= files and name == current:
+                self._bucket.delete([self._key(name, RETIRED_FILE)])
+            elif RETIRED_FILE in files:
+                self._strip_objects(name, files)
+
+    def _strip_objects(self, name: str, files: Set[str]) -> None:
+        gone = {file for file in files if not is_kept(file) and file != RETIRED_FILE}
+        for part in (gone & {MODEL_FILE}, gone - {MODEL_FILE}):  # while the graph is there, so is all the rest
+            if part:
+                self._bucket.delete([self._key(name, file) for file in part])
+
+    def _is_retired(self, name: str) -> bool:
+        if not check_version(name):
+            return False
+        try:
+            self._bucket.read(self._key(name, RETIRED_FILE), most_bytes=MOST_POINTER_BYTES)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _list_files(self) -> dict[str, set[str]]:
+        """The files of each version that is there or was, by its name, oldest first."""
+        found = defaultdict[str, set[str]](set)
+        for entry in self._bucket.entries(self.model):
+            name, _, file = entry.key.removeprefix(f"{self.model}/").partition("/")
+            found[name].add(file)
+        return {name: found[name] for name in sorted(found) if check_version(name) and MANIFEST_FILE in found[name]}
+
+    @contextmanager
+    def stage(self, now: datetime) -> Iterator[Staged]:
+        """Give a folder to write a new version into; without `Staged.publish` it is removed at the end.
+
+        What publishers that died have uploaded is removed first, a day later.
+        """
+        self._before = self._current_tag()
+        self._clear_abandoned(now)
+        with super().stage(now) as staged:
+            yield staged
+
+    def put(self, staged: Version) -> Version:
+        """Upload a version and make it current. An upload that breaks off leaves no version.
+
+        Raises:
+            PublishConflict: if another version has become current since the staging began; that one then stays, and
+                the new one is there to be rolled back to.
+        """
+        signature = [SIGNATURE_FILE] if (staged.path / SIGNATURE_FILE).exists() else []
+        for file in (*staged.manifest.files, *signature):
+            self._bucket.upload(self._key(staged.name, file), staged.path / file)
+        # Into the mirror before anybody is told of it, so that nobody on this machine fetches it at the same moment.
+        target = self.folder / staged.name
+        staged.path.rename(target)
+        sync_folder(self.folder)
+        self._bucket.upload(self._key(staged.name, MANIFEST_FILE), target / MANIFEST_FILE)
+        self._replace_current(staged.name, self._before)
+        self._prune()
+        return Version(target, staged.manifest)
+
+    def point_to(self, name: str) -> None:
+        """Replace CURRENT in one step, if nobody else does at the same moment."""
+        self._replace_current(name, self._current_tag())
+
+    # ---- what the bucket holds
+
+    def _key(self, *parts: str) -> str:
+        return "/".join((self.model, *parts))
+
+    def _read_current(self) -> bytes:
+        return self._bucket.read(self._key(CURRENT_FILE), most_bytes=MOST_POINTER_BYTES).content
+
+    def _current_tag(self) -> str | None:
+        try:
+            return self._bucket.read(self._key(CURRENT_FILE), most_bytes=MOST_POINTER_BYTES).tag
+        except FileNotFoundError:
+            return None
+
+    def _replace_current(self, name: str, before: str | None) -> None:
+        try:
+            self._bucket.replace(self._key(CURRENT_FILE), f"{name}\n".encode(), expected=before)
+        except PublishConflict as err:
+            raise PublishConflict(
+                f"another version of {self.location} became current while {name} was to: that one stays; {name} is "
+                f"kept, and `python -m trainer rollback {name}` makes it current"
+            ) from err
+
+    def _clear_abandoned(self, now: datetime) -> None:
+        uploads = defaultdict(list)
+        for entry in self._bucket.entries(self.model):
+            uploads[entry.key.split("/")[1]].append(entry)
+        for name, entries in uploads.items():
+            keys = [entry.key for entry in entries]
+            late = max(entry.modified for entry in entries) < now - _ABANDONED
+            if check_version(name) and late and self._key(name, MANIFEST_FILE) not in keys:
+                _log.info("removing version %s, whose upload broke off", name)
+                self._bucket.delete(keys)
+
+    # ---- what the mirror holds
+
+    def _manifests(self, name: str) -> Path:
+        """Where a version's manifest is, with its signature: many are read, few are opened."""
+        return self.folder / _MANIFESTS / name
+
+    def _holds(self, name: str) -> bool:
+        kept = FolderDocuments(self._manifests(name))
+        there = kept.names()
+        if MANIFEST_FILE in there and (SIGNATURE_FILE in there or self.keys.verifying is None):
+            return True
+        try:
+            manifest = self._bucket.read(self._key(name, MANIFEST_FILE), most_bytes=MOST_MANIFEST_BYTES)
+        except FileNotFoundError:
+            return False
+        with self._explaining_full():
+            with suppress(FileNotFoundError):
+                signature = self._bucket.read(self._key(name, SIGNATURE_FILE), most_bytes=MOST_SIGNATURE_BYTES)
+                kept.write(SIGNATURE_FILE, signature.content)
+            kept.write(MANIFEST_FILE, manifest.content)
+        return True
+
+    @contextmanager
+    def _fetching_alone(self) -> Iterator[None]:
+        """Let one process on this machine fetch at a time: the next finds in the mirror what it wanted."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _fetch(self, version: Version) -> None:
+        if self._is_retired(version.name):
+            raise self._explain_missing(version.name)
+        for leftover in (version.path, *self.folder.glob(f"{_FETCHING}*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging = self.folder / f"{_FETCHING}{version.name}"
+        try:
+            with self._explaining_full():
+                shutil.copytree(self._manifests(version.name), staging)
+                for file in version.manifest.files:
+                    self._fetch_file(version, file, staging / file)
+                sync_tree(staging)
+                staging.rename(version.path)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self._prune()
+
+    def _fetch_file(self, version: Version, file: str, target: Path) -> None:
+        expected, key = version.manifest.files[file], self._key(version.name, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            sha256 = self._bucket.download(key, target, size_bytes=expected.size_bytes)
+        except FileNotFoundError as err:
+            raise DigestError(
+                f"{file} of version {version.name} is missing in {self.location}; publish again or roll back to an "
+                "earlier version"
+            ) from err
+        if sha256 != expected.sha256:
+            raise DigestError(
+                f"{file} of version {version.name} in {self.location} has sha256 {sha256}, manifest.json says "
+                f"{expected.sha256}: it was changed after it was published; publish again or roll back to an earlier "
+                "version"
+            )
+
+    def _prune(self) -> None:
+        """Remove versions that were opened longest ago: a disk holds a few, a bucket a thousand."""
+        opened: dict[Path, float] = {}
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another process prunes, too
+                if check_version(path.name):
+                    opened[path] = path.stat().st_mtime
+        for path in sorted(opened, key=opened.__getitem__, reverse=True)[_KEPT:]:
+            if opened[path] < time.time() - _IN_USE_S:
+                with suppress(VersionInUse), alone_with(path):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+class BucketDocuments:
+    """Documents as objects below a prefix."""
+
+    def __init__(self, bucket: "Bucket", prefix: str) -> None:
+        """Take the bucket and the prefix in it."""
+        self._bucket = bucket
+        self._prefix = prefix
+
+    @property
+    def location(self) -> str:
+        """The prefix, with its bucket."""
+        return f"{self._bucket.location}/{self._prefix}"
+
+    def names(self) -> list[str]:
+        """Return the objects' names, sorted."""
+        keys = (entry.key.removeprefix(f"{self._prefix}/") for entry in self._bucket.entries(self._prefix))
+        return sorted(name for name in keys if "/" not in name)
+
+    def read(self, name: str) -> bytes:
+        """Return what an object holds."""
+        return self._bucket.read(f"{self._prefix}/{name}", most_bytes=_MOST_DOCUMENT_BYTES).content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object in the place of the last one of that name."""
+        self._bucket.write(f"{self._prefix}/{name}", content)
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        self._bucket.delete([f"{self._prefix}/{name}"])
+
+
+def _is_whole(version: Version) -> bool:
+    """Say whether the mirror has a version as it was published; a disk that was full or lost power may have less."""
+    if not version.path.is_dir():
+        return False
+    try:
+        version.verify()
+    except (DigestError, OSError) as err:
+        _log.warning("version %s is fetched again: %s", version.name, err)
+        return False
+    return True
+
+
+def _split(location: str) -> tuple[str, str]:
+    """Return bucket and prefix."""
+    found = _LOCATION.fullmatch(location)
+    prefix = (found[2] or "").removesuffix("/") if found else ""
+    if not found or not prefix.isprintable() or any(part in {"", ".", ".."} for part in prefix.split("/") if prefix):
+        raise ValueError("a folder or s3://bucket/prefix, with a prefix that has no empty parts, . or ..")
+    return found[1], prefix
+
+
+def _default_mirror() -> Path:
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as err:
+        raise ConfigError("this user has no home to keep a mirror in; set LABELNEXT_MIRROR to a folder") from err
+    return cache / "labelnext" / "mirror"

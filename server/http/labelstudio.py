@@ -1,0 +1,347 @@
+"""Label Studio's JSON: what its requests mean, and what it accepts as a prediction.
+
+The only place in the server that knows its field names. Knows no HTTP and no graph.
+"""
+
+import base64
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import ImageError, RequestError
+from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.matching import match_control
+from contract.scores.acquisition import HOLDS, label_studio_score, normalised_bald
+from contract.scores.calibration import temper
+from contract.scores.holdout import is_audit, share_of
+from contract.tasks import find_reference
+from contract.versions.manifest import Manifest
+from server.inference.batching import Extras, ImageScores
+from server.inference.scoring import ImageReference, Outcome
+from server.settings import Score
+
+NO_VERSION = "INITIAL"
+"""What /setup answers before any version is in use, as label-studio-ml does."""
+
+_MOST_ACTION = 100
+"""Characters; Label Studio's longest has about 30."""
+
+_MOST_ID = 2**63 - 1
+"""What Label Studio's databases number tasks up to."""
+
+_log = logging.getLogger(__name__)
+
+JsonObject = dict[str, Any]
+
+Prediction = JsonObject
+"""One element of /predict's results; empty for an image that has no score, which Label Studio then skips."""
+
+
+class NoImage(ImageError):
+    """Found no image reference in a task's data."""
+
+    code = "no_image"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is needed of a task."""
+
+    id: int | None
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class SetupRequest:
+    """The body of /setup."""
+
+    label_config: str | None
+    """None if the project has none yet."""
+    project_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """The body of /predict. Interactive requests are no different: their context changes nothing about an image."""
+
+    tasks: tuple[Task, ...]
+    label_config: str
+    project_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """The body of /score: a request for predictions, of one version, with what a ranking needs beside them."""
+
+    predict: PredictRequest
+    version: str
+    extras: Extras
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """What a webhook tells of."""
+
+    action: str
+    project_id: int | None
+
+    @property
+    def asks_for_training(self) -> bool:
+        """Whether somebody pressed Start Training."""
+        return self.action == "START_TRAINING"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The control that a version's predictions are for, and what each of its labels is stored as there."""
+
+    control: ChoicesControl
+    stored: tuple[str | None, ...]
+    """In the order of the version's labels; None for a label that the config does not have."""
+
+    def forms(self, labels: Iterable[str]) -> list[str | list[str]]:
+        """What stands in a result's `choices` for labels as they are stored."""
+        wanted = dict.fromkeys(labels)
+        found = {choice.stored: choice.form for choice in self.control.choices if choice.stored in wanted}
+        return [found[label] for label in wanted]
+
+
+def parse_predict(body: object) -> PredictRequest:
+    """Read the body of /predict.
+
+    Raises:
+        RequestError: naming the field that is not what Label Studio sends.
+    """
+    fields = _object(body, "the body")
+    tasks = fields.get("tasks")
+    if not isinstance(tasks, list):
+        raise _fault("tasks", "a list", tasks)
+    label_config = fields.get("label_config")
+    if not isinstance(label_config, str):
+        raise _fault("label_config", "a string", label_config)
+    return PredictRequest(
+        tasks=tuple(_parse_task(task, i) for i, task in enumerate(tasks)),
+        label_config=label_config,
+        project_id=_project_id(fields.get("project")),
+    )
+
+
+def parse_score(body: object) -> ScoreRequest:
+    """Read the body of /score: that of /predict, and `version`, `embeddings` and `passes`, which are false by default.
+
+    Raises:
+        RequestError: naming the field that is not what was expected.
+    """
+    fields = _object(body, "the body")
+    version = fields.get("version")
+    if not isinstance(version, str):
+        raise _fault("version", "a string", version)
+    wanted = [fields.get(name, False) for name in ("embeddings", "passes")]
+    for name, value in zip(("embeddings", "passes"), wanted, strict=True):
+        if not isinstance(value, bool):
+            raise _fault(name, "a boolean", value)
+    return ScoreRequest(parse_predict(body), version, Extras(embedding=wanted[0] is True, passes=wanted[1] is True))
+
+
+def parse_setup(body: object) -> SetupRequest:
+    """Read the body of /setup.
+
+    Raises:
+        RequestError: if the body is not what Label Studio sends.
+    """
+    fields = _object(body, "the body")
+    schema = fields.get("schema")
+    if schema is not None and not isinstance(schema, str):
+        raise _fault("schema", "a string", schema)
+    return SetupRequest(schema or None, _project_id(fields.get("project")))
+
+
+def parse_webhook(body: object) -> Webhook:
+    """Read the body of /webhook.
+
+    Raises:
+        RequestError: if the body names no action.
+    """
+    fields = _object(body, "the body")
+    action = fields.get("action")
+    if not isinstance(action, str) or len(action) > _MOST_ACTION:
+        raise _fault("action", f"a string of at most {_MOST_ACTION} characters", action)
+    project = fields.get("project")
+    return Webhook(action, _project_id(project.get("id")) if isinstance(project, dict) else None)
+
+
+def resolve_target(label_config: str, version: str, control: str | None, labels: tuple[str, ...]) -> Target:
+    """Find the control that a version answers for, and log the labels that it does not have.
+
+    Raises:
+        LabelMismatch: if the version knows the labels of no control.
+        ConfigError: if the config classifies no image.
+    """
+    chosen = match_control(parse_label_config(label_config), version=version, name=control, labels=labels)
+    shown = {choice.shown: choice.stored for choice in reversed(chosen.choices)}
+    known = {**shown, **{choice.stored: choice.stored for choice in chosen.choices}}
+    stored = tuple(known.get(label) for label in labels)
+    if missing := [label for label, found in zip(labels, stored, strict=True) if found is None]:
+        _log.warning(
+            "the labelling config lacks labels of the model; images predicted as one of them get a score and no label",
+            extra={"model_version": version, "from_name": chosen.from_name, "missing": missing},
+        )
+    return Target(chosen, stored)
+
+
+def find_images(request: PredictRequest, target: Target) -> list[ImageReference | NoImage]:
+    """Return each task's image reference, or why it has none."""
+    return [_find_image(task, target.control.value_key, request.project_id) for task in request.tasks]
+
+
+def build_predictions(
+    outcomes: Sequence[Outcome], manifest: Manifest, target: Target, direction: Score
+) -> list[Prediction]:
+    """Return one element per outcome, in order."""
+    return [
+        _build_prediction(outcome, manifest, target, direction) if isinstance(outcome, ImageScores) else {}
+        for outcome in outcomes
+    ]
+
+
+def withhold_labels(request: PredictRequest, predictions: Sequence[Prediction], manifest: Manifest) -> list[Prediction]:
+    """Return predictions of a request's tasks, in order, those of the audit slice with their score and without a label.
+
+    Label Studio ticks what is predicted when it opens a task, and what versions are measured on must not be agreed to.
+    Which tasks are of the slice can only be told of those that have a number, in a project that has one.
+    """
+    if request.project_id is None:
+        return list(predictions)
+    numbered = np.array([task.id is not None for task in request.tasks], bool)  # (N,)
+    task_ids = np.array([task.id or 0 for task in request.tasks], np.int64)
+    audit = is_audit(request.project_id, task_ids, share_of(manifest)) & numbered
+    return [
+        {**prediction, "result": []} if prediction and withheld else prediction
+        for prediction, withheld in zip(predictions, audit.tolist(), strict=True)
+    ]
+
+
+def build_scores(
+    request: ScoreRequest, outcomes: Sequence[Outcome], *, manifest: Manifest, target: Target, direction: Score
+) -> list[JsonObject]:
+    """Return one element per outcome, in order: the prediction and what it was made from, or the error."""
+    return [
+        {"task": task.id, **_build_score(outcome, manifest, target, direction)}
+        for task, outcome in zip(request.predict.tasks, outcomes, strict=True)
+    ]
+
+
+def _build_score(outcome: Outcome, manifest: Manifest, target: Target, direction: Score) -> JsonObject:
+    if not isinstance(outcome, ImageScores):
+        return {"error": {"code": outcome.code, "detail": str(outcome), "later": outcome.later}}
+    return {
+        "prediction": _build_prediction(outcome, manifest, target, direction),
+        "probabilities": outcome.mean_probabilities.tolist(),
+        "bald": outcome.bald,
+        "entropy": outcome.entropy,
+        **({} if outcome.embedding is None else {"embedding": _encode(outcome.embedding, "<f2")}),
+        **({} if outcome.pass_probabilities is None else {"passes": _encode(outcome.pass_probabilities, "<f4")}),
+    }
+
+
+def _encode(array: npt.NDArray[np.float32], kind: str) -> str:
+    return base64.b64encode(array.astype(kind).tobytes()).decode()
+
+
+def no_predictions(request: PredictRequest) -> list[Prediction]:
+    """Return the answer of a server that has no version yet: one empty element per task."""
+    return [{} for _ in request.tasks]
+
+
+def _build_prediction(scores: ImageScores, manifest: Manifest, target: Target, direction: Score) -> Prediction:
+    return {
+        "model_version": manifest.version,
+        "score": _direct(scores.bald, manifest, direction),
+        "result": _build_regions(scores, manifest, target),
+    }
+
+
+def _build_regions(scores: ImageScores, manifest: Manifest, target: Target) -> list[JsonObject]:
+    """Return the predicted labels as a region; none if the config lacks them.
+
+    Its probability is for people and so calibrated. Label Studio sorts by the prediction's score, which is not.
+    """
+    predicted = _predict_labels(scores.mean_probabilities, several=manifest.multiple and target.control.multiple)
+    chosen = {label: stored for label in predicted if (stored := target.stored[label]) is not None}
+    if not chosen:
+        return []
+    calibrated = temper(scores.mean_probabilities, manifest.temperature, multiple=manifest.multiple)
+    probability = float(calibrated[list(chosen)].min())
+    meta = {"bald": scores.bald, "entropy": scores.entropy, "probability": probability}
+    return [
+        {
+            "from_name": target.control.from_name,
+            "to_name": target.control.to_name,
+            "type": "choices",
+            "value": {"choices": target.forms(chosen.values())},
+            "score": probability,
+            "meta": {**meta, "model_version": manifest.version},
+        }
+    ]
+
+
+def _predict_labels(probabilities: npt.NDArray[np.float32], *, several: bool) -> list[int]:
+    """Return the likeliest label or, of several, those that hold; where none does, still the likeliest.
+
+    Who looks at the image then has something to correct, and the region's score, below one half, says how little it is.
+    """
+    held = np.flatnonzero(probabilities >= HOLDS).tolist() if several else []
+    return held or [int(np.argmax(probabilities))]
+
+
+def _direct(bald: float, manifest: Manifest, direction: Score) -> float:
+    score = label_studio_score if direction is Score.AGREEMENT else normalised_bald
+    return float(score(np.array(bald), len(manifest.labels), multiple=manifest.multiple))
+
+
+def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference | NoImage:
+    reference = find_reference(task.data, key)
+    if reference is None:
+        return NoImage(
+            f"expected an image's address under {key!r} in the data of task {task.id}, as the labelling config says, "
+            f"found none there and the keys {[name[:40] for name in sorted(task.data)[:10]]}; import the task again"
+        )
+    return ImageReference(reference, task.id, project_id)
+
+
+def _parse_task(task: object, index: int) -> Task:
+    fields = _object(task, f"tasks[{index}]")
+    identifier = fields.get("id")
+    data = _object(fields.get("data"), f"tasks[{index}].data")
+    return Task(identifier if type(identifier) is int and abs(identifier) <= _MOST_ID else None, data)
+
+
+def _project_id(project: object) -> int | None:
+    """Label Studio sends "<id>.<time of creation>"; only the id is of use, and only to fetch from cloud storage."""
+    head = str(project).partition(".")[0]
+    return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else None
+
+
+def _object(value: object, name: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise _fault(name, "an object", value)
+    return value
+
+
+def _fault(name: str, expected: str, found: object) -> RequestError:
+    return RequestError(f"{name} must be {expected}, got {_JSON_TYPES.get(type(found), 'something else')}")
+
+
+_JSON_TYPES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}

@@ -1,0 +1,257 @@
+"""The batcher: one thread owns every run of a graph, and takes what is queued.
+
+Batches are as large as the queue is when the thread comes free; nothing waits for company. An image is bound to its
+engine before it is queued, so a version that is swapped meanwhile changes nothing for it. One whose features are known
+skips the trunk. Knows no HTTP and no files.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import ImageError, Unavailable
+from contract.graph.lowering import PassOutputs
+from contract.scores.embedding import embed
+from server.inference.engine import Engine, Features, Images
+from server.inference.features import FeatureCache
+from server.observe.metrics import Metrics
+
+_HUNG_S = 5.0
+"""How long to wait, on closing, for a batch that runs for too long already."""
+
+_log = logging.getLogger(__name__)
+
+
+class Expired(ImageError):
+    """Was not reached before the request's deadline."""
+
+    code = "expired"
+    later = True
+
+
+class NotFinite(ImageError):
+    """Got a probability or an uncertainty from the graph that is no number."""
+
+    code = "not_finite"
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What is wanted of an image beside its scores."""
+
+    embedding: bool = False
+    passes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScores:
+    """What the passes say of one image."""
+
+    mean_probabilities: npt.NDArray[np.float32]
+    """(C,)"""
+    bald: float
+    """In nats."""
+    entropy: float
+    """Of the mean, in nats."""
+    embedding: npt.NDArray[np.float32] | None = None
+    """(E,), a unit vector; None if it was not asked for."""
+    pass_probabilities: npt.NDArray[np.float32] | None = None
+    """(T, C); None if they were not asked for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """An image whose features are not known yet."""
+
+    image: Images
+    """(H, W, 3)"""
+    digest: bytes | None = None
+    """sha256 of its file, under which its features are to be kept; None keeps none."""
+
+
+Sample = Pixels | Features
+"""An image, or the float32 (F,) that the engine's trunk has made of it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Item:
+    engine: Engine
+    sample: Sample
+    deadline: float
+    outcome: "Future[ImageScores]"
+    extras: Extras
+    queued_at: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """Runs queued images in batches, first come first served within each engine."""
+
+    def __init__(
+        self,
+        *,
+        max_batch_images: int,
+        metrics: Metrics,
+        cache: FeatureCache | None = None,
+        stall_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make the batcher; `start` starts its thread. A run of more than `stall_s` seconds makes it unhealthy.
+
+        What the trunk computes goes into `cache`.
+        """
+        self._max_batch_images = max_batch_images
+        self._metrics = metrics
+        self._cache = cache
+        self._stall_s = stall_s
+        self._clock = clock
+        self._queue: deque[_Item] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._fault: str | None = None
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+
+    @property
+    def fault(self) -> str | None:
+        """Why images can no longer be scored; None while they can."""
+        busy_since = self._busy_since
+        if busy_since is not None and self._clock() - busy_since > self._stall_s:
+            return f"a batch has been running for more than {self._stall_s:g} s"
+        return self._fault
+
+    def start(self) -> None:
+        """Begin to run batches."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Run what is queued, then stop; what comes later fails with Unavailable."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(_HUNG_S if self.fault else None)
+        self._abandon("the server is shutting down")
+
+    def submit(
+        self,
+        engine: Engine,
+        sample: Sample,
+        *,
+        deadline: float,
+        outcome: "Future[ImageScores]",
+        extras: Extras = Extras(),
+    ) -> None:
+        """Queue one image or its features; `outcome` gets its scores, or Expired, NotFinite, or the engine's error.
+
+        Raises:
+            Unavailable: if the batcher has stopped.
+        """
+        with self._changed:
+            if self._fault is not None:
+                raise Unavailable(self._fault)
+            self._queue.append(_Item(engine, sample, deadline, outcome, extras))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        try:
+            while batch := self._take():
+                self._busy_since = self._clock()
+                self._score(batch)
+                self._busy_since = None
+        except BaseException:
+            _log.exception("the batcher failed; no image can be scored until the server is restarted")
+            self._abandon("the batcher failed; restart the server")
+
+    def _take(self) -> list[_Item]:
+        """Wait for images, and take the oldest with all others of its engine that fit; empty when closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            batch: list[_Item] = []
+            others: deque[_Item] = deque()
+            while self._queue and len(batch) < self._max_batch_images:
+                item = self._queue.popleft()
+                (batch if not batch or item.engine is batch[0].engine else others).append(item)
+            self._queue.extendleft(reversed(others))
+            return batch
+
+    def _score(self, batch: Sequence[_Item]) -> None:
+        """Score a batch; an error of any kind becomes that of each of its images."""
+        try:
+            waiting = self._drop_expired(batch)
+            if waiting:
+                self._infer(waiting)
+        except BaseException as err:
+            # What ends this thread must not be raised in those that wait for it, where it would end them, too.
+            told = err if isinstance(err, Exception) else Unavailable("the batcher failed")
+            for item in batch:
+                if not item.outcome.done():
+                    item.outcome.set_exception(told)
+            if told is not err:
+                raise
+
+    def _drop_expired(self, batch: Sequence[_Item]) -> list[_Item]:
+        now, waiting = self._clock(), []
+        for item in batch:
+            self._metrics.stage_duration.labels("queue").observe(time.perf_counter() - item.queued_at)
+            if item.deadline <= now:
+                item.outcome.set_exception(Expired("the image waited past the request's deadline"))
+            else:
+                waiting.append(item)
+        return waiting
+
+    def _infer(self, items: Sequence[_Item]) -> None:
+        self._metrics.batch_images.observe(len(items))
+        features = self._features(items)  # (N, F)
+        with self._metrics.stage("passes"):
+            outputs = items[0].engine.run_passes(features)
+        embeddings = embed(features) if any(item.extras.embedding for item in items) else None
+        for row, item in enumerate(items):
+            _deliver(item, outputs, embeddings, row)
+
+    def _features(self, items: Sequence[_Item]) -> Features:
+        """The features of all items (N, F), in order: the trunk runs on those that come as pixels."""
+        engine = items[0].engine
+        pixels = [item.sample for item in items if isinstance(item.sample, Pixels)]
+        computed = iter(self._compute(engine, pixels) if pixels else ())
+        return np.stack([next(computed) if isinstance(item.sample, Pixels) else item.sample for item in items])
+
+    def _compute(self, engine: Engine, pixels: Sequence[Pixels]) -> Features:
+        """Run the trunk (N, H, W, 3) -> (N, F), and keep what it makes."""
+        with self._metrics.stage("trunk"):
+            rows = engine.compute_features(np.stack([each.image for each in pixels]))
+        for each, row in zip(pixels, rows, strict=True):
+            if self._cache is not None and each.digest is not None:
+                self._cache.put(engine, each.digest, row)
+        return rows
+
+    def _abandon(self, reason: str) -> None:
+        with self._changed:
+            self._fault = self._fault or reason
+            abandoned = list(self._queue)
+            self._queue.clear()
+        for item in abandoned:
+            item.outcome.set_exception(Unavailable(reason))
+
+
+def _deliver(item: _Item, outputs: PassOutputs, embeddings: npt.NDArray[np.float32] | None, row: int) -> None:
+    mean = outputs.mean_probabilities[row]  # (C,)
+    scores = ImageScores(
+        mean,
+        float(outputs.bald[row]),
+        float(outputs.entropy[row]),
+        # copies, since a row would keep the whole batch in memory
+        embedding=embeddings[row].copy() if embeddings is not None and item.extras.embedding else None,
+        pass_probabilities=outputs.pass_probabilities[row].copy() if item.extras.passes else None,
+    )
+    if np.isfinite(mean).all() and math.isfinite(scores.bald) and math.isfinite(scores.entropy):
+        item.outcome.set_result(scores)
+    else:
+        item.outcome.set_exception(NotFinite("the graph returned numbers that are not finite; publish a new version"))

@@ -1,0 +1,369 @@
+"""A version made ready to run: the only file that knows onnxruntime.
+
+Lowers the literal graph, so that the trunk runs once per image and all passes of a batch in one run of the head, and
+says on which device and in which precision it really runs.
+"""
+
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import ModelProto, TensorProto, helper
+
+from contract.errors import ConfigError, LabelnextError
+from contract.graph.lowering import FEATURES, Lowered, PassOutputs, load_graph, lower
+from contract.graph.masks import Masks, draw_masks, fresh_masks
+from contract.graph.nodes import OUTPUTS
+from contract.graph.specialised_heads import Thinned, thin
+from contract.images.preprocess import RECIPE
+from contract.versions.manifest import Manifest
+from contract.versions.repository import INT8_TRUNK_FILE, Version
+from server.settings import Device, MaskPolicy, Precision
+
+Images = npt.NDArray[np.uint8]
+Features = npt.NDArray[np.float32]
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_CUDA_OPTIONS = {
+    "use_tf32": "0",  # its 10-bit mantissa moves BALD by more than the probe allows
+    "cudnn_conv_algo_search": "HEURISTIC",  # the default search stalls at each new batch size
+    "arena_extend_strategy": "kSameAsRequested",  # two versions must fit while one replaces the other
+}
+_FATAL_ONLY = 4
+_TRUNK_IMAGES = 16
+"""In one run of a trunk on the CPU: as fast as more, and VGG-16's feature maps at 224 pixels take 0.5 GB."""
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_THINNED_BYTES = 512 * 2**20
+"""The most that thinned heads may take; of VGG-16's 20 passes they take 336 MB."""
+_THINNED_FROM = 8
+"""Images in a batch from which thinned heads are faster: they read weights of their own for each pass."""
+
+_log = logging.getLogger(__name__)
+
+
+class InferenceError(LabelnextError):
+    """Ran a batch and got an error from onnxruntime instead of numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How versions are run."""
+
+    device: Device = Device.AUTO
+    threads: int
+    """Threads of one run on the CPU."""
+    max_batch_images: int = 32
+    passes: int | None = None
+    """T; None takes the manifest's."""
+    masks: MaskPolicy = MaskPolicy.FIXED
+    precision: Precision = Precision.FP32
+    """Of the trunk; the head always computes in float32."""
+
+
+class Engine:
+    """One version, trunk and head each in an onnxruntime session, with its masks."""
+
+    def __init__(self, version: Version, options: EngineOptions) -> None:
+        """Lower the version's graph and build the sessions.
+
+        Raises:
+            GateError: if the graph cannot be lowered.
+            ConfigError: if CUDA is demanded and the session would run elsewhere.
+        """
+        literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
+        lowered = lower(literal, multiple=version.manifest.multiple)
+        self.manifest: Manifest = version.manifest
+        self.passes = options.passes or version.manifest.passes
+        self.sites = lowered.sites
+        self.buckets = batch_buckets(options.max_batch_images)
+        self._options = options
+        self._opened = version
+        device = _choose_device(options.device)
+        opener = _Opener(version.path, options, device)
+        self.precision, self._trunk = opener.open_trunk(lowered, version)
+        self._head = opener.open(lowered.head)
+        self._images_name = lowered.trunk.graph.input[0].name
+        self.features = int(lowered.trunk.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+        self.masks: Masks | None = None
+        """The version's own; None where each batch gets fresh ones."""
+        self._thinned: onnxruntime.InferenceSession | None = None
+        if options.masks is MaskPolicy.FIXED:
+            self.masks = draw_masks(version.name, lowered.sites, self.passes)
+            # A GPU is faster with one large product than with many small ones.
+            if device is Device.CPU and options.max_batch_images >= _THINNED_FROM:
+                thinned = thin(literal, lowered, version.path, self.masks, most_bytes=_THINNED_BYTES)
+                self._thinned = thinned and opener.open_thinned(thinned)
+        self._rng = np.random.default_rng()
+        self._rng_lock = threading.Lock()
+
+    @property
+    def version(self) -> str:
+        """The version's name, which predictions are stamped with."""
+        return self.manifest.version
+
+    @property
+    def provider(self) -> str:
+        """Where the graph runs: "cuda" or "cpu"."""
+        return _device_name(self._trunk)
+
+    @property
+    def trunk_key(self) -> str:
+        """Names all that features depend on besides the image: engines of equal keys compute equal features."""
+        digests = self.manifest.files
+        made = digests[INT8_TRUNK_FILE].sha256 if self.precision is Precision.INT8 else self.manifest.trunk
+        return f"{made}/{RECIPE}/{self.precision}/{self.provider}"  # the version was published for a recipe of its day
+
+    def in_fp32(self) -> "Engine":
+        """Return an engine of the same version and options, but in full precision."""
+        return Engine(self._opened, replace(self._options, precision=Precision.FP32))
+
+    def run(self, images: Images, masks: Masks | None = None) -> PassOutputs:
+        """Compute all passes of uint8 (N, H, W, 3), as `run_passes` does of their features."""
+        return self.run_passes(self.compute_features(images), masks)
+
+    def compute_features(self, images: Images) -> Features:
+        """Run the trunk, once per image: uint8 (N, H, W, 3) to float32 (N, F).
+
+        Raises:
+            ValueError: if the images are not what the manifest says.
+            InferenceError: if onnxruntime fails.
+        """
+        spec = self.manifest.input
+        if images.dtype != np.uint8 or images.shape[1:] != (spec.height, spec.width, 3) or not len(images):
+            raise ValueError(
+                f"expected uint8 images of shape (N, {spec.height}, {spec.width}, 3), "
+                f"got {images.dtype} of shape {images.shape}"
+            )
+        step = len(images) if self.provider == Device.CUDA else _TRUNK_IMAGES
+        parts = [self._compute_features(images[start : start + step]) for start in range(0, len(images), step)]
+        return np.concatenate(parts)
+
+    def _compute_features(self, images: Images) -> Features:
+        (features,) = self._run(self._trunk, [FEATURES], {self._images_name: self._pad(images)})
+        return features[: len(images)]
+
+    def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
+        """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given.
+
+        Raises:
+            ValueError: if the features are not of this trunk's shape.
+            InferenceError: if onnxruntime fails.
+        """
+        if features.dtype != np.float32 or features.shape[1:] != (self.features,) or not len(features):
+            raise ValueError(
+                f"expected float32 features of shape (N, {self.features}), got {features.dtype} of {features.shape}"
+            )
+        padded = self._pad(features)
+        if masks is None and self._thinned is not None and len(padded) >= _THINNED_FROM:
+            outputs = self._run(self._thinned, OUTPUTS, {FEATURES: padded})
+        else:
+            outputs = self._run(self._head, OUTPUTS, {FEATURES: padded, **(masks or self.masks or self._fresh_masks())})
+        return PassOutputs(*(output[: len(features)] for output in outputs))
+
+    def warm(self) -> None:
+        """Run what a first request would pay for: on a GPU every bucket, for each has an algorithm search of its own.
+
+        On the CPU no bucket is slower for being the first of its size, and the smallest stands for all.
+        """
+        spec = self.manifest.input
+        for size in reversed(self.buckets if self.provider == Device.CUDA else self.buckets[:1]):
+            self.run(np.zeros((size, spec.height, spec.width, 3), np.uint8))
+
+    def _pad(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Fill up to a batch size that is warm."""
+        padded = np.zeros((bucket_of(len(rows), self.buckets), *rows.shape[1:]), rows.dtype)
+        padded[: len(rows)] = rows
+        return padded
+
+    def _run(
+        self, session: onnxruntime.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]
+    ) -> list[npt.NDArray[np.float32]]:
+        try:
+            return list(session.run(outputs, feeds))
+        except Exception as err:  # onnxruntime's exceptions share no base class of their own
+            rows = len(next(iter(feeds.values())))
+            raise InferenceError(f"onnxruntime failed on a batch of {rows} of {self.version}: {err}") from err
+
+    def _fresh_masks(self) -> Masks:
+        with self._rng_lock:
+            return fresh_masks(self._rng, self.sites, self.passes)
+
+
+def batch_buckets(most: int) -> tuple[int, ...]:
+    """Return the batch sizes that are run: powers of two below `most`, and `most`."""
+    return (*(2**i for i in range((most - 1).bit_length())), most)
+
+
+def bucket_of(images: int, buckets: Sequence[int]) -> int:
+    """Return the smallest bucket that holds so many images; beyond the largest, the number itself."""
+    return next((size for size in buckets if size >= images), images)
+
+
+def check_device(wanted: Device) -> None:
+    """Fail now, rather than at the first version, if CUDA is demanded and cannot be had.
+
+    Raises:
+        ConfigError: saying why not.
+    """
+    if wanted is Device.CUDA and (fault := _cuda_fault()) is not None:
+        raise ConfigError(
+            f"LABELNEXT_PROVIDER=cuda, but {fault}; install requirements/server-gpu.txt, give the process a GPU, "
+            "or set LABELNEXT_PROVIDER=auto"
+        )
+
+
+def _trunk_model(lowered: Lowered, version: Version, precision: Precision) -> ModelProto:
+    if precision is Precision.INT8:
+        return load_graph(version.path / INT8_TRUNK_FILE, weights_bytes=0)
+    if precision is Precision.FP16:
+        return _in_fp16(lowered.trunk, str(version.path))
+    return lowered.trunk
+
+
+def _in_fp16(trunk: ModelProto, folder: str) -> ModelProto:
+    """Return a trunk that takes and gives what it did, and computes in float16 in between."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    whole = ModelProto()
+    whole.CopyFrom(trunk)
+    onnx.load_external_data_for_model(whole, folder)
+    converted: ModelProto = convert_float_to_float16(whole, keep_io_types=True)
+    return converted
+
+
+def _choose_precision(wanted: Precision, version: Version, device: Device) -> Precision:
+    """Return the precision that was asked for if it can be had here, else float32."""
+    has_int8 = version.int8_trunk_path is not None
+    if wanted is Precision.AUTO:
+        if device is Device.CUDA:
+            return Precision.FP16
+        return Precision.INT8 if has_int8 else Precision.FP32
+    reason = None
+    if wanted is Precision.INT8 and device is not Device.CPU:
+        reason = "int8 is for the CPU, and this runs on cuda; set LABELNEXT_PRECISION=fp16"
+    elif wanted is Precision.INT8 and not has_int8:
+        reason = f"the version has no {INT8_TRUNK_FILE}; publish with `python -m trainer run --int8`"
+    elif wanted is Precision.FP16 and device is not Device.CUDA:
+        reason = "fp16 is for a GPU, and this runs on the cpu; set LABELNEXT_PRECISION=int8"
+    if reason is None:
+        return wanted
+    _log.warning("served in fp32", extra={"model_version": version.name, "reason": reason})
+    return Precision.FP32
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens the sessions of one version."""
+
+    folder: Path
+    """Where external weights are."""
+    options: EngineOptions
+    device: Device
+
+    def open_trunk(self, lowered: Lowered, version: Version) -> tuple[Precision, onnxruntime.InferenceSession]:
+        """Open the trunk in the precision that the options ask for, or in float32 where that fails."""
+        precision = _choose_precision(self.options.precision, version, self.device)
+        if precision is not Precision.FP32:
+            try:
+                return precision, self.open(_trunk_model(lowered, version, precision))
+            except Exception as err:  # of a converter, a processor without the instructions, a file that is no trunk
+                _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
+        return Precision.FP32, self.open(lowered.trunk)
+
+    def open_thinned(self, thinned: Thinned) -> onnxruntime.InferenceSession | None:
+        """Open thinned heads whose weights can be forgotten; None where that cannot be.
+
+        onnxruntime packs weights of a matrix product on opening, each into memory of its own, and does not look at the
+        given ones again. Whether it does so here is seen by spoiling them.
+        """
+        session = self.open(thinned.model, thinned.weights)
+        for weight in thinned.weights.values():
+            weight.fill(np.nan)
+        (features,) = session.get_inputs()
+        bald, *_ = session.run(["bald"], {FEATURES: np.zeros((1, features.shape[1]), np.float32)})
+        if np.isfinite(bald).all():
+            return session
+        _log.warning("onnxruntime does not pack weights on this processor; passes are computed densely")
+        return None
+
+    def open(self, model: ModelProto, weights: Mapping[str, Features] | None = None) -> onnxruntime.InferenceSession:
+        """Open a graph whose external weights are in the folder, or given; these outlive it, if not packed."""
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = self.options.threads
+        settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        settings.enable_mem_pattern = False  # it would hold feature maps twice, once for each way of allocating them
+        settings.add_session_config_entry(_WEIGHTS_FOLDER, str(self.folder))
+        if weights:
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+            settings.add_external_initializers(list(weights), values)
+        providers = [(_CUDA, _CUDA_OPTIONS), _CPU] if self.device is Device.CUDA else [_CPU]
+        session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers)
+        session.disable_fallback()  # a failing GPU is an error to report, not a reason to go on 50 times slower
+        if self.options.device is Device.CUDA and _device_name(session) != Device.CUDA:
+            raise ConfigError(
+                f"LABELNEXT_PROVIDER=cuda, but onnxruntime opened the model on {session.get_providers()}; "
+                "see its messages above, or set LABELNEXT_PROVIDER=auto"
+            )
+        return session
+
+
+def _choose_device(wanted: Device) -> Device:
+    """Return the CPU or CUDA."""
+    check_device(wanted)
+    if wanted is Device.AUTO and _CUDA in onnxruntime.get_available_providers():
+        if (fault := _cuda_fault()) is None:
+            return Device.CUDA
+        _log.warning("onnxruntime-gpu is installed, but the CPU is used", extra={"reason": fault})
+    return Device.CUDA if wanted is Device.CUDA else Device.CPU
+
+
+def _device_name(session: onnxruntime.InferenceSession) -> str:
+    return Device.CUDA.value if session.get_providers()[0] == _CUDA else Device.CPU.value
+
+
+def _cuda_fault() -> str | None:
+    """Return why CUDA cannot be used; None if it can."""
+    offered = onnxruntime.get_available_providers()
+    if _CUDA not in offered:
+        return f"this onnxruntime offers only {', '.join(offered)}"
+    return _try_cuda()
+
+
+def _try_cuda() -> str | None:
+    """Run a graph of one node on CUDA; return what is wrong, None if nothing is."""
+    _preload_cuda()
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _FATAL_ONLY  # a missing GPU is reported in our words
+    session = onnxruntime.InferenceSession(_one_node(), settings, providers=[_CUDA])
+    if session.get_providers()[0] != _CUDA:
+        return "no CUDA device answers, or CUDA's libraries are missing (onnxruntime's messages are above)"
+    session.disable_fallback()
+    try:
+        session.run(None, {"x": np.zeros(1, np.float32)})
+    except Exception as err:  # onnxruntime's exceptions share no base class of their own
+        return f"a first run on it failed ({err})"
+    return None
+
+
+def _preload_cuda() -> None:
+    """Load the CUDA libraries that pip installed; onnxruntime does not look for them by itself."""
+    if preload := getattr(onnxruntime, "preload_dlls", None):
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses, and stdout belongs to results
+            preload(directory="")
+
+
+def _one_node() -> bytes:
+    axes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "one_node", axes[:1], axes[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())

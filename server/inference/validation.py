@@ -1,0 +1,124 @@
+"""The gate: no version is served that has not proved itself.
+
+Knows the order of the checks and nothing of when versions appear. `server check` and the poller both go through it.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from contract.errors import DigestError, GateError, LabelnextError, LoweringError, ProbeMismatch
+from contract.graph.dropouts import dropout_nodes
+from contract.graph.lowering import load_graph
+from contract.graph.probe import TOLERANCE, Probe, Proof, prove
+from contract.versions.manifest import DropoutSite, Manifest
+from contract.versions.repository import MANIFEST_FILE, MODEL_FILE, Repository, Version
+from server.inference.engine import Engine
+from server.settings import Precision
+
+_log = logging.getLogger(__name__)
+
+LoadEngine = Callable[[Version], Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A version that may be served: warm, and proven on this machine."""
+
+    engine: Engine
+    proof: Proof
+
+
+def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
+    """Verify the version's files, load it, warm it, and have it reproduce the trainer's probe.
+
+    Raises:
+        RepositoryError: if a file is not the one that was published.
+        GateError: if the graph or its numbers are not the trainer's.
+    """
+    try:
+        with repository.open_verified(name) as version:
+            return _admit(version, load)
+    except DigestError as err:
+        raise DigestError(f"{err}{_diagnose(repository, name)}") from err
+
+
+def _admit(version: Version, load: LoadEngine) -> Admitted:
+    probe = Probe.load(version.probe_path)
+    engine = _load(version, load)
+    if engine.precision is not Precision.FP32:
+        try:
+            return _prove(engine, probe)
+        except Exception as err:  # whatever reduced precision does, in full precision the version may be sound
+            _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
+        engine = engine.in_fp32()
+    return _prove(engine, probe)
+
+
+def _load(version: Version, load: LoadEngine) -> Engine:
+    try:
+        return load(version)
+    except (LabelnextError, MemoryError, OSError):  # the last two may pass, and say nothing of the version
+        raise
+    except Exception as err:  # an engine refuses a graph in its own words, which are not for everybody
+        _log.warning("version cannot be loaded", exc_info=err, extra={"model_version": version.name})
+        raise GateError(
+            f"version {version.name} cannot be loaded ({type(err).__name__}, see the log); publish again or roll back"
+        ) from err
+
+
+def _prove(engine: Engine, probe: Probe) -> Admitted:
+    _compare_sites(engine)
+    engine.warm()
+    reduced = engine.precision is not Precision.FP32
+    proof = prove(probe, engine.manifest, trunk=engine.compute_features, head=engine.run_passes, reduced=reduced)
+    _compare_served(engine, probe)
+    return Admitted(engine, proof)
+
+
+def _compare_served(engine: Engine, probe: Probe) -> None:
+    """The probe's masks are given to the engine, requests get the engine's own, which it may have compiled in.
+
+    Whether it runs what it compiled may depend on the batch, so the probe is repeated up to the largest.
+    """
+    if engine.masks is None:
+        return
+    rows = np.resize(probe.features, (max(len(probe.features), engine.buckets[-1]), engine.features))
+    served = engine.run_passes(rows).pass_probabilities
+    given = engine.run_passes(rows, engine.masks).pass_probabilities
+    if (largest := float(np.abs(served - given).max())) > TOLERANCE:
+        raise ProbeMismatch(
+            f"a pass differs by {largest:.3g} between masks compiled in and the same masks given, at most "
+            f"{TOLERANCE:g} is expected: the engine does not compute what was proven; serve with LABELNEXT_MASKS=fresh"
+        )
+
+
+def _compare_sites(engine: Engine) -> None:
+    """The probe runs under the manifest's sites, requests under the graph's: what is proven must be what is served."""
+    found, expected = engine.sites, engine.manifest.dropout_sites
+    if found != expected:
+        raise LoweringError(
+            f"{MODEL_FILE} of {engine.version} has active Dropout nodes on {_show(found)}, {MANIFEST_FILE} says "
+            f"{_show(expected)}: one of them was edited; publish again or roll back to an earlier version"
+        )
+
+
+def _show(sites: Sequence[DropoutSite]) -> str:
+    return ", ".join(f"{list(site.features)} with probability {site.probability:g}" for site in sites)
+
+
+def _diagnose(repository: Repository, name: str) -> str:
+    """Say what is wrong with a graph that is not the published one, as far as it can be read; else nothing."""
+    if repository.keys.verifying is not None:
+        return ""  # it may be an attacker's, and is not to be parsed
+    folder = repository.folder / name
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        found = len(dropout_nodes(load_graph(folder / MODEL_FILE, weights_bytes=sys.maxsize)))
+    except Exception:  # a damaged file may raise anything; its digest has been reported already
+        return ""
+    expected = len(manifest.dropout_sites)
+    return f"; {MODEL_FILE} has {found} active Dropout nodes, {MANIFEST_FILE} says {expected}" * (found != expected)

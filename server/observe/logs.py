@@ -1,0 +1,59 @@
+"""Logs as JSON, one object a line, each with the id of the request it belongs to.
+
+Never handed bodies, headers or the queries of URLs: they carry tokens and signatures.
+"""
+
+import json
+import logging
+import re
+import secrets
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The request being served; None outside of one."""
+
+_ACCEPTABLE = re.compile(r"[\w-]{1,64}", re.ASCII)
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+
+def accept_request_id(offered: str | None) -> str:
+    """Return the client's request id where it is harmless, else a new one."""
+    return offered if offered and _ACCEPTABLE.fullmatch(offered) else secrets.token_hex(8)
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record and what it was given as `extra` as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (current := request_id.get()) is not None:
+            entry["request_id"] = current
+        entry.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def logging_config(level: str = "INFO") -> dict[str, Any]:
+    """Return the configuration for `logging.config.dictConfig`, and for gunicorn's `logconfig_dict`."""
+    to_stderr = {"level": level, "handlers": ["stderr"]}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": "server.observe.logs.JsonFormatter"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "root": to_stderr,
+        "loggers": {
+            "gunicorn.error": {"propagate": True, "handlers": []},
+            "gunicorn.access": {"propagate": False, "handlers": []},
+            "werkzeug": {"level": "WARNING"},  # its access log shows queries
+        },
+    }

@@ -1,0 +1,232 @@
+"""What a trunk's fingerprint depends on, and what it does not."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from contract.graph import fingerprint as module
+from contract.graph.fingerprint import fingerprint
+from contract.graph.lowering import lower
+from contract.versions.manifest import InputSpec
+
+ROOT = Path(__file__).parents[3]
+SPEC = InputSpec(8, 8)
+NOWHERE = Path("nowhere")
+
+
+def make_trunk():
+    """A trunk of the kinds of nodes that exporters write: weights, a Constant, attributes, two inputs that differ."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Constant", [], ["full"], value=numpy_helper.from_array(np.float32([255, 128]), "value")),
+        helper.make_node("Div", ["images", "full"], ["unit"]),
+        helper.make_node("MatMul", ["unit", "first"], ["a"]),
+        helper.make_node("MatMul", ["unit", "second"], ["b"]),
+        helper.make_node("Sub", ["a", "b"], ["apart"]),
+        helper.make_node("LeakyRelu", ["apart"], ["features"], alpha=0.25),
+    ]
+    weights = [
+        numpy_helper.from_array(rng.normal(size=(2, 90)).astype(np.float32), name) for name in ("first", "second")
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 2])
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", 90])
+    graph = helper.make_graph(nodes, "trunk", [images], [features], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+EXPECTED = fingerprint(make_trunk(), NOWHERE, SPEC)
+
+
+def test_a_fingerprint_is_a_sha256():
+    """64 hexadecimal digits, as the manifest wants them, and the same when computed again."""
+    assert len(EXPECTED) == 64
+    assert int(EXPECTED, 16)
+    assert fingerprint(make_trunk(), NOWHERE, SPEC) == EXPECTED
+
+
+def rename(trunk):
+    """Give every tensor another name, that of a Constant's value included."""
+    for node in trunk.graph.node:
+        node.input[:] = [f"new_{name}" for name in node.input]
+        node.output[:] = [f"new_{name}" for name in node.output]
+        node.name = f"node_{node.op_type}"
+    for tensor in [*trunk.graph.initializer, *trunk.graph.input, *trunk.graph.output]:
+        tensor.name = f"new_{tensor.name}"
+    trunk.graph.node[0].attribute[0].t.name = "val_7"
+
+
+def reorder_weights(trunk):
+    weights = list(trunk.graph.initializer)[::-1]
+    del trunk.graph.initializer[:]
+    trunk.graph.initializer.extend(weights)
+
+
+def annotate(trunk):
+    trunk.producer_name, trunk.doc_string, trunk.graph.name = "another", "words", "another"
+    trunk.graph.node[0].doc_string = "words"
+    trunk.graph.initializer.append(numpy_helper.from_array(np.ones(3), "unused"))
+
+
+def write_values_out(trunk):
+    """Store weights number by number instead of as bytes."""
+    for tensor in [*trunk.graph.initializer, trunk.graph.node[0].attribute[0].t]:
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT, values.shape, values.ravel().tolist()))
+
+
+@pytest.mark.parametrize("change", [rename, reorder_weights, annotate, write_values_out])
+def test_what_computes_the_same_has_the_same_fingerprint(change):
+    """Names, notes, and the form in which weights are stored are an export's own business."""
+    trunk = make_trunk()
+    change(trunk)
+    assert fingerprint(trunk, NOWHERE, SPEC) == EXPECTED
+
+
+def test_it_does_not_matter_where_weights_are_stored(tmp_path):
+    """In the graph, in a file, or in a file at other places: the values count."""
+    for number, reverse in enumerate((False, True)):
+        trunk = make_trunk()
+        if reverse:
+            reorder_weights(trunk)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        onnx.save_model(
+            trunk, folder / "t.onnx", save_as_external_data=True, location=f"weights{number}", size_threshold=64
+        )
+        loaded = onnx.load(folder / "t.onnx", load_external_data=False)
+        assert loaded.graph.initializer[0].data_location == TensorProto.EXTERNAL
+        assert fingerprint(loaded, folder, SPEC) == EXPECTED
+
+
+def change_weight(trunk):
+    tensor = trunk.graph.initializer[1]
+    values = numpy_helper.to_array(tensor).copy()
+    values[-1, -1] = np.nextafter(values[-1, -1], np.float32(9))
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def reshape_weight(trunk):
+    tensor = trunk.graph.initializer[0]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).reshape(90, 2), tensor.name))
+
+
+def retype_weight(trunk):
+    tensor = trunk.graph.initializer[0]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).view(np.int32), tensor.name))
+
+
+def change_constant(trunk):
+    trunk.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(np.float32([255, 127]), "value"))
+
+
+def change_attribute(trunk):
+    trunk.graph.node[-1].attribute[0].f = 0.5
+
+
+def drop_attribute(trunk):
+    del trunk.graph.node[-1].attribute[:]
+
+
+def change_operator(trunk):
+    trunk.graph.node[4].op_type = "Add"
+
+
+def change_domain(trunk):
+    trunk.graph.node[5].domain = "com.microsoft"
+
+
+def swap_inputs(trunk):
+    node = trunk.graph.node[4]
+    node.input[:] = list(node.input)[::-1]
+
+
+def swap_weights(trunk):
+    names = {"first": "second", "second": "first"}
+    for tensor in trunk.graph.initializer:
+        tensor.name = names[tensor.name]
+
+
+def share_weight(trunk):
+    trunk.graph.node[3].input[1] = "first"
+
+
+def change_opset(trunk):
+    trunk.opset_import[0].version = 21
+
+
+def add_node(trunk):
+    trunk.graph.node[-1].output[0] = "active"
+    trunk.graph.node.append(helper.make_node("Neg", ["active"], ["features"]))
+
+
+CHANGES = [
+    change_weight,
+    reshape_weight,
+    retype_weight,
+    change_constant,
+    change_attribute,
+    drop_attribute,
+    change_operator,
+    change_domain,
+    swap_inputs,
+    swap_weights,
+    share_weight,
+    change_opset,
+    add_node,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_the_features_changes_the_fingerprint(change):
+    """Down to the last bit of a weight."""
+    trunk = make_trunk()
+    change(trunk)
+    assert fingerprint(trunk, NOWHERE, SPEC) != EXPECTED
+
+
+@pytest.mark.parametrize("spec", [InputSpec(8, 9), InputSpec(9, 8), InputSpec(16, 16)])
+def test_another_image_size_is_another_fingerprint(spec):
+    """The graph takes what pixels it gets; that they are made at another size shows in the features only."""
+    assert fingerprint(make_trunk(), NOWHERE, spec) != EXPECTED
+
+
+def test_another_way_to_make_pixels_is_another_fingerprint(monkeypatch):
+    """Features of images that were decoded in another way are others, and must not be taken for these."""
+    monkeypatch.setattr(module, "RECIPE", "cropped-bicubic-2")
+    assert fingerprint(make_trunk(), NOWHERE, SPEC) != EXPECTED
+
+
+def test_the_head_has_no_part_in_it(small_graph):
+    """A head-only retrain keeps the fingerprint; a step of the convolution's weights does not."""
+    base = fingerprint(lower(small_graph).trunk, NOWHERE, SPEC)
+    assert fingerprint(lower(edit(small_graph, "head.1.weight")).trunk, NOWHERE, SPEC) == base
+    assert fingerprint(lower(edit(small_graph, "trunk.0.weight")).trunk, NOWHERE, SPEC) != base
+
+
+def edit(graph, name):
+    changed = copy.deepcopy(graph)
+    (tensor,) = [tensor for tensor in changed.graph.initializer if tensor.name == name]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.01), name))
+    return changed
+
+
+PROGRAM = """
+import sys
+from contract.graph.fingerprint import fingerprint
+from tests.contract.graph.test_fingerprint import NOWHERE, SPEC, make_trunk
+sys.stdout.write(fingerprint(make_trunk(), NOWHERE, SPEC))
+"""
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_another_process_computes_the_same(seed):
+    """Python's own hashes differ from process to process; none of them is in it."""
+    command, environment = [sys.executable, "-c", PROGRAM], {"PYTHONHASHSEED": seed}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == EXPECTED

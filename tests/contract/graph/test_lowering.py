@@ -1,0 +1,489 @@
+"""The lowering against plain loops of torch passes."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torchvision
+from baal.active.heuristics import BALD
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+from scipy.special import entr, expit
+
+from contract.errors import DigestError, DropoutDead, LoweringError
+from contract.graph.dropouts import dropout_nodes
+from contract.graph.lowering import load_graph, lower
+from contract.graph.masks import draw_masks
+from contract.graph.nodes import OUTPUTS, GraphBuilder, describe_outputs
+from tests.networks import Engine, build_small, export, masked_passes, open_session
+
+VERSION = "20260102T030405678Z-0a1b2c"
+
+
+class EarlySkip(torch.nn.Module):
+    """Dropout on the first feature map, and a connection from before it to after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+        self.drop = torch.nn.Dropout(0.3)
+        self.mix = torch.nn.Conv2d(5, 5, 3, padding=1)
+        self.last = torch.nn.Linear(5 * 8 * 8, 3)
+
+    def forward(self, x):
+        early = self.conv(x).relu()
+        mixed = self.mix(self.drop(early)) + early
+        return self.last(mixed.view(x.size(0), -1)) * 3
+
+
+class TwoPaths(torch.nn.Module):
+    """Dropout on one map, and a connection past it from another, of another shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.deep = torch.nn.Conv2d(3, 4, 3, stride=2)
+        self.side = torch.nn.Conv2d(3, 2, 1)
+        self.drop = torch.nn.Dropout(0.4)
+        self.last = torch.nn.Linear(4 * 3 * 3 + 2 * 8 * 8, 3)
+
+    def forward(self, x):
+        side = self.side(x).tanh()
+        dropped = self.drop(self.deep(x).relu())
+        return self.last(torch.cat([dropped.flatten(1), side.flatten(1)], dim=1)) * 5
+
+
+class LastOnly(torch.nn.Module):
+    """Dropout straight before the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(192, 16), torch.nn.Tanh(), torch.nn.Dropout(0.5), torch.nn.Linear(16, 6)
+        )
+
+    def forward(self, x):
+        return self.layers(x) * 4
+
+
+def vgg(architecture):
+    network = getattr(torchvision.models, architecture)(weights=None, num_classes=5)
+    with torch.no_grad():
+        network.classifier[6].weight.mul_(30)  # fresh weights are so small that all passes agree
+    return network
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "sites"),
+    [
+        pytest.param(lambda: vgg("vgg16"), 64, 2, id="vgg16", marks=pytest.mark.slow),
+        pytest.param(lambda: vgg("vgg16_bn"), 64, 2, id="vgg16-bn", marks=pytest.mark.slow),
+        pytest.param(EarlySkip, 8, 1, id="dropout-early-with-skip-connection"),
+        pytest.param(TwoPaths, 8, 1, id="connection-past-the-dropout"),
+        pytest.param(LastOnly, 8, 1, id="dropout-in-last-layer-only"),
+    ],
+)
+def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, size, sites):
+    """T passes at once give the probabilities of T passes one by one, to 1e-4."""
+    torch.manual_seed(0)
+    network = build()
+    images = torch.rand(3, 3, size, size).numpy()
+    lowered = lower(export(network, torch.rand(2, 3, size, size)))
+    assert len(lowered.sites) == sites
+    masks = draw_masks(VERSION, lowered.sites, 5)
+
+    outputs = Engine(lowered)(images, masks)
+
+    expected = masked_passes(network, images, masks)
+    assert np.ptp(expected, axis=1).max() > 0.01  # the passes do differ, or equality would say little
+    np.testing.assert_allclose(outputs.pass_probabilities, expected, atol=1e-4)
+    np.testing.assert_allclose(outputs.mean_probabilities, expected.mean(axis=1), atol=1e-4)
+
+
+def inputs_of_dropouts(network, images):
+    """Return what each Dropout of a network gets in evaluation, flattened."""
+    caught = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].flatten(1).numpy()))
+    with torch.no_grad():
+        network.eval()(torch.from_numpy(images))
+    return caught
+
+
+@pytest.mark.parametrize("build", [build_small, EarlySkip, LastOnly])
+def test_features_are_what_the_first_dropout_gets(build):
+    """The trunk computes, once an image, what torch computes up to its first Dropout, and nothing beside."""
+    torch.manual_seed(0)
+    network = build()
+    images = torch.rand(4, 3, 8, 8).numpy()
+    engine = Engine(lower(export(network, torch.rand(2, 3, 8, 8))))
+    np.testing.assert_allclose(engine.trunk(images), inputs_of_dropouts(network, images)[0], atol=1e-5)
+
+
+def test_features_hold_all_that_the_head_needs_of_an_image():
+    """Where a connection goes past the Dropout, both tensors are handed over, flattened, one behind the other."""
+    torch.manual_seed(0)
+    network = TwoPaths()
+    images = torch.rand(4, 3, 8, 8)
+    lowered = lower(export(network, torch.rand(2, 3, 8, 8)))
+    with torch.no_grad():
+        parts = [network.deep(images).relu().flatten(1), network.side(images).tanh().flatten(1)]
+    assert shape_of(lowered.trunk.graph.output[0]) == shape_of(lowered.head.graph.input[0]) == ["N", 36 + 128]
+    np.testing.assert_allclose(Engine(lowered).trunk(images.numpy()), torch.cat(parts, dim=1), atol=1e-5)
+
+
+def test_each_part_takes_and_gives_what_is_documented(small_graph):
+    """Images to features, float32 (N, F); features and masks (T, ...) to the outputs."""
+    lowered = lower(small_graph)
+    assert [info.name for info in lowered.trunk.graph.input] == ["images"]
+    assert [(info.name, shape_of(info)) for info in lowered.trunk.graph.output] == [("features", ["N", 216])]
+    assert [(info.name, shape_of(info)) for info in lowered.head.graph.input] == [
+        ("features", ["N", 216]),
+        ("mask_0", ["T", 216]),
+        ("mask_1", ["T", 32]),
+    ]
+    assert [info.name for info in lowered.head.graph.output] == list(OUTPUTS)
+    for part in (lowered.trunk, lowered.head):
+        onnx.checker.check_model(part, full_check=True)
+
+
+def shape_of(info):
+    return [axis.dim_param or axis.dim_value for axis in info.type.tensor_type.shape.dim]
+
+
+def test_graph_computes_the_bald_that_baal_computes(small, small_graph):
+    """The reduction in the graph is baal's formula on the same passes."""
+    lowered = lower(small_graph)
+    images = np.random.default_rng(0).random((9, 3, 8, 8), dtype=np.float32)
+    outputs = Engine(lowered)(images, draw_masks(VERSION, lowered.sites, 20))
+    logits = np.log(outputs.pass_probabilities).transpose(0, 2, 1)  # (N, C, T), as baal takes them
+
+    np.testing.assert_allclose(outputs.bald, BALD().get_uncertainties(logits), atol=1e-5)
+    mean = outputs.mean_probabilities
+    np.testing.assert_allclose(outputs.entropy, -(mean * np.log(mean)).sum(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "size"),
+    [
+        pytest.param(lambda: vgg("vgg16"), 64, id="vgg16", marks=pytest.mark.slow),
+        pytest.param(EarlySkip, 8, id="dropout-early-with-skip-connection"),
+        pytest.param(LastOnly, 8, id="dropout-in-last-layer-only"),
+        pytest.param(build_small, 8, id="small"),
+    ],
+)
+def test_lowered_graph_of_several_labels_equals_a_plain_loop_of_torch_passes(build, size):
+    """Sigmoids of each pass to 1e-4, and BALD and entropy those of torch's Bernoulli distributions."""
+    torch.manual_seed(0)
+    network = build()
+    images = torch.rand(3, 3, size, size).numpy()
+    lowered = lower(export(network, torch.rand(2, 3, size, size)), multiple=True)
+    masks = draw_masks(VERSION, lowered.sites, 5)
+
+    outputs = Engine(lowered)(images, masks)
+
+    expected = masked_passes(network, images, masks, multiple=True)
+    assert np.ptp(expected, axis=1).max() > 0.01
+    assert np.abs(expected.sum(axis=2) - 1).max() > 0.1  # no distribution over the labels
+    np.testing.assert_allclose(outputs.pass_probabilities, expected, atol=1e-4)
+    np.testing.assert_allclose(outputs.mean_probabilities, expected.mean(axis=1), atol=1e-4)
+    passes = torch.from_numpy(expected).double()
+    total = torch.distributions.Bernoulli(passes.mean(dim=1)).entropy().sum(dim=1)
+    known = torch.distributions.Bernoulli(passes).entropy().sum(dim=2).mean(dim=1)
+    np.testing.assert_allclose(outputs.entropy, total, atol=1e-4)
+    np.testing.assert_allclose(outputs.bald, total - known, atol=1e-4)
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=3, max_dims=3, max_side=8),
+        elements=st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
+        | st.floats(-30, 30, width=32, allow_subnormal=False)
+        | st.sampled_from([0.0, 2.0**-99, 88.75]),
+    )
+)
+def test_any_finite_logits_of_several_labels_reduce_to_what_float64_gives(logits):
+    """However far from 0: BALD and entropy are right to 1e-5 a label, BALD is not negative, and nothing overflows."""
+    found = dict(zip(OUTPUTS, _REDUCE_MULTIPLE.run(list(OUTPUTS), {"logits": logits}), strict=True))
+    exact = logits.astype(np.float64)
+    passes, absence = expit(exact), expit(-exact)  # (N, T, C)
+    known = (entr(passes) + entr(absence)).mean(axis=1)  # (N, C)
+    total = entr(passes.mean(axis=1)) + entr(absence.mean(axis=1))
+    labels = logits.shape[2]
+    np.testing.assert_allclose(found["pass_probabilities"], passes, atol=1e-6)
+    np.testing.assert_allclose(found["mean_probabilities"], passes.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(found["entropy"], total.sum(axis=1), atol=1e-5 * labels)
+    np.testing.assert_allclose(found["bald"], (total - known).sum(axis=1), atol=1e-5 * labels)
+    assert (found["bald"] >= 0).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_unlikelier_of_a_label_and_its_absence_keeps_its_digits(sign):
+    """Where a label is all but certain, entropy is a small number and not a rounded 0, on either side."""
+    logits = np.full((1, 4, 1), sign * 17, np.float32)
+    (entropy,) = _REDUCE_MULTIPLE.run(["entropy"], {"logits": logits})
+    exact = entr(expit(17.0)) + entr(expit(-17.0))
+    assert entropy[0] == pytest.approx(exact, rel=0.1)
+
+
+def reduction():
+    """Open the reduction to outputs alone, on logits (N, T, C)."""
+    builder = GraphBuilder()
+    builder.reduce("logits", multiple=True)
+    info = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", "T", "C"])
+    graph = helper.make_graph(builder.nodes, "g", [info], describe_outputs("N", "C"), builder.constants)
+    return open_session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+_REDUCE_MULTIPLE = reduction()
+
+
+MEASURES = {
+    "shape": [helper.make_node("Shape", ["images"], ["batch"], start=0, end=1)],
+    "shape-from-the-end": [helper.make_node("Shape", ["images"], ["batch"], start=-2, end=-1)],
+    "shape-of-a-shape": [
+        helper.make_node("Shape", ["images"], ["whole"]),
+        helper.make_node("Slice", ["whole", "zero", "one"], ["batch"]),
+    ],
+    "size": [
+        helper.make_node("Size", ["images"], ["count"]),
+        helper.make_node("Div", ["count", "four"], ["rows"]),
+        helper.make_node("Unsqueeze", ["rows", "zero"], ["batch"]),
+    ],
+    "size-over-width": [
+        helper.make_node("Size", ["images"], ["count"]),
+        helper.make_node("Shape", ["images"], ["width"], start=1),
+        helper.make_node("Div", ["count", "width"], ["batch"]),
+    ],
+    "rows-of-ones": [
+        helper.make_node("Shape", ["images"], ["measured"], start=0, end=1),
+        helper.make_node("ConstantOfShape", ["measured"], ["zeros"]),
+        helper.make_node("Shape", ["zeros"], ["batch"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_shapes_of_the_batch_are_measured_again_in_rows(measure):
+    """A graph that measures its images before its Dropout gets N x T rows after it, from the features alone."""
+    rng = np.random.default_rng(0)
+    first, last = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 2), (2, 3)))
+    nodes = [
+        *measure,
+        helper.make_node("Concat", ["batch", "rest"], ["shape"], axis=0),
+        helper.make_node("MatMul", ["images", "first"], ["hidden"]),
+        helper.make_node("Dropout", ["hidden", "ratio", "training"], ["dropped"]),
+        helper.make_node("Reshape", ["dropped", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "last"], ["logits"]),
+    ]
+    constants = {
+        **DROPPING,
+        "rest": np.array([-1], dtype=np.int64),
+        "zero": np.array([0], dtype=np.int64),
+        "one": np.array([1], dtype=np.int64),
+        "four": np.array(4, dtype=np.int64),
+        "first": first,
+        "last": last,
+    }
+    lowered = lower(graph_of(nodes, constants, classes=3))
+    images = np.random.default_rng(1).random((5, 4), dtype=np.float32)
+    masks = draw_masks(VERSION, lowered.sites, 6)
+    logits = ((images @ first)[:, None] * masks["mask_0"]) @ last  # (N, T, C)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(Engine(lowered)(images, masks).pass_probabilities, expected, atol=1e-6)
+    assert [(info.name, shape_of(info)) for info in lowered.head.graph.input] == [
+        ("features", ["N", 2]),
+        ("mask_0", ["T", 2]),
+    ]
+
+
+def test_no_randomness_and_one_trunk_are_left_after_lowering(small_graph):
+    """Neither part holds a Dropout; the trunk holds each convolution once, the head none."""
+    lowered = lower(small_graph)
+    trunk, head = ([node.op_type for node in part.graph.node] for part in (lowered.trunk, lowered.head))
+    assert "Dropout" not in trunk + head
+    assert trunk.count("Conv") == 1
+    assert "Conv" not in head
+
+
+def test_lowering_leaves_its_argument_alone(small_graph):
+    """The literal graph is the artefact; lowering works on a copy."""
+    before = small_graph.SerializeToString(deterministic=True)
+    lower(small_graph)
+    assert small_graph.SerializeToString(deterministic=True) == before
+
+
+def test_score_depends_on_neither_batch_nor_order(small_graph):
+    """Batches of 1, 7 and 32 and a shuffled order give the same BALD to 1e-6."""
+    lowered = lower(small_graph)
+    engine, masks = Engine(lowered), draw_masks(VERSION, lowered.sites, 20)
+    images = np.random.default_rng(5).random((32, 3, 8, 8), dtype=np.float32)
+    whole = engine(images, masks).bald
+    for size in (1, 7):
+        parts = [engine(images[i : i + size], masks).bald for i in range(0, 32, size)]
+        np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
+    order = np.random.default_rng(6).permutation(32)
+    np.testing.assert_allclose(engine(images[order], masks).bald, whole[order], atol=1e-6)
+
+
+def set_training_mode(graph, value):
+    changed = copy.deepcopy(graph)
+    for node in dropout_nodes(changed):
+        changed.graph.node.insert(
+            0, helper.make_node("Constant", [], [f"{node.output[0]}_mode"], value=value_bool(value))
+        )
+        node.input[2] = f"{node.output[0]}_mode"
+    return changed
+
+
+def value_bool(value):
+    return helper.make_tensor("value", TensorProto.BOOL, [], [value])
+
+
+def test_graph_without_active_dropout_is_refused(small_graph):
+    """Dropout nodes that do not drop would make every BALD 0."""
+    with pytest.raises(DropoutDead, match="none of the graph's 2 Dropout nodes is active"):
+        lower(set_training_mode(small_graph, False))
+
+
+def test_file_that_is_no_graph_is_named(tmp_path):
+    """A damaged graph is an error of its own, not one of the library that parses it."""
+    (tmp_path / "model.onnx").write_bytes(b"\xff" * 100)
+    with pytest.raises(DigestError, match=r"model\.onnx .* cannot be read"):
+        load_graph(tmp_path / "model.onnx", weights_bytes=0)
+
+
+def test_graph_with_other_randomness_is_refused():
+    """Random numbers that no mask replaces would make scores irreproducible."""
+    graph = graph_of([helper.make_node("RandomUniformLike", ["images"], ["logits"])], {}, classes=4)
+    with pytest.raises(LoweringError, match="RandomUniformLike"):
+        lower(graph)
+
+
+class InPlace(torch.nn.Module):
+    """Dropout on maps and on features, in place or not, as convolutional networks have it."""
+
+    def __init__(self, *, inplace):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 6, 3),
+            torch.nn.Dropout(0.3, inplace=inplace),
+            torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(2),
+            torch.nn.Flatten(),
+            torch.nn.Dropout(0.5, inplace=inplace),
+            torch.nn.Linear(24, 16),
+            torch.nn.Hardswish(),
+            torch.nn.Dropout(0.1, inplace=inplace),
+            torch.nn.Linear(16, 3),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_dropout_in_place_is_dropout():
+    """The same sites, and under the same masks the same passes, as torch computes them and as without."""
+    torch.manual_seed(0)
+    network, other = InPlace(inplace=True), InPlace(inplace=False)
+    other.load_state_dict(network.state_dict())
+    images = np.random.default_rng(0).random((4, 3, 8, 8), dtype=np.float32)
+    lowered, expected = (lower(export(each, torch.from_numpy(images[:2]))) for each in (network, other))
+    assert [site.features for site in lowered.sites] == [site.features for site in expected.sites]
+    found = [site.probability for site in lowered.sites]
+    assert found == pytest.approx([0.3, 0.5, 0.1])
+    masks = draw_masks(VERSION, expected.sites, 5)
+    passes = Engine(lowered)(images, masks).pass_probabilities
+    np.testing.assert_allclose(passes, masked_passes(other, images, masks), atol=1e-5)
+    np.testing.assert_allclose(passes, Engine(expected)(images, masks).pass_probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v3_small"])
+def test_networks_that_drop_in_place_are_lowered(name):
+    """Those that torchvision has, though nobody has trained them here."""
+    network = torchvision.models.get_model(name, weights=None, num_classes=3)
+    (site,) = lower(export(network, torch.zeros(2, 3, 32, 32))).sites
+    assert site.probability == pytest.approx(0.2, rel=1e-6)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_of_whole_channels_is_refused_by_its_name(inplace):
+    """Masks would have to be of channels."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3), torch.nn.Dropout2d(0.3, inplace=inplace), torch.nn.Flatten(), torch.nn.Linear(216, 3)
+    )
+    with pytest.raises(LoweringError, match=r"whole channels, as torch\.nn\.Dropout2d does.*use torch\.nn\.Dropout"):
+        lower(export(network, torch.zeros(2, 3, 8, 8)))
+
+
+class Functional(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("gone", [torch.nn.AlphaDropout(), Functional()])
+def test_dropout_that_an_export_has_lost_is_told_of(gone):
+    """It is not in the graph, which therefore cannot name it: all kinds that vanish are."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8), gone, torch.nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match="No layer was modified"):
+        graph = export(network, torch.zeros(2, 3, 8, 8))
+    with pytest.raises(DropoutDead, match=r"use torch\.nn\.Dropout.*AlphaDropout.*functional\.dropout"):
+        lower(graph)
+
+
+def test_graph_with_fixed_batch_is_refused(small_graph):
+    """Fanning out needs a batch axis that can grow."""
+    graph = copy.deepcopy(small_graph)
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with pytest.raises(LoweringError, match="dynamic batch axis"):
+        lower(graph)
+
+
+def test_old_opset_is_refused(small_graph):
+    """The message says which opset is needed."""
+    graph = copy.deepcopy(small_graph)
+    graph.opset_import[0].version = 17
+    with pytest.raises(LoweringError, match="opset 17, 18 or newer"):
+        lower(graph)
+
+
+def test_dropout_of_other_than_float32_is_refused():
+    """Features are kept and handed over in float32; another type would be rounded without a word."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Dropout", ["half", "ratio", "training"], ["dropped"]),
+        helper.make_node("Cast", ["dropped"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    with pytest.raises(LoweringError, match=r"'half' is FLOAT16; what Dropout drops must be float32"):
+        lower(graph_of(nodes, DROPPING, classes=4))
+
+
+def test_connection_of_other_than_float32_is_refused():
+    """What goes past the Dropout is handed over too, and as little may be rounded."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["whole"], to=TensorProto.INT32),
+        helper.make_node("Dropout", ["images", "ratio", "training"], ["dropped"]),
+        helper.make_node("Cast", ["dropped"], ["truncated"], to=TensorProto.INT32),
+        helper.make_node("Add", ["truncated", "whole"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    with pytest.raises(LoweringError, match=r"'whole' is INT32"):
+        lower(graph_of(nodes, DROPPING, classes=4))
+
+
+DROPPING = {"ratio": np.array(0.5, dtype=np.float32), "training": np.array(True)}
+
+
+def graph_of(nodes, constants, *, classes):
+    """Return a literal graph on images (N, 4)."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 4])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])
+    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [images], [logits], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

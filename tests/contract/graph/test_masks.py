@@ -1,0 +1,136 @@
+"""The masks' promises: the same everywhere, balanced over the passes, and in each pass what dropout draws."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import LoweringError
+from contract.graph.masks import draw_masks, fresh_masks
+from contract.versions.manifest import DropoutSite
+
+VERSION = "20260102T030405678Z-0a1b2c"
+
+probabilities = st.floats(0.01, 0.99)
+shapes = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
+
+
+def draw(features, probability, passes, version=VERSION):
+    """Return the masks of one site."""
+    return draw_masks(version, (DropoutSite(features, probability),), passes)["mask_0"]
+
+
+def test_masks_are_of_the_version_the_site_and_the_pass():
+    """Other versions, sites and passes have other masks."""
+    sites = (DropoutSite((400,), 0.5), DropoutSite((400,), 0.5))
+    masks = draw_masks(VERSION, sites, 20)
+    assert len(np.unique(np.concatenate([masks["mask_0"], masks["mask_1"]]), axis=0)) == 40
+    assert not np.array_equal(masks["mask_0"], draw_masks(VERSION[:-1] + "d", sites, 20)["mask_0"])
+    np.testing.assert_array_equal(masks["mask_1"], draw_masks(VERSION, sites, 20)["mask_1"])
+
+
+def test_masks_are_the_same_on_every_machine():
+    """A pinned value: a change of it would change every score of every published version."""
+    masks = draw((12,), 0.5, 3)
+    assert ["".join("1" if kept else "0" for kept in mask) for mask in masks] == [
+        "011001101111",
+        "001100010000",
+        "110110111000",
+    ]
+
+
+@given(probability=st.floats(0.05, 0.95), passes=st.integers(1, 4))
+def test_masks_keep_the_expectation(probability, passes):
+    """Each element is 0 or 1 / (1 - p), and 1 on average."""
+    masks = draw((50, 80), probability, passes)
+    assert masks.shape == (passes, 50, 80)
+    assert masks.dtype == np.float32
+    assert set(np.unique(masks)) == {np.float32(0), np.float32(1 / (1 - probability))}
+    error = np.sqrt(probability / (1 - probability) / masks.size)
+    assert abs(masks.mean() - 1) < 6 * error
+
+
+@given(probability=probabilities, passes=st.integers(1, 40), features=shapes)
+def test_each_unit_is_on_in_its_share_of_the_passes(probability, passes, features):
+    """(1 - p) T passes keep it, rounded down or up; no mask holds anything but 0 and 1 / (1 - p)."""
+    masks = draw(features, probability, passes)
+    assert masks.shape == (passes, *features)
+    on = (masks > 0).sum(axis=0)
+    share = (1 - probability) * passes
+    assert set(np.unique(on)) <= {math.floor(share), math.ceil(share)}
+    np.testing.assert_array_equal(masks, np.where(masks > 0, np.float32(1 / (1 - probability)), np.float32(0)))
+
+
+@given(data=st.data(), passes=st.integers(2, 60), features=shapes)
+def test_where_its_share_is_whole_a_unit_is_on_in_exactly_so_many_passes(data, passes, features):
+    """All units alike, so that the mean of each over the passes is 1, whatever the probability."""
+    kept = data.draw(st.integers(1, passes - 1))
+    masks = draw(features, 1 - kept / passes, passes)
+    assert ((masks > 0).sum(axis=0) == kept).all()
+    np.testing.assert_allclose(masks.mean(axis=0), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.1, 0.37, 0.9])
+def test_a_pass_by_itself_drops_units_as_dropout_does(probability):
+    """Each unit with probability p, and one unit whatever its neighbour does, in every pass."""
+    on = draw((200_000,), probability, 5) > 0  # (T, units)
+    keep = 1 - probability
+    error = math.sqrt(keep * probability / on.shape[1])
+    assert (np.abs(on.mean(axis=1) - keep) < 5 * error).all()
+    pairs = (on[:, 0::2] & on[:, 1::2]).mean(axis=1)
+    error = math.sqrt(keep**2 * (1 - keep**2) / (on.shape[1] / 2))
+    assert (np.abs(pairs - keep**2) < 5 * error).all()
+
+
+def test_two_passes_are_drawn_as_without_replacement():
+    """Of 6 passes that keep a unit 3 times, two both keep it with probability 3/6 times 2/5."""
+    on = draw((200_000,), 0.5, 6) > 0
+    both = np.array([(on[i] & on[j]).mean() for i in range(6) for j in range(i)])
+    assert (np.abs(both - 0.2) < 5 * math.sqrt(0.2 * 0.8 / on.shape[1])).all()
+
+
+@pytest.mark.parametrize(("probability", "passes"), [(0.3, 3), (0.5, 1), (0.5, 7), (0.95, 3), (0.05, 3)])
+def test_rounding_is_unbiased(probability, passes):
+    """As many units are rounded up as the part behind the decimal point says, one pass and shares below 1 included."""
+    on = (draw((200_000,), probability, passes) > 0).sum(axis=0)
+    share = (1 - probability) * passes
+    rest = share - math.floor(share)
+    assert abs((on == math.floor(share) + 1).mean() - rest) < 5 * math.sqrt(rest * (1 - rest) / on.size)
+
+
+def test_one_pass_is_plain_dropout():
+    """T = 1 has nothing to balance: units are on or off, and not all alike."""
+    masks = draw((1000,), 0.25, 1)
+    assert masks.shape == (1, 1000)
+    assert 0.7 < (masks > 0).mean() < 0.8
+
+
+def test_what_is_linear_in_the_masks_cancels_in_the_mean_of_the_passes():
+    """The mean of a linear layer's passes is the same in all versions where (1 - p) T is whole, else it varies less."""
+    rng = np.random.default_rng(0)
+    features, weights = rng.normal(size=64), rng.normal(size=64)
+
+    def means(probability, passes):
+        return [(draw((64,), probability, passes, f"v{i}") @ (features * weights)).mean() for i in range(200)]
+
+    assert np.std(means(0.5, 20)) < 1e-6
+    np.testing.assert_allclose(means(0.75, 20), features @ weights, atol=1e-5)
+    independent = np.sqrt(((features * weights) ** 2).sum() * 0.3 / 0.7 / 7)  # of 7 passes that know nothing of another
+    assert 0.05 * independent < np.std(means(0.3, 7)) < 0.5 * independent
+
+
+def test_fresh_masks_differ_from_draw_to_draw():
+    """Every draw from a generator gives other masks of the same form, balanced as well."""
+    rng, sites = np.random.default_rng(0), (DropoutSite((64,), 0.5),)
+    first, second = fresh_masks(rng, sites, 4), fresh_masks(rng, sites, 4)
+    assert first["mask_0"].shape == (4, 64)
+    assert not np.array_equal(first["mask_0"], second["mask_0"])
+    assert ((first["mask_0"] > 0).sum(axis=0) == 2).all()
+
+
+def test_masks_that_would_fill_the_memory_are_refused():
+    """Passes and features are somebody else's numbers; a version of many passes over a VGG-16 is far below."""
+    with pytest.raises(LoweringError, match="take 1073741840 bytes of masks, at most 1073741824"):
+        draw_masks("version", [DropoutSite((2**14, 2**14), 0.5), DropoutSite((4,), 0.5)], 1)

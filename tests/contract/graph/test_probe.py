@@ -1,0 +1,370 @@
+"""The gate: what it lets through, and that it notices each way in which dropout goes wrong."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from baal.bayesian.dropout import patch_module
+from onnx import numpy_helper
+
+from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
+from contract.graph.lowering import PassOutputs, lower
+from contract.graph.masks import draw_masks
+from contract.graph.probe import LEAST_RANK_CORRELATION, TOLERANCE, Probe, prove
+from contract.scores.acquisition import bald, rank_correlation
+from contract.versions.manifest import DropoutSite
+from tests.networks import Engine, masked_passes
+from tests.versions import manifest
+
+VERSION = "20260102T030405678Z-0a1b2c"
+PASSES = 400
+
+
+@pytest.fixture(scope="module")
+def described(small_graph):
+    """The manifest of a version that holds the small network."""
+    return dataclasses.replace(manifest(VERSION), dropout_sites=lower(small_graph).sites)
+
+
+def compute_probe(small, described, *, count=6):
+    """Return the small network's probe, from free-running passes with baal and passes under the version's masks."""
+    torch.manual_seed(2)
+    images = torch.rand(count, 3, 8, 8)
+    with torch.no_grad():
+        active = patch_module(copy.deepcopy(small).eval(), inplace=False)
+        logits = torch.stack([active(images) for _ in range(PASSES)])  # (R, N, C)
+    passes = logits.sigmoid() if described.multiple else logits.softmax(dim=2)
+    masks = draw_masks(VERSION, described.dropout_sites, 20)
+    return Probe(
+        images=images.numpy(),
+        features=small.trunk(images).detach().numpy(),
+        passes=PASSES,
+        mean=passes.mean(dim=0).numpy(),
+        variance=passes.var(dim=0).numpy(),
+        masked_probabilities=masked_passes(small, images.numpy(), masks, multiple=described.multiple),
+    )
+
+
+@pytest.fixture(scope="module")
+def probe(small, described):
+    return compute_probe(small, described)
+
+
+@pytest.fixture(scope="module")
+def engine(small_graph):
+    """The lowered graph as it should run."""
+    return Engine(lower(small_graph))
+
+
+def prove_with(engine, probe, described, *, trunk=None, head=None, reduced=False):
+    """Prove an engine of which trunk or head may be another."""
+    return prove(probe, described, trunk=trunk or engine.trunk, head=head or engine.head, reduced=reduced)
+
+
+def test_honest_version_is_proven(probe, described, engine):
+    """The lowered graph agrees with torch, and the proof carries its mean BALD and largest difference."""
+    proof = prove_with(engine, probe, described)
+    assert 0 < proof.largest_difference < 1e-4
+    expected = engine(probe.images, draw_masks(VERSION, described.dropout_sites, 20)).bald.mean()
+    assert proof.mean_bald == pytest.approx(expected)
+    assert proof.mean_bald > 0.01
+
+
+@pytest.fixture(scope="module")
+def several(small, small_graph, described):
+    """The small network as one of several labels: manifest, probe and engine."""
+    manifest = dataclasses.replace(described, multiple=True)
+    return manifest, compute_probe(small, manifest, count=24), Engine(lower(small_graph, multiple=True))
+
+
+def test_honest_version_of_several_labels_is_proven(several):
+    """Its ranks are compared by the BALD of several labels, and agree."""
+    manifest, probe, engine = several
+    proof = prove_with(engine, probe, manifest)
+    assert 0 < proof.largest_difference < 1e-4
+    assert proof.rank_correlation == pytest.approx(1)
+    of_one = bald(probe.masked_probabilities)
+    assert rank_correlation(of_one, bald(probe.masked_probabilities, multiple=True)) < 0.99  # the two do differ here
+    expected = bald(probe.masked_probabilities, multiple=True).mean()
+    assert proof.mean_bald == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_graph_that_ends_in_the_other_activation_is_refused(several, described, probe, engine):
+    """Softmax where the trainer had sigmoids, or the reverse, is not what was proven."""
+    manifest, of_several, sigmoids = several
+    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+        prove_with(engine, of_several, manifest)
+    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+        prove_with(sigmoids, probe, described)
+
+
+@pytest.mark.parametrize("site", [0, 1])
+def test_one_dead_dropout_of_two_is_refused_of_several_labels_too(several, site):
+    """As it is of one label."""
+    manifest, probe, engine = several
+
+    def half_dead(features, masks):
+        return engine.head(features, masks | {f"mask_{site}": np.ones_like(masks[f"mask_{site}"])})
+
+    with pytest.raises((DropoutDead, ProbeMismatch)):
+        prove_with(engine, probe, manifest, head=half_dead)
+
+
+def test_a_dropout_of_several_labels_that_drops_too_little_is_refused(several, small):
+    """If masks and graph share an error, such as a wrong probability, baal's free-running passes expose it."""
+    manifest, probe, engine = several
+    sites = tuple(DropoutSite(site.features, 0.05) for site in manifest.dropout_sites)
+    masked = masked_passes(small, probe.images, draw_masks(VERSION, sites, 20), multiple=True)
+    with pytest.raises(DropoutDead, match="drops too little"):
+        prove_with(
+            engine,
+            dataclasses.replace(probe, masked_probabilities=masked),
+            dataclasses.replace(manifest, dropout_sites=sites),
+        )
+
+
+def test_dead_dropout_is_refused(probe, described, engine):
+    """An engine that drops nothing gives equal passes."""
+
+    def dead(features, masks):
+        return engine.head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
+
+    with pytest.raises(DropoutDead, match="all 20 passes are equal"):
+        prove_with(engine, probe, described, head=dead)
+
+
+@pytest.mark.parametrize("site", [0, 1])
+def test_one_dead_dropout_of_two_is_refused(probe, described, engine, site):
+    """The passes still differ and BALD looks plausible, as when an optimiser deletes one node of two."""
+
+    def half_dead(features, masks):
+        return engine.head(features, masks | {f"mask_{site}": np.ones_like(masks[f"mask_{site}"])})
+
+    with pytest.raises((DropoutDead, ProbeMismatch)):
+        prove_with(engine, probe, described, head=half_dead)
+
+
+def test_masks_on_the_wrong_passes_are_refused(probe, described, engine):
+    """Masks that reach other rows keep mean and variance; the exact comparison notices."""
+
+    def rolled(features, masks):
+        return engine.head(features, {name: np.roll(mask, 1, axis=0) for name, mask in masks.items()})
+
+    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+        prove_with(engine, probe, described, head=rolled)
+
+
+def test_reference_with_other_dropout_is_refused(probe, described, engine, small):
+    """If masks and graph share an error, such as a wrong probability, baal's free-running passes expose it."""
+    sites = tuple(DropoutSite(site.features, 0.05) for site in described.dropout_sites)
+    wrong = dataclasses.replace(described, dropout_sites=sites)
+    masks = draw_masks(VERSION, sites, 20)
+    consistent = dataclasses.replace(probe, masked_probabilities=masked_passes(small, probe.images, masks))
+    with pytest.raises(DropoutDead, match="drops too little"):
+        prove_with(engine, consistent, wrong)
+
+
+def test_other_weights_are_refused(small_graph, probe, described):
+    """A graph whose weights are not those that torch had is not served."""
+    graph = copy.deepcopy(small_graph)
+    for tensor in graph.graph.initializer:
+        if tensor.name == "head.4.bias":
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32([1, 0, 0, 0]), tensor.name)
+            )
+    with pytest.raises(ProbeMismatch):
+        prove_with(Engine(lower(graph)), probe, described)
+
+
+def test_numbers_that_are_not_finite_are_refused(probe, described, engine):
+    """A diverged model gives NaN, which no comparison would notice by itself."""
+
+    def diverged(features, masks):
+        outputs = engine.head(features, masks)
+        return dataclasses.replace(outputs, bald=np.full_like(outputs.bald, np.nan))
+
+    with pytest.raises(ProbeMismatch, match="not finite"):
+        prove_with(engine, probe, described, head=diverged)
+
+
+def test_probe_of_another_model_is_refused(probe, described, engine):
+    """Another number of classes is named as such."""
+
+    def narrower(features, masks):
+        outputs = engine.head(features, masks)
+        return PassOutputs(*(getattr(outputs, name)[..., :3] for name in PassOutputs.__slots__))
+
+    with pytest.raises(ProbeMismatch, match=r"\(6, 20, 3\) on the probe, the trainer's have \(6, 20, 4\)"):
+        prove_with(engine, probe, described, head=narrower)
+
+
+def test_wrong_weights_of_the_trunk_are_refused(small_graph, probe, described, engine):
+    """The head, on torch's own features, has nothing to say about them; trunk and head together have."""
+    graph = copy.deepcopy(small_graph)
+    (tensor,) = [tensor for tensor in graph.graph.initializer if tensor.name == "trunk.0.weight"]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), tensor.name))
+    wrong = Engine(lower(graph))
+    prove_with(engine, probe, described, head=wrong.head)
+    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+        prove_with(engine, probe, described, trunk=wrong.trunk)
+
+
+def test_wrong_weights_of_the_head_are_refused_though_the_trunk_makes_up_for_them(probe, described, engine):
+    """A head that scales what it gets, behind a trunk that scales it back, is not what torch proved."""
+    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+        prove_with(
+            engine,
+            probe,
+            described,
+            trunk=lambda images: engine.trunk(images) / 2,
+            head=lambda features, masks: engine.head(features * 2, masks),
+        )
+
+
+def test_features_of_another_shape_are_refused(probe, described, engine):
+    """A trunk that gives other features than torch's is named as such, before the head meets them."""
+    with pytest.raises(ProbeMismatch, match=r"features of shape \(6, 215\) on the probe, torch's have \(6, 216\)"):
+        prove_with(engine, probe, described, trunk=lambda images: engine.trunk(images)[:, 1:])
+
+
+def noisy(engine, scale):
+    """Return a trunk whose features are off by a share of their size, as integers of few bits are."""
+    rng = np.random.default_rng(0)
+
+    def run(images):
+        features = engine.trunk(images)
+        return features + (rng.normal(size=features.shape) * scale * np.abs(features).mean()).astype(np.float32)
+
+    return run
+
+
+def test_reduced_trunk_that_ranks_as_torch_does_is_proven(probe, described, engine):
+    """Its probabilities may differ by more than float32's may, and the proof says by how much."""
+    proof = prove_with(engine, probe, described, trunk=noisy(engine, 0.02), reduced=True)
+    assert proof.largest_difference > TOLERANCE
+    assert LEAST_RANK_CORRELATION <= proof.rank_correlation <= 1
+    with pytest.raises(ProbeMismatch):
+        prove_with(engine, probe, described, trunk=noisy(engine, 0.02))
+
+
+def test_reduced_trunk_that_shuffles_the_ranks_is_refused_as_such(probe, described, engine):
+    """The error is one of precision, since in fp32 the version may be sound, and it says what to set."""
+    with pytest.raises(PrecisionRefused, match=r"correlation of -?0\.\d+ .*LABELNEXT_PRECISION=fp32"):
+        prove_with(engine, probe, described, trunk=lambda images: engine.trunk(images[::-1]), reduced=True)
+
+
+def test_reduced_trunk_that_overflows_is_refused_as_such(probe, described, engine):
+    """float16 ends at 65504; what overflows there may be sound in fp32."""
+
+    def overflow(images):
+        features = engine.trunk(images)
+        features[0, 0] = np.inf
+        return features
+
+    with pytest.raises(PrecisionRefused, match=r"not finite.*LABELNEXT_PRECISION=fp32"):
+        prove_with(engine, probe, described, trunk=overflow, reduced=True)
+    with pytest.raises(ProbeMismatch, match="not finite"):
+        prove_with(engine, probe, described, trunk=overflow)
+
+
+def test_exactness_is_demanded_of_the_head_in_reduced_precision_too(probe, described, engine):
+    """Only the trunk is reduced: a head off by as little as the trunk may be is refused."""
+    head = noisy_head(engine)
+    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+        prove_with(engine, probe, described, head=head, reduced=True)
+
+
+def noisy_head(engine):
+    rng = np.random.default_rng(0)
+
+    def run(features, masks):
+        return engine.head(features + (rng.normal(size=features.shape) * 0.02).astype(np.float32), masks)
+
+    return run
+
+
+def test_dead_dropout_is_refused_in_reduced_precision_too(probe, described, engine):
+    """No precision excuses passes that are equal."""
+
+    def dead(features, masks):
+        return engine.head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
+
+    with pytest.raises(DropoutDead):
+        prove_with(engine, probe, described, head=dead, reduced=True)
+
+
+def test_the_proof_carries_the_rank_correlation(probe, described, engine):
+    """Of an engine that computes what torch does it is 1."""
+    assert prove_with(engine, probe, described).rank_correlation == pytest.approx(1)
+
+
+def test_all_but_certain_model_is_not_refused(probe, described, engine):
+    """Where one pass in hundreds flips a label, chance must not look like dead dropout."""
+    certain = np.zeros((6, 4), dtype=np.float32)
+    certain[:, 0] = 1
+    flips = np.full((6, 4), 1e-3, dtype=np.float32)
+    rare = dataclasses.replace(
+        probe, mean=certain, variance=flips * 0.5, masked_probabilities=np.repeat(certain[:, None], 20, axis=1)
+    )
+
+    def run(features, masks):
+        n = len(features)
+        passes = np.repeat(certain[:n, None], len(masks["mask_0"]), axis=1)
+        passes[0, 0, :2] = [1 - 1e-3, 1e-3]
+        return PassOutputs(passes.mean(axis=1), np.zeros(n, np.float32), np.zeros(n, np.float32), passes)
+
+    assert prove_with(engine, rare, described, head=run).mean_bald == 0
+
+
+@pytest.mark.parametrize("flips_in_torch", [True, False])
+def test_all_but_certain_model_of_several_labels_is_not_refused(several, flips_in_torch):
+    """Where one pass in hundreds flips a dozen labels together, in torch or in the engine, it is still chance."""
+    manifest, probe, _ = several
+    certain = np.zeros((len(probe.images), 12), np.float32)
+    variance = np.full(certain.shape, 1 / PASSES if flips_in_torch else 0, np.float32)
+    rare = dataclasses.replace(
+        probe,
+        mean=certain + (1 / PASSES if flips_in_torch else 0),
+        variance=variance,
+        masked_probabilities=np.repeat(certain[:, None], 20, axis=1),
+    )
+
+    def run(features, masks):
+        passes = np.repeat(certain[: len(features), None], len(masks["mask_0"]), axis=1)
+        passes[0, 0] += 1e-3
+        if passes.shape[1] > 20 and not flips_in_torch:
+            passes[:, 1] = 1
+        return PassOutputs(passes.mean(axis=1), np.zeros(len(features)), np.zeros(len(features)), passes)
+
+    assert prove_with(None, rare, manifest, trunk=lambda _: probe.features, head=run).mean_bald == 0
+
+
+def test_probe_survives_the_disk(probe, tmp_path):
+    """What is saved is loaded back equal."""
+    probe = dataclasses.replace(probe, images=np.zeros((len(probe.images), 8, 8, 3), np.uint8))
+    probe.save(tmp_path / "probe.npz")
+    loaded = Probe.load(tmp_path / "probe.npz")
+    for name in Probe.__slots__:
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(probe, name))
+    assert isinstance(loaded.passes, int)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 3000, -1])
+def test_probe_cut_short_is_refused(probe, tmp_path, keep):
+    """A file that cannot be read is named, whatever is left of it."""
+    path = tmp_path / "probe.npz"
+    probe.save(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DigestError, match=r"probe\.npz cannot be read .*publish again"):
+        Probe.load(path)
+
+
+@pytest.mark.parametrize("name", ["features", "mean", "variance", "masked_probabilities"])
+def test_a_probe_of_numbers_that_are_not_finite_is_refused(probe, tmp_path, name):
+    """They would differ from nothing by more than is allowed, and so prove any graph."""
+    whole = dataclasses.replace(probe, images=np.zeros((len(probe.images), 8, 8, 3), np.uint8))
+    dataclasses.replace(whole, **{name: np.full_like(getattr(probe, name), np.nan)}).save(tmp_path / "probe.npz")
+    with pytest.raises(DigestError, match=f"{name} is float32 .* not finite"):
+        Probe.load(tmp_path / "probe.npz")

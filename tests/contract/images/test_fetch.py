@@ -1,0 +1,1111 @@
+import base64
+import json
+import os
+import re
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+import contract.images.download
+import contract.images.fetch
+from contract.errors import ConfigError, FetchError, NotNow
+from contract.images.addresses import is_public, resolve_addresses
+from contract.images.download import Target, Validators
+from contract.images.fetch import Fetcher, FetchSettings
+from server.service import fetch_settings
+from server.settings import Settings
+from tests.loopback import Host, Request, host, reply
+from trainer.labels.dataset import open_fetcher
+from trainer.settings import Environment
+
+IMAGE = b"the bytes of an image"
+LEGACY = "0123456789abcdef0123456789abcdef01234567"
+PUBLIC = "93.184.216.34"
+LONG_AGO = "Mon, 01 Jan 2024 00:00:00 GMT"
+
+
+def jwt(kind, serial=0):
+    """A JSON web token that says it is of this kind."""
+    parts = ({"alg": "HS256"}, {"token_type": kind, "jti": serial})
+    head, claims = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
+    return f"{head}.{claims}.c2lnbmF0dXJl"
+
+
+def _answer_once(server: socket.socket) -> None:
+    """Give the image to the first who asks."""
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE)
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def home():
+    with host() as each:
+        yield each
+
+
+@pytest.fixture
+def elsewhere():
+    with host() as each:
+        yield each
+
+
+@pytest.fixture
+def make():
+    """Makes fetchers that are closed when the test ends."""
+    made = []
+
+    def fetcher(*, resolve=resolve_addresses, clock=time.monotonic, **settings):
+        made.append(Fetcher(FetchSettings(**settings), resolve=resolve, clock=clock))
+        return made[-1]
+
+    yield fetcher
+    for each in made:
+        each.close()
+
+
+def renewing(home: Host, *, honours: int = 1) -> None:
+    """Make the host give out access tokens, each honoured for so many images."""
+    left: dict[str, int] = {}
+
+    def refresh(handler: BaseHTTPRequestHandler, request: Request) -> None:
+        if json.loads(request.body) != {"refresh": jwt("refresh")}:
+            return reply(b"{}", status=401)(handler, request)
+        access = jwt("access", len(left))
+        left[access] = honours
+        return reply(json.dumps({"access": access}).encode())(handler, request)
+
+    def image(handler: BaseHTTPRequestHandler, request: Request) -> None:
+        kind, _, token = request.headers.get("Authorization", "none ").partition(" ")
+        if kind != "Bearer" or left.get(token, 0) <= 0:
+            return reply(b"", status=401)(handler, request)
+        left[token] -= 1
+        return reply(IMAGE)(handler, request)
+
+    home.answers["/api/token/refresh/"] = refresh
+    home.answers["/data/upload/1/a.png"] = image
+
+
+class TestReferences:
+    def test_an_upload_is_fetched_from_label_studio(self, home, make):
+        """A path of Label Studio is joined to its address, and asked for with the legacy token as it is."""
+        home.serve("/data/upload/1/a.png", IMAGE)
+        assert make(label_studio_url=home.url, api_token=LEGACY).fetch("/data/upload/1/a.png") == IMAGE
+        assert home.requests[0].headers["Authorization"] == f"Token {LEGACY}"
+
+    def test_the_path_of_label_studios_address_is_kept(self, home, make):
+        """Behind a path prefix, references with and without the prefix both lead below it."""
+        home.serve("/studio/data/upload/1/a.png", IMAGE)
+        fetcher = make(label_studio_url=f"{home.url}/studio/", api_token=LEGACY)
+        assert fetcher.fetch("/data/upload/1/a.png") == fetcher.fetch("/studio/data/upload/1/a.png") == IMAGE
+        assert {request.headers["Authorization"] for request in home.requests} == {f"Token {LEGACY}"}
+
+    @pytest.mark.parametrize("uri", ["s3://bucket/a b.png", "gs://bucket/a.png", "azure-blob://box/ä.png"])
+    def test_storage_objects_are_resolved_by_label_studio(self, home, elsewhere, make, uri):
+        """The resolve endpoint of the task gets the URI in URL-safe base64; its redirect is followed without token."""
+        elsewhere.serve("/signed", IMAGE)
+        home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=secret")
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
+        assert fetcher.fetch(uri, task_id=7, project_id=1) == IMAGE
+        query = home.requests[0].path.partition("?fileuri=")[2].replace("%3D", "=")
+        assert base64.urlsafe_b64decode(query).decode() == uri
+        assert home.requests[0].headers["Authorization"] == f"Token {LEGACY}"
+        assert "Authorization" not in elsewhere.requests[0].headers
+
+    def test_storage_objects_without_a_task_are_resolved_for_the_project(self, home, make):
+        """The project's resolve endpoint stands in for the task's."""
+        home.serve("/projects/3/resolve/", IMAGE)
+        assert make(label_studio_url=home.url).fetch("s3://bucket/a.png", project_id=3) == IMAGE
+
+    def test_storage_objects_need_a_task_or_a_project(self, make):
+        """Without either there is nothing to resolve by."""
+        with pytest.raises(FetchError, match="task or a project"):
+            make(label_studio_url="http://127.0.0.1:9").fetch("s3://bucket/a.png")
+
+    @pytest.mark.parametrize(
+        ("uri", "data"),
+        [
+            ("data:image/png;base64,aGVsbG8=", b"hello"),
+            ("data:;base64,aGVsbG8%3D", b"hello"),
+            ("data:image/svg+xml,%3Csvg%3E", b"<svg>"),
+        ],
+    )
+    def test_data_uris_are_decoded(self, make, uri, data):
+        """Base64 and percent encoding are both understood; nobody is asked."""
+        assert make().fetch(uri) == data
+        assert not make().is_remote(uri)
+
+    @pytest.mark.parametrize(
+        "uri", ["data:image/png;base64,a", "data:image/png;base64,", "data:", "data:image/png;base64,!!!!"]
+    )
+    def test_broken_data_uris_are_refused(self, make, uri):
+        """What holds no data, or no base64, is an error of that image."""
+        with pytest.raises(FetchError, match=r"data:\.\.\."):
+            make().fetch(uri)
+
+    def test_data_uris_of_many_escapes_are_refused(self, make, monkeypatch):
+        """Ten million of them would take seconds and gigabytes to undo."""
+        monkeypatch.setattr(contract.images.fetch, "_MAX_ESCAPES", 3)
+        assert make().fetch("data:,%41%42%43") == b"ABC"
+        with pytest.raises(FetchError, match="use base64"):
+            make().fetch("data:,%41%42%43%44")
+
+    @pytest.mark.parametrize("start", ["http://127.0.0.1:1/", "s3://bucket/", "/data/upload/", "/data/local-files/?d="])
+    def test_long_references_are_refused_unread(self, make, tmp_path, start):
+        """Megabytes would be read character by character, and again for each message; none is shown."""
+        fetcher = make(label_studio_url="http://127.0.0.1:1", local_files_root=tmp_path)
+        for ask in (fetcher.fetch, fetcher.source):
+            with pytest.raises(FetchError, match="at most 8192 characters, got a reference of") as caught:
+                ask(start + "a" * 8192, task_id=1) if ask == fetcher.fetch else ask(start + "a" * 8192)
+            assert "aaa" not in str(caught.value)
+
+    def test_data_uris_are_bound_by_the_size_limit(self, make):
+        """An image inside the task may be no larger than one outside it."""
+        with pytest.raises(FetchError, match="more than 4 bytes"):
+            make(max_bytes=4).fetch("data:;base64,aGVsbG8=")
+
+    @pytest.mark.parametrize("reference", ["file:///etc/passwd", "a.png", "", "ftp://host/a.png", "C:\\a.png"])
+    def test_other_references_are_refused(self, home, make, reference):
+        """Only what Label Studio is known to write into tasks is fetched."""
+        with pytest.raises(FetchError, match="import the task again"):
+            make(label_studio_url=home.url).fetch(reference)
+        assert not home.requests
+
+    @pytest.mark.parametrize(
+        "path",
+        ["/api/projects", "/user/logout", "/data/../api/projects", "/data/upload/../api/projects", "/tasks/1/x"],
+    )
+    def test_only_image_paths_of_label_studio_are_asked(self, home, make, path):
+        """A task cannot make us call Label Studio's API with our token."""
+        with pytest.raises(FetchError, match="path on which Label Studio serves images"):
+            make(label_studio_url=home.url, api_token=LEGACY).fetch(path)
+        assert not home.requests
+
+    def test_paths_of_label_studio_need_its_address(self, make):
+        """The message names the settings to set."""
+        with pytest.raises(FetchError, match="LABELNEXT_LABEL_STUDIO_URL"):
+            make().fetch("/data/upload/1/a.png")
+
+
+class TestLocalFiles:
+    @pytest.fixture
+    def root(self, tmp_path):
+        (tmp_path / "secret").write_bytes(b"secret")
+        root = tmp_path / "files"
+        (root / "sub").mkdir(parents=True)
+        (root / "sub" / "b c.png").write_bytes(IMAGE)
+        return root
+
+    def test_files_below_the_root_are_read(self, root, make):
+        """The path comes from the query, with its escapes undone, also in a full URL of Label Studio."""
+        fetcher = make(local_files_root=root, label_studio_url="http://127.0.0.1:9/studio")
+        for prefix in ("", "/studio", "http://127.0.0.1:9/studio"):
+            reference = f"{prefix}/data/local-files/?d=sub%2Fb%20c.png"
+            assert fetcher.fetch(reference) == IMAGE
+            assert not fetcher.is_remote(reference)
+
+    @pytest.mark.parametrize(
+        "name", ["../secret", "sub/../../secret", "%2e%2e/secret", "{above}/secret", "link", "a%00b", "", "sub"]
+    )
+    def test_nothing_else_is_read(self, root, make, name):
+        """Neither dots, nor absolute paths, nor links lead out of the root, and folders are no files."""
+        (root / "link").symlink_to(root.parent / "secret")
+        with pytest.raises(FetchError, match="local file"):
+            make(local_files_root=root).fetch(f"/data/local-files/?d={name.format(above=root.parent)}")
+
+    def test_a_fifo_is_not_opened(self, root, make):
+        """A pipe below the root would block its reader for ever."""
+        os.mkfifo(root / "pipe")
+        with pytest.raises(FetchError, match="local file"):
+            make(local_files_root=root).fetch("/data/local-files/?d=pipe")
+
+    def test_a_file_that_becomes_a_fifo_is_not_waited_for(self, root, make, monkeypatch):
+        """Whoever may write below the root may swap a file between the look at it and its opening."""
+        os.mkfifo(root / "pipe")
+        monkeypatch.setattr(contract.images.fetch.Path, "is_file", lambda _: True)
+        with pytest.raises(FetchError, match="is not a file below"):
+            make(local_files_root=root).fetch("/data/local-files/?d=pipe")
+
+    def test_a_loop_of_links_is_an_error_of_its_image(self, root, make):
+        """It is not one of the server, which would cost the whole request."""
+        (root / "loop").symlink_to(root / "loop")
+        with pytest.raises(FetchError, match="local file"):
+            make(local_files_root=root).fetch("/data/local-files/?d=loop")
+
+    def test_large_files_are_refused(self, root, make):
+        """The size limit holds for files as for hosts."""
+        with pytest.raises(FetchError, match="more than 5 bytes"):
+            make(local_files_root=root, max_bytes=5).fetch("/data/local-files/?d=sub/b c.png")
+
+    def test_without_a_root_label_studio_is_asked(self, home, make):
+        """Label Studio serves its local files to whoever brings a token."""
+        home.serve("/data/local-files/", IMAGE)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
+        assert fetcher.fetch("/data/local-files/?d=sub/b.png") == IMAGE
+        assert home.requests[0].path == "/data/local-files/?d=sub/b.png"
+        assert home.requests[0].headers["Authorization"] == f"Token {LEGACY}"
+
+
+class TestPublicAddress:
+    """Label Studio is asked at one address, and named by another in references."""
+
+    PUBLIC = "https://labels.example.org/studio"
+
+    @pytest.fixture
+    def says(self, home):
+        """Has Label Studio say what LABEL_STUDIO_HOST is, as 1.23 does."""
+
+        def serve(url):
+            api = {"openapi": "3.0.3", "servers": [{"url": url, "description": "Label Studio"}], "paths": {}}
+            home.serve("/docs/api/schema/json/", json.dumps(api).encode())
+
+        home.serve("/data/upload/1/a.png", IMAGE)
+        home.serve("/data/local-files/", IMAGE)
+        return serve
+
+    @staticmethod
+    def nowhere(host, port):
+        raise socket.gaierror("no such name")
+
+    def images(self, home):
+        """What was asked of Label Studio's images, and with which token."""
+        asked = [request for request in home.requests if request.path != "/docs/api/schema/json/"]
+        return [(request.path, request.headers.get("Authorization")) for request in asked]
+
+    @pytest.mark.parametrize(
+        "reference",
+        [
+            "{public}/data/upload/1/a.png",
+            "{public}/data/local-files/?d=sub/b%20c.png",
+            "HTTPS://Labels.Example.org:443/studio/data/upload/1/a.png",
+            "//labels.example.org/studio/data/upload/1/a.png",
+            "/studio/data/upload/1/a.png",
+            "/studio/data/local-files/?d=sub/b%20c.png",
+        ],
+    )
+    @pytest.mark.parametrize("told_by", ["setting", "label studio"])
+    def test_label_studio_is_asked_at_its_address_for_what_is_at_its_public_one(
+        self, home, says, make, reference, told_by
+    ):
+        """With the token, without the prefix, whether the public address was set or learnt from Label Studio."""
+        says(self.PUBLIC if told_by == "label studio" else "")
+        public = {"label_studio_public_url": f"{self.PUBLIC}/"} if told_by == "setting" else {}
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere, **public)
+        assert fetcher.fetch(reference.format(public=self.PUBLIC)) == IMAGE
+        own = "/data/upload/1/a.png" if "upload" in reference else "/data/local-files/?d=sub/b%20c.png"
+        assert self.images(home) == [(own, f"Token {LEGACY}")]
+        assert fetcher.source(reference.format(public=self.PUBLIC)) == home.url + own
+
+    @pytest.mark.parametrize(
+        "reference",
+        [
+            "https://labels.example.org/data/upload/1/a.png",
+            "https://labels.example.org/other/data/upload/1/a.png",
+            "http://labels.example.org/studio/data/upload/1/a.png",
+            "https://labels.example.org:8443/studio/data/upload/1/a.png",
+            "https://evil.example.org/studio/data/upload/1/a.png",
+            "https://labels.example.org@evil.example.org/studio/data/upload/1/a.png",
+            "https://labels.example.org.evil.example.org/studio/data/upload/1/a.png",
+            "http://localhost:8080/data/upload/1/a.png",
+            "https://labels.example.org/studio/api/projects",
+            "https://labels.example.org/studio/data/upload/../../api/projects",
+            "https://labels.example.org/studio/data/upload/%252e%252e/%252e%252e/api/projects",
+        ],
+    )
+    def test_nothing_else_is_at_its_public_address(self, home, says, make, reference):
+        """Another host, port, scheme or prefix is somebody else, who may show people another image."""
+        says(self.PUBLIC)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere)
+        with pytest.raises(FetchError, match="cannot be reached"):
+            fetcher.fetch(reference)
+        assert self.images(home) == []
+
+    @pytest.mark.parametrize("path", ["/data/upload/1/a.png", "/data/local-files/?d=sub/b.png"])
+    def test_a_foreign_host_is_asked_for_its_own_image(self, home, elsewhere, says, make, monkeypatch, tmp_path, path):
+        """Even if a file of that name lies below the root of local files, people see that of the host."""
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "b.png").write_bytes(b"the file that nobody sees")
+        says("")
+        elsewhere.serve(path.partition("?")[0], b"what people see")
+        connect = socket.create_connection
+        monkeypatch.setattr(
+            contract.images.download,
+            "create_connection",
+            lambda _, timeout, **__: connect(("127.0.0.1", elsewhere.port), timeout),
+        )
+        fetcher = make(
+            label_studio_url=home.url, api_token=LEGACY, local_files_root=tmp_path, resolve=lambda *_: [PUBLIC]
+        )
+        assert fetcher.fetch(f"http://images.example.org{path}") == b"what people see"
+        assert "Authorization" not in elsewhere.requests[0].headers
+        assert self.images(home) == []
+
+    @pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1:1", "[::1]:8080", "studio.localhost"])
+    @pytest.mark.parametrize("start", ["http://{}", "https://{}", "http://{}/any/prefix"])
+    def test_localhost_is_label_studio_where_it_does_not_say(self, home, says, make, host, start):
+        """As in compose.yaml: who wrote such a reference saw Label Studio there, and nobody else can have."""
+        says("")
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
+        assert fetcher.fetch(start.format(host) + "/data/upload/1/a.png") == IMAGE
+        assert self.images(home) == [("/data/upload/1/a.png", f"Token {LEGACY}")]
+
+    def test_an_allowed_origin_is_itself(self, home, elsewhere, says, make):
+        """Whoever allows an origin of this machine says that images lie there."""
+        says("")
+        elsewhere.serve("/data/upload/1/a.png", b"what people see")
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
+        assert fetcher.fetch(f"{elsewhere.url}/data/upload/1/a.png") == b"what people see"
+        assert "Authorization" not in elsewhere.requests[0].headers
+
+    @pytest.mark.parametrize("told", [True, False])
+    def test_local_files_at_the_public_address_are_read_from_disk(self, make, tmp_path, told):
+        """Below the root, with Label Studio down or not set at all; nobody is asked."""
+        (tmp_path / "b c.png").write_bytes(IMAGE)
+        url = self.PUBLIC if told else "http://localhost:8080"
+        settings = {"label_studio_public_url": self.PUBLIC} if told else {"label_studio_url": "http://127.0.0.1:1"}
+        fetcher = make(local_files_root=tmp_path, **settings)
+        assert fetcher.fetch(f"{url}/data/local-files/?d=b%20c.png") == IMAGE
+        assert not fetcher.is_remote(f"{url}/data/local-files/?d=b%20c.png")
+        with pytest.raises(FetchError, match="local file"):
+            fetcher.fetch(f"{url}/data/local-files/?d=../b%20c.png")
+
+    @pytest.mark.parametrize("program", ["server", "trainer"])
+    def test_both_programs_are_told_by_one_variable(self, tmp_path, program):
+        """What the environment says reaches what fetches images."""
+        (tmp_path / "a.png").write_bytes(IMAGE)
+        environ = {"LABELNEXT_LABEL_STUDIO_PUBLIC_URL": self.PUBLIC, "LABELNEXT_LOCAL_FILES_ROOT": str(tmp_path)}
+        with (
+            Fetcher(fetch_settings(Settings.from_env(environ)))
+            if program == "server"
+            else open_fetcher(Environment.read(environ))
+        ) as fetcher:
+            assert fetcher.fetch(f"{self.PUBLIC}/data/local-files/?d=a.png") == IMAGE
+
+    def test_label_studio_may_lead_to_itself_by_its_public_name(self, home, says, make):
+        """Its redirect is followed at its address, with the token."""
+        says(self.PUBLIC)
+        home.serve("/tasks/7/resolve/", status=302, location=f"{self.PUBLIC}/data/upload/1/a.png")
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere)
+        assert fetcher.fetch("s3://bucket/a.png", task_id=7) == IMAGE
+        assert [token for _, token in self.images(home)] == [f"Token {LEGACY}"] * 2
+
+    def test_a_stranger_that_leads_to_the_public_address_gets_nothing(self, home, elsewhere, says, make):
+        """The redirect is judged as if the task had named the address, and the token has ended."""
+        says(self.PUBLIC)
+        elsewhere.serve("/a.png", status=302, location=f"{home.url}/data/upload/1/a.png")
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
+        fetcher.fetch(f"{elsewhere.url}/a.png")
+        assert self.images(home) == [("/data/upload/1/a.png", None)]
+
+    def test_label_studio_is_asked_for_its_public_address_now_and_then(self, home, says, make):
+        """Once in ten minutes if it says one, once in a minute if not, and never with the token."""
+        clock = Clock()
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, clock=clock, resolve=self.nowhere)
+        reference = f"{self.PUBLIC}/data/upload/1/a.png"
+        outcomes = []
+        for seconds, said in (
+            (0, ""),
+            (59, self.PUBLIC),
+            (2, self.PUBLIC),
+            (598, "https://new.example.org"),
+            (3, None),
+        ):
+            clock.now += seconds
+            if said is not None:
+                says(said)
+            with suppress(FetchError):
+                outcomes.append(fetcher.fetch(reference) and seconds)
+        assert outcomes == [2, 598]
+        asked = home.asked("/docs/api/schema/json/")
+        assert len(asked) == 3
+        assert not [request for request in asked if "Authorization" in request.headers]
+
+    def test_what_label_studio_last_said_holds_while_it_is_down(self, home, says, make):
+        """An outage does not change whose the references are."""
+        clock = Clock()
+        says(self.PUBLIC)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, clock=clock, resolve=self.nowhere)
+        reference = f"{self.PUBLIC}/data/upload/1/a.png"
+        assert fetcher.fetch(reference) == IMAGE
+        home.serve("/docs/api/schema/json/", b"", status=503)
+        clock.now += 700
+        assert fetcher.fetch(reference) == IMAGE
+
+    def test_usual_references_do_not_ask_for_it(self, home, says, make):
+        """Paths, Label Studio's own address and other hosts are what they are."""
+        says(self.PUBLIC)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere)
+        fetcher.fetch("/data/upload/1/a.png")
+        fetcher.fetch(f"{home.url}/data/upload/1/a.png")
+        with suppress(FetchError):
+            fetcher.fetch("http://images.example.org/a.png")
+        assert not home.asked("/docs/api/schema/json/")
+
+    @pytest.mark.parametrize(
+        "answer", [b"", b"[]", b"{", b'{"servers": [{"url": 7}]}', b'{"servers": [{"url": "/studio"}]}']
+    )
+    def test_a_description_that_names_no_address_is_none(self, home, says, make, answer):
+        """Label Studio may be older, or set up in another way."""
+        home.serve("/docs/api/schema/json/", answer)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere)
+        assert fetcher.fetch("/studio/data/upload/1/a.png") == IMAGE
+        with pytest.raises(FetchError, match="cannot be reached"):
+            fetcher.fetch(f"{self.PUBLIC}/data/upload/1/a.png")
+
+    @pytest.mark.parametrize(("public", "scheme"), [("https://labels.example.org", "https"), (None, "http")])
+    def test_what_has_no_scheme_has_that_of_label_studios_page(self, home, says, make, public, scheme):
+        """As in the browser that shows it."""
+        says("")
+        fetcher = make(label_studio_url=home.url, label_studio_public_url=public)
+        assert fetcher.source("//images.example.org/a.png") == f"{scheme}://images.example.org/a.png"
+
+
+class TestToken:
+    def test_a_personal_access_token_is_exchanged_once(self, home, make):
+        """Many threads share one access token."""
+        renewing(home, honours=100)
+        fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
+        with ThreadPoolExecutor(8) as threads:
+            bodies = list(threads.map(lambda _: fetcher.fetch("/data/upload/1/a.png"), range(40)))
+        assert bodies == [IMAGE] * 40
+        assert len(home.asked("/api/token/refresh/")) == 1
+
+    def test_a_refused_access_token_is_renewed_once(self, home, make):
+        """After 401 the image is asked for again with a new access token."""
+        renewing(home, honours=1)
+        fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
+        assert [fetcher.fetch("/data/upload/1/a.png") for _ in range(3)] == [IMAGE] * 3
+        assert len(home.asked("/api/token/refresh/")) == 3
+
+    def test_a_second_refusal_is_final(self, home, make):
+        """A host that always says 401 is asked twice, not for ever."""
+        renewing(home, honours=0)
+        with pytest.raises(FetchError, match="answered 401"):
+            make(label_studio_url=home.url, api_token=jwt("refresh")).fetch("/data/upload/1/a.png")
+        assert len(home.asked("/data/upload/1/a.png")) == 2
+
+    def test_an_access_token_is_renewed_before_it_ends(self, home, make):
+        """Label Studio honours one for 300 s; it is not used to the last second."""
+        renewing(home, honours=100)
+        clock = Clock()
+        fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"), clock=clock)
+        fetcher.fetch("/data/upload/1/a.png")
+        clock.now += 299
+        fetcher.fetch("/data/upload/1/a.png")
+        assert len(home.asked("/api/token/refresh/")) == len(home.asked("/data/upload/1/a.png")) == 2
+
+    def test_a_revoked_personal_access_token_is_named(self, home, make):
+        """The message says which setting to renew, without the token."""
+        home.serve("/api/token/refresh/", b'{"detail": "Token is blacklisted"}', status=401)
+        with pytest.raises(FetchError, match="LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
+            make(label_studio_url=home.url, api_token=jwt("refresh")).fetch("/data/upload/1/a.png")
+        assert jwt("refresh") not in str(caught.value)
+        assert not home.asked("/data/upload/1/a.png")
+
+    def test_an_access_token_is_sent_as_it_is(self, home, make):
+        """A token that is no refresh token cannot be exchanged."""
+        home.serve("/data/upload/1/a.png", IMAGE)
+        make(label_studio_url=home.url, api_token=jwt("access")).fetch("/data/upload/1/a.png")
+        assert home.requests[0].headers["Authorization"] == f"Bearer {jwt('access')}"
+
+    def test_another_origin_gets_no_token(self, home, elsewhere, make):
+        """Another port on the same host is another origin, allowed or not."""
+        elsewhere.serve("/data/upload/1/a.png", IMAGE)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
+        assert fetcher.fetch(f"{elsewhere.url}/data/upload/1/a.png") == IMAGE
+        assert "Authorization" not in elsewhere.requests[0].headers
+
+    @pytest.mark.parametrize("path", ["/api/projects", "/data/upload/%2e%2e/%2e%2e/api/projects", "/static/a.png"])
+    def test_other_paths_of_label_studio_get_no_token(self, home, make, path):
+        """A task that names Label Studio's API by a full URL asks it as a stranger."""
+        home.serve(path, IMAGE)
+        with suppress(FetchError):
+            make(label_studio_url=home.url, api_token=LEGACY).fetch(home.url + path)
+        assert len(home.requests) == 1
+        assert "Authorization" not in home.requests[0].headers
+
+    def test_a_redirect_off_label_studio_ends_the_token(self, home, elsewhere, make):
+        """It is not sent again even if the other host redirects back."""
+        home.serve("/data/upload/1/a.png", status=302, location=f"{elsewhere.url}/there")
+        elsewhere.serve("/there", status=302, location=f"{home.url}/data/upload/1/b.png")
+        home.serve("/data/upload/1/b.png", IMAGE)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
+        assert fetcher.fetch("/data/upload/1/a.png") == IMAGE
+        sent = [request.headers.get("Authorization") for request in (*home.requests, *elsewhere.requests)]
+        assert sent == [f"Token {LEGACY}", None, None]
+
+    def test_a_redirect_within_label_studio_keeps_the_token(self, home, make):
+        """Label Studio redirects its own uploads when they move."""
+        home.serve("/data/upload/1/a.png", status=301, location="/storage-data/uploaded/?filepath=upload/1/a.png")
+        home.serve("/storage-data/uploaded/", IMAGE)
+        assert make(label_studio_url=home.url, api_token=LEGACY).fetch("/data/upload/1/a.png") == IMAGE
+        assert [request.headers["Authorization"] for request in home.requests] == [f"Token {LEGACY}"] * 2
+
+    def test_the_settings_do_not_show_the_token(self):
+        """Settings end up in logs."""
+        assert LEGACY not in repr(FetchSettings(api_token=LEGACY))
+
+    @pytest.mark.parametrize("token", ["two words", "line\nX-Injected: 1", "schlüssel"])
+    def test_what_cannot_be_a_token_is_refused_at_once(self, make, token):
+        """A header is made of it, so it may not hold whatever a file or a shell put there."""
+        with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
+            make(api_token=token)
+        assert token not in str(caught.value)
+
+
+def dated(modified, *, etag=None, **headers):
+    """An answer with the image and its validators, or 304 to who has them."""
+
+    def answer(handler: BaseHTTPRequestHandler, request: Request) -> None:
+        given = {"ETag": etag, "Last-Modified": modified}
+        same = (etag and request.headers.get("If-None-Match") == etag) or (
+            modified and not etag and request.headers.get("If-Modified-Since") == modified
+        )
+        handler.send_response(304 if same else 200)
+        for name, value in {name: value for name, value in given.items() if value}.items():
+            handler.send_header(name, value)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        if not same:
+            handler.send_header("Content-Length", str(len(IMAGE)))
+        handler.end_headers()
+        if not same:
+            handler.wfile.write(IMAGE)
+
+    return answer
+
+
+class TestRevalidation:
+    @pytest.mark.parametrize(
+        ("modified", "etag"), [(LONG_AGO, None), (None, '"tag"'), (LONG_AGO, 'W/"tag"')], ids=["date", "tag", "both"]
+    )
+    def test_an_unchanged_file_is_not_sent_again(self, home, make, modified, etag):
+        """Who shows what it got beside the file gets 304, over the same connection."""
+        home.answers["/data/upload/1/a.png"] = dated(modified, etag=etag)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
+        first = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None)
+        assert (first.data, first.unchanged) == (IMAGE, False)
+        again = fetcher.fetch_if_changed("/data/upload/1/a.png", known=first.validators)
+        assert (again.unchanged, again.validators) == (True, first.validators)
+        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=again.validators).unchanged
+        assert "If-None-Match" not in home.requests[0].headers
+        assert home.requests[1].headers["Authorization"] == f"Token {LEGACY}"
+        assert len({request.connection for request in home.requests}) == 1
+
+    def test_a_changed_file_is_sent_with_its_new_validators(self, home, make):
+        """The next question is asked with these."""
+        home.answers["/data/upload/1/a.png"] = dated(None, etag='"old"')
+        fetcher = make(label_studio_url=home.url)
+        known = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators
+        home.answers["/data/upload/1/a.png"] = dated(None, etag='"new"')
+        fetched = fetcher.fetch_if_changed("/data/upload/1/a.png", known=known)
+        assert (fetched.data, fetched.unchanged, fetched.validators.etag) == (IMAGE, False, '"new"')
+
+    def test_only_who_gave_validators_is_asked_with_them(self, home, elsewhere, make):
+        """Behind a redirect, the host that has the file; what redirects to it might mean something else by 304."""
+        home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=1")
+        elsewhere.answers["/signed"] = dated(None, etag='"tag"')
+        fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
+        known = fetcher.fetch_if_changed("s3://bucket/a.png", known=None, task_id=7).validators
+        home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=2")
+        assert fetcher.fetch_if_changed("s3://bucket/a.png", known=known, task_id=7).unchanged
+        assert "If-None-Match" not in home.requests[1].headers
+        assert elsewhere.requests[1].headers["If-None-Match"] == '"tag"'
+
+    def test_another_host_is_not_asked_with_them(self, home, elsewhere, make):
+        """A storage that has moved is asked for the file."""
+        home.answers["/data/upload/1/a.png"] = dated(None, etag='"tag"')
+        fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
+        known = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators
+        home.serve("/data/upload/1/a.png", status=302, location=f"{elsewhere.url}/a.png")
+        elsewhere.answers["/a.png"] = dated(None, etag='"tag"')
+        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=known).data == IMAGE
+
+    @pytest.mark.parametrize(("modified", "etag"), [(LONG_AGO, None), (None, '"tag"')], ids=["date", "tag"])
+    def test_another_file_of_the_host_is_not_asked_with_them(self, home, elsewhere, make, modified, etag):
+        """A reference that now leads to an older file would be told that nothing changed."""
+        fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
+        known = None
+        for name in ("new.png", "old.png"):
+            home.serve("/data/upload/1/a.png", status=302, location=f"{elsewhere.url}/{name}")
+            elsewhere.answers[f"/{name}"] = dated(modified, etag=etag)
+            fetched = fetcher.fetch_if_changed("/data/upload/1/a.png", known=known)
+            assert fetched.data == IMAGE
+            known = fetched.validators
+
+    def test_304_without_a_question_is_an_error(self, home, make):
+        """There is no file to go on with."""
+        home.serve("/data/upload/1/a.png", status=304)
+        with pytest.raises(FetchError, match="answered 304, expected 200"):
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+
+    def test_a_renewed_token_does_not_cost_the_file(self, home, make):
+        """The question is asked again with it."""
+        access = [0]
+
+        def refresh(handler, request):
+            access[0] += 1
+            reply(json.dumps({"access": jwt("access", access[0])}).encode())(handler, request)
+
+        def image(handler, request):
+            honoured = request.headers["Authorization"] == f"Bearer {jwt('access', 2)}"
+            (dated(None, etag='"tag"') if honoured else reply(b"", status=401))(handler, request)
+
+        home.answers |= {"/api/token/refresh/": refresh, "/data/upload/1/a.png": image}
+        fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
+        known = Validators(f"http://127.0.0.1:{home.port}/data/upload/1/a.png", '"tag"', None)
+        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=known).unchanged
+        assert len(home.asked("/data/upload/1/a.png")) == 2
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"etag": '"tag"', "cache_control": "private, No-Store"},
+            {"etag": "no quotes"},
+            {"etag": '"tag"\t"other"'},
+            {"etag": '"' + "x" * 1000 + '"'},
+            {"last_modified": "yesterday"},
+            {"last_modified": "Mon, 01 Jan 2024 00:00:00 GMT\x01"},
+        ],
+        ids=["none", "no-store", "unquoted", "two", "long", "no-date", "control"],
+    )
+    def test_what_cannot_be_asked_with_is_not_kept(self, home, make, headers):
+        """Nor what the host wants forgotten."""
+        home.serve("/data/upload/1/a.png", IMAGE, **headers)
+        fetched = make(label_studio_url=home.url).fetch_if_changed("/data/upload/1/a.png", known=None)
+        assert (fetched.data, fetched.validators) == (IMAGE, None)
+
+    def test_a_date_within_whose_second_the_file_may_change_is_not_kept(self, home, make):
+        """Dates count seconds, and the file that comes next may have the same one."""
+        fetcher = make(label_studio_url=home.url)
+        kept = []
+        for age_s in (0, 10):
+            home.serve("/data/upload/1/a.png", IMAGE, last_modified=formatdate(time.time() - age_s, usegmt=True))
+            kept.append(fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators is not None)
+        assert kept == [False, True]
+
+    def test_sources_are_named_by_what_is_asked_first(self, make, tmp_path):
+        """What is not downloaded has none, and storage objects one for each task."""
+        fetcher = make(label_studio_url="http://studio.test/ls", local_files_root=tmp_path)
+        assert fetcher.source("http://host/a.png?x=1") == "http://host/a.png?x=1"
+        assert fetcher.source("/data/upload/1/a.png") == "http://studio.test/ls/data/upload/1/a.png"
+        one, other = (fetcher.source("s3://b/a.png", task_id=task) for task in (1, 2))
+        assert one != other
+        assert fetcher.source("data:,x") is fetcher.source("/data/local-files/?d=a.png") is None
+
+
+class TestLimits:
+    def test_connections_are_kept_alive(self, home, make):
+        """Two thousand tasks from one host cost one connection a thread, redirects included."""
+        home.serve("/data/upload/1/a.png", status=302, location="/data/upload/1/b.png")
+        home.serve("/data/upload/1/b.png", IMAGE)
+        fetcher = make(label_studio_url=home.url)
+        for _ in range(5):
+            fetcher.fetch("/data/upload/1/a.png")
+        assert len(home.requests) == 10
+        assert len({request.connection for request in home.requests}) == 1
+
+    def test_a_connection_that_the_host_closed_is_opened_again(self, home, make):
+        """A host that drops a kept connection without saying so costs a second attempt, not the image."""
+        home.serve("/data/upload/1/a.png", IMAGE)
+        fetcher = make(label_studio_url=home.url)
+
+        def drop_once(handler, request):
+            home.serve("/data/upload/1/a.png", IMAGE)
+            handler.close_connection = True
+
+        home.answers["/data/upload/1/a.png"] = drop_once
+        assert fetcher.fetch("/data/upload/1/a.png") == IMAGE
+        assert len(home.requests) == 2
+
+    def test_an_announced_size_over_the_limit_is_not_read(self, home, make):
+        """Content-Length decides before the first byte."""
+        home.serve("/data/upload/1/a.png", b"", content_length=str(10**12))
+        with pytest.raises(FetchError, match="more than 1000 bytes"):
+            make(label_studio_url=home.url, max_bytes=1000).fetch("/data/upload/1/a.png")
+
+    def test_an_endless_body_is_cut_at_the_limit(self, home, make):
+        """A body without a length is counted while it comes."""
+        sent = []
+
+        def endless(handler, request):
+            handler.send_response(200)
+            handler.send_header("Transfer-Encoding", "chunked")
+            handler.end_headers()
+            while not home.over.is_set():
+                handler.wfile.write(b"1000\r\n" + bytes(4096) + b"\r\n")
+                sent.append(4096)
+
+        home.answers["/data/upload/1/a.png"] = endless
+        with pytest.raises(FetchError, match="more than 100000 bytes"):
+            make(label_studio_url=home.url, max_bytes=100_000).fetch("/data/upload/1/a.png")
+
+    def test_the_limit_itself_is_allowed(self, home, make):
+        """Exactly as many bytes as the limit are fetched, with and without a length."""
+        home.serve("/data/upload/1/a.png", bytes(1000))
+        assert len(make(label_studio_url=home.url, max_bytes=1000).fetch("/data/upload/1/a.png")) == 1000
+
+    def test_a_body_cut_short_is_refused(self, home, make):
+        """Fewer bytes than announced are not an image."""
+
+        def short(handler, request):
+            reply(b"half", content_length="8")(handler, request)
+            handler.close_connection = True
+
+        home.answers["/data/upload/1/a.png"] = short
+        with pytest.raises(FetchError, match="broke off"):
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+
+    @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf"])
+    def test_a_silent_host_is_given_up(self, home, make, head):
+        """Silence before the head or within the body ends at the read time-out."""
+
+        def silent(handler, request):
+            handler.wfile.write(head)
+            home.over.wait(20)
+            handler.close_connection = True
+
+        home.answers["/data/upload/1/a.png"] = silent
+        start = time.monotonic()
+        with pytest.raises(FetchError, match="took too long to answer"):
+            make(label_studio_url=home.url, read_timeout_s=0.1).fetch("/data/upload/1/a.png")
+        assert time.monotonic() - start < 5
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"HTTP/1.1 200 OK\r\nX-Slow: ",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ],
+        ids=["head", "body", "body-of-unknown-length", "chunk-size"],
+    )
+    def test_a_trickling_host_is_given_up(self, home, make, head):
+        """A byte now and then resets a socket's time-out, but neither the head's nor the image's."""
+
+        def trickle(handler, request):
+            handler.close_connection = True
+            handler.wfile.write(head)
+            while not home.over.wait(0.02):
+                handler.wfile.write(b"0")
+
+        home.answers["/data/upload/1/a.png"] = trickle
+        start = time.monotonic()
+        with pytest.raises(FetchError, match="took too long to answer"):
+            make(label_studio_url=home.url, read_timeout_s=0.2, total_timeout_s=0.4).fetch("/data/upload/1/a.png")
+        assert time.monotonic() - start < 5
+        assert len(home.requests) == 1
+
+    def test_a_passed_deadline_asks_nobody(self, home, make):
+        """The caller's deadline is checked before the first byte is sent."""
+        with pytest.raises(FetchError, match="in time"):
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png", deadline=time.monotonic() - 1)
+        assert not home.requests
+
+    def test_the_deadline_shortens_the_time_outs(self, home, make):
+        """A host may be silent no longer than the caller can wait."""
+        home.answers["/data/upload/1/a.png"] = lambda *_: home.over.wait(20)
+        start = time.monotonic()
+        with pytest.raises(FetchError, match=r"took too long|in time"):
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png", deadline=start + 0.2)
+        assert time.monotonic() - start < 5
+
+    def test_a_thread_waits_for_anothers_token_only_until_its_deadline(self, home, make):
+        """One slow exchange does not hold up every image for longer than that image has."""
+        exchanging = threading.Event()
+
+        def slow(handler, request):
+            exchanging.set()
+            home.over.wait(20)
+            handler.close_connection = True
+
+        home.answers["/api/token/refresh/"] = slow
+        fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"), read_timeout_s=1.0)
+        with ThreadPoolExecutor(1) as other:
+            first = other.submit(fetcher.fetch, "/data/upload/1/a.png")
+            assert exchanging.wait(10)
+            with pytest.raises(FetchError, match="slow to give out an access token"):
+                fetcher.fetch("/data/upload/1/a.png", deadline=time.monotonic() + 0.1)
+            home.over.set()
+            assert isinstance(first.exception(10), FetchError)
+
+    def test_compressed_bodies_are_not_unpacked(self, home, make):
+        """Nothing is asked for or unpacked, so a small answer stays small."""
+        home.serve("/data/upload/1/a.png", IMAGE, content_encoding="gzip")
+        assert make(label_studio_url=home.url).fetch("/data/upload/1/a.png") == IMAGE
+        assert home.requests[0].headers["Accept-Encoding"] == "identity"
+
+    def test_proxies_of_the_environment_are_not_used(self, home, elsewhere, make, monkeypatch):
+        """A proxy would look names up itself, past the check of the address."""
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, elsewhere.url)
+        home.serve("/data/upload/1/a.png", IMAGE)
+        assert make(label_studio_url=home.url).fetch("/data/upload/1/a.png") == IMAGE
+        assert not elsewhere.requests
+
+
+class TestAddresses:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "127.0.0.1",
+            "0x7f000001",
+            "2130706433",
+            "127.1",
+            "0177.0.0.1",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:10.0.0.1]",
+            "[::ffff:a00:1]",
+            "[::ffff:100.64.0.1]",
+            "[::ffff:224.0.0.1]",
+            "169.254.169.254",
+            "100.64.0.1",
+            "10.0.0.1",
+            "192.168.1.1",
+            "0.0.0.0",
+            "[fe80::1]",
+            "[fd00::1]",
+            "[64:ff9b::a00:1]",
+            "[64:ff9b:1::a00:1]",
+            "[2002:a00:1::]",
+            "[2001:0:a00:1::]",
+            "[::127.0.0.1]",
+            "[::ffff:0:10.0.0.1]",
+            "[2606:2800:220:1:0:5efe:10.0.0.1]",
+            "[fec0::1]",
+            "[4000::1]",
+            "168.63.129.16",
+            "192.0.0.192",
+            "224.0.0.1",
+            "localhost",
+        ],
+    )
+    def test_addresses_off_the_public_internet_are_not_asked(self, make, monkeypatch, name):
+        """However an address is written, no connection to a private, local or multicast one is opened."""
+        monkeypatch.setattr(contract.images.download, "create_connection", lambda *_, **__: pytest.fail("connected"))
+        with pytest.raises(FetchError, match="LABELNEXT_ALLOWED_ORIGINS"):
+            make(label_studio_url="http://10.0.0.9:8080").fetch(f"http://{name}/a.png")
+
+    @pytest.mark.parametrize(
+        "address", [PUBLIC, "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34", "64:ff9b::93.184.216.34"]
+    )
+    def test_public_addresses_are_public(self, address):
+        """The check lets the internet through."""
+        assert is_public(address)
+
+    @pytest.mark.parametrize("family", ["::1", "0:0:0:0:0:0:0:1"])
+    def test_the_origin_that_is_advised_is_one_that_can_be_allowed(self, make, family):
+        """Whoever does what the message says gets the image, from an IPv6 address, too."""
+        try:
+            server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        with server:
+            threading.Thread(target=_answer_once, args=(server,), daemon=True).start()
+            url = f"http://[{family}]:{server.getsockname()[1]}/a.png"
+            with pytest.raises(FetchError) as caught:
+                make().fetch(url)
+            [advised] = re.findall(r"add (\S+) to LABELNEXT_ALLOWED_ORIGINS", str(caught.value))
+            assert Settings.from_env({"LABELNEXT_ALLOWED_ORIGINS": f"{advised}/"}).allowed_origins == (advised,)
+            assert make(allowed_origins=(advised,)).fetch(url) == IMAGE
+
+    @pytest.mark.parametrize(
+        "allowed",
+        [
+            "http://localhost:{port}",
+            "HTTP://LocalHost:{port}/",
+            " http://localhost:{port}/bucket ",
+            "http://me:secret@localhost:{port}",
+        ],
+    )
+    def test_an_allowed_origin_may_be_spelled_as_any_address(self, home, make, allowed):
+        """Capitals, a path and spaces do not matter."""
+        home.serve("/a.png", IMAGE)
+        fetcher = make(allowed_origins=(allowed.format(port=home.port),))
+        assert fetcher.fetch(f"http://localhost:{home.port}/a.png") == IMAGE
+
+    @pytest.mark.parametrize(
+        ("allowed", "asked"),
+        [
+            ("https://minio.test:443", "https://minio.test/a.png"),
+            ("http://minio.test", "http://MINIO.test:80/a.png"),
+            ("http://[FD00::0:9]:9000", "http://[fd00::9]:9000/a.png"),
+            ("http://[fe80::1%25eth0]:9000", "http://[fe80::1%eth0]:9000/a.png"),
+            ("http://127.1:9000", "http://127.0.0.1:9000/a.png"),
+            ("http://b\u00fccher.test", "http://xn--bcher-kva.test/a.png"),
+        ],
+    )
+    def test_one_origin_in_two_spellings_is_allowed_by_either(self, allowed, asked):
+        """Default ports, short forms of addresses, zones and scripts name the same host."""
+        assert Target.parse(allowed).origin == Target.parse(asked).origin
+
+    def test_one_private_address_is_enough_to_refuse(self, make):
+        """A name with a public and a private address may lead to either."""
+        with pytest.raises(FetchError, match="public internet"):
+            make(resolve=lambda host, port: [PUBLIC, "10.0.0.1"]).fetch("http://images.test/a.png")
+
+    @pytest.fixture
+    def internet(self, elsewhere, monkeypatch):
+        """Public addresses that all lead to one loopback server; yields the addresses that were connected to."""
+        connected = []
+
+        def connect(address, timeout, **_):
+            connected.append(address)
+            return socket.create_connection(("127.0.0.1", elsewhere.port), timeout)
+
+        monkeypatch.setattr(contract.images.download, "create_connection", connect)
+        return connected
+
+    def test_the_connection_goes_to_the_address_that_was_checked(self, elsewhere, internet, make):
+        """A name that resolves to something else at its second look-up gets no second look-up."""
+        elsewhere.serve("/a.png", IMAGE)
+        answers = iter([[PUBLIC], ["127.0.0.1"]])
+        assert make(resolve=lambda host, port: next(answers)).fetch("http://rebinding.test:81/a.png") == IMAGE
+        assert internet == [(PUBLIC, 81)]
+        assert elsewhere.requests[0].headers["Host"] == "rebinding.test:81"
+
+    def test_a_redirect_into_the_private_network_is_refused(self, home, elsewhere, internet, make):
+        """Each hop is judged as if the task had named it."""
+        elsewhere.serve("/a.png", status=302, location="http://169.254.169.254/latest/meta-data/")
+        names = {"images.test": [PUBLIC]}
+        fetcher = make(resolve=lambda host, port: names.get(host, [host]), label_studio_url=home.url)
+        with pytest.raises(FetchError, match=re.escape("169.254.169.254 is not on the public internet")):
+            fetcher.fetch("http://images.test/a.png")
+        assert len(elsewhere.requests) == 1
+
+    def test_a_redirect_to_a_long_address_is_refused(self, home, make):
+        """It is bound as the reference itself is."""
+        home.serve("/data/upload/1/a.png", status=302, location="/data/upload/" + "a" * 9000)
+        with pytest.raises(FetchError, match="redirects to what is longer than 8192 characters"):
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+
+    @pytest.mark.parametrize("location", ["file:///etc/passwd", "data:,x", "http://[bad", "gopher://a/"])
+    def test_a_redirect_to_anything_but_http_is_refused(self, home, make, location):
+        """A host cannot turn a request into a look at our disk."""
+        home.serve("/data/upload/1/a.png", status=302, location=location)
+        with pytest.raises(FetchError, match="redirects to what is not a URL"):
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+
+    def test_three_redirects_are_followed_and_no_more(self, home, make):
+        """The fourth is an error."""
+        for hop in range(5):
+            home.serve(f"/data/upload/{hop}", status=302, location=f"/data/upload/{hop + 1}")
+        home.serve("/data/upload/4", IMAGE)
+        fetcher = make(label_studio_url=home.url)
+        assert fetcher.fetch("/data/upload/1") == IMAGE
+        with pytest.raises(FetchError, match="more than 3 times"):
+            fetcher.fetch("/data/upload/0")
+
+    def test_a_name_without_an_address_is_said(self, make):
+        """The message names the host that was asked for."""
+
+        def nothing(host, port):
+            raise socket.gaierror("no such name")
+
+        with pytest.raises(FetchError, match=r"http://gone\.test/a\.png"):
+            make(resolve=nothing).fetch("http://gone.test/a.png")
+
+    def test_a_closed_port_is_said(self, make):
+        """An origin that is allowed but down is an error of the image."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(FetchError, match="cannot be reached"):
+            make(allowed_origins=(url,)).fetch(f"{url}/a.png")
+
+
+class TestLater:
+    """Which failures pass by themselves, so that it is worth asking again."""
+
+    @pytest.mark.parametrize(
+        ("status", "later"),
+        [(429, 1), (408, 1), (500, 1), (502, 1), (503, 1), (504, 1), (404, 0), (410, 0), (403, 0), (401, 0), (400, 0)],
+    )
+    def test_a_host_that_is_busy_or_broken_may_answer_later(self, home, make, status, later):
+        """One that has no such file will not."""
+        home.serve("/data/upload/1/a.png", status=status)
+        with pytest.raises(FetchError, match=f"answered {status}") as caught:
+            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+        assert (caught.value.later, caught.value.code) == (bool(later), "fetch")
+
+    def test_a_host_that_is_down_or_slow_may_answer_later(self, home, make):
+        """A closed port, an answer that does not come, a deadline that has passed."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            closed = f"http://127.0.0.1:{server.getsockname()[1]}"
+        home.answers["/slow.png"] = lambda handler, request: home.over.wait(5)
+        fetcher = make(allowed_origins=(closed, home.url), read_timeout_s=0.1)
+        for url, deadline in [(f"{closed}/a.png", None), (f"{home.url}/slow.png", None), (f"{home.url}/a.png", 0.0)]:
+            with pytest.raises(NotNow):
+                fetcher.fetch(url, deadline=deadline)
+
+    def test_a_name_that_is_unknown_may_be_known_later(self, make):
+        """A container that is restarted has none for a while."""
+
+        def unknown(name, port):
+            raise socket.gaierror(-2, "Name or service not known")
+
+        with pytest.raises(NotNow):
+            make(resolve=unknown).fetch("http://images.example/a.png")
+
+    @pytest.mark.parametrize(("status", "later"), [(503, True), (401, False)])
+    def test_a_token_that_is_not_given_out_now_may_be_later(self, home, make, status, later):
+        """Label Studio gives out none while it starts; one that it refuses stays refused."""
+        home.serve("/api/token/refresh/", status=status)
+        with pytest.raises(FetchError, match="needs a token") as caught:
+            make(label_studio_url=home.url, api_token=jwt("refresh")).fetch("/data/upload/1/a.png")
+        assert caught.value.later is later
+
+    @pytest.mark.parametrize("reference", ["nonsense", "data:,", "http://10.0.0.1/a.png", "/admin"])
+    def test_what_must_not_or_cannot_be_fetched_stays_so(self, home, make, reference):
+        """Whatever the time."""
+        with pytest.raises(FetchError) as caught:
+            make(label_studio_url=home.url).fetch(reference)
+        assert not caught.value.later
+
+
+class TestMessages:
+    def test_messages_hold_neither_query_nor_password_nor_token(self, home, make):
+        """Signed URLs and tokens are secrets, and messages end up in logs."""
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
+        url = f"http://me:password@127.0.0.1:{home.port}/data/upload/1/gone.png?signature=hidden#part"
+        with pytest.raises(FetchError) as caught:
+            fetcher.fetch(url)
+        message = str(caught.value)
+        assert f"127.0.0.1:{home.port}/data/upload/1/gone.png answered 404" in message
+        assert not [word for word in ("password", "hidden", "part", LEGACY) if word in message]
+
+    def test_messages_are_one_line_of_bounded_length(self, make):
+        """A reference is a stranger's text; it must not forge lines of a log."""
+        with pytest.raises(FetchError) as caught:
+            make().fetch("nonsense\n2026-11-22 ERROR forged" + "x" * 10_000)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+    @pytest.mark.parametrize("url", ["minio:9000", "ftp://minio", "http://", "http://[bad"])
+    def test_addresses_in_the_settings_must_be_urls(self, make, url):
+        """A wrong setting is said when the fetcher is made, not at the first image."""
+        with pytest.raises(ConfigError, match="expected an address"):
+            make(allowed_origins=(url,))
+        with pytest.raises(ConfigError, match="expected an address"):
+            make(label_studio_url=url)
+        with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_PUBLIC_URL"):
+            make(label_studio_public_url=url)

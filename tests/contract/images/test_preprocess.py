@@ -1,0 +1,525 @@
+"""From bytes to pixels: formats, orientation, transparency, depth, and what is refused."""
+
+import io
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from bench.hostile import pictures
+from contract.errors import DecodeError
+from contract.images import preprocess
+from contract.images.preprocess import decode_image
+from contract.versions.manifest import InputSpec
+
+SPEC = InputSpec(height=32, width=48)
+
+
+def encode(image, file_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def photo(mode="RGB", size=(96, 64)):
+    """Red at the left, blue at the right."""
+    image = Image.new("RGB", size, "red")
+    image.paste("blue", (size[0] // 2, 0, *size))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_format_becomes_rgb_of_the_graphs_size(file_format, mode):
+    """All formats give uint8 (H, W, 3)."""
+    pixels = decode_image(encode(photo(mode), file_format), SPEC)
+    assert pixels.shape == (32, 48, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_pixels_are_those_of_a_plain_bilinear_resize():
+    """A PNG is decoded, resized with Pillow's antialiasing bilinear filter, and nothing else."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 70, 3), dtype=np.uint8))
+    expected = np.asarray(noise.resize((48, 32), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(decode_image(encode(noise), SPEC), expected)
+
+
+def test_large_jpeg_gives_almost_the_pixels_of_a_full_decode():
+    """Decoding a JPEG at a fraction of its size changes smooth pixels by a few levels at most."""
+    y, x = np.mgrid[0:1200, 0:1600]
+    smooth = np.stack([x / 1600, y / 1200, (x + y) / 2800], axis=2) * 255
+    jpeg = encode(Image.fromarray(smooth.astype(np.uint8)), "JPEG", quality=95)
+    full = Image.open(io.BytesIO(jpeg)).resize((48, 32), Image.Resampling.BILINEAR)
+    assert np.abs(decode_image(jpeg, SPEC).astype(int) - np.asarray(full)).max() <= 3
+
+
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""EXIF orientation to how a camera that writes it has turned the upright picture."""
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_rotation_is_undone(orientation):
+    """All eight EXIF orientations come out as the upright image."""
+    turn = STORED[orientation]
+    stored = photo() if turn is None else photo().transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = decode_image(encode(stored, exif=exif), SPEC)
+    np.testing.assert_array_equal(pixels[:, 5], np.tile([255, 0, 0], (32, 1)))
+    np.testing.assert_array_equal(pixels[:, -5], np.tile([0, 0, 255], (32, 1)))
+
+
+def test_transparency_is_laid_over_white():
+    """What a viewer shows as white is white to the model, with an alpha channel or a palette."""
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (decode_image(encode(clear), SPEC) == 255).all()
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([0, 0, 0] * 256)
+    assert (decode_image(encode(palette, transparency=0), SPEC) == 255).all()
+
+
+def test_16_bit_greyscale_is_scaled_to_8():
+    """The high byte is kept, where Pillow's own conversion would clip nearly everything to white."""
+    grey = Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16))
+    assert (decode_image(encode(grey), SPEC) == 128).all()
+
+
+def test_cmyk_becomes_rgb():
+    """Print JPEGs are converted."""
+    assert decode_image(encode(photo("CMYK"), "JPEG"), SPEC).shape == (32, 48, 3)
+
+
+def test_first_frame_of_an_animation_is_used():
+    """An animated GIF is scored by its first frame."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode_image(data, SPEC)[0, 0], [255, 0, 0])
+
+
+def as_before(data, spec):
+    """What becomes of a file of 8 bits a channel, in Pillow's own words."""
+    with Image.open(io.BytesIO(data)) as file:
+        file.draft("RGB", (2 * max(spec.width, spec.height),) * 2)
+        image = file.convert("RGBA") if file.has_transparency_data else file.convert("RGB")
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.asarray(image.resize((spec.width, spec.height), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [
+        *(("PNG", mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
+        *(("TIFF", mode) for mode in ("RGB", "RGBA", "L", "CMYK", "1")),
+        *(("JPEG", mode) for mode in ("RGB", "L", "CMYK")),
+        *(("BMP", mode) for mode in ("RGB", "L")),
+        *(("WEBP", mode) for mode in ("RGB", "RGBA")),
+        ("GIF", "P"),
+    ],
+)
+def test_levels_of_8_bits_are_taken_as_they_are_stored(file_format, mode):
+    """Bit for bit: published versions were trained on them. No profile is applied, and nothing is stretched."""
+    levels = np.random.default_rng(1).integers(20, 90, (700, 900, 4), dtype=np.uint8)
+    image = Image.fromarray(levels).convert(mode)
+    data = encode(image, file_format, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes())
+    np.testing.assert_array_equal(decode_image(data, SPEC), as_before(data, SPEC))
+
+
+SQUARE = InputSpec(height=16, width=16)
+RAMP = np.arange(256).reshape(16, 16)
+
+
+def shown(levels, file_format="TIFF", *, dtype=None, **options):
+    """The grey levels that an array becomes, at its own size."""
+    image = Image.fromarray(np.asarray(levels, dtype))
+    pixels = decode_image(encode(image, file_format, **options), SQUARE)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+@pytest.mark.parametrize("brightest", [1, 255, 256, 4095, 65535])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_by_what_they_declare(file_format, brightest):
+    """A level is as bright as it is, whatever else is in the image: 65535 is white, and 255 nearly black."""
+    levels = np.linspace(0, brightest, 256).round().reshape(16, 16)
+    expected = np.round(levels / 65535 * 255)
+    np.testing.assert_array_equal(shown(levels, file_format, dtype=np.uint16), expected)
+
+
+def test_16_bits_of_the_other_byte_order():
+    """TIFFs come from machines of both kinds."""
+    tags = {256: 16, 257: 16, 258: 16, 259: 1, 262: 1, 273: 200, 277: 1, 278: 16, 279: 512}
+    entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in sorted(tags.items()))
+    head = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries
+    data = head.ljust(200, b"\0") + (RAMP * 257).astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], RAMP)
+
+
+@pytest.mark.parametrize("bits", [9, 10, 12, 14])
+def test_a_tiff_that_declares_fewer_bits_is_scaled_by_those(bits):
+    """MaxSampleValue is believed where it is the greatest level of a depth."""
+    full = 2**bits - 1
+    levels = np.linspace(0, full // 2, 256).round().reshape(16, 16)
+    declared = shown(levels, dtype=np.uint16, tiffinfo={281: full})
+    np.testing.assert_array_equal(declared, np.round(levels / full * 255))
+
+
+def test_a_greatest_sample_that_is_only_the_images_is_not_believed():
+    """Some write there what the image holds, and the same scene would come out brighter or darker."""
+    np.testing.assert_array_equal(
+        shown(RAMP * 10, dtype=np.uint16, tiffinfo={281: 2550}), np.round(RAMP * 10 / 65535 * 255)
+    )
+
+
+def test_a_tiff_of_12_bits_a_sample_is_scaled_by_4095():
+    """Two samples in three bytes."""
+    levels = np.linspace(0, 4095, 256).round().astype(np.uint16)
+    pairs = levels.reshape(-1, 2)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
+    tags = {**pictures.tiff_tags(16, 16, bits=[12]), 262: (pictures.SHORT, [1]), 279: (pictures.LONG, [384])}
+    data = pictures.tiff(tags, packed.astype(np.uint8).tobytes())
+    np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], np.round(levels / 4095 * 255).reshape(16, 16))
+
+
+def with_significant_bits(levels, bits):
+    """A PNG of 16 bits whose sBIT chunk says how many of them its levels had."""
+    info = PngImagePlugin.PngInfo()
+    info.add(b"sBIT", bytes([bits]))
+    return decode_image(encode(Image.fromarray(levels.astype(np.uint16)), pnginfo=info), SQUARE)[..., 0]
+
+
+def test_a_png_whose_significant_bits_were_not_scaled_is_scaled_by_those():
+    """PNG asks that twelve bits be stretched to sixteen; who says twelve and writes them as they are is read, too."""
+    levels = np.linspace(0, 3000, 256).round().reshape(16, 16)
+    np.testing.assert_array_equal(with_significant_bits(levels, 12), np.round(levels / 4095 * 255))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        pytest.param(lambda level: level << 4, id="zeros"),
+        pytest.param(lambda level: level << 4 | level >> 8, id="upper-bits"),
+        pytest.param(lambda level: np.round(level * 65535 / 4095), id="rounded"),
+    ],
+)
+@pytest.mark.parametrize("brightest", [200, 4095])
+def test_a_png_whose_significant_bits_were_scaled_is_scaled_by_16_bits(scale, brightest):
+    """As PNG has it: filled with zeros, with the upper bits again, or rounded; a dark one stays dark."""
+    levels = np.round(np.linspace(0, brightest, 256)).astype(np.int64).reshape(16, 16)
+    found = with_significant_bits(scale(levels), 12)
+    assert np.abs(found - levels / 4095 * 255).max() <= 1
+
+
+@pytest.mark.parametrize("brightest", [0.2, 1.0])
+def test_floats_up_to_1_are_shares_of_1(brightest):
+    """Not stretched: a dark image stays dark."""
+    levels = np.linspace(0, brightest, 256, dtype=np.float32).reshape(16, 16)
+    np.testing.assert_array_equal(shown(levels), np.round(levels.astype(float) * 255))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("brightest", [40, 255])
+def test_whole_numbers_up_to_255_are_levels_of_8_bits(dtype, brightest):
+    """In floats and in integers of 32 bits alike."""
+    levels = np.minimum(RAMP, brightest)
+    np.testing.assert_array_equal(shown(levels, dtype=dtype), levels)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        pytest.param(np.linspace(0, 256, 256), id="just over 255"),
+        pytest.param(np.linspace(0, 1.01, 256), id="just over 1"),
+        pytest.param(np.linspace(0, 1000, 256), id="a thousand"),
+        pytest.param(np.linspace(-20, 41.5, 256), id="degrees"),
+        pytest.param(np.linspace(-1, 1, 256), id="around 0"),
+        pytest.param(RAMP.ravel() * 257, id="16 bits"),
+        pytest.param(RAMP.ravel() * 2**15, id="23 bits"),
+    ],
+)
+def test_floats_of_no_known_range_lose_no_levels(levels):
+    """From 0, or the least of them, to the greatest: neither black nor white all over."""
+    found = shown(levels.reshape(16, 16), dtype=np.float32)
+    assert len(np.unique(found)) > 250
+    assert (np.diff(found.ravel().astype(int)) >= 0).all()
+    assert (found.min(), found.max()) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        pytest.param(np.linspace(0, 2**31 - 1, 256), id="31 bits"),
+        pytest.param(np.linspace(0, 100_000, 256), id="17 bits"),
+        pytest.param(np.linspace(0, 4095, 256), id="12 bits"),
+        pytest.param(np.linspace(-1024, 3071, 256), id="with a sign"),
+    ],
+)
+def test_integers_of_32_bits_lose_no_levels(levels):
+    """No image fills their range, which would be all but black."""
+    assert len(np.unique(shown(np.round(levels).reshape(16, 16), dtype=np.int32))) > 250
+
+
+def test_a_range_that_floats_declare_holds():
+    """SMinSampleValue and SMaxSampleValue: two images of one camera come out alike, whatever they hold."""
+    declared = {340: -20.0, 341: 80.0}
+    levels = np.linspace(-20, 41.5, 256, dtype=np.float32).reshape(16, 16)
+    expected = np.round((levels.astype(float) + 20) / 100 * 255)
+    np.testing.assert_array_equal(shown(levels, tiffinfo=declared), expected)
+
+
+def test_what_fills_a_map_is_no_level():
+    """The least float there is stands where nothing was measured; it is black, and takes no contrast from the rest."""
+    levels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    levels[0] = np.finfo(np.float32).min
+    found = shown(levels)
+    assert (found[0] == 0).all()
+    np.testing.assert_array_equal(found[1:], np.round(levels[1:].astype(float) * 255))
+
+
+def test_16_bits_stored_as_a_negative_are_inverted():
+    """WhiteIsZero, as X-rays come; Pillow inverts only those of up to 8 bits."""
+    tags = {**pictures.tiff_tags(16, 16, bits=[16]), 262: (pictures.SHORT, [0]), 279: (pictures.LONG, [512])}
+    data = pictures.tiff(tags, (RAMP * 257).astype("<u2").tobytes())
+    np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], 255 - RAMP)
+
+
+def test_a_transparent_level_of_16_bits_is_white():
+    """TRNS of greyscale names one level."""
+    found = shown(RAMP * 257, "PNG", dtype=np.uint16, transparency=257 * 3)
+    assert (found[RAMP == 3] == 255).all()
+    np.testing.assert_array_equal(found[RAMP != 3], RAMP[RAMP != 3])
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}], ids=["lossy", "exact"])
+def test_avif_is_read(options):
+    """Browsers, and so Label Studio, show it."""
+    pixels = decode_image(encode(photo(), "AVIF", quality=100 if options else 80, subsampling="4:4:4"), SPEC)
+    assert np.abs(pixels[:, 5].astype(int) - [255, 0, 0]).max() < 12
+    assert np.abs(pixels[:, -5].astype(int) - [0, 0, 255]).max() < 12
+
+
+HEIC = b"\0\0\0\x18ftyp" + b"heic\0\0\0\0mif1heic" + bytes(40)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        pytest.param(HEIC, "HEIC", id="heic"),
+        pytest.param(HEIC.replace(b"ftypheic", b"ftypmif1"), "HEIC", id="heic-by-a-compatible-brand"),
+        pytest.param(encode(photo(), "AVIF")[:40], "AVIF that is broken", id="avif-cut-short"),
+        pytest.param(b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG", id="svg"),
+        pytest.param(
+            b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- a -->\n<svg viewBox="0 0 1 1"/>', "SVG", id="svg-in-xml"
+        ),
+        pytest.param(encode(photo(), "JPEG2000"), "JPEG 2000", id="jp2"),
+        pytest.param(encode(photo(), "JPEG2000", no_jp2=True), "JPEG 2000", id="j2k"),
+        pytest.param(bytes(128) + b"DICM" + bytes(100), "DICOM", id="dicom"),
+        pytest.param(b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20), "JPEG XL", id="jxl"),
+        pytest.param(b"  <!DOCTYPE html><html><svg></svg></html>", "a web page", id="page"),
+        pytest.param(b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "a video", id="mp4"),
+        pytest.param(b"v/1\x01" + bytes(50), "OpenEXR", id="exr"),
+        pytest.param(b"%PDF-1.7\n", "PDF", id="pdf"),
+        pytest.param(b"random bytes", "something else", id="unknown"),
+    ],
+)
+def test_what_is_not_decoded_is_named(data, name):
+    """By its first bytes, beside what is decoded."""
+    with pytest.raises(DecodeError, match=rf"expected one of JPEG, PNG.*AVIF, got \d+ bytes of {name}.*; save it as"):
+        decode_image(data, SPEC)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Fifty megapixels and some, as a phone takes them: JPEG by how it is written."""
+    image = Image.new("RGB", (8160, 6144), (90, 120, 30))
+    return {
+        "plain": encode(image, "JPEG"),
+        "sequential": encode(image, "JPEG", exif=_with_thumbnail()),
+        "progressive": encode(image, "JPEG", progressive=True),
+    }
+
+
+def _with_thumbnail():
+    """EXIF in which a small JPEG lies, with a scan of its own."""
+    exif = Image.Exif()
+    exif[0x010E] = "a camera"
+    return exif.tobytes() + encode(Image.new("L", (16, 16)), "JPEG")
+
+
+def test_a_jpeg_of_more_than_the_bound_is_decoded_reduced(large):
+    """What counts is what is in memory: an eighth of each side."""
+    pixels = decode_image(large["sequential"], SPEC)
+    assert np.abs(pixels.astype(int) - [90, 120, 30]).max() <= 2
+
+
+def test_a_large_jpeg_that_is_not_reduced_is_refused(large):
+    """Where the graph's input is as large as that; the message names the setting that allows more."""
+    spec = InputSpec(height=4096, width=4096)
+    with pytest.raises(DecodeError, match=r"8160 x 6144 pixels, at most 50000000 .* raise LABELNEXT_MAX_MEGAPIXELS"):
+        decode_image(large["sequential"], spec)
+
+
+def test_a_jpeg_that_memory_must_hold_whole_counts_whole(large):
+    """A progressive one is put together at its full size before it is reduced."""
+    with pytest.raises(DecodeError, match="8160 x 6144 pixels"):
+        decode_image(large["progressive"], SPEC)
+    assert decode_image(large["progressive"], SPEC, max_megapixels=51).shape == (32, 48, 3)
+
+
+def _of_several_scans(jpeg):
+    """The header of a frame's only scan, of one component where there are three."""
+    at = jpeg.rindex(b"\xff\xda")
+    return jpeg[:at] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + jpeg[at + 14 :]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(_of_several_scans, id="a-scan-for-each-component"),
+        pytest.param(lambda jpeg: jpeg[:2] + b"\xff" * 3 + jpeg[2:], id="fill-bytes"),
+        pytest.param(lambda jpeg: jpeg.replace(b"\xff\xc0", b"\xff\xc9", 1), id="arithmetic-coding"),
+    ],
+)
+def test_a_large_jpeg_out_of_the_ordinary_counts_whole(large, change):
+    """Its decoder may need memory for all of it."""
+    with pytest.raises(DecodeError, match="8160 x 6144 pixels"):
+        decode_image(change(large["plain"]), SPEC)
+
+
+def test_a_reduced_jpeg_may_be_so_large_and_no_larger():
+    """A header that claims 65500 pixels a side is refused by what an eighth of it would take."""
+    plain = encode(photo(size=(640, 480)), "JPEG")
+    at = plain.index(b"\xff\xc0") + 5
+    with pytest.raises(DecodeError, match="8188 x 8188 pixels, at most 50000000"):
+        decode_image(plain[:at] + struct.pack(">HH", 65_500, 65_500) + plain[at + 4 :], SPEC)
+
+
+def test_the_bound_can_be_raised():
+    """In millions of pixels."""
+    data = encode(Image.new("L", (1100, 1000), 7))
+    with pytest.raises(DecodeError, match="1100 x 1000 pixels, at most 1000000 in all"):
+        decode_image(data, SPEC, max_megapixels=1)
+    assert (decode_image(data, SPEC, max_megapixels=2) == 7).all()
+
+
+def bomb(width, height):
+    """A PNG of a few dozen bytes that claims to be huge."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        pytest.param(b"", "got 0 bytes", id="empty"),
+        pytest.param(b"<html>not found</html>", "expected one of JPEG, PNG", id="web-page"),
+        pytest.param(encode(photo(), "PPM"), "expected one of JPEG, PNG", id="format-not-allowed"),
+        pytest.param(encode(photo())[:-60], "cannot be decoded", id="png-cut-short"),
+        pytest.param(encode(photo(size=(640, 480)), "JPEG")[:700], "cannot be decoded", id="jpeg-cut-short"),
+        pytest.param(bomb(10_000, 10_000), "at most 50000000", id="pixel-bomb-that-pillow-only-warns-of"),
+        pytest.param(bomb(30_000, 30_000), "cannot be decoded|at most", id="pixel-bomb"),
+    ],
+)
+def test_bytes_that_cannot_be_scored_are_refused(data, message):
+    """Each refusal is a DecodeError that says what came."""
+    with pytest.raises(DecodeError, match=message):
+        decode_image(data, SPEC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "I", "F"])
+def test_strips_change_no_pixel(mode, monkeypatch):
+    """An image that is converted in many strips comes out as one that is converted as a whole."""
+    levels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
+    deep = levels[..., :2].copy().view(np.uint16)[..., 0]
+    made = {"I;16": deep, "I": deep.astype(np.int32) - 9000, "F": deep.astype(np.float32) / 3}
+    image = Image.fromarray(made[mode]) if mode in made else Image.fromarray(levels).convert(mode)
+    data = encode(image, "TIFF")
+    whole = decode_image(data, SPEC)
+    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 3 * 40)
+    np.testing.assert_array_equal(decode_image(data, SPEC), whole)
+
+
+def test_what_is_no_number_is_black():
+    """A float image may hold NaN and infinities."""
+    levels = np.full((32, 48), 100, np.float32)
+    levels[:, 24:], levels[16:, 24:] = np.nan, np.inf
+    pixels = decode_image(encode(Image.fromarray(levels), "TIFF"), SPEC)
+    assert (pixels[:8, 30:] == 0).all()
+    assert (pixels[20:, 30:] == 255).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*orrupt EXIF data")  # Pillow says so, and goes on
+@pytest.mark.parametrize("broken", [b"MM\0*\0\0", b"II*\0\xff\xff\xff\x7f" + b"\xff" * 200, b"MM\0*\0\0\0\x08\xff\xff"])
+def test_an_orientation_that_cannot_be_read_is_none(broken):
+    """A picture is not lost for its EXIF."""
+    plain = encode(photo(), "JPEG")
+    segment = b"Exif\0\0" + broken
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
+    np.testing.assert_array_equal(decode_image(data, SPEC), decode_image(plain, SPEC))
+
+
+def test_a_file_of_nothing_but_parts_is_refused(monkeypatch):
+    """Pillow walks them one by one while it holds the interpreter's lock."""
+    monkeypatch.setattr(preprocess, "_MAX_READS", 100)
+    plain = encode(photo(), "JPEG")
+    with pytest.raises(DecodeError, match="more than 100 parts"):
+        decode_image(plain[:2] + b"\xff\xef\0\x02" * 200 + plain[2:], SPEC)
+
+
+def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch):
+    """Each passes over all pixels, and a thousand fit into a few kilobytes."""
+    plain = encode(photo(), "JPEG", progressive=True)
+    last = plain[plain.rindex(b"\xff\xda") : -2]
+    many = plain[:-2] + last * 100 + plain[-2:]
+    np.testing.assert_array_equal(decode_image(many, SPEC), decode_image(plain, SPEC))
+    monkeypatch.setattr(preprocess, "_MAX_SCANNED_PIXELS", 50 * 96 * 64)
+    with pytest.raises(DecodeError, match="110 scans"):
+        decode_image(many, SPEC)
+    assert decode_image(plain, SPEC).any()
+
+
+def test_a_small_tiff_in_a_giant_tile_is_refused():
+    """The tile is what memory is taken for."""
+    tiles = {322: 30_000, 323: 23_000, 324: 8, 325: 8}
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, **tiles}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
+    with pytest.raises(DecodeError, match="30000 x 23000 pixels"):
+        decode_image(data, SPEC)
+
+
+def test_large_images_wait_for_each_other(monkeypatch):
+    """However many threads decode, pixels in memory are bounded; an image larger than the room gets it alone."""
+    room = preprocess._Room(100)
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def hold(pixels):
+        nonlocal inside, most
+        with room.taken(pixels):
+            with lock:
+                inside += min(pixels, 100)
+                most = max(most, inside)
+            with lock:
+                inside -= min(pixels, 100)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(hold, [30, 60, 100, 10, 250] * 100))
+    assert (inside, room._free) == (0, 100)
+    assert 0 < most <= 100

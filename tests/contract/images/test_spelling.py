@@ -1,0 +1,130 @@
+"""What a browser makes of an address, and we do; tests/system/test_browser.py compares the table with a real one."""
+
+import base64
+import io
+from contextlib import suppress
+
+import pytest
+from PIL import Image
+
+from contract.errors import FetchError
+from contract.images.download import Target
+from contract.images.fetch import Fetcher, FetchSettings
+from contract.images.spelling import as_browsers_read
+
+
+def _png() -> bytes:
+    """An image whose base64 is padded by two characters."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1), "red").save(file, "PNG")
+    return file.getvalue().ljust(3 * (len(file.getvalue()) // 3) + 4, b"\0")
+
+
+PNG = _png()
+B64 = base64.b64encode(PNG).decode()
+
+ADDRESSES = {
+    "HTTP://Host.Test/A.png": "http://host.test/A.png",
+    " \n http://host.test/a.png\t ": "http://host.test/a.png",
+    "ht\ttp://ho\nst.test/a.\r\npng": "http://host.test/a.png",
+    "http:\\\\host.test\\a.png": "http://host.test/a.png",
+    "http:///host.test/a.png": "http://host.test/a.png",
+    "http://host.test\\@other.test/a.png": "http://host.test/@other.test/a.png",
+    "http://host.test:80/a.png": "http://host.test/a.png",
+    "https://host.test:00443/a.png": "https://host.test/a.png",
+    "http://host.test/b/%2E%2e/.%2e/%2e/a.png": "http://host.test/a.png",
+    "http://b\u00fccher.test/a.png": "http://xn--bcher-kva.test/a.png",
+    "http://B\u00dcCHER.test/\u00e4 b.png": "http://xn--bcher-kva.test/%C3%A4%20b.png",
+    "http://fa\u00df.test/a.png": "http://xn--fa-hia.test/a.png",
+    "http://\u2603.test/a.png": "http://xn--n3h.test/a.png",
+    "http://\uff11\uff12\uff17\u30020.0.1/a.png": "http://127.0.0.1/a.png",
+    "http://%31%32%37.0.0.1/a.png": "http://127.0.0.1/a.png",
+    "http://0x7f.1/a.png": "http://127.0.0.1/a.png",
+    "http://017700000001/a.png": "http://127.0.0.1/a.png",
+    "http://127.0.0.1./a.png": "http://127.0.0.1/a.png",
+    "http://[0:0::0001]/a.png": "http://[::1]/a.png",
+    "http://[2001:DB8::A]:8080/a.png": "http://[2001:db8::a]:8080/a.png",
+}
+"""Addresses, and the same as a browser shows them."""
+
+NO_ADDRESSES = (
+    "http://",
+    "http://[::1/a.png",
+    "http://256.1/a.png",
+    "http://1.2.3.08/a.png",
+    "http://host.test:65536/a.png",
+    "http://host.test:0x50/a.png",
+    "http://host%00.test/a.png",
+    "http://ho<st.test/a.png",
+    "http://\ud800.test/a.png",
+)
+"""What a browser takes for no address at all."""
+
+DATA_URIS = {
+    f"DATA:IMAGE/PNG;BASE64,{B64}": True,
+    f"\n  data:image/png;base64,{B64}  \n": True,
+    f"da\tta:image/png;base64,{B64}": True,
+    "data:image/png;base64," + "\r\n".join(B64[i : i + 20] for i in range(0, len(B64), 20)): True,
+    "data:image/png;base64," + "%0A".join(B64[i : i + 20] for i in range(0, len(B64), 20)): True,
+    "data:image/png;base64," + " ".join(B64): True,
+    f"data:image/png;base64,{B64.rstrip('=')}": True,
+    f"data:image/png; base64 ,{B64}": True,
+    f"data:image/png;charset=utf-8;base64,{B64}": True,
+    f"data:;base64,{B64}": True,
+    f"data:image/png;base64,{B64}#fragment": True,
+    "data:," + "".join(f"%{byte:02x}" for byte in PNG): True,
+    f"data:image/png;base64,{B64.rstrip('=')}===": False,
+    f"data:image/png;base64,{B64.removesuffix('=')}": False,
+    f"data:image/png;base64,{B64}?query": False,
+    f"data:image/png;base64,-{B64[1:]}": False,
+    f"data:base64,{B64}": False,
+    f"data:image/png;base64;foo=bar,{B64}": False,
+}
+"""Data URIs, and whether a browser shows the image that is in them."""
+
+
+def _shown(url: str) -> str:
+    """A URL as browsers write it: without the port that its scheme has anyway."""
+    target = Target.parse(url)
+    port = {"http": ":80", "https": ":443"}[target.origin.scheme]
+    return target.url.replace(port + "/", "/")
+
+
+@pytest.mark.parametrize(("address", "plain"), ADDRESSES.items(), ids=ascii)
+def test_an_address_means_what_it_means_in_a_browser(address: str, plain: str):
+    """Scheme, slashes, breaks, hosts in any script and numbers are read alike."""
+    assert _shown(address) == plain
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES, ids=ascii)
+def test_what_is_no_address_in_a_browser_is_refused(address: str):
+    """It is an error of its image."""
+    with pytest.raises(ValueError):  # noqa: PT011  # which one, the browser does not say either
+        Target.parse(address)
+
+
+@pytest.mark.parametrize(
+    ("reference", "plain"),
+    [
+        ("\\\\host\\a.png", "//host/a.png"),
+        ("/\\host/a.png", "//host/a.png"),
+        ("////host/a.png", "//host/a.png"),
+        ("/data\\upload\\1\\a.png", "/data/upload/1/a.png"),
+        ("S3://Bucket/a\\b ", "s3://Bucket/a\\b"),
+        ("C:\\a.png", "c:\\a.png"),
+        ("/data/local-files/?d=a\\b.png", "/data/local-files/?d=a\\b.png"),
+    ],
+)
+def test_what_is_relative_is_read_as_on_label_studios_page(reference: str, plain: str):
+    """Backslashes are slashes in paths and before hosts, and stay what they are elsewhere."""
+    assert as_browsers_read(reference) == plain
+
+
+@pytest.mark.parametrize(("uri", "shown"), DATA_URIS.items(), ids=map(str, range(len(DATA_URIS))))
+def test_a_data_uri_is_decoded_if_a_browser_shows_it(uri: str, shown: bool):
+    """Line breaks, spaces and missing padding do not matter; other alphabets and wrong padding do."""
+    got = b""
+    with Fetcher(FetchSettings()) as fetcher, suppress(FetchError):
+        assert not fetcher.is_remote(uri)
+        got = fetcher.fetch(uri)
+    assert (got == PNG) is shown

@@ -1,0 +1,186 @@
+"""Acquisition scores against baal, scipy and their bounds."""
+
+import math
+
+import numpy as np
+import pytest
+from baal.active.heuristics import BALD, Entropy, Margin
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.stats import entropy as scipy_entropy
+from scipy.stats import spearmanr
+
+from contract.scores import acquisition
+
+logits = arrays(
+    np.float32,
+    array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=12),
+    elements=st.floats(-30, 30, width=32),
+)
+
+
+@pytest.fixture
+def passes():
+    """Logits (N, T, C) of 40 images that range from sure to torn between passes."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(40, 20, 7)).astype(np.float32) * np.linspace(0, 8, 40, dtype=np.float32)[:, None, None]
+
+
+def test_bald_equals_baals(passes):
+    """On float32 logits, BALD is baal's to 1e-5."""
+    ours = acquisition.bald(acquisition.softmax(passes))
+    np.testing.assert_allclose(ours, BALD().get_uncertainties(passes.transpose(0, 2, 1)), atol=1e-5)
+
+
+def test_entropy_and_margin_equal_baals(passes):
+    """Entropy and margin of the mean are baal's, which takes (N, C, T)."""
+    probabilities = acquisition.softmax(passes)
+    mean, swapped = probabilities.mean(axis=1), probabilities.transpose(0, 2, 1)
+    np.testing.assert_allclose(acquisition.entropy(mean), Entropy().get_uncertainties(swapped), atol=1e-5)
+    np.testing.assert_allclose(acquisition.margin(mean), Margin().get_uncertainties(swapped), atol=1e-5)
+
+
+def test_entropy_equals_scipys(passes):
+    """Entropy is in nats, as scipy's is by default."""
+    probabilities = acquisition.softmax(passes.astype(np.float64))
+    np.testing.assert_allclose(acquisition.entropy(probabilities), scipy_entropy(probabilities, axis=-1), atol=1e-12)
+
+
+def test_certain_passes_that_disagree_are_worth_ln_2():
+    """Two certain passes with different labels carry ln 2 nats; zeros in the probabilities do no harm."""
+    torn = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    assert acquisition.bald(torn)[0] == pytest.approx(math.log(2))
+
+
+def test_passes_that_agree_are_worth_nothing():
+    """BALD is 0 where the passes agree, however uncertain they are: that is not for labels to cure."""
+    agreed = np.full((1, 20, 4), 0.25)
+    assert acquisition.bald(agreed)[0] == 0
+
+
+@given(logits)
+def test_bald_lies_between_0_and_the_smaller_logarithm(values):
+    """0 <= BALD <= min(ln C, ln T), up to rounding above."""
+    nats = acquisition.bald(acquisition.softmax(values))
+    _, passes, classes = values.shape
+    assert (nats >= 0).all()
+    assert (nats <= min(math.log(classes), math.log(passes)) + 1e-5).all()
+
+
+@given(logits, st.randoms(use_true_random=False))
+def test_bald_does_not_depend_on_the_order_of_passes(values, random):
+    """Passes are exchangeable."""
+    order = random.sample(range(values.shape[1]), values.shape[1])
+    probabilities = acquisition.softmax(values)
+    np.testing.assert_allclose(acquisition.bald(probabilities[:, order]), acquisition.bald(probabilities), atol=1e-5)
+
+
+def test_most_uncertain_image_has_the_lowest_score():
+    """Label Studio serves the lowest score first, so that the score falls as BALD rises, from 1 to 0."""
+    nats = np.array([0.0, 0.1, 0.5, math.log(4)])
+    scores = acquisition.label_studio_score(nats, 4)
+    assert (np.diff(scores) < 0).all()
+    assert scores[0] == 1
+    assert scores[-1] == 0
+    np.testing.assert_allclose(acquisition.normalised_bald(nats, 4), 1 - scores)
+
+
+def test_score_never_leaves_the_unit_interval():
+    """Rounding above ln C is clipped, since Label Studio silently drops scores outside [0, 1]."""
+    assert acquisition.label_studio_score(np.array([math.log(3) + 1e-6]), 3)[0] == 0
+
+
+@pytest.fixture
+def sigmoids(passes):
+    """Sigmoids (N, T, C) of the same logits."""
+    return 1 / (1 + np.exp(-passes.astype(np.float64)))
+
+
+def test_of_several_labels_bald_is_the_sum_over_binary_classifiers(sigmoids):
+    """Each label and its absence are a choice between two: baal's BALD and scipy's entropy of each, added up."""
+    both = np.stack([sigmoids, 1 - sigmoids], axis=-1)  # (N, T, C, 2)
+    expected = sum(
+        BALD().get_uncertainties(both[:, :, label].transpose(0, 2, 1).copy()) for label in range(sigmoids.shape[2])
+    )
+    np.testing.assert_allclose(acquisition.bald(sigmoids, multiple=True), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        acquisition.entropy(sigmoids, multiple=True), scipy_entropy(both, axis=-1).sum(axis=-1), atol=1e-12
+    )
+
+
+@given(logits)
+def test_of_two_classes_one_of_them_is_a_label_by_itself(values):
+    """Softmax over two classes is the sigmoid of their difference, so that BALD, entropy and margin are the same."""
+    pair = acquisition.softmax(values[..., :2].astype(np.float64))  # (N, T, 2)
+    one = pair[..., :1]
+    np.testing.assert_allclose(acquisition.bald(one, multiple=True), acquisition.bald(pair), atol=1e-12)
+    np.testing.assert_allclose(acquisition.entropy(one, multiple=True), acquisition.entropy(pair), atol=1e-12)
+    np.testing.assert_allclose(acquisition.margin(one[:, 0], multiple=True), acquisition.margin(pair[:, 0]), atol=1e-12)
+
+
+@given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=12), elements=st.floats(0, 1, width=32)))
+def test_of_several_labels_bald_lies_between_0_and_its_greatest(probabilities):
+    """0 <= BALD <= C ln 2, whatever the probabilities, 0 and 1 included, and the score within [0, 1]."""
+    nats = acquisition.bald(probabilities, multiple=True)
+    classes = probabilities.shape[2]
+    assert (nats >= 0).all()
+    assert (nats <= acquisition.greatest_bald(classes, multiple=True) + 1e-5 * classes).all()
+    scores = acquisition.label_studio_score(nats, classes, multiple=True)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    np.testing.assert_allclose(acquisition.normalised_bald(nats, classes, multiple=True), 1 - scores, atol=1e-6)
+
+
+def test_certain_passes_that_disagree_on_every_label_are_worth_c_ln_2():
+    """The greatest value is reached, and gives the score 0."""
+    torn = np.stack([np.ones((1, 5)), np.zeros((1, 5))], axis=1)  # (1, 2, 5)
+    assert acquisition.bald(torn, multiple=True)[0] == pytest.approx(5 * math.log(2))
+    assert acquisition.greatest_bald(5, multiple=True) == pytest.approx(5 * math.log(2))
+    assert acquisition.label_studio_score(acquisition.bald(torn, multiple=True), 5, multiple=True)[0] == 0
+
+
+def test_of_several_labels_the_margin_is_that_of_the_least_certain():
+    """One label in doubt is enough."""
+    means = np.array([[0.99, 0.5, 0.01], [0.9, 0.2, 0.0]])
+    np.testing.assert_allclose(acquisition.margin(means, multiple=True), [0, 0.6])
+
+
+def test_one_label_may_hold_or_not():
+    """Of several labels one is enough, of exclusive classes it is not."""
+    assert acquisition.greatest_bald(1, multiple=True) == pytest.approx(math.log(2))
+    with pytest.raises(ValueError, match="at least 1 classes, got 0"):
+        acquisition.greatest_bald(0, multiple=True)
+
+
+def test_wrong_shapes_are_refused():
+    """Passes need three axes, and a score two classes."""
+    with pytest.raises(ValueError, match=r"\(N, T, C\), got 2 axes"):
+        acquisition.bald(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
+        acquisition.normalised_bald(np.zeros(3), 1)
+
+
+@given(st.data(), st.integers(2, 40))
+def test_rank_correlation_equals_scipys(data, count):
+    """Spearman's, ties included."""
+    values = st.lists(st.integers(-3, 3), min_size=count, max_size=count, unique=False).filter(
+        lambda v: len(set(v)) > 1
+    )
+    first, second = (np.array(data.draw(values), dtype=np.float32) / 7 for _ in range(2))
+    expected = spearmanr(first, second).statistic
+    assert acquisition.rank_correlation(first, second) == pytest.approx(expected, abs=1e-12)
+
+
+@given(arrays(np.float32, st.integers(2, 30), elements=st.floats(-1e6, 1e6, width=32), unique=True))
+def test_rank_correlation_sees_only_the_order(values):
+    """1 for whatever rises with the values, -1 for whatever falls."""
+    order = np.argsort(np.argsort(values))
+    assert acquisition.rank_correlation(values, np.exp(order / 3)) == pytest.approx(1)
+    assert acquisition.rank_correlation(values, -order.astype(float)) == pytest.approx(-1)
+
+
+def test_rank_correlation_of_constants_is_defined():
+    """Two vectors without an order agree; one that has lost its order does not."""
+    constant, rising = np.full(5, 0.3), np.arange(5.0)
+    assert acquisition.rank_correlation(constant, 2 * constant) == 1
+    assert acquisition.rank_correlation(constant, rising) == acquisition.rank_correlation(rising, constant) == 0

@@ -1,0 +1,129 @@
+"""Temperature scaling against scipy's softmax and expit, and what it must never change."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.special import expit, log_softmax, logit, softmax
+
+from contract.scores.acquisition import HOLDS
+from contract.scores.calibration import temper
+from contract.versions.manifest import TEMPERATURES
+
+temperatures = st.floats(*TEMPERATURES)
+shapes = array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=8)
+widths = st.sampled_from([np.float32, np.float64])
+shares = st.one_of(
+    st.floats(0, 1, width=32),
+    st.sampled_from([0.0, 1.0, 0.5, 1e-38, 1e-45, float(np.nextafter(np.float32(0.5), np.float32(0)))]),
+)
+
+
+@st.composite
+def distributions(draw):
+    """Probabilities (..., C) that sum to 1 but for rounding, zeros and nearly equal ones among them."""
+    weights = draw(arrays(np.float64, shapes, elements=shares | st.floats(0.25, 0.2500001)))
+    weights[..., 0] += weights.sum(axis=-1) == 0
+    return (weights / weights.sum(axis=-1, keepdims=True)).astype(draw(widths))
+
+
+@st.composite
+def several(draw):
+    """Probabilities (..., C), each by itself."""
+    return draw(arrays(np.float32, shapes, elements=shares)).astype(draw(widths))
+
+
+@given(arrays(np.float64, shapes, elements=st.floats(-30, 30)), temperatures)
+def test_it_is_softmax_of_the_logits_over_the_temperature(logits, temperature):
+    """Whatever a class's logits share falls out, so the logarithms of probabilities do as well as the logits."""
+    found = temper(np.exp(log_softmax(logits, axis=-1)), temperature)
+    np.testing.assert_allclose(found, softmax(logits / temperature, axis=-1), rtol=1e-9, atol=1e-12)
+
+
+@given(arrays(np.float64, shapes, elements=st.floats(-15, 15)), temperatures)
+def test_of_multiple_labels_it_is_the_sigmoid_of_each_logit_over_the_temperature(logits, temperature):
+    """One label's probability never depends on another's."""
+    probabilities = expit(logits)
+    expected = expit(logit(probabilities) / temperature)
+    np.testing.assert_allclose(temper(probabilities, temperature, multiple=True), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(distributions(), temperatures)
+def test_probabilities_stay_probabilities_of_the_same_class(probabilities, temperature):
+    """In the same shape and dtype, within [0, 1], in sum 1, with the likeliest ahead; what is impossible stays so."""
+    found = temper(probabilities, temperature)
+    assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
+    assert ((found >= 0) & (found <= 1)).all()
+    np.testing.assert_allclose(found.sum(axis=-1, dtype=np.float64), 1, atol=1e-6)
+    np.testing.assert_array_equal(found.argmax(axis=-1), probabilities.argmax(axis=-1))
+    assert not found[probabilities == 0].any()
+
+
+@given(several(), temperatures)
+def test_of_multiple_labels_those_that_hold_still_hold(probabilities, temperature):
+    """No probability crosses one half, and each that is certain stays certain."""
+    found = temper(probabilities, temperature, multiple=True)
+    assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
+    assert ((found >= 0) & (found <= 1)).all()
+    np.testing.assert_array_equal(found >= HOLDS, probabilities >= HOLDS)
+    certain = (probabilities == 0) | (probabilities == 1)
+    np.testing.assert_array_equal(found[certain], probabilities[certain])
+
+
+@given(distributions(), several())
+def test_a_temperature_of_one_changes_no_value(probabilities, labels):
+    """Not even the last bit, and the caller's array is never the one that is returned."""
+    for before, found in ((probabilities, temper(probabilities, 1)), (labels, temper(labels, 1.0, multiple=True))):
+        np.testing.assert_array_equal(found, before)
+        assert not np.shares_memory(found, before)
+
+
+@given(distributions(), st.floats(0.2, 5), st.floats(0.2, 5))
+def test_tempering_twice_is_tempering_by_the_product(probabilities, first, second):
+    """Temperatures multiply; so one above 1 and its inverse undo each other."""
+    exact = probabilities.astype(np.float64)
+    exact = np.where(exact > 1e-30, exact, 0)  # which powers of 5 keep within the range of a float
+    exact /= exact.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(temper(temper(exact, first), second), temper(exact, first * second), atol=1e-9)
+
+
+@given(arrays(np.float32, shapes, elements=st.floats(2**-20, 1, width=32)), temperatures, st.booleans())
+def test_float32_loses_nothing_but_the_last_digit(probabilities, temperature, multiple):
+    """Even at a temperature of 0.05, which raises every rounding to its twentieth power."""
+    exact = temper(probabilities.astype(np.float64), temperature, multiple=multiple)
+    np.testing.assert_allclose(temper(probabilities, temperature, multiple=multiple), exact, rtol=2e-7, atol=1e-38)
+
+
+def test_above_one_it_softens_and_below_it_sharpens():
+    """0.8 against 0.2 are 2 to 1 at a temperature of 2, and 16 to 1 at one half."""
+    np.testing.assert_allclose(temper(np.array([0.8, 0.2]), 2), [2 / 3, 1 / 3])
+    np.testing.assert_allclose(temper(np.array([0.8, 0.2]), 0.5), [16 / 17, 1 / 17])
+    np.testing.assert_allclose(temper(np.array([0.8, 0.2, 0.2]), 2, multiple=True), [2 / 3, 1 / 3, 1 / 3])
+
+
+def test_a_lead_that_float32_cannot_hold_is_still_a_lead():
+    """Two neighbours among the floats would be equal at a temperature of 20, and another class the first of the two."""
+    half = np.float32(0.5)
+    close = np.array([np.nextafter(half, np.float32(0)), half])
+    assert temper(close, 20).argmax() == 1
+    np.testing.assert_array_equal(temper(close, 20, multiple=True) >= HOLDS, [False, True])
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+def test_extreme_temperatures_end_in_certainty_and_in_indifference(temperature):
+    """Without a warning, and without a value that is not finite."""
+    certain, indifferent = [0, 1, 0], [0.5, 0.5, 0]
+    for probabilities in ([1e-300, 1.0, 0.0], [0.4, 0.6, 0.0]):
+        found = temper(np.array(probabilities), temperature)
+        np.testing.assert_allclose(found, certain if temperature < 1 else indifferent)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("multiple", [False, True])
+def test_what_is_no_temperature_is_refused(temperature, multiple):
+    """The message says what it must be and what it is."""
+    with pytest.raises(ValueError, match=f"finite temperature above 0, got {temperature}"):
+        temper(np.array([0.5, 0.5]), temperature, multiple=multiple)

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from contract.scores.embedding import EMBEDDING, embed
+
+
+def test_embeddings_are_unit_vectors():
+    """Each has length 1, whatever the length of the features; features that are all 0 give zeros and no NaN."""
+    features = np.random.default_rng(0).exponential(3.0, (5, 4096)).astype(np.float32)
+    features[2] = 0
+    lengths = np.linalg.norm(embed(features), axis=1)
+    np.testing.assert_allclose(lengths, [1, 1, 0, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [128, 4096, 25088])
+def test_distances_are_kept(width):
+    """Squared distances between directions are kept to a few tenths at most, nine in a hundred typically."""
+    rng = np.random.default_rng(1)
+    features = np.maximum(rng.normal(size=(40, width)), 0).astype(np.float32)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    embedded = embed(features)
+    assert embedded.shape == (40, EMBEDDING)
+    pairs = np.triu_indices(40, 1)
+
+    def squared(rows):
+        return ((rows[pairs[0]] - rows[pairs[1]]) ** 2).sum(axis=1)
+
+    ratio = squared(embedded) / squared(unit)
+    assert np.std(ratio) < 0.15
+    assert np.abs(ratio - 1).max() < 0.6
+
+
+def test_a_row_is_embedded_alike_in_any_company():
+    """Two servers with batches of their own give equal embeddings."""
+    features = np.random.default_rng(2).normal(size=(7, 512)).astype(np.float32)
+    np.testing.assert_allclose(embed(features)[3:4], embed(features[3:4]), atol=1e-6)
+    assert embed(features).dtype == np.float32

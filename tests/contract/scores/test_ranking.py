@@ -1,0 +1,111 @@
+import dataclasses
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
+from contract.versions.repository import Repository
+
+IMAGE = RankedImage(
+    task=12,
+    label="Grünspecht 🐦",
+    probability=0.4,
+    bald=0.31,
+    score=0.02,
+    reason="the passes disagree",
+    thumbnail=b"\xff\xd8 a JPEG",
+)
+RANKING = Ranking(
+    name="20260102T030405678Z-0a1b2c",
+    version="20260102T030405678Z-0a1b2c",
+    project=3,
+    title='"Birds" <of> Europe',
+    created_at="2026-01-02T03:10:00+00:00",
+    strategy="balanced-bald",
+    tasks=100,
+    audit=10,
+    near_duplicates=7,
+    failed=1,
+    mean_bald=0.11,
+    most_uncertain=(IMAGE,),
+    most_confident=(dataclasses.replace(IMAGE, label=None, probability=None, bald=None),),
+    first=(IMAGE, IMAGE),
+    unscored=(7, 12),
+)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "models", "birds")
+
+
+def test_a_record_is_read_as_it_was_written(repository):
+    """Text, numbers and pictures come back equal."""
+    assert load_rankings(repository) == []
+    save_ranking(repository, RANKING)
+    assert load_rankings(repository) == [RANKING]
+
+
+def test_a_record_from_before_there_were_three_galleries_names_the_head_alone(repository):
+    """Its most uncertain were those at the head, its most confident those that the passes agree on: neither is so."""
+    save_ranking(repository, RANKING)
+    path = repository.folder / "rankings" / "3.json"
+    former = json.loads(path.read_text())
+    del former["first"]
+    path.write_text(json.dumps(former))
+    expected = dataclasses.replace(RANKING, first=RANKING.most_uncertain, most_uncertain=(), most_confident=())
+    assert load_rankings(repository) == [expected]
+
+
+def test_each_project_has_its_last_ranking(repository):
+    """A later one replaces the former; other projects keep theirs; the newest comes first; nothing else is left."""
+    save_ranking(repository, dataclasses.replace(RANKING, project=4, created_at="2026-01-01T00:00:00+00:00"))
+    save_ranking(repository, RANKING)
+    later = dataclasses.replace(RANKING, name="again", created_at="2026-01-03T00:00:00+00:00", version=None)
+    save_ranking(repository, later)
+    assert [(ranking.project, ranking.name) for ranking in load_rankings(repository)] == [
+        (3, "again"),
+        (4, RANKING.name),
+    ]
+    assert sorted(os.listdir(repository.folder / "rankings")) == ["3.json", "4.json"]
+    assert repository.versions() == []
+
+
+def test_a_ranking_that_cannot_be_written_leaves_the_last(repository):
+    """A number that is none is an error, not a broken file."""
+    save_ranking(repository, RANKING)
+    with pytest.raises(ValueError, match="Out of range float"):
+        save_ranking(repository, dataclasses.replace(RANKING, mean_bald=float("nan")))
+    assert load_rankings(repository) == [RANKING]
+    assert os.listdir(repository.folder / "rankings") == ["3.json"]
+
+
+@given(
+    field=st.sampled_from([field.name for field in dataclasses.fields(Ranking)]),
+    value=st.sampled_from([[1], {}, "a text", -1, 1.5, 10**400, True, [{"task": 1}], "missing"]),
+)
+def test_a_file_that_holds_no_record_is_left_out(tmp_path_factory, field, value):
+    """One bad field never raises: the file is read as it is or not at all."""
+    repository = Repository(tmp_path_factory.mktemp("models"), "birds")
+    save_ranking(repository, RANKING)
+    path = repository.folder / "rankings" / "3.json"
+    document = json.loads(path.read_text())
+    document[field] = value
+    if value == "missing":
+        del document[field]
+    path.write_text(json.dumps(document))
+    for ranking in load_rankings(repository):  # some of the values suit some of the fields, and two may be missing
+        found = list(ranking.unscored) if field == "unscored" else getattr(ranking, field)
+        assert found == value or (value == "missing" and field in {"first", "unscored"})
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 99999])
+def test_rubbish_is_left_out(repository, content, caplog):
+    """It is named in the log, and hides no other."""
+    save_ranking(repository, RANKING)
+    (repository.folder / "rankings" / "4.json").write_bytes(content)
+    assert load_rankings(repository) == [RANKING]
+    assert "4.json is no record of a ranking" in caplog.text

@@ -1,0 +1,274 @@
+"""Reading and writing objects, and what is said of a bucket that does not answer."""
+
+import time
+import traceback
+
+import pytest
+
+from contract.errors import ConfigError, LabelnextError, PublishConflict, RepositoryUnreachable
+from contract.versions.bucket import Bucket
+from tests.buckets import environment, running_store
+from tests.loopback import host, reply
+
+MANY = 64 * 2**20
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with running_store(tmp_path_factory.mktemp("moto")) as store:
+        store.make("bucket")
+        yield store
+
+
+@pytest.fixture
+def bucket(store, monkeypatch, request):
+    """A prefix of its own in the bucket."""
+    point_at(store.url, monkeypatch)
+    return Bucket("bucket", f"objects/{request.node.name.replace('[', '-').rstrip(']')}")
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A host that a test has answer."""
+    with host() as stub:
+        point_at(stub.url, monkeypatch)
+        yield stub
+
+
+def point_at(url, monkeypatch):
+    for name, value in environment(url).items():
+        monkeypatch.setenv(name, value)
+
+
+def keys(bucket, prefix):
+    return sorted(entry.key for entry in bucket.entries(prefix))
+
+
+def test_what_was_written_is_read(bucket):
+    """Content comes back with a tag, which changes when the content does."""
+    bucket.write("a/one", b"1")
+    first = bucket.read("a/one", most_bytes=MANY)
+    bucket.write("a/one", b"2")
+    second = bucket.read("a/one", most_bytes=MANY)
+    assert (first.content, second.content) == (b"1", b"2")
+    assert first.tag != second.tag
+    assert keys(bucket, "a") == ["a/one"]
+    bucket.delete(["a/one", "a/none"])
+    assert keys(bucket, "a") == []
+
+
+def test_an_object_that_is_not_there_is_no_file(bucket, tmp_path):
+    """As with folders."""
+    with pytest.raises(FileNotFoundError):
+        bucket.read("a/none", most_bytes=MANY)
+    with pytest.raises(FileNotFoundError):
+        bucket.download("a/none", tmp_path / "file", size_bytes=1)
+
+
+def test_a_prefix_ends_with_its_last_part(bucket):
+    """Objects of longer names are not below it."""
+    bucket.write("model/x", b"")
+    bucket.write("model2/x", b"")
+    bucket.write("modelx", b"")
+    assert keys(bucket, "model") == ["model/x"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 8 * 2**20, 8 * 2**20 + 1, 20 * 2**20])
+def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):
+    """Whether it goes in one part, in several, or is empty; a second upload of the same key never replaces it."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
+    bucket.upload("file", source)
+    bucket.download("file", target, size_bytes=size)
+    assert target.read_bytes() == source.read_bytes() == bucket.read("file", most_bytes=size).content
+    other = tmp_path / "other"
+    other.write_bytes(source.read_bytes() + b"!")
+    with pytest.raises(PublishConflict, match="is there already, and versions never change"):
+        bucket.upload("file", other)
+    assert bucket.read("file", most_bytes=size).content == source.read_bytes()
+
+
+def test_no_more_is_downloaded_than_was_asked_for(bucket, tmp_path):
+    """What somebody put behind it does not fill the disk; what is too short is as long as it is."""
+    bucket.write("file", b"12345")
+    for size, content in ((3, b"123"), (9, b"12345")):
+        bucket.download("file", tmp_path / "file", size_bytes=size)
+        assert (tmp_path / "file").read_bytes() == content
+
+
+def test_an_object_that_is_too_large_is_not_read(bucket):
+    """Memory is not for what somebody left in the bucket."""
+    bucket.write("file", b"12345")
+    with pytest.raises(RepositoryUnreachable, match=r"at most 4 bytes .* it has 5 bytes"):
+        bucket.read("file", most_bytes=4)
+
+
+def test_a_condition_decides_who_writes(bucket):
+    """Of two who saw the same, the second is refused; what the first wrote stays."""
+    bucket.replace("CURRENT", b"first", expected=None)
+    with pytest.raises(PublishConflict):
+        bucket.replace("CURRENT", b"other", expected=None)
+    seen = bucket.read("CURRENT", most_bytes=MANY).tag
+    bucket.replace("CURRENT", b"second", expected=seen)
+    with pytest.raises(PublishConflict, match="changed by somebody else"):
+        bucket.replace("CURRENT", b"third", expected=seen)
+    assert bucket.read("CURRENT", most_bytes=MANY).content == b"second"
+    bucket.delete(["CURRENT"])
+    with pytest.raises(PublishConflict):
+        bucket.replace("CURRENT", b"fourth", expected=seen)
+
+
+def test_a_write_whose_answer_was_lost_has_succeeded(bucket):
+    """The attempt that follows finds its own content, which is no conflict."""
+    bucket.replace("CURRENT", b"first", expected=None)
+    seen = bucket.read("CURRENT", most_bytes=MANY).tag
+    bucket.replace("CURRENT", b"second", expected=seen)
+    bucket.replace("CURRENT", b"second", expected=seen)
+    assert bucket.read("CURRENT", most_bytes=MANY).content == b"second"
+
+
+def test_a_tag_without_quotes_is_the_same_tag(stub):
+    """As Ceph 16 has it, which takes no other in a condition."""
+    held = [b"first"]
+
+    def answer(handler, request):
+        if request.method == "PUT" and request.headers["if-match"] != "1":
+            reply(b"<Code>PreconditionFailed</Code>", status=412)(handler, request)
+            return
+        if request.method == "PUT":
+            held[0] = request.body
+        content = held[0] if request.method == "GET" else b""
+        reply(content, etag='"1"', last_modified="Mon, 23 Nov 2026 10:00:00 GMT")(handler, request)
+
+    stub.answers["/bucket/x/CURRENT"] = answer
+    bucket = Bucket("bucket", "x")
+    bucket.replace("CURRENT", b"second", expected='"1"')
+    assert held == [b"second"]
+    with pytest.raises(PublishConflict):
+        bucket.replace("CURRENT", b"third", expected='"2"')
+    assert [request.headers["if-match"] for request in stub.requests if request.method == "PUT"] == ['"1"', "1", '"2"']
+
+
+def test_a_bucket_that_is_gone_is_not_an_empty_one(store, bucket, tmp_path):
+    """Otherwise it would look as if nothing had ever been published."""
+    gone = Bucket("gone-bucket", "x")
+    (tmp_path / "file").write_bytes(b"1")
+    for ask in (
+        lambda: gone.read("CURRENT", most_bytes=MANY),
+        lambda: gone.entries("model"),
+        lambda: gone.download("file", tmp_path / "target", size_bytes=1),
+        lambda: gone.upload("file", tmp_path / "file"),
+        lambda: gone.write("file", b"1"),
+        lambda: gone.replace("CURRENT", b"1", expected=None),
+        lambda: gone.delete(["CURRENT"]),
+    ):
+        with pytest.raises(RepositoryUnreachable, match=r"s3://gone-bucket/x could not be .* 404 \(NoSuchBucket\)"):
+            ask()
+
+
+REFUSAL = b"""<?xml version="1.0"?><Error><Code>SignatureDoesNotMatch</Code><AWSAccessKeyId>AKIAEXAMPLE</AWSAccessKeyId>
+<StringToSign>secret-material</StringToSign></Error>"""
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(403, "403 .SignatureDoesNotMatch.; check AWS_ACCESS_KEY_ID"), (500, "500 .*network")]
+)
+def test_a_refusal_is_told_without_what_is_in_it(stub, caplog, status, said):
+    """Status, code and what to do; no credentials, in the message or in the traceback."""
+    stub.serve("/bucket/x/CURRENT", REFUSAL, status=status)
+    with pytest.raises(RepositoryUnreachable, match=f"s3://bucket/x could not be read .CURRENT.: .*{said}") as caught:
+        Bucket("bucket", "x").read("CURRENT", most_bytes=MANY)
+    shown = "".join(traceback.format_exception(caught.value))
+    for secret in ("AKIAEXAMPLE", "not-to-be-seen", "secret-material"):
+        assert secret not in shown
+    assert len(stub.requests) <= 2
+
+
+def test_what_callers_do_about_a_disk_they_do_about_a_bucket(stub):
+    """The error is one of the repository and one of the system, and says the same as both."""
+    stub.serve("/bucket/x/CURRENT", REFUSAL, status=403)
+    with pytest.raises(OSError, match="403") as caught:
+        Bucket("bucket", "x").read("CURRENT", most_bytes=MANY)
+    assert isinstance(caught.value, LabelnextError)
+    assert caught.value.strerror == str(caught.value)
+
+
+def test_a_bucket_that_hangs_is_left_within_seconds(stub):
+    """And not asked again at once, so that a page that asks for much waits only once."""
+    stub.answers["/bucket/x/CURRENT"] = lambda handler, _: stub.over.wait(60)
+    now = [0.0]
+    bucket = Bucket("bucket", "x", clock=lambda: now[0])
+    started = time.monotonic()
+    with pytest.raises(RepositoryUnreachable, match="gave no answer"):
+        bucket.read("CURRENT", most_bytes=MANY)
+    assert time.monotonic() - started < 15
+    asked, started = len(stub.requests), time.monotonic()
+    with pytest.raises(RepositoryUnreachable, match="a moment ago"):
+        bucket.read("CURRENT", most_bytes=MANY)
+    assert time.monotonic() - started < 1
+    assert len(stub.requests) == asked
+    now[0] = 6.0
+    stub.answers["/bucket/x/CURRENT"] = reply(b"now", etag='"1"', last_modified="Mon, 23 Nov 2026 10:00:00 GMT")
+    assert bucket.read("CURRENT", most_bytes=MANY).content == b"now"
+
+
+def test_a_body_that_stops_is_left_within_seconds(stub):
+    """The length was promised, the rest never comes."""
+
+    def stop(handler, _):
+        handler.send_response(200)
+        for name, value in {
+            "Content-Length": "100",
+            "ETag": '"1"',
+            "Last-Modified": "Mon, 23 Nov 2026 10:00:00 GMT",
+        }.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(b"beginning")
+        handler.wfile.flush()
+        stub.over.wait(60)
+
+    stub.answers["/bucket/x/CURRENT"] = stop
+    started = time.monotonic()
+    with pytest.raises(RepositoryUnreachable, match="gave no answer"):
+        Bucket("bucket", "x").read("CURRENT", most_bytes=MANY)
+    assert time.monotonic() - started < 30
+
+
+def test_a_host_that_is_not_there_is_told(monkeypatch):
+    """Nothing listens on the port."""
+    point_at("http://127.0.0.1:1", monkeypatch)
+    with pytest.raises(RepositoryUnreachable, match="gave no answer; check the bucket's name, AWS_ENDPOINT"):
+        Bucket("bucket", "x").entries("model")
+
+
+def test_http_has_to_be_allowed(monkeypatch):
+    """The message says by what."""
+    point_at("http://127.0.0.1:1", monkeypatch)
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(RepositoryUnreachable, match="AWS_ALLOW_HTTP=true"):
+        Bucket("bucket", "x").entries("model")
+
+
+@pytest.mark.parametrize("value", ["", "not a url", "ftp://host", "http://", "http://user:secret@host", "http://[::1"])
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_that_is_no_address_is_refused(monkeypatch, name, value):
+    """Before the library panics over it, and without quoting what may be a password."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name} must be an http or https URL") as caught:
+        Bucket("bucket", "x")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_variable_with_another_value_is_refused(monkeypatch):
+    """As the library does; the message is ours."""
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "perhaps")
+    with pytest.raises(ConfigError, match="one of the AWS_ variables"):
+        Bucket("bucket", "x")
+
+
+def test_an_object_whose_name_climbs_is_named_as_the_fault(store, bucket):
+    """The library lists nothing where there is one."""
+    store.request("PUT", f"{bucket.location.removeprefix('s3://')}/model/%2e%2e/x", body=b"1")
+    with pytest.raises(RepositoryUnreachable, match=r"a name with empty parts, \. or \.\.; remove it"):
+        bucket.entries("model")

@@ -1,0 +1,666 @@
+"""A repository in a bucket: what is published on one machine is read on another."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from contract.errors import (
+    ConfigError,
+    DigestError,
+    ManifestError,
+    NothingPublished,
+    PublishConflict,
+    RepositoryUnreachable,
+    SignatureError,
+    VersionInUse,
+    VersionNotFound,
+)
+from contract.scores.ranking import load_rankings, save_ranking
+from contract.versions.bucket import Bucket
+from contract.versions.local_cache import open_repository, parse_location
+from contract.versions.repository import Repository, new_version
+from contract.versions.signatures import Keys, generate_keys
+from contract.versions.training_requests import MOST_REQUESTS, find_requests, leave_request, remove
+from tests.buckets import environment, running_store
+from tests.contract.scores.test_ranking import RANKING
+from tests.versions import manifest, publish, write_files
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+FILES = {"model.onnx", "model.onnx.data", "probe.npz", "report/index.html", "manifest.json"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with running_store(tmp_path_factory.mktemp("moto")) as store:
+        store.make("models")
+        yield store
+
+
+@pytest.fixture
+def location(store, monkeypatch, tmp_path):
+    """A prefix of its own in the bucket."""
+    for name, value in environment(store.url).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://models/{tmp_path.name}"
+
+
+@pytest.fixture
+def machine(location, tmp_path):
+    """Gives the repository as a machine of that name sees it."""
+    return lambda name, **given: open_repository(location, "birds", tmp_path / name, **given)
+
+
+def objects(store, location):
+    """The keys below a repository's prefix, and what they hold."""
+    prefix = location.removeprefix("s3://models/")
+    listing = store.request("GET", f"models?list-type=2&prefix={prefix}/").decode()
+    return [part.partition("</Key>")[0].removeprefix(f"{prefix}/") for part in listing.split("<Key>")[1:]]
+
+
+def below(location):
+    return Bucket("models", location.removeprefix("s3://models/"))
+
+
+def put(location, key, content=b"1"):
+    below(location).write(key, content)
+
+
+def files_of(path):
+    return {found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file()}
+
+
+def test_a_folder_is_a_repository_as_ever(tmp_path):
+    """Nothing is mirrored, and nothing imported for it."""
+    for location in (tmp_path, str(tmp_path)):
+        repository = open_repository(location, "birds")
+        assert type(repository) is Repository
+        assert repository.folder == tmp_path / "birds"
+
+
+def test_an_empty_bucket_has_no_version(machine, location):
+    """It says where it looked."""
+    with pytest.raises(NothingPublished, match=f"no version has been published in {location}/birds yet"):
+        machine("server").current()
+    assert machine("server").versions() == []
+
+
+def test_what_one_machine_publishes_another_reads(machine, store, location):
+    """All files arrive as they were, and lie in the bucket as they would in a folder."""
+    published = publish(machine("trainer"), b"content")
+    server = machine("server")
+    assert server.current() == published.name
+    opened = server.open(published.name)
+    opened.verify()
+    assert opened.manifest == published.manifest
+    assert files_of(opened.path) == files_of(published.path) == FILES
+    assert sorted(objects(store, location)) == sorted(
+        ["birds/CURRENT", *(f"birds/{published.name}/{file}" for file in FILES)]
+    )
+
+
+def test_the_publisher_has_its_version_already(machine):
+    """What was uploaded is not downloaded again."""
+    trainer = machine("trainer")
+    published = publish(trainer, b"content")
+    assert published.path == trainer.folder / published.name
+    before = (published.path / "model.onnx").stat().st_ino
+    assert (trainer.open(published.name).path / "model.onnx").stat().st_ino == before
+
+
+def test_a_manifest_is_read_without_the_rest(machine):
+    """Many are read, of which few are opened; a report's file is fetched alone, too."""
+    published = publish(machine("trainer"), b"content")
+    server = machine("server")
+    assert server.read_manifest(published.name) == published.manifest
+    assert server.read_file(published.name, "report/index.html", most_bytes=100) == b"content"
+    assert not (server.folder / published.name).exists()
+    server.open(published.name)
+    assert server.read_file(published.name, "report/index.html", most_bytes=100) == b"content"
+
+
+def test_versions_and_rollback(machine):
+    """An earlier version is current again on every machine; the later one stays."""
+    trainer, server = machine("trainer"), machine("server")
+    first, second = publish(trainer, b"1"), publish(trainer, b"2")
+    assert server.versions() == [first.name, second.name]
+    machine("desk").rollback(first.name)
+    assert server.current() == first.name
+    assert server.versions() == [first.name, second.name]
+
+
+@pytest.mark.parametrize("name", ["", "../other", "20260102T030405678Z-ffffff", "latest", "birds/x", "x" * 500])
+def test_current_that_names_no_version_is_refused(machine, location, name):
+    """It is never followed as a key or a path."""
+    published = publish(machine("trainer"), b"1")
+    put(location, "birds/CURRENT", name.encode())
+    server = machine("server")
+    with pytest.raises(VersionNotFound, match=f"the latest there: {published.name}"):
+        server.current()
+    for ask in (server.open, server.read_manifest, server.rollback):
+        with pytest.raises(VersionNotFound):
+            ask(name)
+    with pytest.raises(VersionNotFound):
+        server.read_file(name, "model.onnx", most_bytes=9)
+
+
+class TestPublishers:
+    """Several on several machines."""
+
+    def test_of_two_one_wins(self, machine):
+        """The other is told, and its version is kept for a rollback."""
+        winner, loser = machine("winner"), machine("loser")
+        publish(machine("earlier"), b"0")
+        with loser.stage(NOW) as staged:
+            write_files(staged.path, b"lost")
+            won = publish(winner, b"won")
+            with pytest.raises(PublishConflict, match=f"trainer rollback {staged.version}"):
+                staged.publish(manifest(staged.version))
+        assert machine("server").current() == won.name
+        assert staged.version in machine("server").versions()
+        machine("server").rollback(staged.version)
+        assert machine("server").current() == staged.version
+
+    def test_of_two_first_ones_one_wins(self, machine):
+        """As well where there was nothing before."""
+        with machine("loser").stage(NOW) as staged:
+            write_files(staged.path, b"lost")
+            won = publish(machine("winner"), b"won")
+            with pytest.raises(PublishConflict):
+                staged.publish(manifest(staged.version))
+        assert machine("server").current() == won.name
+
+    def test_a_rollback_meanwhile_wins(self, machine):
+        """Somebody decided which version is to be used: nobody undoes that without having seen it."""
+        first, _ = publish(machine("trainer"), b"1"), publish(machine("trainer"), b"2")
+        with machine("trainer").stage(NOW) as staged:
+            write_files(staged.path, b"3")
+            machine("desk").rollback(first.name)
+            with pytest.raises(PublishConflict):
+                staged.publish(manifest(staged.version))
+        assert machine("server").current() == first.name
+
+    def test_a_rollback_does_not_undo_what_it_has_not_seen(self, machine, monkeypatch):
+        """Fetching and comparing a version takes its time, in which another may be published."""
+        first, _ = publish(machine("trainer"), b"1"), publish(machine("trainer"), b"2")
+        desk, published = machine("desk"), []
+        fetch = desk.open
+        monkeypatch.setattr(
+            desk, "open", lambda name: (published.append(publish(machine("trainer"), b"3")), fetch(name))[1]
+        )
+        with pytest.raises(PublishConflict):
+            desk.rollback(first.name)
+        assert machine("server").current() == published[0].name
+
+    def test_a_version_is_never_uploaded_over_another(self, machine, monkeypatch):
+        """Even if two come to the same name."""
+        published = publish(machine("trainer"), b"first")
+        monkeypatch.setattr("contract.versions.repository.new_version", lambda now, after: published.name)
+        with pytest.raises(PublishConflict, match="versions never change"):
+            publish(machine("other"), b"second")
+        assert (machine("server").open(published.name).path / "model.onnx").read_bytes() == b"first"
+
+    def test_nothing_published_leaves_nothing(self, machine, store, location):
+        """Neither in the bucket nor in the mirror."""
+        trainer = machine("trainer")
+        with trainer.stage(NOW) as staged:
+            write_files(staged.path, b"1")
+        assert objects(store, location) == []
+        assert list(trainer.folder.iterdir()) == []
+
+    @pytest.mark.parametrize("until", sorted(FILES - {"manifest.json"}))
+    def test_an_upload_that_breaks_off_is_no_version(self, machine, monkeypatch, until):
+        """Nobody sees it, and the next publisher is not in its way."""
+        first = publish(machine("trainer"), b"1")
+        broken = machine("trainer")
+        upload = broken._bucket.upload
+
+        def break_off(key, source):
+            if key.endswith(until):
+                raise RepositoryUnreachable("gone")
+            upload(key, source)
+
+        monkeypatch.setattr(broken._bucket, "upload", break_off)
+        with pytest.raises(RepositoryUnreachable):
+            publish(broken, b"2")
+        assert machine("server").versions() == [first.name]
+        assert machine("server").current() == first.name
+        assert publish(machine("trainer"), b"3").name == machine("server").current()
+
+    def test_what_a_dead_publisher_uploaded_is_removed_a_day_later(self, machine, store, location):
+        """Not earlier, for it may be slow; and nothing else is."""
+        first, name = publish(machine("trainer"), b"1"), new_version(NOW)
+        for key in (f"birds/{name}/model.onnx", f"birds/{name}/report/index.html", "birds/notes/x", "birds/x"):
+            put(location, key)
+        kept = objects(store, location)
+        now = datetime.now(UTC)
+        with machine("trainer").stage(now + timedelta(hours=23)):
+            assert objects(store, location) == kept
+        with machine("trainer").stage(now + timedelta(hours=25)):
+            assert objects(store, location) == [key for key in kept if name not in key]
+        assert machine("server").current() == first.name
+
+
+class TestMirror:
+    """What lies on a machine."""
+
+    def test_it_keeps_the_version_in_use_and_the_one_before(self, machine):
+        """A disk is not filled by a thousand versions; what was opened minutes ago may be read still."""
+        trainer, server = machine("trainer"), machine("server")
+        names = [publish(trainer, str(number).encode()).name for number in range(4)]
+        for name in names[:3]:
+            server.open(name)
+        assert [name for name in names if (server.folder / name).exists()] == names[:3]
+        for age, name in enumerate(names[:3]):
+            os.utime(server.folder / name, times=(0, 1e9 + age))
+        server.open(names[3])
+        assert [name for name in names if (server.folder / name).exists()] == names[2:]
+        server.rollback(names[2])
+        server.rollback(names[0])
+        assert server.versions() == names
+
+    def test_what_was_cut_short_there_is_fetched_again(self, machine):
+        """A disk was full, or lost power."""
+        published, server = publish(machine("trainer"), b"content"), machine("server")
+        path = server.open(published.name).path
+        (path / "model.onnx").write_bytes(b"con")
+        (path / "probe.npz").unlink()
+        server.open(published.name).verify()
+        (path / "model.onnx").write_bytes(b"CONTENT")
+        server.open(published.name).verify()
+
+    def test_what_was_changed_in_the_bucket_is_refused(self, machine, location):
+        """Nothing of it is left in the mirror."""
+        published, server = publish(machine("trainer"), b"content"), machine("server")
+        put(location, f"birds/{published.name}/model.onnx", b"CONTENT")
+        with pytest.raises(DigestError, match=r"model\.onnx .* has sha256 \w+, manifest\.json says \w+"):
+            server.open(published.name)
+        with pytest.raises(DigestError):
+            server.rollback(published.name)
+        assert not (server.folder / published.name).exists()
+        assert not list(server.folder.glob(".fetching*"))
+
+    def test_what_is_missing_in_the_bucket_is_named(self, machine, location):
+        """Somebody removed it."""
+        published = publish(machine("trainer"), b"content")
+        below(location).delete([f"birds/{published.name}/probe.npz"])
+        with pytest.raises(DigestError, match=r"probe\.npz .* is missing in s3://models/"):
+            machine("server").open(published.name)
+
+    def test_a_file_that_grew_is_not_fetched_whole(self, machine, location):
+        """Only as much as the manifest says is taken, and that is what was published."""
+        published = publish(machine("trainer"), b"content")
+        put(location, f"birds/{published.name}/model.onnx", b"content and more")
+        assert (machine("server").open(published.name).path / "model.onnx").read_bytes() == b"content"
+
+    def test_leftovers_of_a_fetch_that_was_killed_are_removed(self, machine):
+        """By the next one."""
+        published, server = publish(machine("trainer"), b"content"), machine("server")
+        leftover = server.folder / ".fetching-20260101T000000000Z-000000"
+        leftover.mkdir(parents=True)
+        server.open(published.name)
+        assert not leftover.exists()
+
+    def test_what_two_open_at_once_is_fetched_once(self, machine, monkeypatch):
+        """As replicas on one machine do when a version is published."""
+        published, fetched = publish(machine("trainer"), b"content"), []
+        replicas = [machine("server") for _ in range(4)]
+        for replica in replicas:
+            download = replica._bucket.download
+            monkeypatch.setattr(
+                replica._bucket,
+                "download",
+                lambda *given, download=download, **named: (fetched.append(given[0]), download(*given, **named))[1],
+            )
+        with ThreadPoolExecutor(len(replicas)) as threads:
+            for opened in threads.map(lambda replica: replica.open(published.name), replicas):
+                opened.verify()
+        assert len(fetched) == len(FILES) - 1
+
+    def test_two_repositories_do_not_share_one(self, machine, location, tmp_path):
+        """Models and prefixes keep apart below the same folder."""
+        roots = {
+            open_repository(where, model, tmp_path / "mirror").folder
+            for where in (location, f"{location}/x", "s3://models")
+            for model in ("a", "b")
+        }
+        assert len(roots) == 6
+
+    def test_a_folder_that_cannot_be_one_is_told(self, location, tmp_path):
+        """The message names the setting."""
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(ConfigError, match="set LABELNEXT_MIRROR to a folder"):
+            open_repository(location, "birds", tmp_path / "file")
+
+    def test_it_is_below_the_users_cache_unless_it_is_said(self, location, monkeypatch, tmp_path):
+        """And nobody else reads it."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        root = open_repository(location).root
+        assert root.parent == tmp_path / "cache" / "labelnext" / "mirror"
+        assert root.stat().st_mode & 0o077 == 0
+
+    def test_the_version_in_use_needs_no_bucket(self, machine, monkeypatch):
+        """Only what is new has to be asked for."""
+        published, server = publish(machine("trainer"), b"content"), machine("server")
+        server.open(published.name)
+        monkeypatch.setattr(server._bucket, "_resting_until", float("inf"))
+        server.open(published.name).verify()
+        with pytest.raises(RepositoryUnreachable):
+            server.current()
+
+
+class TestRetiring:
+    """Removing versions from the bucket."""
+
+    def test_of_a_removed_version_manifest_and_report_stay(self, machine, store, location, tmp_path):
+        """In the bucket; what lay in this machine's mirror goes too, what others have copied serves on."""
+        trainer, server = machine("trainer"), machine("server")
+        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        copy = server.open(first)
+        trainer.retire(first)
+        for reader in (trainer, server, machine("late")):
+            assert (reader.versions(), reader.history()) == ([second], [first, second])
+            assert reader.read_manifest(first) == copy.manifest
+            assert reader.read_file(first, "report/index.html", most_bytes=99) == b"first"
+        kept = {f"birds/{first}/{file}" for file in ("manifest.json", "report/index.html", "RETIRED")}
+        assert {key for key in objects(store, location) if first in key} == kept
+        assert not (trainer.folder / first).exists()
+        server.open(first).verify()
+
+    @pytest.mark.parametrize("copied", [True, False], ids=["copied before", "not copied"])
+    def test_who_wants_a_removed_version_is_told_what_became_of_it(self, machine, copied):
+        """A rollback to it is refused even where the mirror still has it: other machines could not follow."""
+        trainer, other = machine("trainer"), machine("other")
+        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        if copied:
+            other.open(first)
+        trainer.retire(first)
+        for use in (other.rollback, other.retire, machine("late").open):
+            with pytest.raises(VersionNotFound, match=f"{first} was removed from .* that are there: {second}"):
+                use(first)
+        assert other.current() == second
+
+    def test_the_current_version_is_never_removed(self, machine):
+        """Whichever it is."""
+        first, _ = (publish(machine("trainer"), content).name for content in (b"first", b"second"))
+        machine("other").rollback(first)
+        with pytest.raises(VersionInUse):
+            machine("trainer").retire(first)
+        machine("late").open(first).verify()
+
+    def test_what_this_machine_has_open_stays_in_its_mirror(self, machine):
+        """A server beside the trainer may have it open."""
+        trainer = machine("trainer")
+        first = publish(trainer, b"first").name
+        publish(trainer, b"second")
+        with trainer.holding(first):
+            trainer.retire(first)
+            assert (trainer.folder / first / "model.onnx").exists()
+        assert first not in trainer.versions()
+
+    @pytest.mark.parametrize("until", [0, 1, 2, 3])
+    def test_one_that_breaks_off_is_brought_to_its_end(self, machine, store, location, monkeypatch, until):
+        """The marker comes first: a version is whole until it is there, and gone afterwards."""
+        trainer = machine("trainer")
+        first, second = (publish(trainer, content, int8=b"int8").name for content in (b"first", b"second"))
+        requests = iter(range(until))
+
+        def allow(real):
+            def act(*arguments, **options):
+                if next(requests, None) is None:
+                    raise RepositoryUnreachable("gave no answer")
+                return real(*arguments, **options)
+
+            return act
+
+        with monkeypatch.context() as patch, suppress(RepositoryUnreachable):
+            for name in ("write", "delete"):
+                patch.setattr(trainer._bucket, name, allow(getattr(trainer._bucket, name)))
+            trainer.retire(first)
+        late = machine("late")
+        assert (first in late.versions()) == (until == 0)
+        assert late.history() == [first, second]
+        for name in late.versions():
+            late.open(name).verify()
+        late.finish_retiring()
+        kept = {"manifest.json", "report/index.html", "RETIRED"} if until else {*FILES, "trunk.int8.onnx"}
+        found = {key for key in objects(store, location) if first in key}
+        assert found == {f"birds/{first}/{file}" for file in kept}
+
+    @pytest.mark.parametrize("moment", ["before the marker", "before the second look"])
+    def test_a_rollback_on_another_machine_meanwhile_wins(self, machine, monkeypatch, moment):
+        """Without a lock between machines: each looks again after it has written."""
+        trainer, other = machine("trainer"), machine("other")
+        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        other.open(first)
+        looks, real = [], trainer._current_name
+        wanted = {"before the marker": 1, "before the second look": 2}[moment]
+
+        def look():
+            looks.append(0)
+            if len(looks) == wanted:
+                with pytest.MonkeyPatch.context() as patch:
+                    # The other one has looked for a marker before there was one.
+                    patch.setattr(other, "_is_retired", lambda _: False)
+                    other.rollback(first)
+            return real()
+
+        monkeypatch.setattr(trainer, "_current_name", look)
+        with pytest.raises(VersionInUse):
+            trainer.retire(first)
+        assert machine("late").versions() == [first, second]
+        assert machine("late").current() == first
+        machine("late").open(first).verify()
+
+    def test_a_rollback_that_comes_too_late_is_taken_back(self, machine, monkeypatch):
+        """It finds the marker after it has moved CURRENT."""
+        trainer, other = machine("trainer"), machine("other")
+        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        other.open(first)
+        replace_current = other._replace_current
+
+        def remove_and_replace(name, before):
+            monkeypatch.setattr(other, "_replace_current", replace_current)
+            trainer.retire(first)
+            replace_current(name, before)
+
+        monkeypatch.setattr(other, "_replace_current", remove_and_replace)
+        with pytest.raises(VersionNotFound, match="was removed"):
+            other.rollback(first)
+        assert machine("late").current() == second
+
+
+class TestSignatures:
+    """Where versions are signed."""
+
+    @pytest.fixture
+    def pair(self, tmp_path):
+        pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
+        secret, public = generate_keys(tmp_path / "keys")
+        return Keys.read(signing=secret), Keys.read(verifying=public.read_text().splitlines()[1])
+
+    def test_a_signature_comes_along(self, machine, pair):
+        """And is verified before anything is fetched."""
+        signing, verifying = pair
+        published = publish(machine("trainer", keys=signing), b"content")
+        opened = machine("server", keys=verifying).open(published.name)
+        assert files_of(opened.path) == FILES | {"manifest.json.minisig"}
+        with machine("server", keys=verifying).open_verified(published.name) as verified:
+            assert (verified.path / "model.onnx").read_bytes() == b"content"
+
+    def test_one_that_comes_later_is_found(self, machine, location, pair):
+        """Somebody signed what was published without a key, and has been in the mirror since."""
+        signing, verifying = pair
+        published = publish(machine("trainer"), b"content")
+        machine("server").open(published.name)
+        content = (published.path / "manifest.json").read_bytes()
+        signature = signing.signing.sign(content, version=published.name)
+        put(location, f"birds/{published.name}/manifest.json.minisig", signature)
+        machine("server", keys=verifying).open(published.name).verify()
+
+    def test_without_one_nothing_is_fetched(self, machine, pair):
+        """Even if the manifest was read before by somebody who asked for none."""
+        published = publish(machine("trainer"), b"content")
+        machine("server").read_manifest(published.name)
+        server = machine("server", keys=pair[1])
+        with pytest.raises(SignatureError):
+            server.open(published.name)
+        with pytest.raises(SignatureError):
+            server.read_manifest(published.name)
+        assert not (server.folder / published.name).exists()
+
+
+class TestDocuments:
+    """Rankings and requests to train."""
+
+    def test_rankings_are_read_elsewhere(self, machine):
+        """The last one of each project, and no version is made of them."""
+        trainer, server = machine("trainer"), machine("server")
+        assert load_rankings(server) == []
+        save_ranking(trainer, replace(RANKING, title="former"))
+        save_ranking(trainer, RANKING)
+        assert load_rankings(server) == [RANKING]
+        assert server.versions() == []
+
+    def test_requests_are_left_found_and_removed(self, machine):
+        """By the server for the trainer, whatever the model's name holds."""
+        trainer, server = machine("trainer"), machine("server")
+        leave_request(server, 7)
+        leave_request(server, 7)
+        leave_request(server, None)
+        assert {request.project for request in find_requests(trainer)} == {7, None}
+        for request in find_requests(trainer):
+            remove(trainer, request)
+        assert find_requests(server) == []
+
+    def test_no_more_requests_are_left_than_somebody_answers(self, machine, location):
+        """Whoever can reach a webhook could fill the bucket."""
+        for number in range(MOST_REQUESTS):
+            put(location, f"requests/birds.{number}.json", b"{}")
+        with pytest.raises(OSError, match=f"{MOST_REQUESTS} requests wait already"):
+            leave_request(machine("server"), 1000)
+
+    def test_an_object_that_is_no_document_is_passed_over(self, machine, location, caplog):
+        """It is named in the log, and hides no other."""
+        leave_request(machine("server"), 7)
+        put(location, "requests/birds.8.json", b"\0")
+        put(location, "requests/birds/9.json", b"{}")
+        assert machine("trainer").shared_documents("requests").names()[1:] == ["birds.8.json"]
+        put(location, "birds/rankings/8.json", b"[")
+        assert [request.project for request in find_requests(machine("trainer"))] == [7]
+        assert load_rankings(machine("trainer")) == []
+        assert f"{location}/requests/birds.8.json is no request to train" in caplog.text
+
+
+PARTS = st.sampled_from(
+    ["birds", "birdsong", "CURRENT", "manifest.json", "report", "20260102T030405678Z-ffffff", "x", "ü ?#%2F", "..."]
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(PARTS, min_size=1, max_size=4), max_size=4))
+@example([["birds", "20260102T030405678Z-ffffff", "report", "manifest.json"]])
+@example([["birds", "20260102T030405678Z-ffffff"]])
+@example([["birdsong", "20260102T030405678Z-ffffff", "manifest.json"]])
+@example([["20260102T030405678Z-ffffff", "manifest.json"]])
+@example([["birds", "x", "20260102T030405678Z-ffffff", "manifest.json"]])
+def test_other_objects_are_no_versions(store, tmp_path_factory, keys):
+    """Only `<model>/<version>/manifest.json` makes a version, whatever else lies in the bucket."""
+    path = tmp_path_factory.mktemp("other")
+    location = f"s3://models/other/{path.name}"
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment(store.url).items():
+            patched.setenv(name, value)
+        repository = open_repository(location, "birds", path)
+        for key in keys:
+            if key[:2] == ["birds", "20260102T030405678Z-ffffff"] and key[2:] == ["manifest.json"]:
+                continue
+            put(location, "/".join(key))
+        assert repository.versions() == []
+        name = publish(repository, b"1").name if ["birds", "CURRENT"] not in keys else None
+        assert repository.versions() == [name] * bool(name)
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://bucket", "s3://bucket/", "s3://bucket/a", "s3://bucket/a/b/", "s3://b.c-1/ü x"]
+)
+def test_a_place_in_a_bucket_is_taken_as_it_stands(location):
+    """With and without a prefix, with and without a slash at its end."""
+    assert parse_location(location) == location
+
+
+@pytest.mark.parametrize("location", ["models", "/srv/models", "../models", "s3:/bucket", "C:models"])
+def test_anything_without_a_scheme_is_a_folder(location):
+    """Also what was misspelt: the folder is then missed soon."""
+    assert parse_location(location) == Path(location)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "s3://",
+        "s3:///prefix",
+        "s3://Bucket/x",
+        "s3://b",
+        "s3://bucket//x",
+        "s3://bucket/x//",
+        "s3://bucket/../x",
+        "s3://bucket/x/..",
+        "s3://bucket/./x",
+        "s3://bucket/x?versionId=1",
+        "s3://bucket/x#y",
+        "s3://bucket/x\\y",
+        "s3://bucket/x\ny",
+        "s3://key:secret@bucket/x",
+        "s3://bucket:9000/x",
+        "gs://bucket/x",
+        "https://bucket/x",
+        "file:///models",
+    ],
+)
+def test_a_place_that_is_none_is_refused(location):
+    """The message says what one looks like."""
+    with pytest.raises(ValueError, match="a folder or s3://bucket/prefix"):
+        parse_location(location)
+    with pytest.raises(ConfigError, match="set LABELNEXT_MODELS"):
+        open_repository(location)
+
+
+def test_a_slash_at_the_end_makes_no_other_place(location, tmp_path):
+    """Nor another mirror."""
+    with_slash, without = (open_repository(where, "birds", tmp_path) for where in (f"{location}/", location))
+    assert with_slash.location == without.location
+    assert with_slash.root == without.root
+    published = publish(with_slash, b"1")
+    assert without.current() == published.name
+
+
+def test_the_whole_bucket_may_be_the_repository(store, location, tmp_path):
+    """Without a prefix."""
+    store.make("whole")
+    published = publish(open_repository("s3://whole", "birds", tmp_path / "a"), b"1")
+    assert open_repository("s3://whole/", "birds", tmp_path / "b").open(published.name).manifest == published.manifest
+
+
+def test_without_the_library_it_is_said_what_to_install(location, monkeypatch, tmp_path):
+    """And a folder does not need it."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "contract.versions.bucket", raising=False)
+    with pytest.raises(ConfigError, match=r"pip install -r requirements/s3\.txt"):
+        open_repository(location, "birds", tmp_path)
+    assert open_repository(tmp_path).versions() == []
+
+
+def test_a_manifest_of_another_version_is_refused(machine, location):
+    """Objects were copied under another name."""
+    published, other = publish(machine("trainer"), b"1"), new_version(NOW)
+    put(location, f"birds/{other}/manifest.json", (published.path / "manifest.json").read_bytes())
+    with pytest.raises(ManifestError, match="copied or renamed"):
+        machine("server").open(other)

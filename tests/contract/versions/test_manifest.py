@@ -1,0 +1,142 @@
+"""The manifest's round trip and its refusals."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ManifestError
+from contract.versions.manifest import TEMPERATURES, DropoutSite, FileDigest, InputSpec, Manifest
+
+MANIFEST = Manifest(
+    version="20260102T030405678Z-0a1b2c",
+    created_at="2026-01-02T03:04:05+00:00",
+    labels=("cat", "dog", "Wombat 🐾"),
+    control="label",
+    input=InputSpec(224, 224),
+    passes=20,
+    dropout_sites=(DropoutSite((4096,), 0.5), DropoutSite((4096,), 0.5)),
+    architecture="vgg16",
+    trunk="a" * 64,
+    metrics={"accuracy": 0.9, "per_class_f1": [0.9, None, 0.8]},
+    training={"weights": "imagenet"},
+    files={"model.onnx": FileDigest("0" * 64, 12), "report/index.html": FileDigest("f" * 64, 0)},
+)
+
+names = st.text(st.characters(exclude_categories=["Cs"]))
+manifests = st.builds(
+    Manifest,
+    version=st.just(MANIFEST.version),
+    created_at=names,
+    labels=st.lists(names, min_size=2, unique=True).map(tuple),
+    control=st.none() | names,
+    input=st.builds(InputSpec, st.integers(1, 4096), st.integers(1, 4096)),
+    passes=st.integers(1, 5000),
+    dropout_sites=st.lists(
+        st.builds(
+            DropoutSite,
+            st.lists(st.integers(1, 9999), min_size=1).map(tuple),
+            st.floats(0, 1, exclude_min=True, exclude_max=True),
+        )
+    ).map(tuple),
+    architecture=names,
+    trunk=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    multiple=st.booleans(),
+    temperature=st.floats(*TEMPERATURES),
+    metrics=st.dictionaries(names, st.none() | st.floats(0, 1)),
+    training=st.dictionaries(names, names | st.integers()),
+    files=st.dictionaries(
+        st.from_regex(r"[a-z]+(/[a-z]+)?", fullmatch=True),
+        st.builds(FileDigest, st.from_regex(r"[0-9a-f]{64}", fullmatch=True), st.integers(0)),
+    ),
+)
+
+
+@given(manifests)
+def test_manifest_survives_the_round_trip(manifest):
+    """What is written is read back equal."""
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def changed(**fields):
+    return json.dumps(json.loads(MANIFEST.to_json()) | fields)
+
+
+def without(name):
+    document = json.loads(MANIFEST.to_json())
+    del document[name]
+    return json.dumps(document)
+
+
+REQUIRED = {"contract", *(field.name for field in dataclasses.fields(Manifest))} - {"temperature"}
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_missing_field_is_named(name):
+    """No field but the temperature is optional, and the message names the one that is missing and the remedy."""
+    with pytest.raises(ManifestError, match=rf"no field '{name}' .* expected\); publish again"):
+        Manifest.from_json(without(name))
+
+
+def test_manifest_without_temperature_means_one():
+    """The probabilities of a version that was published uncalibrated are shown as they are."""
+    assert Manifest.from_json(without("temperature")) == dataclasses.replace(MANIFEST, temperature=1.0)
+
+
+@pytest.mark.parametrize(("found", "temperature"), [(1, 1.0), (20, 20.0), (0.05, 0.05), (1.7, 1.7)])
+def test_temperature_is_any_number_within_its_bounds(found, temperature):
+    """The bounds themselves are fine, and so is a number that was written without a fraction."""
+    read = Manifest.from_json(changed(temperature=found)).temperature
+    assert (read, type(read)) == (temperature, float)
+
+
+def test_unknown_contract_names_expected_found_and_remedy():
+    """A newer trainer's manifest is refused rather than guessed at."""
+    with pytest.raises(ManifestError, match=r"follows contract 4, this program reads contract 3; publish again"):
+        Manifest.from_json(changed(contract=4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"version": "../elsewhere"}, "'version' must be a well-formed version, found \"../elsewhere\""),
+        ({"passes": 0}, "'passes' must be a whole number from 1 to 10000, found 0"),
+        ({"passes": True}, "'passes' must be int, found true"),
+        ({"labels": ["cat"]}, "'labels' must be a list of at least 2 different strings"),
+        ({"labels": ["cat", "cat"]}, "'labels' must be a list of at least 2 different strings"),
+        ({"labels": [], "multiple": True}, "'labels' must be a list of at least 1 different strings"),
+        ({"multiple": None}, "'multiple' must be bool, found null"),
+        ({"temperature": None}, "'temperature' must be a number, found null"),
+        ({"temperature": True}, "'temperature' must be a number, found true"),
+        ({"temperature": "1.5"}, "'temperature' must be a number, found \"1.5\""),
+        ({"temperature": 0}, "'temperature' must be between 0.05 and 20.0, found 0"),
+        ({"temperature": -1.0}, "'temperature' must be between 0.05 and 20.0, found -1.0"),
+        ({"temperature": 0.049}, "'temperature' must be between 0.05 and 20.0, found 0.049"),
+        ({"temperature": 10**400}, "'temperature' must be between 0.05 and 20.0, found 1000"),
+        ({"temperature": math.nan}, "'temperature' must be between 0.05 and 20.0, found NaN"),
+        ({"temperature": math.inf}, "'temperature' must be between 0.05 and 20.0, found Infinity"),
+        ({"input": {"height": 224}}, "manifest.json: input has no field 'width'"),
+        ({"dropout_sites": [3]}, "'dropout_sites' must be a list of objects"),
+        ({"dropout_sites": [{"features": [4], "probability": 1.0}]}, "between 0 and 1, found 1.0"),
+        ({"dropout_sites": [{"features": [], "probability": 0.5}]}, "dropout_sites[0]: 'features' must be"),
+        ({"trunk": "a" * 63}, "'trunk' must be a well-formed trunk"),
+        ({"files": {"../../etc/passwd": {}}}, "not a path within the version's folder"),
+        ({"files": {"model.onnx": {"sha256": "ab", "size_bytes": 1}}}, "'sha256' must be a well-formed sha256"),
+    ],
+)
+def test_wrong_value_names_field_expected_and_found(fields, message):
+    """Every refusal says where, what was expected, what was found, and what to do."""
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_json(changed(**fields))
+    assert message in str(caught.value)
+    assert "publish again" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", MANIFEST.to_json()[:-40], "[]", "null"])
+def test_text_that_is_no_object_is_refused(text):
+    """A manifest that was cut short says so."""
+    with pytest.raises(ManifestError, match=r"not JSON|must hold an object"):
+        Manifest.from_json(text)

@@ -1,0 +1,154 @@
+"""Publishing, reading, rolling back, and what is refused."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ConfigError, DigestError, ManifestError, NothingPublished, VersionNotFound
+from contract.versions.manifest import check_version
+from contract.versions.repository import Repository, new_version
+from tests.versions import manifest, publish, write_files
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """An empty repository."""
+    return Repository(tmp_path / "models")
+
+
+def test_published_version_is_current_and_whole(repository):
+    """After publish, readers find the version, its files and matching digests."""
+    version = publish(repository, b"content")
+    assert repository.current() == version.name
+    opened = repository.open(version.name)
+    assert opened == version
+    assert set(opened.manifest.files) == {"model.onnx", "model.onnx.data", "probe.npz", "report/index.html"}
+    opened.verify()
+
+
+def test_the_int8_trunk_is_a_versions_own_choice(repository):
+    """Where it was published it is a file like the others, with a digest; elsewhere there is none."""
+    plain, version = publish(repository, b"content"), publish(repository, b"content", int8=b"trunk")
+    assert plain.int8_trunk_path is None
+    assert version.int8_trunk_path.read_bytes() == b"trunk"
+    assert "trunk.int8.onnx" in version.manifest.files
+    version.int8_trunk_path.write_bytes(b"other")
+    with pytest.raises(DigestError, match=r"trunk\.int8\.onnx"):
+        version.verify()
+
+
+def test_versions_sort_by_time_even_if_the_clock_goes_back(repository):
+    """The newest version is the last one, whatever the clock says."""
+    names = []
+    for hour in (5, 3, 4):
+        with repository.stage(NOW.replace(hour=hour)) as staged:
+            write_files(staged.path, b"x")
+            names.append(staged.publish(manifest(staged.version)).name)
+    assert repository.versions() == names
+
+
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)), st.timedeltas(timedelta(-999), timedelta(999)))
+def test_new_version_sorts_after_the_one_before(first, step):
+    """Names are well formed and ordered for any two moments."""
+    before = new_version(first.replace(tzinfo=UTC))
+    after = new_version((first + step).replace(tzinfo=UTC), after=before)
+    assert check_version(before)
+    assert check_version(after)
+    assert before < after
+
+
+def test_unpublished_version_leaves_nothing(repository):
+    """Leaving the staging block without publishing removes what was written, on errors too."""
+
+    def fail():
+        with repository.stage(NOW) as staged:
+            write_files(staged.path, b"x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(repository.folder.iterdir()) == []
+    with pytest.raises(NothingPublished, match="trainer run"):
+        repository.current()
+
+
+def test_rollback_makes_an_earlier_version_current(repository):
+    """CURRENT names the earlier version again; the later one stays."""
+    first, second = publish(repository, b"1"), publish(repository, b"2")
+    repository.rollback(first.name)
+    assert repository.current() == first.name
+    assert repository.versions() == [first.name, second.name]
+
+
+def test_rollback_to_a_damaged_version_is_refused(repository):
+    """The version in use stays in use when the one asked for was edited."""
+    first, second = publish(repository, b"1"), publish(repository, b"2")
+    (first.path / "model.onnx").write_bytes(b"9")
+    with pytest.raises(DigestError, match=r"model\.onnx .* has sha256 \w+, manifest\.json says \w+.*publish again"):
+        repository.rollback(first.name)
+    assert repository.current() == second.name
+
+
+def test_file_cut_short_is_named_with_both_sizes(repository):
+    """A file that is too short is refused on opening, before anybody computes a digest."""
+    version = publish(repository, b"weights")
+    (version.path / "model.onnx.data").write_bytes(b"wei")
+    with pytest.raises(DigestError, match=r"model\.onnx\.data .* has 3 bytes, manifest\.json says 7: it was cut short"):
+        repository.open(version.name)
+
+
+def test_missing_file_is_named(repository):
+    """A file that is gone is refused on opening."""
+    version = publish(repository, b"weights")
+    (version.path / "probe.npz").unlink()
+    with pytest.raises(DigestError, match=r"probe\.npz .* is missing"):
+        repository.open(version.name)
+
+
+@pytest.mark.parametrize("name", ["", "../other", "20260102T030405678Z-ffffff", "latest", "x" * 500])
+def test_current_that_names_no_version_is_refused(repository, name):
+    """CURRENT pointing nowhere is an error that lists what there is, never a path that is followed."""
+    version = publish(repository, b"1")
+    (repository.folder / "CURRENT").write_text(name)
+    with pytest.raises(VersionNotFound, match=f"the latest there: {version.name}"):
+        repository.current()
+
+
+def test_copied_version_is_refused(repository):
+    """A version under another name would draw other masks than its probe was computed with."""
+    version = publish(repository, b"1")
+    other = new_version(NOW)
+    version.path.rename(repository.folder / other)
+    with pytest.raises(ManifestError, match="copied or renamed"):
+        repository.open(other)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "probe.npz"])
+def test_manifest_must_vouch_for_graph_and_probe(repository, name):
+    """A manifest without the digest of a file that is served could vouch for anything."""
+    version = publish(repository, b"1")
+    path = version.path / "manifest.json"
+    document = json.loads(path.read_text())
+    del document["files"][name]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ManifestError, match=f"no digest of .*{name}"):
+        repository.open(version.name)
+
+
+def test_folder_without_manifest_is_no_version(repository):
+    """A folder that this program did not write is named as such."""
+    (repository.folder / new_version(NOW)).mkdir(parents=True)
+    with pytest.raises(ManifestError, match=r"has no manifest\.json"):
+        repository.open(repository.versions()[0])
+
+
+@pytest.mark.parametrize("model", ["", ".hidden", "a/b", "..", "a\\b"])
+def test_model_name_cannot_leave_the_repository(tmp_path, model):
+    """A model's name is a plain folder name."""
+    with pytest.raises(ConfigError, match="plain folder name"):
+        Repository(tmp_path, model)

@@ -1,0 +1,180 @@
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.versions.documents import FolderDocuments
+from contract.versions.repository import Repository
+from contract.versions.training_requests import MOST_REQUESTS, find_requests, leave_request, remove
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "models", "birds")
+
+
+def test_nothing_is_asked_of_a_new_repository(repository):
+    """Looking makes no folder."""
+    assert find_requests(repository) == []
+    assert not repository.root.exists()
+
+
+def test_a_request_is_found_until_it_is_removed(repository):
+    """Its project comes along; a project that was not named is None."""
+    leave_request(repository, 7)
+    leave_request(repository, None)
+    assert {request.project for request in find_requests(repository)} == {7, None}
+    for request in find_requests(repository):
+        assert request.at.endswith("+00:00")
+        remove(repository, request)
+    assert find_requests(repository) == []
+
+
+def test_asking_twice_is_asking_once(repository):
+    """Presses of a button do not pile up, and leave nothing else in the folder."""
+    for _ in range(3):
+        leave_request(repository, 7)
+    assert len(find_requests(repository)) == 1
+    assert len(os.listdir(repository.root / "requests")) == 1
+
+
+def test_requests_are_of_one_model(tmp_path):
+    """A model does not see another's, be its name the beginning of the other's or hold dots."""
+    for model in ("birds", "birds.7", "birds.7.json", "b"):
+        leave_request(Repository(tmp_path, model), 7)
+    for model in ("birds", "birds.7", "birds.7.json", "b"):
+        assert len(find_requests(Repository(tmp_path, model))) == 1
+    assert find_requests(Repository(tmp_path, "bird")) == []
+
+
+def test_a_request_that_was_made_again_is_not_removed(repository):
+    """Who answers an old request does not swallow the new one."""
+    leave_request(repository, 7)
+    [old] = find_requests(repository)
+    leave_request(repository, 7)
+    remove(repository, old)
+    [new] = find_requests(repository)
+    assert new.at > old.at
+
+
+def test_a_request_that_is_made_while_another_is_removed_stays(repository, monkeypatch):
+    """At whatever moment of the removal somebody asks again."""
+    remove_file = FolderDocuments.remove
+
+    def ask_and_remove(documents, name):
+        monkeypatch.setattr(FolderDocuments, "remove", remove_file)
+        leave_request(repository, 7)
+        remove_file(documents, name)
+
+    leave_request(repository, 7)
+    [old] = find_requests(repository)
+    monkeypatch.setattr(FolderDocuments, "remove", ask_and_remove)
+    remove(repository, old)
+    [new] = find_requests(repository)
+    assert new.at > old.at
+
+
+@given(st.lists(st.sampled_from(["ask 1", "ask 2", "list 1", "list 2", "remove 1", "remove 2"]), max_size=30))
+def test_no_order_of_steps_loses_a_request(steps):
+    """Of two servers that ask and two trainers that answer: what nobody had found before it was removed is there."""
+    with TemporaryDirectory() as folder:
+        repository = Repository(Path(folder), "birds")
+        found, seen, last = {"1": [], "2": []}, "", ""
+        for step in steps:
+            what, who = step.split()
+            if what == "ask":
+                leave_request(repository, 7)
+                last = find_requests(repository)[0].at
+            elif what == "list":
+                found[who] = find_requests(repository)
+                seen = max([seen, *(request.at for request in found[who])])
+            else:
+                for request in found[who]:
+                    remove(repository, request)
+        if last > seen:
+            assert [request.at for request in find_requests(repository)] == [last]
+
+
+def test_servers_that_ask_while_a_trainer_answers_lose_nothing(repository):
+    """Three servers are told again and again, and of the last time for each project the trainer hears."""
+    heard, over = set(), threading.Event()
+
+    def press(project):
+        for _ in range(60):
+            leave_request(repository, project)
+
+    def answer():
+        while True:
+            last_round = over.is_set()
+            for request in find_requests(repository):
+                remove(repository, request)
+                heard.add((request.project, request.at))
+            if last_round:
+                return
+
+    trainer = threading.Thread(target=answer)
+    trainer.start()
+    servers = [threading.Thread(target=press, args=(project,)) for project in (1, 2, 2)]
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.join()
+    before = datetime.now(UTC).isoformat(timespec="microseconds")
+    for project in (1, 2):
+        leave_request(repository, project)
+    over.set()
+    trainer.join()
+    assert find_requests(repository) == []
+    assert all(max(at for project, at in heard if project == each) > before for each in (1, 2))
+
+
+def test_requests_for_one_project_that_came_at_once_are_one(repository):
+    """Two servers were told at the same moment: both files go with the one answer."""
+    leave_request(repository, 7)
+    [first] = find_requests(repository)
+    kept = (repository.root / "requests" / first.files[0]).read_bytes()
+    leave_request(repository, 7)
+    (repository.root / "requests" / first.files[0]).write_bytes(kept)
+    [request] = find_requests(repository)
+    assert len(request.files) == 2
+    assert request.at > first.at
+    remove(repository, request)
+    assert os.listdir(repository.root / "requests") == []
+
+
+def test_requests_of_an_earlier_release_are_found_and_answered(repository):
+    """They had one name for each project, and asking again still replaces them."""
+    folder = repository.root / "requests"
+    folder.mkdir(parents=True)
+    (folder / "birds.7.json").write_text('{"project": 7, "at": "2026-01-01T00:00:00+00:00"}')
+    [request] = find_requests(repository)
+    leave_request(repository, 7)
+    assert len(os.listdir(folder)) == 1
+    remove(repository, request)
+    assert len(os.listdir(folder)) == 1
+
+
+def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository):
+    """Neither with requests for projects that do not exist, nor with requests that cannot be removed."""
+    for project in range(MOST_REQUESTS):
+        leave_request(repository, project)
+    with pytest.raises(OSError, match="100 requests wait already"):
+        leave_request(repository, MOST_REQUESTS)
+    leave_request(repository, 0)
+    assert len(os.listdir(repository.root / "requests")) == MOST_REQUESTS
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"project": "7", "at": "x"}', '{"project": true, "at": "x"}', "\0"]
+)
+def test_a_file_that_is_no_request_is_passed_over(repository, content, caplog):
+    """It is named in the log, and hides no other."""
+    leave_request(repository, 7)
+    (repository.root / "requests" / "birds.8.json").write_text(content)
+    assert [request.project for request in find_requests(repository)] == [7]
+    assert "birds.8.json is no request to train" in caplog.text

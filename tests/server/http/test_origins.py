@@ -1,0 +1,141 @@
+import dataclasses
+
+import pytest
+
+from server.http.auth import OPEN
+from tests.server.conftest import CONFIG
+from tests.server.http.test_auth import ANSWERED, REQUESTS
+from tests.server.tiny_model import publish
+
+EVENT = {"action": "START_TRAINING", "project": {"id": 3}}
+SETUP = {"project": "3.1", "schema": CONFIG}
+
+
+@pytest.fixture
+def make_client(start_app, settings, repository):
+    """A client of a server with these settings and a version in use."""
+    publish(repository)
+
+    def make(**changed):
+        return start_app(dataclasses.replace(settings, **changed)).test_client()
+
+    return make
+
+
+@pytest.fixture
+def client(make_client):
+    return make_client(
+        label_studio_url="http://label-studio:8080",
+        label_studio_public_url="https://labels.example.org:443/studio",
+        allowed_hosts=("labelnext.example.org",),
+    )
+
+
+@pytest.mark.parametrize("route", REQUESTS)
+def test_no_route_that_shows_or_changes_anything_answers_to_a_name_of_strangers(client, repository, route):
+    """A web page could have its own name lead here; health and metrics, which monitoring asks anyhow, show nothing."""
+    method, body = REQUESTS[route]
+    path = route.replace("<version>", repository.current()).replace("<file>", "index.html")
+    reply = client.open(path, method=method, json=body, headers={"Host": "evil.test"})
+    assert reply.status_code == (200 if route in OPEN else 421)
+    if route not in OPEN:
+        assert reply.json["error"] == "misdirected_request"
+        assert "LABELNEXT_ALLOWED_HOSTS" in reply.json["detail"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "localhost:9090", "127.0.0.1:9090", "10.1.2.3", "[::1]", "[fd00::2]:9090"),
+        *("server:9090", "labelnext_server_1", "SERVER", "server.", "host.docker.internal:9090"),
+        *("labelnext-server.labelnext.svc", "a.b.svc.cluster.local:9090", "page.localhost"),
+        *("labelnext.example.org", "LabelNext.Example.org:443", "labelnext.example.org."),
+    ],
+)
+def test_addresses_names_that_no_stranger_has_and_those_set_are_answered(client, host):
+    """Label Studio, probes and proxies ask by them."""
+    assert client.get("/versions", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.test", "evil.test:9090", "127.0.0.1.evil.test", "localhost.evil.test", "other.example.org"),
+        *("evil.labelnext.example.org", "localhost@evil.test", "[::1].evil.test", "[evil.test]", "evilsvc.test"),
+        *(
+            "localhost, evil.test",
+            "localhost:9090:evil.test",
+            "localhost:",
+            "a b",
+            "\u00fc",
+            "::1",
+            "1.2.3",
+            "256.1.1.1",
+        ),
+    ],
+)
+def test_no_other_name_is_answered(client, host):
+    """However it is made to look like one of ours."""
+    assert client.get("/versions", environ_overrides={"HTTP_HOST": host}).status_code == 421
+
+
+def test_any_name_is_answered_if_that_is_set(make_client):
+    """For who knows what stands in front."""
+    assert make_client(allowed_hosts=("*",)).get("/versions", headers={"Host": "evil.test"}).status_code == 200
+
+
+def test_who_names_no_host_is_answered(client):
+    """HTTP/1.0 need not, and browsers always do."""
+    assert client.get("/versions", environ_overrides={"HTTP_HOST": ""}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://label-studio:8080", 200),
+        ("https://labels.example.org", 200),
+        ("http://localhost", 200),  # the server's own: it is asked as localhost
+        ("http://labels.example.org", 403),
+        ("http://label-studio", 403),
+        ("http://localhost:8080", 403),
+        ("https://evil.test", 403),
+        ("null", 403),
+        ("", 403),
+        ("http://localhost.evil.test", 403),
+    ],
+)
+@pytest.mark.parametrize(("path", "body"), [("/webhook", EVENT), ("/setup", SETUP)])
+def test_pages_of_strangers_may_not_send(client, path, body, origin, status):
+    """Browsers name the page that sends; pages of Label Studio may, and programs name none."""
+    headers = {} if origin is None else {"Origin": origin}
+    assert client.post(path, json=body, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200),
+        ("application/json; charset=utf-8", 200),
+        ("Application/JSON", 200),
+        ("text/plain", 415),
+        ("text/plain; application/json", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=a", 415),
+        ("application/jsonp", 415),
+        (None, 415),
+    ],
+)
+@pytest.mark.parametrize("path", ["/webhook", "/predict", "/score", "/setup"])
+def test_a_body_has_to_be_said_to_be_json(client, path, kind, status):
+    """Pages may send other kinds anywhere without asking; Label Studio and the trainer send JSON."""
+    _, body = REQUESTS[path]
+    if path == "/score":
+        body = {**body, "version": client.get("/versions").json["versions"][-1]}
+    data = client.application.json.dumps(body)
+    assert client.post(path, data=data, content_type=kind).status_code == status
+
+
+def test_what_is_asked_of_whom_is_known_to_the_tests():
+    """Every route is in the table."""
+    assert set(ANSWERED) == set(REQUESTS)

@@ -1,0 +1,324 @@
+import threading
+from concurrent.futures import Future
+from contextlib import closing
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.errors import Unavailable
+from contract.graph.lowering import PassOutputs
+from contract.scores.embedding import embed
+from server.inference.batching import Batcher, Expired, Extras, NotFinite, Pixels
+from server.inference.features import FeatureCache
+from server.observe.metrics import Metrics
+
+FOREVER = float("inf")
+
+
+class EchoEngine:
+    """Says of each image who scored it and what its first pixel is, its one feature; can be held at a gate."""
+
+    features = 1
+
+    def __init__(self, number=0, gate=None):
+        self.number = number
+        self.gate = gate
+        self.trunk_key = f"trunk of {number}"
+        self.entered = threading.Event()
+        self.batches = []
+        self.trunk_batches = []
+
+    def compute_features(self, images):
+        self.trunk_batches.append([int(image[0, 0, 0]) for image in images])
+        return images[:, 0, 0, :1].astype(np.float32)
+
+    def run_passes(self, features, masks=None):
+        self.entered.set()
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        self.batches.append([int(row[0]) for row in features])
+        mean = np.array([[self.number, row[0]] for row in features], np.float32)
+        zeros = np.zeros(len(features), np.float32)
+        return PassOutputs(mean, zeros, zeros, mean[:, None])
+
+
+class BrokenEngine(EchoEngine):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def compute_features(self, images):
+        raise self.error
+
+
+def make_sample(value):
+    return Pixels(np.full((1, 1, 3), value, np.uint8))
+
+
+def make_features(value):
+    return np.array([value], np.float32)
+
+
+@pytest.fixture
+def make_batcher():
+    made = []
+
+    def make(**options):
+        batcher = Batcher(**{"max_batch_images": 4, "metrics": Metrics(), **options})
+        made.append(batcher)
+        batcher.start()
+        return batcher
+
+    yield make
+    for batcher in made:
+        batcher.close()
+
+
+def submit(batcher, engine, value, deadline=FOREVER):
+    outcome = Future()
+    batcher.submit(
+        engine, value if isinstance(value, np.ndarray) else make_sample(value), deadline=deadline, outcome=outcome
+    )
+    return outcome
+
+
+def answer(outcome):
+    number, pixel = outcome.result(timeout=10).mean_probabilities
+    return int(number), int(pixel)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    requests=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), min_size=1, max_size=8),
+    most=st.integers(1, 9),
+)
+def test_every_image_gets_its_own_answer_from_its_own_engine(requests, most):
+    """However requests of several engines meet in the queue: nothing is lost, reordered or crossed."""
+    gate = threading.Event()
+    engines = [EchoEngine(number, gate) for number in range(3)]
+    batcher = Batcher(max_batch_images=most, metrics=Metrics())
+    batcher.start()
+    answers = {}
+
+    def send(index, engine, count):
+        outcomes = [submit(batcher, engine, 20 * index + i) for i in range(count)]
+        answers[index] = [answer(outcome) for outcome in outcomes]
+
+    threads = [
+        threading.Thread(target=send, args=(i, engines[number], count)) for i, (number, count) in enumerate(requests)
+    ]
+    for thread in threads:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join(10)
+    batcher.close()
+    assert answers == {
+        index: [(number, 20 * index + i) for i in range(count)] for index, (number, count) in enumerate(requests)
+    }
+    scored = [pixel for engine in engines for batch in engine.batches for pixel in batch]
+    assert len(scored) == len(set(scored)) == sum(count for _, count in requests)
+    assert max(len(batch) for engine in engines for batch in engine.batches) <= most
+
+
+def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
+    """While one batch runs the next gathers; images of another engine wait for their own."""
+    gate = threading.Event()
+    first, second = EchoEngine(1, gate), EchoEngine(2, gate)
+    batcher = make_batcher()
+    outcomes = [submit(batcher, first, 0)]
+    assert first.entered.wait(10)
+    outcomes += [submit(batcher, engine, i) for i, engine in enumerate([first, second, first, second, first], 1)]
+    gate.set()
+    assert [answer(o) for o in outcomes] == [(1, 0), (1, 1), (2, 2), (1, 3), (2, 4), (1, 5)]
+    assert first.batches == [[0], [1, 3, 5]]
+    assert second.batches == [[2, 4]]
+
+
+def test_a_batch_is_no_larger_than_the_limit(make_batcher):
+    """The rest of the queue waits for the next one."""
+    gate = threading.Event()
+    engine = EchoEngine(0, gate)
+    batcher = make_batcher(max_batch_images=3)
+    outcomes = [submit(batcher, engine, 0)]
+    assert engine.entered.wait(10)
+    outcomes += [submit(batcher, engine, i) for i in range(1, 6)]
+    gate.set()
+    assert [answer(o)[1] for o in outcomes] == list(range(6))
+    assert engine.batches == [[0], [1, 2, 3], [4, 5]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(known=st.lists(st.booleans(), min_size=1, max_size=12), most=st.integers(1, 5))
+def test_known_features_skip_the_trunk_and_keep_their_places(known, most):
+    """However the two kinds are mixed in a batch, each gets its own answer, and the trunk sees pixels only."""
+    gate, engine = threading.Event(), EchoEngine(7)
+    engine.gate = gate
+    batcher = Batcher(max_batch_images=most, metrics=Metrics())
+    batcher.start()
+    outcomes = [submit(batcher, engine, make_features(i) if each else i) for i, each in enumerate(known)]
+    gate.set()
+    assert [answer(outcome) for outcome in outcomes] == [(7, i) for i in range(len(known))]
+    batcher.close()
+    computed = [pixel for batch in engine.trunk_batches for pixel in batch]
+    assert computed == [i for i, each in enumerate(known) if not each]
+    assert all(engine.trunk_batches)  # never run for nothing
+
+
+def test_what_the_trunk_computes_is_kept(make_batcher):
+    """Under the digest of the file, and only where there is one."""
+    engine = EchoEngine()
+    with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:
+        batcher = make_batcher(cache=cache)
+        for digest in (b"d" * 32, None):
+            outcome = Future()
+            batcher.submit(engine, Pixels(make_sample(5).image, digest), deadline=FOREVER, outcome=outcome)
+            assert answer(outcome) == (0, 5)
+        np.testing.assert_array_equal(cache.get(engine, b"d" * 32), make_features(5))
+
+
+def test_features_that_are_no_numbers_are_computed_again(make_batcher):
+    """A device that failed once is asked again, and the image has its score then."""
+
+    class Failing(EchoEngine):
+        def compute_features(self, images):
+            rows = super().compute_features(images)
+            return rows if len(self.trunk_batches) > 1 else rows * np.nan
+
+        def run_passes(self, features, masks=None):
+            return super().run_passes(np.nan_to_num(features))
+
+    engine = Failing()
+    with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:
+        batcher = make_batcher(cache=cache)
+        outcome = Future()
+        batcher.submit(engine, Pixels(make_sample(5).image, b"d" * 32), deadline=FOREVER, outcome=outcome)
+        outcome.result(timeout=10)
+        assert cache.get(engine, b"d" * 32) is None
+
+
+def test_an_image_past_its_deadline_is_not_run(make_batcher):
+    """The deadline is looked at when the image's turn comes, and company is still scored."""
+    now = [100.0]
+    gate = threading.Event()
+    engine = EchoEngine(0, gate)
+    batcher = make_batcher(clock=lambda: now[0])
+    blocking = submit(batcher, engine, 0)
+    assert engine.entered.wait(10)
+    late, timely = submit(batcher, engine, 1, deadline=110), submit(batcher, engine, 2, deadline=130)
+    now[0] = 120.0
+    gate.set()
+    with pytest.raises(Expired):
+        late.result(timeout=10)
+    assert answer(timely) == (0, 2)
+    assert answer(blocking) == (0, 0)
+    assert engine.batches == [[0], [2]]
+
+
+def test_an_engines_error_is_that_of_its_batch_only(make_batcher):
+    """The batcher lives on."""
+    batcher = make_batcher()
+    with pytest.raises(ValueError, match="no memory"):
+        submit(batcher, BrokenEngine(ValueError("no memory")), 1).result(timeout=10)
+    assert answer(submit(batcher, EchoEngine(3), 2)) == (3, 2)
+    assert batcher.fault is None
+
+
+def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
+    """The other images of the batch keep their scores."""
+
+    class Faulty(EchoEngine):
+        def run_passes(self, features, masks=None):
+            outputs = super().run_passes(features)
+            outputs.mean_probabilities[outputs.mean_probabilities == 13] = np.nan
+            return outputs
+
+    gate = threading.Event()
+    batcher, engine = make_batcher(), Faulty(0, gate)
+    blocking = submit(batcher, engine, 0)
+    assert engine.entered.wait(10)
+    outcomes = [submit(batcher, engine, value) for value in (12, 13, 14)]
+    gate.set()
+    assert answer(blocking) == (0, 0)
+    assert answer(outcomes[0]) == (0, 12)
+    with pytest.raises(NotFinite):
+        outcomes[1].result(timeout=10)
+    assert answer(outcomes[2]) == (0, 14)
+
+
+def test_a_dead_batcher_fails_everybody_at_once_and_says_so(make_batcher, caplog):
+    """Neither what is in hand, nor what is queued, nor what comes later waits for ever."""
+    gate = threading.Event()
+
+    class Fatal(EchoEngine):
+        def run_passes(self, features, masks=None):
+            super().run_passes(features)
+            raise SystemExit("a bug")
+
+    batcher, engine = make_batcher(), Fatal(0, gate)
+    in_hand = submit(batcher, engine, 0)
+    assert engine.entered.wait(10)
+    queued = submit(batcher, EchoEngine(), 1)
+    gate.set()
+    with pytest.raises(Unavailable):  # not what ended the thread, which would end the one that waits, too
+        in_hand.result(timeout=10)
+    with pytest.raises(Unavailable):
+        queued.result(timeout=10)
+    with pytest.raises(Unavailable):
+        submit(batcher, EchoEngine(), 2)
+    assert "restart the server" in (batcher.fault or "")
+    assert "the batcher failed" in caplog.text
+
+
+def test_a_run_that_hangs_is_a_fault(make_batcher):
+    """A device that stopped answering makes the server unhealthy."""
+    now = [0.0]
+    gate = threading.Event()
+    engine = EchoEngine(0, gate)
+    batcher = make_batcher(stall_s=90, clock=lambda: now[0])
+    outcome = submit(batcher, engine, 0)
+    assert engine.entered.wait(10)
+    assert batcher.fault is None
+    now[0] = 91.0
+    assert "more than 90 s" in batcher.fault
+    gate.set()
+    answer(outcome)
+
+
+def test_closing_scores_what_is_queued_and_refuses_the_rest(make_batcher):
+    """A request in hand is finished at shutdown."""
+    gate = threading.Event()
+    engine = EchoEngine(0, gate)
+    batcher = make_batcher(max_batch_images=1)
+    outcomes = [submit(batcher, engine, i) for i in range(3)]
+    assert engine.entered.wait(10)
+    gate.set()
+    batcher.close()
+    assert [answer(o)[1] for o in outcomes] == [0, 1, 2]
+    with pytest.raises(Unavailable):
+        submit(batcher, engine, 9)
+
+
+def test_each_image_of_a_batch_brings_the_extras_that_were_asked_for(make_batcher):
+    """A request for embeddings does not make the others carry them."""
+    gate = threading.Event()
+    engine, batcher = EchoEngine(gate=gate), make_batcher()
+    first = submit(batcher, engine, 9)
+    assert engine.entered.wait(10)
+    wanted = [Extras(), Extras(embedding=True), Extras(passes=True), Extras(embedding=True, passes=True)]
+    outcomes = [Future() for _ in wanted]
+    for value, (extras, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+        batcher.submit(engine, make_features(value + 1), deadline=FOREVER, outcome=outcome, extras=extras)
+    gate.set()
+    results = [outcome.result(timeout=10) for outcome in outcomes]
+    assert engine.batches == [[9], [1, 2, 3, 4]]
+    for value, (extras, scores) in enumerate(zip(wanted, results, strict=True)):
+        assert (scores.embedding is not None) == extras.embedding
+        assert (scores.pass_probabilities is not None) == extras.passes
+        if extras.embedding:
+            np.testing.assert_array_equal(scores.embedding, embed(make_features(value + 1)[None])[0])
+        if extras.passes:
+            np.testing.assert_array_equal(scores.pass_probabilities, [[0, value + 1]])
+    assert first.result(timeout=10).embedding is None

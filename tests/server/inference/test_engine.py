@@ -1,0 +1,360 @@
+import gc
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from contract.errors import ConfigError, DropoutDead
+from contract.graph.masks import draw_masks
+from contract.graph.specialised_heads import thin
+from server.inference import engine as engine_module
+from server.inference.engine import Engine, EngineOptions, InferenceError, batch_buckets, bucket_of, check_device
+from server.settings import Device, MaskPolicy, Precision
+from tests.networks import open_session
+from tests.server.tiny_model import HIDDEN, PASSES, SITES, TinyModel, draw_images, expected_bald, publish, save_graph
+from tests.trainer.small import coloured_images, lively_network
+from trainer.model.export import export
+
+
+@pytest.fixture
+def version(repository):
+    return repository.open(publish(repository))
+
+
+def make_engine(version, **options):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, **options))
+
+
+def test_bald_is_that_of_the_versions_masks(version):
+    """The graph's BALD is the definition's, computed pass by pass in float64."""
+    images = draw_images(5)
+    outputs = make_engine(version).run(images)
+    expected = expected_bald(TinyModel.draw(), version.name, images)
+    np.testing.assert_allclose(outputs.bald, expected, atol=1e-5)
+    assert expected.min() > 0.01
+
+
+def test_outputs_have_the_documented_shapes(version):
+    """N, T and C are those of the request, the settings and the labels."""
+    outputs = make_engine(version, passes=7).run(draw_images(3))
+    assert outputs.mean_probabilities.shape == (3, 3)
+    assert outputs.bald.shape == outputs.entropy.shape == (3,)
+    assert outputs.pass_probabilities.shape == (3, 7, 3)
+
+
+def test_scores_do_not_depend_on_the_batch(version):
+    """Padding and company change no score."""
+    engine, images = make_engine(version), draw_images(7)
+    together = engine.run(images).bald
+    alone = np.concatenate([engine.run(image[None]).bald for image in images])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_two_engines_of_a_version_agree_exactly(version):
+    """Replicas give the same score to the last bit."""
+    images = draw_images(4)
+    first, second = make_engine(version).run(images), make_engine(version).run(images)
+    assert np.array_equal(first.pass_probabilities, second.pass_probabilities)
+
+
+def test_given_masks_replace_the_engines(version):
+    """The probe's masks are used when they are given."""
+    images, masks = draw_images(2), draw_masks("another", SITES, 5)
+    outputs = make_engine(version).run(images, masks)
+    np.testing.assert_allclose(outputs.pass_probabilities, TinyModel.draw().passes(images, masks), atol=1e-5)
+
+
+def test_fresh_masks_differ_between_calls(version):
+    """With LABELNEXT_MASKS=fresh no two calls use the same masks."""
+    engine, images = make_engine(version, masks=MaskPolicy.FRESH), draw_images(1)
+    assert not np.array_equal(engine.run(images).bald, engine.run(images).bald)
+
+
+def test_passes_come_from_the_manifest_unless_set(version):
+    """T is the manifest's by default."""
+    assert make_engine(version).passes == PASSES
+    assert make_engine(version, passes=3).passes == 3
+
+
+@pytest.mark.parametrize(("provider", "warmed"), [("cuda", [8, 4, 2, 1]), ("cpu", [1])])
+def test_warming_leaves_nothing_cold(version, monkeypatch, provider, warmed):
+    """A GPU searches an algorithm for each batch size that can occur; a CPU has nothing to search."""
+    engine, sizes = make_engine(version), []
+    monkeypatch.setattr(Engine, "provider", provider)
+    monkeypatch.setattr(engine, "run", lambda images: sizes.append(len(images)))
+    engine.warm()
+    assert sizes == warmed
+
+
+@pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (32, (1, 2, 4, 8, 16, 32))])
+def test_buckets_are_powers_of_two_up_to_the_limit(most, buckets):
+    """The largest bucket is the limit itself."""
+    assert batch_buckets(most) == buckets
+
+
+def test_a_batch_goes_into_the_smallest_bucket_that_holds_it():
+    """What is larger than every bucket is run as it is."""
+    assert [bucket_of(n, (1, 2, 4)) for n in (1, 2, 3, 4, 9)] == [1, 2, 4, 4, 9]
+
+
+def test_features_are_computed_once_and_passes_from_them(version):
+    """The trunk's features are the definition's, and trunk and head one after the other are a run."""
+    engine, images = make_engine(version), draw_images(3)
+    features = engine.compute_features(images)
+    assert features.dtype == np.float32
+    assert features.shape == (3, engine.features) == (3, HIDDEN)
+    np.testing.assert_allclose(features, TinyModel.draw().features(images), atol=1e-5)
+    apart, whole = engine.run_passes(features), engine.run(images)
+    for name in ("mean_probabilities", "bald", "entropy", "pass_probabilities"):
+        assert np.array_equal(getattr(apart, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize(
+    "features", [np.zeros((1, HIDDEN + 1), np.float32), np.zeros((1, HIDDEN)), np.zeros((0, HIDDEN), np.float32)]
+)
+def test_wrong_features_are_refused(version, features):
+    """Kept features may be of another trunk; shape and dtype are checked, and the message names both."""
+    with pytest.raises(ValueError, match=r"expected float32 features of shape \(N, 16\), got"):
+        make_engine(version).run_passes(features)
+
+
+def sessions_used(engine, monkeypatch):
+    """Return the list of sessions that an engine runs from now on."""
+    used, run = [], engine._run
+
+    def record(session, outputs, feeds):
+        used.append(session)
+        return run(session, outputs, feeds)
+
+    monkeypatch.setattr(engine, "_run", record)
+    return used
+
+
+@pytest.mark.parametrize(("images", "thinned"), [(1, False), (4, False), (5, True), (8, True), (9, True)])
+def test_thinned_and_dense_heads_agree(version, monkeypatch, images, thinned):
+    """From 8 images on, padding included, the masks are compiled in; the passes are the same either way."""
+    engine = make_engine(version)
+    used = sessions_used(engine, monkeypatch)
+    features = engine.compute_features(draw_images(images))
+    served, given = engine.run_passes(features), engine.run_passes(features, engine.masks)
+    np.testing.assert_allclose(served.pass_probabilities, given.pass_probabilities, atol=1e-5)
+    np.testing.assert_allclose(
+        served.bald, expected_bald(TinyModel.draw(), version.name, draw_images(images)), atol=1e-5
+    )
+    assert (used[1] is engine._thinned) == thinned
+    assert used[2] is engine._head
+
+
+def test_thinned_heads_need_their_weights_no_longer(version, monkeypatch):
+    """What is opened has copies of its own: the memory that the weights came in is spoilt, and then reused."""
+    spoilt = []
+    monkeypatch.setattr(
+        engine_module, "thin", lambda *args, **options: spoilt.append(thin(*args, **options)) or spoilt[-1]
+    )
+    engine = make_engine(version)
+    assert all(np.isnan(weight).all() for weight in spoilt[0].weights.values())
+    spoilt.clear()
+    gc.collect()
+    features = engine.compute_features(draw_images(8))
+    dense = engine.run_passes(features, engine.masks).pass_probabilities
+    np.testing.assert_allclose(engine.run_passes(features).pass_probabilities, dense, atol=1e-5)
+
+
+def test_thinned_heads_whose_weights_are_not_packed_are_not_used(version, monkeypatch, caplog):
+    """Onnxruntime would read memory that is no longer theirs."""
+    real = engine_module._Opener.open
+
+    class Unpacked:
+        """A session that reads the weights it was given at each run."""
+
+        def __init__(self, session):
+            self.get_inputs = session.get_inputs
+
+        def run(self, outputs, feeds):
+            return [np.full(1, np.nan, np.float32) for _ in outputs]
+
+    def open_unpacked(self, model, weights=None):
+        return Unpacked(real(self, model, weights)) if weights else real(self, model)
+
+    monkeypatch.setattr(engine_module._Opener, "open", open_unpacked)
+    assert make_engine(version)._thinned is None
+    assert "computed densely" in caplog.text
+
+
+def test_fresh_masks_are_never_thinned(version, monkeypatch):
+    """A head that has masks compiled in would keep them."""
+    engine = make_engine(version, masks=MaskPolicy.FRESH)
+    used = sessions_used(engine, monkeypatch)
+    first, second = (engine.run(draw_images(8)).bald for _ in range(2))
+    assert engine.masks is None
+    assert used[1::2] == [engine._head, engine._head]
+    assert not np.array_equal(first, second)
+
+
+def test_a_head_too_large_to_thin_is_served_dense(version, monkeypatch):
+    """The limit is one of memory, not of what can be served."""
+    monkeypatch.setattr(engine_module, "_THINNED_BYTES", 1000)
+    engine = make_engine(version)
+    used = sessions_used(engine, monkeypatch)
+    expected = expected_bald(TinyModel.draw(), version.name, draw_images(8))
+    np.testing.assert_allclose(engine.run(draw_images(8)).bald, expected, atol=1e-5)
+    assert used[1] is engine._head
+
+
+def test_versions_of_one_trunk_share_the_key_of_its_features(repository):
+    """After a retrain of the head alone the features that are kept still hold; those of another trunk do not."""
+    model, other = TinyModel.draw(0), TinyModel.draw(1)
+    first, retrained, new = (
+        make_engine(repository.open(publish(repository, model=published)))
+        for published in (model, model.with_head_of(other), other)
+    )
+    images = draw_images(4)
+    assert first.trunk_key == retrained.trunk_key != new.trunk_key
+    assert np.array_equal(first.compute_features(images), retrained.compute_features(images))
+    assert not np.array_equal(first.run(images).bald, retrained.run(images).bald)
+
+
+def test_the_key_names_precision_and_provider(repository, monkeypatch):
+    """Features of 8-bit integers, or of a GPU, are others; so are those of two trunks in 8-bit integers."""
+    model = TinyModel.draw()
+    version = repository.open(publish(repository, model=model, int8_of=model))
+    again = repository.open(publish(repository, model=model, int8_of=TinyModel.draw(1)))
+    keys = [make_engine(version, precision=precision).trunk_key for precision in (Precision.FP32, Precision.INT8)]
+    keys.append(make_engine(again, precision=Precision.INT8).trunk_key)
+    on_gpu = make_engine(version)
+    monkeypatch.setattr(Engine, "provider", "cuda")
+    keys.append(on_gpu.trunk_key)
+    on_gpu.precision = Precision.FP16
+    keys.append(on_gpu.trunk_key)
+    assert len(set(keys)) == 5
+
+
+def test_the_key_names_how_this_server_makes_pixels(version, monkeypatch):
+    """A version outlives the server that it was published for; features of a former server's pixels must not."""
+    before = make_engine(version).trunk_key
+    monkeypatch.setattr(engine_module, "RECIPE", "cropped-bicubic-2")
+    assert make_engine(version).trunk_key != before
+
+
+@pytest.mark.parametrize("wanted", [Precision.INT8, Precision.AUTO])
+def test_the_trunk_in_8_bit_integers_is_used_where_there_is_one(repository, wanted, caplog):
+    """The head stays what it is; nothing is warned of."""
+    model, other = TinyModel.draw(0), TinyModel.draw(1)
+    engine = make_engine(repository.open(publish(repository, model=model, int8_of=other)), precision=wanted)
+    images = draw_images(3)
+    assert engine.precision == "int8"
+    np.testing.assert_allclose(engine.compute_features(images), other.features(images), atol=1e-5)
+    masks = draw_masks("another", SITES, 5)
+    expected = other.with_head_of(model).passes(images, masks)
+    np.testing.assert_allclose(engine.run(images, masks).pass_probabilities, expected, atol=1e-5)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (Precision.INT8, "no trunk.int8.onnx; publish with `python -m trainer run --int8`"),
+        (Precision.FP16, "fp16 is for a GPU"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_served_in_fp32_and_told(version, wanted, reason, caplog):
+    """The log says why, and of which version."""
+    engine, images = make_engine(version, precision=wanted), draw_images(3)
+    assert engine.precision == "fp32"
+    np.testing.assert_allclose(engine.compute_features(images), TinyModel.draw().features(images), atol=1e-5)
+    (record,) = caplog.records
+    assert (record.levelname, record.message, record.model_version) == ("WARNING", "served in fp32", version.name)
+    assert reason in record.reason
+
+
+def test_int8_on_a_gpu_is_served_in_fp32_and_told(repository, caplog):
+    """Even where the version has it."""
+    model = TinyModel.draw()
+    version = repository.open(publish(repository, model=model, int8_of=model))
+    assert engine_module._choose_precision(Precision.INT8, version, Device.CUDA) is Precision.FP32
+    assert "int8 is for the CPU" in caplog.records[0].reason
+
+
+def test_auto_takes_the_fastest_and_warns_of_nothing(version, caplog):
+    """fp16 on a GPU; on a CPU without a trunk in 8-bit integers, fp32."""
+    assert engine_module._choose_precision(Precision.AUTO, version, Device.CUDA) is Precision.FP16
+    assert make_engine(version, precision=Precision.AUTO).precision == "fp32"
+    assert not caplog.records
+
+
+def test_in_fp32_is_the_same_version_in_full_precision(repository):
+    """All other options stay."""
+    model, other = TinyModel.draw(0), TinyModel.draw(1)
+    name = publish(repository, model=model, int8_of=other)
+    engine = make_engine(repository.open(name), precision=Precision.INT8, passes=7).in_fp32()
+    images = draw_images(2)
+    assert (engine.version, engine.passes, engine.precision, engine.buckets) == (name, 7, "fp32", (1, 2, 4, 8))
+    np.testing.assert_allclose(engine.compute_features(images), model.features(images), atol=1e-5)
+
+
+def test_the_conversion_to_fp16_keeps_what_the_trunk_takes_and_gives(tmp_path):
+    """uint8 images in, float32 features out, with float16's rounding in between and no more."""
+    lowered = export(lively_network(), tmp_path, image_size=32)
+    converted = engine_module._in_fp16(lowered.trunk, str(tmp_path))
+    images, _ = coloured_images(np.random.default_rng(0), 4)
+    onnx.load_external_data_for_model(lowered.trunk, str(tmp_path))
+    full, half = (open_session(model).run(["features"], {"images": images})[0] for model in (lowered.trunk, converted))
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.01 * np.abs(full).max()
+    assert {tensor.data_type for tensor in converted.graph.initializer if tensor.dims} >= {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 9, 8, 3), np.uint8), np.zeros((1, 8, 8, 3)), draw_images(0)])
+def test_wrong_images_are_refused(version, images):
+    """Shape and dtype are checked, and the message names both."""
+    with pytest.raises(ValueError, match=r"expected uint8 images of shape \(N, 8, 8, 3\), got"):
+        make_engine(version).run(images)
+
+
+def test_a_failing_run_is_an_inference_error(version):
+    """What onnxruntime raises does not get out."""
+    with pytest.raises(InferenceError, match="onnxruntime failed on a batch of 1 of "):
+        make_engine(version).run(draw_images(1), {"mask_0": np.ones((2, 16), np.float32)})
+
+
+def test_a_graph_without_active_dropout_is_refused(version):
+    """Dead dropout is noticed when the graph is lowered."""
+    save_graph(TinyModel.draw().graph(active=False), version.path)
+    with pytest.raises(DropoutDead):
+        make_engine(version)
+
+
+def test_the_provider_is_the_one_in_use(version):
+    """A CPU session says so."""
+    assert make_engine(version).provider == "cpu"
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime may find a GPU"
+)
+def test_demanding_cuda_without_it_fails_at_once():
+    """LABELNEXT_PROVIDER=cuda never ends on the CPU."""
+    with pytest.raises(ConfigError, match=r"LABELNEXT_PROVIDER=cuda, but this onnxruntime offers only"):
+        check_device(Device.CUDA)
+
+
+def test_cuda_that_is_offered_but_not_there_is_noticed(version, monkeypatch):
+    """onnxruntime-gpu on a machine without a GPU serves on the CPU, and refuses if CUDA is demanded."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("server.inference.engine._try_cuda", lambda: "no CUDA device answers")
+    automatic = Engine(version, EngineOptions(threads=1))
+    assert automatic.provider == "cpu"
+    with pytest.raises(ConfigError, match="no CUDA device answers"):
+        Engine(version, EngineOptions(device=Device.CUDA, threads=1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is not installed"
+)
+def test_cuda_agrees_with_the_cpu(version):
+    """A GPU gives the scores that a CPU gives."""
+    images = draw_images(6)
+    on_gpu = Engine(version, EngineOptions(device=Device.CUDA, threads=1))
+    np.testing.assert_allclose(on_gpu.run(images).bald, make_engine(version).run(images).bald, atol=1e-4)

@@ -1,0 +1,147 @@
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.inference.feature_table import Foreign, Table, is_damaged
+
+MAX_BYTES = 2**18
+BUNCH_BYTES = MAX_BYTES // 8
+
+OPEN = """
+import sys
+from pathlib import Path
+from server.inference.feature_table import Table
+table = Table(Path(sys.argv[1]), max_bytes=2**20)
+table.write({sys.argv[2].encode(): b"here"})
+table.close()
+"""
+
+
+def key_of(number):
+    return number.to_bytes(32, "big")
+
+
+def fill(table, count, size=16_000):
+    for number in range(count):
+        table.write({key_of(number): bytes([number % 256]) * size})
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "table.sqlite3"
+
+
+@pytest.fixture
+def table(path):
+    with closing(Table(path, max_bytes=MAX_BYTES)) as opened:
+        yield opened
+
+
+numbers = st.integers(0, 60)
+bunches = st.dictionaries(numbers, st.sampled_from([10, 3_000, 10_000]), min_size=1, max_size=BUNCH_BYTES // 10_000)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(bunches, st.sets(numbers, max_size=10)), min_size=20, max_size=50))
+def test_the_bound_holds_and_who_was_used_longest_ago_leaves_first(transactions):
+    """After each transaction the size is within the bound, and nothing that stayed is older than what left."""
+    table = Table(None, max_bytes=MAX_BYTES)
+    values, uses = {}, {}
+    for now, (bunch, used) in enumerate(transactions):
+        there = {number for number in values if table.get(key_of(number)) is not None}
+        table.write({key_of(n): bytes([now]) * size for n, size in bunch.items()}, {key_of(n) for n in used})
+        assert table.size_bytes <= MAX_BYTES
+        uses |= dict.fromkeys((used & there) | bunch.keys(), now)
+        values |= {number: bytes([now]) * size for number, size in bunch.items()}
+        found = {number: table.get(key_of(number)) for number in values}
+        stayed = {number for number, value in found.items() if value is not None}
+        assert bunch.keys() <= stayed
+        assert all(found[number] == values[number] for number in stayed)
+        left = there - stayed
+        assert max((uses[n] for n in left), default=-1) <= min((uses[n] for n in stayed), default=now)
+        assert not left or sum(len(values[n]) for n in there | bunch.keys()) > MAX_BYTES / 3
+    table.close()
+
+
+def test_the_bound_is_that_of_the_file(path):
+    """Ten times what fits is written, and the file on the disk is not larger than it may be."""
+    with closing(Table(path, max_bytes=MAX_BYTES)) as table:
+        fill(table, 300)
+    assert MAX_BYTES / 2 < path.stat().st_size <= MAX_BYTES
+
+
+def test_a_bound_that_was_lowered_shrinks_the_file(path):
+    """The next transaction makes the room, and gives it back."""
+    with closing(Table(path, max_bytes=4 * MAX_BYTES)) as table:
+        fill(table, 100)
+    assert path.stat().st_size > MAX_BYTES
+    with closing(Table(path, max_bytes=MAX_BYTES)) as table:
+        table.write({b"new": b"value"})
+        assert table.get(b"new") == b"value"
+    assert path.stat().st_size <= MAX_BYTES
+
+
+def test_a_value_that_was_damaged_is_none(table, path):
+    """SQLite does not look into values; the checksum does, and it holds the key."""
+    table.write({b"a": b"one", b"b": b"two"})
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(
+            "UPDATE entries SET value = (SELECT value FROM entries WHERE key = ?) WHERE key = ?", (b"a", b"b")
+        )
+        other.commit()
+    assert table.get(b"a") == b"one"
+    assert table.get(b"b") is None
+
+
+def test_a_transaction_that_fails_leaves_the_file_as_it_was(table):
+    """A full disk costs what was to be written, and the next transaction finds no trace of it."""
+    table.write({b"a": b"one"})
+    table._writer.execute(f"PRAGMA max_page_count = {table.size_bytes // table._page_bytes}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        table.write({b"a": b"two", b"b": bytes(50_000)})
+    assert (table.get(b"a"), table.get(b"b")) == (b"one", None)
+    table._writer.execute("PRAGMA max_page_count = 10000")
+    table.write({b"b": b"two"})
+    assert table.get(b"b") == b"two"
+
+
+def test_a_transaction_that_a_bug_ends_is_undone(table):
+    """The next one is not inside it."""
+    table.write({b"a": b"one"})
+    with pytest.raises(TypeError):
+        table.write({b"b": None}, {b"a"})
+    table.write({b"b": b"two"})
+    assert (table.get(b"a"), table.get(b"b")) == (b"one", b"two")
+
+
+def test_another_programs_database_is_left_alone(path):
+    """Its form may be anything, its rows are not ours."""
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE entries (theirs)")
+        other.commit()
+    before = path.read_bytes()
+    with pytest.raises(Foreign, match="something else") as caught:
+        Table(path, max_bytes=MAX_BYTES)
+    assert not is_damaged(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_database_is_damaged(path):
+    """It is told from one that is locked or out of reach."""
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        Table(path, max_bytes=MAX_BYTES)
+    assert is_damaged(caught.value)
+
+
+def test_processes_that_begin_a_file_at_once_share_it(path):
+    """None is refused, and none undoes what another has done."""
+    started = [subprocess.Popen([sys.executable, "-c", OPEN, str(path), f"process {number}"]) for number in range(4)]
+    assert [process.wait(30) for process in started] == [0] * 4
+    with closing(Table(path, max_bytes=2**20)) as table:
+        assert [table.get(b"process %d" % number) for number in range(4)] == [b"here"] * 4

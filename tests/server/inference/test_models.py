@@ -1,0 +1,395 @@
+import itertools
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from contract.errors import VersionInUse
+from server.inference.engine import Engine, EngineOptions
+from server.inference.models import Models
+from server.observe.metrics import Metrics
+from server.settings import Device
+from tests.server.tiny_model import TinyModel, publish
+
+
+def load(version):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def models(repository, metrics):
+    return Models(repository, load, poll_s=3600, metrics=metrics)
+
+
+def reloads(metrics, result):
+    return metrics.registry.get_sample_value("labelnext_model_reloads_total", {"result": result}) or 0
+
+
+def publish_bad(repository):
+    return publish(repository, probe_of=TinyModel.draw(seed=7))
+
+
+def test_before_any_version_there_is_no_engine(models):
+    """The detail tells the person what to run."""
+    models.poll()
+    assert models.engine is None
+    assert "python -m trainer run" in models.detail
+
+
+def test_the_published_version_is_taken_up(models, repository, metrics):
+    """The first poll after publishing serves it."""
+    models.poll()
+    name = publish(repository)
+    models.poll()
+    assert models.engine.version == name
+    assert models.detail is None
+    assert reloads(metrics, "ok") == 1
+    assert (
+        metrics.registry.get_sample_value(
+            "labelnext_model_info", {"version": name, "provider": "cpu", "precision": "fp32"}
+        )
+        == 1
+    )
+
+
+def test_a_version_in_use_is_not_loaded_again(repository, metrics):
+    """Polling costs one small file."""
+    loaded = []
+
+    def count_and_load(version):
+        loaded.append(version)
+        return load(version)
+
+    models = Models(repository, count_and_load, poll_s=1, metrics=metrics)
+    publish(repository)
+    models.poll()
+    models.poll()
+    assert len(loaded) == 1
+
+
+def test_a_new_version_replaces_the_old_in_one_step(models, repository, metrics):
+    """Only one version is shown as in use."""
+    old = publish(repository, seed=0)
+    models.poll()
+    new = publish(repository, seed=1)
+    models.poll()
+    assert models.engine.version == new
+    assert (
+        metrics.registry.get_sample_value(
+            "labelnext_model_info", {"version": old, "provider": "cpu", "precision": "fp32"}
+        )
+        is None
+    )
+
+
+def test_a_refused_version_leaves_the_one_in_use(models, repository, metrics):
+    """Health says which was refused, why, and what serves."""
+    good = publish(repository)
+    models.poll()
+    bad = publish_bad(repository)
+    models.poll()
+    assert models.engine.version == good
+    assert models.detail.startswith(f"version {bad} was refused: ")
+    assert models.detail.endswith(f"{good} stays in use")
+    assert reloads(metrics, "rejected") == 1
+
+
+def test_a_refused_version_is_tried_and_told_once(models, repository, metrics, caplog):
+    """It is not tried again until CURRENT changes, so the log does not fill."""
+    publish_bad(repository)
+    for _ in range(3):
+        models.poll()
+    assert reloads(metrics, "rejected") == 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["version refused"]
+
+
+def test_a_refused_version_is_tried_again_after_current_changed(models, repository, metrics):
+    """Pointing away and back is how an operator asks for another try."""
+    good = publish(repository)
+    models.poll()
+    bad = publish_bad(repository)
+    models.poll()
+    repository.point_to(good)
+    models.poll()
+    assert models.detail is None
+    repository.point_to(bad)
+    models.poll()
+    assert reloads(metrics, "rejected") == 2
+
+
+def test_an_earlier_version_is_a_rollback(models, repository, metrics):
+    """Rolling back is counted apart from moving on."""
+    first = publish(repository, seed=0)
+    publish(repository, seed=1)
+    models.poll()
+    repository.rollback(first)
+    models.poll()
+    assert models.engine.version == first
+    assert reloads(metrics, "rolled_back") == 1
+
+
+def test_the_version_in_use_cannot_be_removed_and_the_one_before_it_can(models, repository):
+    """Not even when another one is current that this server has not taken up."""
+    first = publish(repository, seed=0)
+    models.poll()
+    second = publish(repository, seed=1)
+    with pytest.raises(VersionInUse):
+        repository.retire(first)
+    models.poll()
+    repository.retire(first)
+    repository.point_to(publish_bad(repository))
+    models.poll()
+    with pytest.raises(VersionInUse):
+        repository.retire(second)
+    models.close()
+    repository.retire(second)
+
+
+def test_a_version_cannot_be_removed_while_it_is_loaded(repository, metrics):
+    """It is read for as long as that takes."""
+    refused = []
+
+    def load_and_remove(version):
+        publish(repository)
+        with pytest.raises(VersionInUse) as raised:
+            repository.retire(version.name)
+        refused.append(raised.value)
+        return load(version)
+
+    publish(repository)
+    Models(repository, load_and_remove, poll_s=3600, metrics=metrics).poll()
+    assert len(refused) == 1
+
+
+def test_a_current_that_vanishes_leaves_the_version_in_use(models, repository):
+    """A repository that is away for a while stops nothing."""
+    name = publish(repository)
+    models.poll()
+    (repository.folder / "CURRENT").unlink()
+    models.poll()
+    assert models.engine.version == name
+    assert models.detail is not None
+
+
+def test_a_current_that_names_no_version_is_told(models, repository):
+    """A typo in CURRENT is said in health and mended by the next poll."""
+    name = publish(repository)
+    (repository.folder / "CURRENT").write_text("nonsense\n")
+    models.poll()
+    assert models.engine is None
+    assert "nonsense" in models.detail
+    repository.point_to(name)
+    models.poll()
+    assert models.engine.version == name
+
+
+@pytest.mark.parametrize("former", [True, False], ids=["beside one in use", "alone"])
+@pytest.mark.parametrize("outage", ["folder", "pointer", "unforeseen"])
+def test_after_an_outage_health_says_again_why_the_version_was_refused(repository, metrics, outage, former):
+    """What the outage was is over with the next look that succeeds; that the version is refused is not."""
+    models = Models(repository, load, poll_s=0.01, metrics=metrics)
+    if former:
+        publish(repository)
+        models.poll()
+    bad = publish_bad(repository)
+    models.poll()
+    refusal = models.detail
+    assert refusal.startswith(f"version {bad} was refused: ")
+    with _outage(repository, outage):
+        models._poll_safely()
+        assert not models.detail.startswith(f"version {bad} was refused: ")
+    models._poll_safely()
+    assert models.detail == refusal
+
+
+@contextmanager
+def _outage(repository, kind):
+    pointer = repository.folder / "CURRENT"
+    current = pointer.read_text()
+    if kind == "folder":
+        repository.root.rename(repository.root.with_name("away"))
+    elif kind == "pointer":
+        pointer.write_text("nonsense\n")
+    else:
+        repository.current = lambda: 1 / 0
+    yield
+    if kind == "folder":
+        repository.root.with_name("away").rename(repository.root)
+    elif kind == "pointer":
+        pointer.write_text(current)
+    else:
+        del repository.current
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "probe.npz"])
+def test_a_version_of_which_an_outage_hid_a_file_is_taken_up_when_it_is_back(repository, metrics, name):
+    """It was refused for what may pass, so it is tried again without anybody moving CURRENT."""
+    now = [0.0]
+    models = Models(repository, load, poll_s=3600, metrics=metrics, clock=lambda: now[0])
+    version = publish(repository)
+    path = repository.folder / version / name
+    path.rename(path.with_suffix(".away"))
+    models.poll()
+    assert f"version {version} was refused" in models.detail
+    path.with_suffix(".away").rename(path)
+    now[0] = 31
+    models.poll()
+    assert models.engine.version == version
+    assert models.detail is None
+
+
+def test_the_pauses_before_another_try_end_at_ten_minutes(repository, metrics):
+    """After a night without memory or a volume nobody waits for another night."""
+    now, attempts = [0.0], []
+
+    def fail(version):
+        attempts.append(now[0])
+        raise MemoryError
+
+    models = Models(repository, fail, poll_s=3600, metrics=metrics, clock=lambda: now[0])
+    publish(repository)
+    for second in range(0, 10_000, 5):
+        now[0] = second
+        models.poll()
+    assert {later - earlier for earlier, later in itertools.pairwise(attempts[5:])} == {600}
+
+
+def test_what_was_published_and_cannot_be_found_is_not_nothing(models, repository):
+    """A server that was ready because nothing was published is not while CURRENT names what is not there."""
+    models.poll()
+    assert models.unpublished
+    repository.folder.mkdir(parents=True)
+    (repository.folder / "CURRENT").write_text("20990101T000000000Z-abcdef\n")
+    models.poll()
+    assert not models.unpublished
+
+
+def test_what_may_pass_is_tried_again_later(repository, metrics):
+    """A version that failed for want of memory, or of a volume, is not given up; the pauses grow."""
+    now, attempts = [0.0], []
+
+    def fail(version):
+        attempts.append(now[0])
+        raise MemoryError
+
+    models = Models(repository, fail, poll_s=3600, metrics=metrics, clock=lambda: now[0])
+    publish(repository)
+    for second in range(0, 300, 5):
+        now[0] = second
+        models.poll()
+    assert attempts == [0, 30, 90, 210]
+
+
+def test_a_repository_that_hangs_is_told(repository, metrics):
+    """A volume that does not answer raises nothing, so its silence is what is told; the version in use stays."""
+    now = [0.0]
+    models = Models(repository, load, poll_s=1, metrics=metrics, clock=lambda: now[0])
+    name = publish(repository)
+    models.poll()
+    now[0] = 59
+    assert models.detail is None
+    now[0] = 61
+    assert "has not answered for 61 s" in models.detail
+    assert models.engine.version == name
+    models.poll()
+    assert models.detail is None
+
+
+def test_a_version_that_loads_for_long_is_no_silence(repository, metrics):
+    """Loading takes as long as it takes."""
+    now, details = [0.0], []
+
+    def slow(version):
+        now[0] = 500
+        details.append(models.detail)
+        return load(version)
+
+    models = Models(repository, slow, poll_s=1, metrics=metrics, clock=lambda: now[0])
+    name = publish(repository)
+    models.poll()
+    assert details == [f"loading version {name}"]
+
+
+def test_failed_looks_are_counted(models, repository, metrics):
+    """They are what an alert is made of."""
+    repository.folder.mkdir(parents=True)
+    (repository.folder / "CURRENT").write_text("nothing\n")
+    models.poll()
+    assert metrics.registry.get_sample_value("labelnext_repository_faults_total", {"kind": "read"}) == 1
+
+
+def test_who_waits_for_the_first_look_is_let_go_whatever_it_brings(models, repository):
+    """Nothing published, a refusal and a fault all end the wait."""
+    assert not models.wait(0)
+    publish_bad(repository)
+    models.poll()
+    assert models.wait(0)
+    assert models.engine is None
+    assert not models.unpublished
+
+
+def test_nothing_published_is_told_from_nothing_usable(models, repository):
+    """Without a publication there is nothing to wait for; with one that cannot be had there is."""
+    models.poll()
+    assert models.unpublished
+    publish_bad(repository)
+    models.poll()
+    assert not models.unpublished
+
+
+def test_the_thread_outlives_an_unforeseen_failure(repository, metrics, monkeypatch, caplog):
+    """A bug in one look does not end following the repository."""
+    looked = threading.Semaphore(0)
+
+    def current():
+        looked.release()
+        raise KeyError("bug")
+
+    monkeypatch.setattr(repository, "current", current)
+    models = Models(repository, load, poll_s=0.01, metrics=metrics)
+    models.start()
+    for _ in range(3):
+        assert looked.acquire(timeout=10)
+    assert models.alive
+    models.close()
+    assert metrics.registry.get_sample_value("labelnext_repository_faults_total", {"kind": "poll"}) >= 2
+    assert "not foreseen" in models.detail
+
+
+def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(repository, metrics, caplog):
+    """Whatever loading raises, the thread goes on, and health gives no internals away."""
+
+    def explode(version):
+        raise RuntimeError("secret internals")
+
+    models = Models(repository, explode, poll_s=1, metrics=metrics)
+    publish(repository)
+    models.poll()
+    assert "secret internals" not in models.detail
+    assert "secret internals" in caplog.text
+
+
+def test_the_thread_loads_the_first_version_by_itself(repository, metrics):
+    """Starting does not wait for the load, and closing ends the thread."""
+    loading, proceed = threading.Event(), threading.Event()
+
+    def slow_load(version):
+        loading.set()
+        assert proceed.wait(10)
+        return load(version)
+
+    models = Models(repository, slow_load, poll_s=3600, metrics=metrics)
+    name = publish(repository)
+    models.start()
+    assert loading.wait(10)
+    assert models.engine is None
+    assert models.detail == f"loading version {name}"
+    proceed.set()
+    models.close()
+    assert models.engine.version == name
+    assert not models.alive

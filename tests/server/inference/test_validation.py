@@ -1,0 +1,227 @@
+import dataclasses
+import os
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
+from contract.versions.manifest import Manifest
+from contract.versions.repository import INT8_TRUNK_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
+from server.inference.engine import Engine, EngineOptions
+from server.inference.validation import admit
+from server.settings import Device, MaskPolicy, Precision
+from tests.server.tiny_model import TinyModel, publish, save_graph
+from tests.trainer.small import coloured_images, lively_network, publish_small
+from tests.versions import fix_names
+
+
+def load(version):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+
+
+def sign_again(repository, name):
+    """Write the digests of the files as they are now, as somebody who covers their tracks would."""
+    folder = repository.folder / name
+    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
+    files = {file: digest_file(folder / file) for file in manifest.files}
+    (folder / MANIFEST_FILE).write_text(dataclasses.replace(manifest, files=files).to_json())
+
+
+def test_a_sound_version_is_admitted(repository):
+    """It comes out warm and proven, with its BALD on the probe."""
+    name = publish(repository)
+    admitted = admit(repository, name, load)
+    assert admitted.engine.version == name
+    assert admitted.proof.mean_bald > 0.01
+    assert admitted.proof.largest_difference < 1e-4
+
+
+def test_removed_dropout_is_named_with_the_digest(repository):
+    """A graph without its Dropout nodes is said to be one."""
+    name = publish(repository)
+    save_graph(TinyModel.draw().graph(dropouts=0), repository.folder / name)
+    with pytest.raises(DigestError, match=r"model.onnx has 0 active Dropout nodes, manifest.json says 2"):
+        admit(repository, name, load)
+
+
+def test_removed_dropout_is_refused_even_with_right_digests(repository):
+    """Digests prove that nothing changed, not that dropout is alive."""
+    name = publish(repository)
+    save_graph(TinyModel.draw().graph(dropouts=0), repository.folder / name)
+    sign_again(repository, name)
+    with pytest.raises(DropoutDead):
+        admit(repository, name, load)
+
+
+def test_one_removed_dropout_is_refused_even_with_right_digests(repository):
+    """With one of two left the passes still differ, and BALD would be plausible and wrong."""
+    name = publish(repository)
+    save_graph(TinyModel.draw().graph(dropouts=1), repository.folder / name)
+    sign_again(repository, name)
+    with pytest.raises(LoweringError, match="active Dropout nodes on"):
+        admit(repository, name, load)
+
+
+def test_another_probability_is_refused_even_with_right_digests(repository):
+    """Masks are served as the graph says and proven as the manifest says: both must say the same."""
+    name = publish(repository)
+    graph = TinyModel.draw().graph()
+    ratio = next(tensor for tensor in graph.graph.initializer if tensor.name == "ratio_1")
+    ratio.CopyFrom(numpy_helper.from_array(np.float32(0.75), "ratio_1"))
+    save_graph(graph, repository.folder / name)
+    sign_again(repository, name)
+    with pytest.raises(LoweringError, match=r"0\.75.*0\.25"):
+        admit(repository, name, load)
+
+
+def test_weights_cut_short_are_named(repository):
+    """The message says which file, how long it is and how long it was."""
+    name = publish(repository)
+    weights = repository.folder / name / "model.onnx.data"
+    size = weights.stat().st_size
+    os.truncate(weights, size - 100)
+    with pytest.raises(DigestError, match=f"model.onnx.data .* has {size - 100} bytes, manifest.json says {size}"):
+        admit(repository, name, load)
+
+
+def test_changed_weights_of_the_same_length_are_refused(repository):
+    """A flipped byte is found by its digest."""
+    name = publish(repository)
+    weights = repository.folder / name / "model.onnx.data"
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 0xFF
+    weights.write_bytes(data)
+    with pytest.raises(DigestError, match=r"model\.onnx\.data"):
+        admit(repository, name, load)
+
+
+def test_a_model_that_is_not_the_probes_is_refused(repository):
+    """Numbers that differ from torch's do not get served."""
+    name = publish(repository, probe_of=TinyModel.draw(seed=5))
+    with pytest.raises(ProbeMismatch):
+        admit(repository, name, load)
+
+
+def test_an_engine_that_deletes_dropout_is_refused(repository):
+    """What onnxruntime does by default to a literal graph would be caught."""
+    name = publish(repository)
+
+    class Dead(Engine):
+        def run_passes(self, features, masks=None):
+            ones = {key: mask * 0 + 1 for key, mask in (masks or self.masks).items()}
+            return super().run_passes(features, ones)
+
+    def load_dead(version):
+        return Dead(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+
+    with pytest.raises(DropoutDead):
+        admit(repository, name, load_dead)
+
+
+class Wrong(Engine):
+    """Compiles another model's head in."""
+
+    def __init__(self, version, options, other):
+        super().__init__(version, options)
+        self._thinned = Engine(other, options)._thinned
+
+
+@pytest.mark.parametrize("max_batch_images", [8, 32])
+def test_a_compiled_head_that_computes_something_else_is_refused(repository, max_batch_images):
+    """The probe's masks go the dense way, and so do few images: what requests get is compared as well."""
+    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=max_batch_images)
+    other = repository.open(publish(repository, seed=3))
+    name = publish(repository)
+    assert admit(repository, name, lambda version: Engine(version, options)).engine.version == name
+    with pytest.raises(ProbeMismatch, match=r"between masks compiled in and the same masks given.*LABELNEXT_MASKS"):
+        admit(repository, name, lambda version: Wrong(version, options, other))
+
+
+def test_fresh_masks_leave_nothing_compiled_to_compare(repository):
+    """The version is proven under the probe's masks alone."""
+    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, masks=MaskPolicy.FRESH)
+    assert admit(repository, publish(repository), lambda version: Engine(version, options)).engine.masks is None
+
+
+IMAGES, _ = coloured_images(np.random.default_rng(0), 16)
+
+
+def load_int8(version):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, precision=Precision.INT8))
+
+
+def test_a_trunk_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository, monkeypatch, caplog):
+    """A real one: its features are not those of fp32, its ranks are."""
+    fix_names(monkeypatch)
+    network = lively_network(1)
+    name = publish_small(repository, network, IMAGES, int8_of=network).name
+    caplog.clear()
+    admitted = admit(repository, name, load_int8)
+    assert admitted.engine.precision == "int8"
+    assert admitted.proof.largest_difference > 1e-3
+    assert admitted.proof.rank_correlation > 0.98
+    assert not caplog.records
+
+
+def test_a_trunk_in_8_bit_integers_that_ranks_otherwise_is_served_in_fp32(repository, caplog):
+    """Of another network, say; the version is as good as without it, and the log says what happened."""
+    name = publish_small(repository, lively_network(0), IMAGES, int8_of=lively_network(1)).name
+    caplog.clear()
+    admitted = admit(repository, name, load_int8)
+    assert (admitted.engine.version, admitted.engine.precision) == (name, "fp32")
+    assert admitted.proof.largest_difference < 1e-4
+    (record,) = caplog.records
+    assert (record.levelname, record.message, record.model_version) == ("WARNING", "served in fp32", name)
+    assert "ranks the probe's images with a correlation of" in record.reason
+
+
+def test_a_reduced_trunk_excuses_no_fault_of_the_head(repository):
+    """What fp32 would not mend is refused at once."""
+    name = publish(repository, probe_of=TinyModel.draw(seed=5), int8_of=TinyModel.draw())
+    with pytest.raises(ProbeMismatch):
+        admit(repository, name, load_int8)
+
+
+def garbage(path):
+    path.write_bytes(b"no graph")
+
+
+def weights_elsewhere(path):
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="elsewhere", size_threshold=0)
+
+
+def of_another_shape(path):
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("Concat", ["features", "features"], ["twice"], axis=1))
+    model.graph.output[0].name = "twice"
+    onnx.save_model(model, path)
+
+
+@pytest.mark.parametrize("spoil", [garbage, weights_elsewhere, of_another_shape])
+def test_a_trunk_in_8_bit_integers_that_cannot_be_used_is_served_in_fp32(repository, caplog, spoil):
+    """Even if its digest says that it was published so: without it the version is sound."""
+    name = publish(repository, int8_of=TinyModel.draw())
+    spoil(repository.folder / name / INT8_TRUNK_FILE)
+    sign_again(repository, name)
+    caplog.clear()
+    assert admit(repository, name, load_int8).engine.precision == "fp32"
+    assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", "served in fp32")]
+
+
+def test_a_damaged_trunk_in_8_bit_integers_is_refused_by_its_digest(repository):
+    """Whether or not this server would use it."""
+    name = publish(repository, int8_of=TinyModel.draw())
+    path = repository.folder / name / INT8_TRUNK_FILE
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(DigestError, match=r"trunk\.int8\.onnx"):
+        admit(repository, name, load)
+
+
+def test_a_missing_probe_is_refused(repository):
+    """Nothing is served on trust."""
+    name = publish(repository)
+    (repository.folder / name / PROBE_FILE).unlink()
+    with pytest.raises(DigestError, match=r"probe\.npz"):
+        admit(repository, name, load)

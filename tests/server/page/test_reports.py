@@ -1,0 +1,292 @@
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from urllib.parse import quote, urljoin
+
+import pytest
+
+from contract.errors import DigestError
+from contract.versions.manifest import FileDigest
+from contract.versions.repository import digest_file
+from server.page import reports
+from server.page.reports import ReportFile, has_report, read_report
+from tests.server.tiny_model import publish
+
+PAGE = "<!doctype html><title>Käfer</title>".encode()
+REPORT = {
+    "index.html": PAGE,
+    "figures.json": b'{"ece": 0.1}',
+    "classes.csv": b"class,f1\nant,0.5\n",
+    "x.svg": b"<svg/>",
+}
+
+STRANGERS = [
+    "20260102T030405678Z-0a1b2c",
+    "",
+    ".",
+    "..",
+    "CURRENT",
+    "../default",
+    "/",
+    "v\0",
+    "\udcff",
+    "a" * 5000,
+]
+HOSTILE = [
+    "..",
+    "../manifest.json",
+    "../model.onnx",
+    "../report/index.html",
+    "./index.html",
+    "index.html/",
+    "/index.html",
+    "/etc/passwd",
+    "..\\manifest.json",
+    "%2e%2e%2fmanifest.json",
+    "index.html\0",
+    "index.html\0.png",
+    "INDEX.HTML",
+    "missing.html",
+    "",
+    ".",
+    "a" * 5000,
+    "\udcff",
+    "C:\\index.html",
+]
+
+
+def encode_all(name):
+    return "".join(f"%{byte:02x}" for byte in name)
+
+
+@pytest.fixture
+def version(repository):
+    return publish(repository, report=REPORT)
+
+
+@pytest.fixture
+def folder(repository, version):
+    return repository.folder / version / "report"
+
+
+@pytest.fixture
+def client(start_app, version):
+    return start_app().test_client()
+
+
+def describe_anew(folder, name, digest=None):
+    """Have the manifest list what lies there now, as somebody can who writes to the repository."""
+    path = folder.parent / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][f"report/{name}"] = dataclasses.asdict(digest or digest_file(folder / name))
+    path.write_text(json.dumps(manifest))
+
+
+class TestReading:
+    def test_files_are_read_as_they_were_published(self, repository, version):
+        """Whole, and each with the type that a browser needs; a type that is not known is one to save."""
+        found = {name: read_report(repository, version, name) for name in REPORT}
+        assert found == {
+            "index.html": ReportFile(PAGE, "text/html; charset=utf-8"),
+            "figures.json": ReportFile(REPORT["figures.json"], "application/json"),
+            "classes.csv": ReportFile(REPORT["classes.csv"], "text/csv; charset=utf-8"),
+            "x.svg": ReportFile(b"<svg/>", "application/octet-stream"),
+        }
+
+    def test_versions_know_whether_they_have_one(self, repository, version):
+        """It takes a page; those that were published before there were reports have none."""
+        assert has_report(repository.open(version).manifest)
+        assert not has_report(repository.open(publish(repository)).manifest)
+        assert not has_report(repository.open(publish(repository, report={"figures.json": b"{}"})).manifest)
+
+    def test_the_report_of_a_version_that_was_removed_is_read_as_ever(self, repository, version):
+        """It is small, and the curve leads to it."""
+        before = {name: read_report(repository, version, name) for name in REPORT}
+        publish(repository)
+        repository.retire(version)
+        assert {name: read_report(repository, version, name) for name in REPORT} == before
+
+    def test_what_the_manifest_does_not_list_is_not_there(self, repository, version, caplog):
+        """Names are looked up before they are joined to a path; whoever tries them cannot fill the log."""
+        found = {name: read_report(repository, version, name) for name in HOSTILE}
+        assert found == dict.fromkeys(HOSTILE)
+        assert caplog.records == []
+
+    def test_an_unknown_version_has_no_report(self, repository, version, caplog):
+        """Neither does what is no version's name; whoever tries them cannot fill the log."""
+        found = {name: read_report(repository, name, "index.html") for name in STRANGERS}
+        assert found == dict.fromkeys(STRANGERS)
+        assert caplog.records == []
+
+    def test_a_file_that_nobody_published_is_not_there(self, repository, version, folder):
+        """However it came to lie beside the others."""
+        (folder / "added.html").write_bytes(b"<p>added</p>")
+        assert read_report(repository, version, "added.html") is None
+
+    @pytest.mark.parametrize(
+        "content", [PAGE.swapcase(), PAGE[:-1], PAGE + b"x", b""], ids=["other", "cut", "longer", "empty"]
+    )
+    def test_a_file_that_was_changed_is_not_sent(self, repository, version, folder, content, caplog):
+        """The log says which version's it is."""
+        (folder / "index.html").write_bytes(content)
+        assert read_report(repository, version, "index.html") is None
+        assert version in caplog.text
+        assert "publish again" in caplog.text
+
+    def test_a_file_that_grew_after_its_size_was_checked_is_not_sent(self, repository, version, monkeypatch, folder):
+        """Its beginning is not what was published."""
+        manifest = repository.open(version)
+        monkeypatch.setattr(repository, "open", lambda _: manifest)
+        (folder / "index.html").write_bytes(PAGE + b"x" * 2**20)
+        assert read_report(repository, version, "index.html") is None
+
+    def test_a_file_of_hundreds_of_megabytes_is_not_read(self, repository, version, folder, monkeypatch, caplog):
+        """The server answers with other things meanwhile."""
+        monkeypatch.setattr(reports, "_MOST_BYTES", len(PAGE) - 1)
+        assert read_report(repository, version, "index.html") is None
+        assert f"at most {len(PAGE) - 1} are sent" in caplog.text
+        assert read_report(repository, version, "figures.json") is not None
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[" * 100_000, '{"contract": 2}', '{"contract": ' + "9" * 5000 + "}"],
+        ids=["empty", "deep", "old", "huge-number"],
+    )
+    def test_a_manifest_that_cannot_be_read_vouches_for_nothing(self, repository, version, folder, text):
+        """It is not there, rather than an error."""
+        (folder.parent / "manifest.json").write_text(text)
+        assert read_report(repository, version, "index.html") is None
+
+
+class TestLinks:
+    """Manifests that list what links lead to: the digests fit, and still nothing from elsewhere is sent."""
+
+    @pytest.mark.parametrize("target", ["../manifest.json", "../model.onnx", "{outside}"])
+    def test_a_link_out_of_the_folder_is_not_followed(self, repository, version, folder, tmp_path, target):
+        """Neither to the version's other files nor to those of the machine."""
+        outside = tmp_path / "secret.html"
+        outside.write_text("secret")
+        (folder / "link.html").symlink_to(target.format(outside=outside))
+        describe_anew(folder, "link.html")
+        assert read_report(repository, version, "link.html") is None
+
+    def test_a_folder_that_is_a_link_is_not_followed(self, repository, version, folder, tmp_path):
+        """Not even to one with the same files."""
+        shutil.move(folder, tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+        assert read_report(repository, version, "index.html") is None
+
+    def test_a_link_within_the_report_is_not_followed_either(self, repository, version, folder):
+        """No trainer writes one; the version as a whole is refused for it."""
+        (folder / "page.html").symlink_to("index.html")
+        describe_anew(folder, "page.html")
+        assert read_report(repository, version, "page.html") is None
+        with pytest.raises(DigestError):
+            repository.open(version)
+
+    def test_a_repository_behind_a_link_is_as_good_as_any(self, repository, version, tmp_path):
+        """Where models lie is for whoever runs the server to say."""
+        shutil.move(repository.root, tmp_path / "elsewhere")
+        repository.root.symlink_to(tmp_path / "elsewhere")
+        assert read_report(repository, version, "index.html") is not None
+
+    def test_a_loop_of_links_ends(self, repository, version, folder):
+        """In no report."""
+        (folder / "loop.html").symlink_to("loop.html")
+        describe_anew(folder, "loop.html", FileDigest("0" * 64, 0))
+        assert read_report(repository, version, "loop.html") is None
+
+    def test_a_pipe_is_not_waited_for(self, repository, version, folder):
+        """Nobody may ever write to it."""
+        os.mkfifo(folder / "pipe.html")
+        describe_anew(folder, "pipe.html", FileDigest("0" * 64, 0))
+        assert read_report(repository, version, "pipe.html") is None
+
+
+class TestRoutes:
+    def test_a_report_is_a_page_of_its_own(self, client, version):
+        """Its files are beside it, by the names that links in it have."""
+        for file, content in (("", PAGE), *REPORT.items()):
+            reply = client.get(f"/report/{version}/{file}")
+            assert (reply.status_code, reply.data) == (200, content)
+        assert client.get(f"/report/{version}/").content_type == "text/html; charset=utf-8"
+        assert client.get(f"/report/{version}/figures.json").content_type == "application/json"
+        assert client.get(f"/report/{version}/classes.csv").content_type == "text/csv; charset=utf-8"
+
+    def test_browsers_are_told_what_it_may_do(self, client, version):
+        """Styles and images of its own, and nothing else: no script, no frame, no guessing of types."""
+        for file in ("", "figures.json"):
+            headers = client.get(f"/report/{version}/{file}").headers
+            policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+            assert policy == {
+                "default-src": "'none'",
+                "img-src": "data:",
+                "style-src": "'unsafe-inline'",
+                "base-uri": "'none'",
+                "form-action": "'none'",
+                "frame-ancestors": "'none'",
+            }
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Referrer-Policy"] == "no-referrer"
+            assert headers["Cache-Control"] == "private, max-age=86400"
+
+    def test_a_forgotten_slash_is_put_right(self, client, version):
+        """By an address that holds behind a proxy, too; else links in the page would lead beside it."""
+        reply = client.get(f"/report/{version}")
+        assert (reply.status_code, reply.headers["Location"]) == (308, f"{version}/")
+        assert client.get(urljoin(f"/report/{version}", reply.headers["Location"])).data == PAGE
+
+    @pytest.mark.parametrize("spell", [quote, encode_all], ids=["as-it-is", "encoded"])
+    def test_hostile_files_are_not_found(self, client, version, spell):
+        """Nothing outside the report ever leaves, however it is spelled; a slash too many leads back to the report."""
+        addresses = {name: f"/report/{version}/{spell(os.fsencode(name))}" for name in HOSTILE}
+        replies = {name: client.get(address, follow_redirects=True) for name, address in addresses.items()}
+        assert {replies.pop(name).data for name in ("", "/index.html")} == {PAGE}
+        assert {name: reply.status_code for name, reply in replies.items()} == dict.fromkeys(replies, 404)
+        for reply in replies.values():
+            assert set(reply.json) == {"error", "detail", "request_id"}
+            assert "Cache-Control" not in reply.headers
+
+    @pytest.mark.parametrize("end", ["", "/", "/index.html"])
+    def test_hostile_versions_are_not_found(self, client, end):
+        """And nobody is led to another host."""
+        for name in (*STRANGERS, "https:evil.example", "evil.example", "/evil.example", "//evil.example"):
+            address = f"http://localhost/report/{quote(os.fsencode(name), safe='')}{end}"
+            reply = client.get(address)
+            if reply.status_code == 308:
+                goal = urljoin(address, reply.headers["Location"])
+                assert goal.startswith("http://localhost/report/"), name
+                reply = client.get(goal)
+            assert reply.status_code == 404, name
+
+    def test_no_path_of_this_machine_is_told(self, client, repository, folder, version):
+        """A broken report is not found, as one that is not there; the log knows more."""
+        (folder / "index.html").unlink()
+        reply = client.get(f"/report/{version}/")
+        assert reply.status_code == 404
+        assert str(repository.root) not in reply.text
+
+    def test_only_reading_is_allowed(self, client, version):
+        """There is nothing to change here."""
+        assert client.head(f"/report/{version}/").status_code == 200
+        assert client.post(f"/report/{version}/").status_code == 405
+        assert client.delete(f"/report/{version}/index.html").status_code == 405
+
+    def test_reports_are_one_route_in_the_metrics(self, client, version):
+        """However many versions there are."""
+        for file in ("", "figures.json", "nothing"):
+            client.get(f"/report/{version}/{file}")
+        text = client.get("/metrics").text
+        assert 'labelnext_http_requests_total{route="/report/<version>/",status="200"} 1.0' in text
+        assert 'labelnext_http_requests_total{route="/report/<version>/<file>",status="404"} 1.0' in text
+        assert version not in "".join(line for line in text.splitlines() if "_requests_total{" in line)
+
+    def test_an_older_version_keeps_its_report(self, client, version, repository, caplog):
+        """What is in use does not matter."""
+        caplog.set_level(logging.WARNING)
+        newer = publish(repository, report={"index.html": b"newer"})
+        assert client.get(f"/report/{version}/").data == PAGE
+        assert client.get(f"/report/{newer}/").data == b"newer"
+        assert caplog.records == []

@@ -1,0 +1,505 @@
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from contract.scores.ranking import RANKINGS_FOLDER, RankedImage, Ranking, save_ranking
+from contract.versions.repository import MODEL_FILE, PROBE_FILE, Repository
+from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
+from server.page.view import HEADERS, Page, show_ago
+from tests.server.page.test_metrics import METRICS, TRAINING, make_manifest
+
+NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
+STUDIO = "https://studio.example.org"
+HOSTILE = "<script>alert('1')</script>\"onerror=x '&amp; \u202e"
+NOWHERE = Page(Repository(Path("/nowhere")), label_studio_url=None)
+VOID = {"meta", "link", "img"}
+
+
+class Document(HTMLParser):
+    """A page as a browser sees it: elements with their attributes, and the text of each."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(html.decode())
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        element = SimpleNamespace(tag=tag, attrs=dict(attrs), text="")
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append(SimpleNamespace(tag=tag, attrs=dict(attrs), text=""))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element.text += data
+
+    def find(self, tag, **attrs):
+        return [e for e in self.elements if e.tag == tag and attrs.items() <= e.attrs.items()]
+
+    @property
+    def text(self):
+        (body,) = self.find("body")
+        return re.sub(r"\s+", " ", body.text)
+
+    @property
+    def headings(self):
+        return [re.sub(r"\s+", " ", e.text).strip() for e in self.elements if e.tag in ("h1", "h2", "h3")]
+
+
+@pytest.fixture
+def page(repository):
+    return Page(repository, label_studio_url=STUDIO)
+
+
+def show(page, *, manifest=None, up=True, detail=None):
+    serving = manifest and SimpleNamespace(manifest=manifest, passes=20, provider="cpu", precision="int8")
+    return Document(page.render(up=up, detail=detail, serving=serving, now=NOW))
+
+
+def publish(repository, *, metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat"), at=NOW, report=()):
+    """Publish a version of which only the manifest is what it would be."""
+    with repository.stage(at) as staged:
+        for name in (MODEL_FILE, PROBE_FILE):
+            (staged.path / name).write_bytes(b"")
+        for name in report:
+            (staged.path / "report").mkdir(exist_ok=True)
+            (staged.path / "report" / name).write_bytes(b"")
+        manifest = make_manifest(metrics, training, labels)
+        described = dataclasses.replace(manifest, version=staged.version, created_at=at.isoformat(timespec="seconds"))
+        return staged.publish(described).manifest
+
+
+def thumbnail():
+    file = io.BytesIO()
+    Image.new("RGB", (16, 12), "teal").save(file, "JPEG")
+    return file.getvalue()
+
+
+def make_image(task=7, **fields):
+    known = {"label": "ant", "probability": 0.625, "bald": 0.25, "score": 0.125, "reason": "the passes disagree"}
+    return RankedImage(task=task, **{**known, "thumbnail": thumbnail(), **fields})
+
+
+def make_ranking(version, **fields):
+    known = {
+        "name": version or "cold-start-default",
+        "version": version,
+        "project": 3,
+        "title": "Beetles",
+        "created_at": (NOW - timedelta(hours=3)).isoformat(),
+        "strategy": "balanced-bald",
+        "tasks": 12850,
+        "audit": 1285,
+        "near_duplicates": 412,
+        "failed": 5,
+        "mean_bald": 0.21,
+        "first": (make_image(6, label=None, probability=None, reason="random sample, for measuring"), make_image(5)),
+        "most_uncertain": (make_image(7), make_image(8)),
+        "most_confident": (make_image(9, probability=0.99),),
+    }
+    return Ranking(**{**known, **fields})
+
+
+class TestVersion:
+    def test_it_says_what_is_in_use_and_how_good_it_is(self, page, repository):
+        """What somebody asks who comes by: which version, since when, on how many labels, and what next."""
+        manifest = publish(repository, at=NOW - timedelta(hours=3))
+        document = show(page, manifest=manifest)
+        for text in (manifest.version, "3 hours ago", "2026-11-23 11:30 UTC", "0.71", "0.62 to 0.79", "150"):
+            assert text in document.text
+        for text in ("20", "cpu, int8", "64 random images", "label about 120 more", "Serving"):
+            assert text in document.text
+        assert document.headings[:4] == ["Labelnext", "Version in use", "Macro-F1 over labels", "Classes"]
+
+    def test_each_class_has_its_f1_and_its_labels(self, page, repository):
+        """The weakest first: that is where labels are wanted."""
+        (table,) = [t for t in show(page, manifest=publish(repository)).find("table") if "Class" in t.text]
+        assert table.text.split()[-9:-1] == ["ant", "100", "0.50", "cat", "50", "1.00", "bee", "0"]
+
+    def test_a_thousand_classes_are_folded_up(self, page, repository):
+        """The ten weakest and the ten strongest are seen at once, the others on demand."""
+        labels = tuple(f"species {i}" for i in range(1000))
+        metrics = {**METRICS, "f1": [i / 1000 for i in range(1000)]}
+        document = show(page, manifest=publish(repository, metrics=metrics, labels=labels))
+        weakest, strongest, others = [t for t in document.find("table") if "Class" in t.text]
+        assert [t.text.count("species") for t in (weakest, strongest, others)] == [10, 10, 980]
+        assert "species 999" in strongest.text
+        assert any("980 more classes" in details.text for details in document.find("details"))
+
+    def test_versions_are_on_a_curve_and_in_a_table(self, page, repository):
+        """Those that say how good they are, up to the last twenty; the one in use stands out."""
+        for i in range(25):
+            metrics = {**METRICS, "macro_f1": i / 50, "macro_f1_interval": [0, 1]}
+            manifest = publish(repository, metrics=metrics, training={**TRAINING, "images": 10 * i}, at=NOW)
+        publish(repository, metrics={})
+        document = show(page, manifest=manifest)
+        assert len(document.find("circle")) == 19
+        assert len(document.find("circle", **{"class": "in-use"})) == 1
+        assert len(document.find("line", **{"class": "interval"})) == 19
+        (table,) = [t for t in document.find("table") if "Published" in t.text]
+        assert table.text.index(manifest.version) < table.text.index("0.12")
+
+    def test_no_line_joins_versions_that_were_measured_on_other_images(self, page, repository):
+        """.51, .79 and .55 on 20, 30 and 41 images are no rise and no fall, and the page says so."""
+        for macro_f1, images in ((0.51, 20), (0.79, 30), (0.55, 41)):
+            metrics = {**METRICS, "macro_f1": macro_f1, "macro_f1_interval": [0, 1], "images": images}
+            manifest = publish(repository, metrics=metrics)
+        document = show(page, manifest=manifest)
+        assert len(document.find("circle")) == 3
+        assert document.find("line", **{"class": "curve"}) == []
+        assert "Each was measured on other images, so no line joins them" in document.text
+        (table,) = [t for t in document.find("table") if "Published" in t.text]
+        assert all(f"{images} random images" in table.text for images in (20, 30, 41))
+
+    def test_a_line_joins_versions_that_were_measured_on_the_same_images(self, page, repository):
+        """What they came to there is drawn; the others stand apart, with what they came to elsewhere."""
+        apart, *joined = (publish(repository, metrics={**METRICS, "macro_f1": 0.7}) for _ in range(4))
+        marks = [
+            {"version": each.version, "labels": 150, "macro_f1": macro_f1, "low": 0.1, "high": 0.9}
+            for each, macro_f1 in zip(joined, (0.41, 0.52, 0.63), strict=True)
+        ]
+        training = {**TRAINING, "curve": {"images": 41, "versions": marks}}
+        publish(repository, training=training)
+        document = show(page, manifest=joined[1])
+        assert len(document.find("line", **{"class": "curve"})) == 2
+        assert len(document.find("line", **{"class": "interval apart"})) == 2
+        assert {c.attrs["class"] for c in document.find("circle")} == {"point apart", "point", "in-use"}
+        assert "joins versions that were measured on the same 41 random images; the grey points" in document.text
+        (table,) = [t for t in document.find("table") if "Published" in t.text]
+        for text in ("0.41", "0.52", "0.63", "0.10 to 0.90", "the same 41 random images", "64 random images"):
+            assert text in table.text
+        (row,) = (row.text for row in document.find("tr") if apart.version in row.text)
+        assert "0.70" in row
+        assert "same" not in row
+
+    def test_versions_that_have_a_report_lead_to_it(self, page, repository):
+        """From the version in use and from the table; relative, so that a proxy may put a path in front."""
+        earlier = publish(repository, at=NOW - timedelta(days=3), report=["index.html"])
+        publish(repository, at=NOW - timedelta(days=2))
+        publish(repository, at=NOW - timedelta(days=1), report=["figures.json"])
+        latest = publish(repository, report=["index.html", "classes.csv"])
+        links = show(page, manifest=latest).find("a")
+        addresses = [link.attrs["href"] for link in links]
+        assert addresses == [f"report/{manifest.version}/" for manifest in (latest, latest, earlier)]
+        assert [link.text for link in links] == ["Report of this version", latest.version, earlier.version]
+
+    def test_a_version_without_a_report_leads_nowhere(self, page, repository):
+        """As those that were published before there were reports."""
+        document = show(page, manifest=publish(repository))
+        assert document.find("a") == []
+        assert not any("report" in caption.text for caption in document.find("caption"))
+
+    def test_versions_are_read_once(self, page, repository):
+        """They never change, and twenty manifests of many classes are megabytes."""
+        manifest = publish(repository)
+        show(page, manifest=manifest)
+        (repository.folder / manifest.version / "manifest.json").write_text("now unreadable")
+        assert len(show(page, manifest=manifest).find("circle")) == 1
+
+
+class TestStates:
+    def test_before_the_first_version_it_says_what_to_run(self, page):
+        """The page is where somebody looks who has just started the server."""
+        document = show(page, detail="no version has been published in models/default yet; run `python -m trainer run`")
+        assert "Waiting for a version" in document.text
+        assert {"python -m trainer run", "python -m trainer run --project ID"} <= {
+            e.text for e in document.find("code")
+        }
+        assert "Version in use" not in document.headings
+
+    def test_a_refused_first_version_is_not_told_to_begin(self, page, repository):
+        """Something has been trained; why it is not in use is what matters."""
+        publish(repository)
+        document = show(page, detail="version x was refused: dropout is dead")
+        assert "dropout is dead" in document.text
+        assert not any("Nothing" in heading for heading in document.headings)
+
+    def test_a_refused_version_is_told_beside_the_one_in_use(self, page, repository):
+        """Both matter: what is served, and that it is not what was published."""
+        document = show(page, manifest=publish(repository), detail="version x was refused: dropout is dead")
+        (notice,) = document.find("p", **{"class": "notice attention"})
+        assert "was refused" in notice.text
+        assert "Version in use" in document.headings
+
+    def test_a_server_that_cannot_score_says_so(self, page, repository):
+        """At the top, and with the reason."""
+        document = show(page, manifest=publish(repository), up=False, detail="the batcher has ended")
+        (state,) = document.find("p", **{"class": "state down"})
+        assert state.text.strip() == "Cannot score"
+        assert "the batcher has ended" in document.text
+
+    def test_a_version_that_was_not_ranked_by_says_what_to_run(self, page, repository):
+        """Else Label Studio goes on showing the order of the last one."""
+        save_ranking(repository, make_ranking("20260101T000000000Z-0a1b2c", title="Moths"))
+        document = show(page, manifest=publish(repository))
+        assert "python -m trainer rank --project ID" in document.text
+        assert {"Not ranked yet", "Ranked by another version"} <= set(document.headings)
+        assert "Moths" in document.text
+
+    def test_a_request_to_train_is_shown_until_it_is_answered(self, page, repository):
+        """Whoever pressed Start Training sees that it arrived, and what answers it."""
+        leave_request(repository, 3)
+        document = show(page)
+        assert "A training of project 3 was asked for" in document.text
+        assert "python -m trainer watch" in document.text
+
+
+class TestRankings:
+    def test_a_ranking_is_shown_with_its_figures_and_images(self, page, repository):
+        """What was done for which project, when and how, and what came of it."""
+        manifest = publish(repository)
+        save_ranking(repository, make_ranking(manifest.version))
+        document = show(page, manifest=manifest)
+        for text in ("Project 3", "3 hours ago", "balanced-bald", "12,850 tasks", "1,285", "412", "0.210"):
+            assert text in document.text
+        for text in ("62%", "the passes disagree", "score 0.125", "BALD 0.250", "task 7", "99%"):
+            assert text in document.text
+        assert document.headings[-4:] == ["Beetles", "Next to be labelled", "Most uncertain", "Most confident"]
+        images = document.find("img")
+        assert [image.attrs["alt"] for image in images] == [f"Task {task}" for task in (6, 5, 7, 8, 9)]
+        head, _, data = images[0].attrs["src"].partition(",")
+        assert (head, base64.b64decode(data)) == ("data:image/jpeg;base64", thumbnail())
+
+    def test_images_and_projects_lead_to_label_studio(self, page, repository):
+        """To the task in the project's Data Manager."""
+        manifest = publish(repository)
+        save_ranking(repository, make_ranking(manifest.version))
+        links = [link.attrs["href"] for link in show(page, manifest=manifest).find("a")]
+        tasks = [f"{STUDIO}/projects/3/data?task={task}" for task in (6, 5, 7, 8, 9)]
+        assert links == [f"{STUDIO}/projects/3/data", *tasks]
+
+    def test_without_an_address_there_are_no_links(self, repository):
+        """Nobody is led to a place that is not there."""
+        manifest = publish(repository)
+        save_ranking(repository, make_ranking(manifest.version))
+        leave_request(repository, 3)
+        document = show(Page(repository, label_studio_url=None), manifest=manifest)
+        assert document.find("a") == []
+        assert len(document.find("img")) == 5
+
+    def test_a_cold_start_is_shown_before_the_first_version(self, page, repository):
+        """Images in an order, with nothing predicted yet."""
+        nothing = {"label": None, "probability": None, "bald": None}
+        images = {"first": (make_image(**nothing),), "most_uncertain": (), "most_confident": ()}
+        save_ranking(repository, make_ranking(None, mean_bald=None, **images))
+        document = show(page)
+        assert {"Beetles", "Next to be labelled"} <= set(document.headings)
+        assert not {"Most uncertain", "Most confident"} & set(document.headings)
+        assert not re.search(r"\d%", document.text)
+        assert "BALD 0" not in document.text
+
+    def test_what_is_no_jpeg_is_not_shown(self, page, repository):
+        """The image's figures are, though."""
+        manifest = publish(repository)
+        fakes = (make_image(7, thumbnail=b""), make_image(8, thumbnail=b"<svg onload=alert(1)>"))
+        save_ranking(repository, make_ranking(manifest.version, first=(), most_uncertain=fakes))
+        document = show(page, manifest=manifest)
+        assert len(document.find("img")) == 1
+        assert document.text.count("no preview") == 2
+
+    def test_a_gallery_ends_somewhere(self, page, repository):
+        """A record of thousands of images makes no page of megabytes."""
+        manifest = publish(repository)
+        many = tuple(make_image(i) for i in range(500))
+        galleries = dict.fromkeys(("first", "most_uncertain", "most_confident"), many)
+        save_ranking(repository, make_ranking(manifest.version, **galleries))
+        assert len(show(page, manifest=manifest).find("img")) == 72
+
+
+class TestHostileContent:
+    def test_text_of_people_is_never_markup(self, page, repository):
+        """Labels, titles, reasons, names and advice come out as the text that they are."""
+        training = {**TRAINING, "images_by_class": {HOSTILE: 3}, "advice": {"sentence": HOSTILE}}
+        manifest = publish(repository, labels=(HOSTILE, "bee", "cat"), training=training)
+        image = make_image(label=HOSTILE, reason=HOSTILE)
+        texts = {"title": HOSTILE, "strategy": HOSTILE, "name": HOSTILE, "created_at": HOSTILE}
+        save_ranking(repository, make_ranking(manifest.version, first=(image,), most_uncertain=(image,), **texts))
+        save_ranking(repository, make_ranking("another", project=4, most_uncertain=(image,), **texts))
+        document = show(page, manifest=dataclasses.replace(manifest, created_at=HOSTILE), detail=HOSTILE)
+        assert document.find("script") == []
+        assert not any(name.startswith("on") for e in document.elements for name in e.attrs)
+        assert document.text.count("<script>") >= 11
+
+    def test_a_label_that_writes_from_right_to_left_turns_only_itself(self, page, repository):
+        """Each stands in an element that isolates its direction."""
+        manifest = publish(repository, labels=("\u202eant", "bee", "cat"))
+        assert any(e.text == "\u202eant" for e in show(page, manifest=manifest).find("bdi"))
+
+    def test_half_a_character_is_replaced(self, page, repository):
+        """JSON may hold one; UTF-8 may not."""
+        assert "ant?" in show(page, manifest=make_manifest(labels=("ant\ud800", "bee", "cat"))).text
+
+    def test_long_texts_are_cut(self, page, repository):
+        """A label of a megabyte is shown as one of some hundred characters."""
+        manifest = publish(repository, labels=("a" * 10**6, "bee", "cat"))
+        assert len(page.render(up=True, detail="x" * 10**6, serving=None, now=NOW)) < 50_000
+        assert len(show(page, manifest=manifest).text) < 5_000
+
+    @pytest.mark.parametrize(
+        "value", [math.nan, math.inf, -1, 10**400, "0.5", None, [], {"a": []}], ids=lambda value: f"{value!r:.9}"
+    )
+    def test_strange_figures_are_left_out(self, page, repository, value):
+        """The page is there without them, with no NaN on it."""
+        metrics, training = dict.fromkeys(METRICS, value), dict.fromkeys(TRAINING, value)
+        document = show(page, manifest=publish(repository, metrics=metrics, training=training))
+        assert "Version in use" in document.headings
+        assert not re.search(r"\b(nan|inf|None)\b", document.text, re.IGNORECASE)
+
+    def test_versions_that_were_removed_stay_on_the_curve_and_keep_their_reports(self, page, repository):
+        """What is removed is what takes room."""
+        for day in range(3):
+            publish(repository, at=NOW + timedelta(days=day), report=["index.html"])
+        before = show(page)
+        for name in repository.versions()[:2]:
+            repository.retire(name)
+        after = show(Page(repository, label_studio_url=STUDIO))
+        assert len(repository.versions()) == 1
+        assert len(before.find("circle")) == 3
+        assert [e.attrs for e in after.find("circle")] == [e.attrs for e in before.find("circle")]
+        assert [e.attrs for e in after.find("a")] == [e.attrs for e in before.find("a")]
+        assert after.text == before.text
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{",
+            "[]",
+            "[" * 100_000,
+            '{"contract": 2}',
+            '{"contract": ' + "9" * 5000 + "}",
+            "\ud800",
+        ],
+        ids=["empty", "cut", "list", "deep", "old", "huge-number", "not-utf-8"],
+    )
+    def test_a_version_that_cannot_be_read_is_off_the_curve(self, page, repository, text):
+        """The others stay on it."""
+        broken, manifest = publish(repository), publish(repository)
+        path = repository.folder / broken.version / "manifest.json"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        assert len(show(page, manifest=manifest).find("circle")) == 1
+
+    @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Ranking)])
+    def test_a_record_that_is_none_costs_only_itself(self, page, repository, name):
+        """Other projects' rankings are still shown."""
+        manifest = publish(repository)
+        save_ranking(repository, make_ranking(manifest.version, project=4, title="Moths"))
+        save_ranking(repository, make_ranking(manifest.version))
+        path = repository.folder / RANKINGS_FOLDER / "3.json"
+        record = json.loads(path.read_text())
+        for value in (None, "x", -1, True, [], {}, [3], math.nan, math.inf):
+            path.write_text(json.dumps({**record, name: value}))
+            assert "Moths" in show(page, manifest=manifest).headings
+
+    @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RankedImage)])
+    def test_an_image_with_a_strange_figure_is_no_reason_to_fail(self, page, repository, name):
+        """However large, small or absent it is."""
+        manifest = publish(repository)
+        save_ranking(repository, make_ranking(manifest.version))
+        path = repository.folder / RANKINGS_FOLDER / "3.json"
+        record = json.loads(path.read_text())
+        for value in (None, "x", -1, 10**300, 10**400, 1e308, -1e308, [], math.nan):
+            image = {**record["most_uncertain"][0], name: value}
+            path.write_text(json.dumps({**record, "most_uncertain": [image]}))
+            assert "Version in use" in show(page, manifest=manifest).headings
+
+    @pytest.mark.parametrize("folder", [f"default/{RANKINGS_FOLDER}", REQUESTS_FOLDER])
+    @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "null", "\0"], ids=["deep", "huge", "null", "binary"])
+    def test_files_that_somebody_else_put_there_are_no_reason_to_fail(self, page, repository, folder, text):
+        """Among the rankings, and among the requests to train."""
+        manifest = publish(repository)
+        (repository.root / folder).mkdir()
+        (repository.root / folder / "default.3.json").write_text(text)
+        assert "Version in use" in show(page, manifest=manifest).headings
+
+    def test_folders_that_are_files_are_no_reason_to_fail(self, page, repository):
+        """Whatever lies where the rankings and requests would be."""
+        manifest = publish(repository)
+        for path in (repository.folder / RANKINGS_FOLDER, repository.root / REQUESTS_FOLDER):
+            path.write_text("not a folder")
+        assert "Version in use" in show(page, manifest=manifest).headings
+
+
+class TestMarkup:
+    @pytest.fixture
+    def document(self, page, repository):
+        manifest = publish(repository)
+        save_ranking(repository, make_ranking(manifest.version))
+        return show(page, manifest=manifest)
+
+    def test_it_needs_no_script_and_nothing_from_elsewhere(self, document):
+        """The policy allows only what is in the page: its one stylesheet, by digest, and images in data: URIs."""
+        policy = HEADERS["Content-Security-Policy"]
+        (style,) = document.find("style")
+        digest = base64.b64encode(hashlib.sha256(style.text.encode()).digest()).decode()
+        assert f"style-src 'sha256-{digest}'" in policy
+        assert policy.startswith("default-src 'none'; img-src data:;")
+        assert not any("style" in element.attrs for element in document.elements)
+        addresses = [e.attrs.get("src") or e.attrs["href"] for e in document.elements if e.tag in ("img", "link")]
+        assert all(address.startswith("data:image/") for address in addresses)
+        assert "url(" not in style.text
+        assert "@import" not in style.text
+
+    def test_it_can_be_read_on_a_phone_and_by_a_screen_reader(self, document):
+        """A viewport, a language, one main heading, and headings, tables and pictures that have names."""
+        assert document.find("meta", name="viewport", content="width=device-width, initial-scale=1")
+        assert document.find("html", lang="en")
+        levels = [int(e.tag[1]) for e in document.elements if re.fullmatch("h[1-6]", e.tag)]
+        assert levels.count(1) == 1
+        assert all(below - above <= 1 for above, below in pairwise(levels))
+        assert all(image.attrs.get("alt") for image in document.find("img"))
+        ids = [e.attrs["id"] for e in document.elements if "id" in e.attrs]
+        assert len(ids) == len(set(ids))
+        named = [e for e in document.elements if "aria-labelledby" in e.attrs]
+        assert {e.attrs["aria-labelledby"] for e in named} <= set(ids)
+        assert all(e.attrs.get("scope") in ("col", "row") for e in document.find("th"))
+        assert all("aria-hidden" in e.attrs or e.attrs.get("role") == "img" for e in document.find("svg"))
+
+    def test_it_begins_with_its_type(self, page):
+        """Else browsers lay it out as pages were laid out last century."""
+        assert page.render(up=True, detail=None, serving=None, now=NOW).startswith(b"<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "just now"),
+        (59, "just now"),
+        (60, "1 minute ago"),
+        (3599, "59 minutes ago"),
+        (3600, "1 hour ago"),
+        (86_399, "23 hours ago"),
+        (86_400, "1 day ago"),
+        (86_400 * 1000, "1,000 days ago"),
+    ],
+)
+def test_times_are_told_in_words(seconds, text):
+    """In the largest unit that there is one of; clocks that differ by a little do no harm."""
+    assert show_ago(NOW - timedelta(seconds=seconds), NOW) == text
+
+
+@given(st.text(max_size=40) | st.datetimes().map(datetime.isoformat))
+def test_any_time_can_be_shown(text):
+    """One that is none is shown as it is; one at the end of the calendar is no exception."""
+    assert "Version in use" in show(NOWHERE, manifest=dataclasses.replace(make_manifest(), created_at=text)).headings

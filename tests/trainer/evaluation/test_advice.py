@@ -1,0 +1,203 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import curve_fit
+
+from trainer.evaluation.advice import FLAT, LEAST_KAPPA, LearningCurve, Measured, advise
+
+LN_4 = math.log(4)
+
+
+def measured(labels, macro_f1, *, bald=0.02, kappa=0.97, images=64, half=0.05):
+    return Measured(labels, images, macro_f1, macro_f1 - half, macro_f1 + half, bald, kappa)
+
+
+def say(versions, **arguments):
+    return advise(versions, **{"images": 64, "greatest_bald": LN_4, **arguments})
+
+
+SETTLED = [measured(1600, 0.82), measured(1800, 0.83), measured(2000, 0.83)]
+LEARNING = [measured(100, 0.50), measured(200, 0.64), measured(300, 0.71)]
+
+
+def test_stops_when_everything_has_settled():
+    """The sentence gives the figure, its interval, its standing, the agreement and what more would gain."""
+    advice = say(SETTLED)
+    assert advice.stop
+    assert advice.sentence == (
+        "stop: macro-F1 is 0.83 (0.78 to 0.88) and has stood there for 3 versions, which agree on their predictions "
+        "(kappa 0.97); 500 more labels would gain less than 0.01"
+    )
+    assert advice.labels == 500
+    assert 0 <= advice.gain < FLAT
+
+
+@pytest.mark.parametrize(
+    ("versions", "reason"),
+    [
+        ([*SETTLED[:2], replace(SETTLED[2], kappa=0.81)], "disagree on their predictions (kappa 0.81, not 0.95)"),
+        ([SETTLED[0], replace(SETTLED[1], kappa=0.94), SETTLED[2]], "disagree on their predictions (kappa 0.94"),
+        ([*SETTLED[:2], replace(SETTLED[2], kappa=None)], "could not be compared"),
+        (
+            [replace(each, mean_bald=bald) for each, bald in zip(SETTLED, (0.41, 0.35, 0.30), strict=True)],
+            "uncertainty is still falling (mean BALD from 0.410 to 0.300 nats)",
+        ),
+        ([replace(SETTLED[0], macro_f1=0.95), *SETTLED[1:]], "it has moved between 0.83 and 0.95"),
+    ],
+)
+def test_one_sign_alone_stops_nothing(versions, reason):
+    """Flat macro-F1 with anything that speaks against it goes on, and says what that is."""
+    advice = say(versions)
+    assert not advice.stop
+    assert advice.sentence.startswith("go on: 500 more labels promise less than 0.01 macro-F1 (now 0.83")
+    assert reason in advice.sentence
+
+
+def test_uncertainty_that_falls_from_low_to_lower_does_not_hinder_stopping():
+    """Low is low enough: a twentieth of what BALD can be."""
+    balds = 0.06, 0.05, 0.03
+    assert say([replace(each, mean_bald=bald) for each, bald in zip(SETTLED, balds, strict=True)]).stop
+
+
+def test_uncertainty_that_is_high_but_stays_so_does_not_hinder_stopping():
+    """Images that people cannot tell apart either keep it high for ever."""
+    assert say([replace(each, mean_bald=0.5) for each in SETTLED]).stop
+
+
+def test_a_curve_that_rises_asks_for_labels():
+    """So many that the gain is worth while, with what is known now."""
+    advice = say(LEARNING)
+    assert not advice.stop
+    assert advice.sentence == (
+        "label about 100 more to gain about 0.04 macro-F1 (now 0.71, 0.66 to 0.76, on 64 random images)"
+    )
+    assert advice.labels == 100
+
+
+def test_labels_asked_for_grow_as_the_curve_flattens():
+    """Until as many again as there are."""
+    slow = [measured(1000, 0.700), measured(1200, 0.712), measured(1400, 0.722)]
+    advice = say(slow)
+    assert advice.labels == 620
+    assert advice.gain == pytest.approx(0.02, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("versions", "arguments", "sentence"),
+    [
+        ([], {"images": 12}, "too early to say: 12 of 30 random images are labelled"),
+        ([], {"images": 40}, "too early to say: the 40 random images that are labelled do not cover two classes"),
+        (LEARNING[:1], {}, "too early to say: 1 version so far, 3 are needed (macro-F1 0.50, 0.45 to 0.55, on 64"),
+        (LEARNING[:2], {}, "too early to say: 2 versions so far, 3 are needed (macro-F1 0.64"),
+    ],
+)
+def test_says_when_it_is_too_early(versions, arguments, sentence):
+    """And what is lacking."""
+    advice = say(versions, **arguments)
+    assert advice.sentence.startswith(sentence)
+    assert (advice.stop, advice.gain, advice.labels) == (False, None, None)
+
+
+def test_a_version_trained_again_on_as_many_labels_is_no_further_version():
+    """Three trainings on the same labels prove nothing, and the agreement among them neither."""
+    same = [measured(300, 0.71, kappa=None), measured(300, 0.72, kappa=1.0), measured(300, 0.73, kappa=1.0)]
+    assert "1 version so far" in say(same).sentence
+    again = [SETTLED[0], SETTLED[1], replace(SETTLED[2], kappa=0.9), replace(SETTLED[2], kappa=1.0)]
+    assert "(kappa 0.90, not 0.95)" in say(again).sentence
+
+
+def test_versions_a_few_labels_apart_are_asked_about_a_quarter_more():
+    """Rounds of 5 labels are always flat from one to the next; the curve is not."""
+    versions = [measured(labels, 0.9 - 3 / math.sqrt(labels)) for labels in range(180, 200, 5)]
+    advice = say(versions)
+    assert advice.gain > FLAT
+    assert advice.labels == 49
+
+
+def test_stopping_names_the_classes_that_nothing_is_known_of():
+    """A few by name, the rest by number."""
+    assert say(SETTLED, unseen=["tram"]).sentence.endswith("; untested, for want of a random image: tram")
+    assert say(SETTLED, unseen=list("abcde")).sentence.endswith("image: a, b, c and 2 more")
+
+
+def test_the_curve_is_the_weighted_least_squares_fit():
+    """As scipy finds it, with the variance of each point as one over its images."""
+    versions = [measured(100, 0.5, images=30), measured(200, 0.66, images=45), measured(400, 0.7, images=80)]
+    (_, slope), _ = curve_fit(
+        lambda n, limit, slope: limit - slope / np.sqrt(n),
+        [each.labels for each in versions],
+        [each.macro_f1 for each in versions],
+        sigma=[each.images**-0.5 for each in versions],
+    )
+    assert LearningCurve.fit(versions).slope == pytest.approx(slope, rel=1e-6)
+
+
+@given(slope=st.floats(0.01, 5), labels=st.integers(10, 10**5), more=st.integers(1, 10**5))
+def test_gain_and_labels_are_inverse(slope, labels, more):
+    """As far as there is macro-F1 left to gain."""
+    curve, now = LearningCurve(slope), measured(labels, -10.0)
+    assert curve.labels(now, curve.gain(now, more)) == pytest.approx(more, rel=1e-3)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Measured,
+            labels=st.integers(4, 10**6),
+            images=st.integers(30, 10**5),
+            macro_f1=st.floats(0, 1),
+            low=st.floats(0, 1),
+            high=st.floats(0, 1),
+            mean_bald=st.floats(0, LN_4),
+            kappa=st.none() | st.floats(-1, 1),
+        ),
+        min_size=1,
+        max_size=10,
+    )
+)
+def test_whatever_the_figures_there_is_a_sentence(versions):
+    """One that stops only where the last versions agree, and that promises no macro-F1 above 1."""
+    advice = say(versions)
+    assert advice.sentence
+    if advice.stop:
+        assert all(each.kappa is None or each.kappa >= LEAST_KAPPA for each in versions[-1:])
+        assert advice.gain < FLAT
+    if advice.gain is not None:
+        assert 0 <= advice.gain <= 1 - versions[-1].macro_f1
+        assert advice.labels >= 1
+
+
+def simulate(rng, *, first, step, rounds):
+    """Figures of one project: a true curve, and a random sample that grows and whose images stay."""
+    limit, power, scale = rng.uniform(0.6, 0.95), rng.choice([0.5, 1.0, 2.0]), rng.uniform(20, 100)
+
+    def truth(labels):
+        return limit * (1 - (1 + labels / scale) ** -power)
+
+    difficulty = rng.random((first + step * rounds) // 5)
+    versions, before = [], None
+    for labels in range(first, first + step * rounds, step):
+        images = labels // 5
+        right = difficulty[:images] + rng.normal(0, 0.03, images) < truth(labels)
+        same = None if before is None else np.mean(right[: len(before)] == before)  # kappa, as good as
+        macro_f1, before = right.mean(), right
+        half = 1.96 * math.sqrt(max(macro_f1 * (1 - macro_f1), 0.01) / images)
+        bald = 0.02 + 0.5 * (limit - truth(labels))
+        versions.append(Measured(labels, images, macro_f1, macro_f1 - half, macro_f1 + half, bald, same))
+    ahead = truth(labels * 1.25) - truth(labels)
+    return versions, ahead
+
+
+@pytest.mark.parametrize(("first", "step", "rounds"), [(160, 20, 5), (200, 100, 6), (1000, 250, 8)])
+def test_on_simulated_projects_it_stops_late_rather_than_early(first, step, rounds):
+    """Few are told to stop with 0.02 to gain by a quarter more labels; in the end most that have settled are told."""
+    rng = np.random.default_rng(0)
+    outcomes = [simulate(rng, first=first, step=step, rounds=rounds) for _ in range(400)]
+    stopped = [ahead for versions, ahead in outcomes if say(versions, images=versions[-1].images).stop]
+    assert sum(ahead > 0.02 for ahead in stopped) <= 0.03 * len(outcomes)
+    if first == 1000:
+        assert len(stopped) > 0.5 * sum(ahead < 0.005 for _, ahead in outcomes)

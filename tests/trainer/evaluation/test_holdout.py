@@ -1,0 +1,206 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from contract.errors import ConfigError
+from contract.scores.holdout import is_audit
+from trainer.evaluation.advice import LEAST_IMAGES
+from trainer.evaluation.holdout import as_decisions, decide, hold_out, macro_f1_interval
+from trainer.evaluation.metrics import measure
+from trainer.labels.dataset import Pixels
+
+PROJECT, SHARE = 3, 0.1
+
+
+def pixels(targets, *, task_ids=None, groups=None):
+    count = len(targets)
+    return Pixels(
+        images=np.zeros((count, 1, 1, 3), np.uint8),
+        targets=np.asarray(targets),
+        groups=np.arange(count) if groups is None else groups,
+        task_ids=np.arange(count) if task_ids is None else task_ids,
+        references=(),
+        unreadable=(),
+    )
+
+
+def split_up(pixels, *, project=PROJECT, share=SHARE):
+    return hold_out(pixels, project=project, share=share, fraction=0.2, seed=0)
+
+
+def test_the_audit_slice_validates_where_it_is_large_enough():
+    """All of it and nothing else; all others train."""
+    parts = split_up(pixels(np.arange(600) % 3))
+    audit = is_audit(PROJECT, np.arange(600), SHARE)
+    assert (parts.sample, parts.audit_images) == ("audit", audit.sum())
+    np.testing.assert_array_equal(parts.validation, np.flatnonzero(audit))
+    np.testing.assert_array_equal(parts.train, np.flatnonzero(~audit))
+
+
+def audit_tasks(count, *, project=PROJECT, share=SHARE):
+    """Numbers of so many tasks of the slice, and as many of the rest."""
+    numbers = np.arange(100 * count)
+    audit = is_audit(project, numbers, share)
+    return numbers[audit][:count], numbers[~audit][:count]
+
+
+@pytest.mark.parametrize(("count", "sample"), [(LEAST_IMAGES - 1, "split"), (LEAST_IMAGES, "audit")])
+def test_fewer_than_thirty_images_of_it_are_too_few(count, sample):
+    """Then a part of each class is held out, from all that is labelled; how many there are is known all the same."""
+    task_ids = np.concatenate(audit_tasks(count))
+    parts = split_up(pixels(np.arange(2 * count) % 2, task_ids=task_ids))
+    assert (parts.sample, parts.audit_images) == (sample, count)
+    assert len(parts.train) + len(parts.validation) == 2 * count
+
+
+@pytest.mark.parametrize("alike", ["audit", "others"])
+def test_one_class_tests_nothing_and_teaches_nothing(alike):
+    """Neither in the slice nor in what remains."""
+    audit, others = audit_tasks(40)
+    classes = [np.zeros(40, int) if alike == part else np.arange(40) % 2 for part in ("audit", "others")]
+    parts = split_up(pixels(np.concatenate(classes), task_ids=np.concatenate([audit, others])))
+    assert (parts.sample, parts.audit_images) == ("split", 40)
+
+
+def test_a_copy_of_an_image_of_the_slice_is_not_trained_on():
+    """Nor validated on: it is not of the random sample."""
+    audit, others = audit_tasks(40)
+    groups = np.arange(80)
+    groups[50] = groups[7] = 7
+    parts = split_up(pixels(np.arange(80) % 2, task_ids=np.concatenate([audit, others]), groups=groups))
+    assert 7 in parts.validation
+    assert 50 not in parts.train
+    assert 50 not in parts.validation
+    assert len(parts.train) == 39
+
+
+@pytest.mark.parametrize("arguments", [{"project": None}, {"share": 0.0}])
+def test_without_a_slice_a_part_of_each_class_is_held_out(arguments):
+    """For folders, exports, and a share of 0."""
+    parts = split_up(pixels(np.arange(600) % 3), **arguments)
+    assert (parts.sample, parts.audit_images, len(parts.validation)) == ("split", 0, 120)
+
+
+def test_a_share_that_is_none_is_refused():
+    """As where the order is made."""
+    with pytest.raises(ConfigError, match="share"):
+        split_up(pixels(np.arange(60) % 3), share=1.0)
+
+
+def test_several_labels_are_held_out_alike():
+    """By the slice, or by each image's rarest label."""
+    targets = (np.random.default_rng(0).random((600, 4)) < 0.3).astype(np.uint8)
+    assert split_up(pixels(targets)).sample == "audit"
+    assert split_up(pixels(targets[:60])).sample == "split"
+
+
+def test_decisions_are_those_that_are_measured():
+    """The likeliest label, or those from one half on: macro-F1 of both is the same."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(4), 50).astype(np.float32)
+    targets = rng.integers(0, 4, 50)
+    expected = f1_score(as_decisions(targets, 4), decide(probabilities, multiple=False), average="macro")
+    assert measure(probabilities, targets).macro_f1 == pytest.approx(expected)
+    several = (rng.random((50, 4)) < 0.4).astype(np.uint8)
+    expected = f1_score(as_decisions(several, 4), decide(2 * probabilities, multiple=True), average="macro")
+    assert measure(2 * probabilities, several).macro_f1 == pytest.approx(expected)
+
+
+def true_f1(shares):
+    """F1 of each class where images of true class i and predicted class j have these shares (C, C) of all."""
+    return 2 * shares.diagonal() / (shares.sum(axis=0) + shares.sum(axis=1))
+
+
+@pytest.mark.parametrize("images", [30, 100])
+@pytest.mark.parametrize(
+    ("pool", "right"),
+    [
+        ([0.5, 0.5], 0.9),
+        ([0.73, 0.22, 0.05], 0.9),
+        ([1 / 6] * 6, 0.97),
+        ([0.3, 0.25, 0.15, 0.1, 0.08, 0.05, 0.03, 0.02, 0.01, 0.01], 0.7),
+    ],
+)
+def test_the_interval_holds_the_truth_in_95_of_100_samples(images, pool, right):
+    """Of as few images as are measured on, and where errors or classes are rare; the truth is of the classes seen.
+
+    Of 400 samples 95 % is 380, and chance has fewer than 369 once in a hundred times. A percentile bootstrap of 30
+    images has some 295 where errors are rare.
+    """
+    rng = np.random.default_rng(0)
+    classes, pool = len(pool), np.array(pool)
+    shares = np.outer(pool, pool) * (1 - right)
+    shares[np.diag_indices(classes)] = 0
+    shares[np.diag_indices(classes)] = pool - shares.sum(axis=1)
+    held = 0
+    for _ in range(400):
+        true, decided = np.divmod(rng.choice(classes**2, images, p=shares.ravel()), classes)
+        low, high = macro_f1_interval(as_decisions(decided, classes), as_decisions(true, classes))
+        held += low <= true_f1(shares)[np.union1d(true, decided)].mean() <= high
+    assert held >= 369
+
+
+@pytest.mark.parametrize(("images", "labels"), [(30, 5), (100, 12)])
+def test_the_interval_holds_the_truth_of_several_labels_too(images, labels):
+    """Which hold and are found independently."""
+    rng = np.random.default_rng(1)
+    chance = np.linspace(0.1, 0.5, labels)
+    found, invented = np.linspace(0.9, 0.7, labels), np.full(labels, 0.05)
+    f1 = 2 * chance * found / (chance + chance * found + (1 - chance) * invented)
+    held = 0
+    for _ in range(400):
+        true = rng.random((images, labels)) < chance
+        decided = rng.random((images, labels)) < np.where(true, found, invented)
+        low, high = macro_f1_interval(decided, true)
+        held += low <= f1[(true | decided).any(axis=0)].mean() <= high
+    assert held >= 369
+
+
+@pytest.mark.parametrize("wrong", [0, 10, 60])
+def test_the_interval_is_wilsons_where_macro_f1_is_a_share(wrong):
+    """Two classes of one size with as many errors in each have accuracy as macro-F1; scipy has the interval of that."""
+    true = np.arange(400) % 2
+    decided = np.where(np.arange(400) < wrong, 1 - true, true)
+    expected = stats.binomtest(400 - wrong, 400).proportion_ci(method="wilson")
+    assert macro_f1_interval(as_decisions(decided, 2), as_decisions(true, 2)) == pytest.approx(expected, abs=1e-3)
+
+
+def test_of_many_images_the_interval_is_that_of_a_plain_bootstrap():
+    """Drawn one by one and measured by scikit-learn."""
+    rng = np.random.default_rng(0)
+    targets = rng.choice(4, 800, p=[0.5, 0.3, 0.15, 0.05])
+    predicted = np.where(rng.random(800) < 0.7, targets, rng.integers(0, 4, 800))
+    draws = []
+    for _ in range(500):
+        chosen = rng.integers(0, 800, 800)
+        draws.append(f1_score(targets[chosen], predicted[chosen], average="macro"))
+    interval = macro_f1_interval(as_decisions(predicted, 4), as_decisions(targets, 4))
+    assert interval == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.01)
+
+
+@given(images=st.integers(1, 60), classes=st.integers(2, 5), right=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
+def test_an_interval_lies_within_bounds_around_the_figure(images, classes, right, seed):
+    """Whatever was predicted; that all is right is no proof that nothing ever goes wrong, nor that all is wrong."""
+    rng = np.random.default_rng(seed)
+    true = as_decisions(rng.integers(0, classes, images), classes)
+    decided = np.where(rng.random(images)[:, None] < right, true, np.roll(true, 1, axis=1))
+    low, high = macro_f1_interval(decided, true)
+    f1 = f1_score(true, decided, average=None, zero_division=np.nan)
+    assert 0 <= low <= np.nanmean(f1) <= high <= 1
+    assert low < high
+
+
+def test_nothing_to_measure_has_no_interval():
+    """No image; or no label in any image, of several."""
+    assert macro_f1_interval(np.empty((0, 3), bool), np.empty((0, 3), bool)) is None
+    assert macro_f1_interval(np.zeros((5, 3), bool), np.zeros((5, 3), bool)) is None
+
+
+def test_a_thousand_classes_are_no_matter():
+    """Of a few thousand images: seconds and memory stay small."""
+    true = as_decisions(np.random.default_rng(0).integers(0, 1000, 2000), 1000)
+    low, high = macro_f1_interval(true, true)
+    assert 0.99 < low < high == 1

@@ -1,0 +1,224 @@
+import json
+import math
+import os
+import subprocess
+import sys
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from tests.trainer.small import small_network
+from trainer.evaluation.metrics import Metrics, format_table, measure, sample_passes
+
+CPU = torch.device("cpu")
+PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.45, 0.5, 0.05]], np.float32)
+TARGETS = np.array([0, 1, 1, 1])
+
+
+def test_figures_are_those_counted_by_hand():
+    """Three of four right: class 0 has precision 1/2 and recall 1, class 1 precision 1 and recall 2/3."""
+    metrics = measure(PROBABILITIES, TARGETS)
+    assert metrics.images == 4
+    assert metrics.accuracy == 0.75
+    assert metrics.f1 == (pytest.approx(2 / 3), pytest.approx(0.8), None)
+    assert metrics.macro_f1 == pytest.approx((2 / 3 + 0.8) / 2)
+    assert metrics.nll == pytest.approx(-np.log([0.7, 0.3, 0.7, 0.5]).mean(), rel=1e-6)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    """A hundred images at a confidence of 0.8, of which half are right, are 0.3 off."""
+    probabilities = np.tile(np.array([[0.8, 0.2]], np.float32), (100, 1))
+    metrics = measure(probabilities, np.arange(100) % 2)
+    assert metrics.ece == pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_class_that_is_predicted_and_never_true_counts():
+    """It has an F1 of 0, unlike one that is neither."""
+    metrics = measure(np.array([[0.1, 0.9, 0.0], [0.9, 0.1, 0.0]], np.float32), np.array([0, 0]))
+    assert metrics.f1 == (pytest.approx(2 / 3), 0.0, None)
+    assert metrics.macro_f1 == pytest.approx(1 / 3)
+
+
+def test_certainty_that_is_wrong_costs_much_and_not_everything():
+    """A probability of 0 for the true class leaves NLL finite."""
+    metrics = measure(np.array([[1.0, 0.0]], np.float32), np.array([1]))
+    assert metrics.nll is not None
+    assert 20 < metrics.nll < math.inf
+
+
+def test_nothing_held_out_leaves_the_figures_undefined():
+    """An empty validation part is no error, and no figure is made up."""
+    metrics = measure(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
+    assert metrics == Metrics(images=0)
+    table = format_table(metrics, ("a", "b"), np.zeros(0, np.int64))
+    assert [line.split()[-1] for line in table.splitlines()[1:]] == ["-"] * 6
+
+
+@pytest.mark.parametrize("images", [0, 4])
+def test_figures_are_json(images):
+    """Neither NaN nor a numpy number reaches the manifest."""
+    document = measure(PROBABILITIES[:images], TARGETS[:images]).to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_the_table_has_a_row_for_every_class():
+    """Classes, their validation images and F1, then the totals."""
+    table = format_table(measure(PROBABILITIES, TARGETS), ("cat", "dog", "horse"), TARGETS)
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[1:4] == [["cat", "1", "0.667"], ["dog", "3", "0.800"], ["horse", "0", "-"]]
+    assert [row[0] for row in rows[4:]] == ["accuracy", "macro-F1", "NLL", "ECE"]
+
+
+def test_of_a_thousand_classes_the_largest_and_the_worst_are_shown():
+    """In their order, with the number of those left out; the totals stay."""
+    f1 = [0.9] * 1000
+    f1[500:520] = [0.1] * 20
+    f1[999] = None
+    metrics = Metrics(images=5000, accuracy=0.5, macro_f1=0.5, f1=tuple(f1), nll=1.0, ece=0.1)
+    targets = np.concatenate([np.arange(1000), np.repeat(np.arange(990, 999), 400)])
+    names = [f"class {number}" for number in range(1000)]
+    lines = format_table(metrics, names, targets).splitlines()
+    assert len(lines) == 1 + 24 + 1 + 4
+    shown = [line.split()[1] for line in lines[1:25]]
+    assert set(map(str, range(990, 999))) <= set(shown)
+    assert set(map(str, range(500, 512))) <= set(shown)
+    assert shown == sorted(shown, key=int)
+    assert lines[25] == "976 more"
+    assert "class 24" not in format_table(metrics, names[:24], np.arange(24) % 3)
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True))
+def test_a_table_has_one_line_for_each_class_whatever_their_names(names):
+    """Line breaks, controls and marks that turn the direction of writing are shown as escapes."""
+    table = format_table(Metrics(images=0), names, np.zeros(0, np.int64))
+    lines = table.split("\n")
+    assert len(lines) == 1 + (len(names) if len(names) <= 24 else 25) + 4
+    assert all(line.isprintable() for line in lines)
+
+
+def test_of_equally_bad_classes_the_largest_are_shown():
+    """A class of one image that is missed says less than one of nine."""
+    targets = np.concatenate([np.repeat(np.arange(100), 10), np.repeat(np.arange(100, 300), 1), [299]])
+    f1 = (0.5,) * 100 + (0.0,) * 200
+    table = format_table(Metrics(images=len(targets), f1=f1), [f"c{number}" for number in range(300)], targets)
+    assert [line.split()[0] for line in table.splitlines()[13:25]] == [f"c{n}" for n in (*range(100, 111), 299)]
+
+
+@pytest.mark.parametrize("name", ["猫", "e\u0301te\u0301", "naïve", "한국어", "\uff37"])
+def test_columns_stand_below_each_other(name):
+    """Wide characters take two columns and combining marks none."""
+    header, wide, plain, *_ = format_table(Metrics(images=0), (name, "cat"), np.array([0, 1])).splitlines()
+    columns = len([each for each in name if not unicodedata.combining(each)])
+    columns += sum(unicodedata.east_asian_width(each) in "WF" for each in name)
+    assert wide.index("1") == plain.index("1") + len(name) - columns
+    assert plain.index("1") == header.index("images") + 5
+
+
+@pytest.mark.slow
+def test_no_name_stops_a_program_whose_terminal_knows_only_ascii():
+    """The table goes to stderr, where Python writes escapes for what cannot be shown."""
+    program = (
+        "import logging, numpy, trainer.evaluation.metrics as e; logging.basicConfig();"
+        "t = e.format_table(e.Metrics(images=0), ('\\u732b', '\\U0001f43e'), numpy.zeros(0, int));"
+        "logging.warning('%s', t)"
+    )
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env=environment)
+    assert rb"\u732b" in done.stderr
+    assert b"Error" not in done.stderr
+
+
+SIGMOIDS = np.random.default_rng(4).random((50, 6)).astype(np.float32)
+HELD = (np.random.default_rng(5).random((50, 6)) < SIGMOIDS**2).astype(np.uint8)
+
+
+def test_figures_of_several_labels_are_sklearns():
+    """Exact match, F1 of each label at one half, and the sum of each label's log loss."""
+    metrics = measure(SIGMOIDS, HELD)
+    predicted = SIGMOIDS >= 0.5
+    assert metrics.accuracy == pytest.approx(accuracy_score(HELD, predicted))
+    assert 0 < metrics.accuracy < 1
+    assert metrics.f1 == pytest.approx(tuple(f1_score(HELD, predicted, average=None)))
+    assert metrics.macro_f1 == pytest.approx(f1_score(HELD, predicted, average="macro"))
+    expected = sum(log_loss(HELD[:, label], SIGMOIDS[:, label].astype(float)) for label in range(6))
+    assert metrics.nll == pytest.approx(expected)
+
+
+def test_figures_of_one_label_are_sklearns():
+    """Of each class, of those that are neither true nor predicted none."""
+    probabilities = np.random.default_rng(6).dirichlet(np.ones(5), 40).astype(np.float32)
+    probabilities[:, 4] = 0
+    targets = np.random.default_rng(7).integers(0, 4, 40)
+    metrics = measure(probabilities, targets)
+    expected = f1_score(targets, probabilities.argmax(axis=1), labels=range(5), average=None, zero_division=np.nan)
+    np.testing.assert_allclose([np.nan if f1 is None else f1 for f1 in metrics.f1], expected)
+    assert metrics.macro_f1 == pytest.approx(np.nanmean(expected))
+    assert metrics.accuracy == pytest.approx(accuracy_score(targets, probabilities.argmax(axis=1)))
+
+
+def test_calibration_of_several_labels_is_over_the_decisions_on_each():
+    """Labels said to hold at 0.8 hold of half the images, those at 0.1 of none: 0.3 and 0.1 off, each half the time."""
+    probabilities = np.tile(np.array([[0.8, 0.1]], np.float32), (100, 1))
+    targets = np.stack([np.arange(100) % 2, np.zeros(100)], axis=1).astype(np.uint8)
+    assert measure(probabilities, targets).ece == pytest.approx((0.3 + 0.1) / 2, abs=1e-6)
+
+
+def test_labels_that_hold_nowhere_and_are_nowhere_predicted_have_no_figure():
+    """Not even in the mean, which then is not defined either."""
+    metrics = measure(np.full((3, 2), 0.1, np.float32), np.zeros((3, 2), np.uint8))
+    assert (metrics.accuracy, metrics.macro_f1, metrics.f1) == (1, None, (None, None))
+    json.dumps(metrics.to_json(), allow_nan=False)
+
+
+def test_certainty_that_is_wrong_costs_not_everything_of_several_labels_too():
+    """A probability of 0 or 1 on the wrong side leaves NLL finite."""
+    metrics = measure(np.array([[1.0, 0.0]], np.float32), np.array([[0, 1]], np.uint8))
+    assert 40 < metrics.nll < math.inf
+
+
+def test_passes_of_several_labels_are_sigmoids():
+    """The mean of many passes of an image is that of a plain loop over the head."""
+    torch.manual_seed(0)
+    network = small_network().eval()
+    features = torch.randn(5, 32) * 3
+    passes = sample_passes(network.head, features, passes=2000, device=CPU, multiple=True)
+    with torch.no_grad():
+        expected = torch.stack([network.head(features).sigmoid() for _ in range(2000)]).mean(dim=0)
+    assert passes.shape == (5, 2000, 3)
+    np.testing.assert_allclose(passes.mean(axis=1), expected.numpy(), atol=0.03)
+    assert np.abs(passes.sum(axis=2) - 1).max() > 0.1
+
+
+def test_counts_that_differ_are_refused():
+    """As many targets as rows, and the message has both numbers."""
+    with pytest.raises(ValueError, match="3 and 4"):
+        measure(PROBABILITIES, TARGETS[:3])
+
+
+def test_passes_are_probabilities_that_differ_from_pass_to_pass():
+    """Shape (N, T, C), every row a distribution, whatever the number of images a forward takes."""
+    torch.manual_seed(0)
+    network = small_network().eval()
+    features = torch.randn(70, 32) * 3
+    passes = sample_passes(network.head, features, passes=20, device=CPU)
+    assert passes.shape == (70, 20, 3)
+    assert passes.dtype == np.float32
+    np.testing.assert_allclose(passes.sum(axis=2), 1, rtol=1e-5)
+    assert np.ptp(passes, axis=1).max() > 0.05
+
+
+def test_passes_belong_to_their_images():
+    """The mean of many passes of an image is that of a plain loop over the head."""
+    torch.manual_seed(0)
+    network = small_network().eval()
+    features = torch.randn(5, 32) * 3
+    passes = sample_passes(network.head, features, passes=2000, device=CPU)
+    with torch.no_grad():
+        expected = torch.stack([network.head(features).softmax(dim=1) for _ in range(2000)]).mean(dim=0)
+    np.testing.assert_allclose(passes.mean(axis=1), expected.numpy(), atol=0.03)
+    assert np.abs(expected.numpy()[0] - expected.numpy()[1]).max() > 0.1

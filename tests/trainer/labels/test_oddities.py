@@ -1,0 +1,134 @@
+"""What people are told of images as they were read."""
+
+import dataclasses
+
+import numpy as np
+
+from trainer.labels.dataset import Pixels
+from trainer.labels.oddities import describe_contradictions, describe_lost, describe_unreadable, drop_empty_classes
+from trainer.labels.sources import LabelledImage, LabelledPool
+
+
+def pool_of(labels, held, *, control=None, multiple=False):
+    """A pool of images named by their row, or of tasks from 100 on."""
+    images = tuple(
+        LabelledImage(f"{row}.png", labels, None if control is None else 100 + row) for row, labels in enumerate(held)
+    )
+    return LabelledPool(labels, images, control, "a test", {}, multiple=multiple)
+
+
+def pixels_of(pool, *, groups=None, unreadable=()):
+    """What is read of a pool, but for some rows with a reason each."""
+    faults = dict(unreadable)
+    kept = [image for row, image in enumerate(pool.images) if row not in faults]
+    targets = np.array([image.labels[0] for image in kept if image.labels], np.int64)
+    if pool.multiple:
+        targets = np.array([[label in image.labels for label in range(len(pool.labels))] for image in kept], np.uint8)
+    return Pixels(
+        images=np.zeros((len(kept), 1, 1, 3), np.uint8),
+        targets=targets,
+        groups=np.arange(len(kept)) if groups is None else np.array(groups),
+        task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept]),
+        references=tuple(image.reference for image in kept),
+        unreadable=tuple((pool.images[row].reference, reason) for row, reason in faults.items()),
+        unreadable_images=tuple(pool.images[row] for row in faults),
+    )
+
+
+class TestUnreadable:
+    def test_images_are_grouped_by_reason_the_most_frequent_first(self):
+        """With the first few tasks, and how many more; reasons that differ in the image's name or in sizes are one."""
+        pool = pool_of(("a", "b"), [(0,)] * 10, control="label")
+        faults = [(0, "got 7 bytes of HEIC"), *((row, f"{row}.png answered 404") for row in range(1, 8))]
+        faults.append((8, "got 1234 bytes of HEIC"))
+        assert describe_unreadable(pixels_of(pool, unreadable=faults)) == [
+            "7 images cannot be read: answered 404 (task 101, task 102, task 103, task 104, task 105 and 2 more)",
+            "2 images cannot be read: got 7 bytes of HEIC (task 100, task 108)",
+        ]
+
+    def test_files_are_named_by_their_paths(self):
+        """They have no tasks."""
+        pool = pool_of(("a",), [(0,)] * 2)
+        pixels = pixels_of(pool, unreadable=[(1, "got 0 bytes")])
+        assert describe_unreadable(pixels) == ["1 image cannot be read: got 0 bytes (1.png)"]
+        assert describe_unreadable(pixels_of(pool)) == []
+
+
+class TestEmptyClasses:
+    def test_a_class_folder_without_a_readable_image_is_no_class(self):
+        """Other labels keep their order, and their images."""
+        pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (1,), (2,)])
+        pixels = pixels_of(pool, unreadable=[(1, "broken"), (3, "broken")])
+        assert describe_lost(pool, pixels) == [
+            "of a label, no image can be read, and it is no class of this version: 'b' (2)"
+        ]
+        kept, same = drop_empty_classes(pool, pixels)
+        assert kept.labels == ("a", "c")
+        assert [(image.reference, image.labels) for image in kept.images] == [
+            ("0.png", (0,)),
+            ("2.png", (1,)),
+            ("4.png", (1,)),
+        ]
+        assert same.targets.tolist() == [0, 1, 1]
+        assert same.references == ("0.png", "2.png", "4.png")
+
+    def test_a_label_of_a_config_stays_and_is_named(self):
+        """The config is what the project was agreed on; a label that nobody has given yet is no news."""
+        pool = pool_of(("a", "b", "c", "d"), [(0,), (1,), (2,)], control="label")
+        pixels = pixels_of(pool, unreadable=[(1, "broken")])
+        assert drop_empty_classes(pool, pixels) == (pool, pixels)
+        (sentence,) = describe_lost(pool, pixels)
+        assert "stays a label" in sentence
+        assert sentence.endswith(": 'b' (1)")
+
+    def test_of_several_labels_each_is_looked_at(self):
+        """One may have lost all its images though others of these could be read."""
+        pool = pool_of(("a", "b"), [(0,), (0, 1), ()], control="label", multiple=True)
+        assert describe_lost(pool, pixels_of(pool)) == []
+        assert describe_lost(pool, pixels_of(pool, unreadable=[(1, "broken")]))[0].endswith(": 'b' (1)")
+
+
+class TestContradictions:
+    def test_images_with_two_labels_are_counted_and_named(self):
+        """As tasks or files, each with its label; copies that agree are no matter."""
+        pool = pool_of(("a", "b"), [(0,), (1,), (0,), (0,), (1,), (1,)])
+        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 2, 2, 4, 0]), split=True)
+        assert sentence.startswith("1 image has two labels, for equal files are labelled differently: ")
+        assert "0.png 'a'; 1.png 'b'; 5.png 'b'; they" in sentence
+        assert "cannot be held out" in sentence
+
+    def test_tasks_are_named_by_their_numbers(self):
+        """And what is held out at random is: of these nothing is said."""
+        pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (0,), (1,)], control="label")
+        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3, 3]), split=False)
+        assert sentence.startswith("2 images have two labels or more, for equal files are labelled differently: ")
+        assert "task 100 'a'; task 101 'b'; task 102 'c' | task 103 'a'; task 104 'b'; they" in sentence
+        assert "held out" not in sentence
+
+    def test_what_has_no_number_is_named_without_secrets(self):
+        """An export may lack them, and its images may lie behind signed addresses."""
+        images = [LabelledImage("https://host/a.png?signature=hidden", (label,)) for label in (0, 1)]
+        pool = LabelledPool(("a", "b"), tuple(images), "label", "a test", {})
+        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0]), split=True)
+        assert "https://host/a.png 'a'; https://host/a.png 'b'" in sentence
+        assert "hidden" not in sentence
+
+    def test_of_several_labels_the_sets_must_be_the_same(self):
+        """No label among them."""
+        pool = pool_of(("a", "b"), [(0, 1), (0,), (), (0, 1)], control="label", multiple=True)
+        assert describe_contradictions(pool, pixels_of(pool, groups=[0, 1, 2, 0]), split=True) == []
+        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3]), split=True)
+        assert "task 100 'a' and 'b'; task 101 'a'; task 102 no label" in sentence
+
+    def test_a_few_are_named_and_the_rest_counted(self):
+        """A log is read by people."""
+        pool = pool_of(("a", "b"), [(row % 2,) for row in range(40)])
+        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[row // 2 for row in range(40)]), split=True)
+        assert sentence.startswith("20 images have two labels, ")
+        assert "and 15 more" in sentence
+
+    def test_what_agrees_is_not_mentioned(self):
+        """Nothing is said where nothing is wrong."""
+        pool = pool_of(("a", "b"), [(0,), (1,)])
+        assert describe_contradictions(pool, pixels_of(pool), split=True) == []
+        assert dataclasses.replace(pool) == drop_empty_classes(pool, pixels_of(pool))[0]

@@ -1,0 +1,550 @@
+import json
+import logging
+import os
+import tempfile
+import unicodedata
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from xml.sax.saxutils import quoteattr
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from contract.errors import ConfigError, LabelError
+from trainer import labelstudio
+from trainer.labels import annotations
+from trainer.labels import class_folders as classfolders
+from trainer.labels import sources as labels
+from trainer.labels.sources import LabelledImage, from_export, from_folder, from_project
+
+CONFIG = """
+<View>
+  <Image name="image" value="$photo"/>
+  <Choices name="label" toName="image">
+    <Choice value="dog"/><Choice value="Cat" alias="cat"/><Choice value="bird"/>
+  </Choices>
+  <Choices name="sharp" toName="image"><Choice value="yes"/><Choice value="no"/></Choices>
+</View>
+"""
+
+
+def item(label, control="label"):
+    """One item of an annotation's result."""
+    return items(label, control=control)
+
+
+_AS_REFERENCES = {character: f"&#{ord(character)};" for character in "\t\n\r"}
+"""XML reads such characters in attributes as spaces unless they are written so."""
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+    lambda name: all(each in "\t\n\r" or (each >= " " and each not in "\ufffe\uffff") for each in name)
+) | st.sampled_from(
+    [
+        "שלום",
+        "e\u0301",
+        unicodedata.normalize("NFC", "e\u0301"),
+        "👩🏽‍🚒",
+        "<b>\"&'",
+        " padded ",
+        "two\nlines",
+        "İ",
+        "ß",
+    ]
+)
+
+
+def items(*labels, control="seen"):
+    """One item of an annotation's result, of several choices."""
+    return {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": list(labels)}}
+
+
+def task(number, *results, key="photo", **data):
+    """A task with one annotation of these items, or none."""
+    made = [{"id": number, "completed_by": 1, "result": list(results), "was_cancelled": False}] if results else []
+    return {"id": number, "data": {key: f"/data/upload/1/{number}.png"} | data, "annotations": made}
+
+
+SEVERAL = """
+<View>
+  <Image name="image" value="$photo"/>
+  <Choices name="seen" toName="image" choice="multiple">
+    <Choice value="dog"/><Choice value="Cat" alias="cat"/><Choice value="bird"/>
+  </Choices>
+  <Choices name="sharp" toName="image"><Choice value="yes"/><Choice value="no"/></Choices>
+</View>
+"""
+
+
+NESTED = """
+<View>
+  <Image name="image" value="$photo"/>
+  <Choices name="label" toName="image" allowNested="true">
+    <Choice value="Colour" alias="colour"><Choice value="red"/><Choice value="green"/></Choice>
+    <Choice value="shape"><Choice value="round"/></Choice>
+    <Choice value="plain"/>
+  </Choices>
+</View>
+"""
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Writes tasks to a file as Label Studio's export does."""
+
+    def write(tasks):
+        path = tmp_path / "export.json"
+        path.write_text(tasks if isinstance(tasks, str) else json.dumps(tasks))
+        return path
+
+    return write
+
+
+@contextmanager
+def as_nobody(root):
+    """Have folders named private or locked be closed to the user that the block runs as."""
+    closed = [path for path in root.rglob("*") if path.name in {"private", "locked"}]
+    opened = [root, *list(root.parents)[: len(root.parts) - len(Path(tempfile.gettempdir()).parts)]]
+    modes = {path: path.stat().st_mode for path in (*closed, *opened)}
+    for path in modes:
+        path.chmod(0 if path in closed else 0o755)
+    if os.geteuid():
+        yield
+    else:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    for path, mode in modes.items():
+        path.chmod(mode)
+
+
+class TestFolders:
+    def make(self, root, *names):
+        for name in names:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        return root
+
+    def test_labels_are_the_names_of_the_folders_sorted(self, tmp_path):
+        """Each image has the label of its folder; folders and files come sorted by name."""
+        pool = from_folder(self.make(tmp_path, "b/2.png", "b/1.JPG", "a/1.webp"))
+        assert pool.labels == ("a", "b")
+        assert [(image.reference, image.labels) for image in pool.images] == [
+            (str(tmp_path / name), (label,)) for name, label in (("a/1.webp", 0), ("b/1.JPG", 1), ("b/2.png", 1))
+        ]
+        assert pool.control is None
+        assert pool.left_out == {}
+
+    def test_other_files_are_left_out_and_counted(self, tmp_path):
+        """Hidden files are passed over without a word, as systems put them everywhere."""
+        names = ("a/1.png", "a/notes.txt", "a/.DS_Store", "b/1.png", "loose.png", ".git/1.png", "empty/readme.md")
+        pool = from_folder(self.make(tmp_path, *names))
+        assert pool.labels == ("a", "b")
+        assert pool.left_out == {classfolders.NOT_AN_IMAGE: 2, classfolders.NOT_IN_A_CLASS: 1}
+        assert pool.left_out_files[classfolders.NOT_AN_IMAGE] == ["a/notes.txt", "empty/readme.md"]
+
+    @pytest.mark.parametrize("suffix", ["jfif", "JPE", "avif", "AVIF", "Jpeg", "tif", "webp", "apng"])
+    def test_every_name_of_a_format_that_is_decoded_is_an_images(self, tmp_path, suffix):
+        """In either case."""
+        pool = from_folder(self.make(tmp_path, f"a/1.{suffix}", f"b/1.{suffix}"))
+        assert (len(pool.images), pool.left_out) == (2, {})
+
+    def test_what_systems_leave_behind_is_no_class(self, tmp_path):
+        """Nor is it a file worth a word, wherever it lies."""
+        names = ("a/1.png", "b/1.png", "__MACOSX/a/1.png", "@eaDir/1.png", "a/@eaDir/1.png/small.jpg", "a/Thumbs.db")
+        names = (*names, "lost+found/1.png", "desktop.ini", ".DS_Store", "b/._1.png", "$RECYCLE.BIN/1.png")
+        pool = from_folder(self.make(tmp_path, *names))
+        assert (pool.labels, pool.left_out) == (("a", "b"), {})
+
+    def test_images_below_a_class_folder_are_left_out_and_named(self, tmp_path, caplog):
+        """However deep; a folder that has no other image is no class, and that is said."""
+        names = ("a/1.png", "b/1.png", "b/2024/2.png", "dog/2024/1.png", "dog/2024/may/2.JPG", "dog/2024/note.txt")
+        pool = from_folder(self.make(tmp_path, *names))
+        assert pool.labels == ("a", "b")
+        assert labels.describe_left_out(pool) == [
+            "3 image in a folder below a class folder (b/2024/2.png, dog/2024/1.png, dog/2024/may/2.JPG)"
+        ]
+        assert "no class, for all images lie in folders below: dog" in caplog.text
+
+    def test_folders_of_splits_above_the_classes_are_refused(self, tmp_path):
+        """They are not taken for classes, and the message says which folder to give."""
+        self.make(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "val") for name in ("cat", "dog")))
+        with pytest.raises(LabelError, match=r"4 image in a folder below .* one folder deeper: .* as train may be"):
+            from_folder(tmp_path)
+        assert from_folder(tmp_path / "train").labels == ("cat", "dog")
+
+    def test_broken_links_are_left_out_and_named(self, tmp_path):
+        """Of images and of class folders; where nothing else is left, the message says so."""
+        self.make(tmp_path, "a/1.png", "b/1.png")
+        (tmp_path / "a" / "2.png").symlink_to(tmp_path / "gone.png")
+        (tmp_path / "a" / "loop.png").symlink_to(tmp_path / "a" / "loop.png")
+        (tmp_path / "c").symlink_to(tmp_path / "gone")
+        assert from_folder(tmp_path).left_out_files == {classfolders.BROKEN_LINK: ["c", "a/2.png", "a/loop.png"]}
+        for name in "ab":
+            (tmp_path / name / "1.png").unlink()
+        with pytest.raises(LabelError, match=r"3 broken link .* copy what they lead to"):
+            from_folder(tmp_path)
+
+    def test_links_to_images_and_to_class_folders_are_followed(self, tmp_path):
+        """And one that leads back ends there."""
+        self.make(tmp_path / "elsewhere", "c/1.png", "2.png")
+        root = self.make(tmp_path / "root", "a/1.png", "b/1.png", "b/old/2.png")
+        (root / "a" / "2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+        (root / "c").symlink_to(tmp_path / "elsewhere" / "c")
+        (root / "b" / "old" / "back").symlink_to(root / "b")
+        pool = from_folder(root)
+        assert pool.labels == ("a", "b", "c")
+        assert [image.labels for image in pool.images] == [(0,), (0,), (1,), (2,)]
+        assert pool.left_out == {classfolders.NESTED: 1}
+
+    def test_what_must_not_be_read_is_named(self, tmp_path):
+        """A folder of another user's is no reason to end with a traceback."""
+        for name in ("a", "b", "locked", "b/private"):
+            self.make(tmp_path, f"{name}/1.png")
+        with as_nobody(tmp_path):
+            (pool,) = [from_folder(tmp_path)]
+        assert pool.labels == ("a", "b")
+        assert sorted(pool.left_out_files[classfolders.UNREADABLE]) == ["b/private", "locked"]
+
+    def test_a_pipe_is_no_image(self, tmp_path):
+        """Nor is it waited for."""
+        os.mkfifo(self.make(tmp_path, "a/1.png", "b/1.png") / "a" / "2.png")
+        assert from_folder(tmp_path).left_out_files == {classfolders.NOT_AN_IMAGE: ["a/2.png"]}
+
+    def test_names_that_are_no_text_can_be_logged(self, tmp_path):
+        """A file's name may hold any bytes."""
+        self.make(tmp_path, "a/1.png", "b/1.png")
+        with open(os.path.join(os.fsencode(tmp_path), b"a", b"caf\xe9.txt"), "wb"):
+            pass
+        (sentence,) = labels.describe_left_out(from_folder(tmp_path))
+        assert sentence.encode() == f"1 {classfolders.NOT_AN_IMAGE} (a/caf\ufffd.txt)".encode()
+
+    @pytest.mark.parametrize("names", [[], ["a/1.png"], ["a/1.png", "b/readme.md"], ["1.png", "2.png"]])
+    def test_fewer_than_two_classes_are_refused(self, tmp_path, names):
+        """There is nothing to tell apart."""
+        with pytest.raises(LabelError, match="at least 2 classes"):
+            from_folder(self.make(tmp_path, *names))
+
+    def test_a_folder_whose_name_is_no_text_is_refused(self, tmp_path):
+        """A name of other bytes than UTF-8 could be trained on and not be written into the manifest."""
+        self.make(tmp_path, "a/1.png")
+        folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+        os.mkdir(folder)
+        with open(os.path.join(folder, b"1.png"), "wb"):
+            pass
+        with pytest.raises(LabelError, match=r"labels in UTF-8, got 'caf\\udce9'.*rename it"):
+            from_folder(tmp_path)
+
+    def test_a_missing_folder_is_said(self, tmp_path):
+        """The message says which folder to give."""
+        with pytest.raises(LabelError, match="the folder above the classes"):
+            from_folder(tmp_path / "gone")
+
+
+class TestExports:
+    def test_labels_keep_the_order_of_the_config(self, export):
+        """Also those that nobody has used yet; an alias is what Label Studio stores."""
+        pool = from_export(export([task(1, item("cat")), task(2, item("dog"))]), CONFIG)
+        assert pool.labels == ("dog", "cat", "bird")
+        assert pool.images == (
+            LabelledImage("/data/upload/1/1.png", (1,), 1),
+            LabelledImage("/data/upload/1/2.png", (0,), 2),
+        )
+        assert pool.control == "label"
+        assert "order of the labelling config" in pool.origin
+
+    def test_every_reason_is_counted(self, export):
+        """No task vanishes: those used and those left out add up."""
+        tasks = [
+            task(1, item("cat")),
+            task(2, item("dog")),
+            task(3),
+            task(4, item("fish")),
+            task(5, item("yes", "sharp")),
+            task(6, item("cat"), item("dog")),
+            task(7, item("cat"), key="elsewhere"),
+            task(8, item("cat")) | {"annotations": [{"id": 1, "was_cancelled": True, "result": []}]},
+        ]
+        pool = from_export(export(tasks), CONFIG)
+        assert pool.left_out == {
+            annotations.NOT_LABELLED: 1,
+            annotations.OUTDATED: 1,
+            annotations.NO_CHOICE: 1,
+            annotations.SEVERAL_CHOICES: 1,
+            labels.NO_IMAGE: 1,
+            annotations.SKIPPED: 1,
+        }
+        assert pool.left_out_tasks[labels.NO_IMAGE] == [7]
+        assert "1 more than one choice made (task 6)" in labels.describe_left_out(pool)
+        assert len(pool.images) + sum(pool.left_out.values()) == len(tasks)
+
+    def test_many_tasks_left_out_are_named_by_some(self, export):
+        """Five of them, and of lost labels those of which most are lost."""
+        tasks = [task(1, item("cat")), task(2, item("dog")), *(task(number) for number in range(10, 17))]
+        tasks += [task(20 + number, item(f"lost {number % 6}")) for number in range(7)]
+        sentences = labels.describe_left_out(from_export(export(tasks), CONFIG))
+        assert sentences[0] == "7 not labelled yet (tasks 10, 11, 12, 13, 14 and 2 more)"
+        assert sentences[1].startswith(
+            "7 label no longer in the labelling config: 'lost 0' in 2 (tasks 20, 26), 'lost 1'"
+        )
+        assert sentences[1].endswith(" and 1 more")
+
+    @pytest.mark.parametrize("config", [CONFIG, None], ids=["config", "no config"])
+    def test_one_choice_may_be_a_text_by_itself(self, export, config):
+        """As Label Studio's editor takes it, too; not one choice for each of its letters."""
+        made = [task(1, item("cat")), task(2, item("dog"))]
+        for each in made:
+            [result] = each["annotations"][0]["result"]
+            result["value"]["choices"] = result["value"]["choices"][0]
+        pool = from_export(export(made), config)
+        assert [pool.labels[image.labels[0]] for image in pool.images] == ["cat", "dog"]
+        assert not pool.multiple
+
+    @pytest.mark.parametrize("config", [NESTED, None], ids=["config", "no config"])
+    def test_nested_choices_are_paths(self, export, config):
+        """One that is pressed with all below it, or that has but one below it, is listed beside these."""
+        tasks = [
+            task(1, item(["colour", "red"])),
+            task(2, items(["shape"], ["shape", "round"], control="label")),
+            task(3, items("plain", control="label")),
+            task(4, item(["colour"])),
+        ]
+        pool = from_export(export(tasks), config)
+        assert [pool.labels[image.labels[0]] for image in pool.images][:3] == ["colour > red", "shape > round", "plain"]
+        if config:
+            assert pool.labels == ("colour > red", "colour > green", "shape > round", "plain")
+            assert pool.lost_labels == {"colour": [4]}
+
+    @pytest.mark.parametrize(
+        "nested", [{"url": "/data/upload/1/1.png"}, ["/data/upload/1/1.png"]], ids=["dot", "index"]
+    )
+    def test_an_image_may_lie_deeper_in_a_task_s_data(self, export, nested):
+        """With a config that says where, and without."""
+        key = "photo.url" if isinstance(nested, dict) else "photo[0]"
+        tasks = [task(1, item("cat")) | {"data": {"photo": nested}}, task(2, item("dog")) | {"data": {"photo": nested}}]
+        for config in (CONFIG.replace("$photo", f"${key}"), None):
+            pool = from_export(export(tasks), config)
+            assert {image.reference for image in pool.images} == {"/data/upload/1/1.png"}
+
+    def test_of_several_images_deeper_in_a_task_s_data_none_is_picked(self, export):
+        """The labelling config says which."""
+        tasks = [task(1, item("cat")) | {"data": {"photos": [f"{number}.png" for number in range(9)]}}]
+        with pytest.raises(LabelError, match=r"got photos\[0\], .*photos\[4\] and 4 more; give the labelling config"):
+            from_export(export(tasks))
+
+    def test_choices_for_regions_train_nothing(self, export):
+        """Without a config, too, which would say that they are."""
+        tasks = [task(1, item("cat")), task(2, item("dog"))]
+        for each in tasks:
+            each["annotations"][0]["result"][0]["value"]["x"] = 3
+        with pytest.raises(LabelError, match="2 choice made for a region or one of several images"):
+            from_export(export(tasks), CONFIG)
+        with pytest.raises(LabelError, match="got those of none, and 2 that are for regions"):
+            from_export(export(tasks))
+
+    def test_an_export_of_label_studio_before_1_0_is_read(self, export):
+        """It calls annotations completions, counts seconds, and says skipped and honeypot."""
+        made = [
+            {"id": 1, "created_at": 1573000000, "result": [item("cat")]},
+            {"id": 2, "created_at": 1573000000, "result": [item("dog")]},
+            {"id": 3, "created_at": 1573000000, "result": [item("dog")], "skipped": True},
+            {"id": 4, "created_at": 1573000000, "result": [item("cat")], "honeypot": True},
+        ]
+        tasks = [
+            {"id": number, "data": {"photo": f"{number}.png"}, "completions": [each]}
+            for number, each in enumerate(made)
+        ]
+        tasks[1]["completions"].append(made[3])
+        pool = from_export(export([*tasks, task(9, item("dog"))]), CONFIG)
+        assert [(image.task_id, pool.labels[image.labels[0]]) for image in pool.images] == [
+            (0, "cat"),
+            (1, "cat"),
+            (3, "cat"),
+            (9, "dog"),
+        ]
+        assert pool.left_out == {annotations.SKIPPED: 1}
+
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            ('[{"image": "a.png", "id": 1, "label": "cat", "annotator": 1, "annotation_id": 1}]', "JSON-MIN"),
+            ("annotation_id,annotator,image,label\n1,1,a.png,cat\n", "CSV"),
+            ("annotation_id\tannotator\timage\tlabel\n1\t1\ta.png\tcat\n", "TSV"),
+            ('{"images": [], "annotations": [], "categories": []}', "COCO"),
+            ("PK\x03\x04", "YOLO"),
+            ('[{"id": 1,\n"data": {}, ', "broken JSON"),
+        ],
+        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off"],
+    )
+    def test_another_type_of_export_is_refused_by_its_name(self, export, text, name):
+        """Whoever chose it in the dialog knows it by that."""
+        with pytest.raises(LabelError, match=name):
+            from_export(export(text), CONFIG)
+
+    def test_the_control_that_was_used_most_is_chosen(self, export):
+        """With several controls and no name, the annotations show which one is meant."""
+        tasks = [task(1, item("yes", "sharp")), task(2, item("no", "sharp")), task(3, item("cat"))]
+        assert from_export(export(tasks), CONFIG).labels == ("yes", "no")
+
+    def test_the_named_control_is_chosen(self, export):
+        """--control decides."""
+        tasks = [task(1, item("cat"), item("yes", "sharp")), task(2, item("dog"), item("no", "sharp"))]
+        assert from_export(export(tasks), CONFIG, "sharp").labels == ("yes", "no")
+        with pytest.raises(ConfigError, match="named blurred, the labelling config has label, sharp"):
+            from_export(export(tasks), CONFIG, "blurred")
+
+    def test_without_a_config_labels_are_those_seen_sorted(self, export, caplog):
+        """That order changes when a new label turns up, so it is said."""
+        tasks = [task(1, item("dog")), task(2, item("cat")), task(3, item("dog"), text="no image")]
+        with caplog.at_level(logging.WARNING):
+            pool = from_export(export(tasks))
+        assert pool.labels == ("cat", "dog")
+        assert pool.control == "label"
+        assert "sorted" in pool.origin
+        assert "sorted" in caplog.text
+
+    def test_without_a_config_doubts_are_asked_about(self, export):
+        """Neither a control nor an image is picked at random."""
+        two_controls = [task(1, item("cat"), item("yes", "sharp")), task(2, item("dog"))]
+        with pytest.raises(LabelError, match="label, sharp; name one with --control"):
+            from_export(export(two_controls))
+        assert from_export(export(two_controls), control="label").labels == ("cat", "dog")
+        with pytest.raises(LabelError, match="got those of label, sharp"):
+            from_export(export(two_controls), control="gone")
+        two_images = [task(1, item("cat"), other="b.jpg"), task(2, item("dog"))]
+        with pytest.raises(LabelError, match="got other, photo; give the labelling config"):
+            from_export(export(two_images))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "image,label\na.png,cat\n",
+            "{}",
+            "[]",
+            json.dumps(
+                [{"photo": "/data/upload/1/1.png", "id": 1, "label": "cat", "annotator": 1, "annotation_id": 1}]
+            ),
+        ],
+        ids=["csv", "object", "empty", "json-min"],
+    )
+    def test_other_types_of_export_are_refused(self, export, text):
+        """The message names the type to choose."""
+        with pytest.raises(LabelError, match=r"export of type JSON.*choose JSON in the project's Export dialog"):
+            from_export(export(text), CONFIG)
+
+    def test_a_control_that_allows_several_labels_makes_a_pool_of_several(self, export):
+        """Indices rise in the config's order, whatever the order of the clicks; other pools are of one label."""
+        tasks = [task(1, items("cat", "dog")), task(2, items("bird")), task(3, items("bird", "bird"))]
+        pool = from_export(export(tasks), SEVERAL)
+        assert pool.multiple
+        assert [image.labels for image in pool.images] == [(0, 1), (2,), (2,)]
+        assert not from_export(export([task(1, item("cat")), task(2, item("dog"))]), CONFIG).multiple
+
+    def test_tasks_without_a_choice_are_left_out_and_said(self, export, caplog):
+        """With what to do where no label holds; done, that is an image without a label."""
+        tasks = [task(1, items("cat")), task(2, items("dog")), task(3, item("yes", "sharp")), task(4, items("dog"))]
+        tasks[3]["annotations"][0]["result"] = []
+        pool = from_export(export(tasks), SEVERAL, "seen")
+        assert pool.left_out == {annotations.NO_CHOICE: 1, annotations.EMPTY: 1}
+        assert "2 tasks without a choice are left out; if no label holds, mark them as ground truth" in caplog.text
+        for each in tasks:
+            each["annotations"][0]["ground_truth"] = True
+        pool = from_export(export(tasks), SEVERAL, "seen")
+        assert [image.labels for image in pool.images] == [(1,), (0,), (), ()]
+        assert pool.left_out == {}
+
+    def test_the_control_with_more_choices_a_task_is_not_the_one_used_most(self, export):
+        """What counts is how often a control was answered."""
+        both = [task(number, items("cat", "dog"), item("yes", "sharp")) for number in (1, 2)]
+        pool = from_export(export([*both, task(3, item("no", "sharp"))]), SEVERAL)
+        assert pool.control == "sharp"
+
+    def test_without_a_config_two_choices_at_once_show_that_several_may_hold(self, export):
+        """Label Studio lets nobody make two where one is asked for."""
+        tasks = [task(1, items("cat", "dog")), task(2, items("dog"))]
+        pool = from_export(export(tasks))
+        assert pool.multiple
+        assert [image.labels for image in pool.images] == [(0, 1), (1,)]
+        assert not from_export(export([task(1, items("cat")), task(2, items("dog"))])).multiple
+
+    def test_images_that_all_have_the_same_labels_are_refused(self, export):
+        """There is nothing to tell apart, however many labels they have."""
+        same = [task(number, items("cat", "dog")) for number in (1, 2)]
+        with pytest.raises(LabelError, match=r"images that differ in a label, got 2 of 2 \(dog, cat\)"):
+            from_export(export(same), SEVERAL)
+
+    def test_choices_that_come_go_and_change_their_names_between_rounds(self, export):
+        """Labels follow the config of the day; tasks with one that is gone are counted, none is taken for another."""
+        tasks = [task(1, items("cat", "dog")), task(2, items("bird")), task(3, items("dog"))]
+        before = from_export(export(tasks), SEVERAL)
+        renamed = SEVERAL.replace('value="bird"', 'value="Bird"').replace('<Choice value="dog"/>', "")
+        renamed = renamed.replace("</Choices>", '<Choice value="fox"/></Choices>', 1)
+        tasks += [task(4, items("fox")), task(5, items("Bird", "fox")), task(6, items(" cat"))]
+        after = from_export(export(tasks), renamed)
+        assert (before.labels, after.labels) == (("dog", "cat", "bird"), ("cat", "Bird", "fox"))
+        assert [(image.task_id, image.labels) for image in after.images] == [(4, (2,)), (5, (1, 2))]
+        assert after.left_out == {annotations.OUTDATED: 4}
+        assert after.lost_labels == {"dog": [1, 3], "bird": [2], " cat": [6]}
+        assert labels.describe_left_out(after) == [
+            "4 label no longer in the labelling config: "
+            "'dog' in 2 (tasks 1, 3), 'bird' in 1 (task 2), ' cat' in 1 (task 6)"
+        ]
+
+    @pytest.mark.parametrize("allowed", ["single", "multiple"])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the file is written anew each time
+    @given(st.lists(NAMES, min_size=2, max_size=6, unique=True))
+    def test_any_name_goes_from_the_config_to_the_pool(self, export, allowed, names):
+        """Combining marks, other directions, emoji, quotes, markup, line breaks: what is stored is what is compared."""
+        choices = "".join(f"<Choice value={quoteattr(name, _AS_REFERENCES)}/>" for name in names)
+        config = (
+            f'<View><Image name="image" value="$photo"/><Choices name="seen" toName="image" choice="{allowed}">'
+            f"{choices}</Choices></View>"
+        )
+        pool = from_export(export([task(number, items(name)) for number, name in enumerate(names)]), config)
+        assert pool.labels == tuple(names)
+        assert [image.labels for image in pool.images] == [(number,) for number in range(len(names))]
+        assert pool.left_out == {}
+
+    def test_a_thousand_classes_keep_their_order(self, export):
+        """Config, pool and indices."""
+        names = [f"class {number}" for number in range(1000)]
+        choices = "".join(f'<Choice value="{name}"/>' for name in names)
+        config = (
+            f'<View><Image name="i" value="$photo"/><Choices name="seen" toName="i" choice="multiple">{choices}'
+            "</Choices></View>"
+        )
+        tasks = [task(number, items(name, names[0])) for number, name in enumerate(names)]
+        pool = from_export(export(tasks), config)
+        assert pool.labels == tuple(names)
+        assert [image.labels for image in pool.images[1:]] == [(0, number) for number in range(1, 1000)]
+
+    def test_half_a_character_in_a_name_is_refused_before_training(self, export):
+        """JSON can hold one, no file in UTF-8 can."""
+        with pytest.raises(LabelError, match=r"labels in UTF-8, got 'c\\udc61t'"):
+            from_export(export([task(1, items("dog")), task(2, items("c\udc61t"))]))
+
+    def test_a_missing_file_is_said(self, tmp_path):
+        """An error of the caller, not a traceback."""
+        with pytest.raises(LabelError, match="cannot be read"):
+            from_export(tmp_path / "gone.json", CONFIG)
+
+    def test_one_class_is_refused_with_its_name_and_what_was_left_out(self, export):
+        """The message is enough to know what to do next."""
+        with pytest.raises(LabelError, match=r"got 1 of 1 \(cat\).*2 not labelled yet.*label images of another class"):
+            from_export(export([task(1, item("cat")), task(2), task(3)]), CONFIG)
+
+
+def test_a_project_is_read_with_its_own_config(monkeypatch):
+    """The order comes from the project, the labels from its annotations."""
+    project = labelstudio.Project(5, "Pets", CONFIG, "")
+    tasks = [task(1, item("cat")), task(2, item("dog"))]
+    monkeypatch.setattr(labelstudio, "read_project", lambda client, number: project)
+    monkeypatch.setattr(labelstudio, "annotated_tasks", lambda client, number: iter(tasks))
+    pool = from_project(5, SimpleNamespace())
+    assert pool.labels == ("dog", "cat", "bird")
+    assert [image.task_id for image in pool.images] == [1, 2]
+    assert "project 5 (Pets)" in pool.origin

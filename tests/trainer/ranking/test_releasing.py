@@ -1,0 +1,218 @@
+"""Letting a project go: it is as it was before its first ranking."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+from filelock import FileLock
+
+from contract.errors import ConfigError
+from contract.scores.ranking import load_rankings
+from contract.versions.repository import Repository
+from contract.versions.training_requests import find_requests, leave_request
+from tests.disks import fill, small_disk
+from tests.trainer.ranking import test_rank
+from tests.trainer.studio import Gone
+from trainer import labelstudio
+from trainer.__main__ import main
+from trainer.ranking.former import recall
+from trainer.ranking.planning import kept_folder
+from trainer.ranking.releasing import release
+
+HOOKS = {
+    1: {"id": 1, "url": "http://localhost:9/webhook", "headers": {}},
+    2: {"id": 2, "url": "http://elsewhere/webhook", "headers": {"Authorization": "Bearer theirs"}},
+}
+
+
+place = test_rank.place
+
+
+@pytest.fixture
+def used(place):
+    """Somebody else's predictions are shown, and webhooks are there, before we come."""
+    place.studio.predict(1, "yolo")
+    place.studio.project.update(model_version="yolo", sampling="Uniform sampling")
+    place.studio.webhooks = copy.deepcopy(HOOKS)
+    place.environment = dataclasses.replace(
+        place.environment, servers=(*place.environment.servers, "http://localhost:9")
+    )
+    place.before = seen(place)
+    return place
+
+
+def seen(place):
+    """All that a ranking and a watch may change."""
+    studio = place.studio
+    kept = ("model_version", "sampling", "label_config", "title")
+    return copy.deepcopy(
+        ({name: studio.project[name] for name in kept}, studio.predictions, studio.webhooks, studio.tasks)
+    )
+
+
+def use(place):
+    """Rank, and leave behind all that rankings, a watch and Label Studio's own requests may."""
+    place.rank()
+    for name in ("cold-start-default", place.version, f"{place.version}.r2"):
+        place.studio.predict(3, name)
+    client = labelstudio.connect(place.studio.url, place.environment.label_studio_token)
+    labelstudio.set_webhook_token(client, 5, ["http://localhost:9"], "secret")
+    leave_request(place.repository, 5)
+    leave_request(place.repository, 6)
+    assert seen(place) != place.before
+
+
+def test_a_project_is_as_it_was_before_its_first_ranking(used):
+    """Predictions, sampling, model version, webhooks; and nothing of it is left in the repository or the cache."""
+    use(used)
+    ours = sum(each["model_version"] != "yolo" for each in used.studio.predictions.values())
+    released = release(5, used.environment)
+    assert seen(used) == used.before
+    assert (released.predictions, released.webhooks, released.recorded) == (ours, 1, True)
+    assert (released.sampling, released.model_version) == ("Uniform sampling", "yolo")
+    assert load_rankings(used.repository) == []
+    assert recall(used.repository, 5) is None
+    assert not kept_folder(used.environment, 5).exists()
+    assert [request.project for request in find_requests(used.repository)] == [6]
+
+
+def test_released_twice_is_released_once(used):
+    """Nothing of ours is found, nothing is changed, and what the owner has chosen since stays."""
+    use(used)
+    release(5, used.environment)
+    used.studio.project.update(model_version="", sampling="Sequential sampling")
+    after = seen(used)
+    again = release(5, used.environment)
+    assert (again.predictions, again.webhooks) == (0, 0)
+    assert seen(used) == after
+
+
+def test_a_project_that_was_never_ranked_is_left_as_it_is(used):
+    """Sampling by uncertainty may be its owner's choice."""
+    used.studio.project["sampling"] = "Uncertainty sampling"
+    before = seen(used)
+    assert release(5, used.environment).predictions == 0
+    assert seen(used) == before
+
+
+def test_what_was_changed_since_by_somebody_else_is_not_put_back(used):
+    """Only what is still ours."""
+    use(used)
+    used.studio.project["sampling"] = "Sequential sampling"
+    assert release(5, used.environment).sampling == "Sequential sampling"
+    use(used)
+    used.studio.predict(2, "newer yolo")
+    used.studio.project["model_version"] = "newer yolo"
+    assert release(5, used.environment).model_version == "newer yolo"
+
+
+def test_predictions_of_versions_that_were_pruned_go_too(used):
+    """Their names are remembered."""
+    used.rank()
+    first = used.version
+    used.publish()
+    used.repository.retire(first)
+    release(5, used.environment)
+    assert seen(used) == used.before
+
+
+def test_without_a_record_the_project_gets_label_studios_defaults(used):
+    """As after an earlier release, which kept none: a later ranking does not take our own settings for its owner's."""
+    use(used)
+    (used.repository.folder / "projects" / "5.json").unlink()
+    used.publish()
+    used.rank()
+    assert recall(used.repository, 5) is None
+    released = release(5, used.environment)
+    assert (released.sampling, released.model_version, released.recorded) == ("Sequential sampling", "", False)
+    assert "was not written down" in released.say()
+    assert {each["model_version"] for each in used.studio.predictions.values()} == {"yolo"}
+
+
+def test_one_that_is_cut_short_goes_on_where_it_was(used):
+    """At whichever request to Label Studio it was."""
+    use(used)
+    studio, after = used.studio, seen(used)
+    [record] = [path for path in used.repository.folder.rglob("projects/5.json")]
+    content, step, cut = record.read_bytes(), 0, True
+    while cut:
+        step += 1
+        studio.project.update(copy.deepcopy(after[0]))
+        studio.predictions, studio.webhooks = copy.deepcopy(after[1:3])
+        record.write_bytes(content)
+        cut = _release_until(step, used)
+        if cut:
+            assert record.exists()
+            release(5, used.environment)
+        assert seen(used) == used.before
+        assert not record.exists()
+    assert step > 10
+
+
+def _release_until(step, used):
+    """Have a request to Label Studio fail; return whether there were so many."""
+    requests = iter(range(1, 1000))
+
+    def fail(_):
+        if next(requests) == step:
+            raise Gone(403)
+
+    used.studio.before = fail
+    try:
+        release(5, used.environment)
+    except ConfigError:
+        return True
+    finally:
+        used.studio.before = lambda _: None
+    return False
+
+
+@pytest.mark.parametrize("work", ["watch", "rank.5"])
+def test_nobody_is_released_while_a_watch_or_a_ranking_is_at_work(used, work):
+    """It would be ranked again at once."""
+    use(used)
+    before = seen(used)
+    with (
+        FileLock(used.repository.root / f".default.{work}.lock"),
+        pytest.raises(ConfigError, match=r"end it first|wait for it to end"),
+    ):
+        release(5, used.environment)
+    assert seen(used) == before
+
+
+def test_nothing_is_changed_if_it_cannot_be_written_down_how_it_was(used):
+    """A ranking then fails before it switches anything."""
+    with small_disk(used.repository.folder / "projects", "1m", "nr_inodes=3"):
+        fill(used.repository.folder / "projects")
+        with pytest.raises(ConfigError, match=r"expected to write how project 5 was to .*No space left"):
+            used.rank()
+        assert used.studio.project["model_version"] == "yolo"
+    used.rank()
+    release(5, used.environment)
+    assert seen(used) == used.before
+
+
+def test_the_command_says_what_was_put_back(used, monkeypatch, capsys):
+    """In a sentence, and in a line of JSON."""
+    use(used)
+    monkeypatch.setenv("LABELNEXT_MODELS", str(used.repository.root))
+    monkeypatch.setenv("LABELNEXT_CACHE", str(used.environment.cache))
+    monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_URL", used.studio.url)
+    monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_TOKEN", used.environment.label_studio_token)
+    assert main(["release", "--project", "5", "--server", "http://localhost:9"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["model_version"] == "yolo"
+    assert "project 5 is released: " in printed.err
+    assert "1 webhooks cleared; sampling: Uniform sampling; model version: yolo" in printed.err
+    assert seen(used) == used.before
+
+
+def test_the_record_is_of_before_the_first_change(used):
+    """Later rankings do not write it anew."""
+    used.rank()
+    record = recall(used.repository, 5)
+    assert (record.sampling, record.model_version) == ("Uniform sampling", "yolo")
+    used.publish()
+    used.rank()
+    assert recall(Repository(used.repository.root), 5) == record

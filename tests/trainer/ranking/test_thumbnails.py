@@ -1,0 +1,118 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from contract.errors import DecodeError, FetchError
+from trainer.ranking.plan import Planned
+from trainer.ranking.thumbnails import SHOWN, choose, show, thumbnail, to_thumbnail
+
+REGION = {"value": {"choices": ["cat", "dog"]}, "score": 0.75}
+
+items = st.lists(
+    st.builds(
+        Planned,
+        task=st.integers(1, 999),
+        score=st.floats(0, 1),
+        result=st.just([]) | st.floats(0, 1).map(lambda score: [{**REGION, "score": score}]),
+        reason=st.just("why"),
+        bald=st.none() | st.floats(0, 0.7),
+        audit=st.booleans(),
+    ),
+    unique_by=lambda item: item.task,
+    max_size=40,
+)
+
+
+def encoded(width, height, *, orientation=None, form="PNG", mode="RGB"):
+    image = Image.new(mode, (width, height), 200)
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, form, exif=exif)
+    return buffer.getvalue()
+
+
+@given(items)
+def test_each_gallery_holds_what_its_name_says(planned):
+    """The head as it is; by falling BALD and by falling probability those that chance has not placed."""
+    chosen = choose(planned)
+    assert chosen.first == planned[:SHOWN]
+    placed = [item for item in planned if not item.audit]
+    balds = sorted((item.bald for item in placed if item.bald is not None), reverse=True)
+    assert [item.bald for item in chosen.uncertain] == balds[:SHOWN]
+    probabilities = sorted((item.result[0]["score"] for item in placed if item.result), reverse=True)
+    assert [item.result[0]["score"] for item in chosen.confident] == probabilities[:SHOWN]
+    assert not any(item.audit for item in (*chosen.uncertain, *chosen.confident))
+
+
+def test_an_image_on_which_the_passes_agree_at_27_percent_is_not_among_the_most_confident():
+    """Agreement on being unsure is no confidence, wherever in the order it stands."""
+    sure = [Planned(task, 0.1, [{**REGION, "score": 0.9}], "why", bald=0.3, audit=False) for task in range(SHOWN)]
+    agreed = Planned(99, 0.9, [{**REGION, "score": 0.27}], "why", bald=0.0, audit=False)
+    assert list(choose([*sure, agreed]).confident) == sure
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (encoded(400, 200), (160, 80)),
+        (encoded(30, 20), (30, 20)),
+        (encoded(1, 900), (1, 160)),
+        (encoded(400, 200, orientation=6, form="JPEG"), (80, 160)),
+        (encoded(400, 200, orientation=3, form="JPEG"), (160, 80)),
+        (encoded(200, 200, mode="P"), (160, 160)),
+        (encoded(200, 200, mode="I;16"), (160, 160)),
+    ],
+    ids=["wide", "small", "thin", "sideways", "upside-down", "palette", "16-bit"],
+)
+def test_a_thumbnail_keeps_the_shape(data, size):
+    """Upright, and no larger than 160 pixels."""
+    with Image.open(io.BytesIO(thumbnail(data))) as image:
+        assert (image.format, image.size, image.mode) == ("JPEG", size, "RGB")
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(50, 50)[:60]])
+def test_what_is_no_image_is_refused(data):
+    """By the error that leaves it out."""
+    with pytest.raises(DecodeError):
+        thumbnail(data)
+
+
+def test_images_that_cannot_be_had_are_left_out_and_the_others_keep_their_order():
+    """A gallery with a gap is better than none."""
+
+    def fetch(task):
+        if task == 2:
+            raise FetchError("gone")
+        return b"no image" if task == 3 else encoded(8, 8)
+
+    planned = [Planned(task, task / 10, [REGION], "why", bald=0.5, audit=False) for task in (1, 2, 3, 4)]
+    asked = []
+    covers = Planned(5, 0.9, [], "covers", bald=None, audit=False)
+    shown = show([*planned, covers, planned[0]], lambda task: asked.append(task) or fetch(task)).values()
+    assert sorted(asked) == [1, 2, 3, 4, 5]
+    assert [(image.task, image.label, image.probability, image.bald) for image in shown] == [
+        (1, "cat, dog", 0.75, 0.5),
+        (4, "cat, dog", 0.75, 0.5),
+        (5, None, None, None),
+    ]
+
+
+@pytest.mark.parametrize(("side", "expected"), [(32, 32), (160, 160), (224, 160)])
+def test_decoded_pixels_are_shrunk_and_never_enlarged(side, expected):
+    """At most 160 a side, as JPEG."""
+    with Image.open(io.BytesIO(to_thumbnail(np.zeros((side, side, 3), np.uint8)))) as image:
+        assert (image.format, image.size) == ("JPEG", (expected, expected))
+
+
+def test_a_nested_label_is_shown_as_the_path_to_it():
+    """As the model has it."""
+    region = {"value": {"choices": [["colour", "red"], ["plain"]]}, "score": 0.75}
+    planned = Planned(task=1, score=0.5, result=[region], reason="why", bald=0.1, audit=False)
+    shown = show([planned], lambda task: encoded(20, 20))
+    assert shown[1].label == "colour > red, plain"

@@ -1,0 +1,294 @@
+import hashlib
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from contract.errors import ConfigError, FetchError, LabelError
+from tests.trainer.small import COLOURS, write_folders
+from trainer.labels.dataset import split
+from trainer.labels.sources import from_folder
+from trainer.study.dataset import long_tail, read_pool
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folders(tmp_path / "colours", each=8)
+
+
+def zipped(folder, *, below="", path=None, extra=()):
+    """Write all files of a folder to a zip beside it, and some empty ones."""
+    path = path or folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.*"), reverse=True):
+            archive.write(file, below + file.relative_to(folder).as_posix())
+        for name in extra:
+            archive.writestr(name, b"")
+    return path
+
+
+def rows_of(pool):
+    """What a pool says of each image."""
+    labels = [pool.classes[target] for target in pool.targets]
+    return list(zip(pool.references, labels, pool.test.tolist(), strict=True))
+
+
+def contents(pool):
+    """The digest of each image's bytes."""
+    return [hashlib.sha256(pool.read(image)).hexdigest() for image in range(len(pool.references))]
+
+
+class TestClassFolders:
+    def test_labels_are_the_folders_names(self, folder):
+        """Images stand in the order in which the trainer reads class folders."""
+        pool = read_pool(folder, None)
+        assert pool.name == "colours"
+        assert pool.classes == tuple(sorted(COLOURS))
+        assert pool.targets.dtype == np.int64
+        assert [str(folder / each) for each in pool.references] == [
+            each.reference for each in from_folder(folder).images
+        ]
+        assert all(each.startswith(f"{label}/") for each, label, _ in rows_of(pool))
+
+    def test_a_share_of_each_class_is_for_testing_and_always_the_same(self, folder):
+        """Two studies of one folder are tested on the same images."""
+        pool = read_pool(folder, None)
+        assert np.bincount(pool.targets[pool.test]).tolist() == [2, 2, 2]
+        assert np.flatnonzero(pool.test).tolist() == split(pool.targets, fraction=0.25, seed=0)[1].tolist()
+        assert read_pool(folder, None, test_share=0.5).test.sum() == 12
+
+    @pytest.mark.parametrize("below", ["", "inside/"])
+    def test_a_zip_is_the_same_pool_as_its_folder(self, folder, below):
+        """References, labels, the split and the bytes agree, and what macOS adds is passed over."""
+        extra = (".DS_Store", f"__MACOSX/{below}blue/._000.png", f"{below}blue/", f"{below}empty/")
+        pool, other = read_pool(folder, None), read_pool(zipped(folder, below=below, extra=extra), None)
+        assert rows_of(other) == rows_of(pool)
+        assert (other.name, other.classes) == (pool.name, pool.classes)
+        assert contents(other) == contents(pool)
+
+    def test_the_current_folder_is_a_folder(self, folder, monkeypatch):
+        """It has its own name and the same images."""
+        pool = read_pool(folder, None)
+        monkeypatch.chdir(folder)
+        here = read_pool(type(folder)("."), None)
+        assert (here.name, rows_of(here)) == (pool.name, rows_of(pool))
+        assert contents(here) == contents(pool)
+
+    def test_copies_are_on_one_side(self, folder):
+        """What a network was trained on is no test of it."""
+        for file in sorted((folder / "red").iterdir())[1:]:
+            shutil.copyfile(file, file.with_name(f"{file.stem} copy.png"))
+        pool = read_pool(folder, None)
+        sides = {}
+        for digest, test in zip(contents(pool), pool.test.tolist(), strict=True):
+            sides.setdefault(digest, set()).add(test)
+        assert all(len(side) == 1 for side in sides.values())
+        assert pool.test.sum() > 0
+
+    def test_images_that_cannot_be_read_are_no_copies_of_each_other(self, folder):
+        """They do not stand in the way of the split; which they are is found out when they are decoded."""
+        archive = zipped(folder)
+        with zipfile.ZipFile(archive) as opened:
+            starts = [each.header_offset + 30 + len(each.filename) for each in opened.infolist()]
+        data = bytearray(archive.read_bytes())
+        for start in starts:
+            data[start] ^= 0xFF  # another checksum than the zip's
+        archive.write_bytes(data)
+        pool = read_pool(archive, None)
+        with pytest.raises(FetchError, match="make the zip again"):
+            pool.read(0)
+        assert np.bincount(pool.targets[pool.test]).tolist() == [2, 2, 2]
+
+    def test_a_class_of_one_image_is_refused_by_name(self, folder):
+        """It can be labelled or tested on, not both."""
+        for file in sorted((folder / "green").iterdir())[1:]:
+            file.unlink()
+        with pytest.raises(LabelError, match="'green' has 1 and 0; add images, leave the class out"):
+            read_pool(folder, None)
+
+    @pytest.mark.parametrize("kind", ["folder", "zip"])
+    def test_one_class_is_refused(self, folder, kind):
+        """There is nothing to tell apart."""
+        shutil.rmtree(folder / "red")
+        shutil.rmtree(folder / "green")
+        with pytest.raises(LabelError, match="at least 2 classes"):
+            read_pool(folder if kind == "folder" else zipped(folder), None)
+
+    def test_an_image_that_went_away_is_a_fault_of_that_image(self, folder):
+        """Others can still be read."""
+        pool = read_pool(folder, None)
+        (folder / pool.references[0]).unlink()
+        with pytest.raises(FetchError, match="cannot be read"):
+            pool.read(0)
+        assert pool.read(1)
+
+
+def write_manifest(folder, lines, *, header="path,label,split", encoding="utf-8"):
+    path = folder.parent / "manifest.csv"
+    path.write_text("\n".join([header, *lines]) + "\n", encoding=encoding)
+    return path
+
+
+def lines_of(folder, *, splits=("pool", "test", "pool", "train")):
+    """A line for each image, those splits in turn."""
+    files = sorted(folder.rglob("*.png"))
+    return [
+        f"{file.relative_to(folder).as_posix()},{file.parent.name},{splits[number % len(splits)]}"
+        for number, file in enumerate(files)
+    ]
+
+
+class TestManifest:
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+    def test_says_what_an_image_shows_and_what_is_for_testing(self, folder, encoding):
+        """Rows are images, in their order; whatever is not marked as test may be labelled."""
+        lines = [line.replace(",blue,", ",bleu é,") for line in lines_of(folder)]
+        pool = read_pool(folder, write_manifest(folder, lines, encoding=encoding))
+        expected = [(path, label, side == "test") for path, label, side in (line.split(",") for line in lines)]
+        assert rows_of(pool) == expected
+        assert pool.classes == ("bleu é", "green", "red")
+
+    def test_holds_for_a_zip_as_well(self, folder):
+        """Paths in the zip are what paths in the folder are."""
+        manifest = write_manifest(folder, lines_of(folder))
+        pool, other = read_pool(folder, manifest), read_pool(zipped(folder), manifest)
+        assert rows_of(other) == rows_of(pool)
+        assert (other.name, contents(other)) == (pool.name, contents(pool))
+
+    @pytest.mark.parametrize("header", ["path,label", "path,label,split"])
+    def test_without_test_rows_a_share_is_for_testing(self, folder, header):
+        """The same images as without a manifest."""
+        lines = [line.removesuffix("pool").rstrip(",") for line in lines_of(folder, splits=("pool",))]
+        pool = read_pool(folder, write_manifest(folder, lines, header=header))
+        assert rows_of(pool) == rows_of(read_pool(folder, None))
+
+    def test_other_columns_spaces_and_needless_dots_do_no_harm(self, folder):
+        """People write these files by hand and by program."""
+        lines = ["7, ./{} ,{} , {}".format(*line.replace("test", "Test").split(",")) for line in lines_of(folder)]
+        pool = read_pool(folder, write_manifest(folder, [*lines, ""], header="size,path,label,split"))
+        assert rows_of(pool) == rows_of(read_pool(folder, write_manifest(folder, lines_of(folder))))
+
+    @pytest.mark.parametrize(
+        ("added", "message"),
+        [
+            (["../blue/0.png,blue,"], "1 of 25 lead out of it, the first being ../blue/0.png"),
+            (["blue/../../x.png,blue,", "/etc/x.png,red,"], r"2 of 26 lead out of it, the first being blue/\.\./"),
+            (["blue/none.png,blue,", "none.png,red,"], "2 of 26 are not there, the first being blue/none.png"),
+            (["blue,blue,"], "1 of 25 are not there, the first being blue"),
+            ([",red,"], "1 have not both, the first being row 25"),
+            (["red/002.png,,"], "1 have not both, the first being row 25"),
+            (["red/002.png"], "1 have not both, the first being row 25"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["folder", "zip"])
+    def test_faulty_rows_are_counted_and_the_first_is_named(self, folder, added, message, kind):
+        """So that one message is enough to mend a long file."""
+        manifest = write_manifest(folder, lines_of(folder) + added)
+        with pytest.raises(LabelError, match=message):
+            read_pool(folder if kind == "folder" else zipped(folder), manifest)
+
+    def test_an_image_that_is_named_twice_is_refused(self, folder):
+        """It might be labelled and tested on, however its path is written."""
+        lines = lines_of(folder)
+        first = lines[0].partition(",")[0]
+        with pytest.raises(LabelError, match=f"1 of 25 are named more than once, the first being {first}"):
+            read_pool(folder, write_manifest(folder, [*lines, f"./{first},red,test"]))
+
+    @pytest.mark.parametrize(
+        ("header", "message"),
+        [
+            ("file,label", "has no path, its first line is file,label"),
+            ("path;label", "has no path and no label, its first line is path;label"),
+            ("", "has no path and no label, its first line is"),
+        ],
+    )
+    def test_missing_columns_are_named(self, folder, header, message):
+        """Beside what the file has in their place."""
+        with pytest.raises(LabelError, match=message):
+            read_pool(folder, write_manifest(folder, [], header=header))
+
+    @pytest.mark.parametrize("data", [b"", b"path,label\n\xff\xfe,red\n", b"path,label\nx\x00,red\n", b"path,label\n"])
+    def test_what_is_no_manifest_is_refused(self, folder, data):
+        """Whatever it is."""
+        path = folder.parent / "manifest.csv"
+        path.write_bytes(data)
+        with pytest.raises(LabelError):
+            read_pool(folder, path)
+
+    def test_a_manifest_that_is_not_there_is_refused(self, folder):
+        """The message names the option."""
+        with pytest.raises(LabelError, match="cannot be read: No such file or directory; check --manifest"):
+            read_pool(folder, folder / "none.csv")
+
+    @pytest.mark.parametrize(("side", "figures"), [("test", "0 and 8"), ("pool", "8 and 0")])
+    def test_a_class_on_one_side_only_is_refused_by_name(self, folder, side, figures):
+        """Nothing could be learned, or nothing said, about it."""
+        other = [line for line in lines_of(folder) if "green/" not in line]
+        lines = other + [line for line in lines_of(folder, splits=(side,)) if "green/" in line]
+        with pytest.raises(LabelError, match=f"'green' has {figures}"):
+            read_pool(folder, write_manifest(folder, lines))
+
+
+def test_images_that_are_not_there_are_refused(tmp_path):
+    """Before anything else is looked at."""
+    with pytest.raises(ConfigError, match="expected a folder or a zip of images"):
+        read_pool(tmp_path / "none", tmp_path / "none.csv")
+
+
+POOLS = st.integers(1, 80).flatmap(
+    lambda count: st.tuples(
+        hnp.arrays(np.int64, count, elements=st.integers(0, 5)), hnp.arrays(np.bool_, count, elements=st.booleans())
+    )
+)
+
+
+class TestLongTail:
+    @given(POOLS, st.floats(1, 1000), st.integers(0, 3))
+    def test_each_class_keeps_what_the_formula_says(self, pool, ratio, seed):
+        """At least one and at most all of its eligible images; no other image stays."""
+        targets, eligible = pool
+        stays = long_tail(targets, eligible, ratio, seed=seed)
+        assert not (stays & ~eligible).any()
+        counts = np.bincount(targets[eligible], minlength=6)
+        order = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))
+        expected = np.zeros(6, int)
+        for place, label in enumerate(order):
+            wanted = counts.max() * ratio ** (-place / (len(order) - 1)) if len(order) > 1 else counts.max()
+            expected[label] = min(max(round(wanted), 1), counts[label])
+        assert np.bincount(targets[stays], minlength=6).tolist() == expected.tolist()
+
+    @given(POOLS, st.floats(1, 100), st.floats(1, 100), st.integers(0, 3))
+    def test_a_longer_tail_is_part_of_a_shorter_one(self, pool, first, second, seed):
+        """Tails of several ratios can be compared."""
+        longer, shorter = (long_tail(*pool, ratio, seed=seed) for ratio in sorted((first, second), reverse=True))
+        assert not (longer & ~shorter).any()
+
+    def test_from_equal_classes_the_ratio_is_that_of_the_largest_over_the_smallest(self):
+        """As its name says; between them the steps are even."""
+        targets = np.repeat(np.arange(5), 1000)
+        stays = long_tail(targets, np.ones(5000, bool), 100)
+        assert np.bincount(targets[stays]).tolist() == [1000, 316, 100, 32, 10]
+
+    def test_the_seed_decides_which_stay(self):
+        """The same seed always chooses the same images."""
+        targets = np.repeat(np.arange(3), 100)
+        eligible = np.ones(300, bool)
+        first, second, other = (long_tail(targets, eligible, 10, seed=seed) for seed in (1, 1, 2))
+        assert np.array_equal(first, second)
+        assert not np.array_equal(first, other)
+        assert first.sum() == other.sum()
+
+    @pytest.mark.parametrize("ratio", [0.99, 0, -1, float("nan")])
+    def test_a_ratio_below_1_is_refused(self, ratio):
+        """The largest class is not smaller than the smallest."""
+        with pytest.raises(ValueError, match="at least 1, got"):
+            long_tail(np.array([0, 1]), np.ones(2, bool), ratio)
+
+    def test_other_shapes_are_refused(self):
+        """Both numbers are named."""
+        with pytest.raises(ValueError, match="a flag for each of 2 targets, got 3"):
+            long_tail(np.array([0, 1]), np.ones(3, bool), 2)

@@ -1,0 +1,240 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from baal.active.heuristics import BALD
+from baal.modelwrapper import ModelWrapper, TrainingArgs
+from onnx import numpy_helper
+from scipy.stats import spearmanr
+from torch import nn
+
+from contract.errors import TrainingError
+from contract.scores.acquisition import bald
+from tests.trainer.small import coloured_images
+from tests.trainer.study.material import CPU, make_learner
+from trainer.model.bayes import ActiveDropout
+from trainer.model.fit import choose_recipe, fit, prepare
+from trainer.model.network import activate_dropout, build
+from trainer.settings import Training
+from trainer.study.model import Exporter, Material
+
+TRAINING = Training(
+    weights="none", architecture="vgg11", image_size=32, epochs=4, units=16, passes=12, seed=3, device="cpu"
+)
+FEW, MANY = np.arange(0, 30), np.arange(20, 90)
+EVERY = np.arange(140)
+"""More than are run at once."""
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """The network that `TRAINING` starts from."""
+    torch.manual_seed(TRAINING.seed)
+    return build("vgg11", classes=3, image_size=32, weights="none", units=16)[0]
+
+
+@pytest.fixture(scope="module")
+def material(fresh):
+    images, targets = coloured_images(np.random.default_rng(0), len(EVERY))
+    pixels = np.clip(images + np.random.default_rng(1).integers(-90, 90, (len(images), 1, 1, 3)), 0, 255)
+    images = pixels.astype(np.uint8)
+    with torch.no_grad():
+        features = fresh.eval().backbone(torch.from_numpy(images)).numpy()
+    return Material(("blue", "green", "red"), targets, images, features)
+
+
+@pytest.fixture(scope="module")
+def learner(material):
+    return make_learner(material, TRAINING)
+
+
+@pytest.fixture(scope="module")
+def trained(learner, fresh, material):
+    """Models of one learner, and networks trained by the same steps as `trainer run` takes, by how much is labelled."""
+    first = learner.train(FEW, "study/3/0")
+    passes = first.passes(first.compute_features(EVERY))
+    second = learner.train(MANY, "study/3/1")
+    by_hand = [train_by_hand(fresh, material, labelled, part="classifier") for labelled in (FEW, MANY)]
+    return [(first, by_hand[0]), (second, by_hand[1])], passes
+
+
+def train_by_hand(fresh, material, labelled, *, part):
+    network = copy.deepcopy(fresh)
+    torch.manual_seed(TRAINING.seed)
+    module, inputs = prepare(network, material.images[labelled], part=part, device=CPU)
+    recipe = choose_recipe(part, len(labelled), epochs=TRAINING.epochs)
+    fit(module, inputs, material.targets[labelled], classes=3, recipe=recipe, device=CPU)
+    return network.eval()
+
+
+def passes_by_hand(network, images, masks):
+    """Multiply by the masks where dropout would drop: images to probabilities (N, T, C)."""
+    passes = []
+    with torch.no_grad():
+        features = network.backbone(torch.from_numpy(images))
+        for index in range(len(masks["mask_0"])):
+            rows, site = features, 0
+            for layer in network.classifier:
+                if isinstance(layer, ActiveDropout):
+                    rows = rows * torch.from_numpy(masks[f"mask_{site}"][index])
+                    site += 1
+                else:
+                    rows = layer(rows)
+            passes.append(rows.softmax(dim=1).numpy())
+    return np.stack(passes, axis=1)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["the first model", "one that takes over its graph"])
+def test_the_passes_are_those_of_torch_under_the_same_masks(trained, material, which):
+    """Trained by production's steps from the same seed; without the features that the learner was given."""
+    model, network = trained[0][which]
+    expected = passes_by_hand(network, material.images, model.draw_masks(12))
+    features = model.compute_features(EVERY)
+    np.testing.assert_allclose(model.passes(features), expected, atol=2e-5)
+    assert expected.std(axis=1).max() > 0.01
+    np.testing.assert_allclose(
+        model.bald(features, model.draw_masks(7)),
+        bald(passes_by_hand(network, material.images, model.draw_masks(7))),
+        atol=2e-5,
+    )
+
+
+def test_a_model_stays_as_it_is_when_another_is_trained(trained):
+    """Although both come of one network and one graph."""
+    ((first, _), (second, _)), before = trained
+    np.testing.assert_array_equal(first.passes(first.compute_features(EVERY)), before)
+    assert np.abs(second.passes(second.compute_features(EVERY)) - before).max() > 0.01
+
+
+def test_scores_are_those_of_the_passes(trained):
+    """Mean, BALD and entropy; embeddings are as servers send them, of length 1 to a float16's precision."""
+    model = trained[0][1][0]
+    features = model.compute_features(EVERY)
+    scores, passes = model.score(features), model.passes(features).astype(np.float64)
+    mean = passes.mean(axis=1)
+    np.testing.assert_allclose(scores.probabilities, mean, atol=1e-6)
+    np.testing.assert_allclose(scores.entropy, -(mean * np.log(mean)).sum(axis=1), atol=1e-5)
+    np.testing.assert_allclose(scores.bald, bald(passes), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(scores.embeddings, axis=1), 1, atol=1e-3)
+    np.testing.assert_array_equal(scores.embeddings, scores.embeddings.astype(np.float16))
+
+
+@pytest.mark.slow
+def test_a_seed_decides_everything(learner, material):
+    """Another learner of the same seed comes to the same model; of another seed, to another."""
+    ours, same = (each.train(MANY, "m") for each in (learner, make_learner(material, TRAINING)))
+    other = make_learner(material, replace(TRAINING, seed=4))
+    passes = [model.passes(model.compute_features(EVERY)) for model in (ours, same, other.train(MANY, "m"))]
+    np.testing.assert_array_equal(passes[0], passes[1])
+    assert np.abs(passes[0] - passes[2]).max() > 0.01
+
+
+def test_the_name_decides_the_masks(trained):
+    """As a version's does."""
+    first, second = (model for model, _ in trained[0])
+    assert not np.array_equal(first.draw_masks(12)["mask_0"], second.draw_masks(12)["mask_0"])
+    np.testing.assert_array_equal(first.draw_masks(12)["mask_0"], first.draw_masks(12)["mask_0"])
+
+
+def test_baals_ranking_is_baals(trained):
+    """Its wrapper's logits under the same draws, its heuristic, its order; its BALD is ours to 1e-6."""
+    model, network = trained[0][1]
+    features = model.compute_features(EVERY)
+    torch.manual_seed(8)
+    found = model.rank_by_baal(features, passes=25)
+    wrapper = ModelWrapper(network.head, TrainingArgs(use_cuda=False))
+    wrapper.eval()
+    torch.manual_seed(8)
+    chunks = torch.split(torch.from_numpy(features), 128)
+    logits = torch.cat([wrapper.predict_on_batch(chunk, iterations=25) for chunk in chunks]).numpy()  # (N, C, T)
+    np.testing.assert_array_equal(found, BALD()(logits))
+    passes = torch.from_numpy(logits).softmax(dim=1).numpy().transpose(0, 2, 1)
+    np.testing.assert_allclose(bald(passes), BALD().get_uncertainties(logits), atol=1e-6)
+
+
+def test_baal_ranks_much_as_our_own_passes_do(trained):
+    """With enough of either, the masks matter little: both start from the same features."""
+    model = trained[0][1][0]
+    features = model.compute_features(EVERY)
+    ours = model.bald(features, model.draw_masks(300))
+    places = np.empty(len(EVERY))
+    places[model.rank_by_baal(features, passes=300)] = np.arange(len(EVERY))
+    assert spearmanr(-ours, places).statistic > 0.9
+
+
+@pytest.mark.slow
+def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh, material):
+    """Not of the one that training started from."""
+    whole = Material(material.classes, material.targets, material.images, features=None)
+    model = make_learner(whole, TRAINING, part="all").train(FEW, "m")
+    network = train_by_hand(fresh, material, FEW, part="all")
+    with torch.no_grad():
+        expected = network.trunk(torch.from_numpy(material.images)).numpy()
+        before = fresh.trunk(torch.from_numpy(material.images)).numpy()
+    found = model.compute_features(EVERY)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(found - before).max() > 0.1
+    masks = model.draw_masks(12)
+    np.testing.assert_allclose(model.passes(found), passes_by_hand(network, material.images, masks), atol=1e-4)
+
+
+def test_a_training_that_diverges_is_an_error(material):
+    """No model comes of it."""
+    learner = make_learner(material, replace(TRAINING, learning_rate=1e8))
+    with pytest.raises(TrainingError, match="diverged at learning rate"):
+        learner.train(FEW, "m")
+
+
+def classifier(units):
+    """Three linear layers without biases to tell them apart, as a fresh network has them."""
+    layers = [nn.Linear(4, units), nn.ReLU(), nn.Dropout(0.5), nn.Linear(units, units), nn.ReLU(), nn.Dropout(0.5)]
+    module = nn.Sequential(*layers, nn.Linear(units, units))
+    for layer in module:
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.bias)
+    activate_dropout(module)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def exporter():
+    """One that has exported before."""
+    exporter = Exporter()
+    exporter.export(classifier(6))
+    return exporter
+
+
+class TestExporter:
+    def test_the_graph_takes_every_weight_equal_ones_too(self):
+        """Also in the first graph, where the exporter would keep one of several equal biases."""
+        module = classifier(6)
+        places = {each.name: numpy_helper.to_array(each) for each in Exporter().export(module).graph.initializer}
+        for name, value in module.state_dict().items():
+            np.testing.assert_array_equal(places[name], value.numpy())
+
+    def test_weights_that_follow_replace_those_before(self, exporter):
+        """And no torch export is needed, nor a random number drawn."""
+        module = classifier(6)
+        state = torch.get_rng_state()
+        graph = exporter.export(module)
+        assert torch.equal(torch.get_rng_state(), state)
+        (found,) = (numpy_helper.to_array(each) for each in graph.graph.initializer if each.name == "3.weight")
+        np.testing.assert_array_equal(found, module[3].weight.detach().numpy())
+
+    def test_a_weight_without_a_place_is_an_error(self, exporter):
+        """Of another shape, or of another name."""
+        with pytest.raises(TrainingError, match=r"no place for 0.weight of shape \(7, 4\)"):
+            exporter.export(classifier(7))
+        longer = classifier(6)
+        longer.append(nn.Linear(6, 3))
+        with pytest.raises(TrainingError, match=r"no place for 7.weight of shape \(3, 6\)"):
+            exporter.export(longer)
+
+    def test_the_first_export_draws_no_random_number(self):
+        """What chance decides after it would otherwise hang on whether a chain was interrupted."""
+        module = classifier(5)
+        state = torch.get_rng_state()
+        Exporter().export(module)
+        assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,238 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+
+from contract.errors import TrainingError
+from contract.scores.holdout import is_audit
+from tests.trainer.study.material import CPU, build_small, make_learner, make_material
+from trainer.settings import Training
+from trainer.study import model as learner_module
+from trainer.study.names import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
+from trainer.study.records import recover
+from trainer.study.run import Chain, Protocol, compare_passes, draw_initial
+
+STRATEGIES = (RANDOM, PRODUCT, "margin", CORE_SET, BAAL_BALD)
+SECONDS = ("train_s", "score_s", "choose_s")
+MATERIAL = make_material(520)
+PROTOCOL = Protocol(
+    pool=np.arange(60, 520),
+    test=np.arange(60),
+    minority=(2,),
+    initial=240,
+    query=60,
+    rounds=2,
+    training=Training(weights="none", epochs=5, passes=10, seed=99),
+    part="classifier",
+    weights="none",
+)
+
+
+class Interrupted(Exception):
+    """What ends a chain in these tests."""
+
+
+def interrupt():
+    raise Interrupted
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    """A network that is built in a moment stands in for VGG."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner_module, "build", build_small)
+        yield
+
+
+def chain_at(path, strategy, *, seed=0, protocol=PROTOCOL):
+    return Chain(strategy, seed, material=MATERIAL, protocol=protocol, path=path, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The files of chains that nothing interrupted, by strategy, and how often each told of a round."""
+    root, files, told = tmp_path_factory.mktemp("chains"), {}, {}
+    for strategy in STRATEGIES:
+        files[strategy], rounds = root / f"{strategy}.jsonl", []
+        chain_at(files[strategy], strategy).run(lambda rounds=rounds: rounds.append(1))
+        told[strategy] = len(rounds)
+    return files, told
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_seconds(path):
+    lines = lines_of(path)
+    for line in lines:
+        for name in SECONDS:
+            assert line["round"].pop(name) >= 0
+    return json.dumps(lines)
+
+
+def labelled_by_round(lines):
+    """What is labelled in each round, the initial set first."""
+    labelled = [draw_initial(PROTOCOL.pool, count=PROTOCOL.initial, seed=0)]
+    for line in lines[:-1]:
+        labelled.append(np.concatenate([labelled[-1], line["chosen"]]).astype(np.int64))
+    return labelled
+
+
+def test_the_initial_set_is_the_seeds():
+    """Of the pool, rising, the same whatever is done with it."""
+    sets = [draw_initial(PROTOCOL.pool, count=50, seed=seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(sets[0], sets[1])
+    assert set(sets[0].tolist()) != set(sets[2].tolist())
+    assert np.isin(sets[0], PROTOCOL.pool).all()
+    assert (np.diff(sets[0]) > 0).all()
+
+
+def test_all_strategies_begin_alike(whole):
+    """The same images, the same model, the same figures."""
+    begin = [lines_of(path)[0]["round"] for path in whole[0].values()]
+    figures = [{name: value for name, value in each.items() if name not in ("strategy", *SECONDS)} for each in begin]
+    assert all(each == figures[0] for each in figures)
+    assert {each["strategy"] for each in begin} == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_round_labels_what_the_one_before_chose(whole, strategy):
+    """As many as the query, none twice, none that is tested on; the last round chooses nothing."""
+    lines = lines_of(whole[0][strategy])
+    assert [line["round"]["round"] for line in lines] == [0, 1, 2]
+    assert [len(line["chosen"]) for line in lines] == [60, 60, 0]
+    assert [line["round"]["labels"] for line in lines] == [240, 300, 360]
+    everything = labelled_by_round(lines)[-1]
+    assert len(np.unique(everything)) == len(everything)
+    assert np.isin(everything, PROTOCOL.pool).all()
+    for line, labelled in zip(lines, labelled_by_round(lines), strict=True):
+        counts = np.bincount(MATERIAL.targets[labelled], minlength=3)
+        assert line["round"]["labels_by_class"] == counts.tolist()
+    assert (lines[-1]["round"]["score_s"], lines[-1]["round"]["choose_s"]) == (0, 0)
+    assert whole[1][strategy] == 3
+
+
+def test_the_audit_slice_is_held_out_once_it_is_large_enough_by_labelnext_alone(whole):
+    """Until then it is trained on; elsewhere always."""
+    for strategy, path in whole[0].items():
+        lines, held_out = lines_of(path), []
+        for line, labelled in zip(lines, labelled_by_round(lines), strict=True):
+            audit = int(is_audit(0, labelled, 0.1).sum())
+            held_out.append(line["round"]["labels"] - line["round"]["trained_on"])
+            assert held_out[-1] == (audit if strategy == PRODUCT and audit >= 30 else 0)
+        if strategy == PRODUCT:
+            assert held_out[0] == 0 < held_out[-1]
+
+
+@pytest.fixture(scope="module")
+def last(whole):
+    """Return the last round of labelnext, its model trained anew without the audit slice, and the images left."""
+    lines = lines_of(whole[0][PRODUCT])
+    labelled = labelled_by_round(lines)[-1]
+    trained_on = np.sort(labelled[~is_audit(0, labelled, 0.1)])
+    model = make_learner(MATERIAL, replace(PROTOCOL.training, seed=0)).train(trained_on, "study/0/2")
+    return lines[-1], model, np.setdiff1d(PROTOCOL.pool, labelled)
+
+
+def test_figures_are_those_of_sklearn(last):
+    """On the test images, from the mean of the passes; of a model that did not see the audit slice."""
+    line, model, _ = last
+    found, targets = line["round"], MATERIAL.targets[PROTOCOL.test]
+    mean = model.passes(model.compute_features(PROTOCOL.test)).mean(axis=1)
+    predicted = mean.argmax(axis=1)
+    f1 = f1_score(targets, predicted, labels=[0, 1, 2], average=None, zero_division=0)
+    assert found["accuracy"] == pytest.approx(accuracy_score(targets, predicted))
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, predicted))
+    assert found["f1"] == pytest.approx(f1.tolist())
+    assert found["macro_f1"] == pytest.approx(f1.mean())
+    assert found["minority_f1"] == pytest.approx(f1[2])
+    assert found["nll"] == pytest.approx(log_loss(targets, mean, labels=[0, 1, 2]), abs=1e-5)
+    assert 0 <= found["ece"] <= 1
+
+
+def test_labelnext_ends_with_how_alike_200_passes_rank(whole, last):
+    """What is left of the pool, against scipy and a comparison of sets; no other strategy and no other round does."""
+    line, model, left = last
+    features = model.compute_features(left)
+    few, many = (model.bald(features, model.draw_masks(passes)) for passes in (10, 200))
+    tops = [set(np.argsort(-each, kind="stable")[:100].tolist()) for each in (few, many)]
+    found = line["agreement"]
+    assert (found["seed"], found["passes"], found["images"]) == (0, 10, 100)
+    assert found["spearman"] == pytest.approx(spearmanr(few, many).statistic)
+    assert found["top100"] == len(tops[0] & tops[1]) / 100
+    others = [each["agreement"] for path in whole[0].values() for each in lines_of(path)]
+    assert sum(each is not None for each in others) == 1
+
+
+def test_what_comes_first_is_compared_among_enough(last):
+    """A hundred of many, or all of few."""
+    _, model, _ = last
+    found = compare_passes(model, PROTOCOL.pool, seed=0, passes=10)
+    assert 0.2 < found["top100"] < 1
+    assert compare_passes(model, PROTOCOL.pool[:40], seed=0, passes=10)["top100"] == 1
+
+
+@pytest.mark.parametrize("strategy", [PRODUCT, BAAL_BALD])
+@pytest.mark.parametrize("cut", [False, True], ids=["after a line", "within a line"])
+def test_a_chain_that_was_interrupted_comes_to_the_same_end(whole, tmp_path, strategy, cut):
+    """Byte by byte but for seconds; a line that was cut short is made again, and none that was whole."""
+    path = tmp_path / "chain.jsonl"
+    with pytest.raises(Interrupted):
+        chain_at(path, strategy).run(interrupt)
+    begun = path.read_bytes()
+    assert begun.count(b"\n") == 1
+    if cut:
+        second = whole[0][strategy].read_bytes().splitlines()[1]
+        path.write_bytes(begun + second[: len(second) // 2])
+    rounds = []
+    chain_at(path, strategy).run(lambda: rounds.append(1))
+    assert len(rounds) == 2
+    assert path.read_bytes().startswith(begun)
+    assert without_seconds(path) == without_seconds(whole[0][strategy])
+
+
+def test_a_chain_that_is_whole_is_left_alone(whole, monkeypatch):
+    """No network is built for it."""
+    monkeypatch.setattr(learner_module, "build", interrupt)
+    path = whole[0][RANDOM]
+    before = path.read_bytes()
+    chain_at(path, RANDOM).run(interrupt)
+    assert path.read_bytes() == before
+
+
+def test_another_seed_is_another_chain(whole, tmp_path):
+    """It begins with other images, and its models with other weights; the protocol's own seed is nobody's."""
+    paths = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+    for path, protocol in zip(
+        paths, (PROTOCOL, replace(PROTOCOL, training=replace(PROTOCOL.training, seed=5))), strict=True
+    ):
+        with pytest.raises(Interrupted):
+            chain_at(path, RANDOM, seed=1, protocol=protocol).run(interrupt)
+    assert without_seconds(paths[0]) == without_seconds(paths[1])
+    ours, theirs = lines_of(paths[0])[0], lines_of(whole[0][RANDOM])[0]
+    assert ours["round"]["seed"] == 1
+    assert ours["round"]["nll"] != theirs["round"]["nll"]
+
+
+@pytest.mark.parametrize("strategy", [RANDOM, PRODUCT])
+def test_a_pool_may_be_used_up(tmp_path, strategy):
+    """The last round then finds no image to compare passes on, and says so by nothing."""
+    protocol = replace(PROTOCOL, pool=np.arange(60, 100), initial=20, query=10)
+    path = tmp_path / "chain.jsonl"
+    chain_at(path, strategy, protocol=protocol).run(lambda: None)
+    lines = recover(path)
+    assert [line["round"]["labels"] for line in lines] == [20, 30, 40]
+    assert [line["agreement"] for line in lines] == [None] * 3
+
+
+def test_a_training_that_diverges_leaves_whole_rounds_alone(tmp_path):
+    """And no line of its own."""
+    protocol = replace(PROTOCOL, training=replace(PROTOCOL.training, learning_rate=1e9))
+    path = tmp_path / "chain.jsonl"
+    with pytest.raises(TrainingError, match="diverged"):
+        chain_at(path, RANDOM, protocol=protocol).run(lambda: None)
+    assert recover(path) == []

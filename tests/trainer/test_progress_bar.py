@@ -1,0 +1,107 @@
+"""Progress: a bar on a terminal, and lines where none is."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+from pathlib import Path
+
+from tests.loopback import host
+from trainer import progress_bar as bars
+from trainer.model import network
+from trainer.progress_bar import Bar
+
+ROOT = Path(__file__).parents[2]
+LINE = re.compile(r"images: (\d+)/200 \((\d+)%\), +[\d.]+image/s, \d\d:\d\d left, loss=0\.1")
+PROGRAM = """
+import time
+from trainer import progress_bar
+progress_bar._SECONDS_A_LINE = 0.2
+with progress_bar.Bar(total=200, desc="images", unit="image") as bar:
+    for _ in range(200):
+        bar.set_postfix(loss=0.1, refresh=False)
+        time.sleep(0.005)
+        bar.update()
+"""
+
+
+def run(**options):
+    return subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, check=True, timeout=60, **options)
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then():
+    """With the rate and the time left; none is drawn over, and the last says that all is done."""
+    said = run(stderr=subprocess.PIPE).stderr.decode()
+    lines = said.splitlines()
+    assert "\r" not in said
+    assert said.endswith("\n")
+    matches = [LINE.fullmatch(line) for line in lines]
+    assert all(matches), lines
+    done = [int(match[1]) for match in matches]
+    assert done == sorted(set(done))
+    assert done[-1] == 200
+    assert 2 <= len(lines) <= 12
+
+
+def test_on_a_terminal_it_is_a_bar():
+    """That is drawn over."""
+    here, there = pty.openpty()
+    termios.tcsetwinsize(there, (24, 100))
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, stderr=there):
+        os.close(there)
+        drawn = b""
+        with suppress(OSError):  # the terminal is gone when its last program ends
+            while part := os.read(here, 1 << 16):
+                drawn += part
+    os.close(here)
+    assert b"\r" in drawn
+    assert b"100%|" in drawn
+
+
+def test_what_has_not_begun_says_nothing(capsys):
+    """Nor does what has nothing to do, or what is not to be shown."""
+    for options in ({"total": 0}, {"total": 9}, {"total": 9, "initial": 4}):
+        with Bar(**options):
+            pass
+    for _ in Bar(range(3), disable=True):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_without_an_end_there_is_no_share_of_it(capsys):
+    """Only how much and how fast."""
+    for _ in Bar(iter(range(3)), "rows"):
+        pass
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"rows: 3it \[00:00, .*it/s\]\n", said)
+
+
+def test_no_module_draws_bars_of_its_own():
+    """A log would be filled by one that does."""
+    sources = [path for folder in ("trainer", "bench", "demo", "server") for path in (ROOT / folder).rglob("*.py")]
+    named = {path.relative_to(ROOT).as_posix() for path in sources if "from tqdm" in path.read_text(encoding="utf-8")}
+    assert named == {"trainer/progress_bar.py"}
+
+
+def test_weights_are_downloaded_with_lines(capsys, monkeypatch, tmp_path):
+    """torch.hub draws a bar of its own, which half a gigabyte keeps at work for minutes."""
+    monkeypatch.setattr(bars, "_SECONDS_A_LINE", 0.0)
+
+    class Weights:
+        def get_state_dict(self, **_):
+            network.torch.hub.download_url_to_file(f"{source.url}/weights", str(tmp_path / "weights"))
+            return {}
+
+    class Known:
+        IMAGENET1K_V1 = Weights()
+
+    monkeypatch.setattr(network.torchvision.models, "get_model_weights", lambda _: Known)
+    with host() as source:
+        source.serve("/weights", bytes(1 << 20))
+        network._download_weights("vgg11")
+    said = capsys.readouterr().err
+    assert re.search(r"^weights: 1\.00M/1\.00M \(100%\), .*B/s, 00:00 left$", said, re.MULTILINE)
+    assert "\r" not in said

@@ -1,0 +1,177 @@
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from trainer.watching import processes as children
+from trainer.watching.processes import Stopped, Supervisor
+
+
+@pytest.fixture
+def supervisor(monkeypatch):
+    """Runs Python code in place of the trainer."""
+    monkeypatch.setattr(children, "PROGRAM", (sys.executable, "-c"))
+    with Supervisor(patience_s=5) as supervisor:
+        yield supervisor
+
+
+def interrupt(number=signal.SIGTERM, *, after_s=0.0, when=None):
+    """Send this process a signal after some seconds, or when a file is there."""
+
+    def send():
+        while when is not None and not when.exists():
+            time.sleep(0.01)
+        time.sleep(after_s)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+
+
+def test_the_last_line_of_stdout_is_the_report(supervisor):
+    """Whatever was printed before it."""
+    outcome = supervisor.run(["print('first'); print('{\"version\": \"v1\"}')"])
+    assert (outcome.status, outcome.report, outcome.reason) == (0, {"version": "v1"}, "")
+    assert 0 < outcome.seconds < 60
+
+
+@pytest.mark.parametrize("printed", ["", "no JSON", "[1]"])
+def test_no_report_is_an_empty_one(supervisor, printed):
+    """Not an error of its own."""
+    assert supervisor.run([f"print({printed!r})"]).report == {}
+
+
+def test_stderr_is_passed_through(supervisor, capsys):
+    """Progress bars included."""
+    supervisor.run(["import sys; sys.stderr.write('half\\rwhole, 100 % \\u2713\\n')"])
+    assert capsys.readouterr().err == "half\rwhole, 100 % \u2713\n"
+
+
+def test_a_log_without_room_keeps_no_child_waiting(supervisor, monkeypatch):
+    """What it says is read to the end, wherever it can be written."""
+
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    outcome = supervisor.run(["import sys; sys.stderr.write('x' * 10**6 + chr(10) + 'error: the end'); sys.exit(1)"])
+    monkeypatch.undo()
+    assert (outcome.status, outcome.reason) == (1, "the end")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "reason"),
+    [
+        ("import sys; sys.stderr.write('error: no room\\nlater\\n'); sys.exit(1)", 1, "no room"),
+        ("raise OSError(28, 'No space left on device')", 1, "OSError: [Errno 28] No space left on device"),
+        ("import os; os._exit(3)", 3, "ended with status 3"),
+        ("import os; os.kill(os.getpid(), 9)", -9, "killed by SIGKILL, perhaps for want of memory"),
+        ("import os; os.kill(os.getpid(), 11)", -11, "killed by SIGSEGV"),
+    ],
+)
+def test_a_failure_says_why(supervisor, code, status, reason):
+    """In the child's words, if it had any."""
+    outcome = supervisor.run([code])
+    assert (outcome.status, outcome.reason) == (status, reason)
+
+
+def test_a_program_that_cannot_be_started_is_a_failure(supervisor, monkeypatch):
+    """As when there is no memory for one more process."""
+    monkeypatch.setattr(children, "PROGRAM", ("/nowhere/python",))
+    outcome = supervisor.run([])
+    assert outcome.status == 1
+    assert "no process could be started" in outcome.reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_sleep_at_once(supervisor, number):
+    """Which one it was is known."""
+    interrupt(number, after_s=0.1)
+    started = time.monotonic()
+    with pytest.raises(Stopped, match=signal.Signals(number).name) as stopped:
+        supervisor.sleep(30)
+    assert stopped.value.number == number
+    assert time.monotonic() - started < 10
+
+
+def test_a_signal_interrupts_what_is_marked_for_it(supervisor):
+    """Wherever it is; elsewhere it waits until it is asked for."""
+    started = time.monotonic()
+    interrupt(after_s=0.1)
+    with pytest.raises(Stopped), supervisor.interruptible():
+        time.sleep(30)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+    with pytest.raises(Stopped):
+        supervisor.sleep(30)
+    assert time.monotonic() - started < 10
+
+
+UNWINDING = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+pathlib.Path({began!r}).touch()
+try:
+    time.sleep(60)
+finally:
+    pathlib.Path({ended!r}).touch()
+"""
+
+
+def test_a_signal_has_the_child_clear_up(supervisor, tmp_path):
+    """It is asked to end, and has ended when `run` gives up."""
+    began, ended = tmp_path / "began", tmp_path / "ended"
+    interrupt(when=began)
+    with pytest.raises(Stopped):
+        supervisor.run([UNWINDING.format(began=str(began), ended=str(ended))])
+    assert ended.exists()
+
+
+STUBBORN = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path({began!r}).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_child_that_does_not_end_is_killed(monkeypatch, tmp_path, signals):
+    """After some patience, or at once on a second signal."""
+    monkeypatch.setattr(children, "PROGRAM", (sys.executable, "-c"))
+    began, started = tmp_path / "began", time.monotonic()
+    for number in range(signals):
+        interrupt(when=began, after_s=0.1 * number)
+    with Supervisor(patience_s=0.5 if signals == 1 else 60) as supervisor, pytest.raises(Stopped):
+        supervisor.run([STUBBORN.format(began=str(began))])
+    assert time.monotonic() - started < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(began.read_text()), 0)
+
+
+def test_a_signal_that_came_before_starts_nothing(supervisor, monkeypatch):
+    """The child would only be ended again; this one could not even be started."""
+    monkeypatch.setattr(children, "PROGRAM", ("/nowhere/python",))
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped):
+        supervisor.run([])
+
+
+def test_what_a_child_leaves_behind_ends_with_it(supervisor, tmp_path):
+    """A process that holds its stderr open keeps nobody waiting."""
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    started = time.monotonic()
+    assert supervisor.run([code]).status == 0
+    assert time.monotonic() - started < 30
+
+
+def test_afterwards_signals_do_what_they_did_before():
+    """The handlers are this block's alone."""
+    before = signal.getsignal(signal.SIGTERM)
+    with Supervisor():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,1 @@
+"""How good a version is, and whether more labels would help."""

@@ -1,0 +1,183 @@
+"""Evaluation: how good the mean of T stochastic passes is on images that training did not see.
+
+Owns the figures and the table that shows them. Every value is JSON: what is not defined is None, never NaN. Of several
+labels that may hold, those are predicted whose probability is at least one half.
+"""
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import log_loss
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
+
+from trainer.evaluation.holdout import Decisions, as_decisions, decide
+from trainer.labels.dataset import Targets
+from trainer.model.bayes import ModelWrapper, TrainingArgs
+
+_ROWS_A_FORWARD = 640
+"""Images times passes that the head computes at once."""
+_LEAST = 1e-12
+_ROWS = 24
+"""Classes that the table names; of more, it shows the largest and the worst."""
+_BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Figures on a validation part; all but `images` are None where it is empty."""
+
+    images: int
+    accuracy: float | None = None
+    """Share of the images whose label is right; of several labels, all of them."""
+    macro_f1: float | None = None
+    """Mean over the classes that have a true or a predicted image."""
+    f1: tuple[float | None, ...] = ()
+    """Of each class, in the order of the labels; None where it has neither."""
+    nll: float | None = None
+    """Negative log likelihood of an image, in nats; of several labels, the sum over them."""
+    ece: float | None = None
+    """Expected calibration error over 15 bins of confidence; of several labels, over the decisions on each of them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as a JSON object."""
+        return {**asdict(self), "f1": list(self.f1)}
+
+
+def probabilities_of(logits: Tensor, *, multiple: bool) -> Tensor:
+    """Return softmax over the classes (N, C, ...), or sigmoids where several labels may hold."""
+    return logits.sigmoid() if multiple else logits.softmax(dim=1)
+
+
+def sample_passes(
+    head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool = False
+) -> npt.NDArray[np.float32]:
+    """Return the probabilities of T free-running passes: features (N, ...) to float32 (N, T, C)."""
+    wrapper = ModelWrapper(head, TrainingArgs(use_cuda=device.type == "cuda"))
+    wrapper.eval()
+    images = max(1, _ROWS_A_FORWARD // passes)
+    return np.concatenate([_sample(wrapper, chunk, passes, multiple) for chunk in torch.split(features, images)])
+
+
+def _sample(wrapper: ModelWrapper, features: Tensor, passes: int, multiple: bool) -> npt.NDArray[np.float32]:
+    """Return one forward's share: baal gives logits, passes last, and guesses in its own softmax if it was applied."""
+    logits = wrapper.predict_on_batch(features, iterations=passes).float()  # (N, C, T)
+    probabilities: npt.NDArray[np.float32] = probabilities_of(logits, multiple=multiple).cpu().numpy()
+    return probabilities.transpose(0, 2, 1)  # (N, T, C)
+
+
+def count_images(targets: Targets, classes: int) -> npt.NDArray[np.int64]:
+    """Return how many images each label holds of, (C,)."""
+    counts: npt.NDArray[np.int64] = (
+        np.bincount(targets, minlength=classes) if targets.ndim == 1 else targets.sum(axis=0, dtype=np.int64)
+    )
+    return counts
+
+
+def measure(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics:
+    """Compare mean probabilities (N, C) with what holds of each image."""
+    images, classes = probabilities.shape
+    if images != len(targets):
+        raise ValueError(f"expected as many targets as probabilities, got {len(targets)} and {images}")
+    if not images:
+        return Metrics(images=0)
+    expected = as_decisions(targets, classes)
+    predicted = decide(probabilities, multiple=targets.ndim == 2)
+    return Metrics(
+        images=images,
+        accuracy=float((predicted == expected).all(axis=1).mean()),
+        macro_f1=macro_f1(predicted, expected),
+        f1=_f1(predicted, expected),
+        nll=_log_loss(probabilities, targets),
+        ece=_calibration_error(probabilities, targets),
+    )
+
+
+def macro_f1(predicted: Decisions, expected: Decisions) -> float | None:
+    """Return the mean F1 of the classes that have a true or a predicted image, of (N, C) both; None without any."""
+    defined = [value for value in _f1(predicted, expected) if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def _f1(predicted: Decisions, expected: Decisions) -> tuple[float | None, ...]:
+    """Return F1 of each class: twice the hits over the images predicted and the images true."""
+    hits = (predicted & expected).sum(axis=0).tolist()
+    marked = (predicted.sum(axis=0) + expected.sum(axis=0)).tolist()
+    return tuple(2 * hit / both if both else None for hit, both in zip(hits, marked, strict=True))
+
+
+def _log_loss(probabilities: npt.NDArray[np.float32], targets: Targets) -> float:
+    bounded = np.clip(probabilities.astype(np.float64), _LEAST, None)
+    if targets.ndim == 1:
+        every = list(range(probabilities.shape[1]))
+        return float(log_loss(targets, bounded / bounded.sum(axis=1, keepdims=True), labels=every))
+    absence = np.clip(1 - probabilities.astype(np.float64), _LEAST, None)
+    return float(-np.log(np.where(targets, bounded, absence)).sum(axis=1).mean())
+
+
+def _calibration_error(probabilities: npt.NDArray[np.float32], targets: Targets) -> float:
+    given = torch.from_numpy(np.clip(probabilities, 0, 1)), torch.from_numpy(targets.astype(np.int64))
+    if targets.ndim == 1:
+        classes = probabilities.shape[1]
+        return float(multiclass_calibration_error(*given, num_classes=classes, n_bins=_BINS, norm="l1"))
+    return float(binary_calibration_error(*(each.flatten() for each in given), n_bins=_BINS, norm="l1"))
+
+
+def format_table(metrics: Metrics, labels: Sequence[str], targets: Targets) -> str:
+    """Return the figures as lines for people: one per class, then the totals.
+
+    Of many classes only the largest and the worst are shown, and how many are not.
+    """
+    counts = count_images(targets, len(labels))
+    f1 = metrics.f1 or (None,) * len(labels)
+    shown = _choose_rows(counts, f1)
+    rows = [(_printable(labels[row]), f"{counts[row]:>6}", show(f1[row])) for row in shown]
+    if len(shown) < len(labels):
+        rows.append((f"{len(labels) - len(shown)} more", "", ""))
+    totals = {"accuracy": metrics.accuracy, "macro-F1": metrics.macro_f1, "NLL": metrics.nll, "ECE": metrics.ece}
+    rows += [(name, f"{'':>6}", show(value)) for name, value in totals.items()]
+    width = max(_columns(name) for name, *_ in rows)
+    table = [("class", "images", f"{'F1':>5}"), *rows]
+    return "\n".join("  ".join((_pad(name, width), *figures)).rstrip() for name, *figures in table)
+
+
+def _choose_rows(counts: npt.NDArray[np.int64], f1: Sequence[float | None]) -> list[int]:
+    """Return the classes to show, in their order: all, or half the rows for the largest and half for the worst.
+
+    Of equally bad ones the largest say most.
+    """
+    if len(counts) <= _ROWS:
+        return list(range(len(counts)))
+    largest = np.argsort(-counts, kind="stable")
+    worst = np.lexsort((-counts, np.array([math.inf if value is None else value for value in f1])))
+    chosen = set(largest[: _ROWS // 2].tolist())
+    chosen.update([row for row in worst.tolist() if row not in chosen][: _ROWS - len(chosen)])
+    return sorted(chosen)
+
+
+def show(value: float | None) -> str:
+    """Return a figure in five columns."""
+    return f"{'-':>5}" if value is None else f"{value:>5.3f}"
+
+
+def _printable(label: str) -> str:
+    """Escape what would break the line or turn its direction."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in label)
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _columns(text))
+
+
+def _columns(text: str) -> int:
+    """Return how many columns a terminal takes for a text: none for a mark on a letter, two for a wide character."""
+    return sum(_WIDE.get(unicodedata.east_asian_width(each), 1) for each in text if not unicodedata.combining(each))
+
+
+_WIDE = {"W": 2, "F": 2}

@@ -1,0 +1,1 @@
+"""From what people labelled to pixels and targets."""

@@ -1,0 +1,278 @@
+"""From a pool of labels to pixels in memory, and their division into training and validation.
+
+Owns the count of unreadable images, and the split. Fetching and decoding are the
+contract's, so that training sees the pixels that serving will see.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import FetchError, ImageError, LabelError, name_once
+from contract.images.download import public_name
+from contract.images.fetch import Fetcher, FetchSettings
+from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
+from contract.versions.manifest import InputSpec
+from trainer.labels.class_folders import as_text
+from trainer.labels.image_cache import ImageCache, Kept
+from trainer.labels.sources import LabelledImage, LabelledPool
+from trainer.progress_bar import Bar
+from trainer.settings import Environment
+
+if TYPE_CHECKING:  # it imports torch, which ranking does without
+    from trainer.parallel import World
+
+THREADS: Final = 8
+"""Images fetched and decoded at once; Pillow decodes outside Python's lock."""
+
+Integers = npt.NDArray[np.integer]
+Indices = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.integer]
+"""What holds of N images: int64 (N,), the index of the one label, or uint8 (N, C), 1 for each label that holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The readable images of a pool, in its order."""
+
+    images: npt.NDArray[np.uint8]
+    """Shape (N, H, W, 3), RGB."""
+    targets: Targets
+    """Shape (N,), indices into the pool's labels; or (N, C), 1 where a label holds, of a pool of multiple labels."""
+    groups: Indices
+    """Shape (N,): equal for images whose files hold the same bytes; `split` keeps them together."""
+    task_ids: Indices
+    """Shape (N,): the tasks in Label Studio, -1 where there is none."""
+    references: tuple[str, ...]
+    """N paths or references, as in the pool."""
+    unreadable: tuple[tuple[str, str], ...]
+    """Name and reason of each image that could not be had, both fit to be shown."""
+    unreadable_images: tuple[LabelledImage, ...] = ()
+    """The same, as they were in the pool."""
+
+
+def open_fetcher(environment: Environment) -> Fetcher:
+    """Return what gets images under the environment's settings; to be closed by its user."""
+    return Fetcher(
+        FetchSettings(
+            label_studio_url=environment.label_studio_url,
+            label_studio_public_url=environment.label_studio_public_url,
+            api_token=environment.label_studio_token,
+            local_files_root=environment.local_files_root,
+            allowed_origins=environment.allowed_origins,
+        )
+    )
+
+
+def load_pixels(
+    pool: LabelledPool,
+    *,
+    spec: InputSpec,
+    fetcher: Fetcher | None,
+    cache: ImageCache,
+    max_megapixels: int = MAX_MEGAPIXELS,
+    progress: bool = True,
+    world: "World | None" = None,
+) -> Pixels:
+    """Read or fetch every image of the pool and decode it; unreadable ones are left out and named.
+
+    Args:
+        pool: its references are paths where it has no control, and Label Studio's otherwise.
+        spec: the size to decode to.
+        fetcher: needed where the pool comes from Label Studio.
+        cache: from which images that were downloaded are taken while their source says that they are unchanged.
+        max_megapixels: of one image in memory, as in `decode_image`.
+        progress: whether to draw a bar on stderr.
+        world: ranks that share the work: each reads its part, and has the whole.
+
+    Raises:
+        LabelError: if all readable images have the same labels.
+        ConfigError: if the cache cannot be written.
+    """
+    images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
+    decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
+    source = _Files(decode) if pool.control is None else _Downloads(fetcher, cache, decode)
+
+    def load(position: int) -> bytes | ImageError:
+        image = pool.images[position]
+        try:
+            data, images[position] = source.read(image)
+        except ImageError as err:
+            return err
+        return hashlib.sha256(data).digest()
+
+    own = range(len(images)) if world is None else range(len(images))[world.part(len(images))]
+    outcomes = list(Bar(_in_threads(load, own), "images", len(own), unit="image", disable=not progress))
+    if world is not None:
+        outcomes = list(chain.from_iterable(world.gather(outcomes)))
+        world.complete(images)
+    readable = [position for position, outcome in enumerate(outcomes) if isinstance(outcome, bytes)]
+    for row, position in enumerate(readable):  # in place: a copy might not fit beside it
+        images[row] = images[position]
+    kept = [pool.images[position] for position in readable]
+    unreadable = tuple(
+        (source.name(image), str(outcome))
+        for image, outcome in zip(pool.images, outcomes, strict=True)
+        if isinstance(outcome, ImageError)
+    )
+    _check_classes(kept, unreadable)
+    return Pixels(
+        images=images[: len(kept)],  # (N, H, W, 3)
+        targets=_targets(kept, pool),
+        groups=_numbered([outcome for outcome in outcomes if isinstance(outcome, bytes)]),
+        task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
+        references=tuple(image.reference for image in kept),
+        unreadable=unreadable,
+        unreadable_images=tuple(
+            image for image, outcome in zip(pool.images, outcomes, strict=True) if isinstance(outcome, ImageError)
+        ),
+    )
+
+
+def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
+    if not pool.multiple:
+        return np.array([image.labels[0] for image in images], np.int64)
+    targets = np.zeros((len(images), len(pool.labels)), np.uint8)
+    for row, image in zip(targets, images, strict=True):
+        row[list(image.labels)] = 1
+    return targets
+
+
+def strata(targets: Targets) -> Indices:
+    """Return one class of each image, (N,): its label or, of several, the one that fewest images have.
+
+    Of labels that equally many have it is the first; images without a label are a class of their own, C.
+    """
+    if targets.ndim == 1:
+        return targets.astype(np.int64)
+    rarest_first = np.argsort(targets.sum(axis=0, dtype=np.int64), kind="stable")  # (C,)
+    first = rarest_first[targets[:, rarest_first].argmax(axis=1)]
+    return np.where(targets.any(axis=1), first, targets.shape[1])
+
+
+def split(targets: Targets, *, fraction: float, seed: int, groups: Integers | None = None) -> tuple[Indices, Indices]:
+    """Hold out a part of each class: indices (N_train,) and (N_validation,), both rising.
+
+    Of each class, the whole number nearest to `fraction` is held out, but at least one image, and at least one stays.
+    Groups stay whole: those with images of several classes, and the only one of a class, are trained on. The split
+    follows from the arguments, and images added to one class do not move those of another. Of several labels, `strata`
+    says which is an image's class.
+
+    Args:
+        targets: what holds of each image.
+        fraction: of each class to hold out, between 0 and 1.
+        seed: a whole number from 0.
+        groups: shape (N,), equal for images that must not be separated; by default each stands alone.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"expected a fraction between 0 and 1 to hold out, got {fraction}")
+    groups = np.arange(len(targets)) if groups is None else groups
+    if groups.shape != targets.shape[:1]:
+        raise ValueError(f"expected a group for each of {len(targets)} targets, got {len(groups)}")
+    classes = strata(targets)
+    held_out = np.zeros(len(targets), bool)
+    for label in np.unique(classes):
+        rng = np.random.default_rng([seed, int(label)])
+        held_out |= np.isin(groups, _to_hold_out(groups, classes == label, fraction, rng))
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _to_hold_out(
+    groups: Integers, of_class: npt.NDArray[np.bool_], fraction: float, rng: np.random.Generator
+) -> list[int]:
+    """Groups of one class, in random order until they hold enough images, and never all of them."""
+    members = groups[of_class]
+    own = rng.permutation(np.setdiff1d(members, groups[~of_class]))
+    wanted = max(1, round(fraction * len(members)))
+    chosen: list[int] = []
+    taken = 0
+    for group in own[:-1]:
+        if taken >= wanted:
+            break
+        chosen.append(int(group))
+        taken += int((members == group).sum())
+    return chosen
+
+
+def _in_threads(load: Callable[[int], bytes | ImageError], positions: Sequence[int]) -> Iterator[bytes | ImageError]:
+    """Results in order; on an error or Ctrl-C, what has not begun is dropped."""
+    executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
+    try:
+        yield from executor.map(load, positions)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _numbered(digests: Sequence[bytes]) -> Indices:
+    """For each digest the position at which it first came."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
+
+
+def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[tuple[str, str]]) -> None:
+    classes = len({image.labels for image in kept})
+    if classes < 2:
+        first = name_once(*unreadable[0]) if unreadable else "none"
+        raise LabelError(
+            f"expected readable images of at least 2 classes, got {len(kept)} images of {classes}; {len(unreadable)} "
+            f"are unreadable, the first being {first}"
+        )
+
+
+# ---- where bytes come from
+
+
+Decode = Callable[[bytes], npt.NDArray[np.uint8]]
+
+
+class _Files:
+    """Images that lie in folders."""
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+
+    def read(self, image: LabelledImage) -> tuple[bytes, npt.NDArray[np.uint8]]:
+        """The file's bytes and its pixels, uint8 (H, W, 3)."""
+        try:
+            data = Path(image.reference).read_bytes()
+        except OSError as err:
+            raise FetchError(f"the file cannot be read: {err.strerror}; check that it is there and readable") from err
+        return data, self._decode(data)
+
+    def name(self, image: LabelledImage) -> str:
+        return as_text(image.reference)
+
+
+class _Downloads:
+    """Images that tasks refer to; what can be asked for changes, and could be decoded, is kept."""
+
+    def __init__(self, fetcher: Fetcher | None, cache: ImageCache, decode: Decode) -> None:
+        if fetcher is None:
+            raise ValueError("expected a fetcher for images that tasks refer to, got None")
+        self._fetcher = fetcher
+        self._cache = cache
+        self._decode = decode
+
+    def read(self, image: LabelledImage) -> tuple[bytes, npt.NDArray[np.uint8]]:
+        """The image's bytes and its pixels, uint8 (H, W, 3)."""
+        source = self._fetcher.source(image.reference, task_id=image.task_id)
+        kept = self._cache.get(source) if source else None
+        known = kept.validators if kept else None
+        fetched = self._fetcher.fetch_if_changed(image.reference, known=known, task_id=image.task_id)
+        if fetched.unchanged and kept:
+            return kept.data, self._decode(kept.data)
+        pixels = self._decode(fetched.data)  # before it is kept: an error page sent as 200 must not stay
+        if source and fetched.validators:
+            self._cache.put(source, Kept(fetched.validators, fetched.data))
+        return fetched.data, pixels
+
+    def name(self, image: LabelledImage) -> str:
+        return public_name(image.reference)

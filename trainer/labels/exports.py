@@ -1,0 +1,80 @@
+"""Files that Label Studio's Export dialog writes: those of type JSON are read, the others known by name.
+
+Owns what was called otherwise before Label Studio 1.0.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from contract.errors import LabelError
+from trainer.labels.annotations import Task
+
+_EXPORT_AGAIN: Final = "choose JSON in the project's Export dialog"
+
+
+def read_export(path: Path) -> list[Task]:
+    """The tasks in an export of type JSON, those of before Label Studio 1.0 as they would be exported since.
+
+    Raises:
+        LabelError: if the file is no such export, with what it is.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise LabelError(
+            f"the export {path} cannot be read: {err.strerror}; give the file that Label Studio wrote"
+        ) from err
+    try:
+        tasks = json.loads(content)
+    except (ValueError, RecursionError) as err:
+        raise _other_export(path, _name_text(content)) from err
+    if not isinstance(tasks, list) or not tasks or not all(_is_task(task) for task in tasks):
+        raise _other_export(path, _name_document(tasks))
+    return [_of_today(task) for task in tasks]
+
+
+def _is_task(task: object) -> bool:
+    return isinstance(task, dict) and isinstance(task.get("data"), dict)
+
+
+def _of_today(task: Task) -> Task:
+    """A task as it is exported since Label Studio 1.0; before, its annotations were called completions."""
+    made = task.get("completions")
+    if "annotations" in task or not isinstance(made, list):
+        return task
+    return {**task, "annotations": [_annotation_of(each) for each in made if isinstance(each, dict)]}
+
+
+def _annotation_of(completion: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Before 1.0 a completion could be `skipped`, and a `honeypot` was what ground truth is now."""
+    skipped = completion.get("was_cancelled") or completion.get("skipped")
+    trusted = completion.get("ground_truth") or completion.get("honeypot")
+    return {**completion, "was_cancelled": bool(skipped), "ground_truth": bool(trusted)}
+
+
+def _other_export(path: Path, found: str) -> LabelError:
+    return LabelError(f"expected a Label Studio export of type JSON, {path} is {found}; {_EXPORT_AGAIN}")
+
+
+def _name_text(content: bytes) -> str:
+    """What an export is that is no JSON."""
+    if content.startswith(b"PK"):
+        return "a ZIP archive, as of the types YOLO, COCO with images and Pascal VOC"
+    if content.lstrip()[:1] in {b"[", b"{"}:
+        return "broken JSON"
+    first, _, more = content.partition(b"\n")
+    for separator, name in ((b"\t", "TSV"), (b",", "CSV")):
+        if separator in first and more:
+            return f"a table, as of the type {name}"
+    return "no JSON"
+
+
+def _name_document(document: object) -> str:
+    """What an export is that is JSON, but not of tasks."""
+    if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
+        return "of the type COCO"
+    if not isinstance(document, list) or not document:
+        return "no list of tasks"
+    return "a list of what has no 'data', as of the type JSON-MIN"

@@ -1,0 +1,136 @@
+"""The images that a trainer has downloaded, for as long as their sources say that they are unchanged.
+
+Owns the files of one folder: what is in them, that one cut short or overwritten is not served, and how many there may
+be. Its subfolders are others'. Who used it longest ago leaves first.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from contract.errors import ConfigError
+from contract.images.download import Validators
+from contract.versions.disk import explain
+
+DEFAULT_MB: Final = 8192
+
+_PARTIAL: Final = ".partial-"
+_CRASHED_AFTER_S: Final = 3600.0
+"""A partial file that is older is nobody's."""
+_FILLED_AFTERWARDS: Final = 0.9
+"""How full the folder is when room has been made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A file, and how to ask its source whether it still is that."""
+
+    validators: Validators
+    data: bytes
+
+
+class ImageCache:
+    """Files by their sources. Used by many threads; other processes may use the folder too."""
+
+    def __init__(self, folder: Path, *, max_bytes: int = DEFAULT_MB * 2**20) -> None:
+        """Take the folder, which is made when something is to be kept, and the most that it holds, 0 for nothing."""
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._size: int | None = None
+        """Of all files together, those that were replaced since the folder was looked at included; None before that."""
+
+    def get(self, source: str) -> Kept | None:
+        """Return what was kept of a source, or None."""
+        path = self._path(source)
+        try:
+            content = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        head, _, data = content.partition(b"\n")
+        with suppress(ValueError, TypeError):
+            digest, place, etag, last_modified = json.loads(head)
+            if digest == hashlib.sha256(data).hexdigest():
+                return Kept(Validators(place, etag, last_modified), data)
+        return None
+
+    def put(self, source: str, kept: Kept) -> None:
+        """Keep what a source has sent, in place of what it sent before, if there is room for it at all.
+
+        Raises:
+            ConfigError: if it cannot be written.
+        """
+        validators = kept.validators
+        head = [hashlib.sha256(kept.data).hexdigest(), validators.place, validators.etag, validators.last_modified]
+        content = json.dumps(head).encode() + b"\n" + kept.data
+        if len(content) > self._max_bytes:
+            return
+        path = self._path(source)
+        try:
+            with self._lock:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._make_room(len(content))
+                self._write(path, content)
+                self._size = (self._size or 0) + len(content)
+        except OSError as err:
+            raise ConfigError(
+                f"expected to write images to {self._folder}, got {explain(err, self._folder)}; "
+                "set LABELNEXT_CACHE to a folder with room, or LABELNEXT_IMAGE_CACHE_MB to less"
+            ) from err
+
+    def _path(self, source: str) -> Path:
+        """Named by a digest: sources may hold signatures."""
+        return self._folder / hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
+
+    def _write(self, path: Path, content: bytes) -> None:
+        descriptor, name = tempfile.mkstemp(dir=self._folder, prefix=_PARTIAL)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+
+    def _make_room(self, needed: int) -> None:
+        """Remove who was used longest ago, and a share more, so that the folder is not gone through for each file."""
+        if self._size is not None and self._size + needed <= self._max_bytes:
+            return
+        files = self._files()
+        self._size = sum(file.size for file in files)
+        if self._size + needed <= self._max_bytes:
+            return
+        for file in sorted(files):
+            if self._size + needed <= self._max_bytes * _FILLED_AFTERWARDS:
+                break
+            with suppress(OSError):
+                file.path.unlink()
+                self._size -= file.size
+
+    def _files(self) -> "list[_File]":
+        """All files but those that are being written, by whichever process."""
+        found = []
+        for entry in os.scandir(self._folder):
+            with suppress(OSError):  # another process has just removed it
+                status = entry.stat(follow_symlinks=False)
+                written = entry.name.startswith(_PARTIAL) and time.time() < status.st_mtime + _CRASHED_AFTER_S
+                if entry.is_file(follow_symlinks=False) and not written:
+                    found.append(_File(status.st_mtime_ns, status.st_size, Path(entry.path)))
+        return found
+
+
+class _File(NamedTuple):
+    """A file of the folder; the one that was used longest ago is the least."""
+
+    used_ns: int
+    size: int
+    path: Path

@@ -1,0 +1,106 @@
+"""What is wrong with images as they were read, in sentences for who labelled them, by reason and with tasks or files.
+
+Knows nothing of training; changes nothing but that a class folder without a readable image is no class.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Final
+
+import numpy as np
+
+from contract.errors import name_some
+from contract.images.download import public_name
+from trainer.evaluation.metrics import count_images
+from trainer.labels.class_folders import as_text
+from trainer.labels.dataset import Pixels
+from trainer.labels.sources import LabelledPool
+
+_NAMED: Final = 5
+"""How many tasks, files or labels are named; the rest are counted."""
+
+
+def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool, Pixels]:
+    """Return the pool and its pixels without the class folders of which no image can be read.
+
+    The labels of a labelling config stay: the project has them, with or without an image.
+    """
+    if pool.control is not None:
+        return pool, pixels
+    seen = np.unique(pixels.targets)  # rising indices of the labels that stay
+    place = {int(label): row for row, label in enumerate(seen)}
+    images = [replace(each, labels=(place[each.labels[0]],)) for each in pool.images if each.labels[0] in place]
+    kept = replace(pool, labels=tuple(pool.labels[label] for label in seen), images=tuple(images))
+    return kept, replace(pixels, targets=np.searchsorted(seen, pixels.targets))
+
+
+def describe_unreadable(pixels: Pixels) -> list[str]:
+    """What cannot be read, one sentence for each reason, the most frequent first."""
+    names, texts = defaultdict[str, list[str]](list), dict[str, str]()
+    for image, (name, reason) in zip(pixels.unreadable_images, pixels.unreadable, strict=True):
+        text = reason.removeprefix(name).strip()
+        kind = re.sub(r"\d+", "0", text)  # reasons differ in sizes, too
+        names[kind].append(_name(image.task_id, name))
+        texts.setdefault(kind, text)
+    by_count = sorted(names.items(), key=lambda item: -len(item[1]))
+    return [f"{_count(len(named), 'image')} cannot be read: {texts[kind]} ({_some(named)})" for kind, named in by_count]
+
+
+def describe_lost(before: LabelledPool, pixels: Pixels) -> list[str]:
+    """Name the labels that have images, none of which can be read; `pixels` are those of this pool."""
+    readable = count_images(pixels.targets, len(before.labels))
+    labels = np.array([label for each in before.images for label in each.labels], np.int64)
+    tried = np.bincount(labels, minlength=len(before.labels))
+    lost = [f"{before.labels[label]!r} ({tried[label]})" for label in np.flatnonzero((tried > 0) & (readable == 0))]
+    if not lost:
+        return []
+    fate = (
+        "it is no class of this version"
+        if before.control is None
+        else "it stays a label, since the labelling config has it, but nothing of it is learnt"
+    )
+    return [f"of a label, no image can be read, and {fate}: {_some(lost)}"]
+
+
+def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) -> list[str]:
+    """Say which images have two labels: files of the same bytes under different ones.
+
+    Where a part of each class is held out (`split`), such images never are.
+    """
+    rows = defaultdict[int, list[int]](list)
+    for row, group in enumerate(pixels.groups):
+        rows[int(group)].append(row)
+    groups = [each for each in rows.values() if (pixels.targets[each] != pixels.targets[each[0]]).any()]
+    if not groups:
+        return []
+    most = max(len({pixels.targets[row].tobytes() for row in each}) for each in groups)
+    examples = _some(["; ".join(_labelled(pool, pixels, row) for row in each) for each in groups], between=" | ")
+    kept = " and cannot be held out to measure on" if split else ""
+    return [
+        f"{len(groups)} image{'s have' if len(groups) > 1 else ' has'} two labels{' or more' if most > 2 else ''}, for "
+        f"equal files are labelled differently: {examples}; they are trained on as they are{kept}; correct their labels"
+    ]
+
+
+def _labelled(pool: LabelledPool, pixels: Pixels, row: int) -> str:
+    target = pixels.targets[row]
+    held = np.flatnonzero(target) if pool.multiple else [int(target)]
+    labels = " and ".join(repr(pool.labels[label]) for label in held) or "no label"
+    task, reference = int(pixels.task_ids[row]), pixels.references[row]
+    name = as_text("/".join(PurePath(reference).parts[-2:])) if pool.control is None else public_name(reference)
+    return f"{_name(None if task < 0 else task, name)} {labels}"
+
+
+def _name(task: int | None, name: str) -> str:
+    return f"task {task}" if task is not None else name
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    return name_some(names, most=_NAMED, between=between)

@@ -1,0 +1,346 @@
+"""From what people labelled to the label or labels of each image, whichever of three places it lies in.
+
+Owns the order of the labels, which comes from the labelling config and not from the labels seen, so that it stays the
+same from one round to the next, and says what is left out, by reason. Opens no image.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from contract.errors import LabelError, name_some
+from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from contract.tasks import find_reference
+from trainer import labelstudio
+from trainer.labels.annotations import (
+    EMPTY,
+    NO_CHOICE,
+    OUTDATED,
+    LeftOut,
+    Task,
+    allows_several,
+    choice_items,
+    choices_made,
+    decide,
+    times_answered,
+    times_for_regions,
+    valid_annotations,
+)
+from trainer.labels.class_folders import BROKEN_LINK, IMAGE_SUFFIXES, NESTED, UNREADABLE, find_images
+from trainer.labels.exports import read_export
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+
+logger = logging.getLogger(__name__)
+
+_REFERENCE_STARTS: Final = (
+    "http://",
+    "https://",
+    "data:",
+    "/data/",
+    "/storage-data/",
+    "s3://",
+    "gs://",
+    "azure-blob://",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image and what holds of it."""
+
+    reference: str
+    """A path, or what the task in Label Studio refers to."""
+    labels: tuple[int, ...]
+    """Indices into the pool's labels, rising: one, unless several may hold; then any number."""
+    task_id: int | None = None
+    """The task in Label Studio, where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPool:
+    """Everything that can be trained on."""
+
+    labels: tuple[str, ...]
+    """What Label Studio stores for each class, in the config's order; a class may have no image yet."""
+    images: tuple[LabelledImage, ...]
+    """In the order of the tasks or files."""
+    control: str | None
+    """The name of the `<Choices>` that the labels come from; None for folders."""
+    origin: str
+    """Where the labels come from and what decided their order, for people."""
+    left_out: Mapping[str, int]
+    """How many tasks or files were left out, by reason."""
+    multiple: bool = False
+    """Whether several labels may hold of an image, and none."""
+    left_out_tasks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The numbers of the tasks left out, by reason, of those that have one."""
+    left_out_files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The paths of the files left out, by reason."""
+    lost_labels: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
+    """The tasks left out for a label that the labelling config no longer has, by label; None for one without number."""
+
+
+def describe_left_out(pool: LabelledPool) -> list[str]:
+    """What was left out, one sentence for each reason, with the tasks or files and with the labels that are lost."""
+    return [f"{count} {reason}{_examples(pool, reason)}" for reason, count in pool.left_out.items()]
+
+
+def _examples(pool: LabelledPool, reason: str) -> str:
+    if reason == OUTDATED and pool.lost_labels:
+        labels = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
+        named = [f"{label!r} in {len(tasks)}{_numbers(tasks)}" for label, tasks in labels]
+        return f": {_some(named)}"
+    if reason in pool.left_out_files:
+        return f" ({_some(pool.left_out_files[reason])})"
+    return _numbers(pool.left_out_tasks.get(reason, ()))
+
+
+def _numbers(tasks: Sequence[int | None]) -> str:
+    known = [str(task) for task in tasks if task is not None]
+    return f" (task{'s' if len(known) > 1 else ''} {_some(known)})" if known else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return name_some(names, most=_NAMED)
+
+
+_NAMED: Final = 5
+"""How many tasks, labels or keys are named; the rest are counted."""
+
+NO_IMAGE: Final = "no image reference in the task"
+
+
+def from_folder(root: Path) -> LabelledPool:
+    """Take the label of each image from the folder it lies in; labels are the folders' names, sorted.
+
+    Hidden files and folders are passed over, and a folder without an image of its own is no class.
+
+    Raises:
+        LabelError: if fewer than two folders hold images, or a name is not in UTF-8.
+    """
+    if not root.is_dir():
+        raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
+    found = find_images(root)
+    if found.emptied:
+        logger.warning("no class, for all images lie in folders below: %s", _some(found.emptied))
+    labels = tuple(found.images)
+    images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found.images[name]]
+    pool = LabelledPool(
+        labels,
+        tuple(images),
+        None,
+        f"the class folders of {root}, sorted by name",
+        {reason: len(paths) for reason, paths in found.left_out.items()},
+        left_out_files=found.left_out,
+    )
+    return _checked(pool)
+
+
+def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
+    """Read a Label Studio export of type JSON.
+
+    Args:
+        path: the file.
+        label_config: the text of the project's labelling config. Without it, labels are those seen, sorted.
+        control: the name of the `<Choices>` to train on, needed where there are several without a config.
+
+    Raises:
+        LabelError: if the file is not such an export, or fewer than two classes have images.
+        ConfigError: if the config has no such control.
+    """
+    tasks = read_export(path)
+    if label_config is not None:
+        chosen = _choose(label_config, control, tasks)
+        return _pool(tasks, _Question.of(chosen), f"{path}, labels in the order of the labelling config")
+    question = _guess(tasks, control)
+    origin = f"{path}, labels seen in it, sorted: give the labelling config to keep the order of the project"
+    logger.warning("no labelling config was given with %s: taking the labels seen, sorted", path)
+    return _pool(tasks, question, origin)
+
+
+def from_project(project_id: int, client: "LabelStudio", control: str | None = None) -> LabelledPool:
+    """Read the annotations of a project of Label Studio.
+
+    Args:
+        project_id: the number in the project's address.
+        client: from `trainer.labelstudio.connect`.
+        control: the name of the `<Choices>` to train on; without it, the one that most annotations answer.
+
+    Raises:
+        LabelError: if fewer than two classes have images.
+        ConfigError: if Label Studio does not answer, or the project classifies no images or has no such control.
+    """
+    project = labelstudio.read_project(client, project_id)
+    tasks = list(labelstudio.annotated_tasks(client, project_id))
+    chosen = _choose(project.label_config, control, tasks)
+    origin = f"project {project_id} ({project.title}), labels in the order of its labelling config"
+    return _pool(tasks, _Question.of(chosen), origin)
+
+
+# ---- which control, which key
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is read from each task."""
+
+    control: str
+    value_key: str
+    labels: tuple[str, ...]
+    multiple: bool
+
+    @classmethod
+    def of(cls, control: ChoicesControl) -> "_Question":
+        return cls(control.from_name, control.value_key, control.labels, control.multiple)
+
+
+def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
+    controls = parse_label_config(label_config, name)
+    names = [control.from_name for control in controls]
+    used = {control: times_answered(tasks, control) for control in names}
+    if name is None and any(used.values()):
+        name = max(names, key=lambda each: used[each])  # the first of equals
+    chosen = choose_control(controls, name=name, labels=())
+    if len(controls) > 1:
+        logger.info("training on <Choices name=%r>, one of %s", chosen.from_name, ", ".join(names))
+    return chosen
+
+
+def _guess(tasks: Sequence[Task], control: str | None) -> _Question:
+    """Without a config, what was asked shows only in the answers."""
+    answers = [item for task in tasks for annotation in valid_annotations(task) for item in choice_items(annotation)]
+    names = sorted({str(item.get("from_name")) for item in answers})
+    if control is None and len(names) > 1:
+        raise LabelError(f"expected annotations of one <Choices>, got {', '.join(names)}; name one with --control")
+    if not names or (control is not None and control not in names):
+        raise LabelError(
+            f"expected annotations of {control or 'a <Choices>'}, got those of {', '.join(names) or 'none'}, and "
+            f"{times_for_regions(tasks)} that are for regions, which are not learnt from; label some tasks, or name "
+            "another with --control"
+        )
+    name = control or names[0]
+    return _Question(name, _guess_key(tasks), tuple(sorted(choices_made(tasks, name))), allows_several(tasks, name))
+
+
+def _guess_key(tasks: Sequence[Task]) -> str:
+    keys = sorted({key for task in tasks for key in _image_keys(_data(task))})
+    if len(keys) != 1:
+        raise LabelError(
+            f"expected one key with an image in the tasks' data, got {_some(keys) or 'none'}; "
+            "give the labelling config with --label-config"
+        )
+    return keys[0]
+
+
+def _image_keys(data: object, key: str = "", depth: int = 0) -> Iterator[str]:
+    """Where something lies that looks like an image, as `find_reference` takes it."""
+    if isinstance(data, str) and _looks_like_image(data):
+        yield key
+    elif isinstance(data, Mapping) and depth < _DEEPEST_KEY:
+        for name, value in data.items():
+            yield from _image_keys(value, f"{key}.{name}" if key else name, depth + 1)
+    elif isinstance(data, list) and depth < _DEEPEST_KEY:
+        for number, value in enumerate(data):
+            yield from _image_keys(value, f"{key}[{number}]", depth + 1)
+
+
+_DEEPEST_KEY: Final = 5
+
+
+def _looks_like_image(value: str) -> bool:
+    return value.startswith(_REFERENCE_STARTS) or Path(value.partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES
+
+
+# ---- from tasks to a pool
+
+
+def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPool:
+    index = {label: number for number, label in enumerate(question.labels)}
+    images: list[LabelledImage] = []
+    left_out = Counter[str]()
+    left_out_tasks = defaultdict[str, list[int]](list)
+    lost_labels = defaultdict[str, list[int | None]](list)
+    for task in tasks:
+        number = _task_id(task)
+        try:
+            chosen = decide(task, question.control, index, multiple=question.multiple)
+            held = tuple(sorted(index[label] for label in chosen))
+            images.append(LabelledImage(_reference(task, question.value_key), held, number))
+        except LeftOut as reason:
+            left_out[str(reason)] += 1
+            left_out_tasks[str(reason)] += [] if number is None else [number]
+            for label in sorted(reason.lost):
+                lost_labels[label].append(number)
+    if question.multiple and (without := left_out[EMPTY] + left_out[NO_CHOICE]):
+        logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
+    pool = LabelledPool(
+        question.labels,
+        tuple(images),
+        question.control,
+        origin,
+        dict(left_out),
+        multiple=question.multiple,
+        left_out_tasks=dict(left_out_tasks),
+        lost_labels=dict(lost_labels),
+    )
+    return _checked(pool)
+
+
+def _data(task: Task) -> Mapping[str, Any]:
+    data = task.get("data")
+    return data if isinstance(data, Mapping) else {}
+
+
+def _reference(task: Task, key: str) -> str:
+    reference = find_reference(_data(task), key)
+    if reference is None:
+        raise LeftOut(NO_IMAGE)
+    return reference
+
+
+def _task_id(task: Task) -> int | None:
+    number = task.get("id")
+    return number if isinstance(number, int) else None
+
+
+def _checked(pool: LabelledPool) -> LabelledPool:
+    """Refuse what no classifier can learn from, and names that no manifest can hold."""
+    for label in pool.labels:
+        if not _is_text(label):
+            raise LabelError(f"expected labels in UTF-8, got {label!a} in {pool.origin!a}; rename it")
+    if len({image.labels for image in pool.images}) >= 2:
+        return pool
+    used = {label for image in pool.images for label in image.labels}
+    names = ", ".join(pool.labels[label] for label in sorted(used)) or "none"
+    reasons = "; ".join(describe_left_out(pool)) or "nothing"
+    expected = "images that differ in a label" if pool.multiple else "labelled images of at least 2 classes"
+    raise LabelError(
+        f"expected {expected}, got {len(pool.images)} of {len(used)} ({names}) from {pool.origin}; "
+        f"left out: {reasons}; {_advise(pool)}"
+    )
+
+
+def _advise(pool: LabelledPool) -> str:
+    """What to do about a pool of fewer than two classes."""
+    if nested := pool.left_out_files.get(NESTED):
+        folder = nested[0].partition("/")[0]
+        return f"the images lie one folder deeper: give a folder whose folders are the classes, as {folder} may be"
+    if BROKEN_LINK in pool.left_out_files:
+        return "images are broken links: copy what they lead to, or mount it where they say that it is"
+    if UNREADABLE in pool.left_out_files:
+        return "let the user that the trainer runs as read them"
+    return "label images of another class"
+
+
+def _is_text(label: str) -> bool:
+    """A folder's name may hold any bytes; those that are not UTF-8 become half characters, which cannot be written."""
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The network: built, fitted, exported, quantised, validated."""

@@ -1,0 +1,65 @@
+"""The probe's numbers: what torch with baal computes on a few images, for engines to be held against."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from contract.graph.masks import Masks, draw_masks, mask_name
+from contract.graph.probe import Probe
+from contract.versions.manifest import DropoutSite
+from trainer.evaluation.metrics import probabilities_of, sample_passes
+from trainer.model.bayes import ActiveDropout
+from trainer.model.fit import compute_features
+from trainer.model.network import Network
+
+PROBE_IMAGES = 16
+_REFERENCE_PASSES = 500
+"""Enough to tell a Dropout that drops too little from chance."""
+
+
+def compute_probe(
+    network: Network,
+    images: npt.NDArray[np.uint8],
+    *,
+    version: str,
+    sites: tuple[DropoutSite, ...],
+    passes: int,
+    multiple: bool = False,
+) -> Probe:
+    """Compute both references on images (N, H, W, 3), on the CPU: free-running passes and passes under masks."""
+    device = torch.device("cpu")
+    network.to(device).eval()
+    features = compute_features(network.trunk, torch.from_numpy(images), device=device, title="probe")
+    free = sample_passes(
+        network.head, features, passes=_REFERENCE_PASSES, device=device, multiple=multiple
+    )  # (N, R, C)
+    return Probe(
+        images=images,
+        features=features.numpy(),
+        passes=_REFERENCE_PASSES,
+        mean=free.mean(axis=1),
+        variance=free.var(axis=1, ddof=1),
+        masked_probabilities=masked_passes(network, features, draw_masks(version, sites, passes), multiple=multiple),
+    )
+
+
+def masked_passes(
+    network: Network, features: Tensor, masks: Masks, *, multiple: bool = False
+) -> npt.NDArray[np.float32]:
+    """Run the head once per mask, each Dropout replaced by its product with the mask: features to (N, T, C)."""
+    passes = len(masks[mask_name(0)])
+    with torch.no_grad():
+        logits = [_masked_pass(network, features, masks, index) for index in range(passes)]
+    return probabilities_of(torch.stack(logits, dim=2), multiple=multiple).numpy().transpose(0, 2, 1)  # (N, T, C)
+
+
+def _masked_pass(network: Network, features: Tensor, masks: Masks, index: int) -> Tensor:
+    rows, site = features, 0
+    for module in network.head:
+        if isinstance(module, ActiveDropout):
+            rows = rows * torch.from_numpy(masks[mask_name(site)][index])
+            site += 1
+        else:
+            rows = module(rows)
+    return rows

@@ -1,0 +1,179 @@
+"""The trunk in 8-bit integers, for CPUs: built at publish time, calibrated on training images.
+
+Convolutions and linear layers are quantised statically by onnxruntime's own tool: weights per output channel, signed;
+activations per tensor, unsigned, over the range that they take on the calibration images. Pixels are 8-bit integers
+already: what normalises them is folded into the first convolution, so that it reads them as they come. The head stays
+in float32.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from contract.errors import LabelnextError, TrainingError
+from contract.graph.lowering import load_graph, lower
+from contract.versions.repository import INT8_TRUNK_FILE, MODEL_FILE, WEIGHTS_FILE, Repository
+
+CALIBRATION_IMAGES = 64
+_IMAGES_A_RUN = 4
+
+_OPERATORS = ["Conv", "Gemm", "MaxPool", "Relu", "Reshape"]
+"""What is quantised, or passes 8-bit integers on."""
+
+_CENTRE = 115.0
+"""The pixel that padding stands for: ImageNet's mean over the three channels, 0.449 x 255, rounded up."""
+
+_PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
+"""Tells the tool that the graph is one that it can take: inlined, its shapes known."""
+
+
+def copy_int8_trunk(repository: Repository, trunk: str, target: Path) -> bool:
+    """Copy the int8 trunk of the newest version with that trunk's fingerprint to `target`; False if there is none."""
+    for name in reversed(repository.versions()):
+        # Damaged, or being removed: of no use here, and not this run's business.
+        with suppress(LabelnextError, OSError):
+            manifest = repository.read_manifest(name)
+            if manifest.trunk == trunk and INT8_TRUNK_FILE in manifest.files:
+                with repository.open_verified(name) as verified:
+                    verified.copy(INT8_TRUNK_FILE, target)
+                return True
+    return False
+
+
+def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
+    """Write the trunk of a version's graph in 8-bit integers, weights included.
+
+    `folder` is the version's, `images` uint8 (N, H, W, 3) what to calibrate on.
+
+    Raises:
+        TrainingError: if the trunk does not begin as a network of ours does.
+        GateError: if the graph cannot be lowered.
+    """
+    weights_bytes = (folder / WEIGHTS_FILE).stat().st_size
+    model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_bytes)).trunk
+    onnx.load_external_data_for_model(model, str(folder))
+    chosen = images[np.linspace(0, len(images) - 1, num=min(CALIBRATION_IMAGES, len(images)), dtype=np.int64)]
+    _fold_normalisation(model, chosen[:1])
+    helper.set_model_props(model, _PREPARED)
+    quantize_static(
+        model,
+        target,
+        _Batches(model.graph.input[0].name, chosen),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        calibrate_method=CalibrationMethod.MinMax,
+        op_types_to_quantize=_OPERATORS,
+        extra_options={"TensorQuantOverrides": {"centred": [_scale_of_pixels()]}},
+    )
+    quantised = onnx.load(target)
+    _read_pixels_directly(quantised)
+    onnx.save(quantised, target)
+
+
+def _scale_of_pixels() -> dict[str, npt.NDArray[np.generic]]:
+    return {"scale": np.array(1, np.float32), "zero_point": np.array(_CENTRE, np.uint8)}
+
+
+def _fold_normalisation(model: ModelProto, image: npt.NDArray[np.uint8]) -> None:
+    """Have the first convolution take pixels less `_CENTRE` in place of normalised ones, x = gain pixel + offset.
+
+    At the border alone the results differ a little: there the convolution pads with what is 0 after normalisation,
+    which is another pixel in each channel, and now with `_CENTRE` in all.
+    """
+    graph = model.graph
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    gain, offset = _measure_normalisation(model, first, image)
+    weight, bias = (next(t for t in graph.initializer if t.name == name) for name in first.input[1:])
+    kernel = numpy_helper.to_array(weight).astype(np.float64)  # (outputs, 3, height, width)
+    shift = (kernel * (gain * _CENTRE + offset)[:, None, None]).sum(axis=(1, 2, 3))  # (outputs,)
+    _replace(weight, kernel * gain[:, None, None])
+    _replace(bias, numpy_helper.to_array(bias) + shift)
+    centring = [
+        helper.make_node("Transpose", [graph.input[0].name], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["values", "centre"], ["centred"]),
+    ]
+    graph.initializer.append(numpy_helper.from_array(np.array(_CENTRE, np.float32), "centre"))
+    before = {node.output[0] for node in _ancestors(graph.node, first)}
+    kept = [node for node in graph.node if node.output[0] not in before]
+    first.input[0] = "centred"
+    _set_nodes(model, [*centring, *kept])
+
+
+def _measure_normalisation(
+    model: ModelProto, first: NodeProto, image: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return gain and offset, (3,) each, of what stands between the pixels and a convolution."""
+    nodes = _ancestors(model.graph.node, first)
+    used = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    output = helper.make_tensor_value_info(first.input[0], TensorProto.FLOAT, None)
+    part = helper.make_graph(nodes, "normalisation", model.graph.input, [output], constants)
+    whole = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+    session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        (planes,) = session.run(None, {model.graph.input[0].name: pixels})
+        return np.asarray(planes, np.float64)
+
+    black, white = (normalise(np.full_like(image, value))[0, :, 0, 0] for value in (0, 255))
+    gain = (white - black) / 255
+    expected = image.transpose(0, 3, 1, 2) * gain[:, None, None] + black[:, None, None]
+    if not np.allclose(normalise(image), expected, atol=1e-4):
+        raise TrainingError("--int8: the network does not begin by scaling each channel of its pixels; leave it out")
+    return gain, black
+
+
+def _ancestors(nodes: Sequence[NodeProto], node: NodeProto) -> list[NodeProto]:
+    """Return the nodes that a node's first input is computed by, in the order of the graph."""
+    needed = {node.input[0]}
+    found: list[NodeProto] = []
+    for other in reversed(nodes):
+        if needed.intersection(other.output):
+            needed.update(other.input)
+            found.append(other)
+    return found[::-1]
+
+
+def _read_pixels_directly(model: ModelProto) -> None:
+    """Drop what makes of the pixels numbers that quantisation makes pixels of again."""
+    rounding = next(node for node in model.graph.node if list(node.input[:1]) == ["centred"])
+    for node in model.graph.node:
+        node.input[:] = ["planes" if name == rounding.output[0] else name for name in node.input]
+    _set_nodes(
+        model, [node for node in model.graph.node if node.output[0] not in ("values", "centred", *rounding.output)]
+    )
+
+
+def _set_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
+    """Replace a graph's nodes, and drop the constants that none of them uses."""
+    used = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(copies)
+    model.graph.initializer.extend(constants)
+
+
+def _replace(tensor: TensorProto, value: npt.NDArray[np.float64]) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
+
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+    """Calibration images, a few at a time."""
+
+    def __init__(self, name: str, images: npt.NDArray[np.uint8]) -> None:
+        starts = range(0, len(images), _IMAGES_A_RUN)
+        self._feeds = iter([{name: images[start : start + _IMAGES_A_RUN]} for start in starts])
+
+    def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
+        return next(self._feeds, None)

@@ -1,0 +1,162 @@
+"""From scores and an order to the predictions that Label Studio is to store. Pure: reads and writes nothing."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.scores.acquisition import label_studio_score
+from contract.scores.holdout import draws, is_audit
+from trainer.labelstudio import StoredPrediction
+from trainer.ordering import reasons
+from trainer.ordering.order import Arrangement
+from trainer.ordering.strategies import Candidates
+from trainer.ranking.plan import Plan, Planned
+from trainer.ranking.scores import Score
+
+LATER: Final = "came after the ranking, placed by its own score"
+"""Why a task stands where it stands that was not there when the others were ranked."""
+SCORED_LATER: Final = "could not be scored with the others, placed by its own score"
+"""The same for one whose image could not be had then."""
+KEPT: Final = "could not be scored, keeps the place that it had"
+"""The same for one whose image cannot be had now, and could be before."""
+
+_PLACE: Final = {"rank", "strategy", "reason"}
+"""What `meta` says of a task's place."""
+
+
+def to_candidates(scores: Sequence[Score], *, multiple: bool) -> Candidates:
+    """Put N scores side by side."""
+    return Candidates(
+        task_ids=np.array([score.task for score in scores], np.int64),
+        probabilities=np.stack([score.probabilities for score in scores]),  # (N, C)
+        bald=np.array([score.bald for score in scores], np.float32),
+        entropy=np.array([score.entropy for score in scores], np.float32),
+        embeddings=np.stack([score.embedding for score in scores]),  # (N, E)
+        multiple=multiple,
+    )
+
+
+def place(
+    scores: Sequence[Score], arrangement: Arrangement, *, name: str, strategy: str, unscored: Sequence[int]
+) -> Plan:
+    """Return what to import of N scores that were arranged, beside tasks that have none."""
+    items = tuple(
+        _planned(
+            scores[index],
+            arrangement.scores[index],
+            reason=arrangement.reasons[index],
+            audit=arrangement.audit[index],
+            told={"strategy": strategy, "rank": rank},
+        )
+        for rank, index in enumerate(arrangement.order, start=1)
+    )
+    duplicates = int((arrangement.representative != np.arange(len(scores))).sum())
+    return Plan(name, strategy, near_duplicates=duplicates, unscored=tuple(unscored), kept=0, items=items)
+
+
+def keep_places(
+    plan: Plan, former: Collection[StoredPrediction], unlabelled: Collection[int], *, project: int, audit_share: float
+) -> Plan:
+    """Add the tasks that could not be scored and were ranked before, each where it stood among the others.
+
+    Args:
+        plan: of the tasks that could be scored.
+        former: predictions of the ranking that it replaces, with the results of the tasks that could not be scored.
+        unlabelled: the tasks that are to be ranked: those labelled since then stand in nobody's way.
+        project: its number.
+        audit_share: the audit slice's share of the tasks.
+    """
+    queue = sorted((each.score, each.task) for each in former if each.score is not None and each.task in unlabelled)
+    results = {each.task: each.result for each in former}
+    unscored = set(plan.unscored)
+    lost = [(place, task) for place, (_, task) in enumerate(queue) if task in unscored]
+    before = np.array([place - earlier for earlier, (place, _) in enumerate(lost)], np.int64)
+    values = _between([item.score for item in plan.items], before, of=len(queue) - len(lost))
+    sampled = is_audit(project, np.array([task for _, task in lost], np.int64), audit_share)
+    kept = [
+        Planned(
+            task,
+            float(value),
+            _shown(results[task], {"reason": KEPT}, audit=by_chance),
+            KEPT,
+            None,
+            by_chance,
+            kept=True,
+        )
+        for (_, task), value, by_chance in zip(lost, values, sampled.tolist(), strict=True)
+    ]
+    return replace(plan, kept=len(kept), items=tuple(sorted([*plan.items, *kept], key=lambda item: item.score)))
+
+
+def _between(scores: Sequence[float], before: npt.NDArray[np.int64], *, of: int) -> npt.NDArray[np.float64]:
+    """Return scores that stand among others as their owners stood among others: (K,), rising.
+
+    Args:
+        scores: the others', N of them in rising order.
+        before: (K,), how many others stood before each, in rising order.
+        of: how many others there were.
+    """
+    gaps = np.rint(before * len(scores) / max(of, 1)).astype(np.int64)  # gap g lies between bounds[g] and bounds[g + 1]
+    bounds = np.array([0.0, *scores, 1.0])
+    first, count = np.searchsorted(gaps, gaps), np.searchsorted(gaps, gaps, side="right")
+    share = (np.arange(len(gaps)) - first + 1) / (count - first + 1)
+    placed: npt.NDArray[np.float64] = bounds[gaps] + share * (bounds[gaps + 1] - bounds[gaps])
+    return placed
+
+
+def place_later(
+    scores: Sequence[Score],
+    ranked: Collection[float],
+    *,
+    unscored: Collection[int],
+    project: int,
+    audit_share: float,
+    multiple: bool,
+) -> tuple[Planned, ...]:
+    """Return what to import of N tasks that came after a ranking, or could not be scored for it.
+
+    Each gets 1 - BALD as a share of the most it can be, which is the scale of the ranked scores. A task of the audit
+    slice is given its place by chance among them, as those were that came in time.
+
+    Args:
+        scores: of the tasks.
+        ranked: the scores of the ranking.
+        unscored: the tasks that could not be scored for it.
+        project: its number.
+        audit_share: the audit slice's share of the tasks.
+        multiple: whether several labels may hold.
+    """
+    task_ids = np.array([score.task for score in scores], np.int64)
+    places = draws(project, task_ids)
+    sampled = is_audit(project, task_ids, audit_share)
+    values = np.array(sorted(ranked))
+    items = []
+    for score, place_by_chance, by_chance in zip(scores, places, sampled, strict=True):
+        own = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
+        value = np.quantile(values, place_by_chance / audit_share) if by_chance and len(values) else own
+        reason = reasons.AUDIT if by_chance else SCORED_LATER if score.task in unscored else LATER
+        items.append(_planned(score, float(value), reason=reason, audit=by_chance, told={}))
+    return tuple(sorted(items, key=lambda item: item.score))
+
+
+def _planned(score: Score, value: float, *, reason: str, audit: bool, told: Mapping[str, Any]) -> Planned:
+    bald = float(score.bald) if len(score.probabilities) else None
+    result = _shown(score.result, {**told, "reason": reason}, audit=audit)
+    return Planned(score.task, float(value), result, reason=reason, bald=bald, audit=bool(audit))
+
+
+def _shown(result: Sequence[Mapping[str, Any]], told: Mapping[str, Any], *, audit: bool) -> list[Mapping[str, Any]]:
+    """Say in each region's `meta` why the task stands where it stands; what another ranking said goes.
+
+    Of the audit slice nothing is shown: Label Studio ticks what is, and what is measured on must not be agreed to.
+    """
+    if audit:
+        return []
+    return [{**region, "meta": {**_apart_from_place(region.get("meta") or {}), **told}} for region in result]
+
+
+def _apart_from_place(meta: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in meta.items() if name not in _PLACE}

@@ -1,0 +1,105 @@
+"""Letting a Label Studio project go: what rankings and watches changed there is put back.
+
+Owns the order of the steps, of which each may be the last: run again, it goes on where it was. Labels, and predictions
+of others, are left alone.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from contract.scores.ranking import forget_ranking
+from contract.versions.repository import Repository
+from contract.versions.training_requests import find_requests, remove
+from trainer import labelstudio
+from trainer.locks import exclusive
+from trainer.ranking.former import Former, forget, own_names, recall
+from trainer.ranking.planning import kept_folder
+from trainer.settings import Environment
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+
+_DEFAULT: Final = Former(sampling="Sequential sampling", model_version="", at="")
+"""What Label Studio gives a new project."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """What was put back."""
+
+    project: int
+    predictions: int
+    """Ours, that were removed."""
+    sampling: str
+    model_version: str
+    webhooks: int
+    """That no longer carry our secret."""
+    recorded: bool
+    """Whether it was written down how the project was; if not, it has Label Studio's defaults where it had ours."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return asdict(self)
+
+    def say(self) -> str:
+        """Return it as one line for people."""
+        shown = self.model_version or "none"
+        guess = "" if self.recorded else " (how it was before was not written down)"
+        return (
+            f"project {self.project} is released: {self.predictions} predictions removed, {self.webhooks} webhooks "
+            f"cleared; sampling: {self.sampling}; model version: {shown}{guess}"
+        )
+
+
+def release(project_id: int, environment: Environment, *, servers: Sequence[str] = ()) -> Released:
+    """Remove our predictions from a project, and put its sampling, model version and webhooks back as they were.
+
+    Args:
+        project_id: the number in the project's address.
+        environment: which Label Studio, and which repository.
+        servers: whose webhooks are cleared; by default those of the environment.
+
+    Raises:
+        ConfigError: if a watch or a ranking is at work, or Label Studio does not answer or refuses.
+        OSError: if the repository cannot be read or written.
+    """
+    repository = environment.repository()
+    watched = f"a watch is at work for model {repository.model!r} and would rank the project again; end it first"
+    ranked = f"project {project_id} is being ranked by another process; wait for it to end"
+    with (
+        exclusive(repository, work=".watch", refusal=watched),
+        exclusive(repository, work=f".rank.{project_id}", refusal=ranked),
+    ):
+        client = labelstudio.connect(*environment.label_studio())
+        former = recall(repository, project_id)
+        webhooks = labelstudio.clear_webhook_token(client, project_id, servers or environment.servers)
+        predictions = _put_back(client, repository, project_id, former)
+        shutil.rmtree(kept_folder(environment, project_id), ignore_errors=True)
+        for request in find_requests(repository):
+            if request.project == project_id:
+                remove(repository, request)
+        forget_ranking(repository, project_id)
+        now = labelstudio.read_project(client, project_id)
+        forget(repository, project_id)
+    return Released(project_id, predictions, now.sampling, now.model_version, webhooks, recorded=former is not None)
+
+
+def _put_back(client: "LabelStudio", repository: Repository, project_id: int, former: Former | None) -> int:
+    """Have the project show nothing of ours, remove what is ours, and have it show what it did before.
+
+    In this order, because Label Studio unsets a project's model version when predictions go while a backend is it.
+    """
+    now = labelstudio.read_project(client, project_id)
+    counts = labelstudio.count_predictions(client, project_id)
+    ours = own_names(repository, counts)
+    before = former or _DEFAULT
+    if now.model_version in own_names(repository, [now.model_version]):
+        sampling = before.sampling if now.sampling == labelstudio.UNCERTAINTY_SAMPLING else None
+        labelstudio.switch_model_version(client, project_id, "", sampling=sampling)
+    for name in ours:
+        labelstudio.delete_predictions(client, project_id, name)
+    if former and former.model_version and labelstudio.read_project(client, project_id).model_version == "":
+        labelstudio.switch_model_version(client, project_id, former.model_version, sampling=None)
+    return sum(counts[name] for name in ours)

@@ -1,0 +1,123 @@
+"""The images that are shown of a ranking: its head, and those that the model is least and most sure of."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from heapq import nsmallest
+from operator import itemgetter
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+from contract.errors import DecodeError, ImageError
+from contract.images.preprocess import FORMATS, MAX_MEGAPIXELS, decode_image
+from contract.scores.ranking import RankedImage
+from contract.tasks import labels_in
+from contract.versions.manifest import InputSpec
+from trainer.ranking.plan import Planned
+
+SHOWN: Final = 12
+"""The most images of each kind."""
+
+_PIXELS: Final = 160
+"""The longer side of a thumbnail."""
+_SIDEWAYS: Final = range(5, 9)
+"""EXIF orientations that swap width and height."""
+_THREADS: Final = 4
+
+Fetch = Callable[[int], bytes]
+"""From a task's number to its image file; ImageError where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What is shown of a ranking, 12 items of each kind at most."""
+
+    first: Sequence[Planned]
+    """Those at its head, in order."""
+    uncertain: Sequence[Planned]
+    """Those of greatest BALD, falling."""
+    confident: Sequence[Planned]
+    """Those of greatest probability, falling."""
+
+
+def choose(items: Sequence[Planned]) -> Chosen:
+    """Choose what is shown. What is predicted of the audit slice is shown to nobody: it is at the head only.
+
+    So is what could not be scored and keeps its place.
+    """
+    predicted = [item for item in items if not item.audit and not item.kept]
+    return Chosen(
+        first=items[:SHOWN],
+        uncertain=_greatest(predicted, lambda item: item.bald),
+        confident=_greatest(predicted, lambda item: _predicted(item)[1]),
+    )
+
+
+def _greatest(items: Sequence[Planned], value: Callable[[Planned], float | None]) -> list[Planned]:
+    """Return the items of greatest value, of equals the earlier task first; those without a value are left out."""
+    valued = [(-found, item.task, item) for item in items if (found := value(item)) is not None]
+    return [item for *_, item in nsmallest(SHOWN, valued, key=itemgetter(0, 1))]
+
+
+def show(items: Iterable[Planned], fetch: Fetch, *, max_megapixels: int = MAX_MEGAPIXELS) -> dict[int, RankedImage]:
+    """Fetch the images, each once, and return them by task; those that cannot be had or shown are left out."""
+    once = {item.task: item for item in items}
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery") as executor:
+        shown = executor.map(partial(_show, fetch, max_megapixels), once.values())
+        return {image.task: image for image in shown if image is not None}
+
+
+def thumbnail(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
+    """Return an image file's first frame, upright and at most 160 pixels long, as JPEG.
+
+    Raises:
+        DecodeError: if the bytes are no image, or one that is too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+            width, height = reversed(image.size) if sideways else image.size
+    except Exception as err:  # Pillow raises many types on hostile input
+        raise DecodeError(f"expected an image file, got {len(data)} bytes of something else") from err
+    shrink = min(1.0, _PIXELS / max(width, height, 1))
+    spec = InputSpec(height=max(1, round(height * shrink)), width=max(1, round(width * shrink)))
+    return to_thumbnail(decode_image(data, spec, max_megapixels=max_megapixels))
+
+
+def to_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return decoded pixels, uint8 (H, W, 3), at most 160 long, as JPEG."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.thumbnail((_PIXELS, _PIXELS))
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _show(fetch: Fetch, max_megapixels: int, item: Planned) -> RankedImage | None:
+    try:
+        small = thumbnail(fetch(item.task), max_megapixels=max_megapixels)
+    except ImageError:
+        return None
+    label, probability = _predicted(item)
+    return RankedImage(
+        task=item.task,
+        label=label,
+        probability=probability,
+        bald=item.bald,
+        score=item.score,
+        reason=item.reason,
+        thumbnail=small,
+    )
+
+
+def _predicted(item: Planned) -> tuple[str | None, float | None]:
+    """The label of the first region, several of them in one text, and its probability."""
+    if not item.result:
+        return None, None
+    region = item.result[0]
+    return ", ".join(labels_in(region["value"])), region.get("score")

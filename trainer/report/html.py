@@ -1,0 +1,32 @@
+"""Reports as one HTML file each: nothing is loaded from elsewhere, no script runs, and all text is escaped.
+
+The one place that imports jinja2. Templates lie in `trainer/templates` and extend `base.html`.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+_TEMPLATES: Final = Path(__file__).parent / "templates"
+
+
+def render(template: str, **context: Any) -> str:
+    """Return a template's page. SVG from `trainer.report.plots.to_svg` may be among what is shown."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count="{:,}".format,
+        percent="{:.0%}".format,
+        figure="{:.2f}".format,
+        fine="{:.3f}".format,
+        signed="{:+.3f}".format,
+    )
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(style=Markup(style), **context).lstrip()  # noqa: S704  # our file

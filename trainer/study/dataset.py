@@ -1,0 +1,230 @@
+"""The images of a study: labelled ones whose labels are hidden until they are asked for, and those it is tested on.
+
+Owns where labels come from and which images are for testing, which is the same whatever is then studied. Decodes none.
+"""
+
+import csv
+import hashlib
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import FetchError, LabelError
+from trainer.labels.class_folders import is_passed_over
+from trainer.labels.dataset import THREADS, split
+from trainer.labels.sources import from_folder
+from trainer.study.sources import Archive, Folder, Source, open_source
+
+Flags = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
+
+_TEST: Final = "test"
+_COLUMNS: Final = ("path", "label")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """N labelled images of C classes."""
+
+    name: str
+    """Of the folder or zip."""
+    classes: tuple[str, ...]
+    """(C,), sorted."""
+    references: tuple[str, ...]
+    """(N,): paths below the folder or in the zip."""
+    targets: Indices
+    """(N,), indices into `classes`."""
+    test: Flags
+    """(N,): the images that are tested on; the others may be labelled."""
+    source: Source
+
+    def read(self, image: int) -> bytes:
+        """Return the bytes of an image, by its index; any number of threads and forked processes may do so at once.
+
+        Raises:
+            FetchError: if they cannot be had.
+        """
+        return self.source.read(self.references[image])
+
+
+def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) -> Pool:
+    """Find the images in a folder or zip, what each shows, and which are for testing.
+
+    Args:
+        images: without a manifest it holds class folders, whose names are the labels; in a zip these may lie together
+            in one folder.
+        manifest: a CSV file in UTF-8 with the columns `path`, from `images` on, `label` and, if it likes, `split`. The
+            rows whose split is `test` are for testing.
+        test_share: where none is marked, this share of each class is for testing, and always the same images. Files of
+            equal bytes stay together.
+
+    Raises:
+        ConfigError: if `images` is neither a folder nor a zip.
+        LabelError: if the manifest does not name images and labels, there are fewer than two classes, or a class has no
+            image to label or none to test on.
+    """
+    source = open_source(images)
+    if manifest is None:
+        source, rows = _class_folders(images, source)
+    else:
+        rows = _read_manifest(manifest)
+        _check_paths([row.path for row in rows], source, manifest=manifest, images=images)
+    classes = tuple(sorted({row.label for row in rows}))
+    if len(classes) < 2:
+        raise LabelError(f"expected images of at least 2 classes, got {len(rows)} of {', '.join(classes) or 'none'}")
+    references = tuple(row.path for row in rows)
+    index = {label: number for number, label in enumerate(classes)}
+    targets = np.array([index[row.label] for row in rows], np.int64)
+    test = np.array([row.test for row in rows], bool)
+    if not test.any():
+        _, held_out = split(targets, fraction=test_share, seed=0, groups=_groups(references, source))
+        test[held_out] = True
+    _check_split(classes, targets, test)
+    resolved = images.resolve()
+    name = resolved.name if resolved.is_dir() else resolved.stem
+    return Pool(name, classes, references, targets, test, source)
+
+
+def long_tail(targets: Indices, eligible: Flags, ratio: float, *, seed: int = 0) -> Flags:
+    """Thin classes out so that few are common and many are rare, after Cui et al. 2019 (arXiv 1901.05555).
+
+    Of the C classes with eligible images, in falling order of how many they have, the k-th from 0 keeps
+    n * ratio ** (-k / (C - 1)), where n is what the first has: rounded, at least 1 and at most all that it has. What a
+    larger ratio keeps is among what a smaller one keeps.
+
+    Args:
+        targets: the class of each image, (N,).
+        eligible: which images are to be thinned out, (N,).
+        ratio: of the largest class over the smallest, from 1.
+        seed: decides which images stay.
+
+    Returns:
+        Which of the eligible images stay, (N,).
+
+    Raises:
+        ValueError: if the ratio is less than 1, or the shapes differ.
+    """
+    if not ratio >= 1:
+        raise ValueError(f"expected a ratio of the largest class over the smallest of at least 1, got {ratio}")
+    if targets.shape != eligible.shape:
+        raise ValueError(f"expected a flag for each of {len(targets)} targets, got {len(eligible)}")
+    classes, counts = np.unique(targets[eligible], return_counts=True)
+    stays = np.zeros(len(targets), bool)
+    for place, position in enumerate(np.argsort(-counts, kind="stable")):
+        share = ratio ** (-place / max(1, len(classes) - 1))
+        wanted = max(1, round(counts.max() * share))
+        label = int(classes[position])
+        members = np.flatnonzero(eligible & (targets == label))
+        stays[np.random.default_rng([seed, label]).permutation(members)[:wanted]] = True
+    return stays
+
+
+# ---- what the images show
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One labelled image."""
+
+    path: str
+    label: str
+    test: bool = False
+
+
+def _class_folders(images: Path, source: Source) -> tuple[Source, list[_Row]]:
+    """Return where the class folders lie, and what is in them."""
+    if isinstance(source, Folder):
+        root = images
+    else:
+        prefix = _common_folder(images)
+        source = Archive(images, prefix)
+        root = cast(Path, zipfile.Path(str(images), prefix))  # answers all that is asked of a folder
+    found = from_folder(root)
+    start = f"{str(root).rstrip('/')}/"
+    return source, [_Row(each.reference.removeprefix(start), found.labels[each.labels[0]]) for each in found.images]
+
+
+def _common_folder(archive: Path) -> str:
+    """Return the folder of a zip that all else lies in, ending in a slash; nothing if there is none."""
+    with zipfile.ZipFile(archive) as opened:
+        tops = {name.partition("/")[0] for name in opened.namelist()}
+    tops = {name for name in tops if not is_passed_over(name)}
+    return f"{tops.pop()}/" if len(tops) == 1 else ""
+
+
+def _read_manifest(path: Path) -> list[_Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or ()
+            cells = [{name: (row[name] or "").strip() for name in columns} for row in reader]
+    except OSError as err:
+        raise LabelError(f"the manifest {path} cannot be read: {err.strerror}; check --manifest") from err
+    except (UnicodeDecodeError, csv.Error) as err:
+        raise LabelError(f"expected a CSV file in UTF-8, {path} is not one ({err}); save it as such") from err
+    if missing := [name for name in _COLUMNS if name not in columns]:
+        raise LabelError(
+            f"expected the columns path, label and perhaps split in {path}, parted by commas; it has no "
+            f"{' and no '.join(missing)}, its first line is {','.join(columns) or 'empty'}; add it"
+        )
+    if empty := [number for number, row in enumerate(cells, start=1) if not all(row[name] for name in _COLUMNS)]:
+        raise LabelError(
+            f"expected a path and a label in each row of {path}, {len(empty)} have not both, the first being row "
+            f"{empty[0]} after the header; fill them in or leave them out"
+        )
+    return [_Row(_tidy(row["path"]), row["label"], row.get("split", "").casefold() == _TEST) for row in cells]
+
+
+def _tidy(path: str) -> str:
+    """Without needless dots and slashes, so that one file has one name."""
+    return str(PurePosixPath(path))
+
+
+def _check_paths(paths: Sequence[str], source: Source, *, manifest: Path, images: Path) -> None:
+    outside = [path for path in paths if path.startswith("/") or ".." in PurePosixPath(path).parts]
+    absent = [] if outside else [path for path in paths if not source.holds(path)]
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    for fault, faulty, remedy in (
+        ("lead out of it", outside, "write them from there on, without .."),
+        ("are not there", absent, "check --images, or mend the paths"),
+        ("are named more than once", twice, "name each once: an image has one label and one split"),
+    ):
+        if faulty:
+            raise LabelError(
+                f"expected the paths in {manifest} to be of files in {images}, {len(faulty)} of {len(paths)} {fault}, "
+                f"the first being {faulty[0]}; {remedy}"
+            )
+
+
+def _groups(references: Sequence[str], source: Source) -> Indices:
+    """Return a number for each image, (N,), equal where files hold the same bytes; one that cannot be read is alone."""
+
+    def digest(reference: str) -> bytes:
+        try:
+            return hashlib.sha256(source.read(reference)).digest()
+        except FetchError:
+            return os.fsencode(reference)
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
+        digests = list(executor.map(digest, references))
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(each, position) for position, each in enumerate(digests)], np.int64)
+
+
+def _check_split(classes: Sequence[str], targets: Indices, test: Flags) -> None:
+    to_test = np.bincount(targets[test], minlength=len(classes))  # (C,)
+    to_label = np.bincount(targets[~test], minlength=len(classes))
+    for label, labelled, tested in zip(classes, to_label, to_test, strict=True):
+        if not labelled or not tested:
+            raise LabelError(
+                f"expected images of each class to label and others to test on, {label!r} has {labelled} and {tested}; "
+                "add images, leave the class out, or divide it by the manifest's column split"
+            )
