@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("trainer").setLevel(logging.INFO)
     command: Callable[[argparse.Namespace, Environment], int | None] = options.command
     try:
-        _refuse_company(options)
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # as torchrun sets it: each process would do all of the work
+            raise ConfigError("the trainer runs in one process: start it without torchrun, or unset WORLD_SIZE")
         with _unwinding_on_sigterm():
             return command(options, Environment.read(os.environ)) or 0
     except LabelnextError as err:
@@ -67,13 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _refuse_company(options: argparse.Namespace) -> None:
-    if options.command is not _run and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError(
-            "of the trainer's commands only run works in several processes; start this one without torchrun"
-        )
-
-
 @contextmanager
 def _unwinding_on_sigterm() -> Iterator[None]:
     """Leave by an exception when asked to terminate, so that what was staged is removed."""
@@ -89,12 +83,9 @@ def _unwinding_on_sigterm() -> Iterator[None]:
 
 
 def _run(options: argparse.Namespace, environment: Environment) -> None:
-    from trainer.parallel import World
     from trainer.run import run
 
-    summary = run(_source(options), _training(options), environment, World.read(os.environ))
-    if summary is not None:
-        _print_json(summary.to_json())
+    _print_json(run(_source(options), _training(options), environment).to_json())
 
 
 def _rank(options: argparse.Namespace, environment: Environment) -> None:
@@ -347,8 +338,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run = commands.add_parser(
         "run",
         help="train on labels and publish the outcome",
-        epilog="The repository is the folder, or s3://bucket/prefix, LABELNEXT_MODELS (default: models). On several "
-        "GPUs or machines, start it with torchrun (docs/scale-out.md).",
+        epilog="The repository is the folder, or s3://bucket/prefix, LABELNEXT_MODELS (default: models).",
     )
     run.set_defaults(command=_run, interrupted="nothing was published")
     labels = run.add_argument_group("labels").add_mutually_exclusive_group(required=True)

@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +39,6 @@ from trainer.model.network import Network, Provenance, Weights, build
 from trainer.model.probe import PROBE_IMAGES, compute_probe
 from trainer.model.quantise import copy_int8_trunk, quantise
 from trainer.model.validation import prove_version
-from trainer.parallel import ALONE, World
 from trainer.report.calibration import fit_temperature
 from trainer.report.evidence import Evidence
 from trainer.report.page import write_report
@@ -113,7 +111,6 @@ class _Learnt:
     provenance: Provenance
     part: Part
     fitted: Fitted
-    processes: int
     embeddings: npt.NDArray[np.float32] | None
     """Of what the frozen part of the network makes of the images that train, (N_train, E); None without such a part."""
 
@@ -128,10 +125,8 @@ class _Trained:
     """As in the evaluation, of all images, (N, E); rows of those that neither train nor validate are 0."""
 
 
-def run(source: Source, training: Training, environment: Environment, world: World = ALONE) -> Summary | None:
-    """Train on the labels of a source, and publish the outcome; None on other ranks than the first, which do neither.
-
-    All ranks read images and train. Labels are read, and everything behind training is done, by the first alone.
+def run(source: Source, training: Training, environment: Environment) -> Summary:
+    """Train on the labels of a source, and publish the outcome.
 
     Raises:
         LabelnextError: if any step fails; then nothing is published, and what was current stays current.
@@ -143,15 +138,10 @@ def run(source: Source, training: Training, environment: Environment, world: Wor
         f"another trainer is at work on model {repository.model!r} in {repository.root}; wait for it to end, or "
         "set LABELNEXT_MODEL to train another model beside it"
     )
-    with ExitStack() as until_published:
-        with world.joined(device):
-            if world.first:
-                environment.keys().check_publishing()
-                until_published.enter_context(exclusive(repository, refusal=busy))
-            data = _read(source, training, environment, world)
-            learnt = _train(data, training, device, world)
-        if not world.first:
-            return None
+    environment.keys().check_publishing()
+    with exclusive(repository, refusal=busy):
+        data = _read(source, training, environment)
+        learnt = _train(data, training, device)
         evaluation = _evaluate(learnt.network, data, training, part=learnt.part, device=device)
         trained = _Trained(learnt, evaluation, _embeddings(data, learnt, evaluation))
         version = _publish(repository, data, trained, training)
@@ -172,9 +162,9 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("cuda" if found and device != "cpu" else "cpu")
 
 
-def _read(source: Source, training: Training, environment: Environment, world: World = ALONE) -> _Data:
+def _read(source: Source, training: Training, environment: Environment) -> _Data:
     with open_fetcher(environment) as fetcher:
-        pool, project = world.from_first(lambda: _read_labels(source, environment))
+        pool, project = _read_labels(source, environment)
         _say_pool(pool)
         spec = InputSpec(training.image_size, training.image_size)
         pixels = load_pixels(
@@ -183,8 +173,6 @@ def _read(source: Source, training: Training, environment: Environment, world: W
             fetcher=fetcher,
             cache=environment.image_cache(),
             max_megapixels=environment.max_megapixels,
-            progress=world.first,
-            world=world,
         )
     for sentence in (*oddities.describe_unreadable(pixels), *oddities.describe_lost(pool, pixels)):
         logger.warning("%s", sentence)
@@ -248,26 +236,25 @@ def _say_parts(parts: HeldOut) -> None:
         )
 
 
-def _train(data: _Data, training: Training, device: torch.device, world: World) -> _Learnt:
+def _train(data: _Data, training: Training, device: torch.device) -> _Learnt:
     torch.manual_seed(training.seed)
     part, classes = training.trained_part, len(data.pool.labels)
-    with world.in_turn():  # the first of a machine downloads the weights, the others find them
-        network, provenance = build(
-            training.architecture,
-            classes=classes,
-            image_size=training.image_size,
-            weights=parse_weights(training.weights),
-            units=training.units,
-            dropout=training.dropout,
-        )
+    network, provenance = build(
+        training.architecture,
+        classes=classes,
+        image_size=training.image_size,
+        weights=parse_weights(training.weights),
+        units=training.units,
+        dropout=training.dropout,
+    )
     _say_network(training.architecture, provenance, part, device)
-    world.align(network.to(device))
+    network.to(device)
     images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
-    module, inputs = prepare(network, images, part=part, device=device, world=world)
+    module, inputs = prepare(network, images, part=part, device=device)
     recipe = recipe_of(training, part, len(targets), pretrained=bool(provenance.loaded))
-    fitted = fit(module, inputs, targets, classes=classes, recipe=recipe, device=device, world=world)
-    embeddings = embed(inputs.numpy()) if world.first and part != "all" else None
-    return _Learnt(network, provenance, part, fitted, world.size, embeddings)
+    fitted = fit(module, inputs, targets, classes=classes, recipe=recipe, device=device)
+    embeddings = embed(inputs.numpy()) if part != "all" else None
+    return _Learnt(network, provenance, part, fitted, embeddings)
 
 
 def parse_weights(text: str) -> Weights:
@@ -474,7 +461,6 @@ def _describe_training(data: _Data, trained: _Trained, training: Training) -> Ma
         "seed": training.seed,
         "recipe": asdict(trained.learnt.fitted.recipe),
         "attempts": trained.learnt.fitted.attempts,
-        "processes": trained.learnt.processes,
         "final_loss": trained.learnt.fitted.losses[-1],
     }
 

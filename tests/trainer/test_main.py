@@ -56,6 +56,14 @@ def test_a_run_ends_with_one_line_of_json_on_stdout(train, capsys):
     assert "training" in err
 
 
+def test_several_processes_are_refused(train, models, monkeypatch, capsys):
+    """As torchrun starts them, each would do all of the work."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train() == 1
+    assert "without torchrun" in capsys.readouterr().err
+    assert not models.exists()
+
+
 @pytest.mark.parametrize("room", [0, 10, 30], ids="{} kB".format)
 def test_a_training_on_a_full_disk_ends_in_one_line_and_is_done_when_there_is_room(train, models, capsys, room):
     """Wherever in the publishing it was; the line names the folder and how much is free."""

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +25,6 @@ from trainer.labels.image_cache import ImageCache, Kept
 from trainer.labels.sources import LabelledImage, LabelledPool
 from trainer.progress_bar import Bar
 from trainer.settings import Environment
-
-if TYPE_CHECKING:  # it imports torch, which ranking does without
-    from trainer.parallel import World
 
 THREADS: Final = 8
 """Images fetched and decoded at once; Pillow decodes outside Python's lock."""
@@ -80,7 +76,6 @@ def load_pixels(
     cache: ImageCache,
     max_megapixels: int = MAX_MEGAPIXELS,
     progress: bool = True,
-    world: "World | None" = None,
 ) -> Pixels:
     """Read or fetch every image of the pool and decode it; unreadable ones are left out and named.
 
@@ -91,7 +86,6 @@ def load_pixels(
         cache: from which images that were downloaded are taken while their source says that they are unchanged.
         max_megapixels: of one image in memory, as in `decode_image`.
         progress: whether to draw a bar on stderr.
-        world: ranks that share the work: each reads its part, and has the whole.
 
     Raises:
         LabelError: if all readable images have the same labels.
@@ -109,11 +103,8 @@ def load_pixels(
             return err
         return hashlib.sha256(data).digest()
 
-    own = range(len(images)) if world is None else range(len(images))[world.part(len(images))]
-    outcomes = list(Bar(_in_threads(load, own), "images", len(own), unit="image", disable=not progress))
-    if world is not None:
-        outcomes = list(chain.from_iterable(world.gather(outcomes)))
-        world.complete(images)
+    loaded = _in_threads(load, range(len(images)))
+    outcomes = list(Bar(loaded, "images", len(images), unit="image", disable=not progress))
     readable = [position for position, outcome in enumerate(outcomes) if isinstance(outcome, bytes)]
     for row, position in enumerate(readable):  # in place: a copy might not fit beside it
         images[row] = images[position]

@@ -26,7 +26,6 @@ from contract.errors import TrainingError
 from trainer.labels.dataset import Targets
 from trainer.model.bayes import ModelWrapper, TrainingArgs
 from trainer.model.network import Network
-from trainer.parallel import ALONE, World
 from trainer.progress_bar import Bar
 from trainer.settings import Part, Training
 
@@ -184,23 +183,23 @@ def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.flo
 
 
 def prepare(
-    network: Network, images: npt.NDArray[np.uint8], *, part: Part, device: torch.device, world: World = ALONE
+    network: Network, images: npt.NDArray[np.uint8], *, part: Part, device: torch.device
 ) -> tuple[nn.Module, Tensor]:
     """Return what is to be trained for a part, and its inputs for images uint8 (N, H, W, 3).
 
-    What lies before it is computed here, once, by each rank for its part of the images, and stays as it is.
+    What lies before it is computed here, once, and stays as it is.
     """
     pixels = torch.from_numpy(images)
     if part == "all":
         if network.standardise:
             network.standardise.measure(_sample_features(network.backbone, pixels, device=device))
         return network, pixels
-    features = compute_features(network.backbone, pixels, device=device, title="features", world=world)
-    return prepare_frozen(network, features, part=part, image_size=images.shape[1], device=device, world=world)
+    features = compute_features(network.backbone, pixels, device=device, title="features")
+    return prepare_frozen(network, features, part=part, image_size=images.shape[1], device=device)
 
 
 def prepare_frozen(
-    network: Network, features: Tensor, *, part: Part, image_size: int, device: torch.device, world: World = ALONE
+    network: Network, features: Tensor, *, part: Part, image_size: int, device: torch.device
 ) -> tuple[nn.Module, Tensor]:
     """Do as `prepare` does, from what the backbone computes on the images, float32 (N, F); it stays as it is."""
     if part == "classifier":
@@ -210,7 +209,7 @@ def prepare_frozen(
     if network.standardise:  # a trunk that is to survive retrains cannot depend on which images are labelled by now
         stand_in = torch.from_numpy(coloured_noise(_IMAGES_A_FORWARD, size=image_size))
         network.standardise.measure(compute_features(network.backbone, stand_in, device=device, title="scale"))
-    return network.head, compute_features(network.neck, features, device=device, title="neck", world=world)
+    return network.head, compute_features(network.neck, features, device=device, title="neck")
 
 
 def coloured_noise(count: int, *, size: int) -> npt.NDArray[np.uint8]:
@@ -228,20 +227,15 @@ def coloured_noise(count: int, *, size: int) -> npt.NDArray[np.uint8]:
     return (128 + 50 * planes).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def compute_features(
-    module: nn.Module, inputs: Tensor, *, device: torch.device, title: str, world: World = ALONE
-) -> Tensor:
-    """Return what a deterministic module computes on inputs (N, ...): (N, ...) on the CPU, with a bar.
-
-    Each rank computes its part, and has the whole.
-    """
+def compute_features(module: nn.Module, inputs: Tensor, *, device: torch.device, title: str) -> Tensor:
+    """Return what a deterministic module computes on inputs (N, ...): (N, ...) on the CPU, with a bar."""
     module.eval()
-    part, chunks = world.part(len(inputs)), []
-    with torch.no_grad(), Bar(total=len(inputs[part]), desc=title, unit="image", disable=not world.first) as bar:
-        for chunk in torch.split(inputs[part], _IMAGES_A_FORWARD):
+    chunks = []
+    with torch.no_grad(), Bar(total=len(inputs), desc=title, unit="image") as bar:
+        for chunk in torch.split(inputs, _IMAGES_A_FORWARD):
             chunks.append(module(chunk.to(device)).cpu())
             bar.update(len(chunk))
-    return world.completed(torch.cat(chunks), rows=len(inputs))
+    return torch.cat(chunks)
 
 
 def _sample_features(backbone: nn.Module, pixels: Tensor, *, device: torch.device) -> Tensor:
@@ -253,38 +247,27 @@ def _sample_features(backbone: nn.Module, pixels: Tensor, *, device: torch.devic
 
 
 def fit(
-    module: nn.Module,
-    inputs: Tensor,
-    targets: Targets,
-    *,
-    classes: int,
-    recipe: Recipe,
-    device: torch.device,
-    world: World = ALONE,
+    module: nn.Module, inputs: Tensor, targets: Targets, *, classes: int, recipe: Recipe, device: torch.device
 ) -> Fitted:
     """Train a module in place on inputs (N, ...) and what holds of them, and leave it in evaluation mode.
 
     The loss is cross-entropy between the classes or, with targets (N, C), the sum of those between each label and its
     absence.
 
-    Shuffling and dropout draw from torch's global generator: seed it first, and alike on all ranks. A fit that diverges
-    starts again once, at a tenth of the rate. All ranks give all inputs, and end with the same weights and losses.
+    Shuffling and dropout draw from torch's global generator: seed it first. A fit that diverges starts again once, at a
+    tenth of the rate.
 
     Raises:
         TrainingError: if it diverges again; the module is then of no use.
     """
-    with world.replicated(module) as replica:
-        return _fit(_Job(replica, inputs, targets, classes, device, world), recipe)
-
-
-def _fit(job: "_Job", recipe: Recipe) -> Fitted:
-    start = copy.deepcopy(job.module.state_dict())
+    job = _Job(module, inputs, targets, classes, device)
+    start = copy.deepcopy(module.state_dict())
     try:
         return Fitted(recipe, job.run(recipe), attempts=1)
     except _Diverged as err:
         slower = replace(recipe, learning_rate=recipe.learning_rate * _SLOWER)
         logger.warning("diverged: %s; once more at learning rate %g", err, slower.learning_rate)
-    job.module.load_state_dict(start)
+    module.load_state_dict(start)
     try:
         return Fitted(slower, job.run(slower), attempts=2)
     except _Diverged as err:
@@ -303,7 +286,6 @@ class _Job:
     targets: Targets
     classes: int
     device: torch.device
-    world: World
 
     def run(self, recipe: Recipe) -> tuple[float, ...]:
         """Return the mean loss of each epoch."""
@@ -317,18 +299,15 @@ class _Job:
         )
         images, loss = self._weigh(recipe)
         steps = math.ceil(len(images) / recipe.batch_images) * recipe.epochs
-        with Bar(total=steps, desc="training", unit="step", disable=not self.world.first) as bar:
-            criterion = _Watched(loss, bar, self.world, batch_images=recipe.batch_images)
+        with Bar(total=steps, desc="training", unit="step") as bar:
+            criterion = _Watched(loss, bar, batch_images=recipe.batch_images)
             _attach(optimizer, criterion, recipe=recipe, steps=steps, bar=bar)
             wrapper = ModelWrapper(self.module, self._arguments(optimizer, recipe, criterion))
             with warnings.catch_warnings():  # baal's mean of the losses holds on to their graphs
                 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True", UserWarning)
                 losses = tuple(map(float, wrapper.train_on_dataset(images)))
         self.module.eval()
-        losses, fault = self.world.from_first(
-            lambda: (losses, _fault_at_end(losses[-1], parameters, guessing=self._guessing(recipe)))
-        )
-        if fault is not None:
+        if fault := _fault_at_end(losses[-1], parameters, guessing=self._guessing(recipe)):
             raise _Diverged(fault)
         return losses
 
@@ -363,7 +342,6 @@ class _Job:
             use_cuda=self.device.type == "cuda",
             workers=0,  # the images are in memory
             criterion=criterion,
-            collate_fn=self.world.share_of_batch,
         )
 
 
@@ -406,20 +384,18 @@ class _EachLabel(_Loss):
 
 
 class _Watched:
-    """The loss of a batch, given each rank's share of it: stops training, on all, as soon as it is not finite."""
+    """The loss of a batch, that stops training as soon as it is not finite."""
 
-    def __init__(self, loss: _Loss, bar: Bar, world: World, *, batch_images: int) -> None:
+    def __init__(self, loss: _Loss, bar: Bar, *, batch_images: int) -> None:
         self._loss = loss
         self._bar = bar
-        self._world = world
         self._batch_images = batch_images
         self.weighs = 1.0
         """What the last batch weighed, over what a batch does on average."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        loss = self._loss(logits, targets) if len(targets) else logits.sum()  # 0, and still part of the graph
-        loss = self._world.mean(cast(Tensor, loss), torch.tensor(float(len(targets)), device=targets.device))
-        self.weighs = self._world.total(self._loss.weigh(targets)).item() / self._batch_images
+        loss = cast(Tensor, self._loss(logits, targets))
+        self.weighs = self._loss.weigh(targets).item() / self._batch_images
         value = loss.item()
         if not math.isfinite(value):
             raise _Diverged(f"the loss became {value}")

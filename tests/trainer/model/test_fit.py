@@ -25,7 +25,6 @@ from trainer.model.fit import (
     prepare_frozen,
 )
 from trainer.model.network import build
-from trainer.parallel import ALONE
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(0.05, epochs=10, batch_images=8)
@@ -246,7 +245,7 @@ class Columns(nn.Module):
         return self.linear(inputs[:, 1:])
 
 
-def move_columns(targets, *, clip_norm, balance=1.0, batch_images=64, world=ALONE):
+def move_columns(targets, *, clip_norm, balance=1.0, batch_images=64):
     """Return which share of what a fit of many short steps moves is moved by each class, and the images it showed."""
     classes = int(targets.max()) + 1
     torch.manual_seed(0)
@@ -254,7 +253,7 @@ def move_columns(targets, *, clip_norm, balance=1.0, batch_images=64, world=ALON
     numbers = torch.arange(len(targets))[:, None]
     inputs = torch.cat([numbers, torch.eye(classes)[targets]], dim=1)
     recipe = Recipe(1e-6, 20, batch_images, weight_decay=0.0, clip_norm=clip_norm, class_balance=balance)
-    fit(module, inputs, targets, classes=classes, recipe=recipe, device=CPU, world=world)
+    fit(module, inputs, targets, classes=classes, recipe=recipe, device=CPU)
     moved = module.linear.weight.detach().norm(dim=0).numpy()
     return moved / moved.sum(), np.array(module.images)
 
