@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import hypothesis
 import pytest
@@ -16,9 +17,31 @@ hypothesis.settings.register_profile("labelnext", deadline=None)
 hypothesis.settings.load_profile("labelnext")
 
 
+# Of what a failed test printed and logged: enough to see what went before.
+SHOWN_LINES = 80
+CHATTY = ("onnx_ir", "onnxscript", "torch")
+
+
 def pytest_configure() -> None:
-    """Programs that tests start hear SIGINT, which a shell has its background jobs ignore."""
+    """Programs that tests start hear the signals that a shell or nohup has its background jobs ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of what a test printed: the failure itself is not to scroll away."""
+    report = yield
+    report.sections = [(name, _end(text)) for name, text in report.sections]
+    return report
+
+
+def _end(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    left_out = len(lines) - SHOWN_LINES
+    return text if left_out <= 0 else "".join([f"... {left_out} lines before these\n", *lines[-SHOWN_LINES:]])
 
 
 @pytest.fixture(autouse=True)

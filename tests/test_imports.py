@@ -1,6 +1,7 @@
-"""Who may import whom: trainer -> contract <- server, and each heavy library in as few files as can be."""
+"""Who may import whom: trainer -> contract <- server, sub-packages one way, and each heavy library in few folders."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,55 +15,120 @@ FORBIDDEN = {
     "server": {"trainer", "demo", "torch", "torchvision", "baal", "label_studio_sdk"},
     "demo": {"server", "trainer"},
 }
+LAYERS = {
+    "contract": [{"versions"}, {"images", "scores"}, {"graph"}],
+    "server": [{"observe"}, {"inference"}, {"http", "page"}, {"pool"}],
+    "trainer": [{"labels"}, {"model"}, {"evaluation"}, {"ordering", "report"}, {"ranking", "study"}, {"watching"}],
+}
+"""The sub-packages of each package, from the bottom to the top. One imports those of lower layers, and modules beside
+the sub-packages that rely on nothing but these."""
+EXCEPTIONS = {
+    ("http", "server/app.py"),
+    ("labels", "trainer/evaluation/metrics.py"),
+    ("labels", "trainer/settings.py"),
+    ("model", "trainer/evaluation/metrics.py"),
+    ("model", "trainer/settings.py"),
+    ("report", "trainer/ranking/thumbnails.py"),
+}
+"""A sub-package, and the module that it imports from above."""
 CONFINED = {
-    "onnxruntime": {"server/inference/engine.py", "trainer/model/validation.py", "trainer/model/quantise.py"},
-    "flask": {"server/app.py"},
-    "urllib3": {
-        "contract/images/download.py",
-        "demo/label_studio.py",
-        "demo/processes.py",
-        "demo/session.py",
-        "trainer/ranking/servers.py",
-    },
-    "label_studio_sdk": {"trainer/labelstudio.py"},
-    "minisign": {"contract/versions/signatures.py"},
-    "obstore": {"contract/versions/bucket.py"},
-    "jinja2": {"server/page/view.py", "trainer/report/html.py"},
-    "matplotlib": {"trainer/report/plots.py"},
-    "cleanlab": {"trainer/report/label_errors.py"},
-    "baal": {"trainer/model/bayes.py"},
-    "prometheus_client": {"server/observe/metrics.py"},
-    "pyarrow": {"server/pool/rows.py", "server/pool/shards.py", "server/pool/worker.py"},
-    "ray": {"server/pool/cluster.py"},
+    "onnxruntime": {"server/inference", "trainer/model"},
+    "flask": {"server"},
+    "urllib3": {"contract/images", "demo", "trainer/ranking"},
+    "label_studio_sdk": {"trainer"},
+    "minisign": {"contract/versions"},
+    "obstore": {"contract/versions"},
+    "jinja2": {"server/page", "trainer/report"},
+    "matplotlib": {"trainer/report"},
+    "cleanlab": {"trainer/report"},
+    "baal": {"trainer/model"},
+    "prometheus_client": {"server/observe"},
+    "pyarrow": {"server/pool"},
+    "ray": {"server/pool"},
 }
 
 
-def imports(path):
-    """Return the top-level names that a file imports when it runs, inside functions included."""
+def imports(path, *, for_types=True):
+    """Return what a file imports, inside functions included: "a.b.c" also for `from a.b import c`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
-    ]
-    found = set()
+    if not for_types:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found.update(alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.partition(".")[0])
-    return found
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-FILES = {path.relative_to(ROOT).as_posix(): imports(path) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+FILES = {path.relative_to(ROOT).as_posix(): path for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+LIBRARIES = {file: {name.partition(".")[0] for name in imports(path, for_types=False)} for file, path in FILES.items()}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_imports_go_one_way(package):
+def test_packages_import_one_way(package):
     """No file of a package imports what the architecture forbids it."""
-    wrong = {file: found & FORBIDDEN[package] for file, found in FILES.items() if file.startswith(f"{package}/")}
+    wrong = {file: found & FORBIDDEN[package] for file, found in LIBRARIES.items() if file.startswith(f"{package}/")}
     assert {file: names for file, names in wrong.items() if names} == {}
 
 
 @pytest.mark.parametrize("library", CONFINED)
-def test_a_library_stays_in_its_files(library):
-    """Replacing a library means editing the files named here and no others."""
-    assert {file for file, found in FILES.items() if library in found} == CONFINED[library]
+def test_a_library_stays_in_its_folders(library):
+    """Replacing a library means editing files of the folders named here and no others."""
+    assert {str(Path(file).parent) for file, found in LIBRARIES.items() if library in found} == CONFINED[library]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_sub_package_has_its_layer(package):
+    """A new folder says what it may import."""
+    there = {path.parent.name for path in (ROOT / package).glob("*/*.py")}
+    assert there == set.union(*LAYERS[package])
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_sub_packages_import_downwards(package):
+    """None imports its neighbours, what lies above it, or a module that would."""
+    found = {
+        (folder(file), target)
+        for file in FILES
+        if file.startswith(f"{package}/") and folder(file)
+        for target in targets(file)
+        if folder(target) != folder(file) and layer(target) >= layer(file)
+    }
+    assert found - EXCEPTIONS == set()
+
+
+def folder(file):
+    """Return the sub-package that a file is in, "" for those beside them."""
+    return file.split("/")[1] if file.count("/") > 1 else ""
+
+
+@cache
+def layer(file):
+    """Return the number of a file's layer; beside the sub-packages, of the highest layer that it relies on, or -1."""
+    if name := folder(file):
+        return next(number for number, names in enumerate(LAYERS[file.split("/")[0]]) if name in names)
+    return max((layer(target) for target in reached(file) if folder(target)), default=-1)
+
+
+@cache
+def reached(file):
+    """Return what a file beside the sub-packages imports, of its own package, by way of such files too."""
+    found, new = set(), {file}
+    while new:
+        found |= new
+        new = {target for each in new if not folder(each) for target in targets(each)} - found
+    return found - {file}
+
+
+@cache
+def targets(file):
+    """Return the files of its own package that a file imports."""
+    package = file.split("/")[0]
+    names = [name.split(".") for name in imports(FILES[file]) if name.startswith(f"{package}.")]
+    found = set()
+    for name in names:
+        choices = ("/".join(name) + ".py", "/".join(name[:-1]) + ".py", "/".join([*name[:-1], "__init__.py"]))
+        found.update([choice for choice in choices if choice in FILES][:1])
+    return found
