@@ -4,7 +4,7 @@ By what few images do, since all is proportional to their number but a worker's 
 
     score-pool       the command itself on photos from a web server on this machine, in fp32 and int8, with one worker
                      that has all cores, and with one for each core: images/s while workers score, core-seconds of an
-                     image, the most memory of a worker, and what is not scoring (Ray, loading and proving the version)
+                     image, the most memory of a worker, and what is not scoring (Ray, loading and validating a version)
     parts            core-milliseconds to fetch an image over loopback, and to decode it as it is and in the sizes of a
                      web page and of a camera; bytes of its features in the cache, and core-seconds to score it again
                      from there

@@ -13,7 +13,7 @@
     |   +-- SignatureError      the manifest is not signed by the key that is trusted
     |   +-- PublishConflict     another version became current while this one was published
     |   +-- RepositoryUnreachable   a bucket that does not answer as it must; an OSError, too
-    +-- GateError               a version that failed to prove itself
+    +-- ValidationError         a version that did not pass its validation
     |   +-- UnsafeGraph         the graph reaches out of its version, or claims what is not in it
     |   +-- LoweringError       the graph cannot be turned into masked passes
     |   +-- DropoutDead         the passes do not differ
@@ -21,7 +21,7 @@
     |   +-- PrecisionRefused    in reduced precision, the passes rank images otherwise; in fp32 they may not
     +-- ImageError              one image, never a whole request
     |   +-- FetchError          its bytes could not be had
-    |   |   +-- NotNow          for a reason that passes: later they may
+    |   |   +-- TemporaryFetchError   for a reason that passes: later they may
     |   +-- DecodeError         its bytes are not an image that can be scored
     +-- RequestError            a request that is not what Label Studio sends
     +-- Unavailable             the server cannot answer now; later it may
@@ -30,8 +30,8 @@
     +-- TrainingError           training that did not end in a usable model
 
 Bytes become a decoded image (FetchError, DecodeError), an artefact becomes a verified version (RepositoryError) and
-then a proven one (GateError): the class names the step that failed. Messages say what was expected, what came and what
-to do. `status` and `code` are what an HTTP client sees; classes that no request can meet keep the defaults.
+then a validated one (ValidationError): the class names the step that failed. Messages say what was expected, what
+came and what to do. `status` and `code` are what an HTTP client sees; classes that no request meets keep the defaults.
 """
 
 import re
@@ -147,30 +147,30 @@ class RepositoryUnreachable(RepositoryError, OSError):
         self.strerror = message
 
 
-class GateError(LabelnextError):
-    """Refused a version that could not prove itself."""
+class ValidationError(LabelnextError):
+    """Refused a version that did not pass its validation."""
 
     status = 503
-    code = "gate"
+    code = "validation"
 
 
-class UnsafeGraph(GateError):
+class UnsafeGraph(ValidationError):
     """Met a graph that reaches out of its version, or claims what is not in it."""
 
 
-class LoweringError(GateError):
+class LoweringError(ValidationError):
     """Met a graph that cannot be turned into masked passes."""
 
 
-class DropoutDead(GateError):
+class DropoutDead(ValidationError):
     """Found passes that do not differ where they must."""
 
 
-class ProbeMismatch(GateError):
+class ProbeMismatch(ValidationError):
     """Computed other numbers on the probe than the trainer did."""
 
 
-class PrecisionRefused(GateError):
+class PrecisionRefused(ValidationError):
     """Ranked the probe otherwise in reduced precision than the trainer did; in fp32 the version may still be served."""
 
 
@@ -189,7 +189,7 @@ class FetchError(ImageError):
     code = "fetch"
 
 
-class NotNow(FetchError):
+class TemporaryFetchError(FetchError):
     """Could not get an image's bytes, for a reason that passes: a host that is down, slow or has too much to do."""
 
     later = True

@@ -95,7 +95,7 @@ def serve(settings: Settings) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server", description="Labelnext's inference server.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    checking = commands.add_parser("check", help="prove the published version on this machine")
+    checking = commands.add_parser("check", help="validate the published version on this machine")
     checking.add_argument("models", nargs="?", help="the model repository (default: LABELNEXT_MODELS)")
     commands.add_parser("dev", help="serve on a laptop, without gunicorn")
     _add_score_pool(commands.add_parser("score-pool", help="score parquet files of image references"))

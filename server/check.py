@@ -20,7 +20,7 @@ import numpy as np
 from contract.errors import ConfigError, FetchError, LabelnextError
 from contract.images.access import Token
 from contract.images.addresses import resolve_addresses
-from contract.images.download import Answer, Downloader, Errand, Target
+from contract.images.download import Answer, Downloader, FetchContext, Target
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.memory import Memory, memory_limit, resident
@@ -85,7 +85,7 @@ def check(settings: Settings) -> Report:
     checks.append(_ask("repository", lambda: _read_repository(settings, opened)))
     if checks[-1].ok:
         admitted: list[Admitted] = []
-        checks.append(_ask("version", lambda: _prove(opened[0], settings, admitted)))
+        checks.append(_ask("version", lambda: _validate(opened[0], settings, admitted)))
         for each in admitted:
             figures |= _describe(each)
             checks += _measure(each.engine, settings, before, figures)
@@ -111,26 +111,26 @@ def _read_repository(settings: Settings, opened: list[Repository]) -> str:
     return f"{current} is the current version of {repository.model}, of {len(repository.versions())}"
 
 
-def _prove(repository: Repository, settings: Settings, admitted: list[Admitted]) -> str:
+def _validate(repository: Repository, settings: Settings, admitted: list[Admitted]) -> str:
     found = admit(repository, repository.current(), engine_loader(settings))
     admitted.append(found)
-    proof = found.proof
+    validation = found.validation
     return (
-        f"{found.engine.version} reproduces the trainer's passes to {proof.largest_difference:.2g}; "
-        f"mean BALD of the probe {proof.mean_bald:.3g} nats"
+        f"{found.engine.version} reproduces the trainer's passes to {validation.largest_difference:.2g}; "
+        f"mean BALD of the probe {validation.mean_bald:.3g} nats"
     )
 
 
 def _describe(admitted: Admitted) -> dict[str, object]:
-    engine, proof = admitted.engine, admitted.proof
+    engine, validation = admitted.engine, admitted.validation
     return {
         "version": engine.version,
         "passes": engine.passes,
         "dropout_sites": len(engine.sites),
         "provider": engine.provider,
         "precision": engine.precision,
-        "mean_bald": proof.mean_bald,
-        "largest_difference": proof.largest_difference,
+        "mean_bald": validation.mean_bald,
+        "largest_difference": validation.largest_difference,
         "labels": engine.manifest.labels,
         "image_size": [engine.manifest.input.height, engine.manifest.input.width],
     }
@@ -244,7 +244,7 @@ def _sign_in(base: Target, token: str | None, downloader: Downloader) -> str:
     def ask(path: str, *, authorization: str | None = None, post: bytes | None = None) -> Answer:
         target = Target.parse(base.url.rstrip("/") + path)
         return downloader.request(
-            target, Errand(target.url, end, time.monotonic), authorization=authorization, post=post
+            target, FetchContext(target.url, end, time.monotonic), authorization=authorization, post=post
         )
 
     def exchange(refresh_token: str) -> str:

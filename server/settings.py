@@ -175,7 +175,7 @@ class Settings:
     provider: Device = Device.AUTO
     """Where the graph runs."""
     precision: Precision = Precision.FP32
-    """int8 needs a version published with --int8, fp16 a GPU; what cannot be had or does not prove itself is served in
+    """int8 needs a version published with --int8, fp16 a GPU; what cannot be had or is not valid is served in
     fp32, with a warning."""
     poll_s: float = 5.0
     """Seconds between two looks at the repository's CURRENT."""

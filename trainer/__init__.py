@@ -1,4 +1,4 @@
-"""The trainer: from labels to a published version that has proved its dropout alive.
+"""The trainer: from labels to a published version that has been found to have its dropout alive.
 
 Imports nothing of the server. torch, baal and onnx are imported by the modules that need them, never here, so that the
 command line answers at once.

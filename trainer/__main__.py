@@ -212,18 +212,18 @@ def _rollback(options: argparse.Namespace, environment: Environment) -> None:
 
 
 def _check(_: argparse.Namespace, environment: Environment) -> None:
-    from trainer.model.validation import prove_version
+    from trainer.model.validation import validate_version
 
     repository = _repository(environment)
     with repository.open_verified(repository.current()) as version:
-        proof = prove_version(version)
+        validation = validate_version(version)
     _print_json(
         {
             "version": version.name,
             "passes": version.manifest.passes,
             "dropout_sites": len(version.manifest.dropout_sites),
-            "mean_bald": proof.mean_bald,
-            "largest_difference": proof.largest_difference,
+            "mean_bald": validation.mean_bald,
+            "largest_difference": validation.largest_difference,
         }
     )
 
@@ -329,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     keygen = commands.add_parser("keygen", help="make a pair of keys to sign versions with")
     keygen.add_argument("folder", metavar="FOLDER", type=Path, help="where the two files go")
     keygen.set_defaults(command=_keygen)
-    check = commands.add_parser("check", help="verify the current version's files and prove it again")
+    check = commands.add_parser("check", help="verify the current version's files and validate it again")
     check.set_defaults(command=_check)
     return parser
 

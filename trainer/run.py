@@ -38,7 +38,7 @@ from trainer.model.fit import Fitted, compute_features, fit, prepare, recipe_of
 from trainer.model.network import Network, Provenance, Weights, build
 from trainer.model.probe import PROBE_IMAGES, compute_probe
 from trainer.model.quantise import copy_int8_trunk, quantise
-from trainer.model.validation import prove_version
+from trainer.model.validation import validate_version
 from trainer.report.calibration import fit_temperature
 from trainer.report.evidence import Evidence
 from trainer.report.page import write_report
@@ -323,11 +323,11 @@ def _publish(repository: Repository, data: _Data, trained: _Trained, training: T
         )
         probe.save(staged.path / PROBE_FILE)
         described = staged.describe(manifest)
-        proof = prove_version(described)
+        validation = validate_version(described)
         logger.info(
-            "proved in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
-            proof.mean_bald,
-            proof.largest_difference,
+            "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
+            validation.mean_bald,
+            validation.largest_difference,
         )
         if data.project is not None and training.audit_share:
             manifest = _add_advice(repository, described, data, decided=_decide(trained.evaluation, manifest))
@@ -348,12 +348,12 @@ def _add_int8_trunk(
     try:
         if not copy_int8_trunk(repository, manifest.trunk, path):
             quantise(staged.path, images, path)
-        proof = prove_version(staged.describe(manifest), int8=True)
+        validation = validate_version(staged.describe(manifest), int8=True)
     except Exception as err:  # of a tool with many, and what was trained is not to be lost for it
         path.unlink(missing_ok=True)
         logger.warning("published without a trunk in int8: %s", err)
         return
-    logger.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", proof.rank_correlation)
+    logger.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
 
 
 def _add_report(

@@ -246,7 +246,7 @@ KINDS: Mapping[str, tuple[float, Callable[[Faults], None]]] = {
     "a version is torn": (3, Faults.tear),
     "a version is corrupted": (3, Faults.corrupt),
     "a manifest is garbled": (3, Faults.garble),
-    "a version does not prove itself": (3, Faults.pretend),
+    "a version is not valid": (3, Faults.pretend),
     "CURRENT points nowhere": (5, Faults.point_nowhere),
     "CURRENT is gone": (3, Faults.lose_pointer),
     "the repository is away": (5, Faults.take_away),

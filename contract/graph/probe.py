@@ -72,7 +72,7 @@ _LIVELY_IMAGES = 4
 """How many images the statistical comparison looks at: those whose passes differ most say most."""
 
 _MASK_BYTES_A_RUN = 4 * 2**20
-"""A hundred passes or so at once: a batch as large as those that are served, so that proving takes no more memory."""
+"""A hundred passes or so at once: a batch as large as those that are served, so that it takes no more memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _check_arrays(
     variance: npt.NDArray[Any],
     masked_probabilities: npt.NDArray[Any],
 ) -> int:
-    """Return R. A number that is not finite differs from none by more than is allowed, and would prove anything."""
+    """Return R. A number that is not finite differs from none by more than is allowed, and would pass anything."""
     count, most = int(passes), MOST_PROBE_PASSES
     if not 1 <= count <= most:
         raise ValueError(f"it is of {count} passes, 1 to {most} are expected")
@@ -151,8 +151,8 @@ def _check_arrays(
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """What a version that proved itself did on its probe."""
+class Validation:
+    """What a valid version did on its probe."""
 
     mean_bald: float
     """In nats, over the probe's images."""
@@ -162,7 +162,7 @@ class Proof:
     """Spearman's, of BALD with that of torch under equal masks."""
 
 
-def prove(probe: Probe, manifest: Manifest, *, trunk: Trunk, head: Head, reduced: bool = False) -> Proof:
+def validate(probe: Probe, manifest: Manifest, *, trunk: Trunk, head: Head, reduced: bool = False) -> Validation:
     """Run trunk and head on the probe, and compare them with what torch computed.
 
     `reduced` says that the trunk computes in less than float32.
@@ -188,15 +188,18 @@ def prove(probe: Probe, manifest: Manifest, *, trunk: Trunk, head: Head, reduced
         )
     _check_finite(outputs)
     expected = bald(probe.masked_probabilities, multiple=manifest.multiple)
-    proof = Proof(float(outputs.bald.mean()), _difference(outputs, probe), rank_correlation(outputs.bald, expected))
+    validation = Validation(
+        float(outputs.bald.mean()), _difference(outputs, probe), rank_correlation(outputs.bald, expected)
+    )
     if not reduced:
         _compare_exactly(outputs, probe)
-    elif proof.rank_correlation < LEAST_RANK_CORRELATION:
+    elif validation.rank_correlation < LEAST_RANK_CORRELATION:
         raise PrecisionRefused(
-            f"in reduced precision BALD ranks the probe's images with a correlation of {proof.rank_correlation:.3f} "
-            f"with torch's, at least {LEAST_RANK_CORRELATION:g} is expected; serve with LABELNEXT_PRECISION=fp32"
+            "in reduced precision BALD ranks the probe's images with a correlation of "
+            f"{validation.rank_correlation:.3f} with torch's, at least {LEAST_RANK_CORRELATION:g} is expected; serve "
+            "with LABELNEXT_PRECISION=fp32"
         )
-    return proof
+    return validation
 
 
 def _check_head(probe: Probe, manifest: Manifest, head: Head, masks: Masks) -> None:
@@ -245,8 +248,8 @@ def _compare_exactly(outputs: PassOutputs, probe: Probe) -> None:
     if (largest := _difference(outputs, probe)) > TOLERANCE:
         raise ProbeMismatch(
             f"a pass differs from torch's under the same masks by {largest:.3g} on the probe, at most "
-            f"{TOLERANCE:g} is expected: the graph, its weights or the engine are not what the trainer proved; publish "
-            "again, or serve with another provider"
+            f"{TOLERANCE:g} is expected: the graph, its weights or the engine are not what the trainer validated; "
+            "publish again, or serve with another provider"
         )
 
 
@@ -289,6 +292,6 @@ def _sample(features: npt.NDArray[np.float32], passes: int, manifest: Manifest, 
     step = max(1, _MASK_BYTES_A_RUN // max(1, bytes_a_pass))
     parts: list[npt.NDArray[np.float32]] = []
     for start in range(0, passes, step):
-        masks = draw_masks(f"{manifest.version}/proof/{start}", manifest.dropout_sites, min(step, passes - start))
+        masks = draw_masks(f"{manifest.version}/validation/{start}", manifest.dropout_sites, min(step, passes - start))
         parts.append(head(features, masks).pass_probabilities)  # (N, T, C)
     return np.concatenate(parts, axis=1).astype(np.float64)

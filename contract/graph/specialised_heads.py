@@ -1,4 +1,4 @@
-"""Thinned heads: the passes of fixed masks, without the products with zero.
+"""SpecialisedHeads heads: the passes of fixed masks, without the products with zero.
 
 Under given masks a pass is a network of its own, thinned by the units that are off (Srivastava et al. 2014, section 2).
 Where the masks are a version's and stay, the T thinned networks can be written down once: of each linear layer between
@@ -30,8 +30,8 @@ Weights = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Thinned:
-    """A head under masks of its own.
+class SpecialisedHeads:
+    """The heads of all passes, in one graph.
 
     `model` takes `features` float32 (N, F) and gives `contract.graph.nodes.OUTPUTS`. The weights of its
     linear layers are not in it: they are declared as external data, and to be handed to the engine by name.
@@ -64,8 +64,10 @@ class _Kept:
     """(units on behind,)."""
 
 
-def thin(literal: ModelProto, lowered: Lowered, folder: Path, masks: Masks, *, most_bytes: int) -> Thinned | None:
-    """Write down the thinned heads of a graph under masks (T, D); None if it cannot be or is not worth it.
+def specialise(
+    literal: ModelProto, lowered: Lowered, folder: Path, masks: Masks, *, most_bytes: int
+) -> SpecialisedHeads | None:
+    """Write down the heads of a graph under masks (T, D); None if it cannot be or is not worth it.
 
     It can be where everything behind the first Dropout is a chain of Dropout, linear layer, elementwise function,
     Dropout, and so on up to a last linear layer, as in a VGG. `literal` is the graph that `lowered` was made from,
@@ -78,12 +80,12 @@ def thin(literal: ModelProto, lowered: Lowered, folder: Path, masks: Masks, *, m
     if _estimate(layers, dense, masks) > most_bytes:
         return None
     full = [_read_layer(layer.node, dense, folder) for layer in layers]
-    kept = [_thin_layer(layer, *weights, masks) for layer, weights in zip(layers, full, strict=True)]
+    kept = [_specialise_layer(layer, *weights, masks) for layer, weights in zip(layers, full, strict=True)]
     return _Writer(lowered, layers, kept, masks).write()
 
 
 def _parse(literal: ModelProto) -> list[_Linear] | None:
-    """Return the linear layers behind the first Dropout, if that part is a chain of the form that can be thinned."""
+    """Return the linear layers behind the first Dropout, if that is a chain of the form that can be specialised."""
     active = [node.output[0] for node in dropout_nodes(literal)]
     chain = _chain(literal, active[0]) if active else None  # a function's nodes are not the graph's
     if chain is None:
@@ -139,7 +141,7 @@ def _is_transposed(node: NodeProto) -> bool:
 
 
 def _estimate(layers: Sequence[_Linear], dense: Mapping[str, TensorProto], masks: Masks) -> int:
-    """Return the bytes of all thinned weights; biases are next to nothing."""
+    """Return the bytes of all specialised weights; biases are next to nothing."""
     total = 0
     for layer in layers:
         shape = dense[layer.node.input[1]].dims
@@ -161,7 +163,7 @@ def _read_layer(node: NodeProto, dense: Mapping[str, TensorProto], folder: Path)
     return weight, np.broadcast_to(bias.reshape(-1), len(weight))
 
 
-def _thin_layer(layer: _Linear, weight: Weights, bias: Weights, masks: Masks) -> list[_Kept]:
+def _specialise_layer(layer: _Linear, weight: Weights, bias: Weights, masks: Masks) -> list[_Kept]:
     """Return what is left of a layer in each pass."""
     before = masks[mask_name(layer.before)]  # (T, inputs)
     every = np.arange(len(weight))
@@ -198,7 +200,7 @@ class _Writer:
         self.graph = GraphBuilder()
         self.weights: dict[str, Weights] = {}
 
-    def write(self) -> Thinned:
+    def write(self) -> SpecialisedHeads:
         one = self.graph.integers(1)
         logits = [self.graph.add("Unsqueeze", [self._pass(t), one]) for t in range(len(self.first))]  # (N, 1, C)
         self.graph.reduce(self.graph.concat(logits, axis=1), multiple=self.lowered.multiple)  # (N, T, C)
@@ -209,7 +211,7 @@ class _Writer:
         graph = helper.make_graph(
             self.graph.nodes, head.graph.name, [features], outputs, [*self.graph.constants, *external]
         )
-        return Thinned(
+        return SpecialisedHeads(
             helper.make_model(graph, opset_imports=head.opset_import, ir_version=head.ir_version), self.weights
         )
 

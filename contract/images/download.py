@@ -31,7 +31,7 @@ from urllib3.exceptions import TimeoutError as PoolTimeoutError
 from urllib3.util import Timeout, parse_url
 from urllib3.util.connection import create_connection
 
-from contract.errors import FetchError, NotNow
+from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import Resolver, is_public
 from contract.images.spelling import as_browsers_read, is_data_uri, with_plain_host
 
@@ -123,7 +123,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class FetchContext:
     """One image to get: what it is called in messages, and until when."""
 
     asked: str
@@ -131,10 +131,12 @@ class Errand:
     clock: Callable[[], float]
 
     def remaining(self) -> float:
-        """Seconds left, more than 0; raises NotNow when there are none."""
+        """Seconds left, more than 0; raises TemporaryFetchError when there are none."""
         remaining = self.end - self.clock()
         if remaining <= 0:
-            raise NotNow(f"{self.asked} was not fetched in time; ask for fewer images at once or a faster host")
+            raise TemporaryFetchError(
+                f"{self.asked} was not fetched in time; ask for fewer images at once or a faster host"
+            )
         return remaining
 
     def at(self, target: Target) -> str:
@@ -190,7 +192,7 @@ class Downloader:
     def request(
         self,
         target: Target,
-        errand: Errand,
+        context: FetchContext,
         *,
         authorization: str | None = None,
         known: Validators | None = None,
@@ -212,19 +214,19 @@ class Downloader:
             headers["Content-Type"] = "application/json"
         try:
             with suppress(ProtocolError):  # a connection kept alive that the host has closed since: once more
-                return self._exchange(target, errand, headers, post)
-            return self._exchange(target, errand, headers, post)
+                return self._exchange(target, context, headers, post)
+            return self._exchange(target, context, headers, post)
         except (HTTPError, OSError) as err:
-            raise _broken(target, errand, err) from err
+            raise _broken(target, context, err) from err
 
-    def _exchange(self, target: Target, errand: Errand, headers: dict[str, str], post: bytes | None) -> Answer:
+    def _exchange(self, target: Target, context: FetchContext, headers: dict[str, str], post: bytes | None) -> Answer:
         pools = self._anywhere if target.origin in self._trusted else self._public
         response = pools.urlopen(
             "GET" if post is None else "POST",
             target.url,
             body=post,
             headers=headers,
-            timeout=self._timeout(errand),
+            timeout=self._timeout(context),
             retries=False,
             redirect=False,
             preload_content=False,
@@ -232,24 +234,24 @@ class Downloader:
         )
         try:
             location = response.get_redirect_location() or None
-            body = self._body(response, errand) if response.status in {200, 304} or location else b""
+            body = self._body(response, context) if response.status in {200, 304} or location else b""
         finally:
             response.close()  # a body read to its end has given its connection back already; any other loses it here
         return Answer(response.status, location, b"" if location else body, _validators(target, response.headers))
 
-    def _timeout(self, errand: Errand) -> Timeout:
-        remaining = errand.remaining()
+    def _timeout(self, context: FetchContext) -> Timeout:
+        remaining = context.remaining()
         return Timeout(connect=min(self._connect_timeout_s, remaining), read=min(self._read_timeout_s, remaining))
 
-    def _body(self, response: BaseHTTPResponse, errand: Errand) -> bytes:
+    def _body(self, response: BaseHTTPResponse, context: FetchContext) -> bytes:
         if (response.length_remaining or 0) > self._max_bytes:
-            raise too_large(errand.asked, self._max_bytes)
+            raise too_large(context.asked, self._max_bytes)
         body = bytearray()
-        with _cut_off(errand.remaining(), response.shutdown):
+        with _cut_off(context.remaining(), response.shutdown):
             while chunk := response.read1(_CHUNK_BYTES):
                 body += chunk
                 if len(body) > self._max_bytes:
-                    raise too_large(errand.asked, self._max_bytes)
+                    raise too_large(context.asked, self._max_bytes)
         return bytes(body)
 
 
@@ -281,14 +283,16 @@ def _is_settled(modified: str, now: str) -> bool:
         return False
 
 
-def _broken(target: Target, errand: Errand, err: Exception) -> NotNow:
+def _broken(target: Target, context: FetchContext, err: Exception) -> TemporaryFetchError:
     """Says what happened without the text of the error, which may hold the whole URL."""
     late = isinstance(err, (PoolTimeoutError, TimeoutError)) and not isinstance(err, NewConnectionError)
     if late:
         step = "connect" if isinstance(err, ConnectTimeoutError) else "answer"
-        return NotNow(f"{errand.at(target)} took too long to {step}; check the host, or ask for fewer images at once")
-    return NotNow(
-        f"{errand.at(target)} cannot be reached or broke off ({type(err).__name__}); check the address and the network"
+        return TemporaryFetchError(
+            f"{context.at(target)} took too long to {step}; check the host, or ask for fewer images at once"
+        )
+    return TemporaryFetchError(
+        f"{context.at(target)} cannot be reached or broke off ({type(err).__name__}); check the address and the network"
     )
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import parse_qs, quote
 
-from contract.errors import ConfigError, FetchError, NotNow
+from contract.errors import ConfigError, FetchError, TemporaryFetchError
 from contract.images.access import Token
 from contract.images.addresses import Resolver, resolve_addresses
 from contract.images.download import (
     LONGEST_REFERENCE,
     Answer,
     Downloader,
-    Errand,
+    FetchContext,
     Target,
     Validators,
     public_name,
@@ -202,15 +202,15 @@ class Fetcher:
             FetchError: as `fetch` does.
         """
         end = self._clock() + self._settings.total_timeout_s
-        errand = Errand(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
-        errand.remaining()
+        context = FetchContext(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
+        context.remaining()
         if is_data_uri(reference):
             return Fetched(_decode_data_uri(reference, self._settings.max_bytes))
         plain = self._plain(reference)
         name = self._local_name(plain)
         if name is not None and self._settings.local_files_root is not None:
             return Fetched(_read_local(self._settings.local_files_root, name, self._settings.max_bytes))
-        return self._download(self._url_of(plain, task_id, project_id), errand, known)
+        return self._download(self._url_of(plain, task_id, project_id), context, known)
 
     def _plain(self, reference: str) -> str:
         """The reference as browsers read it; of an image of Label Studio's own, its path there."""
@@ -251,49 +251,51 @@ class Fetcher:
             )
         return self._base + plain
 
-    def _download(self, url: str, errand: Errand, known: Validators | None) -> Fetched:
+    def _download(self, url: str, context: FetchContext, known: Validators | None) -> Fetched:
         """Follow redirects by hand, so that each target is judged as if the task had named it."""
-        target = _parse(url, errand)
+        target = _parse(url, context)
         token_may_go = True
         for _ in range(MAX_REDIRECTS + 1):
             token_may_go = token_may_go and self._studio.owns(target)
             asked_with = known if known and known.are_from(target) else None
-            answer = self._get(target, errand, with_token=token_may_go, known=asked_with)
+            answer = self._get(target, context, with_token=token_may_go, known=asked_with)
             if answer.status == 304 and asked_with:
                 return Fetched(b"", asked_with, unchanged=True)
             if answer.location is None:
-                return Fetched(_body(answer, target, errand), answer.validators)
-            target = _follow(target, answer.location, errand)
+                return Fetched(_body(answer, target, context), answer.validators)
+            target = _follow(target, answer.location, context)
             if token_may_go and (path := self._studio.image_path(target.url)):  # it leads to itself by its public name
-                target = _parse(self._base + path, errand)
-        raise FetchError(f"{errand.asked} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
+                target = _parse(self._base + path, context)
+        raise FetchError(f"{context.asked} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
 
-    def _get(self, target: Target, errand: Errand, *, with_token: bool, known: Validators | None) -> Answer:
+    def _get(self, target: Target, context: FetchContext, *, with_token: bool, known: Validators | None) -> Answer:
         """Ask once, and once more with a new access token if Label Studio no longer honours the old one."""
-        header = self._authorization(errand) if with_token else None
-        answer = self._downloader.request(target, errand, authorization=header, known=known)
+        header = self._authorization(context) if with_token else None
+        answer = self._downloader.request(target, context, authorization=header, known=known)
         if answer.status == 401 and header and self._token.renewable:
-            header = self._authorization(errand, refused=header)
-            answer = self._downloader.request(target, errand, authorization=header, known=known)
+            header = self._authorization(context, refused=header)
+            answer = self._downloader.request(target, context, authorization=header, known=known)
         return answer
 
-    def _authorization(self, errand: Errand, *, refused: str | None = None) -> str | None:
+    def _authorization(self, context: FetchContext, *, refused: str | None = None) -> str | None:
         try:
             return self._token.header(
-                lambda token: self._exchange(token, errand), timeout_s=errand.remaining(), refused=refused
+                lambda token: self._exchange(token, context), timeout_s=context.remaining(), refused=refused
             )
         except TimeoutError as err:
-            raise NotNow(f"{errand.asked} was not fetched in time: {err}; look at Label Studio's load") from err
+            raise TemporaryFetchError(
+                f"{context.asked} was not fetched in time: {err}; look at Label Studio's load"
+            ) from err
 
-    def _exchange(self, refresh_token: str, errand: Errand) -> str:
+    def _exchange(self, refresh_token: str, context: FetchContext) -> str:
         """Label Studio's access token for a personal access token."""
-        target = _parse(f"{self._base}/api/token/refresh/", errand)
-        answer = self._downloader.request(target, errand, post=json.dumps({"refresh": refresh_token}).encode())
+        target = _parse(f"{self._base}/api/token/refresh/", context)
+        answer = self._downloader.request(target, context, post=json.dumps({"refresh": refresh_token}).encode())
         try:
             return str(json.loads(answer.body)["access"])
         except (ValueError, KeyError, TypeError) as err:
             raise _refusal(answer.status)(
-                f"{errand.asked} needs a token, and {target.origin} answered {answer.status} without an access token "
+                f"{context.asked} needs a token, and {target.origin} answered {answer.status} without an access token "
                 "for LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account settings"
             ) from err
 
@@ -301,9 +303,9 @@ class Fetcher:
         """The description of its API, which nobody needs a token for; empty where it cannot be had."""
         if not self._base:
             return b""
-        errand = Errand("the description of Label Studio's API", self._clock() + _DESCRIPTION_S, self._clock)
+        context = FetchContext("the description of Label Studio's API", self._clock() + _DESCRIPTION_S, self._clock)
         try:
-            return self._downloader.request(_parse(self._base + _API_DESCRIPTION, errand), errand).body
+            return self._downloader.request(_parse(self._base + _API_DESCRIPTION, context), context).body
         except FetchError:
             return b""
 
@@ -344,33 +346,33 @@ def _configured(url: str) -> Target:
         ) from err
 
 
-def _parse(url: str, errand: Errand) -> Target:
+def _parse(url: str, context: FetchContext) -> Target:
     try:
         return Target.parse(url)
     except ValueError as err:
-        raise FetchError(f"{errand.asked} is {err}; correct the task's reference") from err
+        raise FetchError(f"{context.asked} is {err}; correct the task's reference") from err
 
 
-def _follow(target: Target, location: str, errand: Errand) -> Target:
+def _follow(target: Target, location: str, context: FetchContext) -> Target:
     try:
         return target.follow(location)
     except ValueError as err:
         raise FetchError(
-            f"{errand.at(target)} redirects to what is {err}; import the address that it should lead to"
+            f"{context.at(target)} redirects to what is {err}; import the address that it should lead to"
         ) from err
 
 
-def _body(answer: Answer, target: Target, errand: Errand) -> bytes:
+def _body(answer: Answer, target: Target, context: FetchContext) -> bytes:
     if answer.status == 200:
         return answer.body
     raise _refusal(answer.status)(
-        f"{errand.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
+        f"{context.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
     )
 
 
 def _refusal(status: int) -> type[FetchError]:
     """The kind of error that a status is: one that says that the host is busy or broken may be another one later."""
-    return NotNow if status in _PASSES or status >= 500 else FetchError
+    return TemporaryFetchError if status in _PASSES or status >= 500 else FetchError
 
 
 def _advice(status: int) -> str:

@@ -1,7 +1,7 @@
-"""The audit slice: tasks chosen by chance alone, whose labels say how good a model is on the whole pool.
+"""The random holdout: tasks chosen by chance alone, whose labels say how good a model is on the whole pool.
 
 Labels that a strategy asked for are no random sample, and a model measured on them is measured on what it found hard.
-Which tasks are of the slice is a matter of the project's and the task's number: nobody keeps a list, and whoever asks,
+Which tasks are held out is a matter of the project's and the task's number: nobody keeps a list, and whoever asks,
 at whichever time, gets the same answer: the trainer, which holds them out, and the server, which tells nobody what it
 would have chosen there.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError
-from contract.scores.keyed_uniforms import draw
+from contract.scores.keyed_uniforms import keyed_uniforms
 from contract.versions.manifest import Manifest
 
 Ints = npt.NDArray[np.int64]
@@ -24,24 +24,24 @@ SHARE_FIELD: Final = "audit_share"
 """Of a manifest's training record."""
 
 
-def draws(project: int, task_ids: Ints) -> npt.NDArray[np.float64]:
-    """Return each task's place in the slice, from 0 to 1: int64 (N,) to float64 (N,); the lowest is labelled first."""
-    return draw(f"audit/{project}", task_ids)
+def holdout_order(project: int, task_ids: Ints) -> npt.NDArray[np.float64]:
+    """Return where tasks stand in the holdout, in [0, 1), the lowest labelled first: int64 (N,) to float64 (N,)."""
+    return keyed_uniforms(f"audit/{project}", task_ids)
 
 
-def is_audit(project: int, task_ids: Ints, share: float) -> npt.NDArray[np.bool_]:
-    """Return which tasks are of the slice: int64 (N,) to bool (N,). A larger share holds what a smaller one does.
+def is_held_out(project: int, task_ids: Ints, share: float) -> npt.NDArray[np.bool_]:
+    """Return which tasks are held out: int64 (N,) to bool (N,). A larger share holds what a smaller one does.
 
     Raises:
         ConfigError: unless 0 <= `share` < 1.
     """
     if not _is_share(share):
-        raise ConfigError(f"the audit slice must be a share of the tasks of at least 0 and below 1, got {share}")
-    return draws(project, task_ids) < share
+        raise ConfigError(f"the random holdout must be a share of the tasks of at least 0 and below 1, got {share}")
+    return holdout_order(project, task_ids) < share
 
 
 def share_of(manifest: Manifest) -> float:
-    """Return the slice's share of the tasks under which a version was trained; the default where it does not say."""
+    """Return the holdout's share of the tasks under which a version was trained; the default where it does not say."""
     share: object = manifest.training.get(SHARE_FIELD)
     if isinstance(share, int | float) and not isinstance(share, bool) and _is_share(share):
         return float(share)

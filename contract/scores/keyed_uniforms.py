@@ -11,7 +11,7 @@ _BITS = 53
 """As many as the fraction of a float64 has: every number is exact, and none is rounded up to 1."""
 
 
-def draw(purpose: str, task_ids: Ints) -> npt.NDArray[np.float64]:
+def keyed_uniforms(purpose: str, task_ids: Ints) -> npt.NDArray[np.float64]:
     """Return a uniform random number in [0, 1) for each task: int64 (N,) to float64 (N,).
 
     Keyed BLAKE2b of the task's number (RFC 7693). Under another `purpose` the numbers are independent of these.

@@ -57,15 +57,16 @@ class Ranking:
     """UTC, ISO 8601."""
     strategy: str
     tasks: int
-    """How many were ranked, the audit slice included."""
+    """How many were ranked, the random holdout included."""
     audit: int
+    """How many of them are of the random holdout."""
     near_duplicates: int
     failed: int
     """Images that could not be scored."""
     mean_bald: float | None
     """Over the ranked tasks, in nats."""
     most_uncertain: tuple[RankedImage, ...]
-    """Those of greatest BALD, falling; without the audit slice, as are the most confident."""
+    """Those of greatest BALD, falling; without the random holdout, as are the most confident."""
     most_confident: tuple[RankedImage, ...]
     """Those of greatest probability, falling."""
     unscored: tuple[int, ...] = ()

@@ -17,7 +17,7 @@ from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import match_control
 from contract.scores.acquisition import HOLDS, label_studio_score, normalised_bald
 from contract.scores.calibration import temper
-from contract.scores.holdout import is_audit, share_of
+from contract.scores.holdout import is_held_out, share_of
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
 from server.inference.batching import Extras, ImageScores
@@ -218,7 +218,7 @@ def withhold_labels(request: PredictRequest, predictions: Sequence[Prediction], 
         return list(predictions)
     numbered = np.array([task.id is not None for task in request.tasks], bool)  # (N,)
     task_ids = np.array([task.id or 0 for task in request.tasks], np.int64)
-    audit = is_audit(request.project_id, task_ids, share_of(manifest)) & numbered
+    audit = is_held_out(request.project_id, task_ids, share_of(manifest)) & numbered
     return [
         {**prediction, "result": []} if prediction and withheld else prediction
         for prediction, withheld in zip(predictions, audit.tolist(), strict=True)

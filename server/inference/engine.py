@@ -23,7 +23,7 @@ from contract.errors import ConfigError, LabelnextError
 from contract.graph.lowering import FEATURES, Lowered, PassOutputs, load_graph, lower
 from contract.graph.masks import Masks, draw_masks, fresh_masks
 from contract.graph.nodes import OUTPUTS
-from contract.graph.specialised_heads import Thinned, thin
+from contract.graph.specialised_heads import SpecialisedHeads, specialise
 from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Manifest
 from contract.versions.repository import INT8_TRUNK_FILE, Version
@@ -43,10 +43,10 @@ _FATAL_ONLY = 4
 _TRUNK_IMAGES = 16
 """In one run of a trunk on the CPU: as fast as more, and VGG-16's feature maps at 224 pixels take 0.5 GB."""
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_THINNED_BYTES = 512 * 2**20
-"""The most that thinned heads may take; of VGG-16's 20 passes they take 336 MB."""
-_THINNED_FROM = 8
-"""Images in a batch from which thinned heads are faster: they read weights of their own for each pass."""
+_SPECIALISED_BYTES = 512 * 2**20
+"""The most that specialised heads may take; of VGG-16's 20 passes they take 336 MB."""
+_SPECIALISED_FROM = 8
+"""Images in a batch from which specialised heads are faster: they read weights of their own for each pass."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Engine:
         """Lower the version's graph and build the sessions.
 
         Raises:
-            GateError: if the graph cannot be lowered.
+            ValidationError: if the graph cannot be lowered.
             ConfigError: if CUDA is demanded and the session would run elsewhere.
         """
         literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
@@ -96,13 +96,13 @@ class Engine:
         self.features = int(lowered.trunk.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
         self.masks: Masks | None = None
         """The version's own; None where each batch gets fresh ones."""
-        self._thinned: onnxruntime.InferenceSession | None = None
+        self._specialised: onnxruntime.InferenceSession | None = None
         if options.masks is MaskPolicy.FIXED:
             self.masks = draw_masks(version.name, lowered.sites, self.passes)
             # A GPU is faster with one large product than with many small ones.
-            if device is Device.CPU and options.max_batch_images >= _THINNED_FROM:
-                thinned = thin(literal, lowered, version.path, self.masks, most_bytes=_THINNED_BYTES)
-                self._thinned = thinned and opener.open_thinned(thinned)
+            if device is Device.CPU and options.max_batch_images >= _SPECIALISED_FROM:
+                specialised = specialise(literal, lowered, version.path, self.masks, most_bytes=_SPECIALISED_BYTES)
+                self._specialised = specialised and opener.open_specialised(specialised)
         self._rng = np.random.default_rng()
         self._rng_lock = threading.Lock()
 
@@ -164,8 +164,8 @@ class Engine:
                 f"expected float32 features of shape (N, {self.features}), got {features.dtype} of {features.shape}"
             )
         padded = self._pad(features)
-        if masks is None and self._thinned is not None and len(padded) >= _THINNED_FROM:
-            outputs = self._run(self._thinned, OUTPUTS, {FEATURES: padded})
+        if masks is None and self._specialised is not None and len(padded) >= _SPECIALISED_FROM:
+            outputs = self._run(self._specialised, OUTPUTS, {FEATURES: padded})
         else:
             outputs = self._run(self._head, OUTPUTS, {FEATURES: padded, **(masks or self.masks or self._fresh_masks())})
         return PassOutputs(*(output[: len(features)] for output in outputs))
@@ -280,14 +280,14 @@ class _Opener:
                 _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
         return Precision.FP32, self.open(lowered.trunk)
 
-    def open_thinned(self, thinned: Thinned) -> onnxruntime.InferenceSession | None:
-        """Open thinned heads whose weights can be forgotten; None where that cannot be.
+    def open_specialised(self, specialised: SpecialisedHeads) -> onnxruntime.InferenceSession | None:
+        """Open specialised heads whose weights can be forgotten; None where that cannot be.
 
         onnxruntime packs weights of a matrix product on opening, each into memory of its own, and does not look at the
         given ones again. Whether it does so here is seen by spoiling them.
         """
-        session = self.open(thinned.model, thinned.weights)
-        for weight in thinned.weights.values():
+        session = self.open(specialised.model, specialised.weights)
+        for weight in specialised.weights.values():
             weight.fill(np.nan)
         (features,) = session.get_inputs()
         bald, *_ = session.run(["bald"], {FEATURES: np.zeros((1, features.shape[1]), np.float32)})

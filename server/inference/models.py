@@ -1,4 +1,4 @@
-"""The version in use: follows the repository's CURRENT, and changes only for a version that proved itself.
+"""The version in use: follows the repository's CURRENT, and changes only for a version that passed its validation.
 
 One thread polls and loads; everybody else reads one reference. Requests never wait for it.
 """
@@ -117,7 +117,7 @@ class Models:
         self._hold.close()
 
     def poll(self) -> None:
-        """Look at CURRENT once, and take up what it names if that is new and proves itself."""
+        """Look at CURRENT once, and take up what it names if that is new and valid."""
         with self._polling:
             self._poll()
 
@@ -190,7 +190,7 @@ class Models:
                 "provider": engine.provider,
                 "precision": engine.precision,
                 "passes": engine.passes,
-                "mean_bald": admitted.proof.mean_bald,
+                "mean_bald": admitted.validation.mean_bald,
             },
         )
 

@@ -1,4 +1,4 @@
-"""The gate: no version is served that has not proved itself.
+"""Validation: no version is served whose passes on its probe are not the trainer's, on this machine too.
 
 Knows the order of the checks and nothing of when versions appear. `server check` and the poller both go through it.
 """
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contract.errors import DigestError, GateError, LabelnextError, LoweringError, ProbeMismatch
+from contract.errors import DigestError, LabelnextError, LoweringError, ProbeMismatch, ValidationError
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import load_graph
-from contract.graph.probe import TOLERANCE, Probe, Proof, prove
+from contract.graph.probe import TOLERANCE, Probe, Validation, validate
 from contract.versions.manifest import DropoutSite, Manifest
 from contract.versions.repository import MANIFEST_FILE, MODEL_FILE, Repository, Version
 from server.inference.engine import Engine
@@ -26,10 +26,10 @@ LoadEngine = Callable[[Version], Engine]
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A version that may be served: warm, and proven on this machine."""
+    """A version that may be served: warm, and validated on this machine."""
 
     engine: Engine
-    proof: Proof
+    validation: Validation
 
 
 def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
@@ -37,7 +37,7 @@ def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
 
     Raises:
         RepositoryError: if a file is not the one that was published.
-        GateError: if the graph or its numbers are not the trainer's.
+        ValidationError: if the graph or its numbers are not the trainer's.
     """
     try:
         with repository.open_verified(name) as version:
@@ -51,11 +51,11 @@ def _admit(version: Version, load: LoadEngine) -> Admitted:
     engine = _load(version, load)
     if engine.precision is not Precision.FP32:
         try:
-            return _prove(engine, probe)
+            return _validate(engine, probe)
         except Exception as err:  # whatever reduced precision does, in full precision the version may be sound
             _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
         engine = engine.in_fp32()
-    return _prove(engine, probe)
+    return _validate(engine, probe)
 
 
 def _load(version: Version, load: LoadEngine) -> Engine:
@@ -65,18 +65,20 @@ def _load(version: Version, load: LoadEngine) -> Engine:
         raise
     except Exception as err:  # an engine refuses a graph in its own words, which are not for everybody
         _log.warning("version cannot be loaded", exc_info=err, extra={"model_version": version.name})
-        raise GateError(
+        raise ValidationError(
             f"version {version.name} cannot be loaded ({type(err).__name__}, see the log); publish again or roll back"
         ) from err
 
 
-def _prove(engine: Engine, probe: Probe) -> Admitted:
+def _validate(engine: Engine, probe: Probe) -> Admitted:
     _compare_sites(engine)
     engine.warm()
     reduced = engine.precision is not Precision.FP32
-    proof = prove(probe, engine.manifest, trunk=engine.compute_features, head=engine.run_passes, reduced=reduced)
+    validation = validate(
+        probe, engine.manifest, trunk=engine.compute_features, head=engine.run_passes, reduced=reduced
+    )
     _compare_served(engine, probe)
-    return Admitted(engine, proof)
+    return Admitted(engine, validation)
 
 
 def _compare_served(engine: Engine, probe: Probe) -> None:
@@ -92,12 +94,13 @@ def _compare_served(engine: Engine, probe: Probe) -> None:
     if (largest := float(np.abs(served - given).max())) > TOLERANCE:
         raise ProbeMismatch(
             f"a pass differs by {largest:.3g} between masks compiled in and the same masks given, at most "
-            f"{TOLERANCE:g} is expected: the engine does not compute what was proven; serve with LABELNEXT_MASKS=fresh"
+            f"{TOLERANCE:g} is expected: the engine does not compute what was validated; serve with "
+            "LABELNEXT_MASKS=fresh"
         )
 
 
 def _compare_sites(engine: Engine) -> None:
-    """The probe runs under the manifest's sites, requests under the graph's: what is proven must be what is served."""
+    """The probe runs under the manifest's sites, requests under the graph's: what is validated must be served."""
     found, expected = engine.sites, engine.manifest.dropout_sites
     if found != expected:
         raise LoweringError(

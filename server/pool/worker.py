@@ -1,4 +1,4 @@
-"""A worker: proves the version once, and scores shards of a pool by the same parts as the server does requests.
+"""A worker: validates the version once, and scores shards of a pool by the same parts as the server does requests.
 
 Knows no Ray: what runs it as an actor is `cluster`.
 """
@@ -73,10 +73,10 @@ class Worker:
     """Scores one shard after the other."""
 
     def __init__(self, assignment: Assignment, report: Report) -> None:
-        """Load the version and have it prove itself on this machine.
+        """Load the version and validate it on this machine.
 
         Raises:
-            RepositoryError, GateError: if it does not.
+            RepositoryError, ValidationError: if it does not.
             ConfigError: if the settings cannot be met on this machine.
         """
         settings = self._settings = assignment.settings

@@ -18,7 +18,7 @@ def repository(tmp_path):
 
 
 def test_a_version_is_one_that_servers_take(repository):
-    """It passes the gate, and computes what the model says in numpy."""
+    """It is valid, and computes what the model says in numpy."""
     engine = admit(repository, publish(repository, seed=3), LOAD).engine
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
     masks = draw_masks(engine.version, engine.sites, engine.passes)

@@ -29,7 +29,7 @@ def open_whole(repository, name):
 
 
 def test_the_version_that_is_spoiled_is_sound(tmp_path):
-    """Otherwise the refusals below would prove nothing."""
+    """Otherwise the refusals below would show nothing."""
     repository = Repository(tmp_path / "models")
     assert len(open_whole(repository, publish_one(repository)).sites) == 2
 

@@ -160,7 +160,7 @@ def test_the_confined_server_may_do_nothing_but_read(root: Path, config: ImageCo
 
 
 def test_the_check_of_a_version_works_in_the_image(root: Path, config: ImageConfig, models: Repository):
-    """`python -m server check` proves the version that is mounted, without a writable folder."""
+    """`python -m server check` validates the version that is mounted, without a writable folder."""
     command = confined(root, config, ["python", "-m", "server", "check"], mounts={models.root: "/models"})
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

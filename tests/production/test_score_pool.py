@@ -156,8 +156,8 @@ def run(tmp_path, environment, *options):
     )
 
 
-def test_a_version_that_does_not_prove_itself_stops_the_job(tmp_path, images, environment):
-    """With the gate's reason, no traceback and nothing written."""
+def test_a_version_that_is_not_valid_stops_the_job(tmp_path, images, environment):
+    """With the reason of the validation, no traceback and nothing written."""
     version = publish(Repository(tmp_path / "models"))
     weights = tmp_path / "models" / "default" / version / "model.onnx.data"
     weights.write_bytes(bytes(len(weights.read_bytes())))

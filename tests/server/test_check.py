@@ -85,8 +85,8 @@ def test_without_a_version_the_rest_is_still_asked(settings):
     assert report.figures == {}
 
 
-def test_a_version_that_does_not_prove_itself_is_a_fault(repository, settings):
-    """What the gate refuses is not measured."""
+def test_a_version_that_is_not_valid_is_a_fault(repository, settings):
+    """What is not valid is not measured."""
     from tests.server.tiny_model import TinyModel
 
     publish(repository, probe_of=TinyModel.draw(5))

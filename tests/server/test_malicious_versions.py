@@ -1,8 +1,8 @@
-"""Versions made to do harm do not get through the gate, and the version in use stays in use."""
+"""Versions made to do harm are not admitted, and the version in use stays in use."""
 
 import pytest
 
-from contract.errors import DigestError, GateError, LabelnextError, SignatureError
+from contract.errors import DigestError, LabelnextError, SignatureError, ValidationError
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
 from server.inference.engine import Engine, EngineOptions
@@ -102,6 +102,6 @@ def test_what_a_library_says_of_a_graph_stands_in_the_log(repository, caplog):
     def load(_):
         raise RuntimeError("this graph will not do")
 
-    with pytest.raises(GateError, match=r"cannot be loaded \(RuntimeError, see the log\)"):
+    with pytest.raises(ValidationError, match=r"cannot be loaded \(RuntimeError, see the log\)"):
         admit(repository, publish_one(repository), load)
     assert "this graph will not do" in caplog.text

@@ -8,7 +8,7 @@ from base64 import b64decode
 import numpy as np
 import pytest
 
-from contract.errors import FetchError, NotNow
+from contract.errors import FetchError, TemporaryFetchError
 from contract.graph.masks import draw_masks
 from contract.scores.calibration import temper
 from contract.scores.embedding import EMBEDDING, embed
@@ -209,7 +209,7 @@ def test_a_deadline_that_passes_is_told_for_each_image(start_app, settings, repo
     assert {(element["error"]["code"], element["error"]["later"]) for element in results} == {("expired", True)}
 
 
-@pytest.mark.parametrize(("error", "later"), [(NotNow("down"), True), (FetchError("gone"), False)])
+@pytest.mark.parametrize(("error", "later"), [(TemporaryFetchError("down"), True), (FetchError("gone"), False)])
 def test_an_image_that_may_be_had_later_says_so(start_app, repository, error, later):
     """Whoever ranks asks again for it, and not for one that is gone."""
     publish(repository)

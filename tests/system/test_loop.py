@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contract.images.preprocess import decode_image
-from contract.scores.holdout import DEFAULT_SHARE, is_audit
+from contract.scores.holdout import DEFAULT_SHARE, is_held_out
 from contract.versions.repository import Repository
 from demo.pool import Pool
 from demo.product import Workplace, activate, train
@@ -108,7 +108,7 @@ def check_readable_tasks_have_predictions(loop: Loop, ranked: Round) -> None:
     assert all(0 <= score <= 1 for score in ranked.scores.values())
     task_ids = np.array([task.id for task in ranked.tasks])
     blank = [task.predictions[-1].shown is None for task in ranked.tasks]
-    assert blank == is_audit(loop.project.id, task_ids, DEFAULT_SHARE).tolist()
+    assert blank == is_held_out(loop.project.id, task_ids, DEFAULT_SHARE).tolist()
 
 
 def check_scores_are_those_of_torch(loop: Loop, ranked: Round) -> None:

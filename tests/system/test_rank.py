@@ -17,7 +17,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pytest
 
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from demo.label_studio import LabelStudio
 from demo.pool import Pool
 from demo.processes import free_port
@@ -161,7 +161,7 @@ def test_label_studio_serves_in_the_order_of_the_ranking(ranked: Ranked) -> None
     assert summary["tasks"] == summary["imported"] == len(ranked.tasks) - LABELLED
     by_task = {each["task"]: each for each in ranked.predictions()}
     ranks = []
-    sampled = is_audit(ranked.project.id, np.array(ranked.served()), 0.2)
+    sampled = is_held_out(ranked.project.id, np.array(ranked.served()), 0.2)
     assert sampled.any()
     for task, by_chance in zip(ranked.served(), sampled, strict=True):
         if by_chance:  # Label Studio would tick it

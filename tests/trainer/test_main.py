@@ -498,7 +498,7 @@ def test_rollback_to_a_version_that_is_not_there_fails(models, capsys):
     assert name in capsys.readouterr().err
 
 
-def test_check_proves_the_current_version_again(train, capsys):
+def test_check_validates_the_current_version_again(train, capsys):
     """One line of JSON."""
     assert train() == 0
     capsys.readouterr()
@@ -524,7 +524,7 @@ def test_check_notices_a_file_that_was_changed(train, models, capsys):
 def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
     """A supervisor sees 143, and finds no staging folder; the process's own handler is back afterwards."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run_module, "prove_version", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(run_module, "validate_version", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit, match="143"):
         train()
     assert list((models / "default").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Versions made to do harm do not get through the trainer's proof either: it opens those that it compares with."""
+"""Versions made to do harm do not get through the trainer's validation either: it opens those that it compares with."""
 
 import pytest
 
@@ -6,21 +6,21 @@ from contract.errors import LabelnextError
 from contract.versions.repository import Repository
 from tests.malicious import MALICIOUS
 from tests.server.tiny_model import TinyModel, publish
-from trainer.model.validation import prove_version
+from trainer.model.validation import validate_version
 
 pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.mark.parametrize("case", MALICIOUS, ids=lambda case: case.name)
 def test_it_is_refused(tmp_path, case):
-    """The way `check` opens a version, and the way an int8 trunk is proven."""
+    """The way `check` opens a version, and the way an int8 trunk is validated."""
     repository = Repository(tmp_path / "models")
     name = publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
     case.apply(repository.folder / name)
 
     def check():
         with repository.open_verified(name) as version:
-            prove_version(version, int8=case.name.startswith("int8-"))
+            validate_version(version, int8=case.name.startswith("int8-"))
 
     with pytest.raises(LabelnextError):
         check()

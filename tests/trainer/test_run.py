@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 
 from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from contract.versions.repository import INT8_TRUNK_FILE, Repository
 from tests.trainer.small import COLOURS, PROVENANCE, coloured_images, lively_network, small_network, write_folders
 from tests.trainer.studio import TOKEN, studio
@@ -22,7 +22,7 @@ from tests.versions import fix_names, publish
 from trainer import run as run_module
 from trainer.model.export import export
 from trainer.model.quantise import quantise
-from trainer.model.validation import prove_version
+from trainer.model.validation import validate_version
 from trainer.run import choose_device, run
 from trainer.settings import Environment, Source, Training
 
@@ -67,11 +67,11 @@ def left_behind(environment):
     return [path.name for path in environment.models.rglob("*") if path.suffix != ".lock" and path.name != "default"]
 
 
-def test_publishes_a_version_that_proves_itself(published):
-    """Labels in the order of the source, honest counts, and files that a reader can verify and prove."""
+def test_publishes_a_version_that_is_valid(published):
+    """Labels in the order of the source, honest counts, and files that a reader can verify and validate."""
     summary, version = published
     version.verify()
-    prove_version(version)
+    validate_version(version)
     manifest = version.manifest
     assert manifest.version == summary.version
     assert manifest.labels == tuple(COLOURS)
@@ -189,7 +189,7 @@ def diverge(*args, **kwargs):
     raise TrainingError("diverged")
 
 
-@pytest.mark.parametrize(("step", "failure"), [("prove_version", refuse), ("fit", diverge), ("export", diverge)])
+@pytest.mark.parametrize(("step", "failure"), [("validate_version", refuse), ("fit", diverge), ("export", diverge)])
 def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatch, step, failure):
     """What was current stays current, and no staging folder is left."""
     repository = Repository(environment.models)
@@ -205,7 +205,7 @@ def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatc
 def test_a_signal_leaves_no_staging_folder(folders, environment, monkeypatch, number):
     """Whether by Ctrl-C or by a supervisor, an interrupted run cleans up."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    monkeypatch.setattr(run_module, "prove_version", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr(run_module, "validate_version", lambda _: os.kill(os.getpid(), number))
     try:
         with pytest.raises(KeyboardInterrupt):
             run(Source(images=folders), TRAINING, environment)
@@ -229,11 +229,11 @@ def train(folders, training, environment):
 
 
 def test_int8_publishes_the_trunk_in_8_bit_integers_too(many, environment):
-    """With its digest in the manifest, and proven; without the option there is none."""
+    """With its digest in the manifest, and validated; without the option there is none."""
     version = train(many, HEAD_INT8, environment)
     version.verify()
     assert version.manifest.files[INT8_TRUNK_FILE].size_bytes == version.int8_trunk_path.stat().st_size
-    assert prove_version(version, int8=True).largest_difference > prove_version(version).largest_difference
+    assert validate_version(version, int8=True).largest_difference > validate_version(version).largest_difference
     assert train(many, replace(HEAD_INT8, int8=False), environment).int8_trunk_path is None
 
 
@@ -259,7 +259,7 @@ def test_an_int8_trunk_that_ranks_otherwise_is_left_out(many, environment, tmp_p
     monkeypatch.setattr(run_module, "quantise", quantise_another)
     version = train(many, HEAD_INT8, environment)
     version.verify()
-    prove_version(version)
+    validate_version(version)
     assert version.int8_trunk_path is None
     assert not (version.path / INT8_TRUNK_FILE).exists()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"][-1:]
@@ -314,7 +314,7 @@ CONFIG = (
 def project():
     """A Label Studio in which 33 tasks of the random sample are labelled, and 39 others."""
     numbers = np.arange(1, 601)
-    audit = is_audit(5, numbers, 0.1)
+    audit = is_held_out(5, numbers, 0.1)
     chosen = np.sort(np.concatenate([numbers[audit][:33], numbers[~audit][:39]]))
     images, targets = coloured_images(np.random.default_rng(7), len(chosen))
     with studio(tasks=chosen.max()) as each:
@@ -370,7 +370,11 @@ def test_successive_versions_are_compared_on_it(project, environment):
 def test_a_copy_of_an_image_that_was_trained_on_is_no_yardstick(project, environment):
     """An earlier version may have learnt it by heart, whatever slice its own task is of."""
     sliced, other = (
-        next(task for task in project.tasks if project.counts(task)[0] and is_audit(5, np.array([task]), 0.1)[0] == own)
+        next(
+            task
+            for task in project.tasks
+            if project.counts(task)[0] and is_held_out(5, np.array([task]), 0.1)[0] == own
+        )
         for own in (True, False)
     )
     project.tasks[sliced]["data"] = project.tasks[other]["data"]

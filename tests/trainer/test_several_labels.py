@@ -1,4 +1,4 @@
-"""From annotations of several labels to what a server answers: training, export, proof, gate and engine together."""
+"""From annotations of several labels to what a server answers: training, export, validation and engine together."""
 
 import base64
 import io
@@ -79,7 +79,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(published):
-    """The version as a server runs it, admitted by the gate."""
+    """The version as a server runs it, admitted."""
     repository, summary = published
     options = EngineOptions(threads=1)
     return admit(repository, summary.version, lambda version: Engine(version, options)).engine
@@ -112,7 +112,7 @@ def test_the_engine_computes_torchs_bald_of_several_labels(published, engine):
     total = torch.distributions.Bernoulli(passes.mean(dim=1)).entropy().sum(dim=1)
     known = torch.distributions.Bernoulli(passes).entropy().sum(dim=2).mean(dim=1)
     masks = draw_masks(version.name, version.manifest.dropout_sites, version.manifest.passes)
-    for outputs in (engine.run(probe.images), engine.run(probe.images, masks)):  # thinned, and dense
+    for outputs in (engine.run(probe.images), engine.run(probe.images, masks)):  # specialised, and dense
         np.testing.assert_allclose(outputs.bald, total - known, atol=1e-4)
         np.testing.assert_allclose(outputs.entropy, total, atol=1e-4)
     assert outputs.bald.max() > 0.01

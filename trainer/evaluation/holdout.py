@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.labels.dataset import Indices, Pixels, Targets, split
 
@@ -54,7 +54,7 @@ def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: flo
     Raises:
         ConfigError: unless 0 <= `share` < 1.
     """
-    audit = np.zeros(len(pixels.task_ids), bool) if project is None else is_audit(project, pixels.task_ids, share)
+    audit = np.zeros(len(pixels.task_ids), bool) if project is None else is_held_out(project, pixels.task_ids, share)
     sliced = np.flatnonzero(audit)
     others = np.flatnonzero(~np.isin(pixels.groups, pixels.groups[audit]))
     if len(sliced) >= LEAST_IMAGES and all(_differ(pixels.targets[part]) for part in (sliced, others)):

@@ -4,7 +4,7 @@ Owns what the files look like: input `images` uint8 (N, H, W, 3), output `logits
 batch normalisation not in training mode, weights once and beside both graphs, and nothing in them that tells where they
 were made. The literal graph has Dropout in training mode, which plain onnxruntime deletes: it is for servers, which
 compile it. The portable one draws random numbers of its own. Knows no engine; whether the literal graph computes what
-the network does is for the proof to say.
+the network does is for the validation to say.
 """
 
 import math
@@ -34,7 +34,7 @@ def export(network: Network, folder: Path, *, image_size: int) -> Lowered:
 
     Raises:
         TrainingError: if the graph does not hold every Dropout of the network, active and with its probability.
-        GateError: if the graph cannot be lowered.
+        ValidationError: if the graph cannot be lowered.
     """
     network.cpu().eval()
     sample = torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8)

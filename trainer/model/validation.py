@@ -1,4 +1,4 @@
-"""The proof: a version's graph, lowered and run by onnxruntime, against its probe; and what a version predicts.
+"""Validation: a version's graph, lowered and run by onnxruntime, against its probe; and what a version predicts.
 
 Runs versions as a server does, and needs no torch. No version is published that did not pass here.
 """
@@ -12,11 +12,11 @@ import numpy.typing as npt
 import onnxruntime
 from onnx import ModelProto
 
-from contract.errors import GateError, ManifestError
+from contract.errors import ManifestError, ValidationError
 from contract.graph.lowering import FEATURES, Lowered, PassOutputs, load_graph, lower
 from contract.graph.masks import Masks, draw_masks
 from contract.graph.nodes import OUTPUTS
-from contract.graph.probe import Head, Probe, Proof, Trunk, prove
+from contract.graph.probe import Head, Probe, Trunk, Validation, validate
 from contract.versions.repository import INT8_TRUNK_FILE, Version
 
 _BATCH_IMAGES = 16
@@ -24,7 +24,7 @@ _ERRORS_ONLY = 3
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-def prove_version(version: Version, *, int8: bool = False) -> Proof:
+def validate_version(version: Version, *, int8: bool = False) -> Validation:
     """Lower a version's graph as a server does, run it on the version's probe, and compare.
 
     `int8` takes the version's trunk in 8-bit integers.
@@ -32,18 +32,18 @@ def prove_version(version: Version, *, int8: bool = False) -> Proof:
     Raises:
         DigestError: if a file cannot be read.
         ManifestError: if the manifest describes other Dropout sites than the graph has.
-        GateError: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's;
+        ValidationError: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's;
             PrecisionRefused, if they do so in 8-bit integers only.
     """
     trunk, head = _open_version(version, int8=int8)
-    return prove(Probe.load(version.probe_path), version.manifest, trunk=trunk, head=head, reduced=int8)
+    return validate(Probe.load(version.probe_path), version.manifest, trunk=trunk, head=head, reduced=int8)
 
 
 def predict(version: Version, images: npt.NDArray[np.uint8], *, passes: int) -> npt.NDArray[np.float32]:
     """Return a version's mean probabilities over so many passes: uint8 (N, H, W, 3), in its size, to float32 (N, C).
 
     Raises:
-        DigestError, ManifestError, GateError: as `prove_version` does; the version's numbers are not proven again.
+        DigestError, ManifestError, ValidationError: as `validate_version` does; no numbers are compared again.
     """
     trunk, head = _open_version(version)
     manifest = version.manifest
@@ -65,7 +65,7 @@ def open_passes(
         threads: that each of the two may use; by default as many as there are processors.
 
     Raises:
-        GateError: if onnxruntime refuses a graph; what is returned raises it too, if it fails on one.
+        ValidationError: if onnxruntime refuses a graph; what is returned raises it too, if it fails on one.
     """
     first, second = (_open(each, folder, threads) for each in (trunk or lowered.trunk, lowered.head))
     inputs_name = first.get_inputs()[0].name
@@ -98,7 +98,7 @@ def _run(
     try:
         return list(session.run(outputs, feeds))
     except Exception as err:  # onnxruntime's errors share no base class of their own
-        raise GateError(f"onnxruntime fails on the lowered graph: {err}") from err
+        raise ValidationError(f"onnxruntime fails on the lowered graph: {err}") from err
 
 
 def _open(model: ModelProto, folder: Path, threads: int | None) -> onnxruntime.InferenceSession:
@@ -109,4 +109,4 @@ def _open(model: ModelProto, folder: Path, threads: int | None) -> onnxruntime.I
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime's errors share no base class of their own
-        raise GateError(f"onnxruntime refuses the lowered graph in {folder.name}: {err}") from err
+        raise ValidationError(f"onnxruntime refuses the lowered graph in {folder.name}: {err}") from err

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.scores.embedding import EMBEDDING, embed
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from trainer.ordering.duplicates import Vectors
 from trainer.ordering.order import Arrangement, compose
 from trainer.ordering.reasons import BY_CHANCE, COVERS
@@ -55,7 +55,7 @@ def arrange(
     """
     check_tasks(task_ids)
     check_finite("the embedding", embeddings, task_ids)
-    sampled = is_audit(project, task_ids, audit_share)
+    sampled = is_held_out(project, task_ids, audit_share)
     by_task = np.argsort(task_ids)
     others = by_task[~sampled[by_task]]
     queue = others[cover(embeddings[others], first=first, seed=project)]

@@ -6,7 +6,7 @@ The order is random too, so that the slice's labelled part is a uniform sample o
 import numpy as np
 import numpy.typing as npt
 
-from contract.scores.holdout import draws
+from contract.scores.holdout import holdout_order
 
 Ints = npt.NDArray[np.int64]
 
@@ -14,7 +14,7 @@ Ints = npt.NDArray[np.int64]
 def in_order(project: int, task_ids: Ints, sampled: npt.NDArray[np.bool_]) -> Ints:
     """Return the indices of the slice's tasks, bool (N,), in the order in which they are labelled: int64 (A,)."""
     found = np.flatnonzero(sampled)
-    by_draw: Ints = found[np.lexsort((task_ids[found], draws(project, task_ids[found])))]
+    by_draw: Ints = found[np.lexsort((task_ids[found], holdout_order(project, task_ids[found])))]
     return by_draw
 
 

@@ -13,7 +13,7 @@ from typing import Final, cast
 import numpy as np
 
 from contract.scores.acquisition import label_studio_score
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from trainer.ordering import holdout as audit
 from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
@@ -80,7 +80,7 @@ def arrange(
         raise ValueError(f"labels_by_class must have {classes} numbers, one for each class; got {len(labels_by_class)}")
     by_task = np.argsort(candidates.task_ids)
     task_ids = candidates.task_ids[by_task]
-    sampled = is_audit(project, task_ids, audit_share)
+    sampled = is_held_out(project, task_ids, audit_share)
     soon = audit.in_order(project, task_ids, sampled)[: math.ceil(first * audit_share)]
     given = None if passes is None else lambda indices: passes(by_task[indices])
     ranked = _rank(
@@ -128,7 +128,7 @@ def compose(
         reasons: (N,), by task.
         representative: int64 (N,), by task.
     """
-    sampled = is_audit(project, task_ids, audit_share)
+    sampled = is_held_out(project, task_ids, audit_share)
     order = audit.interleave(audit.in_order(project, task_ids, sampled), queue, audit_share)
     handed_out = np.empty(len(order), np.float64)
     handed_out[order] = _spread(np.sort(scores))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from contract.errors import ConfigError
 from contract.scores.acquisition import margin
-from contract.scores.keyed_uniforms import draw
+from contract.scores.keyed_uniforms import keyed_uniforms
 from trainer.ordering import batchbald
 from trainer.ordering.batchbald import Passes
 
@@ -151,7 +151,7 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     if base == "entropy":
         return candidates.entropy.astype(np.float64)
     if base == "random":
-        return draw(f"random/{name}", candidates.task_ids)
+        return keyed_uniforms(f"random/{name}", candidates.task_ids)
     doubt = 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
     if base == "margin":
         return doubt
@@ -160,7 +160,9 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
         return bald
     if base == "bald-margin":
         return np.sqrt(np.maximum(bald, 0) * doubt)
-    return cast(Floats, np.log(np.maximum(bald, _LEAST_BALD)) + _gumbel(draw(f"power/{name}", candidates.task_ids)))
+    return cast(
+        Floats, np.log(np.maximum(bald, _LEAST_BALD)) + _gumbel(keyed_uniforms(f"power/{name}", candidates.task_ids))
+    )
 
 
 def prefer(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.scores.acquisition import label_studio_score
-from contract.scores.holdout import draws, is_audit
+from contract.scores.holdout import holdout_order, is_held_out
 from trainer.labelstudio import StoredPrediction
 from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
@@ -75,7 +75,7 @@ def keep_places(
     lost = [(place, task) for place, (_, task) in enumerate(queue) if task in unscored]
     before = np.array([place - earlier for earlier, (place, _) in enumerate(lost)], np.int64)
     values = _between([item.score for item in plan.items], before, of=len(queue) - len(lost))
-    sampled = is_audit(project, np.array([task for _, task in lost], np.int64), audit_share)
+    sampled = is_held_out(project, np.array([task for _, task in lost], np.int64), audit_share)
     kept = [
         Planned(
             task,
@@ -130,8 +130,8 @@ def place_later(
         multiple: whether several labels may hold.
     """
     task_ids = np.array([score.task for score in scores], np.int64)
-    places = draws(project, task_ids)
-    sampled = is_audit(project, task_ids, audit_share)
+    places = holdout_order(project, task_ids)
+    sampled = is_held_out(project, task_ids, audit_share)
     values = np.array(sorted(ranked))
     items = []
     for score, place_by_chance, by_chance in zip(scores, places, sampled, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 
 from contract.scores.embedding import embed
 from contract.scores.holdout import DEFAULT_SHARE
-from contract.scores.keyed_uniforms import draw
+from contract.scores.keyed_uniforms import keyed_uniforms
 from trainer.labels.dataset import Indices
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
@@ -51,7 +51,7 @@ class Chooser:
         """Return which `query` images of those left are labelled next."""
         situation = self._situation
         if self._strategy == RANDOM:
-            order = np.argsort(draw(f"random/{situation.name}", situation.left), kind="stable")
+            order = np.argsort(keyed_uniforms(f"random/{situation.name}", situation.left), kind="stable")
         elif self._strategy == BAAL_BALD:
             order = self._model.rank_by_baal(self._features, passes=self._passes)
         elif self._strategy == CORE_SET:

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from contract.scores.acquisition import rank_correlation
-from contract.scores.holdout import DEFAULT_SHARE, is_audit
+from contract.scores.holdout import DEFAULT_SHARE, is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.evaluation.metrics import count_images, measure
 from trainer.labels.dataset import Indices
@@ -113,7 +113,7 @@ class Chain:
         """Return what is trained on: as in production, the audit slice is held out once it is large enough."""
         if self._strategy != PRODUCT:
             return labelled
-        audit = is_audit(self._seed, labelled, DEFAULT_SHARE)
+        audit = is_held_out(self._seed, labelled, DEFAULT_SHARE)
         return labelled[~audit] if np.count_nonzero(audit) >= LEAST_IMAGES else labelled
 
     def _left(self, labelled: Indices) -> Indices:

@@ -1,4 +1,4 @@
-"""The gate: what it lets through, and that it notices each way in which dropout goes wrong."""
+"""Validation: what it lets through, and that it notices each way in which dropout goes wrong."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
 from contract.graph.lowering import PassOutputs, lower
 from contract.graph.masks import draw_masks
-from contract.graph.probe import LEAST_RANK_CORRELATION, TOLERANCE, Probe, prove
+from contract.graph.probe import LEAST_RANK_CORRELATION, TOLERANCE, Probe, validate
 from contract.scores.acquisition import bald, rank_correlation
 from contract.versions.manifest import DropoutSite
 from tests.networks import Engine, masked_passes
@@ -58,18 +58,18 @@ def engine(small_graph):
     return Engine(lower(small_graph))
 
 
-def prove_with(engine, probe, described, *, trunk=None, head=None, reduced=False):
-    """Prove an engine of which trunk or head may be another."""
-    return prove(probe, described, trunk=trunk or engine.trunk, head=head or engine.head, reduced=reduced)
+def validate_with(engine, probe, described, *, trunk=None, head=None, reduced=False):
+    """Validate an engine of which trunk or head may be another."""
+    return validate(probe, described, trunk=trunk or engine.trunk, head=head or engine.head, reduced=reduced)
 
 
-def test_honest_version_is_proven(probe, described, engine):
-    """The lowered graph agrees with torch, and the proof carries its mean BALD and largest difference."""
-    proof = prove_with(engine, probe, described)
-    assert 0 < proof.largest_difference < 1e-4
+def test_honest_version_is_valid(probe, described, engine):
+    """The lowered graph agrees with torch, and the validation carries its mean BALD and largest difference."""
+    validation = validate_with(engine, probe, described)
+    assert 0 < validation.largest_difference < 1e-4
     expected = engine(probe.images, draw_masks(VERSION, described.dropout_sites, 20)).bald.mean()
-    assert proof.mean_bald == pytest.approx(expected)
-    assert proof.mean_bald > 0.01
+    assert validation.mean_bald == pytest.approx(expected)
+    assert validation.mean_bald > 0.01
 
 
 @pytest.fixture(scope="module")
@@ -79,25 +79,25 @@ def several(small, small_graph, described):
     return manifest, compute_probe(small, manifest, count=24), Engine(lower(small_graph, multiple=True))
 
 
-def test_honest_version_of_several_labels_is_proven(several):
+def test_honest_version_of_several_labels_is_valid(several):
     """Its ranks are compared by the BALD of several labels, and agree."""
     manifest, probe, engine = several
-    proof = prove_with(engine, probe, manifest)
-    assert 0 < proof.largest_difference < 1e-4
-    assert proof.rank_correlation == pytest.approx(1)
+    validation = validate_with(engine, probe, manifest)
+    assert 0 < validation.largest_difference < 1e-4
+    assert validation.rank_correlation == pytest.approx(1)
     of_one = bald(probe.masked_probabilities)
     assert rank_correlation(of_one, bald(probe.masked_probabilities, multiple=True)) < 0.99  # the two do differ here
     expected = bald(probe.masked_probabilities, multiple=True).mean()
-    assert proof.mean_bald == pytest.approx(expected, rel=1e-3)
+    assert validation.mean_bald == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_graph_that_ends_in_the_other_activation_is_refused(several, described, probe, engine):
-    """Softmax where the trainer had sigmoids, or the reverse, is not what was proven."""
+    """Softmax where the trainer had sigmoids, or the reverse, is not what was validated."""
     manifest, of_several, sigmoids = several
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        prove_with(engine, of_several, manifest)
+        validate_with(engine, of_several, manifest)
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        prove_with(sigmoids, probe, described)
+        validate_with(sigmoids, probe, described)
 
 
 @pytest.mark.parametrize("site", [0, 1])
@@ -109,7 +109,7 @@ def test_one_dead_dropout_of_two_is_refused_of_several_labels_too(several, site)
         return engine.head(features, masks | {f"mask_{site}": np.ones_like(masks[f"mask_{site}"])})
 
     with pytest.raises((DropoutDead, ProbeMismatch)):
-        prove_with(engine, probe, manifest, head=half_dead)
+        validate_with(engine, probe, manifest, head=half_dead)
 
 
 def test_a_dropout_of_several_labels_that_drops_too_little_is_refused(several, small):
@@ -118,7 +118,7 @@ def test_a_dropout_of_several_labels_that_drops_too_little_is_refused(several, s
     sites = tuple(DropoutSite(site.features, 0.05) for site in manifest.dropout_sites)
     masked = masked_passes(small, probe.images, draw_masks(VERSION, sites, 20), multiple=True)
     with pytest.raises(DropoutDead, match="drops too little"):
-        prove_with(
+        validate_with(
             engine,
             dataclasses.replace(probe, masked_probabilities=masked),
             dataclasses.replace(manifest, dropout_sites=sites),
@@ -132,7 +132,7 @@ def test_dead_dropout_is_refused(probe, described, engine):
         return engine.head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
 
     with pytest.raises(DropoutDead, match="all 20 passes are equal"):
-        prove_with(engine, probe, described, head=dead)
+        validate_with(engine, probe, described, head=dead)
 
 
 @pytest.mark.parametrize("site", [0, 1])
@@ -143,7 +143,7 @@ def test_one_dead_dropout_of_two_is_refused(probe, described, engine, site):
         return engine.head(features, masks | {f"mask_{site}": np.ones_like(masks[f"mask_{site}"])})
 
     with pytest.raises((DropoutDead, ProbeMismatch)):
-        prove_with(engine, probe, described, head=half_dead)
+        validate_with(engine, probe, described, head=half_dead)
 
 
 def test_masks_on_the_wrong_passes_are_refused(probe, described, engine):
@@ -153,7 +153,7 @@ def test_masks_on_the_wrong_passes_are_refused(probe, described, engine):
         return engine.head(features, {name: np.roll(mask, 1, axis=0) for name, mask in masks.items()})
 
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        prove_with(engine, probe, described, head=rolled)
+        validate_with(engine, probe, described, head=rolled)
 
 
 def test_reference_with_other_dropout_is_refused(probe, described, engine, small):
@@ -163,7 +163,7 @@ def test_reference_with_other_dropout_is_refused(probe, described, engine, small
     masks = draw_masks(VERSION, sites, 20)
     consistent = dataclasses.replace(probe, masked_probabilities=masked_passes(small, probe.images, masks))
     with pytest.raises(DropoutDead, match="drops too little"):
-        prove_with(engine, consistent, wrong)
+        validate_with(engine, consistent, wrong)
 
 
 def test_other_weights_are_refused(small_graph, probe, described):
@@ -175,7 +175,7 @@ def test_other_weights_are_refused(small_graph, probe, described):
                 numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32([1, 0, 0, 0]), tensor.name)
             )
     with pytest.raises(ProbeMismatch):
-        prove_with(Engine(lower(graph)), probe, described)
+        validate_with(Engine(lower(graph)), probe, described)
 
 
 def test_numbers_that_are_not_finite_are_refused(probe, described, engine):
@@ -186,7 +186,7 @@ def test_numbers_that_are_not_finite_are_refused(probe, described, engine):
         return dataclasses.replace(outputs, bald=np.full_like(outputs.bald, np.nan))
 
     with pytest.raises(ProbeMismatch, match="not finite"):
-        prove_with(engine, probe, described, head=diverged)
+        validate_with(engine, probe, described, head=diverged)
 
 
 def test_probe_of_another_model_is_refused(probe, described, engine):
@@ -197,7 +197,7 @@ def test_probe_of_another_model_is_refused(probe, described, engine):
         return PassOutputs(*(getattr(outputs, name)[..., :3] for name in PassOutputs.__slots__))
 
     with pytest.raises(ProbeMismatch, match=r"\(6, 20, 3\) on the probe, the trainer's have \(6, 20, 4\)"):
-        prove_with(engine, probe, described, head=narrower)
+        validate_with(engine, probe, described, head=narrower)
 
 
 def test_wrong_weights_of_the_trunk_are_refused(small_graph, probe, described, engine):
@@ -206,15 +206,15 @@ def test_wrong_weights_of_the_trunk_are_refused(small_graph, probe, described, e
     (tensor,) = [tensor for tensor in graph.graph.initializer if tensor.name == "trunk.0.weight"]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), tensor.name))
     wrong = Engine(lower(graph))
-    prove_with(engine, probe, described, head=wrong.head)
+    validate_with(engine, probe, described, head=wrong.head)
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        prove_with(engine, probe, described, trunk=wrong.trunk)
+        validate_with(engine, probe, described, trunk=wrong.trunk)
 
 
 def test_wrong_weights_of_the_head_are_refused_though_the_trunk_makes_up_for_them(probe, described, engine):
-    """A head that scales what it gets, behind a trunk that scales it back, is not what torch proved."""
+    """A head that scales what it gets, behind a trunk that scales it back, is not what torch computed."""
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        prove_with(
+        validate_with(
             engine,
             probe,
             described,
@@ -226,7 +226,7 @@ def test_wrong_weights_of_the_head_are_refused_though_the_trunk_makes_up_for_the
 def test_features_of_another_shape_are_refused(probe, described, engine):
     """A trunk that gives other features than torch's is named as such, before the head meets them."""
     with pytest.raises(ProbeMismatch, match=r"features of shape \(6, 215\) on the probe, torch's have \(6, 216\)"):
-        prove_with(engine, probe, described, trunk=lambda images: engine.trunk(images)[:, 1:])
+        validate_with(engine, probe, described, trunk=lambda images: engine.trunk(images)[:, 1:])
 
 
 def noisy(engine, scale):
@@ -240,19 +240,19 @@ def noisy(engine, scale):
     return run
 
 
-def test_reduced_trunk_that_ranks_as_torch_does_is_proven(probe, described, engine):
-    """Its probabilities may differ by more than float32's may, and the proof says by how much."""
-    proof = prove_with(engine, probe, described, trunk=noisy(engine, 0.02), reduced=True)
-    assert proof.largest_difference > TOLERANCE
-    assert LEAST_RANK_CORRELATION <= proof.rank_correlation <= 1
+def test_reduced_trunk_that_ranks_as_torch_does_is_valid(probe, described, engine):
+    """Its probabilities may differ by more than float32's may, and the validation says by how much."""
+    validation = validate_with(engine, probe, described, trunk=noisy(engine, 0.02), reduced=True)
+    assert validation.largest_difference > TOLERANCE
+    assert LEAST_RANK_CORRELATION <= validation.rank_correlation <= 1
     with pytest.raises(ProbeMismatch):
-        prove_with(engine, probe, described, trunk=noisy(engine, 0.02))
+        validate_with(engine, probe, described, trunk=noisy(engine, 0.02))
 
 
 def test_reduced_trunk_that_shuffles_the_ranks_is_refused_as_such(probe, described, engine):
     """The error is one of precision, since in fp32 the version may be sound, and it says what to set."""
     with pytest.raises(PrecisionRefused, match=r"correlation of -?0\.\d+ .*LABELNEXT_PRECISION=fp32"):
-        prove_with(engine, probe, described, trunk=lambda images: engine.trunk(images[::-1]), reduced=True)
+        validate_with(engine, probe, described, trunk=lambda images: engine.trunk(images[::-1]), reduced=True)
 
 
 def test_reduced_trunk_that_overflows_is_refused_as_such(probe, described, engine):
@@ -264,16 +264,16 @@ def test_reduced_trunk_that_overflows_is_refused_as_such(probe, described, engin
         return features
 
     with pytest.raises(PrecisionRefused, match=r"not finite.*LABELNEXT_PRECISION=fp32"):
-        prove_with(engine, probe, described, trunk=overflow, reduced=True)
+        validate_with(engine, probe, described, trunk=overflow, reduced=True)
     with pytest.raises(ProbeMismatch, match="not finite"):
-        prove_with(engine, probe, described, trunk=overflow)
+        validate_with(engine, probe, described, trunk=overflow)
 
 
 def test_exactness_is_demanded_of_the_head_in_reduced_precision_too(probe, described, engine):
     """Only the trunk is reduced: a head off by as little as the trunk may be is refused."""
     head = noisy_head(engine)
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        prove_with(engine, probe, described, head=head, reduced=True)
+        validate_with(engine, probe, described, head=head, reduced=True)
 
 
 def noisy_head(engine):
@@ -292,12 +292,12 @@ def test_dead_dropout_is_refused_in_reduced_precision_too(probe, described, engi
         return engine.head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
 
     with pytest.raises(DropoutDead):
-        prove_with(engine, probe, described, head=dead, reduced=True)
+        validate_with(engine, probe, described, head=dead, reduced=True)
 
 
-def test_the_proof_carries_the_rank_correlation(probe, described, engine):
+def test_the_validation_carries_the_rank_correlation(probe, described, engine):
     """Of an engine that computes what torch does it is 1."""
-    assert prove_with(engine, probe, described).rank_correlation == pytest.approx(1)
+    assert validate_with(engine, probe, described).rank_correlation == pytest.approx(1)
 
 
 def test_all_but_certain_model_is_not_refused(probe, described, engine):
@@ -315,7 +315,7 @@ def test_all_but_certain_model_is_not_refused(probe, described, engine):
         passes[0, 0, :2] = [1 - 1e-3, 1e-3]
         return PassOutputs(passes.mean(axis=1), np.zeros(n, np.float32), np.zeros(n, np.float32), passes)
 
-    assert prove_with(engine, rare, described, head=run).mean_bald == 0
+    assert validate_with(engine, rare, described, head=run).mean_bald == 0
 
 
 @pytest.mark.parametrize("flips_in_torch", [True, False])
@@ -338,7 +338,7 @@ def test_all_but_certain_model_of_several_labels_is_not_refused(several, flips_i
             passes[:, 1] = 1
         return PassOutputs(passes.mean(axis=1), np.zeros(len(features)), np.zeros(len(features)), passes)
 
-    assert prove_with(None, rare, manifest, trunk=lambda _: probe.features, head=run).mean_bald == 0
+    assert validate_with(None, rare, manifest, trunk=lambda _: probe.features, head=run).mean_bald == 0
 
 
 def test_probe_survives_the_disk(probe, tmp_path):
@@ -363,7 +363,7 @@ def test_probe_cut_short_is_refused(probe, tmp_path, keep):
 
 @pytest.mark.parametrize("name", ["features", "mean", "variance", "masked_probabilities"])
 def test_a_probe_of_numbers_that_are_not_finite_is_refused(probe, tmp_path, name):
-    """They would differ from nothing by more than is allowed, and so prove any graph."""
+    """They would differ from nothing by more than is allowed, and so validate any graph."""
     whole = dataclasses.replace(probe, images=np.zeros((len(probe.images), 8, 8, 3), np.uint8))
     dataclasses.replace(whole, **{name: np.full_like(getattr(probe, name), np.nan)}).save(tmp_path / "probe.npz")
     with pytest.raises(DigestError, match=f"{name} is float32 .* not finite"):

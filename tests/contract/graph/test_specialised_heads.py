@@ -1,4 +1,4 @@
-"""Thinned heads against the dense heads that they stand for, and which graphs are left as they are."""
+"""SpecialisedHeads heads against the dense heads that they stand for, and which graphs are left as they are."""
 
 import numpy as np
 import onnx
@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from contract.graph.lowering import FEATURES, lower
 from contract.graph.masks import draw_masks
 from contract.graph.nodes import OUTPUTS
-from contract.graph.specialised_heads import thin
+from contract.graph.specialised_heads import specialise
 from tests.networks import Engine, export, open_session
 
 VERSION = "20260102T030405678Z-0a1b2c"
@@ -69,10 +69,10 @@ class Chain:
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def thinned(literal, tmp_path, *, passes=6, most_bytes=PLENTY, multiple=False):
+def specialised(literal, tmp_path, *, passes=6, most_bytes=PLENTY, multiple=False):
     lowered = lower(literal, multiple=multiple)
     masks = draw_masks(VERSION, lowered.sites, passes)
-    return lowered, masks, thin(literal, lowered, tmp_path, masks, most_bytes=most_bytes)
+    return lowered, masks, specialise(literal, lowered, tmp_path, masks, most_bytes=most_bytes)
 
 
 def run(found, features):
@@ -102,9 +102,9 @@ CHAINS = {
 
 @pytest.mark.parametrize("multiple", [False, True], ids=["one-label", "several-labels"])
 @pytest.mark.parametrize("build", CHAINS.values(), ids=CHAINS)
-def test_a_thinned_head_computes_the_masked_passes(build, multiple, tmp_path):
+def test_a_specialised_head_computes_the_masked_passes(build, multiple, tmp_path):
     """All outputs are those of the dense head under the same masks, to 1e-5."""
-    lowered, masks, found = thinned(build().graph(), tmp_path, multiple=multiple)
+    lowered, masks, found = specialised(build().graph(), tmp_path, multiple=multiple)
     features = np.random.default_rng(1).normal(size=(9, lowered.sites[0].features[0])).astype(np.float32)
     dense = Engine(lowered).head(features, masks)
     assert np.ptp(dense.pass_probabilities, axis=1).max() > 0.1
@@ -113,7 +113,7 @@ def test_a_thinned_head_computes_the_masked_passes(build, multiple, tmp_path):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_a_torch_head_is_thinned_to_its_masked_loop(tmp_path, inplace):
+def test_a_torch_head_is_specialised_to_its_masked_loop(tmp_path, inplace):
     """What torch exports for a VGG's classifier is such a chain, also where it drops in place."""
     torch.manual_seed(0)
     layers = [torch.nn.Flatten(), torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Dropout(0.5, inplace=inplace)]
@@ -122,7 +122,7 @@ def test_a_torch_head_is_thinned_to_its_masked_loop(tmp_path, inplace):
     network = torch.nn.Sequential(*layers).eval()
     with torch.no_grad():
         network[7].weight.mul_(20)
-    _, masks, found = thinned(export(network, torch.rand(2, 3, 8, 8)), tmp_path)
+    _, masks, found = specialised(export(network, torch.rand(2, 3, 8, 8)), tmp_path)
     features = torch.randn(5, 64)
     with torch.no_grad():
         passes = [
@@ -133,14 +133,14 @@ def test_a_torch_head_is_thinned_to_its_masked_loop(tmp_path, inplace):
     np.testing.assert_allclose(run(found, features.numpy())["pass_probabilities"], expected, atol=1e-5)
 
 
-def test_thinned_weights_are_read_from_beside_the_graph(tmp_path):
+def test_specialised_weights_are_read_from_beside_the_graph(tmp_path):
     """The literal graph may come without its weights, as a server reads it."""
     onnx.save_model(
         CHAINS["vgg"]().graph(), tmp_path / "m.onnx", save_as_external_data=True, location="w", size_threshold=64
     )
     literal = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    _, _, found = thinned(literal, tmp_path)
-    _, _, expected = thinned(onnx.load(tmp_path / "m.onnx"), tmp_path)
+    _, _, found = specialised(literal, tmp_path)
+    _, _, expected = specialised(onnx.load(tmp_path / "m.onnx"), tmp_path)
     assert found.weights.keys() == expected.weights.keys()
     for name, value in found.weights.items():
         np.testing.assert_array_equal(value, expected.weights[name])
@@ -231,15 +231,15 @@ OTHERS = {
 
 @pytest.mark.parametrize("build", OTHERS.values(), ids=OTHERS)
 def test_heads_of_another_form_are_left_as_they_are(build, tmp_path):
-    """They lower and run; thinning says None rather than guess."""
-    lowered, masks, found = thinned(build().graph(), tmp_path)
+    """They lower and run; specialise says None rather than guess."""
+    lowered, masks, found = specialised(build().graph(), tmp_path)
     images = np.random.default_rng(1).normal(size=(3, INPUTS)).astype(np.float32)
     assert np.isfinite(Engine(lowered)(images, masks).bald).all()
     assert found is None
 
 
 def test_a_graph_whose_dropout_is_in_a_function_is_left_as_it_is(tmp_path):
-    """Lowering inlines functions; thinning reads the literal graph, where no Dropout shows."""
+    """Lowering inlines functions; specialise reads the literal graph, where no Dropout shows."""
     chain = CHAINS["one-dropout"]()
     literal = chain.graph()
     body = [helper.make_node("Dropout", ["x", "ratio", "mode"], ["y"])]
@@ -247,25 +247,25 @@ def test_a_graph_whose_dropout_is_in_a_function_is_left_as_it_is(tmp_path):
     literal.functions.append(helper.make_function("own", "Drop", ["x", "ratio", "mode"], ["y"], body, opsets))
     literal.opset_import.append(helper.make_opsetid("own", 1))
     literal.graph.node[0].op_type, literal.graph.node[0].domain = "Drop", "own"
-    lowered, _, found = thinned(literal, tmp_path)
+    lowered, _, found = specialised(literal, tmp_path)
     assert len(lowered.sites) == 1
     assert found is None
 
 
 @pytest.mark.parametrize("build", CHAINS.values(), ids=CHAINS)
 def test_the_limit_counts_what_is_held(build, tmp_path):
-    """Exactly as many bytes as all thinned weights take are enough, and one less is not."""
+    """Exactly as many bytes as all specialised weights take are enough, and one less is not."""
     literal = build().graph()
-    *_, found = thinned(literal, tmp_path)
+    *_, found = specialised(literal, tmp_path)
     held = sum(value.nbytes for value in found.weights.values())
-    assert thinned(literal, tmp_path, most_bytes=held)[2] is not None
-    assert thinned(literal, tmp_path, most_bytes=held - 1)[2] is None
+    assert specialised(literal, tmp_path, most_bytes=held)[2] is not None
+    assert specialised(literal, tmp_path, most_bytes=held - 1)[2] is None
 
 
 def test_weights_shrink_to_the_units_that_are_on(tmp_path):
     """With p = 1/2 on both sides a pass has about a quarter of a layer; no weight is in the graph itself."""
     literal = Chain().gemm(400).drop().gemm(400).apply("Relu").drop().gemm(CLASSES).graph()
-    _, masks, found = thinned(literal, tmp_path)
+    _, masks, found = specialised(literal, tmp_path)
     for index in range(6):
         on = [np.count_nonzero(masks[f"mask_{site}"][index]) for site in range(2)]
         assert found.weights[f"weight_0_{index}"].shape == (on[1], on[0])
@@ -276,7 +276,7 @@ def test_weights_shrink_to_the_units_that_are_on(tmp_path):
 def test_a_pass_without_a_unit_is_as_in_the_dense_head(tmp_path):
     """Where chance leaves nothing on, the biases alone go on."""
     literal = Chain().gemm(2).apply("Relu").drop(0.9).gemm(3).apply("Relu").drop(0.9).gemm(CLASSES).graph()
-    lowered, masks, found = thinned(literal, tmp_path, passes=10)
+    lowered, masks, found = specialised(literal, tmp_path, passes=10)
     assert not masks["mask_0"].any(axis=1).all()
     assert not masks["mask_1"].any(axis=1).all()
     features = np.random.default_rng(1).normal(size=(9, 2)).astype(np.float32)

@@ -14,7 +14,7 @@ import pytest
 
 import contract.images.download
 import contract.images.fetch
-from contract.errors import ConfigError, FetchError, NotNow
+from contract.errors import ConfigError, FetchError, TemporaryFetchError
 from contract.images.addresses import is_public, resolve_addresses
 from contract.images.download import Target, Validators
 from contract.images.fetch import Fetcher, FetchSettings
@@ -1054,7 +1054,7 @@ class TestLater:
         home.answers["/slow.png"] = lambda handler, request: home.over.wait(5)
         fetcher = make(allowed_origins=(closed, home.url), read_timeout_s=0.1)
         for url, deadline in [(f"{closed}/a.png", None), (f"{home.url}/slow.png", None), (f"{home.url}/a.png", 0.0)]:
-            with pytest.raises(NotNow):
+            with pytest.raises(TemporaryFetchError):
                 fetcher.fetch(url, deadline=deadline)
 
     def test_a_name_that_is_unknown_may_be_known_later(self, make):
@@ -1063,7 +1063,7 @@ class TestLater:
         def unknown(name, port):
             raise socket.gaierror(-2, "Name or service not known")
 
-        with pytest.raises(NotNow):
+        with pytest.raises(TemporaryFetchError):
             make(resolve=unknown).fetch("http://images.example/a.png")
 
     @pytest.mark.parametrize(("status", "later"), [(503, True), (401, False)])

@@ -15,33 +15,33 @@ IDS = np.arange(1, 10_001, dtype=np.int64)
 
 def test_the_slice_is_the_share_asked_for():
     """A tenth of 10,000 tasks, to within what chance allows."""
-    assert holdout.is_audit(3, IDS, holdout.DEFAULT_SHARE).mean() == pytest.approx(0.1, abs=0.01)
+    assert holdout.is_held_out(3, IDS, holdout.DEFAULT_SHARE).mean() == pytest.approx(0.1, abs=0.01)
 
 
 def test_the_slice_is_a_random_part_of_the_pool():
     """Its tasks lie anywhere among the numbers, and another project's are others."""
-    chosen = holdout.is_audit(3, IDS, 0.1)
+    chosen = holdout.is_held_out(3, IDS, 0.1)
     assert kstest(IDS[chosen] / len(IDS), "uniform").pvalue > 0.01
-    assert (chosen & holdout.is_audit(4, IDS, 0.1)).mean() == pytest.approx(0.01, abs=0.005)
+    assert (chosen & holdout.is_held_out(4, IDS, 0.1)).mean() == pytest.approx(0.01, abs=0.005)
 
 
 @given(st.floats(0, 0.99), st.floats(0, 0.99))
 def test_a_larger_share_holds_a_smaller_one(one, other):
     """Raising the share throws no label away."""
-    smaller, larger = (holdout.is_audit(3, IDS[:300], share) for share in sorted((one, other)))
+    smaller, larger = (holdout.is_held_out(3, IDS[:300], share) for share in sorted((one, other)))
     assert larger[smaller].all()
 
 
 def test_without_a_share_there_is_no_slice():
     """0 turns it off."""
-    assert not holdout.is_audit(3, IDS, 0).any()
+    assert not holdout.is_held_out(3, IDS, 0).any()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
 def test_what_is_no_share_is_refused(share):
     """With all tasks in the slice nothing would be left to a strategy."""
     with pytest.raises(ConfigError, match="at least 0 and below 1"):
-        holdout.is_audit(3, IDS, share)
+        holdout.is_held_out(3, IDS, share)
 
 
 def test_the_labelled_part_of_the_slice_is_a_uniform_sample():
@@ -49,7 +49,7 @@ def test_the_labelled_part_of_the_slice_is_a_uniform_sample():
     ids = np.arange(200, dtype=np.int64)
     times = np.zeros(len(ids))
     for project in range(2000):
-        times[np.argsort(holdout.draws(project, ids))[:20]] += 1
+        times[np.argsort(holdout.holdout_order(project, ids))[:20]] += 1
     assert np.abs(times - 200).max() < 5 * np.sqrt(200 * 0.9)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from contract.scores.keyed_uniforms import draw
+from contract.scores.keyed_uniforms import keyed_uniforms
 
 IDS = np.arange(5000, dtype=np.int64)
 KNOWN = [0.17766013014112825, 0.7052909192517163, 0.037047732371577435, 0.6806428641425732]
@@ -14,29 +14,29 @@ KNOWN = [0.17766013014112825, 0.7052909192517163, 0.037047732371577435, 0.680642
 
 def test_draws_are_uniform():
     """Numbers that follow one another draw numbers that do not."""
-    assert kstest(draw("a", IDS), "uniform").pvalue > 0.01
-    assert abs(np.corrcoef(draw("a", IDS)[1:], draw("a", IDS)[:-1])[0, 1]) < 0.05
+    assert kstest(keyed_uniforms("a", IDS), "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(keyed_uniforms("a", IDS)[1:], keyed_uniforms("a", IDS)[:-1])[0, 1]) < 0.05
 
 
 def test_purposes_draw_independently():
     """What one purpose draws says nothing about another."""
-    assert abs(np.corrcoef(draw("a", IDS), draw("b", IDS))[0, 1]) < 0.05
+    assert abs(np.corrcoef(keyed_uniforms("a", IDS), keyed_uniforms("b", IDS))[0, 1]) < 0.05
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=30))
 def test_a_draw_belongs_to_its_task(ids):
     """Whatever tasks are asked for beside it and in whatever order; and it lies in [0, 1)."""
-    drawn = draw("a", np.array(ids, np.int64))
+    drawn = keyed_uniforms("a", np.array(ids, np.int64))
     assert drawn.shape == (len(ids),)
     assert ((drawn >= 0) & (drawn < 1)).all()
-    alone = [draw("a", np.array([task], np.int64))[0] for task in ids]
+    alone = [keyed_uniforms("a", np.array([task], np.int64))[0] for task in ids]
     np.testing.assert_array_equal(drawn, alone)
 
 
 def test_every_process_draws_the_same():
     """No number hangs on a process's hash seed or on the machine, which these four hold fast."""
-    command = "import numpy as np; from contract.scores.keyed_uniforms import draw\n"
-    command += "print(draw('audit/7', np.arange(4)).tolist())"
+    command = "import numpy as np; from contract.scores.keyed_uniforms import keyed_uniforms\n"
+    command += "print(keyed_uniforms('audit/7', np.arange(4)).tolist())"
     done = subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.strip() == str(draw("audit/7", np.arange(4)).tolist())
-    np.testing.assert_allclose(draw("audit/7", np.arange(4)), KNOWN, rtol=0, atol=0)
+    assert done.stdout.strip() == str(keyed_uniforms("audit/7", np.arange(4)).tolist())
+    np.testing.assert_allclose(keyed_uniforms("audit/7", np.arange(4)), KNOWN, rtol=0, atol=0)

@@ -7,7 +7,7 @@ import pytest
 
 from contract.errors import ConfigError, ImageError, RequestError
 from contract.scores.calibration import temper
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from contract.versions.manifest import InputSpec, Manifest
 from server.http.labelstudio import (
     NoImage,
@@ -314,7 +314,7 @@ def test_setup_and_webhook_bodies_are_checked():
             parse(body)
 
 
-SLICED = [task for task in range(1, 200) if is_audit(3, np.array([task]), 0.1)[0]]
+SLICED = [task for task in range(1, 200) if is_held_out(3, np.array([task]), 0.1)[0]]
 OTHERS = [task for task in range(1, 200) if task not in SLICED]
 
 
@@ -341,7 +341,7 @@ def test_the_slice_is_the_one_that_the_version_was_trained_under():
     """A larger share withholds more, none nothing."""
     assert all(element["result"] for element in predict_tasks(*SLICED, *OTHERS, audit_share=0.0))
     half = [not element["result"] for element in predict_tasks(*OTHERS, audit_share=0.5)]
-    assert half == is_audit(3, np.array(OTHERS), 0.5).tolist()
+    assert half == is_held_out(3, np.array(OTHERS), 0.5).tolist()
 
 
 @pytest.mark.parametrize("project", [None, "", "x"])

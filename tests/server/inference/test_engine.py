@@ -7,7 +7,7 @@ import pytest
 
 from contract.errors import ConfigError, DropoutDead
 from contract.graph.masks import draw_masks
-from contract.graph.specialised_heads import thin
+from contract.graph.specialised_heads import specialise
 from server.inference import engine as engine_module
 from server.inference.engine import Engine, EngineOptions, InferenceError, batch_buckets, bucket_of, check_device
 from server.settings import Device, MaskPolicy, Precision
@@ -131,8 +131,8 @@ def sessions_used(engine, monkeypatch):
     return used
 
 
-@pytest.mark.parametrize(("images", "thinned"), [(1, False), (4, False), (5, True), (8, True), (9, True)])
-def test_thinned_and_dense_heads_agree(version, monkeypatch, images, thinned):
+@pytest.mark.parametrize(("images", "specialised"), [(1, False), (4, False), (5, True), (8, True), (9, True)])
+def test_specialised_and_dense_heads_agree(version, monkeypatch, images, specialised):
     """From 8 images on, padding included, the masks are compiled in; the passes are the same either way."""
     engine = make_engine(version)
     used = sessions_used(engine, monkeypatch)
@@ -142,7 +142,7 @@ def test_thinned_and_dense_heads_agree(version, monkeypatch, images, thinned):
     np.testing.assert_allclose(
         served.bald, expected_bald(TinyModel.draw(), version.name, draw_images(images)), atol=1e-5
     )
-    assert (used[1] is engine._thinned) == thinned
+    assert (used[1] is engine._specialised) == specialised
     assert used[2] is engine._head
 
 
@@ -150,7 +150,7 @@ def test_thinned_heads_need_their_weights_no_longer(version, monkeypatch):
     """What is opened has copies of its own: the memory that the weights came in is spoilt, and then reused."""
     spoilt = []
     monkeypatch.setattr(
-        engine_module, "thin", lambda *args, **options: spoilt.append(thin(*args, **options)) or spoilt[-1]
+        engine_module, "specialise", lambda *args, **options: spoilt.append(specialise(*args, **options)) or spoilt[-1]
     )
     engine = make_engine(version)
     assert all(np.isnan(weight).all() for weight in spoilt[0].weights.values())
@@ -178,11 +178,11 @@ def test_thinned_heads_whose_weights_are_not_packed_are_not_used(version, monkey
         return Unpacked(real(self, model, weights)) if weights else real(self, model)
 
     monkeypatch.setattr(engine_module._Opener, "open", open_unpacked)
-    assert make_engine(version)._thinned is None
+    assert make_engine(version)._specialised is None
     assert "computed densely" in caplog.text
 
 
-def test_fresh_masks_are_never_thinned(version, monkeypatch):
+def test_fresh_masks_are_never_specialised(version, monkeypatch):
     """A head that has masks compiled in would keep them."""
     engine = make_engine(version, masks=MaskPolicy.FRESH)
     used = sessions_used(engine, monkeypatch)
@@ -194,7 +194,7 @@ def test_fresh_masks_are_never_thinned(version, monkeypatch):
 
 def test_a_head_too_large_to_thin_is_served_dense(version, monkeypatch):
     """The limit is one of memory, not of what can be served."""
-    monkeypatch.setattr(engine_module, "_THINNED_BYTES", 1000)
+    monkeypatch.setattr(engine_module, "_SPECIALISED_BYTES", 1000)
     engine = make_engine(version)
     used = sessions_used(engine, monkeypatch)
     expected = expected_bald(TinyModel.draw(), version.name, draw_images(8))

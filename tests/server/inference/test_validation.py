@@ -30,12 +30,12 @@ def sign_again(repository, name):
 
 
 def test_a_sound_version_is_admitted(repository):
-    """It comes out warm and proven, with its BALD on the probe."""
+    """It comes out warm and validated, with its BALD on the probe."""
     name = publish(repository)
     admitted = admit(repository, name, load)
     assert admitted.engine.version == name
-    assert admitted.proof.mean_bald > 0.01
-    assert admitted.proof.largest_difference < 1e-4
+    assert admitted.validation.mean_bald > 0.01
+    assert admitted.validation.largest_difference < 1e-4
 
 
 def test_removed_dropout_is_named_with_the_digest(repository):
@@ -65,7 +65,7 @@ def test_one_removed_dropout_is_refused_even_with_right_digests(repository):
 
 
 def test_another_probability_is_refused_even_with_right_digests(repository):
-    """Masks are served as the graph says and proven as the manifest says: both must say the same."""
+    """Masks are served as the graph says and validated as the manifest says: both must say the same."""
     name = publish(repository)
     graph = TinyModel.draw().graph()
     ratio = next(tensor for tensor in graph.graph.initializer if tensor.name == "ratio_1")
@@ -125,7 +125,7 @@ class Wrong(Engine):
 
     def __init__(self, version, options, other):
         super().__init__(version, options)
-        self._thinned = Engine(other, options)._thinned
+        self._specialised = Engine(other, options)._specialised
 
 
 @pytest.mark.parametrize("max_batch_images", [8, 32])
@@ -140,7 +140,7 @@ def test_a_compiled_head_that_computes_something_else_is_refused(repository, max
 
 
 def test_fresh_masks_leave_nothing_compiled_to_compare(repository):
-    """The version is proven under the probe's masks alone."""
+    """The version is validated under the probe's masks alone."""
     options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, masks=MaskPolicy.FRESH)
     assert admit(repository, publish(repository), lambda version: Engine(version, options)).engine.masks is None
 
@@ -160,8 +160,8 @@ def test_a_trunk_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository
     caplog.clear()
     admitted = admit(repository, name, load_int8)
     assert admitted.engine.precision == "int8"
-    assert admitted.proof.largest_difference > 1e-3
-    assert admitted.proof.rank_correlation > 0.98
+    assert admitted.validation.largest_difference > 1e-3
+    assert admitted.validation.rank_correlation > 0.98
     assert not caplog.records
 
 
@@ -171,7 +171,7 @@ def test_a_trunk_in_8_bit_integers_that_ranks_otherwise_is_served_in_fp32(reposi
     caplog.clear()
     admitted = admit(repository, name, load_int8)
     assert (admitted.engine.version, admitted.engine.precision) == (name, "fp32")
-    assert admitted.proof.largest_difference < 1e-4
+    assert admitted.validation.largest_difference < 1e-4
     (record,) = caplog.records
     assert (record.levelname, record.message, record.model_version) == ("WARNING", "served in fp32", name)
     assert "ranks the probe's images with a correlation of" in record.reason

@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from contract.errors import ConfigError
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.evaluation.holdout import as_decisions, decide, hold_out, macro_f1_interval
 from trainer.evaluation.metrics import measure
@@ -34,7 +34,7 @@ def split_up(pixels, *, project=PROJECT, share=SHARE):
 def test_the_audit_slice_validates_where_it_is_large_enough():
     """All of it and nothing else; all others train."""
     parts = split_up(pixels(np.arange(600) % 3))
-    audit = is_audit(PROJECT, np.arange(600), SHARE)
+    audit = is_held_out(PROJECT, np.arange(600), SHARE)
     assert (parts.sample, parts.audit_images) == ("audit", audit.sum())
     np.testing.assert_array_equal(parts.validation, np.flatnonzero(audit))
     np.testing.assert_array_equal(parts.train, np.flatnonzero(~audit))
@@ -43,7 +43,7 @@ def test_the_audit_slice_validates_where_it_is_large_enough():
 def audit_tasks(count, *, project=PROJECT, share=SHARE):
     """Numbers of so many tasks of the slice, and as many of the rest."""
     numbers = np.arange(100 * count)
-    audit = is_audit(project, numbers, share)
+    audit = is_held_out(project, numbers, share)
     return numbers[audit][:count], numbers[~audit][:count]
 
 

@@ -6,14 +6,14 @@ import onnx
 import pytest
 import torch
 
-from contract.errors import DropoutDead, GateError, LabelnextError, ManifestError, ProbeMismatch
+from contract.errors import DropoutDead, LabelnextError, ManifestError, ProbeMismatch, ValidationError
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.probe import Probe
 from contract.scores.acquisition import bald
 from contract.versions.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
 from tests.trainer.small import coloured_images, lively_network, small_network, stage_files
 from trainer.model.export import export
-from trainer.model.validation import prove_version
+from trainer.model.validation import validate_version
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 4)
 
@@ -33,24 +33,24 @@ def edit(staged, change):
     path.write_bytes(graph.SerializeToString())
 
 
-def test_an_export_proves_itself(staged):
+def test_an_export_is_valid(staged):
     """Under equal masks, onnxruntime and torch agree to rounding, and the passes differ."""
     stage, manifest = staged
-    proof = prove_version(stage.describe(manifest))
-    assert proof.largest_difference < 1e-5
-    assert proof.mean_bald > 0.005
+    validation = validate_version(stage.describe(manifest))
+    assert validation.largest_difference < 1e-5
+    assert validation.mean_bald > 0.005
 
 
-def test_an_export_of_several_labels_proves_itself(tmp_path):
+def test_an_export_of_several_labels_is_valid(tmp_path):
     """The manifest says that the graph is to end in sigmoids; read as of one label, the same files are refused."""
     with Repository(tmp_path).stage(datetime(2026, 1, 2, tzinfo=UTC)) as stage:
         manifest = stage_files(stage, lively_network(), IMAGES, multiple=True)
-        proof = prove_version(stage.describe(manifest))
-        assert proof.largest_difference < 1e-5
+        validation = validate_version(stage.describe(manifest))
+        assert validation.largest_difference < 1e-5
         probe = Probe.load(stage.path / PROBE_FILE)
-        assert proof.mean_bald == pytest.approx(bald(probe.masked_probabilities, multiple=True).mean(), rel=1e-3)
+        assert validation.mean_bald == pytest.approx(bald(probe.masked_probabilities, multiple=True).mean(), rel=1e-3)
         with pytest.raises(ProbeMismatch):
-            prove_version(stage.describe(replace(manifest, multiple=False)))
+            validate_version(stage.describe(replace(manifest, multiple=False)))
 
 
 def silence(graph):
@@ -67,7 +67,7 @@ def test_a_graph_without_its_dropout_is_refused(staged):
     stage, manifest = staged
     edit(stage, silence)
     with pytest.raises(DropoutDead):
-        prove_version(stage.describe(manifest))
+        validate_version(stage.describe(manifest))
 
 
 def test_a_manifest_of_another_graph_is_refused(staged):
@@ -77,7 +77,7 @@ def test_a_manifest_of_another_graph_is_refused(staged):
     network.classifier[5].p = 0.4
     export(network, stage.path, image_size=32)
     with pytest.raises(ManifestError, match=r"0\.25.*0\.4"):
-        prove_version(stage.describe(manifest))
+        validate_version(stage.describe(manifest))
 
 
 def test_other_weights_are_refused(staged):
@@ -86,16 +86,16 @@ def test_other_weights_are_refused(staged):
     torch.manual_seed(1)
     export(small_network(), stage.path, image_size=32)
     with pytest.raises(ProbeMismatch):
-        prove_version(stage.describe(manifest))
+        validate_version(stage.describe(manifest))
 
 
 def test_weights_that_are_cut_short_are_refused(staged):
-    """A file that the graph would read beyond its end is a gate's error, not onnxruntime's."""
+    """A file that the graph would read beyond its end is an error of ours, not onnxruntime's."""
     stage, manifest = staged
     with (stage.path / WEIGHTS_FILE).open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(GateError, match=r"model\.onnx\.data, which has 100"):
-        prove_version(stage.describe(manifest))
+    with pytest.raises(ValidationError, match=r"model\.onnx\.data, which has 100"):
+        validate_version(stage.describe(manifest))
 
 
 @pytest.mark.parametrize("name", [MODEL_FILE, PROBE_FILE])
@@ -104,4 +104,4 @@ def test_files_that_are_no_such_files_are_refused(staged, name):
     stage, manifest = staged
     (stage.path / name).write_bytes(b"not what it says")
     with pytest.raises(LabelnextError):
-        prove_version(stage.describe(manifest))
+        validate_version(stage.describe(manifest))

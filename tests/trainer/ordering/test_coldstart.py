@@ -7,7 +7,7 @@ from sklearn.metrics import pairwise_distances
 
 from contract.errors import ConfigError
 from contract.scores.embedding import EMBEDDING
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from trainer.model.fit import coloured_noise
 from trainer.ordering.coldstart import Convolutions, arrange, cover
 
@@ -59,7 +59,7 @@ def test_an_arrangement_covers_the_pool_beside_the_audit_slice():
     embeddings, members = clusters(np.random.default_rng(0), [80, 60, 40, 20])
     task_ids = np.random.default_rng(1).permutation(1000)[:200]
     found = arrange(task_ids, embeddings, project=3, audit_share=0.1, first=4)
-    np.testing.assert_array_equal(found.audit, is_audit(3, task_ids, 0.1))
+    np.testing.assert_array_equal(found.audit, is_held_out(3, task_ids, 0.1))
     assert np.flatnonzero(found.audit[found.order])[:3].tolist() == [5, 15, 25]
     assert set(members[found.order[:4]]) == {0, 1, 2, 3}
     assert {found.reasons[i] for i in found.order[:4]} == {"covers a part of the pool not seen yet"}

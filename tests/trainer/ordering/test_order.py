@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError
 from contract.scores.acquisition import label_studio_score
-from contract.scores.holdout import draws, is_audit
+from contract.scores.holdout import holdout_order, is_held_out
 from tests.trainer.candidates import make_candidates, make_passes
 from trainer.ordering import holdout as audit
 from trainer.ordering.order import arrange
@@ -97,9 +97,9 @@ def test_the_audit_slice_has_its_places(data, given_pool, share):
     """It is chance's, in rising draws, at its places; nothing claims it, and those of it that come late claim none."""
     candidates, passes = given_pool
     found = arranged(candidates, passes=passes, strategy=data.draw(strategies_for(candidates)), audit_share=share)
-    np.testing.assert_array_equal(found.audit, is_audit(3, candidates.task_ids, share))
+    np.testing.assert_array_equal(found.audit, is_held_out(3, candidates.task_ids, share))
     places = np.flatnonzero(found.audit[found.order])
-    drawn = draws(3, candidates.task_ids[found.order[places]])
+    drawn = holdout_order(3, candidates.task_ids[found.order[places]])
     assert (np.diff(drawn) > 0).all()
     expected = audit.interleave(np.ones(found.audit.sum(), int), np.zeros((~found.audit).sum(), int), share)
     np.testing.assert_array_equal(places, np.flatnonzero(expected))
@@ -197,7 +197,7 @@ def test_a_pool_may_be_all_audit_slice():
     found = arranged(candidates, audit_share=0.9999999)
     assert found.audit.all()
     assert set(found.reasons) == {"random sample, for measuring"}
-    np.testing.assert_array_equal(found.order, np.argsort(draws(3, candidates.task_ids)))
+    np.testing.assert_array_equal(found.order, np.argsort(holdout_order(3, candidates.task_ids)))
 
 
 def test_a_thousand_equal_scores_are_told_apart():

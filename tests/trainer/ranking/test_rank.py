@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from contract.errors import ConfigError, LabelMismatch
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from contract.scores.ranking import load_rankings
 from contract.versions.repository import Repository
 from tests.trainer.scorer import bald_of, passes_of, scorer
@@ -97,7 +97,7 @@ class TestRanking:
         summary = place.rank()
         place.check_whole(place.version)
         assert (summary.ranking, summary.tasks, summary.imported) == (place.version, TASKS, TASKS)
-        assert summary.audit == is_audit(5, np.array(list(place.studio.tasks)), 0.1).sum()
+        assert summary.audit == is_held_out(5, np.array(list(place.studio.tasks)), 0.1).sum()
         told = {each["task"]: each["result"][0]["meta"] for each in ours(place)}
         assert [told[task]["rank"] for task in place.studio.order()] == list(range(1, TASKS + 1))
         assert {meta["strategy"] for meta in told.values()} == {DEFAULT_STRATEGY}
@@ -231,7 +231,7 @@ class TestRecord:
         assert (record.tasks, record.failed, record.strategy) == (TASKS, 0, DEFAULT_STRATEGY)
         assert record.mean_bald == pytest.approx(np.mean([bald_of(task) for task in place.studio.tasks.values()]))
         order = place.studio.order()
-        sampled = dict(zip(order, is_audit(5, np.array(order), 0.3).tolist(), strict=True))
+        sampled = dict(zip(order, is_held_out(5, np.array(order), 0.3).tolist(), strict=True))
         assert [image.task for image in record.first] == order[:12]
         assert {image.label is None for image in record.first if sampled[image.task]} == {True}
         tasks = {task: data for task, data in place.studio.tasks.items() if not sampled[task]}
@@ -247,12 +247,14 @@ class TestRecord:
     def test_the_audit_slice_is_imported_with_its_score_and_without_a_label(self, place):
         """Label Studio ticks a label that is predicted, and what is measured on must not be agreed to."""
         place.rank(audit_share=0.3)
-        sampled = set(np.array(list(place.studio.tasks))[is_audit(5, np.array(list(place.studio.tasks)), 0.3)].tolist())
+        sampled = set(
+            np.array(list(place.studio.tasks))[is_held_out(5, np.array(list(place.studio.tasks)), 0.3)].tolist()
+        )
         assert 3 < len(sampled) < TASKS
         assert {each["task"] for each in ours(place) if not each["result"]} == sampled
         later = [place.studio.add_task(**picture(number)) for number in range(100, 120)]
         place.rank(audit_share=0.3)
-        sampled_later = np.array(later)[is_audit(5, np.array(later), 0.3)].tolist()
+        sampled_later = np.array(later)[is_held_out(5, np.array(later), 0.3)].tolist()
         assert sampled_later
         assert {each["task"] for each in ours(place) if not each["result"]} == sampled | set(sampled_later)
         assert all(0 <= score <= 1 for [score] in place.studio.scores(place.version).values())
@@ -276,7 +278,7 @@ class TestAgain:
         """By its own score, which is on the same scale; what was ranked stays where it was."""
         place.rank()
         before = place.studio.scores(place.version)
-        sampled = lambda task: is_audit(5, np.array([task]), 0.1)[0]  # noqa: E731
+        sampled = lambda task: is_held_out(5, np.array([task]), 0.1)[0]  # noqa: E731
         later = [place.studio.add_task(**picture(number)) for number in range(100, 120)]
         summary = place.rank()
         assert (summary.tasks, summary.imported) == (20, 20)
@@ -295,7 +297,7 @@ class TestAgain:
         place.rank(audit_share=0.5)
         later = [place.studio.add_task(**picture(number)) for number in range(100, 140)]
         place.rank(audit_share=0.5)
-        sampled = [task for task in later if is_audit(5, np.array([task]), 0.5)[0]]
+        sampled = [task for task in later if is_held_out(5, np.array([task]), 0.5)[0]]
         scores = [place.studio.scores(place.version)[task][0] for task in sampled]
         balds = [bald_of(place.studio.tasks[task]) for task in sampled]
         assert len(sampled) > 10

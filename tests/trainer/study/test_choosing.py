@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from contract.scores.embedding import embed
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from tests.trainer.study.material import CLASSES, build_small, make_learner, make_material
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, Candidates
@@ -33,7 +33,7 @@ def model():
         patch.setattr(learner_module, "build", build_small)
         plain = make_material(400)
         model = make_learner(plain, TRAINING).train(LABELLED, "study/1/0")
-        others = LEFT[~is_audit(7, LEFT, 0.1)]
+        others = LEFT[~is_held_out(7, LEFT, 0.1)]
         original = others[np.argmax(model.score(model.compute_features(others)).bald)]
         features = plain.features.copy()
         features[COPIES] = features[original]
@@ -118,12 +118,12 @@ class TestLabelnext:
 
     def test_one_in_ten_is_of_the_audit_slice(self, choose):
         """Whatever the model says of them; the slice is the seed's, by the image's number."""
-        assert is_audit(7, choose("labelnext"), 0.1).sum() == QUERY // 10
+        assert is_held_out(7, choose("labelnext"), 0.1).sum() == QUERY // 10
 
     def test_a_copy_of_what_was_chosen_is_not_chosen(self, model, choose):
         """Plain BALD has all six labelled."""
         same = [image for image in LEFT.tolist() if is_like(model, image, int(COPIES[0]))]
-        copies = [image for image in same if not is_audit(7, np.array([image]), 0.1)]
+        copies = [image for image in same if not is_held_out(7, np.array([image]), 0.1)]
         assert len(copies) > 3
         assert set(same) <= set(choose("bald").tolist())
         assert len(set(copies) & set(choose("labelnext").tolist())) == 1

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 
 from contract.errors import TrainingError
-from contract.scores.holdout import is_audit
+from contract.scores.holdout import is_held_out
 from tests.trainer.study.material import CPU, build_small, make_learner, make_material
 from trainer.settings import Training
 from trainer.study import model as learner_module
@@ -121,7 +121,7 @@ def test_the_audit_slice_is_held_out_once_it_is_large_enough_by_labelnext_alone(
     for strategy, path in whole[0].items():
         lines, held_out = lines_of(path), []
         for line, labelled in zip(lines, labelled_by_round(lines), strict=True):
-            audit = int(is_audit(0, labelled, 0.1).sum())
+            audit = int(is_held_out(0, labelled, 0.1).sum())
             held_out.append(line["round"]["labels"] - line["round"]["trained_on"])
             assert held_out[-1] == (audit if strategy == PRODUCT and audit >= 30 else 0)
         if strategy == PRODUCT:
@@ -133,7 +133,7 @@ def last(whole):
     """Return the last round of labelnext, its model trained anew without the audit slice, and the images left."""
     lines = lines_of(whole[0][PRODUCT])
     labelled = labelled_by_round(lines)[-1]
-    trained_on = np.sort(labelled[~is_audit(0, labelled, 0.1)])
+    trained_on = np.sort(labelled[~is_held_out(0, labelled, 0.1)])
     model = make_learner(MATERIAL, replace(PROTOCOL.training, seed=0)).train(trained_on, "study/0/2")
     return lines[-1], model, np.setdiff1d(PROTOCOL.pool, labelled)
 
