@@ -26,9 +26,8 @@ from bench.model import CACHE
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Indices
 from trainer.model.fit import choose_recipe
-from trainer.model.network import build
+from trainer.model.network import build, parse_weights
 from trainer.progress_bar import Bar
-from trainer.run import parse_weights
 from trainer.settings import Training
 from trainer.study.dataset import long_tail, read_pool
 from trainer.study.features import compute, decode

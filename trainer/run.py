@@ -27,22 +27,23 @@ from contract.versions.repository import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOL
 from trainer import labelstudio
 from trainer.evaluation.history import compare, describe_advice, earlier
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide, hold_out, macro_f1_interval
-from trainer.evaluation.metrics import Metrics, count_images, format_table, measure, sample_passes
+from trainer.evaluation.metrics import Metrics, format_table, measure
 from trainer.evaluation.yardstick import ANSWERS_FILE, CURVE_FIELD, Exam, draw_up, dump
 from trainer.labels import oddities
 from trainer.labels import sources as labels
-from trainer.labels.dataset import Pixels, load_pixels, open_fetcher, strata
+from trainer.labels.dataset import Pixels, count_images, load_pixels, open_fetcher, strata
 from trainer.locks import exclusive
+from trainer.model.bayes import sample_passes
 from trainer.model.export import export
 from trainer.model.fit import Fitted, compute_features, fit, prepare, recipe_of
-from trainer.model.network import Network, Provenance, Weights, build
+from trainer.model.network import Network, Provenance, build, choose_device, parse_weights
 from trainer.model.probe import PROBE_IMAGES, compute_probe
 from trainer.model.quantise import copy_int8_trunk, quantise
 from trainer.model.validation import validate_version
 from trainer.report.calibration import fit_temperature
 from trainer.report.evidence import Evidence
 from trainer.report.page import write_report
-from trainer.settings import Device, Environment, Part, Source, Training
+from trainer.settings import Environment, Part, Source, Training
 
 logger = logging.getLogger(__name__)
 
@@ -150,18 +151,6 @@ def run(source: Source, training: Training, environment: Environment) -> Summary
     return _summarise(version, data, trained.evaluation.metrics, seconds)
 
 
-def choose_device(device: Device) -> torch.device:
-    """Return the device to train on; `auto` is a GPU where there is one.
-
-    Raises:
-        ConfigError: if `cuda` is asked for and torch finds none.
-    """
-    found = torch.cuda.is_available()
-    if device == "cuda" and not found:
-        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
-    return torch.device("cuda" if found and device != "cpu" else "cpu")
-
-
 def _read(source: Source, training: Training, environment: Environment) -> _Data:
     with open_fetcher(environment) as fetcher:
         pool, project = _read_labels(source, environment)
@@ -255,11 +244,6 @@ def _train(data: _Data, training: Training, device: torch.device) -> _Learnt:
     fitted = fit(module, inputs, targets, classes=classes, recipe=recipe, device=device)
     embeddings = embed(inputs.numpy()) if part != "all" else None
     return _Learnt(network, provenance, part, fitted, embeddings)
-
-
-def parse_weights(text: str) -> Weights:
-    """Return what `--weights` names."""
-    return text if text in ("imagenet", "none") else Path(text)  # type: ignore[return-value]  # mypy does not narrow by `in`
 
 
 def _say_network(architecture: str, provenance: Provenance, part: Part, device: torch.device) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
 
@@ -23,7 +22,7 @@ from trainer import run as run_module
 from trainer.model.export import export
 from trainer.model.quantise import quantise
 from trainer.model.validation import validate_version
-from trainer.run import choose_device, run
+from trainer.run import run
 from trainer.settings import Environment, Source, Training
 
 TRAINING = Training(weights="none", image_size=32, epochs=2, device="cpu")
@@ -283,14 +282,6 @@ def test_the_probe_holds_unseen_images_of_every_class(folders, environment):
     held_out = {image.tobytes() for image in data.pixels.images[data.parts.validation]}
     assert {image.tobytes() for image in chosen} == held_out
     assert len(chosen) == 6
-
-
-def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
-    """Asked for in so many words, it is not replaced by a processor."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="--device cuda"):
-        choose_device("cuda")
 
 
 @pytest.mark.parametrize(

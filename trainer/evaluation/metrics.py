@@ -14,15 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import log_loss
-from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from trainer.evaluation.holdout import Decisions, as_decisions, decide
-from trainer.labels.dataset import Targets
-from trainer.model.bayes import ModelWrapper, TrainingArgs
+from trainer.labels.dataset import Targets, count_images
 
-_ROWS_A_FORWARD = 640
-"""Images times passes that the head computes at once."""
 _LEAST = 1e-12
 _ROWS = 24
 """Classes that the table names; of more, it shows the largest and the worst."""
@@ -48,36 +44,6 @@ class Metrics:
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a JSON object."""
         return {**asdict(self), "f1": list(self.f1)}
-
-
-def probabilities_of(logits: Tensor, *, multiple: bool) -> Tensor:
-    """Return softmax over the classes (N, C, ...), or sigmoids where several labels may hold."""
-    return logits.sigmoid() if multiple else logits.softmax(dim=1)
-
-
-def sample_passes(
-    head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool = False
-) -> npt.NDArray[np.float32]:
-    """Return the probabilities of T free-running passes: features (N, ...) to float32 (N, T, C)."""
-    wrapper = ModelWrapper(head, TrainingArgs(use_cuda=device.type == "cuda"))
-    wrapper.eval()
-    images = max(1, _ROWS_A_FORWARD // passes)
-    return np.concatenate([_sample(wrapper, chunk, passes, multiple) for chunk in torch.split(features, images)])
-
-
-def _sample(wrapper: ModelWrapper, features: Tensor, passes: int, multiple: bool) -> npt.NDArray[np.float32]:
-    """Return one forward's share: baal gives logits, passes last, and guesses in its own softmax if it was applied."""
-    logits = wrapper.predict_on_batch(features, iterations=passes).float()  # (N, C, T)
-    probabilities: npt.NDArray[np.float32] = probabilities_of(logits, multiple=multiple).cpu().numpy()
-    return probabilities.transpose(0, 2, 1)  # (N, T, C)
-
-
-def count_images(targets: Targets, classes: int) -> npt.NDArray[np.int64]:
-    """Return how many images each label holds of, (C,)."""
-    counts: npt.NDArray[np.int64] = (
-        np.bincount(targets, minlength=classes) if targets.ndim == 1 else targets.sum(axis=0, dtype=np.int64)
-    )
-    return counts
 
 
 def measure(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics:

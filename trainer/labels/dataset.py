@@ -137,6 +137,14 @@ def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
     return targets
 
 
+def count_images(targets: Targets, classes: int) -> npt.NDArray[np.int64]:
+    """Return how many images each label holds of, (C,)."""
+    counts: npt.NDArray[np.int64] = (
+        np.bincount(targets, minlength=classes) if targets.ndim == 1 else targets.sum(axis=0, dtype=np.int64)
+    )
+    return counts
+
+
 def strata(targets: Targets) -> Indices:
     """Return one class of each image, (N,): its label or, of several, the one that fewest images have.
 

@@ -14,9 +14,8 @@ import numpy as np
 
 from contract.errors import name_some
 from contract.images.download import public_name
-from trainer.evaluation.metrics import count_images
 from trainer.labels.class_folders import as_text
-from trainer.labels.dataset import Pixels
+from trainer.labels.dataset import Pixels, count_images
 from trainer.labels.sources import LabelledPool
 
 _NAMED: Final = 5

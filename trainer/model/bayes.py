@@ -1,4 +1,4 @@
-"""baal, and of it only what the trainer uses.
+"""baal, and of it only what the trainer uses; and what its free-running passes say.
 
 The one place that imports it: importing baal sets up logging for the whole process, to stdout and through a part of
 structlog that is deprecated. Here that is undone; what baal warns of goes to stderr, and stdout stays the caller's.
@@ -7,8 +7,13 @@ structlog that is deprecated. Here that is undone; what baal warns of goes to st
 import logging
 import sys
 import warnings
+from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import structlog
+import torch
+from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`structlog.threadlocal` is deprecated", DeprecationWarning)
@@ -23,4 +28,37 @@ structlog.configure(
     logger_factory=structlog.PrintLoggerFactory(sys.stderr),
 )
 
-__all__ = ["ActiveDropout", "BaalBALD", "ModelWrapper", "TrainingArgs", "patch_module"]
+__all__ = [
+    "ActiveDropout",
+    "BaalBALD",
+    "ModelWrapper",
+    "TrainingArgs",
+    "patch_module",
+    "probabilities_of",
+    "sample_passes",
+]
+
+_ROWS_A_FORWARD: Final = 640
+"""Images times passes that the head computes at once."""
+
+
+def probabilities_of(logits: Tensor, *, multiple: bool) -> Tensor:
+    """Return softmax over the classes (N, C, ...), or sigmoids where several labels may hold."""
+    return logits.sigmoid() if multiple else logits.softmax(dim=1)
+
+
+def sample_passes(
+    head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool = False
+) -> npt.NDArray[np.float32]:
+    """Return the probabilities of T free-running passes: features (N, ...) to float32 (N, T, C)."""
+    wrapper = ModelWrapper(head, TrainingArgs(use_cuda=device.type == "cuda"))
+    wrapper.eval()
+    images = max(1, _ROWS_A_FORWARD // passes)
+    return np.concatenate([_sample(wrapper, chunk, passes, multiple) for chunk in torch.split(features, images)])
+
+
+def _sample(wrapper: ModelWrapper, features: Tensor, passes: int, multiple: bool) -> npt.NDArray[np.float32]:
+    """Return one forward's share: baal gives logits, passes last, and guesses in its own softmax if it was applied."""
+    logits = wrapper.predict_on_batch(features, iterations=passes).float()  # (N, C, T)
+    probabilities: npt.NDArray[np.float32] = probabilities_of(logits, multiple=multiple).cpu().numpy()
+    return probabilities.transpose(0, 2, 1)  # (N, T, C)

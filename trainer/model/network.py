@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from contract.errors import ConfigError, TrainingError, name_some
 from trainer.model.bayes import ActiveDropout, patch_module
 from trainer.progress_bar import Bar
-from trainer.settings import ARCHITECTURES
+from trainer.settings import ARCHITECTURES, Device
 
 Weights = Literal["imagenet", "none"] | Path
 
@@ -388,3 +388,20 @@ def _some(names: list[str]) -> str:
 
 def _first_line(err: Exception) -> str:
     return str(err).partition("\n")[0].strip() or type(err).__name__
+
+
+def parse_weights(text: str) -> Weights:
+    """Return what `--weights` names."""
+    return text if text in ("imagenet", "none") else Path(text)  # type: ignore[return-value]  # mypy does not narrow by `in`
+
+
+def choose_device(device: Device) -> torch.device:
+    """Return the device to train on; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: if `cuda` is asked for and torch finds none.
+    """
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
+    return torch.device("cuda" if found and device != "cpu" else "cpu")

@@ -8,8 +8,7 @@ from torch import Tensor
 from contract.graph.masks import Masks, draw_masks, mask_name
 from contract.graph.probe import Probe
 from contract.versions.manifest import DropoutSite
-from trainer.evaluation.metrics import probabilities_of, sample_passes
-from trainer.model.bayes import ActiveDropout
+from trainer.model.bayes import ActiveDropout, probabilities_of, sample_passes
 from trainer.model.fit import compute_features
 from trainer.model.network import Network
 

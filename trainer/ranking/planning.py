@@ -339,8 +339,8 @@ def pretrained(weights: str, architecture: str) -> Embed:
         weights: `imagenet`, `none` or the path of a state dict.
         architecture: of the network that they are of.
     """
+    from trainer.model.network import choose_device
     from trainer.ordering import coldstart
-    from trainer.run import choose_device
 
     start = weights if weights in ("imagenet", "none") else Path(weights)
     return coldstart.Convolutions(

@@ -18,8 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from trainer.evaluation.metrics import count_images
-from trainer.labels.dataset import Integers, Targets
+from trainer.labels.dataset import Integers, Targets, count_images
 from trainer.report.folds import FOLDS, deal
 
 LEAST_IMAGES: Final = FOLDS

@@ -16,8 +16,8 @@ from sklearn.metrics import balanced_accuracy_score
 from contract.scores.acquisition import rank_correlation
 from contract.scores.holdout import DEFAULT_SHARE, is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
-from trainer.evaluation.metrics import count_images, measure
-from trainer.labels.dataset import Indices
+from trainer.evaluation.metrics import measure
+from trainer.labels.dataset import Indices, count_images
 from trainer.model.network import Weights
 from trainer.ordering.strategies import descending
 from trainer.settings import Part, Training

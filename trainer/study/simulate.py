@@ -25,9 +25,8 @@ from contract.errors import ConfigError, name_once
 from trainer.labels.dataset import Indices
 from trainer.locks import alone
 from trainer.model.fit import recipe_of
-from trainer.model.network import build
+from trainer.model.network import build, choose_device, parse_weights
 from trainer.ordering.strategies import DEFAULT_STRATEGY
-from trainer.run import choose_device, parse_weights
 from trainer.settings import Environment, StudyOptions, Training
 from trainer.study import names, report
 from trainer.study.dataset import Pool, long_tail, read_pool

@@ -7,15 +7,12 @@ import unicodedata
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from tests.trainer.small import small_network
-from trainer.evaluation.metrics import Metrics, format_table, measure, sample_passes
+from trainer.evaluation.metrics import Metrics, format_table, measure
 
-CPU = torch.device("cpu")
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.45, 0.5, 0.05]], np.float32)
 TARGETS = np.array([0, 1, 1, 1])
 
@@ -181,44 +178,7 @@ def test_certainty_that_is_wrong_costs_not_everything_of_several_labels_too():
     assert 40 < metrics.nll < math.inf
 
 
-def test_passes_of_several_labels_are_sigmoids():
-    """The mean of many passes of an image is that of a plain loop over the head."""
-    torch.manual_seed(0)
-    network = small_network().eval()
-    features = torch.randn(5, 32) * 3
-    passes = sample_passes(network.head, features, passes=2000, device=CPU, multiple=True)
-    with torch.no_grad():
-        expected = torch.stack([network.head(features).sigmoid() for _ in range(2000)]).mean(dim=0)
-    assert passes.shape == (5, 2000, 3)
-    np.testing.assert_allclose(passes.mean(axis=1), expected.numpy(), atol=0.03)
-    assert np.abs(passes.sum(axis=2) - 1).max() > 0.1
-
-
 def test_counts_that_differ_are_refused():
     """As many targets as rows, and the message has both numbers."""
     with pytest.raises(ValueError, match="3 and 4"):
         measure(PROBABILITIES, TARGETS[:3])
-
-
-def test_passes_are_probabilities_that_differ_from_pass_to_pass():
-    """Shape (N, T, C), every row a distribution, whatever the number of images a forward takes."""
-    torch.manual_seed(0)
-    network = small_network().eval()
-    features = torch.randn(70, 32) * 3
-    passes = sample_passes(network.head, features, passes=20, device=CPU)
-    assert passes.shape == (70, 20, 3)
-    assert passes.dtype == np.float32
-    np.testing.assert_allclose(passes.sum(axis=2), 1, rtol=1e-5)
-    assert np.ptp(passes, axis=1).max() > 0.05
-
-
-def test_passes_belong_to_their_images():
-    """The mean of many passes of an image is that of a plain loop over the head."""
-    torch.manual_seed(0)
-    network = small_network().eval()
-    features = torch.randn(5, 32) * 3
-    passes = sample_passes(network.head, features, passes=2000, device=CPU)
-    with torch.no_grad():
-        expected = torch.stack([network.head(features).softmax(dim=1) for _ in range(2000)]).mean(dim=0)
-    np.testing.assert_allclose(passes.mean(axis=1), expected.numpy(), atol=0.03)
-    assert np.abs(expected.numpy()[0] - expected.numpy()[1]).max() > 0.1

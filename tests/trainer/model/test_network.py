@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from contract.errors import ConfigError, TrainingError
-from trainer.model.network import GridPool, Normalise, Standardise, activate_dropout, build, fold_pooling
+from trainer.model.network import GridPool, Normalise, Standardise, activate_dropout, build, choose_device, fold_pooling
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size=(2, 64, 64, 3), dtype=np.uint8))
 
@@ -240,3 +240,11 @@ def test_standardise_gives_each_channel_mean_0_and_deviation_1():
     torch.testing.assert_close(values[:, others].mean(dim=(0, 2)), torch.zeros(511), rtol=0, atol=1e-4)
     torch.testing.assert_close(values[:, others].std(dim=(0, 2), correction=0).median(), torch.tensor(1.0))
     assert not values[:, 7].any()
+
+
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
+    """Asked for in so many words, it is not replaced by a processor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="--device cuda"):
+        choose_device("cuda")
