@@ -42,10 +42,9 @@ from contract.versions.repository import Version
 from demo.product import CHECKOUT
 from server.inference.batching import ImageScores
 from server.inference.cpus import available_cpus
-from server.pool.job import Job, score_pool
-from server.pool.rows import build_table, make_schema
-from server.pool.shards import Columns, Folder, Plan
-from server.pool.worker import Assignment, Done, Worker
+from server.pool.job import Done, Job, score_pool
+from server.pool.shards import Folder, Shard
+from server.pool.worker import Worker, build_table, make_schema
 from server.settings import Device, Precision, Score, Settings
 
 _PYTHON = CHECKOUT / ".venv-ray" / "bin" / "python"
@@ -202,12 +201,13 @@ def _measure_cache(models: Path, pool: Pool) -> dict[str, float]:
 def _score_here(pool: Pool, settings: Settings, name: str) -> float:
     """Score the pool in this process; return core-seconds."""
 
-    def run(assignment: Assignment, planned: Plan) -> Sequence[Done]:
-        with closing(Worker(assignment, lambda *_: None)) as worker:
-            return [worker.score_shard(shard) for shard in planned.shards]
+    def run(job: Job, shards: Sequence[Shard]) -> Sequence[Done]:
+        with closing(Worker(job)) as worker:
+            return [worker.score_shard(shard) for shard in shards]
 
-    job = Job(source=str(pool.folder / "in"), target=str(pool.folder / name), columns=Columns("id", "image"))
-    return float(str(score_pool(job, settings, run)["core_seconds"]))
+    source, target = str(pool.folder / "in"), str(pool.folder / name)
+    job = Job(settings=settings, source=source, target=target, id_column="id", image_column="image")
+    return float(str(score_pool(job, run)["core_seconds"]))
 
 
 def _measure_output(manifest: Manifest) -> dict[str, float]:
@@ -220,8 +220,7 @@ def _measure_output(manifest: Manifest) -> dict[str, float]:
     table = build_table(pa.array(range(_ROWS)), outcomes, schema=schema, manifest=manifest, direction=Score.AGREEMENT)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard.parquet"
-        with Folder(folder).writing(path.name, schema) as writer:
-            writer.write_table(table)
+        Folder(folder).write(path.name, table)
         size, started = path.stat().st_size, time.process_time()
         read = pq.read_table(path, columns=["id", "score", "label"])
         lowest = read.take(pc.select_k_unstable(read, k=_ROWS // 10, sort_keys=[("score", "ascending")]))

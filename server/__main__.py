@@ -60,21 +60,20 @@ def score_pool(options: argparse.Namespace, settings: Settings) -> dict[str, obj
     """
     try:
         from server.pool import cluster, job
-        from server.pool.shards import Columns
     except ImportError as err:
         raise ConfigError(
             f"score-pool needs Ray Data and pyarrow ({err}); pip install -r requirements/score-pool.txt, in an "
             "environment of its own"
         ) from err
     wanted = job.Job(
+        settings=dataclasses.replace(settings, max_batch_images=options.batch or settings.max_batch_images),
         source=options.input,
         target=options.output,
-        columns=Columns(options.id, options.column),
+        id_column=options.id,
+        image_column=options.column,
         version=options.version,
     )
-    settings = dataclasses.replace(settings, max_batch_images=options.batch or settings.max_batch_images)
-    crew = cluster.Crew(options.workers, options.cpus)
-    return job.score_pool(wanted, settings, partial(cluster.run, crew=crew))
+    return job.score_pool(wanted, partial(cluster.run, workers=options.workers, cpus=options.cpus))
 
 
 def serve(settings: Settings) -> None:

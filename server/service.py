@@ -106,7 +106,7 @@ class Service:
             cache=self._cache,
             stall_s=settings.deadline_s,
         )
-        self._scorer = Scorer(
+        self.scorer = Scorer(
             fetcher or self._own_fetcher,
             self.batcher,
             fetch_threads=settings.fetch_threads,
@@ -138,7 +138,7 @@ class Service:
     def close(self) -> None:
         """Stop all threads, each after those that feed it."""
         self.models.close()
-        self._scorer.close()
+        self.scorer.close()
         self.batcher.close()
         if self._cache is not None:
             self._cache.close()
@@ -269,7 +269,7 @@ class Service:
     ) -> tuple[labelstudio.Target, list[Outcome]]:
         target = self._find_target(request.label_config, engine.manifest)
         images = labelstudio.find_images(request, target)
-        return target, self._scorer.score(images, engine, deadline=deadline, extras=extras)
+        return target, self.scorer.score(images, engine, deadline=deadline, extras=extras)
 
     def _find_target(self, label_config: str, manifest: Manifest) -> labelstudio.Target:
         return self._resolve_target(label_config, manifest.version, manifest.control, manifest.labels)

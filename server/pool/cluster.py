@@ -9,11 +9,11 @@ import json
 import logging.config
 import os
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,65 +23,66 @@ import ray.exceptions
 
 from contract.errors import ConfigError, LabelnextError
 from server.observe.logs import logging_config
-from server.pool.progress import Tally, describe
-from server.pool.shards import Plan, PoolError, Shard
-from server.pool.worker import Assignment, Done, Worker
-from server.settings import Device, Settings
+from server.pool.job import Done, Job, describe
+from server.pool.shards import PoolError, Shard
+from server.pool.worker import Worker
+from server.settings import Device
 
 _ATTEMPTS = 4
 """How often a shard is begun whose workers die; it may be one image of it that kills."""
-_PROGRESS_S = 5.0
 _KEPT = "shards that are done are kept; run it again to go on"
 _STORE_BYTES = 128 * 2**20
 """Of Ray's store of objects on this machine; what flows through it is small."""
 
 
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """Who is to score."""
+def run(
+    job: Job, shards: Sequence[Shard], *, workers: tuple[int, int] | None = None, cpus: int | None = None
+) -> list[Done]:
+    """Score shards on the cluster that RAY_ADDRESS names, or on this machine; tell stderr how far it is.
 
-    workers: tuple[int, int] | None = None
-    """The least and the most; None means up to one for each GPU or, where there is none, for each machine."""
-    cpus: int | None = None
-    """Of each worker; None shares those of all machines out evenly."""
-
-
-def run(assignment: Assignment, planned: Plan, crew: Crew) -> list[Done]:
-    """Score the shards of a plan on the cluster that RAY_ADDRESS names, or on this machine; tell stderr how far it is.
+    Args:
+        job: with its version named.
+        shards: to be scored.
+        workers: the least and the most; None means up to one for each GPU or, where there is none, for each machine.
+        cpus: of each worker; None shares those of all machines out evenly.
 
     Raises:
         ConfigError: if the cluster cannot be joined.
         PoolError: if a worker cannot go on, or workers die again and again.
     """
     with _ray():
-        tally = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote()
-        least, most = crew.workers or (1, _places(assignment.settings))
-        most = min(most, len(planned.shards))
-        cpus = crew.cpus or max(1, int(ray.cluster_resources()["CPU"]) // most)
-        shards = [asdict(shard) for shard in planned.shards]
-        scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+        gpus = 0 if job.settings.provider is Device.CPU else int(ray.cluster_resources().get("GPU", 0))
+        least, most = workers or (1, gpus or sum(node["Alive"] for node in ray.nodes()))
+        most = min(most, len(shards))
+        cpus = cpus or max(1, int(ray.cluster_resources()["CPU"]) // most)
+        attempts = ray.remote(num_cpus=0, max_restarts=-1)(_Attempts).remote()
+        items = [asdict(shard) for shard in shards]
+        scored = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Actor,
             batch_size=1,
-            fn_constructor_args=(replace(assignment, threads=cpus), tally),
+            fn_constructor_args=(job, cpus, attempts),
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(least, most),
                 max_size=most,
                 max_tasks_in_flight_per_actor=1,  # a shard that waits should wait for whoever is free first
             ),
             num_cpus=cpus,
-            num_gpus=int(_uses_gpus(assignment.settings)),
+            num_gpus=int(gpus > 0),
         )
-        with _telling(tally, planned.rows):
-            return list(_collect(scored))
+        return list(_collect(scored, sum(shard.rows for shard in shards)))
 
 
-def _collect(scored: ray.data.Dataset) -> Iterator[Done]:
-    """Read what workers say of their shards, until one cannot go on."""
+def _collect(scored: ray.data.Dataset, rows: int) -> Iterator[Done]:
+    """Read what workers say of their shards, until one cannot go on; tell stderr how far the job is."""
+    started, images, failed = time.monotonic(), 0, 0
     try:
         for row in scored.iter_rows():
             if row["fault"]:
                 raise PoolError(f"a worker stopped: {row['fault']} ({_KEPT})")
-            yield Done(**json.loads(row["done"]))
+            done = Done(**json.loads(row["done"]))
+            images, failed = images + done.images, failed + done.failed
+            print(describe(images, failed, of=rows, seconds=time.monotonic() - started), file=sys.stderr, flush=True)
+            yield done
     except ray.exceptions.RayError as err:
         raise PoolError(f"the job stopped: {err} ({_KEPT})") from err
     except KeyboardInterrupt as err:
@@ -91,12 +92,11 @@ def _collect(scored: ray.data.Dataset) -> Iterator[Done]:
 class _Actor:
     """A worker as Ray Data calls it."""
 
-    def __init__(self, assignment: Assignment, tally: Any) -> None:
+    def __init__(self, job: Job, cpus: int, attempts: Any) -> None:
         logging.config.dictConfig(logging_config("WARNING"))
         # Its warnings name some failures of each request; here all of them are in the output.
         logging.getLogger("server.inference.scoring").setLevel(logging.ERROR)
-        self._assignment = assignment
-        self._tally = tally
+        self._job, self._cpus, self._attempts = job, cpus, attempts
         self._worker: Worker | None = None
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
@@ -108,13 +108,13 @@ class _Actor:
         return {"fault": [""], "done": [json.dumps(asdict(done))]}
 
     def _score(self, shard: Shard) -> Done:
-        if (attempt := ray.get(self._tally.begin.remote(shard.name))) > _ATTEMPTS:
+        if (attempt := ray.get(self._attempts.begin.remote(shard.name))) > _ATTEMPTS:
             raise PoolError(
                 f"{shard.name} was begun {attempt - 1} times, and each time its worker died; see Ray's log for whether "
                 "memory ran out, or take the shard out of the input"
             )
         if self._worker is None:
-            self._worker = Worker(self._assignment, self._tally.note.remote)
+            self._worker = Worker(self._job, threads=self._cpus)
         return self._worker.score_shard(shard)
 
     def __del__(self) -> None:
@@ -143,31 +143,9 @@ def _ray() -> Iterator[None]:
         ray.shutdown()
 
 
-def _uses_gpus(settings: Settings) -> bool:
-    return settings.provider is not Device.CPU and ray.cluster_resources().get("GPU", 0) >= 1
+class _Attempts(Counter[str]):
+    """How often each shard was begun, by whatever worker."""
 
-
-def _places(settings: Settings) -> int:
-    """How many workers there is a GPU for, or a machine."""
-    if _uses_gpus(settings):
-        return int(ray.cluster_resources()["GPU"])
-    return sum(node["Alive"] for node in ray.nodes())
-
-
-@contextmanager
-def _telling(tally: Any, rows: int) -> Iterator[None]:
-    """Say on stderr how far the job is, every few seconds."""
-    started, ended = time.monotonic(), threading.Event()
-
-    def tell() -> None:
-        while not ended.wait(_PROGRESS_S):
-            images, failed = ray.get(tally.totals.remote())
-            print(describe(images, failed, of=rows, seconds=time.monotonic() - started), file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=tell, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    def begin(self, shard: str) -> int:
+        self[shard] += 1
+        return self[shard]

@@ -115,7 +115,7 @@ def test_a_killed_worker_costs_no_row(tmp_path, images, environment):
         "score-pool", command(tmp_path, "--workers", "2"), log=log, environment=environment, cwd=CHECKOUT
     ) as job:
         wait_until(lambda: list(tmp_path.glob("out/[0-9].parquet")), log)
-        first = wait_until(lambda: list(tmp_path.glob("out/_partial/*")) and workers(job.popen.pid), log)
+        first = wait_until(lambda: workers(job.popen.pid), log)
         os.kill(first[0], signal.SIGKILL)
         replaced = wait_until(lambda: set(workers(job.popen.pid)) - set(first) or job.popen.poll() is not None, log)
         assert replaced is not True, "the job ended without another worker"

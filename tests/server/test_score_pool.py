@@ -11,45 +11,43 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from pyarrow import fs
 from pyarrow import parquet as pq
 
-from contract.errors import ConfigError, ImageError, VersionNotFound
+from contract.errors import ConfigError, VersionNotFound
 from contract.graph.masks import draw_masks
-from contract.versions.repository import Repository
 from server.__main__ import main
-from server.inference.batching import ImageScores
-from server.pool.job import Job, score_pool
-from server.pool.progress import Tally, describe
-from server.pool.rows import build_table, make_schema
-from server.pool.shards import CLAIM, Columns, Folder, PoolError, plan
+from server.pool.job import Job, describe, score_pool
+from server.pool.shards import LOCK_FILE, Folder, PoolError, find_shards
 from server.pool.worker import Worker
 from server.settings import Score
 from tests.buckets import running_store
 from tests.server.conftest import to_data_uri
 from tests.server.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 
-COLUMNS = Columns("id", "image")
 IMAGES = draw_images(8)
 REFERENCES = [to_data_uri(image) for image in IMAGES]
 
 
-def run_here(assignment, planned):
+def run_here(job, shards):
     """Score all shards in this process, one after the other."""
-    with closing(Worker(assignment, lambda *_: None)) as worker:
-        return [worker.score_shard(shard) for shard in planned.shards]
+    with closing(Worker(job)) as worker:
+        return [worker.score_shard(shard) for shard in shards]
 
 
-def refuse_to_run(assignment, planned):
-    pytest.fail(f"{planned.shards} were to be scored")
+def refuse_to_run(job, shards):
+    pytest.fail(f"{shards} were to be scored")
 
 
 @pytest.fixture
-def job(tmp_path):
-    return Job(source=str(tmp_path / "in"), target=str(tmp_path / "out"), columns=COLUMNS)
+def version(repository):
+    return publish(repository)
+
+
+@pytest.fixture
+def job(tmp_path, settings):
+    source, target = str(tmp_path / "in"), str(tmp_path / "out")
+    return Job(settings=settings, source=source, target=target, id_column="id", image_column="image")
 
 
 @pytest.fixture
@@ -68,28 +66,29 @@ def output(tmp_path):
     return lambda name: pq.read_table(tmp_path / "out" / name)
 
 
-def scores_of(bald=0.1, entropy=0.2, probabilities=(0.2, 0.5, 0.3)):
-    return ImageScores(np.array(probabilities, np.float32), bald, entropy)
-
-
 class TestJob:
-    def test_each_row_gets_what_the_passes_say(self, job, settings, repository, write_shard, output):
+    @pytest.mark.parametrize("direction", Score)
+    def test_each_row_gets_what_the_passes_say(self, job, version, write_shard, output, direction):
         """BALD, entropy and probabilities are those of the network by its definition, in the order of the input."""
-        version = publish(repository)
         write_shard("a.parquet")
-        summary = score_pool(job, settings, run_here)
-        found = output("a.parquet").to_pydict()
+        settings = dataclasses.replace(job.settings, score=direction)
+        summary = score_pool(dataclasses.replace(job, settings=settings), run_here)
+        table = output("a.parquet")
+        found = table.to_pydict()
         model = TinyModel.draw(0)
         mean = model.passes(IMAGES, draw_masks(version, SITES, PASSES)).mean(axis=1)
         bald = expected_bald(model, version, IMAGES)
+        share = bald / np.log(len(LABELS))
         assert found["id"] == [f"a.parquet:{row}" for row in range(len(IMAGES))]
         np.testing.assert_allclose(found["probabilities"], mean, atol=1e-5)
         np.testing.assert_allclose(found["bald"], bald, atol=1e-5)
         np.testing.assert_allclose(found["entropy"], -(mean * np.log(mean)).sum(1), atol=1e-5)
-        np.testing.assert_allclose(found["score"], 1 - bald / np.log(len(LABELS)), atol=1e-5)
+        np.testing.assert_allclose(found["score"], share if direction is Score.BALD else 1 - share, atol=1e-5)
         assert found["label"] == [LABELS[index] for index in mean.argmax(axis=1)]
         assert set(found["version"]) == {version}
         assert set(found["error"]) == set(found["detail"]) == {None}
+        assert json.loads(table.schema.metadata[b"labels"]) == list(LABELS)
+        assert table.schema.metadata[b"precision"] == b"fp32"
         seconds, rate, peak = (summary.pop(name) for name in ("seconds", "images_per_s", "worker_peak_rss_mb"))
         assert rate == pytest.approx(len(IMAGES) / seconds, rel=0.1)
         assert 0 <= summary.pop("worker_seconds") <= seconds
@@ -104,13 +103,12 @@ class TestJob:
             "precisions": ["fp32"],
         }
 
-    def test_a_failed_image_keeps_its_row(self, job, settings, repository, write_shard, output):
+    def test_a_failed_image_keeps_its_row(self, job, version, write_shard, output):
         """It says what failed and why, has no scores, and the others have theirs."""
-        publish(repository)
         write_shard(
             "a.parquet", [REFERENCES[0], "data:image/png;base64,AAAA", None, "", "ftp://x/y.png", REFERENCES[1]]
         )
-        summary = score_pool(job, settings, run_here)
+        summary = score_pool(job, run_here)
         found = output("a.parquet").to_pydict()
         assert found["error"] == [None, "decode", "no_image", "no_image", "fetch", None]
         assert [detail is None for detail in found["detail"]] == [True, False, False, False, False, True]
@@ -118,128 +116,117 @@ class TestJob:
             assert [value is None for value in found[name]] == [False, True, True, True, True, False]
         assert (summary["images"], summary["failed"]) == (6, 4)
 
-    def test_every_shard_has_an_output_of_its_name(self, job, settings, repository, write_shard, tmp_path):
+    def test_every_shard_has_an_output_of_its_name(self, job, version, write_shard, tmp_path):
         """In folders as in the input, and nothing else is left but the note of the version."""
-        publish(repository)
         names = ["a.parquet", "2026/b.parquet", "2026/11/a.parquet"]
         for name in names:
             write_shard(name)
         (tmp_path / "in" / "_hidden").mkdir()
         (tmp_path / "in" / "_hidden" / "x.parquet").write_text("no data")
         (tmp_path / "in" / "notes.txt").write_text("no data")
-        score_pool(job, settings, run_here)
+        score_pool(job, run_here)
         found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-        assert found == {*names, CLAIM}
+        assert found == {*names, LOCK_FILE}
 
-    def test_a_second_run_skips_what_is_there(self, job, settings, repository, write_shard):
+    def test_a_second_run_skips_what_is_there(self, job, version, write_shard):
         """Only a shard that came since is scored; with none, no worker is started."""
-        publish(repository)
         write_shard("a.parquet")
-        score_pool(job, settings, run_here)
-        summary = score_pool(job, settings, refuse_to_run)
+        score_pool(job, run_here)
+        summary = score_pool(job, refuse_to_run)
         assert (summary["images"], summary["shards"], summary["skipped"]) == (0, 0, 1)
         write_shard("b.parquet")
-        summary = score_pool(job, settings, run_here)
+        summary = score_pool(job, run_here)
         assert (summary["images"], summary["shards"], summary["skipped"]) == (8, 1, 1)
 
-    def test_a_shard_that_broke_off_is_not_there(self, job, settings, repository, write_shard, tmp_path):
+    def test_a_shard_that_broke_off_is_not_there(self, job, version, write_shard, tmp_path, monkeypatch):
         """What was written of it is under no name that a reader or the next run takes for a shard's."""
-        publish(repository)
-        write_shard("a.parquet", REFERENCES * 8)
+        write_shard("a.parquet")
+        write = pq.write_table
 
-        def break_off(assignment, planned):
-            def report(*_):
-                raise KeyboardInterrupt
+        def break_off(*arguments, **options):
+            write(*arguments, **options)
+            raise KeyboardInterrupt
 
-            with closing(Worker(assignment, report)) as worker:
-                return [worker.score_shard(shard) for shard in planned.shards]
-
+        monkeypatch.setattr(pq, "write_table", break_off)
         with pytest.raises(KeyboardInterrupt):
-            score_pool(job, settings, break_off)
-        assert not (tmp_path / "out" / "a.parquet").exists()
-        assert score_pool(job, settings, run_here)["images"] == 64
+            score_pool(job, run_here)
+        assert [path.parent.name for path in (tmp_path / "out").rglob("*.parquet")] == ["_partial"]
+        monkeypatch.undo()
+        assert score_pool(job, run_here)["images"] == 8
         assert not (tmp_path / "out" / "_partial").exists()
 
-    def test_the_version_is_that_of_the_start(self, job, settings, repository, write_shard, output):
+    def test_the_version_is_that_of_the_start(self, job, version, repository, write_shard, output):
         """A version that is published while the job runs changes nothing for it."""
-        first = publish(repository)
         write_shard("a.parquet")
 
-        def publish_and_run(assignment, planned):
+        def publish_and_run(*arguments):
             publish(repository, seed=1)
-            return run_here(assignment, planned)
+            return run_here(*arguments)
 
-        assert score_pool(job, settings, publish_and_run)["version"] == first
-        assert set(output("a.parquet")["version"].to_pylist()) == {first}
+        assert score_pool(job, publish_and_run)["version"] == version
+        assert set(output("a.parquet")["version"].to_pylist()) == {version}
 
-    def test_another_version_is_refused(self, job, settings, repository, write_shard):
+    def test_another_version_is_refused(self, job, version, repository, write_shard):
         """An output holds scores of one version; who names that one goes on with it."""
-        first = publish(repository)
         write_shard("a.parquet")
-        score_pool(job, settings, run_here)
+        score_pool(job, run_here)
         second = publish(repository, seed=1)
         write_shard("b.parquet")
-        with pytest.raises(ConfigError, match=f"{first}.*{second}.*--version"):
-            score_pool(job, settings, refuse_to_run)
-        assert score_pool(dataclasses.replace(job, version=first), settings, run_here)["version"] == first
+        with pytest.raises(ConfigError, match=f"{version}.*{second}.*--version"):
+            score_pool(job, refuse_to_run)
+        assert score_pool(dataclasses.replace(job, version=version), run_here)["version"] == version
 
-    def test_a_folder_of_others_is_no_output(self, job, settings, repository, write_shard, tmp_path):
+    def test_a_folder_of_others_is_no_output(self, job, version, write_shard, tmp_path):
         """Files that happen to have a shard's name and length are not taken for its scores."""
-        publish(repository)
         write_shard("a.parquet")
         (tmp_path / "out").mkdir()
         pq.write_table(pa.table({"x": range(8)}), tmp_path / "out" / "a.parquet")
         with pytest.raises(ConfigError, match="holds parquet files of others"):
-            score_pool(job, settings, refuse_to_run)
+            score_pool(job, refuse_to_run)
 
     @pytest.mark.parametrize("change", [{"passes": 5}, {"score": Score.BALD}])
-    def test_other_settings_that_scores_depend_on_are_refused(self, job, settings, repository, write_shard, change):
+    def test_other_settings_that_scores_depend_on_are_refused(self, job, version, write_shard, change):
         """Scores of one output can be compared with each other."""
-        publish(repository)
         write_shard("a.parquet")
-        score_pool(job, settings, run_here)
+        score_pool(job, run_here)
         with pytest.raises(ConfigError, match=next(iter(change))):
-            score_pool(job, dataclasses.replace(settings, **change), refuse_to_run)
+            score_pool(dataclasses.replace(job, settings=dataclasses.replace(job.settings, **change)), refuse_to_run)
 
-    def test_a_version_that_is_not_there_is_refused_at_once(self, job, settings, repository, write_shard):
+    def test_a_version_that_is_not_there_is_refused_at_once(self, job, version, write_shard):
         """Before anything is written or started."""
-        publish(repository)
         with pytest.raises(VersionNotFound):
-            score_pool(dataclasses.replace(job, version="20260102T030405678Z-0a1b2c"), settings, refuse_to_run)
+            score_pool(dataclasses.replace(job, version="20260102T030405678Z-0a1b2c"), refuse_to_run)
 
-    def test_ids_keep_their_type(self, job, settings, repository, write_shard, output):
+    def test_ids_keep_their_type(self, job, version, write_shard, output):
         """Numbers stay numbers."""
-        publish(repository)
         write_shard("a.parquet", REFERENCES[:2], ids=pa.array([2**40, None], pa.int64()))
-        score_pool(job, settings, run_here)
+        score_pool(job, run_here)
         assert output("a.parquet").schema.field("id").type == pa.int64()
         assert output("a.parquet")["id"].to_pylist() == [2**40, None]
 
-    def test_an_empty_shard_has_an_empty_output(self, job, settings, repository, write_shard, output):
+    def test_an_empty_shard_has_an_empty_output(self, job, version, write_shard, output):
         """It counts as done."""
-        publish(repository)
         write_shard("a.parquet", [], ids=pa.array([], pa.string()))
         write_shard("b.parquet")
-        assert score_pool(job, settings, run_here)["images"] == 8
+        assert score_pool(job, run_here)["images"] == 8
         assert output("a.parquet").num_rows == 0
-        assert score_pool(job, settings, refuse_to_run)["skipped"] == 2
+        assert score_pool(job, refuse_to_run)["skipped"] == 2
 
-    def test_a_shard_larger_than_a_row_group_keeps_its_order(
-        self, job, settings, repository, write_shard, output, monkeypatch
-    ):
-        """Rows are written in groups, and requests to the scorer overlap."""
-        monkeypatch.setattr("server.pool.worker._GROUP_ROWS", 50)
-        publish(repository)
+    def test_a_shard_of_several_requests_keeps_its_order(self, job, version, write_shard, output):
+        """Requests to the scorer overlap."""
         write_shard("a.parquet", REFERENCES * 25)
-        score_pool(job, settings, run_here)
+        score_pool(job, run_here)
         found = output("a.parquet")
         assert found["id"].to_pylist() == [f"a.parquet:{row}" for row in range(200)]
         scores = np.array(found["score"]).reshape(25, 8)
         np.testing.assert_allclose(scores, np.broadcast_to(scores[0], scores.shape), atol=1e-6)
-        assert 1 < pq.ParquetFile(f"{job.target}/a.parquet").num_row_groups < 10
 
 
-class TestPlan:
+def find(source, target, id_column="id", image_column="image"):
+    return find_shards(Folder(str(source)), Folder(str(target)), id_column=id_column, image_column=image_column)
+
+
+class TestShards:
     def test_present_shards_are_those_with_as_many_rows(self, job, write_shard, tmp_path):
         """An output of other length belongs to an input that was replaced, and is made anew."""
         for name in ("a.parquet", "b.parquet", "c.parquet"):
@@ -247,27 +234,26 @@ class TestPlan:
         (tmp_path / "out").mkdir()
         pq.write_table(pa.table({"id": range(8)}), tmp_path / "out" / "a.parquet")
         pq.write_table(pa.table({"id": range(7)}), tmp_path / "out" / "b.parquet")
-        planned = plan(Folder(job.source), Folder(job.target), COLUMNS)
-        assert [shard.name for shard in planned.skipped] == ["a.parquet"]
-        assert [shard.name for shard in planned.shards] == ["b.parquet", "c.parquet"]
-        assert planned.rows == 16
+        to_do, done = find(job.source, job.target)
+        assert [shard.name for shard in done] == ["a.parquet"]
+        assert [(shard.name, shard.rows) for shard in to_do] == [("b.parquet", 8), ("c.parquet", 8)]
 
     def test_no_parquet_file_is_an_error(self, job):
         """A wrong folder is told, and not taken for a pool that is done."""
         with pytest.raises(ConfigError, match=r"expected parquet files in .*in, found none"):
-            plan(Folder(job.source), Folder(job.target), COLUMNS)
+            find(job.source, job.target)
 
     def test_columns_are_looked_for_before_anything_is_scored(self, job, write_shard):
         """The message names the file, what it has, and the options."""
         write_shard("a.parquet")
         with pytest.raises(ConfigError, match=r"a.parquet has no column key, url, only id, image; .*--id and --column"):
-            plan(Folder(job.source), Folder(job.target), Columns("key", "url"))
+            find(job.source, job.target, "key", "url")
 
     def test_references_must_be_strings(self, job, write_shard):
         """Bytes of images in the column are not what is asked for."""
         write_shard("a.parquet", data=[b"x"] * 8)
         with pytest.raises(ConfigError, match=r"column data of a.parquet must hold strings, .* binary"):
-            plan(Folder(job.source), Folder(job.target), Columns("id", "data"))
+            find(job.source, job.target, image_column="data")
 
     def test_a_file_cut_short_is_named(self, job, write_shard, tmp_path):
         """So that it can be written again."""
@@ -275,14 +261,14 @@ class TestPlan:
         path = tmp_path / "in" / "a.parquet"
         path.write_bytes(path.read_bytes()[:-10])
         with pytest.raises(PoolError, match=r"a.parquet in .* cannot be read"):
-            plan(Folder(job.source), Folder(job.target), COLUMNS)
+            find(job.source, job.target)
 
     @pytest.mark.parametrize("target", ["in", "in/scores", "x/../in"])
     def test_the_output_may_not_lie_in_the_input(self, write_shard, tmp_path, target):
         """The next run would score the scores."""
         write_shard("a.parquet")
         with pytest.raises(ConfigError, match="would become part of the input"):
-            plan(Folder(str(tmp_path / "in")), Folder(str(tmp_path / target)), COLUMNS)
+            find(tmp_path / "in", tmp_path / target)
 
     def test_a_location_of_no_known_kind_is_refused(self):
         """With what was given."""
@@ -290,9 +276,8 @@ class TestPlan:
             Folder("gopher://x")
 
 
-def test_a_pool_may_lie_in_a_bucket(settings, repository, tmp_path_factory, monkeypatch):
+def test_a_pool_may_lie_in_a_bucket(job, version, tmp_path_factory, monkeypatch):
     """Shards are read from and written to s3:// URIs, what is there is skipped, and partial files go in the end."""
-    version = publish(repository)
     with running_store(tmp_path_factory.mktemp("moto")) as store:
         for name, value in {**store.environment, "AWS_ENDPOINT_URL": store.url}.items():
             monkeypatch.setenv(name, value)
@@ -301,61 +286,25 @@ def test_a_pool_may_lie_in_a_bucket(settings, repository, tmp_path_factory, monk
         for name in ("a", "sub/b"):
             table = pa.table({"id": range(len(REFERENCES)), "image": REFERENCES})
             pq.write_table(table, f"pool/in/{name}.parquet", filesystem=files)
-        job = Job(source="s3://pool/in", target="s3://pool/out", columns=COLUMNS)
-        assert score_pool(job, settings, run_here)["images"] == 16
+        job = dataclasses.replace(job, source="s3://pool/in", target="s3://pool/out")
+        assert score_pool(job, run_here)["images"] == 16
         found = pq.read_table("pool/out/sub/b.parquet", filesystem=files, partitioning=None)
         assert set(found["version"].to_pylist()) == {version}
-        assert score_pool(job, settings, refuse_to_run)["skipped"] == 2
+        assert score_pool(job, refuse_to_run)["skipped"] == 2
         listed = files.get_file_info(fs.FileSelector("pool/out", recursive=True))
         names = {each.path for each in listed if each.is_file}
-        assert names == {f"pool/out/{name}" for name in (CLAIM, "a.parquet", "sub/b.parquet")}
+        assert names == {f"pool/out/{name}" for name in (LOCK_FILE, "a.parquet", "sub/b.parquet")}
         with pytest.raises(PoolError, match="s3://elsewhere/out cannot be used"):
-            Folder("s3://elsewhere/out").claim({"version": version})
+            Folder("s3://elsewhere/out").lock({"version": version})
 
 
-@given(st.lists(st.one_of(st.none(), st.floats(0, np.log(3))), max_size=20), st.sampled_from(Score))
-@hypothesis_settings(max_examples=50, deadline=None)
-def test_rows_are_outcomes_in_order(manifest_of_three, balds, direction):
-    """Each outcome is one row, with scores or an error and never both; the score is BALD's share of ln C or 1 - it."""
-    outcomes = [ImageError("broken") if bald is None else scores_of(bald) for bald in balds]
-    schema = make_schema(manifest_of_three, pa.int64(), {})
-    ids = pa.array(range(len(balds)), pa.int64())
-    table = build_table(ids, outcomes, schema=schema, manifest=manifest_of_three, direction=direction)
-    assert table.schema == schema
-    for row, (found, bald) in enumerate(zip(table.to_pylist(), balds, strict=True)):
-        assert found["id"] == row
-        if bald is None:
-            assert (found["error"], found["detail"], found["score"], found["label"]) == ("image", "broken", None, None)
-        else:
-            share = bald / np.log(3)
-            expected = share if direction is Score.BALD else 1 - share
-            assert found["score"] == pytest.approx(expected, abs=1e-6)
-            assert (found["error"], found["detail"], found["label"]) == (None, None, LABELS[1])
-
-
-@pytest.fixture(scope="module")
-def manifest_of_three(tmp_path_factory):
-    repository = Repository(tmp_path_factory.mktemp("models"))
-    return repository.open(publish(repository)).manifest
-
-
-def test_the_footer_says_what_probabilities_are_of(manifest_of_three):
-    """In the version's order, beside what the caller notes."""
-    schema = make_schema(manifest_of_three, pa.string(), {"precision": "int8"})
-    assert json.loads(schema.metadata[b"labels"]) == list(LABELS)
-    assert schema.metadata[b"precision"] == b"int8"
-
-
-def test_the_candidates_of_the_document_are_the_lowest_of_all(
-    job, settings, repository, write_shard, tmp_path, monkeypatch
-):
+def test_the_candidates_of_the_document_are_the_lowest_of_all(job, version, write_shard, tmp_path, monkeypatch):
     """The program in docs/scale-out.md finds them shard by shard, and leaves out what has no score."""
     document = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
-    publish(repository)
     write_shard("a.parquet", [*REFERENCES[:3], None])
     write_shard("b/c.parquet", REFERENCES[3:])
-    score_pool(dataclasses.replace(job, target=str(tmp_path / "scores")), settings, run_here)
+    score_pool(dataclasses.replace(job, target=str(tmp_path / "scores")), run_here)
     rows = [row for name in ("a", "b/c") for row in pq.read_table(tmp_path / "scores" / f"{name}.parquet").to_pylist()]
     ordered = sorted((row["score"], row["id"]) for row in rows if row["score"] is not None)
     monkeypatch.chdir(tmp_path)
@@ -365,28 +314,10 @@ def test_the_candidates_of_the_document_are_the_lowest_of_all(
         assert sorted((row["score"], row["id"]) for row in found) == ordered[:wanted]
 
 
-class TestProgress:
-    def test_a_shard_begun_again_is_not_counted_twice(self):
-        """What a dead worker had reported is replaced by what the next one reports."""
-        tally = Tally()
-        tally.note("a", 100, 3)
-        tally.note("b", 50, 0)
-        tally.note("a", 10, 1)
-        assert tally.totals() == (60, 1)
-
-    def test_attempts_are_counted_for_each_shard(self):
-        """So that one which kills its workers is known."""
-        tally = Tally()
-        assert [tally.begin(name) for name in ("a", "b", "a", "a")] == [1, 1, 2, 3]
-
-    def test_the_time_left_is_by_the_mean_rate(self):
-        """A quarter in ten minutes leaves half an hour."""
-        said = describe(2500, 4, of=10_000, seconds=600)
-        assert said == "2,500 of 10,000 images (25.0%), 4.2 images/s, 0:30:00 left, 4 failed"
-
-    def test_nothing_is_forecast_from_nothing(self):
-        """While workers load the version there is no rate."""
-        assert "no image yet" in describe(0, 0, of=10, seconds=5)
+def test_the_time_left_is_by_the_mean_rate():
+    """A quarter in ten minutes leaves half an hour."""
+    said = describe(2500, 4, of=10_000, seconds=600)
+    assert said == "2,500 of 10,000 images (25.0%), 4.2 images/s, 0:30:00 left, 4 failed"
 
 
 class TestCommand:
