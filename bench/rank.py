@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.hosts import image_host
 from bench.load import Client, label_config, say, send, split
 from bench.machine import describe
 from bench.model import CACHE, small_images, trained, workplace
-from bench.serving import image_host, serving
+from bench.serving import serving
 from demo.label_studio import LabelStudio, label_studio
 from demo.processes import free_port
 from demo.product import CHECKOUT

@@ -26,10 +26,11 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from bench.hosts import common_folder, image_host
 from bench.load import Client, images_per_s, say, send, split
 from bench.machine import describe
 from bench.model import Subject, small_images, trained, workplace
-from bench.serving import Server, common_folder, image_host, serving
+from bench.serving import Server, serving
 from contract.versions.repository import Repository
 from server.inference.cpus import available_cpus
 from server.settings import Settings

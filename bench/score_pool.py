@@ -32,9 +32,9 @@ import pyarrow.compute as pc
 from PIL import Image
 from pyarrow import parquet as pq
 
+from bench.hosts import ImageHost, image_host
 from bench.machine import describe
 from bench.model import clean_environment, trained, workplace
-from bench.serving import ImageHost, image_host
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import Manifest

@@ -27,10 +27,11 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from bench.hosts import ImageHost, image_host
 from bench.load import Client, Reply, images_per_s, latencies, say, send
 from bench.machine import describe
 from bench.model import Subject, trained, workplace
-from bench.serving import ImageHost, Server, image_host, serving, stage_seconds
+from bench.serving import Server, serving, stage_seconds
 from bench.swaps import measure_swaps
 from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository

@@ -1,4 +1,4 @@
-"""The server under gunicorn as people run it, and the image host beside it, for as long as a block lasts.
+"""The server under gunicorn as people run it, for as long as a block lasts.
 
 Linux only: memory is read from /proc.
 """
@@ -7,16 +7,14 @@ import json
 import os
 import re
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import urllib3
 
-from bench.imagehost import COUNTS
 from demo.processes import Child, free_port, running
 from demo.product import CHECKOUT
 
@@ -102,42 +100,6 @@ def serving(models: Path, *, log: Path, settings: Mapping[str, str]) -> Iterator
         url = f"http://127.0.0.1:{port}"
         ready = _wait_until_ready(url, child, None)
         yield Server(url, child, ready - started)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageHost:
-    """A running host of the images in a folder."""
-
-    url: str
-    folder: Path
-
-    def reference(self, image: Path) -> str:
-        """Return the address of a file in the folder."""
-        return f"{self.url}/{image.relative_to(self.folder).as_posix()}"
-
-    def counts(self) -> dict[str, int]:
-        """Return how often images were sent, "200", or had not changed, "304"."""
-        return {"200": 0, "304": 0, **json.loads(_get(self.url + COUNTS))}
-
-
-@contextmanager
-def image_host(images: Sequence[Path]) -> Iterator[ImageHost]:
-    """Serve images, and all others below the lowest folder that holds them, from a process of its own."""
-    folder = common_folder(images)
-    port = free_port()
-    host = ImageHost(f"http://127.0.0.1:{port}", folder)
-    command: list[str | Path] = [sys.executable, "-m", "bench.imagehost", folder, str(port)]
-    with (
-        tempfile.TemporaryDirectory() as logs,
-        running("The image host", command, log=Path(logs) / "log", environment={}, cwd=CHECKOUT) as child,
-    ):
-        child.wait_for(host.url + COUNTS, timeout_s=60)
-        yield host
-
-
-def common_folder(images: Sequence[Path]) -> Path:
-    """Return the lowest folder that all the files lie in."""
-    return Path(os.path.commonpath([image.parent for image in images]))
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -1,11 +1,12 @@
-"""Versions that are published in a moment and without torch: two small hidden layers with a Dropout behind each.
+"""A network small enough to read, as a literal ONNX graph and as the numpy that the graph must agree with.
 
-For benches that ask how the server behaves, not how fast it scores. `python -m bench.tiny_model MODELS SEED` publishes
-one from a process of its own; with a number behind the seed, so many, one after the other.
+Its versions are published in a moment and without torch, for whoever asks how a server behaves and not how fast it
+scores. `python -m bench.tiny_model MODELS SEED` publishes one from a process of its own; with a number behind the seed,
+so many, one after the other.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,122 +22,182 @@ from contract.graph.lowering import lower
 from contract.graph.masks import draw_masks
 from contract.graph.probe import Probe
 from contract.versions.manifest import DropoutSite, InputSpec, Manifest
-from contract.versions.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
+from contract.versions.repository import INT8_TRUNK_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
 
+SIDE, HIDDEN, PASSES = 8, 16, 20
 LABELS = ("ant", "bee", "cat")
-SPEC = InputSpec(8, 8)
+SPEC = InputSpec(SIDE, SIDE)
+SITES = (DropoutSite((HIDDEN,), 0.5), DropoutSite((HIDDEN,), 0.25))
 
-_HIDDEN, _PASSES, _FREE_PASSES = 16, 20, 256
-_SITES = (DropoutSite((_HIDDEN,), 0.5), DropoutSite((_HIDDEN,), 0.25))
-_SHAPES = ((SPEC.height * SPEC.width * 3, _HIDDEN), (_HIDDEN, _HIDDEN), (_HIDDEN, len(LABELS)))
+_FREE_PASSES = 256
+_SHAPES = ((SIDE * SIDE * 3, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, len(LABELS)))
 
-Floats = npt.NDArray[np.float64]
+Images = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating]
+Doubles = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TinyModel:
-    """The weights, as a graph and as the numpy that a probe is made of."""
+    """Two hidden layers with a Dropout behind each: (N, 8, 8, 3) to (N, 3)."""
 
     weights: tuple[npt.NDArray[np.float32], ...]
 
     @classmethod
-    def draw(cls, seed: int) -> Self:
+    def draw(cls, seed: int = 0) -> Self:
         """Draw weights that answer most images with some doubt."""
         rng = np.random.default_rng(seed)
         return cls(tuple(rng.normal(0, 3 / np.sqrt(shape[0]), shape).astype(np.float32) for shape in _SHAPES))
 
-    def features(self, images: npt.NDArray[np.uint8]) -> Floats:
+    def with_head_of(self, other: "TinyModel") -> "TinyModel":
+        """Return the same trunk with another head, as after a retrain of the head alone."""
+        return TinyModel((self.weights[0], *other.weights[1:]))
+
+    def features(self, images: Images) -> Doubles:
         """(N, H, W, 3) to (N, D)."""
-        features: Floats = np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0], 0)
-        return features
+        found: Doubles = np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0].astype(np.float64), 0)
+        return found
 
-    def passes(self, images: npt.NDArray[np.uint8], masks: Sequence[Floats]) -> Floats:
-        """(N, H, W, 3) and for each Dropout masks (T, D) to probabilities (N, T, C)."""
-        hidden = np.maximum(self.features(images)[:, None] * masks[0] @ self.weights[1], 0)  # (N, T, D)
-        exps = np.exp(hidden * masks[1] @ self.weights[2])
-        probabilities: Floats = exps / exps.sum(axis=2, keepdims=True)
-        return probabilities
+    def passes(self, images: Images, masks: Mapping[str, Floats]) -> Doubles:
+        """(N, H, W, 3) and masks (T, D) to probabilities (N, T, C), in float64 and one pass at a time."""
+        _, second, last = (weights.astype(np.float64) for weights in self.weights)
+        trunk = self.features(images)
+        logits = [
+            np.maximum(trunk * masks["mask_0"][t] @ second, 0) * masks["mask_1"][t] @ last
+            for t in range(len(masks["mask_0"]))
+        ]
+        exps = np.exp(np.stack(logits, axis=1))
+        found: Doubles = exps / exps.sum(axis=2, keepdims=True)
+        return found
 
-    def probe(self, version: str) -> Probe:
-        """Return what the model makes of a few images under the version's masks, and under free ones."""
-        rng = np.random.default_rng(1)
-        images = rng.integers(0, 256, (4, SPEC.height, SPEC.width, 3)).astype(np.uint8)
-        kept = [1 - site.probability for site in _SITES]
-        free = self.passes(images, [(rng.random((_FREE_PASSES, _HIDDEN)) < share) / share for share in kept])
-        masked = self.passes(
-            images, [mask.astype(np.float64) for mask in draw_masks(version, _SITES, _PASSES).values()]
-        )
-        return Probe(
-            images=images,
-            features=self.features(images).astype(np.float32),
-            passes=_FREE_PASSES,
-            mean=free.mean(axis=1).astype(np.float32),
-            variance=free.var(axis=1, ddof=1).astype(np.float32),
-            masked_probabilities=masked.astype(np.float32),
-        )
-
-    def graph(self) -> ModelProto:
-        """Return the literal graph, Dropouts alive."""
+    def graph(self, *, active: bool = True, dropouts: int = 2) -> ModelProto:
+        """Return the literal graph; `active=False` leaves its Dropouts in inference mode."""
         nodes = [
             helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
             helper.make_node("Div", ["pixels", "full"], ["unit"]),
             helper.make_node("Flatten", ["unit"], ["flat"]),
-            *_layer("flat", 0),
-            *_layer("kept_0", 1),
-            helper.make_node("MatMul", ["kept_1", "weights_2"], ["logits"]),
+            helper.make_node("MatMul", ["flat", "w0"], ["h0"]),
+            helper.make_node("Relu", ["h0"], ["r0"]),
+            _dropout("r0", "d0", 0, dropouts),
+            helper.make_node("MatMul", ["d0", "w1"], ["h1"]),
+            helper.make_node("Relu", ["h1"], ["r1"]),
+            _dropout("r1", "d1", 1, dropouts),
+            helper.make_node("MatMul", ["d1", "w2"], ["logits"]),
         ]
         constants = {
             "full": np.float32(255),
-            "alive": np.bool_(True),
-            **{f"ratio_{i}": np.float32(site.probability) for i, site in enumerate(_SITES)},
-            **{f"weights_{i}": weights for i, weights in enumerate(self.weights)},
+            "ratio_0": np.float32(SITES[0].probability),
+            "ratio_1": np.float32(SITES[1].probability),
+            "training": np.bool_(active),
+            **{f"w{i}": weights for i, weights in enumerate(self.weights)},
         }
         graph = helper.make_graph(
             nodes,
             "tiny",
-            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SPEC.height, SPEC.width, 3])],
+            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(LABELS)])],
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def publish(repository: Repository, *, seed: int, probe_seed: int | None = None) -> str:
-    """Publish the model of a seed and return the version's name.
+def _dropout(source: str, target: str, site: int, dropouts: int) -> NodeProto:
+    if site >= dropouts:
+        return helper.make_node("Identity", [source], [target])
+    return helper.make_node("Dropout", [source, f"ratio_{site}", "training"], [target])
 
-    `probe_seed` takes the probe from another model, so that every server must refuse the version.
+
+def publish(
+    repository: Repository,
+    *,
+    model: TinyModel | None = None,
+    seed: int = 0,
+    probe_of: TinyModel | None = None,
+    int8_of: TinyModel | None = None,
+    labels: Sequence[str] = LABELS,
+    control: str = "label",
+    temperature: float = 1.0,
+    report: Mapping[str, bytes] | None = None,
+) -> str:
+    """Publish a model, by default that of the seed, and return the version's name.
+
+    Args:
+        repository: takes the version.
+        model: what is published.
+        seed: of the model, where none is given.
+        probe_of: the model that the probe comes from, as after a faulty export: every server must refuse the version.
+        int8_of: one whose trunk is published as that in 8-bit integers, though it is none.
+        labels: of the manifest, as are control and temperature.
+        control: the name of the labelling config's <Choices>.
+        temperature: that probabilities are tempered with.
+        report: its files by name.
     """
-    model = TinyModel.draw(seed)
-    prober = model if probe_seed is None else TinyModel.draw(probe_seed)
+    model = model or TinyModel.draw(seed)
     with repository.stage(datetime.now(UTC)) as staged:
-        onnx.save_model(
-            model.graph(),
-            staged.path / MODEL_FILE,
-            save_as_external_data=True,
-            location=WEIGHTS_FILE,
-            size_threshold=256,
-        )
-        prober.probe(staged.version).save(staged.path / PROBE_FILE)
-        manifest = Manifest(
-            version=staged.version,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            labels=LABELS,
-            control="class",
-            input=SPEC,
-            passes=_PASSES,
-            dropout_sites=_SITES,
-            architecture="tiny",
-            trunk=fingerprint(lower(model.graph()).trunk, staged.path, SPEC),
-        )
-        return staged.publish(manifest).name
+        save_graph(model.graph(), staged.path)
+        draw_probe(probe_of or model, staged.version).save(staged.path / PROBE_FILE)
+        if int8_of is not None:
+            onnx.save(lower(int8_of.graph()).trunk, staged.path / INT8_TRUNK_FILE)
+        for name, content in (report or {}).items():
+            (staged.path / "report").mkdir(exist_ok=True)
+            (staged.path / "report" / name).write_bytes(content)
+        return staged.publish(
+            Manifest(
+                version=staged.version,
+                created_at="2026-01-02T03:04:05Z",
+                labels=tuple(labels),
+                control=control,
+                input=SPEC,
+                passes=PASSES,
+                dropout_sites=SITES,
+                architecture="tiny",
+                trunk=fingerprint(lower(model.graph()).trunk, staged.path, SPEC),
+                temperature=temperature,
+            )
+        ).name
 
 
-def _layer(source: str, index: int) -> list[NodeProto]:
-    return [
-        helper.make_node("MatMul", [source, f"weights_{index}"], [f"sum_{index}"]),
-        helper.make_node("Relu", [f"sum_{index}"], [f"hidden_{index}"]),
-        helper.make_node("Dropout", [f"hidden_{index}", f"ratio_{index}", "alive"], [f"kept_{index}"]),
-    ]
+def save_graph(graph: ModelProto, folder: Path) -> None:
+    """Write a graph and its weights where a version has them."""
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)
+    onnx.save_model(graph, folder / MODEL_FILE, save_as_external_data=True, location=WEIGHTS_FILE, size_threshold=256)
+
+
+def draw_images(count: int, seed: int = 0) -> Images:
+    """Draw images of noise: (N, H, W, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8)
+
+
+def draw_probe(model: TinyModel, version: str) -> Probe:
+    """Return what a model makes of a few images under the version's masks, and under free ones."""
+    images = draw_images(4, seed=99)
+    exact = model.passes(images, draw_masks(version, SITES, PASSES))
+    rng = np.random.default_rng(1)
+    free_masks = {
+        f"mask_{i}": (rng.random((_FREE_PASSES, HIDDEN)) >= site.probability) / (1 - site.probability)
+        for i, site in enumerate(SITES)
+    }
+    free = model.passes(images, free_masks)
+    return Probe(
+        images=images,
+        features=model.features(images).astype(np.float32),
+        passes=_FREE_PASSES,
+        mean=free.mean(axis=1).astype(np.float32),
+        variance=free.var(axis=1, ddof=1).astype(np.float32),
+        masked_probabilities=exact.astype(np.float32),
+    )
+
+
+def expected_bald(model: TinyModel, version: str, images: Images, passes: int = PASSES) -> Doubles:
+    """Return BALD in nats by its definition, under the version's masks: (N, H, W, 3) to (N,)."""
+    p = model.passes(images, draw_masks(version, SITES, passes))  # (N, T, C)
+
+    def entropy(q: Doubles) -> Doubles:
+        found: Doubles = -(q * np.log(q)).sum(axis=-1)
+        return found
+
+    found: Doubles = entropy(p.mean(axis=1)) - entropy(p).mean(axis=1)
+    return found
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from bench.chaos.pictures import draw_pictures, files
 from bench.chaos.traffic import KINDS, Dice
 from bench.chaos.watch import Memory, Presence, probing
 from bench.fleet import Fleet, Replica, fleet, has_haproxy
+from bench.hosts import image_host
 from bench.load import percentile, say
-from bench.serving import image_host
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
 

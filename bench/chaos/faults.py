@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.chaos.watch import Presence
 from bench.fleet import Fleet, Replica, wait_until
-from bench.tiny_model import publish
+from bench.tiny_model import TinyModel, publish
 from contract.versions.repository import MANIFEST_FILE, WEIGHTS_FILE, Repository, new_version
 from demo.product import CHECKOUT
 
@@ -106,7 +106,7 @@ class Faults:
 
     def pretend(self) -> None:
         """Publish, by the book, a version that does not compute what its trainer computed."""
-        name = publish(self._repository, seed=self._next_seed(), probe_seed=self._next_seed())
+        name = publish(self._repository, seed=self._next_seed(), probe_of=TinyModel.draw(self._next_seed()))
         self._tempt(name)
 
     def point_nowhere(self) -> None:

@@ -245,7 +245,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
     """
     with ExitStack() as stack:
         folder, hidden = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-"))), Secrets()
-        version = tiny_model.publish(Repository(folder / "models"), seed=0)
+        version = tiny_model.publish(Repository(folder / "models"))
         files = _write_files(folder, hidden)
         certificate = make_certificate(folder / "tls", "localhost")
         images, studio, *slow = (stack.enter_context(host()) for _ in range(2 + _SLOW_HOSTS))

@@ -13,12 +13,12 @@ from bench.agreement import (
     rank,
     reference_bald,
 )
+from bench.tiny_model import SITES, draw_images, publish
 from contract.graph.masks import draw_masks
 from contract.scores.acquisition import bald
 from contract.versions.repository import Repository
 from server.inference.engine import Engine, EngineOptions
 from server.settings import Device
-from tests.server.tiny_model import SITES, draw_images, publish
 
 
 @pytest.fixture

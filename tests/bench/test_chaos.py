@@ -17,10 +17,10 @@ from bench.chaos.traffic import KINDS as REQUESTS
 from bench.chaos.traffic import Dice, Manner
 from bench.chaos.watch import Memory, Presence, probing
 from bench.fleet import Fleet, Replica, wait_until
+from bench.hosts import host, reply
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
 from demo.processes import free_port
-from tests.loopback import host, reply
 
 
 @pytest.fixture(scope="module")

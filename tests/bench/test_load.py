@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.hosts import Host, host, reply
 from bench.load import (
     Client,
     Reply,
@@ -19,7 +20,6 @@ from bench.load import (
 )
 from contract.labelconfig import choose_control, parse_label_config
 from server.http.labelstudio import parse_predict
-from tests.loopback import Host, host, reply
 
 seconds = st.floats(0, 1e6)
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from bench import model
 from bench.model import shuffled, small_images, trained, workplace
+from bench.tiny_model import publish
 from contract.versions.repository import Repository
-from tests.server.tiny_model import publish
 
 
 @given(st.lists(st.integers()))

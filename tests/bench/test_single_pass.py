@@ -2,9 +2,9 @@ import numpy as np
 import onnx
 import pytest
 
+from bench.tiny_model import PASSES, TinyModel, draw_images, publish
 from contract.versions.repository import Repository
 from server.settings import Device
-from tests.server.tiny_model import PASSES, TinyModel, draw_images, publish
 
 pytest.importorskip("openvino", reason="needs requirements/bench.txt, which make bench-passes installs")
 

@@ -4,13 +4,13 @@ import os
 
 import pytest
 
+from bench.tiny_model import TinyModel, publish
 from contract.errors import LabelnextError, ManifestError, SignatureError, VersionNotFound
 from contract.graph.lowering import load_graph, lower
 from contract.graph.probe import Probe
 from contract.versions.repository import MANIFEST_FILE, Repository
 from contract.versions.signatures import Keys, generate_keys
 from tests.malicious import MALICIOUS
-from tests.server.tiny_model import TinyModel, publish
 
 pytestmark = pytest.mark.timeout(30)  # a pipe or a device that is opened would be read for ever
 

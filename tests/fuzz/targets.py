@@ -16,6 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
+from bench.tiny_model import TinyModel, draw_probe
 from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError, RequestError, SignatureError
 from contract.graph.lowering import lower
 from contract.graph.probe import Probe
@@ -35,7 +36,6 @@ from server.http.labelstudio import (
 )
 from server.inference.batching import ImageScores
 from server.settings import Score
-from tests.server.tiny_model import TinyModel, draw_probe
 
 VERSION = "20260102T030405678Z-0a1b2c"
 MANIFEST = Manifest(

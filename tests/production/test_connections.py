@@ -15,10 +15,10 @@ import pytest
 
 from bench.fleet import fleet, has_haproxy
 from bench.serving import Server, serving
+from bench.tiny_model import publish
 from contract.versions.repository import Repository
 from tests.production.driving import Prober, idle_connections
 from tests.server.conftest import make_predict_body, make_tasks
-from tests.server.tiny_model import publish
 
 AUTH = "Authorization: Basic dTpw\r\n"
 JSON = "Content-Type: application/json\r\n"

@@ -17,13 +17,13 @@ import pytest
 import urllib3
 
 from bench.serving import Server, serving
+from bench.tiny_model import TinyModel, publish
 from contract.versions.repository import Repository
 from demo.processes import Child, free_port, running
 from demo.product import CHECKOUT
 from tests.disks import fill, small_disk
 from tests.production.driving import Client
 from tests.server.conftest import make_tasks
-from tests.server.tiny_model import TinyModel, publish
 from tests.system.conftest import python_of
 
 QUICK = {"LABELNEXT_POLL_S": "0.1"}
@@ -226,7 +226,7 @@ class TestProcesses:
         """At whatever point: what is served is always whole."""
         program = (
             "import sys; from pathlib import Path; from contract.versions.repository import Repository;"
-            "from tests.server.tiny_model import publish;"
+            "from bench.tiny_model import publish;"
             "repository = Repository(Path(sys.argv[1]));\nwhile True: publish(repository)"
         )
         with server_of(repository) as (client, server):

@@ -22,13 +22,13 @@ import pytest
 import urllib3
 from PIL import Image
 
+from bench.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 from contract.versions.repository import Repository
 from demo.processes import Child, free_port, running
 from deploy.images.__main__ import SERVER, SERVER_LIMIT_MB, TRAINER
 from deploy.images.confined import confined
 from deploy.images.engine import CHECKOUT, Engine, ImageConfig, find_engine
 from deploy.images.pipconfig import pip_config
-from tests.server.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 
 pytestmark = pytest.mark.rare
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.hosts import Host, host
 from bench.serving import Server, serving
+from bench.tiny_model import publish
 from contract.versions.repository import Repository
-from tests.loopback import Host, host
 from tests.production.driving import Client, Prober, hanging_host, idle_connections
 from tests.server.conftest import make_task, make_tasks
 from tests.server.inference.test_scoring import make_png
-from tests.server.tiny_model import publish
 
 Serve = Callable[..., AbstractContextManager[tuple[Client, Server]]]
 

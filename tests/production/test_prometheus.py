@@ -13,10 +13,10 @@ import urllib3
 import yaml
 
 from bench.serving import serving
+from bench.tiny_model import publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from demo.product import CHECKOUT
-from tests.server.tiny_model import publish
 from tests.test_operations import EXPRESSIONS, PANELS
 
 FOLDER = CHECKOUT / "deploy" / "prometheus"

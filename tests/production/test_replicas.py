@@ -20,12 +20,11 @@ import urllib3
 
 from bench.chaos.pictures import Picture, draw_pictures, files
 from bench.fleet import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
+from bench.hosts import ImageHost, host, image_host
 from bench.load import Client, Reply, sending, split
-from bench.serving import ImageHost, image_host
 from bench.tiny_model import LABELS, publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
-from tests.loopback import host
 
 pytestmark = pytest.mark.skipif(not has_haproxy(), reason="needs haproxy: apt-get install haproxy")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from bench.tiny_model import publish
 from contract.errors import NothingPublished, PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
 from contract.versions.local_cache import open_repository
@@ -26,7 +27,6 @@ from tests.buckets import environment, running_store
 from tests.production import ceph
 from tests.production.driving import Client
 from tests.server.conftest import make_tasks
-from tests.server.tiny_model import publish
 from tests.versions import manifest, write_files
 
 LOCATION = "s3://models/labelnext"

@@ -13,12 +13,13 @@ import urllib3
 from PIL import Image
 from pyarrow import parquet as pq
 
-from bench.serving import image_host, serving
+from bench.hosts import image_host
+from bench.serving import serving
+from bench.tiny_model import draw_images, publish
 from contract.versions.repository import Repository
 from demo.processes import running
 from demo.product import CHECKOUT
 from tests.server.conftest import CONFIG
-from tests.server.tiny_model import draw_images, publish
 
 PYTHON = CHECKOUT / ".venv-ray" / "bin" / "python"
 SHARDS, ROWS, IMAGES = 6, 1500, 32

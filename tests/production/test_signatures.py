@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
+from bench.tiny_model import publish
 from contract.versions.repository import SIGNATURE_FILE, Repository
 from contract.versions.signatures import Keys, generate_keys
 from demo.processes import free_port, running
 from demo.product import CHECKOUT
 from tests.production.driving import Client
 from tests.server.conftest import make_tasks
-from tests.server.tiny_model import publish
 
 PATIENCE_S = 60.0
 

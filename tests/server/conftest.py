@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.tiny_model import draw_images
 from contract.versions.repository import Repository
 from server.app import close_app, create_app
 from server.settings import Device, Settings
-from tests.server.tiny_model import draw_images
 
 CONFIG = """
 <View>

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from bench.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import FetchError
 from contract.graph.masks import draw_masks
 from contract.images.fetch import Fetched
@@ -18,7 +19,6 @@ from contract.versions.training_requests import REQUESTS_FOLDER, find_requests, 
 from server.app import FiniteJSON, close_app
 from server.settings import Precision, Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks, to_data_uri
-from tests.server.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
+from bench.hosts import host, reply
+from bench.tiny_model import publish
 from server import check as checking
 from server.__main__ import main
 from server.check import check
 from server.settings import Precision
-from tests.loopback import host, reply
-from tests.server.tiny_model import publish
 
 NAMES = [
     "settings",
@@ -87,7 +87,7 @@ def test_without_a_version_the_rest_is_still_asked(settings):
 
 def test_a_version_that_is_not_valid_is_a_fault(repository, settings):
     """What is not valid is not measured."""
-    from tests.server.tiny_model import TinyModel
+    from bench.tiny_model import TinyModel
 
     publish(repository, probe_of=TinyModel.draw(5))
     report = check(settings)

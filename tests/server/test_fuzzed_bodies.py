@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.tiny_model import publish
 from server.settings import Device, Settings
 from tests.fuzz.mutation import mutate_json
 from tests.server.conftest import make_predict_body, make_task, make_tasks
-from tests.server.tiny_model import publish
 
 EXAMPLES = 150
 ROUTES = {

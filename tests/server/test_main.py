@@ -3,8 +3,8 @@ import os
 
 import pytest
 
+from bench.tiny_model import PASSES, TinyModel, publish, save_graph
 from server.__main__ import main
-from tests.server.tiny_model import PASSES, TinyModel, publish, save_graph
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench.tiny_model import TinyModel, draw_images, publish
 from contract.errors import DigestError, LabelnextError, SignatureError, ValidationError
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
@@ -9,7 +10,6 @@ from server.inference.engine import Engine, EngineOptions
 from server.inference.validation import admit
 from server.settings import Device, Precision
 from tests.malicious import MALICIOUS
-from tests.server.tiny_model import TinyModel, draw_images, publish
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from bench.tiny_model import TinyModel, draw_images, publish
 from contract.images.fetch import Fetched
 from server.app import close_app, create_app
 from server.inference.models import Models
 from tests.server.conftest import make_predict_body, make_task, make_tasks, to_data_uri
-from tests.server.tiny_model import TinyModel, draw_images, publish
 
 
 class HeldFetcher:

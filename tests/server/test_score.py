@@ -8,13 +8,13 @@ from base64 import b64decode
 import numpy as np
 import pytest
 
+from bench.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import FetchError, TemporaryFetchError
 from contract.graph.masks import draw_masks
 from contract.scores.calibration import temper
 from contract.scores.embedding import EMBEDDING, embed
 from server.settings import MaskPolicy, Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks
-from tests.server.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 
 IMAGES = 5
 

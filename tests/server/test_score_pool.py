@@ -14,6 +14,7 @@ import pytest
 from pyarrow import fs
 from pyarrow import parquet as pq
 
+from bench.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import ConfigError, VersionNotFound
 from contract.graph.masks import draw_masks
 from server.__main__ import main
@@ -23,7 +24,6 @@ from server.pool.worker import Worker
 from server.settings import Score
 from tests.buckets import running_store
 from tests.server.conftest import to_data_uri
-from tests.server.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 
 IMAGES = draw_images(8)
 REFERENCES = [to_data_uri(image) for image in IMAGES]

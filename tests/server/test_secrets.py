@@ -9,12 +9,12 @@ import socket
 
 import pytest
 
+from bench.hosts import host, reply
+from bench.tiny_model import draw_images, publish
 from contract.errors import ConfigError
 from server.observe.logs import JsonFormatter, logging_config
 from server.settings import Settings
-from tests.loopback import host, reply
 from tests.server.conftest import CONFIG, make_predict_body, make_task, to_data_uri
-from tests.server.tiny_model import draw_images, publish
 
 USER = "labeller"
 SECRETS = {

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import urllib3
 
+from bench.tiny_model import publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from demo.product import Workplace, serving
-from tests.server.tiny_model import publish
 from tests.system import requests_of_label_studio as requests
 from tests.system.conftest import python_of
 

@@ -14,10 +14,10 @@ import pytest
 import urllib3
 from PIL import Image
 
+from bench.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 from contract.versions.repository import Repository
 from demo.processes import free_port
 from demo.product import CHECKOUT, Workplace, serving
-from tests.server.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 from tests.system import requests_of_label_studio as requests
 from tests.system.conftest import python_of
 from tests.system.studio_stub import personal_access_token, serve_images

@@ -12,9 +12,9 @@ import pytest
 import urllib3
 from PIL import Image
 
+from bench.tiny_model import TinyModel, draw_images, publish
 from contract.versions.repository import Repository
 from demo.product import Server, Workplace
-from tests.server.tiny_model import TinyModel, draw_images, publish
 from tests.system import requests_of_label_studio as requests
 from tests.system.conftest import Serve
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from tests.loopback import host, reply
+from bench.hosts import host, reply
 from trainer.ranking.scores import digest
 
 LABELS = ("cat", "dog")

@@ -5,7 +5,7 @@ import json
 from contextlib import contextmanager
 from urllib.parse import parse_qs, urlsplit
 
-from tests.loopback import Request, host, reply
+from bench.hosts import Request, host, reply
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = (

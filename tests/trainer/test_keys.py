@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.tiny_model import publish
 from contract.errors import ConfigError
 from contract.versions.repository import SIGNATURE_FILE, Repository
-from tests.server.tiny_model import publish
 from trainer.__main__ import main
 from trainer.settings import Environment
 

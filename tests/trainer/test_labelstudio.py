@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from bench.hosts import Host, host, reply
 from contract.errors import ConfigError
-from tests.loopback import Host, host, reply
 from tests.trainer.studio import Gone
 from tests.trainer.studio import studio as in_memory
 from trainer import labelstudio

@@ -2,10 +2,10 @@
 
 import pytest
 
+from bench.tiny_model import TinyModel, publish
 from contract.errors import LabelnextError
 from contract.versions.repository import Repository
 from tests.malicious import MALICIOUS
-from tests.server.tiny_model import TinyModel, publish
 from trainer.model.validation import validate_version
 
 pytestmark = pytest.mark.timeout(60)

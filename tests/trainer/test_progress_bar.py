@@ -9,7 +9,7 @@ import termios
 from contextlib import suppress
 from pathlib import Path
 
-from tests.loopback import host
+from bench.hosts import host
 from trainer import progress_bar as bars
 from trainer.model import network
 from trainer.progress_bar import Bar

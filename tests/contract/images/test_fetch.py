@@ -14,13 +14,13 @@ import pytest
 
 import contract.images.download
 import contract.images.fetch
+from bench.hosts import Host, Request, host, reply
 from contract.errors import ConfigError, FetchError, TemporaryFetchError
 from contract.images.addresses import is_public, resolve_addresses
 from contract.images.download import Target, Validators
 from contract.images.fetch import Fetcher, FetchSettings
 from server.service import fetch_settings
 from server.settings import Settings
-from tests.loopback import Host, Request, host, reply
 from trainer.labels.dataset import open_fetcher
 from trainer.settings import Environment
 

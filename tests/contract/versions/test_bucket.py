@@ -5,10 +5,10 @@ import traceback
 
 import pytest
 
+from bench.hosts import host, reply
 from contract.errors import ConfigError, LabelnextError, PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
 from tests.buckets import environment, running_store
-from tests.loopback import host, reply
 
 MANY = 64 * 2**20
 

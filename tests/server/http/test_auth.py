@@ -3,9 +3,9 @@ from base64 import b64encode
 
 import pytest
 
+from bench.tiny_model import publish
 from server.http.auth import OPEN, Guard
 from tests.server.conftest import CONFIG, make_predict_body
-from tests.server.tiny_model import publish
 
 USER, PASSWORD, SECRET = "label-studio", "s3cret: with a colon", "t0ken-for-events"
 EVENT = {"action": "ANNOTATION_CREATED", "project": {"id": 3}}

@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
+from bench.tiny_model import publish
 from server.http.auth import OPEN
 from tests.server.conftest import CONFIG
 from tests.server.http.test_auth import ANSWERED, REQUESTS
-from tests.server.tiny_model import publish
 
 EVENT = {"action": "START_TRAINING", "project": {"id": 3}}
 SETUP = {"project": "3.1", "schema": CONFIG}

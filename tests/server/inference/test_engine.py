@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from bench.tiny_model import HIDDEN, PASSES, SITES, TinyModel, draw_images, expected_bald, publish, save_graph
 from contract.errors import ConfigError, DropoutDead
 from contract.graph.masks import draw_masks
 from contract.graph.specialised_heads import specialise
@@ -12,7 +13,6 @@ from server.inference import engine as engine_module
 from server.inference.engine import Engine, EngineOptions, InferenceError, batch_buckets, bucket_of, check_device
 from server.settings import Device, MaskPolicy, Precision
 from tests.networks import open_session
-from tests.server.tiny_model import HIDDEN, PASSES, SITES, TinyModel, draw_images, expected_bald, publish, save_graph
 from tests.trainer.small import coloured_images, lively_network
 from trainer.model.export import export
 

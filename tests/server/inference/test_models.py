@@ -4,12 +4,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from bench.tiny_model import TinyModel, publish
 from contract.errors import VersionInUse
 from server.inference.engine import Engine, EngineOptions
 from server.inference.models import Models
 from server.observe.metrics import Metrics
 from server.settings import Device
-from tests.server.tiny_model import TinyModel, publish
 
 
 def load(version):

@@ -6,6 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from bench.hosts import host, reply
+from bench.tiny_model import SPEC
 from contract.errors import FetchError, ImageError, Unavailable
 from contract.images.fetch import Fetched, Fetcher, FetchSettings
 from server.inference.batching import Batcher, Expired, ImageScores
@@ -13,10 +15,8 @@ from server.inference.features import FeatureCache
 from server.inference.scoring import ImageReference, Scorer
 from server.observe.logs import request_id
 from server.observe.metrics import Metrics
-from tests.loopback import host, reply
 from tests.server.conftest import to_data_uri
 from tests.server.inference.test_batching import EchoEngine
-from tests.server.tiny_model import SPEC
 
 
 class Manifest:

@@ -7,12 +7,12 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
+from bench.tiny_model import publish
 from contract.errors import DigestError
 from contract.versions.manifest import FileDigest
 from contract.versions.repository import digest_file
 from server.page import reports
 from server.page.reports import ReportFile, has_report, read_report
-from tests.server.tiny_model import publish
 
 PAGE = "<!doctype html><title>Käfer</title>".encode()
 REPORT = {

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from bench.hosts import host, reply
 from contract.errors import ConfigError, LabelError
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
-from tests.loopback import host, reply
 from trainer.labels.dataset import load_pixels, split, strata
 from trainer.labels.image_cache import ImageCache
 from trainer.labels.sources import LabelledImage, LabelledPool, from_folder

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from bench.hosts import host
 from contract.errors import ConfigError, Unavailable
-from tests.loopback import host
 from tests.trainer.scorer import scorer
 from tests.trainer.studio import CONFIG
 from trainer.labelstudio import PoolTask

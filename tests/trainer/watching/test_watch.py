@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import pytest
 from filelock import FileLock
 
+from bench.hosts import host, reply
 from contract.errors import ConfigError
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
-from tests.loopback import host, reply
 from tests.versions import publish
 from trainer import labelstudio
 from trainer.settings import Environment
