@@ -8,13 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 import contract.images.download
 import contract.images.fetch
-from bench.hosts import Host, Request, host, reply
+from bench.hosts import Handler, Host, Request, host, reply
 from contract.errors import ConfigError, FetchError, TemporaryFetchError
 from contract.images.addresses import is_public, resolve_addresses
 from contract.images.download import Target, Validators
@@ -85,14 +84,14 @@ def renewing(home: Host, *, honours: int = 1) -> None:
     """Make the host give out access tokens, each honoured for so many images."""
     left: dict[str, int] = {}
 
-    def refresh(handler: BaseHTTPRequestHandler, request: Request) -> None:
+    def refresh(handler: Handler, request: Request) -> None:
         if json.loads(request.body) != {"refresh": jwt("refresh")}:
             return reply(b"{}", status=401)(handler, request)
         access = jwt("access", len(left))
         left[access] = honours
         return reply(json.dumps({"access": access}).encode())(handler, request)
 
-    def image(handler: BaseHTTPRequestHandler, request: Request) -> None:
+    def image(handler: Handler, request: Request) -> None:
         kind, _, token = request.headers.get("Authorization", "none ").partition(" ")
         if kind != "Bearer" or left.get(token, 0) <= 0:
             return reply(b"", status=401)(handler, request)
@@ -573,7 +572,7 @@ class TestToken:
 def dated(modified, *, etag=None, **headers):
     """An answer with the image and its validators, or 304 to who has them."""
 
-    def answer(handler: BaseHTTPRequestHandler, request: Request) -> None:
+    def answer(handler: Handler, request: Request) -> None:
         given = {"ETag": etag, "Last-Modified": modified}
         same = (etag and request.headers.get("If-None-Match") == etag) or (
             modified and not etag and request.headers.get("If-Modified-Since") == modified
