@@ -123,7 +123,7 @@ def _score(subject: Subject, photos: Sequence[Path]) -> _Pool:
 
 def _count_in_orders(subject: Subject, pool: _Pool, *, first: int) -> dict[str, int]:
     manifest = subject.version.manifest
-    labels_by_class = [manifest.training["images_by_class"][label] for label in manifest.labels]
+    labels_by_class = [manifest.training.images_by_class[label] for label in manifest.labels]
     counts = {}
     for name, strategy, duplicates in (
         ("default", DEFAULT_STRATEGY, True),

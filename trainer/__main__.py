@@ -197,13 +197,13 @@ def _versions(_: argparse.Namespace, environment: Environment) -> None:
 
 
 def _row(manifest: Manifest) -> str:
-    images = manifest.training.get("images", "-")
-    figures = [_figure(manifest.metrics.get(name)) for name in ("accuracy", "macro_f1")]
+    images = "-" if manifest.training.images is None else manifest.training.images
+    figures = [_figure(each) for each in (manifest.metrics.accuracy, manifest.metrics.macro_f1)]
     return f"{manifest.version:<26}  {manifest.created_at:<25}  {images:>6}  {figures[0]:>8}  {figures[1]:>8}"
 
 
-def _figure(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "-"
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _rollback(options: argparse.Namespace, environment: Environment) -> None:

@@ -6,7 +6,6 @@ Owns the order of the steps, and that nothing is published unless all of them su
 import logging
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,14 +20,14 @@ from contract.graph.fingerprint import fingerprint
 from contract.graph.lowering import Lowered
 from contract.scores.acquisition import bald
 from contract.scores.embedding import EMBEDDING, embed
-from contract.scores.holdout import SHARE_FIELD
 from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.repository import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Repository, Staged, Version
+from contract.versions.results import Metrics, ProjectState, TrainingRecord
 from trainer import labelstudio
 from trainer.evaluation.history import compare, describe_advice, earlier
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide, hold_out, macro_f1_interval
-from trainer.evaluation.metrics import Metrics, format_table, measure
-from trainer.evaluation.yardstick import ANSWERS_FILE, CURVE_FIELD, Exam, draw_up, dump
+from trainer.evaluation.metrics import format_table, measure
+from trainer.evaluation.yardstick import ANSWERS_FILE, Exam, draw_up, dump
 from trainer.labels import oddities
 from trainer.labels import sources as labels
 from trainer.labels.dataset import Pixels, count_images, load_pixels, open_fetcher, strata
@@ -76,8 +75,7 @@ class _Data:
     pool: labels.LabelledPool
     pixels: Pixels
     parts: HeldOut
-    project: Mapping[str, Any] | None
-    """How the project stood before its labels were read, as JSON: what has come in since may be in the pool or not."""
+    project: ProjectState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +83,6 @@ class _Evaluation:
     """What the validation part says."""
 
     metrics: Metrics
-    interval: tuple[float, float] | None
-    """Of macro-F1, 95 %."""
-    mean_bald: float | None
-    """In nats."""
     probabilities: npt.NDArray[np.float32]
     """Mean over the passes, (V, C)."""
     bald: npt.NDArray[np.floating]
@@ -97,11 +91,6 @@ class _Evaluation:
     """Of what the frozen part of the network makes of the images, (V, E); None where no part is frozen."""
     temperature: float = 1.0
     """What the probabilities are tempered with before people see them."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as a JSON object."""
-        interval = None if self.interval is None else list(self.interval)
-        return {**self.metrics.to_json(), "macro_f1_interval": interval, "mean_bald": self.mean_bald}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +137,7 @@ def run(source: Source, training: Training, environment: Environment) -> Summary
         version = _publish(repository, data, trained, training)
     seconds = time.monotonic() - started
     logger.info("published %s as the current version of %s, %.0f s", version.name, repository.location, seconds)
-    return _summarise(version, data, trained.evaluation.metrics, seconds)
+    return _summarise(version, data, seconds)
 
 
 def _read(source: Source, training: Training, environment: Environment) -> _Data:
@@ -179,7 +168,7 @@ def _read(source: Source, training: Training, environment: Environment) -> _Data
     return _Data(pool, pixels, parts, project)
 
 
-def _read_labels(source: Source, environment: Environment) -> tuple[labels.LabelledPool, Mapping[str, Any] | None]:
+def _read_labels(source: Source, environment: Environment) -> tuple[labels.LabelledPool, ProjectState | None]:
     if source.images is not None:
         return labels.from_folder(source.images), None
     if source.export is not None:
@@ -188,11 +177,7 @@ def _read_labels(source: Source, environment: Environment) -> tuple[labels.Label
         raise ConfigError("no labels to train on: give --project, --export or --images")
     client = labelstudio.connect(*environment.label_studio())
     state = labelstudio.project_state(client, source.project)
-    project = {
-        "id": source.project,
-        "annotations": state.total_annotations,
-        "updated_at": state.newest_updated_at,
-    }
+    project = ProjectState(source.project, state.total_annotations, state.newest_updated_at)
     return labels.from_project(source.project, client, source.control), project
 
 
@@ -258,9 +243,7 @@ def _evaluate(network: Network, data: _Data, training: Training, *, part: Part, 
     held_out, targets = data.pixels.images[data.parts.validation], data.pixels.targets[data.parts.validation]
     multiple, classes = data.pool.multiple, len(data.pool.labels)
     no_passes = np.zeros((0, classes), np.float32)
-    evaluation = _Evaluation(
-        Metrics(images=0), None, mean_bald=None, probabilities=no_passes, bald=no_passes[:, 0], embeddings=None
-    )
+    evaluation = _Evaluation(Metrics(images=0), probabilities=no_passes, bald=no_passes[:, 0], embeddings=None)
     if len(targets):
         before = network.backbone if part == "classifier" else network.trunk
         features = compute_features(before, torch.from_numpy(held_out), device=device, title="validation")
@@ -270,10 +253,9 @@ def _evaluate(network: Network, data: _Data, training: Training, *, part: Part, 
         passes = sample_passes(network.head, features, passes=training.passes, device=device, multiple=multiple)
         mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (N, C), (N,)
         decided, true = decide(mean, multiple=multiple), as_decisions(targets, classes)
+        interval = macro_f1_interval(decided, true)
         evaluation = _Evaluation(
-            measure(mean, targets),
-            macro_f1_interval(decided, true),
-            mean_bald=float(nats.mean()),
+            replace(measure(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean())),
             probabilities=mean,
             bald=nats,
             embeddings=embeddings,
@@ -363,7 +345,7 @@ def _add_report(
         return manifest
     seconds = time.monotonic() - started
     logger.info("report: %.1f s", seconds)
-    return replace(manifest, training={**manifest.training, "report_s": round(seconds, 2)})
+    return replace(manifest, training=replace(manifest.training, report_s=round(seconds, 2)))
 
 
 def _choose_probe_images(data: _Data) -> npt.NDArray[np.uint8]:
@@ -388,7 +370,7 @@ def _describe(staged: Staged, lowered: Lowered, *, data: _Data, trained: _Traine
         trunk=fingerprint(lowered.trunk, staged.path, spec),
         multiple=data.pool.multiple,
         temperature=trained.evaluation.temperature,
-        metrics=trained.evaluation.to_json(),
+        metrics=trained.evaluation.metrics,
         training=_describe_training(data, trained, training),
     )
 
@@ -408,9 +390,8 @@ def _add_advice(repository: Repository, described: Version, data: _Data, *, deci
         curve, answers = draw_up(repository, manifest, before, _set_exam(data, decided))
         (described.path / ANSWERS_FILE).write_text(dump(answers), encoding="utf-8")
     advice = describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
-    logger.info("%s", advice["sentence"])
-    drawn = {} if curve is None else {CURVE_FIELD: curve.to_json()}
-    return replace(manifest, training={**manifest.training, "advice": advice, **drawn})
+    logger.info("%s", advice.sentence)
+    return replace(manifest, training=replace(manifest.training, advice=advice, curve=curve))
 
 
 def _set_exam(data: _Data, decided: Decisions) -> Exam:
@@ -427,29 +408,30 @@ def _set_exam(data: _Data, decided: Decisions) -> Exam:
     )
 
 
-def _describe_training(data: _Data, trained: _Trained, training: Training) -> Mapping[str, Any]:
+def _describe_training(data: _Data, trained: _Trained, training: Training) -> TrainingRecord:
     counts = count_images(data.pixels.targets, len(data.pool.labels))
-    return {
-        "images": len(data.pixels.targets),
-        "images_by_class": dict(zip(data.pool.labels, map(int, counts), strict=True)),
-        "validation": data.parts.sample,
-        "validation_images": len(data.parts.validation),
-        "audit_images": data.parts.audit_images,
-        SHARE_FIELD: training.audit_share,
-        "project": data.project,
-        "unreadable": len(data.pixels.unreadable),
-        "left_out": dict(data.pool.left_out),
-        "lost_labels": {label: len(tasks) for label, tasks in data.pool.lost_labels.items()},
-        "weights": asdict(trained.learnt.provenance),
-        "part": trained.learnt.part,
-        "seed": training.seed,
-        "recipe": asdict(trained.learnt.fitted.recipe),
-        "attempts": trained.learnt.fitted.attempts,
-        "final_loss": trained.learnt.fitted.losses[-1],
-    }
+    return TrainingRecord(
+        images=len(data.pixels.targets),
+        images_by_class=dict(zip(data.pool.labels, map(int, counts), strict=True)),
+        validation=data.parts.sample,
+        validation_images=len(data.parts.validation),
+        audit_images=data.parts.audit_images,
+        audit_share=training.audit_share,
+        project=data.project,
+        unreadable=len(data.pixels.unreadable),
+        left_out=dict(data.pool.left_out),
+        lost_labels={label: len(tasks) for label, tasks in data.pool.lost_labels.items()},
+        weights=asdict(trained.learnt.provenance),
+        part=trained.learnt.part,
+        seed=training.seed,
+        recipe=asdict(trained.learnt.fitted.recipe),
+        attempts=trained.learnt.fitted.attempts,
+        final_loss=trained.learnt.fitted.losses[-1],
+    )
 
 
-def _summarise(version: Version, data: _Data, metrics: Metrics, seconds: float) -> Summary:
+def _summarise(version: Version, data: _Data, seconds: float) -> Summary:
+    metrics, advice = version.manifest.metrics, version.manifest.training.advice
     return Summary(
         version=version.name,
         labels=len(data.pixels.targets),
@@ -459,5 +441,5 @@ def _summarise(version: Version, data: _Data, metrics: Metrics, seconds: float) 
         nll=metrics.nll,
         ece=metrics.ece,
         seconds=seconds,
-        advice=version.manifest.training.get("advice", {}).get("sentence"),
+        advice=advice.sentence if advice else None,
     )

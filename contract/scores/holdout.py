@@ -20,9 +20,6 @@ Ints = npt.NDArray[np.int64]
 DEFAULT_SHARE: Final = 0.1
 """Of the tasks."""
 
-SHARE_FIELD: Final = "audit_share"
-"""Of a manifest's training record."""
-
 
 def holdout_order(project: int, task_ids: Ints) -> npt.NDArray[np.float64]:
     """Return where tasks stand in the holdout, in [0, 1), the lowest labelled first: int64 (N,) to float64 (N,)."""
@@ -35,18 +32,12 @@ def is_held_out(project: int, task_ids: Ints, share: float) -> npt.NDArray[np.bo
     Raises:
         ConfigError: unless 0 <= `share` < 1.
     """
-    if not _is_share(share):
+    if not 0 <= share < 1:
         raise ConfigError(f"the random holdout must be a share of the tasks of at least 0 and below 1, got {share}")
     return holdout_order(project, task_ids) < share
 
 
 def share_of(manifest: Manifest) -> float:
     """Return the holdout's share of the tasks under which a version was trained; the default where it does not say."""
-    share: object = manifest.training.get(SHARE_FIELD)
-    if isinstance(share, int | float) and not isinstance(share, bool) and _is_share(share):
-        return float(share)
-    return DEFAULT_SHARE
-
-
-def _is_share(value: float) -> bool:
-    return 0 <= value < 1
+    share = manifest.training.audit_share
+    return DEFAULT_SHARE if share is None else share

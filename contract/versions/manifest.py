@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from contract.errors import ManifestError
+from contract.versions.results import Metrics, TrainingRecord
 
 CONTRACT_VERSION = 3
 """Raised when an older server could not serve a newer trainer's versions, or the reverse."""
@@ -84,10 +85,8 @@ class Manifest:
 
     Scores, BALD, entropy and rankings are of the probabilities as they are. A manifest without this field means 1.
     """
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Figures on the validation part, as JSON."""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """Settings, weights and counts that the version was trained with, as JSON."""
+    metrics: Metrics = field(default_factory=Metrics)
+    training: TrainingRecord = field(default_factory=TrainingRecord)
     files: Mapping[str, FileDigest] = field(default_factory=dict)
     """Path within the version's folder to digest; all files but manifest.json itself."""
 
@@ -108,10 +107,11 @@ class Manifest:
             raise ManifestError(
                 f"manifest.json follows contract {found}, this program reads contract {CONTRACT_VERSION}; {_REMEDY}"
             )
+        labels = _parse_labels(fields)
         return cls(
             version=fields.take_text("version", check_version),
             created_at=fields.take("created_at", str),
-            labels=_parse_labels(fields),
+            labels=labels,
             multiple=fields.take("multiple", bool),
             temperature=_parse_temperature(fields),
             control=fields.take_optional("control", str),
@@ -120,8 +120,8 @@ class Manifest:
             dropout_sites=tuple(_parse_site(child) for child in fields.children("dropout_sites")),
             architecture=fields.take("architecture", str),
             trunk=fields.take_text("trunk", lambda text: _SHA256.fullmatch(text) is not None),
-            metrics=fields.take("metrics", dict),
-            training=fields.take("training", dict),
+            metrics=Metrics.parse(fields.take("metrics", dict), classes=len(labels)),
+            training=TrainingRecord.parse(fields.take("training", dict)),
             files=_parse_files(fields.child("files")),
         )
 

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -19,15 +19,15 @@ from markupsafe import Markup
 
 from contract.errors import LabelnextError
 from contract.scores.ranking import load_rankings
+from contract.versions import learning_curve
+from contract.versions.learning_curve import find_line, find_points
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests
-from server.page import learning_curve
-from server.page.metrics import Yardstick, read_classes, read_figures, read_yardstick
 from server.page.reports import has_report
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_STYLE = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+_STYLE = (_TEMPLATES / "page.css").read_text(encoding="utf-8") + learning_curve.STYLE
 _STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
 HEADERS: Final = {
@@ -41,6 +41,10 @@ HEADERS: Final = {
 }
 """No script runs, nothing is loaded from elsewhere, and no cache keeps the images."""
 
+LISTED_CLASSES: Final = 24
+"""Up to so many classes are listed whole."""
+ENDS: Final = 10
+"""Of more, so many stand at either end."""
 _VERSIONS = 20
 """How many of the last versions are on the curve."""
 _GALLERY = 24
@@ -74,11 +78,25 @@ class Serving(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """What a version says of itself, and of those before it."""
+class ClassMetrics:
+    """A class of a version."""
 
-    point: learning_curve.Point | None
-    yardstick: Yardstick | None
+    label: str
+    images: int | None
+    """How many were labelled with it; None where that is not known."""
+    f1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes of a version; where they are many, the weakest and the strongest stand apart from the others."""
+
+    weakest: tuple[ClassMetrics, ...]
+    """The least F1 first, and those without one last."""
+    strongest: tuple[ClassMetrics, ...] = ()
+    """The greatest F1 first."""
+    others: tuple[ClassMetrics, ...] = ()
+    """In the order of the labels."""
 
 
 class Page:
@@ -88,7 +106,7 @@ class Page:
         """Take the repository to show and Label Studio's address, to which links lead; None makes no links."""
         self._repository = repository
         self._label_studio_url = label_studio_url
-        self._read_entry = lru_cache(maxsize=4 * _VERSIONS)(self._read_entry_anew)
+        self._read_manifest = lru_cache(maxsize=4 * _VERSIONS)(repository.read_manifest)
         environment = Environment(
             loader=FileSystemLoader(_TEMPLATES),
             autoescape=True,
@@ -105,6 +123,7 @@ class Page:
             figure="{:.2f}".format,
             fine="{:.3f}".format,
         )
+        environment.tests["reported"] = has_report
         self._template = environment.get_template("page.html")
 
     def render(self, *, up: bool, detail: str | None, serving: Serving | None, now: datetime) -> bytes:
@@ -116,8 +135,10 @@ class Page:
             serving: the engine in use; None before the first.
             now: in UTC.
         """
-        version = serving.manifest.version if serving else None
+        manifest = serving.manifest if serving else None
+        version = manifest.version if manifest else None
         versions = self._read(Repository.history)
+        points = find_points(self._read_manifests(versions[-_VERSIONS:]))
         rankings = self._read(load_rankings)
         html = self._template.render(
             style=Markup(_STYLE),  # noqa: S704  # a file of this package
@@ -125,12 +146,12 @@ class Page:
             up=up,
             detail=detail,
             serving=serving,
-            figures=read_figures(serving.manifest) if serving else None,
-            classes=read_classes(serving.manifest) if serving else None,
-            has_report=has_report(serving.manifest) if serving else False,
+            manifest=manifest,
+            classes=arrange_classes(manifest) if manifest else None,
             versions=versions,
-            curve=self._draw_curve(versions[-_VERSIONS:]),
-            height=learning_curve.HEIGHT,
+            points=points,
+            line=find_line(points),
+            curve=Markup(learning_curve.draw(points, in_use=version)) if points else None,  # noqa: S704  # of numbers
             rankings=[ranking for ranking in rankings if ranking.version == version],
             former_rankings=[ranking for ranking in rankings if ranking.version != version],
             requests=self._read(find_requests),
@@ -148,39 +169,14 @@ class Page:
             _log.warning("something is left out of the page: %s", err)
             return []
 
-    def _draw_curve(self, versions: list[str]) -> learning_curve.Curve | None:
-        """Return the curve over those that say how good they are; None if none does.
-
-        The newest version that was measured beside others says what all of them came to on the same images.
-        """
-        found = [entry for name in versions if (entry := self._find_entry(name))]
-        yardstick = next((entry.yardstick for entry in reversed(found) if entry.yardstick), None)
-        points = [_on_yardstick(entry.point, yardstick) for entry in found if entry.point]
-        return learning_curve.draw(points) if points else None
-
-    def _find_entry(self, name: str) -> "_Entry | None":
-        try:
-            return self._read_entry(name)
-        except (LabelnextError, OSError, ValueError, RecursionError) as err:
-            _log.warning("version %s is left out of the page: %s", name, err)
-            return None
-
-    def _read_entry_anew(self, name: str) -> "_Entry":
-        manifest = self._repository.read_manifest(name)
-        figures = read_figures(manifest)
-        if figures.labels is None or figures.macro_f1 is None:
-            return _Entry(None, None)
-        point = learning_curve.Point(
-            name,
-            manifest.created_at,
-            figures.labels,
-            figures.macro_f1,
-            figures.interval,
-            images=figures.validation_images,
-            random=figures.random,
-            has_report=has_report(manifest),
-        )
-        return _Entry(point, read_yardstick(manifest))
+    def _read_manifests(self, names: list[str]) -> list[Manifest]:
+        found = []
+        for name in names:
+            try:
+                found.append(self._read_manifest(name))
+            except (LabelnextError, OSError, ValueError, RecursionError) as err:
+                _log.warning("version %s is left out of the page: %s", name, err)
+        return found
 
     def _link(self, project: int, task: int | None = None) -> str | None:
         """Return where a project, or a task of it, is in Label Studio."""
@@ -189,18 +185,17 @@ class Page:
         return f"{self._label_studio_url}/projects/{project}/data{'' if task is None else f'?task={task}'}"
 
 
-def _on_yardstick(point: learning_curve.Point, yardstick: Yardstick | None) -> learning_curve.Point:
-    """Return what a version came to on the common images, where it was measured on them, and its own figures if not."""
-    if yardstick is None or (measured := yardstick.versions.get(point.version)) is None:
-        return point
-    return replace(
-        point,
-        macro_f1=measured.macro_f1,
-        interval=measured.interval,
-        joined=True,
-        images=yardstick.images,
-        random=True,
-    )
+def arrange_classes(manifest: Manifest) -> Classes:
+    """Return a version's classes, each with its figures."""
+    images, f1 = manifest.training.images_by_class, manifest.metrics.f1 or (None,) * len(manifest.labels)
+    classes = [ClassMetrics(label, images.get(label), f1) for label, f1 in zip(manifest.labels, f1, strict=True)]
+    rated = sorted((each for each in classes if each.f1 is not None), key=lambda each: each.f1 or 0.0)
+    if len(classes) <= LISTED_CLASSES:
+        return Classes(weakest=(*rated, *(each for each in classes if each.f1 is None)))
+    weakest = rated[:ENDS]
+    strongest = rated[ENDS:][-ENDS:][::-1]
+    apart = {each.label for each in (*weakest, *strongest)}
+    return Classes(tuple(weakest), tuple(strongest), tuple(each for each in classes if each.label not in apart))
 
 
 def show_ago(moment: datetime, now: datetime) -> str:

@@ -24,6 +24,7 @@ from contract.images.download import Target
 from contract.labelconfig import choose_control, parse_label_config
 from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite, FileDigest, InputSpec, Manifest
+from contract.versions.results import Metrics
 from contract.versions.signatures import VerifyKey, read_public_key
 from server.http.labelstudio import (
     build_predictions,
@@ -48,7 +49,7 @@ MANIFEST = Manifest(
     dropout_sites=(DropoutSite((16,), 0.5),),
     architecture="tiny",
     trunk="0" * 64,
-    metrics={"accuracy": 0.5, "note": None},
+    metrics=Metrics(accuracy=0.5),
     files={"model.onnx": FileDigest("a" * 64, 7), "report/index.html": FileDigest("b" * 64, 0)},
 )
 CONFIG = """<View>

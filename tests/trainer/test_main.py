@@ -127,7 +127,7 @@ def test_what_training_was_told_is_in_the_manifest(train, models, monkeypatch):
     assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4") == 0
     assert train() == 0
     repository = Repository(models)
-    told, plain = (repository.open(name).manifest.training["recipe"] for name in sorted(repository.versions()))
+    told, plain = (repository.open(name).manifest.training.recipe for name in sorted(repository.versions()))
     assert (told["weight_decay"], told["class_balance"]) == (0.003, 0)
     assert plain["class_balance"] == 1
     assert asked == [(64, 0.4), (None, None)]

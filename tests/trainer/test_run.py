@@ -3,7 +3,7 @@ import os
 import shutil
 import signal
 from base64 import b64encode
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL import Image
 from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
 from contract.scores.holdout import is_held_out
 from contract.versions.repository import INT8_TRUNK_FILE, Repository
+from contract.versions.results import ProjectState
 from tests.trainer.small import COLOURS, PROVENANCE, coloured_images, lively_network, small_network, write_folders
 from tests.trainer.studio import TOKEN, studio
 from tests.versions import fix_names, publish
@@ -75,24 +76,24 @@ def test_publishes_a_version_that_is_valid(published):
     assert manifest.version == summary.version
     assert manifest.labels == tuple(COLOURS)
     assert (summary.labels, summary.classes) == (30, 3)
-    assert manifest.training["images_by_class"] == {"blue": 10, "green": 10, "red": 10}
-    assert manifest.training["validation_images"] == manifest.metrics["images"] == 6
+    assert manifest.training.images_by_class == {"blue": 10, "green": 10, "red": 10}
+    assert manifest.training.validation_images == manifest.metrics.images == 6
     assert json.loads(json.dumps(summary.to_json(), allow_nan=False)).keys() >= {"version", "labels", "seconds"}
 
 
 def test_learns_and_keeps_the_order_of_the_classes(published):
     """Held-out images of each class are recognised as that class."""
     summary, version = published
-    assert summary.accuracy == version.manifest.metrics["accuracy"] > 0.8
-    assert min(version.manifest.metrics["f1"]) > 0.5
+    assert summary.accuracy == version.manifest.metrics.accuracy > 0.8
+    assert min(version.manifest.metrics.f1) > 0.5
 
 
 def test_what_training_used_is_in_the_manifest(published):
     """Enough to train again: weights, part, seed and recipe."""
     training = published[1].manifest.training
-    assert (training["seed"], training["part"], training["weights"]["origin"]) == (0, "all", "none")
-    assert training["recipe"]["epochs"] == 80
-    assert np.isfinite(training["final_loss"])
+    assert (training.seed, training.part, training.weights["origin"]) == (0, "all", "none")
+    assert training.recipe["epochs"] == 80
+    assert np.isfinite(training.final_loss)
 
 
 @pytest.mark.slow
@@ -112,8 +113,8 @@ def test_two_images_a_class_are_enough(tmp_path, environment, part):
     training = Training(weights="none", image_size=32, epochs=2, device="cpu", part=part)
     summary = run(Source(images=folders), training, environment)
     manifest = Repository(environment.models).open(summary.version).manifest
-    assert manifest.training["validation_images"] == 3
-    assert manifest.training["part"] == part
+    assert manifest.training.validation_images == 3
+    assert manifest.training.part == part
 
 
 def test_one_class_is_refused(tmp_path, environment):
@@ -138,7 +139,7 @@ def test_unreadable_images_are_counted_and_named(folders, environment, caplog):
     assert "broken4.png" in caplog.text
     assert "broken5.png" not in caplog.text
     assert "and 2 more" in caplog.text
-    assert Repository(environment.models).open(summary.version).manifest.training["unreadable"] == 7
+    assert Repository(environment.models).open(summary.version).manifest.training.unreadable == 7
 
 
 def test_the_same_files_under_two_labels_are_named_and_nothing_is_measured(folders, environment, caplog):
@@ -327,16 +328,16 @@ def train_on_project(project, environment, **fields):
 def test_a_project_is_measured_on_its_random_sample(project, environment):
     """The manifest says so, with the interval, the mean BALD and what was there before the labels were read."""
     summary, manifest = train_on_project(project, environment)
-    assert manifest.training["validation"] == "audit"
-    assert manifest.training["audit_images"] == manifest.training["validation_images"] == manifest.metrics["images"]
-    assert manifest.training["audit_images"] == 33
-    assert manifest.training["audit_share"] == 0.1
+    assert manifest.training.validation == "audit"
+    assert manifest.training.audit_images == manifest.training.validation_images == manifest.metrics.images
+    assert manifest.training.audit_images == 33
+    assert manifest.training.audit_share == 0.1
     newest = max(task["updated_at"] for task in project.tasks.values())
-    assert manifest.training["project"] == {"id": 5, "annotations": 72, "updated_at": newest}
-    low, high = manifest.metrics["macro_f1_interval"]
-    assert 0 <= low <= manifest.metrics["macro_f1"] <= high <= 1
-    assert 0 < manifest.metrics["mean_bald"] < np.log(3)
-    assert summary.advice == manifest.training["advice"]["sentence"]
+    assert manifest.training.project == ProjectState(5, 72, newest)
+    low, high = manifest.metrics.macro_f1_interval
+    assert 0 <= low <= manifest.metrics.macro_f1 <= high <= 1
+    assert 0 < manifest.metrics.mean_bald < np.log(3)
+    assert summary.advice == manifest.training.advice.sentence
     assert summary.advice.startswith("too early to say: 1 version so far, 3 are needed (macro-F1 ")
 
 
@@ -345,15 +346,15 @@ def test_successive_versions_are_compared_on_it(project, environment):
     _, first = train_on_project(project, environment)
     _, same = train_on_project(project, environment)
     _, other = train_on_project(project, environment, seed=1, epochs=60, learning_rate=0.1)
-    kappas = [manifest.training["advice"]["kappa"] for manifest in (first, same, other)]
+    kappas = [manifest.training.advice.kappa for manifest in (first, same, other)]
     assert kappas[0] is None
     assert kappas[1] > 0.5
     assert kappas[2] < 0.5
-    curve = other.training["curve"]
-    assert curve["images"] == 33
-    assert [each["version"] for each in curve["versions"]] == [each.version for each in (first, same, other)]
-    assert [each["macro_f1"] for each in curve["versions"]] == pytest.approx(
-        [each.metrics["macro_f1"] for each in (first, same, other)]  # no label has come in between
+    curve = other.training.curve
+    assert curve.images == 33
+    assert [each.version for each in curve.versions] == [each.version for each in (first, same, other)]
+    assert [each.macro_f1 for each in curve.versions] == pytest.approx(
+        [each.metrics.macro_f1 for each in (first, same, other)]  # no label has come in between
     )
     assert "answers.json" in other.files
 
@@ -370,18 +371,18 @@ def test_a_copy_of_an_image_that_was_trained_on_is_no_yardstick(project, environ
     )
     project.tasks[sliced]["data"] = project.tasks[other]["data"]
     _, manifest = train_on_project(project, environment)
-    assert (manifest.training["validation_images"], manifest.training["curve"]["images"]) == (33, 32)
+    assert (manifest.training.validation_images, manifest.training.curve.images) == (33, 32)
 
 
 def test_without_a_random_sample_there_is_no_advice(project, environment, folders):
     """A part of each class is held out, as from folders."""
     summary, manifest = train_on_project(project, environment, audit_share=0.0)
-    assert (manifest.training["validation"], manifest.training["audit_images"]) == ("split", 0)
+    assert (manifest.training.validation, manifest.training.audit_images) == ("split", 0)
     assert summary.advice is None
-    assert "advice" not in manifest.training
+    assert manifest.training.advice is None
     summary = run(Source(images=folders), TRAINING, environment)
     training = Repository(environment.models).open(summary.version).manifest.training
-    assert (training["validation"], training["project"], summary.advice) == ("split", None, None)
+    assert (training.validation, training.project, summary.advice) == ("split", None, None)
 
 
 def test_a_comparison_that_fails_costs_no_version(project, environment):
@@ -392,7 +393,7 @@ def test_a_comparison_that_fails_costs_no_version(project, environment):
     path.write_bytes(b"x" * path.stat().st_size)
     _, manifest = train_on_project(project, environment)
     assert manifest.version == repository.current()
-    assert manifest.training["advice"]["kappa"] is None
+    assert manifest.training.advice.kappa is None
 
 
 def test_a_version_comes_with_its_report(published):
@@ -405,9 +406,9 @@ def test_a_version_comes_with_its_report(published):
         "report/classes.csv",
     }
     document = json.loads((version.path / "report" / "figures.json").read_text(encoding="utf-8"))
-    assert document["metrics"] == json.loads(json.dumps(version.manifest.metrics))
+    assert document["metrics"] == json.loads(json.dumps(asdict(version.manifest.metrics)))
     assert document["label_errors"]["judged_by"] == "validation"
-    assert version.manifest.training["report_s"] > 0
+    assert version.manifest.training.report_s > 0
     assert version.manifest.temperature == 1
 
 
@@ -443,7 +444,7 @@ def test_a_report_that_fails_costs_no_version(folders, environment, monkeypatch,
     version.verify()
     assert not (version.path / "report").exists()
     assert not any(name.startswith("report/") for name in version.manifest.files)
-    assert "report_s" not in version.manifest.training
+    assert version.manifest.training.report_s is None
     assert "published without a report: no ink" in caplog.text
 
 
@@ -451,5 +452,5 @@ def test_the_temperature_that_was_found_is_in_the_manifest(many, environment):
     """From 30 validation images on, unless all of them are right."""
     version = train(many, replace(TRAINING, validation=0.5, learning_rate=1e-4), environment)
     document = json.loads((version.path / "report" / "figures.json").read_text(encoding="utf-8"))
-    assert version.manifest.metrics["images"] >= 30
+    assert version.manifest.metrics.images >= 30
     assert document["temperature"] == version.manifest.temperature != 1

@@ -91,15 +91,15 @@ def test_a_project_of_several_labels_becomes_a_version_of_several(published):
     manifest = repository.open(summary.version).manifest
     assert manifest.multiple
     assert manifest.labels == LABELS
-    assert manifest.training["images_by_class"] == dict.fromkeys(LABELS, 40)
-    assert manifest.training["left_out"] == {}
-    assert manifest.training["images"] == 80
+    assert manifest.training.images_by_class == dict.fromkeys(LABELS, 40)
+    assert manifest.training.left_out == {}
+    assert manifest.training.images == 80
 
 
 def test_none_one_and_several_labels_are_learnt(published):
     """Of images held out, most have exactly the labels that they were found to have."""
     repository, summary = published
-    assert summary.accuracy == repository.open(summary.version).manifest.metrics["accuracy"] > 0.5
+    assert summary.accuracy == repository.open(summary.version).manifest.metrics.accuracy > 0.5
     assert summary.macro_f1 > 0.8
 
 

@@ -6,13 +6,14 @@ of figures that were measured on a random sample of the pool; knows neither file
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
 from contract.errors import name_some
+from contract.versions.results import Advice
 
 LEAST_IMAGES: Final = 30
 """Random images below which macro-F1 says too little."""
@@ -63,21 +64,6 @@ class Measured:
 
     def __str__(self) -> str:
         return f"{self.macro_f1:.2f}, {self.low:.2f} to {self.high:.2f}, on {self.images} random images"
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """Whether to go on, and what for."""
-
-    sentence: str
-    stop: bool = False
-    gain: float | None = None
-    """Macro-F1 that `labels` more labels are expected to gain."""
-    labels: int | None = None
-
-    def to_json(self) -> Mapping[str, Any]:
-        """Return it as a JSON object."""
-        return asdict(self)
 
 
 def advise(versions: Sequence[Measured], *, images: int, greatest_bald: float, unseen: Sequence[str] = ()) -> Advice:

@@ -5,8 +5,8 @@ costs a figure, never a version.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ from contract.errors import NothingPublished, RepositoryError
 from contract.scores.acquisition import greatest_bald
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository, Version
+from contract.versions.results import Advice, Comparison
 from trainer.evaluation.advice import Measured, advise
 from trainer.evaluation.holdout import Decisions, decide
-from trainer.evaluation.yardstick import Curve, Mark
 from trainer.model.validation import predict
 
 logger = logging.getLogger(__name__)
@@ -85,9 +85,14 @@ def kappa(first: Decisions, second: Decisions) -> float:
 
 
 def describe_advice(
-    before: Sequence[Manifest], manifest: Manifest, curve: Curve | None, *, kappa: float | None, unseen: Sequence[str]
-) -> dict[str, Any]:
-    """Return the advice that belongs into a new version's manifest, as JSON.
+    before: Sequence[Manifest],
+    manifest: Manifest,
+    curve: Comparison | None,
+    *,
+    kappa: float | None,
+    unseen: Sequence[str],
+) -> Advice:
+    """Return the advice that belongs into a new version's manifest.
 
     Args:
         before: manifests of the versions of the same kind.
@@ -96,15 +101,15 @@ def describe_advice(
         kappa: its agreement with the version before.
         unseen: labels without a random image.
     """
-    agreements = {each.version: (each, _kappa(each)) for each in before} | {manifest.version: (manifest, kappa)}
-    found = [_measured(mark, curve.images, *agreements[mark.version]) for mark in curve.versions] if curve else []
+    agreements = {each.version: (each, each.training.advice.kappa if each.training.advice else None) for each in before}
+    agreements[manifest.version] = (manifest, kappa)
     advice = advise(
-        [version for version in found if version is not None],
-        images=manifest.training["audit_images"],
+        _measured(curve, agreements) if curve else [],
+        images=manifest.training.audit_images or 0,
         greatest_bald=greatest_bald(len(manifest.labels), multiple=manifest.multiple),
         unseen=unseen,
     )
-    return {**advice.to_json(), "kappa": kappa}
+    return replace(advice, kappa=kappa)
 
 
 def earlier(repository: Repository, manifest: Manifest) -> list[Manifest]:
@@ -119,35 +124,33 @@ def earlier(repository: Repository, manifest: Manifest) -> list[Manifest]:
 
 
 def _kind(manifest: Manifest) -> tuple[object, ...]:
-    project = manifest.training.get("project")
+    project = manifest.training.project
     return (
-        project.get("id") if isinstance(project, dict) else None,
+        project.id if project else None,
         manifest.labels,
         manifest.multiple,
         manifest.control,
         manifest.input,
         manifest.architecture,
-        manifest.training.get("part"),
+        manifest.training.part,
     )
 
 
-def _kappa(manifest: Manifest) -> float | None:
-    advice = manifest.training.get("advice")
-    found = advice.get("kappa") if isinstance(advice, dict) else None
-    return found if isinstance(found, float) else None
-
-
-def _measured(mark: Mark, images: int, manifest: Manifest, kappa: float | None) -> Measured | None:
-    """What a version came to on the common images; None of one that does not say how uncertain it was."""
-    mean_bald = manifest.metrics.get("mean_bald")
-    if not isinstance(mean_bald, int | float):
-        return None
-    return Measured(
-        labels=mark.labels,
-        images=images,
-        macro_f1=mark.macro_f1,
-        low=mark.low,
-        high=mark.high,
-        mean_bald=float(mean_bald),
-        kappa=kappa,
-    )
+def _measured(curve: Comparison, agreements: Mapping[str, tuple[Manifest, float | None]]) -> list[Measured]:
+    """What versions came to on the common images, but for those that do not say how uncertain they were."""
+    found = []
+    for each in curve.versions:
+        manifest, kappa = agreements[each.version]
+        if manifest.metrics.mean_bald is not None:
+            found.append(
+                Measured(
+                    labels=each.labels,
+                    images=curve.images,
+                    macro_f1=each.macro_f1,
+                    low=each.low,
+                    high=each.high,
+                    mean_bald=manifest.metrics.mean_bald,
+                    kappa=kappa,
+                )
+            )
+    return found

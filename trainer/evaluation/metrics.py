@@ -7,8 +7,6 @@ labels that may hold, those are predicted whose probability is at least one half
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +14,7 @@ import torch
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
+from contract.versions.results import Metrics
 from trainer.evaluation.holdout import Decisions, as_decisions, decide
 from trainer.labels.dataset import Targets, count_images
 
@@ -23,27 +22,6 @@ _LEAST = 1e-12
 _ROWS = 24
 """Classes that the table names; of more, it shows the largest and the worst."""
 _BINS = 15
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """Figures on a validation part; all but `images` are None where it is empty."""
-
-    images: int
-    accuracy: float | None = None
-    """Share of the images whose label is right; of several labels, all of them."""
-    macro_f1: float | None = None
-    """Mean over the classes that have a true or a predicted image."""
-    f1: tuple[float | None, ...] = ()
-    """Of each class, in the order of the labels; None where it has neither."""
-    nll: float | None = None
-    """Negative log likelihood of an image, in nats; of several labels, the sum over them."""
-    ece: float | None = None
-    """Expected calibration error over 15 bins of confidence; of several labels, over the decisions on each of them."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as a JSON object."""
-        return {**asdict(self), "f1": list(self.f1)}
 
 
 def measure(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics:

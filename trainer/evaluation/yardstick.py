@@ -9,17 +9,17 @@ Whatever fails here costs a point of the curve, never a version.
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.errors import LabelnextError
-from contract.scores.holdout import SHARE_FIELD
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
+from contract.versions.results import Compared, Comparison
 from trainer.evaluation.holdout import Decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import macro_f1
 from trainer.model.validation import predict
@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 ANSWERS_FILE: Final = "answers.json"
 """Within a version's folder."""
-
-CURVE_FIELD: Final = "curve"
-"""Of a manifest's training record."""
 
 _MOST_ASKED: Final = 1000
 """Predictions of earlier versions in one run, each a tenth of a second of two processors: the newest come first."""
@@ -54,36 +51,9 @@ class Exam:
     """(N, C): what the new version says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What a version came to."""
-
-    version: str
-    labels: int
-    """Labelled images that it was made from."""
-    macro_f1: float
-    low: float
-    """Of the 95 % interval."""
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Versions on one yardstick."""
-
-    images: int
-    """How many, the same for all."""
-    versions: tuple[Mark, ...]
-    """The oldest first, the new one last."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return asdict(self)
-
-
 def draw_up(
     repository: Repository, manifest: Manifest, before: Sequence[Manifest], exam: Exam
-) -> tuple[Curve, Answers]:
+) -> tuple[Comparison, Answers]:
     """Measure a new version and those before it on the same images.
 
     Versions of which it is not known that they held the same slice out are left out, and the oldest where all would
@@ -108,8 +78,9 @@ def draw_up(
         found = _ask(repository, rival, exam, missing)
         if found is not None:
             answers[rival.version] = {task: {**said, **found}[task] for task in exam.tasks}
-    marks = [_mark(each, answers[each.version], exam) for each in (*rivals, manifest) if each.version in answers]
-    return Curve(len(exam.tasks), tuple(mark for mark in marks if mark is not None)), answers
+    asked = [each for each in (*rivals, manifest) if each.version in answers]
+    measured = [_measure(each, answers[each.version], exam) for each in asked]
+    return Comparison(len(exam.tasks), tuple(each for each in measured if each is not None)), answers
 
 
 def dump(answers: Answers) -> str:
@@ -119,8 +90,8 @@ def dump(answers: Answers) -> str:
 
 def _held_out_alike(before: Manifest, now: Manifest) -> bool:
     """Whether a version kept the slice from its training that is measured on now."""
-    shares = [each.training.get(SHARE_FIELD) for each in (before, now)]
-    return before.training.get("validation") == "audit" and shares[0] is not None and shares[0] == shares[1]
+    share = before.training.audit_share
+    return before.training.is_on_random_sample and share is not None and share == now.training.audit_share
 
 
 def _recall(repository: Repository, versions: Sequence[Manifest]) -> Answers:
@@ -162,12 +133,12 @@ def _by_task(tasks: Sequence[int], decided: Decisions) -> dict[int, list[int]]:
     return {task: np.flatnonzero(row).tolist() for task, row in zip(tasks, decided, strict=True)}
 
 
-def _mark(manifest: Manifest, said: Mapping[int, Sequence[int]], exam: Exam) -> Mark | None:
+def _measure(manifest: Manifest, said: Mapping[int, Sequence[int]], exam: Exam) -> Compared | None:
     decided = np.zeros_like(exam.true)
     for row, task in enumerate(exam.tasks):
         decided[row, said[task]] = True
     reached, interval = macro_f1(decided, exam.true), macro_f1_interval(decided, exam.true)
-    labels = manifest.training.get("images")
-    if reached is None or interval is None or not isinstance(labels, int):
+    labels = manifest.training.images
+    if reached is None or interval is None or labels is None:
         return None
-    return Mark(manifest.version, labels, reached, *interval)
+    return Compared(manifest.version, labels, reached, *interval)

@@ -7,7 +7,6 @@ from markupsafe import Markup
 
 from trainer.report.calibration import Bin
 from trainer.report.figures import Histogram
-from trainer.report.findings import Point
 from trainer.report.plots import ACCENT, FAULT, TEXT, new_plots, to_svg
 
 if TYPE_CHECKING:
@@ -18,25 +17,6 @@ _WIDTH, _HEIGHT = 5.2, 3.4
 _SQUARE: Final = 4.2
 _LEAST_DOT, _DOT = 12, 160
 """Areas of dots, in square points: of none and of all predictions."""
-
-
-def draw_curve(points: Sequence[Point]) -> Markup:
-    """Draw macro-F1 with its interval over the labels; a line joins those that were measured on the same images."""
-    figure, (plot,) = new_plots(_WIDTH, _HEIGHT)
-    _draw_points(plot, [each for each in points if not each.common], colour=TEXT, line="none")
-    _draw_points(plot, [each for each in points if each.common], colour=ACCENT, line="-")
-    plot.set(xlabel="labelled images", ylabel="macro-F1, with its 95 % interval", ylim=(0, 1.02))
-    plot.locator_params(axis="x", integer=True)
-    return to_svg(figure, title=f"Macro-F1 of {len(points)} versions over their labelled images")
-
-
-def _draw_points(plot: "Axes", points: Sequence[Point], *, colour: str, line: str) -> None:
-    labels, macro_f1 = [each.labels for each in points], [each.macro_f1 for each in points]
-    below = [max(0.0, each.macro_f1 - each.low) for each in points]
-    above = [max(0.0, each.high - each.macro_f1) for each in points]
-    plot.errorbar(
-        labels, macro_f1, yerr=[below, above], color=colour, linestyle=line, marker="o", capsize=3, markersize=5
-    )
 
 
 def draw_reliability(before: Sequence[Bin], after: Sequence[Bin], *, multiple: bool) -> Markup:

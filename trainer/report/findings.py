@@ -1,8 +1,7 @@
 """Everything that a report says, worked out: the pages and the files only show it."""
 
-import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -11,10 +10,10 @@ import numpy.typing as npt
 
 from contract.images.download import public_name
 from contract.scores.calibration import temper
+from contract.versions.learning_curve import Point, find_points
 from contract.versions.manifest import Manifest
 from trainer.evaluation.holdout import Decisions, as_decisions, decide
 from trainer.evaluation.metrics import measure
-from trainer.evaluation.yardstick import CURVE_FIELD
 from trainer.labels.class_folders import as_text
 from trainer.labels.dataset import Indices
 from trainer.report import figures, label_errors
@@ -24,36 +23,12 @@ from trainer.report.figures import ClassFigures, Histogram
 from trainer.report.folds import deal
 from trainer.report.label_errors import Judgement
 
-logger = logging.getLogger(__name__)
-
 LEAST_JUDGED: Final = 100
 """Images below which a reliability diagram says nothing: even the share of all that are right is then only known to 0.1
 more or less (95 %), and a bin holds a few of them."""
 
 ERRORS_SHOWN: Final = 24
 """The most label errors that are named."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One version on the learning curve."""
-
-    version: str
-    labels: int
-    """Labelled images in all."""
-    validated: int
-    """Images that it was measured on."""
-    sample: str
-    """`audit` or `split`: what these are."""
-    common: bool
-    """Whether all others of which this holds were measured on the same ones."""
-    macro_f1: float
-    low: float
-    """Of the 95 % interval."""
-    high: float
-    accuracy: float
-    mean_bald: float | None
-    """In nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +93,7 @@ class Findings:
     doubted: tuple[Doubted, ...]
     """The first of what was found."""
     curve: tuple[Point, ...]
-    """The version itself comes last."""
+    """The version itself comes last, if it was measured."""
 
 
 def find(evidence: Evidence) -> Findings:
@@ -145,7 +120,7 @@ def find(evidence: Evidence) -> Findings:
         judged_by="validation" if evidence.embeddings is None else "cross-validation",
         judgement=judgement,
         doubted=_doubt(evidence, judgement),
-        curve=_draw_curve(evidence),
+        curve=tuple(find_points([*evidence.earlier, manifest])),
     )
 
 
@@ -234,57 +209,13 @@ def _names(manifest: Manifest, labels: Sequence[int] | Indices) -> tuple[str, ..
     return tuple(manifest.labels[label] for label in labels)
 
 
-def _draw_curve(evidence: Evidence) -> tuple[Point, ...]:
-    """The versions: with what they came to on the common images, where they were measured on these."""
-    curve = evidence.manifest.training.get(CURVE_FIELD) or {"images": 0, "versions": []}
-    marks = {mark["version"]: mark for mark in curve["versions"]}
-    points = (point for each in (*evidence.earlier, evidence.manifest) if (point := _measured(each)))
-    return tuple(
-        replace(
-            point,
-            validated=curve["images"],
-            common=True,
-            **{name: marks[point.version][name] for name in ("macro_f1", "low", "high")},
-        )
-        if point.version in marks
-        else point
-        for point in points
-    )
-
-
-def _measured(manifest: Manifest) -> Point | None:
-    """The figures of a version; None of one that has none, or others."""
-    metrics, training = manifest.metrics, manifest.training
-    if not metrics.get("images"):
-        logger.info("version %s is not on the curve: it was not measured", manifest.version)
-        return None
-    try:
-        low, high = metrics["macro_f1_interval"]
-        bald = metrics.get("mean_bald")
-        return Point(
-            version=manifest.version,
-            labels=int(training["images"]),
-            validated=int(metrics["images"]),
-            sample=str(training["validation"]),
-            common=False,
-            macro_f1=float(metrics["macro_f1"]),
-            low=float(low),
-            high=float(high),
-            accuracy=float(metrics["accuracy"]),
-            mean_bald=None if bald is None else float(bald),
-        )
-    except (LookupError, TypeError, ValueError) as err:
-        logger.info("version %s is not on the curve (%r)", manifest.version, err)
-        return None
-
-
 def to_json(findings: Findings, manifest: Manifest) -> dict[str, Any]:
     """Return the findings as a JSON object, the confusions as pairs of labels."""
     labels, shown = manifest.labels, findings
     confusions = [] if shown.matrix is None else figures.confusions(shown.matrix)
     return {
         "version": manifest.version,
-        "metrics": dict(manifest.metrics),
+        "metrics": asdict(manifest.metrics),
         "temperature": manifest.temperature,
         "calibration": asdict(shown.calibration),
         "classes": [figures.to_json(each) for each in shown.classes],
@@ -302,6 +233,22 @@ def to_json(findings: Findings, manifest: Manifest) -> dict[str, Any]:
             "too_few": [labels[each] for each in shown.judgement.too_few],
             "likeliest": [asdict(each) for each in shown.doubted],
         },
-        "curve": [asdict(each) for each in shown.curve],
-        "training": dict(manifest.training),
+        "curve": [_describe(each) for each in shown.curve],
+        "training": asdict(manifest.training),
+    }
+
+
+def _describe(point: Point) -> dict[str, Any]:
+    metrics, (low, high) = point.manifest.metrics, point.interval or (None, None)
+    return {
+        "version": point.version,
+        "labels": point.labels,
+        "validated": point.images,
+        "sample": point.manifest.training.validation,
+        "common": point.is_joined,
+        "macro_f1": point.macro_f1,
+        "low": low,
+        "high": high,
+        "accuracy": metrics.accuracy,
+        "mean_bald": metrics.mean_bald,
     }

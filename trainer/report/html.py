@@ -9,6 +9,8 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from contract.versions import learning_curve
+
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
@@ -28,5 +30,5 @@ def render(template: str, **context: Any) -> str:
         fine="{:.3f}".format,
         signed="{:+.3f}".format,
     )
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + learning_curve.STYLE
     return environment.get_template(template).render(style=Markup(style), **context).lstrip()  # noqa: S704  # our file

@@ -10,9 +10,12 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from markupsafe import Markup
+
+from contract.versions.learning_curve import draw, find_line
 from trainer.ranking.thumbnails import to_thumbnail
 from trainer.report import figures, findings
-from trainer.report.drawings import draw_curve, draw_histogram, draw_reliability
+from trainer.report.drawings import draw_histogram, draw_reliability
 from trainer.report.evidence import Evidence
 from trainer.report.figures import ClassFigures, Confusion
 from trainer.report.findings import Doubted, Findings, Shown
@@ -69,10 +72,11 @@ def _page(evidence: Evidence, found: Findings) -> str:
         manifest=manifest,
         metrics=manifest.metrics,
         training=manifest.training,
-        advice=(manifest.training.get("advice") or {}).get("sentence"),
+        advice=manifest.training.advice,
         found=found,
         measured=measured,
-        curve=draw_curve(found.curve) if len(found.curve) > 1 else None,
+        curve=_draw_curve(found, manifest.version) if len(found.curve) > 1 else None,
+        line=find_line(found.curve),
         reliability=_draw_calibration(found, multiple=manifest.multiple) if found.calibration.tells else None,
         least_judged=findings.LEAST_JUDGED,
         bald=draw_histogram(found.histogram) if measured else None,
@@ -88,6 +92,10 @@ def _page(evidence: Evidence, found: Findings) -> str:
         settings=_settings(evidence),
         versions={name: version_of(name) for name in _LIBRARIES} | {"Python": platform.python_version()},
     )
+
+
+def _draw_curve(found: Findings, version: str) -> Markup:
+    return Markup(draw(found.curve, in_use=version))  # noqa: S704  # of numbers
 
 
 def _draw_calibration(found: Findings, *, multiple: bool) -> str:
@@ -128,18 +136,18 @@ def _settings(evidence: Evidence) -> dict[str, Any]:
     """What the version was trained with, flat, by names for people."""
     manifest = evidence.manifest
     training = manifest.training
-    weights, recipe = training["weights"], training["recipe"]
+    weights = training.weights
     return {
         "architecture": manifest.architecture,
-        "trained part": training["part"],
+        "trained part": training.part,
         "image size": f"{manifest.input.width} x {manifest.input.height}",
         "weights": weights["origin"],
         "sha256 of the weights": weights["sha256"],
         "freshly initialised": ", ".join(weights["fresh"]),
-        **{name.replace("_", " "): value for name, value in recipe.items()},
-        "attempts": training["attempts"],
-        "last training loss": training["final_loss"],
-        "seed": training["seed"],
+        **{name.replace("_", " "): value for name, value in training.recipe.items()},
+        "attempts": training.attempts,
+        "last training loss": training.final_loss,
+        "seed": training.seed,
         "passes": manifest.passes,
         "control": manifest.control,
     }

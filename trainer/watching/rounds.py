@@ -91,21 +91,15 @@ def read_trained(repository: Repository, project: int) -> Trained | None:
 
 
 def _trained(manifest: Manifest, project: int) -> Trained | None:
-    seen = manifest.training.get("project")
-    if not isinstance(seen, dict) or seen.get("id") != project:
+    seen = manifest.training.project
+    if seen is None or seen.id != project:
         return None
     try:
         at = datetime.fromisoformat(manifest.created_at)
-        return Trained(
-            manifest.version,
-            manifest.labels,
-            manifest.control,
-            int(seen["annotations"]),
-            str(seen["updated_at"]),
-            at if at.tzinfo else at.replace(tzinfo=UTC),
-        )
-    except (LookupError, TypeError, ValueError):
+    except ValueError:
         return None
+    moment = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return Trained(manifest.version, manifest.labels, manifest.control, seen.annotations, seen.updated_at, moment)
 
 
 def why_train(

@@ -8,6 +8,7 @@ from scipy.stats import kstest
 
 from contract.errors import ConfigError
 from contract.scores import holdout
+from contract.versions.results import TrainingRecord
 from tests.versions import manifest
 
 IDS = np.arange(1, 10_001, dtype=np.int64)
@@ -60,4 +61,9 @@ def test_the_labelled_part_of_the_slice_is_a_uniform_sample():
 )
 def test_a_version_says_under_which_share_it_was_trained(training, share):
     """One that does not, or that says nonsense, has the default."""
-    assert holdout.share_of(dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=training)) == share
+    assert (
+        holdout.share_of(
+            dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=TrainingRecord.parse(training))
+        )
+        == share
+    )

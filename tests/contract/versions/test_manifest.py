@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from contract.errors import ManifestError
 from contract.versions.manifest import TEMPERATURES, DropoutSite, FileDigest, InputSpec, Manifest
+from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
 
+METRICS = Metrics(images=64, accuracy=0.9, macro_f1=0.85, f1=(0.9, None, 0.8), macro_f1_interval=(0.8, 0.9))
+RECORD = TrainingRecord(
+    images=150,
+    images_by_class={"cat": 100, "dog": 50},
+    validation="audit",
+    project=ProjectState(3, 151, ""),
+    recipe={"epochs": 3},
+    advice=Advice("label about 120 more", gain=0.02, labels=120, kappa=0.5),
+    curve=Comparison(64, (Compared("20260102T030405678Z-0a1b2c", 150, 0.85, 0.8, 0.9),)),
+)
 MANIFEST = Manifest(
     version="20260102T030405678Z-0a1b2c",
     created_at="2026-01-02T03:04:05+00:00",
@@ -21,8 +32,8 @@ MANIFEST = Manifest(
     dropout_sites=(DropoutSite((4096,), 0.5), DropoutSite((4096,), 0.5)),
     architecture="vgg16",
     trunk="a" * 64,
-    metrics={"accuracy": 0.9, "per_class_f1": [0.9, None, 0.8]},
-    training={"weights": "imagenet"},
+    metrics=METRICS,
+    training=RECORD,
     files={"model.onnx": FileDigest("0" * 64, 12), "report/index.html": FileDigest("f" * 64, 0)},
 )
 
@@ -31,7 +42,7 @@ manifests = st.builds(
     Manifest,
     version=st.just(MANIFEST.version),
     created_at=names,
-    labels=st.lists(names, min_size=2, unique=True).map(tuple),
+    labels=st.lists(names, min_size=3, max_size=3, unique=True).map(tuple),
     control=st.none() | names,
     input=st.builds(InputSpec, st.integers(1, 4096), st.integers(1, 4096)),
     passes=st.integers(1, 5000),
@@ -46,8 +57,8 @@ manifests = st.builds(
     trunk=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     multiple=st.booleans(),
     temperature=st.floats(*TEMPERATURES),
-    metrics=st.dictionaries(names, st.none() | st.floats(0, 1)),
-    training=st.dictionaries(names, names | st.integers()),
+    metrics=st.sampled_from([Metrics(), METRICS]),
+    training=st.sampled_from([TrainingRecord(), RECORD]),
     files=st.dictionaries(
         st.from_regex(r"[a-z]+(/[a-z]+)?", fullmatch=True),
         st.builds(FileDigest, st.from_regex(r"[0-9a-f]{64}", fullmatch=True), st.integers(0)),

@@ -9,6 +9,7 @@ from contract.errors import ConfigError, ImageError, RequestError
 from contract.scores.calibration import temper
 from contract.scores.holdout import is_held_out
 from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.results import TrainingRecord
 from server.http.labelstudio import (
     NoImage,
     SetupRequest,
@@ -320,7 +321,7 @@ OTHERS = [task for task in range(1, 200) if task not in SLICED]
 
 def predict_tasks(*task_ids, multiple=False, project="3.1770000000", **training):
     """Answer a request for these tasks by a version that was trained so."""
-    manifest = replace(SEVERAL if multiple else MANIFEST, training=training)
+    manifest = replace(SEVERAL if multiple else MANIFEST, training=TrainingRecord(**training))
     config = SEVERAL_CONFIG if multiple else CONFIG
     body = {**make_predict_body([make_task(task, "/x.png") for task in task_ids], config), "project": project}
     predictions = build_predictions(

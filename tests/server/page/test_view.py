@@ -12,20 +12,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from contract.scores.ranking import RANKINGS_FOLDER, RankedImage, Ranking, save_ranking
+from contract.versions.manifest import DropoutSite, InputSpec, Manifest
 from contract.versions.repository import MODEL_FILE, PROBE_FILE, Repository
+from contract.versions.results import Metrics, TrainingRecord
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
-from server.page.view import HEADERS, Page, show_ago
-from tests.server.page.test_metrics import METRICS, TRAINING, make_manifest
+from server.page.view import ENDS, HEADERS, LISTED_CLASSES, ClassMetrics, Page, arrange_classes, show_ago
+from tests.contract.versions.test_results import METRICS, TRAINING
 
 NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
 STUDIO = "https://studio.example.org"
 HOSTILE = "<script>alert('1')</script>\"onerror=x '&amp; \u202e"
 NOWHERE = Page(Repository(Path("/nowhere")), label_studio_url=None)
+OWN = {**TRAINING, "curve": None}
+"""Of a version that was measured on its own images alone."""
 VOID = {"meta", "link", "img"}
 
 
@@ -77,7 +81,23 @@ def show(page, *, manifest=None, up=True, detail=None):
     return Document(page.render(up=up, detail=detail, serving=serving, now=NOW))
 
 
-def publish(repository, *, metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat"), at=NOW, report=()):
+def make_manifest(metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat")):
+    return Manifest(
+        version="20260102T030405000Z-0a1b2c",
+        created_at="2026-01-02T03:04:05+00:00",
+        labels=labels,
+        control="label",
+        input=InputSpec(8, 8),
+        passes=20,
+        dropout_sites=(DropoutSite((16,), 0.5),),
+        architecture="tiny",
+        trunk="0" * 64,
+        metrics=Metrics.parse(metrics, classes=len(labels)),
+        training=TrainingRecord.parse(training),
+    )
+
+
+def publish(repository, *, metrics=METRICS, training=OWN, labels=("ant", "bee", "cat"), at=NOW, report=()):
     """Publish a version of which only the manifest is what it would be."""
     with repository.stage(at) as staged:
         for name in (MODEL_FILE, PROBE_FILE):
@@ -147,16 +167,46 @@ class TestVersion:
         assert "species 999" in strongest.text
         assert any("980 more classes" in details.text for details in document.find("details"))
 
+    def test_few_classes_are_listed_whole(self):
+        """The weakest first, and last those that cannot be judged."""
+        assert arrange_classes(make_manifest()).weakest == (
+            ClassMetrics("ant", 100, 0.5),
+            ClassMetrics("cat", 50, 1.0),
+            ClassMetrics("bee", 0, None),
+        )
+
+    @given(st.lists(st.none() | st.floats(0, 1), min_size=2, max_size=100))
+    @example([None] * 20 + [i / 20 for i in range(15)])
+    def test_every_class_stands_in_one_place(self, f1):
+        """None is lost or shown twice, the ends are ordered, and nothing between is weaker or stronger than they."""
+        labels = tuple(f"class {i}" for i in range(len(f1)))
+        classes = arrange_classes(make_manifest({"f1": f1}, labels=labels))
+        rows = [*classes.weakest, *classes.strongest, *classes.others]
+        assert sorted(row.label for row in rows) == sorted(labels)
+        assert {row.label: row.f1 for row in rows} == dict(zip(labels, f1, strict=True))
+        if len(labels) > LISTED_CLASSES:
+            weakest, strongest, others = (
+                [row.f1 for row in part] for part in (classes.weakest, classes.strongest, classes.others)
+            )
+            assert max(len(weakest), len(strongest)) <= ENDS
+            assert weakest == sorted(weakest)
+            assert strongest == sorted(strongest, reverse=True)
+            between = [value for value in others if value is not None]
+            assert all(max(weakest) <= value <= min(strongest) for value in between)
+        else:
+            assert not classes.strongest
+            assert not classes.others
+
     def test_versions_are_on_a_curve_and_in_a_table(self, page, repository):
         """Those that say how good they are, up to the last twenty; the one in use stands out."""
         for i in range(25):
             metrics = {**METRICS, "macro_f1": i / 50, "macro_f1_interval": [0, 1]}
-            manifest = publish(repository, metrics=metrics, training={**TRAINING, "images": 10 * i}, at=NOW)
+            manifest = publish(repository, metrics=metrics, training={**OWN, "images": 10 * i}, at=NOW)
         publish(repository, metrics={})
         document = show(page, manifest=manifest)
         assert len(document.find("circle")) == 19
         assert len(document.find("circle", **{"class": "in-use"})) == 1
-        assert len(document.find("line", **{"class": "interval"})) == 19
+        assert len(document.find("line", **{"class": "bar"})) == 19
         (table,) = [t for t in document.find("table") if "Published" in t.text]
         assert table.text.index(manifest.version) < table.text.index("0.12")
 
@@ -167,7 +217,7 @@ class TestVersion:
             manifest = publish(repository, metrics=metrics)
         document = show(page, manifest=manifest)
         assert len(document.find("circle")) == 3
-        assert document.find("line", **{"class": "curve"}) == []
+        assert document.find("line", **{"class": "line"}) == []
         assert "Each was measured on other images, so no line joins them" in document.text
         (table,) = [t for t in document.find("table") if "Published" in t.text]
         assert all(f"{images} random images" in table.text for images in (20, 30, 41))
@@ -179,11 +229,11 @@ class TestVersion:
             {"version": each.version, "labels": 150, "macro_f1": macro_f1, "low": 0.1, "high": 0.9}
             for each, macro_f1 in zip(joined, (0.41, 0.52, 0.63), strict=True)
         ]
-        training = {**TRAINING, "curve": {"images": 41, "versions": marks}}
+        training = {**OWN, "curve": {"images": 41, "versions": marks}}
         publish(repository, training=training)
         document = show(page, manifest=joined[1])
-        assert len(document.find("line", **{"class": "curve"})) == 2
-        assert len(document.find("line", **{"class": "interval apart"})) == 2
+        assert len(document.find("line", **{"class": "line"})) == 2
+        assert len(document.find("line", **{"class": "bar apart"})) == 2
         assert {c.attrs["class"] for c in document.find("circle")} == {"point apart", "point", "in-use"}
         assert "joins versions that were measured on the same 41 random images; the grey points" in document.text
         (table,) = [t for t in document.find("table") if "Published" in t.text]

@@ -8,10 +8,10 @@ from sklearn.metrics import cohen_kappa_score
 
 from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
+from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
 from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import manifest, write_files
 from trainer.evaluation.history import compare, describe_advice, earlier, kappa
-from trainer.evaluation.yardstick import Curve, Mark
 from trainer.model.validation import predict
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 40)
@@ -109,17 +109,17 @@ def test_of_several_labels_each_is_a_rating():
 
 
 def training(labels, *, kappa=0.97, project=3, sample="audit", images=64):
-    return {
-        "images": labels,
-        "audit_images": images,
-        "validation": sample,
-        "project": {"id": project, "annotations": labels, "updated_at": ""},
-        "part": "classifier",
-        "advice": {"kappa": kappa},
-    }
+    return TrainingRecord(
+        images=labels,
+        audit_images=images,
+        validation=sample,
+        project=ProjectState(project, labels, ""),
+        part="classifier",
+        advice=Advice("go on", kappa=kappa),
+    )
 
 
-METRICS = {"macro_f1": 0.83, "macro_f1_interval": [0.78, 0.88], "mean_bald": 0.02}
+METRICS = Metrics(macro_f1=0.83, macro_f1_interval=(0.78, 0.88), mean_bald=0.02)
 
 
 def publish(repository, labels, *, metrics=METRICS, fields=None, **settings):
@@ -133,8 +133,8 @@ def advise_on(repository, labels=2000, *, kappa=0.97, unseen=(), macro_f1=0.83, 
     """Advise on a new version, all versions of its kind having been measured on the same images."""
     now = replace(manifest("20991231T000000000Z-0a1b2c"), metrics=METRICS, training=training(labels, **settings))
     before = earlier(repository, now)
-    marks = [Mark(each.version, each.training["images"], macro_f1, 0.78, 0.88) for each in (*before, now)]
-    curve = Curve(64, tuple(marks)) if measured else None
+    marks = [Compared(each.version, each.training.images, macro_f1, 0.78, 0.88) for each in (*before, now)]
+    curve = Comparison(64, tuple(marks)) if measured else None
     return describe_advice(before, now, curve, kappa=kappa, unseen=unseen)
 
 
@@ -144,22 +144,20 @@ def test_advice_is_built_on_the_versions_before(tmp_path):
     publish(repository, 1600)
     publish(repository, 1800)
     advice = advise_on(repository, unseen=["cow"])
-    assert advice.keys() == {"sentence", "stop", "gain", "labels", "kappa"}
-    assert (advice["stop"], advice["kappa"]) == (True, 0.97)
-    assert advice["sentence"].startswith("stop: macro-F1 is 0.83 (0.78 to 0.88) and has stood there for 3 versions")
-    assert advice["sentence"].endswith("cow")
-    assert not advise_on(repository, kappa=0.6)["stop"]
+    assert (advice.stop, advice.kappa) == (True, 0.97)
+    assert advice.sentence.startswith("stop: macro-F1 is 0.83 (0.78 to 0.88) and has stood there for 3 versions")
+    assert advice.sentence.endswith("cow")
+    assert not advise_on(repository, kappa=0.6).stop
 
 
 @pytest.mark.parametrize(
     "different",
     [
         {"project": 4},
-        {"metrics": {}},
-        {"metrics": {**METRICS, "mean_bald": "low"}},
+        {"metrics": Metrics()},
         {"fields": {"labels": ("cat", "dog", "cow")}},
         {"fields": {"architecture": "vgg11"}},
-        {"fields": {"training": {}}},
+        {"fields": {"training": TrainingRecord()}},
     ],
 )
 def test_versions_that_cannot_be_compared_do_not_count(tmp_path, different):
@@ -167,7 +165,7 @@ def test_versions_that_cannot_be_compared_do_not_count(tmp_path, different):
     repository = Repository(tmp_path)
     publish(repository, 1600)
     publish(repository, 1800, **different)
-    assert "2 versions so far" in advise_on(repository)["sentence"]
+    assert "2 versions so far" in advise_on(repository).sentence
 
 
 def test_a_version_that_cannot_be_read_does_not_count(tmp_path):
@@ -175,20 +173,20 @@ def test_a_version_that_cannot_be_read_does_not_count(tmp_path):
     repository = Repository(tmp_path)
     publish(repository, 1600)
     (repository.folder / repository.current() / "manifest.json").write_text("{")
-    assert "1 version so far" in advise_on(repository)["sentence"]
+    assert "1 version so far" in advise_on(repository).sentence
 
 
 def test_a_version_that_was_not_measured_on_the_random_sample_has_no_advice_yet(tmp_path):
     """The sentence says how many of its images there are."""
     advice = advise_on(Repository(tmp_path), measured=False, images=12)
-    assert advice["sentence"] == "too early to say: 12 of 30 random images are labelled"
-    assert "do not cover two classes" in advise_on(Repository(tmp_path), measured=False, images=40)["sentence"]
+    assert advice.sentence == "too early to say: 12 of 30 random images are labelled"
+    assert "do not cover two classes" in advise_on(Repository(tmp_path), measured=False, images=40).sentence
 
 
 def test_advice_goes_by_the_common_images_and_not_by_what_each_version_was_measured_on(tmp_path):
     """Macro-F1 of .51, .79 and .55 on three samples is no rise and no fall."""
     repository = Repository(tmp_path)
     for labels, macro_f1 in ((1600, 0.51), (1800, 0.79)):
-        publish(repository, labels, metrics={**METRICS, "macro_f1": macro_f1, "macro_f1_interval": [0, 1]})
+        publish(repository, labels, metrics=replace(METRICS, macro_f1=macro_f1, macro_f1_interval=(0.0, 1.0)))
     advice = advise_on(repository, macro_f1=0.83)
-    assert advice["sentence"].startswith("stop: macro-F1 is 0.83 (0.78 to 0.88) and has stood there for 3 versions")
+    assert advice.sentence.startswith("stop: macro-F1 is 0.83 (0.78 to 0.88) and has stood there for 3 versions")

@@ -1,4 +1,3 @@
-import json
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,6 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from contract.versions.repository import Repository
+from contract.versions.results import TrainingRecord
 from tests.trainer.small import coloured_images, lively_network, stage_files
 from trainer.evaluation import yardstick
 from trainer.evaluation.holdout import as_decisions
@@ -21,7 +21,7 @@ SAID = np.random.default_rng(1).integers(0, 3, len(IMAGES))
 
 
 def trained(labels, *, share=0.1, sample="audit"):
-    return {"images": labels, "validation": sample} | ({} if share is None else {"audit_share": share})
+    return TrainingRecord(images=labels, validation=sample, audit_share=share)
 
 
 def publish(repository, seed, labels, *, answers=None, **training):
@@ -133,12 +133,3 @@ def test_answers_that_were_edited_are_not_believed(repository, asked, kept):
     (repository.folder / second.version / ANSWERS_FILE).write_text(kept.replace("%s", first.version))
     measure(repository, [first, second])
     assert asked[first.version] == 40
-
-
-def test_a_curve_is_json():
-    """As it stands in the manifest."""
-    curve = yardstick.Curve(3, (yardstick.Mark("v", 10, 0.5, 0.4, 0.6),))
-    assert json.loads(json.dumps(curve.to_json())) == {
-        "images": 3,
-        "versions": [{"version": "v", "labels": 10, "macro_f1": 0.5, "low": 0.4, "high": 0.6}],
-    }

@@ -1,9 +1,12 @@
 """Evidence of versions that nobody trained."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from contract.scores.acquisition import bald
 from contract.versions.manifest import DropoutSite, InputSpec, Manifest
+from contract.versions.results import TrainingRecord
 from trainer.evaluation.holdout import HeldOut, as_decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Pixels, split
@@ -52,25 +55,25 @@ def make_evidence(labels=("cat", "dog", "horse"), *, images=90, multiple=False, 
         trunk="0" * 64,
         multiple=multiple,
         temperature=fit_temperature(mean, targets[validation], multiple=multiple),
-        metrics={
-            **measure(mean, targets[validation]).to_json(),
-            "macro_f1_interval": None if interval is None else list(interval),
-            "mean_bald": float(nats.mean()) if len(nats) else None,
-        },
-        training={
-            "images": images,
-            "validation": "split",
-            "validation_images": len(validation),
-            "audit_images": 0,
-            "unreadable": 1,
-            "left_out": {"file without an image suffix": 2},
-            "weights": {"origin": "none", "sha256": None, "loaded": [], "fresh": ["a", "b"]},
-            "part": "classifier" if frozen else "all",
-            "seed": 0,
-            "recipe": {"learning_rate": 0.1, "epochs": 3, "batch_images": 8},
-            "attempts": 1,
-            "final_loss": 0.5,
-        },
+        metrics=replace(
+            measure(mean, targets[validation]),
+            macro_f1_interval=interval,
+            mean_bald=float(nats.mean()) if len(nats) else None,
+        ),
+        training=TrainingRecord(
+            images=images,
+            validation="split",
+            validation_images=len(validation),
+            audit_images=0,
+            unreadable=1,
+            left_out={"file without an image suffix": 2},
+            weights={"origin": "none", "sha256": None, "loaded": [], "fresh": ["a", "b"]},
+            part="classifier" if frozen else "all",
+            seed=0,
+            recipe={"learning_rate": 0.1, "epochs": 3, "batch_images": 8},
+            attempts=1,
+            final_loss=0.5,
+        ),
     )
     given = {
         "manifest": manifest,

@@ -1,10 +1,11 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from contract.scores.calibration import temper
+from contract.versions.results import Metrics
 from tests.trainer.report.examples import make_evidence
 from trainer.report.findings import find, name_image, to_json
 
@@ -14,8 +15,8 @@ def test_the_figures_are_those_of_the_manifest(multiple):
     """What the classes amount to is the version's macro-F1; the histogram's right images are its accuracy."""
     evidence = make_evidence(multiple=multiple)
     found, metrics = find(evidence), evidence.manifest.metrics
-    assert np.mean([each.f1 for each in found.classes]) == pytest.approx(metrics["macro_f1"])
-    assert sum(found.histogram.right) == round(metrics["accuracy"] * metrics["images"])
+    assert np.mean([each.f1 for each in found.classes]) == pytest.approx(metrics.macro_f1)
+    assert sum(found.histogram.right) == round(metrics.accuracy * metrics.images)
     assert sum(found.histogram.right) + sum(found.histogram.wrong) == len(evidence.bald)
     assert (found.matrix is None) is multiple
     assert multiple or np.trace(found.matrix) == sum(found.histogram.right)
@@ -79,34 +80,11 @@ def test_the_curve_ends_with_the_version_itself():
     """Versions without the figures are passed over."""
     evidence = make_evidence()
     former = replace(evidence.manifest, version="20250102T030405678Z-abcdef")
-    without = replace(former, metrics={"images": 0, "macro_f1_interval": None})
+    without = replace(former, metrics=Metrics(images=0))
     curve = find(replace(evidence, earlier=[former, without])).curve
     assert [each.version for each in curve] == [former.version, evidence.manifest.version]
-    assert curve[1].macro_f1 == evidence.manifest.metrics["macro_f1"]
-    assert [curve[1].low, curve[1].high] == evidence.manifest.metrics["macro_f1_interval"]
-
-
-def test_versions_on_the_curve_are_measured_on_the_same_images_where_they_were():
-    """The others stand there with what they came to elsewhere, and are told apart."""
-    evidence = make_evidence()
-    apart, joined = (
-        replace(evidence.manifest, version=f"2025010{day}T030405678Z-abcdef", metrics={**evidence.manifest.metrics})
-        for day in (1, 2)
-    )
-    marks = [
-        {"version": version, "labels": 90, "macro_f1": macro_f1, "low": 0.25, "high": 0.75}
-        for version, macro_f1 in ((joined.version, 0.5), (evidence.manifest.version, 0.625))
-    ]
-    training = {**evidence.manifest.training, "curve": {"images": 41, "versions": marks}}
-    manifest = replace(evidence.manifest, training=training)
-    curve = find(replace(evidence, manifest=manifest, earlier=[apart, joined])).curve
-    own = evidence.manifest.metrics["macro_f1"]
-    assert [(each.macro_f1, each.validated, each.common) for each in curve] == [
-        (own, 36, False),
-        (0.5, 41, True),
-        (0.625, 41, True),
-    ]
-    assert {(each.low, each.high) for each in curve if each.common} == {(0.25, 0.75)}
+    assert curve[1].macro_f1 == evidence.manifest.metrics.macro_f1
+    assert curve[1].interval == evidence.manifest.metrics.macro_f1_interval
 
 
 def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_said():
@@ -128,5 +106,5 @@ def test_findings_are_json(evidence):
     """Neither NaN nor a numpy number is in them, with nothing held out either."""
     document = to_json(find(evidence), evidence.manifest)
     assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
-    assert document["metrics"] == dict(evidence.manifest.metrics)
+    assert document["metrics"] == asdict(evidence.manifest.metrics)
     assert [each["label"] for each in document["classes"]] == list(evidence.manifest.labels)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from contract.versions.results import Advice, Compared, Comparison
 from tests.trainer.report.examples import make_evidence
 from trainer.report.calibration import error_by_chance
 from trainer.report.page import write_report
@@ -64,7 +65,7 @@ def test_a_report_is_a_page_its_figures_and_its_classes(tmp_path):
     assert [float(row["f1"]) for row in rows] == [each["f1"] for each in document["classes"]]
     for row in rows:
         assert f"{float(row['f1']):.2f}" in page.text
-    assert f"{evidence.manifest.metrics['macro_f1']:.2f}" in page.text
+    assert f"{evidence.manifest.metrics.macro_f1:.2f}" in page.text
     assert evidence.manifest.version in page.text
 
 
@@ -85,12 +86,12 @@ def test_a_page_loads_nothing_and_runs_nothing(tmp_path, multiple, frozen):
 def test_labels_and_messages_are_text_whatever_is_in_them(tmp_path, multiple):
     """Markup, templates, mathematics and marks of direction stand on the page as they were written."""
     evidence = make_evidence(HOSTILE, multiple=multiple)
-    training = {
-        **evidence.manifest.training,
-        "left_out": {"<i>odd</i>": 1},
-        "lost_labels": {"<i>gone</i>": 3},
-        "advice": {"sentence": "<u>go on</u>"},
-    }
+    training = replace(
+        evidence.manifest.training,
+        left_out={"<i>odd</i>": 1},
+        lost_labels={"<i>gone</i>": 3},
+        advice=Advice("<u>go on</u>"),
+    )
     pixels = replace(evidence.pixels, unreadable=(("<img src=x>", "<b>no</b>"),))
     page = write(replace(evidence, manifest=replace(evidence.manifest, training=training), pixels=pixels), tmp_path)
     for text in (*HOSTILE, "<i>odd</i>", "<i>gone</i>", "<u>go on</u>", "<img src=x>: <b>no</b>"):
@@ -146,7 +147,7 @@ def test_versions_are_drawn_once_there_are_two(tmp_path):
     evidence = make_evidence()
     page = write(evidence, tmp_path)
     assert "The curve begins with the next one" in page.text
-    former = replace(evidence.manifest, training={**evidence.manifest.training, "images": 50, "validation": "audit"})
+    former = replace(evidence.manifest, training=replace(evidence.manifest.training, images=50, validation="audit"))
     (tmp_path / "second").mkdir()
     second = write(replace(evidence, earlier=[former]), tmp_path / "second")
     assert second.tags.count("svg") == page.tags.count("svg") + 1
@@ -157,11 +158,8 @@ def test_a_line_is_said_to_join_what_was_measured_on_the_same_images(tmp_path):
     """And what was not is said not to be comparable."""
     evidence = make_evidence()
     former = [replace(evidence.manifest, version=f"2025010{day}T030405678Z-abcdef") for day in (1, 2)]
-    marks = [
-        {"version": each.version, "labels": 90, "macro_f1": 0.5, "low": 0.25, "high": 0.75}
-        for each in (former[1], evidence.manifest)
-    ]
-    training = {**evidence.manifest.training, "curve": {"images": 41, "versions": marks}}
+    compared = tuple(Compared(each.version, 90, 0.5, 0.25, 0.75) for each in (former[1], evidence.manifest))
+    training = replace(evidence.manifest.training, curve=Comparison(41, compared))
     page = write(replace(evidence, manifest=replace(evidence.manifest, training=training), earlier=former), tmp_path)
     assert "joins versions that were measured on the same 41 random images; the grey ones were measured" in page.text
     assert page.text.count("the same 41") == 3

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from contract.errors import RepositoryUnreachable
 from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
+from contract.versions.results import TrainingRecord
 from tests.versions import manifest, write_files
 from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
 
@@ -94,7 +95,7 @@ def publish(repository, project=None, **fields):
     training = {} if project is None else {"project": project}
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, b"x")
-        return staged.publish(replace(manifest(staged.version), training=training, **fields)).name
+        return staged.publish(replace(manifest(staged.version), training=TrainingRecord.parse(training), **fields)).name
 
 
 SEEN = {"id": 3, "annotations": 40, "updated_at": UPDATED_AT}

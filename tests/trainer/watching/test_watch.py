@@ -39,6 +39,7 @@ folder, command, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 sys.path.insert(0, {checkout!r})
 from contract.errors import NothingPublished
 from contract.versions.repository import Repository
+from contract.versions.results import ProjectState, TrainingRecord
 from tests.versions import manifest, write_files
 
 def read(name):
@@ -67,7 +68,7 @@ if command == "run":
             created_at=datetime.now(UTC).isoformat(),
             labels=tuple(config),
             control="label",
-            training=dict(project=seen),
+            training=TrainingRecord(project=ProjectState(**seen)),
         )
         name = staged.publish(version).name
     print(json.dumps(dict(version=name, labels=seen["annotations"], macro_f1=0.713, advice="too early to say")))

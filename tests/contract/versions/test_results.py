@@ -1,0 +1,114 @@
+"""What a manifest says of a version's figures, whoever wrote or edited it."""
+
+import json
+import math
+from dataclasses import asdict, fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
+
+METRICS = {
+    "images": 64,
+    "accuracy": 0.75,
+    "macro_f1": 0.71,
+    "f1": [0.5, None, 1.0],
+    "nll": 0.5,
+    "ece": 0.0625,
+    "macro_f1_interval": [0.62, 0.79],
+    "mean_bald": 0.125,
+}
+COMPARED = {"version": "v1", "labels": 90, "macro_f1": 0.5, "low": 0.25, "high": 0.75}
+TRAINING = {
+    "images": 150,
+    "images_by_class": {"ant": 100, "bee": 0, "cat": 50},
+    "validation": "audit",
+    "validation_images": 64,
+    "audit_images": 64,
+    "audit_share": 0.25,
+    "project": {"id": 3, "annotations": 151, "updated_at": "2026-01-02T03:04:05Z"},
+    "unreadable": 1,
+    "left_out": {"skipped": 2},
+    "lost_labels": {"dog": 4},
+    "weights": {"origin": "imagenet", "sha256": "0" * 64},
+    "part": "classifier",
+    "seed": 7,
+    "recipe": {"epochs": 3},
+    "attempts": 1,
+    "final_loss": 0.5,
+    "advice": {"sentence": "label about 120 more", "stop": False, "gain": 0.02, "labels": 120, "kappa": -0.5},
+    "curve": {"images": 41, "versions": [COMPARED]},
+    "report_s": 1.5,
+}
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+RUBBISH: list[object] = [math.nan, math.inf, -2, 1.5, 10**400, True, "0.5", "", [], {}, [0.1], ["a", "b"], [0.9, 0.1]]
+
+
+def read(metrics=METRICS, training=TRAINING):
+    return Metrics.parse(metrics, classes=3), TrainingRecord.parse(training)
+
+
+def test_all_that_a_trainer_writes_is_read():
+    """Each field under its name, and written again as it was."""
+    metrics, training = read()
+    assert json.loads(json.dumps(asdict(metrics))) == METRICS
+    assert json.loads(json.dumps(asdict(training))) == TRAINING
+    assert training.project == ProjectState(3, 151, "2026-01-02T03:04:05Z")
+    assert training.advice == Advice("label about 120 more", stop=False, gain=0.02, labels=120, kappa=-0.5)
+    assert training.curve == Comparison(41, (Compared("v1", 90, 0.5, 0.25, 0.75),))
+    assert training.is_on_random_sample
+
+
+def test_what_an_older_trainer_did_not_write_is_unknown():
+    """As what it wrote as null."""
+    for absent in ({}, dict.fromkeys((*METRICS, *TRAINING))):
+        assert read(absent, absent) == (Metrics(), TrainingRecord())
+    assert not TrainingRecord().is_on_random_sample
+
+
+@pytest.mark.parametrize("name", sorted({*METRICS, *TRAINING}))
+@pytest.mark.parametrize("value", RUBBISH, ids=lambda value: f"{value!r:.12}")
+def test_rubbish_costs_its_own_field_alone(name, value):
+    """Nothing is raised, nothing is read that cannot be written, and the other fields stay."""
+    found, expected = read({**METRICS, name: value}, {**TRAINING, name: value}), read()
+    for each, whole in zip(found, expected, strict=True):
+        json.dumps({**asdict(each), "weights": 0, "recipe": 0}, allow_nan=False)
+        others = {field.name for field in fields(each)} - {name}
+        if name == "macro_f1":
+            others -= {"macro_f1_interval"}
+        assert {other: getattr(each, other) for other in others} == {other: getattr(whole, other) for other in others}
+
+
+@pytest.mark.parametrize("value", [True, "1", [1], 1.5, -0.5, math.nan], ids=repr)
+def test_what_is_no_figure_is_none(value):
+    """JSON's true is no number, and a text that holds one is none either."""
+    metrics, training = read(dict.fromkeys(METRICS, value), dict.fromkeys(TRAINING, value))
+    assert (metrics.macro_f1, metrics.accuracy, metrics.images, training.images) == (None,) * 4
+    assert training.audit_share is None
+
+
+def test_an_interval_without_its_middle_is_none():
+    """It would be drawn beside its point."""
+    for interval in ([0.1, 0.2], [0.8, 0.9], [0.9, 0.1], [0.6], [0.6, 0.7, 0.8]):
+        assert read({**METRICS, "macro_f1_interval": interval})[0].macro_f1_interval is None
+
+
+def test_figures_of_other_classes_are_not_mixed_up():
+    """F1 is a list in the order of the labels; one of another length says nothing of any of them."""
+    assert Metrics.parse(METRICS, classes=2).f1 == ()
+
+
+@given(json_values)
+def test_of_a_strange_comparison_what_is_complete_is_read(value):
+    """It never fails, and names no version that is not there."""
+    for curve in (value, {"images": value, "versions": [COMPARED]}, {"images": 41, "versions": value}):
+        found = Comparison.parse(curve)
+        assert found is None or {each.version for each in found.versions} <= {"v1"}
+    strange = {"images": 41, "versions": [COMPARED, *({**COMPARED, name: value} for name in COMPARED)]}
+    assert Comparison.parse(strange).versions[0] == Compared("v1", 90, 0.5, 0.25, 0.75)
