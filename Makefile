@@ -6,7 +6,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# label-studio-sdk holds numpy below 2.3, which has no wheels for Python 3.14 and newer.
+# numpy 2.2 has no wheels for Python 3.14 and newer.
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; do \
   $$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done),python3)

@@ -29,10 +29,10 @@ from bench.load import Client, label_config, say, send, split
 from bench.machine import describe
 from bench.model import CACHE, small_images, trained, workplace
 from bench.serving import serving
+from contract.label_studio import LabelStudioClient
 from demo.label_studio import LabelStudio, label_studio
 from demo.processes import free_port
 from demo.product import CHECKOUT
-from demo.session import Session
 from server.inference.cpus import available_cpus
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
 
@@ -63,7 +63,7 @@ def main() -> None:
         label_studio(Path(data), python=CHECKOUT / ".venv-label-studio" / "bin" / "python", port=free_port()) as studio,
     ):
         references = [host.reference(image) for image in images]
-        project = _fill(studio.session(), references, manifest.labels)
+        project = _fill(studio.client(), references, manifest.labels)
         settings = {
             "LABELNEXT_ALLOWED_ORIGINS": host.url,
             "LABELNEXT_CACHE_DIR": str(folder / "features"),
@@ -77,7 +77,7 @@ def main() -> None:
             say(f"{len(references)} images scored for the first time in {time.perf_counter() - warming:.0f} s")
             run = _rank(project, options.strategy, studio=studio, server=server.url, folder=folder)
             server_mb = server.peak_rss_mb()
-        _check(studio.session(), project, run.summary, options.tasks)
+        _check(studio.client(), project, run.summary, options.tasks)
     result = {
         "bench": "rank",
         "source": subject.source,
@@ -106,7 +106,7 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _fill(session: Session, references: Sequence[str], labels: Sequence[str]) -> int:
+def _fill(session: LabelStudioClient, references: Sequence[str], labels: Sequence[str]) -> int:
     """Make a project with a task for each image, and return its number."""
     started = time.perf_counter()
     body = {"title": "A pool", "label_config": label_config(labels)}
@@ -139,7 +139,7 @@ def _rank(project: int, strategy: str, *, studio: LabelStudio, server: str, fold
     return Run(summary, seconds, round(usage.ru_maxrss / 1024, 1))
 
 
-def _check(session: Session, project: int, summary: Mapping[str, Any], tasks: int) -> None:
+def _check(session: LabelStudioClient, project: int, summary: Mapping[str, Any], tasks: int) -> None:
     assert summary["tasks"] == tasks, f"{tasks} tasks were to be ranked, not {summary['tasks']}"
     versions = session.get(f"/api/projects/{project}/model-versions/", extended="true")["static"]
     counts = {each["model_version"]: each["count"] for each in versions}

@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> None:
         )
         tell(f"Label Studio answers on {studio.url}")
         workplace = Workplace(data / "models", data / "cache", studio.url, studio.token)
-        project = Project.create(studio.session(), title="Labelnext demo", labels=pool.labels)
+        project = Project.create(studio.client(), title="Labelnext demo", labels=pool.labels)
         _label_first(project, pool, options.labelled)
         tell(f"{len(pool.images)} images uploaded, {options.labelled} of them labelled at random; the trainer starts")
         training = train(workplace, project.id, _trainer_options(start, options.epochs))

@@ -7,7 +7,3 @@ class DemoError(Exception):
 
 class ProcessError(DemoError):
     """A process that the demo needs ended early or did not answer in time."""
-
-
-class LabelStudioError(DemoError):
-    """Label Studio refused a request, did not answer, or answered otherwise than it should."""

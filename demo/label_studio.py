@@ -10,17 +10,15 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import urllib3
-
-from demo.errors import LabelStudioError
+from contract.errors import ConfigError
+from contract.label_studio import WHOAMI, LabelStudioClient
 from demo.processes import Child, running
-from demo.session import Session
 
 EMAIL = "demo@example.com"
 PASSWORD = "labelnext"  # noqa: S105  # of a throw-away account on the loopback address, printed by the demo
 
+_TIMEOUT_S = 300.0  # retrieving predictions answers only when all are stored
 _START_TIMEOUT_S = 300.0  # the first start migrates the database: 50 s on two idle cores
 
 
@@ -32,9 +30,9 @@ class LabelStudio:
     token: str
     process: Child
 
-    def session(self) -> Session:
-        """Return requests made with the token."""
-        return Session(self.url, self.token)
+    def client(self) -> LabelStudioClient:
+        """Return what makes requests with the token."""
+        return LabelStudioClient(self.url, self.token, timeout_s=_TIMEOUT_S)
 
 
 @contextlib.contextmanager
@@ -91,24 +89,19 @@ def _personal_access_token(path: Path, url: str, legacy_token: str) -> str:
     """Return the token kept in `path`, after making it with the legacy one where there is none that works."""
     if path.exists():
         token = path.read_text()
-        with contextlib.suppress(LabelStudioError):
-            Session(url, token).get("/api/current-user/whoami")
+        with contextlib.suppress(ConfigError):
+            LabelStudioClient(url, token).get(WHOAMI)
             return token
     # Label Studio knows one token a person: an unfinished earlier start may have made it and lost it.
-    for old in _as_legacy("GET", f"{url}/api/token/", legacy_token, None):
-        _as_legacy("POST", f"{url}/api/token/blacklist/", legacy_token, {"refresh": old["token"]})
-    token = str(_as_legacy("POST", f"{url}/api/token/", legacy_token, {})["token"])
+    legacy = LabelStudioClient(url, legacy_token)
+    for old in legacy.get("/api/token/"):
+        legacy.post("/api/token/blacklist/", {"refresh": old["token"]})
+    token = str(legacy.post("/api/token/", {})["token"])
     _write_secret(path, token)
     # Off by default in Label Studio, on only to get here; the product must work as most people have it.
-    Session(url, token).post("/api/jwt/settings", {"api_tokens_enabled": True, "legacy_api_tokens_enabled": False})
+    settings = {"api_tokens_enabled": True, "legacy_api_tokens_enabled": False}
+    LabelStudioClient(url, token).post("/api/jwt/settings", settings)
     return token
-
-
-def _as_legacy(method: str, url: str, token: str, body: object) -> Any:
-    reply = urllib3.request(method, url, headers={"Authorization": f"Token {token}"}, json=body)
-    if not 200 <= reply.status < 300:
-        raise LabelStudioError(f"{method} {url}: expected a 2xx reply, got {reply.status}: {reply.data[:500]!r}")
-    return reply.json() if reply.data else None
 
 
 def _stored(path: Path, fresh: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from demo.session import Session
+from contract.label_studio import LabelStudioClient
 
 _FILES_PER_UPLOAD = 100  # Label Studio refuses more in one form
 _TASKS_PER_PAGE = 1000
@@ -75,18 +75,18 @@ class Project:
     """One project, as its owner acts on it.
 
     Args:
-        session: requests to the Label Studio that holds the project.
+        client: of the Label Studio that holds the project.
         id: the project's number there.
     """
 
-    def __init__(self, session: Session, id: int) -> None:
-        self._session = session
+    def __init__(self, client: LabelStudioClient, id: int) -> None:
+        self._client = client
         self.id = id
 
     @property
     def url(self) -> str:
         """Where a person opens the project."""
-        return f"{self._session.url}/projects/{self.id}/data"
+        return f"{self._client.url}/projects/{self.id}/data"
 
     def add_tab(self, title: str, *, ordering: str) -> str:
         """Add a tab of unlabelled tasks to the Data Manager, and return where a person opens it."""
@@ -99,42 +99,42 @@ class Project:
             "filters": {"conjunction": "and", "items": [unlabelled]},
             "hiddenColumns": {"explore": _HIDDEN_COLUMNS, "labeling": []},
         }
-        tab = self._session.post("/api/dm/views", {"project": self.id, "data": settings})
+        tab = self._client.post("/api/dm/views", {"project": self.id, "data": settings})
         return f"{self.url}?tab={tab['id']}"
 
     @classmethod
-    def create(cls, session: Session, *, title: str, labels: Sequence[str]) -> Project:
+    def create(cls, client: LabelStudioClient, *, title: str, labels: Sequence[str]) -> Project:
         """Make a project in which an image gets one of `labels`."""
         body = {"title": title, "label_config": label_config(labels)}
-        return cls(session, session.post("/api/projects", body)["id"])
+        return cls(client, client.post("/api/projects", body)["id"])
 
     def upload(self, files: Mapping[str, bytes]) -> None:
         """Make a task of each file, given by name and content, many in one request."""
         items = list(files.items())
         for start in range(0, len(items), _FILES_PER_UPLOAD):
-            self._session.upload(f"/api/projects/{self.id}/import", items[start : start + _FILES_PER_UPLOAD])
+            self._client.upload(f"/api/projects/{self.id}/import", items[start : start + _FILES_PER_UPLOAD])
 
     def annotate(self, task_id: int, label: str) -> None:
         """Label a task, as a person does who submits."""
-        self._session.post(f"/api/tasks/{task_id}/annotations/", {"result": [_choice(label)], "lead_time": 1.0})
+        self._client.post(f"/api/tasks/{task_id}/annotations/", {"result": [_choice(label)], "lead_time": 1.0})
 
     def connect(self, url: str, *, title: str) -> None:
         """Connect the machine learning backend at `url`."""
-        self._session.post("/api/ml/", {"project": self.id, "url": url, "title": title, "is_interactive": False})
+        self._client.post("/api/ml/", {"project": self.id, "url": url, "title": title, "is_interactive": False})
 
     def retrieve_predictions(self, task_ids: Sequence[int]) -> None:
         """Have Label Studio ask its backend about these tasks, as the Data Manager's action does."""
         path = f"/api/dm/actions?id=retrieve_tasks_predictions&project={self.id}"
-        self._session.post(path, {"selectedItems": {"all": False, "included": list(task_ids)}})
+        self._client.post(path, {"selectedItems": {"all": False, "included": list(task_ids)}})
 
     def settings(self) -> dict[str, Any]:
         """Return the project as Label Studio describes it."""
-        settings: dict[str, Any] = self._session.get(f"/api/projects/{self.id}")
+        settings: dict[str, Any] = self._client.get(f"/api/projects/{self.id}")
         return settings
 
     def change(self, **settings: object) -> None:
         """Change settings of the project, such as its sampling."""
-        self._session.patch(f"/api/projects/{self.id}", settings)
+        self._client.patch(f"/api/projects/{self.id}", settings)
 
     def tasks(self, *, ordering: str = "tasks:id") -> list[Task]:
         """Return every task in the Data Manager's order, such as "tasks:predictions_score" for ascending scores."""
@@ -142,13 +142,13 @@ class Project:
 
     def next_task_id(self) -> int:
         """Return the task that the label stream serves."""
-        return int(self._session.get(f"/api/projects/{self.id}/next")["id"])
+        return int(self._client.get(f"/api/projects/{self.id}/next")["id"])
 
     def _pages(self, ordering: str) -> Iterator[dict[str, Any]]:
         query = json.dumps({"ordering": [ordering]})
         page, remaining = 1, 1
         while remaining > 0:
-            reply = self._session.get(
+            reply = self._client.get(
                 "/api/tasks", project=self.id, fields="all", query=query, page=page, page_size=_TASKS_PER_PAGE
             )
             yield from reply["tasks"]

@@ -17,10 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from contract.errors import ConfigError, FetchError, LabelnextError
-from contract.images.access import Token
-from contract.images.addresses import resolve_addresses
-from contract.images.download import Answer, Downloader, FetchContext, Target
+from contract.errors import ConfigError, LabelnextError
+from contract.label_studio import WHOAMI, LabelStudioClient, Patience, TokenRefused
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.memory import Memory, memory_limit, resident
@@ -31,9 +29,7 @@ from server.settings import Precision, Settings
 
 _ASKING_S: Final = 10.0
 """The most that Label Studio may take for an answer; its own patience with a backend is shorter."""
-_ANSWER_BYTES: Final = 2**20
 _RUNS: Final = 3
-_WHOAMI: Final = "/api/current-user/whoami"
 
 _log = logging.getLogger(__name__)
 
@@ -224,48 +220,16 @@ def _use_cache(settings: Settings) -> str:
 def _reach_label_studio(settings: Settings) -> str:
     if settings.label_studio_url is None:
         return "LABELNEXT_LABEL_STUDIO_URL is not set: uploads and cloud storage cannot be read"
-    base = Target.parse(settings.label_studio_url)
-    downloader = Downloader(
-        trusted=frozenset({base.origin}),
-        resolve=resolve_addresses,
-        max_bytes=_ANSWER_BYTES,
-        connect_timeout_s=_ASKING_S,
-        read_timeout_s=_ASKING_S,
+    token = settings.label_studio_token
+    studio = LabelStudioClient(
+        settings.label_studio_url, token or "", timeout_s=_ASKING_S, patience=Patience(longest_s=0.0)
     )
     try:
-        return _sign_in(base, settings.label_studio_token, downloader)
-    finally:
-        downloader.close()
-
-
-def _sign_in(base: Target, token: str | None, downloader: Downloader) -> str:
-    end = time.monotonic() + _ASKING_S
-
-    def ask(path: str, *, authorization: str | None = None, post: bytes | None = None) -> Answer:
-        target = Target.parse(base.url.rstrip("/") + path)
-        return downloader.request(
-            target, FetchContext(target.url, end, time.monotonic), authorization=authorization, post=post
-        )
-
-    def exchange(refresh_token: str) -> str:
-        answer = ask("/api/token/refresh/", post=json.dumps({"refresh": refresh_token}).encode())
-        try:
-            return str(json.loads(answer.body)["access"])
-        except (ValueError, KeyError, TypeError) as err:
-            raise FetchError(_refused(base, answer.status)) from err
-
-    status = ask(_WHOAMI, authorization=Token(token or "").header(exchange, timeout_s=_ASKING_S)).status
-    if token is None:
+        studio.get(WHOAMI)
+    except TokenRefused:
+        if token is not None:
+            raise
         return (
-            f"{base.origin} answers; LABELNEXT_LABEL_STUDIO_TOKEN is not set: uploads and cloud storage cannot be read"
+            f"{studio.url} answers; LABELNEXT_LABEL_STUDIO_TOKEN is not set: uploads and cloud storage cannot be read"
         )
-    if status != 200:
-        raise FetchError(_refused(base, status))
-    return f"{base.origin} answers, and knows the token"
-
-
-def _refused(base: Target, status: int) -> str:
-    return (
-        f"{base.origin} answered {status} to LABELNEXT_LABEL_STUDIO_TOKEN, expected 200; create a new personal access "
-        "token in the account settings, and check LABELNEXT_LABEL_STUDIO_URL"
-    )
+    return f"{studio.url} answers, and knows the token"

@@ -12,7 +12,7 @@ PACKAGES = ("contract", "trainer", "server", "demo")
 FORBIDDEN = {
     "contract": {"trainer", "server", "demo", "torch", "torchvision", "baal", "onnxruntime", "flask"},
     "trainer": {"server", "demo", "flask", "gunicorn"},
-    "server": {"trainer", "demo", "torch", "torchvision", "baal", "label_studio_sdk"},
+    "server": {"trainer", "demo", "torch", "torchvision", "baal"},
     "demo": {"server", "trainer"},
 }
 LAYERS = {
@@ -34,8 +34,7 @@ EXCEPTIONS = {
 CONFINED = {
     "onnxruntime": {"server/inference", "trainer/model"},
     "flask": {"server"},
-    "urllib3": {"contract/images", "demo", "trainer/ranking"},
-    "label_studio_sdk": {"trainer"},
+    "urllib3": {"contract", "contract/images", "demo", "trainer/ranking"},
     "minisign": {"contract/versions"},
     "obstore": {"contract/versions"},
     "jinja2": {"server/page", "trainer/report"},

@@ -12,7 +12,6 @@ Knows nothing of what the bytes are, and keeps none of them; who does can ask wh
 """
 
 import base64
-import json
 import os
 import stat
 import time
@@ -23,7 +22,6 @@ from typing import Final, Self
 from urllib.parse import parse_qs, quote
 
 from contract.errors import ConfigError, FetchError, TemporaryFetchError
-from contract.images.access import Token
 from contract.images.addresses import Resolver, resolve_addresses
 from contract.images.download import (
     LONGEST_REFERENCE,
@@ -37,6 +35,7 @@ from contract.images.download import (
 )
 from contract.images.label_studio_files import PublicUrl, Studio
 from contract.images.spelling import as_browsers_read, decode_data_uri, is_data_uri
+from contract.label_studio import NoAccessToken, Token
 
 MAX_REDIRECTS: Final = 3
 
@@ -278,25 +277,21 @@ class Fetcher:
         return answer
 
     def _authorization(self, context: FetchContext, *, refused: str | None = None) -> str | None:
+        def post(path: str, content: bytes) -> tuple[int, bytes]:
+            answer = self._downloader.request(_parse(self._base + path, context), context, post=content)
+            return answer.status, answer.body
+
         try:
-            return self._token.header(
-                lambda token: self._exchange(token, context), timeout_s=context.remaining(), refused=refused
-            )
+            return self._token.header(post, timeout_s=context.remaining(), refused=refused)
         except TimeoutError as err:
             raise TemporaryFetchError(
                 f"{context.asked} was not fetched in time: {err}; look at Label Studio's load"
             ) from err
-
-    def _exchange(self, refresh_token: str, context: FetchContext) -> str:
-        """Label Studio's access token for a personal access token."""
-        target = _parse(f"{self._base}/api/token/refresh/", context)
-        answer = self._downloader.request(target, context, post=json.dumps({"refresh": refresh_token}).encode())
-        try:
-            return str(json.loads(answer.body)["access"])
-        except (ValueError, KeyError, TypeError) as err:
-            raise _refusal(answer.status)(
-                f"{context.asked} needs a token, and {target.origin} answered {answer.status} without an access token "
-                "for LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account settings"
+        except NoAccessToken as err:
+            raise _refusal(err.status)(
+                f"{context.asked} needs a token, and {_parse(self._base, context).origin} answered {err.status} without "
+                "an access token for LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account "
+                "settings"
             ) from err
 
     def _describe_label_studio(self) -> bytes:

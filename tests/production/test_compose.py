@@ -17,9 +17,9 @@ import pytest
 import urllib3
 import yaml
 
+from contract.label_studio import LabelStudioClient
 from demo.pool import Pool, read_pool, write_digits
 from demo.project import Project, Task
-from demo.session import Session
 from deploy.images.engine import CHECKOUT
 from tests.production.composition import CannotComposeError, Composition, composition
 
@@ -91,7 +91,7 @@ def test_the_composition_works_whole(composed: Composition, services: Mapping[st
     composed.run("up", "--detach", "--no-build")
     _wait(lambda: _status(f"{public}/health") == 200, "Label Studio's health")
     token = _personal_access_token(public)
-    project = _project(Session(public, token), digits)
+    project = _project(LabelStudioClient(public, token), digits)
     with_token = {"LABELNEXT_LABEL_STUDIO_TOKEN": token, "LABELNEXT_PROJECT": str(project.id)}
     composed.run("up", "--detach", "--no-build", **with_token)
 
@@ -116,7 +116,7 @@ def test_the_composition_works_whole(composed: Composition, services: Mapping[st
     assert public.encode() in page.data
 
 
-def _project(session: Session, digits: Pool) -> Project:
+def _project(session: LabelStudioClient, digits: Pool) -> Project:
     """A project of which half the images are uploads and half lie in local storage; two of three are labelled."""
     project = Project.create(session, title="Composed", labels=digits.labels)
     storage = {"project": project.id, "path": "/label-studio/files/photos", "use_blob_urls": True, "title": "photos"}

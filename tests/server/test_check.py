@@ -162,7 +162,7 @@ def test_a_token_that_label_studio_does_not_know_is_a_fault(settings, studio, to
     found = answers(check(wanted))["label_studio"]
     assert not found.ok
     assert "401" in found.detail
-    assert "create a new personal access token" in found.detail
+    assert "personal access token from the account settings" in found.detail
     assert token not in check(wanted).to_json()
 
 

@@ -75,7 +75,7 @@ def workplace(studio: LabelStudio, tmp_path: Path) -> Workplace:
 @pytest.fixture
 def project(studio: LabelStudio, digits: Pool, request: pytest.FixtureRequest) -> Project:
     """A new project without tasks, in which an image gets one of the digits' labels."""
-    return Project.create(studio.session(), title=request.node.name[:50], labels=digits.labels)
+    return Project.create(studio.client(), title=request.node.name[:50], labels=digits.labels)
 
 
 @pytest.fixture

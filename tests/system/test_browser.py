@@ -157,7 +157,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     """In every form that choices and images may have: the real import takes it, the real editor shows it."""
     choices = f'<Choices name="choice" toName="image" {more}>{inner}</Choices>'
     config = f'<View><Image name="image" value="{value}"/>{choices}</View>'
-    session = studio.session()
+    session = studio.client()
     number = session.post("/api/projects", {"title": "Forms", "label_config": config})["id"]
     session.post(f"/api/projects/{number}/import", [{"data": data}])
     client = labelstudio.connect(studio.url, studio.token)
@@ -186,7 +186,7 @@ def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
         '<View><Image name="image" value="$image"/>'
         f'<Choices name="choice" toName="image" {attribute}>{FLAT}</Choices></View>'
     )
-    session = studio.session()
+    session = studio.client()
     number = session.post("/api/projects", {"title": "Slice", "label_config": config})["id"]
     session.post(f"/api/projects/{number}/import", [{"data": {"image": IMAGE}}] * 3)
     client = labelstudio.connect(studio.url, studio.token)

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from demo.errors import LabelStudioError
+from contract.errors import ConfigError
+from contract.label_studio import LabelStudioClient
 from demo.label_studio import label_studio
 from demo.pool import Pool
 from demo.processes import free_port
 from demo.product import CHECKOUT, Server, Workplace, serving, train
 from demo.project import Project
-from demo.session import Session
 from tests.system.conftest import QUICK_TRAINING, python_of
 
 UPLOADED, LABELLED = 20, 16
@@ -80,7 +80,7 @@ class Place:
     def __init__(self, data: Path, pool: Pool, folder: Path) -> None:
         self._data, self._port, self._running = data, free_port(), ExitStack()
         self.start_label_studio()
-        self.session = Session(self.url, (data / "token").read_text().strip())
+        self.session = LabelStudioClient(self.url, (data / "token").read_text().strip())
         self.workplace = Workplace(folder / "models", folder / "cache", self.url, (data / "token").read_text().strip())
         images = {image.name: image.path.read_bytes() for image in pool.images}
         uploaded = dict(list(images.items())[:UPLOADED])
@@ -209,7 +209,7 @@ def test_a_project_of_other_labels_is_refused_and_label_studio_names_both_lists(
     place.session.post(f"/api/projects/{project.id}/import", [{"image": f"{place.host.url}/x.png"}])
     before = project.settings()
     ours = ", ".join(sorted(digits.labels))
-    with pytest.raises(LabelStudioError) as caught:
+    with pytest.raises(ConfigError) as caught:
         project.connect(place.server.url, title="model")
     assert f"({ours}), its labelling config has others (label: car, bus)" in str(caught.value)
     process = place.start_rank(project)

@@ -17,13 +17,13 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pytest
 
+from contract.label_studio import LabelStudioClient
 from contract.scores.holdout import is_held_out
 from demo.label_studio import LabelStudio
 from demo.pool import Pool
 from demo.processes import free_port
 from demo.product import CHECKOUT, Server, Workplace, serving, train
 from demo.project import Project
-from demo.session import Session
 from tests.system.conftest import QUICK_TRAINING, python_of
 from trainer.labelstudio import connect, set_webhook_token
 from trainer.ranking.names import next_name
@@ -48,7 +48,7 @@ class Ranked:
     """A project with a version trained on it and a server of that version."""
 
     def __init__(self, studio: LabelStudio, workplace: Workplace, pool: Pool) -> None:
-        self.session: Session = studio.session()
+        self.session: LabelStudioClient = studio.client()
         self.workplace = workplace
         body = {"title": "Ränge", "label_config": labelling_config(LABELS)}
         self.project = Project(self.session, self.session.post("/api/projects", body)["id"])
@@ -125,7 +125,7 @@ class Ranked:
     def remove(self, version: str) -> None:
         """Delete all predictions of a version."""
         path = f"/api/projects/{self.project.id}/model-versions/"
-        self.session._request("DELETE", path, json={"model_version": version})
+        self.session.delete(path, {"model_version": version})
 
 
 @pytest.fixture(scope="module")

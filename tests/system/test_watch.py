@@ -128,7 +128,7 @@ def test_start_training_starts_a_round_that_sigterm_may_interrupt(
     repository = Repository(workplace.models)
 
     def press_start_training() -> None:
-        session = studio.session()
+        session = studio.client()
         [backend] = session.get("/api/ml/", project=project.id)
         session.post(f"/api/ml/{backend['id']}/train", {})
 

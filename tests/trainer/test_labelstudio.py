@@ -1,135 +1,19 @@
-import base64
 import json
 import re
-import socket
-import time
 
 import pytest
 
-from bench.hosts import Host, host, reply
 from contract.errors import ConfigError
-from tests.trainer.studio import Gone
-from tests.trainer.studio import studio as in_memory
+from contract.label_studio import Refused, Unreachable
+from tests.trainer.studio import CONFIG, TOKEN, Gone, studio
 from trainer import labelstudio
-
-LEGACY = "0123456789abcdef0123456789abcdef01234567"
-CONFIG = "<View/>"
-
-
-def jwt(**claims):
-    """A JSON web token with these claims, valid for an hour."""
-    parts = ({"alg": "HS256"}, {"exp": int(time.time()) + 3600, **claims})
-    head, body = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
-    return f"{head}.{body}.c2lnbmF0dXJl"
-
-
-PERSONAL = jwt(token_type="refresh")
-
-
-@pytest.fixture
-def studio():
-    """A Label Studio with one project, 5, and one prediction version, v1."""
-    with host() as each:
-        serve_json(each, "/api/current-user/whoami", {"id": 1, "email": "ann@example.com"})
-        each.answers["/api/projects/5/"] = project
-        yield each
-
-
-def serve_json(studio: Host, path, content, status=200):
-    studio.serve(path, json.dumps(content).encode(), status=status, content_type="application/json")
-
-
-def answer_json(handler, request, content, status=200):
-    reply(json.dumps(content).encode(), status=status, content_type="application/json")(handler, request)
-
-
-def project(handler, request):
-    if request.method == "PATCH" and json.loads(request.body)["model_version"] != "v1":
-        return answer_json(handler, request, {"validation_errors": {"model_version": ["must exist"]}}, 400)
-    content = {"id": 5, "title": "Pets", "label_config": CONFIG, "model_version": "v0", "sampling": "Sequential"}
-    return answer_json(handler, request, content)
-
-
-class TestConnecting:
-    def test_a_legacy_token_is_sent_as_it_is(self, studio):
-        """Organisations may still allow these."""
-        labelstudio.connect(studio.url + "/", LEGACY)
-        assert studio.requests[-1].headers["Authorization"] == f"Token {LEGACY}"
-
-    @pytest.mark.filterwarnings("ignore:The `parse_obj` method is deprecated")  # within the client library
-    @pytest.mark.parametrize("prefix", ["", "/studio"])
-    def test_a_personal_access_token_is_exchanged(self, studio, prefix):
-        """Sent as it is, it would get 401; behind a path the exchange is behind it too."""
-        access = jwt(token_type="access")
-        serve_json(studio, f"{prefix}/api/token/refresh/", {"access": access})
-        serve_json(studio, f"{prefix}/api/current-user/whoami", {"id": 1})
-        labelstudio.connect(studio.url + prefix, PERSONAL)
-        assert studio.requests[-1].headers["Authorization"] == f"Bearer {access}"
-
-    @pytest.mark.parametrize("status", [401, 403])
-    def test_a_refused_token_is_one_clear_line(self, studio, status):
-        """The message names the setting, and holds neither the token nor the answer's headers."""
-        serve_json(studio, "/api/current-user/whoami", {"detail": "Invalid token."}, status)
-        with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
-            labelstudio.connect(studio.url, LEGACY)
-        assert LEGACY not in str(caught.value)
-        assert "headers" not in str(caught.value)
-
-    @pytest.mark.parametrize("token", [jwt(token_type="refresh", exp=1), PERSONAL], ids=["expired", "revoked"])
-    def test_an_expired_or_revoked_personal_access_token_is_refused_alike(self, studio, token):
-        """Whether the client library or Label Studio notices."""
-        serve_json(studio, "/api/token/refresh/", {"detail": "Token is blacklisted"}, 401)
-        with pytest.raises(ConfigError, match="refuses the token"):
-            labelstudio.connect(studio.url, token)
-
-    def test_an_unreachable_host_is_one_clear_line(self, monkeypatch):
-        """The message names the setting."""
-        monkeypatch.setattr("label_studio_sdk.core.http_client.time.sleep", lambda _: None)
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=r"cannot be reached.*LABELNEXT_LABEL_STUDIO_URL"):
-            labelstudio.connect(url, LEGACY)
-
-    @pytest.mark.parametrize("url", ["127.0.0.1:8080", "localhost", "http://[bad"])
-    def test_what_is_no_address_is_one_clear_line(self, url, monkeypatch):
-        """A scheme is easily forgotten."""
-        monkeypatch.setattr("label_studio_sdk.core.http_client.time.sleep", lambda _: None)
-        with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_URL"):
-            labelstudio.connect(url, LEGACY)
-
-    def test_another_web_site_is_one_clear_line(self, studio):
-        """A page of HTML is not an answer of Label Studio."""
-        studio.serve("/api/current-user/whoami", b"<html>Welcome</html>", content_type="text/html")
-        with pytest.raises(ConfigError):
-            labelstudio.connect(studio.url, LEGACY)
-
-
-class TestReading:
-    def test_a_project_is_read(self, studio):
-        """What the trainer needs to know of it."""
-        client = labelstudio.connect(studio.url, LEGACY)
-        assert labelstudio.read_project(client, 5) == labelstudio.Project(5, "Pets", CONFIG, "v0", "Sequential")
-
-    def test_an_unknown_project_is_one_clear_line(self, studio):
-        """The message names the number."""
-        client = labelstudio.connect(studio.url, LEGACY)
-        with pytest.raises(ConfigError, match="has no project 6"):
-            labelstudio.read_project(client, 6)
-
-    @pytest.mark.parametrize("content", [[], {"tasks": 3}, {"total": 3}, "text"])
-    def test_an_answer_of_another_make_is_one_clear_line(self, studio, content):
-        """Whatever a proxy may put in its place."""
-        serve_json(studio, "/api/tasks/", content)
-        client = labelstudio.connect(studio.url, LEGACY)
-        with pytest.raises(ConfigError, match="an answer that is not its own"):
-            list(labelstudio.unlabelled_tasks(client, 5))
 
 
 @pytest.fixture
 def pets():
     """A project of twelve tasks, in pages of five."""
-    with in_memory(12) as state:
-        state.client = labelstudio.connect(state.url, LEGACY)
+    with studio(12) as state:
+        state.client = labelstudio.connect(state.url, TOKEN)
         yield state
 
 
@@ -140,6 +24,13 @@ def _small_pages(monkeypatch):
 
 
 class TestTasks:
+    def test_a_project_is_read(self, pets):
+        """What the trainer needs to know of it; an unknown one is named by its number."""
+        pets.project["model_version"] = "v0"
+        assert labelstudio.read_project(pets.client, 5) == labelstudio.Project(5, "Pets", CONFIG, "v0", "Sequential")
+        with pytest.raises(ConfigError, match="has no project 6"):
+            labelstudio.read_project(pets.client, 6)
+
     def test_annotated_tasks_are_those_labelled_and_then_those_skipped(self, pets):
         """With their annotations; the thousands without any are not read."""
         for task in (9, 2, 5, 7):
@@ -234,28 +125,25 @@ class TestPredictions:
         assert [(each.task, each.score) for each in found] == [(1, 0.25), (1, None)]
         assert labelstudio.count_predictions(pets.client, 5) == {"v1": 2, "v2": 1}
 
-    def test_what_was_imported_is_counted(self, pets):
-        """By what Label Studio says that it took."""
-        pets.drops = lambda prediction: prediction["score"] > 1
-        sent = [{"task": task, "model_version": "ü", "score": task, "result": []} for task in (1, 2)]
-        assert labelstudio.import_predictions(pets.client, 5, sent) == 1
-        assert labelstudio.count_predictions(pets.client, 5) == {"ü": 1}
+    def test_regions_come_where_they_are_asked_for(self, pets):
+        """Those of a large pool would fill the memory."""
+        region = {"type": "choices", "value": {"choices": ["cat"]}, "meta": {"model_version": "v1", "task": "x"}}
+        for task in (1, 2):
+            pets.predictions[pets.predict(task, "v1")]["result"] = [region]
+        found = {each.task: each.result for each in labelstudio.list_predictions(pets.client, 5, "v1", results_of=[2])}
+        assert found == {1: (), 2: [region]}
 
-    def test_an_unknown_task_is_a_refusal(self, pets):
-        """Which is known to have stored nothing."""
-        with pytest.raises(labelstudio.Refused):
+    def test_an_unknown_task_is_a_refusal_and_a_fault_leaves_open_what_became_of_an_import(self, pets):
+        """The one is known to have stored nothing; neither is sent again."""
+        with pytest.raises(Refused):
             labelstudio.import_predictions(pets.client, 5, [{"task": 99, "score": 0.5, "result": []}])
 
-    @pytest.mark.parametrize("status", [500, 502, 503, 504])
-    def test_a_fault_of_label_studio_leaves_open_what_became_of_an_import(self, pets, status):
-        """It is not sent again on that account."""
-
         def fail(request):
-            raise Gone(status)
+            raise Gone(502)
 
         pets.before = fail
         before = len(pets.requests)
-        with pytest.raises(labelstudio.Unreachable):
+        with pytest.raises(Unreachable):
             labelstudio.import_predictions(pets.client, 5, [])
         assert len(pets.requests) == before + 1
 
@@ -312,111 +200,21 @@ class TestWebhooks:
 
 
 class TestSwitching:
-    def changes(self, studio):
-        (request,) = [request for request in studio.requests if request.method == "PATCH"]
-        return json.loads(request.body)
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, {"model_version": "v1", "sampling": "Uncertainty sampling"}),
+            ({"sampling": None}, {"model_version": "v1"}),
+        ],
+    )
+    def test_version_and_sampling_are_set_together(self, pets, options, expected):
+        """One request, so that nobody is served by the one without the other; sampling can be left alone."""
+        pets.predict(1, "v1")
+        labelstudio.switch_model_version(pets.client, 5, "v1", **options)
+        [request] = [request for request in pets.requests if request.method == "PATCH"]
+        assert json.loads(request.body) == expected
 
-    def test_version_and_sampling_are_set_together(self, studio):
-        """One request, so that nobody is served by the one without the other."""
-        labelstudio.switch_model_version(labelstudio.connect(studio.url, LEGACY), 5, "v1")
-        assert self.changes(studio) == {"model_version": "v1", "sampling": "Uncertainty sampling"}
-
-    def test_sampling_can_be_left_alone(self, studio):
-        """Who sorts in the Data Manager may sample as they like."""
-        labelstudio.switch_model_version(labelstudio.connect(studio.url, LEGACY), 5, "v1", sampling=None)
-        assert self.changes(studio) == {"model_version": "v1"}
-
-    def test_a_version_without_predictions_is_one_clear_line(self, studio):
+    def test_a_version_without_predictions_is_one_clear_line(self, pets):
         """Label Studio answers 400; the message says what is missing."""
-        client = labelstudio.connect(studio.url, LEGACY)
-        with pytest.raises(ConfigError, match=re.escape("'v2' for project 5: no prediction in the project has it")):
-            labelstudio.switch_model_version(client, 5, "v2")
-
-
-class Waiting:
-    """A clock that only waiting moves on."""
-
-    def __init__(self, monkeypatch):
-        monkeypatch.setattr("label_studio_sdk.core.http_client.INITIAL_RETRY_DELAY_SECONDS", 0)
-        self.now = 0.0
-        self.pauses = []
-
-    def sleep(self, seconds):
-        self.pauses.append(seconds)
-        self.now += seconds
-
-    def outages(self):
-        return labelstudio.Outages(clock=lambda: self.now, sleep=self.sleep)
-
-
-class TestOutages:
-    @pytest.fixture
-    def waiting(self, monkeypatch):
-        return Waiting(monkeypatch)
-
-    @pytest.fixture
-    def pets(self):
-        with in_memory(3) as state:
-            state.client = labelstudio.connect(state.url, LEGACY)
-            yield state
-
-    @pytest.mark.parametrize("status", [429, 502, 503, 504])
-    def test_a_label_studio_that_is_restarted_is_waited_for(self, pets, waiting, status):
-        """In the block, and by pauses that double."""
-        attempts = []
-
-        def before(request):
-            attempts.append(request)
-            if waiting.now < 10:
-                raise Gone(status)
-
-        pets.before = before
-        with labelstudio.outlasting(waiting.outages()):
-            assert labelstudio.count_unlabelled(pets.client, 5) == 3
-        assert waiting.pauses == [1, 2, 4, 8]
-        waiting.now = 0
-        with pytest.raises(labelstudio.Unreachable, match=f"answered {status}"):
-            labelstudio.count_unlabelled(pets.client, 5)
-        assert len(waiting.pauses) == 4
-
-    def test_one_that_refuses_connections_is_waited_for_at_the_start_too(self, waiting):
-        """As it does while it starts."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        with (
-            labelstudio.outlasting(waiting.outages()),
-            pytest.raises(labelstudio.Unreachable, match="cannot be reached"),
-        ):
-            labelstudio.connect(f"http://127.0.0.1:{port}", LEGACY)
-        assert 160 < waiting.now <= 180
-        assert max(waiting.pauses) == 15
-
-    def test_a_refusal_is_none(self, pets, waiting):
-        """Waiting would change nothing."""
-        with labelstudio.outlasting(waiting.outages()), pytest.raises(ConfigError, match="has no project 6"):
-            labelstudio.count_predictions(pets.client, 6)
-        assert waiting.pauses == []
-
-    def test_an_import_is_sent_once(self, pets, waiting):
-        """Label Studio may have stored it, and would store it again."""
-        sent = []
-
-        def before(request):
-            sent.append(request)
-            raise Gone(502)
-
-        pets.before = before
-        with labelstudio.outlasting(waiting.outages()), pytest.raises(labelstudio.Unreachable):
-            labelstudio.import_predictions(pets.client, 5, [])
-        assert (len(sent), waiting.pauses) == (1, [])
-
-
-def test_predictions_come_with_their_results_where_these_are_asked_for():
-    """Those of a large pool would fill the memory."""
-    region = {"type": "choices", "value": {"choices": ["cat"]}, "meta": {"model_version": "v1", "task": "x"}}
-    with in_memory(2) as pets:
-        for task in (1, 2):
-            pets.predictions[pets.predict(task, "v1")]["result"] = [region]
-        client = labelstudio.connect(pets.url, LEGACY)
-        found = {each.task: each.result for each in labelstudio.list_predictions(client, 5, "v1", results_of=[2])}
-    assert found == {1: (), 2: [region]}
+        with pytest.raises(Refused, match=re.escape("'v2' for project 5: no prediction in the project has it")):
+            labelstudio.switch_model_version(pets.client, 5, "v2")

@@ -9,9 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from contract.errors import LabelError, name_some
+from contract.label_studio import LabelStudioClient
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.tasks import find_reference
 from trainer import labelstudio
@@ -31,9 +32,6 @@ from trainer.labels.annotations import (
 )
 from trainer.labels.class_folders import BROKEN_LINK, IMAGE_SUFFIXES, NESTED, UNREADABLE, find_images
 from trainer.labels.exports import read_export
-
-if TYPE_CHECKING:
-    from label_studio_sdk import LabelStudio
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +161,7 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
     return _pool(tasks, question, origin)
 
 
-def from_project(project_id: int, client: "LabelStudio", control: str | None = None) -> LabelledPool:
+def from_project(project_id: int, client: LabelStudioClient, control: str | None = None) -> LabelledPool:
     """Read the annotations of a project of Label Studio.
 
     Args:

@@ -11,16 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from contract.errors import ConfigError
+from contract.label_studio import LabelStudioClient, Refused, Unreachable
 from contract.versions.disk import explain
 from trainer import labelstudio
-from trainer.labelstudio import Refused, StoredPrediction, Unreachable
+from trainer.labelstudio import StoredPrediction
 from trainer.progress_bar import Bar
-
-if TYPE_CHECKING:
-    from label_studio_sdk import LabelStudio
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +80,7 @@ def _has(prediction: StoredPrediction, wanted: Wanted) -> bool:
 
 
 def bring_about(
-    client: "LabelStudio",
+    client: LabelStudioClient,
     project_id: int,
     *,
     name: str,
@@ -138,7 +136,7 @@ def bring_about(
     )
 
 
-def _list(client: "LabelStudio", project_id: int, name: str) -> list[StoredPrediction]:
+def _list(client: LabelStudioClient, project_id: int, name: str) -> list[StoredPrediction]:
     """All predictions are listed to see these; where there are none, their count says so for less."""
     if not labelstudio.count_predictions(client, project_id).get(name):
         return []
@@ -202,7 +200,7 @@ class _Flight:
     Label Studio finishes what it was asked even if nobody waits for the answer.
     """
 
-    def __init__(self, client: "LabelStudio", project_id: int, name: str, note: Path) -> None:
+    def __init__(self, client: LabelStudioClient, project_id: int, name: str, note: Path) -> None:
         self._client = client
         self._project_id = project_id
         self._name = name

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError, NothingPublished
 from contract.images.fetch import Fetcher
+from contract.label_studio import LabelStudioClient, Patience
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.matching import match_control
 from contract.scores.ranking import Ranking
@@ -33,13 +34,13 @@ from trainer.ranking.scores import Failure, Score, ScoreLog, digest
 from trainer.ranking.servers import Question, Servers
 from trainer.settings import Environment, RankOptions
 
-if TYPE_CHECKING:
-    from label_studio_sdk import LabelStudio
-
 _log = logging.getLogger(__name__)
 
 COLD_START: Final = "cold-start"
 """The strategy before there is a version."""
+
+_PATIENCE: Final = Patience(longest_s=180.0, pause_s=1.0)
+"""A ranking takes long, and outlasts a Label Studio that is being restarted."""
 
 
 class Clock:
@@ -91,7 +92,7 @@ class Place:
         self.fetcher = fetcher
         self.clock = clock
         url, token = environment.label_studio()
-        self.client: LabelStudio = labelstudio.connect(url, token)
+        self.client: LabelStudioClient = labelstudio.connect(url, token, _PATIENCE)
         self.project: Project = labelstudio.read_project(self.client, options.project)
         self.version = _current(repository)
         self.base = base_name(self.version.name if self.version else None, repository.model)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from contract.errors import ConfigError, FetchError
+from contract.label_studio import Unreachable
 from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
 from contract.versions.disk import explain
@@ -103,7 +104,6 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     with (
         exclusive(repository, work=f".rank.{options.project}", refusal=busy),
         open_fetcher(environment) as fetcher,
-        labelstudio.outlasting(),
     ):
         first = Place(options, environment, repository, fetcher=fetcher, clock=clock)
         begun = _Ranking(first).finish()
@@ -256,7 +256,7 @@ class _Ranking:
             _log.info("removing %d predictions of %s", counts[name], name)
             try:
                 labelstudio.delete_predictions(self._client, self._options.project, name)
-            except labelstudio.Unreachable as err:
+            except Unreachable as err:
                 _log.warning("they may be there still, which does no harm; the next ranking removes them: %s", err)
                 break
             removed += counts[name]

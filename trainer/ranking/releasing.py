@@ -7,8 +7,9 @@ of others, are left alone.
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from contract.label_studio import LabelStudioClient
 from contract.scores.ranking import forget_ranking
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, remove
@@ -17,9 +18,6 @@ from trainer.locks import exclusive
 from trainer.ranking.former import Former, forget, own_names, recall
 from trainer.ranking.planning import kept_folder
 from trainer.settings import Environment
-
-if TYPE_CHECKING:
-    from label_studio_sdk import LabelStudio
 
 _DEFAULT: Final = Former(sampling="Sequential sampling", model_version="", at="")
 """What Label Studio gives a new project."""
@@ -86,7 +84,7 @@ def release(project_id: int, environment: Environment, *, servers: Sequence[str]
     return Released(project_id, predictions, now.sampling, now.model_version, webhooks, recorded=former is not None)
 
 
-def _put_back(client: "LabelStudio", repository: Repository, project_id: int, former: Former | None) -> int:
+def _put_back(client: LabelStudioClient, repository: Repository, project_id: int, former: Former | None) -> int:
     """Have the project show nothing of ours, remove what is ours, and have it show what it did before.
 
     In this order, because Label Studio unsets a project's model version when predictions go while a backend is it.

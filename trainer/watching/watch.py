@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from contract.errors import ConfigError, LabelnextError, NothingPublished
+from contract.label_studio import LabelStudioClient, Unreachable
 from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.training_requests import TrainingRequest, find_requests, remove
@@ -24,9 +25,6 @@ from trainer.ranking.names import base_name
 from trainer.settings import Environment
 from trainer.watching.processes import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
 from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
-
-if TYPE_CHECKING:
-    from label_studio_sdk import LabelStudio
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +158,7 @@ class _Eyes:
         self._enough = enough
         self._servers = options.servers or environment.servers
         self._environment = environment
-        self._client: LabelStudio | None = None
+        self._client: LabelStudioClient | None = None
         self._config = ""
         self._fault = ""
         self._counted: tuple[labelstudio.State, str] | None = None
@@ -188,10 +186,10 @@ class _Eyes:
         self._client = client
         return state, changes
 
-    def _connect(self) -> "LabelStudio":
+    def _connect(self) -> LabelStudioClient:
         return labelstudio.connect(*self._environment.label_studio())
 
-    def _count_changes(self, client: "LabelStudio", state: labelstudio.State, trained: Trained | None) -> Changes:
+    def _count_changes(self, client: LabelStudioClient, state: labelstudio.State, trained: Trained | None) -> Changes:
         """Count what has changed since; where counters do not tell, Label Studio is asked once for each state."""
         growth = state.total_annotations - (trained.annotations if trained else 0)
         if trained is None or growth >= self._enough or state.newest_updated_at <= trained.updated_at:
@@ -204,7 +202,7 @@ class _Eyes:
             self._counted = (state, trained.version)
         return self._changes
 
-    def _give_secret(self, client: "LabelStudio") -> None:
+    def _give_secret(self, client: LabelStudioClient) -> None:
         """Have webhooks carry the secret, whenever they were made; where that fails, only hints are lost."""
         if not (secret := self._environment.webhook_secret):
             return
@@ -327,7 +325,7 @@ class _Watcher:
     def _say_once(self, err: Exception) -> None:
         """One that does not answer does so in many ways, and not each is worth a line."""
         foreseen = isinstance(err, LabelnextError | OSError)
-        said = type(err).__name__ if isinstance(err, labelstudio.Unreachable) else f"{type(err).__name__} {err}"
+        said = type(err).__name__ if isinstance(err, Unreachable) else f"{type(err).__name__} {err}"
         if said != self._said:
             message = str(err) if foreseen else f"an unforeseen {said.strip()}"
             logger.warning("%s; looking again", message, exc_info=None if foreseen else err)

@@ -6,12 +6,14 @@ import json
 import logging
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from contract.errors import ConfigError, LabelMismatch
+from contract.label_studio import LabelStudioClient
 from contract.scores.holdout import is_held_out
 from contract.scores.ranking import load_rankings
 from contract.versions.repository import Repository
@@ -386,10 +388,9 @@ class TestAgain:
 def hasty(monkeypatch):
     """Waiting before asking again takes no time; how long it was is returned."""
     pauses = []
-    waiting = {"clock": lambda: sum(pauses), "sleep": pauses.append}
-    monkeypatch.setattr("label_studio_sdk.core.http_client.INITIAL_RETRY_DELAY_SECONDS", 0)
-    monkeypatch.setattr(labelstudio, "Outages", partial(labelstudio.Outages, **waiting))
-    monkeypatch.setattr(retries, "Insistence", partial(Insistence, **waiting))
+    waiting = {"monotonic": lambda: float(sum(pauses)), "sleep": pauses.append}
+    monkeypatch.setattr("contract.label_studio.time", SimpleNamespace(**waiting))
+    monkeypatch.setattr(retries, "Insistence", partial(Insistence, clock=waiting["monotonic"], sleep=waiting["sleep"]))
     return pauses
 
 
@@ -618,7 +619,7 @@ class Killed(BaseException):
 
 def killed_at(step, *, after, monkeypatch):
     """Have the request of that number be the last, before it is sent or after it was answered."""
-    send, number = labelstudio._send, itertools.count(1)
+    send, number = LabelStudioClient.send, itertools.count(1)
 
     def last(*args, **kwargs):
         at = next(number)
@@ -629,7 +630,7 @@ def killed_at(step, *, after, monkeypatch):
             raise Killed
         return reply
 
-    monkeypatch.setattr(labelstudio, "_send", last)
+    monkeypatch.setattr(LabelStudioClient, "send", last)
 
 
 class TestKilled:

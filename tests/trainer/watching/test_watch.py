@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from bench.hosts import host, reply
 from contract.errors import ConfigError
+from contract.label_studio import Patience
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
@@ -181,7 +182,7 @@ def studio(tmp_path, monkeypatch):
     script = tmp_path / "commands.py"
     script.write_text(COMMANDS.format(checkout=str(Path(__file__).parents[3])))
     monkeypatch.setattr(children, "PROGRAM", (sys.executable, str(script), str(tmp_path)))
-    monkeypatch.setattr("label_studio_sdk.core.http_client.time.sleep", lambda _: None)
+    monkeypatch.setattr("contract.label_studio.PATIENCE", Patience(longest_s=0.0))
     monkeypatch.setattr("trainer.watching.watch._LONGEST_POLL_S", 0.1)
     plan(tmp_path)
     with host() as each:

@@ -1,0 +1,344 @@
+"""Label Studio's API for whoever holds a token of it: which header either kind of token needs, requests, and errors.
+
+A personal access token is a refresh token: sent as it is, it gets 401. It is exchanged for an access token, which lasts
+five minutes. A legacy token is sent as it is. Knows no endpoint but that of the exchange.
+"""
+
+import base64
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import urllib3
+
+from contract.errors import ConfigError
+
+ACCESS_TOKEN_S: Final = 300
+"""How long Label Studio honours an access token, in seconds."""
+WHOAMI: Final = "/api/current-user/whoami"
+"""The page that says whose a token is."""
+
+_EARLY_S: Final = 30  # an access token is renewed this long before it ends
+_EXCHANGE: Final = "/api/token/refresh/"
+_CONNECT_S: Final = 10.0
+_SHOWN: Final = 300  # characters of an answer in a message
+_JSON: Final = "application/json"
+
+Post = Callable[[str, bytes], tuple[int, bytes]]
+"""Posts JSON to a path of Label Studio, without a token, and returns the answer's status and body."""
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+
+class Unreachable(ConfigError):
+    """Got no answer from Label Studio, or one that says that the fault is its own: it may be there later."""
+
+
+class Refused(ConfigError):
+    """Was told by Label Studio that what was sent is not acceptable."""
+
+
+class TokenRefused(ConfigError):
+    """Was told by Label Studio that the token is not good for this."""
+
+
+class NoAccessToken(Exception):
+    """Got an answer without an access token, of this status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Token:
+    """A token of Label Studio, and the access token that all threads share where it needs one.
+
+    Raises:
+        ConfigError: if the text cannot be a token.
+    """
+
+    def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._token = token.strip()
+        if not re.fullmatch(r"[!-~]*", self._token):
+            raise ConfigError(
+                "expected a Label Studio token of printable ASCII without spaces, got something else; copy "
+                "LABELNEXT_LABEL_STUDIO_TOKEN from the account settings again"
+            )
+        kind = _jwt_kind(self._token)
+        self.renewable = kind == "refresh"
+        self._fixed = (f"Bearer {self._token}" if kind else f"Token {self._token}") if self._token else None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._header: str | None = None
+        self._renew_at = 0.0
+
+    def header(self, post: Post, *, timeout_s: float, refused: str | None = None) -> str | None:
+        """The Authorization header to send; None without a token.
+
+        Args:
+            post: makes the exchange; called by one thread at a time.
+            timeout_s: how long to wait for another thread's exchange.
+            refused: a header that got 401; renewed unless another thread has done so.
+
+        Raises:
+            NoAccessToken: if Label Studio gives none for the token.
+            TimeoutError: if another thread's exchange takes longer than `timeout_s`.
+        """
+        if not self.renewable:
+            return self._fixed
+        if not self._lock.acquire(timeout=timeout_s):
+            raise TimeoutError("Label Studio is slow to give out an access token")
+        try:
+            if self._header in {None, refused} or self._clock() >= self._renew_at:
+                self._header = f"Bearer {self._exchange(post)}"
+                self._renew_at = self._clock() + ACCESS_TOKEN_S - _EARLY_S
+            return self._header
+        finally:
+            self._lock.release()
+
+    def _exchange(self, post: Post) -> str:
+        status, body = post(_EXCHANGE, json.dumps({"refresh": self._token}).encode())
+        try:
+            return str(json.loads(body)["access"])
+        except (ValueError, KeyError, TypeError) as err:
+            raise NoAccessToken(status) from err
+
+
+def _jwt_kind(token: str) -> str | None:
+    """The kind that a JSON web token says it is; None for a legacy token."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return str(claims["token_type"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for a Label Studio that does not answer, or says that it cannot now, in seconds."""
+
+    longest_s: float = 3.0
+    """In all, for one request."""
+    pause_s: float = 0.5
+    """Before the second attempt; each pause is twice the one before it."""
+    longest_pause_s: float = 15.0
+
+
+PATIENCE: Final = Patience()
+"""Of a client that is told of none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    query: Mapping[str, str | int] | None
+    content: bytes | None
+    kind: str
+    """The content's media type."""
+    timeout_s: float
+
+
+class LabelStudioClient:
+    """Requests to one Label Studio. What fails for a reason that passes is sent again, unless it is to be sent once.
+
+    Raises:
+        ConfigError: if the address is none, or the token cannot be one. So do all requests, if they are not answered
+            with a status of success: `Unreachable`, `TokenRefused` and `Refused` tell three reasons apart.
+    """
+
+    def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, patience: Patience | None = None) -> None:
+        self.url = _checked(url)
+        """Without a slash at its end."""
+        self._token = Token(token)
+        self._timeout_s = timeout_s
+        self._patience = patience or PATIENCE
+        self._http = urllib3.PoolManager(retries=False)
+
+    def get(self, path: str, **query: str | int) -> Any:
+        """GET a path such as "/api/projects", and return the answer's JSON."""
+        return self._parse(self.send("GET", path, query=query))
+
+    def post(self, path: str, body: object) -> Any:
+        """POST a body as JSON, once, and return the answer's JSON; None if it is empty."""
+        return self._parse(self.send("POST", path, body=body, once=True))
+
+    def patch(self, path: str, body: object) -> Any:
+        """PATCH with a body as JSON, and return the answer's JSON."""
+        return self._parse(self.send("PATCH", path, body=body))
+
+    def delete(self, path: str, body: object = None) -> None:
+        """DELETE what a path names, or a body says."""
+        self.send("DELETE", path, body=body)
+
+    def upload(self, path: str, files: Sequence[tuple[str, bytes]]) -> Any:
+        """POST files, pairs of name and content, as one form, and return the answer's JSON."""
+        form, kind = urllib3.encode_multipart_formdata([(name, (name, content)) for name, content in files])
+        request = _Request("POST", path, None, form, kind, self._timeout_s)
+        return self._parse(self._succeed(request, what="", accepted=()))
+
+    def read(
+        self,
+        path: str,
+        make: Callable[[Any], _T],
+        *,
+        what: str,
+        query: Mapping[str, str | int] | None = None,
+        timeout_s: float | None = None,
+        hook: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> _T:
+        """GET a path, and have `make` make what is wanted of the answer's JSON.
+
+        Args:
+            path: such as "/api/projects".
+            make: may raise ValueError, LookupError, TypeError or AttributeError: then the answer is not Label Studio's.
+            what: is asked for, for messages.
+            query: the parameters.
+            timeout_s: for this request.
+            hook: what each JSON object is to become while it is parsed.
+        """
+        data = self.send("GET", path, what=what, query=query, timeout_s=timeout_s)
+        with self._understood():
+            return make(json.loads(data, object_hook=hook))
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        what: str = "",
+        query: Mapping[str, str | int] | None = None,
+        body: object = None,
+        timeout_s: float | None = None,
+        once: bool = False,
+        accepted: Sequence[int] = (),
+    ) -> bytes:
+        """Send a request, and return the answer's body.
+
+        Args:
+            method: of HTTP.
+            path: such as "/api/projects".
+            what: is asked for, for messages.
+            query: the parameters.
+            body: is sent as JSON, unless it is None.
+            timeout_s: for this request, in place of the client's.
+            once: whether it is sent once, come what may.
+            accepted: statuses that are as good as success.
+        """
+        content = None if body is None else json.dumps(body).encode()
+        request = _Request(method, path, query, content, _JSON, timeout_s or self._timeout_s)
+        if once:
+            return self._succeed(request, what=what, accepted=accepted)
+        patience = self._patience
+        started, pause_s = time.monotonic(), patience.pause_s
+        while True:
+            try:
+                return self._succeed(request, what=what, accepted=accepted)
+            except Unreachable as err:
+                if time.monotonic() + pause_s - started > patience.longest_s:
+                    raise
+                _log.warning("%s; asking again in %.1f s", err, pause_s)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, patience.longest_pause_s)
+
+    def _succeed(self, request: _Request, *, what: str, accepted: Sequence[int]) -> bytes:
+        """Send a request now, once more with a new access token if the old one is no longer honoured."""
+        header = self._authorization(request.timeout_s)
+        status, data = self._exchange(request, header)
+        if status == 401 and self._token.renewable:
+            status, data = self._exchange(request, self._authorization(request.timeout_s, refused=header))
+        if 200 <= status < 300 or status in accepted:
+            return data
+        raise self._explain(status, data, what or f"{request.method} {request.path}")
+
+    def _authorization(self, timeout_s: float, *, refused: str | None = None) -> str | None:
+        def post(path: str, content: bytes) -> tuple[int, bytes]:
+            return self._exchange(_Request("POST", path, None, content, _JSON, timeout_s), None)
+
+        try:
+            return self._token.header(post, timeout_s=timeout_s, refused=refused)
+        except NoAccessToken as err:
+            raise self._explain(err.status, b"", "an access token") from err
+        except TimeoutError as err:
+            raise Unreachable(f"{err}; look at its load") from err
+
+    def _exchange(self, request: _Request, authorization: str | None) -> tuple[int, bytes]:
+        """Send a request, and return the answer's status and body."""
+        query = request.query or {}
+        try:
+            reply = self._http.request(
+                request.method,
+                self.url + request.path,
+                fields={name: str(value) for name, value in query.items()} or None,
+                body=request.content,
+                headers={"Content-Type": request.kind} | ({"Authorization": authorization} if authorization else {}),
+                timeout=urllib3.Timeout(connect=min(_CONNECT_S, request.timeout_s), read=request.timeout_s),
+                redirect=False,
+            )
+        except urllib3.exceptions.HTTPError as err:
+            raise Unreachable(
+                f"expected Label Studio at {self.url}, which cannot be reached ({type(err).__name__}); "
+                "check LABELNEXT_LABEL_STUDIO_URL and that it is running"
+            ) from err
+        return reply.status, reply.data
+
+    def _parse(self, data: bytes) -> Any:
+        with self._understood():
+            return json.loads(data) if data else None
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Say of an answer that is no JSON, or not what was asked for, that it is not Label Studio's."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError) as err:
+            raise ConfigError(
+                f"expected Label Studio at {self.url}, got an answer that is not its own ({type(err).__name__}); "
+                "check LABELNEXT_LABEL_STUDIO_URL"
+            ) from err
+
+    def _explain(self, status: int, data: bytes, what: str) -> ConfigError:
+        if status in {401, 403}:
+            return TokenRefused(
+                f"Label Studio at {self.url} refuses the token ({status}); set LABELNEXT_LABEL_STUDIO_TOKEN to a new "
+                "personal access token from the account settings (legacy tokens work only where the organisation "
+                "allows them)"
+            )
+        if status == 404:
+            return ConfigError(
+                f"Label Studio at {self.url} has no {what} for this token; check the number and the token's user"
+            )
+        if 300 <= status < 400:
+            return ConfigError(
+                f"Label Studio at {self.url} answers {status} and leads elsewhere; set LABELNEXT_LABEL_STUDIO_URL to "
+                "the address that it leads to"
+            )
+        answered = f"Label Studio at {self.url} answered {status} when asked for {what}"
+        if status == 400:
+            return Refused(f"{answered}: {data[:_SHOWN].decode(errors='replace')}")
+        kind = Unreachable if status == 429 or status >= 500 else ConfigError
+        return kind(f"{answered}; look into its log")
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urllib3.util.parse_url(url)
+        if parts.scheme in {"http", "https"} and parts.host and not parts.auth:
+            return url.rstrip("/")
+    except urllib3.exceptions.LocationParseError:
+        pass
+    raise ConfigError(
+        "expected Label Studio's address, such as http://localhost:8080 and without user and password, got something "
+        "else; correct LABELNEXT_LABEL_STUDIO_URL"
+    )

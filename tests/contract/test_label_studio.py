@@ -1,0 +1,167 @@
+import json
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from bench.hosts import host, reply
+from contract import label_studio
+from contract.errors import ConfigError
+from contract.label_studio import WHOAMI, LabelStudioClient, Patience, Refused, TokenRefused, Unreachable
+from tests.trainer.studio import jwt
+
+LEGACY = "0123456789abcdef0123456789abcdef01234567"
+PERSONAL = jwt(token_type="refresh")
+HASTY = Patience(longest_s=0.0)
+
+
+@pytest.fixture
+def studio():
+    """A web server that has no page yet."""
+    with host() as each:
+        yield each
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """Waiting takes no time; how long it was is returned."""
+    waited = []
+    clock = SimpleNamespace(monotonic=lambda: float(sum(waited)), sleep=waited.append)
+    monkeypatch.setattr(label_studio, "time", clock)
+    return waited
+
+
+def serve_json(studio, path, content, status=200):
+    studio.serve(path, json.dumps(content).encode(), status=status, content_type="application/json")
+
+
+def nobodys_address():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def client(url, token=LEGACY, patience=HASTY):
+    return LabelStudioClient(url, token, patience=patience)
+
+
+def test_a_legacy_token_is_sent_as_it_is(studio):
+    """Organisations may still allow these."""
+    serve_json(studio, WHOAMI, {"id": 1})
+    assert client(studio.url + "/").get(WHOAMI) == {"id": 1}
+    assert studio.requests[-1].headers["Authorization"] == f"Token {LEGACY}"
+
+
+@pytest.mark.parametrize("prefix", ["", "/studio"])
+def test_a_personal_access_token_is_exchanged_once(studio, prefix):
+    """Sent as it is, it would get 401; behind a path the exchange is behind it too."""
+    serve_json(studio, f"{prefix}/api/token/refresh/", {"access": "fresh"})
+    serve_json(studio, f"{prefix}{WHOAMI}", {"id": 1})
+    ours = client(studio.url + prefix, PERSONAL)
+    for _ in range(2):
+        ours.get(WHOAMI)
+        assert studio.requests[-1].headers["Authorization"] == "Bearer fresh"
+    [exchange] = studio.asked(f"{prefix}/api/token/refresh/")
+    assert json.loads(exchange.body) == {"refresh": PERSONAL}
+
+
+def test_an_access_token_that_is_no_longer_honoured_is_renewed(studio):
+    """Label Studio may have been restarted with another secret."""
+    honoured = []
+
+    def exchange(handler, request):
+        honoured.append(f"access-{len(honoured)}")
+        reply(json.dumps({"access": honoured[-1]}).encode())(handler, request)
+
+    def whoami(handler, request):
+        good = request.headers["Authorization"] == f"Bearer {honoured[-1]}" and len(honoured) > 1
+        reply(b'{"id": 1}', status=200 if good else 401)(handler, request)
+
+    studio.answers = {"/api/token/refresh/": exchange, WHOAMI: whoami}
+    assert client(studio.url, PERSONAL).get(WHOAMI) == {"id": 1}
+    assert len(honoured) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(("token", "path"), [(LEGACY, WHOAMI), (PERSONAL, "/api/token/refresh/")])
+def test_a_refused_token_is_one_clear_line(studio, token, path, status):
+    """The message names the setting and does not show the token."""
+    serve_json(studio, path, {"detail": "Invalid token."}, status)
+    with pytest.raises(TokenRefused, match=rf"refuses the token \({status}\).*LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
+        client(studio.url, token).get(WHOAMI)
+    assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "localhost", "http://[bad", "http://ann:secret@host"])
+def test_what_is_no_address_is_one_clear_line(url):
+    """A scheme is easily forgotten; a password is not shown."""
+    with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_URL") as caught:
+        client(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (400, Refused, 'answered 400 when asked for project 5: {"detail": "as told"}'),
+        (404, ConfigError, "has no project 5 for this token"),
+        (301, ConfigError, "answers 301 and leads elsewhere; set LABELNEXT_LABEL_STUDIO_URL"),
+        (418, ConfigError, "answered 418 when asked for project 5; look into its log"),
+        (500, Unreachable, "answered 500 when asked for project 5"),
+    ],
+)
+def test_an_answer_without_success_is_one_clear_line(studio, status, error, message):
+    """With what was asked for."""
+    serve_json(studio, "/api/projects/5", {"detail": "as told"}, status)
+    with pytest.raises(ConfigError) as caught:
+        client(studio.url).send("GET", "/api/projects/5", what="project 5")
+    assert type(caught.value) is error
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"<html>Welcome</html>", b"[]", b'{"tasks": 3}', b'"text"', b""])
+def test_an_answer_of_another_make_is_one_clear_line(studio, content):
+    """Whatever a proxy may put in its place."""
+    studio.serve("/api/tasks", content)
+    with pytest.raises(ConfigError, match="an answer that is not its own"):
+        client(studio.url).read("/api/tasks", lambda page: [task["id"] for task in page["tasks"]], what="tasks")
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_label_studio_that_is_restarted_is_waited_for(studio, pauses, status):
+    """By pauses that double, as long as patience lasts."""
+
+    def restart(handler, request):
+        reply(b"{}", status=200 if sum(pauses) >= 10 else status)(handler, request)
+
+    studio.answers = {WHOAMI: restart}
+    patience = Patience(longest_s=180.0, pause_s=1.0)
+    assert client(studio.url, patience=patience).get(WHOAMI) == {}
+    assert pauses == [1, 2, 4, 8]
+    pauses.clear()
+    with pytest.raises(Unreachable, match=f"answered {status}"):
+        client(studio.url, patience=Patience(longest_s=5.0, pause_s=1.0)).get(WHOAMI)
+    assert pauses == [1, 2]
+
+
+def test_one_that_refuses_connections_is_waited_for(pauses):
+    """As it does while it starts; no pause is longer than a quarter of a minute."""
+    with pytest.raises(Unreachable, match=r"cannot be reached.*LABELNEXT_LABEL_STUDIO_URL"):
+        client(nobodys_address(), patience=Patience(longest_s=180.0, pause_s=1.0)).get(WHOAMI)
+    assert 160 < sum(pauses) <= 180
+    assert max(pauses) == 15
+
+
+def test_a_refusal_is_not_waited_for(studio, pauses):
+    """Waiting would change nothing."""
+    with pytest.raises(ConfigError, match="has no GET /api/projects/6"):
+        client(studio.url, patience=Patience()).get("/api/projects/6")
+    assert pauses == []
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_what_is_to_be_sent_once_is(studio, pauses, status):
+    """Label Studio may have stored it, and would store it again."""
+    studio.serve("/api/tasks", status=status)
+    with pytest.raises(Unreachable):
+        client(studio.url, patience=Patience()).post("/api/tasks", {})
+    assert (len(studio.requests), pauses) == (1, [])
