@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from bench.hosts import host, reply
 from contract.errors import ConfigError
-from contract.label_studio import Patience
+from contract.label_studio import LabelStudioClient, Patience
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
@@ -725,7 +725,7 @@ def test_webhooks_that_are_out_of_reach_keep_nothing_waiting(studio, caplog):
 def test_a_look_is_two_small_requests(studio, caplog):
     """Whatever else is asked, is asked once."""
     asked = []
-    real = labelstudio._send
+    real = LabelStudioClient.send
 
     def count(*arguments, **options):
         asked.append(arguments[2])
@@ -733,6 +733,6 @@ def test_a_look_is_two_small_requests(studio, caplog):
 
     studio.events[20] = stop
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labelstudio, "_send", count)
+        patch.setattr(LabelStudioClient, "send", count)
         watch_it(studio, caplog)
     assert 40 <= len(asked) <= 45
