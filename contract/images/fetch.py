@@ -288,10 +288,10 @@ class Fetcher:
                 f"{context.asked} was not fetched in time: {err}; look at Label Studio's load"
             ) from err
         except NoAccessToken as err:
+            origin = _parse(self._base, context).origin
             raise _refusal(err.status)(
-                f"{context.asked} needs a token, and {_parse(self._base, context).origin} answered {err.status} without "
-                "an access token for LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account "
-                "settings"
+                f"{context.asked} needs a token, and {origin} answered {err.status} without an access token for "
+                "LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account settings"
             ) from err
 
     def _describe_label_studio(self) -> bytes:
