@@ -173,7 +173,7 @@ def _start(models: Path, log: Path, settings: Mapping[str, str]) -> float:
 
 def _engine(subject: Subject, settings: Mapping[str, str]) -> Engine:
     """Open the version as the server does under these settings."""
-    engine = engine_loader(Settings.from_env(settings))(subject.version)
+    engine = engine_loader(Settings.read(settings))(subject.version)
     engine.warm()
     return engine
 
@@ -223,7 +223,7 @@ def _failed(loads: Sequence[Load]) -> int:
 
 
 def _threads(settings: Mapping[str, str]) -> dict[str, int]:
-    served = Settings.from_env(settings)
+    served = Settings.read(settings)
     return {"engine": available_cpus(), "requests": served.threads, "fetch": served.fetch_threads}
 
 

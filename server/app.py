@@ -67,7 +67,7 @@ def create_app(settings: Settings | None = None, *, fetcher: ImageFetcher | None
     Raises:
         ConfigError: if the settings are wrong or cannot be met on this machine.
     """
-    settings = settings or Settings.from_env()
+    settings = settings or Settings.read()
     service = Service(settings, fetcher=fetcher)
     app = Flask("labelnext", static_folder=None)
     app.json = FiniteJSON(app)

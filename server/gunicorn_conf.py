@@ -16,7 +16,7 @@ from server.observe.logs import logging_config
 from server.settings import Settings
 
 try:
-    _settings = Settings.from_env()
+    _settings = Settings.read()
 except ConfigError as err:
     sys.exit(f"labelnext: {err}")
 

@@ -1,6 +1,5 @@
 """docs/operations.md, the alerts and the dashboard against the code: nothing is missing, nothing is stale."""
 
-import dataclasses
 import json
 import re
 import shlex
@@ -13,8 +12,7 @@ import yaml
 from server.http.auth import OPEN
 from server.observe.metrics import Metrics
 from server.settings import Settings
-from trainer.__main__ import _parser
-from trainer.settings import Environment
+from trainer.__main__ import read
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -58,13 +56,6 @@ def anchor(heading):
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-def written(default):
-    if default in (None, ()):
-        return "not set"
-    text = ",".join(default) if isinstance(default, tuple) else f"{default}"
-    return f"`{text.removesuffix('.0')}`"
-
-
 def exposed():
     """The names of all samples that a server can expose, by family."""
     return {family.name: [family.name + suffix for suffix in SUFFIXES[family.type]] for family in families()}
@@ -72,21 +63,6 @@ def exposed():
 
 def families():
     return list(Metrics().registry.collect())
-
-
-@pytest.mark.parametrize(("title", "settings"), [("Server", Settings), ("Trainer", Environment)])
-def test_every_setting_is_described_with_its_default(title, settings):
-    """Both tables are those of the dataclasses."""
-    described = {codes(name)[0]: default for name, default, *_ in rows(title)}
-    assert described == {
-        f"LABELNEXT_{field.name.upper()}": written(field.default) for field in dataclasses.fields(settings)
-    }
-
-
-def test_secrets_are_called_secrets():
-    """What logs mask is what the table says to keep."""
-    masked = {f"LABELNEXT_{field.name.upper()}" for field in dataclasses.fields(Settings) if not field.repr}
-    assert {codes(name)[0] for name, _, meaning in rows("Server") if "Secret" in meaning} == masked
 
 
 def test_every_metric_is_described_with_its_type_and_labels():
@@ -284,4 +260,4 @@ def test_files_that_are_named_exist(path):
 def test_trainer_commands_parse(command):
     """Each is one that the trainer accepts."""
     words = shlex.split(command, comments=True)
-    _parser().parse_args(words[words.index("trainer") + 1 :])
+    read(words[words.index("trainer") + 1 :])

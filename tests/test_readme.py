@@ -1,6 +1,5 @@
 """The README against the code: its settings, commands and links are the real ones."""
 
-import dataclasses
 import re
 import shlex
 import subprocess
@@ -9,9 +8,8 @@ from pathlib import Path
 import pytest
 from torchvision.models import get_model_weights
 
-from server.settings import Settings
-from trainer.__main__ import _parser
-from trainer.settings import Environment, Training
+from trainer.__main__ import read
+from trainer.settings import Training
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,36 +21,11 @@ COMMANDS = [
 ]
 
 
-def documented():
-    """Return the settings table: variable to default and program."""
-    rows = re.findall(r"^\| `(LABELNEXT_\w+)` \| (.*?) \| (both|trainer|server) \|", README, re.MULTILINE)
-    return {name: (default.strip("`"), program) for name, default, program in rows}
-
-
-def declared(settings):
-    """Return the settings of a dataclass as the README writes them."""
-    fields = {f"LABELNEXT_{field.name.upper()}": field.default for field in dataclasses.fields(settings)}
-    return {name: "not set" if default in (None, ()) else _written(default) for name, default in fields.items()}
-
-
-def _written(default):
-    return ",".join(default) if isinstance(default, tuple) else f"{default}"
-
-
-def test_settings_table_is_complete_and_right():
-    """Each variable that a program reads is in the table with its default, and no other is."""
-    server, trainer = declared(Settings), declared(Environment)
-    server = {name: value.removesuffix(".0") for name, value in server.items()}
-    programs = {name: "both" if name in trainer else "server" for name in server}
-    programs |= {name: "trainer" for name in trainer if name not in server}
-    assert documented() == {name: ((server | trainer)[name], program) for name, program in programs.items()}
-
-
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "-m trainer" in c])
 def test_trainer_commands_parse(command):
     """Each trainer command in the README is one that the trainer accepts."""
     words = shlex.split(command, comments=True)
-    _parser().parse_args(words[words.index("trainer") + 1 :])
+    read(words[words.index("trainer") + 1 :])
 
 
 def test_a_machine_without_internet_is_told_which_file_it_needs():

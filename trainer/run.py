@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from trainer.evaluation.yardstick import ANSWERS_FILE, Exam, draw_up, dump
 from trainer.labels import oddities
 from trainer.labels import sources as labels
 from trainer.labels.dataset import Pixels, count_images, load_pixels, open_fetcher, strata
+from trainer.labels.image_cache import open_cache
 from trainer.locks import exclusive
 from trainer.model.bayes import sample_passes
 from trainer.model.export import export
@@ -149,7 +150,7 @@ def _read(source: Source, training: Training, environment: Environment) -> _Data
             pool,
             spec=spec,
             fetcher=fetcher,
-            cache=environment.image_cache(),
+            cache=open_cache(environment),
             max_megapixels=environment.max_megapixels,
         )
     for sentence in (*oddities.describe_unreadable(pixels), *oddities.describe_lost(pool, pixels)):
@@ -158,7 +159,7 @@ def _read(source: Source, training: Training, environment: Environment) -> _Data
     parts = hold_out(
         pixels,
         project=source.project,
-        share=training.audit_share,
+        share=training.holdout_share,
         fraction=training.validation,
         seed=training.seed,
     )
@@ -173,12 +174,11 @@ def _read_labels(source: Source, environment: Environment) -> tuple[labels.Label
         return labels.from_folder(source.images), None
     if source.export is not None:
         return labels.from_export(source.export, _read_text(source.label_config), source.control), None
-    if source.project is None:
-        raise ConfigError("no labels to train on: give --project, --export or --images")
+    number = cast(int, source.project)  # for a source has one of the three
     client = labelstudio.connect(*environment.label_studio())
-    state = labelstudio.project_state(client, source.project)
-    project = ProjectState(source.project, state.total_annotations, state.newest_updated_at)
-    return labels.from_project(source.project, client, source.control), project
+    state = labelstudio.project_state(client, number)
+    project = ProjectState(number, state.total_annotations, state.newest_updated_at)
+    return labels.from_project(number, client, source.control), project
 
 
 def _read_text(path: Path | None) -> str | None:
@@ -295,7 +295,7 @@ def _publish(repository: Repository, data: _Data, trained: _Trained, training: T
             validation.mean_bald,
             validation.largest_difference,
         )
-        if data.project is not None and training.audit_share:
+        if data.project is not None and training.holdout_share:
             manifest = _add_advice(repository, described, data, decided=_decide(trained.evaluation, manifest))
         if training.int8:
             _add_int8_trunk(staged, manifest, repository=repository, images=data.pixels.images[data.parts.train])
@@ -416,7 +416,7 @@ def _describe_training(data: _Data, trained: _Trained, training: Training) -> Tr
         validation=data.parts.sample,
         validation_images=len(data.parts.validation),
         audit_images=data.parts.audit_images,
-        audit_share=training.audit_share,
+        audit_share=training.holdout_share,
         project=data.project,
         unreadable=len(data.pixels.unreadable),
         left_out=dict(data.pool.left_out),

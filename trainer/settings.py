@@ -1,83 +1,102 @@
-"""What the trainer is told, by the command line and by the environment.
+"""What the trainer is told by its environment, and of labels and training by its command line.
 
 Imports no torch, so that `--help` and the commands that only act on the repository answer at once.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, Self, get_args
 
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from contract.commands import Option
 from contract.errors import ConfigError
-from contract.images.preprocess import MAX_MEGAPIXELS
 from contract.scores.holdout import DEFAULT_SHARE
-from contract.versions.local_cache import open_repository, parse_location
+from contract.settings import DECLARED, Count, SharedSettings, split, text
+from contract.versions.local_cache import open_repository
 from contract.versions.manifest import DEFAULT_PASSES
 from contract.versions.repository import Repository
-from contract.versions.signatures import Keys, read_public_key
-from trainer.labels.image_cache import DEFAULT_MB, ImageCache
-from trainer.ordering.strategies import DEFAULT_STRATEGY
+from contract.versions.signatures import Keys
 
 Part = Literal["all", "classifier", "head"]
 """What is trained: everything; the linear layers; or only what lies downstream of the first Dropout."""
 
 Device = Literal["auto", "cpu", "cuda"]
 
-DEFAULT_SERVER: Final = "http://localhost:9090"
-"""Where a server listens unless it is told otherwise."""
-
 ARCHITECTURES: Final = tuple(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))
 
+Project = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+ShareOrNone = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Control = Annotated[str | None, Option(metavar="NAME")]
+Architecture = Annotated[str, Option("--arch", choices=ARCHITECTURES)]
+Pixels = Annotated[Count, Option(metavar="PIXELS")]
+StartWeights = Annotated[str, Option(metavar="imagenet|none|FILE")]
+HoldoutShare = Annotated[ShareOrNone, Option(metavar="SHARE")]
+Servers = Annotated[tuple[str, ...], Option("--server", metavar="URL")]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, config=DECLARED)
 class Source:
     """Where the labels come from; exactly one of `project`, `export` and `images` is set."""
 
-    project: int | None = None
+    project: Annotated[Project | None, Option(metavar="ID")] = None
     """A Label Studio project's number."""
-    export: Path | None = None
-    """A Label Studio JSON export."""
-    images: Path | None = None
+    export: Annotated[Path | None, Option(metavar="FILE")] = None
+    """A Label Studio export in JSON."""
+    images: Annotated[Path | None, Option(metavar="DIR")] = None
     """A folder of class folders."""
-    label_config: Path | None = None
-    """The labelling config (XML) that belongs to `export`."""
-    control: str | None = None
-    """The `name` of the Choices tag to train on, where the config has several."""
+    label_config: Annotated[Path | None, Option(metavar="FILE")] = None
+    """The labelling config (XML) that belongs to `--export`."""
+    control: Control = None
+    """Name of the Choices to go by, where there are several."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if [self.project, self.export, self.images].count(None) != 2:
+            raise ValueError("give one of --project, --export and --images: where the labels are")
+        if self.label_config is not None and self.export is None:
+            raise ConfigError("--label-config belongs to --export; a project brings its own, and folders need none")
+        return self
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=DECLARED)
 class Training:
     """How to train."""
 
-    weights: str = "imagenet"
-    """`imagenet`, `none` or the path of a state dict."""
-    part: Part | None = None
-    """None: `classifier`, or `all` where there are no weights to start from."""
-    architecture: str = "vgg16"
-    image_size: int = 224
-    """Pixels a side."""
-    epochs: int | None = None
-    """None: as many as the recipe of `part` says for the number of images."""
-    learning_rate: float | None = None
-    """None: the recipe's."""
-    weight_decay: float | None = None
-    """None: the recipe's."""
-    class_balance: float | None = None
-    """None: the recipe's."""
-    units: int | None = None
-    """Of each hidden linear layer, which then starts fresh. None: VGG's own 4,096."""
-    dropout: float | None = None
-    """Probability of dropping a unit. None: by whether the hidden linear layers start fresh."""
-    validation: float = 0.2
-    """Share of the images held out to measure on, where the audit slice is too small to."""
-    audit_share: float = DEFAULT_SHARE
-    """Share of a project's tasks that are drawn at random and held out to measure on; 0 for none."""
-    passes: int = DEFAULT_PASSES
-    """T, stochastic passes per image in the figures and, unless it is set otherwise, in the server."""
+    weights: StartWeights = "imagenet"
+    """To start from; FILE is a state dict in torchvision's keys."""
+    part: Annotated[Part | None, Option("--train", choices=get_args(Part))] = None
+    """Everything, the linear layers, or what follows the first Dropout (default: classifier, or all with no
+    weights)."""
+    architecture: Architecture = "vgg16"
+    """The network."""
+    image_size: Pixels = 224
+    """Of a side."""
+    epochs: Count | None = None
+    """Passes over the images (default: by their number)."""
+    learning_rate: Annotated[float | None, Field(gt=0, lt=10, allow_inf_nan=False), Option(metavar="RATE")] = None
+    """Of the optimiser (default: by `--train`)."""
+    weight_decay: Annotated[float | None, Field(ge=0, lt=1, allow_inf_nan=False), Option(metavar="RATE")] = None
+    """Of the optimiser (default: by `--train`)."""
+    class_balance: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False), Option(metavar="POWER")] = None
+    """Of one over its count that a class weighs with: 1 has all classes weigh alike, 0 all images (default: 1)."""
+    units: Count | None = None
+    """Of each hidden linear layer, which then starts fresh (default: the 4096 that VGG has)."""
+    dropout: Annotated[Share | None, Option(metavar="P")] = None
+    """Probability of dropping a unit (default: 0.6 in layers that start fresh, 0.5 in loaded ones)."""
+    validation: Annotated[Share, Option(metavar="SHARE")] = 0.2
+    """Of the images, held out to measure on where the random holdout is too small to."""
+    holdout_share: HoldoutShare = DEFAULT_SHARE
+    """Of a project's tasks, drawn at random and held out to measure on; 0 for none."""
+    passes: Annotated[int, Field(ge=2), Option(metavar="T")] = DEFAULT_PASSES
+    """Stochastic passes for each image, here and, unless it is set otherwise, in the server."""
     int8: bool = False
-    """Whether to publish the trunk in 8-bit integers too."""
-    seed: int = 0
-    device: Device = "auto"
+    """Publish the trunk in 8-bit integers too, for faster servers without a GPU."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of all that is drawn."""
+    device: Annotated[Device, Option(choices=get_args(Device))] = "auto"
+    """To train on."""
 
     @property
     def trained_part(self) -> Part:
@@ -85,127 +104,20 @@ class Training:
         return self.part or ("all" if self.weights == "none" else "classifier")
 
 
-@dataclass(frozen=True, slots=True)
-class RankOptions:
-    """What to rank, and how."""
-
-    project: int
-    """A Label Studio project's number."""
-    servers: tuple[str, ...] = ()
-    """URLs of inference servers; empty: those of the environment."""
-    strategy: str = DEFAULT_STRATEGY
-    audit_share: float = DEFAULT_SHARE
-    """Share of the pool that is drawn at random and never placed by the strategy."""
-    first: int = 200
-    """Places that are filled one after the other, each with regard to those before it."""
-    keep_duplicates: bool = False
-    """Whether near-duplicates are ranked like any other image."""
-    keep_sampling: bool = False
-    """Whether the project's task sampling is left as it is."""
-    again: bool = False
-    """Whether to rank anew what is ranked by this version already."""
-    incomplete: bool = False
-    """Whether a ranking may be replaced by one for which more than a few of its tasks cannot be scored."""
-    dry_run: bool = False
-    """Whether to leave Label Studio as it is."""
-    control: str | None = None
-    """The `name` of the Choices tag whose labels are counted, where the version does not say."""
-    weights: str = "imagenet"
-    """For a cold start: `imagenet`, `none` or the path of a state dict."""
-    architecture: str = "vgg16"
-    """For a cold start."""
-    image_size: int = 224
-    """Pixels a side, for a cold start; a version has its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class StudyOptions:
-    """What to simulate."""
-
-    images: Path
-    """A folder or zip of labelled images."""
-    out: Path
-    """A folder for the report, and for what a study that was interrupted goes on from."""
-    strategies: tuple[str, ...]
-    name: str | None = None
-    """For the report's title. None: that of the images."""
-    manifest: Path | None = None
-    """A CSV file that says what is in `images`; None where it holds class folders."""
-    test_share: float = 0.25
-    """Of each class, for testing, where the manifest marks no test images."""
-    long_tail: float | None = None
-    """Images of the largest class over those of the smallest, to which the pool is thinned out; None for as it is."""
-    seeds: int = 5
-    initial: int = 100
-    """Labels that all strategies begin with, drawn at random."""
-    query: int = 100
-    """Labels between two trainings."""
-    rounds: int = 8
-    workers: int | None = None
-    """Processes; None for as many as there are processors, or one where there is a GPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
+@dataclass(frozen=True, slots=True, kw_only=True, config=DECLARED)
+class Environment(SharedSettings):
     """What the environment says, for all commands."""
 
-    models: str | Path = Path("models")
-    """The model repository: a folder, or s3://bucket/prefix."""
-    model: str = "default"
-    mirror: Path | None = None
-    """The folder that versions are copied to from a bucket; None means one below the user's cache."""
-    cache: Path = Path(".cache/images")
-    image_cache_mb: int = DEFAULT_MB
-    """The most that downloaded images may take there, in MiB; 0 keeps none."""
-    max_megapixels: int = MAX_MEGAPIXELS
-    """Of one image in memory, in millions of pixels; of most JPEGs that is a fraction of their size."""
-    label_studio_url: str | None = None
-    label_studio_public_url: str | None = None
-    """Label Studio's address as browsers see it, and as references may have it; None asks Label Studio."""
-    label_studio_token: str | None = field(default=None, repr=False)
-    local_files_root: Path | None = None
-    allowed_origins: tuple[str, ...] = ()
-    servers: tuple[str, ...] = (DEFAULT_SERVER,)
-    """URLs of the inference servers that score for `rank` and `watch`."""
-    basic_auth: str | None = field(default=None, repr=False)
-    """`user:password` that the servers demand."""
-    webhook_secret: str | None = field(default=None, repr=False)
-    """What Label Studio's webhook shows a server in place of user and password."""
     signing_key: Path | None = None
-    """A minisign secret key without a password, that versions are signed with."""
-    verify_key: str | None = None
-    """A minisign public key; versions that are not signed by it are then refused."""
-
-    @classmethod
-    def read(cls, environ: Mapping[str, str]) -> "Environment":
-        """Read the `LABELNEXT_` variables; one that is empty counts as not set.
-
-        Raises:
-            ConfigError: if LABELNEXT_BASIC_AUTH is no user and password, LABELNEXT_VERIFY_KEY no public key,
-                LABELNEXT_MODELS no place for a repository, or a number none.
-        """
-        given = {name: value for name, value in environ.items() if value.strip()}
-        default = cls()
-        root = given.get("LABELNEXT_LOCAL_FILES_ROOT")
-        mirror, secret = given.get("LABELNEXT_MIRROR"), given.get("LABELNEXT_SIGNING_KEY")
-        return cls(
-            models=_checked_location(given.get("LABELNEXT_MODELS"), default.models),
-            model=given.get("LABELNEXT_MODEL", default.model),
-            mirror=Path(mirror) if mirror else None,
-            cache=Path(given.get("LABELNEXT_CACHE", default.cache)),
-            image_cache_mb=_whole_number(given, "LABELNEXT_IMAGE_CACHE_MB", default.image_cache_mb, least=0),
-            max_megapixels=_whole_number(given, "LABELNEXT_MAX_MEGAPIXELS", default.max_megapixels, least=1),
-            label_studio_url=given.get("LABELNEXT_LABEL_STUDIO_URL"),
-            label_studio_public_url=given.get("LABELNEXT_LABEL_STUDIO_PUBLIC_URL"),
-            label_studio_token=given.get("LABELNEXT_LABEL_STUDIO_TOKEN"),
-            local_files_root=Path(root) if root else None,
-            allowed_origins=_listed(given.get("LABELNEXT_ALLOWED_ORIGINS", "")),
-            servers=_listed(given.get("LABELNEXT_SERVERS", "")) or default.servers,
-            basic_auth=_checked_login(given.get("LABELNEXT_BASIC_AUTH")),
-            webhook_secret=given.get("LABELNEXT_WEBHOOK_SECRET"),
-            signing_key=Path(secret) if secret else None,
-            verify_key=_checked_public_key(given.get("LABELNEXT_VERIFY_KEY")),
-        )
+    """The path of a minisign secret key without a password, with which versions are signed; `python -m trainer keygen
+    FOLDER` makes a pair. What is in the file is secret."""
+    cache: Path = Path(".cache/images")
+    """Where downloaded images are kept, for as long as their source says that they are unchanged; those of hosts that
+    cannot be asked, without `ETag` and `Last-Modified`, are downloaded anew."""
+    image_cache_mb: Annotated[int, Field(ge=0)] = 8192
+    """The most of them, in MiB; those used longest ago leave first, and `0` keeps none."""
+    servers: Annotated[tuple[str, ...], text(split)] = ("http://localhost:9090",)
+    """The servers that `rank` and `watch` have score, separated by commas; a proxy's address is enough."""
 
     def keys(self) -> Keys:
         """Return what versions are signed and verified with.
@@ -223,10 +135,6 @@ class Environment:
         """
         return open_repository(self.models, self.model, self.mirror, keys=self.keys())
 
-    def image_cache(self) -> ImageCache:
-        """Return what keeps downloaded images."""
-        return ImageCache(self.cache, max_bytes=self.image_cache_mb * 2**20)
-
     def label_studio(self) -> tuple[str, str]:
         """Return Label Studio's address and token.
 
@@ -240,32 +148,11 @@ class Environment:
         return self.label_studio_url, self.label_studio_token
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def check_weights(weights: str) -> None:
+    """Make sure that there are the weights to start from.
 
-
-def _whole_number(given: Mapping[str, str], name: str, default: int, *, least: int) -> int:
-    text = given.get(name, str(default)).strip()
-    if not text.isdecimal() or not text.isascii() or int(text) < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, got {text!r}")
-    return int(text)
-
-
-def _checked_location(text: str | None, default: str | Path) -> str | Path:
-    try:
-        return default if text is None else parse_location(text.strip())
-    except ValueError as err:
-        raise ConfigError(f"LABELNEXT_MODELS must be {err}, got {text!r}") from err
-
-
-def _checked_public_key(text: str | None) -> str | None:
-    try:
-        return None if text is None else read_public_key(text.strip())
-    except ValueError as err:
-        raise ConfigError(f"LABELNEXT_VERIFY_KEY must be {err}, got {text!r}") from err
-
-
-def _checked_login(text: str | None) -> str | None:
-    if text is not None and not (text.partition(":")[0] and ":" in text):
-        raise ConfigError("LABELNEXT_BASIC_AUTH must be user:password with a user, got something else; set it so")
-    return text
+    Raises:
+        ConfigError: if not.
+    """
+    if weights not in ("imagenet", "none") and not Path(weights).is_file():
+        raise ConfigError(f"--weights must be imagenet, none or a file; there is no file {weights}")

@@ -2,7 +2,7 @@ import pytest
 
 from bench import evidence, recipe
 from bench.evidence import plan_studies
-from trainer.__main__ import _parser
+from trainer.__main__ import read
 from trainer.settings import Training
 
 
@@ -27,10 +27,10 @@ def test_there_is_a_study_without_the_shared_folder(nothing_shared, quick):
 def test_the_trainer_accepts_a_plan(nothing_shared, tmp_path, quick):
     """Every option is one of simulate's; quick asks for less."""
     [plan] = plan_studies(quick=quick)
-    options = _parser().parse_args(["simulate", *plan.options(tmp_path / "out")])
+    _, [options, training] = read(["simulate", *plan.options(tmp_path / "out")])
     assert (options.images, options.rounds, options.long_tail) == (plan.images, 4 if quick else 8, 20)
-    assert len(options.strategies.split(",")) == (6 if quick else 12)
-    assert options.units == 256
+    assert len(options.strategies) == (6 if quick else 12)
+    assert training.units == 256
 
 
 def test_every_change_of_the_recipe_is_a_setting():

@@ -237,7 +237,7 @@ def test_a_failure_that_nobody_foresaw_tells_clients_nothing(client, web, logged
 def test_a_wrong_setting_is_not_shown_if_it_may_be_secret(name, value):
     """The message says which variable it is, and what it should be."""
     with pytest.raises(ConfigError) as raised:
-        Settings.from_env({name: value})
+        Settings.read({name: value})
     assert name in str(raised.value)
     assert found(str(raised.value)) == set()
 

@@ -15,9 +15,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from contract.settings import PREFIX
 from demo.product import CHECKOUT
-from server.settings import PREFIX, Settings
-from trainer.__main__ import _parser
+from server.settings import Settings
+from trainer.__main__ import read
 from trainer.settings import Environment
 
 FOLDER = CHECKOUT / "deploy" / "kubernetes"
@@ -246,7 +247,7 @@ def test_the_defaults_of_the_settings_can_be_read():
     """What the base sets is accepted."""
     server = pod(find("Deployment", "labelnext-server"))["containers"][0]
     given = {each["name"]: each["value"] for each in server["env"]} | find("ConfigMap", "labelnext")["data"]
-    settings = Settings.from_env(given)
+    settings = Settings.read(given)
     assert settings.cache_bytes < 5 * 2**30  # the volume's limit
 
 
@@ -274,7 +275,7 @@ def test_the_trainer_s_arguments_are_ones_it_accepts():
     for workload in workloads():
         for each in containers(workload):
             if each["image"] == "labelnext-trainer":
-                _parser().parse_args(each["args"])
+                read(each["args"])
                 found.append(shlex.join(each["args"]))
     assert found == ["watch --project 1", "run --project 1", "rank --project 1"]
 

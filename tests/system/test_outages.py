@@ -27,7 +27,7 @@ from demo.project import Project
 from tests.system.conftest import QUICK_TRAINING, python_of
 
 UPLOADED, LABELLED = 20, 16
-QUICKER = (*QUICK_TRAINING, "--epochs", "3", "--audit", "0")
+QUICKER = (*QUICK_TRAINING, "--epochs", "3", "--holdout-share", "0")
 
 
 class ImageHost:
@@ -115,7 +115,7 @@ class Place:
         return {**self.workplace.environment, "LABELNEXT_ALLOWED_ORIGINS": self.host.url}
 
     def start_rank(self, project: Project, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "trainer", "rank", "--project", str(project.id), "--audit", "0"]
+        command = [sys.executable, "-m", "trainer", "rank", "--project", str(project.id), "--holdout-share", "0"]
         with self.log.open("w") as log:
             return subprocess.Popen(
                 [*command, "--server", self.server.url, *options],
@@ -182,7 +182,7 @@ def test_an_image_host_that_is_down_for_a_while_is_waited_for(place: Place) -> N
     """Until then the former ranking stays; then all are ranked."""
     before = place.predictions()
     place.host.stop()
-    process = place.start_rank(place.project, "--again")
+    process = place.start_rank(place.project, "--force")
     place.wait_until(lambda: "asking again in 2 s" in place.log.read_text(), process)
     assert f"{48 - UPLOADED} of {48 - LABELLED} images cannot be had now" in place.log.read_text()
     assert place.predictions() == before
@@ -194,7 +194,7 @@ def test_a_label_studio_that_is_restarted_in_the_middle_is_waited_for(place: Pla
     """Images that it serves and its own answers fail alike while it is away."""
     place.host.asked.clear()
     place.host.gate.clear()
-    process = place.start_rank(place.project, "--again", "--strategy", "random")
+    process = place.start_rank(place.project, "--force", "--strategy", "random")
     place.wait_until(place.host.asked.is_set, process)
     place.stop_label_studio()
     place.host.gate.set()

@@ -31,7 +31,7 @@ from trainer.ranking.names import next_name
 LABELS = ("Nul·la", 'Eins 🐈 <&> "x"', "שתיים")
 """As people write them: what has to be escaped, what reads from right to left, and what is no letter."""
 LABELLED = 20
-QUICKER = (*QUICK_TRAINING, "--epochs", "3", "--audit", "0")
+QUICKER = (*QUICK_TRAINING, "--epochs", "3", "--holdout-share", "0")
 
 
 def labelling_config(labels: tuple[str, ...]) -> str:
@@ -156,7 +156,7 @@ def foreign(ranked: Ranked) -> Iterator[int]:
 
 def test_label_studio_serves_in_the_order_of_the_ranking(ranked: Ranked) -> None:
     """From the first score to the label stream; what is told of each prediction lies on its region."""
-    summary = ranked.rank("--audit", "0.2", "--first", "10")
+    summary = ranked.rank("--holdout-share", "0.2", "--batch-size", "10")
     ranked.check_whole(ranked.version)
     assert summary["tasks"] == summary["imported"] == len(ranked.tasks) - LABELLED
     by_task = {each["task"]: each for each in ranked.predictions()}
@@ -182,7 +182,7 @@ def test_label_studio_serves_in_the_order_of_the_ranking(ranked: Ranked) -> None
 
 def test_labels_that_come_and_tasks_that_go_while_images_are_scored(ranked: Ranked, foreign: int) -> None:
     """They are left alone, and so is what another backend predicted."""
-    process = ranked.start("--again")
+    process = ranked.start("--force")
     labelled, gone = ranked.served()[:2]
     ranked.label(labelled)
     ranked.session.delete(f"/api/tasks/{gone}/")
@@ -227,7 +227,7 @@ def test_killed_at_any_time_the_next_run_makes_it_whole(ranked: Ranked, foreign:
         "imported": lambda: name in names(ranked),
         "switched": lambda: ranked.project.settings()["model_version"] == name,
     }
-    process = ranked.start("--again")
+    process = ranked.start("--force")
     while process.poll() is None and not reached[moment]():
         time.sleep(0.005)
     process.kill()
@@ -237,7 +237,7 @@ def test_killed_at_any_time_the_next_run_makes_it_whole(ranked: Ranked, foreign:
     assert shown in {before, name}
     assert any(each["model_version"] == shown for each in ranked.predictions())
     planned = any(kept.rglob("plan.jsonl"))
-    assert ranked.rank(*([] if planned else ["--again"]))["ranking"] == name
+    assert ranked.rank(*([] if planned else ["--force"]))["ranking"] == name
     ranked.check_whole(name, foreign=foreign)
 
 
@@ -251,7 +251,7 @@ def test_a_second_annotator_and_labels_of_another_control_change_nothing(ranked:
     for task in ranked.unlabelled()[:2]:
         ranked.label(task, "quality", "good")
     ranked.label(ranked.tasks[0])
-    ranked.check_whole(str(ranked.rank("--again", "--strategy", "balanced-margin")["ranking"]))
+    ranked.check_whole(str(ranked.rank("--force", "--strategy", "balanced-margin")["ranking"]))
 
 
 def test_a_labelling_config_that_changed_since_the_training(ranked: Ranked) -> None:
@@ -259,7 +259,7 @@ def test_a_labelling_config_that_changed_since_the_training(ranked: Ranked) -> N
     lost = Counter(shown(ranked)).most_common(1)[0][0]
     labels = tuple("neu" if label == lost else label for label in (*LABELS, "Drei"))
     ranked.project.change(label_config=labelling_config(labels))
-    ranked.check_whole(str(ranked.rank("--again")["ranking"]))
+    ranked.check_whole(str(ranked.rank("--force")["ranking"]))
     assert lost not in shown(ranked)
     assert any(not each["result"] for each in ranked.predictions())
 

@@ -3,31 +3,29 @@ import errno
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from contract.errors import TrainingError
 from contract.versions.repository import WEIGHTS_FILE, Repository
 from tests.disks import fill, small_disk
 from tests.trainer.small import PROVENANCE, small_network, write_folders
 from tests.versions import publish
-from trainer import __main__ as main_module
 from trainer import labelstudio
 from trainer import run as run_module
 from trainer.__main__ import main
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
 from trainer.ranking.former import recall
+from trainer.ranking.options import RankOptions
 from trainer.ranking.rank import Summary
-from trainer.settings import Environment, RankOptions, StudyOptions, Training
+from trainer.settings import Environment, Source, Training
 from trainer.study import simulate as simulate_module
-from trainer.study.names import STUDIED
+from trainer.study.options import STUDIED, StudyOptions, StudyTraining
 from trainer.watching import watch as watch_module
 from trainer.watching.processes import LABELS_AT_FAULT
+from trainer.watching.rounds import WatchOptions
 
 
 @pytest.fixture
@@ -277,8 +275,10 @@ def test_rank_passes_on_what_it_is_told(ranked, tmp_path, monkeypatch):
     """Each option."""
     monkeypatch.setenv("LABELNEXT_SERVERS", "http://a:9090, http://b:9090")
     monkeypatch.setenv("LABELNEXT_BASIC_AUTH", "ann:secret")
-    arguments = "--server http://c --server http://d --strategy margin --audit 0 --first 50 --keep-duplicates "
-    arguments += "--keep-sampling --again --incomplete --dry-run --control label --weights none --arch vgg11 "
+    arguments = (
+        "--server http://c --server http://d --strategy margin --holdout-share 0 --batch-size 50 --keep-duplicates "
+    )
+    arguments += "--keep-sampling --force --incomplete --dry-run --control label --weights none --arch vgg11 "
     arguments += "--image-size 96"
     assert main(["rank", "--project", "3"]) == main(["rank", "--project", "3", *arguments.split()]) == 0
     (plain, environment), (told, _) = ranked
@@ -288,11 +288,11 @@ def test_rank_passes_on_what_it_is_told(ranked, tmp_path, monkeypatch):
         project=3,
         servers=("http://c", "http://d"),
         strategy="margin",
-        audit_share=0.0,
-        first=50,
+        holdout_share=0.0,
+        batch_size=50,
         keep_duplicates=True,
         keep_sampling=True,
-        again=True,
+        force=True,
         incomplete=True,
         dry_run=True,
         control="label",
@@ -303,7 +303,7 @@ def test_rank_passes_on_what_it_is_told(ranked, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--strategy", "bold"], ["--audit", "1"], ["--audit", "-0.1"], ["--first", "0"], ["--project", "x"]]
+    "arguments", [["--strategy", "bold"], ["--holdout-share", "1"], ["--holdout-share", "-0.1"], ["--batch-size", "0"]]
 )
 def test_rank_refuses_what_cannot_be_with_the_usage(ranked, capsys, arguments):
     """By argparse, with its exit code."""
@@ -328,8 +328,8 @@ def watched(monkeypatch):
     """What `watch` was asked for, in place of its doing it."""
     asked = []
 
-    def watch(options, environment, *, arguments_of_run, arguments_of_rank):
-        asked.append((options, arguments_of_run, arguments_of_rank))
+    def watch(options, environment, *, run, rank):
+        asked.append((options, run, rank))
         return 7
 
     monkeypatch.setattr(watch_module, "watch", watch)
@@ -337,41 +337,28 @@ def watched(monkeypatch):
 
 
 def test_watch_gives_run_and_rank_what_they_understand(watched):
-    """Each its own options and those of both; defaults are left to them."""
+    """Each its own options and those of both; and so they read them when they come by stdin, whatever they hold."""
     assert main(["watch", "--project", "3"]) == 7
-    arguments = "--labels 25 --minutes 30 --poll 2 --rounds 4 --control label --audit 0.2 --weights none --arch vgg11 "
-    arguments += "--image-size 96 --train head --epochs 3 --int8 --server http://c --server http://d "
+    arguments = "--labels 25 --minutes 30 --poll 2 --rounds 4 --keep 5 --control=-x --holdout-share 0.2 --weights none "
+    arguments += "--arch vgg11 --image-size 96 --train head --epochs 3 --int8 --server http://c --server http://d "
     arguments += "--strategy margin --keep-sampling"
     assert main(["watch", "--project", "3", *arguments.split()]) == 7
-    assert watched[0] == (watch_module.WatchOptions(3), [], [])
-    options, of_run, of_rank = watched[1]
-    asked = watch_module.WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4)
-    assert options == replace(asked, servers=("http://c", "http://d"))
-    both = ["--control", "label", "--audit", "0.2", "--weights", "none", "--arch", "vgg11", "--image-size", "96"]
-    assert of_run == [*both, "--train", "head", "--epochs", "3", "--int8"]
-    servers = ["--server", "http://c", "--server", "http://d"]
-    assert of_rank == [*both, *servers, "--strategy", "margin", "--keep-sampling"]
+    assert watched[0] == (WatchOptions(3), (Source(3), Training()), (RankOptions(3),))
+    servers = ("http://c", "http://d")
+    assert watched[1][0] == WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4, keep=5, servers=servers)
+    both = {"holdout_share": 0.2, "weights": "none", "architecture": "vgg11", "image_size": 96}
+    assert watched[1][1] == (Source(3, control="-x"), Training(**both, part="head", epochs=3, int8=True))
+    ranking = RankOptions(3, control="-x", servers=servers, strategy="margin", keep_sampling=True, **both)
+    assert watched[1][2] == (ranking,)
 
 
-@given(st.data())
-def test_what_watch_passes_on_parses_to_the_same(data):
-    """Whatever is given."""
-    options = {
-        "--audit": st.sampled_from(["0", "0.05", "0.1", "0.5"]),
-        "--weights": st.sampled_from(["none", "imagenet"]),
-        "--seed": st.integers(0, 9).map(str),
-        "--passes": st.integers(2, 30).map(str),
-        "--first": st.integers(1, 300).map(str),
-        "--strategy": st.sampled_from(["bald", "balanced-bald"]),
-    }
-    chosen = data.draw(st.sets(st.sampled_from(sorted(options))))
-    given_arguments = [part for name in sorted(chosen) for part in (name, data.draw(options[name]))]
-    parser = main_module._parser()
-    watch = parser.parse_args(["watch", "--project", "1", *given_arguments])
-    for command, add in (("run", main_module._options_of_run), ("rank", main_module._options_of_rank)):
-        passed_on = parser.parse_args([command, "--project", "1", *main_module._as_given(watch, add)])
-        shared = vars(passed_on).keys() & vars(watch).keys() - {"command", "interrupted"}
-        assert {name: getattr(passed_on, name) for name in shared} == {name: getattr(watch, name) for name in shared}
+@pytest.mark.parametrize(("old", "new"), [("first", "batch-size"), ("again", "force"), ("audit", "holdout-share")])
+def test_an_old_spelling_is_an_error_that_names_the_new_one(ranked, capsys, old, new):
+    """Whether it has a value or not."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["rank", "--project", "3", f"--{old}", "1"])
+    assert f"--{old} is now called --{new}" in capsys.readouterr().err
+    assert not ranked
 
 
 @pytest.fixture
@@ -393,7 +380,7 @@ def test_simulate_ends_with_one_line_of_json(studied, capsys):
     assert json.loads(capsys.readouterr().out) == {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
     options, training, _ = studied[0]
     assert options == StudyOptions(images=Path("pool"), out=Path("study"), strategies=STUDIED)
-    assert training == Training(units=256)
+    assert training == StudyTraining(units=256)
 
 
 def test_simulate_passes_on_what_it_is_told(studied, tmp_path, monkeypatch):
@@ -419,7 +406,7 @@ def test_simulate_passes_on_what_it_is_told(studied, tmp_path, monkeypatch):
         rounds=4,
         workers=6,
     )
-    assert training == Training(
+    assert training == StudyTraining(
         weights="none",
         part="head",
         architecture="vgg11",

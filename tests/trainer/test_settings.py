@@ -6,7 +6,7 @@ import pytest
 
 from contract.errors import ConfigError
 from tests.buckets import environment
-from trainer.settings import Environment
+from trainer.settings import Environment, Source
 
 
 def test_a_bucket_is_opened_through_its_mirror(monkeypatch, tmp_path):
@@ -24,7 +24,21 @@ def test_a_folder_is_opened_as_it_is():
     assert Environment.read({}).repository().root == Path("models")
 
 
-def test_a_place_that_is_none_is_refused():
-    """It is named with what it must be."""
-    with pytest.raises(ConfigError, match=r"LABELNEXT_MODELS must be a folder or s3://bucket/prefix.*'s3://x//y'"):
-        Environment.read({"LABELNEXT_MODELS": "s3://x//y"})
+def test_servers_are_separated_by_commas():
+    """By default there is one, on this machine."""
+    read = Environment.read({"LABELNEXT_SERVERS": "http://a:9090, http://b:9090"})
+    assert read.servers == ("http://a:9090", "http://b:9090")
+    assert Environment().servers == ("http://localhost:9090",)
+
+
+def test_without_label_studio_it_is_said_what_to_set():
+    """Both variables are named."""
+    with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN"):
+        Environment.read({"LABELNEXT_LABEL_STUDIO_URL": "http://localhost:8080"}).label_studio()
+
+
+@pytest.mark.parametrize("places", [{}, {"project": 1, "images": Path("images")}], ids=["none", "two"])
+def test_labels_come_from_one_place(places):
+    """It says which there are."""
+    with pytest.raises(ValueError, match="one of --project, --export and --images"):
+        Source(**places)

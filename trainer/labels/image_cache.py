@@ -18,14 +18,18 @@ from typing import Final, NamedTuple
 from contract.errors import ConfigError
 from contract.images.download import Validators
 from contract.versions.disk import explain
-
-DEFAULT_MB: Final = 8192
+from trainer.settings import Environment
 
 _PARTIAL: Final = ".partial-"
 _CRASHED_AFTER_S: Final = 3600.0
 """A partial file that is older is nobody's."""
 _FILLED_AFTERWARDS: Final = 0.9
 """How full the folder is when room has been made."""
+
+
+def open_cache(environment: Environment) -> "ImageCache":
+    """Return the cache that the environment names."""
+    return ImageCache(environment.cache, max_bytes=environment.image_cache_mb * 2**20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Kept:
 class ImageCache:
     """Files by their sources. Used by many threads; other processes may use the folder too."""
 
-    def __init__(self, folder: Path, *, max_bytes: int = DEFAULT_MB * 2**20) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
         """Take the folder, which is made when something is to be kept, and the most that it holds, 0 for nothing."""
         self._folder = folder
         self._max_bytes = max_bytes

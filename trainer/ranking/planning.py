@@ -26,13 +26,14 @@ from trainer.labelstudio import PoolTask, Project
 from trainer.ordering import strategies
 from trainer.ordering.order import arrange
 from trainer.ranking.names import base_name
+from trainer.ranking.options import RankOptions
 from trainer.ranking.plan import Plan
 from trainer.ranking.pool import Embed, count_labels, embed_tasks, group_failures, say_failures, score_tasks
 from trainer.ranking.predictions import keep_places, place, place_later, to_candidates
 from trainer.ranking.retries import FEW, are_few, ask_again
 from trainer.ranking.scores import Failure, Score, ScoreLog, digest
 from trainer.ranking.servers import Question, Servers
-from trainer.settings import Environment, RankOptions
+from trainer.settings import Environment
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def plan_later(where: Place, former: Ranking) -> Plan:
         [score for score in ranked.values() if score is not None],
         unscored=unscored,
         project=where.options.project,
-        audit_share=where.options.audit_share,
+        audit_share=where.options.holdout_share,
         multiple=manifest.multiple,
     )
     failed = _tasks_of(failures)
@@ -206,7 +207,7 @@ def _keep_places(where: Place, plan: Plan, former: Former, failures: Sequence[Fa
             f"scored now ({group_failures(lost)}), so it stays, and nothing was changed; rank again when the images "
             f"can be had, or with --incomplete where more than {FEW:.0%} of them are lost for good"
         )
-    share = where.options.audit_share
+    share = where.options.holdout_share
     return keep_places(plan, held, where.data.keys(), project=project, audit_share=share)
 
 
@@ -242,8 +243,8 @@ def _arrange(where: Place, version: Version, name: str) -> tuple[Plan, list[Fail
             project=options.project,
             name=name,
             labels_by_class=labels_by_class,
-            audit_share=options.audit_share,
-            first=options.first,
+            audit_share=options.holdout_share,
+            first=options.batch_size,
             duplicates=not options.keep_duplicates,
             passes=lambda indices: _ask_passes(where, [scores[index] for index in indices], manifest, servers),
             labels=manifest.labels,
@@ -327,8 +328,8 @@ def _cover(where: Place, tasks: Sequence[PoolTask], name: str) -> tuple[Plan, li
             np.array([score.task for score in scores], np.int64),
             np.stack([score.embedding for score in scores]),  # (N, E)
             project=options.project,
-            audit_share=options.audit_share,
-            first=options.first,
+            audit_share=options.holdout_share,
+            first=options.batch_size,
         )
     return place(scores, arrangement, name=name, strategy=COLD_START, unscored=unscored), failures
 

@@ -29,10 +29,11 @@ from trainer.ranking import thumbnails as gallery
 from trainer.ranking.former import remember
 from trainer.ranking.imports import Wanted, bring_about
 from trainer.ranking.names import base_name, next_name, round_of, superseded
+from trainer.ranking.options import RankOptions
 from trainer.ranking.plan import Plan, Planned, load_plan, save_plan
 from trainer.ranking.planning import COLD_START, Clock, Former, Place, plan_all, plan_later
 from trainer.ranking.retries import are_few
-from trainer.settings import Environment, RankOptions
+from trainer.settings import Environment
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         first = Place(options, environment, repository, fetcher=fetcher, clock=clock)
         begun = _Ranking(first).finish()
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
-            options = replace(options, again=False)  # it is what was asked for
+            options = replace(options, force=False)  # it is what was asked for
         later = _Ranking(Place(options, environment, repository, fetcher=fetcher, clock=clock)).run()
     return replace(
         _together(begun, later),
@@ -143,7 +144,7 @@ class _Ranking:
     def run(self) -> Summary:
         """Rank what is not ranked yet: tasks that came after a ranking by this version, or all."""
         former = self._find_former()
-        if former is None or self._options.again:
+        if former is None or self._options.force:
             former, plan = None, self._plan_all()
         else:
             self._say_strategy(former)
@@ -195,14 +196,14 @@ class _Ranking:
         """The version's own, unless it was ranked by already: on purpose, or by Label Studio fetching predictions."""
         base = self._place.base
         names = {name for name in self._counts if round_of(name, base) is not None}
-        anew = self._options.again or self._find_former() is not None
+        anew = self._options.force or self._find_former() is not None
         if not anew and names <= {base} and self._counts.get(base, 0) <= _FEW_STRAYS:
             return base
         return next_name(base, names)
 
     def _say_strategy(self, former: Ranking) -> None:
         if former.strategy not in {self._options.strategy, COLD_START}:
-            _log.info("ranked by %s before; --again ranks anew by %s", former.strategy, self._options.strategy)
+            _log.info("ranked by %s before; --force ranks anew by %s", former.strategy, self._options.strategy)
 
     def _only_show(self, plan: Plan) -> Summary:
         for item in plan.items[:_SHOWN_DRY]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from markupsafe import Markup
 
 from trainer.report.plots import ACCENT, FAULT, TEXT, new_plots, save_png, to_svg
-from trainer.study.names import RANDOM
+from trainer.study.options import RANDOM
 from trainer.study.records import Study
 from trainer.study.statistics import (
     MEASURES,

@@ -11,7 +11,7 @@ from trainer.labels.dataset import Indices
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
 from trainer.study.model import Floats, Model, Scores
-from trainer.study.names import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
+from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
 
 _AT_ONCE = 1024
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.report.html import render
 from trainer.study import charts
-from trainer.study.names import RANDOM
+from trainer.study.options import RANDOM
 from trainer.study.records import PassAgreement, Round, Study
 from trainer.study.statistics import (
     Chains,

@@ -23,7 +23,7 @@ from trainer.ordering.strategies import descending
 from trainer.settings import Part, Training
 from trainer.study.choosing import Chooser, Situation
 from trainer.study.model import Learner, Material, Model
-from trainer.study.names import PRODUCT
+from trainer.study.options import PRODUCT
 from trainer.study.records import PassAgreement, Round, append, recover
 
 MANY_PASSES = 200

@@ -27,10 +27,11 @@ from trainer.locks import alone
 from trainer.model.fit import recipe_of
 from trainer.model.network import build, choose_device, parse_weights
 from trainer.ordering.strategies import DEFAULT_STRATEGY
-from trainer.settings import Environment, StudyOptions, Training
-from trainer.study import names, report
+from trainer.settings import Environment, Training
+from trainer.study import report
 from trainer.study.dataset import Pool, long_tail, read_pool
 from trainer.study.features import Decoded, compute, decode
+from trainer.study.options import PRODUCT, StudyOptions, check
 from trainer.study.records import PassAgreement, Round, Study, recover, save
 from trainer.study.run import Protocol
 from trainer.study.statistics import summarise, to_json
@@ -49,7 +50,7 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     Raises:
         LabelnextError: if the images cannot be used, the folder holds another study, or a training diverges.
     """
-    names.check(options.strategies)
+    check(options.strategies)
     device = choose_device(training.device)
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
     cache = environment.cache.parent / "study"
@@ -142,7 +143,7 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, de
     recipe = recipe_of(training, protocol.part, options.initial, pretrained=training.weights != "none")
     settings = {
         "command": _command(),
-        "default": names.PRODUCT,
+        "default": PRODUCT,
         "default_strategy": DEFAULT_STRATEGY,
         "images": options.images.name,
         "pixels": decoded.key[:16],

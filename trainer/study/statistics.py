@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from trainer.study.names import RANDOM
+from trainer.study.options import RANDOM
 from trainer.study.records import Round, Study
 
 Floats = npt.NDArray[np.float64]

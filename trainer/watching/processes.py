@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -24,6 +24,8 @@ LABELS_AT_FAULT: Final = 3
 """Exit status of a command that would fail again on the same labels."""
 
 PROGRAM: Final = (sys.executable, "-m", "trainer")
+FROM_STDIN: Final = "--options-from-stdin"
+"""Behind a command: its options come as one JSON object, field to value, and need no spelling."""
 
 _PATIENCE_S: Final = 30.0
 """How long a child that was asked to end may take to clear up before it is killed."""
@@ -105,8 +107,8 @@ class Supervisor:
             return
         raise Stopped(number)
 
-    def run(self, arguments: Sequence[str]) -> Outcome:
-        """Run the trainer with these arguments to its end, its stderr passed through.
+    def run(self, command: str, options: Mapping[str, Any]) -> Outcome:
+        """Run a command of the trainer with these options to its end, its stderr passed through.
 
         Raises:
             Stopped: on a signal, when the child has ended: asked first, killed when it takes too long or on another
@@ -116,8 +118,8 @@ class Supervisor:
         started = time.monotonic()
         try:
             child = subprocess.Popen(
-                [*PROGRAM, *arguments],
-                stdin=subprocess.DEVNULL,
+                [*PROGRAM, command, FROM_STDIN],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends the child in good order
@@ -127,6 +129,8 @@ class Supervisor:
         with child:
             output = _Tail(child.stdout)  # type: ignore[arg-type]  # a pipe, since it was asked for
             errors = _Tail(child.stderr, copy=True)  # type: ignore[arg-type]  # likewise
+            with suppress(BrokenPipeError), child.stdin:  # type: ignore[union-attr]  # likewise
+                child.stdin.write(json.dumps(options, default=str).encode())  # type: ignore[union-attr]  # likewise
             threading.Thread(target=self._await, args=(child,), daemon=True).start()
             number = self._events.get()
             if number != _ENDED:

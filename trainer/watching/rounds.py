@@ -6,14 +6,40 @@ Pure but for reading manifests; who looks, trains and waits is `trainer.watching
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Annotated, Final
 
+import pydantic.dataclasses
+from pydantic import Field
+
+from contract.commands import Option
 from contract.errors import RepositoryError, RepositoryUnreachable, name_some
 from contract.labelconfig import ChoicesControl, choose_control
+from contract.settings import DECLARED, Count
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
+from trainer.settings import Project, Servers
 
 _NAMED: Final = 3
+
+
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=DECLARED)
+class WatchOptions:
+    """What to watch, and when a round is due: after 20 labels if neither `labels` nor `minutes` says."""
+
+    project: Annotated[Project, Option(metavar="ID")]
+    """A Label Studio project's number."""
+    labels: Count | None = None
+    """Train when so many labels are new, edited or deleted (default: 20, unless --minutes is given)."""
+    minutes: Annotated[float | None, Field(gt=0, lt=1e6, allow_inf_nan=False), Option(metavar="T")] = None
+    """Train when so long has passed and labels have changed."""
+    poll_s: Annotated[float, Field(gt=0, lt=3600, allow_inf_nan=False), Option("--poll", metavar="S")] = 10.0
+    """Seconds between two looks at Label Studio."""
+    keep: Count | None = None
+    """After each round, prune versions but for the N newest (default: all stay)."""
+    rounds: Count | None = None
+    """End after so many were trained and ranked (default: never)."""
+    servers: Servers = ()
+    """An inference server to score with; may be given several times (default: LABELNEXT_SERVERS)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from trainer.locks import exclusive
 from trainer.ranking.names import base_name
 from trainer.settings import Environment
 from trainer.watching.processes import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
-from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
+from trainer.watching.rounds import Changes, Schedule, Trained, WatchOptions, read_trained, why_train
 
 logger = logging.getLogger(__name__)
 
@@ -37,51 +37,27 @@ _RETRY_S: Final = 60.0
 _LONGEST_RETRY_S: Final = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class WatchOptions:
-    """What to watch, and when a round is due: after 20 new labels if neither `labels` nor `minutes` says."""
-
-    project: int
-    """A Label Studio project's number."""
-    labels: int | None = None
-    """So many labels that are new, edited or deleted start a round."""
-    minutes: float | None = None
-    """So long after the last round any change of a label starts one."""
-    poll_s: float = 10.0
-    """Seconds between two looks at Label Studio."""
-    rounds: int | None = None
-    """End after so many were trained and ranked; None: never."""
-    keep: int | None = None
-    """So many of the newest versions stay after a round; None: all."""
-    servers: tuple[str, ...] = ()
-    """Whose webhooks are given the secret; by default those of the environment."""
-
-
 def watch(
     options: WatchOptions,
     environment: Environment,
     *,
-    arguments_of_run: Sequence[str],
-    arguments_of_rank: Sequence[str],
+    run: Sequence[Any],
+    rank: Sequence[Any],
 ) -> int:
     """Watch a project until a signal comes or as many rounds as were asked for are done; return the exit status.
 
     Args:
         options: what to watch.
         environment: as the children read it for themselves.
-        arguments_of_run: put behind `run --project ID`.
-        arguments_of_rank: put behind `rank --project ID`.
+        run: what the command `run` takes: dataclasses, with values that JSON has or that are paths.
+        rank: likewise.
 
     Raises:
         ConfigError: if Label Studio's address or token is not set, or another watch is at work on the model.
     """
     environment.label_studio()
     repository = environment.repository()
-    commands = {
-        "run": ["run", "--project", str(options.project), *arguments_of_run],
-        "rank": ["rank", "--project", str(options.project), *arguments_of_rank],
-        "prune": ["prune", "--keep", str(options.keep)],
-    }
+    commands = {"run": _fields(run), "rank": _fields(rank), "prune": {"keep": options.keep}}
     busy = (
         f"another watch is at work for model {repository.model!r} in {repository.root}; end that one first, or set "
         "LABELNEXT_MODEL to watch for another model beside it"
@@ -94,6 +70,10 @@ def watch(
             logger.info("%s: the watch is over; %s", stopped, watcher.describe_abandoned())
             return 0 if stopped.number == signal.SIGTERM else 128 + stopped.number
     return 0
+
+
+def _fields(values: Sequence[Any]) -> dict[str, Any]:
+    return {name: value for each in values for name, value in asdict(each).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +205,7 @@ class _Watcher:
         repository: Repository,
         *,
         supervisor: Supervisor,
-        commands: Mapping[str, Sequence[str]],
+        commands: Mapping[str, Mapping[str, Any]],
     ) -> None:
         labels = DEFAULT_LABELS if options.labels is None and options.minutes is None else options.labels
         self._schedule = Schedule(labels, options.minutes)
@@ -434,7 +414,7 @@ class _Watcher:
     def _run(self, command: str) -> Outcome:
         """Run a command; on a signal, what was being done stays known."""
         self._doing = command
-        outcome = self._supervisor.run(self._commands[command])
+        outcome = self._supervisor.run(command, self._commands[command])
         self._doing = ""
         return outcome
 

@@ -391,7 +391,7 @@ class TestPublicAddress:
         (tmp_path / "a.png").write_bytes(IMAGE)
         environ = {"LABELNEXT_LABEL_STUDIO_PUBLIC_URL": self.PUBLIC, "LABELNEXT_LOCAL_FILES_ROOT": str(tmp_path)}
         with (
-            Fetcher(fetch_settings(Settings.from_env(environ)))
+            Fetcher(fetch_settings(Settings.read(environ)))
             if program == "server"
             else open_fetcher(Environment.read(environ))
         ) as fetcher:
@@ -925,7 +925,7 @@ class TestAddresses:
             with pytest.raises(FetchError) as caught:
                 make().fetch(url)
             [advised] = re.findall(r"add (\S+) to LABELNEXT_ALLOWED_ORIGINS", str(caught.value))
-            assert Settings.from_env({"LABELNEXT_ALLOWED_ORIGINS": f"{advised}/"}).allowed_origins == (advised,)
+            assert Settings.read({"LABELNEXT_ALLOWED_ORIGINS": f"{advised}/"}).allowed_origins == (advised,)
             assert make(allowed_origins=(advised,)).fetch(url) == IMAGE
 
     @pytest.mark.parametrize(

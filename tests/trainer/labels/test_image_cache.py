@@ -7,7 +7,7 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.images.download import Validators
-from trainer.labels.image_cache import ImageCache, Kept
+from trainer.labels.image_cache import ImageCache, Kept, open_cache
 from trainer.settings import Environment
 
 KEPT = Kept(Validators("http://host/a", '"1"', "Sat, 28 Nov 2026 10:00:00 GMT"), b"\n" + b"x" * 10_000)
@@ -101,7 +101,7 @@ def test_what_a_crash_left_is_removed_and_folders_are_not(tmp_path):
 def test_the_bound_is_a_setting(tmp_path):
     """In MiB; what is no number is named."""
     environment = Environment.read({"LABELNEXT_CACHE": str(tmp_path), "LABELNEXT_IMAGE_CACHE_MB": "0"})
-    environment.image_cache().put("a", KEPT)
+    open_cache(environment).put("a", KEPT)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="LABELNEXT_IMAGE_CACHE_MB must be a whole number of at least 0, got 'all'"):
         Environment.read({"LABELNEXT_IMAGE_CACHE_MB": "all"})

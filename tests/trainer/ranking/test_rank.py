@@ -24,11 +24,12 @@ from trainer import labelstudio
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import imports, planning, pool, retries
 from trainer.ranking import rank as rank_module
+from trainer.ranking.options import RankOptions
 from trainer.ranking.predictions import KEPT, LATER, SCORED_LATER
 from trainer.ranking.rank import rank
 from trainer.ranking.retries import Insistence
 from trainer.ranking.servers import Patience, Servers
-from trainer.settings import Environment, RankOptions
+from trainer.settings import Environment
 
 TASKS = 30
 
@@ -227,7 +228,7 @@ def ours(place):
 class TestRecord:
     def test_the_record_shows_the_head_and_what_the_model_is_least_and_most_sure_of(self, place):
         """With thumbnails, and why each is where it is; what is predicted of the audit slice is not shown."""
-        place.rank(audit_share=0.3)
+        place.rank(holdout_share=0.3)
         [record] = load_rankings(place.repository)
         assert (record.name, record.version, record.project, record.title) == (place.version, place.version, 5, "Pets")
         assert (record.tasks, record.failed, record.strategy) == (TASKS, 0, DEFAULT_STRATEGY)
@@ -248,22 +249,22 @@ class TestRecord:
 
     def test_the_audit_slice_is_imported_with_its_score_and_without_a_label(self, place):
         """Label Studio ticks a label that is predicted, and what is measured on must not be agreed to."""
-        place.rank(audit_share=0.3)
+        place.rank(holdout_share=0.3)
         sampled = set(
             np.array(list(place.studio.tasks))[is_held_out(5, np.array(list(place.studio.tasks)), 0.3)].tolist()
         )
         assert 3 < len(sampled) < TASKS
         assert {each["task"] for each in ours(place) if not each["result"]} == sampled
         later = [place.studio.add_task(**picture(number)) for number in range(100, 120)]
-        place.rank(audit_share=0.3)
+        place.rank(holdout_share=0.3)
         sampled_later = np.array(later)[is_held_out(5, np.array(later), 0.3)].tolist()
         assert sampled_later
         assert {each["task"] for each in ours(place) if not each["result"]} == sampled | set(sampled_later)
         assert all(0 <= score <= 1 for [score] in place.studio.scores(place.version).values())
 
     def test_without_an_audit_slice_every_prediction_has_its_label(self, place):
-        """`--audit 0`."""
-        place.rank(audit_share=0.0)
+        """`--holdout-share 0`."""
+        place.rank(holdout_share=0.0)
         assert all(each["result"] for each in ours(place))
 
     def test_an_image_that_cannot_be_fetched_is_left_out(self, place):
@@ -271,7 +272,7 @@ class TestRecord:
         place.rank(strategy="bald")
         first = load_rankings(place.repository)[0].first[0].task
         place.studio.tasks[first]["data"] = {"image": "data:image/png;base64,AAAA"}
-        place.rank(again=True, strategy="bald")
+        place.rank(force=True, strategy="bald")
         assert first not in {image.task for image in load_rankings(place.repository)[0].first}
 
 
@@ -296,9 +297,9 @@ class TestAgain:
 
     def test_tasks_of_the_audit_slice_are_placed_by_chance_also_later(self, place):
         """Else the labels that measure would be those that the strategy asks for."""
-        place.rank(audit_share=0.5)
+        place.rank(holdout_share=0.5)
         later = [place.studio.add_task(**picture(number)) for number in range(100, 140)]
-        place.rank(audit_share=0.5)
+        place.rank(holdout_share=0.5)
         sampled = [task for task in later if is_held_out(5, np.array([task]), 0.5)[0]]
         scores = [place.studio.scores(place.version)[task][0] for task in sampled]
         balds = [bald_of(place.studio.tasks[task]) for task in sampled]
@@ -329,10 +330,10 @@ class TestAgain:
     def test_again_ranks_all_anew_under_the_next_name(self, place):
         """The one before goes."""
         place.rank()
-        assert place.rank(again=True, strategy="random").ranking == f"{place.version}.r2"
+        assert place.rank(force=True, strategy="random").ranking == f"{place.version}.r2"
         place.check_whole(f"{place.version}.r2")
         assert place.rank().tasks == 0
-        assert place.rank(again=True).ranking == f"{place.version}.r3"
+        assert place.rank(force=True).ranking == f"{place.version}.r3"
         place.check_whole(f"{place.version}.r3")
 
     def test_a_new_version_ranks_all_anew(self, place):
@@ -663,8 +664,8 @@ class TestKilled:
         with monkeypatch.context() as patch:
             patch.setattr(labelstudio, "switch_model_version", raise_killed)
             with pytest.raises(Killed):
-                place.rank(again=True)
-        assert place.rank(again=asked_again).ranking == f"{place.version}.r2"
+                place.rank(force=True)
+        assert place.rank(force=asked_again).ranking == f"{place.version}.r2"
         place.check_whole(f"{place.version}.r2")
 
     def test_scores_that_were_got_are_not_got_again(self, place, monkeypatch):

@@ -16,7 +16,7 @@ from trainer.settings import Training
 from trainer.study import model as learner_module
 from trainer.study.choosing import Chooser, Situation, cover_greedily
 from trainer.study.model import Material
-from trainer.study.names import STUDIED
+from trainer.study.options import STUDIED
 
 TRAINING = Training(weights="none", epochs=20, passes=10, seed=1)
 LABELLED = np.arange(0, 400, 8)

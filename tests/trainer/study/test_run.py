@@ -11,7 +11,7 @@ from contract.scores.holdout import is_held_out
 from tests.trainer.study.material import CPU, build_small, make_learner, make_material
 from trainer.settings import Training
 from trainer.study import model as learner_module
-from trainer.study.names import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
+from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
 from trainer.study.records import recover
 from trainer.study.run import Chain, Protocol, compare_passes, draw_initial
 

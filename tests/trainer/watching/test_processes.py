@@ -33,7 +33,7 @@ def interrupt(number=signal.SIGTERM, *, after_s=0.0, when=None):
 
 def test_the_last_line_of_stdout_is_the_report(supervisor):
     """Whatever was printed before it."""
-    outcome = supervisor.run(["print('first'); print('{\"version\": \"v1\"}')"])
+    outcome = supervisor.run("print('first'); print('{\"version\": \"v1\"}')", {})
     assert (outcome.status, outcome.report, outcome.reason) == (0, {"version": "v1"}, "")
     assert 0 < outcome.seconds < 60
 
@@ -41,12 +41,12 @@ def test_the_last_line_of_stdout_is_the_report(supervisor):
 @pytest.mark.parametrize("printed", ["", "no JSON", "[1]"])
 def test_no_report_is_an_empty_one(supervisor, printed):
     """Not an error of its own."""
-    assert supervisor.run([f"print({printed!r})"]).report == {}
+    assert supervisor.run(f"print({printed!r})", {}).report == {}
 
 
 def test_stderr_is_passed_through(supervisor, capsys):
     """Progress bars included."""
-    supervisor.run(["import sys; sys.stderr.write('half\\rwhole, 100 % \\u2713\\n')"])
+    supervisor.run("import sys; sys.stderr.write('half\\rwhole, 100 % \\u2713\\n')", {})
     assert capsys.readouterr().err == "half\rwhole, 100 % \u2713\n"
 
 
@@ -58,7 +58,7 @@ def test_a_log_without_room_keeps_no_child_waiting(supervisor, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(sys, "stderr", Full())
-    outcome = supervisor.run(["import sys; sys.stderr.write('x' * 10**6 + chr(10) + 'error: the end'); sys.exit(1)"])
+    outcome = supervisor.run("import sys; sys.stderr.write('x' * 10**6 + chr(10) + 'error: the end'); sys.exit(1)", {})
     monkeypatch.undo()
     assert (outcome.status, outcome.reason) == (1, "the end")
 
@@ -75,14 +75,14 @@ def test_a_log_without_room_keeps_no_child_waiting(supervisor, monkeypatch):
 )
 def test_a_failure_says_why(supervisor, code, status, reason):
     """In the child's words, if it had any."""
-    outcome = supervisor.run([code])
+    outcome = supervisor.run(code, {})
     assert (outcome.status, outcome.reason) == (status, reason)
 
 
 def test_a_program_that_cannot_be_started_is_a_failure(supervisor, monkeypatch):
     """As when there is no memory for one more process."""
     monkeypatch.setattr(children, "PROGRAM", ("/nowhere/python",))
-    outcome = supervisor.run([])
+    outcome = supervisor.run("run", {})
     assert outcome.status == 1
     assert "no process could be started" in outcome.reason
 
@@ -127,7 +127,7 @@ def test_a_signal_has_the_child_clear_up(supervisor, tmp_path):
     began, ended = tmp_path / "began", tmp_path / "ended"
     interrupt(when=began)
     with pytest.raises(Stopped):
-        supervisor.run([UNWINDING.format(began=str(began), ended=str(ended))])
+        supervisor.run(UNWINDING.format(began=str(began), ended=str(ended)), {})
     assert ended.exists()
 
 
@@ -147,7 +147,7 @@ def test_a_child_that_does_not_end_is_killed(monkeypatch, tmp_path, signals):
     for number in range(signals):
         interrupt(when=began, after_s=0.1 * number)
     with Supervisor(patience_s=0.5 if signals == 1 else 60) as supervisor, pytest.raises(Stopped):
-        supervisor.run([STUBBORN.format(began=str(began))])
+        supervisor.run(STUBBORN.format(began=str(began)), {})
     assert time.monotonic() - started < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(began.read_text()), 0)
@@ -158,14 +158,14 @@ def test_a_signal_that_came_before_starts_nothing(supervisor, monkeypatch):
     monkeypatch.setattr(children, "PROGRAM", ("/nowhere/python",))
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped):
-        supervisor.run([])
+        supervisor.run("run", {})
 
 
 def test_what_a_child_leaves_behind_ends_with_it(supervisor, tmp_path):
     """A process that holds its stderr open keeps nobody waiting."""
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
     started = time.monotonic()
-    assert supervisor.run([code]).status == 0
+    assert supervisor.run(code, {}).status == 0
     assert time.monotonic() - started < 30
 
 

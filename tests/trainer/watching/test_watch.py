@@ -23,9 +23,12 @@ from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
 from tests.versions import publish
 from trainer import labelstudio
-from trainer.settings import Environment
+from trainer.__main__ import COMMANDS as PARSED
+from trainer.ranking.options import RankOptions
+from trainer.settings import Environment, Source, Training
 from trainer.watching import processes as children
-from trainer.watching.watch import WatchOptions, _Wait, watch
+from trainer.watching.rounds import WatchOptions
+from trainer.watching.watch import _Wait, watch
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 POLL_S = 0.01
@@ -36,7 +39,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-folder, command, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+folder, command, options = Path(sys.argv[1]), sys.argv[2], json.load(sys.stdin)
 sys.path.insert(0, {checkout!r})
 from contract.errors import NothingPublished
 from contract.versions.repository import Repository
@@ -47,7 +50,7 @@ def read(name):
     return json.loads((folder / name).read_text())
 
 with (folder / "calls").open("a") as calls:
-    calls.write(json.dumps([command, *arguments]) + chr(10))
+    calls.write(json.dumps([command, options]) + chr(10))
 plan = read("plan")
 step = plan[command].pop(0) if plan.get(command) else [0, ""]
 (folder / "plan").write_text(json.dumps(plan))
@@ -76,7 +79,7 @@ if command == "run":
 elif command == "prune":
     sys.path.insert(0, {checkout!r})
     from trainer.pruning import prune
-    prune(repository, newest=int(arguments[1]))
+    prune(repository, newest=options["keep"])
 else:
     try:
         name = version = repository.current()
@@ -203,12 +206,12 @@ def stop(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
 
-def watch_it(studio, caplog, *, environment=None, run=(), rank=(), **options):
+def watch_it(studio, caplog, *, environment=None, training=Training(), **options):  # noqa: B008  # frozen
     """Watch until the end, and return the exit status, the commands that ran and the lines that were said."""
     environment = environment or environment_of(studio)
     caplog.set_level(logging.INFO, "trainer")
     wanted = WatchOptions(5, poll_s=POLL_S, **options)
-    status = watch(wanted, environment, arguments_of_run=run, arguments_of_rank=rank)
+    status = watch(wanted, environment, run=(Source(5, control="-x"), training), rank=(RankOptions(5, batch_size=50),))
     calls = studio.folder / "calls"
     ran = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
     return status, ran, [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
@@ -223,19 +226,18 @@ def repository_of(studio):
 
 
 def names(ran):
-    return [command for command, *_ in ran]
+    return [command for command, _ in ran]
 
 
 def test_enough_labels_start_a_round(studio, caplog):
     """First a cold start; then training and ranking, each as a command, and one line that says all."""
     studio.events[3] = lambda: studio.label(25)
-    status, ran, said = watch_it(studio, caplog, rounds=1, labels=20, run=["--epochs", "3"], rank=["--first", "50"])
+    status, ran, said = watch_it(studio, caplog, rounds=1, labels=20, training=Training(epochs=3))
     assert status == 0
-    assert ran == [
-        ["rank", "--project", "5", "--first", "50"],
-        ["run", "--project", "5", "--epochs", "3"],
-        ["rank", "--project", "5", "--first", "50"],
-    ]
+    assert names(ran) == ["rank", "run", "rank"]
+    (source, training), [ranking] = (PARSED[name].values(options) for name, options in ran[1:])
+    assert (source, training) == (Source(5, control="-x"), Training(epochs=3))
+    assert ranking == RankOptions(5, batch_size=50)
     version = repository_of(studio).current()
     assert said[1].startswith("nothing is published yet: ranked 100 tasks by margin; ")
     assert said[-1].startswith(
@@ -380,7 +382,7 @@ def test_old_versions_are_removed_after_each_round_if_so_wanted(studio, caplog):
     for _ in range(4):
         studio.label(30)
         _, ran, _ = watch_it(studio, caplog, rounds=1, keep=2)
-    assert ran[-1] == ["prune", "--keep", "2"]
+    assert ran[-1] == ["prune", {"keep": 2}]
     assert names(ran)[-3:] == ["run", "rank", "prune"]
     repository = repository_of(studio)
     assert repository.versions() == repository.history()[-2:]

@@ -2,7 +2,7 @@ import pytest
 
 from contract.errors import ConfigError
 from trainer.ordering.strategies import STRATEGIES
-from trainer.study.names import BAAL_BALD, CORE_SET, PRODUCT, RANDOM, STUDIED, check
+from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM, STUDIED, check
 
 
 def test_all_of_production_and_its_rivals_are_studied():

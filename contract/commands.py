@@ -1,0 +1,189 @@
+"""A command line that is declared: a command takes values of some classes, and the fields of these are its options.
+
+A field's name, type, default and docstring are those of its option, so that none of them is written down twice. Owns
+the usage and its errors, which end the process with status 2; knows no command.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn, get_args, get_origin
+
+import click
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from contract.settings import describe, explain, written
+
+_WIDTH: Final = 110
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a field leaves open of its option; stands among the annotations of its type."""
+
+    name: str | None = None
+    """Such as `--train`; by default the field's name."""
+    metavar: str | None = None
+    choices: Sequence[str] = ()
+    argument: bool = False
+    """Whether it is given by its place instead of its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What it does, and with values of which classes."""
+
+    do: Callable[..., int | None]
+    help: str
+    takes: Mapping[str, Any] = field(default_factory=dict)
+    """A heading of the usage to the class whose options stand below it; where two share an option, the first has it."""
+    without: Sequence[str] = ()
+    """Fields that are no options here."""
+    epilog: str | None = None
+    interrupted: str = "nothing was changed"
+    """What is said when it is interrupted."""
+
+    def values(self, given: Mapping[str, Any]) -> list[Any]:
+        """Return one value of each class.
+
+        Raises:
+            ValidationError: if one does not allow what was given.
+        """
+        return [
+            kind(**{item.name: given[item.name] for item in fields(kind) if item.name in given})
+            for kind in self.takes.values()
+        ]
+
+
+def parse(
+    program: str,
+    commands: Mapping[str, Command],
+    arguments: Sequence[str] | None = None,
+    *,
+    about: str,
+    renamed: Mapping[str, str] | None = None,
+) -> tuple[Command, list[Any]]:
+    """Return the command that is asked for, and the values that it takes.
+
+    Args:
+        program: how the command line begins.
+        commands: by name.
+        arguments: those of the process by default.
+        about: what the program does, for its usage.
+        renamed: options of old to what they are called now.
+
+    Raises:
+        SystemExit: after the usage, or after an error in it.
+    """
+    group = _Group(help=about, commands={name: _Parsed(name, command) for name, command in commands.items()})
+    try:
+        parsed = group.main(arguments, program, standalone_mode=False, max_content_width=_WIDTH)
+    except click.NoSuchOption as err:
+        now = (renamed or {}).get(err.option_name)
+        _end(click.UsageError(f"{err.option_name} is now called {now}", err.ctx) if now else err)
+    except click.ClickException as err:
+        _end(err)
+    if isinstance(parsed, int):
+        sys.exit(parsed)
+    return parsed  # type: ignore[no-any-return]  # by a command's callback
+
+
+def _end(err: click.ClickException) -> NoReturn:
+    err.show()
+    sys.exit(err.exit_code)
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+class _Parsed(click.Command):
+    """A command as click has it; to call it is to return the command and its values."""
+
+    def __init__(self, name: str, command: Command) -> None:
+        declared = {
+            item: (title, info, describe(kind, item))
+            for title, kind in reversed(list(command.takes.items()))
+            for item, info in kind.__pydantic_fields__.items()
+            if item not in command.without
+        }
+        self._command = command
+        self._titles = {item: title for item, (title, *_) in declared.items()}
+        parameters = [_parameter(item, info, about) for item, (_, info, about) in declared.items()]
+        super().__init__(
+            name,
+            callback=self._call,
+            params=parameters,
+            help=command.help,
+            short_help=command.help,
+            epilog=command.epilog,
+        )
+
+    def _call(self, **given: Any) -> tuple[Command, list[Any]]:
+        told = {name: value for name, value in given.items() if value not in {None, ()} and value is not False}
+        try:
+            return self._command, self._command.values(told)
+        except ValidationError as err:
+            raise click.UsageError("; ".join(expected for _, expected in explain(err))) from err
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of their classes."""
+        records = [(self._titles.get(each.name or ""), each.get_help_record(ctx)) for each in self.get_params(ctx)]
+        for title in (*self._command.takes, None):
+            if below := [record for heading, record in records if heading == title and record]:
+                with formatter.section(title or "other"):
+                    formatter.write_dl(below)
+
+
+class _Checked(click.ParamType[Any]):
+    """A field's type, as a type of click's."""
+
+    def __init__(self, info: FieldInfo) -> None:
+        self._type: Any = Annotated[(info.annotation, Option(), *info.metadata)]  # of which there must be one
+        self.name = _metavar(info)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return what the field would hold."""
+        try:
+            return TypeAdapter(self._type).validate_python(value)
+        except ValidationError as err:
+            self.fail(f"must be {next(explain(err))[1]}, got {value!r}", param, ctx)
+
+
+def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
+    option = next((each for each in info.metadata if isinstance(each, Option)), Option())
+    kind = click.Choice(option.choices) if option.choices else _Checked(info)
+    required = info.is_required()
+    if option.argument:
+        return click.Argument([name], type=kind, required=required)
+    switch = info.annotation is bool
+    several = get_origin(info.annotation) is tuple and not any(isinstance(x, BeforeValidator) for x in info.metadata)
+    return click.Option(
+        [option.name or f"--{name.replace('_', '-')}", name],
+        type=None if switch else click.STRING if several else kind,
+        is_flag=switch or None,  # False would have click read an option out of --control=-x
+        multiple=several,
+        required=required,
+        metavar=None if switch or option.choices else option.metavar or _metavar(info).upper(),
+        help=_help(info, about),
+    )
+
+
+def _metavar(info: FieldInfo) -> str:
+    kinds = set(_kinds(info.annotation))
+    return "n" if int in kinds else "path" if Path in kinds else "text"
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Yield the types that a type is made of, in an optional one or under annotations."""
+    yield getattr(annotation, "__origin__", annotation)
+    for each in get_args(annotation):
+        yield from _kinds(each)
+
+
+def _help(info: FieldInfo, about: str) -> str:
+    default = "" if info.is_required() else written(info.default)
+    return f"{about.replace('`', '').removesuffix('.')}{default and f' (default: {default})'}"

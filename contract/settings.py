@@ -1,0 +1,166 @@
+"""What the environment sets, read once and whole: each setting is declared in one place, as a field of a class.
+
+A field's name is that of its variable, `LABELNEXT_` in front; its type says what is allowed, and its docstring is what
+docs/settings.md says of it. Owns the settings that trainer and server share, and how faults of any of them are told.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from contract.errors import ConfigError
+from contract.images.download import Target
+from contract.images.preprocess import MAX_MEGAPIXELS
+from contract.versions.local_cache import parse_location
+from contract.versions.signatures import read_public_key
+
+PREFIX: Final = "LABELNEXT_"
+
+DECLARED: Final = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
+"""Of all classes whose fields are settings or options: a field's docstring describes it to people, too."""
+
+_EXPECTED: Final = {"int_parsing": "a whole number", "int_from_float": "a whole number", "float_parsing": "a number"}
+"""What pydantic says at more length."""
+
+
+def text(parse: Callable[[str], object]) -> BeforeValidator:
+    """Have a field's text go through a function first, which says by ValueError what it must be."""
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
+def _parse_url(value: str) -> str:
+    expected = "an http or https URL without a password, such as https://label-studio.example.org"
+    try:
+        url = Target.parse(value).url
+    except ValueError as err:
+        raise ValueError(expected) from err
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(expected)
+    return url.rstrip("/")
+
+
+def split(value: str) -> tuple[str, ...]:
+    """Return what stands between commas, without spaces around it; what is empty is left out."""
+    return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+def _parse_basic_auth(value: str) -> str:
+    user, _, password = value.partition(":")
+    if not user or not password or not value.isascii() or not value.isprintable():
+        raise ValueError("user:password in printable ASCII, neither of them empty")
+    return value
+
+
+def _parse_header_token(value: str) -> str:
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("printable ASCII without spaces, for it is sent in a header")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
+Url = Annotated[str, text(_parse_url)]
+Urls = Annotated[tuple[Url, ...], text(split)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=DECLARED)
+class SharedSettings:
+    """What trainer and server are both told."""
+
+    models: Annotated[str | Path, text(parse_location)] = Path("models")
+    """The model repository: a folder, or `s3://bucket/prefix` with the usual `AWS_*` variables and
+    `requirements/s3.txt`."""
+    model: str = "default"
+    """Which model in it: the name of its folder."""
+    mirror: Path | None = None
+    """Where versions from a bucket are copied to and read; by default a folder below `~/.cache`. It holds two versions,
+    and three while one is fetched."""
+    verify_key: Annotated[str, text(read_public_key)] | None = None
+    """A minisign public key, or the path of its `.pub` file: versions that it has not signed are refused. Needs
+    `requirements/signatures.txt`."""
+    label_studio_url: Url | None = None
+    """Label Studio's address as seen from here; uploads and cloud storage are read through it."""
+    label_studio_public_url: Url | None = None
+    """The same address as browsers see it, path prefix included: what references mean, and where links on the server's
+    page lead ([two addresses](operations.md#one-label-studio-two-addresses)). By default Label Studio is asked for its
+    `LABEL_STUDIO_HOST`."""
+    label_studio_token: str | None = Field(default=None, repr=False)
+    """A personal access token, or a legacy token; sent to `LABELNEXT_LABEL_STUDIO_URL` only. Secret."""
+    local_files_root: Path | None = None
+    """The folder behind `/data/local-files`, to read these from disk rather than through Label Studio."""
+    allowed_origins: Urls = ()
+    """Origins at private addresses that images may come from, separated by commas."""
+    max_megapixels: Count = MAX_MEGAPIXELS
+    """The most of one image, in millions of pixels, that are decoded; of JPEGs, unless they are progressive, what
+    counts is the fraction of their size that they are decoded at. A decoded pixel takes up to 12 bytes, and two images
+    of 50 million are in memory at a time."""
+    basic_auth: Annotated[str, text(_parse_basic_auth)] | None = Field(default=None, repr=False)
+    """`user:password` that the server asks for on all routes but those under [Health](operations.md#health), and that
+    the trainer sends; enter the same where Label Studio connects the model. Secret."""
+    webhook_secret: Annotated[str, text(_parse_header_token)] | None = Field(default=None, repr=False)
+    """What the server's `/webhook` accepts beside it, as a bearer token: Label Studio's events carry no password, and
+    `trainer watch` has them carry this. Without `LABELNEXT_BASIC_AUTH` it is all that `/webhook` accepts, and Start
+    Training, which cannot send it, is refused. Secret."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables; one that is empty counts as not set, one that is none of ours as not there.
+
+        Raises:
+            ConfigError: one message that names every fault.
+        """
+        named = {item.name: environ.get(PREFIX + item.name.upper(), "").strip() for item in fields(cls)}
+        given: dict[str, Any] = {name: value for name, value in named.items() if value}
+        try:
+            return cls(**given)
+        except ValidationError as err:
+            secrets = {item.name for item in fields(cls) if not item.repr}
+            faults = [
+                f"{PREFIX}{name.upper()} must be {expected}, got {_quote(given[name], secret=name in secrets)}"
+                for name, expected in explain(err)
+            ]
+        raise ConfigError("; ".join(faults))
+
+    def describe(self) -> dict[str, object]:
+        """Return all settings for the log; of a secret only whether it is set."""
+        return {item.name: _show(getattr(self, item.name), secret=not item.repr) for item in fields(self)}
+
+
+def explain(err: ValidationError) -> Iterator[tuple[str, str]]:
+    """Yield what must be of each field that is not, once; what was given is left out, for it may be secret."""
+    faults = {str(fault["loc"][0]) if fault["loc"] else "": fault for fault in reversed(err.errors())}
+    for name, fault in reversed(faults.items()):
+        yield name, _EXPECTED.get(fault["type"], re.sub("^(Input should be|Value error,) ", "", fault["msg"]))
+
+
+def _quote(value: str, *, secret: bool) -> str:
+    if secret:
+        return "something else, which is not shown"
+    return "one with a password" if "@" in value else repr(value)
+
+
+def _show(value: object, *, secret: bool) -> object:
+    if secret and value is not None:
+        return "set"
+    return str(value) if isinstance(value, Path) else value
+
+
+def describe(kind: type, name: str) -> str:
+    """Return the docstring of a field, of this class or of one that it inherits it from, as one line."""
+    declared = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__)
+    found = next((info.description for info in declared if info and info.description), "")
+    return " ".join(found.split())
+
+
+def written(default: object) -> str:
+    """Return a default as people would write it, empty where there is none."""
+    if default is None or default is False or default == ():
+        return ""
+    return (",".join(default) if isinstance(default, tuple) else f"{default}").removesuffix(".0")

@@ -1,0 +1,70 @@
+"""Settings that trainer and server share, and how faults of any are told."""
+
+import pytest
+
+from contract.errors import ConfigError
+from contract.settings import SharedSettings
+
+SECRETS = {
+    "LABELNEXT_LABEL_STUDIO_TOKEN": "s3cret",
+    "LABELNEXT_BASIC_AUTH": "studio:s3cret:with a colon",
+    "LABELNEXT_WEBHOOK_SECRET": "s3cret-of-events",
+}
+
+
+def test_unset_and_empty_variables_give_the_defaults():
+    """Compose passes variables that are not set as empty strings; of others nothing is known."""
+    empty = dict.fromkeys([*SECRETS, "LABELNEXT_MODELS", "LABELNEXT_MAX_MEGAPIXELS"], " ")
+    assert SharedSettings.read({"LABELNEXT_COLOUR": "red"}) == SharedSettings.read(empty) == SharedSettings()
+
+
+def test_all_faults_are_told_at_once():
+    """One message names every variable that is wrong, once, what it must be and what it is."""
+    wrong = {
+        "LABELNEXT_MODELS": "s3://x//y",
+        "LABELNEXT_VERIFY_KEY": "key",
+        "LABELNEXT_ALLOWED_ORIGINS": "bad,worse",
+        "LABELNEXT_MAX_MEGAPIXELS": "0",
+    }
+    with pytest.raises(ConfigError) as caught:
+        SharedSettings.read(wrong)
+    assert str(caught.value) == (
+        "LABELNEXT_MODELS must be a folder or s3://bucket/prefix, with a prefix that has no empty parts, . or .., "
+        "got 's3://x//y'; "
+        "LABELNEXT_VERIFY_KEY must be a minisign public key (56 characters that begin with RW) or the path of its .pub "
+        "file, got 'key'; "
+        "LABELNEXT_ALLOWED_ORIGINS must be an http or https URL without a password, such as "
+        "https://label-studio.example.org, got 'bad,worse'; "
+        "LABELNEXT_MAX_MEGAPIXELS must be greater than or equal to 1, got '0'"
+    )
+
+
+def test_secrets_are_not_shown():
+    """Neither the representation nor what is logged holds a token or a password, only whether there is one."""
+    read = SharedSettings.read(SECRETS)
+    assert (read.basic_auth, read.webhook_secret) == ("studio:s3cret:with a colon", "s3cret-of-events")
+    assert "s3cret" not in repr(read)
+    names = [name.removeprefix("LABELNEXT_").lower() for name in SECRETS]
+    assert [read.describe()[name] for name in names] == ["set"] * len(names)
+    assert [SharedSettings().describe()[name] for name in names] == [None] * len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("LABEL_STUDIO_URL", "http://user:s3cret@studio"),
+        ("BASIC_AUTH", "s3cret"),
+        ("BASIC_AUTH", ":s3cret"),
+        ("BASIC_AUTH", "s3cret:"),
+        ("BASIC_AUTH", "user:s3crét"),
+        ("WEBHOOK_SECRET", "s3cret with spaces"),
+        ("WEBHOOK_SECRET", "s3cret\nX-Header: 1"),
+        ("WEBHOOK_SECRET", "s3crét"),
+    ],
+)
+def test_a_secret_that_cannot_be_one_is_refused_unseen(name, text):
+    """The message says what must be, and not what it was; nor does what led to it."""
+    with pytest.raises(ConfigError, match=f"LABELNEXT_{name} must be ") as caught:
+        SharedSettings.read({f"LABELNEXT_{name}": text})
+    assert "s3c" not in str(caught.value)
+    assert caught.value.__context__ is None

@@ -1,0 +1,45 @@
+"""What a ranking is told. Imports no torch, for the command line takes its options from here."""
+
+from typing import Annotated
+
+from pydantic.dataclasses import dataclass
+
+from contract.commands import Option
+from contract.scores.holdout import DEFAULT_SHARE
+from contract.settings import DECLARED, Count
+from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
+from trainer.settings import Architecture, Control, HoldoutShare, Pixels, Project, Servers, StartWeights
+
+
+@dataclass(frozen=True, slots=True, config=DECLARED)
+class RankOptions:
+    """What to rank, and how. Weights, architecture and image size are those of a cold start: a version has its own."""
+
+    project: Annotated[Project, Option(metavar="ID")]
+    """A Label Studio project's number."""
+    servers: Servers = ()
+    """An inference server to score with; may be given several times (default: LABELNEXT_SERVERS)."""
+    strategy: Annotated[str, Option(choices=STRATEGIES)] = DEFAULT_STRATEGY
+    """What comes first."""
+    holdout_share: HoldoutShare = DEFAULT_SHARE
+    """Of the tasks, drawn at random to measure on, which the strategy never places; 0 for none."""
+    batch_size: Annotated[Count, Option(metavar="K")] = 200
+    """How many are about to be labelled: so many are chosen with regard to each other."""
+    keep_duplicates: bool = False
+    """Do not put near-duplicates of an image behind all others."""
+    keep_sampling: bool = False
+    """Leave the project's task sampling as it is set in Label Studio."""
+    force: bool = False
+    """Rank all unlabelled tasks anew, although this version has ranked them."""
+    incomplete: bool = False
+    """Replace a ranking even if more than 5 % of its tasks cannot be scored now; these keep their places."""
+    dry_run: bool = False
+    """Only score and say which would come first."""
+    control: Control = None
+    """Name of the Choices whose labels are counted, where the version does not say."""
+    weights: StartWeights = "imagenet"
+    """To start from before there is a version; FILE is a state dict in torchvision's keys."""
+    architecture: Architecture = "vgg16"
+    """The network before there is a version."""
+    image_size: Pixels = 224
+    """Of a side, before there is a version."""
