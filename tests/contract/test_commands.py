@@ -1,0 +1,98 @@
+"""A command line of declarations."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic.dataclasses import dataclass
+
+from contract.commands import Command, Option, parse
+from contract.settings import DECLARED, Count
+
+
+@dataclass(frozen=True, config=DECLARED)
+class Base:
+    many: Count = 3
+    """How many
+    of them."""
+    folder: Path | None = None
+    """Where `they` are (default: here)."""
+
+
+@dataclass(frozen=True, config=DECLARED)
+class Told(Base):
+    names: Annotated[tuple[str, ...], Option("--name")] = ()
+    """Of each."""
+    kind: Annotated[str, Option(choices=("a", "b"))] = "a"
+    """Which."""
+    dry: bool = False
+    """Do nothing."""
+
+
+@dataclass(frozen=True, config=DECLARED)
+class Other:
+    place: Annotated[str, Option(argument=True)]
+    many: int = 7
+    """Another."""
+
+
+COMMANDS = {
+    "do": Command(print, "Do it.", {"these": Told}, without=("folder",)),
+    "both": Command(print, "Do both.", {"these": Told, "those": Other}),
+}
+
+
+def read(*arguments):
+    return parse("program", COMMANDS, arguments, about="Does.", renamed={"--nome": "--name"})
+
+
+def test_what_is_not_given_is_as_declared():
+    """By each class for itself."""
+    command, values = read("both", "here")
+    assert (command, values) == (COMMANDS["both"], [Told(), Other("here")])
+
+
+def test_what_is_given_goes_to_all_classes_that_have_it():
+    """Under the name of the field, as its type."""
+    _, values = read("both", "--many", "5", "--name", "x", "--name=-y", "--folder", "f", "--kind", "b", "--dry", "here")
+    assert values == [Told(5, Path("f"), ("x", "-y"), "b", dry=True), Other("here", 5)]
+
+
+def test_values_come_from_their_fields_again():
+    """As when another process sends them."""
+    told = Told(5, names=("x",), dry=True)
+    assert COMMANDS["do"].values(asdict(told)) == [told]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["do", "--many", "0"], "'--many': must be greater than or equal to 1, got '0'"),
+        (["do", "--many", "x"], "'--many': must be a whole number, got 'x'"),
+        (["do", "--kind", "c"], "'c' is not one of 'a', 'b'"),
+        (["do", "--folder", "f"], "No such option '--folder'"),
+        (["do", "--nome", "f"], "--nome is now called --name"),
+        (["both"], "Missing argument 'PLACE'"),
+        (["undo"], "No such command 'undo'"),
+    ],
+)
+def test_an_error_is_told_with_the_usage(capsys, arguments, message):
+    """And status 2."""
+    with pytest.raises(SystemExit, match="2"):
+        read(*arguments)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("Usage: program ")
+
+
+def test_help_is_what_is_declared(capsys):
+    """Under the heading of each class, with its default; docstrings that are inherited are shown, too."""
+    with pytest.raises(SystemExit, match="0"):
+        read("both", "--help")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines.index(["these:"]) < lines.index(["--many", "N", "How", "many", "of", "them", "(default:", "3)"])
+    assert ["--folder", "PATH", "Where", "they", "are", "(default:", "here)"] in lines
+    assert ["--kind", "[a|b]", "Which", "(default:", "a)"] in lines
+    assert ["--dry", "Do", "nothing"] in lines
+    assert lines.index(["those:"]) < lines.index(["PLACE"])
