@@ -10,7 +10,7 @@ import torch
 
 from bench.rounds import Contender, Images
 from bench.single_pass import compile_by_batch, open_session, quantise, read_plain
-from contract.versions.repository import Version
+from contract.versions.version import Version
 from server.inference.engine import Engine
 from server.settings import Device, Precision
 from trainer.model.bayes import ModelWrapper, TrainingArgs

@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from contract.errors import NothingPublished
-from contract.versions.repository import Repository, Version
+from contract.versions.repository import Repository
+from contract.versions.version import Version
 from demo.pool import write_digits
 from demo.product import CHECKOUT
 

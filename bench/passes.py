@@ -42,7 +42,7 @@ from bench.rounds import Contender, Images, Timings, time_in_turn
 from bench.single_pass import open_session
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
-from contract.versions.repository import Version
+from contract.versions.version import Version
 from server.inference.cpus import available_cpus
 from server.inference.engine import Engine, EngineOptions
 from server.settings import Device, Precision

@@ -38,7 +38,7 @@ from bench.model import clean_environment, trained, workplace
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import Manifest
-from contract.versions.repository import Version
+from contract.versions.version import Version
 from demo.product import CHECKOUT
 from server.inference.batching import ImageScores
 from server.inference.cpus import available_cpus

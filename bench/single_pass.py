@@ -18,7 +18,7 @@ import openvino
 from onnx import ModelProto
 
 from bench.rounds import Images
-from contract.versions.repository import Version
+from contract.versions.version import Version
 from server.settings import Device
 
 _CALIBRATION_IMAGES = 64

@@ -22,7 +22,8 @@ from contract.graph.lowering import lower
 from contract.graph.masks import draw_masks
 from contract.graph.probe import Probe
 from contract.versions.manifest import DropoutSite, InputSpec, Manifest
-from contract.versions.repository import INT8_TRUNK_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
+from contract.versions.repository import Repository
+from contract.versions.version import INT8_TRUNK_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE
 
 SIDE, HIDDEN, PASSES = 8, 16, 20
 LABELS = ("ant", "bee", "cat")

@@ -19,14 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from contract.errors import DigestError, LabelnextError, LoweringError, ManifestError, UnsafeGraph, ValidationError
 from contract.versions.manifest import FileDigest
-from contract.versions.repository import (
-    INT8_TRUNK_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    PROBE_FILE,
-    WEIGHTS_FILE,
-    digest_file,
-)
+from contract.versions.version import INT8_TRUNK_FILE, MANIFEST_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, digest_file
 
 OPSETS = [helper.make_opsetid("", 18)]
 

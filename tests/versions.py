@@ -5,7 +5,7 @@ import itertools
 from datetime import UTC, datetime
 
 from contract.versions.manifest import InputSpec, Manifest
-from contract.versions.repository import INT8_TRUNK_FILE
+from contract.versions.version import INT8_TRUNK_FILE
 
 
 def manifest(version):

@@ -12,7 +12,8 @@ from typing import Any
 
 from contract.errors import RepositoryError, RepositoryUnreachable, VersionInUse
 from contract.scores.ranking import load_rankings
-from contract.versions.repository import Repository, is_kept
+from contract.versions.repository import Repository
+from contract.versions.version import is_kept
 from trainer.locks import exclusive
 
 _log = logging.getLogger(__name__)

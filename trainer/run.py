@@ -21,8 +21,9 @@ from contract.graph.lowering import Lowered
 from contract.scores.acquisition import bald
 from contract.scores.embedding import EMBEDDING, embed
 from contract.versions.manifest import InputSpec, Manifest
-from contract.versions.repository import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Repository, Staged, Version
+from contract.versions.repository import Repository, StagedVersion
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
+from contract.versions.version import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Version
 from trainer import labelstudio
 from trainer.evaluation.history import compare, describe_advice, earlier
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide, hold_out, macro_f1_interval
@@ -303,7 +304,7 @@ def _publish(repository: Repository, data: _Data, trained: _Trained, training: T
 
 
 def _add_int8_trunk(
-    staged: Staged, manifest: Manifest, *, repository: Repository, images: npt.NDArray[np.uint8]
+    staged: StagedVersion, manifest: Manifest, *, repository: Repository, images: npt.NDArray[np.uint8]
 ) -> None:
     """Put the trunk in 8-bit integers beside the graph, or say why not: the version is whole without it.
 
@@ -323,7 +324,7 @@ def _add_int8_trunk(
 
 
 def _add_report(
-    repository: Repository, staged: Staged, manifest: Manifest, *, data: _Data, trained: _Trained
+    repository: Repository, staged: StagedVersion, manifest: Manifest, *, data: _Data, trained: _Trained
 ) -> Manifest:
     """Write the version's report, or say why not: the version is whole without it."""
     started, folder = time.monotonic(), staged.path / REPORT_FOLDER
@@ -356,7 +357,9 @@ def _choose_probe_images(data: _Data) -> npt.NDArray[np.uint8]:
     return data.pixels.images[by_class[spread]]
 
 
-def _describe(staged: Staged, lowered: Lowered, *, data: _Data, trained: _Trained, training: Training) -> Manifest:
+def _describe(
+    staged: StagedVersion, lowered: Lowered, *, data: _Data, trained: _Trained, training: Training
+) -> Manifest:
     spec = InputSpec(training.image_size, training.image_size)
     return Manifest(
         version=staged.version,

@@ -16,7 +16,8 @@ from pathlib import Path
 from bench.chaos.watch import Presence
 from bench.fleet import Fleet, Replica, wait_until
 from bench.tiny_model import TinyModel, publish
-from contract.versions.repository import MANIFEST_FILE, WEIGHTS_FILE, Repository, new_version
+from contract.versions.repository import Repository, new_version
+from contract.versions.version import MANIFEST_FILE, WEIGHTS_FILE
 from demo.product import CHECKOUT
 
 _NOTICED_S = 60.0

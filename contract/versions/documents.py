@@ -3,81 +3,45 @@
 Knows nothing of what they say.
 """
 
-import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+from contract.versions.files import write_synced
+
+if TYPE_CHECKING:
+    from contract.versions.bucket import Bucket
+
+_MOST_BYTES = 16 * 2**20
 
 
-class Documents(Protocol):
-    """One folder of such files."""
+class Documents:
+    """One folder of such files, which the first of them makes.
 
-    @property
-    def location(self) -> str:
-        """Where it is, for people."""
-
-    def names(self) -> list[str]:
-        """Return the files' names, sorted; none where there is no folder yet.
-
-        Raises:
-            OSError: if it cannot be read.
-        """
-
-    def read(self, name: str) -> bytes:
-        """Return what a file holds.
-
-        Raises:
-            FileNotFoundError: if there is none.
-            OSError: if it cannot be read.
-        """
-
-    def write(self, name: str, content: bytes) -> None:
-        """Put a file in the place of the last one of that name, in one step.
-
-        Raises:
-            OSError: if it cannot be written; the last one then stays.
-        """
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there.
-
-        Raises:
-            OSError: if it cannot be removed.
-        """
-
-
-class FolderDocuments:
-    """Documents in a folder, which the first of them makes."""
+    Methods raise OSError where the folder cannot be read or written.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder."""
         self._folder = folder
-
-    @property
-    def location(self) -> str:
-        """The folder's path."""
-        return str(self._folder)
+        self.location = str(folder)
 
     def names(self) -> list[str]:
-        """Return the files' names, sorted, but for those that are being written."""
+        """Return the files' names, sorted; none where there is no folder yet."""
         if not self._folder.is_dir():
             return []
         return sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
 
     def read(self, name: str) -> bytes:
-        """Return what a file holds."""
+        """Return what a file holds; raises FileNotFoundError if there is none."""
         return (self._folder / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file in the place of the last one of that name, synced and in one step."""
+        """Put a file in the place of the last one of that name, in one step; on an error the last one stays."""
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = self._folder / f".{secrets.token_hex(8)}"
         try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(draft, content)
             draft.replace(self._folder / name)
         except OSError:
             with suppress(OSError):
@@ -87,3 +51,29 @@ class FolderDocuments:
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         (self._folder / name).unlink(missing_ok=True)
+
+
+class BucketDocuments(Documents):
+    """The same as objects below a prefix."""
+
+    def __init__(self, bucket: "Bucket", prefix: str) -> None:
+        self._bucket = bucket
+        self._prefix = prefix
+        self.location = f"{bucket.location}/{prefix}"
+
+    def names(self) -> list[str]:
+        """Return the objects' names, sorted."""
+        keys = (entry.key.removeprefix(f"{self._prefix}/") for entry in self._bucket.entries(self._prefix))
+        return sorted(name for name in keys if "/" not in name)
+
+    def read(self, name: str) -> bytes:
+        """Return what an object holds."""
+        return self._bucket.read(f"{self._prefix}/{name}", most_bytes=_MOST_BYTES).content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object in the place of the last one of that name."""
+        self._bucket.write(f"{self._prefix}/{name}", content)
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        self._bucket.delete([f"{self._prefix}/{name}"])

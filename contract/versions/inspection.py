@@ -12,7 +12,7 @@ from typing import Final
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto
 
 from contract.errors import UnsafeGraph
-from contract.versions.repository import WEIGHTS_FILE
+from contract.versions.version import WEIGHTS_FILE
 
 MOST_NODES: Final = 100_000
 """Of a graph whose functions are written out; a VGG-16 has about 60."""

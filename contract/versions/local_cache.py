@@ -1,13 +1,13 @@
-"""A model repository in a bucket, and the folder on this machine through which it is read and written.
+"""A model repository in a bucket, and the local cache through which this machine reads and writes it.
 
     <prefix>/<model>/<version>/...    the files of a version, manifest.json last
     <prefix>/<model>/CURRENT          one line, the version in use
     <prefix>/<model>/<version>/RETIRED    of a version that was removed: only manifest and report are left beside it
 
-The bucket holds what a folder would hold, under the same names. A version that is opened is copied to the mirror, and
-compared with its digests on the way; what reads files reads them there. A version is there when its manifest is, and
-CURRENT is replaced on condition that it is still what it was when the publisher began, so that of two publishers on two
-machines one is told that it lost. Knows no library for buckets.
+The bucket holds what a folder would hold, under the same names. A version that is opened is copied to the local cache,
+and compared with its digests on the way; what reads files reads them there. A version is there when its manifest is,
+and CURRENT is replaced on condition that it is still what it was when the publisher began, so that of two publishers on
+two machines one is told that it lost. Knows no library for buckets.
 """
 
 import fcntl
@@ -25,25 +25,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from contract.errors import ConfigError, DigestError, PublishConflict, VersionInUse
-from contract.versions.documents import Documents, FolderDocuments
+from contract.versions.documents import BucketDocuments, Documents
+from contract.versions.files import sync, sync_tree
 from contract.versions.manifest import Manifest, check_version
 from contract.versions.repository import (
     CURRENT_FILE,
+    MOST_POINTER_BYTES,
+    Repository,
+    StagedVersion,
+    exclusive_lock,
+)
+from contract.versions.signatures import MOST_SIGNATURE_BYTES, Keys
+from contract.versions.version import (
     MANIFEST_FILE,
     MODEL_FILE,
     MOST_MANIFEST_BYTES,
-    MOST_POINTER_BYTES,
     SIGNATURE_FILE,
-    Repository,
-    Staged,
     Version,
-    alone_with,
     is_kept,
     read_beginning,
-    sync_folder,
-    sync_tree,
 )
-from contract.versions.signatures import MOST_SIGNATURE_BYTES, Keys
 
 if TYPE_CHECKING:
     from contract.versions.bucket import Bucket
@@ -51,10 +52,9 @@ if TYPE_CHECKING:
 _ABANDONED: Final = timedelta(days=1)
 """How old the objects of a version without a manifest are when nobody can be uploading it any more."""
 _KEPT: Final = 2
-"""Versions in the mirror: the one in use, and the one before, to which a rollback leads."""
+"""Versions in the local cache: the one in use, and the one before, to which a rollback leads."""
 _IN_USE_S: Final = 600
 """How long after it was opened somebody may still be reading a version."""
-_MOST_DOCUMENT_BYTES: Final = 16 * 2**20
 _FETCHING = ".fetching-"
 _MANIFESTS = ".manifests"
 RETIRED_FILE: Final = "RETIRED"
@@ -84,12 +84,12 @@ def open_repository(
     Args:
         location: a folder, or `s3://bucket/prefix`.
         model: the model's name.
-        mirror: the folder that mirrors of buckets are kept in; None for one below the user's cache.
+        mirror: the folder that local caches of buckets are kept in; None for one below the user's cache.
         keys: what versions are signed and verified with.
 
     Raises:
-        ConfigError: if the location or an AWS_ variable cannot be used, obstore is not installed, or the mirror's
-            folder cannot be written.
+        ConfigError: if the location or an AWS_ variable cannot be used, obstore is not installed, or the local
+            cache cannot be written.
     """
     try:
         where = location if isinstance(location, Path) else parse_location(location)
@@ -106,26 +106,26 @@ def open_repository(
     name, prefix = _split(where)
     bucket = Bucket(name, prefix)
     unique = hashlib.sha256(bucket.location.encode()).hexdigest()[:12]
-    root = (mirror or _default_mirror()) / f"{name}-{unique}"
+    root = (mirror or _default_cache()) / f"{name}-{unique}"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError("it is not this user's to write")
     except OSError as err:
-        raise ConfigError(f"the mirror {root} cannot be made ({err}); set LABELNEXT_MIRROR to a folder for it") from err
-    if not os.access(root, os.W_OK | os.X_OK):
-        raise ConfigError(f"the mirror {root} cannot be written; set LABELNEXT_MIRROR to a folder that can")
-    return MirroredRepository(bucket, root, model, keys=keys)
+        raise ConfigError(f"the local cache {root} cannot be made ({err}); set LABELNEXT_MIRROR to a folder") from err
+    return CachedRepository(bucket, root, model, keys=keys)
 
 
-class MirroredRepository(Repository):
-    """One model's versions below a prefix of a bucket; `root` is the mirror's.
+class CachedRepository(Repository):
+    """One model's versions below a prefix of a bucket; `root` is the local cache, which has to exist.
 
-    What asks the bucket may raise RepositoryUnreachable, beside what a folder's repository raises.
+    Methods raise what a folder's repository raises, RepositoryUnreachable where the bucket gives no answer, and OSError
+    where the local cache cannot be written.
     """
 
     _remedy = "make room, or set LABELNEXT_MIRROR to a folder on another disk"
 
     def __init__(self, bucket: "Bucket", root: Path, model: str = "default", *, keys: Keys = Keys()) -> None:
-        """Take the bucket, the mirror's folder, which has to exist, the model's name and the keys."""
         super().__init__(root, model, keys=keys)
         self.location = f"{bucket.location}/{model}"
         self._bucket = bucket
@@ -138,22 +138,16 @@ class MirroredRepository(Repository):
         return [name for name in files if RETIRED_FILE not in files[name]]
 
     def history(self) -> list[str]:
-        """Return the names of all versions that there ever were, oldest first: those too that were removed."""
+        """Return the names of all versions that there ever were, oldest first."""
         return list(self._list_files())
 
     def read_manifest(self, name: str) -> Manifest:
-        """Read what a version says of itself, without its other files. Those that were removed are remembered."""
+        """Read what a version says of itself, without fetching its other files."""
         self._find(name)
         return self._load_manifest(self._manifests(name))
 
     def open(self, name: str) -> Version:
-        """Read a version's manifest, and have its files in the mirror, as they were published.
-
-        Raises:
-            VersionNotFound, SignatureError, ManifestError: as a folder's repository does.
-            DigestError: if a file in the bucket is missing, or is not the one that was published.
-            OSError: if the mirror cannot be written.
-        """
+        """Read a version's manifest, and have its files in the local cache, as they were published."""
         version = Version(self._find(name), self.read_manifest(name))
         if not _is_whole(version):
             with self._fetching_alone():
@@ -163,7 +157,7 @@ class MirroredRepository(Repository):
         return version
 
     def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
-        """Return a file that a version's manifest lists, from the mirror if the version is there."""
+        """Return a file that a version's manifest lists, from the local cache if the version is there."""
         if (path := self._find(name)).is_dir():
             return read_beginning(path, file, most_bytes)
         return self._bucket.read(self._key(name, file), most_bytes=most_bytes).content
@@ -180,7 +174,6 @@ class MirroredRepository(Repository):
         """Make an earlier version current again, after comparing every file with its digest.
 
         Raises:
-            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` does; CURRENT then stays.
             PublishConflict: if another version became current meanwhile; that one then stays.
         """
         if self._is_retired(name):
@@ -195,13 +188,9 @@ class MirroredRepository(Repository):
         return version
 
     def retire(self, name: str) -> None:
-        """Remove a version but for its manifest and its report; of a copy in this mirror too, if nobody has it open.
+        """Remove a version but for its manifest and its report, from this cache too if nobody has it open.
 
-        The mirrors of other machines let go of it when they fetch others.
-
-        Raises:
-            VersionNotFound: if there is no such version.
-            VersionInUse: if it is current.
+        The local caches of other machines let go of it when they fetch others.
         """
         self._refuse_current(name)
         if name not in self.versions():
@@ -214,7 +203,7 @@ class MirroredRepository(Repository):
             self._bucket.delete([marker])
             raise
         self._strip_objects(name, self._list_files()[name])
-        with suppress(VersionInUse), alone_with(self.folder / name):
+        with suppress(VersionInUse), exclusive_lock(self.folder / name):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def finish_retiring(self) -> None:
@@ -250,8 +239,8 @@ class MirroredRepository(Repository):
         return {name: found[name] for name in sorted(found) if check_version(name) and MANIFEST_FILE in found[name]}
 
     @contextmanager
-    def stage(self, now: datetime) -> Iterator[Staged]:
-        """Give a folder to write a new version into; without `Staged.publish` it is removed at the end.
+    def stage(self, now: datetime) -> Iterator[StagedVersion]:
+        """Give a folder to write a new version into; without `StagedVersion.publish` it is removed at the end.
 
         What publishers that died have uploaded is removed first, a day later.
         """
@@ -270,10 +259,10 @@ class MirroredRepository(Repository):
         signature = [SIGNATURE_FILE] if (staged.path / SIGNATURE_FILE).exists() else []
         for file in (*staged.manifest.files, *signature):
             self._bucket.upload(self._key(staged.name, file), staged.path / file)
-        # Into the mirror before anybody is told of it, so that nobody on this machine fetches it at the same moment.
+        # Into the cache before anybody is told of it, so that nobody on this machine fetches it at the same moment.
         target = self.folder / staged.name
         staged.path.rename(target)
-        sync_folder(self.folder)
+        sync(self.folder)
         self._bucket.upload(self._key(staged.name, MANIFEST_FILE), target / MANIFEST_FILE)
         self._replace_current(staged.name, self._before)
         self._prune()
@@ -317,14 +306,14 @@ class MirroredRepository(Repository):
                 _log.info("removing version %s, whose upload broke off", name)
                 self._bucket.delete(keys)
 
-    # ---- what the mirror holds
+    # ---- what the local cache holds
 
     def _manifests(self, name: str) -> Path:
         """Where a version's manifest is, with its signature: many are read, few are opened."""
         return self.folder / _MANIFESTS / name
 
     def _holds(self, name: str) -> bool:
-        kept = FolderDocuments(self._manifests(name))
+        kept = Documents(self._manifests(name))
         there = kept.names()
         if MANIFEST_FILE in there and (SIGNATURE_FILE in there or self.keys.verifying is None):
             return True
@@ -341,7 +330,7 @@ class MirroredRepository(Repository):
 
     @contextmanager
     def _fetching_alone(self) -> Iterator[None]:
-        """Let one process on this machine fetch at a time: the next finds in the mirror what it wanted."""
+        """Let one process on this machine fetch at a time: the next finds in the cache what it wanted."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -390,43 +379,12 @@ class MirroredRepository(Repository):
                     opened[path] = path.stat().st_mtime
         for path in sorted(opened, key=opened.__getitem__, reverse=True)[_KEPT:]:
             if opened[path] < time.time() - _IN_USE_S:
-                with suppress(VersionInUse), alone_with(path):
+                with suppress(VersionInUse), exclusive_lock(path):
                     shutil.rmtree(path, ignore_errors=True)
 
 
-class BucketDocuments:
-    """Documents as objects below a prefix."""
-
-    def __init__(self, bucket: "Bucket", prefix: str) -> None:
-        """Take the bucket and the prefix in it."""
-        self._bucket = bucket
-        self._prefix = prefix
-
-    @property
-    def location(self) -> str:
-        """The prefix, with its bucket."""
-        return f"{self._bucket.location}/{self._prefix}"
-
-    def names(self) -> list[str]:
-        """Return the objects' names, sorted."""
-        keys = (entry.key.removeprefix(f"{self._prefix}/") for entry in self._bucket.entries(self._prefix))
-        return sorted(name for name in keys if "/" not in name)
-
-    def read(self, name: str) -> bytes:
-        """Return what an object holds."""
-        return self._bucket.read(f"{self._prefix}/{name}", most_bytes=_MOST_DOCUMENT_BYTES).content
-
-    def write(self, name: str, content: bytes) -> None:
-        """Put an object in the place of the last one of that name."""
-        self._bucket.write(f"{self._prefix}/{name}", content)
-
-    def remove(self, name: str) -> None:
-        """Remove an object, if it is there."""
-        self._bucket.delete([f"{self._prefix}/{name}"])
-
-
 def _is_whole(version: Version) -> bool:
-    """Say whether the mirror has a version as it was published; a disk that was full or lost power may have less."""
+    """Say whether the cache has a version as it was published; a disk that was full or lost power may have less."""
     if not version.path.is_dir():
         return False
     try:
@@ -446,9 +404,9 @@ def _split(location: str) -> tuple[str, str]:
     return found[1], prefix
 
 
-def _default_mirror() -> Path:
+def _default_cache() -> Path:
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as err:
-        raise ConfigError("this user has no home to keep a mirror in; set LABELNEXT_MIRROR to a folder") from err
+        raise ConfigError("this user has no home for a local cache; set LABELNEXT_MIRROR to a folder") from err
     return cache / "labelnext" / "mirror"

@@ -26,7 +26,7 @@ from contract.graph.nodes import OUTPUTS
 from contract.graph.specialised_heads import SpecialisedHeads, specialise
 from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Manifest
-from contract.versions.repository import INT8_TRUNK_FILE, Version
+from contract.versions.version import INT8_TRUNK_FILE, Version
 from server.settings import Device, MaskPolicy, Precision
 
 Images = npt.NDArray[np.uint8]

@@ -15,7 +15,8 @@ from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import load_graph
 from contract.graph.probe import TOLERANCE, Probe, Validation, validate
 from contract.versions.manifest import DropoutSite, Manifest
-from contract.versions.repository import MANIFEST_FILE, MODEL_FILE, Repository, Version
+from contract.versions.repository import Repository
+from contract.versions.version import MANIFEST_FILE, MODEL_FILE, Version
 from server.inference.engine import Engine
 from server.settings import Precision
 

@@ -11,7 +11,8 @@ from typing import Final
 
 from contract.errors import DigestError, LabelnextError, VersionNotFound
 from contract.versions.manifest import FileDigest, Manifest
-from contract.versions.repository import REPORT_FOLDER, Repository
+from contract.versions.repository import Repository
+from contract.versions.version import REPORT_FOLDER
 
 INDEX: Final = "index.html"
 

@@ -8,8 +8,9 @@ from bench.tiny_model import TinyModel, publish
 from contract.errors import LabelnextError, ManifestError, SignatureError, VersionNotFound
 from contract.graph.lowering import load_graph, lower
 from contract.graph.probe import Probe
-from contract.versions.repository import MANIFEST_FILE, Repository
+from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
+from contract.versions.version import MANIFEST_FILE
 from tests.malicious import MALICIOUS
 
 pytestmark = pytest.mark.timeout(30)  # a pipe or a device that is opened would be read for ever

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from bench.tiny_model import publish
-from contract.versions.repository import SIGNATURE_FILE, Repository
+from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
+from contract.versions.version import SIGNATURE_FILE
 from demo.processes import free_port, running
 from demo.product import CHECKOUT
 from tests.production.driving import Client

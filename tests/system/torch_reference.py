@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from contract.graph.masks import draw_masks
-from contract.versions.repository import Version
+from contract.versions.version import Version
 
 _LAYERS = {nn.Conv2d: "Conv", nn.Linear: "Gemm"}
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,7 +9,7 @@ from torch import nn
 
 from contract.graph.fingerprint import fingerprint
 from contract.versions.manifest import InputSpec, Manifest
-from contract.versions.repository import INT8_TRUNK_FILE, PROBE_FILE
+from contract.versions.version import INT8_TRUNK_FILE, PROBE_FILE
 from trainer.model.export import export
 from trainer.model.network import Network, Normalise, Provenance
 from trainer.model.probe import compute_probe

@@ -10,7 +10,8 @@ import pytest
 
 from bench.tiny_model import publish
 from contract.errors import ConfigError
-from contract.versions.repository import SIGNATURE_FILE, Repository
+from contract.versions.repository import Repository
+from contract.versions.version import SIGNATURE_FILE
 from trainer.__main__ import main
 from trainer.settings import Environment
 

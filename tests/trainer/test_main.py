@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from contract.errors import TrainingError
-from contract.versions.repository import WEIGHTS_FILE, Repository
+from contract.versions.repository import Repository
+from contract.versions.version import WEIGHTS_FILE
 from tests.disks import fill, small_disk
 from tests.trainer.small import PROVENANCE, small_network, write_folders
 from tests.versions import publish

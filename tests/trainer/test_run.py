@@ -14,8 +14,9 @@ from PIL import Image
 
 from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
 from contract.scores.holdout import is_held_out
-from contract.versions.repository import INT8_TRUNK_FILE, Repository
+from contract.versions.repository import Repository
 from contract.versions.results import ProjectState
+from contract.versions.version import INT8_TRUNK_FILE
 from tests.trainer.small import COLOURS, PROVENANCE, coloured_images, lively_network, small_network, write_folders
 from tests.trainer.studio import TOKEN, studio
 from tests.versions import fix_names, publish

@@ -15,8 +15,9 @@ from sklearn.metrics import cohen_kappa_score
 from contract.errors import NothingPublished, RepositoryError
 from contract.scores.acquisition import greatest_bald
 from contract.versions.manifest import Manifest
-from contract.versions.repository import Repository, Version
+from contract.versions.repository import Repository
 from contract.versions.results import Advice, Comparison
+from contract.versions.version import Version
 from trainer.evaluation.advice import Measured, advise
 from trainer.evaluation.holdout import Decisions, decide
 from trainer.model.validation import predict

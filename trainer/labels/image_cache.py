@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from contract.errors import ConfigError
 from contract.images.download import Validators
-from contract.versions.disk import explain
+from contract.versions.files import explain
 from trainer.settings import Environment
 
 _PARTIAL: Final = ".partial-"

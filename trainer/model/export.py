@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from contract.errors import TrainingError
 from contract.graph.lowering import Lowered, load_graph, lower
-from contract.versions.repository import MODEL_FILE, PORTABLE_FILE, WEIGHTS_FILE
+from contract.versions.version import MODEL_FILE, PORTABLE_FILE, WEIGHTS_FILE
 from trainer.model.network import Network, dropout_probabilities
 from trainer.model.portable import make_portable
 

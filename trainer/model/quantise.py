@@ -19,7 +19,8 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from contract.errors import LabelnextError, TrainingError
 from contract.graph.lowering import load_graph, lower
-from contract.versions.repository import INT8_TRUNK_FILE, MODEL_FILE, WEIGHTS_FILE, Repository
+from contract.versions.repository import Repository
+from contract.versions.version import INT8_TRUNK_FILE, MODEL_FILE, WEIGHTS_FILE
 
 CALIBRATION_IMAGES = 64
 _IMAGES_A_RUN = 4

@@ -17,7 +17,7 @@ from contract.graph.lowering import FEATURES, Lowered, PassOutputs, load_graph, 
 from contract.graph.masks import Masks, draw_masks
 from contract.graph.nodes import OUTPUTS
 from contract.graph.probe import Head, Probe, Trunk, Validation, validate
-from contract.versions.repository import INT8_TRUNK_FILE, Version
+from contract.versions.version import INT8_TRUNK_FILE, Version
 
 _BATCH_IMAGES = 16
 _ERRORS_ONLY = 3

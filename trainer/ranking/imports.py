@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from contract.errors import ConfigError
 from contract.label_studio import LabelStudioClient, Refused, Unreachable
-from contract.versions.disk import explain
+from contract.versions.files import explain
 from trainer import labelstudio
 from trainer.labelstudio import StoredPrediction
 from trainer.progress_bar import Bar

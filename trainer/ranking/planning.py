@@ -20,7 +20,8 @@ from contract.matching import match_control
 from contract.scores.ranking import Ranking
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
-from contract.versions.repository import Repository, Version
+from contract.versions.repository import Repository
+from contract.versions.version import Version
 from trainer import labelstudio
 from trainer.labelstudio import PoolTask, Project
 from trainer.ordering import strategies

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError
-from contract.versions.disk import explain
+from contract.versions.files import explain
 
 Floats = npt.NDArray[np.float32]
 

@@ -22,7 +22,7 @@ from contract.errors import TrainingError
 from contract.graph.lowering import PassOutputs, lower
 from contract.graph.masks import Masks, draw_masks
 from contract.scores.embedding import embed
-from contract.versions.repository import MODEL_FILE
+from contract.versions.version import MODEL_FILE
 from trainer.labels.dataset import Indices
 from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
 from trainer.model.export import export_module

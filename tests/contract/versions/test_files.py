@@ -1,13 +1,22 @@
-"""Opening files in a folder that somebody else may write to: regular files, and nothing that only looks like one."""
+"""Opening regular files and nothing that only looks like one; disks without room, real ones of a few kilobytes."""
 
+import errno
 import os
+import resource
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from contract.versions.files import open_regular, read_regular
+from contract.errors import DiskFull, LabelnextError, RepositoryUnreachable
+from contract.versions.files import explain, explaining_full, open_regular, read_regular
+from contract.versions.repository import Repository
+from tests.disks import fill, small_disk
+from tests.versions import publish
 
-pytestmark = pytest.mark.timeout(10)  # a pipe or a device that is opened would be read for ever
+pytestmark = pytest.mark.timeout(60)  # a pipe or a device that is opened would be read for ever
 
 
 def make_file(path):
@@ -67,3 +76,120 @@ def test_refusing_leaves_no_file_open(tmp_path):
         with pytest.raises(OSError, match="not a regular file"):
             open_regular(tmp_path / "pipe")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "models")
+
+
+def contents(repository):
+    return {path.name for path in repository.folder.iterdir()}
+
+
+def test_a_disk_without_room_is_named_with_what_is_free_and_what_to_do(repository):
+    """One sentence for people, an OSError for those who try again; nothing is left, and later it is published."""
+    with small_disk(repository.root, "2m"):
+        first = publish(repository, b"first").name
+        fill(repository.root)
+        with pytest.raises(DiskFull) as full:
+            publish(repository, b"second" * 10_000)
+        assert str(full.value) == (
+            f"expected to write to {repository.folder}, got No space left on device (0 of 2 MiB are free); make room "
+            "there, as `python -m trainer prune` does, or set LABELNEXT_MODELS to a folder on another disk"
+        )
+        assert isinstance(full.value, LabelnextError)
+        assert isinstance(full.value, OSError)
+        assert full.value.errno == errno.ENOSPC
+        assert contents(repository) == {"CURRENT", first}
+        (repository.root / "rest").unlink()
+        assert repository.current() == first < publish(repository, b"second").name == repository.current()
+
+
+def test_whichever_file_finds_no_room_nothing_is_published_by_halves(repository):
+    """The pointer's included: a version that is there and not in use would be taken for one that was rolled back."""
+    with small_disk(repository.root, "2m"):
+        first = publish(repository, b"first").name
+        used = 1 + sum(1 for _ in repository.root.rglob("*"))
+        refused = 0
+        while repository.current() == first:
+            limit = f"remount,nr_inodes={used + refused}"
+            subprocess.run(["mount", "-o", limit, repository.root], check=True)
+            try:
+                publish(repository, b"second")
+            except DiskFull:
+                refused += 1
+                assert contents(repository) == {"CURRENT", first}
+                assert repository.current() == first
+        assert refused > 6  # the folder, its files, and at last CURRENT
+        assert repository.versions()[-1] == repository.current()
+
+
+def test_a_rollback_without_room_leaves_the_version_in_use(repository):
+    """And no draft of CURRENT, which would take the rest of the room."""
+    with small_disk(repository.root, "2m"):
+        first, second = publish(repository, b"first").name, publish(repository, b"second").name
+        fill(repository.root)
+        with pytest.raises(DiskFull, match="No space left"):
+            repository.rollback(first)
+        assert repository.current() == second
+        assert contents(repository) == {"CURRENT", first, second}
+
+
+def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
+    """Files that numpy writes end in an error without the system's number."""
+    with (
+        small_disk(repository.root, "2m"),
+        pytest.raises(DiskFull, match="of 2 MiB are free"),
+        repository.stage(datetime.now(UTC)) as staged,
+    ):
+        np.zeros(2**20).tofile(staged.path / "model.onnx.data")
+
+
+def test_a_limit_on_a_files_length_is_no_room_either(repository):
+    """As `ulimit -f` sets."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(DiskFull, match="File too large"):
+            publish(repository, bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert contents(repository) == set()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "Permission denied"), FileNotFoundError(errno.ENOENT, "x"), ValueError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    """Only room is explained here."""
+    with pytest.raises(type(error)) as raised, explaining_full(tmp_path, remedy="make room"):
+        raise error
+    assert raised.value is error
+
+
+def test_of_several_folders_the_full_one_is_named(tmp_path):
+    """What was written need not have been written to the first of them."""
+    with small_disk(tmp_path / "small", "1m"):
+        fill(tmp_path / "small")
+        with (
+            pytest.raises(DiskFull, match=f"to {tmp_path}/small, got"),
+            explaining_full(tmp_path, tmp_path / "small", remedy="make room"),
+        ):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_quota_is_said_to_be_one(tmp_path):
+    """There may be room enough for others."""
+    assert "are free, but not for this user)" in explain(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path / "new")
+
+
+def test_what_was_explained_is_explained_once(tmp_path):
+    """Neither a bucket's error nor one from within is put into other words."""
+    for error in (RepositoryUnreachable("gave no answer"), DiskFull("expected more room", errno.ENOSPC)):
+        with pytest.raises(type(error)) as raised, explaining_full(Path("/"), remedy="make room"):
+            raise error
+        assert raised.value is error
+        assert explain(error, tmp_path) == str(error)

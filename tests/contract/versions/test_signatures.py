@@ -11,8 +11,9 @@ import minisign as library
 import pytest
 
 from contract.errors import ConfigError, DigestError, RepositoryError, SignatureError
-from contract.versions.repository import MANIFEST_FILE, SIGNATURE_FILE, Repository
+from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, SigningKey, VerifyKey, generate_keys, read_public_key
+from contract.versions.version import MANIFEST_FILE, SIGNATURE_FILE
 from tests.versions import manifest, publish, write_files
 
 VERSION = "20260102T030405678Z-0a1b2c"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.versions.documents import FolderDocuments
+from contract.versions.documents import Documents
 from contract.versions.repository import Repository
 from contract.versions.training_requests import MOST_REQUESTS, find_requests, leave_request, remove
 
@@ -64,16 +64,16 @@ def test_a_request_that_was_made_again_is_not_removed(repository):
 
 def test_a_request_that_is_made_while_another_is_removed_stays(repository, monkeypatch):
     """At whatever moment of the removal somebody asks again."""
-    remove_file = FolderDocuments.remove
+    remove_file = Documents.remove
 
     def ask_and_remove(documents, name):
-        monkeypatch.setattr(FolderDocuments, "remove", remove_file)
+        monkeypatch.setattr(Documents, "remove", remove_file)
         leave_request(repository, 7)
         remove_file(documents, name)
 
     leave_request(repository, 7)
     [old] = find_requests(repository)
-    monkeypatch.setattr(FolderDocuments, "remove", ask_and_remove)
+    monkeypatch.setattr(Documents, "remove", ask_and_remove)
     remove(repository, old)
     [new] = find_requests(repository)
     assert new.at > old.at

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from bench.tiny_model import TinyModel, publish, save_graph
 from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
 from contract.versions.manifest import Manifest
-from contract.versions.repository import INT8_TRUNK_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
+from contract.versions.version import INT8_TRUNK_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
 from server.inference.engine import Engine, EngineOptions
 from server.inference.validation import admit
 from server.settings import Device, MaskPolicy, Precision

@@ -10,7 +10,7 @@ import pytest
 from bench.tiny_model import publish
 from contract.errors import DigestError
 from contract.versions.manifest import FileDigest
-from contract.versions.repository import digest_file
+from contract.versions.version import digest_file
 from server.page import reports
 from server.page.reports import ReportFile, has_report, read_report
 

@@ -18,9 +18,10 @@ from PIL import Image
 
 from contract.scores.ranking import RANKINGS_FOLDER, RankedImage, Ranking, save_ranking
 from contract.versions.manifest import DropoutSite, InputSpec, Manifest
-from contract.versions.repository import MODEL_FILE, PROBE_FILE, Repository
+from contract.versions.repository import Repository
 from contract.versions.results import Metrics, TrainingRecord
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
+from contract.versions.version import MODEL_FILE, PROBE_FILE
 from server.page.view import ENDS, HEADERS, LISTED_CLASSES, ClassMetrics, Page, arrange_classes, show_ago
 from tests.contract.versions.test_results import METRICS, TRAINING
 

@@ -11,7 +11,7 @@ from contract.graph.dropouts import dropout_nodes
 from contract.graph.fingerprint import fingerprint
 from contract.graph.masks import draw_masks
 from contract.versions.manifest import InputSpec
-from contract.versions.repository import MODEL_FILE, WEIGHTS_FILE
+from contract.versions.version import MODEL_FILE, WEIGHTS_FILE
 from tests.networks import Engine
 from tests.trainer.small import coloured_images, small_network
 from trainer.model.export import export

@@ -16,7 +16,7 @@ from torch import nn
 
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
-from contract.versions.repository import MODEL_FILE, PORTABLE_FILE, WEIGHTS_FILE
+from contract.versions.version import MODEL_FILE, PORTABLE_FILE, WEIGHTS_FILE
 from demo.product import CHECKOUT
 from tests.networks import build_small
 from tests.networks import export as export_small

@@ -6,7 +6,8 @@ from onnx import TensorProto
 from torch import nn
 
 from contract.errors import TrainingError
-from contract.versions.repository import INT8_TRUNK_FILE, WEIGHTS_FILE, Repository
+from contract.versions.repository import Repository
+from contract.versions.version import INT8_TRUNK_FILE, WEIGHTS_FILE
 from tests.networks import open_session
 from tests.trainer.small import coloured_images, lively_network, small_network
 from tests.versions import publish

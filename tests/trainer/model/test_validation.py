@@ -10,7 +10,8 @@ from contract.errors import DropoutDead, LabelnextError, ManifestError, ProbeMis
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.probe import Probe
 from contract.scores.acquisition import bald
-from contract.versions.repository import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, Repository
+from contract.versions.repository import Repository
+from contract.versions.version import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE
 from tests.trainer.small import coloured_images, lively_network, small_network, stage_files
 from trainer.model.export import export
 from trainer.model.validation import validate_version

@@ -1,4 +1,4 @@
-"""Removing versions from a repository in a folder; in a bucket it is in test_mirror."""
+"""Removing versions from a repository in a folder; in a bucket it is in test_local_cache."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from contract.errors import VersionInUse, VersionNotFound
 from contract.versions.repository import Repository
 from tests.versions import publish
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -132,17 +132,19 @@ def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, ver
     assert (repository.current() == versions[0]) == (outcome == ["rolled back"])
 
 
-def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions, monkeypatch):
-    """The version is verified, then removed, then CURRENT is moved: it is moved back."""
+@pytest.mark.parametrize("step", ["_load_manifest", "open", "point_to"])
+def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions, monkeypatch, step):
+    """Before its manifest is read, before its files are compared, or before CURRENT is moved, which is moved back."""
     monkeypatch.setattr("contract.versions.repository.fcntl.flock", refuse_locks)
-    point_to = Repository.point_to
+    real = getattr(Repository, step)
 
-    def remove_and_point_to(self, name):
-        monkeypatch.setattr(Repository, "point_to", point_to)
+    def remove_amid(self, *arguments):
+        found = real(self, *arguments) if step == "open" else None
+        monkeypatch.setattr(Repository, step, real)
         Repository(repository.root).retire(versions[0])
-        point_to(self, name)
+        return found or real(self, *arguments)
 
-    monkeypatch.setattr(Repository, "point_to", remove_and_point_to)
+    monkeypatch.setattr(Repository, step, remove_amid)
     with pytest.raises(VersionNotFound, match="was removed"):
         repository.rollback(versions[0])
     assert repository.current() == versions[2]

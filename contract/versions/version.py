@@ -1,0 +1,217 @@
+"""A published version: its files, and whether they are what its manifest says.
+
+Every file but the manifest has its digest there; the manifest has a signature beside it where versions are signed.
+Knows nothing of what is in the files beyond that.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from contract.errors import DigestError, ManifestError, SignatureError
+from contract.versions.files import open_regular, read_regular
+from contract.versions.manifest import FileDigest, Manifest
+from contract.versions.signatures import MOST_SIGNATURE_BYTES, SIGNATURE_SUFFIX, VerifyKey
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+PORTABLE_FILE = "portable.onnx"
+"""For engines elsewhere: nothing here reads it, and versions made by earlier trainers have none."""
+INT8_TRUNK_FILE = "trunk.int8.onnx"
+"""Optional: the lowered graph's trunk in 8-bit integers, weights included."""
+PROBE_FILE = "probe.npz"
+MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
+"""Optional: who published the version."""
+REPORT_FOLDER = "report"
+MOST_MANIFEST_BYTES = 16 * 2**20
+"""A few thousand labels with all their figures take one."""
+_CHUNK_BYTES = 2**20
+_REMEDY = "publish again or roll back to an earlier version"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A published version: its folder, and the manifest found there."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The version's name, which is also its folder's."""
+        return self.manifest.version
+
+    @property
+    def model_path(self) -> Path:
+        """The literal graph."""
+        return self.path / MODEL_FILE
+
+    @property
+    def int8_trunk_path(self) -> Path | None:
+        """The trunk in 8-bit integers; None if the version has none."""
+        return self.path / INT8_TRUNK_FILE if INT8_TRUNK_FILE in self.manifest.files else None
+
+    @property
+    def weights_bytes(self) -> int:
+        """The length of the file that the literal graph keeps weights in; 0 if there is none."""
+        return self.manifest.files[WEIGHTS_FILE].size_bytes if WEIGHTS_FILE in self.manifest.files else 0
+
+    @property
+    def probe_path(self) -> Path:
+        """The reference passes that the version must reproduce."""
+        return self.path / PROBE_FILE
+
+    def check_sizes(self) -> None:
+        """Check that every file is there in full length.
+
+        Raises:
+            DigestError: if a file is missing, has another length, or is not a file within the version's folder.
+        """
+        for name in self.manifest.files:
+            self._open(name).close()
+
+    def verify(self) -> None:
+        """Compare every file with its digest in the manifest.
+
+        Raises:
+            DigestError: naming the first file that differs.
+        """
+        for name in self.manifest.files:
+            self._compare(name)
+
+    def copy(self, name: str, target: Path) -> None:
+        """Copy one of the version's files, comparing what is read with its digest: the copy is what was published.
+
+        Raises:
+            DigestError: if the file differs.
+            OSError: if the copy cannot be written.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as sink:
+            self._compare(name, sink)
+
+    def _open(self, name: str) -> BinaryIO:
+        expected = self.manifest.files[name]
+        try:
+            file = open_inside(self.path, name)
+        except FileNotFoundError as err:
+            raise DigestError(
+                f"{name} of version {self.name} is missing, manifest.json says {expected.size_bytes} bytes; {_REMEDY}"
+            ) from err
+        except OSError as err:
+            raise DigestError(
+                f"{name} of version {self.name} is not a file that can be read ({err}); {_REMEDY}"
+            ) from err
+        if (size := os.fstat(file.fileno()).st_size) != expected.size_bytes:
+            file.close()
+            raise DigestError(
+                f"{name} of version {self.name} has {size} bytes, manifest.json says {expected.size_bytes}: it was cut "
+                f"short or edited; {_REMEDY}"
+            )
+        return file
+
+    def _compare(self, name: str, sink: BinaryIO | None = None) -> None:
+        expected, digest = self.manifest.files[name], hashlib.sha256()
+        with self._open(name) as file:
+            for start in range(0, expected.size_bytes, _CHUNK_BYTES):  # no more, of a file that grows
+                chunk = file.read(min(_CHUNK_BYTES, expected.size_bytes - start))
+                digest.update(chunk)
+                if sink is not None:
+                    sink.write(chunk)
+        if digest.hexdigest() != expected.sha256:
+            raise DigestError(
+                f"{name} of version {self.name} has sha256 {digest.hexdigest()}, manifest.json says {expected.sha256}: "
+                f"the file was changed after it was published; {_REMEDY}"
+            )
+
+
+def is_kept(file: str) -> bool:
+    """Say whether a file of a version stays when the version is removed."""
+    return file in {MANIFEST_FILE, SIGNATURE_FILE} or file.startswith(f"{REPORT_FOLDER}/")
+
+
+def open_inside(folder: Path, name: str) -> BinaryIO:
+    """Open a regular file in a version's folder; folders within it may not lead out of it.
+
+    Raises:
+        OSError: if there is none, or something else.
+    """
+    for parent in Path(name).parents[:-1]:
+        if (folder / parent).is_symlink():
+            raise OSError(errno.ELOOP, "a folder within the version is a symbolic link", str(folder / parent))
+    return open_regular(folder / name)
+
+
+def read_beginning(folder: Path, name: str, most_bytes: int) -> bytes:
+    """Return the beginning of a file in a version's folder, with the errors of `open_inside`."""
+    with open_inside(folder, name) as file:
+        return file.read(most_bytes)
+
+
+def digest_folder(folder: Path) -> dict[str, FileDigest]:
+    """Return the digest of every file in a folder but the manifest, by its path there."""
+    return {name: digest_file(folder / name) for name in sorted(_files_in(folder)) if name != MANIFEST_FILE}
+
+
+def _files_in(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def digest_file(path: Path) -> FileDigest:
+    """Return a file's sha256 and length."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileDigest(sha256, file.tell())
+
+
+def strip(folder: Path) -> None:
+    """Remove a version's files but for those that are kept."""
+    for name in sorted(_files_in(folder)):  # the graph first: while it is there, so is all the rest
+        if not is_kept(name):
+            (folder / name).unlink()
+
+
+def read_manifest(folder: Path, key: VerifyKey | None) -> Manifest:
+    """Read the manifest in a version's folder, once it is known to be signed where a key is given.
+
+    Raises:
+        SignatureError: if it is not signed with the key.
+        ManifestError: if it does not follow the contract.
+    """
+    try:
+        content = read_regular(folder / MANIFEST_FILE, most_bytes=MOST_MANIFEST_BYTES)
+    except FileNotFoundError as err:
+        raise ManifestError(
+            f"version {folder.name} has no manifest.json: it was not written by this program; publish again"
+        ) from err
+    except OSError as err:
+        raise ManifestError(f"manifest.json of {folder.name} cannot be read ({err}); publish again") from err
+    if key is not None:
+        key.verify(content, _read_signature(folder), version=folder.name)
+    try:
+        manifest = Manifest.from_json(content.decode())
+    except UnicodeDecodeError as err:
+        raise ManifestError(f"manifest.json of {folder.name} is not UTF-8 ({err}); publish again") from err
+    if manifest.version != folder.name:
+        raise ManifestError(
+            f"manifest.json in {folder.name} describes version {manifest.version}: the folder was copied or renamed; "
+            "versions must keep their names"
+        )
+    if missing := {MODEL_FILE, PROBE_FILE} - manifest.files.keys():
+        raise ManifestError(f"manifest.json of {folder.name} lists no digest of {sorted(missing)}; publish again")
+    return manifest
+
+
+def _read_signature(folder: Path) -> bytes:
+    try:
+        return read_regular(folder / SIGNATURE_FILE, most_bytes=MOST_SIGNATURE_BYTES)
+    except OSError as err:
+        raise SignatureError(
+            f"version {folder.name} has no signature that can be read ({err}), and LABELNEXT_VERIFY_KEY demands one; "
+            "publish with LABELNEXT_SIGNING_KEY, or roll back to a version that is signed"
+        ) from err
