@@ -97,10 +97,6 @@ class Studio:
 
     # ---- over HTTP
 
-    def get(self, path, default):
-        """Stand in for a host's answers by path."""
-        return self.answer
-
     def answer(self, handler, request: Request):
         try:
             self.before(request)
@@ -202,6 +198,6 @@ def studio(tasks=0):
     """Serve a project until the block ends; its address is `url`."""
     state = Studio(tasks)
     with host() as server:
-        server.answers = state
+        server.otherwise = state.answer
         state.url, state.requests = server.url, server.requests
         yield state
