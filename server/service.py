@@ -20,7 +20,7 @@ from server.http.concurrency_limiter import Admission
 from server.inference.batching import Batcher, Extras
 from server.inference.cpus import available_cpus
 from server.inference.engine import Engine, EngineOptions, check_device
-from server.inference.features import FeatureCache
+from server.inference.feature_cache import FeatureCache
 from server.inference.models import Models
 from server.inference.scoring import ImageFetcher, Outcome, Scorer
 from server.inference.validation import LoadEngine

@@ -21,7 +21,7 @@ from contract.errors import ImageError, Unavailable
 from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
 from server.inference.engine import Engine, Features, Images
-from server.inference.features import FeatureCache
+from server.inference.feature_cache import FeatureCache
 from server.observe.metrics import Metrics
 
 _HUNG_S = 5.0

@@ -1,7 +1,7 @@
 """A table of bytes by key, in one SQLite file that processes share or in memory, never larger than it may be.
 
 Owns the file: its form, its size and who leaves first. Every error of SQLite leaves it as one; what is to be done then,
-when to write and what the bytes mean is `server.inference.feature_store`'s and `server.inference.features`' business.
+when to write and what the bytes mean is the business of `server.inference.feature_cache`.
 """
 
 import sqlite3

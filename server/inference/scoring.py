@@ -23,7 +23,7 @@ from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
 from server.inference.batching import Batcher, Expired, Extras, ImageScores, Pixels
 from server.inference.engine import Engine, Features
-from server.inference.features import Download, FeatureCache
+from server.inference.feature_cache import Download, FeatureCache
 from server.inference.host_queues import Lanes
 from server.observe.metrics import Metrics
 

@@ -11,7 +11,7 @@ from contract.errors import Unavailable
 from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
 from server.inference.batching import Batcher, Expired, Extras, NotFinite, Pixels
-from server.inference.features import FeatureCache
+from server.inference.feature_cache import FeatureCache
 from server.observe.metrics import Metrics
 
 FOREVER = float("inf")

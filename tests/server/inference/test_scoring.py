@@ -11,7 +11,7 @@ from bench.tiny_model import SPEC
 from contract.errors import FetchError, ImageError, Unavailable
 from contract.images.fetch import Fetched, Fetcher, FetchSettings
 from server.inference.batching import Batcher, Expired, ImageScores
-from server.inference.features import FeatureCache
+from server.inference.feature_cache import FeatureCache
 from server.inference.scoring import ImageReference, Scorer
 from server.observe.logs import request_id
 from server.observe.metrics import Metrics

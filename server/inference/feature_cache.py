@@ -1,0 +1,309 @@
+"""The feature cache: what the trunk made of an image, for as long as the trunk is the same.
+
+Owns what is kept and under which names: rows of features by trunk and by the bytes of the image's file, and of each
+source that can say "unchanged" what it said last. It can only ever cost time: a thread of its own writes, and what
+fails is counted, logged once for each kind, and a miss.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from contract.images.download import Validators
+from server.inference.engine import Engine, Features
+from server.inference.feature_table import Table, is_damaged
+
+MAX_ROW_BYTES: Final = 256 * 2**10
+"""Larger features are computed anew each time: so few would fit that they would only push each other out."""
+MAX_PENDING_BYTES: Final = 16 * 2**20
+"""The most that waits to be written; what comes on top is dropped."""
+
+_DIGEST_BYTES: Final = 32
+_BUNCH_BYTES: Final = 4 * 2**20
+"""Written in one transaction."""
+_USES_NOTED: Final = 1024
+"""Reads after which the order of uses is written even if nothing else is."""
+_REST_S: Final = 30.0
+"""For so long reading is left alone when it has failed, and so is writing."""
+_FRESH_STARTS: Final = 3
+"""A disk that damages every file is not to be filled with them."""
+_FORMAT: Final = 1
+"""Part of the file's name: replicas of two releases use two files rather than fight over one."""
+_NAME: Final = re.compile(rf"features-{_FORMAT}-(\d{{1,9}})\.sqlite3")
+
+_CONSEQUENCES: Final = {
+    "open": "the feature cache cannot be opened; the server goes on without it until it is restarted",
+    "damaged": "the feature cache's file is damaged; it is left where it is and a new one is begun",
+    "read": "the feature cache cannot be read; features are computed instead",
+    "write": "the feature cache cannot be written; features are not kept for the time being",
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What a source sent last: how to ask whether it still would, and which bytes it was."""
+
+    validators: Validators
+    digest: bytes
+    """sha256 of the file."""
+
+
+class FeatureCache:
+    """Features and downloads that are remembered, in a folder that replicas of one host may share, or in memory.
+
+    Used by many threads, closed by its maker. Nothing raises, and nothing waits for a disk but what reads, `close` and
+    the constructor. A damaged file stays where it is, for others may have it open, and the next one in the row of names
+    is begun; all replicas that notice go on there.
+    """
+
+    def __init__(self, folder: Path | None, *, max_bytes: int, count_fault: Callable[[str], None]) -> None:
+        """Open the folder's newest file, and start the thread that writes.
+
+        Args:
+            folder: made if it is not there; None keeps everything in memory.
+            max_bytes: of the file, or in memory; above 0. Who was used longest ago leaves first.
+            count_fault: told "open", "damaged", "read", "write" or "dropped".
+        """
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._bunch_bytes = min(_BUNCH_BYTES, max_bytes // 8)
+        self._count_fault = count_fault
+        self._changed = threading.Condition()
+        self._pending: dict[bytes, bytes] = {}
+        """What is not written yet, the oldest first."""
+        self._pending_bytes = 0
+        self._used: set[bytes] = set()
+        self._damaged: Table | None = None
+        self._closing = False
+        self._fresh_starts = 0
+        self._generation = 0
+        self._resting_until = dict.fromkeys(("read", "write"), 0.0)
+        self._logged: set[str] = set()
+        self._table = self._open(_newest(folder))
+        self._thread = threading.Thread(target=self._run, name="feature cache", daemon=True)
+        self._thread.start()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file or of what is in memory; 0 while there is none."""
+        table = self._table
+        with suppress(sqlite3.Error):
+            return table.size_bytes if table else 0
+        return 0
+
+    def get(self, engine: Engine, digest: bytes) -> Features | None:
+        """Return the float32 (F,) of the file with this sha256, or None where they are not known."""
+        row = self._get(_features_key(engine, digest))
+        if row is None or len(row) != engine.features * np.float32().itemsize:
+            return None
+        return np.frombuffer(row, np.float32)
+
+    def put(self, engine: Engine, digest: bytes, row: Features) -> None:
+        """Keep the float32 (F,) of the file with this sha256, if they are numbers and not too many. Does not wait."""
+        if row.nbytes <= MAX_ROW_BYTES and np.isfinite(row).all():
+            self._put(_features_key(engine, digest), row.tobytes())
+
+    def recall(self, source: str) -> Download | None:
+        """Return what a source sent last, or None where that is not known."""
+        value = self._get(_source_key(source)) or b""
+        with suppress(ValueError, TypeError):  # the folder may be written by others
+            place, etag, last_modified = json.loads(value[_DIGEST_BYTES:])
+            return Download(Validators(place, etag, last_modified), value[:_DIGEST_BYTES])
+        return None
+
+    def remember(self, source: str, download: Download) -> None:
+        """Keep what a source has sent. Of its name only a digest is kept: URLs may hold signatures."""
+        validators = download.validators
+        text = json.dumps([validators.place, validators.etag, validators.last_modified])
+        self._put(_source_key(source), download.digest + text.encode())
+
+    def close(self) -> None:
+        """Write what waits, and close the file."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+        for table in (self._table, self._damaged):
+            _close(table)
+        self._table = None
+
+    def _get(self, key: bytes) -> bytes | None:
+        """Return what was put last under the key, written or not; None where that is not known."""
+        with self._changed:
+            value, table = self._pending.get(key), self._table
+        if value is not None or table is None or self._rests("read"):
+            return value
+        try:
+            value = table.get(key)
+        except sqlite3.Error as err:
+            self._fail("read", table, err)
+            return None
+        if value is not None:
+            with self._changed:
+                self._used.add(key)  # written with the next bunch, not now
+                if len(self._used) >= _USES_NOTED:
+                    self._changed.notify()
+        return value
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        """Keep a value, unless it is too large or there is too much to write already."""
+        with self._changed:
+            if self._table is None or self._closing or len(value) > self._bunch_bytes:
+                return
+            grown = self._pending_bytes + len(value) - len(self._pending.get(key, b""))
+            if keep := grown <= MAX_PENDING_BYTES and not self._rests("write"):
+                self._pending[key], self._pending_bytes = value, grown
+                self._changed.notify()
+        if not keep:
+            self._count_fault("dropped")
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                if self._damaged:
+                    self._start_afresh()
+                self._write()
+        except Exception:
+            self._count_fault("write")
+            _log.exception("the feature cache's thread failed; the server goes on without it until it is restarted")
+            with self._changed:
+                table, self._table = self._table, None
+            _close(table)
+
+    def _wait(self) -> bool:
+        """Wait for something to do; False when there is nothing left and never will be."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._pending or self._closing or self._damaged or len(self._used) >= _USES_NOTED
+            )
+            return bool(self._pending or self._used) if self._closing else True
+
+    def _write(self) -> None:
+        """Write the oldest of what waits; readers find it here until it is there."""
+        with self._changed:
+            table, bunch = self._table, self._next_bunch()
+            used, self._used = self._used, set()
+        try:
+            if table is None or self._rests("write"):
+                for _ in bunch:
+                    self._count_fault("dropped")
+            elif bunch or used:
+                table.write(bunch, used)
+        except sqlite3.Error as err:
+            self._fail("write", table, err)
+        finally:
+            with self._changed:
+                for key, value in bunch.items():
+                    if self._pending[key] is value:  # and not a newer one
+                        self._pending_bytes -= len(self._pending.pop(key))
+
+    def _next_bunch(self) -> dict[bytes, bytes]:
+        bunch: dict[bytes, bytes] = {}
+        size = 0
+        for key, value in self._pending.items():
+            size += len(value)
+            if size > self._bunch_bytes and bunch:
+                break
+            bunch[key] = value
+        return bunch
+
+    def _fail(self, side: Literal["read", "write"], table: Table | None, err: sqlite3.Error) -> None:
+        """Take note of an error, unless the table has been given up meanwhile; a damaged one is given up now."""
+        with self._changed:
+            if table is not self._table:
+                return
+            if is_damaged(err):
+                self._table, self._damaged = None, table
+                self._changed.notify()
+            else:
+                self._resting_until[side] = time.monotonic() + _REST_S
+        self._report("damaged" if is_damaged(err) else side, err)
+
+    def _rests(self, side: Literal["read", "write"]) -> bool:
+        return time.monotonic() < self._resting_until[side]
+
+    def _start_afresh(self) -> None:
+        """Leave the damaged file to whoever has it open, and go on in the next one."""
+        _close(self._damaged)
+        self._damaged = None
+        table = self._open(max(_newest(self._folder), self._generation + 1)) if self._may_start_afresh() else None
+        with self._changed:
+            self._table = table
+
+    def _may_start_afresh(self) -> bool:
+        self._fresh_starts += 1
+        return self._fresh_starts <= _FRESH_STARTS
+
+    def _open(self, generation: int) -> Table | None:
+        """Open a file, or the next one if it is damaged; None if neither can be had."""
+        self._generation = generation
+        try:
+            if self._folder is None:
+                return Table(None, max_bytes=self._max_bytes)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            table = Table(_path(self._folder, generation), max_bytes=self._max_bytes)
+            _delete_older(self._folder, generation - 1)
+            return table
+        except (sqlite3.Error, OSError) as err:
+            damaged = isinstance(err, sqlite3.Error) and is_damaged(err)
+            self._report("damaged" if damaged else "open", err)
+            return self._open(generation + 1) if damaged and self._may_start_afresh() else None
+
+    def _report(self, fault: str, err: Exception) -> None:
+        self._count_fault(fault)
+        if fault not in self._logged:
+            self._logged.add(fault)
+            reason = f"{type(err).__name__}: {err}"
+            _log.warning(_CONSEQUENCES[fault], extra={"folder": str(self._folder), "reason": reason})
+
+
+def _features_key(engine: Engine, digest: bytes) -> bytes:
+    return hashlib.sha256(b"features\0" + digest + engine.trunk_key.encode()).digest()
+
+
+def _source_key(source: str) -> bytes:
+    return hashlib.sha256(b"source\0" + source.encode(errors="surrogatepass")).digest()
+
+
+def _close(table: Table | None) -> None:
+    if table is not None:
+        with suppress(sqlite3.Error):
+            table.close()
+
+
+def _path(folder: Path, generation: int) -> Path:
+    return folder / f"features-{_FORMAT}-{generation}.sqlite3"
+
+
+def _generations(folder: Path | None) -> list[int]:
+    """The numbers in the names of the folder's files."""
+    with suppress(OSError):
+        names = [path.name for path in folder.iterdir()] if folder else []
+        return [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+    return []
+
+
+def _newest(folder: Path | None) -> int:
+    return max(_generations(folder), default=0)
+
+
+def _delete_older(folder: Path, generation: int) -> None:
+    """Delete the damaged files but for the last, which nobody opens any more."""
+    for number in _generations(folder):
+        if number < generation:
+            for ending in ("", "-wal", "-shm"):
+                with suppress(OSError):
+                    Path(f"{_path(folder, number)}{ending}").unlink()
