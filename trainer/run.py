@@ -422,7 +422,7 @@ def _describe_training(data: _Data, trained: _Trained, training: Training) -> Tr
         audit_share=training.holdout_share,
         project=data.project,
         unreadable=len(data.pixels.unreadable),
-        left_out=dict(data.pool.left_out),
+        left_out={reason: len(those) for reason, those in data.pool.left_out.items()},
         lost_labels={label: len(tasks) for label, tasks in data.pool.lost_labels.items()},
         weights=asdict(trained.learnt.provenance),
         part=trained.learnt.part,

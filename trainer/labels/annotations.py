@@ -38,25 +38,14 @@ OUTDATED: Final = "label no longer in the labelling config"
 TIED: Final = "annotators disagree evenly"
 
 
-def choices_made(tasks: Iterable[Task], control: str) -> Counter[str]:
-    """How often each label of a control was chosen, in annotations that count."""
-    chosen = (_chosen(annotation, control) for task in tasks for annotation in valid_annotations(task))
-    return Counter(label for labels in chosen for label in labels)
-
-
-def times_answered(tasks: Iterable[Task], control: str) -> int:
-    """How many annotations that count made a choice in a control."""
-    return sum(bool(_chosen(annotation, control)) for task in tasks for annotation in valid_annotations(task))
-
-
-def times_for_regions(tasks: Iterable[Task]) -> int:
-    """How often something was chosen for a region or one image of several, in annotations that count."""
-    return sum(len(_split(annotation)[1]) for task in tasks for annotation in valid_annotations(task))
-
-
-def allows_several(tasks: Iterable[Task], control: str) -> bool:
-    """Whether an annotation that counts made more than one choice in a control."""
-    return any(len(_chosen(annotation, control)) > 1 for task in tasks for annotation in valid_annotations(task))
+def find_answers(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:
+    """What each annotation that counts chose for the whole image, where it chose something, by control."""
+    found = []
+    for annotation in (each for task in tasks for each in _annotations(task) if _says_something(each, False)):
+        whole, _ = _split(annotation)
+        controls = {str(item.get("from_name")) for item in whole}
+        found.append({control: labels for control in controls if (labels := _labels(whole, control))})
+    return found
 
 
 def decide(task: Task, control: str, known: Container[str], *, multiple: bool = False) -> frozenset[str]:
@@ -104,11 +93,6 @@ def _annotations(task: Task) -> list[Annotation]:
     return [annotation for annotation in task.get("annotations") or [] if isinstance(annotation, Mapping)]
 
 
-def valid_annotations(task: Task) -> list[Annotation]:
-    """The annotations that say something: neither skipped nor empty."""
-    return [annotation for annotation in _annotations(task) if _says_something(annotation, False)]
-
-
 def _says_something(annotation: Annotation, multiple: bool) -> bool:
     said = annotation.get("result") or (multiple and annotation.get("ground_truth"))
     return bool(said) and not annotation.get("was_cancelled")
@@ -136,10 +120,8 @@ def _annotator(annotation: Annotation) -> object:
 
 
 def _age(annotation: Annotation) -> tuple[datetime, int]:
-    number = annotation.get("id")
-    return _moment(annotation.get("updated_at") or annotation.get("created_at")), number if isinstance(
-        number, int
-    ) else 0
+    moment, number = _moment(annotation.get("updated_at") or annotation.get("created_at")), annotation.get("id")
+    return moment, number if isinstance(number, int) else 0
 
 
 def _moment(time: object) -> datetime:
@@ -162,11 +144,6 @@ _WHERE: Final = frozenset(
 """What the value of a result holds of the place in the task that it is for, whatever the kind of region."""
 
 
-def choice_items(annotation: Annotation) -> list[Annotation]:
-    """What was chosen for the whole task in an annotation's result, in whichever control."""
-    return _split(annotation)[0]
-
-
 def _split(annotation: Annotation) -> tuple[list[Annotation], list[Annotation]]:
     """The choices in an annotation's result: for the whole task, and for a region or one image of several.
 
@@ -187,10 +164,6 @@ def _split(annotation: Annotation) -> tuple[list[Annotation], list[Annotation]]:
 def _has_a_place(item: Annotation) -> bool:
     value = item.get("value")
     return isinstance(value, Mapping) and not _WHERE.isdisjoint(value)
-
-
-def _chosen(annotation: Annotation, control: str) -> frozenset[str]:
-    return _labels(choice_items(annotation), control)
 
 
 def _labels(items: Iterable[Annotation], control: str) -> frozenset[str]:

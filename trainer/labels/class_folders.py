@@ -7,8 +7,7 @@ folders and on those in a zip. Opens no file.
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,8 @@ NESTED: Final = "image in a folder below a class folder"
 BROKEN_LINK: Final = "broken link"
 UNREADABLE: Final = "folder or file that must not be read"
 
+_FOLDER: Final = "folder"
+_IMAGE: Final = "image"
 _OF_SYSTEMS: Final = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "desktop.ini", "lost+found", "system volume information"}
     | {"thumbs.db", "ehthumbs.db", "__pycache__"}
@@ -30,38 +31,34 @@ _OF_SYSTEMS: Final = frozenset(
 """Folders and files that systems leave everywhere, in lower case; those whose names begin with a dot are others."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What lies in a folder of class folders."""
+def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, Sequence[str]]]:
+    """Look through a folder of class folders; what systems and people hide is passed over, and links are followed.
 
-    images: Mapping[str, Sequence[Path]]
-    """By class, all sorted by name; a folder without an image of its own is no class."""
-    left_out: Mapping[str, Sequence[str]]
-    """Paths below the folder, by why they are no images of a class."""
-    emptied: tuple[str, ...]
-    """Class folders that have no image of their own, but some in folders below."""
-
-
-def find_images(root: Path) -> Found:
-    """Look through a folder of class folders.
-
-    What systems and people hide is passed over without a word. Links are followed.
+    Returns:
+        The images by class, all sorted by name; a folder without an image of its own is no class.
+        Paths below `root`, by why they are no images of a class.
     """
-    left_out = defaultdict[str, list[str]](list)
-    classes: dict[str, _Class] = {}
+    images, left_out = defaultdict[str, list[Path]](list), defaultdict[str, list[str]](list)
+    start = f"{str(root).rstrip('/')}/"
+
+    def leave_out(reason: str, entry: Path) -> None:
+        left_out[reason].append(as_text(str(entry).removeprefix(start)))
+
     top = _look(root)
-    for folder in top.folders:
-        classes[folder.name] = _look_into(folder)
-    for reason, entries in ((NOT_IN_A_CLASS, top.files), *top.faults.items()):
-        left_out[reason] += _named(entries, root)
-    for each in classes.values():
-        for reason, entries in each.left_out.items():
-            left_out[reason] += _named(entries, root)
-    return Found(
-        images={name: each.images for name, each in classes.items() if each.images},
-        left_out={reason: paths for reason, paths in left_out.items() if paths},
-        emptied=tuple(name for name, each in classes.items() if not each.images and NESTED in each.left_out),
-    )
+    for kind, entry in top:
+        if kind != _FOLDER:
+            leave_out(NOT_IN_A_CLASS if kind in {_IMAGE, NOT_AN_IMAGE} else kind, entry)
+    for folder in (entry for kind, entry in top if kind == _FOLDER):
+        content = _look(folder)
+        for kind, entry in content:
+            if kind == _IMAGE:
+                images[folder.name].append(entry)
+            elif kind != _FOLDER:
+                leave_out(kind, entry)
+        for kind, entry in _look_below(content, {os.path.realpath(str(folder))}):
+            if kind != NOT_AN_IMAGE:
+                leave_out(NESTED if kind == _IMAGE else kind, entry)
+    return dict(images), dict(left_out)
 
 
 def is_passed_over(name: str) -> bool:
@@ -74,71 +71,31 @@ def as_text(path: str) -> str:
     return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES
+def _look_below(content: Sequence[tuple[str, Path]], seen: set[str]) -> Iterator[tuple[str, Path]]:
+    """What lies in the folders among these, however deep; none is looked into twice, as by a link that leads back."""
+    for kind, entry in content:
+        if kind == _FOLDER and (place := os.path.realpath(str(entry))) not in seen:
+            seen.add(place)
+            below = _look(entry)
+            yield from (each for each in below if each[0] != _FOLDER)
+            yield from _look_below(below, seen)
 
 
-def _named(entries: Sequence[Path], root: Path) -> list[str]:
-    start = f"{str(root).rstrip('/')}/"
-    return [as_text(str(entry).removeprefix(start)) for entry in entries]
-
-
-@dataclass(frozen=True, slots=True)
-class _Class:
-    """What lies in a class folder and below."""
-
-    images: Sequence[Path]
-    left_out: Mapping[str, Sequence[Path]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What lies in a folder, sorted by name; hidden files left out."""
-
-    folders: Sequence[Path]
-    files: Sequence[Path]
-    faults: Mapping[str, Sequence[Path]]
-    """What is neither, by reason."""
-
-
-def _look_into(folder: Path) -> _Class:
-    content = _look(folder)
-    left_out = defaultdict[str, list[Path]](list, {reason: list(found) for reason, found in content.faults.items()})
-    left_out[NOT_AN_IMAGE] += [file for file in content.files if not _is_image(file)]
-    waiting, seen = list(reversed(content.folders)), {os.path.realpath(str(folder))}
-    while waiting:
-        below = waiting.pop()
-        place = os.path.realpath(str(below))
-        if place in seen:  # by a link that leads back
-            continue
-        seen.add(place)
-        content_below = _look(below)
-        left_out[NESTED] += [file for file in content_below.files if _is_image(file)]
-        for reason, found in content_below.faults.items():
-            left_out[reason] += found
-        waiting += reversed(content_below.folders)
-    images = [file for file in content.files if _is_image(file)]
-    return _Class(images, {reason: found for reason, found in left_out.items() if found})
-
-
-def _look(folder: Path) -> _Content:
-    folders: list[Path] = []
-    files: list[Path] = []
-    faults = defaultdict[str, list[Path]](list)
+def _look(folder: Path) -> list[tuple[str, Path]]:
+    """What lies in a folder, sorted by name, each with its kind or with why it is none."""
     try:
-        entries = sorted(
-            (each for each in folder.iterdir() if not is_passed_over(each.name)), key=lambda each: each.name
-        )
+        entries = [entry for entry in folder.iterdir() if not is_passed_over(entry.name)]
     except OSError:
-        return _Content([], [], {UNREADABLE: [folder]})
-    for entry in entries:
-        try:
-            if entry.is_dir():
-                folders.append(entry)
-            elif entry.is_file():
-                files.append(entry)
-            else:
-                faults[BROKEN_LINK if entry.is_symlink() else NOT_AN_IMAGE].append(entry)
-        except OSError:
-            faults[UNREADABLE].append(entry)
-    return _Content(folders, files, faults)
+        return [(UNREADABLE, folder)]
+    return [(_kind_of(entry), entry) for entry in sorted(entries, key=lambda each: each.name)]
+
+
+def _kind_of(entry: Path) -> str:
+    try:
+        if entry.is_dir():
+            return _FOLDER
+        if entry.is_file():
+            return _IMAGE if entry.suffix.lower() in IMAGE_SUFFIXES else NOT_AN_IMAGE
+        return BROKEN_LINK if entry.is_symlink() else NOT_AN_IMAGE
+    except OSError:
+        return UNREADABLE

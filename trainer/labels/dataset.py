@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,14 @@ Targets = npt.NDArray[np.integer]
 """What holds of N images: int64 (N,), the index of the one label, or uint8 (N, C), 1 for each label that holds."""
 
 
+class Unreadable(NamedTuple):
+    """An image that could not be had, name and reason fit to be shown."""
+
+    name: str
+    reason: str
+    task_id: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Pixels:
     """The readable images of a pool, in its order."""
@@ -49,10 +57,7 @@ class Pixels:
     """Shape (N,): the tasks in Label Studio, -1 where there is none."""
     references: tuple[str, ...]
     """N paths or references, as in the pool."""
-    unreadable: tuple[tuple[str, str], ...]
-    """Name and reason of each image that could not be had, both fit to be shown."""
-    unreadable_images: tuple[LabelledImage, ...] = ()
-    """The same, as they were in the pool."""
+    unreadable: tuple[Unreadable, ...]
 
 
 def open_fetcher(environment: Environment) -> Fetcher:
@@ -75,7 +80,6 @@ def load_pixels(
     fetcher: Fetcher | None,
     cache: ImageCache,
     max_megapixels: int = MAX_MEGAPIXELS,
-    progress: bool = True,
 ) -> Pixels:
     """Read or fetch every image of the pool and decode it; unreadable ones are left out and named.
 
@@ -85,7 +89,6 @@ def load_pixels(
         fetcher: needed where the pool comes from Label Studio.
         cache: from which images that were downloaded are taken while their source says that they are unchanged.
         max_megapixels: of one image in memory, as in `decode_image`.
-        progress: whether to draw a bar on stderr.
 
     Raises:
         LabelError: if all readable images have the same labels.
@@ -93,24 +96,24 @@ def load_pixels(
     """
     images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
-    source = _Files(decode) if pool.control is None else _Downloads(fetcher, cache, decode)
+    read = _read_file if pool.control is None else _downloading(fetcher, cache)
 
     def load(position: int) -> bytes | ImageError:
         image = pool.images[position]
         try:
-            data, images[position] = source.read(image)
+            data, images[position] = read(image, decode)
         except ImageError as err:
             return err
         return hashlib.sha256(data).digest()
 
     loaded = _in_threads(load, range(len(images)))
-    outcomes = list(Bar(loaded, "images", len(images), unit="image", disable=not progress))
+    outcomes = list(Bar(loaded, "images", len(images), unit="image"))
     readable = [position for position, outcome in enumerate(outcomes) if isinstance(outcome, bytes)]
     for row, position in enumerate(readable):  # in place: a copy might not fit beside it
         images[row] = images[position]
     kept = [pool.images[position] for position in readable]
     unreadable = tuple(
-        (source.name(image), str(outcome))
+        Unreadable(_name(image, pool), str(outcome), image.task_id)
         for image, outcome in zip(pool.images, outcomes, strict=True)
         if isinstance(outcome, ImageError)
     )
@@ -122,10 +125,11 @@ def load_pixels(
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=unreadable,
-        unreadable_images=tuple(
-            image for image, outcome in zip(pool.images, outcomes, strict=True) if isinstance(outcome, ImageError)
-        ),
     )
+
+
+def _name(image: LabelledImage, pool: LabelledPool) -> str:
+    return as_text(image.reference) if pool.control is None else public_name(image.reference)
 
 
 def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
@@ -216,10 +220,10 @@ def _numbered(digests: Sequence[bytes]) -> Indices:
     return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
 
 
-def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[tuple[str, str]]) -> None:
+def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[Unreadable]) -> None:
     classes = len({image.labels for image in kept})
     if classes < 2:
-        first = name_once(*unreadable[0]) if unreadable else "none"
+        first = name_once(unreadable[0].name, unreadable[0].reason) if unreadable else "none"
         raise LabelError(
             f"expected readable images of at least 2 classes, got {len(kept)} images of {classes}; {len(unreadable)} "
             f"are unreadable, the first being {first}"
@@ -230,48 +234,33 @@ def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[tuple[str
 
 
 Decode = Callable[[bytes], npt.NDArray[np.uint8]]
+Read = Callable[[LabelledImage, Decode], tuple[bytes, npt.NDArray[np.uint8]]]
+"""Returns an image's bytes and its pixels, uint8 (H, W, 3), or raises ImageError."""
 
 
-class _Files:
-    """Images that lie in folders."""
-
-    def __init__(self, decode: Decode) -> None:
-        self._decode = decode
-
-    def read(self, image: LabelledImage) -> tuple[bytes, npt.NDArray[np.uint8]]:
-        """The file's bytes and its pixels, uint8 (H, W, 3)."""
-        try:
-            data = Path(image.reference).read_bytes()
-        except OSError as err:
-            raise FetchError(f"the file cannot be read: {err.strerror}; check that it is there and readable") from err
-        return data, self._decode(data)
-
-    def name(self, image: LabelledImage) -> str:
-        return as_text(image.reference)
+def _read_file(image: LabelledImage, decode: Decode) -> tuple[bytes, npt.NDArray[np.uint8]]:
+    try:
+        data = Path(image.reference).read_bytes()
+    except OSError as err:
+        raise FetchError(f"the file cannot be read: {err.strerror}; check that it is there and readable") from err
+    return data, decode(data)
 
 
-class _Downloads:
-    """Images that tasks refer to; what can be asked for changes, and could be decoded, is kept."""
+def _downloading(fetcher: Fetcher | None, cache: ImageCache) -> Read:
+    """Return what gets images that tasks refer to; what can be asked for changes, and could be decoded, is kept."""
+    if fetcher is None:
+        raise ValueError("expected a fetcher for images that tasks refer to, got None")
 
-    def __init__(self, fetcher: Fetcher | None, cache: ImageCache, decode: Decode) -> None:
-        if fetcher is None:
-            raise ValueError("expected a fetcher for images that tasks refer to, got None")
-        self._fetcher = fetcher
-        self._cache = cache
-        self._decode = decode
-
-    def read(self, image: LabelledImage) -> tuple[bytes, npt.NDArray[np.uint8]]:
-        """The image's bytes and its pixels, uint8 (H, W, 3)."""
-        source = self._fetcher.source(image.reference, task_id=image.task_id)
-        kept = self._cache.get(source) if source else None
+    def read(image: LabelledImage, decode: Decode) -> tuple[bytes, npt.NDArray[np.uint8]]:
+        source = fetcher.source(image.reference, task_id=image.task_id)
+        kept = cache.get(source) if source else None
         known = kept.validators if kept else None
-        fetched = self._fetcher.fetch_if_changed(image.reference, known=known, task_id=image.task_id)
+        fetched = fetcher.fetch_if_changed(image.reference, known=known, task_id=image.task_id)
         if fetched.unchanged and kept:
-            return kept.data, self._decode(kept.data)
-        pixels = self._decode(fetched.data)  # before it is kept: an error page sent as 200 must not stay
+            return kept.data, decode(kept.data)
+        pixels = decode(fetched.data)  # before it is kept: an error page sent as 200 must not stay
         if source and fetched.validators:
-            self._cache.put(source, Kept(fetched.validators, fetched.data))
+            cache.put(source, Kept(fetched.validators, fetched.data))
         return fetched.data, pixels
 
-    def name(self, image: LabelledImage) -> str:
-        return public_name(image.reference)
+    return read

@@ -39,10 +39,10 @@ def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool
 def describe_unreadable(pixels: Pixels) -> list[str]:
     """What cannot be read, one sentence for each reason, the most frequent first."""
     names, texts = defaultdict[str, list[str]](list), dict[str, str]()
-    for image, (name, reason) in zip(pixels.unreadable_images, pixels.unreadable, strict=True):
-        text = reason.removeprefix(name).strip()
+    for image in pixels.unreadable:
+        text = image.reason.removeprefix(image.name).strip()
         kind = re.sub(r"\d+", "0", text)  # reasons differ in sizes, too
-        names[kind].append(_name(image.task_id, name))
+        names[kind].append(_name(image.task_id, image.name))
         texts.setdefault(kind, text)
     by_count = sorted(names.items(), key=lambda item: -len(item[1]))
     return [f"{_count(len(named), 'image')} cannot be read: {texts[kind]} ({_some(named)})" for kind, named in by_count]

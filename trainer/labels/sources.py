@@ -16,20 +16,7 @@ from contract.label_studio import LabelStudioClient
 from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
 from contract.tasks import find_reference
 from trainer import labelstudio
-from trainer.labels.annotations import (
-    EMPTY,
-    NO_CHOICE,
-    OUTDATED,
-    LeftOut,
-    Task,
-    allows_several,
-    choice_items,
-    choices_made,
-    decide,
-    times_answered,
-    times_for_regions,
-    valid_annotations,
-)
+from trainer.labels.annotations import EMPTY, NO_CHOICE, OUTDATED, LeftOut, Task, decide, find_answers
 from trainer.labels.class_folders import BROKEN_LINK, IMAGE_SUFFIXES, NESTED, UNREADABLE, find_images
 from trainer.labels.exports import read_export
 
@@ -71,36 +58,32 @@ class LabelledPool:
     """The name of the `<Choices>` that the labels come from; None for folders."""
     origin: str
     """Where the labels come from and what decided their order, for people."""
-    left_out: Mapping[str, int]
-    """How many tasks or files were left out, by reason."""
+    left_out: Mapping[str, Sequence[int | str | None]]
+    """The tasks' numbers, None for one without, or the files' paths that were left out, by reason."""
     multiple: bool = False
     """Whether several labels may hold of an image, and none."""
-    left_out_tasks: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """The numbers of the tasks left out, by reason, of those that have one."""
-    left_out_files: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The paths of the files left out, by reason."""
     lost_labels: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
     """The tasks left out for a label that the labelling config no longer has, by label; None for one without number."""
 
 
 def describe_left_out(pool: LabelledPool) -> list[str]:
     """What was left out, one sentence for each reason, with the tasks or files and with the labels that are lost."""
-    return [f"{count} {reason}{_examples(pool, reason)}" for reason, count in pool.left_out.items()]
+    return [f"{len(those)} {reason}{_examples(pool, reason)}" for reason, those in pool.left_out.items()]
 
 
 def _examples(pool: LabelledPool, reason: str) -> str:
-    if reason == OUTDATED and pool.lost_labels:
-        labels = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
-        named = [f"{label!r} in {len(tasks)}{_numbers(tasks)}" for label, tasks in labels]
-        return f": {_some(named)}"
-    if reason in pool.left_out_files:
-        return f" ({_some(pool.left_out_files[reason])})"
-    return _numbers(pool.left_out_tasks.get(reason, ()))
+    if reason != OUTDATED:
+        return _named(pool.left_out[reason])
+    labels = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
+    return f": {_some([f'{label!r} in {len(tasks)}{_named(tasks)}' for label, tasks in labels])}"
 
 
-def _numbers(tasks: Sequence[int | None]) -> str:
-    known = [str(task) for task in tasks if task is not None]
-    return f" (task{'s' if len(known) > 1 else ''} {_some(known)})" if known else ""
+def _named(those: Sequence[int | str | None]) -> str:
+    known = [str(each) for each in those if each is not None]
+    if not known:
+        return ""
+    kind = "" if isinstance(those[0], str) else "task " if len(known) == 1 else "tasks "
+    return f" ({kind}{_some(known)})"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -123,20 +106,13 @@ def from_folder(root: Path) -> LabelledPool:
     """
     if not root.is_dir():
         raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
-    found = find_images(root)
-    if found.emptied:
-        logger.warning("no class, for all images lie in folders below: %s", _some(found.emptied))
-    labels = tuple(found.images)
-    images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found.images[name]]
-    pool = LabelledPool(
-        labels,
-        tuple(images),
-        None,
-        f"the class folders of {root}, sorted by name",
-        {reason: len(paths) for reason, paths in found.left_out.items()},
-        left_out_files=found.left_out,
-    )
-    return _checked(pool)
+    found, left_out = find_images(root)
+    labels = tuple(found)
+    nested = {path.partition("/")[0] for path in left_out.get(NESTED, ())}
+    if emptied := sorted(nested - set(labels)):
+        logger.warning("no class, for all images lie in folders below: %s", _some(emptied))
+    images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found[name]]
+    return _checked(LabelledPool(labels, tuple(images), None, f"the class folders of {root}, sorted by name", left_out))
 
 
 def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
@@ -200,9 +176,9 @@ class _Question:
 def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
     controls = parse_label_config(label_config, name)
     names = [control.from_name for control in controls]
-    used = {control: times_answered(tasks, control) for control in names}
-    if name is None and any(used.values()):
-        name = max(names, key=lambda each: used[each])  # the first of equals
+    answered = Counter(control for answer in find_answers(tasks) for control in answer)
+    if name is None and any(answered[each] for each in names):
+        name = max(names, key=lambda each: answered[each])  # the first of equals
     chosen = choose_control(controls, name=name, labels=())
     if len(controls) > 1:
         logger.info("training on <Choices name=%r>, one of %s", chosen.from_name, ", ".join(names))
@@ -211,18 +187,19 @@ def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> Choic
 
 def _guess(tasks: Sequence[Task], control: str | None) -> _Question:
     """Without a config, what was asked shows only in the answers."""
-    answers = [item for task in tasks for annotation in valid_annotations(task) for item in choice_items(annotation)]
-    names = sorted({str(item.get("from_name")) for item in answers})
+    answers = find_answers(tasks)
+    names = sorted({name for answer in answers for name in answer})
     if control is None and len(names) > 1:
         raise LabelError(f"expected annotations of one <Choices>, got {', '.join(names)}; name one with --control")
     if not names or (control is not None and control not in names):
         raise LabelError(
-            f"expected annotations of {control or 'a <Choices>'}, got those of {', '.join(names) or 'none'}, and "
-            f"{times_for_regions(tasks)} that are for regions, which are not learnt from; label some tasks, or name "
-            "another with --control"
+            f"expected annotations of {control or 'a <Choices>'}, got those of {', '.join(names) or 'none'}; what was "
+            "chosen for regions is not learnt from; label some tasks, or name another with --control"
         )
     name = control or names[0]
-    return _Question(name, _guess_key(tasks), tuple(sorted(choices_made(tasks, name))), allows_several(tasks, name))
+    chosen = [answer[name] for answer in answers if name in answer]
+    labels = tuple(sorted(frozenset().union(*chosen)))
+    return _Question(name, _guess_key(tasks), labels, multiple=any(len(each) > 1 for each in chosen))
 
 
 def _guess_key(tasks: Sequence[Task]) -> str:
@@ -260,31 +237,22 @@ def _looks_like_image(value: str) -> bool:
 def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPool:
     index = {label: number for number, label in enumerate(question.labels)}
     images: list[LabelledImage] = []
-    left_out = Counter[str]()
-    left_out_tasks = defaultdict[str, list[int]](list)
+    left_out = defaultdict[str, list[int | str | None]](list)
     lost_labels = defaultdict[str, list[int | None]](list)
     for task in tasks:
-        number = _task_id(task)
+        number = task["id"] if isinstance(task.get("id"), int) else None
         try:
             chosen = decide(task, question.control, index, multiple=question.multiple)
             held = tuple(sorted(index[label] for label in chosen))
             images.append(LabelledImage(_reference(task, question.value_key), held, number))
         except LeftOut as reason:
-            left_out[str(reason)] += 1
-            left_out_tasks[str(reason)] += [] if number is None else [number]
+            left_out[str(reason)].append(number)
             for label in sorted(reason.lost):
                 lost_labels[label].append(number)
-    if question.multiple and (without := left_out[EMPTY] + left_out[NO_CHOICE]):
+    if question.multiple and (without := sum(len(left_out.get(reason, ())) for reason in (EMPTY, NO_CHOICE))):
         logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
     pool = LabelledPool(
-        question.labels,
-        tuple(images),
-        question.control,
-        origin,
-        dict(left_out),
-        multiple=question.multiple,
-        left_out_tasks=dict(left_out_tasks),
-        lost_labels=dict(lost_labels),
+        question.labels, tuple(images), question.control, origin, dict(left_out), question.multiple, dict(lost_labels)
     )
     return _checked(pool)
 
@@ -299,11 +267,6 @@ def _reference(task: Task, key: str) -> str:
     if reference is None:
         raise LeftOut(NO_IMAGE)
     return reference
-
-
-def _task_id(task: Task) -> int | None:
-    number = task.get("id")
-    return number if isinstance(number, int) else None
 
 
 def _checked(pool: LabelledPool) -> LabelledPool:
@@ -325,12 +288,12 @@ def _checked(pool: LabelledPool) -> LabelledPool:
 
 def _advise(pool: LabelledPool) -> str:
     """What to do about a pool of fewer than two classes."""
-    if nested := pool.left_out_files.get(NESTED):
-        folder = nested[0].partition("/")[0]
+    if nested := pool.left_out.get(NESTED):
+        folder = str(nested[0]).partition("/")[0]
         return f"the images lie one folder deeper: give a folder whose folders are the classes, as {folder} may be"
-    if BROKEN_LINK in pool.left_out_files:
+    if BROKEN_LINK in pool.left_out:
         return "images are broken links: copy what they lead to, or mount it where they say that it is"
-    if UNREADABLE in pool.left_out_files:
+    if UNREADABLE in pool.left_out:
         return "let the user that the trainer runs as read them"
     return "label images of another class"
 

@@ -34,11 +34,6 @@ def reason_of(each):
     return str(caught.value)
 
 
-def test_one_annotation_decides():
-    """The usual case."""
-    assert decide(task(annotation("cat")), "label", KNOWN) == {"cat"}
-
-
 def test_drafts_and_predictions_do_not_count():
     """Only what an annotator has submitted is a label."""
     draft = {"result": [choice("dog")]}
@@ -63,17 +58,6 @@ def test_ground_truth_goes_before_any_majority():
     assert decide(task(*made), "label", KNOWN) == {"dog"}
 
 
-def test_the_majority_decides():
-    """Each annotator has one vote."""
-    made = [annotation("cat", by=1), annotation("dog", by=2), annotation("cat", by=3)]
-    assert decide(task(*made), "label", KNOWN) == {"cat"}
-
-
-def test_a_tie_gives_no_label():
-    """Neither the first nor the newest wins."""
-    assert reason_of(task(annotation("cat", by=1), annotation("dog", by=2))) == annotations.TIED
-
-
 @pytest.mark.parametrize(
     ("older", "newer"),
     [
@@ -87,15 +71,9 @@ def test_a_tie_gives_no_label():
 )
 @pytest.mark.parametrize("turn", [1, -1])
 def test_of_each_annotator_the_newest_counts(older, newer, turn):
-    """Whatever the order in the file and the spelling of the time."""
-    made = [annotation("cat", at=older), annotation("dog", at=newer)][::turn]
+    """Whatever the order in the file and the spelling of the time; it decides, and not the annotation's number."""
+    made = [annotation("dog", at=newer), annotation("cat", at=older)][::turn]
     assert decide(task(*made), "label", KNOWN) == {"dog"}
-
-
-def test_the_time_decides_and_not_the_number():
-    """In seconds, too, as before Label Studio 1.0."""
-    later, earlier = annotation("dog", at=1573000009), annotation("cat", at=1573000008)
-    assert decide(task(later, earlier), "label", KNOWN) == {"dog"}
 
 
 def test_an_older_annotation_does_not_stand_in_for_a_newer_one():
@@ -163,7 +141,6 @@ def test_what_is_chosen_for_a_region_says_nothing_of_the_image(items):
     with pytest.raises(LeftOut, match=annotations.FOR_A_REGION):
         decide(task(annotation(result=items, ground_truth=True)), "label", KNOWN, multiple=True)
     assert decide(task(annotation(result=[*items, choice("dog") | {"id": "b"}])), "label", KNOWN) == {"dog"}
-    assert annotations.times_for_regions([task(annotation(result=items))]) == 1
 
 
 def test_one_choice_made_twice_is_one_choice():
@@ -204,11 +181,6 @@ class TestSeveralLabels:
         assert self.decide(annotation(result=[choice("cat"), choice("dog", "cat")])) == {"cat", "dog"}
         assert self.decide(annotation("bird")) == {"bird"}
 
-    def test_each_label_is_put_to_the_vote_by_itself(self):
-        """Two of three say cat, two of three say dog, and one says bird."""
-        made = [annotation("cat", "dog", by=1), annotation("cat", by=2), annotation("dog", "bird", by=3)]
-        assert self.decide(*made) == {"cat", "dog"}
-
     def test_annotators_who_agree_on_nothing_have_not_said_that_none_holds(self):
         """Three with a label each, as from before the project took several: it is undecided."""
         three = [annotation("cat", by=1), annotation("dog", by=2), annotation("bird", by=3)]
@@ -222,10 +194,6 @@ class TestSeveralLabels:
         one, other = (annotation(label, by=number, ground_truth=True) for number, label in ((4, "cat"), (5, "dog")))
         assert self.decide(*none, one, other) == set()
         assert self.reason_of(none[0], one, other) == annotations.TIED
-
-    def test_a_tie_on_one_label_leaves_the_task_out(self):
-        """That label can be taken neither for true nor for false, whatever is clear about the others."""
-        assert self.reason_of(annotation("cat", by=1), annotation("cat", "dog", by=2)) == annotations.TIED
 
     def test_no_choice_means_none_of_them_only_as_ground_truth(self):
         """Nobody may have looked, or the control may be newer than the annotation; a reviewer did look."""

@@ -30,11 +30,13 @@ def png(shade):
     return buffer.getvalue()
 
 
-def pool_of(*references, labels=None):
+def data_uri(shade):
+    return f"data:image/png;base64,{base64.b64encode(png(shade)).decode()}"
+
+
+def pool_of(*references):
     """A pool of Label Studio's with one image after another, classes in turn."""
     images = [LabelledImage(each, (number % 2,), number) for number, each in enumerate(references)]
-    if labels is not None:
-        images = [LabelledImage(each, (label,), 1) for each, label in zip(references, labels, strict=True)]
     return LabelledPool(("a", "b"), tuple(images), "label", "a test", {})
 
 
@@ -68,15 +70,25 @@ def fetcher(studio):
         yield each
 
 
+def write(root, files):
+    """Write class folders: `files` are bytes, or a shade of grey, by path."""
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(data) if isinstance(data, int) else data)
+    return root
+
+
+def load(root, pool=None, **options):
+    """Return the pixels of class folders."""
+    cache = ImageCache(root / "cache")
+    return load_pixels(pool or from_folder(root), spec=SPEC, fetcher=None, cache=cache, **options)
+
+
 class TestFolders:
     def test_pixels_come_in_the_order_of_the_pool(self, tmp_path):
         """Images, targets and references of one index belong together."""
-        for number in range(20):
-            path = tmp_path / "ab"[number % 2] / f"{number:02}.png"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(png(number))
-        pool = from_folder(tmp_path)
-        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=ImageCache(tmp_path / "cache"), progress=False)
+        pool = from_folder(write(tmp_path, {f"{'ab'[number % 2]}/{number:02}.png": number for number in range(20)}))
+        pixels = load(tmp_path, pool)
         assert pixels.images.shape == (20, 8, 12, 3)
         assert pixels.references == tuple(image.reference for image in pool.images)
         for image, target, reference in zip(pixels.images, pixels.targets, pixels.references, strict=True):
@@ -86,83 +98,55 @@ class TestFolders:
         assert not (tmp_path / "cache").exists()
 
     def test_unreadable_images_are_left_out_and_named(self, tmp_path):
-        """What can be read stays in order; what cannot is listed with its reason."""
-        for name, data in (("a/1", b"not an image"), ("a/2", png(2)), ("a/3", png(3)[:40]), ("b/4", png(4))):
-            path = tmp_path / f"{name}.png"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
-        pool = from_folder(tmp_path)
-        (tmp_path / "b" / "4.png").chmod(0o644)
-        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=ImageCache(tmp_path), progress=False)
-        assert [int(image[0, 0, 0]) for image in pixels.images] == [2, 4]
+        """What can be read stays in order; a file may have gone while training starts."""
+        files = {"a/1.png": b"not an image", "a/2.png": 2, "a/3.png": png(3)[:40], "a/4.png": 1, "b/5.png": 5}
+        pool = from_folder(write(tmp_path, files))
+        (tmp_path / "a" / "4.png").unlink()
+        pixels = load(tmp_path, pool)
+        assert [int(image[0, 0, 0]) for image in pixels.images] == [2, 5]
         assert pixels.targets.tolist() == [0, 1]
-        assert [Path(name).name for name, _ in pixels.unreadable] == ["1.png", "3.png"]
-        assert all(reason for _, reason in pixels.unreadable)
-
-    def test_a_file_that_went_away_is_unreadable(self, tmp_path):
-        """Folders change while training starts."""
-        for name in ("a/1.png", "a/2.png", "b/3.png"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_bytes(png(1))
-        pool = from_folder(tmp_path)
-        (tmp_path / "a" / "2.png").unlink()
-        pixels = load_pixels(pool, spec=SPEC, fetcher=None, cache=ImageCache(tmp_path), progress=False)
-        assert pixels.unreadable == (
-            (
-                str(tmp_path / "a" / "2.png"),
-                "the file cannot be read: No such file or directory; check that it is there and readable",
-            ),
-        )
+        assert [each.name for each in pixels.unreadable] == [
+            str(tmp_path / "a" / f"{number}.png") for number in (1, 3, 4)
+        ]
+        assert all(each.reason for each in pixels.unreadable)
+        gone = "the file cannot be read: No such file or directory; check that it is there and readable"
+        assert pixels.unreadable[2].reason == gone
 
     def test_the_largest_image_is_a_setting(self, tmp_path):
         """What is larger is left out, and the reason names the setting that allows it."""
-        for name in ("a/1", "a/2", "b/3"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / f"{name}.png").write_bytes(png(1))
+        write(tmp_path, {"a/1.png": 1, "b/3.png": 1})
         Image.new("L", (1100, 1000)).save(tmp_path / "a" / "2.png")
         for most, unreadable in ((1, 1), (2, 0)):
             environment = Environment.read({"LABELNEXT_MAX_MEGAPIXELS": str(most)})
-            pixels = load_pixels(
-                from_folder(tmp_path),
-                spec=SPEC,
-                fetcher=None,
-                cache=ImageCache(tmp_path),
-                max_megapixels=environment.max_megapixels,
-                progress=False,
-            )
+            pixels = load(tmp_path, max_megapixels=environment.max_megapixels)
             assert len(pixels.unreadable) == unreadable
-            assert all("raise LABELNEXT_MAX_MEGAPIXELS" in reason for _, reason in pixels.unreadable)
+            assert all("raise LABELNEXT_MAX_MEGAPIXELS" in each.reason for each in pixels.unreadable)
 
     def test_copies_are_one_group(self, tmp_path):
         """Files with the same bytes are recognised, whatever their names and classes."""
-        for name, shade in (("a/1", 1), ("a/2", 2), ("a/3", 1), ("b/4", 1), ("b/5", 5)):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / f"{name}.png").write_bytes(png(shade))
-        pixels = load_pixels(from_folder(tmp_path), spec=SPEC, fetcher=None, cache=ImageCache(tmp_path), progress=False)
-        assert pixels.groups.tolist() == [0, 1, 0, 0, 4]
+        write(tmp_path, {"a/1.png": 1, "a/2.png": 2, "a/3.png": 1, "b/4.png": 1, "b/5.png": 5})
+        assert load(tmp_path).groups.tolist() == [0, 1, 0, 0, 4]
 
     def test_an_unreadable_class_is_refused(self, tmp_path):
         """One readable class is as little to learn from as one labelled one."""
-        for name, data in (("a/1", png(1)), ("a/2", png(2)), ("b/3", b"broken")):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / f"{name}.png").write_bytes(data)
+        write(tmp_path, {"a/1.png": 1, "a/2.png": 2, "b/3.png": b"broken"})
         with pytest.raises(
             LabelError, match=r"got 2 images of 1; 1 are unreadable, the first being .*3\.png: expected"
         ):
-            load_pixels(from_folder(tmp_path), spec=SPEC, fetcher=None, cache=ImageCache(tmp_path), progress=False)
+            load(tmp_path)
 
 
 class TestSeveralLabels:
     def test_targets_mark_the_labels_that_hold(self, tmp_path):
         """A row for each readable image, a column for each label, and the tasks' numbers beside them."""
         held = [(0, 2), (), (1,), (2,)]
-        uris = [f"data:image/png;base64,{base64.b64encode(png(shade)).decode()}" for shade in range(3)] + ["data:,no"]
+        uris = [*map(data_uri, range(3)), "data:,no"]
         images = [
             LabelledImage(uri, labels, 10 + row) for row, (uri, labels) in enumerate(zip(uris, held, strict=True))
         ]
         pool = LabelledPool(("a", "b", "c"), tuple(images), "label", "a test", {}, multiple=True)
         with Fetcher(FetchSettings()) as fetcher:
-            pixels = load_pixels(pool, spec=SPEC, fetcher=fetcher, cache=ImageCache(tmp_path), progress=False)
+            pixels = load_pixels(pool, spec=SPEC, fetcher=fetcher, cache=ImageCache(tmp_path))
         assert pixels.targets.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
         assert pixels.targets.dtype == np.uint8
         assert pixels.task_ids.tolist() == [10, 11, 12]
@@ -190,7 +174,7 @@ class TestDownloads:
 
     def load(self, fetcher, cache, references=REFERENCES, *, max_bytes=2**20):
         images = ImageCache(cache, max_bytes=max_bytes)
-        return load_pixels(pool_of(*references), spec=SPEC, fetcher=fetcher, cache=images, progress=False)
+        return load_pixels(pool_of(*references), spec=SPEC, fetcher=fetcher, cache=images)
 
     def test_images_that_have_not_changed_are_downloaded_once(self, studio, fetcher, tmp_path):
         """The second training asks whether they have, and gets no body."""
@@ -267,7 +251,7 @@ class TestDownloads:
     def test_unreadable_images_are_named_without_their_query(self, studio, fetcher, tmp_path):
         """Signed URLs end up in logs and reports."""
         pixels = self.load(fetcher, tmp_path, (*self.REFERENCES, "/data/upload/1/gone.png?signature=hidden"))
-        ((name, reason),) = pixels.unreadable
+        ((name, reason, _),) = pixels.unreadable
         assert name == "/data/upload/1/gone.png"
         assert "404" in reason
         assert "hidden" not in reason
@@ -275,8 +259,7 @@ class TestDownloads:
 
     def test_references_without_a_host_are_not_cached(self, fetcher, tmp_path):
         """A data URI is its own copy."""
-        uris = [f"data:image/png;base64,{base64.b64encode(png(shade)).decode()}" for shade in (1, 2)]
-        assert len(self.load(fetcher, tmp_path / "cache", uris).images) == 2
+        assert len(self.load(fetcher, tmp_path / "cache", [data_uri(1), data_uri(2)]).images) == 2
         assert not (tmp_path / "cache").exists()
 
     def test_a_cache_that_cannot_be_written_is_said(self, fetcher, tmp_path):
@@ -299,17 +282,6 @@ class TestDownloads:
 
 
 class TestSplit:
-    def test_two_images_a_class_are_one_and_one(self):
-        """The smallest pool that can be trained on."""
-        targets = np.array([0, 1, 0, 1])
-        train, validation = split(targets, fraction=0.2, seed=0)
-        assert sorted(targets[train]) == sorted(targets[validation]) == [0, 1]
-
-    def test_a_single_image_is_trained_on(self):
-        """What cannot be learned cannot be validated either."""
-        targets = np.array([0, 0, 1])
-        assert 2 in split(targets, fraction=0.5, seed=0)[0]
-
     def test_the_fraction_holds_for_each_class(self):
         """A fifth of each, not of all."""
         targets = np.repeat([0, 1, 2], [100, 10, 5])

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from trainer.labels.dataset import Pixels
+from trainer.labels.dataset import Pixels, Unreadable
 from trainer.labels.oddities import describe_contradictions, describe_lost, describe_unreadable, drop_empty_classes
 from trainer.labels.sources import LabelledImage, LabelledPool
 
@@ -30,8 +30,9 @@ def pixels_of(pool, *, groups=None, unreadable=()):
         groups=np.arange(len(kept)) if groups is None else np.array(groups),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept]),
         references=tuple(image.reference for image in kept),
-        unreadable=tuple((pool.images[row].reference, reason) for row, reason in faults.items()),
-        unreadable_images=tuple(pool.images[row] for row in faults),
+        unreadable=tuple(
+            Unreadable(pool.images[row].reference, reason, pool.images[row].task_id) for row, reason in faults.items()
+        ),
     )
 
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError, LabelError
 from trainer import labelstudio
-from trainer.labels import annotations
-from trainer.labels import class_folders as classfolders
+from trainer.labels import annotations, class_folders
 from trainer.labels import sources as labels
 from trainer.labels.sources import LabelledImage, from_export, from_folder, from_project
 
@@ -30,9 +29,9 @@ CONFIG = """
 """
 
 
-def item(label, control="label"):
+def item(*labels, control="label"):
     """One item of an annotation's result."""
-    return items(label, control=control)
+    return {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": list(labels)}}
 
 
 _AS_REFERENCES = {character: f"&#{ord(character)};" for character in "\t\n\r"}
@@ -55,28 +54,13 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 )
 
 
-def items(*labels, control="seen"):
-    """One item of an annotation's result, of several choices."""
-    return {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": list(labels)}}
-
-
 def task(number, *results, key="photo", **data):
     """A task with one annotation of these items, or none."""
     made = [{"id": number, "completed_by": 1, "result": list(results), "was_cancelled": False}] if results else []
     return {"id": number, "data": {key: f"/data/upload/1/{number}.png"} | data, "annotations": made}
 
 
-SEVERAL = """
-<View>
-  <Image name="image" value="$photo"/>
-  <Choices name="seen" toName="image" choice="multiple">
-    <Choice value="dog"/><Choice value="Cat" alias="cat"/><Choice value="bird"/>
-  </Choices>
-  <Choices name="sharp" toName="image"><Choice value="yes"/><Choice value="no"/></Choices>
-</View>
-"""
-
-
+SEVERAL = CONFIG.replace('name="label"', 'name="label" choice="multiple"')
 NESTED = """
 <View>
   <Image name="image" value="$photo"/>
@@ -140,12 +124,15 @@ class TestFolders:
         assert pool.left_out == {}
 
     def test_other_files_are_left_out_and_counted(self, tmp_path):
-        """Hidden files are passed over without a word, as systems put them everywhere."""
+        """No pipe is waited for; hidden files are passed over without a word, as systems put them everywhere."""
         names = ("a/1.png", "a/notes.txt", "a/.DS_Store", "b/1.png", "loose.png", ".git/1.png", "empty/readme.md")
-        pool = from_folder(self.make(tmp_path, *names))
+        os.mkfifo(self.make(tmp_path, *names) / "a" / "pipe.png")
+        pool = from_folder(tmp_path)
         assert pool.labels == ("a", "b")
-        assert pool.left_out == {classfolders.NOT_AN_IMAGE: 2, classfolders.NOT_IN_A_CLASS: 1}
-        assert pool.left_out_files[classfolders.NOT_AN_IMAGE] == ["a/notes.txt", "empty/readme.md"]
+        assert pool.left_out == {
+            class_folders.NOT_AN_IMAGE: ["a/notes.txt", "a/pipe.png", "empty/readme.md"],
+            class_folders.NOT_IN_A_CLASS: ["loose.png"],
+        }
 
     @pytest.mark.parametrize("suffix", ["jfif", "JPE", "avif", "AVIF", "Jpeg", "tif", "webp", "apng"])
     def test_every_name_of_a_format_that_is_decoded_is_an_images(self, tmp_path, suffix):
@@ -183,7 +170,7 @@ class TestFolders:
         (tmp_path / "a" / "2.png").symlink_to(tmp_path / "gone.png")
         (tmp_path / "a" / "loop.png").symlink_to(tmp_path / "a" / "loop.png")
         (tmp_path / "c").symlink_to(tmp_path / "gone")
-        assert from_folder(tmp_path).left_out_files == {classfolders.BROKEN_LINK: ["c", "a/2.png", "a/loop.png"]}
+        assert from_folder(tmp_path).left_out == {class_folders.BROKEN_LINK: ["c", "a/2.png", "a/loop.png"]}
         for name in "ab":
             (tmp_path / name / "1.png").unlink()
         with pytest.raises(LabelError, match=r"3 broken link .* copy what they lead to"):
@@ -199,21 +186,16 @@ class TestFolders:
         pool = from_folder(root)
         assert pool.labels == ("a", "b", "c")
         assert [image.labels for image in pool.images] == [(0,), (0,), (1,), (2,)]
-        assert pool.left_out == {classfolders.NESTED: 1}
+        assert pool.left_out == {class_folders.NESTED: ["b/old/2.png"]}
 
     def test_what_must_not_be_read_is_named(self, tmp_path):
         """A folder of another user's is no reason to end with a traceback."""
         for name in ("a", "b", "locked", "b/private"):
             self.make(tmp_path, f"{name}/1.png")
         with as_nobody(tmp_path):
-            (pool,) = [from_folder(tmp_path)]
+            pool = from_folder(tmp_path)
         assert pool.labels == ("a", "b")
-        assert sorted(pool.left_out_files[classfolders.UNREADABLE]) == ["b/private", "locked"]
-
-    def test_a_pipe_is_no_image(self, tmp_path):
-        """Nor is it waited for."""
-        os.mkfifo(self.make(tmp_path, "a/1.png", "b/1.png") / "a" / "2.png")
-        assert from_folder(tmp_path).left_out_files == {classfolders.NOT_AN_IMAGE: ["a/2.png"]}
+        assert sorted(pool.left_out[class_folders.UNREADABLE]) == ["b/private", "locked"]
 
     def test_names_that_are_no_text_can_be_logged(self, tmp_path):
         """A file's name may hold any bytes."""
@@ -221,7 +203,7 @@ class TestFolders:
         with open(os.path.join(os.fsencode(tmp_path), b"a", b"caf\xe9.txt"), "wb"):
             pass
         (sentence,) = labels.describe_left_out(from_folder(tmp_path))
-        assert sentence.encode() == f"1 {classfolders.NOT_AN_IMAGE} (a/caf\ufffd.txt)".encode()
+        assert sentence.encode() == f"1 {class_folders.NOT_AN_IMAGE} (a/caf\ufffd.txt)".encode()
 
     @pytest.mark.parametrize("names", [[], ["a/1.png"], ["a/1.png", "b/readme.md"], ["1.png", "2.png"]])
     def test_fewer_than_two_classes_are_refused(self, tmp_path, names):
@@ -264,23 +246,22 @@ class TestExports:
             task(2, item("dog")),
             task(3),
             task(4, item("fish")),
-            task(5, item("yes", "sharp")),
+            task(5, item("yes", control="sharp")),
             task(6, item("cat"), item("dog")),
             task(7, item("cat"), key="elsewhere"),
             task(8, item("cat")) | {"annotations": [{"id": 1, "was_cancelled": True, "result": []}]},
         ]
         pool = from_export(export(tasks), CONFIG)
         assert pool.left_out == {
-            annotations.NOT_LABELLED: 1,
-            annotations.OUTDATED: 1,
-            annotations.NO_CHOICE: 1,
-            annotations.SEVERAL_CHOICES: 1,
-            labels.NO_IMAGE: 1,
-            annotations.SKIPPED: 1,
+            annotations.NOT_LABELLED: [3],
+            annotations.OUTDATED: [4],
+            annotations.NO_CHOICE: [5],
+            annotations.SEVERAL_CHOICES: [6],
+            labels.NO_IMAGE: [7],
+            annotations.SKIPPED: [8],
         }
-        assert pool.left_out_tasks[labels.NO_IMAGE] == [7]
         assert "1 more than one choice made (task 6)" in labels.describe_left_out(pool)
-        assert len(pool.images) + sum(pool.left_out.values()) == len(tasks)
+        assert [image.task_id for image in pool.images] == [1, 2]
 
     def test_many_tasks_left_out_are_named_by_some(self, export):
         """Five of them, and of lost labels those of which most are lost."""
@@ -309,8 +290,8 @@ class TestExports:
         """One that is pressed with all below it, or that has but one below it, is listed beside these."""
         tasks = [
             task(1, item(["colour", "red"])),
-            task(2, items(["shape"], ["shape", "round"], control="label")),
-            task(3, items("plain", control="label")),
+            task(2, item(["shape"], ["shape", "round"])),
+            task(3, item("plain")),
             task(4, item(["colour"])),
         ]
         pool = from_export(export(tasks), config)
@@ -343,7 +324,7 @@ class TestExports:
             each["annotations"][0]["result"][0]["value"]["x"] = 3
         with pytest.raises(LabelError, match="2 choice made for a region or one of several images"):
             from_export(export(tasks), CONFIG)
-        with pytest.raises(LabelError, match="got those of none, and 2 that are for regions"):
+        with pytest.raises(LabelError, match="got those of none; what was chosen for regions is not learnt from"):
             from_export(export(tasks))
 
     def test_an_export_of_label_studio_before_1_0_is_read(self, export):
@@ -366,7 +347,7 @@ class TestExports:
             (3, "cat"),
             (9, "dog"),
         ]
-        assert pool.left_out == {annotations.SKIPPED: 1}
+        assert pool.left_out == {annotations.SKIPPED: [2]}
 
     @pytest.mark.parametrize(
         ("text", "name"),
@@ -377,22 +358,26 @@ class TestExports:
             ('{"images": [], "annotations": [], "categories": []}', "COCO"),
             ("PK\x03\x04", "YOLO"),
             ('[{"id": 1,\n"data": {}, ', "broken JSON"),
+            ("{}", "no list of tasks"),
+            ("[]", "no list of tasks"),
         ],
-        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off"],
+        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off", "object", "empty"],
     )
     def test_another_type_of_export_is_refused_by_its_name(self, export, text, name):
-        """Whoever chose it in the dialog knows it by that."""
-        with pytest.raises(LabelError, match=name):
+        """Whoever chose it in the dialog knows it by that; the message names the type to choose."""
+        with pytest.raises(
+            LabelError, match=f"export of type JSON.*{name}.*choose JSON in the project's Export dialog"
+        ):
             from_export(export(text), CONFIG)
 
-    def test_the_control_that_was_used_most_is_chosen(self, export):
-        """With several controls and no name, the annotations show which one is meant."""
-        tasks = [task(1, item("yes", "sharp")), task(2, item("no", "sharp")), task(3, item("cat"))]
-        assert from_export(export(tasks), CONFIG).labels == ("yes", "no")
+    def test_the_control_that_was_answered_most_often_is_chosen(self, export):
+        """With several controls and no name; one with more choices an answer is not the one used most."""
+        both = [task(number, item("cat", "dog"), item("yes", control="sharp")) for number in (1, 2)]
+        assert from_export(export([*both, task(3, item("no", control="sharp"))]), SEVERAL).control == "sharp"
 
     def test_the_named_control_is_chosen(self, export):
         """--control decides."""
-        tasks = [task(1, item("cat"), item("yes", "sharp")), task(2, item("dog"), item("no", "sharp"))]
+        tasks = [task(1, item("cat"), item("yes", control="sharp")), task(2, item("dog"), item("no", control="sharp"))]
         assert from_export(export(tasks), CONFIG, "sharp").labels == ("yes", "no")
         with pytest.raises(ConfigError, match="named blurred, the labelling config has label, sharp"):
             from_export(export(tasks), CONFIG, "blurred")
@@ -409,7 +394,7 @@ class TestExports:
 
     def test_without_a_config_doubts_are_asked_about(self, export):
         """Neither a control nor an image is picked at random."""
-        two_controls = [task(1, item("cat"), item("yes", "sharp")), task(2, item("dog"))]
+        two_controls = [task(1, item("cat"), item("yes", control="sharp")), task(2, item("dog"))]
         with pytest.raises(LabelError, match="label, sharp; name one with --control"):
             from_export(export(two_controls))
         assert from_export(export(two_controls), control="label").labels == ("cat", "dog")
@@ -419,26 +404,9 @@ class TestExports:
         with pytest.raises(LabelError, match="got other, photo; give the labelling config"):
             from_export(export(two_images))
 
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "image,label\na.png,cat\n",
-            "{}",
-            "[]",
-            json.dumps(
-                [{"photo": "/data/upload/1/1.png", "id": 1, "label": "cat", "annotator": 1, "annotation_id": 1}]
-            ),
-        ],
-        ids=["csv", "object", "empty", "json-min"],
-    )
-    def test_other_types_of_export_are_refused(self, export, text):
-        """The message names the type to choose."""
-        with pytest.raises(LabelError, match=r"export of type JSON.*choose JSON in the project's Export dialog"):
-            from_export(export(text), CONFIG)
-
     def test_a_control_that_allows_several_labels_makes_a_pool_of_several(self, export):
         """Indices rise in the config's order, whatever the order of the clicks; other pools are of one label."""
-        tasks = [task(1, items("cat", "dog")), task(2, items("bird")), task(3, items("bird", "bird"))]
+        tasks = [task(1, item("cat", "dog")), task(2, item("bird")), task(3, item("bird", "bird"))]
         pool = from_export(export(tasks), SEVERAL)
         assert pool.multiple
         assert [image.labels for image in pool.images] == [(0, 1), (2,), (2,)]
@@ -446,48 +414,47 @@ class TestExports:
 
     def test_tasks_without_a_choice_are_left_out_and_said(self, export, caplog):
         """With what to do where no label holds; done, that is an image without a label."""
-        tasks = [task(1, items("cat")), task(2, items("dog")), task(3, item("yes", "sharp")), task(4, items("dog"))]
+        tasks = [
+            task(1, item("cat")),
+            task(2, item("dog")),
+            task(3, item("yes", control="sharp")),
+            task(4, item("dog")),
+        ]
         tasks[3]["annotations"][0]["result"] = []
-        pool = from_export(export(tasks), SEVERAL, "seen")
-        assert pool.left_out == {annotations.NO_CHOICE: 1, annotations.EMPTY: 1}
+        pool = from_export(export(tasks), SEVERAL, "label")
+        assert pool.left_out == {annotations.NO_CHOICE: [3], annotations.EMPTY: [4]}
         assert "2 tasks without a choice are left out; if no label holds, mark them as ground truth" in caplog.text
         for each in tasks:
             each["annotations"][0]["ground_truth"] = True
-        pool = from_export(export(tasks), SEVERAL, "seen")
+        pool = from_export(export(tasks), SEVERAL, "label")
         assert [image.labels for image in pool.images] == [(1,), (0,), (), ()]
         assert pool.left_out == {}
 
-    def test_the_control_with_more_choices_a_task_is_not_the_one_used_most(self, export):
-        """What counts is how often a control was answered."""
-        both = [task(number, items("cat", "dog"), item("yes", "sharp")) for number in (1, 2)]
-        pool = from_export(export([*both, task(3, item("no", "sharp"))]), SEVERAL)
-        assert pool.control == "sharp"
-
     def test_without_a_config_two_choices_at_once_show_that_several_may_hold(self, export):
         """Label Studio lets nobody make two where one is asked for."""
-        tasks = [task(1, items("cat", "dog")), task(2, items("dog"))]
+        tasks = [task(1, item("cat", "dog")), task(2, item("dog"))]
         pool = from_export(export(tasks))
         assert pool.multiple
         assert [image.labels for image in pool.images] == [(0, 1), (1,)]
-        assert not from_export(export([task(1, items("cat")), task(2, items("dog"))])).multiple
+        assert not from_export(export([task(1, item("cat")), task(2, item("dog"))])).multiple
 
     def test_images_that_all_have_the_same_labels_are_refused(self, export):
         """There is nothing to tell apart, however many labels they have."""
-        same = [task(number, items("cat", "dog")) for number in (1, 2)]
+        same = [task(number, item("cat", "dog")) for number in (1, 2)]
         with pytest.raises(LabelError, match=r"images that differ in a label, got 2 of 2 \(dog, cat\)"):
             from_export(export(same), SEVERAL)
 
     def test_choices_that_come_go_and_change_their_names_between_rounds(self, export):
         """Labels follow the config of the day; tasks with one that is gone are counted, none is taken for another."""
-        tasks = [task(1, items("cat", "dog")), task(2, items("bird")), task(3, items("dog"))]
+        tasks = [task(1, item("cat", "dog")), task(2, item("bird")), task(3, item("dog"))]
         before = from_export(export(tasks), SEVERAL)
         renamed = SEVERAL.replace('value="bird"', 'value="Bird"').replace('<Choice value="dog"/>', "")
         renamed = renamed.replace("</Choices>", '<Choice value="fox"/></Choices>', 1)
-        tasks += [task(4, items("fox")), task(5, items("Bird", "fox")), task(6, items(" cat"))]
+        tasks += [task(4, item("fox")), task(5, item("Bird", "fox")), task(6, item(" cat"))]
         after = from_export(export(tasks), renamed)
         assert (before.labels, after.labels) == (("dog", "cat", "bird"), ("cat", "Bird", "fox"))
         assert [(image.task_id, image.labels) for image in after.images] == [(4, (2,)), (5, (1, 2))]
-        assert after.left_out == {annotations.OUTDATED: 4}
+        assert after.left_out == {annotations.OUTDATED: [1, 2, 3, 6]}
         assert after.lost_labels == {"dog": [1, 3], "bird": [2], " cat": [6]}
         assert labels.describe_left_out(after) == [
             "4 label no longer in the labelling config: "
@@ -501,31 +468,18 @@ class TestExports:
         """Combining marks, other directions, emoji, quotes, markup, line breaks: what is stored is what is compared."""
         choices = "".join(f"<Choice value={quoteattr(name, _AS_REFERENCES)}/>" for name in names)
         config = (
-            f'<View><Image name="image" value="$photo"/><Choices name="seen" toName="image" choice="{allowed}">'
+            f'<View><Image name="image" value="$photo"/><Choices name="label" toName="image" choice="{allowed}">'
             f"{choices}</Choices></View>"
         )
-        pool = from_export(export([task(number, items(name)) for number, name in enumerate(names)]), config)
+        pool = from_export(export([task(number, item(name)) for number, name in enumerate(names)]), config)
         assert pool.labels == tuple(names)
         assert [image.labels for image in pool.images] == [(number,) for number in range(len(names))]
         assert pool.left_out == {}
 
-    def test_a_thousand_classes_keep_their_order(self, export):
-        """Config, pool and indices."""
-        names = [f"class {number}" for number in range(1000)]
-        choices = "".join(f'<Choice value="{name}"/>' for name in names)
-        config = (
-            f'<View><Image name="i" value="$photo"/><Choices name="seen" toName="i" choice="multiple">{choices}'
-            "</Choices></View>"
-        )
-        tasks = [task(number, items(name, names[0])) for number, name in enumerate(names)]
-        pool = from_export(export(tasks), config)
-        assert pool.labels == tuple(names)
-        assert [image.labels for image in pool.images[1:]] == [(0, number) for number in range(1, 1000)]
-
     def test_half_a_character_in_a_name_is_refused_before_training(self, export):
         """JSON can hold one, no file in UTF-8 can."""
         with pytest.raises(LabelError, match=r"labels in UTF-8, got 'c\\udc61t'"):
-            from_export(export([task(1, items("dog")), task(2, items("c\udc61t"))]))
+            from_export(export([task(1, item("dog")), task(2, item("c\udc61t"))]))
 
     def test_a_missing_file_is_said(self, tmp_path):
         """An error of the caller, not a traceback."""

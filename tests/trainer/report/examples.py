@@ -9,7 +9,7 @@ from contract.versions.manifest import DropoutSite, InputSpec, Manifest
 from contract.versions.results import TrainingRecord
 from trainer.evaluation.holdout import HeldOut, as_decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import measure
-from trainer.labels.dataset import Pixels, split
+from trainer.labels.dataset import Pixels, Unreadable, split
 from trainer.report.calibration import fit_temperature
 from trainer.report.evidence import Evidence
 
@@ -40,7 +40,7 @@ def make_evidence(labels=("cat", "dog", "horse"), *, images=90, multiple=False, 
         groups=np.arange(images),
         task_ids=np.full(images, -1),
         references=tuple(f"/data/all/{number % classes}/{number:03}.png" for number in range(images)),
-        unreadable=(("broken.png", "cut short"),),
+        unreadable=(Unreadable("broken.png", "cut short"),),
     )
     interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets[validation], classes))
     manifest = Manifest(

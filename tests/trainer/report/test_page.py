@@ -9,6 +9,7 @@ import pytest
 
 from contract.versions.results import Advice, Compared, Comparison
 from tests.trainer.report.examples import make_evidence
+from trainer.labels.dataset import Unreadable
 from trainer.report.calibration import error_by_chance
 from trainer.report.page import write_report
 
@@ -92,7 +93,7 @@ def test_labels_and_messages_are_text_whatever_is_in_them(tmp_path, multiple):
         lost_labels={"<i>gone</i>": 3},
         advice=Advice("<u>go on</u>"),
     )
-    pixels = replace(evidence.pixels, unreadable=(("<img src=x>", "<b>no</b>"),))
+    pixels = replace(evidence.pixels, unreadable=(Unreadable("<img src=x>", "<b>no</b>"),))
     page = write(replace(evidence, manifest=replace(evidence.manifest, training=training), pixels=pixels), tmp_path)
     for text in (*HOSTILE, "<i>odd</i>", "<i>gone</i>", "<u>go on</u>", "<img src=x>: <b>no</b>"):
         assert text in page.text
