@@ -40,7 +40,7 @@ TIED: Final = "annotators disagree evenly"
 
 def find_answers(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:
     """What each annotation that counts chose for the whole image, where it chose something, by control."""
-    found = []
+    found = list[Mapping[str, frozenset[str]]]()
     for annotation in (each for task in tasks for each in _annotations(task) if _says_something(each, False)):
         whole, _ = _split(annotation)
         controls = {str(item.get("from_name")) for item in whole}
