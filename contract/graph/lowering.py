@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, shape_inference
 
 from contract.errors import DigestError, DropoutDead, LoweringError
-from contract.graph.dropouts import constants, dimensions, drop_probability, dropout_nodes, is_active, restore
+from contract.graph.dropouts import constants, drop_probability, dropout_nodes, is_active
 from contract.graph.masks import mask_name
 from contract.graph.nodes import PREFIX, GraphBuilder, describe, describe_outputs, prune
 from contract.versions.inspection import inspect_graph
@@ -112,9 +112,8 @@ def lower(model: ModelProto, *, multiple: bool = False) -> Lowered:
     """
     try:
         inlined = inliner.inline_local_functions(model) if model.functions else model
-        restored = restore(inlined)
-        _check_form(restored)
-        return _Lowering(shape_inference.infer_shapes(restored), multiple).run()
+        _check_form(inlined)
+        return _Lowering(shape_inference.infer_shapes(inlined), multiple).run()
     except _FAULTS as err:
         raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err
 
@@ -134,7 +133,7 @@ class _Lowering:
         self.ir_version = model.ir_version
         self.constants = constants(model)
         infos = [*model.graph.input, *model.graph.value_info, *model.graph.output]
-        self.shapes = {info.name: dimensions(info) for info in infos}
+        self.shapes = {info.name: _dimensions(info) for info in infos}
         self.types = {info.name: info.type.tensor_type.elem_type for info in infos}
         self.producers = {name: node for node in model.graph.node for name in node.output}
         self.data = {model.graph.input[0].name}
@@ -287,7 +286,7 @@ class _Lowering:
         for name, part in zip(self.frontier, names, strict=True):
             parts.add("Reshape", [part, parts.integers(-1, *self._features_of(name))], name)
         self.head.nodes[:0] = parts.nodes
-        batch, classes = self.shapes[self.graph.input[0].name][0], dimensions(self.graph.output[0])[-1]
+        batch, classes = self.shapes[self.graph.input[0].name][0], _dimensions(self.graph.output[0])[-1]
         masks = [describe(mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)]
         inputs = [describe(FEATURES, [batch, sum(self._lengths())]), *masks]
         return self._assemble(self.head, inputs, describe_outputs(batch, classes))
@@ -308,6 +307,13 @@ class _Lowering:
         return self.head.add("Shape", [mask_name(0)], start=0, end=1)  # (1,): T
 
 
+def _dimensions(info: ValueInfoProto) -> tuple[int | str, ...]:
+    """Return a tensor's shape: whole numbers, names of symbolic axes, or "" where nothing is known."""
+    return tuple(
+        axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in info.type.tensor_type.shape.dim
+    )
+
+
 def _check_form(model: ModelProto) -> None:
     graph = model.graph
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
@@ -318,9 +324,9 @@ def _check_form(model: ModelProto) -> None:
             f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs; it must take images and return "
             "logits only"
         )
-    if not (shape := dimensions(graph.input[0])) or not isinstance(shape[0], str):
+    if not (shape := _dimensions(graph.input[0])) or not isinstance(shape[0], str):
         raise LoweringError(f"the graph takes images of shape {shape}; export it with a dynamic batch axis")
-    if len(shape := dimensions(graph.output[0])) != 2:
+    if len(shape := _dimensions(graph.output[0])) != 2:
         raise LoweringError(f"the graph returns a tensor of shape {shape}; logits of shape (N, C) are expected")
     _check_nodes(model)
 
@@ -329,8 +335,8 @@ def _check_nodes(model: ModelProto) -> None:
     nodes = model.graph.node
     if random := sorted({node.op_type for node in nodes} & _RANDOM_OPS):
         raise LoweringError(
-            f"the graph draws random numbers in {', '.join(random)}; only dropout as torch.nn.Dropout has it can be "
-            "given masks: use that in place of noise, or of dropout of another kind"
+            f"the graph draws random numbers in {', '.join(random)}; only Dropout nodes can be given masks: use "
+            "torch.nn.Dropout, with inplace=False, for noise, Dropout2d and other kinds"
         )
     if nested := sorted({node.op_type for node in nodes for a in node.attribute if a.HasField("g")}):
         raise LoweringError(

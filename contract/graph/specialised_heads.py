@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from contract.graph.dropouts import dropout_nodes, restore
+from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import FEATURES, Lowered
 from contract.graph.masks import Masks, mask_name
 from contract.graph.nodes import GraphBuilder
@@ -54,16 +54,6 @@ class _Linear:
     """What is applied to its outputs."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """What is left of a linear layer in one pass."""
-
-    weight: Weights
-    """(units on behind, units on before), scaled by 1 / (1 - p)."""
-    bias: Weights
-    """(units on behind,)."""
-
-
 def specialise(
     literal: ModelProto, lowered: Lowered, folder: Path, masks: Masks, *, most_bytes: int
 ) -> SpecialisedHeads | None:
@@ -73,7 +63,7 @@ def specialise(
     Dropout, and so on up to a last linear layer, as in a VGG. `literal` is the graph that `lowered` was made from,
     `folder` where its weights are. The weights of all passes together take at most `most_bytes`.
     """
-    layers = _parse(restore(literal))
+    layers = _parse(literal)
     if layers is None or len(lowered.sites) != len(layers) or any(len(site.features) > 1 for site in lowered.sites):
         return None
     dense = {tensor.name: tensor for tensor in literal.graph.initializer}
@@ -81,7 +71,7 @@ def specialise(
         return None
     full = [_read_layer(layer.node, dense, folder) for layer in layers]
     kept = [_specialise_layer(layer, *weights, masks) for layer, weights in zip(layers, full, strict=True)]
-    return _Writer(lowered, layers, kept, masks).write()
+    return _write(lowered, layers, kept, masks)
 
 
 def _parse(literal: ModelProto) -> list[_Linear] | None:
@@ -163,14 +153,17 @@ def _read_layer(node: NodeProto, dense: Mapping[str, TensorProto], folder: Path)
     return weight, np.broadcast_to(bias.reshape(-1), len(weight))
 
 
-def _specialise_layer(layer: _Linear, weight: Weights, bias: Weights, masks: Masks) -> list[_Kept]:
-    """Return what is left of a layer in each pass."""
+def _specialise_layer(layer: _Linear, weight: Weights, bias: Weights, masks: Masks) -> list[tuple[Weights, Weights]]:
+    """Return what is left of a layer in each pass, of the units that are on.
+
+    Weight (units behind, units before), scaled by 1 / (1 - p), and bias (units behind,).
+    """
     before = masks[mask_name(layer.before)]  # (T, inputs)
     every = np.arange(len(weight))
 
-    def keep(index: int) -> _Kept:
+    def keep(index: int) -> tuple[Weights, Weights]:
         rows = every if layer.behind is None else np.flatnonzero(masks[mask_name(layer.behind)][index])
-        return _Kept(_take(weight, rows, before[index]), bias.take(rows))
+        return _take(weight, rows, before[index]), bias.take(rows)
 
     with ThreadPoolExecutor() as pool:  # numpy copies without holding the interpreter
         return list(pool.map(keep, range(len(before))))
@@ -187,51 +180,30 @@ def _take(weight: Weights, rows: npt.NDArray[np.int64], scale: Weights) -> Weigh
     return taken
 
 
-class _Writer:
-    """Writes the graph of all passes."""
-
-    def __init__(
-        self, lowered: Lowered, layers: Sequence[_Linear], kept: Sequence[Sequence[_Kept]], masks: Masks
-    ) -> None:
-        self.lowered = lowered
-        self.layers = layers
-        self.kept = kept
-        self.first = masks[mask_name(layers[0].before)]
-        self.graph = GraphBuilder()
-        self.weights: dict[str, Weights] = {}
-
-    def write(self) -> SpecialisedHeads:
-        one = self.graph.integers(1)
-        logits = [self.graph.add("Unsqueeze", [self._pass(t), one]) for t in range(len(self.first))]  # (N, 1, C)
-        self.graph.reduce(self.graph.concat(logits, axis=1), multiple=self.lowered.multiple)  # (N, T, C)
-        head = self.lowered.head
-        features = next(info for info in head.graph.input if info.name == FEATURES)
-        outputs = list(head.graph.output)
-        external = [_declare(name, weight) for name, weight in self.weights.items()]
-        graph = helper.make_graph(
-            self.graph.nodes, head.graph.name, [features], outputs, [*self.graph.constants, *external]
-        )
-        return SpecialisedHeads(
-            helper.make_model(graph, opset_imports=head.opset_import, ir_version=head.ir_version), self.weights
-        )
-
-    def _pass(self, index: int) -> str:
-        """Write one pass, and return its logits (N, C)."""
-        on = self.graph.constant(np.flatnonzero(self.first[index]))
-        tip = self.graph.add("Gather", [FEATURES, on], axis=1)
-        for number, layer in enumerate(self.layers):
-            kept = self.kept[number][index]
-            weight = self._hold(f"weight_{number}_{index}", kept.weight)
-            bias = self.graph.constant(kept.bias)
-            tip = self.graph.add("Gemm", [tip, weight, bias], transB=1)
+def _write(
+    lowered: Lowered, layers: Sequence[_Linear], kept: Sequence[Sequence[tuple[Weights, Weights]]], masks: Masks
+) -> SpecialisedHeads:
+    """Write the graph of all passes."""
+    graph, weights, logits = GraphBuilder(), dict[str, Weights](), []
+    one = graph.integers(1)
+    for index, first in enumerate(masks[mask_name(layers[0].before)]):
+        tip = graph.add("Gather", [FEATURES, graph.constant(np.flatnonzero(first))], axis=1)
+        for number, layer in enumerate(layers):
+            name, (weight, bias) = f"weight_{number}_{index}", kept[number][index]
+            weights[name] = weight
+            tip = graph.add("Gemm", [tip, name, graph.constant(bias)], transB=1)
             for activation in layer.activations:
                 attributes = {a.name: helper.get_attribute_value(a) for a in activation.attribute}
-                tip = self.graph.add(activation.op_type, [tip], **attributes)
-        return tip
-
-    def _hold(self, name: str, value: Weights) -> str:
-        self.weights[name] = value
-        return name
+                tip = graph.add(activation.op_type, [tip], **attributes)
+        logits.append(graph.add("Unsqueeze", [tip, one]))  # (N, 1, C)
+    graph.reduce(graph.concat(logits, axis=1), multiple=lowered.multiple)  # (N, T, C)
+    head = lowered.head
+    features = [info for info in head.graph.input if info.name == FEATURES]
+    known = [*graph.constants, *(_declare(name, weight) for name, weight in weights.items())]
+    written = helper.make_graph(graph.nodes, head.graph.name, features, head.graph.output, known)
+    return SpecialisedHeads(
+        helper.make_model(written, opset_imports=head.opset_import, ir_version=head.ir_version), weights
+    )
 
 
 def _declare(name: str, value: Weights) -> TensorProto:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from contract.errors import TrainingError
 from contract.graph.lowering import Lowered, load_graph, lower
 from contract.versions.version import MODEL_FILE, PORTABLE_FILE, WEIGHTS_FILE
+from trainer.model.bayes import ActiveDropout
 from trainer.model.network import Network, dropout_probabilities
 from trainer.model.portable import make_portable
 
@@ -46,6 +47,9 @@ def export_module(module: nn.Module, folder: Path, *, sample: Tensor, input_name
 
     It must be on the CPU and in evaluation mode.
     """
+    for child in module.modules():
+        if isinstance(child, ActiveDropout):
+            child.inplace = False  # in place, it would be exported as random numbers and a product
     program = torch.onnx.export(
         module,
         (sample,),

@@ -8,7 +8,7 @@ onnx and numpy; no engine.
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
 
-from contract.graph.dropouts import constants, drop_probability, is_active, restore
+from contract.graph.dropouts import constants, drop_probability, is_active
 from contract.graph.nodes import GraphBuilder, prune
 
 _MOST_SEED = 1 << 20
@@ -19,7 +19,7 @@ def make_portable(literal: ModelProto) -> ModelProto:
 
     `literal` may be loaded without its weights; it is not changed.
     """
-    portable = restore(inliner.inline_local_functions(literal) if literal.functions else literal)
+    portable = inliner.inline_local_functions(literal) if literal.functions else literal
     known = constants(portable)
     builder, sites = GraphBuilder(), 0
     for node in portable.graph.node:

@@ -76,6 +76,7 @@ def vgg(architecture):
     return network
 
 
+@pytest.mark.parametrize("multiple", [False, True], ids=["one label", "several labels"])
 @pytest.mark.parametrize(
     ("build", "size", "sites"),
     [
@@ -84,44 +85,34 @@ def vgg(architecture):
         pytest.param(EarlySkip, 8, 1, id="dropout-early-with-skip-connection"),
         pytest.param(TwoPaths, 8, 1, id="connection-past-the-dropout"),
         pytest.param(LastOnly, 8, 1, id="dropout-in-last-layer-only"),
+        pytest.param(build_small, 8, 2, id="small"),
     ],
 )
-def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, size, sites):
-    """T passes at once give the probabilities of T passes one by one, to 1e-4."""
+def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, size, sites, multiple):
+    """T passes at once give the probabilities of T passes one by one, to 1e-4; BALD and entropy are torch's of them."""
     torch.manual_seed(0)
     network = build()
     images = torch.rand(3, 3, size, size).numpy()
-    lowered = lower(export(network, torch.rand(2, 3, size, size)))
+    lowered = lower(export(network, torch.rand(2, 3, size, size)), multiple=multiple)
     assert len(lowered.sites) == sites
     masks = draw_masks(VERSION, lowered.sites, 5)
 
     outputs = Engine(lowered)(images, masks)
 
-    expected = masked_passes(network, images, masks)
+    expected = masked_passes(network, images, masks, multiple=multiple)
     assert np.ptp(expected, axis=1).max() > 0.01  # the passes do differ, or equality would say little
     np.testing.assert_allclose(outputs.pass_probabilities, expected, atol=1e-4)
     np.testing.assert_allclose(outputs.mean_probabilities, expected.mean(axis=1), atol=1e-4)
+    passes = torch.from_numpy(expected).double()
+    total, known = entropy(passes.mean(dim=1), multiple), entropy(passes, multiple).mean(dim=1)
+    np.testing.assert_allclose(outputs.entropy, total, atol=1e-4)
+    np.testing.assert_allclose(outputs.bald, total - known, atol=1e-4)
 
 
-def inputs_of_dropouts(network, images):
-    """Return what each Dropout of a network gets in evaluation, flattened."""
-    caught = []
-    for module in network.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].flatten(1).numpy()))
-    with torch.no_grad():
-        network.eval()(torch.from_numpy(images))
-    return caught
-
-
-@pytest.mark.parametrize("build", [build_small, EarlySkip, LastOnly])
-def test_features_are_what_the_first_dropout_gets(build):
-    """The trunk computes, once an image, what torch computes up to its first Dropout, and nothing beside."""
-    torch.manual_seed(0)
-    network = build()
-    images = torch.rand(4, 3, 8, 8).numpy()
-    engine = Engine(lower(export(network, torch.rand(2, 3, 8, 8))))
-    np.testing.assert_allclose(engine.trunk(images), inputs_of_dropouts(network, images)[0], atol=1e-5)
+def entropy(probabilities, multiple):
+    if multiple:
+        return torch.distributions.Bernoulli(probabilities).entropy().sum(dim=-1)
+    return torch.distributions.Categorical(probabilities).entropy()
 
 
 def test_features_hold_all_that_the_head_needs_of_an_image():
@@ -137,8 +128,13 @@ def test_features_hold_all_that_the_head_needs_of_an_image():
 
 
 def test_each_part_takes_and_gives_what_is_documented(small_graph):
-    """Images to features, float32 (N, F); features and masks (T, ...) to the outputs."""
+    """Images to features, float32 (N, F); features and masks to the outputs; the literal graph is not changed."""
+    before = small_graph.SerializeToString(deterministic=True)
     lowered = lower(small_graph)
+    assert small_graph.SerializeToString(deterministic=True) == before
+    trunk, head = ([node.op_type for node in part.graph.node] for part in (lowered.trunk, lowered.head))
+    assert "Dropout" not in trunk + head
+    assert (trunk.count("Conv"), head.count("Conv")) == (1, 0)
     assert [info.name for info in lowered.trunk.graph.input] == ["images"]
     assert [(info.name, shape_of(info)) for info in lowered.trunk.graph.output] == [("features", ["N", 216])]
     assert [(info.name, shape_of(info)) for info in lowered.head.graph.input] == [
@@ -155,47 +151,13 @@ def shape_of(info):
     return [axis.dim_param or axis.dim_value for axis in info.type.tensor_type.shape.dim]
 
 
-def test_graph_computes_the_bald_that_baal_computes(small, small_graph):
+def test_graph_computes_the_bald_that_baal_computes(small_graph):
     """The reduction in the graph is baal's formula on the same passes."""
     lowered = lower(small_graph)
     images = np.random.default_rng(0).random((9, 3, 8, 8), dtype=np.float32)
     outputs = Engine(lowered)(images, draw_masks(VERSION, lowered.sites, 20))
     logits = np.log(outputs.pass_probabilities).transpose(0, 2, 1)  # (N, C, T), as baal takes them
-
     np.testing.assert_allclose(outputs.bald, BALD().get_uncertainties(logits), atol=1e-5)
-    mean = outputs.mean_probabilities
-    np.testing.assert_allclose(outputs.entropy, -(mean * np.log(mean)).sum(axis=1), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("build", "size"),
-    [
-        pytest.param(lambda: vgg("vgg16"), 64, id="vgg16", marks=pytest.mark.slow),
-        pytest.param(EarlySkip, 8, id="dropout-early-with-skip-connection"),
-        pytest.param(LastOnly, 8, id="dropout-in-last-layer-only"),
-        pytest.param(build_small, 8, id="small"),
-    ],
-)
-def test_lowered_graph_of_several_labels_equals_a_plain_loop_of_torch_passes(build, size):
-    """Sigmoids of each pass to 1e-4, and BALD and entropy those of torch's Bernoulli distributions."""
-    torch.manual_seed(0)
-    network = build()
-    images = torch.rand(3, 3, size, size).numpy()
-    lowered = lower(export(network, torch.rand(2, 3, size, size)), multiple=True)
-    masks = draw_masks(VERSION, lowered.sites, 5)
-
-    outputs = Engine(lowered)(images, masks)
-
-    expected = masked_passes(network, images, masks, multiple=True)
-    assert np.ptp(expected, axis=1).max() > 0.01
-    assert np.abs(expected.sum(axis=2) - 1).max() > 0.1  # no distribution over the labels
-    np.testing.assert_allclose(outputs.pass_probabilities, expected, atol=1e-4)
-    np.testing.assert_allclose(outputs.mean_probabilities, expected.mean(axis=1), atol=1e-4)
-    passes = torch.from_numpy(expected).double()
-    total = torch.distributions.Bernoulli(passes.mean(dim=1)).entropy().sum(dim=1)
-    known = torch.distributions.Bernoulli(passes).entropy().sum(dim=2).mean(dim=1)
-    np.testing.assert_allclose(outputs.entropy, total, atol=1e-4)
-    np.testing.assert_allclose(outputs.bald, total - known, atol=1e-4)
 
 
 @given(
@@ -302,22 +264,6 @@ def test_shapes_of_the_batch_are_measured_again_in_rows(measure):
     ]
 
 
-def test_no_randomness_and_one_trunk_are_left_after_lowering(small_graph):
-    """Neither part holds a Dropout; the trunk holds each convolution once, the head none."""
-    lowered = lower(small_graph)
-    trunk, head = ([node.op_type for node in part.graph.node] for part in (lowered.trunk, lowered.head))
-    assert "Dropout" not in trunk + head
-    assert trunk.count("Conv") == 1
-    assert "Conv" not in head
-
-
-def test_lowering_leaves_its_argument_alone(small_graph):
-    """The literal graph is the artefact; lowering works on a copy."""
-    before = small_graph.SerializeToString(deterministic=True)
-    lower(small_graph)
-    assert small_graph.SerializeToString(deterministic=True) == before
-
-
 def test_score_depends_on_neither_batch_nor_order(small_graph):
     """Batches of 1, 7 and 32 and a shuffled order give the same BALD to 1e-6."""
     lowered = lower(small_graph)
@@ -331,24 +277,14 @@ def test_score_depends_on_neither_batch_nor_order(small_graph):
     np.testing.assert_allclose(engine(images[order], masks).bald, whole[order], atol=1e-6)
 
 
-def set_training_mode(graph, value):
-    changed = copy.deepcopy(graph)
-    for node in dropout_nodes(changed):
-        changed.graph.node.insert(
-            0, helper.make_node("Constant", [], [f"{node.output[0]}_mode"], value=value_bool(value))
-        )
-        node.input[2] = f"{node.output[0]}_mode"
-    return changed
-
-
-def value_bool(value):
-    return helper.make_tensor("value", TensorProto.BOOL, [], [value])
-
-
 def test_graph_without_active_dropout_is_refused(small_graph):
     """Dropout nodes that do not drop would make every BALD 0."""
+    graph = copy.deepcopy(small_graph)
+    for node in dropout_nodes(graph):
+        mode, node.input[2] = helper.make_tensor("value", TensorProto.BOOL, [], [False]), f"{node.output[0]}_mode"
+        graph.graph.node.insert(0, helper.make_node("Constant", [], [node.input[2]], value=mode))
     with pytest.raises(DropoutDead, match="none of the graph's 2 Dropout nodes is active"):
-        lower(set_training_mode(small_graph, False))
+        lower(graph)
 
 
 def test_file_that_is_no_graph_is_named(tmp_path):
@@ -358,67 +294,11 @@ def test_file_that_is_no_graph_is_named(tmp_path):
         load_graph(tmp_path / "model.onnx", weights_bytes=0)
 
 
-def test_graph_with_other_randomness_is_refused():
-    """Random numbers that no mask replaces would make scores irreproducible."""
-    graph = graph_of([helper.make_node("RandomUniformLike", ["images"], ["logits"])], {}, classes=4)
-    with pytest.raises(LoweringError, match="RandomUniformLike"):
-        lower(graph)
-
-
-class InPlace(torch.nn.Module):
-    """Dropout on maps and on features, in place or not, as convolutional networks have it."""
-
-    def __init__(self, *, inplace):
-        super().__init__()
-        self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 6, 3),
-            torch.nn.Dropout(0.3, inplace=inplace),
-            torch.nn.ReLU(),
-            torch.nn.AdaptiveAvgPool2d(2),
-            torch.nn.Flatten(),
-            torch.nn.Dropout(0.5, inplace=inplace),
-            torch.nn.Linear(24, 16),
-            torch.nn.Hardswish(),
-            torch.nn.Dropout(0.1, inplace=inplace),
-            torch.nn.Linear(16, 3),
-        )
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-def test_dropout_in_place_is_dropout():
-    """The same sites, and under the same masks the same passes, as torch computes them and as without."""
-    torch.manual_seed(0)
-    network, other = InPlace(inplace=True), InPlace(inplace=False)
-    other.load_state_dict(network.state_dict())
-    images = np.random.default_rng(0).random((4, 3, 8, 8), dtype=np.float32)
-    lowered, expected = (lower(export(each, torch.from_numpy(images[:2]))) for each in (network, other))
-    assert [site.features for site in lowered.sites] == [site.features for site in expected.sites]
-    found = [site.probability for site in lowered.sites]
-    assert found == pytest.approx([0.3, 0.5, 0.1])
-    masks = draw_masks(VERSION, expected.sites, 5)
-    passes = Engine(lowered)(images, masks).pass_probabilities
-    np.testing.assert_allclose(passes, masked_passes(other, images, masks), atol=1e-5)
-    np.testing.assert_allclose(passes, Engine(expected)(images, masks).pass_probabilities, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v3_small"])
-def test_networks_that_drop_in_place_are_lowered(name):
-    """Those that torchvision has, though nobody has trained them here."""
-    network = torchvision.models.get_model(name, weights=None, num_classes=3)
-    (site,) = lower(export(network, torch.zeros(2, 3, 32, 32))).sites
-    assert site.probability == pytest.approx(0.2, rel=1e-6)
-
-
-@pytest.mark.parametrize("inplace", [False, True])
-def test_dropout_of_whole_channels_is_refused_by_its_name(inplace):
-    """Masks would have to be of channels."""
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 6, 3), torch.nn.Dropout2d(0.3, inplace=inplace), torch.nn.Flatten(), torch.nn.Linear(216, 3)
-    )
-    with pytest.raises(LoweringError, match=r"whole channels, as torch\.nn\.Dropout2d does.*use torch\.nn\.Dropout"):
+@pytest.mark.parametrize("layer", [torch.nn.Dropout(0.3, inplace=True), torch.nn.Dropout2d(0.3)], ids=repr)
+def test_randomness_that_no_mask_replaces_is_refused(layer):
+    """It would make scores irreproducible; masks are of values, not of channels."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), layer, torch.nn.Flatten(), torch.nn.Linear(216, 3))
+    with pytest.raises(LoweringError, match=r"RandomUniformLike.*use torch\.nn\.Dropout, with inplace=False"):
         lower(export(network, torch.zeros(2, 3, 8, 8)))
 
 
@@ -437,43 +317,43 @@ def test_dropout_that_an_export_has_lost_is_told_of(gone):
         lower(graph)
 
 
-def test_graph_with_fixed_batch_is_refused(small_graph):
-    """Fanning out needs a batch axis that can grow."""
+def fix_batch(model):
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def age(model):
+    model.opset_import[0].version = 17
+
+
+@pytest.mark.parametrize(("spoil", "message"), [(fix_batch, "dynamic batch axis"), (age, "opset 17, 18 or newer")])
+def test_graph_that_cannot_be_fanned_out_is_refused(small_graph, spoil, message):
+    """The batch axis must be able to grow, and reductions take their axes as inputs."""
     graph = copy.deepcopy(small_graph)
-    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
-    with pytest.raises(LoweringError, match="dynamic batch axis"):
+    spoil(graph)
+    with pytest.raises(LoweringError, match=message):
         lower(graph)
 
 
-def test_old_opset_is_refused(small_graph):
-    """The message says which opset is needed."""
-    graph = copy.deepcopy(small_graph)
-    graph.opset_import[0].version = 17
-    with pytest.raises(LoweringError, match="opset 17, 18 or newer"):
-        lower(graph)
+HALVES = [
+    helper.make_node("Cast", ["images"], ["half"], to=TensorProto.FLOAT16),
+    helper.make_node("Dropout", ["half", "ratio", "training"], ["dropped"]),
+    helper.make_node("Cast", ["dropped"], ["logits"], to=TensorProto.FLOAT),
+]
+WHOLE_PAST_THE_DROPOUT = [
+    helper.make_node("Cast", ["images"], ["whole"], to=TensorProto.INT32),
+    helper.make_node("Dropout", ["images", "ratio", "training"], ["dropped"]),
+    helper.make_node("Cast", ["dropped"], ["truncated"], to=TensorProto.INT32),
+    helper.make_node("Add", ["truncated", "whole"], ["sum"]),
+    helper.make_node("Cast", ["sum"], ["logits"], to=TensorProto.FLOAT),
+]
 
 
-def test_dropout_of_other_than_float32_is_refused():
+@pytest.mark.parametrize(
+    ("nodes", "tensor"), [(HALVES, "'half' is FLOAT16"), (WHOLE_PAST_THE_DROPOUT, "'whole' is INT32")]
+)
+def test_features_of_other_than_float32_are_refused(nodes, tensor):
     """Features are kept and handed over in float32; another type would be rounded without a word."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["half"], to=TensorProto.FLOAT16),
-        helper.make_node("Dropout", ["half", "ratio", "training"], ["dropped"]),
-        helper.make_node("Cast", ["dropped"], ["logits"], to=TensorProto.FLOAT),
-    ]
-    with pytest.raises(LoweringError, match=r"'half' is FLOAT16; what Dropout drops must be float32"):
-        lower(graph_of(nodes, DROPPING, classes=4))
-
-
-def test_connection_of_other_than_float32_is_refused():
-    """What goes past the Dropout is handed over too, and as little may be rounded."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["whole"], to=TensorProto.INT32),
-        helper.make_node("Dropout", ["images", "ratio", "training"], ["dropped"]),
-        helper.make_node("Cast", ["dropped"], ["truncated"], to=TensorProto.INT32),
-        helper.make_node("Add", ["truncated", "whole"], ["sum"]),
-        helper.make_node("Cast", ["sum"], ["logits"], to=TensorProto.FLOAT),
-    ]
-    with pytest.raises(LoweringError, match=r"'whole' is INT32"):
+    with pytest.raises(LoweringError, match=f"{tensor}; what Dropout drops must be float32"):
         lower(graph_of(nodes, DROPPING, classes=4))
 
 

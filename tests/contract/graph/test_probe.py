@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,20 +59,6 @@ def engine(small_graph):
     return Engine(lower(small_graph))
 
 
-def validate_with(engine, probe, described, *, trunk=None, head=None, reduced=False):
-    """Validate an engine of which trunk or head may be another."""
-    return validate(probe, described, trunk=trunk or engine.trunk, head=head or engine.head, reduced=reduced)
-
-
-def test_honest_version_is_valid(probe, described, engine):
-    """The lowered graph agrees with torch, and the validation carries its mean BALD and largest difference."""
-    validation = validate_with(engine, probe, described)
-    assert 0 < validation.largest_difference < 1e-4
-    expected = engine(probe.images, draw_masks(VERSION, described.dropout_sites, 20)).bald.mean()
-    assert validation.mean_bald == pytest.approx(expected)
-    assert validation.mean_bald > 0.01
-
-
 @pytest.fixture(scope="module")
 def several(small, small_graph, described):
     """The small network as one of several labels: manifest, probe and engine."""
@@ -79,31 +66,43 @@ def several(small, small_graph, described):
     return manifest, compute_probe(small, manifest, count=24), Engine(lower(small_graph, multiple=True))
 
 
-def test_honest_version_of_several_labels_is_valid(several):
-    """Its ranks are compared by the BALD of several labels, and agree."""
-    manifest, probe, engine = several
+@pytest.fixture(params=["one label", "several labels"])
+def honest(request, described, probe, engine, several):
+    """Manifest, probe and engine of a sound version."""
+    return (described, probe, engine) if request.param == "one label" else several
+
+
+def validate_with(engine, probe, described, *, trunk=None, head=None, reduced=False):
+    """Validate an engine of which trunk or head may be another."""
+    return validate(probe, described, trunk=trunk or engine.trunk, head=head or engine.head, reduced=reduced)
+
+
+def test_honest_version_is_valid(honest):
+    """The lowered graph agrees with torch, and the validation carries its mean BALD and how far it is from torch."""
+    manifest, probe, engine = honest
     validation = validate_with(engine, probe, manifest)
     assert 0 < validation.largest_difference < 1e-4
     assert validation.rank_correlation == pytest.approx(1)
-    of_one = bald(probe.masked_probabilities)
-    assert rank_correlation(of_one, bald(probe.masked_probabilities, multiple=True)) < 0.99  # the two do differ here
-    expected = bald(probe.masked_probabilities, multiple=True).mean()
+    expected = bald(probe.masked_probabilities, multiple=manifest.multiple).mean()
     assert validation.mean_bald == pytest.approx(expected, rel=1e-3)
+    assert validation.mean_bald > 0.01
+    if manifest.multiple:  # the two do differ here
+        ranks = (bald(probe.masked_probabilities, multiple=multiple) for multiple in (False, True))
+        assert rank_correlation(*ranks) < 0.99
 
 
 def test_a_graph_that_ends_in_the_other_activation_is_refused(several, described, probe, engine):
     """Softmax where the trainer had sigmoids, or the reverse, is not what was validated."""
     manifest, of_several, sigmoids = several
-    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        validate_with(engine, of_several, manifest)
-    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        validate_with(sigmoids, probe, described)
+    for found, wanted, of in ((engine, of_several, manifest), (sigmoids, probe, described)):
+        with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
+            validate_with(found, wanted, of)
 
 
 @pytest.mark.parametrize("site", [0, 1])
-def test_one_dead_dropout_of_two_is_refused_of_several_labels_too(several, site):
-    """As it is of one label."""
-    manifest, probe, engine = several
+def test_one_dead_dropout_of_two_is_refused(honest, site):
+    """The passes still differ and BALD looks plausible, as when an optimiser deletes one node of two."""
+    manifest, probe, engine = honest
 
     def half_dead(features, masks):
         return engine.head(features, masks | {f"mask_{site}": np.ones_like(masks[f"mask_{site}"])})
@@ -112,58 +111,58 @@ def test_one_dead_dropout_of_two_is_refused_of_several_labels_too(several, site)
         validate_with(engine, probe, manifest, head=half_dead)
 
 
-def test_a_dropout_of_several_labels_that_drops_too_little_is_refused(several, small):
+def test_reference_with_other_dropout_is_refused(honest, small):
     """If masks and graph share an error, such as a wrong probability, baal's free-running passes expose it."""
-    manifest, probe, engine = several
+    manifest, probe, engine = honest
     sites = tuple(DropoutSite(site.features, 0.05) for site in manifest.dropout_sites)
-    masked = masked_passes(small, probe.images, draw_masks(VERSION, sites, 20), multiple=True)
+    masked = masked_passes(small, probe.images, draw_masks(VERSION, sites, 20), multiple=manifest.multiple)
+    consistent = dataclasses.replace(probe, masked_probabilities=masked)
     with pytest.raises(DropoutDead, match="drops too little"):
-        validate_with(
-            engine,
-            dataclasses.replace(probe, masked_probabilities=masked),
-            dataclasses.replace(manifest, dropout_sites=sites),
-        )
+        validate_with(engine, consistent, dataclasses.replace(manifest, dropout_sites=sites))
 
 
-def test_dead_dropout_is_refused(probe, described, engine):
+def dead(head, features, masks):
     """An engine that drops nothing gives equal passes."""
-
-    def dead(features, masks):
-        return engine.head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
-
-    with pytest.raises(DropoutDead, match="all 20 passes are equal"):
-        validate_with(engine, probe, described, head=dead)
+    return head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
 
 
-@pytest.mark.parametrize("site", [0, 1])
-def test_one_dead_dropout_of_two_is_refused(probe, described, engine, site):
-    """The passes still differ and BALD looks plausible, as when an optimiser deletes one node of two."""
-
-    def half_dead(features, masks):
-        return engine.head(features, masks | {f"mask_{site}": np.ones_like(masks[f"mask_{site}"])})
-
-    with pytest.raises((DropoutDead, ProbeMismatch)):
-        validate_with(engine, probe, described, head=half_dead)
-
-
-def test_masks_on_the_wrong_passes_are_refused(probe, described, engine):
+def rolled(head, features, masks):
     """Masks that reach other rows keep mean and variance; the exact comparison notices."""
-
-    def rolled(features, masks):
-        return engine.head(features, {name: np.roll(mask, 1, axis=0) for name, mask in masks.items()})
-
-    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        validate_with(engine, probe, described, head=rolled)
+    return head(features, {name: np.roll(mask, 1, axis=0) for name, mask in masks.items()})
 
 
-def test_reference_with_other_dropout_is_refused(probe, described, engine, small):
-    """If masks and graph share an error, such as a wrong probability, baal's free-running passes expose it."""
-    sites = tuple(DropoutSite(site.features, 0.05) for site in described.dropout_sites)
-    wrong = dataclasses.replace(described, dropout_sites=sites)
-    masks = draw_masks(VERSION, sites, 20)
-    consistent = dataclasses.replace(probe, masked_probabilities=masked_passes(small, probe.images, masks))
-    with pytest.raises(DropoutDead, match="drops too little"):
-        validate_with(engine, consistent, wrong)
+def diverged(head, features, masks):
+    """A diverged model gives NaN, which no comparison would notice by itself."""
+    outputs = head(features, masks)
+    return dataclasses.replace(outputs, bald=np.full_like(outputs.bald, np.nan))
+
+
+def narrower(head, features, masks):
+    """Another number of classes is named as such."""
+    outputs = head(features, masks)
+    return PassOutputs(*(getattr(outputs, name)[..., :3] for name in PassOutputs.__slots__))
+
+
+def imprecise(head, features, masks):
+    """Only the trunk may be in reduced precision: a head off by as little as the trunk may be is refused."""
+    return head(features + (np.random.default_rng(0).normal(size=features.shape) * 0.02).astype(np.float32), masks)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (dead, DropoutDead, "all 20 passes are equal"),
+        (rolled, ProbeMismatch, "differs from torch's under the same masks"),
+        (diverged, ProbeMismatch, "not finite"),
+        (narrower, ProbeMismatch, r"\(6, 20, 3\) on the probe, the trainer's have \(6, 20, 4\)"),
+        (imprecise, ProbeMismatch, "differs from torch's under the same masks"),
+    ],
+)
+def test_a_wrong_head_is_refused(probe, described, engine, fault, error, message, reduced):
+    """Also behind a trunk in reduced precision, which excuses none of it."""
+    with pytest.raises(error, match=message):
+        validate_with(engine, probe, described, head=partial(fault, engine.head), reduced=reduced)
 
 
 def test_other_weights_are_refused(small_graph, probe, described):
@@ -176,28 +175,6 @@ def test_other_weights_are_refused(small_graph, probe, described):
             )
     with pytest.raises(ProbeMismatch):
         validate_with(Engine(lower(graph)), probe, described)
-
-
-def test_numbers_that_are_not_finite_are_refused(probe, described, engine):
-    """A diverged model gives NaN, which no comparison would notice by itself."""
-
-    def diverged(features, masks):
-        outputs = engine.head(features, masks)
-        return dataclasses.replace(outputs, bald=np.full_like(outputs.bald, np.nan))
-
-    with pytest.raises(ProbeMismatch, match="not finite"):
-        validate_with(engine, probe, described, head=diverged)
-
-
-def test_probe_of_another_model_is_refused(probe, described, engine):
-    """Another number of classes is named as such."""
-
-    def narrower(features, masks):
-        outputs = engine.head(features, masks)
-        return PassOutputs(*(getattr(outputs, name)[..., :3] for name in PassOutputs.__slots__))
-
-    with pytest.raises(ProbeMismatch, match=r"\(6, 20, 3\) on the probe, the trainer's have \(6, 20, 4\)"):
-        validate_with(engine, probe, described, head=narrower)
 
 
 def test_wrong_weights_of_the_trunk_are_refused(small_graph, probe, described, engine):
@@ -267,37 +244,6 @@ def test_reduced_trunk_that_overflows_is_refused_as_such(probe, described, engin
         validate_with(engine, probe, described, trunk=overflow, reduced=True)
     with pytest.raises(ProbeMismatch, match="not finite"):
         validate_with(engine, probe, described, trunk=overflow)
-
-
-def test_exactness_is_demanded_of_the_head_in_reduced_precision_too(probe, described, engine):
-    """Only the trunk is reduced: a head off by as little as the trunk may be is refused."""
-    head = noisy_head(engine)
-    with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        validate_with(engine, probe, described, head=head, reduced=True)
-
-
-def noisy_head(engine):
-    rng = np.random.default_rng(0)
-
-    def run(features, masks):
-        return engine.head(features + (rng.normal(size=features.shape) * 0.02).astype(np.float32), masks)
-
-    return run
-
-
-def test_dead_dropout_is_refused_in_reduced_precision_too(probe, described, engine):
-    """No precision excuses passes that are equal."""
-
-    def dead(features, masks):
-        return engine.head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
-
-    with pytest.raises(DropoutDead):
-        validate_with(engine, probe, described, head=dead, reduced=True)
-
-
-def test_the_validation_carries_the_rank_correlation(probe, described, engine):
-    """Of an engine that computes what torch does it is 1."""
-    assert validate_with(engine, probe, described).rank_correlation == pytest.approx(1)
 
 
 def test_all_but_certain_model_is_not_refused(probe, described, engine):

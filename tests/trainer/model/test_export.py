@@ -14,7 +14,8 @@ from contract.versions.manifest import InputSpec
 from contract.versions.version import MODEL_FILE, WEIGHTS_FILE
 from tests.networks import Engine
 from tests.trainer.small import coloured_images, small_network
-from trainer.model.export import export
+from trainer.model.bayes import patch_module
+from trainer.model.export import export, export_module
 from trainer.model.network import build
 from trainer.model.probe import masked_passes
 
@@ -65,6 +66,17 @@ def test_every_dropout_is_in_the_graph_and_drops(exported, network):
     folder, lowered = exported
     assert len(dropout_nodes(onnx.load(folder / MODEL_FILE, load_external_data=False))) == 2
     assert [site.probability for site in lowered.sites] == [0.5, 0.25] == list(network.dropout_probabilities)
+
+
+def test_dropout_that_works_in_place_is_in_the_graph_too(tmp_path):
+    """As convolutional networks have it, on maps and on features; torch alone would export random numbers."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.Dropout(0.3, inplace=True), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    layers += [nn.Dropout(0.5, inplace=True), nn.Linear(24, 3)]
+    network = patch_module(nn.Sequential(*layers).eval(), inplace=False)
+    lowered = export_module(network, tmp_path, sample=torch.rand(2, 3, 8, 8), input_name="images")
+    assert [site.probability for site in lowered.sites] == pytest.approx([0.3, 0.5])
+    assert [site.features for site in lowered.sites] == [(6, 6, 6), (24,)]
 
 
 def test_the_graph_takes_images_and_gives_logits(exported):
