@@ -60,6 +60,11 @@ def workloads() -> list[dict]:
     return [each for each in documents if each["kind"] in {"Deployment", "CronJob"}]
 
 
+def server() -> dict:
+    """The server's container."""
+    return pod(find("Deployment", "labelnext-server"))["containers"][0]
+
+
 def build(folder: Path, components: tuple[str, ...]) -> list[dict]:
     """What kustomize makes of the base and some components."""
     shutil.copytree(FOLDER, folder / "kubernetes")
@@ -100,7 +105,7 @@ def test_a_misspelt_field_would_be_noticed():
 @needs_kustomize
 @pytest.mark.parametrize(
     "components",
-    [(), *itertools.combinations(COMPONENTS, 1), ("cron", "s3"), COMPONENTS],
+    [(), *itertools.combinations(COMPONENTS, 1), COMPONENTS],
     ids=lambda names: "+".join(names) or "base",
 )
 def test_what_components_make_of_it_is_valid(tmp_path: Path, components: tuple[str, ...]):
@@ -129,9 +134,9 @@ def test_an_object_store_needs_no_shared_volume(tmp_path: Path):
     """With s3 nothing claims the volume of models, and each pod writes a mirror of its own."""
     built = build(tmp_path, ("s3",))
     assert "labelnext-models" not in str([each for each in built if each["kind"] != "NetworkPolicy"])
-    server = containers(find("Deployment", "labelnext-server", built))[0]
-    assert {"name": "models", "mountPath": "/models"} in server["volumeMounts"]
-    assert {"name": "LABELNEXT_MIRROR", "value": "/models"} in server["env"]
+    [container] = containers(find("Deployment", "labelnext-server", built))
+    assert {"name": "models", "mountPath": "/models"} in container["volumeMounts"]
+    assert {"name": "LABELNEXT_MIRROR", "value": "/models"} in container["env"]
 
 
 @needs_kustomize
@@ -175,8 +180,8 @@ def test_an_accepted_request_is_answered_before_the_pod_ends():
 def test_probes_ask_what_the_server_answers():
     """A pod is restarted for being broken, and not for having no version."""
     app = (CHECKOUT / "server/app.py").read_text()
-    server = pod(find("Deployment", "labelnext-server"))["containers"][0]
-    paths = {name: server[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    container = server()
+    paths = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert paths == {
         "startupProbe": "/health/live",
         "readinessProbe": "/health/ready",
@@ -187,11 +192,10 @@ def test_probes_ask_what_the_server_answers():
 
 def test_ports_match():
     """From the service to the container to the image to the trainer, the policy and the monitor."""
-    server = pod(find("Deployment", "labelnext-server"))["containers"][0]
-    [port] = server["ports"]
+    [port] = server()["ports"]
     recipe = (CHECKOUT / "Dockerfile.server").read_text()
     assert re.findall(r"^EXPOSE (\d+)$", recipe, re.MULTILINE) == [str(port["containerPort"])]
-    assert {each["name"]: each.get("value") for each in server["env"]}["LABELNEXT_BIND"].endswith(
+    assert {each["name"]: each.get("value") for each in server()["env"]}["LABELNEXT_BIND"].endswith(
         f":{port['containerPort']}"
     )
     service = find("Service", "labelnext-server")
@@ -245,8 +249,7 @@ def test_settings_exist():
 
 def test_the_defaults_of_the_settings_can_be_read():
     """What the base sets is accepted."""
-    server = pod(find("Deployment", "labelnext-server"))["containers"][0]
-    given = {each["name"]: each["value"] for each in server["env"]} | find("ConfigMap", "labelnext")["data"]
+    given = {each["name"]: each["value"] for each in server()["env"]} | find("ConfigMap", "labelnext")["data"]
     settings = Settings.read(given)
     assert settings.cache_bytes < 5 * 2**30  # the volume's limit
 
@@ -290,7 +293,7 @@ def test_there_is_one_publisher():
 
 def test_the_server_may_only_read_the_models():
     """But for the folder in which requests to train are left, which is the trainer's too."""
-    mounts = pod(find("Deployment", "labelnext-server"))["containers"][0]["volumeMounts"]
+    mounts = server()["volumeMounts"]
     assert {"name": "models", "mountPath": "/models", "readOnly": True} in mounts
     assert {"name": "models", "mountPath": "/models/requests", "subPath": "requests"} in mounts
 
