@@ -65,8 +65,8 @@ check: $(TOOLS) $(AUDIT) ## format, lint, types, known vulnerabilities and unit 
 	@$(IN_TOOLS) deploy.audit
 	$(SIDE_BY_SIDE) -q -m "not system and not slow"
 
-images: ## build the server's image, and with TRAINER=1 the trainer's, for real; without Docker by Debian's buildah, as root
-	@docker info >/dev/null 2>&1 || $(MAKE) --silent debian-tools DEBIAN_TOOLS="buildah:buildah debootstrap:debootstrap"
+images: ## build the server's image, and with TRAINER=1 the trainer's, for real; without Docker by Debian's podman, as root
+	@docker info >/dev/null 2>&1 || $(MAKE) --silent debian-tools DEBIAN_TOOLS="podman:podman runc:runc debootstrap:debootstrap"
 	@$(PYTHON) -m deploy.images $(if $(TRAINER),--trainer) $(if $(VARIANT),--variant $(VARIANT)) $(if $(EXTRAS),--extras "$(EXTRAS)")
 
 sbom: $(TOOLS) $(SERVER) $(AUDIT) ## bills of materials (CycloneDX) of both images, into .cache/sbom
@@ -107,7 +107,7 @@ distclean: clean ## clean, and remove the environments too
 environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) ## set up all Python environments, and do nothing else
 
 # For `make test-system`; a test whose program is not there skips, saying so.
-DEBIAN_TOOLS = haproxy:haproxy promtool:prometheus buildah:buildah debootstrap:debootstrap minisign:minisign $(PODMAN)
+DEBIAN_TOOLS = haproxy:haproxy promtool:prometheus debootstrap:debootstrap minisign:minisign $(PODMAN)
 # Brings compose.yaml up where no Docker daemon does.
 PODMAN = $(shell docker info >/dev/null 2>&1 || echo podman:podman runc:runc iptables:iptables \
   /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns)

@@ -1,6 +1,6 @@
 """Builds the images for real: python -m deploy.images [--trainer] [--variant gpu] [--extras "s3 signatures"].
 
-With Docker where its daemon answers, else with buildah. The last line is JSON: what was built, its size and time.
+With Docker where its daemon answers, else with podman. The last line is JSON: what was built, its size and time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploy.images.engine import Engine, EngineError, find_engine
 
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EngineError as err:
         print(f"images: not built: {err}")
         return 0
-    print(f"images: with {engine.name} on {base}", flush=True)
+    builder = Path(engine.program).name
+    print(f"images: with {builder} on {base}", flush=True)
     try:
         built = [_build(engine, SERVER, {"VARIANT": options.variant, "EXTRAS": options.extras})]
         if options.trainer:
@@ -55,17 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for image in built:
         print(f"{image.tag:<20}{image.size_mb:>8,.0f}{image.seconds:>10.1f}")
     images = {image.tag: {"mb": image.size_mb, "seconds": image.seconds} for image in built}
-    print(json.dumps({"builder": engine.name, "base": base, "images": images}))
+    print(json.dumps({"builder": builder, "base": base, "images": images}))
     return int(too_large)
 
 
 def _build(engine: Engine, tag: str, arguments: Mapping[str, str]) -> Built:
     started = time.monotonic()
     engine.build(tag, f"Dockerfile.{tag.rpartition('-')[2]}", arguments)
-    size = engine.size(tag)
-    if size is None:
-        raise EngineError(f"{engine.name} has no image {tag} after it built it")
-    return Built(tag, round(size / 1e6, 1), round(time.monotonic() - started, 1))
+    known = engine.inspect(tag)
+    if known is None:
+        raise EngineError(f"{engine.program} has no image {tag} after it built it")
+    return Built(tag, round(known["Size"] / 1e6, 1), round(time.monotonic() - started, 1))
 
 
 def _parser() -> argparse.ArgumentParser:

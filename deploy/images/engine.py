@@ -1,6 +1,6 @@
-"""Docker, or buildah where no Docker daemon answers: building images, and looking into them.
+"""Docker, or podman where no Docker daemon answers: both build, show and run images by the same commands.
 
-buildah needs root and keeps all it has below `.cache/images`.
+podman, which builds by buildah, needs root. The script `podman` beside this file runs it with a store of its own.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from deploy.images import base
+from deploy.images import stand_in
 from deploy.images.pipconfig import MOUNTED_AT, PipConfig, pip_config
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+BASE = "docker.io/library/python:3.12-slim"
 
+_PODMAN = Path(__file__).with_name("podman")
 _STAND_IN = "labelnext.stand-in"
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
@@ -32,255 +33,128 @@ class EngineError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageConfig:
-    """How an image is started."""
+class Engine:
+    """A program that takes docker's commands."""
 
-    user: str
-    folder: Path
-    environment: Mapping[str, str]
-    command: tuple[str, ...]
-    health: tuple[str, ...]
-    """The program that asks for its health; empty where there is none."""
-
-
-class Engine(Protocol):
-    """Builds images and shows what is in them."""
+    program: str
 
     @property
-    def name(self) -> str:
-        """The program and its version."""
+    def is_podman(self) -> bool:
+        """Whether it is podman: it has no daemon, so that its builds may use folders of this machine."""
+        return self.program == str(_PODMAN)
+
+    def run(self, *arguments: str) -> str:
+        """Return what a command prints.
+
+        Raises:
+            EngineError: if it fails.
+        """
+        return _run([self.program, *arguments])
+
+    def inspect(self, tag: str) -> Mapping[str, Any] | None:
+        """Return what is known of an image: its "Size" in bytes, "Config" and more; None if there is no such image."""
+        done = subprocess.run([self.program, "image", "inspect", tag], check=False, capture_output=True, text=True)
+        found: list[Mapping[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
+        return found[0] if found else None
 
     def prepare(self) -> str:
-        """See that the base image is there, and return what it is."""
+        """Fetch the base image, or make a stand-in under its name where that fails, and return which it is.
+
+        Raises:
+            EngineError: if neither can be done.
+        """
+        if (known := self.inspect(BASE)) is None:
+            try:
+                self.run("pull", BASE)
+            except EngineError:
+                self._make_stand_in()
+            known = self.inspect(BASE)
+        labels = known and known["Config"].get("Labels")
+        return str((labels or {}).get(_STAND_IN, BASE))
 
     def build(self, tag: str, recipe: str, arguments: Mapping[str, str]) -> None:
-        """Build an image from a Dockerfile of the checkout.
+        """Build an image from a Dockerfile of the checkout, with pip set up as on this machine.
+
+        Of pip's settings a Docker daemon is given those that rely on nothing but the network.
 
         Raises:
             EngineError: if it fails; what the build says goes to this process's output.
         """
+        # Proxies are known to every build without being named in it, and are not kept in the image.
+        proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
+        options = [f"--build-arg={name}={value}" for name, value in {**proxies, **arguments}.items()]
+        options += ["--file", recipe, "--tag", tag]
+        with tempfile.TemporaryDirectory() as name:
+            folder, config, within = Path(name), pip_config(), ["env", "DOCKER_BUILDKIT=1"]
+            secret = folder / "pip.conf"
+            secret.write_text(config.text if self.is_podman else config.portable, encoding="utf-8")
+            options += ["--secret", f"id=pip,src={secret}"]
+            if self.is_podman:
+                within = _mounting(config, folder / "sources")
+                options += ["--isolation", "chroot", "--format", "docker", "--pull=never"]
+                options += [f"--layers={self._keeps_layers()}", "--volume", f"{folder / 'sources'}:{MOUNTED_AT}:ro"]
+            _run([*within, self.program, "build", *options, "."], shown=True)
+        if self.is_podman:  # what the tag stood for before goes; a daemon's images may be somebody else's
+            self.run("image", "prune", "--force")
 
-    def size(self, tag: str) -> int | None:
-        """Return the bytes of an image's layers, unpacked; None if there is no such image."""
+    @contextmanager
+    def exported(self, tag: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Have a process that writes an image's files to its stdout, as a tar archive."""
+        container = self.run("create", tag).strip()
+        try:
+            with subprocess.Popen([self.program, "export", container], stdout=subprocess.PIPE) as process:
+                yield process
+        finally:
+            self.run("rm", container)
 
-    def config(self, tag: str) -> ImageConfig:
-        """Return how an image is started."""
+    def _keeps_layers(self) -> str:
+        # Where each layer is a copy of all before it (vfs), one has to do, and a cache costs more than it saves.
+        return str(self.run("info", "--format", "{{.Store.GraphDriverName}}").strip() != "vfs").lower()
 
-    def history(self, tag: str) -> tuple[str, ...]:
-        """Return the instructions that made an image, those of its base included."""
-
-    def files(self, tag: str) -> AbstractContextManager[Path]:
-        """Return a context in which an image's files lie in a folder, a copy that may be written to."""
+    def _make_stand_in(self) -> None:
+        if not shutil.which("debootstrap"):
+            raise EngineError(
+                f"{BASE} cannot be fetched, and debootstrap, which would make a stand-in, is not installed; "
+                "apt-get install debootstrap brings it"
+            )
+        what = f"a stand-in for {BASE}, which cannot be fetched here: Debian {stand_in.SUITE} with its Python"
+        changes = (f"ENV PATH={stand_in.PATH}", 'CMD ["python3"]', f'LABEL {_STAND_IN}="{what}"')
+        try:
+            with stand_in.archive() as archive:
+                self.run("import", *(f"--change={change}" for change in changes), str(archive), BASE)
+        except subprocess.CalledProcessError as err:
+            raise EngineError(f"no stand-in for {BASE} could be made: {shlex.join(err.cmd)} failed") from err
 
 
 def find_engine() -> Engine:
-    """Return Docker if its daemon answers, else buildah.
+    """Return Docker if its daemon answers, else podman.
 
     Raises:
         EngineError: if neither can be used here.
     """
     if shutil.which("docker") and subprocess.run(["docker", "info"], check=False, capture_output=True).returncode == 0:
-        return Docker()
+        return Engine("docker")
     if os.getuid() != 0:
         raise EngineError("no Docker daemon answers, and without one images are built by root alone")
-    if not shutil.which("buildah"):
-        raise EngineError("no Docker daemon answers, and buildah is not installed; apt-get install buildah brings it")
-    return Buildah(CHECKOUT / ".cache" / "images")
-
-
-class Docker:
-    """The Docker daemon of this machine."""
-
-    name = "docker"
-
-    def prepare(self) -> str:
-        """Return the base image's name; the daemon fetches it when it is needed."""
-        return base.BASE
-
-    def build(self, tag: str, recipe: str, arguments: Mapping[str, str]) -> None:
-        """Build an image, with those settings of pip that rely on nothing but the network, which is the daemon's."""
-        with tempfile.TemporaryDirectory() as folder:
-            secret = Path(folder) / "pip.conf"
-            secret.write_text(pip_config().portable, encoding="utf-8")
-            options = ["--secret", f"id=pip,src={secret}", "--file", recipe, "--tag", tag]
-            # Secrets take BuildKit, which older clients use only when told to.
-            _run(
-                ["env", "DOCKER_BUILDKIT=1", "docker", "build", *options, *_build_arguments(arguments), "."], shown=True
-            )
-
-    def size(self, tag: str) -> int | None:
-        """Return the bytes of an image's layers, unpacked; None if there is no such image."""
-        done = _ask(["docker", "image", "inspect", "--format", "{{.Size}}", tag])
-        return None if done is None else int(done)
-
-    def config(self, tag: str) -> ImageConfig:
-        """Return how an image is started."""
-        return _image_config(json.loads(_run(["docker", "image", "inspect", "--format", "{{json .Config}}", tag])))
-
-    def history(self, tag: str) -> tuple[str, ...]:
-        """Return the instructions that made an image, those of its base included."""
-        return tuple(_run(["docker", "history", "--no-trunc", "--format", "{{.CreatedBy}}", tag]).splitlines())
-
-    @contextmanager
-    def files(self, tag: str) -> Iterator[Path]:
-        """Have an image's files in a temporary folder."""
-        container = _run(["docker", "create", tag]).strip()
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                archive = Path(folder) / "files.tar"
-                _run(["docker", "export", "--output", str(archive), container])
-                root = Path(folder) / "root"
-                root.mkdir()
-                _run(["tar", "--extract", "--numeric-owner", "--file", str(archive), "--directory", str(root)])
-                archive.unlink()
-                yield root
-        finally:
-            _run(["docker", "rm", container])
-
-
-@dataclass(frozen=True)
-class Buildah:
-    """Debian's buildah, with chroot for isolation: it needs neither a daemon nor cgroups."""
-
-    store: Path
-
-    @property
-    def name(self) -> str:
-        """The program and its version."""
-        return " ".join(_run(["buildah", "--version"]).split()[:3])
-
-    def prepare(self) -> str:
-        """Fetch the base image, or make a stand-in under its name where that fails, and return which it is."""
-        if (known := self._base()) is None:
-            fetched = _ask([*self._buildah, "pull", base.BASE])
-            if fetched is None:
-                self._make_stand_in()
-            known = self._base()
-        if known is None:
-            raise EngineError(f"buildah has no image {base.BASE} after it was made")
-        return known
-
-    def build(self, tag: str, recipe: str, arguments: Mapping[str, str]) -> None:
-        """Build an image, with pip set up as on this machine."""
-        with tempfile.TemporaryDirectory() as folder, _pip_mounts(pip_config(), Path(folder)) as (options, within):
-            # Where each layer is a copy of all before it (vfs), one has to do, and a cache costs more than it saves.
-            layers = ["--layers" if self._driver == "overlay" else "--layers=false"]
-            command = [*self._buildah, "bud", "--isolation", "chroot", "--format", "docker", "--pull-never"]
-            command += [*layers, "--force-rm", *options, "--file", recipe, "--tag", tag]
-            _run([*within, *command, *_build_arguments(arguments), "."], shown=True)
-        # What the tag stood for before goes, unless somebody is using it just now.
-        _ask([*self._buildah, "rmi", "--prune"])
-
-    def size(self, tag: str) -> int | None:
-        """Return the bytes of an image's layers, unpacked; None if there is no such image."""
-        described = self._describe(tag)
-        return (
-            None if described is None else sum(layer["size"] for layer in json.loads(described["Manifest"])["layers"])
+    if not shutil.which("podman"):
+        raise EngineError(
+            "no Docker daemon answers, and podman is not installed; apt-get install podman runc brings it"
         )
-
-    def config(self, tag: str) -> ImageConfig:
-        """Return how an image is started."""
-        return _image_config(self._described(tag)["Docker"]["config"])
-
-    def history(self, tag: str) -> tuple[str, ...]:
-        """Return the instructions that made an image, those of its base included."""
-        return tuple(step.get("created_by", "") for step in self._described(tag)["Docker"]["history"])
-
-    @contextmanager
-    def files(self, tag: str) -> Iterator[Path]:
-        """Have an image's files in a folder of buildah's."""
-        container = _run([*self._buildah, "from", "--pull-never", tag]).strip()
-        try:
-            yield Path(_run([*self._buildah, "mount", container]).strip())
-        finally:
-            _run([*self._buildah, "rm", container])
-
-    @cached_property
-    def _driver(self) -> str:
-        """Return how layers are kept: stacked where this file system can be, else (vfs) copied whole."""
-        self.store.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.store) as folder:
-            parts = [Path(folder) / name for name in ("lower", "upper", "work", "merged")]
-            for part in parts:
-                part.mkdir()
-            options = "lowerdir={},upperdir={},workdir={}".format(*parts)
-            mount = ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, str(parts[3])]
-            return "vfs" if _ask(mount) is None else "overlay"
-
-    @property
-    def _buildah(self) -> list[str]:
-        places = ["--root", str(self.store / "storage"), "--runroot", str(self.store / "run")]
-        return ["buildah", *places, "--storage-driver", self._driver]
-
-    def _describe(self, tag: str) -> Any:
-        described = _ask([*self._buildah, "inspect", "--type", "image", tag])
-        return None if described is None else json.loads(described)
-
-    def _described(self, tag: str) -> Any:
-        described = self._describe(tag)
-        if described is None:
-            raise EngineError(f"no image {tag}; `make images` builds it")
-        return described
-
-    def _base(self) -> str | None:
-        described = self._describe(base.BASE)
-        labels = described and described["Docker"]["config"]["Labels"]
-        return None if described is None else str((labels or {}).get(_STAND_IN, base.BASE))
-
-    def _make_stand_in(self) -> None:
-        if not shutil.which("debootstrap"):
-            raise EngineError(
-                f"{base.BASE} cannot be fetched, and debootstrap, which would make a stand-in, is not installed; "
-                "apt-get install debootstrap brings it"
-            )
-        container = _run([*self._buildah, "from", "scratch"]).strip()
-        try:
-            root = Path(_run([*self._buildah, "mount", container]).strip())
-            base.install(root)
-            version = _run(["chroot", str(root), "/usr/local/bin/python", "--version"]).strip()
-            what = f"a stand-in for {base.BASE}, which cannot be fetched here: Debian {base.SUITE} with {version}"
-            config = ["--label", f"{_STAND_IN}={what}", "--env", f"PATH={base.PATH}", "--cmd", "python3"]
-            _run([*self._buildah, "config", *config, container])
-            _run([*self._buildah, "commit", "--format", "docker", container, base.BASE])
-        except subprocess.CalledProcessError as err:
-            raise EngineError(f"no stand-in for {base.BASE} could be made: {shlex.join(err.cmd)} failed") from err
-        finally:
-            _run([*self._buildah, "rm", container])
+    return Engine(str(_PODMAN))
 
 
-@contextmanager
-def _pip_mounts(config: PipConfig, folder: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """Return options of `buildah bud`, and the command that it has to run in, that bring pip's settings into a build.
+def _mounting(config: PipConfig, folder: Path) -> list[str]:
+    """Return the command to run a build in, which gathers in a folder all that pip's settings rely on.
 
-    All that the settings rely on is gathered in one folder, by mounts that nobody else sees and that end with it.
+    It does so by mounts that nobody else sees, and that end with it.
     """
-    secret, gathered = folder / "pip.conf", folder / "sources"
-    secret.write_text(config.text, encoding="utf-8")
-    gathered.mkdir()
+    folder.mkdir()
     mounts = []
     for name, source in config.sources.items():
-        target = gathered / name
+        target = folder / name
         target.mkdir() if source.is_dir() else target.touch()
         mounts.append(f"mount --bind {shlex.quote(str(source))} {shlex.quote(str(target))}")
-    options = ["--secret", f"id=pip,src={secret}", "--volume", f"{gathered}:{MOUNTED_AT}:ro"]
-    yield options, ["unshare", "--mount", "sh", "-ec", "\n".join([*mounts, 'exec "$@"']), "sh"]
-
-
-def _build_arguments(arguments: Mapping[str, str]) -> list[str]:
-    # Proxies are known to every build without being named in it, and are not kept in the image.
-    proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
-    return [f"--build-arg={name}={value}" for name, value in {**proxies, **arguments}.items()]
-
-
-def _image_config(config: Mapping[str, Any]) -> ImageConfig:
-    health = (config.get("Healthcheck") or {}).get("Test") or ["NONE"]
-    return ImageConfig(
-        user=config["User"],
-        folder=Path(config["WorkingDir"] or "/"),
-        environment=dict(variable.split("=", 1) for variable in config["Env"] or ()),
-        command=(*(config["Entrypoint"] or ()), *(config["Cmd"] or ())),
-        health=tuple(health[1:]) if health[0] == "CMD" else (),
-    )
+    return ["unshare", "--mount", "sh", "-ec", "\n".join([*mounts, 'exec "$@"']), "sh"]
 
 
 def _run(command: Sequence[str], *, shown: bool = False) -> str:
@@ -288,9 +162,3 @@ def _run(command: Sequence[str], *, shown: bool = False) -> str:
     if done.returncode != 0:
         raise EngineError(f"{shlex.join(command)} ended with status {done.returncode}\n{done.stderr or ''}".rstrip())
     return done.stdout or ""
-
-
-def _ask(command: Sequence[str]) -> str | None:
-    """Return what a command prints, or None if it fails."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else None

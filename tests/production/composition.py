@@ -7,7 +7,6 @@ PyPI, haproxy's from Debian's packages. Ours are built from their recipes in any
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.images.__main__ import SERVER, TRAINER
-from deploy.images.engine import CHECKOUT, Buildah, Docker, Engine, EngineError, find_engine
+from deploy.images.engine import CHECKOUT, Engine, EngineError, find_engine
 
 _PODMAN = Path("/usr/lib/podman")
 
@@ -78,7 +77,7 @@ def composition(
     """Return the composition, with the images of these services in place.
 
     Args:
-        folder: for what the engine is told.
+        folder: for recipes of stand-ins.
         services: those of compose.yaml that will be started.
         environment: variables that compose.yaml is read with.
 
@@ -87,15 +86,15 @@ def composition(
     """
     try:
         engine = find_engine()
-        if engine.size(TRAINER) is None:
+        if engine.inspect(TRAINER) is None:
             raise CannotComposeError("the trainer's image was not built; `make images TRAINER=1` builds it")
         engine.prepare()
     except EngineError as err:
         raise CannotComposeError(str(err)) from err
-    command = _docker() if isinstance(engine, Docker) else _podman(engine, folder)
+    command = _podman(engine) if engine.is_podman else _docker()
     engine.build(SERVER, "Dockerfile.server", {"VARIANT": "cpu", "EXTRAS": ""})
     engine.build(TRAINER, "Dockerfile.trainer", {"EXTRAS": ""})
-    if isinstance(engine, Buildah):
+    if engine.is_podman:
         for service in services.values():
             if "build" not in service:
                 _stand_in(engine, str(service["image"]), folder)
@@ -108,43 +107,25 @@ def _docker() -> tuple[str, ...]:
     return ("docker", "compose")
 
 
-def _podman(engine: Engine, folder: Path) -> tuple[str, ...]:
-    """podman-compose, on a podman that has buildah's images."""
+def _podman(engine: Engine) -> tuple[str, ...]:
     compose = Path(sys.executable).with_name("podman-compose")
     needed = [compose, _PODMAN / "netavark", _PODMAN / "aardvark-dns"]
     missing = [path.name for path in needed if not path.exists()]
-    missing += [name for name in ("podman", "runc", "iptables") if not shutil.which(name)]
-    if missing or not isinstance(engine, Buildah):
+    missing += [name for name in ("runc", "iptables") if not shutil.which(name)]
+    if missing:
         raise CannotComposeError(f"no Docker daemon answers, and podman lacks {', '.join(missing)}")
-    # podman's own are more than some machines let it give; the proxy needs two files for each of 4,000 connections.
-    limits = {"nofile": _at_most(resource.RLIMIT_NOFILE, 1 << 20), "nproc": _at_most(resource.RLIMIT_NPROC, 4096)}
-    allowed = ", ".join(f'"{name}={most}:{most}"' for name, most in limits.items())
-    settings = folder / "containers.conf"
-    settings.write_text(f'[containers]\ndefault_ulimits = [{allowed}]\nlog_driver = "k8s-file"\n')
-    # There may be no systemd to ask for cgroups and a journal; and runc, unlike crun, takes kernels with both kinds of
-    # cgroups.
-    places = ["--root", str(engine.store / "storage"), "--runroot", str(engine.store / "run")]
-    options = [*places, "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "runc"]
-    podman = folder / "podman"
-    podman.write_text(f'#!/bin/sh\nCONTAINERS_CONF={settings} exec podman {" ".join(options)} "$@"\n')
-    podman.chmod(0o755)
-    trial = subprocess.run([podman, "run", "--rm", TRAINER, "--help"], check=False, capture_output=True, text=True)
-    if trial.returncode != 0:
-        raise CannotComposeError(f"podman cannot run a container on this machine: {trial.stderr[-500:]}")
-    return (str(compose), "--podman-path", str(podman))
-
-
-def _at_most(limit: int, enough: int) -> int:
-    """What a container is given of something: enough, and never more than this process may have."""
-    most = resource.getrlimit(limit)[1]
-    return enough if most == resource.RLIM_INFINITY else min(most, enough)
+    try:
+        engine.run("run", "--rm", TRAINER, "--help")
+    except EngineError as err:
+        raise CannotComposeError(f"podman cannot run a container on this machine: {str(err)[-500:]}") from err
+    return (str(compose), "--podman-path", engine.program)
 
 
 def _stand_in(engine: Engine, image: str, folder: Path) -> None:
     """Build somebody else's image, unless it is there."""
     name, _, version = (image if "/" in image else f"library/{image}").partition(":")
     tag = f"docker.io/{name}:{version}"
-    if engine.size(tag) is None:
+    if engine.inspect(tag) is None:
         recipe = folder / "Dockerfile"
         recipe.write_text(_STAND_INS[name])
         engine.build(tag, str(recipe), {"VERSION": version})

@@ -1,6 +1,6 @@
-"""The images as they are built: what is in them, and the server's at work, confined as it would be in a container.
+"""The images as they are built: what is in them, and the server's at work, confined as compose.yaml has it.
 
-Without a Docker daemon this takes root, and Debian's buildah and debootstrap; where these are missing the tests skip.
+Without a Docker daemon this takes root, and Debian's podman, runc and debootstrap; without them the tests skip.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,7 @@ from bench.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publ
 from contract.versions.repository import Repository
 from demo.processes import Child, free_port, running
 from deploy.images.__main__ import SERVER, SERVER_LIMIT_MB, TRAINER
-from deploy.images.confined import confined
-from deploy.images.engine import CHECKOUT, Engine, ImageConfig, find_engine
+from deploy.images.engine import CHECKOUT, Engine, EngineError, find_engine
 from deploy.images.pipconfig import pip_config
 
 pytestmark = pytest.mark.rare
@@ -35,6 +35,15 @@ pytestmark = pytest.mark.rare
 UID = 10001
 EXTRAS = f"{SERVER}:extras"
 CONFIG = '<View><Image name="image" value="$image"/><Choices name="label" toName="image">{}</Choices></View>'
+CONFINED = (
+    "--rm",
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--network=host",
+)
+SITE = r"usr/local/lib/python3[^/]*/site-packages"
 
 # What a process may do, asked from inside.
 ABILITIES = """
@@ -48,7 +57,7 @@ def writable(folder):
 folders = ["/", "/app/server", "/dev", "/dev/shm", "/etc", "/features", "/models", "/models/requests", "/tmp"]
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps({
-    "ids": [os.getuid(), os.getgid(), os.getgroups()],
+    "ids": [os.getuid(), os.getgid(), *os.getgroups()],
     "writable": [folder for folder in folders if writable(folder)],
     "capabilities": [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")],
     "no_new_privileges": int(status["NoNewPrivs"]),
@@ -77,16 +86,9 @@ def engine(summary: dict) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def config(engine: Engine) -> ImageConfig:
-    """How the server's image is started."""
-    return engine.config(SERVER)
-
-
-@pytest.fixture(scope="module")
-def root(engine: Engine) -> Iterator[Path]:
-    """The folder with the server image's files."""
-    with _files(engine, SERVER) as folder:
-        yield folder
+def files(engine: Engine) -> Mapping[str, tarfile.TarInfo]:
+    """The server image's files and folders."""
+    return _files(engine, SERVER)
 
 
 @pytest.fixture
@@ -101,15 +103,11 @@ def models(tmp_path: Path) -> Repository:
 
 
 @pytest.fixture
-def serve(root: Path, config: ImageConfig, models: Repository, tmp_path: Path) -> Iterator[tuple[str, Child]]:
+def serve(engine: Engine, models: Repository, tmp_path: Path) -> Iterator[tuple[str, Child]]:
     """The server's image at work: its address and its process."""
     port = free_port()
-    command = confined(
-        root,
-        config,
-        mounts={models.root: "/models"},
-        environment={"LABELNEXT_BIND": f"127.0.0.1:{port}", "LABELNEXT_PROVIDER": "cpu"},
-    )
+    settings = (f"--env=LABELNEXT_BIND=127.0.0.1:{port}", "--env=LABELNEXT_PROVIDER=cpu", f"--name=images-{port}")
+    command = [engine.program, "run", *CONFINED, *settings, f"--volume={models.root}:/models:ro", SERVER]
     with running("The image", command, log=tmp_path / "log", environment={}) as child:
         child.wait_for(f"http://127.0.0.1:{port}/health/ready", timeout_s=60)
         yield f"http://127.0.0.1:{port}", child
@@ -122,47 +120,45 @@ def test_the_servers_image_is_small(summary: dict):
     assert 100 < size_mb < SERVER_LIMIT_MB
 
 
-def test_no_torch_in_the_servers_image(root: Path):
-    """Neither torch nor the trainer is there, in any folder."""
-    assert list(root.rglob("site-packages/onnxruntime"))
-    assert [path for pattern in ("torch", "torch-*", "nvidia") for path in root.rglob(f"site-packages/{pattern}")] == []
-    assert sorted(path.name for path in (root / "app").iterdir()) == ["contract", "requirements", "server"]
+def test_no_torch_in_the_servers_image(files: Mapping[str, tarfile.TarInfo]):
+    """Neither torch nor the trainer is there, in any folder; what pages are made of is."""
+    assert [name for name in files if re.fullmatch(rf"{SITE}/onnxruntime", name)]
+    assert [name for name in files if re.search(r"site-packages/(torch|torch-[^/]*|nvidia)$", name)] == []
+    assert {name.split("/")[1] for name in files if name.startswith("app/")} == {"contract", "requirements", "server"}
+    assert "app/server/page/templates/page.html" in files
 
 
-def test_what_pip_was_told_is_not_in_the_image(engine: Engine, root: Path):
+def test_what_pip_was_told_is_not_in_the_image(engine: Engine, files: Mapping[str, tarfile.TarInfo]):
     """Settings of the machine that builds, which may hold passwords, leave neither file nor folder nor history."""
-    assert not (root / "etc/pip.conf").exists()
-    assert list((root / "mnt").iterdir()) == []
-    assert list((root / "root").rglob("*pip*")) == []
+    assert [name for name in files if re.match(r"etc/pip\.conf|mnt/.|root/.*pip", name)] == []
     told = [word for line in pip_config().text.splitlines() for word in line.partition(" = ")[2].split() if "/" in word]
-    history = json.dumps(engine.history(SERVER))
+    history = engine.run("history", "--no-trunc", "--format", "{{.CreatedBy}}", SERVER)
     assert "pip install" in history
     assert [word for word in told if word in history] == []
 
 
-def test_the_image_belongs_to_root(root: Path, config: ImageConfig):
+def test_the_image_belongs_to_root(files: Mapping[str, tarfile.TarInfo]):
     """No program, module or setting can be changed by the user that the server runs as."""
-    assert f"{config.user}:x:{UID}:{UID}:" in (root / "etc/passwd").read_text()
-    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert len(files) > 5000
-    assert [path for path in files if path.lstat().st_uid != 0 or path.lstat().st_mode & stat.S_IWOTH] == []
+    regular = [member for member in files.values() if member.isfile()]
+    assert len(regular) > 5000
+    assert [member.name for member in regular if member.uid != 0 or member.mode & stat.S_IWOTH] == []
 
 
-def test_the_confined_server_may_do_nothing_but_read(root: Path, config: ImageConfig, models: Repository):
+def test_the_confined_server_may_do_nothing_but_read(engine: Engine, models: Repository):
     """It runs as its own user, with no capability and no way to one, and can write to memory alone."""
-    command = confined(root, config, ["python", "-c", ABILITIES], mounts={models.root: "/models"})
-    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    assert told["ids"] == [UID, UID, []]
+    mount = f"--volume={models.root}:/models:ro"
+    told = json.loads(engine.run("run", *CONFINED, mount, SERVER, "python", "-c", ABILITIES))
+    assert set(told["ids"]) == {UID}
     assert told["writable"] == ["/dev/shm", "/tmp"]
     assert told["capabilities"] == [0, 0, 0]
     assert told["no_new_privileges"] == 1
     assert told["processes"] == ["1"]
 
 
-def test_the_check_of_a_version_works_in_the_image(root: Path, config: ImageConfig, models: Repository):
+def test_the_check_of_a_version_works_in_the_image(engine: Engine, models: Repository):
     """`python -m server check` validates the version that is mounted, without a writable folder."""
-    command = confined(root, config, ["python", "-m", "server", "check"], mounts={models.root: "/models"})
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    command = [engine.program, "run", *CONFINED, f"--volume={models.root}:/models:ro", SERVER]
+    done = subprocess.run([*command, "python", "-m", "server", "check"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["version"] == models.current()
     # onnxruntime would report to its maker, and warns where it can keep no identity for that.
@@ -187,16 +183,20 @@ def test_the_image_scores(serve: tuple[str, Child], models: Repository):
     np.testing.assert_allclose([result["score"] for result in results], 1 - bald / np.log(len(LABELS)), atol=1e-5)
 
 
-def test_the_images_health_check_tells_life_from_death(
-    serve: tuple[str, Child], root: Path, config: ImageConfig, models: Repository
-):
+def test_the_images_health_check_tells_life_from_death(serve: tuple[str, Child], engine: Engine):
     """The program that the image names succeeds beside a living server, and fails where none listens."""
     url, _ = serve
-    asked = {}
-    for port in (url.rpartition(":")[2], str(free_port())):
-        program = [re.sub(r"\b9090\b", port, word) for word in config.health]
-        asked[port] = subprocess.run(confined(root, config, program), check=False, capture_output=True).returncode
-    assert list(asked.values()) == [0, 1]
+    port = url.rpartition(":")[2]
+    known = engine.inspect(SERVER)
+    assert known
+    _, *program = (known["Config"].get("Healthcheck") or known["Healthcheck"])["Test"]
+    alive, dead = (
+        ["exec", f"images-{port}", *(re.sub(r"\b9090\b", asked, word) for word in program)]
+        for asked in (port, str(free_port()))
+    )
+    engine.run(*alive)
+    with pytest.raises(EngineError, match="status 1"):
+        engine.run(*dead)
 
 
 def test_sigterm_stops_the_image(serve: tuple[str, Child]):
@@ -211,30 +211,25 @@ def test_sigterm_stops_the_image(serve: tuple[str, Child]):
 
 def test_extras_are_installed_when_asked_for(engine: Engine):
     """The S3 client and the library for signatures are in the image with both extras, and in none without."""
-    for tag, extras in ((SERVER, ""), (EXTRAS, "s3 signatures")):
-        if extras:
-            engine.build(tag, "Dockerfile.server", {"VARIANT": "cpu", "EXTRAS": extras})
-        with _files(engine, tag) as files:
-            found = {path.name for path in files.glob("usr/local/lib/python3*/site-packages/*")}
-        assert ({"obstore", "cryptography"} & found) == ({"obstore", "cryptography"} if extras else set())
+    engine.build(EXTRAS, "Dockerfile.server", {"VARIANT": "cpu", "EXTRAS": "s3 signatures"})
+    for tag, wanted in ((SERVER, set()), (EXTRAS, {"obstore", "cryptography"})):
+        installed = {name.rpartition("/")[2] for name in _files(engine, tag) if re.fullmatch(rf"{SITE}/[^/]+", name)}
+        assert installed & {"obstore", "cryptography"} == wanted
 
 
 def test_the_trainers_image_runs(engine: Engine):
     """Where it was built, its command shows what it takes, without rights and without a writable folder."""
-    if engine.size(TRAINER) is None:
+    if engine.inspect(TRAINER) is None:
         pytest.skip("the trainer's image was not built; `make images TRAINER=1` builds it")
-    config = engine.config(TRAINER)
-    with _files(engine, TRAINER) as root:
-        done = subprocess.run(confined(root, config), check=False, capture_output=True, text=True)
-        assert not (root / "app/server").exists()
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"\brun\b.*\brank\b", done.stdout, re.DOTALL)
+    assert re.search(r"\brun\b.*\brank\b", engine.run("run", *CONFINED, TRAINER), re.DOTALL)
+    found = engine.run("run", *CONFINED, "--entrypoint=ls", TRAINER, "/app", "/app/trainer/report/templates").split()
+    assert "server" not in found
+    assert "version.html" in found
 
 
-def _files(engine: Engine, tag: str):
-    if os.getuid() != 0:
-        pytest.skip("only root can look into an image and confine what runs in it")
-    return engine.files(tag)
+def _files(engine: Engine, tag: str) -> Mapping[str, tarfile.TarInfo]:
+    with engine.exported(tag) as process, tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+        return {member.name.removeprefix("./"): member for member in archive}
 
 
 def _data_uri(image: np.ndarray) -> str:

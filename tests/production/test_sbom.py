@@ -22,7 +22,7 @@ MOST_DIRECT = 8
 @pytest.fixture(scope="module")
 def bills(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """The bills that `python -m deploy.images.sbom` writes, by image."""
-    if not (CHECKOUT / ".venv-audit/bin/cyclonedx-py").exists():
+    if not (CHECKOUT / ".venv-audit/bin/syft").exists():
         pytest.skip("no .venv-audit; `make sbom` makes it")
     folder = tmp_path_factory.mktemp("sbom")
     done = subprocess.run(
