@@ -31,7 +31,7 @@ from trainer.progress_bar import Bar
 from trainer.settings import Training
 from trainer.study.dataset import long_tail, read_pool
 from trainer.study.features import compute, decode
-from trainer.study.model import Learner, Material
+from trainer.study.model import Dataset, Trainer
 from trainer.study.simulate import find_minority
 
 _SEEDS: Final = 2
@@ -58,7 +58,7 @@ CHANGES: Final[Mapping[str, Mapping[str, Any]]] = {
 class Ground:
     """What is trained on."""
 
-    material: Material
+    dataset: Dataset
     pool: Indices
     test: Indices
     minority: tuple[int, ...]
@@ -92,7 +92,7 @@ def prepare(plan: Plan, training: Training) -> Ground:
         eligible = long_tail(images.targets, eligible, plan.long_tail)
     counts = np.bincount(images.targets[eligible], minlength=len(images.classes))
     return Ground(
-        Material(images.classes, images.targets, decoded.images, features),
+        Dataset(images.classes, images.targets, decoded.images, np.load(features, mmap_mode="r")),
         np.flatnonzero(eligible),
         np.flatnonzero(decoded.readable & images.test),
         find_minority(counts),
@@ -103,10 +103,10 @@ def prepare(plan: Plan, training: Training) -> Ground:
 def labelled_sets(ground: Ground, seed: int) -> Iterator[tuple[str, Indices]]:
     """Yield the sets of a seed with their names: rising indices."""
     rng = np.random.default_rng(seed)
-    targets = ground.material.targets[ground.pool]
+    targets = ground.dataset.targets[ground.pool]
     shuffled = rng.permutation(len(ground.pool))
     place = np.empty(len(shuffled), np.int64)  # of each image among those of its class
-    for label in range(len(ground.material.classes)):
+    for label in range(len(ground.dataset.classes)):
         members = shuffled[targets[shuffled] == label]
         place[members] = np.arange(len(members))
     evenly = shuffled[np.argsort(place[shuffled], kind="stable")]
@@ -120,13 +120,13 @@ def _measure(ground: Ground, training: Training, change: Mapping[str, Any]) -> d
     for seed in range(_SEEDS):
         for name, labelled in labelled_sets(ground, seed):
             changed = replace(training, seed=seed, **_resolve(change, len(labelled)))
-            learner = Learner(
-                ground.material, changed, part="classifier", weights=parse_weights(training.weights), device=_DEVICE
+            trainer = Trainer(
+                ground.dataset, changed, part="classifier", weights=parse_weights(training.weights), device=_DEVICE
             )
             with redirect_stderr(io.StringIO()):  # a bar for each training
-                model = learner.train(labelled, f"recipe/{seed}")
+                model = trainer.train(labelled, f"recipe/{seed}")
             mean = model.score(model.compute_features(ground.test)).probabilities
-            metrics = measure(mean, ground.material.targets[ground.test])
+            metrics = measure(mean, ground.dataset.targets[ground.test])
             minority = float(np.mean([metrics.f1[index] or 0.0 for index in ground.minority]))
             figures = [metrics.accuracy, metrics.macro_f1, minority, metrics.nll]
             found.setdefault(name, []).append([float(figure or 0.0) for figure in figures])

@@ -1,21 +1,21 @@
 """Arrays on disk that are computed once, row by row: what was interrupted goes on, and what is there is only mapped.
 
-Knows nothing of what the rows are. Beside `name.npy` lie its record, `name.json`, and a lock.
+Knows nothing of what the rows are. Beside `name.npy` lies a lock and, until all rows are there, `name.partial`, whose
+size says how many it holds.
 """
 
-import json
 import logging
+import math
 import os
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
+from numpy.lib import format as npy
 
 from contract.errors import ConfigError
 from trainer.progress_bar import Bar
@@ -24,36 +24,12 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-_SECONDS_A_RECORD: Final = 2.0
-"""Between two records of how far it got: what an interruption costs at most, but for one batch."""
+Batches = Callable[[int], Generator[Array, None, None]]
+"""Given how many rows there are already, all that follow, in order: (B, ...), of one shape and type but for B."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The next rows of an array."""
-
-    rows: Array
-    """(B, ...), of one shape and type in all batches but for B."""
-    notes: Mapping[int, str] = field(default_factory=dict)
-    """What is to be remembered of some of them, by their position in the whole array."""
-
-
-Batches = Callable[[int], Generator[Batch, None, None]]
-"""Given how many rows there are already, all that follow, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An array that is on disk as a whole."""
-
-    rows: Array
-    """(N, ...): a map of the file that cannot be written to, so that processes share its memory."""
-    notes: Mapping[int, str]
-    """By row."""
-
-
-def keep(path: Path, batches: Batches, *, count: int, title: str) -> Kept:
-    """Return the array in a file, computing what is not in it yet, with a bar if there is something to compute.
+def compute_once(path: Path, batches: Batches, *, count: int, title: str) -> None:
+    """Have an array in a file, as numpy's own: compute what is not in it yet, with a bar if there is such.
 
     A process that comes to a file that another is computing waits for it.
 
@@ -67,93 +43,50 @@ def keep(path: Path, batches: Batches, *, count: int, title: str) -> Kept:
         ConfigError: if the file cannot be written.
         ValueError: if the batches have more or fewer rows.
     """
-    record = _Record.read(path)
-    if not (path.exists() and record.rows == count):
+    if not path.exists():
         with _writing(path), _alone(path):
-            record = _Record.read(path)
-            if not (path.exists() and record.rows == count):
-                record = _compute(path, batches, count=count, title=title)
-    return Kept(np.load(path, mmap_mode="r"), record.notes)
+            if not path.exists():
+                _compute(path, batches, count=count, title=title)
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """How far an array is."""
-
-    rows: int = 0
-    size_bytes: int = 0
-    """Of the file that holds these rows, its header included."""
-    notes: Mapping[int, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> "_Record":
-        """A record that is not there or not whole is one of nothing."""
-        try:
-            document = json.loads(_record_path(path).read_bytes())
-            notes = {int(row): note for row, note in document["notes"].items()}
-            return cls(int(document["rows"]), int(document["size_bytes"]), notes)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return cls()
-
-    def write(self, path: Path) -> None:
-        """Replace the record, so that at any moment there is a whole one."""
-        text = json.dumps({"rows": self.rows, "size_bytes": self.size_bytes, "notes": self.notes})
-        partial = path.with_suffix(".json.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            _to_disk(file)
-        os.replace(partial, _record_path(path))
-
-
-def _compute(path: Path, batches: Batches, *, count: int, title: str) -> _Record:
-    partial = path.with_suffix(".npy.partial")
-    record = _begin(path, partial)
-    with (
-        partial.open("r+b") as file,
-        closing(batches(record.rows)) as rest,
-        Bar(desc=title, total=count, initial=record.rows, unit="image") as bar,
-    ):
-        file.seek(record.size_bytes)
-        rows, notes, recorded = record.rows, dict(record.notes), time.monotonic()
-        for batch in rest:
-            if not rows:
-                _write_header(file, batch.rows, count)
-            # Through a map of the file, a full disk would end the process by a signal and not in an error.
-            file.write(np.ascontiguousarray(batch.rows).data)
-            rows += len(batch.rows)
-            notes |= batch.notes
-            if rows == count or time.monotonic() >= recorded + _SECONDS_A_RECORD:
-                _to_disk(file)  # before the record, which vouches for it
-                record, recorded = _Record(rows, file.tell(), dict(notes)), time.monotonic()
-                record.write(path)
-            bar.update(len(batch.rows))
+def _compute(path: Path, batches: Batches, *, count: int, title: str) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("a+b") as file:
+        rows = _count_rows(file)
+        with closing(batches(rows)) as rest, Bar(desc=title, total=count, initial=rows, unit="image") as bar:
+            for batch in rest:
+                if not file.tell():
+                    _write_header(file, batch, count)
+                # Through a map of the file, a full disk would end the process by a signal and not in an error.
+                file.write(np.ascontiguousarray(batch).data)
+                file.flush()
+                rows += len(batch)
+                bar.update(len(batch))
+        os.fsync(file.fileno())
     if rows != count:
         raise ValueError(f"expected {count} rows in all batches together, got {rows}")
     os.replace(partial, path)
-    return record
 
 
-def _begin(path: Path, partial: Path) -> _Record:
-    """Return the record of what a partial file holds; what it holds behind that is to be written over."""
-    record = _Record.read(path)
-    if partial.exists() and partial.stat().st_size >= record.size_bytes:
-        return record
-    partial.write_bytes(b"")
-    return _Record()
+def _count_rows(file: IO[bytes]) -> int:
+    """Return how many whole rows a partial file holds, and cut off what is behind them."""
+    file.seek(0)
+    try:
+        npy.read_magic(file)  # type: ignore[no-untyped-call]
+        shape, _, dtype = npy.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    except ValueError:  # nothing is written yet, or not even the header is whole
+        file.truncate(0)
+        return file.seek(0)
+    start, row_bytes = file.tell(), dtype.itemsize * math.prod(shape[1:])
+    rows = (file.seek(0, os.SEEK_END) - start) // row_bytes
+    file.truncate(start + rows * row_bytes)
+    file.seek(0, os.SEEK_END)
+    return int(rows)
 
 
 def _write_header(file: IO[bytes], rows: Array, count: int) -> None:
     header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (count, *rows.shape[1:])}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _to_disk(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    npy.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

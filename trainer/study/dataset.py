@@ -1,30 +1,32 @@
 """The images of a study: labelled ones whose labels are hidden until they are asked for, and those it is tested on.
 
-Owns where labels come from and which images are for testing, which is the same whatever is then studied. Decodes none.
+Owns where images and labels come from, a folder or a zip that is read as it is, and which images are for testing, which
+is the same whatever is then studied. Decodes none.
 """
 
 import csv
 import hashlib
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import FetchError, LabelError
+from contract.errors import ConfigError, FetchError, LabelError
 from trainer.labels.class_folders import is_passed_over
-from trainer.labels.dataset import THREADS, split
+from trainer.labels.dataset import THREADS, Indices, split
 from trainer.labels.sources import from_folder
-from trainer.study.sources import Archive, Folder, Source, open_source
 
 Flags = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.int64]
+Root = Path | zipfile.Path
+"""A folder, or one in a zip."""
 
 _TEST: Final = "test"
 _COLUMNS: Final = ("path", "label")
@@ -39,20 +41,28 @@ class Pool:
     classes: tuple[str, ...]
     """(C,), sorted."""
     references: tuple[str, ...]
-    """(N,): paths below the folder or in the zip."""
+    """(N,): paths below the root, parted by slashes."""
     targets: Indices
     """(N,), indices into `classes`."""
     test: Flags
     """(N,): the images that are tested on; the others may be labelled."""
-    source: Source
+    root: Root
 
     def read(self, image: int) -> bytes:
-        """Return the bytes of an image, by its index; any number of threads and forked processes may do so at once.
+        """Return the bytes of an image, by its index; any number of threads may do so at once.
 
         Raises:
             FetchError: if they cannot be had.
         """
-        return self.source.read(self.references[image])
+        return _read(self.root, self.references[image])
+
+    def state(self) -> list[Any]:
+        """Return, as JSON, what differs as soon as one of the files is another: names, sizes, times of change."""
+        if isinstance(self.root, Path):
+            files = [[each, *_size_and_time(self.root / each)] for each in self.references]
+            return [str(self.root.resolve()), files]
+        archive = Path(str(self.root.root.filename))
+        return [str(archive.resolve()), *_size_and_time(archive), self.root.at, list(self.references)]
 
 
 def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) -> Pool:
@@ -71,12 +81,12 @@ def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) 
         LabelError: if the manifest does not name images and labels, there are fewer than two classes, or a class has no
             image to label or none to test on.
     """
-    source = open_source(images)
+    root = _open(images)
     if manifest is None:
-        source, rows = _class_folders(images, source)
+        root, rows = _class_folders(root)
     else:
         rows = _read_manifest(manifest)
-        _check_paths([row.path for row in rows], source, manifest=manifest, images=images)
+        _check_paths([row.path for row in rows], root, manifest=manifest, images=images)
     classes = tuple(sorted({row.label for row in rows}))
     if len(classes) < 2:
         raise LabelError(f"expected images of at least 2 classes, got {len(rows)} of {', '.join(classes) or 'none'}")
@@ -85,12 +95,12 @@ def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) 
     targets = np.array([index[row.label] for row in rows], np.int64)
     test = np.array([row.test for row in rows], bool)
     if not test.any():
-        _, held_out = split(targets, fraction=test_share, seed=0, groups=_groups(references, source))
+        _, held_out = split(targets, fraction=test_share, seed=0, groups=_groups(references, root))
         test[held_out] = True
     _check_split(classes, targets, test)
     resolved = images.resolve()
     name = resolved.name if resolved.is_dir() else resolved.stem
-    return Pool(name, classes, references, targets, test, source)
+    return Pool(name, classes, references, targets, test, root)
 
 
 def long_tail(targets: Indices, eligible: Flags, ratio: float, *, seed: int = 0) -> Flags:
@@ -139,25 +149,14 @@ class _Row:
     test: bool = False
 
 
-def _class_folders(images: Path, source: Source) -> tuple[Source, list[_Row]]:
+def _class_folders(root: Root) -> tuple[Root, list[_Row]]:
     """Return where the class folders lie, and what is in them."""
-    if isinstance(source, Folder):
-        root = images
-    else:
-        prefix = _common_folder(images)
-        source = Archive(images, prefix)
-        root = cast(Path, zipfile.Path(str(images), prefix))  # answers all that is asked of a folder
-    found = from_folder(root)
+    if isinstance(root, zipfile.Path):
+        tops = [each for each in root.iterdir() if not is_passed_over(each.name)]
+        root = tops[0] if len(tops) == 1 and tops[0].is_dir() else root
+    found = from_folder(cast(Path, root))  # a zip's answers all that is asked of a folder
     start = f"{str(root).rstrip('/')}/"
-    return source, [_Row(each.reference.removeprefix(start), found.labels[each.labels[0]]) for each in found.images]
-
-
-def _common_folder(archive: Path) -> str:
-    """Return the folder of a zip that all else lies in, ending in a slash; nothing if there is none."""
-    with zipfile.ZipFile(archive) as opened:
-        tops = {name.partition("/")[0] for name in opened.namelist()}
-    tops = {name for name in tops if not is_passed_over(name)}
-    return f"{tops.pop()}/" if len(tops) == 1 else ""
+    return root, [_Row(each.reference.removeprefix(start), found.labels[each.labels[0]]) for each in found.images]
 
 
 def _read_manifest(path: Path) -> list[_Row]:
@@ -188,9 +187,9 @@ def _tidy(path: str) -> str:
     return str(PurePosixPath(path))
 
 
-def _check_paths(paths: Sequence[str], source: Source, *, manifest: Path, images: Path) -> None:
+def _check_paths(paths: Sequence[str], root: Root, *, manifest: Path, images: Path) -> None:
     outside = [path for path in paths if path.startswith("/") or ".." in PurePosixPath(path).parts]
-    absent = [] if outside else [path for path in paths if not source.holds(path)]
+    absent = [] if outside else [path for path in paths if not (root / path).is_file()]
     twice = [path for path, count in Counter(paths).items() if count > 1]
     for fault, faulty, remedy in (
         ("lead out of it", outside, "write them from there on, without .."),
@@ -204,12 +203,12 @@ def _check_paths(paths: Sequence[str], source: Source, *, manifest: Path, images
             )
 
 
-def _groups(references: Sequence[str], source: Source) -> Indices:
+def _groups(references: Sequence[str], root: Root) -> Indices:
     """Return a number for each image, (N,), equal where files hold the same bytes; one that cannot be read is alone."""
 
     def digest(reference: str) -> bytes:
         try:
-            return hashlib.sha256(source.read(reference)).digest()
+            return hashlib.sha256(_read(root, reference)).digest()
         except FetchError:
             return os.fsencode(reference)
 
@@ -228,3 +227,36 @@ def _check_split(classes: Sequence[str], targets: Indices, test: Flags) -> None:
                 f"expected images of each class to label and others to test on, {label!r} has {labelled} and {tested}; "
                 "add images, leave the class out, or divide it by the manifest's column split"
             )
+
+
+# ---- where they lie
+
+
+def _open(images: Path) -> Root:
+    if images.is_dir():
+        return images
+    try:
+        return zipfile.Path(images)
+    except (OSError, zipfile.BadZipFile) as err:
+        reason = err.strerror if isinstance(err, OSError) else "a file of another kind"
+        raise ConfigError(
+            f"expected a folder or a zip of images, {images} is neither ({reason}); check --images"
+        ) from err
+
+
+def _read(root: Root, reference: str) -> bytes:
+    try:
+        return (root / reference).read_bytes()
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:  # encrypted is a RuntimeError
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else type(err).__name__
+        remedy = "check that it is there and readable" if isinstance(root, Path) else "make the zip again"
+        raise FetchError(f"the file cannot be read: {reason}; {remedy}") from err
+
+
+def _size_and_time(path: Path) -> list[int]:
+    """In bytes and nanoseconds; nothing for a file that is not there: that is a state too."""
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]

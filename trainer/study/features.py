@@ -24,8 +24,9 @@ from contract.images.preprocess import MAX_MEGAPIXELS, RECIPE, decode_image
 from contract.versions.manifest import InputSpec
 from trainer.labels.dataset import THREADS
 from trainer.model.network import Network
-from trainer.study.arrays import Batch, keep
+from trainer.study.arrays import Array, compute_once
 from trainer.study.dataset import Pool
+from trainer.study.records import append, recover
 
 _IMAGES_A_BATCH: Final = 32
 
@@ -34,14 +35,19 @@ _IMAGES_A_BATCH: Final = 32
 class Decoded:
     """The images of a pool as pixels, in its order."""
 
-    images: npt.NDArray[np.uint8]
-    """(N, H, W, 3), RGB, not to be written to; those that cannot be read are black."""
-    readable: npt.NDArray[np.bool_]
-    """(N,)"""
+    path: Path
+    """Of a .npy file: uint8 (N, H, W, 3), RGB; images that cannot be read are black."""
     unreadable: tuple[tuple[str, str], ...]
     """Reference and reason of each image that is not readable."""
+    readable: npt.NDArray[np.bool_]
+    """(N,)"""
     key: str
     """Names the pixels: others have another."""
+
+    @property
+    def images(self) -> npt.NDArray[np.uint8]:
+        """The pixels, mapped."""
+        return np.asarray(np.load(self.path, mmap_mode="r"))
 
 
 def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Decoded:
@@ -52,45 +58,31 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
     Raises:
         ConfigError: if the cache cannot be written.
     """
-    spec = InputSpec(image_size, image_size)
-    key = _digest([RECIPE, image_size, max_megapixels, pool.source.state(pool.references)])
-    count = len(pool.references)
+    spec, count = InputSpec(image_size, image_size), len(pool.references)
+    key = _digest([RECIPE, image_size, max_megapixels, pool.state()])
+    faults = cache / f"decoded-{key}.jsonl"  # a line for each image that cannot be read, written before its row
 
-    def batches(start: int) -> Generator[Batch, None, None]:
+    def batches(start: int) -> Generator[Array, None, None]:
+        recover(faults)
         with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
             for first in range(start, count, _IMAGES_A_BATCH):
-                positions = range(first, min(count, first + _IMAGES_A_BATCH))
-                outcomes = list(executor.map(partial(_decode_one, pool, spec, max_megapixels), positions))
-                yield _as_batch(first, outcomes, spec)
+                images = range(first, min(count, first + _IMAGES_A_BATCH))
+                rows = np.zeros((len(images), spec.height, spec.width, 3), np.uint8)
+                decoded = executor.map(partial(_decode_one, pool, spec, max_megapixels), images)
+                for image, row, outcome in zip(images, rows, decoded, strict=True):
+                    if isinstance(outcome, ImageError):
+                        append(faults, {"image": image, "reason": str(outcome)})
+                    else:
+                        row[:] = outcome
+                yield rows
 
-    kept = keep(cache / f"pixels-{key}.npy", batches, count=count, title="images")
+    path = cache / f"decoded-{key}.npy"
+    compute_once(path, batches, count=count, title="images")
+    reasons = {fault["image"]: fault["reason"] for fault in recover(faults)}
     readable = np.ones(count, bool)
-    readable[list(kept.notes)] = False
-    unreadable = tuple((pool.references[row], reason) for row, reason in sorted(kept.notes.items()))
-    return Decoded(kept.rows, readable, unreadable, key)
-
-
-def compute(decoded: Decoded, *, network: Network, device: torch.device, cache: Path) -> npt.NDArray[np.float32]:
-    """Return what a network's backbone computes on each image, (N, F), from the cache as far as it is in it.
-
-    The array is not to be written to. The network is moved to the device and set to evaluation. Processors of another
-    kind compute features that differ in the last digits, and keep their own.
-
-    Raises:
-        ConfigError: if the cache cannot be written.
-    """
-    count = len(decoded.images)
-    backbone = network.to(device).eval().backbone
-
-    def batches(start: int) -> Generator[Batch, None, None]:
-        for first in range(start, count, _IMAGES_A_BATCH):
-            pixels = torch.from_numpy(np.array(decoded.images[first : first + _IMAGES_A_BATCH]))
-            with torch.inference_mode():
-                features: Tensor = backbone(pixels.to(device))
-            yield Batch(features.float().cpu().numpy())
-
-    key = _digest([decoded.key, _backbone_digest(backbone), device.type])
-    return keep(cache / f"features-{key}.npy", batches, count=count, title="features").rows
+    readable[list(reasons)] = False
+    unreadable = tuple((pool.references[image], reason) for image, reason in sorted(reasons.items()))
+    return Decoded(path, unreadable, readable, key)
 
 
 def _decode_one(pool: Pool, spec: InputSpec, max_megapixels: int, image: int) -> npt.NDArray[np.uint8] | ImageError:
@@ -100,15 +92,28 @@ def _decode_one(pool: Pool, spec: InputSpec, max_megapixels: int, image: int) ->
         return err
 
 
-def _as_batch(first: int, outcomes: list[npt.NDArray[np.uint8] | ImageError], spec: InputSpec) -> Batch:
-    rows = np.zeros((len(outcomes), spec.height, spec.width, 3), np.uint8)
-    notes = {}
-    for row, outcome in enumerate(outcomes):
-        if isinstance(outcome, ImageError):
-            notes[first + row] = str(outcome)
-        else:
-            rows[row] = outcome
-    return Batch(rows, notes)
+def compute(decoded: Decoded, *, network: Network, device: torch.device, cache: Path) -> Path:
+    """Return where there is, as .npy, what a network's backbone computes on each image, float32 (N, F).
+
+    It is computed as far as it is not in the cache. The network is moved to the device and set to evaluation.
+    Processors of another kind compute features that differ in the last digits, and keep their own.
+
+    Raises:
+        ConfigError: if the cache cannot be written.
+    """
+    images, backbone = decoded.images, network.to(device).eval().backbone
+
+    def batches(start: int) -> Generator[Array, None, None]:
+        for first in range(start, len(images), _IMAGES_A_BATCH):
+            pixels = torch.from_numpy(np.array(images[first : first + _IMAGES_A_BATCH]))
+            with torch.inference_mode():
+                features: Tensor = backbone(pixels.to(device))
+            yield features.float().cpu().numpy()
+
+    key = _digest([decoded.key, _backbone_digest(backbone), device.type])
+    path = cache / f"features-{key}.npy"
+    compute_once(path, batches, count=len(images), title="features")
+    return path
 
 
 def _backbone_digest(backbone: nn.Module) -> str:

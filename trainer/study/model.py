@@ -17,9 +17,10 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import ModelProto, numpy_helper
+from torch import nn
 
 from contract.errors import TrainingError
-from contract.graph.lowering import PassOutputs, lower
+from contract.graph.lowering import Lowered, PassOutputs, lower
 from contract.graph.masks import Masks, draw_masks
 from contract.scores.embedding import embed
 from contract.versions.version import MODEL_FILE
@@ -39,8 +40,8 @@ _IMAGES_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """What every model of a study is trained and tested on, for N images."""
+class Dataset:
+    """What every model of a study is trained and tested on: N images."""
 
     classes: tuple[str, ...]
     targets: Indices
@@ -65,26 +66,26 @@ class Scores:
     """(n, 256)"""
 
 
-class Learner:
-    """Trains the models of one chain, each from the same start."""
+class Trainer:
+    """Trains the models of one run, each from the same start."""
 
-    def __init__(self, material: Material, training: Training, *, part: Part, weights: Weights, device: torch.device):
+    def __init__(self, dataset: Dataset, training: Training, *, part: Part, weights: Weights, device: torch.device):
         """Build the network; `training.seed` decides what is fresh in it, and how it is trained."""
-        self._material = material
+        self._dataset = dataset
         self._training = training
         self._part = part
         self._device = device
         torch.manual_seed(training.seed)
         self._network, self._provenance = build(
             training.architecture,
-            classes=len(material.classes),
-            image_size=material.images.shape[1],
+            classes=len(dataset.classes),
+            image_size=dataset.images.shape[1],
             weights=weights,
             units=training.units,
             dropout=training.dropout,
         )
         self._start = copy.deepcopy(self._network.state_dict())
-        self._exporter = Exporter()
+        self._graph: ModelProto | None = None
 
     def train(self, labelled: Indices, name: str) -> "Model":
         """Return a model trained on some of the images; its name decides its masks.
@@ -92,42 +93,38 @@ class Learner:
         Raises:
             TrainingError: if training diverges; no model comes of it.
         """
-        material, training, network = self._material, self._training, self._network
+        dataset, training, network = self._dataset, self._training, self._network
         network.load_state_dict(self._start)
         network.to(self._device)
         torch.manual_seed(training.seed)
-        if material.features is None:
-            images = material.images[labelled]
+        if dataset.features is None:
+            images = dataset.images[labelled]
             module, inputs = prepare(network, images, part=self._part, device=self._device)
         else:
-            features = torch.from_numpy(material.features[labelled])
-            size = material.images.shape[1]
+            features = torch.from_numpy(dataset.features[labelled])
+            size = dataset.images.shape[1]
             module, inputs = prepare_frozen(network, features, part=self._part, image_size=size, device=self._device)
         recipe = recipe_of(training, self._part, len(labelled), pretrained=bool(self._provenance.loaded))
-        targets = material.targets[labelled]
-        fit(module, inputs, targets, classes=len(material.classes), recipe=recipe, device=self._device)
-        return Model(network, material, name=name, passes=training.passes, device=self._device, exporter=self._exporter)
+        targets = dataset.targets[labelled]
+        fit(module, inputs, targets, classes=len(dataset.classes), recipe=recipe, device=self._device)
+        classifier = copy.deepcopy(network.eval().classifier).cpu()
+        if self._graph is None:  # which takes torch a second; the weights of the models that follow fit in
+            self._graph = export_classifier(classifier)
+        set_weights(self._graph, classifier)
+        return Model(network, dataset, lower(self._graph), name=name, passes=training.passes, device=self._device)
 
 
 class Model:
     """A trained model, whose passes onnxruntime computes from its lowered graph."""
 
     def __init__(
-        self,
-        network: Network,
-        material: Material,
-        *,
-        name: str,
-        passes: int,
-        device: torch.device,
-        exporter: "Exporter",
+        self, network: Network, dataset: Dataset, lowered: Lowered, *, name: str, passes: int, device: torch.device
     ) -> None:
-        """Export the network's classifier and open what it is lowered to."""
-        self._network = network.eval()
-        self._material = material
+        """Open what the network's classifier was lowered to."""
+        self._network = network
+        self.dataset = dataset
         self._device = device
         self.name = name
-        lowered = lower(exporter.export(copy.deepcopy(network.classifier).cpu()))
         self._sites = lowered.sites
         self._neck, self._head = open_passes(lowered, Path(), threads=torch.get_num_threads())
         self._masks = self.draw_masks(passes)
@@ -173,10 +170,10 @@ class Model:
         return np.asarray(ranks, np.int64)
 
     def _backbone(self, indices: Indices) -> Floats:
-        if self._material.features is not None:
-            return self._material.features[indices]
+        if self.dataset.features is not None:
+            return self.dataset.features[indices]
         with torch.no_grad():
-            images = torch.from_numpy(self._material.images[indices])
+            images = torch.from_numpy(self.dataset.images[indices])
             features: Floats = self._network.backbone(images.to(self._device)).cpu().numpy()
         return features
 
@@ -184,37 +181,33 @@ class Model:
         return [self._head(chunk, masks) for chunk in _chunks(features)]
 
 
-class Exporter:
-    """Exports classifiers of one form, which differ in their weights alone.
+def export_classifier(classifier: nn.Sequential) -> ModelProto:
+    """Return the literal graph of classifiers of a form, with weights that are nobody's; draws no random number.
 
-    torch exports the first one, which takes a second; the graph that came of it takes the weights of those that follow.
+    Raises:
+        TrainingError: if the exporter fails.
     """
+    width = next(layer for layer in classifier if isinstance(layer, nn.Linear)).in_features
+    template = copy.deepcopy(classifier)
+    generator = torch.Generator().manual_seed(0)
+    for value in template.state_dict().values():  # of equal weights, such as biases of 0, one would be left out
+        value.normal_(generator=generator)
+    with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
+        export_module(template, Path(folder), sample=torch.zeros(2, width), input_name="inputs")
+        return onnx.load(Path(folder) / MODEL_FILE)
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self._graph: ModelProto | None = None
 
-    def export(self, classifier: torch.nn.Sequential) -> ModelProto:
-        """Return the literal graph of a classifier on the CPU, in evaluation mode, weights included.
+def set_weights(graph: ModelProto, classifier: nn.Sequential) -> None:
+    """Replace a graph's weights by those of a classifier on the CPU.
 
-        Raises:
-            TrainingError: if the exporter fails, or a weight has no place in the graph.
-        """
-        if self._graph is None:
-            width = next(layer for layer in classifier if isinstance(layer, torch.nn.Linear)).in_features
-            template = copy.deepcopy(classifier)
-            generator = torch.Generator().manual_seed(0)
-            for value in template.state_dict().values():  # of equal weights, such as biases of 0, one would be left out
-                value.normal_(generator=generator)
-            with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
-                export_module(template, Path(folder), sample=torch.zeros(2, width), input_name="inputs")
-                self._graph = onnx.load(Path(folder) / MODEL_FILE)
-        places = {tensor.name: tensor for tensor in self._graph.graph.initializer}
-        for name, value in classifier.state_dict().items():
-            if name not in places or tuple(places[name].dims) != tuple(value.shape):
-                raise TrainingError(f"the exported graph has no place for {name} of shape {tuple(value.shape)}")
-            places[name].CopyFrom(numpy_helper.from_array(value.numpy(), name))
-        return self._graph
+    Raises:
+        TrainingError: if a weight has no place in the graph.
+    """
+    places = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for name, value in classifier.state_dict().items():
+        if name not in places or tuple(places[name].dims) != tuple(value.shape):
+            raise TrainingError(f"the exported graph has no place for {name} of shape {tuple(value.shape)}")
+        places[name].CopyFrom(numpy_helper.from_array(value.numpy(), name))
 
 
 def _chunks(values: npt.NDArray[_Number]) -> Iterator[npt.NDArray[_Number]]:

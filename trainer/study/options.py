@@ -1,11 +1,11 @@
 """What a study is told, and the strategies that it can compare. Imports no torch: the command line reads it.
 
-    labelnext     production's default as it is: near-duplicates behind the image that stands for them, an audit slice
+    labelnext     production's default as it is: near-duplicates behind the image that stands for them, a random holdout
     core-set      k-centre greedy: always the image farthest from all that is labelled (Sener & Savarese 2018,
                   arXiv 1708.00489)
     baal-bald     the highest BALD as baal computes it
 
-The others are those of `trainer.ordering.strategies`, without near-duplicates pushed back and without an audit slice.
+The others are those of `trainer.ordering.strategies`, without near-duplicates pushed back and without a random holdout.
 """
 
 from collections.abc import Sequence

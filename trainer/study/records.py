@@ -1,19 +1,19 @@
-"""What a study writes down, and reads again when it goes on: one line for each round of each chain.
+"""What a study writes down, and reads again when it goes on: one line for each round of each run.
 
-A chain is one strategy with one seed. Its file holds a line of JSON for each round that ended, so that a study that was
+A run is one strategy with one seed. Its file holds a line of JSON for each round that ended, so that a study that was
 interrupted loses the rounds under way and no others.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of one chain: what was labelled by then, and how good a model trained on it is on the test images."""
+    """One round of one run: what was labelled by then, and how good a model trained on it is on the test images."""
 
     strategy: str
     seed: int
@@ -40,13 +40,9 @@ class Round:
     choose_s: float
     """Seconds spent on choosing what is labelled next; 0 in the last round."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Round":
-        """Read what `to_json` returned."""
+        """Read what `asdict` made of it."""
         sequences = {name: tuple(document[name]) for name in ("labels_by_class", "f1")}
         return cls(**{**document, **sequences})
 
@@ -63,9 +59,13 @@ class PassAgreement:
     """Share of the first 100 in common."""
 
 
+Rounds = tuple[Round, ...]
+"""Those of a whole run, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What was studied, and all rounds so far."""
+    """What was studied, and all rounds."""
 
     name: str
     classes: tuple[str, ...]
@@ -77,53 +77,19 @@ class Study:
     """(C,)"""
     settings: Mapping[str, Any]
     """Everything that the figures hang on, as JSON: the command's options and what they stood for."""
-    machine: str
-    date: str
-    rounds: tuple[Round, ...]
+    runs: Mapping[str, tuple[Rounds, ...]]
+    """By strategy, in the order in which these were asked for, and seed: all alike in rounds and labels."""
     agreement: tuple[PassAgreement, ...] = ()
-
-    @property
-    def strategies(self) -> tuple[str, ...]:
-        """In the order in which they were asked for."""
-        return tuple(dict.fromkeys(each.strategy for each in self.rounds))
-
-    def chain(self, strategy: str, seed: int) -> tuple[Round, ...]:
-        """Return the rounds of one chain, in order."""
-        found = (each for each in self.rounds if (each.strategy, each.seed) == (strategy, seed))
-        return tuple(sorted(found, key=lambda each: each.round))
-
-
-def save(study: Study, folder: Path) -> None:
-    """Write study.json, from which `load` makes the same study."""
-    text = json.dumps(asdict(study), ensure_ascii=False)
-    (folder / "study.json").write_text(text + "\n", encoding="utf-8")
-
-
-def load(folder: Path) -> Study:
-    """Read the study that lies in a folder."""
-    document = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    return Study(
-        name=document["name"],
-        classes=tuple(document["classes"]),
-        minority=tuple(document["minority"]),
-        pool_by_class=tuple(document["pool_by_class"]),
-        test_by_class=tuple(document["test_by_class"]),
-        settings=document["settings"],
-        machine=document["machine"],
-        date=document["date"],
-        rounds=tuple(map(Round.from_json, document["rounds"])),
-        agreement=tuple(PassAgreement(**each) for each in document["agreement"]),
-    )
 
 
 def append(path: Path, document: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a chain's file."""
+    """Add a line of JSON to a run's file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(document) + "\n")
 
 
 def recover(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a chain's file; one that was cut short is taken out of the file, with all that follows it."""
+    """Return the lines of a run's file; one that was cut short is taken out of the file, with all that follows it."""
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []

@@ -7,28 +7,16 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from trainer.report.html import render
-from trainer.study import charts
+from trainer.study import plots
 from trainer.study.options import RANDOM
 from trainer.study.records import PassAgreement, Round, Study
-from trainer.study.statistics import (
-    Chains,
-    Difference,
-    Measure,
-    Summary,
-    compare,
-    complete_chains,
-    left_out,
-    rounds_of,
-    summarise,
-    to_json,
-)
+from trainer.study.statistics import Difference, Measure, Summary, compare, labels_of, summarise, to_json
 
 _SEQUENCES: Final = ("labels_by_class", "f1")
 """Of a round: what has a value for each class, and a row of classes.csv instead of a column of rounds.csv."""
@@ -43,26 +31,8 @@ _COMPARED: Final[tuple[Measure, ...]] = ("minority_f1", "macro_f1", "accuracy")
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol:
-    """What was done, in numbers for a sentence."""
-
-    pool: int
-    test: int
-    largest: int
-    smallest: int
-    """Images of the pool's largest and smallest class."""
-    strategies: int
-    seeds: int
-    initial: int
-    query: tuple[int, int]
-    """The fewest and the most labels between two rounds."""
-    rounds: int
-    """Without the initial set's."""
-
-
-@dataclass(frozen=True, slots=True)
 class ClassRow:
-    """What strategies come to on a class after the last round, as means over their complete chains."""
+    """What strategies come to on a class after the last round, as means over seeds."""
 
     name: str
     minority: bool
@@ -78,17 +48,16 @@ def write(study: Study, folder: Path) -> None:
     """Write report.html, rounds.csv, classes.csv, summary.json and curves.png into a folder, which is made if need be.
 
     Raises:
-        ValueError: if the study holds no round.
         OSError: if a file cannot be written.
     """
     summaries = summarise(study)
     folder.mkdir(parents=True, exist_ok=True)
-    rounds = sorted(study.rounds, key=lambda each: (study.strategies.index(each.strategy), each.seed, each.round))
+    rounds = [each for runs in study.runs.values() for run in runs for each in run]
     _write_rounds(rounds, folder / "rounds.csv")
     _write_classes(rounds, study.classes, folder / "classes.csv")
     document = json.dumps(to_json(summaries), ensure_ascii=False, allow_nan=False, indent=2)
     (folder / "summary.json").write_text(document + "\n", encoding="utf-8")
-    charts.save_curves(study, folder / "curves.png", _default(study, summaries))
+    plots.save_curves(study, folder / "curves.png", _default(study))
     (folder / "report.html").write_text(render_page(study, summaries), encoding="utf-8")
 
 
@@ -115,34 +84,32 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 def render_page(study: Study, summaries: Sequence[Summary]) -> str:
     """Return the page of a study, given what `summarise` says of it."""
-    default = _default(study, summaries)
+    default = _default(study)
     ranked = sorted(summaries, key=lambda each: -each.areas["minority_f1"])
     names = [each.strategy for each in ranked]
-    lines = charts.choose_lines([each.strategy for each in summaries], default)
+    lines = plots.choose_lines([*study.runs], default)
     against_random = {
         each.strategy: difference
         for each in ranked
         if each.strategy != RANDOM and (difference := each.differences["minority_f1"])
     }
-    rare = [study.classes[index] for index in study.minority]
     return render(
         "study.html",
         study=study,
         random=RANDOM,
         default=default,
-        protocol=_protocol(study),
+        labels=labels_of(study).astype(int).tolist(),
+        seeds=summaries[0].seeds,
         summaries=ranked,
-        seeds=max(each.seeds for each in summaries),
-        left_out=_describe_left_out(study),
-        rare=rare,
+        rare=[study.classes[index] for index in study.minority],
         differences=against_random
-        and charts.draw_differences(against_random, title="Minority-F1 area less that of random"),
+        and plots.draw_differences(against_random, title="Minority-F1 area less that of random"),
         duels=_duels(study, names, default),
         lines=lines,
         unnamed=len(summaries) > len(lines),
-        measures=charts.draw_measures(study, lines),
-        each=charts.draw_each(study, names, "minority_f1", default),
-        minority_share=charts.draw_minority_share(study, lines),
+        measures=plots.draw_measures(study, lines),
+        each=plots.draw_each(study, names, "minority_f1", default),
+        minority_share=plots.draw_minority_share(study, lines),
         class_rows=_class_rows(study, names),
         classes_left=max(0, len(study.classes) - _CLASSES),
         agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
@@ -151,37 +118,10 @@ def render_page(study: Study, summaries: Sequence[Summary]) -> str:
     )
 
 
-def _default(study: Study, summaries: Iterable[Summary]) -> str | None:
+def _default(study: Study) -> str | None:
     """The product's own strategy, if it was studied."""
     name = study.settings.get("default")
-    return name if name in {each.strategy for each in summaries} else None
-
-
-def _protocol(study: Study) -> Protocol:
-    first = min(each.labels for each in study.rounds if each.round == 0)
-    chains = [chain for by_seed in complete_chains(study).values() for chain in by_seed.values()]
-    steps = [later.labels - one.labels for chain in chains for one, later in pairwise(chain)]
-    return Protocol(
-        pool=sum(study.pool_by_class),
-        test=sum(study.test_by_class),
-        largest=max(study.pool_by_class),
-        smallest=min(study.pool_by_class),
-        strategies=len(study.strategies),
-        seeds=len({each.seed for each in study.rounds}),
-        initial=first,
-        query=(min(steps, default=0), max(steps, default=0)),
-        rounds=rounds_of(study) - 1,
-    )
-
-
-def _describe_left_out(study: Study) -> dict[str, str]:
-    """Which seeds of a strategy do not count, and how far each came."""
-    rounds = rounds_of(study)
-    found: dict[str, list[str]] = {}
-    for each in left_out(study):
-        came = f"{each.rounds} of {rounds} rounds" if each.rounds else "not begun"
-        found.setdefault(each.strategy, []).append(f"seed {each.seed} ({came})")
-    return {strategy: ", ".join(seeds) for strategy, seeds in found.items()}
+    return name if name in study.runs else None
 
 
 def _duels(study: Study, rivals: Iterable[str], default: str | None) -> dict[str, dict[Measure, Difference | None]]:
@@ -199,31 +139,26 @@ def _class_rows(study: Study, strategies: Sequence[str]) -> list[ClassRow]:
     """The rarest class first; of many classes the rarest and the largest."""
     order = np.argsort(study.pool_by_class, kind="stable").tolist()
     shown = order if len(order) <= _CLASSES else order[: _CLASSES // 2] + order[-_CLASSES // 2 :]
-    chains = complete_chains(study)
-    ends: list[list[Round]] = [_ends(chains[strategy]) for strategy in strategies]
+    last = [[run[-1] for run in study.runs[strategy]] for strategy in strategies]
     return [
         ClassRow(
             name=study.classes[index],
             minority=index in study.minority,
             pool=study.pool_by_class[index],
             test=study.test_by_class[index],
-            labels=tuple(float(np.mean([each.labels_by_class[index] for each in last])) for last in ends),
-            f1=tuple(float(np.mean([each.f1[index] for each in last])) for last in ends),
+            labels=tuple(float(np.mean([each.labels_by_class[index] for each in rounds])) for rounds in last),
+            f1=tuple(float(np.mean([each.f1[index] for each in rounds])) for rounds in last),
         )
         for index in shown
     ]
-
-
-def _ends(chains: Chains) -> list[Round]:
-    return [chain[-1] for chain in chains.values()]
 
 
 def _mean_agreement(agreement: Sequence[PassAgreement]) -> dict[int, Mapping[str, float]]:
     """Means over the seeds, by passes."""
     return {
         passes: {
-            "spearman": float(np.mean([each.spearman for each in agreement if each.passes == passes])),
-            "top100": float(np.mean([each.top100 for each in agreement if each.passes == passes])),
+            name: float(np.mean([getattr(each, name) for each in agreement if each.passes == passes]))
+            for name in ("spearman", "top100")
         }
         for passes in sorted({each.passes for each in agreement})
     }

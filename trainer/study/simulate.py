@@ -1,8 +1,8 @@
-"""A study from its options to its report: which chains there are, who runs them, and where they go on.
+"""A study from its options to its report: which runs there are, who runs them, and where they go on.
 
 <out>/settings.json                   what the figures hang on; a folder holds one study
 <out>/chains/<strategy>-<seed>.jsonl  a line for each round that ended
-<out>/report.html, *.csv, *.json      from all chains, when they are through
+<out>/report.html, *.csv, *.json      from all runs, when they are through
 """
 
 import json
@@ -32,10 +32,10 @@ from trainer.study import report
 from trainer.study.dataset import Pool, long_tail, read_pool
 from trainer.study.features import Decoded, compute, decode
 from trainer.study.options import PRODUCT, StudyOptions, check
-from trainer.study.records import PassAgreement, Round, Study, recover, save
-from trainer.study.run import Protocol
+from trainer.study.records import PassAgreement, Round, Rounds, Study, recover
+from trainer.study.run import Protocol, Run
 from trainer.study.statistics import summarise, to_json
-from trainer.study.workers import Files, Place, Work, count_processors, count_workers, run_all
+from trainer.study.workers import Files, complete_all, count_processors, count_workers
 
 _log = logging.getLogger(__name__)
 
@@ -45,27 +45,25 @@ _NOT_IDENTITY: Final = ("command", "date", "machine", "name", "seeds", "strategi
 
 
 def simulate(options: StudyOptions, training: Training, environment: Environment) -> dict[str, Any]:
-    """Run all chains that are missing, write the report, and return the figures of each strategy as JSON.
+    """Do all runs that are missing, write the report, and return the figures of each strategy as JSON.
 
     Raises:
         LabelnextError: if the images cannot be used, the folder holds another study, or a training diverges.
     """
     check(options.strategies)
-    device = choose_device(training.device)
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
     cache = environment.cache.parent / "study"
     decoded = decode(pool, image_size=training.image_size, cache=cache, max_megapixels=environment.max_megapixels)
-    _say_unreadable(decoded)
+    _log_unreadable(decoded)
     protocol = _make_protocol(pool, decoded, options, training)
-    settings = _describe(options, decoded, protocol, device=device)
+    settings = _describe(options, decoded, protocol)
     with _holding(options.out):
-        chains = _claim(options, settings)
-        _say(pool, protocol, options, device)
-        if any(len(recover(chain.path)) <= protocol.rounds for chain in chains):
-            files = _find_files(pool, decoded, protocol, device=device, cache=cache)
-            run_all(chains, Work(files, protocol, device), workers=options.workers or count_workers(device))
-        study = _collect(chains, pool, protocol, settings, name=options.name or pool.name)
-        save(study, options.out)
+        runs = _plan_runs(options, settings)
+        _log_plan(pool, protocol, options)
+        if any(len(recover(run.path)) <= protocol.rounds for run in runs):
+            files = _find_files(pool, decoded, protocol, cache=cache)
+            complete_all(runs, files, protocol, workers=options.workers or count_workers(protocol.device))
+        study = _collect(runs, pool, protocol, settings, name=options.name or pool.name)
         report.write(study, options.out)
     _log.info("the report is %s", options.out / "report.html")
     return to_json(summarise(study))
@@ -82,7 +80,7 @@ def _holding(out: Path) -> Iterator[None]:
         raise ConfigError(f"--out {out} cannot be used ({err.strerror or err}); name a folder with room") from err
 
 
-def _find_files(pool: Pool, decoded: Decoded, protocol: Protocol, *, device: torch.device, cache: Path) -> Files:
+def _find_files(pool: Pool, decoded: Decoded, protocol: Protocol, *, cache: Path) -> Files:
     """Compute the features if nobody has yet."""
     features, training = None, protocol.training
     if protocol.part != "all":
@@ -95,16 +93,9 @@ def _find_files(pool: Pool, decoded: Decoded, protocol: Protocol, *, device: tor
             units=training.units,
             dropout=training.dropout,
         )
-        _log.info("%s on %s; %s", training.architecture, device, provenance)
-        features = _path(compute(decoded, network=network, device=device, cache=cache))
-    return Files(pool.classes, pool.targets, _path(decoded.images), features)
-
-
-def _path(mapped: np.ndarray[Any, Any]) -> Path:
-    """Where a memory map lies."""
-    if not isinstance(mapped, np.memmap) or mapped.filename is None:
-        raise TypeError(f"expected an array that is mapped from a file, got {type(mapped).__name__}")
-    return Path(mapped.filename)
+        _log.info("%s on %s; %s", training.architecture, protocol.device, provenance)
+        features = compute(decoded, network=network, device=protocol.device, cache=cache)
+    return Files(pool.classes, pool.targets, decoded.path, features)
 
 
 def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training: Training) -> Protocol:
@@ -129,6 +120,7 @@ def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training
         training=training,
         part=training.trained_part,
         weights=parse_weights(training.weights),
+        device=choose_device(training.device),
     )
 
 
@@ -137,7 +129,7 @@ def find_minority(counts: Indices) -> tuple[int, ...]:
     return tuple(np.argsort(counts, kind="stable")[: max(1, round(len(counts) / 3))].tolist())
 
 
-def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, device: torch.device) -> dict[str, Any]:
+def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol) -> dict[str, Any]:
     """Return the study's settings as JSON; files go by their names, since where they lie changes no figure."""
     training = protocol.training
     recipe = recipe_of(training, protocol.part, options.initial, pretrained=training.weights != "none")
@@ -151,7 +143,7 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, de
         **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation", "int8")},
         "part": protocol.part,
         "weights": training.weights if training.weights in ("imagenet", "none") else Path(training.weights).name,
-        "device": device.type,
+        "device": protocol.device.type,
         "recipe_at_start": asdict(recipe),
         "unreadable": len(decoded.unreadable),
         "machine": f"{count_processors()} processors, {platform.machine()}",
@@ -170,8 +162,8 @@ def _command() -> str:
     return shlex.join(["python", "-m", "trainer", *words])
 
 
-def _claim(options: StudyOptions, settings: Mapping[str, Any]) -> list[Place]:
-    """Make sure that the folder is this study's, and return its chains, all of the first seed first."""
+def _plan_runs(options: StudyOptions, settings: Mapping[str, Any]) -> list[Run]:
+    """Make sure that the folder is this study's, and return its runs, all of the first seed first."""
     path, begun = options.out / _SETTINGS, options.out / "chains"
     begun.mkdir(parents=True, exist_ok=True)
     found = _read_settings(path) if any(begun.iterdir()) else settings
@@ -186,7 +178,7 @@ def _claim(options: StudyOptions, settings: Mapping[str, Any]) -> list[Place]:
     draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
     return [
-        Place(strategy, seed, begun / f"{strategy}-{seed}.jsonl")
+        Run(strategy, seed, begun / f"{strategy}-{seed}.jsonl")
         for seed in range(options.seeds)
         for strategy in options.strategies
     ]
@@ -202,10 +194,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
         ) from err
 
 
-def _collect(
-    chains: Sequence[Place], pool: Pool, protocol: Protocol, settings: Mapping[str, Any], *, name: str
-) -> Study:
-    lines = [line for chain in chains for line in recover(chain.path)]
+def _collect(runs: Sequence[Run], pool: Pool, protocol: Protocol, settings: Mapping[str, Any], *, name: str) -> Study:
+    by_strategy: dict[str, list[Rounds]] = {}
+    agreement = []
+    for run in runs:
+        lines = recover(run.path)
+        by_strategy.setdefault(run.strategy, []).append(tuple(Round.from_json(line["round"]) for line in lines))
+        agreement += [PassAgreement(**line["agreement"]) for line in lines if line["agreement"]]
     counts = [np.bincount(pool.targets[part], minlength=len(pool.classes)) for part in (protocol.pool, protocol.test)]
     return Study(
         name=name,
@@ -214,21 +209,19 @@ def _collect(
         pool_by_class=tuple(counts[0].tolist()),
         test_by_class=tuple(counts[1].tolist()),
         settings=settings,
-        machine=settings["machine"],
-        date=settings["date"],
-        rounds=tuple(Round.from_json(line["round"]) for line in lines),
-        agreement=tuple(PassAgreement(**line["agreement"]) for line in lines if line["agreement"]),
+        runs={strategy: tuple(found) for strategy, found in by_strategy.items()},
+        agreement=tuple(agreement),
     )
 
 
-def _say_unreadable(decoded: Decoded) -> None:
+def _log_unreadable(decoded: Decoded) -> None:
     for reference, reason in decoded.unreadable[:5]:
         _log.warning("left out: %s", name_once(reference, reason))
     if len(decoded.unreadable) > 5:
         _log.warning("and %d more", len(decoded.unreadable) - 5)
 
 
-def _say(pool: Pool, protocol: Protocol, options: StudyOptions, device: torch.device) -> None:
+def _log_plan(pool: Pool, protocol: Protocol, options: StudyOptions) -> None:
     counts = np.bincount(pool.targets[protocol.pool], minlength=len(pool.classes))
     _log.info(
         "%d strategies, %d seeds, %d rounds of %d labels after %d, of %d images of %d classes (%d to %d each); "
@@ -243,5 +236,5 @@ def _say(pool: Pool, protocol: Protocol, options: StudyOptions, device: torch.de
         counts.max(),
         counts.min(),
         len(protocol.test),
-        device,
+        protocol.device,
     )

@@ -1,21 +1,22 @@
-"""Worker processes, each of which runs one chain of a study after the other.
+"""Worker processes, each of which completes one run of a study after the other.
 
-A worker that is told to stop does so after the round it is in, and none outlives the process that started it.
+None outlives the process that started it. Ended at any moment, they leave whole rounds, from which the runs go on.
 """
 
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,9 +24,8 @@ import torch
 from contract.errors import ConfigError
 from trainer.labels.dataset import Indices
 from trainer.progress_bar import Bar
-from trainer.study.model import Material
-from trainer.study.records import recover
-from trainer.study.run import Chain, Protocol
+from trainer.study.model import Dataset
+from trainer.study.run import Protocol, Run, complete
 
 _LOOK_S: Final = 0.5
 """Between two looks at how far the workers are."""
@@ -33,7 +33,7 @@ _LOOK_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where workers find what is too large to be sent to them."""
+    """Where workers find a dataset, which is too large to be sent to them."""
 
     classes: tuple[str, ...]
     targets: Indices
@@ -41,32 +41,14 @@ class Files:
     features: Path | None
     """None where they change with the training."""
 
-    def open(self) -> Material:
+    def open(self) -> Dataset:
         """Map the files."""
         features = None if self.features is None else np.load(self.features, mmap_mode="r")
-        return Material(self.classes, self.targets, np.load(self.images, mmap_mode="r"), features)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What every worker needs."""
-
-    files: Files
-    protocol: Protocol
-    device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A chain, and its file."""
-
-    strategy: str
-    seed: int
-    path: Path
+        return Dataset(self.classes, self.targets, np.load(self.images, mmap_mode="r"), features)
 
 
 def count_workers(device: torch.device) -> int:
-    """Return how many chains to run at a time: one for each processor, or one where a GPU does the work."""
+    """Return how many runs to do at a time: one for each processor, or one where a GPU does the work."""
     return count_processors() if device.type == "cpu" else 1
 
 
@@ -75,50 +57,41 @@ def count_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Stopped(Exception):
-    """The study was given up."""
+def count_rounds(runs: Sequence[Run]) -> int:
+    """Return how many rounds have ended."""
+    return sum(run.path.read_bytes().count(b"\n") for run in runs if run.path.exists())
 
 
-def run_all(chains: Sequence[Place], work: Work, *, workers: int) -> None:
-    """Run what is missing of each chain in worker processes, with one bar for all rounds.
+def complete_all(runs: Sequence[Run], files: Files, protocol: Protocol, *, workers: int) -> None:
+    """Do what is missing of each run in worker processes, with one bar for all rounds.
 
     Raises:
         ConfigError: if a process dies.
         TrainingError: if a training diverges.
     """
-    context = multiprocessing.get_context("spawn")
-    ended, stop = context.Queue(), context.Event()
-    done = sum(len(recover(chain.path)) for chain in chains)
-    total = len(chains) * (work.protocol.rounds + 1)
-    threads = max(1, count_processors() // workers)
+    context, threads = multiprocessing.get_context("spawn"), max(1, count_processors() // workers)
+    total = len(runs) * (protocol.rounds + 1)
     with (
-        Bar(total=total, initial=done, desc="rounds", unit="round", smoothing=0.05) as bar,
+        Bar(total=total, initial=count_rounds(runs), desc="rounds", unit="round", smoothing=0.05) as bar,
         _silent_workers(),
-        ProcessPoolExecutor(workers, context, _start_worker, (work, threads, ended, stop)) as executor,
+        ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as executor,
     ):
-        futures = [executor.submit(_run_chain, chain) for chain in chains]
+        waiting = {executor.submit(_work, run, files, protocol) for run in runs}
         try:
-            _wait(futures, ended, bar)
+            while waiting:
+                ended, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
+                bar.update(count_rounds(runs) - bar.n)
+                for each in ended:
+                    each.result()
+        except BrokenProcessPool as err:
+            raise ConfigError(
+                "a worker process died, perhaps for want of memory; run the same command again and it goes on, with "
+                "fewer --workers if it happens again"
+            ) from err
         except BaseException:
-            stop.set()
-            executor.shutdown(wait=True, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise
-
-
-def _wait(futures: "Sequence[Future[None]]", ended: "multiprocessing.Queue[int]", bar: Bar) -> None:
-    waiting = set(futures)
-    while waiting:
-        over, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
-        while not ended.empty():
-            bar.update(ended.get())
-        for future in over:
-            try:
-                future.result()
-            except BrokenProcessPool as err:
-                raise ConfigError(
-                    "a worker process died, perhaps for want of memory; run the same command again and it goes on, "
-                    "with fewer --workers if it happens again"
-                ) from err
 
 
 @contextmanager
@@ -131,30 +104,11 @@ def _silent_workers() -> Iterator[None]:
         del os.environ["TQDM_DISABLE"]
 
 
-_worker: "_Worker"
-
-
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """What a worker process has at hand for one chain after the other."""
-
-    material: Material
-    work: Work
-    ended: "multiprocessing.Queue[int]"
-    stop: Any
-
-    def tell(self) -> None:
-        self.ended.put(1)
-        if self.stop.is_set():
-            raise _Stopped
-
-
-def _start_worker(work: Work, threads: int, ended: "multiprocessing.Queue[int]", stop: Any) -> None:
-    global _worker  # noqa: PLW0603  # of this process alone
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one ends it
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(threads)
-    _worker = _Worker(work.files.open(), work, ended, stop)
 
 
 def _leave_with(parent: int) -> None:
@@ -164,16 +118,5 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _run_chain(chain: Place) -> None:
-    worker = _worker
-    if worker.stop.is_set():  # handed out before it was
-        return
-    with suppress(_Stopped, KeyboardInterrupt):
-        Chain(
-            chain.strategy,
-            chain.seed,
-            material=worker.material,
-            protocol=worker.work.protocol,
-            path=chain.path,
-            device=worker.work.device,
-        ).run(worker.tell)
+def _work(run: Run, files: Files, protocol: Protocol) -> None:
+    complete(run, files.open(), protocol)

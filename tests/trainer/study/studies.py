@@ -1,5 +1,7 @@
 """Studies as `simulate` makes them, from seeded curves instead of trained models."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from trainer.study.records import PassAgreement, Round, Study
@@ -45,14 +47,13 @@ def make_study(
             "learning_rate": 0.004,
             "strategies": list(strategies),
         },
-        machine="2 cores, 4 GB",
-        date="2026-01-31",
-        rounds=tuple(
-            each
+        runs={
+            name: tuple(
+                make_run(name, worth, seed, pool / pool.sum(), minority, rounds, initial, query)
+                for seed in range(seeds)
+            )
             for name, worth in strategies.items()
-            for seed in range(seeds)
-            for each in make_chain(name, worth, seed, pool / pool.sum(), minority, rounds, initial, query)
-        ),
+        },
         agreement=tuple(
             PassAgreement(seed, passes, 12_000, 0.71 + 0.27 * passes / 200 + 0.005 * seed, 0.5 + 0.45 * passes / 200)
             for passes in (20, 200)
@@ -61,13 +62,13 @@ def make_study(
     )
 
 
-def make_chain(name, worth, seed, shares, minority, rounds, initial, query):
+def make_run(name, worth, seed, shares, minority, rounds, initial, query):
     """Return the rounds of a strategy whose images of rare classes come `worth` times as often as by chance."""
     own = np.random.default_rng([seed, *name.encode()])
     common = np.random.default_rng(seed).normal(0, 0.02)
     weight = shares ** (1 / worth)
     weight /= weight.sum()
-    chain = []
+    run = []
     for number in range(rounds):
         labels = initial + number * query
         counts = np.random.default_rng(seed).multinomial(initial, shares)
@@ -75,7 +76,7 @@ def make_chain(name, worth, seed, shares, minority, rounds, initial, query):
         noise = own.normal(0, 0.008, len(shares)) if number else np.zeros(len(shares))
         f1 = np.clip(1 - 1.6 / (counts + 3) ** 0.3 + common + noise, 0, 1)
         accuracy = float(np.clip((f1 * shares).sum() + 0.02, 0, 1))
-        chain.append(
+        run.append(
             Round(
                 strategy=name,
                 seed=seed,
@@ -95,4 +96,15 @@ def make_chain(name, worth, seed, shares, minority, rounds, initial, query):
                 choose_s=0.0 if number == rounds - 1 else 0.1 * worth,
             )
         )
-    return chain
+    return tuple(run)
+
+
+def change(study, **fields):
+    """Return a study with some fields of its rounds replaced by what functions make of them."""
+    runs = {
+        strategy: tuple(
+            tuple(replace(each, **{name: make(each) for name, make in fields.items()}) for each in run) for run in runs
+        )
+        for strategy, runs in study.runs.items()
+    }
+    return replace(study, runs=runs)

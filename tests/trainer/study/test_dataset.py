@@ -1,6 +1,9 @@
 import hashlib
+import os
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,8 +41,9 @@ def rows_of(pool):
 
 
 def contents(pool):
-    """The digest of each image's bytes."""
-    return [hashlib.sha256(pool.read(image)).hexdigest() for image in range(len(pool.references))]
+    """The digest of each image's bytes, read by many threads."""
+    with ThreadPoolExecutor(8) as executor:
+        return [hashlib.sha256(data).hexdigest() for data in executor.map(pool.read, range(len(pool.references)))]
 
 
 class TestClassFolders:
@@ -118,13 +122,56 @@ class TestClassFolders:
         with pytest.raises(LabelError, match="at least 2 classes"):
             read_pool(folder if kind == "folder" else zipped(folder), None)
 
-    def test_an_image_that_went_away_is_a_fault_of_that_image(self, folder):
+    @pytest.mark.parametrize("kind", ["folder", "zip"])
+    def test_an_image_that_went_away_is_a_fault_of_that_image(self, folder, kind):
         """Others can still be read."""
-        pool = read_pool(folder, None)
-        (folder / pool.references[0]).unlink()
+        pool = read_pool(folder if kind == "folder" else zipped(folder), None)
+        gone = replace(pool, references=("red/none.png", *pool.references[1:]))
         with pytest.raises(FetchError, match="cannot be read"):
-            pool.read(0)
-        assert pool.read(1)
+            gone.read(0)
+        assert gone.read(1)
+
+
+class TestState:
+    """What names the pixels: it is another as soon as a file is."""
+
+    @pytest.fixture
+    def pool(self, folder):
+        return read_pool(folder, None)
+
+    def test_is_the_same_for_the_same_files(self, folder, pool):
+        """Of a folder and of a zip; other images of it are another."""
+        for path in (folder, zipped(folder)):
+            one, other = read_pool(path, None), read_pool(path, None)
+            assert one.state() == other.state()
+            assert replace(one, references=one.references[1:]).state() != one.state()
+
+    @pytest.mark.parametrize("change", ["size", "time", "gone"])
+    def test_follows_each_file_of_a_folder(self, folder, pool, change):
+        """Its size, even where its time was put back, and its time; one that is gone is no error here."""
+        before, file = pool.state(), folder / pool.references[5]
+        times = file.stat()
+        if change == "size":
+            file.write_bytes(b"other")
+            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        elif change == "time":
+            os.utime(file, ns=(1, 1))
+        else:
+            file.unlink()
+        assert pool.state() != before
+
+    def test_follows_a_zip(self, folder):
+        """One that was made again is another."""
+        pool = read_pool(zipped(folder), None)
+        before = pool.state()
+        os.utime(folder.with_suffix(".zip"), ns=(1, 1))
+        assert pool.state() != before
+
+    def test_of_equal_names_elsewhere_is_another(self, folder, pool, tmp_path):
+        """Two folders may hold other images under the same names, sizes and times."""
+        before = pool.state()
+        moved = folder.rename(tmp_path / "moved")
+        assert replace(pool, root=moved).state() != before
 
 
 def write_manifest(folder, lines, *, header="path,label,split", encoding="utf-8"):
@@ -233,10 +280,14 @@ class TestManifest:
             read_pool(folder, write_manifest(folder, lines))
 
 
-def test_images_that_are_not_there_are_refused(tmp_path):
-    """Before anything else is looked at."""
-    with pytest.raises(ConfigError, match="expected a folder or a zip of images"):
-        read_pool(tmp_path / "none", tmp_path / "none.csv")
+@pytest.mark.parametrize("data", [None, b"not a zip"], ids=["missing", "other"])
+def test_what_is_neither_folder_nor_zip_is_refused(data, tmp_path):
+    """Before anything else is looked at; the message says what to check."""
+    path = tmp_path / "images"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"expected a folder or a zip of images, .*images is neither .*--images"):
+        read_pool(path, tmp_path / "none.csv")
 
 
 POOLS = st.integers(1, 80).flatmap(
@@ -266,12 +317,6 @@ class TestLongTail:
         """Tails of several ratios can be compared."""
         longer, shorter = (long_tail(*pool, ratio, seed=seed) for ratio in sorted((first, second), reverse=True))
         assert not (longer & ~shorter).any()
-
-    def test_from_equal_classes_the_ratio_is_that_of_the_largest_over_the_smallest(self):
-        """As its name says; between them the steps are even."""
-        targets = np.repeat(np.arange(5), 1000)
-        stays = long_tail(targets, np.ones(5000, bool), 100)
-        assert np.bincount(targets[stays]).tolist() == [1000, 316, 100, 32, 10]
 
     def test_the_seed_decides_which_stay(self):
         """The same seed always chooses the same images."""

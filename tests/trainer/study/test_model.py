@@ -13,12 +13,12 @@ from torch import nn
 from contract.errors import TrainingError
 from contract.scores.acquisition import bald
 from tests.trainer.small import coloured_images
-from tests.trainer.study.material import CPU, make_learner
+from tests.trainer.study.small import CPU, make_trainer
 from trainer.model.bayes import ActiveDropout
 from trainer.model.fit import choose_recipe, fit, prepare
 from trainer.model.network import activate_dropout, build
 from trainer.settings import Training
-from trainer.study.model import Exporter, Material
+from trainer.study.model import Dataset, export_classifier, set_weights
 
 TRAINING = Training(
     weights="none", architecture="vgg11", image_size=32, epochs=4, units=16, passes=12, seed=3, device="cpu"
@@ -36,36 +36,36 @@ def fresh():
 
 
 @pytest.fixture(scope="module")
-def material(fresh):
+def dataset(fresh):
     images, targets = coloured_images(np.random.default_rng(0), len(EVERY))
     pixels = np.clip(images + np.random.default_rng(1).integers(-90, 90, (len(images), 1, 1, 3)), 0, 255)
     images = pixels.astype(np.uint8)
     with torch.no_grad():
         features = fresh.eval().backbone(torch.from_numpy(images)).numpy()
-    return Material(("blue", "green", "red"), targets, images, features)
+    return Dataset(("blue", "green", "red"), targets, images, features)
 
 
 @pytest.fixture(scope="module")
-def learner(material):
-    return make_learner(material, TRAINING)
+def trainer(dataset):
+    return make_trainer(dataset, TRAINING)
 
 
 @pytest.fixture(scope="module")
-def trained(learner, fresh, material):
-    """Models of one learner, and networks trained by the same steps as `trainer run` takes, by how much is labelled."""
-    first = learner.train(FEW, "study/3/0")
+def trained(trainer, fresh, dataset):
+    """Models of one trainer, and networks trained by the same steps as `trainer run` takes, by how much is labelled."""
+    first = trainer.train(FEW, "study/3/0")
     passes = first.passes(first.compute_features(EVERY))
-    second = learner.train(MANY, "study/3/1")
-    by_hand = [train_by_hand(fresh, material, labelled, part="classifier") for labelled in (FEW, MANY)]
+    second = trainer.train(MANY, "study/3/1")
+    by_hand = [train_by_hand(fresh, dataset, labelled, part="classifier") for labelled in (FEW, MANY)]
     return [(first, by_hand[0]), (second, by_hand[1])], passes
 
 
-def train_by_hand(fresh, material, labelled, *, part):
+def train_by_hand(fresh, dataset, labelled, *, part):
     network = copy.deepcopy(fresh)
     torch.manual_seed(TRAINING.seed)
-    module, inputs = prepare(network, material.images[labelled], part=part, device=CPU)
+    module, inputs = prepare(network, dataset.images[labelled], part=part, device=CPU)
     recipe = choose_recipe(part, len(labelled), epochs=TRAINING.epochs)
-    fit(module, inputs, material.targets[labelled], classes=3, recipe=recipe, device=CPU)
+    fit(module, inputs, dataset.targets[labelled], classes=3, recipe=recipe, device=CPU)
     return network.eval()
 
 
@@ -87,16 +87,16 @@ def passes_by_hand(network, images, masks):
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["the first model", "one that takes over its graph"])
-def test_the_passes_are_those_of_torch_under_the_same_masks(trained, material, which):
-    """Trained by production's steps from the same seed; without the features that the learner was given."""
+def test_the_passes_are_those_of_torch_under_the_same_masks(trained, dataset, which):
+    """Trained by production's steps from the same seed; without the features that the trainer was given."""
     model, network = trained[0][which]
-    expected = passes_by_hand(network, material.images, model.draw_masks(12))
+    expected = passes_by_hand(network, dataset.images, model.draw_masks(12))
     features = model.compute_features(EVERY)
     np.testing.assert_allclose(model.passes(features), expected, atol=2e-5)
     assert expected.std(axis=1).max() > 0.01
     np.testing.assert_allclose(
         model.bald(features, model.draw_masks(7)),
-        bald(passes_by_hand(network, material.images, model.draw_masks(7))),
+        bald(passes_by_hand(network, dataset.images, model.draw_masks(7))),
         atol=2e-5,
     )
 
@@ -122,10 +122,10 @@ def test_scores_are_those_of_the_passes(trained):
 
 
 @pytest.mark.slow
-def test_a_seed_decides_everything(learner, material):
-    """Another learner of the same seed comes to the same model; of another seed, to another."""
-    ours, same = (each.train(MANY, "m") for each in (learner, make_learner(material, TRAINING)))
-    other = make_learner(material, replace(TRAINING, seed=4))
+def test_a_seed_decides_everything(trainer, dataset):
+    """Another trainer of the same seed comes to the same model; of another seed, to another."""
+    ours, same = (each.train(MANY, "m") for each in (trainer, make_trainer(dataset, TRAINING)))
+    other = make_trainer(dataset, replace(TRAINING, seed=4))
     passes = [model.passes(model.compute_features(EVERY)) for model in (ours, same, other.train(MANY, "m"))]
     np.testing.assert_array_equal(passes[0], passes[1])
     assert np.abs(passes[0] - passes[2]).max() > 0.01
@@ -165,26 +165,26 @@ def test_baal_ranks_much_as_our_own_passes_do(trained):
 
 
 @pytest.mark.slow
-def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh, material):
+def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh, dataset):
     """Not of the one that training started from."""
-    whole = Material(material.classes, material.targets, material.images, features=None)
-    model = make_learner(whole, TRAINING, part="all").train(FEW, "m")
-    network = train_by_hand(fresh, material, FEW, part="all")
+    whole = Dataset(dataset.classes, dataset.targets, dataset.images, features=None)
+    model = make_trainer(whole, TRAINING, part="all").train(FEW, "m")
+    network = train_by_hand(fresh, dataset, FEW, part="all")
     with torch.no_grad():
-        expected = network.trunk(torch.from_numpy(material.images)).numpy()
-        before = fresh.trunk(torch.from_numpy(material.images)).numpy()
+        expected = network.trunk(torch.from_numpy(dataset.images)).numpy()
+        before = fresh.trunk(torch.from_numpy(dataset.images)).numpy()
     found = model.compute_features(EVERY)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     assert np.abs(found - before).max() > 0.1
     masks = model.draw_masks(12)
-    np.testing.assert_allclose(model.passes(found), passes_by_hand(network, material.images, masks), atol=1e-4)
+    np.testing.assert_allclose(model.passes(found), passes_by_hand(network, dataset.images, masks), atol=1e-4)
 
 
-def test_a_training_that_diverges_is_an_error(material):
+def test_a_training_that_diverges_is_an_error(dataset):
     """No model comes of it."""
-    learner = make_learner(material, replace(TRAINING, learning_rate=1e8))
+    trainer = make_trainer(dataset, replace(TRAINING, learning_rate=1e8))
     with pytest.raises(TrainingError, match="diverged at learning rate"):
-        learner.train(FEW, "m")
+        trainer.train(FEW, "m")
 
 
 def classifier(units):
@@ -198,43 +198,33 @@ def classifier(units):
     return module.eval()
 
 
-@pytest.fixture(scope="module")
-def exporter():
-    """One that has exported before."""
-    exporter = Exporter()
-    exporter.export(classifier(6))
-    return exporter
+def weights_of(graph):
+    return {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
 
 
-class TestExporter:
-    def test_the_graph_takes_every_weight_equal_ones_too(self):
-        """Also in the first graph, where the exporter would keep one of several equal biases."""
-        module = classifier(6)
-        places = {each.name: numpy_helper.to_array(each) for each in Exporter().export(module).graph.initializer}
-        for name, value in module.state_dict().items():
-            np.testing.assert_array_equal(places[name], value.numpy())
+class TestExport:
+    def test_the_graph_takes_every_weight_equal_ones_and_those_that_follow_too(self):
+        """Where the exporter would keep one of several equal biases."""
+        graph = export_classifier(classifier(6))
+        for _ in range(2):
+            module = classifier(6)
+            set_weights(graph, module)
+            for name, value in module.state_dict().items():
+                np.testing.assert_array_equal(weights_of(graph)[name], value.numpy())
 
-    def test_weights_that_follow_replace_those_before(self, exporter):
-        """And no torch export is needed, nor a random number drawn."""
-        module = classifier(6)
-        state = torch.get_rng_state()
-        graph = exporter.export(module)
-        assert torch.equal(torch.get_rng_state(), state)
-        (found,) = (numpy_helper.to_array(each) for each in graph.graph.initializer if each.name == "3.weight")
-        np.testing.assert_array_equal(found, module[3].weight.detach().numpy())
-
-    def test_a_weight_without_a_place_is_an_error(self, exporter):
+    def test_a_weight_without_a_place_is_an_error(self):
         """Of another shape, or of another name."""
+        graph = export_classifier(classifier(6))
         with pytest.raises(TrainingError, match=r"no place for 0.weight of shape \(7, 4\)"):
-            exporter.export(classifier(7))
+            set_weights(graph, classifier(7))
         longer = classifier(6)
         longer.append(nn.Linear(6, 3))
         with pytest.raises(TrainingError, match=r"no place for 7.weight of shape \(3, 6\)"):
-            exporter.export(longer)
+            set_weights(graph, longer)
 
-    def test_the_first_export_draws_no_random_number(self):
-        """What chance decides after it would otherwise hang on whether a chain was interrupted."""
+    def test_no_random_number_is_drawn(self):
+        """What chance decides after it would otherwise hang on whether a run was interrupted."""
         module = classifier(5)
         state = torch.get_rng_state()
-        Exporter().export(module)
+        set_weights(export_classifier(module), module)
         assert torch.equal(torch.get_rng_state(), state)

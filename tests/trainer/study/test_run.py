@@ -8,16 +8,17 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, l
 
 from contract.errors import TrainingError
 from contract.scores.holdout import is_held_out
-from tests.trainer.study.material import CPU, build_small, make_learner, make_material
+from tests.trainer.study.small import CPU, build_small, make_dataset, make_trainer
 from trainer.settings import Training
-from trainer.study import model as learner_module
+from trainer.study import model as model_module
+from trainer.study import run as run_module
 from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
-from trainer.study.records import recover
-from trainer.study.run import Chain, Protocol, compare_passes, draw_initial
+from trainer.study.records import append
+from trainer.study.run import Protocol, Run, compare_passes, complete, draw_initial
 
 STRATEGIES = (RANDOM, PRODUCT, "margin", CORE_SET, BAAL_BALD)
 SECONDS = ("train_s", "score_s", "choose_s")
-MATERIAL = make_material(520)
+DATASET = make_dataset(520)
 PROTOCOL = Protocol(
     pool=np.arange(60, 520),
     test=np.arange(60),
@@ -28,38 +29,49 @@ PROTOCOL = Protocol(
     training=Training(weights="none", epochs=5, passes=10, seed=99),
     part="classifier",
     weights="none",
+    device=CPU,
 )
 
 
 class Interrupted(Exception):
-    """What ends a chain in these tests."""
-
-
-def interrupt():
-    raise Interrupted
+    """What ends a run in these tests."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
     """A network that is built in a moment stands in for VGG."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner_module, "build", build_small)
+        patch.setattr(model_module, "build", build_small)
         yield
 
 
-def chain_at(path, strategy, *, seed=0, protocol=PROTOCOL):
-    return Chain(strategy, seed, material=MATERIAL, protocol=protocol, path=path, device=CPU)
+def run_to(path, strategy, *, seed=0, protocol=PROTOCOL, at_most=None):
+    """Complete a run, or interrupt it after so many rounds."""
+    written, plain = [], append
+
+    def write(path, document):
+        if len(written) == at_most:
+            raise Interrupted
+        plain(path, document)
+        written.append(document)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "append", write)
+        if at_most is None:
+            complete(Run(strategy, seed, path), DATASET, protocol)
+        else:
+            with pytest.raises(Interrupted):
+                complete(Run(strategy, seed, path), DATASET, protocol)
+    return len(written)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The files of chains that nothing interrupted, by strategy, and how often each told of a round."""
-    root, files, told = tmp_path_factory.mktemp("chains"), {}, {}
-    for strategy in STRATEGIES:
-        files[strategy], rounds = root / f"{strategy}.jsonl", []
-        chain_at(files[strategy], strategy).run(lambda rounds=rounds: rounds.append(1))
-        told[strategy] = len(rounds)
-    return files, told
+    """The files of runs that nothing interrupted, by strategy."""
+    files = {strategy: tmp_path_factory.mktemp("runs") / "run.jsonl" for strategy in STRATEGIES}
+    for strategy, path in files.items():
+        run_to(path, strategy)
+    return files
 
 
 def lines_of(path):
@@ -93,7 +105,7 @@ def test_the_initial_set_is_the_seeds():
 
 def test_all_strategies_begin_alike(whole):
     """The same images, the same model, the same figures."""
-    begin = [lines_of(path)[0]["round"] for path in whole[0].values()]
+    begin = [lines_of(path)[0]["round"] for path in whole.values()]
     figures = [{name: value for name, value in each.items() if name not in ("strategy", *SECONDS)} for each in begin]
     assert all(each == figures[0] for each in figures)
     assert {each["strategy"] for each in begin} == set(STRATEGIES)
@@ -102,7 +114,7 @@ def test_all_strategies_begin_alike(whole):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_round_labels_what_the_one_before_chose(whole, strategy):
     """As many as the query, none twice, none that is tested on; the last round chooses nothing."""
-    lines = lines_of(whole[0][strategy])
+    lines = lines_of(whole[strategy])
     assert [line["round"]["round"] for line in lines] == [0, 1, 2]
     assert [len(line["chosen"]) for line in lines] == [60, 60, 0]
     assert [line["round"]["labels"] for line in lines] == [240, 300, 360]
@@ -110,15 +122,14 @@ def test_each_round_labels_what_the_one_before_chose(whole, strategy):
     assert len(np.unique(everything)) == len(everything)
     assert np.isin(everything, PROTOCOL.pool).all()
     for line, labelled in zip(lines, labelled_by_round(lines), strict=True):
-        counts = np.bincount(MATERIAL.targets[labelled], minlength=3)
+        counts = np.bincount(DATASET.targets[labelled], minlength=3)
         assert line["round"]["labels_by_class"] == counts.tolist()
     assert (lines[-1]["round"]["score_s"], lines[-1]["round"]["choose_s"]) == (0, 0)
-    assert whole[1][strategy] == 3
 
 
 def test_the_audit_slice_is_held_out_once_it_is_large_enough_by_labelnext_alone(whole):
     """Until then it is trained on; elsewhere always."""
-    for strategy, path in whole[0].items():
+    for strategy, path in whole.items():
         lines, held_out = lines_of(path), []
         for line, labelled in zip(lines, labelled_by_round(lines), strict=True):
             audit = int(is_held_out(0, labelled, 0.1).sum())
@@ -131,17 +142,17 @@ def test_the_audit_slice_is_held_out_once_it_is_large_enough_by_labelnext_alone(
 @pytest.fixture(scope="module")
 def last(whole):
     """Return the last round of labelnext, its model trained anew without the audit slice, and the images left."""
-    lines = lines_of(whole[0][PRODUCT])
+    lines = lines_of(whole[PRODUCT])
     labelled = labelled_by_round(lines)[-1]
     trained_on = np.sort(labelled[~is_held_out(0, labelled, 0.1)])
-    model = make_learner(MATERIAL, replace(PROTOCOL.training, seed=0)).train(trained_on, "study/0/2")
+    model = make_trainer(DATASET, replace(PROTOCOL.training, seed=0)).train(trained_on, "study/0/2")
     return lines[-1], model, np.setdiff1d(PROTOCOL.pool, labelled)
 
 
 def test_figures_are_those_of_sklearn(last):
     """On the test images, from the mean of the passes; of a model that did not see the audit slice."""
     line, model, _ = last
-    found, targets = line["round"], MATERIAL.targets[PROTOCOL.test]
+    found, targets = line["round"], DATASET.targets[PROTOCOL.test]
     mean = model.passes(model.compute_features(PROTOCOL.test)).mean(axis=1)
     predicted = mean.argmax(axis=1)
     f1 = f1_score(targets, predicted, labels=[0, 1, 2], average=None, zero_division=0)
@@ -164,56 +175,49 @@ def test_labelnext_ends_with_how_alike_200_passes_rank(whole, last):
     assert (found["seed"], found["passes"], found["images"]) == (0, 10, 100)
     assert found["spearman"] == pytest.approx(spearmanr(few, many).statistic)
     assert found["top100"] == len(tops[0] & tops[1]) / 100
-    others = [each["agreement"] for path in whole[0].values() for each in lines_of(path)]
+    others = [each["agreement"] for path in whole.values() for each in lines_of(path)]
     assert sum(each is not None for each in others) == 1
 
 
 def test_what_comes_first_is_compared_among_enough(last):
     """A hundred of many, or all of few."""
     _, model, _ = last
-    found = compare_passes(model, PROTOCOL.pool, seed=0, passes=10)
-    assert 0.2 < found["top100"] < 1
-    assert compare_passes(model, PROTOCOL.pool[:40], seed=0, passes=10)["top100"] == 1
+    assert 0.2 < compare_passes(model, PROTOCOL.pool, seed=0, passes=10).top100 < 1
+    assert compare_passes(model, PROTOCOL.pool[:40], seed=0, passes=10).top100 == 1
 
 
 @pytest.mark.parametrize("strategy", [PRODUCT, BAAL_BALD])
 @pytest.mark.parametrize("cut", [False, True], ids=["after a line", "within a line"])
-def test_a_chain_that_was_interrupted_comes_to_the_same_end(whole, tmp_path, strategy, cut):
+def test_a_run_that_was_interrupted_comes_to_the_same_end(whole, tmp_path, strategy, cut):
     """Byte by byte but for seconds; a line that was cut short is made again, and none that was whole."""
-    path = tmp_path / "chain.jsonl"
-    with pytest.raises(Interrupted):
-        chain_at(path, strategy).run(interrupt)
+    path = tmp_path / "run.jsonl"
+    run_to(path, strategy, at_most=1)
     begun = path.read_bytes()
     assert begun.count(b"\n") == 1
     if cut:
-        second = whole[0][strategy].read_bytes().splitlines()[1]
+        second = whole[strategy].read_bytes().splitlines()[1]
         path.write_bytes(begun + second[: len(second) // 2])
-    rounds = []
-    chain_at(path, strategy).run(lambda: rounds.append(1))
-    assert len(rounds) == 2
+    assert run_to(path, strategy) == 2
     assert path.read_bytes().startswith(begun)
-    assert without_seconds(path) == without_seconds(whole[0][strategy])
+    assert without_seconds(path) == without_seconds(whole[strategy])
 
 
-def test_a_chain_that_is_whole_is_left_alone(whole, monkeypatch):
+def test_a_run_that_is_complete_is_left_alone(whole, monkeypatch):
     """No network is built for it."""
-    monkeypatch.setattr(learner_module, "build", interrupt)
-    path = whole[0][RANDOM]
-    before = path.read_bytes()
-    chain_at(path, RANDOM).run(interrupt)
-    assert path.read_bytes() == before
+    monkeypatch.setattr(model_module, "build", None)
+    before = whole[RANDOM].read_bytes()
+    assert run_to(whole[RANDOM], RANDOM) == 0
+    assert whole[RANDOM].read_bytes() == before
 
 
-def test_another_seed_is_another_chain(whole, tmp_path):
+def test_another_seed_is_another_run(whole, tmp_path):
     """It begins with other images, and its models with other weights; the protocol's own seed is nobody's."""
     paths = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
-    for path, protocol in zip(
-        paths, (PROTOCOL, replace(PROTOCOL, training=replace(PROTOCOL.training, seed=5))), strict=True
-    ):
-        with pytest.raises(Interrupted):
-            chain_at(path, RANDOM, seed=1, protocol=protocol).run(interrupt)
+    for path, seed in zip(paths, (99, 5), strict=True):
+        protocol = replace(PROTOCOL, training=replace(PROTOCOL.training, seed=seed))
+        run_to(path, RANDOM, seed=1, protocol=protocol, at_most=1)
     assert without_seconds(paths[0]) == without_seconds(paths[1])
-    ours, theirs = lines_of(paths[0])[0], lines_of(whole[0][RANDOM])[0]
+    ours, theirs = lines_of(paths[0])[0], lines_of(whole[RANDOM])[0]
     assert ours["round"]["seed"] == 1
     assert ours["round"]["nll"] != theirs["round"]["nll"]
 
@@ -221,10 +225,9 @@ def test_another_seed_is_another_chain(whole, tmp_path):
 @pytest.mark.parametrize("strategy", [RANDOM, PRODUCT])
 def test_a_pool_may_be_used_up(tmp_path, strategy):
     """The last round then finds no image to compare passes on, and says so by nothing."""
-    protocol = replace(PROTOCOL, pool=np.arange(60, 100), initial=20, query=10)
-    path = tmp_path / "chain.jsonl"
-    chain_at(path, strategy, protocol=protocol).run(lambda: None)
-    lines = recover(path)
+    path = tmp_path / "run.jsonl"
+    run_to(path, strategy, protocol=replace(PROTOCOL, pool=np.arange(60, 100), initial=20, query=10))
+    lines = lines_of(path)
     assert [line["round"]["labels"] for line in lines] == [20, 30, 40]
     assert [line["agreement"] for line in lines] == [None] * 3
 
@@ -232,7 +235,6 @@ def test_a_pool_may_be_used_up(tmp_path, strategy):
 def test_a_training_that_diverges_leaves_whole_rounds_alone(tmp_path):
     """And no line of its own."""
     protocol = replace(PROTOCOL, training=replace(PROTOCOL.training, learning_rate=1e9))
-    path = tmp_path / "chain.jsonl"
     with pytest.raises(TrainingError, match="diverged"):
-        chain_at(path, RANDOM, protocol=protocol).run(lambda: None)
-    assert recover(path) == []
+        run_to(tmp_path / "run.jsonl", RANDOM, protocol=protocol)
+    assert not (tmp_path / "run.jsonl").exists()

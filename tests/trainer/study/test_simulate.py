@@ -13,17 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import TrainingError
+from tests.trainer.report.pages import Page
 from tests.trainer.small import write_folders
 from trainer.__main__ import main
 from trainer.study import simulate as simulate_module
-from trainer.study.records import load, recover
+from trainer.study.records import recover
 from trainer.study.simulate import find_minority
 from trainer.watching.processes import LABELS_AT_FAULT
 
 CHECKOUT = Path(__file__).parents[3]
 SMALL = "--train classifier --weights none --arch vgg11 --image-size 32 --units 8 --epochs 2 --passes 4 --device cpu"
 STUDY = "--strategies random,labelnext --seeds 2 --initial 12 --query 6 --rounds 1 --workers 2"
-CHAINS = {f"{strategy}-{seed}.jsonl" for strategy in ("random", "labelnext") for seed in (0, 1)}
+FILES = {f"{strategy}-{seed}.jsonl" for strategy in ("random", "labelnext") for seed in (0, 1)}
 SECONDS = ("train_s", "score_s", "choose_s")
 
 
@@ -105,16 +106,15 @@ class TestFromEndToEnd:
         assert "Traceback" not in "\n".join(err)
 
     def test_its_report_and_figures_are_in_the_folder(self, whole):
-        """Every round of every chain; the study can be read again."""
+        """Every round of every run."""
         out = whole[0]
         assert (out / "report.html").is_file()
         assert len(rounds_without_seconds(out)) == 8
-        assert {path.name for path in (out / "chains").iterdir()} == CHAINS
-        study = load(out)
-        assert (study.name, study.classes) == ("colours.v2", ("blue", "green", "red"))
-        assert (study.pool_by_class, study.test_by_class) == ((15,) * 3, (5,) * 3)
-        assert study.strategies == ("random", "labelnext")
-        assert [each.seed for each in study.agreement] == [0, 1]
+        assert {path.name for path in (out / "chains").iterdir()} == FILES
+        page = Page(out / "report.html")
+        assert "Which strategy saves labels? colours.v2" in page.words
+        assert "45 images of 3 classes (the largest has 15, the smallest 15) were hidden" in page.words
+        assert [row[1] for row in page.tables["passes"][1:]] == ["0", "1", "mean"]
 
     def test_no_file_says_where_it_was_made(self, whole, folder):
         """Neither the images' folder nor the study's own nor the program's; the command names them without."""
@@ -127,14 +127,14 @@ class TestFromEndToEnd:
         assert command.startswith("python -m trainer simulate --images=colours.v2 --out study --strategies random,")
 
     def test_run_again_it_computes_nothing(self, whole, simulate, capsys, monkeypatch):
-        """And comes to the same figures; the chains' files are not touched."""
+        """And comes to the same figures; the files of the runs are not touched."""
         out, (_, said, _) = whole
-        chains = {path: path.read_bytes() for path in (out / "chains").iterdir()}
+        runs = {path: path.read_bytes() for path in (out / "chains").iterdir()}
         monkeypatch.setattr(simulate_module, "build", None)
-        monkeypatch.setattr(simulate_module, "run_all", None)
+        monkeypatch.setattr(simulate_module, "complete_all", None)
         assert simulate(out) == 0
         assert capsys.readouterr().out.splitlines() == said
-        assert {path: path.read_bytes() for path in (out / "chains").iterdir()} == chains
+        assert {path: path.read_bytes() for path in (out / "chains").iterdir()} == runs
 
     @pytest.mark.parametrize(
         ("other", "says"),
@@ -170,7 +170,7 @@ class TestFromEndToEnd:
         status, said, err = ended(begin(out, "--train", "all", study=study), out)
         assert status == 0, err
         assert list(json.loads(said[0])) == ["labelnext"]
-        assert load(out).settings["part"] == "all"
+        assert json.loads((out / "settings.json").read_text())["part"] == "all"
         assert not any("features" in line for line in err)
 
 
@@ -238,7 +238,7 @@ def diverging(monkeypatch):
     def diverge(*args, **kwargs):
         raise TrainingError("diverged at learning rate 1: set a lower --learning-rate")
 
-    monkeypatch.setattr(simulate_module, "run_all", diverge)
+    monkeypatch.setattr(simulate_module, "complete_all", diverge)
 
 
 def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path, capsys):

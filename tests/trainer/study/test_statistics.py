@@ -1,6 +1,5 @@
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,71 +8,44 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import auc
 
-from tests.trainer.study.studies import make_study
+from tests.trainer.study.studies import change, make_study
 from trainer.study.statistics import (
     LOWER_IS_BETTER,
     MEASURES,
-    LeftOut,
-    area,
+    areas,
     compare,
-    complete_chains,
     label_ratio,
     labels_to_reach,
-    left_out,
     mean_curve,
     minority_share,
     summarise,
     to_json,
+    values_of,
 )
 
 heights = st.floats(0, 1, allow_subnormal=False)
-curves = st.lists(st.tuples(st.integers(1, 500), heights), min_size=2, max_size=12)
+curves = st.lists(st.tuples(st.integers(1, 500), heights), min_size=1, max_size=12)
 
 
-def put(study, measure, values):
-    """Return a study whose chains have these values of a measure, by strategy and seed."""
-    return replace(
-        study,
-        rounds=tuple(
-            replace(each, **{measure: float(values[each.strategy][each.seed][each.round])}) for each in study.rounds
-        ),
-    )
-
-
-def study_of(values, measure="minority_f1", **arguments):
+def study_of(values, measure="minority_f1"):
     """Return a study of curves of one measure: strategy to (S, R)."""
     seeds, rounds = np.shape(next(iter(values.values())))
-    return put(make_study(strategies=list(values), seeds=seeds, rounds=rounds, **arguments), measure, values)
+    study = make_study(strategies=list(values), seeds=seeds, rounds=rounds)
+    return change(study, **{measure: lambda each: float(values[each.strategy][each.seed][each.round])})
 
 
-@given(curves)
-def test_the_area_is_that_of_the_trapezoids(points):
-    """scikit-learn has the same, before the division by the range."""
+def area(labels, curve):
+    return float(areas(np.array(labels, float), np.array([curve], float))[0])
+
+
+@given(curves, heights)
+def test_the_area_is_a_mean_height(points, constant):
+    """By trapezoids, as scikit-learn has it before the division by the range; that of a point is its height."""
     steps, values = zip(*points, strict=True)
     labels = np.cumsum(steps)
-    assert area(labels, values) == pytest.approx(auc(labels, values) / (labels[-1] - labels[0]))
-
-
-@given(curves, heights, st.floats(0.1, 100))
-def test_the_area_is_a_mean_height(points, constant, scale):
-    """That of a constant is the constant, it lies between the extremes, and other units of labels change nothing."""
-    steps, values = zip(*points, strict=True)
-    labels = np.cumsum(steps)
+    expected = auc(labels, values) / (labels[-1] - labels[0]) if len(labels) > 1 else values[0]
+    assert area(labels, values) == pytest.approx(expected)
     assert area(labels, [constant] * len(labels)) == pytest.approx(constant)
-    assert min(values) - 1e-12 <= area(labels, values) <= max(values) + 1e-12
-    assert area(scale * labels, values) == pytest.approx(area(labels, values))
-
-
-def test_the_area_of_a_point_is_its_height():
-    """A study of the initial set alone has figures too."""
-    assert area([100], [0.4]) == 0.4
-
-
-@pytest.mark.parametrize(("labels", "values"), [([], []), ([1, 2], [0.1]), ([2, 1], [0.1, 0.2]), ([[1]], [[0.1]])])
-def test_the_area_wants_a_curve(labels, values):
-    """What is none is refused, with what came."""
-    with pytest.raises(ValueError, match=r"labels (and values must be of one length|must not fall)"):
-        area(labels, values)
 
 
 @given(curves, heights)
@@ -174,17 +146,6 @@ def test_what_seeds_share_does_not_widen_the_interval():
     assert found.sign == 1
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.sampled_from(MEASURES))
-def test_a_difference_turned_round_changes_its_sign(seed, seeds, measure):
-    """And nothing else: the interval of one is that of the other, mirrored."""
-    values = np.random.default_rng(seed).random((2, seeds, 3))
-    study = study_of({"bald": values[0], "margin": values[1]}, measure)
-    there, back = (compare(study, *pair, measure) for pair in (("bald", "margin"), ("margin", "bald")))
-    assert (there.mean, there.low, there.high) == pytest.approx((-back.mean, -back.high, -back.low))
-    assert there.low <= there.mean <= there.high
-    assert there.sign == -back.sign
-
-
 def test_a_single_seed_has_no_interval():
     """Nor can it tell a difference from chance."""
     study = make_study(strategies=["random", "margin"], seeds=1)
@@ -268,57 +229,12 @@ def test_who_never_gets_there_has_no_ratio():
     assert (found.ratio, found.low, found.high) == (None, None, None)
 
 
-def test_what_is_not_a_number_is_reached_by_nobody():
-    """A model that diverged leaves its study without a ratio in NLL, and without a warning."""
-    study = study_of({"random": [[1.0, np.nan]] * 2, "margin": [[1.0, 0.5]] * 2}, "nll")
-    found = label_ratio(study, "margin", "nll")
-    assert (found.ratio, found.low, found.high) == (None, None, None)
-
-
 def test_a_difference_that_chance_explains_has_no_sign():
     """However large its mean is."""
     values = {"random": np.zeros((3, 2)), "margin": np.array([[0.9], [0.9], [-0.9]]) * np.ones((3, 2))}
     found = compare(study_of(values), "margin", "random", "minority_f1")
     assert found.mean == pytest.approx(0.3)
     assert found.sign == 0
-
-
-def test_chains_that_have_not_ended_do_not_count():
-    """Nor do those that random has and another strategy has not; pairs are of the seeds that both have."""
-    study = make_study(strategies=["random", "margin", "bald"], seeds=4, rounds=5)
-    lost = {("margin", 2, 4), ("random", 0, 4)}
-    rounds = tuple(
-        each
-        for each in study.rounds
-        if (each.strategy, each.seed, each.round) not in lost and (each.strategy, each.seed) != ("bald", 3)
-    )
-    cut = replace(study, rounds=rounds)
-    assert left_out(cut) == (LeftOut("random", 0, 4), LeftOut("margin", 2, 4), LeftOut("bald", 3, 0))
-    assert {name: list(chains) for name, chains in complete_chains(cut).items()} == {
-        "random": [1, 2, 3],
-        "margin": [0, 1, 3],
-        "bald": [0, 1, 2],
-    }
-    assert compare(cut, "margin", "random", "nll").seeds == 2
-    assert label_ratio(cut, "bald", "macro_f1").seeds == 2
-    kept = replace(study, rounds=tuple(each for each in study.rounds if each.seed in {1, 3}))
-    assert compare(cut, "margin", "random", "nll") == compare(kept, "margin", "random", "nll")
-
-
-def test_a_round_that_is_missing_in_the_middle_breaks_a_chain():
-    """Its end alone does not make it whole."""
-    study = make_study(strategies=["random", "margin"], seeds=2, rounds=5)
-    holed = replace(
-        study, rounds=tuple(each for each in study.rounds if (each.strategy, each.seed, each.round) != ("margin", 1, 2))
-    )
-    assert left_out(holed) == (LeftOut("margin", 1, 4),)
-
-
-def test_the_order_of_rounds_changes_no_figure():
-    """Chains that run side by side end in any order."""
-    study = make_study(strategies=["random", "margin"], seeds=3, rounds=4)
-    turned = replace(study, rounds=study.rounds[::-1])
-    assert {each.strategy: each for each in summarise(study)} == {each.strategy: each for each in summarise(turned)}
 
 
 def test_without_random_there_is_nothing_to_compare_with():
@@ -330,20 +246,13 @@ def test_without_random_there_is_nothing_to_compare_with():
     assert found.areas["accuracy"] > 0
 
 
-def test_a_study_without_a_round_is_refused():
-    """The message says which study that is."""
-    with pytest.raises(ValueError, match="cifar10-lt holds no round"):
-        summarise(replace(make_study(seeds=1), rounds=()))
-
-
 def test_the_summary_is_of_means_over_seeds():
     """In the order of the strategies, each figure as numpy has it from the rounds."""
     study = make_study(seeds=3, rounds=4)
     summaries = summarise(study)
-    assert [each.strategy for each in summaries] == list(study.strategies)
+    assert [each.strategy for each in summaries] == list(study.runs)
     found = next(each for each in summaries if each.strategy == "margin")
-    ends = [each for each in study.rounds if each.strategy == "margin" and each.round == 3]
-    random = [each for each in study.rounds if each.strategy == "random" and each.round == 3]
+    ends, random = ([run[-1] for run in study.runs[name]] for name in ("margin", "random"))
     assert found.final["ece"] == pytest.approx(np.mean([each.ece for each in ends]))
     assert found.minority_labels == pytest.approx(np.mean([sum(each.labels_by_class[-3:]) for each in ends]))
     assert found.minority_labels_random == pytest.approx(np.mean([sum(each.labels_by_class[-3:]) for each in random]))
@@ -360,15 +269,10 @@ def test_seconds_are_of_the_rounds_that_choose():
 
 
 def test_the_summaries_are_json():
-    """With the figures that are asked for first by name, and None for what is not a number."""
+    """With the figures that are asked for first by name."""
     study = make_study(strategies=["random", "margin"], seeds=2, rounds=3)
-    broken = replace(
-        study, rounds=tuple(replace(each, nll=math.nan if each.strategy == "margin" else 1.0) for each in study.rounds)
-    )
-    document = json.loads(json.dumps(to_json(summarise(broken)), allow_nan=False))
+    document = json.loads(json.dumps(to_json(summarise(study)), allow_nan=False))
     assert document["random"]["label_ratio_vs_random"] == document["random"]["label_ratio_macro_f1"] == 1
-    assert document["margin"]["aulc_nll"] is None
-    assert document["margin"]["aulc_nll_vs_random"]["mean"] is None
     found = summarise(study)[1]
     assert document["margin"]["aulc_macro_f1"] == found.areas["macro_f1"]
     assert document["margin"]["minority_f1_final"] == found.final["minority_f1"]
@@ -376,32 +280,21 @@ def test_the_summaries_are_json():
     assert document["margin"]["aulc_minority_f1_vs_random"]["seeds"] == 2
 
 
-def test_the_mean_curve_is_of_the_chains_values():
-    """With scipy's standard error; a single chain has none."""
-    chains = complete_chains(make_study(strategies=["bald"], seeds=4, rounds=3))["bald"]
-    found = mean_curve(chains, "macro_f1")
-    values = [[each.macro_f1 for each in chain] for chain in chains.values()]
+def test_the_mean_curve_is_of_the_values_of_all_seeds():
+    """With scipy's standard error; a single one has none."""
+    study = make_study(strategies=["bald"], seeds=4, rounds=3)
+    found = mean_curve(study, "bald", "macro_f1")
+    values = values_of(study, "bald", "macro_f1")
+    assert values.tolist() == [[each.macro_f1 for each in run] for run in study.runs["bald"]]
     assert found.labels.tolist() == [100, 200, 300]
     np.testing.assert_allclose(found.mean, np.mean(values, axis=0))
     np.testing.assert_allclose(found.error, stats.sem(values, axis=0))
-    assert not mean_curve({0: chains[0]}, "macro_f1").error.any()
-
-
-def test_chains_with_other_labels_meet_on_a_common_grid():
-    """A mean of lines is exact at the labels of all of them."""
-    study = make_study(strategies=["bald"], seeds=2, rounds=3)
-    given = {0: (100, 200, 300), 1: (100, 250, 320)}
-    study = replace(study, rounds=tuple(replace(each, labels=given[each.seed][each.round]) for each in study.rounds))
-    found = mean_curve(complete_chains(study)["bald"], "accuracy")
-    first, second = ([each.accuracy for each in study.chain("bald", seed)] for seed in (0, 1))
-    assert found.labels.tolist() == [100, 200, 250, 300]
-    expected = [np.interp(found.labels, given[seed], each) for seed, each in enumerate((first, second))]
-    np.testing.assert_allclose(found.mean, np.mean(expected, axis=0))
+    assert not mean_curve(make_study(strategies=["bald"], seeds=1), "bald", "macro_f1").error.any()
 
 
 def test_the_minority_share_is_of_all_labels():
     """Counted from the classes of the labels."""
     study = make_study(strategies=["labelnext"], seeds=1, rounds=3)
-    found = minority_share(complete_chains(study)["labelnext"], study.minority)
-    expected = [sum(each.labels_by_class[-3:]) / each.labels for each in study.rounds]
+    found = minority_share(study, "labelnext")
+    expected = [sum(each.labels_by_class[-3:]) / each.labels for each in study.runs["labelnext"][0]]
     np.testing.assert_allclose(found.mean, expected)

@@ -10,16 +10,7 @@ from markupsafe import Markup
 from trainer.report.plots import ACCENT, FAULT, TEXT, new_plots, save_png, to_svg
 from trainer.study.options import RANDOM
 from trainer.study.records import Study
-from trainer.study.statistics import (
-    MEASURES,
-    Chains,
-    Curve,
-    Difference,
-    Measure,
-    complete_chains,
-    mean_curve,
-    minority_share,
-)
+from trainer.study.statistics import MEASURES, Curve, Difference, Measure, mean_curve, minority_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,20 +60,18 @@ def choose_lines(strategies: Sequence[str], default: str | None, *, most: int = 
 
 def draw_measures(study: Study, lines: Sequence[Line]) -> list[Markup]:
     """Return a plot of each measure over labels."""
-    chains = complete_chains(study)
-    return [
-        _draw_curves(
-            {name: mean_curve(each, measure) for name, each in chains.items() if each}, lines, title=TITLES[measure]
-        )
-        for measure in MEASURES
-    ]
+    return [_draw_curves(_curves(study, measure), lines, title=TITLES[measure]) for measure in MEASURES]
 
 
 def draw_minority_share(study: Study, lines: Sequence[Line]) -> Markup:
     """Return a plot of how much of what is labelled is of minority classes, and how much of the pool is."""
-    curves = {name: minority_share(each, study.minority) for name, each in complete_chains(study).items() if each}
+    curves = {name: minority_share(study, name) for name in study.runs}
     pool = sum(study.pool_by_class[index] for index in study.minority) / max(1, sum(study.pool_by_class))
     return _draw_curves(curves, lines, title="Share of minority images among the labels", level=pool)
+
+
+def _curves(study: Study, measure: Measure) -> dict[str, Curve]:
+    return {name: mean_curve(study, name, measure) for name in study.runs}
 
 
 def _draw_curves(
@@ -123,8 +112,7 @@ def _draw_lines(axes: "Axes", curves: Mapping[str, Curve], lines: Sequence[Line]
 
 def draw_each(study: Study, strategies: Sequence[str], measure: Measure, default: str | None) -> list[Markup]:
     """Return one small plot a strategy, of one measure on equal axes, each with random behind it."""
-    chains = complete_chains(study)
-    curves = {name: mean_curve(each, measure) for name, each in chains.items() if each}
+    curves = _curves(study, measure)
     heights = [height for curve in curves.values() for height in (curve.mean - curve.error, curve.mean + curve.error)]
     low, high = min(map(float, map(min, heights))), max(map(float, map(max, heights)))
     margin = 0.05 * (high - low) or 0.05
@@ -159,12 +147,11 @@ def draw_differences(differences: Mapping[str, Difference], *, title: str) -> Ma
 
 def save_curves(study: Study, path: Path, default: str | None) -> None:
     """Write macro-F1 and minority F1 side by side, of the strategies that people ask about first."""
-    chains: dict[str, Chains] = {name: each for name, each in complete_chains(study).items() if each}
-    lines = choose_lines(list(chains), default, most=_MOST)
+    lines = choose_lines([*study.runs], default, most=_MOST)
     figure, plots = new_plots(9, 4.2, columns=2)
     measures: tuple[Measure, ...] = ("macro_f1", "minority_f1")
     for axes, measure in zip(plots, measures, strict=True):
-        _draw_lines(axes, {line.strategy: mean_curve(chains[line.strategy], measure) for line in lines}, lines)
+        _draw_lines(axes, _curves(study, measure), lines)
         axes.set_title(TITLES[measure], loc="left")
         axes.set_xlabel("labels")
     handles = dict(zip(*reversed(plots[0].get_legend_handles_labels()), strict=True))

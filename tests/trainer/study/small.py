@@ -4,20 +4,20 @@ import numpy as np
 import torch
 
 from tests.trainer.small import PROVENANCE, small_network
-from trainer.study.model import Learner, Material
+from trainer.study.model import Dataset, Trainer
 
 CPU = torch.device("cpu")
 CLASSES = ("common", "middling", "rare")
 
 
-def make_material(count, *, seed=0):
+def make_dataset(count, *, seed=0):
     """Return images without content and features (N, 64) of three classes, six, three and one in ten."""
     rng = np.random.default_rng(seed)
     targets = rng.choice(3, size=count, p=(0.6, 0.3, 0.1))
     centres = rng.normal(size=(3, 64))
     features = (centres[targets] + 2 * rng.normal(size=(count, 64))).astype(np.float32)
     images = np.broadcast_to(np.uint8(0), (count, 32, 32, 3))
-    return Material(CLASSES, targets, images, features)
+    return Dataset(CLASSES, targets, images, features)
 
 
 def build_small(architecture, *, classes, image_size, weights, units, dropout):
@@ -25,5 +25,5 @@ def build_small(architecture, *, classes, image_size, weights, units, dropout):
     return small_network(classes), PROVENANCE
 
 
-def make_learner(material, training, *, part="classifier"):
-    return Learner(material, training, part=part, weights="none", device=CPU)
+def make_trainer(dataset, training, *, part="classifier"):
+    return Trainer(dataset, training, part=part, weights="none", device=CPU)
