@@ -45,6 +45,8 @@ class Replica:
         self.port = _choose_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.starts = 0
+        self.up: object | None = None
+        """Anew each time that the server is meant to answer from now on; None while it is not: for who breaks it."""
         self._models = models
         self._folder = folder
         self._settings = settings

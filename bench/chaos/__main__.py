@@ -25,17 +25,15 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.chaos.client import Answer, send
 from bench.chaos.faults import KILLS, Faults
-from bench.chaos.hosts import bad_host
 from bench.chaos.judge import Judge
-from bench.chaos.pictures import draw_pictures, files
-from bench.chaos.traffic import KINDS, Dice
-from bench.chaos.watch import Memory, Presence, probing
+from bench.chaos.pictures import draw_pictures
+from bench.chaos.probes import Resident, growth_mb, probing
+from bench.chaos.traffic import KINDS, Dice, bad_host
 from bench.fleet import Fleet, Replica, fleet, has_haproxy
 from bench.hosts import image_host
 from bench.load import percentile, say
@@ -90,7 +88,7 @@ class Run:
         self._plan = faults.plan(requests)
         self._progress = threading.Condition()
         self._struck = 0
-        self._memory: Memory | None = None
+        self._warm: Resident | None = None
         self.answers: list[Answer] = []
 
     def go(self) -> None:
@@ -111,7 +109,10 @@ class Run:
 
     def growth_mb(self) -> float:
         """Return what the spared server has grown by since it was warm; infinite if it is another process."""
-        return self._memory.growth_mb() if self._memory else float("inf")
+        return growth_mb(self._warm, self._resident())
+
+    def _resident(self) -> Resident:
+        return self._spared.workers, self._spared.rss_mb()
 
     def _ask(self, number: int) -> None:
         with self._progress:
@@ -125,8 +126,7 @@ class Run:
     def _strike(self) -> None:
         for position, name in enumerate(self._plan):
             due = position * self._requests / len(self._plan)
-            with self._progress:
-                self._progress.wait_for(partial(self._answered, due))
+            self._await_answers(due)
             try:
                 self._faults.strike(name)
             except Exception as err:  # told in the end; the requests go on
@@ -136,12 +136,13 @@ class Run:
                 self._progress.notify_all()
             self._look(position)
 
-    def _answered(self, due: float) -> bool:
-        return len(self.answers) >= due
+    def _await_answers(self, count: float) -> None:
+        with self._progress:
+            self._progress.wait_for(lambda: len(self.answers) >= count)
 
     def _look(self, position: int) -> None:
-        if self._memory is None and position >= _WARM_SHARE * len(self._plan) and self.swaps() >= _WARM_SWAPS:
-            self._memory = Memory(self._spared)
+        if self._warm is None and position >= _WARM_SHARE * len(self._plan) and self.swaps() >= _WARM_SWAPS:
+            self._warm = self._resident()
         if position % 10 == 0:
             say(f"{len(self.answers)} of {self._requests} requests, {position} of {len(self._plan)} faults")
 
@@ -173,8 +174,7 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
     pictures = draw_pictures(images, seed=options.seed)
     repository = Repository(folder / "models")
     publish(repository, seed=options.seed)
-    presence = Presence()
-    with image_host(files(images, pictures)) as good, bad_host(images) as bad:
+    with image_host([picture.path for picture in pictures]) as good, bad_host(pictures) as bad:
         settings = {
             "LABELNEXT_POLL_S": "0.2",
             "LABELNEXT_MAX_BODY_BYTES": str(2 * 2**20),
@@ -182,12 +182,12 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
         }
         logs = options.logs or folder / "logs"
         with fleet(repository.root, replicas=options.replicas, folder=logs, settings=settings) as servers:
-            faults = Faults(servers, repository, presence, seed=options.seed)
+            faults = Faults(servers, repository, seed=options.seed)
             dice = Dice(pictures, good=good.url, bad=bad, seed=options.seed)
             run = Run(servers, faults, dice, requests=options.requests)
             for replica in servers.replicas:
-                presence.enter(replica)
-            with probing(servers.replicas, presence) as health:
+                replica.up = object()
+            with probing(servers.replicas) as health:
                 run.go()
             swaps, growth = run.swaps(), run.growth_mb()
     judge = Judge(repository, pictures, bad_versions=faults.bad_versions)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.chaos.watch import Presence
 from bench.fleet import Fleet, Replica, wait_until
 from bench.tiny_model import TinyModel, publish
 from contract.versions.repository import Repository, new_version
@@ -28,11 +27,10 @@ _AWAY_S = (0.5, 3.0)
 class Faults:
     """Breaks things, and mends them. The first replica is spared, so that what it gathers over time is seen."""
 
-    def __init__(self, fleet: Fleet, repository: Repository, presence: Presence, *, seed: int) -> None:
+    def __init__(self, fleet: Fleet, repository: Repository, *, seed: int) -> None:
         """Take what is to be broken; `repository` must hold at least one version."""
         self._fleet = fleet
         self._repository = repository
-        self._presence = presence
         self._rng = random.Random(f"{seed}/faults")  # noqa: S311  # no secret
         self._seed = seed * 1_000_000
         self._mending: threading.Thread | None = None
@@ -85,19 +83,17 @@ class Faults:
 
     def tear(self) -> None:
         """Have a version that lacks the end of its weights, as after a copy that broke off."""
-        version = self._copy()
-        weights = version / WEIGHTS_FILE
+        weights = self._copy() / WEIGHTS_FILE
         os.truncate(weights, weights.stat().st_size // 2)
-        self._tempt(version.name)
+        self._tempt(weights.parent.name)
 
     def corrupt(self) -> None:
         """Have a version in whose weights some bytes are others."""
-        version = self._copy()
-        weights = version / WEIGHTS_FILE
+        weights = self._copy() / WEIGHTS_FILE
         data = bytearray(weights.read_bytes())
         data[len(data) // 2] ^= 0x40
         weights.write_bytes(data)
-        self._tempt(version.name)
+        self._tempt(weights.parent.name)
 
     def garble(self) -> None:
         """Have a version whose manifest is none."""
@@ -107,8 +103,7 @@ class Faults:
 
     def pretend(self) -> None:
         """Publish, by the book, a version that does not compute what its trainer computed."""
-        name = publish(self._repository, seed=self._next_seed(), probe_of=TinyModel.draw(self._next_seed()))
-        self._tempt(name)
+        self._tempt(publish(self._repository, seed=self._next_seed(), probe_of=TinyModel.draw(self._next_seed())))
 
     def point_nowhere(self) -> None:
         """Have CURRENT name what is not there, or nothing, or be no text."""
@@ -137,11 +132,7 @@ class Faults:
 
     def kill_worker(self) -> None:
         """Kill a worker; its master starts another one."""
-
-        def kill(replica: Replica) -> None:
-            replica.kill_worker()
-
-        self._break(kill)
+        self._break(Replica.kill_worker)
 
     def kill_replica(self) -> None:
         """Kill a whole server, and start it again."""
@@ -168,13 +159,13 @@ class Faults:
         replica = self._rng.choice(self._fleet.replicas[1:])
 
         def mend() -> None:
-            self._presence.leave(replica)
-            starts = replica.workers
+            replica.up = None
+            before = replica.workers
             try:
                 how(replica)
-                wait_until(lambda: replica.workers not in ((), starts), f"another worker of {replica.name}")
+                wait_until(lambda: replica.workers not in ((), before), f"another worker of {replica.name}")
                 replica.wait_until_ready()
-                self._presence.enter(replica)
+                replica.up = object()
             except Exception as err:
                 self.unmended.append(f"{replica.name}: {err}")
 
@@ -198,7 +189,7 @@ class Faults:
         """Return when every server that is there uses the version."""
 
         def reached() -> bool:
-            return all(r.version == version for r in self._fleet.replicas if self._presence.stay(r) is not None)
+            return all(replica.version == version for replica in self._fleet.replicas if replica.up)
 
         wait_until(reached, f"all servers to use {version}", timeout_s=_NOTICED_S)
 

@@ -1,7 +1,6 @@
-"""The images that requests are about: where each is, and which of them can be had."""
+"""The images that requests are about."""
 
 import base64
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +16,9 @@ _LARGE_SIDE = 512
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image that every server can score."""
+    """An image that every server can score, in a file."""
 
-    name: str
+    path: Path
     data: bytes
 
     @property
@@ -32,15 +31,10 @@ def draw_pictures(folder: Path, *, seed: int) -> tuple[Picture, ...]:
     """Write images of noise into a folder; the last is large."""
     rng = np.random.default_rng(seed)
     sides = [*rng.integers(*_SIDES, _COUNT - 1), _LARGE_SIDE]
-    pictures = tuple(Picture(f"{number}.png", _png(rng, int(side))) for number, side in enumerate(sides))
+    pictures = tuple(Picture(folder / f"{number}.png", _png(rng, int(side))) for number, side in enumerate(sides))
     for picture in pictures:
-        (folder / picture.name).write_bytes(picture.data)
+        picture.path.write_bytes(picture.data)
     return pictures
-
-
-def files(folder: Path, pictures: Sequence[Picture]) -> list[Path]:
-    """Return where the images lie."""
-    return [folder / picture.name for picture in pictures]
 
 
 def _png(rng: np.random.Generator, side: int) -> bytes:

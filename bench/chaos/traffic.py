@@ -1,12 +1,14 @@
-"""What is asked, by kind, drawn by chance that is the same for the same seed. Sends nothing."""
+"""What is asked, by kind, drawn by chance that is the same for the same seed; and an image host at its worst."""
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bench.chaos.hosts import ANSWERS, HANGING
+from bench import hosts
 from bench.chaos.pictures import Picture
 from bench.load import label_config
 from bench.tiny_model import LABELS
@@ -14,6 +16,46 @@ from bench.tiny_model import LABELS
 _MOST_TASKS = 20
 _MOST_SMALL = 4
 _CONFIG = json.dumps(label_config(LABELS))
+
+_ADDRESS = "127.0.0.2"
+"""Another host than that of the good images, lest its connections be counted as theirs."""
+_PIECES, _PAUSE_S = 10, 0.1
+_OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: image/png\r\n"
+
+BAD_ANSWERS: Mapping[str, hosts.Answer] = {
+    "error": hosts.reply(status=500),
+    "missing": hosts.reply(status=404),
+    "cut": hosts.raw(_OK + b"Content-Length: 5000\r\n\r\n" + b"\x89PNG\r\n\x1a\n" * 9),
+    "garbage": hosts.raw(b"\x00\xff\x00\xffnot HTTP at all\r\n\r\n"),
+    "text": hosts.reply(b"<html></html", content_type="image/png"),
+    "empty": hosts.reply(content_type="image/png"),
+    "silence": hosts.raw(b""),
+}
+"""What comes under each path that never gives an image, before the connection ends."""
+
+
+@contextmanager
+def bad_host(pictures: Sequence[Picture]) -> Iterator[str]:
+    """Run a host that breaks in every way, and has the pictures below /slow, in small pieces; give its address."""
+    with hosts.host(address=_ADDRESS) as host:
+        host.answers |= {f"/{name}": answer for name, answer in BAD_ANSWERS.items()}
+        host.serve("/hanging", hosts.silence())
+        for picture in pictures:
+            host.serve(f"/slow/{picture.path.name}", _in_pieces(picture.data))
+        yield host.url
+
+
+def _in_pieces(data: bytes) -> hosts.Answer:
+    size = len(data) // _PIECES + 1
+
+    def answer(handler: hosts.Handler, _: hosts.Request) -> None:
+        handler.close_connection = True
+        handler.wfile.write(_OK + b"Content-Length: %d\r\n\r\n" % len(data))
+        for start in range(0, len(data), size):
+            time.sleep(_PAUSE_S)
+            handler.wfile.write(data[start : start + size])
+
+    return answer
 
 
 class Manner(StrEnum):
@@ -91,7 +133,7 @@ class Dice:
 
     def hanging_host(self, kind: str, rng: random.Random) -> Request:
         """An image that never comes, beside a good one."""
-        return self._ask(kind, [(f"{self._bad}/{HANGING}/{rng.random()}", None), self._at_good_host(rng)])
+        return self._ask(kind, [(f"{self._bad}/hanging?{rng.random()}", None), self._at_good_host(rng)])
 
     def slow_client(self, kind: str, rng: random.Random) -> Request:
         """A client on a bad line."""
@@ -129,18 +171,18 @@ class Dice:
 
     def _at_good_host(self, rng: random.Random) -> tuple[str, int]:
         index = rng.randrange(len(self._pictures))
-        return f"{self._good}/{self._pictures[index].name}", index
+        return f"{self._good}/{self._pictures[index].path.name}", index
 
     def _in_pieces(self, rng: random.Random) -> tuple[str, int]:
         index = rng.randrange(len(self._pictures) - 1)
-        return f"{self._bad}/slow/{self._pictures[index].name}", index
+        return f"{self._bad}/slow/{self._pictures[index].path.name}", index
 
     def _inline(self, rng: random.Random) -> tuple[str, int]:
         index = rng.randrange(len(self._pictures) - 1)
         return self._pictures[index].inline, index
 
     def _lost(self, rng: random.Random) -> tuple[str, None]:
-        return rng.choice([*(f"{self._bad}/{kind}/1" for kind in ANSWERS), *_LOST]), None
+        return rng.choice([*(f"{self._bad}/{kind}" for kind in BAD_ANSWERS), *_LOST]), None
 
 
 def _tasks(rng: random.Random) -> int:

@@ -8,9 +8,8 @@ import fnmatch
 import json
 import sys
 
-from bench.hostile.runner import Verdict, run
+from bench.hostile.runner import CASES, Verdict, run
 from bench.hostile.site import site
-from bench.hostile.table import CASES
 
 
 def main() -> int:
@@ -22,28 +21,23 @@ def main() -> int:
         metavar="NAME",
         help="only these cases, or those of a kind: image, address, request; * stands for anything",
     )
-    names = parser.parse_args().names or ["*"]
+    parser.add_argument("--batch", type=int, default=20, help="cases after which the server is looked at (default: 20)")
+    options = parser.parse_args()
+    names = options.names or ["*"]
     chosen = [case for case in CASES if any(name == case.kind or fnmatch.fnmatch(case.name, name) for name in names)]
     with site() as attacked:
-        verdicts = [_show(verdict) for verdict in run(attacked, chosen)]
+        verdicts = [_show(verdict) for verdict in run(attacked, chosen, batch=options.batch)]
     failed = [verdict.case.name for verdict in verdicts if verdict.escape]
-    summary = {
-        "cases": len(verdicts),
-        "contained": len(verdicts) - len(failed),
-        "names": [verdict.case.name for verdict in verdicts],
-        "failed": failed,
-    }
-    print(json.dumps(summary))
+    names = [verdict.case.name for verdict in verdicts]
+    print(json.dumps({"cases": len(names), "contained": len(names) - len(failed), "names": names, "failed": failed}))
     return 1 if failed else 0
 
 
 def _show(verdict: Verdict) -> Verdict:
     case = verdict.case
-    line = (
-        f"{'ESCAPED  ' if verdict.escape else 'contained'}  {case.kind:8}{case.name:34}{verdict.seconds:6.1f} s  "
-        f"{case.sent}: {verdict.escape or case.must}"
-    )
-    print("".join(character if character.isprintable() else "?" for character in line), flush=True)
+    word = "ESCAPED" if verdict.escape else "contained"
+    line = f"{word:11}{case.kind:8}{case.name:44}{verdict.seconds:6.1f} s  {verdict.escape or ''}"
+    print("".join(character if character.isprintable() else "?" for character in line).rstrip(), flush=True)
     return verdict
 
 

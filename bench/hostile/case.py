@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from bench.hostile import pictures
 from bench.hostile.site import SAME, Escaped, Site
 
 Result = Mapping[str, Any]
@@ -29,14 +30,10 @@ class Case:
 
     name: str
     kind: Kind
-    sent: str
-    """For people, as is `must`."""
-    must: str
     prepare: Callable[[Site], Attack]
     """Sets it up, and returns what sends it."""
     seconds: float = 10.0
     """The longest that the attack may take."""
-
     patient: bool = False
     """Whether it mostly waits, so that it may be run beside others that do."""
 
@@ -48,11 +45,6 @@ class Refused:
     code: str
     reason: str
     """A regular expression that is found in the error's text."""
-
-    @property
-    def must(self) -> str:
-        """For people."""
-        return f"no prediction, {self.code} error"
 
     def check(self, site: Site, result: Result) -> None:
         """Raise Escaped if the result is another."""
@@ -72,11 +64,6 @@ class Scored:
     within: float = SAME
     """How far probabilities may lie apart; more than this only where a codec loses something."""
 
-    @property
-    def must(self) -> str:
-        """For people."""
-        return "scored by its pixels"
-
     def check(self, site: Site, result: Result) -> None:
         """Raise Escaped if the result is another."""
         if "error" in result:
@@ -90,6 +77,8 @@ class Scored:
 
 
 Outcome = Refused | Scored
+
+PLAIN = Scored(pictures.plain)
 
 
 def refused_fetch(reason: str) -> Refused:

@@ -49,18 +49,15 @@ def jpeg() -> bytes:
     return save(picture(), "JPEG", quality=95)
 
 
-def chunk(kind: bytes, content: bytes, *, checksum: int | None = None) -> bytes:
+def chunk(kind: bytes, content: bytes) -> bytes:
     """Return a chunk of a PNG."""
-    checksum = zlib.crc32(kind + content) if checksum is None else checksum
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(
-    width: int, height: int, *, depth: int, colour: int, data: bytes, before: bytes = b"", after: bytes = b""
-) -> bytes:
-    """Return a PNG of a header, rows that are compressed already, and chunks before and behind these."""
+def png(width: int, height: int, *, depth: int, colour: int, data: bytes) -> bytes:
+    """Return a PNG of a header and rows that are compressed already."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def squeezed_zeros(count: int) -> bytes:

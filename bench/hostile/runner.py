@@ -3,10 +3,13 @@
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from bench.hostile import clients, images, references, requests
 from bench.hostile.case import Attack, Case
 from bench.hostile.site import Escaped, Mark, Site
+
+CASES = (*images.cases(), *references.cases(), *requests.cases(), *clients.cases())
 
 _AT_ONCE = 16
 
@@ -18,23 +21,31 @@ class Verdict:
     case: Case
     seconds: float
     escape: str | None
-    """What it did that it must not; None if it was contained."""
+    """What it, or one of its batch, did that it must not; None if it was contained."""
 
 
-def run(site: Site, cases: Sequence[Case]) -> Iterator[Verdict]:
-    """Run cases one after the other, and after each see that the server is unharmed; the patient ones come last."""
-    for case in cases:
-        if not case.patient:
-            attack, before = case.prepare(site), site.mark()
-            verdict = _attack(case, attack)
-            yield _with_harm(verdict, _harm(site, before))
-    patient = [case for case in cases if case.patient]
-    attacks = [case.prepare(site) for case in patient]
+def run(site: Site, cases: Sequence[Case], *, batch: int = 20) -> Iterator[Verdict]:
+    """Run cases one after the other, and after each batch see that the server is unharmed.
+
+    Harm is held against every case of a batch: run them again in batches of 1 to learn whose it is. Those that mostly
+    wait come last, beside each other.
+    """
+    swift, patient = ([case for case in cases if case.patient is waits] for waits in (False, True))
+    for start in range(0, len(swift), batch):
+        yield from _run_batch(site, swift[start : start + batch], at_once=1)
+    if patient:
+        yield from _run_batch(site, patient, at_once=_AT_ONCE)
+
+
+def _run_batch(site: Site, cases: Sequence[Case], *, at_once: int) -> list[Verdict]:
     before = site.mark()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        verdicts = list(pool.map(_attack, patient, attacks))
-    harm = _harm(site, before) if patient else None
-    yield from (_with_harm(verdict, harm) for verdict in verdicts)
+    with ThreadPoolExecutor(at_once) as pool:
+        verdicts = list(pool.map(lambda case: _attack(case, case.prepare(site)), cases))
+    harm = _harm(site, before)
+    if harm is None:
+        return verdicts
+    harm = f"after a batch of {len(cases)}: {harm}"
+    return [replace(each, escape="; ".join(filter(None, (each.escape, harm)))) for each in verdicts]
 
 
 def _attack(case: Case, attack: Attack) -> Verdict:
@@ -52,10 +63,5 @@ def _harm(site: Site, before: Mark) -> str | None:
     try:
         site.check_unharmed(before)
     except Escaped as err:
-        return f"afterwards: {err}"
+        return str(err)
     return None
-
-
-def _with_harm(verdict: Verdict, harm: str | None) -> Verdict:
-    found = "; ".join(part for part in (verdict.escape, harm) if part)
-    return Verdict(verdict.case, verdict.seconds, found or None)

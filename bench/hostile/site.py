@@ -8,12 +8,15 @@ import http.client
 import json
 import os
 import secrets
+import shutil
 import socket
+import ssl
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,8 +25,7 @@ import numpy as np
 
 from bench import tiny_model
 from bench.hostile import pictures
-from bench.hostile.hosts import Host, body, host
-from bench.hostile.tls import make_certificate
+from bench.hosts import Host, host, reply
 from bench.load import label_config
 from bench.serving import Server, serving
 from contract.versions.repository import Repository
@@ -32,7 +34,7 @@ LIVE_S = 1.0
 """Label Studio waits so long for /health, and so do those who would restart the server."""
 
 GROWTH_MB = 1024.0
-"""What one case may take beyond what is resident before it: two images of 50 million pixels at once."""
+"""What cases may take beyond what is resident before them: two images of 50 million pixels at once."""
 
 SAME = 1e-6
 """How far probabilities of the same pixels may lie apart: images are scored in other batches."""
@@ -63,10 +65,6 @@ class Secrets:
     signature: str = field(default_factory=lambda: secrets.token_hex(16))
     """As of a presigned address, in the query."""
 
-    def all(self) -> tuple[str, ...]:
-        """Every one of them, as it would be found in a log."""
-        return (self.token, self.password, self.webhook, self.file, self.signature)
-
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -89,7 +87,6 @@ class Site:
     """Allowed as well; one for each case that takes its time, since the server holds slowness against a host."""
     files: Path
     """The folder behind /data/local-files."""
-    worker: int
     known: dict[bytes, Sequence[float]] = field(default_factory=dict)
     free: list[Host] = field(default_factory=list)
 
@@ -159,41 +156,41 @@ class Site:
         return time.perf_counter() - started
 
     def mark(self) -> "Mark":
-        """Return how things stand before a case."""
+        """Return how things stand before some cases."""
         self.server.forget_peak()
         return Mark(
+            self.server.worker(),
             self.server.peak_rss_mb(),
             self.server.process.log.stat().st_size,
             self.canary.contacts,
-            tuple(len(host.asked) for host in self._hosts()),
+            tuple(len(each.requests) for each in self._hosts()),
         )
 
-    def _hosts(self) -> "tuple[Host, ...]":
-        return (self.images, self.canary, self.tls, self.studio, self.crowd, *self.slow)
-
     def check_unharmed(self, before: "Mark") -> None:
-        """Raise Escaped unless the server is what it was before the case, and told nobody what it should not."""
-        if (worker := _worker(self.server)) != self.worker:
-            raise Escaped(f"the worker {self.worker} ended; {worker} took its place")
+        """Raise Escaped unless the server is what it was before the cases, and told nobody what it should not."""
+        if (worker := self.server.worker()) != before.worker:
+            raise Escaped(f"the worker {before.worker} ended; {worker} took its place")
         if (seconds := min(self.live_s() for _ in range(_LOOKS))) > LIVE_S:
-            raise Escaped(f"/health/live took {seconds:.1f} s afterwards")
+            raise Escaped(f"/health/live took {seconds:.1f} s")
         if (grown := self.server.peak_rss_mb() - before.resident_mb) > GROWTH_MB:
             raise Escaped(f"the worker took {grown:.0f} MB more, at most {GROWTH_MB:.0f} may be")
         if self.canary.contacts != before.contacts:
-            raise Escaped(f"the server connected to an address of this machine: {self.canary.asked[-1:]}")
+            raise Escaped(f"the server connected to an address of this machine: {self.canary.requests[-1:]}")
         self._check_told_nobody(before)
 
+    def _hosts(self) -> tuple[Host, ...]:
+        return (self.images, self.canary, self.tls, self.studio, self.crowd, *self.slow)
+
     def _check_told_nobody(self, before: "Mark") -> None:
-        asked = [
-            (host, each) for host, count in zip(self._hosts(), before.asked, strict=True) for each in host.asked[count:]
-        ]
-        told = [each for host, each in asked if host is not self.studio or not _serves_images(each.path)]
-        if leaks := [each.path for each in told if self.secrets.token in each.head]:
-            raise Escaped(f"Label Studio's token was sent with {leaks}")
+        for each_host, count in zip(self._hosts(), before.requests, strict=True):
+            for each in each_host.requests[count:]:
+                allowed = each_host is self.studio and serves_images(each.path)
+                if not allowed and self.secrets.token in f"{each.path} {each.headers}":
+                    raise Escaped(f"Label Studio's token was sent with {each.path}")
         with self.server.process.log.open("rb") as log:
             log.seek(before.log_bytes)
             written = log.read().decode(errors="replace")
-        if any(secret in written for secret in self.secrets.all()):
+        if any(secret in written for secret in asdict(self.secrets).values()):
             raise Escaped("a secret stands in the log")
         if forged := [line for line in written.splitlines() if line.startswith('{"forged"')]:
             raise Escaped(f"a line of the log was forged: {forged[0]}")
@@ -201,13 +198,14 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How things stood before a case."""
+    """How things stood before some cases."""
 
+    worker: int
     resident_mb: float
     log_bytes: int
     contacts: int
-    asked: tuple[int, ...]
-    """Requests that each host had been sent."""
+    requests: tuple[int, ...]
+    """How many each host had been sent."""
 
 
 def data_uri(file: bytes, kind: str = "image/png") -> str:
@@ -215,7 +213,7 @@ def data_uri(file: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(file).decode()}"
 
 
-def predict_body(references: Sequence[object], **fields: object) -> dict[str, object]:
+def predict_body(references: Sequence[object], **fields: object) -> dict[str, Any]:
     """Return the body of /predict for images, with further fields of /score or others in place of Label Studio's."""
     tasks = [{"id": number, "data": {"image": reference}} for number, reference in enumerate(references, start=1)]
     return {
@@ -227,7 +225,7 @@ def predict_body(references: Sequence[object], **fields: object) -> dict[str, ob
     }
 
 
-def _serves_images(path: str) -> bool:
+def serves_images(path: str) -> bool:
     """Whether the token may be sent with a path of Label Studio's."""
     plain = unquote(unquote(path))
     return path.startswith(("/data/upload/", "/tasks/2/resolve/")) and ".." not in plain.partition("?")[0]
@@ -247,53 +245,65 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
         folder, hidden = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-"))), Secrets()
         version = tiny_model.publish(Repository(folder / "models"))
         files = _write_files(folder, hidden)
-        certificate = make_certificate(folder / "tls", "localhost")
+        certificate = _make_certificate(folder / "tls", "localhost") if can_make_certificates() else None
         images, studio, *slow = (stack.enter_context(host()) for _ in range(2 + _SLOW_HOSTS))
-        tls = stack.enter_context(host(tls=certificate.context() if certificate else None))
-        canary, crowd = (stack.enter_context(host(everywhere=True)) for _ in range(2))
+        tls = stack.enter_context(host(tls=_context(certificate) if certificate else None))
+        canary, crowd = (stack.enter_context(host(address="")) for _ in range(2))
         for each in (tls, canary):
-            each.otherwise = body(pictures.plain(), content_type="image/png")
-        studio.otherwise = body(b"", status="403 Forbidden")
+            each.otherwise = reply(pictures.plain(), content_type="image/png", connection="close")
+        studio.otherwise = reply(status=403, connection="close")
+        allowed = [
+            *(f"https://{name}:{tls.port}" for name in ("localhost", "127.0.0.1")),
+            *(each.url for each in (images, *slow)),
+            *(f"http://{address}:{crowd.port}" for address in CROWD),
+        ]
         settings = {
             "LABELNEXT_LABEL_STUDIO_URL": studio.url,
             "LABELNEXT_LABEL_STUDIO_TOKEN": hidden.token,
             "LABELNEXT_LOCAL_FILES_ROOT": str(files),
-            "LABELNEXT_ALLOWED_ORIGINS": ",".join(
-                [
-                    f"https://localhost:{tls.port}",
-                    f"https://127.0.0.1:{tls.port}",
-                    *(each.url for each in (images, *slow)),
-                    *(f"http://{address}:{crowd.port}" for address in CROWD),
-                ]
-            ),
+            "LABELNEXT_ALLOWED_ORIGINS": ",".join(allowed),
             "LABELNEXT_BASIC_AUTH": f"{USER}:{hidden.password}",
             "LABELNEXT_WEBHOOK_SECRET": hidden.webhook,
             "LABELNEXT_PROVIDER": "cpu",
-            **({"SSL_CERT_FILE": str(certificate.file)} if certificate else {}),
+            **({"SSL_CERT_FILE": str(certificate)} if certificate else {}),
             **(environment or {}),
         }
         server = stack.enter_context(serving(folder / "models", log=folder / "log", settings=settings))
-        worker = _worker(server)
         yield Site(
             server,
             version,
             hidden,
-            images,
-            studio,
-            tls,
-            canary,
+            images=images,
+            studio=studio,
+            tls=tls,
+            canary=canary,
             crowd=crowd,
             slow=tuple(slow),
             files=files,
-            worker=worker,
             free=slow,
         )
 
 
-def _worker(server: Server) -> int:
-    master = server.process.popen.pid
-    (worker,) = (Path("/proc") / str(master) / "task" / str(master) / "children").read_text(encoding="utf-8").split()
-    return int(worker)
+def can_make_certificates() -> bool:
+    """Return whether the program openssl is there."""
+    return shutil.which("openssl") is not None
+
+
+def _make_certificate(folder: Path, name: str) -> Path:
+    """Make a self-signed certificate for a name, which vouches for itself where it is trusted; its key lies beside."""
+    folder.mkdir()
+    made = folder / "certificate.pem"
+    arguments = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+    files = ["-out", str(made), "-keyout", str(folder / "key.pem")]
+    subprocess.run(["openssl", "req", *arguments, *subject, *files], check=True, capture_output=True)
+    return made
+
+
+def _context(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    return context
 
 
 def _write_files(folder: Path, hidden: Secrets) -> Path:

@@ -1,8 +1,8 @@
 import socket
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import urllib3
@@ -10,12 +10,11 @@ import urllib3
 from bench.chaos.__main__ import Result
 from bench.chaos.client import Answer, send
 from bench.chaos.faults import KILLS, KINDS, Faults
-from bench.chaos.hosts import ANSWERS, HANGING, bad_host
 from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
+from bench.chaos.probes import growth_mb, probing
+from bench.chaos.traffic import BAD_ANSWERS, Dice, Manner, bad_host
 from bench.chaos.traffic import KINDS as REQUESTS
-from bench.chaos.traffic import Dice, Manner
-from bench.chaos.watch import Memory, Presence, probing
 from bench.fleet import Fleet, Replica, wait_until
 from bench.hosts import host, reply
 from bench.tiny_model import publish
@@ -24,22 +23,13 @@ from demo.processes import free_port
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tmp_path_factory.mktemp("images")
+def pictures(tmp_path_factory):
+    return draw_pictures(tmp_path_factory.mktemp("images"), seed=0)
 
 
 @pytest.fixture(scope="module")
-def pictures(images):
-    return draw_pictures(images, seed=0)
-
-
-@pytest.fixture(scope="module")
-def dice(pictures):
-    return Dice(pictures, good="http://good", bad="http://bad", seed=0)
-
-
-@pytest.fixture(scope="module")
-def drawn(dice):
+def drawn(pictures):
+    dice = Dice(pictures, good="http://good", bad="http://bad", seed=0)
     return [dice.draw(number) for number in range(3000)]
 
 
@@ -56,8 +46,8 @@ def judge(repository, pictures):
 
 
 @pytest.fixture(scope="module")
-def bad_url(images, pictures):
-    with bad_host(images) as each:
+def bad_url(pictures):
+    with bad_host(pictures) as each:
         yield each
 
 
@@ -71,11 +61,11 @@ def right(judge, repository, drawn):
 
 
 class TestTraffic:
-    def test_a_seed_draws_the_same_requests(self, dice, drawn, pictures):
+    @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
+    def test_a_seed_draws_the_same_requests(self, drawn, pictures, seed, same):
         """Whatever broke can be asked for again; another seed asks for other things."""
-        assert [dice.draw(number) for number in range(50)] == drawn[:50]
-        other = Dice(pictures, good="http://good", bad="http://bad", seed=1)
-        assert [other.draw(number) for number in range(50)] != drawn[:50]
+        again = Dice(pictures, good="http://good", bad="http://bad", seed=seed)
+        assert ([again.draw(number) for number in range(50)] == drawn[:50]) is same
 
     def test_every_kind_gets_its_share(self, drawn):
         """In per cent of all requests."""
@@ -100,21 +90,21 @@ class TestTraffic:
 
 
 class TestClient:
-    def test_an_answer_is_read(self, drawn):
-        """Scores, versions, and which tasks have none."""
+    @pytest.mark.parametrize(
+        ("answer", "found"),
+        [
+            (reply(b'{"results": [{"score": 0.5, "model_version": "v"}, {}]}'), (200, (0.5, None), {"v"}, None)),
+            (reply(b"too much", status=503), (503, None, set(), "too much")),
+        ],
+    )
+    def test_an_answer_is_read_and_a_refusal_kept(self, drawn, answer, found):
+        """Scores, versions, and which tasks have none; the report quotes what is no answer."""
         request = next(each for each in drawn if each.kind == "by URL")
         with host() as server:
-            server.serve("/predict", b'{"results": [{"score": 0.5, "model_version": "v"}, {}]}')
-            found = send(server.url, request)
+            server.serve("/predict", answer)
+            sent = send(server.url, request)
             assert server.asked("/predict")[0].body == request.body
-        assert (found.status, found.scores, found.versions) == (200, (0.5, None), {"v"})
-
-    def test_a_refusal_is_kept_in_its_own_words(self, drawn):
-        """The report quotes it."""
-        with host() as server:
-            server.answers["/predict"] = reply(b"too much", status=503)
-            found = send(server.url, drawn[0])
-        assert (found.status, found.scores, found.fault) == (503, None, "too much")
+        assert (sent.status, sent.scores, sent.versions, sent.fault) == found
 
     def test_what_is_no_answer_is_a_fault(self, drawn):
         """A server that is not there, and one that answers nonsense."""
@@ -151,13 +141,10 @@ class TestJudge:
         scores[position] = right.scores[position] + 5e-7
         assert judge.find_fault(replace(right, scores=tuple(scores))) is None
 
-    def test_scores_belong_to_their_tasks(self, judge, right):
-        """In another order they are wrong."""
-        assert judge.find_fault(replace(right, scores=right.scores[::-1]))
-
-    def test_an_image_that_can_be_had_needs_a_score(self, judge, right):
-        """An empty prediction for it is wrong, and so is a score for one that cannot be had."""
+    def test_each_image_that_can_be_had_needs_its_own_score(self, judge, right):
+        """In another order they are wrong; so are empty predictions, and scores for images that cannot be had."""
         known = next(score for score in right.scores if score is not None)
+        assert judge.find_fault(replace(right, scores=right.scores[::-1]))
         assert judge.find_fault(replace(right, scores=tuple(None for _ in right.scores)))
         assert judge.find_fault(replace(right, scores=tuple(score or known for score in right.scores)))
 
@@ -193,78 +180,67 @@ class TestJudge:
         assert judge.find_fault(answer) is None
 
 
-class TestFaults:
-    @pytest.fixture
-    def faults(self, tmp_path):
-        repository = Repository(tmp_path / "models")
-        return Faults(Fleet("http://127.0.0.1:1", ()), repository, Presence(), seed=3)
-
-    def test_ten_thousand_requests_meet_everything(self, faults):
-        """At least 50 swaps, and each kill several times; the order is by chance."""
-        counts = Counter(faults.plan(10_000))
-        assert set(counts) == set(KINDS)
-        assert counts["a version is published"] + counts["an earlier version is made current"] >= 48
-        assert all(counts[kill] >= 5 for kill in KILLS)
-
-    def test_a_few_requests_meet_everything_too(self, faults):
-        """Each fault happens once at least."""
-        assert set(faults.plan(100)) == set(KINDS)
-
-    @pytest.mark.parametrize("fault", [Faults.tear, Faults.corrupt, Faults.garble])
-    def test_a_damaged_version_is_refused(self, faults, fault, monkeypatch, pictures):
-        """What the servers are tempted with is such that no reader takes it."""
-        repository = faults._repository
-        publish(repository, seed=1)
-        monkeypatch.setattr(faults, "_wait_for_notice", lambda _: None)
-        fault(faults)
-        (bad,) = faults.bad_versions
-        assert bad in repository.versions()
-        with pytest.raises(Exception, match=r"manifest|sha256|bytes"):
-            repository.open(bad).verify()
+@pytest.fixture
+def faults(tmp_path):
+    return Faults(Fleet("http://127.0.0.1:1", ()), Repository(tmp_path / "models"), seed=3)
 
 
-class TestBadHost:
-    def test_slow_images_are_whole(self, bad_url, pictures):
-        """They only take their time."""
-        assert urllib3.request("GET", f"{bad_url}/slow/1.png", retries=False, timeout=10).data == pictures[1].data
-
-    @pytest.mark.parametrize("kind", ANSWERS)
-    def test_nothing_else_is_an_image(self, bad_url, kind):
-        """Whatever comes, it ends at once."""
-        try:
-            found = urllib3.request("GET", f"{bad_url}/{kind}/1", retries=False, timeout=10)
-        except urllib3.exceptions.HTTPError:
-            return
-        assert found.status != 200 or len(found.data) < 20
-
-    def test_what_hangs_hangs(self, bad_url):
-        """Until the client has had enough."""
-        with pytest.raises(urllib3.exceptions.ReadTimeoutError):
-            urllib3.request("GET", f"{bad_url}/{HANGING}/1", retries=False, timeout=0.5)
+@pytest.mark.parametrize(("requests", "swaps", "kills"), [(10_000, 48, 5), (100, 2, 1)])
+def test_requests_meet_everything(faults, requests, swaps, kills):
+    """At least 50 swaps in 10,000, and each kill several times; of a few requests each fault happens once at least."""
+    counts = Counter(faults.plan(requests))
+    assert set(counts) == set(KINDS)
+    assert counts["a version is published"] + counts["an earlier version is made current"] >= swaps
+    assert all(counts[kill] >= kills for kill in KILLS)
 
 
-def test_an_answer_counts_only_for_who_stayed(tmp_path):
-    """A server that was away meanwhile is present again, but not as the same."""
-    presence, replica = Presence(), Replica("one", tmp_path, folder=tmp_path, settings={})
-    assert presence.stay(replica) is None
-    presence.enter(replica)
-    stay = presence.stay(replica)
-    presence.leave(replica)
-    assert presence.stay(replica) is None
-    presence.enter(replica)
-    assert presence.stay(replica) not in (None, stay)
+@pytest.mark.parametrize("fault", [Faults.tear, Faults.corrupt, Faults.garble])
+def test_a_damaged_version_is_refused(faults, fault, monkeypatch):
+    """What the servers are tempted with is such that no reader takes it."""
+    repository = faults._repository
+    publish(repository, seed=1)
+    monkeypatch.setattr(faults, "_wait_for_notice", lambda _: None)
+    fault(faults)
+    (bad,) = faults.bad_versions
+    assert bad in repository.versions()
+    with pytest.raises(Exception, match=r"manifest|sha256|bytes"):
+        repository.open(bad).verify()
+
+
+def get(url, timeout_s=10):
+    return urllib3.request("GET", url, retries=False, timeout=timeout_s)
+
+
+def test_slow_images_are_whole_and_what_hangs_hangs(bad_url, pictures):
+    """They only take their time; until the client has had enough."""
+    assert get(f"{bad_url}/slow/1.png").data == pictures[1].data
+    with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+        get(f"{bad_url}/hanging?1", timeout_s=0.5)
+
+
+@pytest.mark.parametrize("kind", BAD_ANSWERS)
+def test_nothing_else_is_an_image(bad_url, kind):
+    """Whatever comes, it ends at once."""
+    try:
+        found = get(f"{bad_url}/{kind}")
+    except urllib3.exceptions.HTTPError:
+        return
+    assert found.status != 200 or len(found.data) < 20
 
 
 class TestProbing:
     @pytest.fixture
-    def slow(self):
-        """A server whose /health takes its time."""
+    def release(self):
+        return threading.Event()
+
+    @pytest.fixture
+    def slow(self, release):
+        """A server whose /health takes its time, or until it is released."""
         with host() as server:
-            quick = reply(b"{}")
 
             def answer(handler, request):
-                time.sleep(0.2)
-                quick(handler, request)
+                release.wait(0.2)
+                reply(b"{}")(handler, request)
 
             server.answers["/health"] = answer
             yield server
@@ -272,59 +248,57 @@ class TestProbing:
     @pytest.fixture
     def replica(self, tmp_path, slow):
         replica = Replica("one", tmp_path, folder=tmp_path, settings={})
-        replica.port = slow.port
+        replica.port, replica.up = slow.port, object()
         return replica
 
-    def test_answers_are_timed(self, replica, slow):
+    def test_answers_are_timed(self, replica):
         """From the question to the end of the answer."""
-        presence = Presence()
-        presence.enter(replica)
-        with probing([replica], presence) as seconds:
+        with probing([replica]) as seconds:
             wait_until(lambda: len(seconds) >= 2, "two answers")
-        assert all(0.2 <= each < 2 for each in seconds)
+        assert min(seconds) >= 0.2
 
-    def test_who_is_away_is_not_asked(self, replica, slow):
-        """And what it had been asked when it left does not count."""
-        presence = Presence()
-        presence.enter(replica)
-        with probing([replica], presence) as seconds:
+    @pytest.mark.parametrize("later", [None, object()], ids=["away", "back"])
+    def test_what_was_asked_of_who_left_does_not_count(self, replica, slow, release, later):
+        """A server that was away meanwhile answers again, but not as the same; who is away is not asked."""
+        release.wait = lambda _: threading.Event.wait(release)
+        with probing([replica]) as seconds:
             wait_until(lambda: bool(slow.asked("/health")), "a question")
-            presence.leave(replica)
-            time.sleep(0.5)
-        assert (len(slow.asked("/health")), seconds) == (1, [])
+            replica.up = later
+            release.set()
+            if later:
+                wait_until(lambda: bool(seconds), "the answer to the next question")
+            else:
+                time.sleep(0.3)
+        assert len(slow.asked("/health")) - len(seconds) == 1
 
     def test_who_does_not_answer_counts_as_slow(self, replica):
         """A refused connection is no quick answer."""
         replica.port = free_port()
-        presence = Presence()
-        presence.enter(replica)
-        with probing([replica], presence) as seconds:
+        with probing([replica]) as seconds:
             wait_until(lambda: bool(seconds), "a failure")
         assert min(seconds) >= 10
 
 
-class TestMemory:
-    def test_growth_is_of_the_same_process(self):
-        """A worker that was replaced has lost what it had gathered, which must not look like no growth."""
-        replica = SimpleNamespace(workers=(7,), rss_mb=lambda: resident)
-        resident = 100.0
-        memory = Memory(replica)
-        resident = 130.0
-        assert memory.growth_mb() == 30
-        replica.workers = (8,)
-        assert memory.growth_mb() == float("inf")
+def test_growth_is_of_the_same_process():
+    """A worker that was replaced has lost what it had gathered, which must not look like no growth."""
+    assert growth_mb(((7,), 100.0), ((7,), 130.0)) == 30
+    assert growth_mb(((7,), 100.0), ((8,), 130.0)) == growth_mb(None, ((7,), 130.0)) == float("inf")
 
 
-class TestResult:
-    GOOD = Result(10_000, 0, 0, swaps=50, kills=20, rss_growth_mb=49.9, health_p99_s=0.99, seconds=300)
+GOOD = Result(10_000, 0, 0, swaps=50, kills=20, rss_growth_mb=49.9, health_p99_s=0.99, seconds=300)
+FEW = replace(GOOD, requests=1000, swaps=5)
 
-    def test_all_that_is_asked_for_must_hold(self):
-        """No single figure may miss its bar."""
-        assert self.GOOD.passed
-        missed = ({"lost": 1}, {"wrong": 1}, {"swaps": 49}, {"rss_growth_mb": 50.0}, {"health_p99_s": 1.0})
-        assert not any(replace(self.GOOD, **change).passed for change in missed)
 
-    def test_fewer_requests_see_fewer_swaps(self):
-        """In proportion."""
-        assert replace(self.GOOD, requests=1000, swaps=5).passed
-        assert not replace(self.GOOD, requests=1000, swaps=4).passed
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(replace(GOOD, **change) for change in ({"lost": 1}, {"wrong": 1}, {"swaps": 49}, {"rss_growth_mb": 50.0})),
+        replace(GOOD, health_p99_s=1.0),
+        replace(FEW, swaps=4),
+    ],
+)
+def test_all_that_is_asked_for_must_hold(bad):
+    """No single figure may miss its bar; fewer requests see fewer swaps, in proportion."""
+    assert GOOD.passed
+    assert FEW.passed
+    assert not bad.passed

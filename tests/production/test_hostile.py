@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.hostile.runner import run
+from bench.hostile.runner import CASES, run
 from bench.hostile.site import site
-from bench.hostile.table import CASES
 from demo.product import CHECKOUT
 
 pytestmark = pytest.mark.rare
@@ -135,7 +134,7 @@ def test_everything_hostile_is_contained():
     lines = done.stdout.splitlines()
     summary = json.loads(lines[-1])
     assert summary["failed"] == [], "\n".join(line for line in lines if line.startswith("ESCAPED"))
-    assert summary["contained"] == summary["cases"] == len(summary["names"]) >= 80
+    assert summary["contained"] == summary["cases"] == len(summary["names"]) >= 640
     assert done.returncode == 0
 
 
@@ -148,5 +147,5 @@ def test_a_server_without_its_defences_is_found_out(lack, tmp_path: Path):
     assert len(chosen) == len(names)
     robbed = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(CHECKOUT)]), "LABELNEXT_DEADLINE_S": "25"}
     with site(robbed) as attacked:
-        contained = [verdict.case.name for verdict in run(attacked, chosen) if verdict.escape is None]
+        contained = [verdict.case.name for verdict in run(attacked, chosen, batch=1) if verdict.escape is None]
     assert contained == []

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from bench.chaos.pictures import Picture, draw_pictures, files
+from bench.chaos.pictures import Picture, draw_pictures
 from bench.fleet import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
 from bench.hosts import ImageHost, host, image_host
 from bench.load import Client, Reply, sending, split
@@ -44,8 +44,8 @@ def pictures(folder: Path) -> tuple[Picture, ...]:
 
 
 @pytest.fixture(scope="module")
-def images(folder: Path, pictures: tuple[Picture, ...]) -> Iterator[ImageHost]:
-    with image_host(files(folder / "images", pictures)) as each:
+def images(pictures: tuple[Picture, ...]) -> Iterator[ImageHost]:
+    with image_host([picture.path for picture in pictures]) as each:
         yield each
 
 
@@ -64,8 +64,8 @@ def servers(folder: Path, repository: Repository, images: ImageHost) -> Iterator
 
 
 @pytest.fixture
-def references(images: ImageHost, folder: Path, pictures: tuple[Picture, ...]) -> list[str]:
-    return [images.reference(path) for path in files(folder / "images", pictures)]
+def references(images: ImageHost, pictures: tuple[Picture, ...]) -> list[str]:
+    return [images.reference(picture.path) for picture in pictures]
 
 
 def scores_by_version(replies: list[Reply], requests: list[list[str]]):

@@ -1,0 +1,65 @@
+"""What is asked of the servers all the while: whether /health answers at once, and how much memory they take."""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from bench.fleet import Replica
+
+_INTERVAL_S = 0.05
+_FAILED_S = 10.0
+"""What a probe counts that got no answer; also how long one is waited for."""
+
+Resident = tuple[tuple[int, ...], float]
+"""A replica's workers and what they have resident, in MB."""
+
+
+@contextmanager
+def probing(replicas: Iterable[Replica]) -> Iterator[list[float]]:
+    """Ask each replica that is meant to answer for its /health every 50 ms; the list of seconds grows meanwhile.
+
+    What a replica was being asked when it stopped being meant to answer does not count.
+    """
+    seconds: list[float] = []
+    over = threading.Event()
+
+    def probe(replica: Replica) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=_FAILED_S)
+        while not over.wait(_INTERVAL_S):
+            if (up := replica.up) is None:
+                connection.close()
+                continue
+            taken = _ask(connection)
+            if replica.up is up:
+                seconds.append(taken)
+        connection.close()
+
+    threads = [threading.Thread(target=probe, args=(replica,), name="probe") for replica in replicas]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seconds
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def _ask(connection: http.client.HTTPConnection) -> float:
+    """Return the seconds to an answer; a connection that was closed meanwhile, as idle ones are, is made anew once."""
+    started = time.monotonic()
+    for _ in range(2):
+        try:
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+            return time.monotonic() - started
+        except (OSError, http.client.HTTPException):
+            connection.close()
+    return max(_FAILED_S, time.monotonic() - started)
+
+
+def growth_mb(before: Resident | None, after: Resident) -> float:
+    """Return what has come, in MB; infinite if it is not the same process, or never was warm."""
+    return after[1] - before[1] if before and before[0] == after[0] else float("inf")
