@@ -1,8 +1,10 @@
 import ast
 import errno
+import io
 import json
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from trainer.settings import Source, Training
 from trainer.study import simulate as simulate_module
 from trainer.study.options import STUDIED, StudyOptions, StudyTraining
 from trainer.watching import watch as watch_module
-from trainer.watching.processes import LABELS_AT_FAULT
+from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
 from trainer.watching.rounds import WatchOptions
 
 
@@ -344,6 +346,14 @@ def test_watch_gives_run_and_rank_what_they_understand(watched):
     assert watched[1][1] == (Source(3, control="-x"), Training(**both, part="head", epochs=3, int8=True))
     ranking = RankOptions(3, control="-x", servers=servers, strategy="margin", keep_sampling=True, **both)
     assert watched[1][2] == (ranking,)
+
+
+def test_rank_takes_its_options_from_stdin_too(ranked, monkeypatch):
+    """As the watch sends them."""
+    told = RankOptions(3, control="-x", servers=("http://c",), weights="none")
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asdict(told))))
+    assert main(["rank", FROM_STDIN]) == 0
+    assert ranked == [told]
 
 
 @pytest.mark.parametrize(("old", "new"), [("first", "batch-size"), ("again", "force"), ("audit", "holdout-share")])

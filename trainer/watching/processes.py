@@ -138,10 +138,10 @@ class Supervisor:
             status, seconds = child.wait(), time.monotonic() - started
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # what it started and left behind
-            printed, said = output.read(), errors.read()
+            stdout, stderr = output.read(), errors.read()
         if number != _ENDED:
             raise Stopped(number)
-        return Outcome(status, _parse_report(printed), _explain(status, said), seconds)
+        return Outcome(status, _parse_report(stdout), _explain(status, stderr), seconds)
 
     def _await(self, child: subprocess.Popen[bytes]) -> None:
         child.wait()
@@ -183,21 +183,21 @@ class _Tail:
         return self._end.decode(errors="replace")
 
 
-def _parse_report(printed: str) -> Mapping[str, Any]:
+def _parse_report(stdout: str) -> Mapping[str, Any]:
     try:
-        report = json.loads(printed.strip().rpartition("\n")[2])
+        report = json.loads(stdout.strip().rpartition("\n")[2])
     except ValueError:
         return {}
     return report if isinstance(report, dict) else {}
 
 
-def _explain(status: int, said: str) -> str:
+def _explain(status: int, stderr: str) -> str:
     """The error that the child printed; else whatever it said last."""
     if not status:
         return ""
     if status < 0:
         name = signal.Signals(-status).name
         return f"killed by {name}" + (", perhaps for want of memory" if -status == signal.SIGKILL else "")
-    lines = [line.strip() for line in re.split(r"[\r\n]+", said) if line.strip()]
+    lines = [line.strip() for line in re.split(r"[\r\n]+", stderr) if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"ended with status {status}"])[-1]

@@ -20,11 +20,12 @@ from contract.versions.repository import Repository
 from trainer.settings import Project, Servers
 
 _NAMED: Final = 3
+_DEFAULT_LABELS: Final = 20
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=DECLARED)
 class WatchOptions:
-    """What to watch, and when a round is due: after 20 labels if neither `labels` nor `minutes` says."""
+    """What to watch, and when a round is due."""
 
     project: Annotated[Project, Option(metavar="ID")]
     """A Label Studio project's number."""
@@ -40,6 +41,12 @@ class WatchOptions:
     """End after so many were trained and ranked (default: never)."""
     servers: Servers = ()
     """An inference server to score with; may be given several times (default: LABELNEXT_SERVERS)."""
+
+    @property
+    def schedule(self) -> "Schedule":
+        """When a round is due."""
+        neither = self.labels is None and self.minutes is None
+        return Schedule(_DEFAULT_LABELS if neither else self.labels, self.minutes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,25 +10,23 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from contract.errors import ConfigError, LabelnextError, NothingPublished
-from contract.label_studio import LabelStudioClient, Unreachable
-from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.errors import LabelnextError, NothingPublished
+from contract.label_studio import Unreachable
 from contract.versions.repository import Repository
 from contract.versions.training_requests import TrainingRequest, find_requests, remove
 from trainer import labelstudio
 from trainer.locks import exclusive
 from trainer.ranking.names import base_name
 from trainer.settings import Environment
+from trainer.watching.monitor import Monitor
 from trainer.watching.processes import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
-from trainer.watching.rounds import Changes, Schedule, Trained, WatchOptions, read_trained, why_train
+from trainer.watching.rounds import Changes, Trained, WatchOptions, read_trained, why_train
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_LABELS: Final = 20
+_log = logging.getLogger(__name__)
 
 _LONGEST_POLL_S: Final = 60.0
 _LONGEST_WAIT_S: Final = 600.0
@@ -37,13 +35,7 @@ _RETRY_S: Final = 60.0
 _LONGEST_RETRY_S: Final = 3600.0
 
 
-def watch(
-    options: WatchOptions,
-    environment: Environment,
-    *,
-    run: Sequence[Any],
-    rank: Sequence[Any],
-) -> int:
+def watch(options: WatchOptions, environment: Environment, *, run: Sequence[Any], rank: Sequence[Any]) -> int:
     """Watch a project until a signal comes or as many rounds as were asked for are done; return the exit status.
 
     Args:
@@ -67,7 +59,7 @@ def watch(
         try:
             watcher.go()
         except Stopped as stopped:
-            logger.info("%s: the watch is over; %s", stopped, watcher.describe_abandoned())
+            _log.info("%s: the watch is over; %s", stopped, watcher.describe_abandoned())
             return 0 if stopped.number == signal.SIGTERM else 128 + stopped.number
     return 0
 
@@ -77,7 +69,7 @@ def _fields(values: Sequence[Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class _Snapshot:
     """How project and repository stand at one look."""
 
     state: labelstudio.State
@@ -93,7 +85,7 @@ class _View:
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
+class _TrainedRound:
     """A round that waits for its ranking."""
 
     trained: str
@@ -103,7 +95,7 @@ class _Round:
     """By the monotonic clock."""
 
 
-class _Wait:
+class _Backoff:
     """A wait that doubles with each failure, from `first_s` to `longest_s`."""
 
     def __init__(self, first_s: float, longest_s: float) -> None:
@@ -129,72 +121,6 @@ class _Wait:
         return time.monotonic() >= self._until
 
 
-class _Eyes:
-    """What is seen of Label Studio; connects when needed, and again after a failure."""
-
-    def __init__(self, options: WatchOptions, environment: Environment, *, enough: int) -> None:
-        """Take after how many new labels it does not matter how many were changed beside them."""
-        self._project = options.project
-        self._enough = enough
-        self._servers = options.servers or environment.servers
-        self._environment = environment
-        self._client: LabelStudioClient | None = None
-        self._config = ""
-        self._fault = ""
-        self._counted: tuple[labelstudio.State, str] | None = None
-        """The state whose changes were looked into, and the version it was compared with."""
-        self._changes = Changes()
-        self.controls: tuple[ChoicesControl, ...] = ()
-
-    def look(self, trained: Trained | None) -> tuple[labelstudio.State, Changes]:
-        """Ask for the project's state, for its labelling config where that has changed, and for what labels have.
-
-        If nothing that the newest version was trained on has changed, the state says so, whatever was opened since.
-
-        Raises:
-            ConfigError: if Label Studio cannot be asked, or the config classifies no image.
-        """
-        client, self._client = self._client or self._connect(), None  # kept only if it works
-        state = labelstudio.project_state(client, self._project)
-        if state.label_config != self._config:
-            self.controls = parse_label_config(labelstudio.read_project(client, self._project).label_config)
-            self._config = state.label_config
-        changes = self._count_changes(client, state, trained)
-        if trained and not changes.total:
-            state = replace(state, newest_updated_at=trained.updated_at)
-        self._give_secret(client)
-        self._client = client
-        return state, changes
-
-    def _connect(self) -> LabelStudioClient:
-        return labelstudio.connect(*self._environment.label_studio())
-
-    def _count_changes(self, client: LabelStudioClient, state: labelstudio.State, trained: Trained | None) -> Changes:
-        """Count what has changed since; where counters do not tell, Label Studio is asked once for each state."""
-        growth = state.total_annotations - (trained.annotations if trained else 0)
-        if trained is None or growth >= self._enough or state.newest_updated_at <= trained.updated_at:
-            return Changes.count(growth)
-        if self._counted != (state, trained.version):
-            made, edited = labelstudio.count_labels_since(
-                client, self._project, trained.updated_at, until=state.newest_updated_at
-            )
-            self._changes = Changes.count(growth, made=made, edited=edited)
-            self._counted = (state, trained.version)
-        return self._changes
-
-    def _give_secret(self, client: LabelStudioClient) -> None:
-        """Have webhooks carry the secret, whenever they were made; where that fails, only hints are lost."""
-        if not (secret := self._environment.webhook_secret):
-            return
-        try:
-            labelstudio.set_webhook_token(client, self._project, self._servers, secret)
-            self._fault = ""
-        except ConfigError as err:
-            if str(err) != self._fault:
-                logger.warning("the webhooks of the project cannot be given the secret: %s", err)
-            self._fault = str(err)
-
-
 class _Watcher:
     """One watch: what it has done, and what it waits for."""
 
@@ -207,33 +133,31 @@ class _Watcher:
         supervisor: Supervisor,
         commands: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        labels = DEFAULT_LABELS if options.labels is None and options.minutes is None else options.labels
-        self._schedule = Schedule(labels, options.minutes)
         self._options = options
         self._repository = repository
         self._supervisor = supervisor
         self._commands = commands
-        self._eyes = _Eyes(options, environment, enough=labels or 1)
-        self._looking = _Wait(options.poll_s, max(_LONGEST_POLL_S, options.poll_s))
-        self._training = _Wait(options.poll_s, _LONGEST_WAIT_S)
-        self._ranking = _Wait(options.poll_s, _LONGEST_WAIT_S)
+        self._monitor = Monitor(options, environment)
+        self._look_again = _Backoff(options.poll_s, max(_LONGEST_POLL_S, options.poll_s))
+        self._train_again = _Backoff(options.poll_s, _LONGEST_WAIT_S)
+        self._rank_again = _Backoff(options.poll_s, _LONGEST_WAIT_S)
         self._since = datetime.now(UTC)
         """When watching began, or the last training ended."""
         self._attempted = False
         self._rounds = 0
-        self._open: _Round | None = None
-        self._doing = ""
-        self._said = ""
-        self._before: str | None = None
+        self._unranked_round: _TrainedRound | None = None
+        self._running = ""
+        self._last_error = ""
+        self._version_before: str | None = None
         """What was current before the last training."""
         self._answered: tuple[TrainingRequest, ...] = ()
-        self._hopeless: labelstudio.State | None = None
+        self._untrainable: labelstudio.State | None = None
         """The state whose labels cannot be trained on."""
         self._refused: tuple[str | None, str] | None = None
         """The version that does not know the labels of a labelling config, and that config's digest."""
         self._unscored = 0
         """Images that could not be scored the last time."""
-        self._scoring = _Wait(_RETRY_S, _LONGEST_RETRY_S)
+        self._score_again = _Backoff(_RETRY_S, _LONGEST_RETRY_S)
         self._ranked = ""
         """What the project is ranked by, as far as is known."""
         self._ranked_tasks = 0
@@ -245,20 +169,20 @@ class _Watcher:
         Raises:
             Stopped: on a signal.
         """
-        logger.info("watching project %d: a round %s", self._options.project, self._schedule)
+        _log.info("watching project %d: a round %s", self._options.project, self._options.schedule)
         while not self._done:
             pause_s = self._options.poll_s
             try:
                 with self._supervisor.interruptible():
-                    view = self._look()
-                self._act(view)
+                    snapshot = self._look()
+                self._act(snapshot)
             except Exception as err:  # whatever Label Studio or the disk answers, the next look may find it mended
-                pause_s = self._looking.fail()
-                self._say_once(err)
+                pause_s = self._look_again.fail()
+                self._log_once(err)
             else:
-                self._said = ""
-                if self._looking.succeed():
-                    logger.info("watching project %d again", self._options.project)
+                self._last_error = ""
+                if self._look_again.succeed():
+                    _log.info("watching project %d again", self._options.project)
             if not self._done:
                 self._supervisor.sleep(pause_s)
 
@@ -268,21 +192,21 @@ class _Watcher:
 
     def describe_abandoned(self) -> str:
         """Say what a signal has cut short."""
-        if self._doing == "rank":
+        if self._running == "rank":
             return "ranking was abandoned, and goes on where it was with the next"
-        if self._doing == "prune":
+        if self._running == "prune":
             return "removing old versions was abandoned, and goes on with the next"
         with suppress(LabelnextError, OSError):
-            if self._doing == "run" and (now := self._current()) != self._before:
+            if self._running == "run" and (now := self._current()) != self._version_before:
                 return f"{now} is published, and not ranked yet"
-        return "training was abandoned, and nothing published" if self._doing else "nothing was under way"
+        return "training was abandoned, and nothing published" if self._running else "nothing was under way"
 
     # ---- looking
 
-    def _look(self) -> _View:
+    def _look(self) -> _Snapshot:
         trained, current = read_trained(self._repository, self._options.project), self._current()
-        state, changes = self._eyes.look(trained)
-        return _View(
+        state, changes = self._monitor.look(trained)
+        return _Snapshot(
             state,
             changes,
             current=current,
@@ -302,120 +226,123 @@ class _Watcher:
         mine = (request for request in found if request.project in {None, self._options.project})
         return tuple(request for request in mine if request not in self._answered)
 
-    def _say_once(self, err: Exception) -> None:
+    def _log_once(self, err: Exception) -> None:
         """One that does not answer does so in many ways, and not each is worth a line."""
         foreseen = isinstance(err, LabelnextError | OSError)
-        said = type(err).__name__ if isinstance(err, Unreachable) else f"{type(err).__name__} {err}"
-        if said != self._said:
-            message = str(err) if foreseen else f"an unforeseen {said.strip()}"
-            logger.warning("%s; looking again", message, exc_info=None if foreseen else err)
-        self._said = said
+        named = type(err).__name__ if isinstance(err, Unreachable) else f"{type(err).__name__} {err}"
+        if named != self._last_error:
+            message = str(err) if foreseen else f"an unforeseen {named.strip()}"
+            _log.warning("%s; looking again", message, exc_info=None if foreseen else err)
+        self._last_error = named
 
     # ---- deciding
 
-    def _act(self, view: _View) -> None:
-        self._ranked_tasks = min(self._ranked_tasks, view.state.tasks)  # some may have been deleted
-        if (self._training.over or self._asked_again(view)) and (why := self._why_train(view)):
-            self._train(why, view)
-        elif self._ranking.over and (why := self._why_rank(view)):
-            self._rank(why, view)
-        self._seen_tasks = view.state.tasks
+    def _act(self, snapshot: _Snapshot) -> None:
+        self._ranked_tasks = min(self._ranked_tasks, snapshot.state.tasks)  # some may have been deleted
+        if (self._train_again.over or self._asked_again(snapshot)) and (why := self._why_train(snapshot)):
+            self._train(why, snapshot)
+        elif self._rank_again.over and (why := self._why_rank(snapshot)):
+            self._rank(why, snapshot)
+        self._seen_tasks = snapshot.state.tasks
 
-    def _asked_again(self, view: _View) -> bool:
+    def _asked_again(self, snapshot: _Snapshot) -> bool:
         """Whether somebody has asked since the last attempt, and is not to wait for the next one."""
-        return any(request.at > self._since.isoformat() for request in view.requests)
+        return any(request.at > self._since.isoformat() for request in snapshot.requests)
 
-    def _why_train(self, view: _View) -> str | None:
-        if view.requests:
+    def _why_train(self, snapshot: _Snapshot) -> str | None:
+        if snapshot.requests:
             return "Start Training was pressed"
-        if view.state == self._hopeless:
+        if snapshot.state == self._untrainable:
             return None
         since = self._since
-        if view.trained:
-            since = max(since, view.trained.at) if self._attempted else view.trained.at
+        if snapshot.trained:
+            since = max(since, snapshot.trained.at) if self._attempted else snapshot.trained.at
         idle_s = (datetime.now(UTC) - since).total_seconds()
-        return why_train(self._schedule, view.trained, view.changes, controls=self._eyes.controls, idle_s=idle_s)
+        return why_train(
+            self._options.schedule, snapshot.trained, snapshot.changes, controls=self._monitor.controls, idle_s=idle_s
+        )
 
-    def _why_rank(self, view: _View) -> str | None:
-        tasks = view.state.tasks
-        if not tasks or self._refused == (view.current, view.state.label_config):
+    def _why_rank(self, snapshot: _Snapshot) -> str | None:
+        tasks = snapshot.state.tasks
+        if not tasks or self._refused == (snapshot.current, snapshot.state.label_config):
             return None
-        if not self._ranked and view.current is None:
+        if not self._ranked and snapshot.current is None:
             return "nothing is published yet"
         if not self._ranked:
             return "the watch begins"  # another may have ended with tasks unranked; if none are, this is soon over
-        if self._ranked != view.target:
-            return f"not ranked by {view.target} yet"
+        if self._ranked != snapshot.target:
+            return f"not ranked by {snapshot.target} yet"
         if tasks > self._ranked_tasks and tasks == self._seen_tasks:  # else more are on their way
             return f"{tasks - self._ranked_tasks} more tasks"
-        due = self._unscored and self._scoring.over
+        due = self._unscored and self._score_again.over
         return f"{self._unscored} images that could not be scored" if due else None
 
     # ---- acting
 
-    def _train(self, why: str, view: _View) -> None:
-        started, self._before = time.monotonic(), self._current()
+    def _train(self, why: str, snapshot: _Snapshot) -> None:
+        started, self._version_before = time.monotonic(), self._current()
         outcome = self._run("run")
         self._since, self._attempted = datetime.now(UTC), True
         if not outcome.status:
-            self._training.succeed()
-            self._answer(view.requests)
-            done = f"{why}: {_say_trained(outcome.report)}"
-            self._open = _Round(done, str(outcome.report.get("advice") or ""), started)
-            self._rank(why, view)
+            self._train_again.succeed()
+            self._answer(snapshot.requests)
+            done = f"{why}: {_describe_trained(outcome.report)}"
+            self._unranked_round = _TrainedRound(done, str(outcome.report.get("advice") or ""), started)
+            self._rank(why, snapshot)
             return
-        wait_s = self._training.fail(least_s=outcome.seconds)
+        wait_s = self._train_again.fail(least_s=outcome.seconds)
         if outcome.status == LABELS_AT_FAULT:
-            self._hopeless = view.state
-            self._answer(view.requests)
-            logger.warning("%s, but nothing was trained: %s; waiting for other labels", why, outcome.reason)
+            self._untrainable = snapshot.state
+            self._answer(snapshot.requests)
+            _log.warning("%s, but nothing was trained: %s; waiting for other labels", why, outcome.reason)
         else:
-            logger.warning("%s, but nothing was trained: %s; again in %.0f s", why, outcome.reason, wait_s)
+            _log.warning("%s, but nothing was trained: %s; again in %.0f s", why, outcome.reason, wait_s)
 
-    def _rank(self, why: str, view: _View) -> None:
-        done = self._open
+    def _rank(self, why: str, snapshot: _Snapshot) -> None:
         outcome = self._run("rank")
         if outcome.status == LABELS_AT_FAULT:
-            self._refused = (self._current(), view.state.label_config)
-            logger.warning("%s; not ranked: %s; waiting for a version that knows them", why, outcome.reason)
-            return
-        if outcome.status:
-            wait_s = self._ranking.fail(least_s=outcome.seconds)
-            said = done.trained if done else why
-            logger.warning("%s; not ranked: %s; again in %.0f s", said, outcome.reason, wait_s)
-            return
-        self._ranking.succeed()
-        self._ranked = base_name(outcome.report.get("version"), self._repository.model)
-        self._ranked_tasks = view.state.tasks
-        ranked = _say_ranked(outcome.report) + self._note_unscored(outcome.report)
+            self._refused = (self._current(), snapshot.state.label_config)
+            _log.warning("%s; not ranked: %s; waiting for a version that knows them", why, outcome.reason)
+        elif outcome.status:
+            wait_s = self._rank_again.fail(least_s=outcome.seconds)
+            context = self._unranked_round.trained if self._unranked_round else why
+            _log.warning("%s; not ranked: %s; again in %.0f s", context, outcome.reason, wait_s)
+        else:
+            self._rank_again.succeed()
+            self._ranked = base_name(outcome.report.get("version"), self._repository.model)
+            self._ranked_tasks = snapshot.state.tasks
+            self._end_round(why, outcome)
+
+    def _end_round(self, why: str, ranking: Outcome) -> None:
+        done, self._unranked_round = self._unranked_round, None
+        ranked = _describe_ranked(ranking.report) + self._note_unscored(ranking.report)
         if done is None:
-            logger.info("%s: %s; %.0f s", why, ranked, outcome.seconds)
+            _log.info("%s: %s; %.0f s", why, ranked, ranking.seconds)
             return
-        self._open = None
         self._rounds += 1
         parts = (done.trained, ranked, done.advice, f"{time.monotonic() - done.started:.0f} s")
-        logger.info("%s", "; ".join(part for part in parts if part))
+        _log.info("%s", "; ".join(part for part in parts if part))
         if self._options.keep is not None:
             self._prune()
 
     def _prune(self) -> None:
         outcome = self._run("prune")
         if outcome.status:
-            logger.warning("old versions were not removed: %s; again after the next round", outcome.reason)
+            _log.warning("old versions were not removed: %s; again after the next round", outcome.reason)
 
     def _note_unscored(self, report: Mapping[str, Any]) -> str:
         """Have images that could not be scored tried again, and say so: later and later as long as none can be."""
         failed = int(report.get("failed") or 0)
         if failed < self._unscored:
-            self._scoring.succeed()
+            self._score_again.succeed()
         self._unscored = failed
-        return f"; {failed} images could not be scored, again in {self._scoring.fail():.0f} s" if failed else ""
+        return f"; {failed} images could not be scored, again in {self._score_again.fail():.0f} s" if failed else ""
 
     def _run(self, command: str) -> Outcome:
         """Run a command; on a signal, what was being done stays known."""
-        self._doing = command
+        self._running = command
         outcome = self._supervisor.run(command, self._commands[command])
-        self._doing = ""
+        self._running = ""
         return outcome
 
     def _answer(self, requests: tuple[TrainingRequest, ...]) -> None:
@@ -427,16 +354,16 @@ class _Watcher:
             waiting = find_requests(self._repository)
             self._answered = tuple(request for request in self._answered if request in waiting)
         except OSError as err:
-            logger.warning("a request to train that was answered cannot be removed: %s", err)
+            _log.warning("a request to train that was answered cannot be removed: %s", err)
 
 
-def _say_trained(report: Mapping[str, Any]) -> str:
+def _describe_trained(report: Mapping[str, Any]) -> str:
     macro_f1 = report.get("macro_f1")
     quality = f", macro-F1 {macro_f1:.2f}" if isinstance(macro_f1, float) else ""
     return f"trained {report.get('version')} on {report.get('labels')} labels{quality}"
 
 
-def _say_ranked(report: Mapping[str, Any]) -> str:
+def _describe_ranked(report: Mapping[str, Any]) -> str:
     tasks = report.get("tasks")
     if tasks:
         return f"ranked {tasks} tasks by {report.get('strategy')}"

@@ -4,11 +4,12 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from trainer.watching import processes as children
-from trainer.watching.processes import Stopped, Supervisor
+from trainer.watching.processes import FROM_STDIN, Stopped, Supervisor
 
 
 @pytest.fixture
@@ -36,6 +37,19 @@ def test_the_last_line_of_stdout_is_the_report(supervisor):
     outcome = supervisor.run("print('first'); print('{\"version\": \"v1\"}')", {})
     assert (outcome.status, outcome.report, outcome.reason) == (0, {"version": "v1"}, "")
     assert 0 < outcome.seconds < 60
+
+
+def test_options_come_by_stdin_as_json(supervisor):
+    """Whatever they hold: they are written and read as values, not as words of a command line."""
+    options = {"control": "-x", "weights": Path("a b.pth"), "servers": ("http://c",), "minutes": None}
+    outcome = supervisor.run("import json, sys; print(json.dumps({'argv': sys.argv, **json.load(sys.stdin)}))", options)
+    assert outcome.report == {
+        "argv": ["-c", FROM_STDIN],
+        "control": "-x",
+        "weights": "a b.pth",
+        "servers": ["http://c"],
+        "minutes": None,
+    }
 
 
 @pytest.mark.parametrize("printed", ["", "no JSON", "[1]"])

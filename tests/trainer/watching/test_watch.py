@@ -1,14 +1,14 @@
-"""The watch with a Label Studio of a few answers, and commands of a few lines that do as they are told."""
+"""The watch with a Label Studio of a few answers, and commands in its own process that do as they are told."""
 
 import errno
 import json
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,87 +16,31 @@ import pytest
 from filelock import FileLock
 
 from bench.hosts import host, reply
-from contract.errors import ConfigError
+from contract.errors import ConfigError, LabelnextError, NothingPublished
 from contract.label_studio import LabelStudioClient, Patience
 from contract.versions.repository import Repository
+from contract.versions.results import ProjectState, TrainingRecord
 from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
-from tests.versions import publish
+from tests.versions import manifest, publish, write_files
 from trainer import labelstudio
-from trainer.__main__ import COMMANDS as PARSED
+from trainer.__main__ import COMMANDS
+from trainer.pruning import prune
 from trainer.ranking.options import RankOptions
 from trainer.settings import Environment, Source, Training
-from trainer.watching import processes as children
+from trainer.watching.processes import Outcome, Supervisor
 from trainer.watching.rounds import WatchOptions
-from trainer.watching.watch import _Wait, watch
+from trainer.watching.watch import _Backoff, watch
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 POLL_S = 0.01
 
-COMMANDS = """
-import json, sys
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
-
-folder, command, options = Path(sys.argv[1]), sys.argv[2], json.load(sys.stdin)
-sys.path.insert(0, {checkout!r})
-from contract.errors import NothingPublished
-from contract.versions.repository import Repository
-from contract.versions.results import ProjectState, TrainingRecord
-from tests.versions import manifest, write_files
-
-def read(name):
-    return json.loads((folder / name).read_text())
-
-with (folder / "calls").open("a") as calls:
-    calls.write(json.dumps([command, options]) + chr(10))
-plan = read("plan")
-step = plan[command].pop(0) if plan.get(command) else [0, ""]
-(folder / "plan").write_text(json.dumps(plan))
-if step[1]:
-    print(step[1], file=sys.stderr)
-if step[0] < 0:
-    import os
-    os.kill(os.getpid(), -step[0])
-if step[0]:
-    sys.exit(step[0])
-repository = Repository(folder / "models")
-if command == "run":
-    project, config = read("project"), read("labels")
-    seen = dict(id=5, annotations=project["total_annotations_number"], updated_at=read("updated_at"))
-    with repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, b"x")
-        version = replace(
-            manifest(staged.version),
-            created_at=datetime.now(UTC).isoformat(),
-            labels=tuple(config),
-            control="label",
-            training=TrainingRecord(project=ProjectState(**seen)),
-        )
-        name = staged.publish(version).name
-    print(json.dumps(dict(version=name, labels=seen["annotations"], macro_f1=0.713, advice="too early to say")))
-elif command == "prune":
-    sys.path.insert(0, {checkout!r})
-    from trainer.pruning import prune
-    prune(repository, newest=options["keep"])
-else:
-    try:
-        name = version = repository.current()
-    except NothingPublished:
-        name, version = "cold-start-default", None
-    (folder / "ranked_by").write_text(name)
-    tasks = read("project")["task_number"]
-    report = dict(ranking=name, version=version, strategy="margin", tasks=tasks, waiting=tasks)
-    print(json.dumps(report | (step[2] if len(step) > 2 else {{}})))
-"""
-
 
 @dataclass
 class Studio:
-    """Project 5 of a Label Studio, as the watch sees it, and what happens at which look."""
+    """Project 5 of a Label Studio, as the watch sees it, what happens at which look, and what its commands come to."""
 
-    folder: Path
+    models: Path
     url: str
     over: threading.Event
     labels: list = field(default_factory=lambda: ["cat", "dog"])
@@ -112,6 +56,10 @@ class Studio:
     """Look to what happens before it is answered; what this returns, if anything, is the answer."""
     heard: list = field(default_factory=list)
     shows_hooks: bool = True
+    plan: dict = field(default_factory=dict)
+    """Command to how it ends the next times: what its report says besides, or status and reason; later it succeeds."""
+    ran: list = field(default_factory=list)
+    ranked_by: str = ""
 
     def now(self):
         self.moments += 1
@@ -134,7 +82,47 @@ class Studio:
         """As when somebody looks at a labelled task, and a prediction is fetched for it."""
         self.updated_at = self.now()
 
+    @property
+    def repository(self):
+        return Repository(self.models)
+
+    def do(self, command, options):
+        """Stand in for `Supervisor.run`."""
+        self.ran.append((command, options))
+        step = self.plan.get(command) and self.plan[command].pop(0)
+        if isinstance(step, tuple):
+            return Outcome(step[0], {}, step[1], 0.0)
+        try:
+            return Outcome(0, {**getattr(self, command)(options), **(step or {})}, "", 0.0)
+        except LabelnextError as err:
+            return Outcome(1, {}, str(err), 0.0)
+
+    def run(self, _):
+        seen = ProjectState(id=5, annotations=len(self.annotations), updated_at=self.updated_at)
+        with self.repository.stage(datetime.now(UTC)) as staged:
+            write_files(staged.path, b"x")
+            version = replace(
+                manifest(staged.version),
+                created_at=datetime.now(UTC).isoformat(),
+                labels=tuple(self.labels),
+                control="label",
+                training=TrainingRecord(project=seen),
+            )
+            name = staged.publish(version).name
+        return {"version": name, "labels": seen.annotations, "macro_f1": 0.713, "advice": "too early to say"}
+
+    def rank(self, _):
+        try:
+            self.ranked_by = version = self.repository.current()
+        except NothingPublished:
+            self.ranked_by, version = "cold-start-default", None
+        return {"version": version, "strategy": "margin", "tasks": self.tasks, "waiting": self.tasks}
+
+    def prune(self, options):
+        return prune(self.repository, newest=options["keep"]).to_json()
+
     def answer(self, handler, request):
+        """Tasks and the project, over HTTP."""
         path = urlsplit(request.path).path
         if path == "/api/tasks/" and "fields=all" in request.path:
             self.counted += 1
@@ -143,29 +131,21 @@ class Studio:
             self.looks += 1
             event = self.events.get(self.looks, lambda: None)
             return self._reply(handler, event() or {"tasks": [{"id": 1, "updated_at": self.updated_at}], "total": 1})
-        ranked_by = self.folder / "ranked_by"
+        choices = "".join(f'<Choice value="{label}"/>' for label in self.labels)
+        choices = f'<Choices name="label" toName="image">{choices}</Choices>'
         project = {
             "id": 5,
             "title": "Pets",
             "sampling": "",
-            "label_config": self.config(),
-            "model_version": ranked_by.read_text() if ranked_by.exists() else "",
+            "label_config": f'<View><Image name="image" value="$image"/>{choices}</View>',
+            "model_version": self.ranked_by,
             "task_number": self.tasks,
             "total_annotations_number": len(self.annotations),
             "useful_annotation_number": len(self.annotations),
             "skipped_annotations_number": 0,
             "ground_truth_number": 0,
         }
-        for name in ("labels", "updated_at"):
-            (self.folder / name).write_text(json.dumps(getattr(self, name)))
-        (self.folder / "project").write_text(json.dumps(project))
         return self._reply(handler, project)
-
-    def config(self):
-        choices = "".join(f'<Choice value="{label}"/>' for label in self.labels)
-        return (
-            f'<View><Image name="image" value="$image"/><Choices name="label" toName="image">{choices}</Choices></View>'
-        )
 
     def hook(self, handler, request):
         self.heard.append((request.method, json.loads(request.body) if request.body else None))
@@ -182,14 +162,11 @@ class Studio:
 @pytest.fixture
 def studio(tmp_path, monkeypatch):
     """Stops the watch at its 60th look, should nothing else."""
-    script = tmp_path / "commands.py"
-    script.write_text(COMMANDS.format(checkout=str(Path(__file__).parents[3])))
-    monkeypatch.setattr(children, "PROGRAM", (sys.executable, str(script), str(tmp_path)))
     monkeypatch.setattr("contract.label_studio.PATIENCE", Patience(longest_s=0.0))
     monkeypatch.setattr("trainer.watching.watch._LONGEST_POLL_S", 0.1)
-    plan(tmp_path)
     with host() as each:
-        studio = Studio(tmp_path, each.url, each.over)
+        studio = Studio(tmp_path / "models", each.url, each.over)
+        monkeypatch.setattr(Supervisor, "run", lambda _, command, options: studio.do(command, options))
         studio.events[60] = stop
         each.serve("/api/current-user/whoami", b'{"id": 1}', content_type="application/json")
         each.answers["/api/projects/5/"] = each.answers["/api/tasks/"] = studio.answer
@@ -197,48 +174,34 @@ def studio(tmp_path, monkeypatch):
         yield studio
 
 
-def plan(folder, **steps):
-    """Have the next commands end with these statuses and words; later ones succeed."""
-    (folder / "plan").write_text(json.dumps(steps))
-
-
 def stop(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
 
-def watch_it(studio, caplog, *, environment=None, training=Training(), **options):  # noqa: B008  # frozen
-    """Watch until the end, and return the exit status, the commands that ran and the lines that were said."""
+def watch_it(studio, caplog, *, environment=None, **options):
+    """Watch until the end, and return the exit status, the names of commands that ran and the lines that were said."""
     environment = environment or environment_of(studio)
     caplog.set_level(logging.INFO, "trainer")
     wanted = WatchOptions(5, poll_s=POLL_S, **options)
-    status = watch(wanted, environment, run=(Source(5, control="-x"), training), rank=(RankOptions(5, batch_size=50),))
-    calls = studio.folder / "calls"
-    ran = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
-    return status, ran, [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
+    run, rank = (Source(5, control="-x"), Training(epochs=3)), (RankOptions(5, batch_size=50),)
+    status = watch(wanted, environment, run=run, rank=rank)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
+    return status, [command for command, _ in studio.ran], said
 
 
 def environment_of(studio, **fields):
-    return Environment(models=studio.folder / "models", label_studio_url=studio.url, label_studio_token=TOKEN, **fields)
-
-
-def repository_of(studio):
-    return Repository(studio.folder / "models")
-
-
-def names(ran):
-    return [command for command, _ in ran]
+    return Environment(models=studio.models, label_studio_url=studio.url, label_studio_token=TOKEN, **fields)
 
 
 def test_enough_labels_start_a_round(studio, caplog):
     """First a cold start; then training and ranking, each as a command, and one line that says all."""
     studio.events[3] = lambda: studio.label(25)
-    status, ran, said = watch_it(studio, caplog, rounds=1, labels=20, training=Training(epochs=3))
-    assert status == 0
-    assert names(ran) == ["rank", "run", "rank"]
-    (source, training), [ranking] = (PARSED[name].values(options) for name, options in ran[1:])
+    status, ran, said = watch_it(studio, caplog, rounds=1, labels=20)
+    assert (status, ran) == (0, ["rank", "run", "rank"])
+    (source, training), [ranking] = (COMMANDS[name].values(options) for name, options in studio.ran[1:])
     assert (source, training) == (Source(5, control="-x"), Training(epochs=3))
     assert ranking == RankOptions(5, batch_size=50)
-    version = repository_of(studio).current()
+    version = studio.repository.current()
     assert said[1].startswith("nothing is published yet: ranked 100 tasks by margin; ")
     assert said[-1].startswith(
         f"25 new labels (20 asked for): trained {version} on 25 labels, macro-F1 0.71; ranked 100 tasks by margin; "
@@ -252,7 +215,7 @@ def test_twenty_labels_are_asked_for_unless_somebody_says(studio, caplog):
     studio.label(19)
     studio.events[10] = lambda: studio.label(1)
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["rank", "run", "rank"]
+    assert ran == ["rank", "run", "rank"]
     assert said[0] == "watching project 5: a round after 20 new or changed labels"
     assert studio.looks <= 11
 
@@ -264,11 +227,11 @@ def test_a_watch_that_is_started_again_goes_on_where_it_was(studio, caplog):
     studio.label(19)
     studio.events = {studio.looks + 20: stop}
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank", "rank"]  # the former watch may have ended before it had ranked all
+    assert ran == ["run", "rank", "rank"]  # the former watch may have ended before it had ranked all
     assert said[-2].startswith("the watch begins: ranked 100 tasks")
     studio.label(1)
     _, ran, _ = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank", "rank", "run", "rank"]
+    assert ran == ["run", "rank", "rank", "run", "rank"]
 
 
 def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
@@ -277,7 +240,7 @@ def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
     watch_it(studio, caplog, rounds=1, labels=1)
     studio.events = {studio.looks + 10: lambda: studio.edit(1)}
     _, ran, said = watch_it(studio, caplog, rounds=1, minutes=1e-4)
-    assert names(ran) == ["run", "rank", "rank", "run", "rank"]
+    assert ran == ["run", "rank", "rank", "run", "rank"]
     assert "1 edited label in 0 min" in said[-1]
     assert studio.looks > 10
 
@@ -289,30 +252,24 @@ def test_tasks_that_were_only_opened_start_no_round(studio, caplog):
     studio.open()
     studio.events = {studio.looks + 20: stop}
     _, ran, _ = watch_it(studio, caplog, rounds=1, labels=1, minutes=1e-4)
-    assert names(ran) == ["run", "rank", "rank"]
+    assert ran == ["run", "rank", "rank"]
     assert studio.counted == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda studio: studio.edit(20), "20 edited labels (20 asked for)"),
-        (lambda studio: studio.delete(20), "20 deleted labels (20 asked for)"),
-        (
-            lambda studio: (studio.delete(4), studio.edit(6), studio.label(10)),
-            "10 new labels, 6 edited, 4 deleted (20 asked for)",
-        ),
-    ],
-    ids=["edited", "deleted", "all together"],
-)
-def test_edited_and_deleted_labels_count_like_new_ones(studio, caplog, change, reason):
+def test_edited_and_deleted_labels_count_like_new_ones(studio, caplog):
     """Correcting twenty labels is as good a reason to train again as adding twenty."""
     studio.label(30)
     watch_it(studio, caplog, rounds=1)
-    studio.events = {studio.looks + 5: lambda: change(studio) and None}
+
+    def change():
+        studio.delete(4)
+        studio.edit(6)
+        studio.label(10)
+
+    studio.events = {studio.looks + 5: change}
     _, ran, said = watch_it(studio, caplog, rounds=1, labels=20)
-    assert names(ran)[-2:] == ["run", "rank"]
-    assert said[-1].startswith(reason)
+    assert ran[-2:] == ["run", "rank"]
+    assert said[-1].startswith("10 new labels, 6 edited, 4 deleted (20 asked for)")
 
 
 def test_what_nearly_suffices_starts_nothing_and_is_asked_for_once(studio, caplog):
@@ -328,7 +285,7 @@ def test_what_nearly_suffices_starts_nothing_and_is_asked_for_once(studio, caplo
 
     studio.events = {studio.looks + 5: change, studio.looks + 25: stop}
     _, ran, _ = watch_it(studio, caplog, rounds=1, labels=20)
-    assert names(ran) == ["run", "rank", "rank"]
+    assert ran == ["run", "rank", "rank"]
     assert studio.counted == 1
 
 
@@ -344,7 +301,7 @@ def test_what_nobody_foresaw_is_logged_with_where_it_happened_and_the_watch_goes
     monkeypatch.setattr(labelstudio, "project_state", fail)
     studio.events[6] = stop
     status, ran, said = watch_it(studio, caplog)
-    assert (status, names(ran)) == (0, ["rank"])
+    assert (status, ran) == (0, ["rank"])
     [record] = [record for record in caplog.records if "looking again" in record.getMessage()]
     assert record.getMessage() == "an unforeseen KeyError 'a bug'; looking again"
     assert record.exc_info[2].tb_next is not None
@@ -363,14 +320,14 @@ def test_a_repository_that_is_away_when_a_round_begins_does_not_end_the_watch(st
 
     monkeypatch.setattr(Repository, "current", current)
     status, ran, said = watch_it(studio, caplog, rounds=1)
-    assert (status, names(ran)) == (0, ["run", "rank"])
+    assert (status, ran) == (0, ["run", "rank"])
     assert any("the volume is away; looking again" in line for line in said)
     assert not any(record.exc_info for record in caplog.records)
 
 
 def test_a_round_that_finds_all_tasks_ranked_says_how_many_wait(studio, caplog):
     """Nothing is left only where nothing is."""
-    plan(studio.folder, rank=[[0, "", {"tasks": 0, "waiting": 1432}], [0, "", {"tasks": 0, "waiting": 0}]])
+    studio.plan = {"rank": [{"tasks": 0, "waiting": 1432}, {"tasks": 0, "waiting": 0}]}
     studio.events |= {4: lambda: setattr(studio, "tasks", 101), 20: stop}
     _, _, said = watch_it(studio, caplog)
     assert ": nothing new to rank, 1432 tasks wait in their order; " in said[1]
@@ -382,9 +339,9 @@ def test_old_versions_are_removed_after_each_round_if_so_wanted(studio, caplog):
     for _ in range(4):
         studio.label(30)
         _, ran, _ = watch_it(studio, caplog, rounds=1, keep=2)
-    assert ran[-1] == ["prune", {"keep": 2}]
-    assert names(ran)[-3:] == ["run", "rank", "prune"]
-    repository = repository_of(studio)
+    assert studio.ran[-1] == ("prune", {"keep": 2})
+    assert ran[-3:] == ["run", "rank", "prune"]
+    repository = studio.repository
     assert repository.versions() == repository.history()[-2:]
     assert len(repository.history()) == 4
     for name in repository.versions():
@@ -393,32 +350,26 @@ def test_old_versions_are_removed_after_each_round_if_so_wanted(studio, caplog):
 
 def test_versions_that_cannot_be_removed_are_said_and_tried_again(studio, caplog):
     """After the next round; nothing else waits for it."""
-    plan(studio.folder, prune=[[1, "error: the volume is read-only"]])
+    studio.plan = {"prune": [(1, "the volume is read-only")]}
     studio.label(30)
     _, ran, said = watch_it(studio, caplog, rounds=1, keep=1)
-    assert names(ran) == ["run", "rank", "prune"]
+    assert ran == ["run", "rank", "prune"]
     assert said[-1] == "old versions were not removed: the volume is read-only; again after the next round"
-
-
-def test_all_versions_stay_unless_somebody_says(studio, caplog):
-    """Nothing is removed behind anybody's back."""
-    studio.label(30)
-    assert "prune" not in names(watch_it(studio, caplog, rounds=1)[1])
 
 
 def test_a_rollback_ranks_and_does_not_train(studio, caplog):
     """The version that somebody went back to serves, and is not replaced for labels that were there before."""
     studio.label(30)
     watch_it(studio, caplog, rounds=1)
-    first = repository_of(studio).current()
+    first = studio.repository.current()
     studio.label(30)
     watch_it(studio, caplog, rounds=1)
-    repository_of(studio).rollback(first)
+    studio.repository.rollback(first)
     studio.events = {studio.looks + 10: stop}
     _, ran, said = watch_it(studio, caplog)
-    assert names(ran) == ["run", "rank", "run", "rank", "rank"]
+    assert ran == ["run", "rank", "run", "rank", "rank"]
     assert said[-2].startswith("the watch begins: ranked 100 tasks")
-    assert (studio.folder / "ranked_by").read_text() == first
+    assert studio.ranked_by == first
 
 
 def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
@@ -430,7 +381,7 @@ def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
 
     studio.events |= {4: come, 5: come, 6: come, 20: stop}
     _, ran, said = watch_it(studio, caplog)
-    assert names(ran) == ["run", "rank", "rank"]
+    assert ran == ["run", "rank", "rank"]
     assert said[-2].startswith("21 more tasks: ranked 121 tasks")
 
 
@@ -439,7 +390,7 @@ def test_tasks_in_place_of_deleted_ones_are_ranked(studio, caplog):
     studio.label(30)
     studio.events |= {4: lambda: setattr(studio, "tasks", 40), 8: lambda: setattr(studio, "tasks", 60), 20: stop}
     _, ran, said = watch_it(studio, caplog)
-    assert names(ran) == ["run", "rank", "rank"]
+    assert ran == ["run", "rank", "rank"]
     assert said[-2].startswith("20 more tasks: ranked 60 tasks")
 
 
@@ -455,70 +406,70 @@ def test_a_request_starts_a_round_without_a_new_label(studio, caplog):
     studio.label(30)
     watch_it(studio, caplog, rounds=1)
     for project in (5, 6, None):
-        leave_request(repository_of(studio), project)
+        leave_request(studio.repository, project)
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank", "run", "rank"]
+    assert ran == ["run", "rank", "run", "rank"]
     assert said[-1].startswith("Start Training was pressed: trained")
-    assert [request.project for request in find_requests(repository_of(studio))] == [6]
+    assert [request.project for request in find_requests(studio.repository)] == [6]
 
 
 def test_a_request_that_failed_for_a_reason_that_passes_is_tried_again(studio, caplog):
     """It lies there until a round has answered it."""
-    leave_request(repository_of(studio), 5)
-    plan(studio.folder, run=[[1, "error: expected to write, got No space left on device"], [-9, ""]])
+    leave_request(studio.repository, 5)
+    studio.plan = {"run": [(1, "expected to write, got No space left on device"), (-9, "killed by SIGKILL")]}
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran).count("run") == 3
+    assert ran.count("run") == 3
     failures = [line for line in said if "nothing was trained" in line]
     assert "Start Training was pressed, but nothing was trained: expected to write, got No space left" in failures[0]
-    assert "killed by SIGKILL, perhaps for want of memory; again in" in failures[1]
-    assert find_requests(repository_of(studio)) == []
+    assert "killed by SIGKILL; again in" in failures[1]
+    assert find_requests(studio.repository) == []
 
 
 def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog):
     """After a failure the watch leaves things alone for a while, but not the person who asks again."""
-    leave_request(repository_of(studio), 5)
-    plan(studio.folder, run=[[1, "error: no room"]])
+    leave_request(studio.repository, 5)
+    studio.plan = {"run": [(1, "no room")]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "trainer.watching.watch._Wait.fail", lambda self, *, least_s=0.0: setattr(self, "_until", 1e18) or 1e18
+            "trainer.watching.watch._Backoff.fail", lambda self, *, least_s=0.0: setattr(self, "_until", 1e18) or 1e18
         )
-        studio.events[20] = lambda: leave_request(repository_of(studio), 5)
+        studio.events[20] = lambda: leave_request(studio.repository, 5)
         _, ran, _ = watch_it(studio, caplog, rounds=1)
-    assert names(ran).count("run") == 2
+    assert ran.count("run") == 2
     assert 20 <= studio.looks < 60
 
 
 def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monkeypatch):
     """The trainer may not be allowed to write where servers do."""
-    leave_request(repository_of(studio), None)
+    leave_request(studio.repository, None)
 
     def refuse(repository, request):
         raise PermissionError("read-only")
 
     monkeypatch.setattr("trainer.watching.watch.remove", refuse)
-    leave_request(repository_of(studio), 5)
-    studio.events = {10: lambda: leave_request(repository_of(studio), 5), 30: stop}
+    leave_request(studio.repository, 5)
+    studio.events = {10: lambda: leave_request(studio.repository, 5), 30: stop}
     _, ran, said = watch_it(studio, caplog)
-    assert names(ran).count("run") == 2  # for those that lay there, and for the one that was made anew
+    assert ran.count("run") == 2  # for those that lay there, and for the one that was made anew
     assert any("cannot be removed" in line for line in said)
 
 
 def test_a_disk_without_room_loses_nothing_and_the_watch_tries_again(studio, caplog):
     """One line says which disk and how much is free; when there is room the labels that waited are trained on."""
-    models = studio.folder / "models"
+    models = studio.models
     with small_disk(models, "1m", "nr_inodes=1000"):
         studio.label(20)
         watch_it(studio, caplog, rounds=1)
-        before = repository_of(studio).current()
+        before = studio.repository.current()
         fill(models)
         studio.label(20)
         leave = studio.looks + 12
         studio.events = {leave: (models / "rest").unlink}
         status, _, said = watch_it(studio, caplog, rounds=1)
-        after = repository_of(studio).current()
+        after = studio.repository.current()
         assert status == 0
         assert before < after
-        assert repository_of(studio).versions() == [before, after]
+        assert studio.repository.versions() == [before, after]
     failures = [line for line in said if "nothing was trained" in line]
     assert failures
     assert all("No space left on device (0 of 1 MiB are free); make room" in line for line in failures)
@@ -529,30 +480,30 @@ def test_a_disk_without_room_loses_nothing_and_the_watch_tries_again(studio, cap
 def test_labels_that_cannot_be_trained_on_wait_for_others(studio, caplog):
     """Neither poll nor time starts them again; another label does."""
     studio.label(20)
-    plan(studio.folder, run=[[3, "error: expected labelled images of at least 2 classes, got 20 of 1"]])
+    studio.plan = {"run": [(3, "expected labelled images of at least 2 classes, got 20 of 1")]}
     studio.events[30] = lambda: studio.label(1)
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank", "run", "rank"]
+    assert ran == ["run", "rank", "run", "rank"]
     assert "got 20 of 1; waiting for other labels" in said[1]
     assert studio.looks >= 30
 
 
 def test_a_request_for_labels_that_cannot_be_trained_on_is_answered(studio, caplog):
     """By the line that says so; asked again, it is tried again."""
-    plan(studio.folder, run=[[3, "error: got 0 images"]] * 2)
-    leave_request(repository_of(studio), 5)
-    studio.events |= {30: lambda: leave_request(repository_of(studio), None), 58: stop}
+    studio.plan = {"run": [(3, "got 0 images")] * 2}
+    leave_request(studio.repository, 5)
+    studio.events |= {30: lambda: leave_request(studio.repository, None), 58: stop}
     _, ran, _ = watch_it(studio, caplog)
-    assert names(ran).count("run") == 2
-    assert find_requests(repository_of(studio)) == []
+    assert ran.count("run") == 2
+    assert find_requests(studio.repository) == []
 
 
 def test_a_ranking_that_failed_is_tried_again_alone(studio, caplog):
     """What was trained is not trained again; the round ends when it is ranked."""
     studio.label(20)
-    plan(studio.folder, rank=[[1, "error: no server answers"]] * 2)
+    studio.plan = {"rank": [(1, "no server answers")] * 2}
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank", "rank", "rank"]
+    assert ran == ["run", "rank", "rank", "rank"]
     assert "on 20 labels, macro-F1 0.71; not ranked: no server answers; again in" in said[1]
     assert "on 20 labels, macro-F1 0.71; ranked 100 tasks by margin" in said[-1]
 
@@ -561,11 +512,11 @@ def test_images_that_could_not_be_scored_are_tried_again_without_a_new_label(stu
     """After a wait that grows as long as none of them can be, and begins anew when some could."""
     monkeypatch.setattr("trainer.watching.watch._RETRY_S", 0.001)
     waits = []
-    fail = _Wait.fail
-    monkeypatch.setattr("trainer.watching.watch._Wait.fail", lambda self: waits.append(fail(self)) or waits[-1])
-    plan(studio.folder, rank=[[0, "", {"failed": failed}] for failed in (7, 7, 7, 3, 3)])
+    fail = _Backoff.fail
+    monkeypatch.setattr("trainer.watching.watch._Backoff.fail", lambda self: waits.append(fail(self)) or waits[-1])
+    studio.plan = {"rank": [{"failed": failed} for failed in (7, 7, 7, 3, 3)]}
     _, ran, said = watch_it(studio, caplog, labels=1000)
-    assert names(ran) == ["rank"] * 6
+    assert ran == ["rank"] * 6
     assert waits == [0.001, 0.002, 0.004, 0.001, 0.002]
     assert "ranked 100 tasks by margin; 7 images could not be scored, again in 0 s; " in said[1]
     assert said[2].startswith("7 images that could not be scored: ranked 100 tasks by margin; 7 images could not be")
@@ -573,20 +524,20 @@ def test_images_that_could_not_be_scored_are_tried_again_without_a_new_label(stu
 
 def test_what_could_not_be_scored_keeps_no_round_waiting(studio, caplog):
     """It is due in a minute, and a round is when labels have come."""
-    plan(studio.folder, rank=[[0, "", {"failed": 7}]])
+    studio.plan = {"rank": [{"failed": 7}]}
     studio.events |= {10: lambda: studio.label(20)}
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["rank", "run", "rank"]
+    assert ran == ["rank", "run", "rank"]
     assert "7 images could not be scored, again in 60 s" in said[1]
 
 
 def test_a_version_that_does_not_know_the_projects_labels_is_not_asked_again(studio, caplog):
     """Labels for the project's own lead to one that does, which then ranks."""
-    publish(repository_of(studio), b"of another project")
-    plan(studio.folder, rank=[[3, "error: expected a project with the labels of version 1 (a, b), it has others"]])
+    publish(studio.repository, b"of another project")
+    studio.plan = {"rank": [(3, "expected a project with the labels of version 1 (a, b), it has others")]}
     studio.events[30] = lambda: studio.label(20)
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["rank", "run", "rank"]
+    assert ran == ["rank", "run", "rank"]
     assert said[1] == (
         "the watch begins; not ranked: expected a project with the labels of version 1 (a, b), it has others; "
         "waiting for a version that knows them"
@@ -595,17 +546,17 @@ def test_a_version_that_does_not_know_the_projects_labels_is_not_asked_again(stu
 
 def test_a_version_is_asked_again_when_the_labels_have_changed(studio, caplog):
     """They may be those that it knows."""
-    publish(repository_of(studio), b"of another project")
-    plan(studio.folder, rank=[[3, "error: others"]])
+    publish(studio.repository, b"of another project")
+    studio.plan = {"rank": [(3, "others")]}
     studio.events |= {20: lambda: setattr(studio, "labels", ["a", "b"]), 40: stop}
     _, ran, _ = watch_it(studio, caplog)
-    assert names(ran) == ["rank", "rank"]
+    assert ran == ["rank", "rank"]
 
 
 def test_waits_grow_with_each_failure(studio, caplog):
     """As long as the attempt took at least, and twice as long each time; a signal ends them."""
     studio.label(20)
-    plan(studio.folder, run=[[1, "error: no"]] * 100)
+    studio.plan = {"run": [(1, "no")] * 100}
     studio.events = {}
     seen = []
 
@@ -616,8 +567,8 @@ def test_waits_grow_with_each_failure(studio, caplog):
 
     studio.events = {look: note for look in range(1, 200)}
     _, ran, said = watch_it(studio, caplog)
-    assert 2 <= names(ran).count("run") <= 30
-    assert sum("nothing was trained" in line for line in said) == names(ran).count("run")
+    assert 2 <= ran.count("run") <= 30
+    assert sum("nothing was trained" in line for line in said) == ran.count("run")
 
 
 def test_a_label_studio_that_is_away_is_said_once(studio, caplog):
@@ -626,7 +577,7 @@ def test_a_label_studio_that_is_away_is_said_once(studio, caplog):
     studio.events |= dict.fromkeys(range(2, 17), lambda: away)
     studio.events[30] = stop
     _, ran, said = watch_it(studio, caplog)
-    assert names(ran) == ["rank"]
+    assert ran == ["rank"]
     assert sum("502" in line and "looking again" in line for line in said) == 1
     assert said[-2] == "watching project 5 again"
 
@@ -639,7 +590,7 @@ def test_a_token_that_is_refused_is_said_and_tried_again(studio, caplog):
     assert status == 0
     assert "refuses the token" in said[1]
     assert TOKEN not in "".join(said)
-    assert names(ran) == ["rank"]
+    assert ran == ["rank"]
 
 
 def test_a_config_that_classifies_nothing_is_waited_for(studio, caplog):
@@ -648,7 +599,7 @@ def test_a_config_that_classifies_nothing_is_waited_for(studio, caplog):
     studio.labels, labels = [], studio.labels
     studio.events[6] = lambda: setattr(studio, "labels", labels)
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank"]
+    assert ran == ["run", "rank"]
     assert "expected a labelling config with" in said[1]
     assert studio.looks >= 6
 
@@ -659,7 +610,7 @@ def test_other_classes_start_a_round(studio, caplog):
     watch_it(studio, caplog, rounds=1)
     studio.labels.append("cow")
     _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert names(ran) == ["run", "rank", "run", "rank"]
+    assert ran == ["run", "rank", "run", "rank"]
     assert said[-1].startswith("the labelling config has changed (new: cow): trained")
 
 
@@ -687,9 +638,9 @@ def test_a_label_studio_that_hangs_keeps_no_signal_waiting(studio, caplog):
 
 def test_one_watch_at_a_time_works_for_a_model(studio, caplog):
     """The second is told at once, and may watch for another model; `run` and `rank` are not in its way."""
-    (studio.folder / "models").mkdir()
+    (studio.models).mkdir()
     with (
-        FileLock(studio.folder / "models" / ".default.watch.lock"),
+        FileLock(studio.models / ".default.watch.lock"),
         pytest.raises(ConfigError, match="another watch is at work for model 'default'"),
     ):
         watch_it(studio, caplog)
@@ -720,7 +671,7 @@ def test_webhooks_that_are_out_of_reach_keep_nothing_waiting(studio, caplog):
     environment = environment_of(studio, webhook_secret="hush", servers=("http://localhost:9090",))
     studio.events[10] = stop
     _, ran, said = watch_it(studio, caplog, environment=environment)
-    assert names(ran) == ["run", "rank"]
+    assert ran == ["run", "rank"]
     assert sum("cannot be given the secret" in line for line in said) == 1
 
 
