@@ -26,6 +26,7 @@ from trainer.settings import Environment
 IMAGE = b"the bytes of an image"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 PUBLIC = "93.184.216.34"
+UPLOAD = "/data/upload/1/a.png"
 LONG_AGO = "Mon, 01 Jan 2024 00:00:00 GMT"
 
 
@@ -42,6 +43,15 @@ def _answer_once(server: socket.socket) -> None:
     with connection:
         connection.recv(4096)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE)
+
+
+def tokens(host):
+    """Which token each request brought."""
+    return [request.headers.get("Authorization") for request in host.requests]
+
+
+def unknown(name, port):
+    raise socket.gaierror(-2, "Name or service not known")
 
 
 class Clock:
@@ -103,18 +113,14 @@ def renewing(home: Host, *, honours: int = 1) -> None:
 
 
 class TestReferences:
-    def test_an_upload_is_fetched_from_label_studio(self, home, make):
-        """A path of Label Studio is joined to its address, and asked for with the legacy token as it is."""
-        home.serve("/data/upload/1/a.png", IMAGE)
-        assert make(label_studio_url=home.url, api_token=LEGACY).fetch("/data/upload/1/a.png") == IMAGE
-        assert home.requests[0].headers["Authorization"] == f"Token {LEGACY}"
-
-    def test_the_path_of_label_studios_address_is_kept(self, home, make):
-        """Behind a path prefix, references with and without the prefix both lead below it."""
-        home.serve("/studio/data/upload/1/a.png", IMAGE)
-        fetcher = make(label_studio_url=f"{home.url}/studio/", api_token=LEGACY)
-        assert fetcher.fetch("/data/upload/1/a.png") == fetcher.fetch("/studio/data/upload/1/a.png") == IMAGE
-        assert {request.headers["Authorization"] for request in home.requests} == {f"Token {LEGACY}"}
+    @pytest.mark.parametrize(
+        ("prefix", "reference"), [("", UPLOAD), ("/studio", UPLOAD), ("/studio", f"/studio{UPLOAD}")]
+    )
+    def test_an_upload_is_fetched_from_label_studio(self, home, make, prefix, reference):
+        """With the legacy token as it is, and below its path prefix, whether or not the reference has that."""
+        home.serve(f"{prefix}{UPLOAD}", IMAGE)
+        assert make(label_studio_url=f"{home.url}{prefix}/", api_token=LEGACY).fetch(reference) == IMAGE
+        assert tokens(home) == [f"Token {LEGACY}"]
 
     @pytest.mark.parametrize("uri", ["s3://bucket/a b.png", "gs://bucket/a.png", "azure-blob://box/ä.png"])
     def test_storage_objects_are_resolved_by_label_studio(self, home, elsewhere, make, uri):
@@ -125,18 +131,12 @@ class TestReferences:
         assert fetcher.fetch(uri, task_id=7, project_id=1) == IMAGE
         query = home.requests[0].path.partition("?fileuri=")[2].replace("%3D", "=")
         assert base64.urlsafe_b64decode(query).decode() == uri
-        assert home.requests[0].headers["Authorization"] == f"Token {LEGACY}"
-        assert "Authorization" not in elsewhere.requests[0].headers
+        assert tokens(home) + tokens(elsewhere) == [f"Token {LEGACY}", None]
 
     def test_storage_objects_without_a_task_are_resolved_for_the_project(self, home, make):
         """The project's resolve endpoint stands in for the task's."""
         home.serve("/projects/3/resolve/", IMAGE)
         assert make(label_studio_url=home.url).fetch("s3://bucket/a.png", project_id=3) == IMAGE
-
-    def test_storage_objects_need_a_task_or_a_project(self, make):
-        """Without either there is nothing to resolve by."""
-        with pytest.raises(FetchError, match="task or a project"):
-            make(label_studio_url="http://127.0.0.1:9").fetch("s3://bucket/a.png")
 
     @pytest.mark.parametrize(
         ("uri", "data"),
@@ -152,19 +152,22 @@ class TestReferences:
         assert not make().is_remote(uri)
 
     @pytest.mark.parametrize(
-        "uri", ["data:image/png;base64,a", "data:image/png;base64,", "data:", "data:image/png;base64,!!!!"]
+        ("uri", "message"),
+        [
+            ("data:image/png;base64,a", "not valid base64"),
+            ("data:image/png;base64,!!!!", "not valid base64"),
+            ("data:image/png;base64,", "holds no data"),
+            ("data:", "holds no data"),
+            ("data:;base64,aGVsbG8=", "more than 4 bytes"),
+            ("data:,%41%42%43%44", "use base64"),
+        ],
     )
-    def test_broken_data_uris_are_refused(self, make, uri):
-        """What holds no data, or no base64, is an error of that image."""
-        with pytest.raises(FetchError, match=r"data:\.\.\."):
-            make().fetch(uri)
-
-    def test_data_uris_of_many_escapes_are_refused(self, make, monkeypatch):
-        """Ten million of them would take seconds and gigabytes to undo."""
+    def test_data_uris_that_are_broken_or_too_large_are_refused(self, make, monkeypatch, uri, message):
+        """The limit holds inside a task, too; ten million escapes would take seconds and gigabytes to undo."""
         monkeypatch.setattr(contract.images.fetch, "_MAX_ESCAPES", 3)
-        assert make().fetch("data:,%41%42%43") == b"ABC"
-        with pytest.raises(FetchError, match="use base64"):
-            make().fetch("data:,%41%42%43%44")
+        assert make(max_bytes=4).fetch("data:,%41%42%43") == b"ABC"
+        with pytest.raises(FetchError, match=rf"data:\.\.\. .*{message}"):
+            make(max_bytes=4).fetch(uri)
 
     @pytest.mark.parametrize("start", ["http://127.0.0.1:1/", "s3://bucket/", "/data/upload/", "/data/local-files/?d="])
     def test_long_references_are_refused_unread(self, make, tmp_path, start):
@@ -172,35 +175,40 @@ class TestReferences:
         fetcher = make(label_studio_url="http://127.0.0.1:1", local_files_root=tmp_path)
         for ask in (fetcher.fetch, fetcher.source):
             with pytest.raises(FetchError, match="at most 8192 characters, got a reference of") as caught:
-                ask(start + "a" * 8192, task_id=1) if ask == fetcher.fetch else ask(start + "a" * 8192)
+                ask(start + "a" * 8192, task_id=1)
             assert "aaa" not in str(caught.value)
 
-    def test_data_uris_are_bound_by_the_size_limit(self, make):
-        """An image inside the task may be no larger than one outside it."""
-        with pytest.raises(FetchError, match="more than 4 bytes"):
-            make(max_bytes=4).fetch("data:;base64,aGVsbG8=")
-
-    @pytest.mark.parametrize("reference", ["file:///etc/passwd", "a.png", "", "ftp://host/a.png", "C:\\a.png"])
-    def test_other_references_are_refused(self, home, make, reference):
-        """Only what Label Studio is known to write into tasks is fetched."""
-        with pytest.raises(FetchError, match="import the task again"):
-            make(label_studio_url=home.url).fetch(reference)
-        assert not home.requests
-
     @pytest.mark.parametrize(
-        "path",
-        ["/api/projects", "/user/logout", "/data/../api/projects", "/data/upload/../api/projects", "/tasks/1/x"],
+        ("reference", "message"),
+        [
+            *(
+                (other, "import the task again")
+                for other in ("file:///etc/passwd", "a.png", "", "ftp://host/a.png", "C:\\a.png")
+            ),
+            *(
+                (path, "path on which Label Studio serves images")
+                for path in (
+                    "/api/projects",
+                    "/user/logout",
+                    "/data/../api/projects",
+                    "/data/upload/../api/projects",
+                    "/tasks/1/x",
+                )
+            ),
+            ("s3://bucket/a.png", "task or a project"),
+        ],
     )
-    def test_only_image_paths_of_label_studio_are_asked(self, home, make, path):
-        """A task cannot make us call Label Studio's API with our token."""
-        with pytest.raises(FetchError, match="path on which Label Studio serves images"):
-            make(label_studio_url=home.url, api_token=LEGACY).fetch(path)
+    def test_other_references_are_refused(self, home, make, reference, message):
+        """Only what Label Studio writes into tasks is fetched, and no task can make us call its API with our token."""
+        with pytest.raises(FetchError, match=message) as caught:
+            make(label_studio_url=home.url, api_token=LEGACY).fetch(reference)
         assert not home.requests
+        assert not caught.value.later
 
     def test_paths_of_label_studio_need_its_address(self, make):
         """The message names the settings to set."""
         with pytest.raises(FetchError, match="LABELNEXT_LABEL_STUDIO_URL"):
-            make().fetch("/data/upload/1/a.png")
+            make().fetch(UPLOAD)
 
 
 class TestLocalFiles:
@@ -221,32 +229,34 @@ class TestLocalFiles:
             assert not fetcher.is_remote(reference)
 
     @pytest.mark.parametrize(
-        "name", ["../secret", "sub/../../secret", "%2e%2e/secret", "{above}/secret", "link", "a%00b", "", "sub"]
+        "name",
+        [
+            "../secret",
+            "sub/../../secret",
+            "%2e%2e/secret",
+            "{above}/secret",
+            "link",
+            "a%00b",
+            "",
+            "sub",
+            "pipe",
+            "loop",
+        ],
     )
     def test_nothing_else_is_read(self, root, make, name):
-        """Neither dots, nor absolute paths, nor links lead out of the root, and folders are no files."""
+        """No way out of the root, no folder, no pipe that would block its reader; a loop of links is its image's."""
         (root / "link").symlink_to(root.parent / "secret")
+        (root / "loop").symlink_to(root / "loop")
+        os.mkfifo(root / "pipe")
         with pytest.raises(FetchError, match="local file"):
             make(local_files_root=root).fetch(f"/data/local-files/?d={name.format(above=root.parent)}")
 
-    def test_a_fifo_is_not_opened(self, root, make):
-        """A pipe below the root would block its reader for ever."""
-        os.mkfifo(root / "pipe")
-        with pytest.raises(FetchError, match="local file"):
-            make(local_files_root=root).fetch("/data/local-files/?d=pipe")
-
-    def test_a_file_that_becomes_a_fifo_is_not_waited_for(self, root, make, monkeypatch):
+    def test_a_file_that_becomes_a_pipe_is_not_waited_for(self, root, make, monkeypatch):
         """Whoever may write below the root may swap a file between the look at it and its opening."""
         os.mkfifo(root / "pipe")
         monkeypatch.setattr(contract.images.fetch.Path, "is_file", lambda _: True)
         with pytest.raises(FetchError, match="is not a file below"):
             make(local_files_root=root).fetch("/data/local-files/?d=pipe")
-
-    def test_a_loop_of_links_is_an_error_of_its_image(self, root, make):
-        """It is not one of the server, which would cost the whole request."""
-        (root / "loop").symlink_to(root / "loop")
-        with pytest.raises(FetchError, match="local file"):
-            make(local_files_root=root).fetch("/data/local-files/?d=loop")
 
     def test_large_files_are_refused(self, root, make):
         """The size limit holds for files as for hosts."""
@@ -279,10 +289,6 @@ class TestPublicAddress:
         home.serve("/data/local-files/", IMAGE)
         return serve
 
-    @staticmethod
-    def nowhere(host, port):
-        raise socket.gaierror("no such name")
-
     def images(self, home):
         """What was asked of Label Studio's images, and with which token."""
         asked = [request for request in home.requests if request.path != "/docs/api/schema/json/"]
@@ -306,7 +312,7 @@ class TestPublicAddress:
         """With the token, without the prefix, whether the public address was set or learnt from Label Studio."""
         says(self.PUBLIC if told_by == "label studio" else "")
         public = {"label_studio_public_url": f"{self.PUBLIC}/"} if told_by == "setting" else {}
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere, **public)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=unknown, **public)
         assert fetcher.fetch(reference.format(public=self.PUBLIC)) == IMAGE
         own = "/data/upload/1/a.png" if "upload" in reference else "/data/local-files/?d=sub/b%20c.png"
         assert self.images(home) == [(own, f"Token {LEGACY}")]
@@ -331,7 +337,7 @@ class TestPublicAddress:
     def test_nothing_else_is_at_its_public_address(self, home, says, make, reference):
         """Another host, port, scheme or prefix is somebody else, who may show people another image."""
         says(self.PUBLIC)
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=unknown)
         with pytest.raises(FetchError, match="cannot be reached"):
             fetcher.fetch(reference)
         assert self.images(home) == []
@@ -401,7 +407,7 @@ class TestPublicAddress:
         """Its redirect is followed at its address, with the token."""
         says(self.PUBLIC)
         home.serve("/tasks/7/resolve/", status=302, location=f"{self.PUBLIC}/data/upload/1/a.png")
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=unknown)
         assert fetcher.fetch("s3://bucket/a.png", task_id=7) == IMAGE
         assert [token for _, token in self.images(home)] == [f"Token {LEGACY}"] * 2
 
@@ -416,19 +422,13 @@ class TestPublicAddress:
     def test_label_studio_is_asked_for_its_public_address_now_and_then(self, home, says, make):
         """Once in ten minutes if it says one, once in a minute if not, and never with the token."""
         clock = Clock()
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY, clock=clock, resolve=self.nowhere)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, clock=clock, resolve=unknown)
         reference = f"{self.PUBLIC}/data/upload/1/a.png"
         outcomes = []
-        for seconds, said in (
-            (0, ""),
-            (59, self.PUBLIC),
-            (2, self.PUBLIC),
-            (598, "https://new.example.org"),
-            (3, None),
-        ):
+        new = "https://new.example.org"
+        for seconds, said in ((0, ""), (59, self.PUBLIC), (2, self.PUBLIC), (598, new), (3, new)):
             clock.now += seconds
-            if said is not None:
-                says(said)
+            says(said)
             with suppress(FetchError):
                 outcomes.append(fetcher.fetch(reference) and seconds)
         assert outcomes == [2, 598]
@@ -440,7 +440,7 @@ class TestPublicAddress:
         """An outage does not change whose the references are."""
         clock = Clock()
         says(self.PUBLIC)
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY, clock=clock, resolve=self.nowhere)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, clock=clock, resolve=unknown)
         reference = f"{self.PUBLIC}/data/upload/1/a.png"
         assert fetcher.fetch(reference) == IMAGE
         home.serve("/docs/api/schema/json/", b"", status=503)
@@ -450,7 +450,7 @@ class TestPublicAddress:
     def test_usual_references_do_not_ask_for_it(self, home, says, make):
         """Paths, Label Studio's own address and other hosts are what they are."""
         says(self.PUBLIC)
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=unknown)
         fetcher.fetch("/data/upload/1/a.png")
         fetcher.fetch(f"{home.url}/data/upload/1/a.png")
         with suppress(FetchError):
@@ -463,7 +463,7 @@ class TestPublicAddress:
     def test_a_description_that_names_no_address_is_none(self, home, says, make, answer):
         """Label Studio may be older, or set up in another way."""
         home.serve("/docs/api/schema/json/", answer)
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=self.nowhere)
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=unknown)
         assert fetcher.fetch("/studio/data/upload/1/a.png") == IMAGE
         with pytest.raises(FetchError, match="cannot be reached"):
             fetcher.fetch(f"{self.PUBLIC}/data/upload/1/a.png")
@@ -482,54 +482,54 @@ class TestToken:
         renewing(home, honours=100)
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
         with ThreadPoolExecutor(8) as threads:
-            bodies = list(threads.map(lambda _: fetcher.fetch("/data/upload/1/a.png"), range(40)))
+            bodies = list(threads.map(lambda _: fetcher.fetch(UPLOAD), range(40)))
         assert bodies == [IMAGE] * 40
         assert len(home.asked("/api/token/refresh/")) == 1
 
     def test_a_refused_access_token_is_renewed_once(self, home, make):
-        """After 401 the image is asked for again with a new access token."""
+        """After 401 the image is asked for again with a new access token; a second refusal is final."""
         renewing(home, honours=1)
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
-        assert [fetcher.fetch("/data/upload/1/a.png") for _ in range(3)] == [IMAGE] * 3
+        assert [fetcher.fetch(UPLOAD) for _ in range(3)] == [IMAGE] * 3
         assert len(home.asked("/api/token/refresh/")) == 3
-
-    def test_a_second_refusal_is_final(self, home, make):
-        """A host that always says 401 is asked twice, not for ever."""
         renewing(home, honours=0)
+        home.requests.clear()
         with pytest.raises(FetchError, match="answered 401"):
-            make(label_studio_url=home.url, api_token=jwt("refresh")).fetch("/data/upload/1/a.png")
-        assert len(home.asked("/data/upload/1/a.png")) == 2
+            fetcher.fetch(UPLOAD)
+        assert len(home.asked(UPLOAD)) == 2
 
     def test_an_access_token_is_renewed_before_it_ends(self, home, make):
         """Label Studio honours one for 300 s; it is not used to the last second."""
         renewing(home, honours=100)
         clock = Clock()
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"), clock=clock)
-        fetcher.fetch("/data/upload/1/a.png")
+        fetcher.fetch(UPLOAD)
         clock.now += 299
-        fetcher.fetch("/data/upload/1/a.png")
-        assert len(home.asked("/api/token/refresh/")) == len(home.asked("/data/upload/1/a.png")) == 2
+        fetcher.fetch(UPLOAD)
+        assert len(home.asked("/api/token/refresh/")) == len(home.asked(UPLOAD)) == 2
 
-    def test_a_revoked_personal_access_token_is_named(self, home, make):
-        """The message says which setting to renew, without the token."""
-        home.serve("/api/token/refresh/", b'{"detail": "Token is blacklisted"}', status=401)
-        with pytest.raises(FetchError, match="LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
-            make(label_studio_url=home.url, api_token=jwt("refresh")).fetch("/data/upload/1/a.png")
+    @pytest.mark.parametrize(("status", "later"), [(503, True), (401, False)])
+    def test_a_personal_access_token_that_is_refused_is_named(self, home, make, status, later):
+        """By its setting, without the token. Label Studio gives out none while it starts; one refused stays refused."""
+        home.serve("/api/token/refresh/", b'{"detail": "Token is blacklisted"}', status=status)
+        with pytest.raises(FetchError, match=r"needs a token.*LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
+            make(label_studio_url=home.url, api_token=jwt("refresh")).fetch(UPLOAD)
         assert jwt("refresh") not in str(caught.value)
-        assert not home.asked("/data/upload/1/a.png")
+        assert caught.value.later is later
+        assert not home.asked(UPLOAD)
 
     def test_an_access_token_is_sent_as_it_is(self, home, make):
         """A token that is no refresh token cannot be exchanged."""
-        home.serve("/data/upload/1/a.png", IMAGE)
-        make(label_studio_url=home.url, api_token=jwt("access")).fetch("/data/upload/1/a.png")
-        assert home.requests[0].headers["Authorization"] == f"Bearer {jwt('access')}"
+        home.serve(UPLOAD, IMAGE)
+        make(label_studio_url=home.url, api_token=jwt("access")).fetch(UPLOAD)
+        assert tokens(home) == [f"Bearer {jwt('access')}"]
 
     def test_another_origin_gets_no_token(self, home, elsewhere, make):
         """Another port on the same host is another origin, allowed or not."""
-        elsewhere.serve("/data/upload/1/a.png", IMAGE)
+        elsewhere.serve(UPLOAD, IMAGE)
         fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
-        assert fetcher.fetch(f"{elsewhere.url}/data/upload/1/a.png") == IMAGE
-        assert "Authorization" not in elsewhere.requests[0].headers
+        assert fetcher.fetch(elsewhere.url + UPLOAD) == IMAGE
+        assert tokens(elsewhere) == [None]
 
     @pytest.mark.parametrize("path", ["/api/projects", "/data/upload/%2e%2e/%2e%2e/api/projects", "/static/a.png"])
     def test_other_paths_of_label_studio_get_no_token(self, home, make, path):
@@ -537,25 +537,23 @@ class TestToken:
         home.serve(path, IMAGE)
         with suppress(FetchError):
             make(label_studio_url=home.url, api_token=LEGACY).fetch(home.url + path)
-        assert len(home.requests) == 1
-        assert "Authorization" not in home.requests[0].headers
+        assert tokens(home) == [None]
 
     def test_a_redirect_off_label_studio_ends_the_token(self, home, elsewhere, make):
         """It is not sent again even if the other host redirects back."""
-        home.serve("/data/upload/1/a.png", status=302, location=f"{elsewhere.url}/there")
+        home.serve(UPLOAD, status=302, location=f"{elsewhere.url}/there")
         elsewhere.serve("/there", status=302, location=f"{home.url}/data/upload/1/b.png")
         home.serve("/data/upload/1/b.png", IMAGE)
         fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
-        assert fetcher.fetch("/data/upload/1/a.png") == IMAGE
-        sent = [request.headers.get("Authorization") for request in (*home.requests, *elsewhere.requests)]
-        assert sent == [f"Token {LEGACY}", None, None]
+        assert fetcher.fetch(UPLOAD) == IMAGE
+        assert tokens(home) + tokens(elsewhere) == [f"Token {LEGACY}", None, None]
 
     def test_a_redirect_within_label_studio_keeps_the_token(self, home, make):
         """Label Studio redirects its own uploads when they move."""
-        home.serve("/data/upload/1/a.png", status=301, location="/storage-data/uploaded/?filepath=upload/1/a.png")
+        home.serve(UPLOAD, status=301, location="/storage-data/uploaded/?filepath=upload/1/a.png")
         home.serve("/storage-data/uploaded/", IMAGE)
-        assert make(label_studio_url=home.url, api_token=LEGACY).fetch("/data/upload/1/a.png") == IMAGE
-        assert [request.headers["Authorization"] for request in home.requests] == [f"Token {LEGACY}"] * 2
+        assert make(label_studio_url=home.url, api_token=LEGACY).fetch(UPLOAD) == IMAGE
+        assert tokens(home) == [f"Token {LEGACY}"] * 2
 
     def test_the_settings_do_not_show_the_token(self):
         """Settings end up in logs."""
@@ -597,24 +595,24 @@ class TestRevalidation:
     )
     def test_an_unchanged_file_is_not_sent_again(self, home, make, modified, etag):
         """Who shows what it got beside the file gets 304, over the same connection."""
-        home.answers["/data/upload/1/a.png"] = dated(modified, etag=etag)
+        home.answers[UPLOAD] = dated(modified, etag=etag)
         fetcher = make(label_studio_url=home.url, api_token=LEGACY)
-        first = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None)
+        first = fetcher.fetch_if_changed(UPLOAD, known=None)
         assert (first.data, first.unchanged) == (IMAGE, False)
-        again = fetcher.fetch_if_changed("/data/upload/1/a.png", known=first.validators)
+        again = fetcher.fetch_if_changed(UPLOAD, known=first.validators)
         assert (again.unchanged, again.validators) == (True, first.validators)
-        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=again.validators).unchanged
+        assert fetcher.fetch_if_changed(UPLOAD, known=again.validators).unchanged
         assert "If-None-Match" not in home.requests[0].headers
         assert home.requests[1].headers["Authorization"] == f"Token {LEGACY}"
         assert len({request.connection for request in home.requests}) == 1
 
     def test_a_changed_file_is_sent_with_its_new_validators(self, home, make):
         """The next question is asked with these."""
-        home.answers["/data/upload/1/a.png"] = dated(None, etag='"old"')
+        home.answers[UPLOAD] = dated(None, etag='"old"')
         fetcher = make(label_studio_url=home.url)
-        known = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators
-        home.answers["/data/upload/1/a.png"] = dated(None, etag='"new"')
-        fetched = fetcher.fetch_if_changed("/data/upload/1/a.png", known=known)
+        known = fetcher.fetch_if_changed(UPLOAD, known=None).validators
+        home.answers[UPLOAD] = dated(None, etag='"new"')
+        fetched = fetcher.fetch_if_changed(UPLOAD, known=known)
         assert (fetched.data, fetched.unchanged, fetched.validators.etag) == (IMAGE, False, '"new"')
 
     def test_only_who_gave_validators_is_asked_with_them(self, home, elsewhere, make):
@@ -630,12 +628,12 @@ class TestRevalidation:
 
     def test_another_host_is_not_asked_with_them(self, home, elsewhere, make):
         """A storage that has moved is asked for the file."""
-        home.answers["/data/upload/1/a.png"] = dated(None, etag='"tag"')
+        home.answers[UPLOAD] = dated(None, etag='"tag"')
         fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
-        known = fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators
-        home.serve("/data/upload/1/a.png", status=302, location=f"{elsewhere.url}/a.png")
+        known = fetcher.fetch_if_changed(UPLOAD, known=None).validators
+        home.serve(UPLOAD, status=302, location=f"{elsewhere.url}/a.png")
         elsewhere.answers["/a.png"] = dated(None, etag='"tag"')
-        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=known).data == IMAGE
+        assert fetcher.fetch_if_changed(UPLOAD, known=known).data == IMAGE
 
     @pytest.mark.parametrize(("modified", "etag"), [(LONG_AGO, None), (None, '"tag"')], ids=["date", "tag"])
     def test_another_file_of_the_host_is_not_asked_with_them(self, home, elsewhere, make, modified, etag):
@@ -643,17 +641,17 @@ class TestRevalidation:
         fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
         known = None
         for name in ("new.png", "old.png"):
-            home.serve("/data/upload/1/a.png", status=302, location=f"{elsewhere.url}/{name}")
+            home.serve(UPLOAD, status=302, location=f"{elsewhere.url}/{name}")
             elsewhere.answers[f"/{name}"] = dated(modified, etag=etag)
-            fetched = fetcher.fetch_if_changed("/data/upload/1/a.png", known=known)
+            fetched = fetcher.fetch_if_changed(UPLOAD, known=known)
             assert fetched.data == IMAGE
             known = fetched.validators
 
     def test_304_without_a_question_is_an_error(self, home, make):
         """There is no file to go on with."""
-        home.serve("/data/upload/1/a.png", status=304)
+        home.serve(UPLOAD, status=304)
         with pytest.raises(FetchError, match="answered 304, expected 200"):
-            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+            make(label_studio_url=home.url).fetch(UPLOAD)
 
     def test_a_renewed_token_does_not_cost_the_file(self, home, make):
         """The question is asked again with it."""
@@ -667,11 +665,11 @@ class TestRevalidation:
             honoured = request.headers["Authorization"] == f"Bearer {jwt('access', 2)}"
             (dated(None, etag='"tag"') if honoured else reply(b"", status=401))(handler, request)
 
-        home.answers |= {"/api/token/refresh/": refresh, "/data/upload/1/a.png": image}
+        home.answers |= {"/api/token/refresh/": refresh, UPLOAD: image}
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
         known = Validators(f"http://127.0.0.1:{home.port}/data/upload/1/a.png", '"tag"', None)
-        assert fetcher.fetch_if_changed("/data/upload/1/a.png", known=known).unchanged
-        assert len(home.asked("/data/upload/1/a.png")) == 2
+        assert fetcher.fetch_if_changed(UPLOAD, known=known).unchanged
+        assert len(home.asked(UPLOAD)) == 2
 
     @pytest.mark.parametrize(
         "headers",
@@ -688,8 +686,8 @@ class TestRevalidation:
     )
     def test_what_cannot_be_asked_with_is_not_kept(self, home, make, headers):
         """Nor what the host wants forgotten."""
-        home.serve("/data/upload/1/a.png", IMAGE, **headers)
-        fetched = make(label_studio_url=home.url).fetch_if_changed("/data/upload/1/a.png", known=None)
+        home.serve(UPLOAD, IMAGE, **headers)
+        fetched = make(label_studio_url=home.url).fetch_if_changed(UPLOAD, known=None)
         assert (fetched.data, fetched.validators) == (IMAGE, None)
 
     def test_a_date_within_whose_second_the_file_may_change_is_not_kept(self, home, make):
@@ -697,15 +695,15 @@ class TestRevalidation:
         fetcher = make(label_studio_url=home.url)
         kept = []
         for age_s in (0, 10):
-            home.serve("/data/upload/1/a.png", IMAGE, last_modified=formatdate(time.time() - age_s, usegmt=True))
-            kept.append(fetcher.fetch_if_changed("/data/upload/1/a.png", known=None).validators is not None)
+            home.serve(UPLOAD, IMAGE, last_modified=formatdate(time.time() - age_s, usegmt=True))
+            kept.append(fetcher.fetch_if_changed(UPLOAD, known=None).validators is not None)
         assert kept == [False, True]
 
     def test_sources_are_named_by_what_is_asked_first(self, make, tmp_path):
         """What is not downloaded has none, and storage objects one for each task."""
         fetcher = make(label_studio_url="http://studio.test/ls", local_files_root=tmp_path)
         assert fetcher.source("http://host/a.png?x=1") == "http://host/a.png?x=1"
-        assert fetcher.source("/data/upload/1/a.png") == "http://studio.test/ls/data/upload/1/a.png"
+        assert fetcher.source(UPLOAD) == "http://studio.test/ls/data/upload/1/a.png"
         one, other = (fetcher.source("s3://b/a.png", task_id=task) for task in (1, 2))
         assert one != other
         assert fetcher.source("data:,x") is fetcher.source("/data/local-files/?d=a.png") is None
@@ -714,32 +712,32 @@ class TestRevalidation:
 class TestLimits:
     def test_connections_are_kept_alive(self, home, make):
         """Two thousand tasks from one host cost one connection a thread, redirects included."""
-        home.serve("/data/upload/1/a.png", status=302, location="/data/upload/1/b.png")
+        home.serve(UPLOAD, status=302, location="/data/upload/1/b.png")
         home.serve("/data/upload/1/b.png", IMAGE)
         fetcher = make(label_studio_url=home.url)
         for _ in range(5):
-            fetcher.fetch("/data/upload/1/a.png")
+            fetcher.fetch(UPLOAD)
         assert len(home.requests) == 10
         assert len({request.connection for request in home.requests}) == 1
 
     def test_a_connection_that_the_host_closed_is_opened_again(self, home, make):
         """A host that drops a kept connection without saying so costs a second attempt, not the image."""
-        home.serve("/data/upload/1/a.png", IMAGE)
+        home.serve(UPLOAD, IMAGE)
         fetcher = make(label_studio_url=home.url)
 
         def drop_once(handler, request):
-            home.serve("/data/upload/1/a.png", IMAGE)
+            home.serve(UPLOAD, IMAGE)
             handler.close_connection = True
 
-        home.answers["/data/upload/1/a.png"] = drop_once
-        assert fetcher.fetch("/data/upload/1/a.png") == IMAGE
+        home.answers[UPLOAD] = drop_once
+        assert fetcher.fetch(UPLOAD) == IMAGE
         assert len(home.requests) == 2
 
     def test_an_announced_size_over_the_limit_is_not_read(self, home, make):
         """Content-Length decides before the first byte."""
-        home.serve("/data/upload/1/a.png", b"", content_length=str(10**12))
+        home.serve(UPLOAD, b"", content_length=str(10**12))
         with pytest.raises(FetchError, match="more than 1000 bytes"):
-            make(label_studio_url=home.url, max_bytes=1000).fetch("/data/upload/1/a.png")
+            make(label_studio_url=home.url, max_bytes=1000).fetch(UPLOAD)
 
     def test_an_endless_body_is_cut_at_the_limit(self, home, make):
         """A body without a length is counted while it comes."""
@@ -753,14 +751,14 @@ class TestLimits:
                 handler.wfile.write(b"1000\r\n" + bytes(4096) + b"\r\n")
                 sent.append(4096)
 
-        home.answers["/data/upload/1/a.png"] = endless
+        home.answers[UPLOAD] = endless
         with pytest.raises(FetchError, match="more than 100000 bytes"):
-            make(label_studio_url=home.url, max_bytes=100_000).fetch("/data/upload/1/a.png")
+            make(label_studio_url=home.url, max_bytes=100_000).fetch(UPLOAD)
 
     def test_the_limit_itself_is_allowed(self, home, make):
         """Exactly as many bytes as the limit are fetched, with and without a length."""
-        home.serve("/data/upload/1/a.png", bytes(1000))
-        assert len(make(label_studio_url=home.url, max_bytes=1000).fetch("/data/upload/1/a.png")) == 1000
+        home.serve(UPLOAD, bytes(1000))
+        assert len(make(label_studio_url=home.url, max_bytes=1000).fetch(UPLOAD)) == 1000
 
     def test_a_body_cut_short_is_refused(self, home, make):
         """Fewer bytes than announced are not an image."""
@@ -769,64 +767,45 @@ class TestLimits:
             reply(b"half", content_length="8")(handler, request)
             handler.close_connection = True
 
-        home.answers["/data/upload/1/a.png"] = short
+        home.answers[UPLOAD] = short
         with pytest.raises(FetchError, match="broke off"):
-            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
-
-    @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf"])
-    def test_a_silent_host_is_given_up(self, home, make, head):
-        """Silence before the head or within the body ends at the read time-out."""
-
-        def silent(handler, request):
-            handler.wfile.write(head)
-            home.over.wait(20)
-            handler.close_connection = True
-
-        home.answers["/data/upload/1/a.png"] = silent
-        start = time.monotonic()
-        with pytest.raises(FetchError, match="took too long to answer"):
-            make(label_studio_url=home.url, read_timeout_s=0.1).fetch("/data/upload/1/a.png")
-        assert time.monotonic() - start < 5
+            make(label_studio_url=home.url).fetch(UPLOAD)
 
     @pytest.mark.parametrize(
-        "head",
+        ("head", "drip"),
         [
-            b"HTTP/1.1 200 OK\r\nX-Slow: ",
-            b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            (b"", b""),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf", b""),
+            (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"0"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"0"),
+            (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"0"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
         ],
-        ids=["head", "body", "body-of-unknown-length", "chunk-size"],
+        ids=["silent", "silent-in-body", "head", "body", "body-of-unknown-length", "chunk-size"],
     )
-    def test_a_trickling_host_is_given_up(self, home, make, head):
+    def test_a_silent_or_trickling_host_is_given_up(self, home, make, head, drip):
         """A byte now and then resets a socket's time-out, but neither the head's nor the image's."""
 
         def trickle(handler, request):
             handler.close_connection = True
             handler.wfile.write(head)
             while not home.over.wait(0.02):
-                handler.wfile.write(b"0")
+                handler.wfile.write(drip)
 
-        home.answers["/data/upload/1/a.png"] = trickle
-        start = time.monotonic()
-        with pytest.raises(FetchError, match="took too long to answer"):
-            make(label_studio_url=home.url, read_timeout_s=0.2, total_timeout_s=0.4).fetch("/data/upload/1/a.png")
-        assert time.monotonic() - start < 5
+        home.answers[UPLOAD] = trickle
+        with pytest.raises(TemporaryFetchError, match="took too long to answer"):
+            make(label_studio_url=home.url, read_timeout_s=0.2, total_timeout_s=0.4).fetch(UPLOAD)
         assert len(home.requests) == 1
+        assert not home.over.is_set()
 
-    def test_a_passed_deadline_asks_nobody(self, home, make):
-        """The caller's deadline is checked before the first byte is sent."""
-        with pytest.raises(FetchError, match="in time"):
-            make(label_studio_url=home.url).fetch("/data/upload/1/a.png", deadline=time.monotonic() - 1)
-        assert not home.requests
-
-    def test_the_deadline_shortens_the_time_outs(self, home, make):
-        """A host may be silent no longer than the caller can wait."""
-        home.answers["/data/upload/1/a.png"] = lambda *_: home.over.wait(20)
-        start = time.monotonic()
-        with pytest.raises(FetchError, match=r"took too long|in time"):
-            make(label_studio_url=home.url).fetch("/data/upload/1/a.png", deadline=start + 0.2)
-        assert time.monotonic() - start < 5
+    @pytest.mark.parametrize(("left_s", "asked"), [(-1, 0), (0.2, 1)])
+    def test_the_deadline_shortens_the_time_outs(self, home, make, left_s, asked):
+        """A host may be silent no longer than the caller can wait, and none is asked when the time is over."""
+        home.answers[UPLOAD] = lambda *_: home.over.wait(20)
+        with pytest.raises(TemporaryFetchError, match=r"took too long|in time"):
+            make(label_studio_url=home.url).fetch(UPLOAD, deadline=time.monotonic() + left_s)
+        assert len(home.requests) == asked
+        assert not home.over.is_set()
 
     def test_a_thread_waits_for_anothers_token_only_until_its_deadline(self, home, make):
         """One slow exchange does not hold up every image for longer than that image has."""
@@ -840,25 +819,25 @@ class TestLimits:
         home.answers["/api/token/refresh/"] = slow
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"), read_timeout_s=1.0)
         with ThreadPoolExecutor(1) as other:
-            first = other.submit(fetcher.fetch, "/data/upload/1/a.png")
+            first = other.submit(fetcher.fetch, UPLOAD)
             assert exchanging.wait(10)
             with pytest.raises(FetchError, match="slow to give out an access token"):
-                fetcher.fetch("/data/upload/1/a.png", deadline=time.monotonic() + 0.1)
+                fetcher.fetch(UPLOAD, deadline=time.monotonic() + 0.1)
             home.over.set()
             assert isinstance(first.exception(10), FetchError)
 
     def test_compressed_bodies_are_not_unpacked(self, home, make):
         """Nothing is asked for or unpacked, so a small answer stays small."""
-        home.serve("/data/upload/1/a.png", IMAGE, content_encoding="gzip")
-        assert make(label_studio_url=home.url).fetch("/data/upload/1/a.png") == IMAGE
+        home.serve(UPLOAD, IMAGE, content_encoding="gzip")
+        assert make(label_studio_url=home.url).fetch(UPLOAD) == IMAGE
         assert home.requests[0].headers["Accept-Encoding"] == "identity"
 
     def test_proxies_of_the_environment_are_not_used(self, home, elsewhere, make, monkeypatch):
         """A proxy would look names up itself, past the check of the address."""
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, elsewhere.url)
-        home.serve("/data/upload/1/a.png", IMAGE)
-        assert make(label_studio_url=home.url).fetch("/data/upload/1/a.png") == IMAGE
+        home.serve(UPLOAD, IMAGE)
+        assert make(label_studio_url=home.url).fetch(UPLOAD) == IMAGE
         assert not elsewhere.requests
 
 
@@ -928,15 +907,7 @@ class TestAddresses:
             assert Settings.read({"LABELNEXT_ALLOWED_ORIGINS": f"{advised}/"}).allowed_origins == (advised,)
             assert make(allowed_origins=(advised,)).fetch(url) == IMAGE
 
-    @pytest.mark.parametrize(
-        "allowed",
-        [
-            "http://localhost:{port}",
-            "HTTP://LocalHost:{port}/",
-            " http://localhost:{port}/bucket ",
-            "http://me:secret@localhost:{port}",
-        ],
-    )
+    @pytest.mark.parametrize("allowed", ["HTTP://LocalHost:{port}/", " http://me:secret@localhost:{port}/bucket "])
     def test_an_allowed_origin_may_be_spelled_as_any_address(self, home, make, allowed):
         """Capitals, a path and spaces do not matter."""
         home.serve("/a.png", IMAGE)
@@ -992,18 +963,19 @@ class TestAddresses:
             fetcher.fetch("http://images.test/a.png")
         assert len(elsewhere.requests) == 1
 
-    def test_a_redirect_to_a_long_address_is_refused(self, home, make):
-        """It is bound as the reference itself is."""
-        home.serve("/data/upload/1/a.png", status=302, location="/data/upload/" + "a" * 9000)
-        with pytest.raises(FetchError, match="redirects to what is longer than 8192 characters"):
-            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
-
-    @pytest.mark.parametrize("location", ["file:///etc/passwd", "data:,x", "http://[bad", "gopher://a/"])
-    def test_a_redirect_to_anything_but_http_is_refused(self, home, make, location):
-        """A host cannot turn a request into a look at our disk."""
-        home.serve("/data/upload/1/a.png", status=302, location=location)
-        with pytest.raises(FetchError, match="redirects to what is not a URL"):
-            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+    @pytest.mark.parametrize(
+        ("location", "message"),
+        [
+            *((other, "not a URL") for other in ("file:///etc/passwd", "data:,x", "http://[bad", "gopher://a/")),
+            ("/data/upload/" + "a" * 9000, "longer than 8192 characters"),
+        ],
+        ids=["file", "data", "bad", "gopher", "long"],
+    )
+    def test_a_redirect_to_anything_but_http_is_refused(self, home, make, location, message):
+        """A host cannot turn a request into a look at our disk; its address is bound as the reference itself is."""
+        home.serve(UPLOAD, status=302, location=location)
+        with pytest.raises(FetchError, match=f"redirects to what is {message}"):
+            make(label_studio_url=home.url).fetch(UPLOAD)
 
     def test_three_redirects_are_followed_and_no_more(self, home, make):
         """The fourth is an error."""
@@ -1015,22 +987,6 @@ class TestAddresses:
         with pytest.raises(FetchError, match="more than 3 times"):
             fetcher.fetch("/data/upload/0")
 
-    def test_a_name_without_an_address_is_said(self, make):
-        """The message names the host that was asked for."""
-
-        def nothing(host, port):
-            raise socket.gaierror("no such name")
-
-        with pytest.raises(FetchError, match=r"http://gone\.test/a\.png"):
-            make(resolve=nothing).fetch("http://gone.test/a.png")
-
-    def test_a_closed_port_is_said(self, make):
-        """An origin that is allowed but down is an error of the image."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(FetchError, match="cannot be reached"):
-            make(allowed_origins=(url,)).fetch(f"{url}/a.png")
-
 
 class TestLater:
     """Which failures pass by themselves, so that it is worth asking again."""
@@ -1041,43 +997,25 @@ class TestLater:
     )
     def test_a_host_that_is_busy_or_broken_may_answer_later(self, home, make, status, later):
         """One that has no such file will not."""
-        home.serve("/data/upload/1/a.png", status=status)
+        home.serve(UPLOAD, status=status)
         with pytest.raises(FetchError, match=f"answered {status}") as caught:
-            make(label_studio_url=home.url).fetch("/data/upload/1/a.png")
+            make(label_studio_url=home.url).fetch(UPLOAD)
         assert (caught.value.later, caught.value.code) == (bool(later), "fetch")
 
-    def test_a_host_that_is_down_or_slow_may_answer_later(self, home, make):
-        """A closed port, an answer that does not come, a deadline that has passed."""
+    def test_a_host_that_is_down_may_answer_later(self, make):
+        """A closed port, or a name that is unknown while a container is restarted; the message names the host."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             closed = f"http://127.0.0.1:{server.getsockname()[1]}"
-        home.answers["/slow.png"] = lambda handler, request: home.over.wait(5)
-        fetcher = make(allowed_origins=(closed, home.url), read_timeout_s=0.1)
-        for url, deadline in [(f"{closed}/a.png", None), (f"{home.url}/slow.png", None), (f"{home.url}/a.png", 0.0)]:
-            with pytest.raises(TemporaryFetchError):
-                fetcher.fetch(url, deadline=deadline)
+        fetcher = make(allowed_origins=(closed,), resolve=unknown)
+        for url in (f"{closed}/a.png", "http://gone.test/a.png"):
+            with pytest.raises(TemporaryFetchError, match=f"{re.escape(url)} cannot be reached"):
+                fetcher.fetch(url)
 
-    def test_a_name_that_is_unknown_may_be_known_later(self, make):
-        """A container that is restarted has none for a while."""
-
-        def unknown(name, port):
-            raise socket.gaierror(-2, "Name or service not known")
-
-        with pytest.raises(TemporaryFetchError):
-            make(resolve=unknown).fetch("http://images.example/a.png")
-
-    @pytest.mark.parametrize(("status", "later"), [(503, True), (401, False)])
-    def test_a_token_that_is_not_given_out_now_may_be_later(self, home, make, status, later):
-        """Label Studio gives out none while it starts; one that it refuses stays refused."""
-        home.serve("/api/token/refresh/", status=status)
-        with pytest.raises(FetchError, match="needs a token") as caught:
-            make(label_studio_url=home.url, api_token=jwt("refresh")).fetch("/data/upload/1/a.png")
-        assert caught.value.later is later
-
-    @pytest.mark.parametrize("reference", ["nonsense", "data:,", "http://10.0.0.1/a.png", "/admin"])
-    def test_what_must_not_or_cannot_be_fetched_stays_so(self, home, make, reference):
+    @pytest.mark.parametrize("reference", ["data:,", "http://10.0.0.1/a.png"])
+    def test_what_must_not_or_cannot_be_fetched_stays_so(self, make, reference):
         """Whatever the time."""
         with pytest.raises(FetchError) as caught:
-            make(label_studio_url=home.url).fetch(reference)
+            make().fetch(reference)
         assert not caught.value.later
 
 
