@@ -13,7 +13,7 @@
     |   +-- SignatureError      the manifest is not signed by the key that is trusted
     |   +-- PublishConflict     another version became current while this one was published
     |   +-- RepositoryUnreachable   a bucket that does not answer as it must; an OSError, too
-    +-- ValidationError         a version that did not pass its validation
+    +-- InvalidVersion         a version that did not pass its validation
     |   +-- UnsafeGraph         the graph reaches out of its version, or claims what is not in it
     |   +-- LoweringError       the graph cannot be turned into masked passes
     |   +-- DropoutDead         the passes do not differ
@@ -30,7 +30,7 @@
     +-- TrainingError           training that did not end in a usable model
 
 Bytes become a decoded image (FetchError, DecodeError), an artefact becomes a verified version (RepositoryError) and
-then a validated one (ValidationError): the class names the step that failed. Messages say what was expected, what
+then a validated one (InvalidVersion): the class names the step that failed. Messages say what was expected, what
 came and what to do. `status` and `code` are what an HTTP client sees; classes that no request meets keep the defaults.
 """
 
@@ -77,7 +77,6 @@ class DiskFull(LabelnextError, OSError):
     code = "disk_full"
 
     def __init__(self, message: str, number: int | None = None) -> None:
-        """Take what happened and what to do, and the system's number for it."""
         super().__init__(message)
         self.strerror = message
         self.errno = number
@@ -142,35 +141,34 @@ class RepositoryUnreachable(RepositoryError, OSError):
     code = "repository_unreachable"
 
     def __init__(self, message: str) -> None:
-        """Take what happened and what to do."""
         super().__init__(message)
         self.strerror = message
 
 
-class ValidationError(LabelnextError):
+class InvalidVersion(LabelnextError):
     """Refused a version that did not pass its validation."""
 
     status = 503
     code = "validation"
 
 
-class UnsafeGraph(ValidationError):
+class UnsafeGraph(InvalidVersion):
     """Met a graph that reaches out of its version, or claims what is not in it."""
 
 
-class LoweringError(ValidationError):
+class LoweringError(InvalidVersion):
     """Met a graph that cannot be turned into masked passes."""
 
 
-class DropoutDead(ValidationError):
+class DropoutDead(InvalidVersion):
     """Found passes that do not differ where they must."""
 
 
-class ProbeMismatch(ValidationError):
+class ProbeMismatch(InvalidVersion):
     """Computed other numbers on the probe than the trainer did."""
 
 
-class PrecisionRefused(ValidationError):
+class PrecisionRefused(InvalidVersion):
     """Ranked the probe otherwise in reduced precision than the trainer did; in fp32 the version may still be served."""
 
 

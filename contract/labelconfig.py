@@ -123,27 +123,6 @@ def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesCont
     return config.controls
 
 
-def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:
-    """Pick the control that a model with these labels answers for.
-
-    The one named `name` if it is there, else the one sharing most labels (stored or displayed); the first of equals.
-
-    Raises:
-        ConfigError: if there is nothing to choose from.
-    """
-    if not controls:
-        raise ConfigError("expected at least one <Choices> for an <Image>, got none; check the labelling config")
-    for control in controls:
-        if control.from_name == name:
-            return control
-    wanted = set(labels)
-    return max(controls, key=lambda control: _shared(control, wanted))  # max keeps the first of equals
-
-
-def _shared(control: ChoicesControl, wanted: set[str]) -> int:
-    return sum(choice.stored in wanted or choice.shown in wanted for choice in control.choices)
-
-
 @dataclass(frozen=True, slots=True)
 class _Config:
     controls: tuple[ChoicesControl, ...]

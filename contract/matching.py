@@ -7,7 +7,7 @@ that was lost get no label; both are no reason to stop. A project of another sub
 from collections.abc import Sequence
 from typing import Final
 
-from contract.errors import LabelMismatch, name_some
+from contract.errors import ConfigError, LabelMismatch, name_some
 from contract.labelconfig import ChoicesControl
 
 _ENOUGH: Final = 0.5
@@ -39,8 +39,19 @@ def match_control(
             f"others ({lists}); train a version on this project, or set LABELNEXT_MODEL to the model that was trained "
             "on it"
         )
-    named = [control for control in known if control.from_name == name]
-    return (named or sorted(known, key=lambda control: -_count_shared(control, labels)))[0]  # the first of equals
+    return choose_control(known, name=name, labels=labels)
+
+
+def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:
+    """Pick the control named `name` if it is there, else the one sharing most labels, the first of equals.
+
+    Raises:
+        ConfigError: if there is nothing to choose from.
+    """
+    if not controls:
+        raise ConfigError("expected at least one <Choices> for an <Image>, got none; check the labelling config")
+    named = [control for control in controls if control.from_name == name]
+    return named[0] if named else max(controls, key=lambda control: _count_shared(control, labels))
 
 
 def _is_known(control: ChoicesControl, labels: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from contract.errors import DigestError, LabelnextError, LoweringError, ManifestError, UnsafeGraph, ValidationError
+from contract.errors import DigestError, InvalidVersion, LabelnextError, LoweringError, ManifestError, UnsafeGraph
 from contract.versions.manifest import FileDigest
 from contract.versions.version import INT8_TRUNK_FILE, MANIFEST_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, digest_file
 
@@ -319,7 +319,7 @@ MALICIOUS = (
     graph("weights-before-the-beginning", set_place(offset=-8)),
     graph("weights-at-no-number", set_place(offset="1_0")),
     graph("weights-larger-than-they-are", lambda model: weight(model).dims.__setitem__(0, 2**40)),
-    graph("weights-of-a-type-that-is-none", unknown_type, ValidationError, seen_by="engine"),
+    graph("weights-of-a-type-that-is-none", unknown_type, InvalidVersion, seen_by="engine"),
     graph("a-tensor-of-a-terabyte", declare([2**20, 2**18])),
     graph("a-tensor-of-negative-size", declare([-1])),
     graph("a-constant-outside", prepend(helper.make_node("Constant", [], ["c"], value=external_tensor()))),
@@ -342,7 +342,7 @@ MALICIOUS = (
     graph("training-information", training_info),
     graph("a-dropout-of-nothing", lambda model: first_dropout(model).input.__setitem__(0, ""), LoweringError),
     graph("a-dropout-of-a-dropout-less", lambda model: first_dropout(model).ClearField("output"), LoweringError),
-    graph("an-output-of-nothing", lambda model: model.graph.node.pop(), ValidationError, seen_by="engine"),
+    graph("an-output-of-nothing", lambda model: model.graph.node.pop(), InvalidVersion, seen_by="engine"),
     graph("an-index-far-out", gather_out_of_range, LabelnextError, seen_by="engine"),
     int8("int8-weights-outside", lambda model: model.graph.initializer.append(external_tensor())),
     int8("int8-weights-in-the-other-file", lambda model: model.graph.initializer.append(external_tensor(WEIGHTS_FILE))),

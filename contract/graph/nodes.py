@@ -17,7 +17,6 @@ class GraphBuilder:
     """The nodes and constants of a graph so far, in an order in which they can run."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 

@@ -33,7 +33,7 @@ from contract.images.download import (
     public_name,
     too_large,
 )
-from contract.images.label_studio_files import PublicUrl, Studio
+from contract.images.label_studio_files import Studio
 from contract.images.spelling import as_browsers_read, decode_data_uri, is_data_uri
 from contract.label_studio import NoAccessToken, Token
 
@@ -109,7 +109,7 @@ class Fetcher:
         self._base = home.url.rstrip("/") if home else ""
         self._token = Token(settings.api_token or "", clock=clock)
         allowed = frozenset(_configured(text).origin for text in settings.allowed_origins)
-        self._studio = Studio(home, PublicUrl(public, ask=self._describe_label_studio, clock=clock), others=allowed)
+        self._studio = Studio(home, public, describe=self._describe_label_studio, others=allowed, clock=clock)
         self._downloader = Downloader(
             trusted=allowed | {home.origin} if home else allowed,
             resolve=resolve,

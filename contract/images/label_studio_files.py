@@ -25,53 +25,48 @@ _UNKNOWN_S: Final = 60.0
 """The same where it gave none."""
 
 
-class PublicUrl:
-    """Label Studio's address as browsers see it: the one that was set, or else the one that it gives itself."""
-
-    def __init__(self, url: Target | None, *, ask: Callable[[], bytes], clock: Callable[[], float]) -> None:
-        """Ask nobody yet.
-
-        Args:
-            url: what was set.
-            ask: gets Label Studio's description of its API, in the JSON of OpenAPI; empty where it cannot be had.
-            clock: counts seconds.
-        """
-        self._url = url
-        self._ask = ask
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._asked_again_at = float("inf") if url else float("-inf")
-
-    def get(self) -> Target | None:
-        """The address; None where none was set and Label Studio gives none."""
-        with self._lock:
-            if self._clock() >= self._asked_again_at:
-                answer = self._ask()
-                self._url = _described(answer) if answer else self._url
-                self._asked_again_at = self._clock() + (_KNOWN_S if self._url else _UNKNOWN_S)
-            return self._url
-
-
 class Studio:
-    """Label Studio: where it is asked, and what is its own."""
+    """Label Studio: where it is asked, and what is its own.
 
-    def __init__(self, home: Target | None, public: PublicUrl, *, others: frozenset[Origin]) -> None:
-        """Know it by its address and its public one.
+    Args:
+        home: where it is asked, a path included; None where it is not asked at all.
+        public: where browsers ask it, as it was set; None asks Label Studio, now and then.
+        describe: gets its description of its API, in the JSON of OpenAPI; empty where it cannot be had.
+        others: origins that are known to be something else.
+        clock: counts seconds.
+    """
 
-        Args:
-            home: where it is asked, a path included; None where it is not asked at all.
-            public: where browsers ask it.
-            others: origins that are known to be something else.
-        """
+    def __init__(
+        self,
+        home: Target | None,
+        public: Target | None,
+        *,
+        describe: Callable[[], bytes],
+        others: frozenset[Origin],
+        clock: Callable[[], float],
+    ) -> None:
         self._home = home.origin if home else None
         self._prefix = home.path.rstrip("/") if home else ""
         self._public = public
+        self._describe = describe
         self._others = others
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._asked_again_at = float("inf") if public else float("-inf")
+
+    def _public_url(self) -> Target | None:
+        """The address as browsers see it; None where none was set and Label Studio gives none."""
+        with self._lock:
+            if self._clock() >= self._asked_again_at:
+                answer = self._describe()
+                self._public = _described(answer) if answer else self._public
+                self._asked_again_at = self._clock() + (_KNOWN_S if self._public else _UNKNOWN_S)
+            return self._public
 
     @property
     def scheme(self) -> str:
         """Of its pages, and so of an address that begins with //."""
-        known = self._public.get()
+        known = self._public_url()
         return known.origin.scheme if known else self._home.scheme if self._home else "https"
 
     def owns(self, target: Target) -> bool:
@@ -100,7 +95,7 @@ class Studio:
         at_home = relative or target.origin == self._home
         if at_home and (own := _image_path(path, self._prefix) or _image_path(path, "")):
             return own
-        if public := self._public.get():
+        if public := self._public_url():
             known = at_home or target.origin == public.origin
             return _image_path(path, public.path.rstrip("/")) if known else None
         known = at_home or (is_loopback(target.origin.host) and target.origin not in self._others)

@@ -6,13 +6,15 @@ One file a project, replaced whole. It is not part of a version, which never cha
 several projects, and again when somebody asks for it.
 """
 
-import base64
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from math import isfinite
-from typing import Any, Final, TypeVar
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Final
+
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
+from pydantic_core import from_json
 
 from contract.versions.documents import Documents
 from contract.versions.repository import Repository
@@ -21,25 +23,32 @@ RANKINGS_FOLDER: Final = "rankings"
 _SUFFIX: Final = ".json"
 
 _logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
+
+_Count = Annotated[int, Field(ge=0)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Bytes = Annotated[
+    bytes,
+    PlainValidator(lambda text: b64decode(text, validate=True)),
+    PlainSerializer(lambda content: b64encode(content).decode()),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class RankedImage:
     """One image of a ranking, as it is to be shown."""
 
-    task: int
+    task: _Count
     label: str | None
     """What is predicted; None where nothing is."""
-    probability: float | None
+    probability: _Number | None
     """Of the label, calibrated; of several, of the least likely."""
-    bald: float | None
+    bald: _Number | None
     """In nats; None before there is a version."""
-    score: float
+    score: _Number
     """In [0, 1], as Label Studio has it; the lowest is labelled first."""
     reason: str
     """Why it stands where it stands, in a few words."""
-    thumbnail: bytes
+    thumbnail: _Bytes
     """JPEG."""
 
 
@@ -51,25 +60,25 @@ class Ranking:
     """What its predictions are stamped with."""
     version: str | None
     """None before there is one."""
-    project: int
+    project: _Count
     title: str
     created_at: str
     """UTC, ISO 8601."""
     strategy: str
-    tasks: int
+    tasks: _Count
     """How many were ranked, the random holdout included."""
-    audit: int
+    audit: _Count
     """How many of them are of the random holdout."""
-    near_duplicates: int
-    failed: int
+    near_duplicates: _Count
+    failed: _Count
     """Images that could not be scored."""
-    mean_bald: float | None
+    mean_bald: _Number | None
     """Over the ranked tasks, in nats."""
     most_uncertain: tuple[RankedImage, ...]
     """Those of greatest BALD, falling; without the random holdout, as are the most confident."""
     most_confident: tuple[RankedImage, ...]
     """Those of greatest probability, falling."""
-    unscored: tuple[int, ...] = ()
+    unscored: tuple[_Count, ...] = ()
     """Tasks whose images could not be scored, to be tried again; some keep a place of an earlier ranking."""
     first: tuple[RankedImage, ...] = ()
     """Those at its head, in order."""
@@ -81,7 +90,7 @@ def save_ranking(repository: Repository, ranking: Ranking) -> None:
     Raises:
         OSError: if it cannot be written; the last one then stays.
     """
-    text = json.dumps(asdict(ranking), ensure_ascii=False, allow_nan=False, default=_encode)
+    text = json.dumps(_adapter().dump_python(ranking), ensure_ascii=False, allow_nan=False)
     repository.documents(RANKINGS_FOLDER).write(f"{ranking.project}{_SUFFIX}", text.encode())
 
 
@@ -107,91 +116,17 @@ def load_rankings(repository: Repository) -> list[Ranking]:
 
 def _load(records: Documents, file: str) -> Ranking | None:
     try:
-        return _parse(json.loads(records.read(file)))
+        document: Any = from_json(records.read(file))
+        if "first" not in document:  # of a trainer that took the head of the order for the most uncertain
+            document |= {"first": document["most_uncertain"], "most_uncertain": [], "most_confident": []}
+        return _adapter().validate_json(json.dumps(document), strict=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as err:
+    except (OSError, ValueError, LookupError, TypeError) as err:
         _logger.warning("%s/%s is no record of a ranking and is passed over: %s", records.location, file, err)
         return None
 
 
-def _parse(document: Mapping[str, Any]) -> Ranking:
-    if "first" not in document:  # of a trainer that took the head of the order for the most uncertain
-        document = {**document, "first": document["most_uncertain"], "most_uncertain": [], "most_confident": []}
-    return Ranking(
-        **{name: check(document[name]) for name, check in _RANKING.items()},
-        unscored=_counts(document.get("unscored", [])),  # records of earlier releases do not name them
-        most_uncertain=_parse_images(document["most_uncertain"]),
-        most_confident=_parse_images(document["most_confident"]),
-        first=_parse_images(document["first"]),
-    )
-
-
-def _parse_images(documents: object) -> tuple[RankedImage, ...]:
-    if not isinstance(documents, list):
-        raise TypeError(f"a list of images was expected, found {documents!r:.40}")
-    return tuple(
-        RankedImage(**{name: check(document[name]) for name, check in _IMAGE.items()}) for document in documents
-    )
-
-
-def _encode(value: object) -> str:
-    if not isinstance(value, bytes):
-        raise TypeError(f"a ranking holds no {type(value).__name__}")
-    return base64.b64encode(value).decode()
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a text was expected, found {value!r:.40}")
-    return value
-
-
-def _count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"a whole number was expected, found {value!r:.40}")
-    return value
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise ValueError(f"a number was expected, found {value!r:.40}")
-    return float(value)
-
-
-def _bytes(value: object) -> bytes:
-    return base64.b64decode(_text(value), validate=True)
-
-
-def _counts(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise TypeError(f"a list of whole numbers was expected, found {value!r:.40}")
-    return tuple(map(_count, value))
-
-
-def _optional(check: Callable[[object], _T]) -> Callable[[object], _T | None]:
-    return lambda value: None if value is None else check(value)
-
-
-_RANKING: Final[Mapping[str, Callable[[object], Any]]] = {
-    "name": _text,
-    "version": _optional(_text),
-    "project": _count,
-    "title": _text,
-    "created_at": _text,
-    "strategy": _text,
-    "tasks": _count,
-    "audit": _count,
-    "near_duplicates": _count,
-    "failed": _count,
-    "mean_bald": _optional(_number),
-}
-_IMAGE: Final[Mapping[str, Callable[[object], Any]]] = {
-    "task": _count,
-    "label": _optional(_text),
-    "probability": _optional(_number),
-    "bald": _optional(_number),
-    "score": _number,
-    "reason": _text,
-    "thumbnail": _bytes,
-}
+@cache
+def _adapter() -> TypeAdapter[Ranking]:
+    return TypeAdapter(Ranking)

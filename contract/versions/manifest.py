@@ -6,9 +6,13 @@ describes is the repository's business.
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
+from pydantic_core import from_json
 
 from contract.errors import ManifestError
 from contract.versions.results import Metrics, TrainingRecord
@@ -26,68 +30,110 @@ MOST_PIXELS_A_SIDE = 4096
 TEMPERATURES = (0.05, 20.0)
 """The least and the greatest temperature that a version may have."""
 
-_T = TypeVar("_T")
-
 _REMEDY = "publish again with the trainer that belongs to this server, or roll back to an earlier version"
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_NAME_BYTES = 255
 """Of a file or folder, on every common file system."""
+_OPTIONAL: Final = {"temperature"}
+"""Fields that manifests of earlier releases do not have."""
+
+
+def check_version(name: str) -> bool:
+    """Say whether `name` is a well-formed version name, and so safe to use as the name of a folder."""
+    return _VERSION.fullmatch(name) is not None
+
+
+def _check_name(name: str) -> str:
+    if not check_version(name):
+        raise ValueError("must be a well-formed version name")
+    return name
+
+
+def _check_different(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) != len(labels):
+        raise ValueError("must all be different")
+    return labels
+
+
+def _check_path(name: str) -> str:
+    parts = name.split("/")
+    named = all(part not in ("", ".", "..") and len(part.encode()) <= _MOST_NAME_BYTES for part in parts)
+    if not name.isprintable() or "\\" in name or not named:
+        raise ValueError("is not a path within the version's folder")
+    return name
+
+
+def _parse_metrics(value: object, info: ValidationInfo) -> Metrics:
+    return Metrics.parse(_check_object(value), classes=len(info.data.get("labels", ())))
+
+
+def _parse_training(value: object) -> TrainingRecord:
+    return TrainingRecord.parse(_check_object(value))
+
+
+def _check_object(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    return value
+
+
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Side = Annotated[int, Field(ge=1, le=MOST_PIXELS_A_SIDE)]
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """The images a graph takes: uint8 (N, height, width, 3), RGB. Normalisation is part of the graph."""
 
-    height: int
-    width: int
+    height: _Side
+    width: _Side
 
 
 @dataclass(frozen=True, slots=True)
 class DropoutSite:
     """One active Dropout node: the shape of its input without the batch axis, and its probability of dropping."""
 
-    features: tuple[int, ...]
-    probability: float
+    features: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    probability: Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
     """What a file of the version must be."""
 
-    sha256: str
-    size_bytes: int
+    sha256: _Sha256
+    size_bytes: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything a reader needs to know of a version before it opens the graph."""
 
-    version: str
+    version: Annotated[str, AfterValidator(_check_name)]
     created_at: str
     """UTC, ISO 8601."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_different)]
     """The class names in the order of the logits, as Label Studio stores them."""
     control: str | None
     """The `name` of the Choices tag that was trained on; None where the labels came from folders."""
     input: InputSpec
-    passes: int
+    passes: Annotated[int, Field(ge=1, le=MOST_PASSES)]
     """T, the number of stochastic passes that the trainer evaluated with; the server may be set to another."""
     dropout_sites: tuple[DropoutSite, ...]
     """In the order of the graph."""
     architecture: str
-    trunk: str
+    trunk: _Sha256
     """The trunk's fingerprint (`contract.graph.fingerprint`): equal in versions that compute equal features."""
     multiple: bool = False
     """Whether several labels may hold of an image, and none: its probabilities are then sigmoids, one a label."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1], allow_inf_nan=False)] = 1.0
     """What the mean probabilities are tempered with (`contract.scores.calibration`) before they are shown to people.
 
     Scores, BALD, entropy and rankings are of the probabilities as they are. A manifest without this field means 1.
     """
-    metrics: Metrics = field(default_factory=Metrics)
-    training: TrainingRecord = field(default_factory=TrainingRecord)
-    files: Mapping[str, FileDigest] = field(default_factory=dict)
+    metrics: Annotated[Metrics, PlainValidator(_parse_metrics)] = field(default_factory=Metrics)
+    training: Annotated[TrainingRecord, PlainValidator(_parse_training)] = field(default_factory=TrainingRecord)
+    files: dict[Annotated[str, AfterValidator(_check_path)], FileDigest] = field(default_factory=dict)
     """Path within the version's folder to digest; all files but manifest.json itself."""
 
     def to_json(self) -> str:
@@ -101,139 +147,36 @@ class Manifest:
         Raises:
             ManifestError: naming the field, what was expected and what was found.
         """
-        fields = _Fields(_parse(text), where="manifest.json")
-        found = fields.take("contract", int)
-        if found != CONTRACT_VERSION:
+        try:
+            document = from_json(text)
+        except ValueError as err:
+            raise ManifestError(f"manifest.json is not JSON ({err}): it was cut short or edited; {_REMEDY}") from err
+        if not isinstance(document, dict):
+            raise ManifestError(f"manifest.json must hold an object, found {type(document).__name__}; {_REMEDY}")
+        required = {"contract", *(each.name for each in fields(cls))} - _OPTIONAL
+        if missing := sorted(required - document.keys()):
+            raise ManifestError(f"manifest.json has no field {missing[0]!r}; {_REMEDY}")
+        if (found := document["contract"]) != CONTRACT_VERSION:
             raise ManifestError(
                 f"manifest.json follows contract {found}, this program reads contract {CONTRACT_VERSION}; {_REMEDY}"
             )
-        labels = _parse_labels(fields)
-        return cls(
-            version=fields.take_text("version", check_version),
-            created_at=fields.take("created_at", str),
-            labels=labels,
-            multiple=fields.take("multiple", bool),
-            temperature=_parse_temperature(fields),
-            control=fields.take_optional("control", str),
-            input=_parse_input(fields.child("input")),
-            passes=fields.take_positive("passes", most=MOST_PASSES),
-            dropout_sites=tuple(_parse_site(child) for child in fields.children("dropout_sites")),
-            architecture=fields.take("architecture", str),
-            trunk=fields.take_text("trunk", lambda text: _SHA256.fullmatch(text) is not None),
-            metrics=Metrics.parse(fields.take("metrics", dict), classes=len(labels)),
-            training=TrainingRecord.parse(fields.take("training", dict)),
-            files=_parse_files(fields.child("files")),
-        )
+        try:
+            manifest = _adapter().validate_json(text, strict=True)
+        except ValidationError as err:
+            raise ManifestError(f"{_explain(err)}; {_REMEDY}") from err
+        if len(manifest.labels) < 2 and not manifest.multiple:
+            raise ManifestError(f"manifest.json: labels should be at least 2, found 1; {_REMEDY}")
+        return manifest
 
 
-def check_version(name: str) -> bool:
-    """Say whether `name` is a well-formed version name, and so safe to use as the name of a folder."""
-    return _VERSION.fullmatch(name) is not None
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
-class _Fields:
-    """One JSON object being read, with its place in the document for messages."""
-
-    def __init__(self, values: Mapping[str, Any], *, where: str) -> None:
-        self.values = values
-        self.where = where
-
-    def take(self, name: str, kind: type[_T]) -> _T:
-        if name not in self.values:
-            raise ManifestError(f"{self.where} has no field {name!r} ({kind.__name__} expected); {_REMEDY}")
-        value = self.values[name]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.fault(name, kind.__name__, value)
-        return value
-
-    def take_optional(self, name: str, kind: type[_T]) -> _T | None:
-        return None if name in self.values and self.values[name] is None else self.take(name, kind)
-
-    def take_text(self, name: str, accept: Callable[[str], bool]) -> str:
-        value = self.take(name, str)
-        if not accept(value):
-            raise self.fault(name, f"a well-formed {name}", value)
-        return value
-
-    def take_positive(self, name: str, *, most: int) -> int:
-        value = self.take(name, int)
-        if not 1 <= value <= most:
-            raise self.fault(name, f"a whole number from 1 to {most}", value)
-        return value
-
-    def child(self, name: str) -> "_Fields":
-        return _Fields(self.take(name, dict), where=f"{self.where}: {name}")
-
-    def children(self, name: str) -> list["_Fields"]:
-        items = self.take(name, list)
-        if not all(isinstance(item, dict) for item in items):
-            raise self.fault(name, "a list of objects", items)
-        return [_Fields(item, where=f"{self.where}: {name}[{i}]") for i, item in enumerate(items)]
-
-    def fault(self, name: str, expected: str, found: object) -> ManifestError:
-        shown = json.dumps(found, ensure_ascii=False)[:80]
-        return ManifestError(f"{self.where}: {name!r} must be {expected}, found {shown}; {_REMEDY}")
-
-
-def _parse(text: str) -> Mapping[str, Any]:
-    try:
-        document = json.loads(text)
-        json.dumps(document, ensure_ascii=False).encode()  # a surrogate by itself has no bytes to be stored or sent as
-    except (ValueError, RecursionError) as err:
-        raise ManifestError(f"manifest.json is not JSON ({err}): it was cut short or edited; {_REMEDY}") from err
-    if not isinstance(document, dict):
-        raise ManifestError(f"manifest.json must hold an object, found {type(document).__name__}; {_REMEDY}")
-    return document
-
-
-def _parse_labels(fields: _Fields) -> tuple[str, ...]:
-    labels = fields.take("labels", list)
-    least = 1 if fields.take("multiple", bool) else 2
-    if len(labels) < least or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
-        raise fields.fault("labels", f"a list of at least {least} different strings", labels)
-    return tuple(labels)
-
-
-def _parse_temperature(fields: _Fields) -> float:
-    if "temperature" not in fields.values:
-        return 1.0  # of a trainer that did not calibrate
-    temperature, (least, greatest) = fields.values["temperature"], TEMPERATURES
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise fields.fault("temperature", "a number", temperature)
-    if not least <= temperature <= greatest:  # not so for NaN either
-        raise fields.fault("temperature", f"between {least} and {greatest}", temperature)
-    return float(temperature)
-
-
-def _parse_input(fields: _Fields) -> InputSpec:
-    height, width = (fields.take_positive(name, most=MOST_PIXELS_A_SIDE) for name in ("height", "width"))
-    return InputSpec(height, width)
-
-
-def _parse_site(fields: _Fields) -> DropoutSite:
-    features = fields.take("features", list)
-    probability = fields.take("probability", float)
-    if not features or not all(type(n) is int and n > 0 for n in features):
-        raise fields.fault("features", "a list of positive whole numbers", features)
-    if not 0 < probability < 1:
-        raise fields.fault("probability", "a number between 0 and 1", probability)
-    return DropoutSite(tuple(features), probability)
-
-
-def _parse_files(fields: _Fields) -> dict[str, FileDigest]:
-    return {name: _parse_digest(name, fields.child(name)) for name in fields.values}
-
-
-def _is_file_name(part: str) -> bool:
-    return part not in ("", ".", "..") and len(part.encode()) <= _MOST_NAME_BYTES
-
-
-def _parse_digest(name: str, fields: _Fields) -> FileDigest:
-    parts = name.split("/")
-    if not name.isprintable() or "\\" in name or not all(map(_is_file_name, parts)):
-        raise ManifestError(f"{fields.where}: not a path within the version's folder; {_REMEDY}")
-    sha256 = fields.take_text("sha256", lambda text: _SHA256.fullmatch(text) is not None)
-    size = fields.take("size_bytes", int)
-    if size < 0:
-        raise fields.fault("size_bytes", "a number of bytes", size)
-    return FileDigest(sha256, size)
+def _explain(err: ValidationError) -> str:
+    """Name the first field that is wrong, what was expected, and what was found."""
+    fault: Any = err.errors(include_url=False)[0]
+    shown = json.dumps(fault["input"], ensure_ascii=False, default=str)[:80]
+    expected = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"manifest.json: {'.'.join(map(str, fault['loc']))} {expected}, found {shown}"

@@ -66,7 +66,6 @@ class StagedVersion:
     """A version being written. What is put into `path` becomes the version when `publish` is called."""
 
     def __init__(self, repository: "Repository", version: str, path: Path) -> None:
-        """Take the repository that the version goes to, the version's name, and an empty folder to write it in."""
         self.version = version
         self.path = path
         self._repository = repository
@@ -105,7 +104,6 @@ class Repository:
     _remedy = "make room there, as `python -m trainer prune` does, or set LABELNEXT_MODELS to a folder on another disk"
 
     def __init__(self, root: Path, model: str = "default", *, keys: Keys = Keys()) -> None:
-        """Take the repository's root folder and the model's name, neither of which has to exist yet, and the keys."""
         if not model or model.startswith(".") or "/" in model or "\\" in model:
             raise ConfigError(f"a model's name must be a plain folder name, got {model!r}; set LABELNEXT_MODEL to one")
         self.root = root

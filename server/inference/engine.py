@@ -77,7 +77,7 @@ class Engine:
         """Lower the version's graph and build the sessions.
 
         Raises:
-            ValidationError: if the graph cannot be lowered.
+            InvalidVersion: if the graph cannot be lowered.
             ConfigError: if CUDA is demanded and the session would run elsewhere.
         """
         literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)

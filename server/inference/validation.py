@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contract.errors import DigestError, LabelnextError, LoweringError, ProbeMismatch, ValidationError
+from contract.errors import DigestError, InvalidVersion, LabelnextError, LoweringError, ProbeMismatch
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import load_graph
 from contract.graph.probe import TOLERANCE, Probe, Validation, validate
@@ -38,7 +38,7 @@ def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
 
     Raises:
         RepositoryError: if a file is not the one that was published.
-        ValidationError: if the graph or its numbers are not the trainer's.
+        InvalidVersion: if the graph or its numbers are not the trainer's.
     """
     try:
         with repository.open_verified(name) as version:
@@ -66,7 +66,7 @@ def _load(version: Version, load: LoadEngine) -> Engine:
         raise
     except Exception as err:  # an engine refuses a graph in its own words, which are not for everybody
         _log.warning("version cannot be loaded", exc_info=err, extra={"model_version": version.name})
-        raise ValidationError(
+        raise InvalidVersion(
             f"version {version.name} cannot be loaded ({type(err).__name__}, see the log); publish again or roll back"
         ) from err
 

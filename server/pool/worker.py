@@ -50,7 +50,7 @@ class Worker:
             threads: of one run of the graph on the CPU; None means all that there are.
 
         Raises:
-            RepositoryError, ValidationError: if it does not.
+            RepositoryError, InvalidVersion: if it does not.
             ConfigError: if the settings cannot be met on this machine.
         """
         # In memory a cache is of no use to images that each come once; on a disk it is, when the pool is scored again.

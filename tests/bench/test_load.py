@@ -18,7 +18,8 @@ from bench.load import (
     sending,
     split,
 )
-from contract.labelconfig import choose_control, parse_label_config
+from contract.labelconfig import parse_label_config
+from contract.matching import choose_control
 from server.http.labelstudio import parse_predict
 
 seconds = st.floats(0, 1e6)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from contract.labelconfig import Choice, ChoicesControl, choose_control, parse_label_config
+from contract.labelconfig import Choice, ChoicesControl, parse_label_config
 
 SIMPLE = """
 <View>
@@ -310,33 +310,3 @@ class TestRefusal:
         assert len(parse_label_config(xml, "label")) == 1
         with pytest.raises(ConfigError, match=r'named boxes, the labelling config has label; .*perRegion="true"'):
             parse_label_config(xml, "boxes")
-
-
-class TestChoosing:
-    CONTROLS = parse_label_config(
-        config(
-            image(),
-            choices("yes", "no", name="blurred"),
-            '<Choices name="kind" toName="image"><Choice value="Cat" alias="c"/><Choice value="Dog"/></Choices>',
-            choices("c", "Dog", name="again"),
-        )
-    )
-
-    def test_the_named_control_is_chosen(self):
-        """A name beats labels."""
-        assert choose_control(self.CONTROLS, name="blurred", labels=["Cat", "Dog"]).from_name == "blurred"
-
-    @pytest.mark.parametrize("labels", [["Dog", "c"], ["Cat", "Dog"], ["c"], ["Cat"]])
-    def test_else_the_one_sharing_most_labels_is_chosen(self, labels):
-        """Labels are compared as stored and as displayed; of equals the first is taken."""
-        assert choose_control(self.CONTROLS, name=None, labels=labels).from_name == "kind"
-        assert choose_control(self.CONTROLS, name="renamed", labels=labels).from_name == "kind"
-
-    def test_without_anything_shared_the_first_is_chosen(self):
-        """The caller then finds that no label is known to it."""
-        assert choose_control(self.CONTROLS, name=None, labels=["bird"]).from_name == "blurred"
-
-    def test_nothing_to_choose_from_is_refused(self):
-        """An empty list is an error, not an index out of range."""
-        with pytest.raises(ConfigError, match="at least one <Choices>"):
-            choose_control([], name=None, labels=[])

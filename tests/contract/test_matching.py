@@ -1,8 +1,8 @@
 import pytest
 
-from contract.errors import LabelMismatch
+from contract.errors import ConfigError, LabelMismatch
 from contract.labelconfig import Choice, ChoicesControl
-from contract.matching import match_control
+from contract.matching import choose_control, match_control
 
 VERSION = "20261123T050102123Z-0a1b2c"
 
@@ -69,3 +69,21 @@ def test_long_lists_and_labels_are_named_in_part():
         match(labels, *controls)
     assert "label 9 and 990 more" in str(caught.value)
     assert len(str(caught.value)) < 4000
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "chosen"),
+    [
+        ("blurred", ["Cat", "Dog"], "blurred"),
+        (None, ["Dog", "c"], "kind"),
+        ("renamed", ["Cat"], "kind"),
+        (None, ["bird"], "blurred"),
+    ],
+    ids=["named", "stored", "displayed", "nothing shared"],
+)
+def test_a_control_is_chosen_by_its_name_or_else_by_its_labels(name, labels, chosen):
+    """A name beats labels; of equals the first is taken; without any there is an error, not an index out of range."""
+    controls = [control("yes", "no", name="blurred"), control("Cat=c", "Dog"), control("c", "Dog", name="again")]
+    assert choose_control(controls, name=name, labels=labels).from_name == chosen
+    with pytest.raises(ConfigError, match="at least one <Choices>"):
+        choose_control([], name=name, labels=labels)

@@ -21,7 +21,8 @@ from contract.errors import ConfigError, DigestError, LabelnextError, ManifestEr
 from contract.graph.lowering import lower
 from contract.graph.probe import Probe
 from contract.images.download import Target
-from contract.labelconfig import choose_control, parse_label_config
+from contract.labelconfig import parse_label_config
+from contract.matching import choose_control
 from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite, FileDigest, InputSpec, Manifest
 from contract.versions.results import Metrics

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.tiny_model import TinyModel, draw_images, publish
-from contract.errors import DigestError, LabelnextError, SignatureError, ValidationError
+from contract.errors import DigestError, InvalidVersion, LabelnextError, SignatureError
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
 from server.inference.engine import Engine, EngineOptions
@@ -102,6 +102,6 @@ def test_what_a_library_says_of_a_graph_stands_in_the_log(repository, caplog):
     def load(_):
         raise RuntimeError("this graph will not do")
 
-    with pytest.raises(ValidationError, match=r"cannot be loaded \(RuntimeError, see the log\)"):
+    with pytest.raises(InvalidVersion, match=r"cannot be loaded \(RuntimeError, see the log\)"):
         admit(repository, publish_one(repository), load)
     assert "this graph will not do" in caplog.text

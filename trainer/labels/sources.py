@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from contract.errors import LabelError, name_some
 from contract.label_studio import LabelStudioClient
-from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
+from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.matching import choose_control
 from contract.tasks import find_reference
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, NO_CHOICE, OUTDATED, LeftOut, Task, decide, find_answers

@@ -35,7 +35,7 @@ def export(network: Network, folder: Path, *, image_size: int) -> Lowered:
 
     Raises:
         TrainingError: if the graph does not hold every Dropout of the network, active and with its probability.
-        ValidationError: if the graph cannot be lowered.
+        InvalidVersion: if the graph cannot be lowered.
     """
     network.cpu().eval()
     sample = torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8)

@@ -55,7 +55,7 @@ def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
 
     Raises:
         TrainingError: if the trunk does not begin as a network of ours does.
-        ValidationError: if the graph cannot be lowered.
+        InvalidVersion: if the graph cannot be lowered.
     """
     weights_bytes = (folder / WEIGHTS_FILE).stat().st_size
     model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_bytes)).trunk

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 from onnx import ModelProto
 
-from contract.errors import ManifestError, ValidationError
+from contract.errors import InvalidVersion, ManifestError
 from contract.graph.lowering import FEATURES, Lowered, PassOutputs, load_graph, lower
 from contract.graph.masks import Masks, draw_masks
 from contract.graph.nodes import OUTPUTS
@@ -32,7 +32,7 @@ def validate_version(version: Version, *, int8: bool = False) -> Validation:
     Raises:
         DigestError: if a file cannot be read.
         ManifestError: if the manifest describes other Dropout sites than the graph has.
-        ValidationError: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's;
+        InvalidVersion: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's;
             PrecisionRefused, if they do so in 8-bit integers only.
     """
     trunk, head = _open_version(version, int8=int8)
@@ -43,7 +43,7 @@ def predict(version: Version, images: npt.NDArray[np.uint8], *, passes: int) -> 
     """Return a version's mean probabilities over so many passes: uint8 (N, H, W, 3), in its size, to float32 (N, C).
 
     Raises:
-        DigestError, ManifestError, ValidationError: as `validate_version` does; no numbers are compared again.
+        DigestError, ManifestError, InvalidVersion: as `validate_version` does; no numbers are compared again.
     """
     trunk, head = _open_version(version)
     manifest = version.manifest
@@ -65,7 +65,7 @@ def open_passes(
         threads: that each of the two may use; by default as many as there are processors.
 
     Raises:
-        ValidationError: if onnxruntime refuses a graph; what is returned raises it too, if it fails on one.
+        InvalidVersion: if onnxruntime refuses a graph; what is returned raises it too, if it fails on one.
     """
     first, second = (_open(each, folder, threads) for each in (trunk or lowered.trunk, lowered.head))
     inputs_name = first.get_inputs()[0].name
@@ -98,7 +98,7 @@ def _run(
     try:
         return list(session.run(outputs, feeds))
     except Exception as err:  # onnxruntime's errors share no base class of their own
-        raise ValidationError(f"onnxruntime fails on the lowered graph: {err}") from err
+        raise InvalidVersion(f"onnxruntime fails on the lowered graph: {err}") from err
 
 
 def _open(model: ModelProto, folder: Path, threads: int | None) -> onnxruntime.InferenceSession:
@@ -109,4 +109,4 @@ def _open(model: ModelProto, folder: Path, threads: int | None) -> onnxruntime.I
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime's errors share no base class of their own
-        raise ValidationError(f"onnxruntime refuses the lowered graph in {folder.name}: {err}") from err
+        raise InvalidVersion(f"onnxruntime refuses the lowered graph in {folder.name}: {err}") from err

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from contract.errors import ConfigError, NothingPublished
 from contract.images.fetch import Fetcher
 from contract.label_studio import LabelStudioClient, Patience
-from contract.labelconfig import ChoicesControl, choose_control, parse_label_config
-from contract.matching import match_control
+from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.matching import choose_control, match_control
 from contract.scores.ranking import Ranking
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest

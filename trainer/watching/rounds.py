@@ -13,7 +13,8 @@ from pydantic import Field
 
 from contract.commands import Option
 from contract.errors import RepositoryError, RepositoryUnreachable, name_some
-from contract.labelconfig import ChoicesControl, choose_control
+from contract.labelconfig import ChoicesControl
+from contract.matching import choose_control
 from contract.settings import DECLARED, Count
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository

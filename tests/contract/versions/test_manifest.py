@@ -88,7 +88,7 @@ REQUIRED = {"contract", *(field.name for field in dataclasses.fields(Manifest))}
 @pytest.mark.parametrize("name", sorted(REQUIRED))
 def test_missing_field_is_named(name):
     """No field but the temperature is optional, and the message names the one that is missing and the remedy."""
-    with pytest.raises(ManifestError, match=rf"no field '{name}' .* expected\); publish again"):
+    with pytest.raises(ManifestError, match=rf"no field '{name}'; publish again"):
         Manifest.from_json(without(name))
 
 
@@ -113,29 +113,32 @@ def test_unknown_contract_names_expected_found_and_remedy():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"version": "../elsewhere"}, "'version' must be a well-formed version, found \"../elsewhere\""),
-        ({"passes": 0}, "'passes' must be a whole number from 1 to 10000, found 0"),
-        ({"passes": True}, "'passes' must be int, found true"),
-        ({"labels": ["cat"]}, "'labels' must be a list of at least 2 different strings"),
-        ({"labels": ["cat", "cat"]}, "'labels' must be a list of at least 2 different strings"),
-        ({"labels": [], "multiple": True}, "'labels' must be a list of at least 1 different strings"),
-        ({"multiple": None}, "'multiple' must be bool, found null"),
-        ({"temperature": None}, "'temperature' must be a number, found null"),
-        ({"temperature": True}, "'temperature' must be a number, found true"),
-        ({"temperature": "1.5"}, "'temperature' must be a number, found \"1.5\""),
-        ({"temperature": 0}, "'temperature' must be between 0.05 and 20.0, found 0"),
-        ({"temperature": -1.0}, "'temperature' must be between 0.05 and 20.0, found -1.0"),
-        ({"temperature": 0.049}, "'temperature' must be between 0.05 and 20.0, found 0.049"),
-        ({"temperature": 10**400}, "'temperature' must be between 0.05 and 20.0, found 1000"),
-        ({"temperature": math.nan}, "'temperature' must be between 0.05 and 20.0, found NaN"),
-        ({"temperature": math.inf}, "'temperature' must be between 0.05 and 20.0, found Infinity"),
-        ({"input": {"height": 224}}, "manifest.json: input has no field 'width'"),
-        ({"dropout_sites": [3]}, "'dropout_sites' must be a list of objects"),
-        ({"dropout_sites": [{"features": [4], "probability": 1.0}]}, "between 0 and 1, found 1.0"),
-        ({"dropout_sites": [{"features": [], "probability": 0.5}]}, "dropout_sites[0]: 'features' must be"),
-        ({"trunk": "a" * 63}, "'trunk' must be a well-formed trunk"),
-        ({"files": {"../../etc/passwd": {}}}, "not a path within the version's folder"),
-        ({"files": {"model.onnx": {"sha256": "ab", "size_bytes": 1}}}, "'sha256' must be a well-formed sha256"),
+        ({"version": "../elsewhere"}, 'version must be a well-formed version name, found "../elsewhere"'),
+        ({"passes": 0}, "passes should be greater than or equal to 1, found 0"),
+        ({"passes": 10_001}, "passes should be less than or equal to 10000, found 10001"),
+        ({"passes": True}, "passes should be a valid integer, found true"),
+        ({"labels": ["cat"]}, "labels should be at least 2, found 1"),
+        ({"labels": ["cat", "cat"]}, "labels must all be different"),
+        ({"labels": [], "multiple": True}, "labels Tuple should have at least 1 item"),
+        ({"multiple": None}, "multiple should be a valid boolean, found null"),
+        *(
+            ({"temperature": temperature}, "temperature should be a valid number")
+            for temperature in (None, True, "1.5")
+        ),
+        *(({"temperature": low}, "temperature should be greater than or equal to 0.05") for low in (0, -1.0, 0.049)),
+        ({"temperature": 20.1}, "temperature should be less than or equal to 20, found 20.1"),
+        *(({"temperature": endless}, "temperature should be") for endless in (10**400, math.nan, math.inf)),
+        ({"input": {"height": 224}}, "input.width Field required"),
+        ({"dropout_sites": [3]}, "dropout_sites.0 should be"),
+        (
+            {"dropout_sites": [{"features": [4], "probability": 1.0}]},
+            "dropout_sites.0.probability should be less",
+        ),
+        ({"dropout_sites": [{"features": [], "probability": 0.5}]}, "dropout_sites.0.features Tuple should have"),
+        ({"trunk": "a" * 63}, "trunk String should match pattern"),
+        ({"metrics": []}, "metrics must be an object, found []"),
+        ({"files": {"../../etc/passwd": {}}}, "is not a path within the version's folder"),
+        ({"files": {"model.onnx": {"sha256": "ab", "size_bytes": 1}}}, "files.model.onnx.sha256 String should match"),
     ],
 )
 def test_wrong_value_names_field_expected_and_found(fields, message):

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from contract.errors import DropoutDead, LabelnextError, ManifestError, ProbeMismatch, ValidationError
+from contract.errors import DropoutDead, InvalidVersion, LabelnextError, ManifestError, ProbeMismatch
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.probe import Probe
 from contract.scores.acquisition import bald
@@ -95,7 +95,7 @@ def test_weights_that_are_cut_short_are_refused(staged):
     stage, manifest = staged
     with (stage.path / WEIGHTS_FILE).open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(ValidationError, match=r"model\.onnx\.data, which has 100"):
+    with pytest.raises(InvalidVersion, match=r"model\.onnx\.data, which has 100"):
         validate_version(stage.describe(manifest))
 
 
