@@ -16,7 +16,6 @@ SERVER_REQUIREMENTS ?= requirements/server-$(if $(shell nvidia-smi -L 2>/dev/nul
 # An environment is complete when its stamp exists: an interrupted installation leaves none, and starts over.
 TOOLS := .venv/.complete
 BENCH := .venv/.complete-bench
-FUZZ := .venv/.complete-fuzz
 SERVER := .venv-server/.complete-$(basename $(notdir $(SERVER_REQUIREMENTS)))
 RAY_SERVER := $(subst .venv-server,.venv-ray,$(SERVER))
 RAY := .venv-ray/.complete-score-pool
@@ -49,7 +48,7 @@ test: ## every test, those that start Label Studio, trainer and server included
 	@$(IN_TOOLS) pytest -m "system and not production"
 
 test-system: ## what an operator relies on: load, faults, attackers, replicas, containers, scale-out (QUICK=1: without rarities)
-	@$(MAKE) --silent -j3 environments $(if $(QUICK),,$(RAY) $(AUDIT) $(FUZZ)) debian-tools
+	@$(MAKE) --silent -j3 environments $(if $(QUICK),,$(RAY) $(AUDIT)) debian-tools
 	@$(IN_TOOLS) pytest -m "production$(if $(QUICK), and not rare)"
 
 chaos: $(TOOLS) $(SERVER) debian-tools ## servers behind haproxy while everything breaks: 10,000 requests, none lost or wrong (six minutes)
@@ -136,12 +135,6 @@ $(TOOLS): requirements/dev.txt requirements/trainer.txt requirements/server-cpu.
 $(BENCH): requirements/bench.txt $(TOOLS)
 	@echo "$(@D): installing $<, for benches only"
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
-	@touch $@
-
-$(FUZZ): requirements/fuzz.txt $(TOOLS)
-	@echo "$(@D): installing $<"
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
-	  || echo "$(@D): no fuzzer for this machine; the tests that need it skip"
 	@touch $@
 
 $(SERVER): $(SERVER_REQUIREMENTS) requirements/server.txt

@@ -70,7 +70,7 @@ def main() -> None:
             "LABELNEXT_POLL_S": "0.5",
         }
         with serving(folder / "models", log=folder / "server.log", settings=settings) as server:
-            server.wait_for(subject.version.name)
+            server.wait_until_ready(subject.version.name)
             warming = time.perf_counter()
             replies = send(Client(server.url, manifest.labels), split(references, _TASKS_A_REQUEST), clients=2)
             assert not any(reply.failed for reply in replies), "some images could not be scored"

@@ -178,7 +178,7 @@ def _rerank(
             for number in range(1, rounds + 1):
                 version = versions[number % 2].name
                 repository.point_to(version)
-                server.wait_for(version)
+                server.wait_until_ready(version)
                 scored.append(_score(client, references, version))
             after = server.metrics()
         with serving(repository.root, log=folder / "restarted.log", settings=settings) as server:

@@ -1,16 +1,18 @@
-"""The server under gunicorn as people run it, for as long as a block lasts.
+"""The server under gunicorn as people run it: one, or several on one repository behind haproxy as in compose.yaml.
 
-Linux only: memory is read from /proc.
+Linux only: memory and processes are read from /proc. Servers keep their addresses when they come back.
 """
 
 import json
 import os
+import random
 import re
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import urllib3
@@ -18,88 +20,252 @@ import urllib3
 from demo.processes import Child, free_port, running
 from demo.product import CHECKOUT
 
-_START_TIMEOUT_S = 300.0
+PROXY_CONFIG = CHECKOUT / "deploy" / "haproxy" / "haproxy.cfg"
+"""Takes the backend's servers from a second file."""
+
+_START_S = 300.0
+_DRAIN_S = 120.0
 _POLL_S = 0.02
+_PORTS = range(20000, 30000)
+"""Below those that Linux gives to outgoing connections, so that a server that was killed finds its port free."""
 _STAGE_SUM = re.compile(r'labelnext_stage_duration_seconds_sum\{stage="(\w+)"\}')
 
 
-@dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers."""
+    """One server at one address, running or not."""
 
-    url: str
-    process: Child
-    ready_s: float
-    """Seconds from starting gunicorn to the first answer of /health that names a version."""
+    def __init__(
+        self,
+        models: Path | str,
+        *,
+        log: Path,
+        settings: Mapping[str, str],
+        name: str = "the server",
+        application: str = "server.app:create_app()",
+    ) -> None:
+        """Choose an address; `start` starts the server.
 
-    def wait_for(self, version: str) -> float:
-        """Return the moment, in seconds of `time.perf_counter`, at which the server says that it uses `version`.
+        Args:
+            models: the repository's root.
+            log: takes the log of the first start; further ones lie beside it.
+            settings: environment variables; those of the product that are set in this process do not reach it.
+            name: what the proxy and messages call it.
+            application: what gunicorn runs.
+        """
+        self.name = name
+        self.port = _choose_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.starts = 0
+        self.ready_s = 0.0
+        """Seconds from the start of gunicorn to the first answer of /health that names a version."""
+        self.up: object | None = None
+        """Anew each time that the server is meant to answer from now on; None while it is not: for who breaks it."""
+        self._log = log
+        self._application = application
+        unset = {name: "" for name in os.environ if name.startswith("LABELNEXT_")}
+        own = {"LABELNEXT_MODELS": str(models), "LABELNEXT_BIND": f"127.0.0.1:{self.port}"}
+        self._environment = {**unset, **own, **settings}
+        self._stack = ExitStack()
+        self._process: Child | None = None
+
+    @property
+    def process(self) -> Child:
+        """The process that was started last: gunicorn's master.
 
         Raises:
-            RuntimeError: if it does not within minutes, or refuses the version.
+            RuntimeError: if there is none.
         """
-        return _wait_until_ready(self.url, self.process, version)
+        if self._process is None:
+            raise RuntimeError(f"{self.name} has not been started; call start() first")
+        return self._process
 
-    def peak_rss_mb(self) -> float:
-        """Return the most memory in MB (2**20 bytes) that the worker has had resident so far."""
-        status = (Path("/proc") / str(self.worker()) / "status").read_text(encoding="utf-8")
-        return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """The processes that score: one, and beside it another while one takes over; none in between."""
+        master = self.process.popen.pid
+        with suppress(OSError):
+            return tuple(int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split())
+        return ()
 
-    def forget_peak(self) -> None:
-        """Have `peak_rss_mb` begin anew from what is resident now: loading a version takes more than serving it."""
-        (Path("/proc") / str(self.worker()) / "clear_refs").write_text("5", encoding="utf-8")
+    def start(self) -> None:
+        """Start the server, in its own environment where there is one, else in this one; it is not ready yet."""
+        self.starts += 1
+        python = CHECKOUT / ".venv-server" / "bin" / "python"
+        command: list[str | Path] = [python if python.exists() else sys.executable, "-m", "gunicorn"]
+        command += ["-c", "server/gunicorn_conf.py", self._application]
+        log = self._log if self.starts == 1 else self._log.with_stem(f"{self._log.stem}-{self.starts}")
+        child = running("The server", command, log=log, environment=self._environment, cwd=CHECKOUT)
+        self._process = self._stack.enter_context(child)
+
+    def stop(self) -> None:
+        """End the server if it runs: asked first, then killed."""
+        self._stack.close()
+
+    def kill(self) -> None:
+        """Kill master and worker at once, as a machine that fails does."""
+        os.killpg(self.process.popen.pid, signal.SIGKILL)
+        self.process.popen.wait()
+        self.stop()
+
+    def kill_master(self) -> None:
+        """Kill the master alone: the worker has to notice, and gives the port free when it has."""
+        self.process.popen.kill()
+        self.process.popen.wait()
+
+    def kill_worker(self) -> None:
+        """Kill the worker; the master starts another one."""
+        for pid in self.workers:
+            os.kill(pid, signal.SIGKILL)
+
+    def drain(self) -> float:
+        """Ask the server to end, and return the seconds that it took to answer what it had accepted.
+
+        Raises:
+            subprocess.TimeoutExpired: if it does not end.
+        """
+        started = time.monotonic()
+        self.process.popen.terminate()
+        self.process.popen.wait(_DRAIN_S)
+        self.stop()
+        return time.monotonic() - started
+
+    def health(self) -> dict[str, object]:
+        """Return what /health says; empty where nothing answers."""
+        with suppress(urllib3.exceptions.HTTPError, ValueError):
+            return dict(json.loads(self._get("/health").data))
+        return {}
+
+    @property
+    def version(self) -> object:
+        """The version that the server uses; None where it has none or does not answer."""
+        return self.health().get("model_version")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server takes requests."""
+        with suppress(urllib3.exceptions.HTTPError):
+            return self._get("/health/ready").status == 200
+        return False
 
     def metrics(self) -> dict[str, float]:
         """Return what /metrics says, by name and labels as they stand there."""
-        return parse_metrics(_get(f"{self.url}/metrics").decode())
+        return parse_metrics(self._get("/metrics").data.decode())
 
-    def worker(self) -> int:
-        """Return the process that scores: gunicorn's only child."""
-        (worker,) = (pid for pid in _pids() if _parent(pid) == self.process.popen.pid)
-        return worker
+    def rss_mb(self) -> float:
+        """Return what the worker has resident, in MB (2**20 bytes)."""
+        return self._memory_mb("VmRSS")
+
+    def peak_rss_mb(self) -> float:
+        """Return the most that the worker has had resident so far, in MB."""
+        return self._memory_mb("VmHWM")
+
+    def forget_peak(self) -> None:
+        """Have `peak_rss_mb` begin anew from what is resident now: loading a version takes more than serving it."""
+        (worker,) = self.workers
+        Path(f"/proc/{worker}/clear_refs").write_text("5", encoding="utf-8")
+
+    def wait_until_ready(self, version: str | None = None) -> float:
+        """Return once the server uses the version, or any: the moment, in seconds of `time.perf_counter`.
+
+        Raises:
+            RuntimeError: if it ends before, refuses the version, or takes minutes.
+        """
+        deadline = time.monotonic() + _START_S
+        while True:
+            health, now = self.health(), time.perf_counter()
+            found = health.get("model_version")
+            if health.get("status") == "UP" and found and version in (None, found):
+                return now
+            ended = self.process.popen.poll() is not None or time.monotonic() > deadline
+            if ended or f"{version} was refused" in str(health.get("detail")):
+                shown = self.process.log.read_bytes()[-2000:].decode(errors="replace")
+                raise RuntimeError(
+                    f"expected {self.name} to use version {version or 'any'}; it says {health}, and {shown}"
+                )
+            time.sleep(_POLL_S)
+
+    def _memory_mb(self, field: str) -> float:
+        (worker,) = self.workers
+        status = Path(f"/proc/{worker}/status").read_text(encoding="utf-8")
+        return round(int(status.partition(f"{field}:")[2].split()[0]) / 1024, 1)
+
+    def _get(self, path: str) -> urllib3.BaseHTTPResponse:
+        return urllib3.request("GET", self.url + path, retries=False, timeout=30)
 
 
 @contextmanager
-def gunicorn(models: Path, *, port: int, log: Path, settings: Mapping[str, str]) -> Iterator[Child]:
-    """Run the server on a repository; when the block begins it is only starting.
-
-    The interpreter is that of the server's environment where there is one, else this one. Variables of the product
-    that are set in this process's environment do not reach it.
-
-    Args:
-        models: the repository's root.
-        port: where it listens on the loopback address.
-        log: takes the server's log.
-        settings: environment variables.
-    """
-    python = CHECKOUT / ".venv-server" / "bin" / "python"
-    command: list[str | Path] = [python if python.exists() else sys.executable, "-m", "gunicorn"]
-    unset = {name: "" for name in os.environ if name.startswith("LABELNEXT_")}
-    environment = {**unset, "LABELNEXT_MODELS": str(models), "LABELNEXT_BIND": f"127.0.0.1:{port}", **settings}
-    with running(
-        "The server",
-        [*command, "-c", "server/gunicorn_conf.py", "server.app:create_app()"],
-        log=log,
-        environment=environment,
-        cwd=CHECKOUT,
-    ) as child:
-        yield child
-
-
-@contextmanager
-def serving(models: Path, *, log: Path, settings: Mapping[str, str]) -> Iterator[Server]:
-    """Run the server on a repository as `gunicorn` does, ready when the block begins.
+def serving(
+    models: Path | str, *, log: Path, settings: Mapping[str, str], application: str = "server.app:create_app()"
+) -> Iterator[Server]:
+    """Run a server on a repository until the block ends, ready when it begins.
 
     Raises:
         RuntimeError: if it does not get ready.
-        ProcessError: if there is no free port.
     """
-    port = free_port()
-    started = time.perf_counter()
-    with gunicorn(models, port=port, log=log, settings=settings) as child:
-        url = f"http://127.0.0.1:{port}"
-        ready = _wait_until_ready(url, child, None)
-        yield Server(url, child, ready - started)
+    server, started = Server(models, log=log, settings=settings, application=application), time.perf_counter()
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        server.start()
+        server.ready_s = server.wait_until_ready() - started
+        yield server
+
+
+class Fleet:
+    """Servers behind one address."""
+
+    def __init__(self, url: str, replicas: Sequence[Server]) -> None:
+        """Take the proxy's address and what stands behind it."""
+        self.url = url
+        self.replicas = tuple(replicas)
+
+    def wait_until_ready(self, version: str | None = None) -> None:
+        """Return once all servers are ready; RuntimeError if one does not get so."""
+        for replica in self.replicas:
+            replica.wait_until_ready(version)
+
+
+@contextmanager
+def fleet(models: Path, *, replicas: int, folder: Path, settings: Mapping[str, str]) -> Iterator[Fleet]:
+    """Run servers behind haproxy, all ready when the block begins.
+
+    Args:
+        models: the repository's root, shared.
+        replicas: how many.
+        folder: takes logs, and the list of servers for haproxy.
+        settings: environment variables of the servers.
+
+    Raises:
+        RuntimeError: if one of them does not get ready.
+        ProcessError: if haproxy does not start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"replica-{number}" for number in range(1, replicas + 1)]
+    members = [Server(models, log=folder / f"{name}.log", settings=settings, name=name) for name in names]
+    with ExitStack() as stack:
+        for replica in members:
+            stack.callback(replica.stop)
+            replica.start()
+        for replica in members:
+            replica.wait_until_ready()
+        yield Fleet(stack.enter_context(_proxy(members, folder)), members)
+
+
+def has_haproxy() -> bool:
+    """Whether a fleet can be run on this machine."""
+    return shutil.which("haproxy") is not None
+
+
+def wait_until(reached: Callable[[], bool], what: str, *, timeout_s: float = 120.0) -> None:
+    """Ask over and over until something is so.
+
+    Raises:
+        RuntimeError: naming what was waited for, if it does not come.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited {timeout_s:.0f} s for {what}")
+        time.sleep(_POLL_S)
 
 
 def parse_metrics(text: str) -> dict[str, float]:
@@ -112,38 +278,24 @@ def stage_seconds(metrics: Mapping[str, float]) -> dict[str, float]:
     return {match[1]: seconds for name, seconds in metrics.items() if (match := _STAGE_SUM.fullmatch(name))}
 
 
-def _wait_until_ready(url: str, child: Child, version: str | None) -> float:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while True:
-        health = _health(url)
-        now = time.perf_counter()
-        found = health.get("model_version")
-        if health.get("status") == "UP" and found and version in (None, found):
-            return now
-        if child.popen.poll() is not None or time.monotonic() > deadline or "refused" in str(health.get("detail")):
-            shown = child.log.read_bytes()[-2000:].decode(errors="replace")
-            raise RuntimeError(f"expected the server to use version {version or 'any'}; it says {health}, and {shown}")
-        time.sleep(_POLL_S)
+@contextmanager
+def _proxy(replicas: Sequence[Server], folder: Path) -> Iterator[str]:
+    """Run haproxy in front of the servers and give its address."""
+    servers = folder / "servers.cfg"
+    lines = [f"    server {replica.name} 127.0.0.1:{replica.port}" for replica in replicas]
+    servers.write_text("\n".join(["backend servers", *lines, ""]), encoding="utf-8")
+    address = f"127.0.0.1:{_choose_port()}"
+    with running(
+        "haproxy",
+        ["haproxy", "-db", "-f", PROXY_CONFIG, "-f", servers],
+        log=folder / "haproxy.log",
+        environment={"LABELNEXT_PROXY_BIND": address},
+    ) as child:
+        child.wait_for(f"http://{address}/health/ready", timeout_s=_START_S)
+        yield f"http://{address}"
 
 
-def _health(url: str) -> dict[str, object]:
-    try:
-        return dict(json.loads(_get(f"{url}/health")))
-    except (urllib3.exceptions.HTTPError, ValueError):
-        return {}
-
-
-def _get(url: str) -> bytes:
-    return urllib3.request("GET", url, retries=False, timeout=30).data
-
-
-def _pids() -> list[int]:
-    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
-
-
-def _parent(pid: int) -> int | None:
-    try:
-        status = (Path("/proc") / str(pid) / "status").read_text(encoding="utf-8")
-    except OSError:  # it ended meanwhile
-        return None
-    return int(status.partition("PPid:")[2].split()[0])
+def _choose_port() -> int:
+    while (port := random.choice(_PORTS)) != free_port(port):  # noqa: S311  # no secret
+        pass
+    return port

@@ -73,4 +73,4 @@ def _swap(server: Server, repository: Repository) -> tuple[float, float]:
     (other,) = set(repository.versions()) - {repository.current()}
     started = time.perf_counter()
     repository.point_to(other)
-    return started, server.wait_for(other)
+    return started, server.wait_until_ready(other)

@@ -34,9 +34,9 @@ from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import Resident, growth_mb, probing
 from bench.chaos.traffic import KINDS, Dice, bad_host
-from bench.fleet import Fleet, Replica, fleet, has_haproxy
 from bench.hosts import image_host
 from bench.load import percentile, say
+from bench.serving import Fleet, Server, fleet, has_haproxy
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
 
@@ -81,7 +81,7 @@ class Run:
     def __init__(self, servers: Fleet, faults: Faults, dice: Dice, *, requests: int) -> None:
         """Take what is asked, and what happens meanwhile."""
         self._servers = servers
-        self._spared: Replica = servers.replicas[0]
+        self._spared: Server = servers.replicas[0]
         self._faults = faults
         self._dice = dice
         self._requests = requests

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.fleet import Fleet, Replica, wait_until
+from bench.serving import Fleet, Server, wait_until
 from bench.tiny_model import TinyModel, publish
 from contract.versions.repository import Repository, new_version
 from contract.versions.version import MANIFEST_FILE, WEIGHTS_FILE
@@ -55,7 +55,7 @@ class Faults:
         self._wait_for_mending()
         self._swap_to(self._publish())
         for replica in self._fleet.replicas:
-            replica.wait_until_ready(version=self._repository.current())
+            replica.wait_until_ready(self._repository.current())
 
     # Versions that are good.
 
@@ -132,12 +132,12 @@ class Faults:
 
     def kill_worker(self) -> None:
         """Kill a worker; its master starts another one."""
-        self._break(Replica.kill_worker)
+        self._break(Server.kill_worker)
 
     def kill_replica(self) -> None:
         """Kill a whole server, and start it again."""
 
-        def kill(replica: Replica) -> None:
+        def kill(replica: Server) -> None:
             replica.kill()
             time.sleep(self._rng.uniform(0, 2))
             replica.start()
@@ -147,13 +147,13 @@ class Faults:
     def drain(self) -> None:
         """Ask a server to end, and start it again."""
 
-        def drain(replica: Replica) -> None:
+        def drain(replica: Server) -> None:
             replica.drain()
             replica.start()
 
         self._break(drain)
 
-    def _break(self, how: Callable[[Replica], None]) -> None:
+    def _break(self, how: Callable[[Server], None]) -> None:
         """Break one of the replicas that are not spared, and see to it that it comes back, which takes its time."""
         self._wait_for_mending()
         replica = self._rng.choice(self._fleet.replicas[1:])

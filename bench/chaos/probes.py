@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from bench.fleet import Replica
+from bench.serving import Server
 
 _INTERVAL_S = 0.05
 _FAILED_S = 10.0
@@ -17,7 +17,7 @@ Resident = tuple[tuple[int, ...], float]
 
 
 @contextmanager
-def probing(replicas: Iterable[Replica]) -> Iterator[list[float]]:
+def probing(replicas: Iterable[Server]) -> Iterator[list[float]]:
     """Ask each replica that is meant to answer for its /health every 50 ms; the list of seconds grows meanwhile.
 
     What a replica was being asked when it stopped being meant to answer does not count.
@@ -25,7 +25,7 @@ def probing(replicas: Iterable[Replica]) -> Iterator[list[float]]:
     seconds: list[float] = []
     over = threading.Event()
 
-    def probe(replica: Replica) -> None:
+    def probe(replica: Server) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=_FAILED_S)
         while not over.wait(_INTERVAL_S):
             if (up := replica.up) is None:

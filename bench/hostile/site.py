@@ -159,7 +159,7 @@ class Site:
         """Return how things stand before some cases."""
         self.server.forget_peak()
         return Mark(
-            self.server.worker(),
+            self.server.workers,
             self.server.peak_rss_mb(),
             self.server.process.log.stat().st_size,
             self.canary.contacts,
@@ -168,8 +168,8 @@ class Site:
 
     def check_unharmed(self, before: "Mark") -> None:
         """Raise Escaped unless the server is what it was before the cases, and told nobody what it should not."""
-        if (worker := self.server.worker()) != before.worker:
-            raise Escaped(f"the worker {before.worker} ended; {worker} took its place")
+        if (workers := self.server.workers) != before.workers:
+            raise Escaped(f"the worker {before.workers} ended; {workers} took its place")
         if (seconds := min(self.live_s() for _ in range(_LOOKS))) > LIVE_S:
             raise Escaped(f"/health/live took {seconds:.1f} s")
         if (grown := self.server.peak_rss_mb() - before.resident_mb) > GROWTH_MB:
@@ -200,7 +200,7 @@ class Site:
 class Mark:
     """How things stood before some cases."""
 
-    worker: int
+    workers: tuple[int, ...]
     resident_mb: float
     log_bytes: int
     contacts: int

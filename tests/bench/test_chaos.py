@@ -15,8 +15,8 @@ from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import growth_mb, probing
 from bench.chaos.traffic import BAD_ANSWERS, Dice, Manner, bad_host
 from bench.chaos.traffic import KINDS as REQUESTS
-from bench.fleet import Fleet, Replica, wait_until
 from bench.hosts import host, reply
+from bench.serving import Fleet, Server, wait_until
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
 from demo.processes import free_port
@@ -247,7 +247,7 @@ class TestProbing:
 
     @pytest.fixture
     def replica(self, tmp_path, slow):
-        replica = Replica("one", tmp_path, folder=tmp_path, settings={})
+        replica = Server(tmp_path, log=tmp_path / "log", settings={})
         replica.port, replica.up = slow.port, object()
         return replica
 

@@ -89,7 +89,7 @@ class Site:
         self.harmful, self.harmed = harmful, False
 
     def mark(self):
-        return Mark(0, 0, 0, 0, ())
+        return Mark((), 0, 0, 0, ())
 
     def attack(self, name):
         self.harmed |= name == self.harmful

@@ -1,10 +1,9 @@
-"""Requests to a real server, many at a time, and hosts of images that behave badly."""
+"""Requests to a real server, many at a time, and clients that send no more than a beginning."""
 
 from __future__ import annotations
 
 import json
 import socket
-import socketserver
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -76,33 +75,6 @@ class Prober:
 
     def quantile(self, q: float) -> float:
         return sorted(self.seconds)[int(q * (len(self.seconds) - 1))]
-
-
-@contextmanager
-def hanging_host() -> Iterator[str]:
-    """A host that takes connections and requests, and answers nothing until the block ends."""
-    over = threading.Event()
-
-    class Hang(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.settimeout(0.1)
-            while not over.is_set():
-                try:
-                    if not self.request.recv(1000):
-                        return
-                except TimeoutError:
-                    pass
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        request_queue_size = 200
-
-    with Server(("127.0.0.1", 0), Hang) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        over.set()
-        server.shutdown()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.fleet import has_haproxy
+from bench.serving import has_haproxy
 from demo.product import CHECKOUT
 
 pytestmark = pytest.mark.rare

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.fleet import fleet, has_haproxy
-from bench.serving import Server, serving
+from bench.serving import Server, fleet, has_haproxy, serving
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
 from tests.production.driving import Prober, idle_connections

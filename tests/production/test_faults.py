@@ -19,12 +19,10 @@ import urllib3
 from bench.serving import Server, serving
 from bench.tiny_model import TinyModel, publish
 from contract.versions.repository import Repository
-from demo.processes import Child, free_port, running
 from demo.product import CHECKOUT
 from tests.disks import fill, small_disk
 from tests.production.driving import Client
 from tests.server.conftest import make_tasks
-from tests.system.conftest import python_of
 
 QUICK = {"LABELNEXT_POLL_S": "0.1"}
 
@@ -38,30 +36,16 @@ def repository(tmp_path: Path) -> Repository:
 
 
 @contextmanager
-def server_of(repository: Repository, **settings: str) -> Iterator[tuple[Client, Server]]:
+def server_of(repository: Repository, **given: str) -> Iterator[tuple[Client, Server]]:
+    """A server with these settings, or with another application."""
+    application = given.pop("application", "server.app:create_app()")
     log = repository.root.parent / "server.log"
-    with serving(repository.root, log=log, settings={**QUICK, **settings}) as server:
+    with serving(repository.root, log=log, settings={**QUICK, **given}, application=application) as server:
         yield Client(server.url), server
 
 
-@contextmanager
-def breakable_server_of(repository: Repository, folder: Path) -> Iterator[tuple[Client, Child]]:
-    """The server, with what can only be done to it from within."""
-    port = free_port()
-    with running(
-        "The server",
-        [
-            python_of("server"),
-            *("-m", "gunicorn", "-c", "server/gunicorn_conf.py"),
-            "tests.production.breakable:create_breakable_app()",
-        ],
-        log=folder / "server.log",
-        environment={**QUICK, "LABELNEXT_MODELS": str(repository.root), "LABELNEXT_BIND": f"127.0.0.1:{port}"},
-        cwd=CHECKOUT,
-    ) as child:
-        client = Client(f"http://127.0.0.1:{port}")
-        child.wait_for(client.url + "/health/ready", timeout_s=60)
-        yield client, child
+BREAKABLE = {"application": "tests.production.breakable:create_breakable_app()"}
+"""The server, with what can only be done to it from within."""
 
 
 def await_health(client: Client, met: Callable[[Mapping[str, object]], bool], seconds: float = 30) -> None:
@@ -145,7 +129,7 @@ class TestTheRepository:
     def test_a_volume_that_hangs_is_told(self, repository: Repository, tmp_path: Path):
         """What hangs raises nothing: the silence is told, and requests and probes do not wait for it."""
         version = repository.current()
-        with breakable_server_of(repository, tmp_path) as (client, _):
+        with server_of(repository, **BREAKABLE) as (client, _):
             assert urllib3.request("POST", client.url + "/hang").status == 200
             time.sleep(1)
             assert serves(client, version)
@@ -201,7 +185,7 @@ class TestTheDisk:
 class TestProcesses:
     def test_a_worker_whose_batcher_died_is_replaced(self, repository: Repository, tmp_path: Path):
         """Liveness fails, gunicorn starts a new worker, and it serves: without anybody's help."""
-        with breakable_server_of(repository, tmp_path) as (client, child):
+        with server_of(repository, **BREAKABLE) as (client, server):
             assert serves(client, repository.current())
             assert urllib3.request("POST", client.url + "/break").status == 200
             reply = client.predict(make_tasks(1))
@@ -211,13 +195,13 @@ class TestProcesses:
                 assert time.monotonic() < end
                 time.sleep(0.2)
             assert serves(client, repository.current())
-            assert "gunicorn starts a new worker" in child.log.read_text()
+            assert "gunicorn starts a new worker" in server.process.log.read_text()
 
     def test_a_worker_that_is_killed_is_replaced_and_waits_for_its_version(self, repository: Repository):
         """Requests that come meanwhile wait at the socket, and are answered with scores."""
         with server_of(repository) as (client, server):
             for _ in range(3):
-                worker = server.worker()
+                (worker,) = server.workers
                 os.kill(worker, signal.SIGKILL)
                 await_end(worker)
                 assert serves(client, repository.current())
@@ -242,7 +226,7 @@ class TestProcesses:
 
 def test_a_clock_that_jumps_costs_nothing(repository: Repository, tmp_path: Path):
     """Deadlines and polls go by the clock that cannot be set."""
-    with breakable_server_of(repository, tmp_path) as (client, _):
+    with server_of(repository, **BREAKABLE) as (client, _):
         for days in (2, -3, 400, 0):
             assert urllib3.request("POST", f"{client.url}/clock/{days}").status == 200
             assert serves(client, repository.current())

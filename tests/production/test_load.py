@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.hosts import Host, host
+from bench.hosts import Handler, Host, Request, host, reply, silence
 from bench.serving import Server, serving
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
-from tests.production.driving import Client, Prober, hanging_host, idle_connections
+from tests.production.driving import Client, Prober, idle_connections
 from tests.server.conftest import make_task, make_tasks
 from tests.server.inference.test_scoring import make_png
 
@@ -42,14 +42,12 @@ def serve(tmp_path: Path) -> Serve:
 def slow_host() -> Iterator[Host]:
     """A host that answers each image after half a second."""
     with host() as each:
-        each.serve("/image.png", make_png(7))
-        quick = each.answers["/image.png"]
 
-        def slow(handler: object, request: object) -> None:
+        def slow(handler: Handler, request: Request) -> None:
             time.sleep(0.5)
-            quick(handler, request)  # type: ignore[arg-type]
+            reply(make_png(7))(handler, request)
 
-        each.answers["/image.png"] = slow
+        each.serve("/image.png", slow)
         yield each
 
 
@@ -90,11 +88,12 @@ def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(se
 
 def test_a_host_that_hangs_does_not_hold_up_the_others(serve: Serve):
     """While half of the requests wait for it, images from elsewhere are scored at once."""
-    with hanging_host() as hanging, host() as good:
+    with host() as hanging, host() as good:
+        hanging.otherwise = silence()
         good.serve("/image.png", make_png(7))
-        with serve(deadline_s=20, allowed_origins=f"{hanging},{good.url}") as (client, _):
+        with serve(deadline_s=20, allowed_origins=f"{hanging.url},{good.url}") as (client, _):
             stuck = [
-                client.start_predict([make_task(i, f"{hanging}/{i}.png") for i in range(40)] + make_tasks(2))
+                client.start_predict([make_task(i, f"{hanging.url}/{i}.png") for i in range(40)] + make_tasks(2))
                 for _ in range(8)
             ]
             time.sleep(1)

@@ -19,9 +19,9 @@ import pytest
 import urllib3
 
 from bench.chaos.pictures import Picture, draw_pictures
-from bench.fleet import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
-from bench.hosts import ImageHost, host, image_host
+from bench.hosts import Handler, ImageHost, Request, host, image_host, reply
 from bench.load import Client, Reply, sending, split
+from bench.serving import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
 from bench.tiny_model import LABELS, publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
@@ -71,9 +71,9 @@ def references(images: ImageHost, pictures: tuple[Picture, ...]) -> list[str]:
 def scores_by_version(replies: list[Reply], requests: list[list[str]]):
     """All scores that an image got of a version."""
     found: dict = {}
-    for reply, references in zip(replies, requests, strict=True):
-        for reference, score in zip(references, reply.scores, strict=True):
-            found.setdefault((reference, reply.versions), set()).add(score)
+    for answered, references in zip(replies, requests, strict=True):
+        for reference, score in zip(references, answered.scores, strict=True):
+            found.setdefault((reference, answered.versions), set()).add(score)
     return found
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_lost_while_servers_die_drain_and_change_versions(
         servers.wait_until_ready()
         assert third.drain() < 30
         third.start()
-        servers.wait_until_ready(version=publish(repository, seed=2))
+        servers.wait_until_ready(publish(repository, seed=2))
         second.kill_master()
         wait_until(lambda: not second.ready, "the orphan to notice", timeout_s=15)
         second.stop()
@@ -230,12 +230,9 @@ def _predicted(replica) -> float:
 
 
 def _answer_when(release: threading.Event, data: bytes):
-    def answer(handler: BaseHTTPRequestHandler, _: object) -> None:
+    def answer(handler: Handler, request: Request) -> None:
         release.wait(60)
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
+        reply(data)(handler, request)
 
     return answer
 

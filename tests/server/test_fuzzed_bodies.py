@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bench.tiny_model import publish
 from server.settings import Device, Settings
-from tests.fuzz.mutation import mutate_json
+from tests.mutation import mutate_json
 from tests.server.conftest import make_predict_body, make_task, make_tasks
 
 EXAMPLES = 150
@@ -54,6 +54,8 @@ def test_any_edit_of_a_body_is_answered(client, repository, route, number):
         lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(sorted(ROUTES["/predict"])) | st.text(), inner),
     )
 )
+@example(body={"tasks": [], "label_config": "\ud800"})
+@example(body={"schema": "\ud800"})
 def test_any_json_is_answered(client, route, body):
     """Such as no client sends."""
     check(client.post(route, json=body))

@@ -1,23 +1,24 @@
-"""What is fuzzed: each parser of bytes from elsewhere, with what must hold of any bytes.
+"""Each parser of bytes from elsewhere, with what must hold of any bytes.
 
-A target takes bytes and returns; only the errors that a parser documents are caught, so that any other ends the run.
+A target takes bytes and returns; only the errors that a parser documents are caught, so that any other fails the test.
 What is accepted must survive being written and read again.
 """
 
-import json
 import tempfile
-from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import ModelProto
 
 from bench.tiny_model import TinyModel, draw_probe
-from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError, RequestError, SignatureError
+from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError, SignatureError
 from contract.graph.lowering import lower
 from contract.graph.probe import Probe
 from contract.images.download import Target
@@ -27,17 +28,7 @@ from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite, FileDigest, InputSpec, Manifest
 from contract.versions.results import Metrics
 from contract.versions.signatures import VerifyKey, read_public_key
-from server.http.labelstudio import (
-    build_predictions,
-    find_images,
-    parse_predict,
-    parse_score,
-    parse_setup,
-    parse_webhook,
-    resolve_target,
-)
-from server.inference.batching import ImageScores
-from server.settings import Score
+from tests.mutation import mutate_json
 
 VERSION = "20260102T030405678Z-0a1b2c"
 MANIFEST = Manifest(
@@ -69,55 +60,7 @@ t3s/4BxjgIR7Qujd0NccAIGwWFGKQaI/hFuuuMbjBDJOC5No0JZcBD74/LXk7VvBdehfkXUfEwSRcAXv
 """By it, of another manifest."""
 
 
-@dataclass(frozen=True)
-class Fuzzed:
-    """A parser, and inputs that it accepts or was found to stumble over."""
-
-    run: Callable[[bytes], object]
-    seeds: Callable[[], Iterable[bytes]]
-    is_json: bool = False
-
-
-def _json(data):
-    """As server/http/bodies.py reads a body, of which only what is JSON goes on."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def predict(data):
-    """A body of /predict, up to what is answered."""
-    with suppress(RequestError, ConfigError):
-        request = parse_predict(_json(data))
-        target = resolve_target(request.label_config, VERSION, "label", MANIFEST.labels)
-        images = find_images(request, target)
-        assert len(images) == len(request.tasks)
-        scores = ImageScores(
-            bald=0.1, entropy=0.2, mean_probabilities=np.array([0.2, 0.7, 0.1], np.float32), embedding=None
-        )
-        answer = build_predictions([scores] * len(images), MANIFEST, target, Score.AGREEMENT)
-        assert json.loads(json.dumps(answer)) == answer
-
-
-def score(data):
-    """A body of /score."""
-    with suppress(RequestError):
-        parse_score(_json(data))
-
-
-def setup(data):
-    """A body of /setup."""
-    with suppress(RequestError, ConfigError):
-        if schema := parse_setup(_json(data)).label_config:
-            resolve_target(schema, VERSION, None, MANIFEST.labels)
-
-
-def webhook(data):
-    """A body of /webhook."""
-    with suppress(RequestError):
-        parsed = parse_webhook(_json(data))
-        assert parsed.project_id is None or 0 <= parsed.project_id < 10**18
+NAMELESS = b'<View><Image value="$p"/><Choices name="l" toName=""><Choice value="a"/></Choices></View>'
 
 
 def label_config(data):
@@ -203,37 +146,37 @@ def _probe_seeds():
         yield path.read_bytes()
 
 
-def _bodies(**fields):
-    """A body of /predict as Label Studio sends it, and one of nothing."""
-    task = {"id": 7, "data": {"picture": "/data/upload/3/a.png", "n": 1}, "meta": {}, "predictions": [], "overlap": 1}
-    body = {
-        "tasks": [task, {**task, "id": 8}],
-        "project": "3.1770000000",
-        "label_config": CONFIG,
-        "params": {"login": None, "password": None, "context": {"result": []}},
-    }
-    yield json.dumps({**body, **fields}).encode()
-    yield json.dumps({**body, **fields, "tasks": []}).encode()
-
-
 TARGETS = {
-    "predict": Fuzzed(predict, _bodies, is_json=True),
-    "score": Fuzzed(score, lambda: _bodies(version=VERSION, embeddings=True, passes=False), is_json=True),
-    "setup": Fuzzed(
-        setup,
-        lambda: [json.dumps({"project": "3.17", "schema": CONFIG, "hostname": "http://x"}).encode()],
-        is_json=True,
-    ),
-    "webhook": Fuzzed(
-        webhook, lambda: [b'{"action": "START_TRAINING", "project": {"id": 3, "title": "birds"}}'], is_json=True
-    ),
-    "label-config": Fuzzed(label_config, lambda: [CONFIG.encode()]),
-    "manifest": Fuzzed(
-        manifest, lambda: [MANIFEST.to_json().encode(), replace(MANIFEST, files={}).to_json().encode()], is_json=True
-    ),
-    "signature": Fuzzed(signature, lambda: [SIGNATURE]),
-    "public-key": Fuzzed(public_key, lambda: [PUBLIC_KEY.encode()]),
-    "target": Fuzzed(target, lambda: [b"HTTP://Host.Example:8080/a/../b.png?q=1#f\n//other/c", b"https://[::1]/\n/x"]),
-    "probe": Fuzzed(probe, _probe_seeds),
-    "graph": Fuzzed(graph, lambda: [TinyModel.draw().graph().SerializeToString()]),
+    "label-config": (label_config, lambda: [CONFIG.encode(), NAMELESS]),
+    "manifest": (manifest, lambda: [MANIFEST.to_json().encode(), replace(MANIFEST, files={}).to_json().encode()]),
+    "signature": (signature, lambda: [SIGNATURE]),
+    "public-key": (public_key, lambda: [PUBLIC_KEY.encode()]),
+    "target": (target, lambda: [b"HTTP://Host.Example:8080/a/../b.png?q=1#f\n//other/c", b"https://[::1]/\n/x"]),
+    "probe": (probe, _probe_seeds),
+    "graph": (graph, lambda: [TinyModel.draw().graph().SerializeToString()]),
 }
+"""A parser, and inputs that it accepts or was found to stumble over."""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_beginnings_of_good_files_are_parsed_or_refused(name):
+    """Files that end too early are what interrupted writers leave."""
+    run, seeds = TARGETS[name]
+    for seed in seeds():
+        for length in {0, 1, len(seed) // 2, len(seed) - 1, len(seed)}:
+            run(seed[:length])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@given(content=st.binary(max_size=300))
+def test_any_bytes_are_parsed_or_refused(name, content):
+    """By nothing but the errors that a parser documents."""
+    TARGETS[name][0](content)
+
+
+@given(number=st.integers(0, 2**32))
+def test_any_edit_of_a_manifest_is_parsed_or_refused(number):
+    """Fields that are missing, of another type, repeated, nested, or of half a character."""
+    run, seeds = TARGETS["manifest"]
+    for seed in seeds():
+        run(mutate_json(seed, number))
