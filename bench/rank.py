@@ -124,7 +124,7 @@ def _rank(project: int, strategy: str, *, studio: LabelStudio, server: str, fold
         "LABELNEXT_CACHE": str(folder / "cache"),
         "LABELNEXT_LABEL_STUDIO_URL": studio.url,
         "LABELNEXT_LABEL_STUDIO_TOKEN": studio.token,
-        "LABELNEXT_SERVERS": server,
+        "LABELNEXT_SERVER": server,
     }
     command = [sys.executable, "-m", "trainer", "rank", "--project", str(project), "--strategy", strategy]
     started = time.perf_counter()

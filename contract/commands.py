@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Final, NoReturn, get_args
 
 import click
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from contract.settings import describe, explain, written
@@ -29,6 +29,8 @@ class Option:
     choices: Sequence[str] = ()
     argument: bool = False
     """Whether it is given by its place instead of its name."""
+    once: str = ""
+    """What is said if it is given again; by default the last one counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class _Parsed(click.Command):
         )
 
     def _call(self, **given: Any) -> tuple[Command, list[Any]]:
-        told = {name: value for name, value in given.items() if value not in {None, ()} and value is not False}
+        told = {name: value for name, value in given.items() if value is not None and value is not False}
         try:
             return self._command, self._command.values(told)
         except ValidationError as err:
@@ -160,16 +162,27 @@ def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
     if option.argument:
         return click.Argument([name], type=kind, required=required)
     switch = info.annotation is bool
-    several = get_origin(info.annotation) is tuple and not any(isinstance(x, BeforeValidator) for x in info.metadata)
     return click.Option(
         [option.name or f"--{name.replace('_', '-')}", name],
-        type=None if switch else click.STRING if several else kind,
+        type=None if switch else kind,
         is_flag=switch or None,  # False would have click read an option out of --control=-x
-        multiple=several,
+        multiple=bool(option.once),
+        callback=_only(option.once) if option.once else None,
         required=required,
         metavar=None if switch or option.choices else option.metavar or _metavar(info).upper(),
         help=_help(info, about),
     )
+
+
+def _only(otherwise: str) -> Callable[[click.Context, click.Parameter, tuple[Any, ...]], Any]:
+    """Return what takes the one value that an option was given."""
+
+    def take(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
+        if len(values) > 1:
+            raise click.UsageError(f"{param.opts[0]} may be given once only: {otherwise}", ctx)
+        return values[0] if values else None
+
+    return take
 
 
 def _metavar(info: FieldInfo) -> str:

@@ -167,7 +167,7 @@ def _server(workplace: Workplace, version: str, log: Path) -> AbstractContextMan
 def _rank(workplace: Workplace, project: Project, pool: Pool, *, server: str) -> list[Scored]:
     """Have the trainer rank all unlabelled images, and return them as the Data Manager sorts them."""
     project.connect(server, title="Labelnext")
-    rank(workplace, project.id, [server])
+    rank(workplace, project.id, server)
     tasks = [task for task in project.tasks(ordering=_BY_SCORE) if task.predictions]
     _check_order(project, tasks)
     images = {image.name: image for image in pool.images}

@@ -88,7 +88,7 @@ def train(
 def rank(
     workplace: Workplace,
     project_id: int,
-    servers: Sequence[str],
+    server: str,
     options: Sequence[str] = (),
     *,
     progress: IO[bytes] | None = None,
@@ -98,15 +98,14 @@ def rank(
     Args:
         workplace: where the version is, and where the project is.
         project_id: the project's number.
-        servers: where servers of the current version answer.
+        server: where a server of the current version answers.
         options: further arguments of `python -m trainer rank`.
         progress: takes what the trainer shows people; this process's stderr by default.
 
     Raises:
         ProcessError: it failed; what it says is in `progress`.
     """
-    given = [argument for server in servers for argument in ("--server", server)]
-    arguments = ["rank", "--project", str(project_id), *given, *options]
+    arguments = ["rank", "--project", str(project_id), "--server", server, *options]
     summary: dict[str, Any] = json.loads(_trainer(workplace, *arguments, progress=progress))
     return summary
 

@@ -27,7 +27,7 @@ from contract.versions.files import explain
 from contract.versions.manifest import Manifest
 from contract.versions.signatures import generate_keys
 from trainer.ranking.options import RankOptions
-from trainer.settings import Environment, Project, Servers, Source, Training, check_weights
+from trainer.settings import Environment, Project, Server, Source, Training, check_weights
 from trainer.study.options import StudyOptions, StudyTraining
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
 from trainer.watching.rounds import WatchOptions
@@ -154,14 +154,14 @@ def _activate(environment: Environment, options: _Activate) -> None:
 class _Release:
     project: Annotated[Project, Option(metavar="ID")]
     """A Label Studio project's number."""
-    servers: Servers = ()
-    """Whose webhooks are cleared; may be given several times (default: LABELNEXT_SERVERS)."""
+    server: Server = None
+    """Whose webhooks are cleared (default: LABELNEXT_SERVER)."""
 
 
 def _release(environment: Environment, options: _Release) -> None:
     from trainer.ranking.releasing import release
 
-    released = release(options.project, environment, servers=options.servers)
+    released = release(options.project, environment, server=options.server)
     print(released.say(), file=sys.stderr)
     _print_json(released.to_json())
 

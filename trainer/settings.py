@@ -3,6 +3,8 @@
 Imports no torch, so that `--help` and the commands that only act on the repository answer at once.
 """
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, get_args
 
@@ -12,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from contract.commands import Option
 from contract.errors import ConfigError
 from contract.scores.holdout import DEFAULT_SHARE
-from contract.settings import DECLARED, Count, SharedSettings, split, text
+from contract.settings import DECLARED, Count, SharedSettings, Url
 from contract.versions.local_cache import open_repository
 from contract.versions.manifest import DEFAULT_PASSES
 from contract.versions.repository import Repository
@@ -33,7 +35,9 @@ Architecture = Annotated[str, Option("--arch", choices=ARCHITECTURES)]
 Pixels = Annotated[Count, Option(metavar="PIXELS")]
 StartWeights = Annotated[str, Option(metavar="imagenet|none|FILE")]
 HoldoutShare = Annotated[ShareOrNone, Option(metavar="SHARE")]
-Servers = Annotated[tuple[str, ...], Option("--server", metavar="URL")]
+Server = Annotated[
+    Url | None, Option(metavar="URL", once="put a proxy before several servers (docs/operations.md, Sizing)")
+]
 
 
 @dataclass(frozen=True, slots=True, config=DECLARED)
@@ -116,8 +120,23 @@ class Environment(SharedSettings):
     cannot be asked, without `ETag` and `Last-Modified`, are downloaded anew."""
     image_cache_mb: Annotated[int, Field(ge=0)] = 8192
     """The most of them, in MiB; those used longest ago leave first, and `0` keeps none."""
-    servers: Annotated[tuple[str, ...], text(split)] = ("http://localhost:9090",)
-    """The servers that `rank` and `watch` have score, separated by commas; a proxy's address is enough."""
+    server: Url = "http://localhost:9090"
+    """The server that `rank` and `watch` have score; where there are several, a proxy before them
+    ([Sizing](operations.md#sizing))."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables as the base class does.
+
+        Raises:
+            ConfigError: as there, and if a variable is set that is called otherwise now.
+        """
+        if environ.get("LABELNEXT_SERVERS", "").strip():
+            raise ConfigError(
+                "LABELNEXT_SERVERS is now LABELNEXT_SERVER and takes one address; where there are several servers, put "
+                "a proxy before them and give its address (docs/operations.md, Sizing)"
+            )
+        return super(Environment, cls).read(environ)  # noqa: UP008  # slots have the class made twice
 
     def keys(self) -> Keys:
         """Return what versions are signed and verified with.

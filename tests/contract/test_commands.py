@@ -8,7 +8,7 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 from contract.commands import Command, Option, parse
-from contract.settings import DECLARED, Count
+from contract.settings import DECLARED, Count, split, text
 
 
 @dataclass(frozen=True, config=DECLARED)
@@ -22,10 +22,12 @@ class Base:
 
 @dataclass(frozen=True, config=DECLARED)
 class Told(Base):
-    names: Annotated[tuple[str, ...], Option("--name")] = ()
+    names: Annotated[tuple[str, ...], text(split), Option("--name")] = ()
     """Of each."""
     kind: Annotated[str, Option(choices=("a", "b"))] = "a"
     """Which."""
+    where: Annotated[str | None, Option(once="go twice")] = None
+    """Where."""
     dry: bool = False
     """Do nothing."""
 
@@ -55,8 +57,8 @@ def test_what_is_not_given_is_as_declared():
 
 def test_what_is_given_goes_to_all_classes_that_have_it():
     """Under the name of the field, as its type."""
-    _, values = read("both", "--many", "5", "--name", "x", "--name=-y", "--folder", "f", "--kind", "b", "--dry", "here")
-    assert values == [Told(5, Path("f"), ("x", "-y"), "b", dry=True), Other("here", 5)]
+    _, values = read("both", "--many", "5", "--name=-x,y", "--folder", "f", "--kind", "b", "--dry", "here")
+    assert values == [Told(5, Path("f"), ("-x", "y"), "b", dry=True), Other("here", 5)]
 
 
 def test_values_come_from_their_fields_again():
@@ -73,6 +75,7 @@ def test_values_come_from_their_fields_again():
         (["do", "--kind", "c"], "'c' is not one of 'a', 'b'"),
         (["do", "--folder", "f"], "No such option '--folder'"),
         (["do", "--nome", "f"], "--nome is now called --name"),
+        (["do", "--where", "a", "--where", "b"], "--where may be given once only: go twice"),
         (["both"], "Missing argument 'PLACE'"),
         (["undo"], "No such command 'undo'"),
     ],

@@ -203,7 +203,7 @@ def test_ports_match():
     assert exposed["targetPort"] == port["name"]
     url = f"http://{service['metadata']['name']}:{exposed['port']}"
     assert all(
-        {"name": "LABELNEXT_SERVERS", "value": url} in each["env"]
+        {"name": "LABELNEXT_SERVER", "value": url} in each["env"]
         for workload in workloads()
         for each in containers(workload)
         if each["image"] == "labelnext-trainer"

@@ -83,7 +83,7 @@ def test_an_annotator_gets_the_ranking_s_first_task(
         project.annotate(task_ids[image.name], image.label)
     version = train(workplace, project.id, QUICK_TRAINING).version
     with serve(workplace, version=version) as server:
-        rank(workplace, project.id, [server.url])
+        rank(workplace, project.id, server.url)
         _look_at_product(page, server.url, version)
     ranked = [task for task in project.tasks(ordering="tasks:predictions_score") if not task.labelled]
     first = ranked[0]

@@ -277,9 +277,7 @@ def test_rank_ends_with_a_line_for_people_and_one_of_json(ranked, capsys):
 
 def test_rank_passes_on_what_it_is_told(ranked):
     """Each option."""
-    arguments = (
-        "--server http://c --server http://d --strategy margin --holdout-share 0 --batch-size 50 --keep-duplicates "
-    )
+    arguments = "--server http://c --strategy margin --holdout-share 0 --batch-size 50 --keep-duplicates "
     arguments += "--keep-sampling --force --incomplete --dry-run --control label --weights none --arch vgg11 "
     arguments += "--image-size 96"
     assert main(["rank", "--project", "3"]) == main(["rank", "--project", "3", *arguments.split()]) == 0
@@ -287,7 +285,7 @@ def test_rank_passes_on_what_it_is_told(ranked):
     assert plain == RankOptions(3)
     assert told == RankOptions(
         project=3,
-        servers=("http://c", "http://d"),
+        server="http://c",
         strategy="margin",
         holdout_share=0.0,
         batch_size=50,
@@ -336,15 +334,14 @@ def test_watch_gives_run_and_rank_what_they_understand(watched):
     """Each its own options and those of both; and so they read them when they come by stdin, whatever they hold."""
     assert main(["watch", "--project", "3"]) == 7
     arguments = "--labels 25 --minutes 30 --poll 2 --rounds 4 --keep 5 --control=-x --holdout-share 0.2 --weights none "
-    arguments += "--arch vgg11 --image-size 96 --train head --epochs 3 --int8 --server http://c --server http://d "
+    arguments += "--arch vgg11 --image-size 96 --train head --epochs 3 --int8 --server http://c "
     arguments += "--strategy margin --keep-sampling"
     assert main(["watch", "--project", "3", *arguments.split()]) == 7
     assert watched[0] == (WatchOptions(3), (Source(3), Training()), (RankOptions(3),))
-    servers = ("http://c", "http://d")
-    assert watched[1][0] == WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4, keep=5, servers=servers)
+    assert watched[1][0] == WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4, keep=5, server="http://c")
     both = {"holdout_share": 0.2, "weights": "none", "architecture": "vgg11", "image_size": 96}
     assert watched[1][1] == (Source(3, control="-x"), Training(**both, part="head", epochs=3, int8=True))
-    ranking = RankOptions(3, control="-x", servers=servers, strategy="margin", keep_sampling=True, **both)
+    ranking = RankOptions(3, control="-x", server="http://c", strategy="margin", keep_sampling=True, **both)
     assert watched[1][2] == (ranking,)
 
 

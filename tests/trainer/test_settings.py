@@ -24,11 +24,12 @@ def test_a_folder_is_opened_as_it_is():
     assert Environment.read({}).repository().root == Path("models")
 
 
-def test_servers_are_separated_by_commas():
-    """By default there is one, on this machine."""
-    read = Environment.read({"LABELNEXT_SERVERS": "http://a:9090, http://b:9090"})
-    assert read.servers == ("http://a:9090", "http://b:9090")
-    assert Environment().servers == ("http://localhost:9090",)
+def test_the_server_has_one_address():
+    """By default it is on this machine; who set several is told of a proxy."""
+    assert Environment.read({"LABELNEXT_SERVER": "http://a:9090/"}).server == "http://a:9090"
+    assert Environment.read({}).server == "http://localhost:9090"
+    with pytest.raises(ConfigError, match=r"LABELNEXT_SERVERS is now LABELNEXT_SERVER .* put a proxy before them"):
+        Environment.read({"LABELNEXT_SERVERS": "http://a:9090, http://b:9090"})
 
 
 def test_without_label_studio_it_is_said_what_to_set():

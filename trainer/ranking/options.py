@@ -8,7 +8,7 @@ from contract.commands import Option
 from contract.scores.holdout import DEFAULT_SHARE
 from contract.settings import DECLARED, Count
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
-from trainer.settings import Architecture, Control, HoldoutShare, Pixels, Project, Servers, StartWeights
+from trainer.settings import Architecture, Control, HoldoutShare, Pixels, Project, Server, StartWeights
 
 
 @dataclass(frozen=True, slots=True, config=DECLARED)
@@ -17,8 +17,8 @@ class RankOptions:
 
     project: Annotated[Project, Option(metavar="ID")]
     """A Label Studio project's number."""
-    servers: Servers = ()
-    """An inference server to score with; may be given several times (default: LABELNEXT_SERVERS)."""
+    server: Server = None
+    """The inference server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
     strategy: Annotated[str, Option(choices=STRATEGIES)] = DEFAULT_STRATEGY
     """What comes first."""
     holdout_share: HoldoutShare = DEFAULT_SHARE

@@ -33,7 +33,7 @@ from trainer.ranking.pool import Embed, count_labels, embed_tasks, group_failure
 from trainer.ranking.predictions import keep_places, place, place_later, to_candidates
 from trainer.ranking.retries import FEW, are_few, ask_again
 from trainer.ranking.scores import Failure, Score, ScoreLog, digest
-from trainer.ranking.servers import Question, Servers
+from trainer.ranking.server import Question, Server
 from trainer.settings import Environment
 
 _log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def plan_later(where: Place, former: Ranking) -> Plan:
         covered, _ = _cover(where, later, former.name)
         return replace(covered, kept=sum(task in ranked for task in covered.unscored))
     manifest = where.version.manifest
-    scores, failures = _score(where, later, manifest, _find_servers(where, manifest.version))
+    scores, failures = _score(where, later, manifest, _find_server(where, manifest.version))
     items = place_later(
         scores,
         [score for score in ranked.values() if score is not None],
@@ -231,8 +231,8 @@ def _arrange(where: Place, version: Version, name: str) -> tuple[Plan, list[Fail
     strategies.check(options.strategy, multiple=manifest.multiple)
     labelled = labelstudio.annotated_tasks(where.client, options.project)
     labels_by_class = count_labels(labelled, where.control, manifest)
-    servers = _find_servers(where, manifest.version)
-    scores, failures = _score(where, where.tasks, manifest, servers)
+    server = _find_server(where, manifest.version)
+    scores, failures = _score(where, where.tasks, manifest, server)
     unscored = _tasks_of(failures)
     if not scores:
         return Plan(name, options.strategy, near_duplicates=0, unscored=unscored, kept=0, items=()), failures
@@ -247,16 +247,17 @@ def _arrange(where: Place, version: Version, name: str) -> tuple[Plan, list[Fail
             audit_share=options.holdout_share,
             first=options.batch_size,
             duplicates=not options.keep_duplicates,
-            passes=lambda indices: _ask_passes(where, [scores[index] for index in indices], manifest, servers),
+            passes=lambda indices: _ask_passes(where, [scores[index] for index in indices], manifest, server),
             labels=manifest.labels,
         )
     return place(scores, arrangement, name=name, strategy=options.strategy, unscored=unscored), failures
 
 
-def _find_servers(where: Place, version: str) -> Servers:
-    servers = Servers(where.options.servers or where.environment.servers, where.environment.basic_auth)
-    _log.info("scored by %s", ", ".join(servers.wait_for(version)))
-    return servers
+def _find_server(where: Place, version: str) -> Server:
+    server = Server(where.options.server or where.environment.server, where.environment.basic_auth)
+    server.wait_for(version)
+    _log.info("scored by %s", server.url)
+    return server
 
 
 def _question(where: Place, manifest: Manifest) -> Question:
@@ -264,13 +265,13 @@ def _question(where: Place, manifest: Manifest) -> Question:
 
 
 def _score(
-    where: Place, tasks: Sequence[PoolTask], manifest: Manifest, servers: Servers
+    where: Place, tasks: Sequence[PoolTask], manifest: Manifest, server: Server
 ) -> tuple[list[Score], list[Failure]]:
     with where.clock.measure("score"):
         scores, failures = score_tasks(
             [_only_image(task, where.control.value_key) for task in tasks],
             where.scores(),
-            servers,
+            server,
             _question(where, manifest),
             outdated=lambda: where.repository.current() != manifest.version,
         )
@@ -284,13 +285,13 @@ def _only_image(task: PoolTask, key: str) -> PoolTask:
     return PoolTask(task.id, {} if reference is None else {key: reference})
 
 
-def _ask_passes(where: Place, scores: Sequence[Score], manifest: Manifest, servers: Servers) -> npt.NDArray[np.float32]:
+def _ask_passes(where: Place, scores: Sequence[Score], manifest: Manifest, server: Server) -> npt.NDArray[np.float32]:
     """The passes of n images that were scored before: float32 (n, T, C)."""
     tasks = [_only_image(PoolTask(each.task, where.data[each.task]), where.control.value_key) for each in scores]
     question = replace(_question(where, manifest), embeddings=False, passes=True)
     found = {
         answer.task: answer.passes
-        for answers in ask_again(lambda missing: servers.score(missing, question), tasks, len(tasks))
+        for answers in ask_again(lambda missing: server.score(missing, question), tasks, len(tasks))
         for answer in answers
         if isinstance(answer, Score) and answer.passes is not None
     }

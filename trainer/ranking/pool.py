@@ -26,7 +26,7 @@ from trainer.labelstudio import PoolTask
 from trainer.progress_bar import Bar
 from trainer.ranking.retries import Ask, ask_again
 from trainer.ranking.scores import Failure, Score, ScoreLog, digest
-from trainer.ranking.servers import Question, Servers
+from trainer.ranking.server import Question, Server
 
 _log = logging.getLogger(__name__)
 
@@ -43,17 +43,17 @@ Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 def score_tasks(
     tasks: Sequence[PoolTask],
     log: ScoreLog,
-    servers: Servers,
+    server: Server,
     question: Question,
     *,
     outdated: Callable[[], bool],
 ) -> tuple[list[Score], list[Failure]]:
-    """Have servers score tasks, and return their scores in the order of the tasks, and why others have none.
+    """Have a server score tasks, and return their scores in the order of the tasks, and why others have none.
 
     Raises:
-        ConfigError, Unavailable: as `Servers.score` does; what was scored until then stays on disk.
+        ConfigError, Unavailable: as `Server.score` does; what was scored until then stays on disk.
     """
-    return _collect(tasks, log, lambda missing: servers.score(missing, question, outdated=outdated), "scored")
+    return _collect(tasks, log, lambda missing: server.score(missing, question, outdated=outdated), "scored")
 
 
 def embed_tasks(

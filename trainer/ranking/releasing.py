@@ -5,7 +5,6 @@ of others, are left alone.
 """
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -51,13 +50,13 @@ class Released:
         )
 
 
-def release(project_id: int, environment: Environment, *, servers: Sequence[str] = ()) -> Released:
+def release(project_id: int, environment: Environment, *, server: str | None = None) -> Released:
     """Remove our predictions from a project, and put its sampling, model version and webhooks back as they were.
 
     Args:
         project_id: the number in the project's address.
         environment: which Label Studio, and which repository.
-        servers: whose webhooks are cleared; by default those of the environment.
+        server: whose webhooks are cleared; by default that of the environment.
 
     Raises:
         ConfigError: if a watch or a ranking is at work, or Label Studio does not answer or refuses.
@@ -72,7 +71,7 @@ def release(project_id: int, environment: Environment, *, servers: Sequence[str]
     ):
         client = labelstudio.connect(*environment.label_studio())
         former = recall(repository, project_id)
-        webhooks = labelstudio.clear_webhook_token(client, project_id, servers or environment.servers)
+        webhooks = labelstudio.clear_webhook_token(client, project_id, [server or environment.server])
         predictions = _put_back(client, repository, project_id, former)
         shutil.rmtree(kept_folder(environment, project_id), ignore_errors=True)
         for request in find_requests(repository):

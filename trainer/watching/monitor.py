@@ -23,7 +23,7 @@ class Monitor:
         self._project = options.project
         self._enough = options.schedule.labels or 1
         """After so many new labels it does not matter how many were changed beside them."""
-        self._servers = options.servers or environment.servers
+        self._server = options.server or environment.server
         self._environment = environment
         self._client: LabelStudioClient | None = None
         self._config = ""
@@ -74,7 +74,7 @@ class Monitor:
         if not (secret := self._environment.webhook_secret):
             return
         try:
-            labelstudio.set_webhook_token(client, self._project, self._servers, secret)
+            labelstudio.set_webhook_token(client, self._project, [self._server], secret)
             self._last_fault = ""
         except ConfigError as err:
             if str(err) != self._last_fault:

@@ -18,7 +18,7 @@ from contract.matching import choose_control
 from contract.settings import DECLARED, Count
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
-from trainer.settings import Project, Servers
+from trainer.settings import Project, Server
 
 _NAMED: Final = 3
 _DEFAULT_LABELS: Final = 20
@@ -40,8 +40,8 @@ class WatchOptions:
     """After each round, prune versions but for the N newest (default: all stay)."""
     rounds: Count | None = None
     """End after so many were trained and ranked (default: never)."""
-    servers: Servers = ()
-    """An inference server to score with; may be given several times (default: LABELNEXT_SERVERS)."""
+    server: Server = None
+    """The inference server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
 
     @property
     def schedule(self) -> "Schedule":

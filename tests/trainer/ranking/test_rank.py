@@ -28,7 +28,7 @@ from trainer.ranking.options import RankOptions
 from trainer.ranking.predictions import KEPT, LATER, SCORED_LATER
 from trainer.ranking.rank import rank
 from trainer.ranking.retries import Insistence
-from trainer.ranking.servers import Patience, Servers
+from trainer.ranking.server import Patience, Server
 from trainer.settings import Environment
 
 TASKS = 30
@@ -54,7 +54,7 @@ class Place:
             cache=tmp_path / "cache",
             label_studio_url=state.url,
             label_studio_token=TOKEN,
-            servers=(server.url,),
+            server=server.url,
         )
 
     def rank(self, **options):
@@ -670,8 +670,8 @@ class TestKilled:
 
     def test_scores_that_were_got_are_not_got_again(self, place, monkeypatch):
         """Scoring is what takes the time."""
-        monkeypatch.setattr("trainer.ranking.servers.REQUEST_TASKS", 7)
-        monkeypatch.setattr("trainer.ranking.servers._REQUESTS_AT_ONCE", 1)
+        monkeypatch.setattr("trainer.ranking.server.REQUEST_TASKS", 7)
+        monkeypatch.setattr("trainer.ranking.server._REQUESTS_AT_ONCE", 1)
         place.server.before = lambda body: (401, {}) if len(place.server.asked) > 2 else None
         with pytest.raises(ConfigError, match="LABELNEXT_BASIC_AUTH"):
             place.rank()
@@ -751,7 +751,7 @@ class TestMeanwhile:
     def test_a_version_published_while_images_are_scored_ends_the_ranking(self, place, monkeypatch):
         """Before anything is imported; the old one is still shown."""
         patience = Patience(pause_s=0.01)
-        monkeypatch.setattr(planning, "Servers", lambda *args: Servers(*args, patience=patience))
+        monkeypatch.setattr(planning, "Server", lambda *args: Server(*args, patience=patience))
         place.server.before = lambda body: place.publish() if len(place.server.asked) == 1 else None
         with pytest.raises(Exception, match="rank again by the new one"):
             place.rank()

@@ -1,7 +1,6 @@
 """Letting a project go: it is as it was before its first ranking."""
 
 import copy
-import dataclasses
 import json
 
 import pytest
@@ -20,12 +19,6 @@ from trainer.ranking.former import recall
 from trainer.ranking.planning import kept_folder
 from trainer.ranking.releasing import release
 
-HOOKS = {
-    1: {"id": 1, "url": "http://localhost:9/webhook", "headers": {}},
-    2: {"id": 2, "url": "http://elsewhere/webhook", "headers": {"Authorization": "Bearer theirs"}},
-}
-
-
 place = test_rank.place
 
 
@@ -34,10 +27,11 @@ def used(place):
     """Somebody else's predictions are shown, and webhooks are there, before we come."""
     place.studio.predict(1, "yolo")
     place.studio.project.update(model_version="yolo", sampling="Uniform sampling")
-    place.studio.webhooks = copy.deepcopy(HOOKS)
-    place.environment = dataclasses.replace(
-        place.environment, servers=(*place.environment.servers, "http://localhost:9")
-    )
+    theirs = {"Authorization": "Bearer theirs"}
+    place.studio.webhooks = {
+        1: {"id": 1, "url": f"{place.server.url}/webhook", "headers": {}},
+        2: {"id": 2, "url": "http://elsewhere/webhook", "headers": theirs},
+    }
     place.before = seen(place)
     return place
 
@@ -57,7 +51,7 @@ def use(place):
     for name in ("cold-start-default", place.version, f"{place.version}.r2"):
         place.studio.predict(3, name)
     client = labelstudio.connect(place.studio.url, place.environment.label_studio_token)
-    labelstudio.set_webhook_token(client, 5, ["http://localhost:9"], "secret")
+    labelstudio.set_webhook_token(client, 5, [place.server.url], "secret")
     leave_request(place.repository, 5)
     leave_request(place.repository, 6)
     assert seen(place) != place.before
@@ -200,7 +194,7 @@ def test_the_command_says_what_was_put_back(used, monkeypatch, capsys):
     monkeypatch.setenv("LABELNEXT_CACHE", str(used.environment.cache))
     monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_URL", used.studio.url)
     monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_TOKEN", used.environment.label_studio_token)
-    assert main(["release", "--project", "5", "--server", "http://localhost:9"]) == 0
+    assert main(["release", "--project", "5", "--server", used.server.url]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["model_version"] == "yolo"
     assert "project 5 is released: " in printed.err

@@ -658,7 +658,7 @@ def test_settings_that_are_missing_are_an_error_at_once(studio, caplog):
 def test_the_webhook_is_given_the_secret(studio, caplog):
     """Also one that is made while the watch goes on. The secret is not said."""
     studio.events |= {3: studio.heard.clear, 6: stop}
-    environment = environment_of(studio, webhook_secret="hush", servers=("http://localhost:9090",))
+    environment = environment_of(studio, webhook_secret="hush", server="http://localhost:9090")
     _, _, said = watch_it(studio, caplog, environment=environment)
     assert ("PATCH", {"headers": {"Authorization": "Bearer hush"}}) in studio.heard
     assert "hush" not in "".join(said)
@@ -668,7 +668,7 @@ def test_webhooks_that_are_out_of_reach_keep_nothing_waiting(studio, caplog):
     """What they would tell is seen by looking; it is said once."""
     studio.label(30)
     studio.shows_hooks = False
-    environment = environment_of(studio, webhook_secret="hush", servers=("http://localhost:9090",))
+    environment = environment_of(studio, webhook_secret="hush", server="http://localhost:9090")
     studio.events[10] = stop
     _, ran, said = watch_it(studio, caplog, environment=environment)
     assert ran == ["run", "rank"]
