@@ -115,7 +115,7 @@ def test_servers_can_be_scaled_behind_the_proxy():
     assert f"presetenv LABELNEXT_PROXY_BIND :{PORT}" in (HAPROXY / "haproxy.cfg").read_text()
     servers = (HAPROXY / "docker.cfg").read_text()
     assert re.search(rf"server-template \w+ \d+ server:{PORT} resolvers docker", servers)
-    assert SERVICES["trainer"]["environment"]["LABELNEXT_SERVERS"] == f"http://server:{PORT}"
+    assert SERVICES["trainer"]["environment"]["LABELNEXT_SERVER"] == f"http://server:{PORT}"
 
 
 def test_the_proxy_has_its_configuration():
