@@ -24,11 +24,8 @@ LAYERS = {
 the sub-packages that rely on nothing but these."""
 EXCEPTIONS = {
     ("http", "server/app.py"),
-    ("labels", "trainer/evaluation/metrics.py"),
     ("labels", "trainer/settings.py"),
-    ("model", "trainer/evaluation/metrics.py"),
     ("model", "trainer/settings.py"),
-    ("report", "trainer/ranking/thumbnails.py"),
 }
 """A sub-package, and the module that it imports from above."""
 CONFINED = {

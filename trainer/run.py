@@ -42,7 +42,7 @@ from trainer.model.probe import PROBE_IMAGES, compute_probe
 from trainer.model.quantise import copy_int8_trunk, quantise
 from trainer.model.validation import validate_version
 from trainer.report.calibration import fit_temperature
-from trainer.report.evidence import Evidence
+from trainer.report.data import Inputs
 from trainer.report.page import write_report
 from trainer.settings import Environment, Part, Source, Training
 
@@ -329,7 +329,7 @@ def _add_report(
     """Write the version's report, or say why not: the version is whole without it."""
     started, folder = time.monotonic(), staged.path / REPORT_FOLDER
     try:
-        evidence = Evidence(
+        inputs = Inputs(
             manifest=manifest,
             earlier=earlier(repository, manifest),
             origin=data.pool.origin,
@@ -339,7 +339,7 @@ def _add_report(
             bald=trained.evaluation.bald,
             embeddings=trained.embeddings,
         )
-        write_report(evidence, folder)
+        write_report(inputs, folder)
     except Exception as err:  # of libraries with many, and what was trained is not to be lost for it
         shutil.rmtree(folder, ignore_errors=True)
         logger.warning("published without a report: %s", err)

@@ -431,7 +431,7 @@ def test_the_report_of_a_later_version_has_the_earlier_ones(folders, environment
 def test_a_report_that_fails_costs_no_version(folders, environment, monkeypatch, caplog):
     """It is published with a warning, and without a trace of the report."""
 
-    def fail(evidence, folder):
+    def fail(inputs, folder):
         folder.mkdir()
         (folder / "index.html").write_text("half")
         raise ValueError("no ink")

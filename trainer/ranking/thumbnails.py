@@ -1,6 +1,5 @@
 """The images that are shown of a ranking: its head, and those that the model is least and most sure of."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,24 +8,16 @@ from heapq import nsmallest
 from operator import itemgetter
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image
-
-from contract.errors import DecodeError, ImageError
-from contract.images.preprocess import FORMATS, MAX_MEGAPIXELS, decode_image
+from contract.errors import ImageError
+from contract.images.preprocess import MAX_MEGAPIXELS
 from contract.scores.ranking import RankedImage
 from contract.tasks import labels_in
-from contract.versions.manifest import InputSpec
 from trainer.ranking.plan import Planned
+from trainer.report.thumbnails import thumbnail
 
 SHOWN: Final = 12
 """The most images of each kind."""
 
-_PIXELS: Final = 160
-"""The longer side of a thumbnail."""
-_SIDEWAYS: Final = range(5, 9)
-"""EXIF orientations that swap width and height."""
 _THREADS: Final = 4
 
 Fetch = Callable[[int], bytes]
@@ -70,32 +61,6 @@ def show(items: Iterable[Planned], fetch: Fetch, *, max_megapixels: int = MAX_ME
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery") as executor:
         shown = executor.map(partial(_show, fetch, max_megapixels), once.values())
         return {image.task: image for image in shown if image is not None}
-
-
-def thumbnail(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
-    """Return an image file's first frame, upright and at most 160 pixels long, as JPEG.
-
-    Raises:
-        DecodeError: if the bytes are no image, or one that is too large.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-            width, height = reversed(image.size) if sideways else image.size
-    except Exception as err:  # Pillow raises many types on hostile input
-        raise DecodeError(f"expected an image file, got {len(data)} bytes of something else") from err
-    shrink = min(1.0, _PIXELS / max(width, height, 1))
-    spec = InputSpec(height=max(1, round(height * shrink)), width=max(1, round(width * shrink)))
-    return to_thumbnail(decode_image(data, spec, max_megapixels=max_megapixels))
-
-
-def to_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Return decoded pixels, uint8 (H, W, 3), at most 160 long, as JPEG."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    image.thumbnail((_PIXELS, _PIXELS))
-    image.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
 
 
 def _show(fetch: Fetch, max_megapixels: int, item: Planned) -> RankedImage | None:

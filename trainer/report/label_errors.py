@@ -6,7 +6,9 @@ part can be judged. The one place that imports cleanlab.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -41,9 +43,9 @@ class LabelError:
 
     image: int
     """Its row."""
-    given: tuple[int, ...]
-    """The labels it has, as indices."""
-    suggested: tuple[int, ...]
+    given: tuple[str, ...]
+    """The labels it has."""
+    suggested: tuple[str, ...]
     """Those that it would rather have."""
     given_probability: float
     """Of the label given or, where several may hold, of what is said of the label that is doubted most."""
@@ -58,12 +60,8 @@ class Judgement:
     """The least likely labels first."""
     images: int
     """How many were judged."""
-    too_few: tuple[int, ...]
-    """Classes that have images, but too few to judge them."""
-
-    def of_rows(self, rows: Integers) -> "Judgement":
-        """Return it with image `i` named `rows[i]`."""
-        return replace(self, found=tuple(replace(each, image=int(rows[each.image])) for each in self.found))
+    too_few: tuple[str, ...]
+    """Labels that have images, but too few to judge them."""
 
 
 def predict_unseen(features: Floats, targets: Targets, groups: Integers, *, classes: int) -> Floats:
@@ -99,30 +97,36 @@ def predict_unseen(features: Floats, targets: Targets, groups: Integers, *, clas
     return probabilities
 
 
-def judge(probabilities: Floats, targets: Targets, groups: Integers) -> Judgement:
-    """Return the labels that are probably wrong by the probabilities (N, C) of models that have not seen the images.
+def judge(
+    probabilities: Floats, targets: Targets, groups: Integers, *, labels: Sequence[str], among: Integers
+) -> Judgement:
+    """Return the labels that are probably wrong by the probabilities of models that have not seen the images.
 
     Classes of fewer than 5 different images are not judged, and not suggested.
 
     Args:
-        probabilities: float (N, C).
-        targets: what holds of each image.
+        probabilities: float (M, C), of the images that may be judged.
+        targets: what holds of each of N images.
         groups: shape (N,), equal for images that count as one.
+        labels: C names.
+        among: rows of the images that may be judged, (M,).
     """
-    classes = probabilities.shape[1]
-    enough = _enough(targets, groups, classes)
-    rows, known = np.flatnonzero(_judged(targets, enough)), np.flatnonzero(enough)
-    too_few = tuple(np.flatnonzero(~enough & (count_images(targets, classes) > 0)).tolist())
+    given = targets[among]
+    enough = _enough(given, groups[among], len(labels))
+    judged, known = np.flatnonzero(_judged(given, enough)), np.flatnonzero(enough)
+    few = np.flatnonzero(~enough & (count_images(given, len(labels)) > 0))
+    too_few = tuple(labels[each] for each in few)
     if len(known) < 2:
         return Judgement((), 0, too_few)
-    shown = probabilities[np.ix_(rows, known)].astype(np.float64)  # (M, K)
+    shown = probabilities[np.ix_(judged, known)].astype(np.float64)  # (J, K)
+    names = [labels[each] for each in known]
     if targets.ndim == 1:
         shown = np.clip(shown, 1e-12, None)
         shown /= shown.sum(axis=1, keepdims=True)
-        found = _judge_one(shown, np.searchsorted(known, targets[rows]))
+        found = _judge_one(shown, np.searchsorted(known, given[judged]), names)
     else:
-        found = _judge_several(shown, targets[np.ix_(rows, known)].astype(bool))
-    return Judgement(tuple(_renumbered(each, rows, known) for each in found), len(rows), too_few)
+        found = _judge_several(shown, given[np.ix_(judged, known)].astype(bool), names)
+    return Judgement(tuple(replace(each, image=int(among[judged[each.image]])) for each in found), len(judged), too_few)
 
 
 def _enough(targets: Targets, groups: Integers, classes: int) -> _Mask:
@@ -146,8 +150,8 @@ def _linear_model(*, images: int, classes: int, multiple: bool) -> Pipeline:
     return make_pipeline(StandardScaler(), model)
 
 
-def _judge_one(probabilities: Floats, given: Integers) -> list[LabelError]:
-    """Of one label an image: probabilities (M, K) and labels (M,)."""
+def _judge_one(probabilities: Floats, given: Integers, names: Sequence[str]) -> list[LabelError]:
+    """Of one label an image: probabilities (J, K) and labels (J,)."""
     from cleanlab.filter import find_label_issues  # it takes seconds to load, and most commands do without
 
     found = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
@@ -155,8 +159,8 @@ def _judge_one(probabilities: Floats, given: Integers) -> list[LabelError]:
     return [
         LabelError(
             image=image,
-            given=(int(given[image]),),
-            suggested=(int(likeliest[image]),),
+            given=(names[given[image]],),
+            suggested=(names[likeliest[image]],),
             given_probability=float(probabilities[image, given[image]]),
             suggested_probability=float(probabilities[image, likeliest[image]]),
         )
@@ -164,33 +168,22 @@ def _judge_one(probabilities: Floats, given: Integers) -> list[LabelError]:
     ]
 
 
-def _judge_several(probabilities: Floats, given: _Mask) -> list[LabelError]:
-    """Of several labels: both (M, K)."""
+def _judge_several(probabilities: Floats, given: _Mask, names: Sequence[str]) -> list[LabelError]:
+    """Of several labels: both (J, K)."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
-    names = [np.flatnonzero(row).tolist() for row in given]
-    wrong = find_multilabel_issues_per_class(names, probabilities, n_jobs=1)  # (M, K)
-    likely = np.where(given, probabilities, 1 - probabilities)  # (M, K): what was said of each label
-    doubted = np.where(wrong, likely, np.inf).min(axis=1)  # (M,)
+    held = [np.flatnonzero(row).tolist() for row in given]
+    wrong = find_multilabel_issues_per_class(held, probabilities, n_jobs=1)  # (J, K)
+    likely = np.where(given, probabilities, 1 - probabilities)  # (J, K): what was said of each label
+    doubted = np.where(wrong, likely, np.inf).min(axis=1)  # (J,)
     return [
         LabelError(
             image=image,
-            given=tuple(names[image]),
-            suggested=tuple(np.flatnonzero(given[image] ^ wrong[image]).tolist()),
+            given=tuple(compress(names, given[image])),
+            suggested=tuple(compress(names, given[image] ^ wrong[image])),
             given_probability=float(doubted[image]),
             suggested_probability=1 - float(doubted[image]),
         )
         for image in np.argsort(doubted, kind="stable").tolist()
         if wrong[image].any()
     ]
-
-
-def _renumbered(error: LabelError, rows: Integers, known: Integers) -> LabelError:
-    """Return it with the numbers of all images and classes."""
-    return LabelError(
-        image=int(rows[error.image]),
-        given=tuple(known[list(error.given)].tolist()),
-        suggested=tuple(known[list(error.suggested)].tolist()),
-        given_probability=error.given_probability,
-        suggested_probability=error.suggested_probability,
-    )

@@ -5,7 +5,6 @@ import json
 import platform
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -13,13 +12,14 @@ from typing import Any, Final, TypeVar
 from markupsafe import Markup
 
 from contract.versions.learning_curve import draw, find_line
-from trainer.ranking.thumbnails import to_thumbnail
-from trainer.report import figures, findings
-from trainer.report.drawings import draw_histogram, draw_reliability
-from trainer.report.evidence import Evidence
-from trainer.report.figures import ClassFigures, Confusion
-from trainer.report.findings import Doubted, Findings, Shown
+from contract.versions.manifest import Manifest
+from trainer.report import data, metrics
+from trainer.report.data import Inputs, ReportData, Shown
 from trainer.report.html import render
+from trainer.report.label_errors import LabelError
+from trainer.report.metrics import ClassMetrics, Confusion
+from trainer.report.plots import draw_histogram, draw_reliability
+from trainer.report.thumbnails import to_thumbnail
 
 _TABLE_CLASSES: Final = 12
 """Up to so many, the confusions are a table with figures."""
@@ -33,40 +33,31 @@ _NAMED: Final = 5
 """Unreadable images that are named."""
 _LIBRARIES: Final = ("torch", "torchvision", "baal", "numpy", "scikit-learn", "cleanlab", "onnxruntime")
 
-_Image = TypeVar("_Image", Shown, Doubted)
+_Image = TypeVar("_Image", Shown, LabelError)
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One cell of the confusion matrix."""
-
-    count: int
-    share: float
-    """Of its row."""
-
-
-def write_report(evidence: Evidence, folder: Path) -> None:
+def write_report(inputs: Inputs, folder: Path) -> None:
     """Write index.html, figures.json and classes.csv into a folder that is made for them."""
-    found = findings.find(evidence)
+    found = data.work_out(inputs)
     folder.mkdir()
-    (folder / "index.html").write_text(_page(evidence, found), encoding="utf-8")
-    document = json.dumps(findings.to_json(found, evidence.manifest), ensure_ascii=False, allow_nan=False, indent=1)
+    (folder / "index.html").write_text(_page(inputs, found), encoding="utf-8")
+    document = json.dumps(data.to_json(found, inputs.manifest), ensure_ascii=False, allow_nan=False, indent=1)
     (folder / "figures.json").write_text(document + "\n", encoding="utf-8")
     _write_classes(found.classes, folder / "classes.csv")
 
 
-def _write_classes(classes: Sequence[ClassFigures], path: Path) -> None:
-    rows = [figures.to_json(each) for each in classes]
+def _write_classes(classes: Sequence[ClassMetrics], path: Path) -> None:
+    rows = [metrics.to_json(each) for each in classes]
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
 
 
-def _page(evidence: Evidence, found: Findings) -> str:
-    manifest = evidence.manifest
-    measured = bool(len(evidence.bald))
-    weakest = figures.weakest_first(found.classes)
+def _page(inputs: Inputs, found: ReportData) -> str:
+    manifest = inputs.manifest
+    measured = bool(len(inputs.bald))
+    weakest = metrics.weakest_first(found.classes)
     return render(
         "version.html",
         manifest=manifest,
@@ -77,64 +68,65 @@ def _page(evidence: Evidence, found: Findings) -> str:
         measured=measured,
         curve=_draw_curve(found, manifest.version) if len(found.curve) > 1 else None,
         line=find_line(found.curve),
-        reliability=_draw_calibration(found, multiple=manifest.multiple) if found.calibration.tells else None,
-        least_judged=findings.LEAST_JUDGED,
+        reliability=_draw_calibration(found, manifest),
+        least_judged=data.LEAST_JUDGED,
         bald=draw_histogram(found.histogram) if measured else None,
         weakest=weakest[:_ROWS],
         matrix=_matrix(found) if measured else None,
         compact=len(manifest.labels) > _TABLE_CLASSES,
         pairs=_pairs(found, manifest.labels),
-        galleries=_galleries(evidence, found),
-        doubted=_with_thumbnails(evidence, found.doubted),
-        too_few=[manifest.labels[each] for each in found.judgement.too_few],
-        origin=evidence.origin,
-        unreadable=evidence.pixels.unreadable[:_NAMED],
-        settings=_settings(evidence),
+        pictures=_pictures(inputs, found),
+        doubted=_with_thumbnails(inputs, found.judgement.found[: data.ERRORS_SHOWN]),
+        too_few=found.judgement.too_few,
+        origin=inputs.origin,
+        unreadable=inputs.pixels.unreadable[:_NAMED],
+        settings=_settings(inputs),
         versions={name: version_of(name) for name in _LIBRARIES} | {"Python": platform.python_version()},
     )
 
 
-def _draw_curve(found: Findings, version: str) -> Markup:
+def _draw_curve(found: ReportData, version: str) -> Markup:
     return Markup(draw(found.curve, in_use=version))  # noqa: S704  # of numbers
 
 
-def _draw_calibration(found: Findings, *, multiple: bool) -> str:
-    return draw_reliability(found.calibration.before, found.calibration.after, multiple=multiple)
+def _draw_calibration(found: ReportData, manifest: Manifest) -> Markup | None:
+    before, after = found.calibration.before, found.calibration.after
+    return draw_reliability(before, after, multiple=manifest.multiple) if found.calibration.tells else None
 
 
-def _matrix(found: Findings) -> list[list[Cell]] | None:
+def _matrix(found: ReportData) -> list[list[int]] | None:
     """The rows of the confusion matrix, where it is small enough to be shown."""
     if found.matrix is None or len(found.matrix) > _PICTURE_CLASSES:
         return None
-    return [[Cell(count, count / max(1, sum(row))) for count in row] for row in found.matrix.tolist()]
+    return [list(row) for row in found.matrix.tolist()]
 
 
-def _pairs(found: Findings, labels: Sequence[str]) -> list[tuple[str, str, Confusion, ClassFigures]]:
+def _pairs(found: ReportData, labels: Sequence[str]) -> list[tuple[str, str, Confusion, ClassMetrics]]:
     """The classes that are confused most, where a table does not say so at a glance: names, number, the true class."""
     if found.matrix is None or len(labels) <= _TABLE_CLASSES:
         return []
-    pairs = figures.confusions(found.matrix)[:_PAIRS]
+    pairs = metrics.confusions(found.matrix)[:_PAIRS]
     return [(labels[each.true], labels[each.predicted], each, found.classes[each.true]) for each in pairs]
 
 
-def _galleries(evidence: Evidence, found: Findings) -> list[tuple[str, list[tuple[Shown, str]]]]:
+def _pictures(inputs: Inputs, found: ReportData) -> list[tuple[str, list[tuple[Shown, str]]]]:
     titles = ("Most uncertain: what the passes disagree on most", "Most certain: the greatest probability")
     parts = (found.uncertain, found.confident)
-    return [(title, _with_thumbnails(evidence, part)) for title, part in zip(titles, parts, strict=True) if part]
+    return [(title, _with_thumbnails(inputs, part)) for title, part in zip(titles, parts, strict=True) if part]
 
 
-def _with_thumbnails(evidence: Evidence, images: Sequence[_Image]) -> list[tuple[_Image, str]]:
+def _with_thumbnails(inputs: Inputs, images: Sequence[_Image]) -> list[tuple[_Image, str]]:
     """Each with its picture as a data URI."""
-    return [(each, _data_uri(evidence, each.image)) for each in images]
+    return [(each, _data_uri(inputs, each.image)) for each in images]
 
 
-def _data_uri(evidence: Evidence, image: int) -> str:
-    return "data:image/jpeg;base64," + b64encode(to_thumbnail(evidence.pixels.images[image])).decode("ascii")
+def _data_uri(inputs: Inputs, image: int) -> str:
+    return "data:image/jpeg;base64," + b64encode(to_thumbnail(inputs.pixels.images[image])).decode("ascii")
 
 
-def _settings(evidence: Evidence) -> dict[str, Any]:
+def _settings(inputs: Inputs) -> dict[str, Any]:
     """What the version was trained with, flat, by names for people."""
-    manifest = evidence.manifest
+    manifest = inputs.manifest
     training = manifest.training
     weights = training.weights
     return {

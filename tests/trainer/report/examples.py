@@ -1,4 +1,4 @@
-"""Evidence of versions that nobody trained."""
+"""What reports are made of, of versions that nobody trained."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from trainer.evaluation.holdout import HeldOut, as_decisions, decide, macro_f1_i
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Pixels, Unreadable, split
 from trainer.report.calibration import fit_temperature
-from trainer.report.evidence import Evidence
+from trainer.report.data import Inputs
 
 PASSES = 5
 
@@ -25,8 +25,8 @@ def draw_passes(rng, targets, classes):
     return odds / (1 + odds) if multiple else odds / odds.sum(axis=2, keepdims=True)
 
 
-def make_evidence(labels=("cat", "dog", "horse"), *, images=90, multiple=False, frozen=True, seed=0, **fields):
-    """Return evidence on images of noise; `fields` replace some of it."""
+def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, frozen=True, seed=0, **fields):
+    """Return inputs on images of noise; `fields` replace some of it."""
     rng, classes = np.random.default_rng(seed), len(labels)
     targets = np.arange(images) % classes
     if multiple:
@@ -85,4 +85,4 @@ def make_evidence(labels=("cat", "dog", "horse"), *, images=90, multiple=False, 
         "bald": nats,
         "embeddings": rng.normal(size=(images, 16)).astype(np.float32) if frozen else None,
     }
-    return Evidence(**{**given, **fields})
+    return Inputs(**{**given, **fields})

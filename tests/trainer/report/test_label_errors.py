@@ -4,6 +4,8 @@ import pytest
 from trainer.report.folds import deal
 from trainer.report.label_errors import judge, predict_unseen
 
+NAMES = tuple("abcdefg")
+
 
 def separable(*, images=400, classes=4, seed=0):
     """Return features in clouds, one a class, and the classes."""
@@ -24,7 +26,12 @@ def swap(targets, classes, *, share=0.05, seed=0):
 
 def find(features, targets, *, groups=None, classes=4):
     groups = np.arange(len(targets)) if groups is None else groups
-    return judge(predict_unseen(features, targets, groups, classes=classes), targets, groups)
+    probabilities = predict_unseen(features, targets, groups, classes=classes)
+    return judge(probabilities, targets, groups, labels=NAMES[:classes], among=np.arange(len(targets)))
+
+
+def names(labels):
+    return tuple(NAMES[label] for label in np.atleast_1d(labels))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -37,8 +44,8 @@ def test_swapped_labels_are_found_with_their_true_ones(seed):
     assert len(found.keys() & set(chosen.tolist())) >= 0.9 * len(chosen)
     assert len(found) <= 1.5 * len(chosen)
     for image in found.keys() & set(chosen.tolist()):
-        assert found[image].given == (targets[image],)
-        assert found[image].suggested == (true[image],)
+        assert found[image].given == names(targets[image])
+        assert found[image].suggested == names(true[image])
         assert found[image].given_probability < found[image].suggested_probability
     doubts = [each.given_probability for each in judgement.found]
     assert doubts == sorted(doubts)
@@ -59,8 +66,8 @@ def test_a_label_that_is_missing_or_too_many_is_found_among_several():
     assert len(found.keys() & set(wrong.tolist())) >= 13
     assert len(found) <= 22
     for image in found.keys() & set(wrong.tolist()):
-        assert found[image].given == tuple(np.flatnonzero(targets[image]))
-        assert found[image].suggested == tuple(np.flatnonzero(true[image]))
+        assert found[image].given == names(np.flatnonzero(targets[image]))
+        assert found[image].suggested == names(np.flatnonzero(true[image]))
     doubts = [each.given_probability for each in judgement.found]
     assert doubts == sorted(doubts)
 
@@ -74,7 +81,7 @@ def test_images_without_a_label_are_judged_among_several():
     judgement = find(features, targets)
     found = [each for each in judgement.found if each.given == ()]
     assert len(found) >= 8
-    assert all(each.suggested == (classes[each.image],) for each in found)
+    assert all(each.suggested == names(classes[each.image]) for each in found)
 
 
 @pytest.mark.parametrize("multiple", [False, True])
@@ -103,8 +110,8 @@ def test_classes_of_few_images_are_named_and_not_judged():
     assert not probabilities[:, 4:].any()
     assert not probabilities[100:].any()
     np.testing.assert_allclose(probabilities[:100].sum(axis=1), 1, rtol=1e-6)
-    judgement = judge(probabilities, targets, groups)
-    assert (judgement.images, judgement.too_few) == (100, (4, 5))
+    judgement = judge(probabilities, targets, groups, labels=NAMES, among=np.arange(109))
+    assert (judgement.images, judgement.too_few) == (100, ("e", "f"))
     assert all(each.image < 100 for each in judgement.found)
 
 
@@ -115,22 +122,23 @@ def test_too_few_images_are_no_error(targets):
     assert (judgement.found, judgement.images) == ((), 0)
 
 
-def test_suggestions_are_of_the_classes_that_were_judged():
-    """Numbers of classes and images are those of the caller, though some were left out."""
+def test_errors_are_named_by_the_rows_and_labels_of_all():
+    """Though some images may not be judged, and some classes cannot be."""
     features, true = separable(images=200)
     targets, chosen = swap(true, 4)
-    rows = np.arange(200) + 3
-    judgement = find(
-        np.concatenate([np.zeros((3, 32), np.float32), features]),
-        np.concatenate([[0, 0, 2], np.array([1, 3, 4, 5])[targets]]),
-        classes=6,
-    ).of_rows(np.arange(203) * 10)
-    assert judgement.too_few == (0, 2)
+    among = 2 * np.arange(203)
+    given = np.zeros(406, np.int64)
+    given[among] = np.concatenate([[0, 0, 2], np.array([1, 3, 4, 5])[targets]])
+    groups = np.arange(406)
+    shown = np.concatenate([np.zeros((3, 32), np.float32), features])
+    probabilities = predict_unseen(shown, given[among], groups[among], classes=6)
+    judgement = judge(probabilities, given, groups, labels=NAMES[:6], among=among)
+    assert judgement.too_few == ("a", "c")
     found = {each.image: each for each in judgement.found}
-    named = {int(rows[each]) * 10: each for each in chosen}
-    assert len(found.keys() & named.keys()) >= 9
-    for image in found.keys() & named.keys():
-        assert found[image].suggested == (np.array([1, 3, 4, 5])[true[named[image]]],)
+    wrong = {int(among[each + 3]): each for each in chosen}
+    assert len(found.keys() & wrong.keys()) >= 9
+    for image in found.keys() & wrong.keys():
+        assert found[image].suggested == names(np.array([1, 3, 4, 5])[true[wrong[image]]])
 
 
 def test_equal_features_give_equal_judgements():

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
-class ClassFigures:
+class ClassMetrics:
     """One class, on the validation part."""
 
     label: str
@@ -68,8 +68,8 @@ class Histogram:
 
 def by_class(
     labels: tuple[str, ...], *, labelled: Decisions, trained_on: Decisions, true: Decisions, predicted: Decisions
-) -> tuple[ClassFigures, ...]:
-    """Return the figures of each class, in the order of the labels.
+) -> tuple[ClassMetrics, ...]:
+    """Return the metrics of each class, in the order of the labels.
 
     Args:
         labels: C names.
@@ -79,24 +79,24 @@ def by_class(
         predicted: what is predicted of it, (V, C).
     """
     counts = (each.sum(axis=0).tolist() for each in (labelled, trained_on, true, predicted, true & predicted))
-    return tuple(ClassFigures(*row) for row in zip(labels, *counts, strict=True))
+    return tuple(ClassMetrics(*row) for row in zip(labels, *counts, strict=True))
 
 
-def to_json(figures: ClassFigures) -> dict[str, Any]:
+def to_json(metrics: ClassMetrics) -> dict[str, Any]:
     """Return the counts of a class and what follows from them."""
-    return {**asdict(figures), "precision": figures.precision, "recall": figures.recall, "f1": figures.f1}
+    return {**asdict(metrics), "precision": metrics.precision, "recall": metrics.recall, "f1": metrics.f1}
 
 
-def weakest_first(classes: tuple[ClassFigures, ...]) -> tuple[ClassFigures, ...]:
-    """Return the classes by rising F1, of equals the largest first; those without a figure come last."""
+def weakest_first(classes: tuple[ClassMetrics, ...]) -> tuple[ClassMetrics, ...]:
+    """Return the classes by rising F1, of equals the largest first; those without one come last."""
     return tuple(sorted(classes, key=lambda each: (each.f1 is None, each.f1 or 0.0, -each.validated)))
 
 
 def confusion_matrix(true: Decisions, predicted: Decisions) -> npt.NDArray[np.int64]:
     """Return how many images of each class (rows) are taken for each (columns), int64 (C, C), of one label an image."""
-    classes = true.shape[1]
-    cells = true.argmax(axis=1) * classes + predicted.argmax(axis=1) if len(true) else np.empty(0, np.int64)
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)  # (C, C)
+    matrix = np.zeros((true.shape[1], true.shape[1]), np.int64)
+    np.add.at(matrix, (true.argmax(axis=1), predicted.argmax(axis=1)), 1)
+    return matrix
 
 
 def confusions(matrix: npt.NDArray[np.int64]) -> tuple[Confusion, ...]:

@@ -7,7 +7,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from trainer.evaluation.holdout import as_decisions
 from trainer.evaluation.metrics import measure
-from trainer.report import figures
+from trainer.report import metrics
 
 LABELS = ("a", "b", "c", "d")
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
@@ -18,7 +18,7 @@ def decisions(pairs):
 
 
 def describe(true, predicted):
-    return figures.by_class(LABELS, labelled=true, trained_on=true, true=true, predicted=predicted)
+    return metrics.by_class(LABELS, labelled=true, trained_on=true, true=true, predicted=predicted)
 
 
 @given(PAIRS)
@@ -26,7 +26,7 @@ def test_the_confusion_matrix_is_that_of_scikit_learn(pairs):
     """True classes are rows, classes without an image included."""
     true, predicted = decisions(pairs)
     expected = reference_matrix(*zip(*pairs, strict=True), labels=range(len(LABELS)))
-    np.testing.assert_array_equal(figures.confusion_matrix(true, predicted), expected)
+    np.testing.assert_array_equal(metrics.confusion_matrix(true, predicted), expected)
 
 
 @given(PAIRS)
@@ -55,23 +55,23 @@ def test_a_class_counts_where_its_images_went():
     labelled, trained_on, true, predicted = (
         as_decisions(np.array(each), 4) for each in ([0, 0, 0, 1, 1], [0, 0, 1], [0, 1], [1, 1])
     )
-    found = figures.by_class(LABELS, labelled=labelled, trained_on=trained_on, true=true, predicted=predicted)
-    assert found[0] == figures.ClassFigures("a", labelled=3, trained_on=2, validated=1, predicted=0, hits=0)
-    assert found[1] == figures.ClassFigures("b", labelled=2, trained_on=1, validated=1, predicted=2, hits=1)
-    assert figures.to_json(found[1])["precision"] == 0.5
+    found = metrics.by_class(LABELS, labelled=labelled, trained_on=trained_on, true=true, predicted=predicted)
+    assert found[0] == metrics.ClassMetrics("a", labelled=3, trained_on=2, validated=1, predicted=0, hits=0)
+    assert found[1] == metrics.ClassMetrics("b", labelled=2, trained_on=1, validated=1, predicted=2, hits=1)
+    assert metrics.to_json(found[1])["precision"] == 0.5
 
 
 def test_the_weakest_class_comes_first_and_those_without_a_figure_last():
     """Of equally weak ones, the one with more images says more."""
     true, predicted = decisions([(0, 0), (1, 2), (2, 1), (2, 1), (2, 1)])
-    assert [each.label for each in figures.weakest_first(describe(true, predicted))] == ["c", "b", "a", "d"]
+    assert [each.label for each in metrics.weakest_first(describe(true, predicted))] == ["c", "b", "a", "d"]
 
 
 def test_pairs_that_are_confused_often_come_first():
     """What is right is no confusion."""
     true, predicted = decisions([(0, 0), (1, 2), (2, 1), (2, 1), (0, 3)])
-    first, *others = figures.confusions(figures.confusion_matrix(true, predicted))
-    assert first == figures.Confusion(true=2, predicted=1, count=2)
+    first, *others = metrics.confusions(metrics.confusion_matrix(true, predicted))
+    assert first == metrics.Confusion(true=2, predicted=1, count=2)
     assert {(each.true, each.predicted, each.count) for each in others} == {(1, 2, 1), (0, 3, 1)}
 
 
@@ -79,7 +79,7 @@ def test_pairs_that_are_confused_often_come_first():
 def test_every_image_is_in_the_histogram_once(images):
     """Right ones and wrong ones apart, over bins that reach from 0 to the greatest BALD."""
     bald, right = np.array([each for each, _ in images]), np.array([each for _, each in images], bool)
-    found = figures.histogram(bald, right)
+    found = metrics.histogram(bald, right)
     assert (sum(found.right), sum(found.wrong)) == (right.sum(), (~right).sum())
     assert len(found.edges) == len(found.right) + 1 == len(found.wrong) + 1
     assert found.edges[0] == 0
@@ -90,7 +90,7 @@ def test_every_image_is_in_the_histogram_once(images):
 def test_no_image_is_both_uncertain_and_certain(values):
     """At most twelve of either, by falling BALD and by falling probability: agreement at 27 % is not certain."""
     bald, certainty = np.array(values).reshape(-1, 2).T
-    most, certain = figures.extremes(bald, certainty)
+    most, certain = metrics.extremes(bald, certainty)
     assert len(most) == min(12, (len(values) + 1) // 2)
     assert len(certain) == min(12, len(values) // 2)
     assert len({*most.tolist(), *certain.tolist()}) == len(most) + len(certain)

@@ -1,0 +1,111 @@
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from contract.scores.calibration import temper
+from contract.versions.results import Metrics
+from tests.trainer.report.examples import make_inputs
+from trainer.report.data import name_image, to_json, work_out
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_the_figures_are_those_of_the_manifest(multiple):
+    """What the classes amount to is the version's macro-F1; the histogram's right images are its accuracy."""
+    inputs = make_inputs(multiple=multiple)
+    found, metrics = work_out(inputs), inputs.manifest.metrics
+    assert np.mean([each.f1 for each in found.classes]) == pytest.approx(metrics.macro_f1)
+    assert sum(found.histogram.right) == round(metrics.accuracy * metrics.images)
+    assert sum(found.histogram.right) + sum(found.histogram.wrong) == len(inputs.bald)
+    assert (found.matrix is None) is multiple
+    assert multiple or np.trace(found.matrix) == sum(found.histogram.right)
+
+
+def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
+    """The probability is the tempered one; what is right is told from what is not."""
+    inputs = make_inputs()
+    manifest = inputs.manifest
+    assert manifest.temperature != 1
+    for shown in work_out(inputs).uncertain:
+        row = inputs.parts.validation.tolist().index(shown.image)
+        assert shown.given == (manifest.labels[inputs.pixels.targets[shown.image]],)
+        assert shown.predicted == (manifest.labels[inputs.probabilities[row].argmax()],)
+        assert shown.right == (shown.given == shown.predicted)
+        assert shown.probability == pytest.approx(temper(inputs.probabilities[row], manifest.temperature).max())
+        assert shown.bald == inputs.bald[row]
+
+
+def test_labels_of_all_images_are_judged_where_a_part_was_frozen():
+    """Otherwise of those that training did not see, and by the version itself."""
+    found = work_out(make_inputs(frozen=True))
+    assert (found.judged_by, found.judgement.images) == ("cross-validation", 90)
+    inputs = make_inputs(frozen=False)
+    found = work_out(inputs)
+    assert (found.judged_by, found.judgement.images) == ("validation", len(inputs.parts.validation))
+    assert {each.image for each in found.judgement.found} <= set(inputs.parts.validation.tolist())
+
+
+def test_images_that_neither_train_nor_validate_are_not_judged():
+    """Their embeddings mean nothing."""
+    inputs = make_inputs()
+    parts = replace(inputs.parts, train=inputs.parts.train[5:])
+    found = work_out(replace(inputs, parts=parts))
+    assert found.judgement.images == 85
+    assert not {each.image for each in found.judgement.found} & set(inputs.parts.train[:5].tolist())
+
+
+def test_a_wrong_label_is_named_by_image_and_labels():
+    """An image amid those of another class."""
+    inputs = make_inputs()
+    targets = inputs.pixels.targets
+    embeddings = np.eye(3, 16, dtype=np.float32)[targets] + 0.1 * inputs.embeddings
+    embeddings[6] = embeddings[7]
+    data = work_out(replace(inputs, embeddings=embeddings))
+    first = data.judgement.found[0]
+    assert (first.image, data.names[6], first.given, first.suggested) == (6, "0/006.png", ("cat",), ("dog",))
+
+
+def test_an_image_is_named_by_its_task_or_its_file():
+    """What a task refers to may hold a secret, which is not shown."""
+    inputs = make_inputs()
+    assert name_image(inputs, 4) == "1/004.png"
+    pixels = replace(inputs.pixels, references=("https://user:word@host/a.png?key=secret",) * 90)
+    of_tasks = replace(inputs, manifest=replace(inputs.manifest, control="choice"), pixels=pixels)
+    assert name_image(of_tasks, 4) == "https://host/a.png"
+    numbered = replace(of_tasks, pixels=replace(pixels, task_ids=np.arange(90)))
+    assert name_image(numbered, 4) == "task 4"
+
+
+def test_the_curve_ends_with_the_version_itself():
+    """Versions without the figures are passed over."""
+    inputs = make_inputs()
+    former = replace(inputs.manifest, version="20250102T030405678Z-abcdef")
+    without = replace(former, metrics=Metrics(images=0))
+    curve = work_out(replace(inputs, earlier=[former, without])).curve
+    assert [each.version for each in curve] == [former.version, inputs.manifest.version]
+    assert curve[1].macro_f1 == inputs.manifest.metrics.macro_f1
+    assert curve[1].interval == inputs.manifest.metrics.macro_f1_interval
+
+
+def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_said():
+    """Where no label holds, that none does is what is said: 3 % of the likeliest are 97 %."""
+    inputs = make_inputs(images=10, multiple=True)
+    rows = len(inputs.bald)
+    probabilities = np.tile(np.array([0.03, 0.01, 0.02], np.float32), (rows, 1))
+    probabilities[0] = 0.9, 0.4, 0.01
+    manifest = replace(inputs.manifest, temperature=1.0)
+    bald = np.zeros(rows)
+    bald[0] = 1
+    found = work_out(replace(inputs, manifest=manifest, probabilities=probabilities, bald=bald))
+    assert found.uncertain[0].probability == pytest.approx(0.6)
+    assert {round(each.probability, 6) for each in found.confident} == {0.97}
+
+
+@pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(multiple=True), make_inputs(images=2)])
+def test_findings_are_json(inputs):
+    """Neither NaN nor a numpy number is in them, with nothing held out either."""
+    document = to_json(work_out(inputs), inputs.manifest)
+    assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
+    assert document["metrics"] == asdict(inputs.manifest.metrics)
+    assert [each["label"] for each in document["classes"]] == list(inputs.manifest.labels)

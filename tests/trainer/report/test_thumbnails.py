@@ -1,0 +1,51 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.errors import DecodeError
+from trainer.report.thumbnails import thumbnail, to_thumbnail
+
+
+def encoded(width, height, *, orientation=None, form="PNG", mode="RGB"):
+    image = Image.new(mode, (width, height), 200)
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, form, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (encoded(400, 200), (160, 80)),
+        (encoded(30, 20), (30, 20)),
+        (encoded(1, 900), (1, 160)),
+        (encoded(400, 200, orientation=6, form="JPEG"), (80, 160)),
+        (encoded(400, 200, orientation=3, form="JPEG"), (160, 80)),
+        (encoded(200, 200, mode="P"), (160, 160)),
+        (encoded(200, 200, mode="I;16"), (160, 160)),
+    ],
+    ids=["wide", "small", "thin", "sideways", "upside-down", "palette", "16-bit"],
+)
+def test_a_thumbnail_keeps_the_shape(data, size):
+    """Upright, and no larger than 160 pixels."""
+    with Image.open(io.BytesIO(thumbnail(data))) as image:
+        assert (image.format, image.size, image.mode) == ("JPEG", size, "RGB")
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(50, 50)[:60]])
+def test_what_is_no_image_is_refused(data):
+    """By the error that leaves it out."""
+    with pytest.raises(DecodeError):
+        thumbnail(data)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(32, 32), (160, 160), (224, 160)])
+def test_decoded_pixels_are_shrunk_and_never_enlarged(side, expected):
+    """At most 160 a side, as JPEG."""
+    with Image.open(io.BytesIO(to_thumbnail(np.zeros((side, side, 3), np.uint8)))) as image:
+        assert (image.format, image.size) == ("JPEG", (expected, expected))
