@@ -27,7 +27,7 @@ from bench.model import Subject, trained
 from contract.images.preprocess import decode_image
 from contract.scores.embedding import embed
 from contract.scores.holdout import DEFAULT_SHARE
-from server.inference.cpus import available_cpus
+from server.inference.resources import available_cpus
 from server.inference.engine import Engine, EngineOptions
 from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ordering.order import arrange

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from server.inference.cpus import available_cpus
+from server.inference.resources import available_cpus
 
 _PACKAGES = (
     "torch",

@@ -33,7 +33,7 @@ from contract.label_studio import LabelStudioClient
 from demo.label_studio import LabelStudio, label_studio
 from demo.processes import free_port
 from demo.product import CHECKOUT
-from server.inference.cpus import available_cpus
+from server.inference.resources import available_cpus
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
 
 _TASKS_A_REQUEST = 100

@@ -32,7 +32,7 @@ from bench.machine import describe
 from bench.model import Subject, small_images, trained, workplace
 from bench.serving import Server, serving
 from contract.versions.repository import Repository
-from server.inference.cpus import available_cpus
+from server.inference.resources import available_cpus
 from server.settings import Settings
 
 Scores = npt.NDArray[np.float64]

@@ -41,7 +41,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.version import Version
 from demo.product import CHECKOUT
 from server.inference.batching import ImageScores
-from server.inference.cpus import available_cpus
+from server.inference.resources import available_cpus
 from server.pool.job import Done, Job, score_pool
 from server.pool.shards import Folder, Shard
 from server.pool.worker import Worker, build_table, make_schema

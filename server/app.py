@@ -1,29 +1,37 @@
 """The routes, and how errors and logs look over HTTP. Nothing is computed here."""
 
+import json
 import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from flask import Flask, Response, g, jsonify, redirect, request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.datastructures import Authorization
-from werkzeug.exceptions import HTTPException, LengthRequired, NotFound, RequestEntityTooLarge, Unauthorized
+from werkzeug.exceptions import (
+    ClientDisconnected,
+    HTTPException,
+    LengthRequired,
+    NotFound,
+    RequestEntityTooLarge,
+    Unauthorized,
+)
 from werkzeug.wrappers import Response as BaseResponse
 
-from contract.errors import LabelMismatch, LabelnextError, Unavailable
+from contract.errors import LabelMismatch, LabelnextError, RequestError, Unavailable
+from contract.images.fetch import Fetcher
 from contract.versions.manifest import check_version
 from server.http.auth import OPEN, Guard
-from server.http.bodies import read_json
-from server.http.concurrency_limiter import Admission, Overloaded
+from server.http.concurrency_limiter import ConcurrencyLimiter, Overloaded
 from server.http.origins import Origins
-from server.inference.scoring import ImageFetcher
 from server.observe import logs, metrics
 from server.page import reports
 from server.page.view import HEADERS, Page
-from server.service import Service
+from server.service import Scored, Service
 from server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -32,7 +40,7 @@ _PROBES = OPEN | {"/"}
 """Asked every few seconds by machines; they would fill the log."""
 
 _SCORING = ("/predict", "/score")
-"""What takes long, and waits in line for it."""
+"""What takes long, and waits for a place."""
 
 _AT_ONCE = OPEN | {"/setup"}
 """Answered whatever else goes on: they touch no disk, and Label Studio waits for 1 to 3 s."""
@@ -57,12 +65,12 @@ class FiniteJSON(DefaultJSONProvider):
         return super().dumps(obj, allow_nan=False, **kwargs)
 
 
-def create_app(settings: Settings | None = None, *, fetcher: ImageFetcher | None = None) -> Flask:
+def create_app(settings: Settings | None = None, *, fetcher: Fetcher | None = None) -> Flask:
     """Build the application and start its threads; `close_app` ends them.
 
     Args:
         settings: None reads the environment.
-        fetcher: what gets images; None makes the real one.
+        fetcher: what gets images; None makes one from the settings.
 
     Raises:
         ConfigError: if the settings are wrong or cannot be met on this machine.
@@ -73,10 +81,10 @@ def create_app(settings: Settings | None = None, *, fetcher: ImageFetcher | None
     app.json = FiniteJSON(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["labelnext"] = service
+    app.extensions[_CHECK] = _make_check(settings)
     _add_routes(app, service)
-    _add_observation(app, service)
-    _add_check(app, settings)  # after it, so that refusals are seen, too
-    _add_admission(app, service)  # after it, so that strangers get no place in line
+    _add_page(app, service)
+    _add_hooks(app, service)
     app.register_error_handler(Exception, lambda error: _to_json(error, service.metrics))
     service.start()
     return app
@@ -88,33 +96,6 @@ def close_app(app: Flask) -> None:
 
 
 def _add_routes(app: Flask, service: Service) -> None:
-    settings = service.settings
-    page = Page(
-        service.models.repository,
-        label_studio_url=settings.label_studio_public_url or settings.label_studio_url,
-    )
-
-    @app.get("/")
-    def show() -> Response:
-        health = service.health()
-        detail = health.detail or health.refused_project
-        html = page.render(up=health.up, detail=detail, serving=service.models.engine, now=datetime.now(UTC))
-        return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
-
-    @app.get("/report/<version>/")
-    @app.get("/report/<version>/<file>")
-    def show_report(version: str, file: str = reports.INDEX) -> Response:
-        found = reports.read_report(service.models.repository, version, file)
-        if found is None:
-            raise NotFound("there is no such report, or no such file in it; the page at / links to those there are")
-        return Response(found.content, content_type=found.content_type, headers=reports.HEADERS)
-
-    @app.get("/report/<version>")
-    def add_slash(version: str) -> BaseResponse:
-        if not check_version(version):  # what stands before a colon would be taken for a scheme
-            raise NotFound("a report's address is /report/<version>/, where a version is named as /versions names it")
-        return redirect(f"{version}/", 308)  # relative, for a proxy may have put a path or TLS in front
-
     @app.get("/health")
     def health() -> tuple[dict[str, Any], int]:
         report = asdict(service.health())
@@ -131,34 +112,19 @@ def _add_routes(app: Flask, service: Service) -> None:
 
     @app.post("/setup")
     def setup() -> Response:
-        return jsonify(service.setup(read_json(request)))
+        return jsonify(service.setup(_read_body()))
 
     @app.post("/predict")
     def predict() -> Response:
-        predictions = service.predict(read_json(request), deadline=g.deadline)
-        g.facts = {
-            "images": len(predictions.results),
-            "failed": predictions.failed,
-            "model_version": predictions.model_version,
-        }
-        return jsonify(results=predictions.results)
+        return _answer(service.predict(_read_body(), deadline=g.deadline))
 
     @app.post("/score")
     def score() -> Response:
-        scores = service.score(read_json(request), deadline=g.deadline)
-        manifest = scores.manifest
-        g.facts = {"images": len(scores.results), "failed": scores.failed, "model_version": manifest.version}
-        return jsonify(
-            model_version=manifest.version,
-            labels=manifest.labels,
-            multiple=manifest.multiple,
-            results=scores.results,
-        )
+        return _answer(service.score(_read_body(), deadline=g.deadline))
 
     @app.post("/webhook")
     def webhook() -> Response:
-        notice = service.notice(read_json(request))
-        return jsonify({name: value for name, value in asdict(notice).items() if value is not None})
+        return jsonify(service.notice(_read_body()))
 
     @app.get("/versions")
     def versions() -> Response:
@@ -169,16 +135,74 @@ def _add_routes(app: Flask, service: Service) -> None:
         return Response(service.metrics.render(), content_type=metrics.CONTENT_TYPE)
 
 
-def _add_observation(app: Flask, service: Service) -> None:
+def _answer(scored: Scored) -> Response:
+    """Return the answer, and have the request's line in the log say what came of it."""
+    g.facts = {"images": len(scored.results), "failed": scored.failed, "model_version": scored.version}
+    return jsonify(**scored.about, results=scored.results)
+
+
+def _read_body() -> object:
+    """Return the request's body, which has come in whole, as JSON; NaN and Infinity are not JSON.
+
+    Raises:
+        RequestError: if it is not JSON.
+    """
+    body = request.get_data(cache=False)
+    if (request.content_length or 0) > len(body):
+        raise ClientDisconnected
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as err:
+        raise RequestError(f"the body must be JSON, got {len(body)} bytes that are not") from err
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _add_page(app: Flask, service: Service) -> None:
+    settings, repository = service.settings, service.models.repository
+    page = Page(repository, label_studio_url=settings.label_studio_public_url or settings.label_studio_url)
+
+    @app.get("/")
+    def show() -> Response:
+        health = service.health()
+        detail = health.detail or health.refused_project
+        html = page.render(up=health.up, detail=detail, serving=service.models.engine, now=datetime.now(UTC))
+        return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
+
+    @app.get("/report/<version>/")
+    @app.get("/report/<version>/<file>")
+    def show_report(version: str, file: str = reports.INDEX) -> Response:
+        found = reports.read_report(repository, version, file)
+        if found is None:
+            raise NotFound("there is no such report, or no such file in it; the page at / links to those there are")
+        return Response(found.content, content_type=found.content_type, headers=reports.HEADERS)
+
+    @app.get("/report/<version>")
+    def add_slash(version: str) -> BaseResponse:
+        if not check_version(version):  # what stands before a colon would be taken for a scheme
+            raise NotFound("a report's address is /report/<version>/, where a version is named as /versions names it")
+        return redirect(f"{version}/", 308)  # relative, for a proxy may have put a path or TLS in front
+
+
+def _add_hooks(app: Flask, service: Service) -> None:
+    pages = ConcurrencyLimiter(most_requests=_PAGES, most_waiting=_PAGES, most_bytes=service.settings.max_body_bytes)
+
     @app.before_request
     def begin() -> None:
         g.started = time.perf_counter()
         g.deadline = service.deadline() - _waited_s()
         g.token = logs.request_id.set(logs.accept_request_id(request.headers.get("X-Request-Id")))
+        app.extensions[_CHECK]()  # before there is a place for the request: strangers get none
+        g.place = ExitStack()
+        if (route := _route()) is not None and route not in _AT_ONCE:
+            limiter = service.limiter if route in _SCORING else pages
+            g.place.enter_context(limiter.enter(request.content_length or 0, deadline=g.deadline))
 
     @app.after_request
     def end(response: Response) -> Response:
-        route = request.url_rule.rule if request.url_rule else "unmatched"
+        route = _route() or "unmatched"
         seconds = time.perf_counter() - g.started
         service.metrics.http_requests.labels(route, response.status_code).inc()
         service.metrics.http_request_duration.labels(route).observe(seconds)
@@ -189,9 +213,16 @@ def _add_observation(app: Flask, service: Service) -> None:
         return response
 
     @app.teardown_request
-    def forget(_: BaseException | None) -> None:
+    def leave(_: BaseException | None) -> None:
+        if place := g.pop("place", None):
+            place.close()
         if token := g.pop("token", None):
             logs.request_id.reset(token)
+
+
+def _route() -> str | None:
+    """The request's route; None where there is none by its path."""
+    return request.url_rule.rule if request.url_rule else None
 
 
 def _waited_s() -> float:
@@ -200,13 +231,12 @@ def _waited_s() -> float:
     return now - float(getattr(request.environ.get("gunicorn.socket"), "began", now))
 
 
-def _add_check(app: Flask, settings: Settings) -> None:
+def _make_check(settings: Settings) -> Callable[[], None]:
     guard = Guard(settings.basic_auth, settings.webhook_secret)
     origins = Origins(settings.allowed_hosts, (settings.label_studio_url, settings.label_studio_public_url))
 
-    @app.before_request
     def check_head() -> None:
-        route = request.url_rule.rule if request.url_rule else None
+        route = _route()
         if route not in OPEN:
             origins.check_host(request.headers.get("Host"))
         guard.check(route, _authorization())
@@ -214,7 +244,7 @@ def _add_check(app: Flask, settings: Settings) -> None:
             _check_length()
             origins.check_sender(request.headers)
 
-    app.extensions[_CHECK] = check_head
+    return check_head
 
 
 def _check_length() -> None:
@@ -224,6 +254,14 @@ def _check_length() -> None:
     size, most = request.content_length or 0, request.max_content_length
     if most is not None and size > most:
         raise RequestEntityTooLarge(f"the body has {size} bytes, at most {most} are read")
+
+
+def _authorization() -> Authorization | None:
+    """The credentials; None too where they are such as no client sends."""
+    try:
+        return request.authorization
+    except ValueError:  # not ASCII
+        return None
 
 
 def wants_body(app: Flask, environ: dict[str, Any]) -> bool:
@@ -236,31 +274,6 @@ def wants_body(app: Flask, environ: dict[str, Any]) -> bool:
         except HTTPException:
             return False
         return True
-
-
-def _authorization() -> Authorization | None:
-    """The credentials; None too where they are such as no client sends."""
-    try:
-        return request.authorization
-    except ValueError:  # not ASCII
-        return None
-
-
-def _add_admission(app: Flask, service: Service) -> None:
-    pages = Admission(most_requests=_PAGES, most_waiting=_PAGES, most_bytes=service.settings.max_body_bytes)
-
-    @app.before_request
-    def enter() -> None:
-        g.place = ExitStack()
-        route = request.url_rule.rule if request.url_rule else None
-        if route is not None and route not in _AT_ONCE:
-            line = service.admission if route in _SCORING else pages
-            g.place.enter_context(line.enter(request.content_length or 0, deadline=g.deadline))
-
-    @app.teardown_request
-    def leave(_: BaseException | None) -> None:
-        if place := g.pop("place", None):
-            place.close()
 
 
 def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
@@ -283,10 +296,13 @@ def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
     return response
 
 
-def _in_one_line(text: str) -> str:
-    """Return a text as a status line can hold it: so many characters of printable ASCII, any other escaped."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    return printable.encode("ascii", "backslashreplace").decode()[:_STATUS_LINE]
+def _describe(error: Exception) -> tuple[int, str, str]:
+    """Return status, code and detail."""
+    if isinstance(error, LabelnextError):
+        return error.status, error.code, str(error)
+    if isinstance(error, HTTPException):
+        return error.code or 500, error.name.lower().replace(" ", "_"), error.description or error.name
+    return 500, "internal", ""
 
 
 def _reason(error: Exception) -> str | None:
@@ -298,9 +314,7 @@ def _reason(error: Exception) -> str | None:
     return "auth" if isinstance(error, Unauthorized) else None
 
 
-def _describe(error: Exception) -> tuple[int, str, str]:
-    if isinstance(error, LabelnextError):
-        return error.status, error.code, str(error)
-    if isinstance(error, HTTPException):
-        return error.code or 500, error.name.lower().replace(" ", "_"), error.description or error.name
-    return 500, "internal", ""
+def _in_one_line(text: str) -> str:
+    """Return a text as a status line can hold it: so many characters of printable ASCII, any other escaped."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return printable.encode("ascii", "backslashreplace").decode()[:_STATUS_LINE]

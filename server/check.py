@@ -21,10 +21,9 @@ from contract.errors import ConfigError, LabelnextError
 from contract.label_studio import WHOAMI, LabelStudioClient, Patience, TokenRefused
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
-from server.inference.memory import Memory, memory_limit, resident
+from server.inference.resources import Memory, memory_limit, resident
 from server.inference.validation import Admitted, admit
-from server.repository import open_models
-from server.service import engine_loader
+from server.service import engine_loader, open_models
 from server.settings import Precision, Settings
 
 _ASKING_S: Final = 10.0

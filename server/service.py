@@ -6,26 +6,27 @@ Owns the lifetime of every thread below it. Knows no HTTP.
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
 
 from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
 from contract.images.fetch import Fetcher, FetchSettings
+from contract.versions.local_cache import open_repository
 from contract.versions.manifest import Manifest
+from contract.versions.repository import Repository
+from contract.versions.signatures import Keys
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from server.http import labelstudio
-from server.http.concurrency_limiter import Admission
-from server.inference.batching import Batcher, Extras
-from server.inference.cpus import available_cpus
+from server.http.concurrency_limiter import ConcurrencyLimiter
+from server.inference.batching import Batcher, ImageScores
 from server.inference.engine import Engine, EngineOptions, check_device
 from server.inference.feature_cache import FeatureCache
 from server.inference.models import Models
-from server.inference.scoring import ImageFetcher, Outcome, Scorer
+from server.inference.resources import available_cpus
+from server.inference.scoring import Outcome, Scorer
 from server.inference.validation import LoadEngine
 from server.observe.metrics import Metrics
-from server.repository import open_models
 from server.settings import MaskPolicy, Settings
 
 _log = logging.getLogger(__name__)
@@ -33,29 +34,16 @@ _CONFIGS_REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Predictions:
-    """The answer to a predict request."""
+class Scored:
+    """The answer to a request for predictions or scores."""
 
-    results: list[labelstudio.Prediction]
-    model_version: str | None
-
-    @property
-    def failed(self) -> int:
-        """How many images got no score."""
-        return sum(not element for element in self.results)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The answer to a score request."""
-
-    results: list[labelstudio.JsonObject]
-    manifest: Manifest
-
-    @property
-    def failed(self) -> int:
-        """How many images got no score."""
-        return sum("error" in element for element in self.results)
+    results: Sequence[labelstudio.JsonObject]
+    failed: int
+    """Images that got no score."""
+    version: str | None
+    """None where nothing has been published."""
+    about: Mapping[str, object] = field(default_factory=dict)
+    """What is said beside the results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +60,10 @@ class Health:
     """Why the project that connected last, or asked last whether it still may, gets no predictions."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What came of a webhook."""
-
-    status: Literal["noted", "requested", "not_requested"]
-    detail: str | None = None
-
-
 class Service:
     """Everything behind the routes of one application."""
 
-    def __init__(self, settings: Settings, *, fetcher: ImageFetcher | None = None) -> None:
+    def __init__(self, settings: Settings, *, fetcher: Fetcher | None = None) -> None:
         """Put the parts together; `start` starts their threads.
 
         Raises:
@@ -98,8 +78,8 @@ class Service:
             poll_s=settings.poll_s,
             metrics=self.metrics,
         )
-        self._own_fetcher = Fetcher(fetch_settings(settings))
-        self._cache = open_cache(settings, self.metrics)
+        self._fetcher = fetcher or Fetcher(fetch_settings(settings))
+        self._cache = _open_cache(settings, self.metrics)
         self.batcher = Batcher(
             max_batch_images=settings.max_batch_images,
             metrics=self.metrics,
@@ -107,7 +87,7 @@ class Service:
             stall_s=settings.deadline_s,
         )
         self.scorer = Scorer(
-            fetcher or self._own_fetcher,
+            self._fetcher,
             self.batcher,
             fetch_threads=settings.fetch_threads,
             queue_images=settings.images_under_way,
@@ -115,7 +95,7 @@ class Service:
             metrics=self.metrics,
             cache=self._cache,
         )
-        self.admission = Admission(
+        self.limiter = ConcurrencyLimiter(
             most_requests=settings.threads,
             most_waiting=settings.queue_requests,
             most_bytes=2 * settings.max_body_bytes,
@@ -123,7 +103,7 @@ class Service:
         self._draining = threading.Event()
         self._refusals: Mapping[str, str] = {}
         """By the version, for another one may know the labels: why the last /setup was refused."""
-        self.metrics.waiting_requests.set_function(lambda: self.admission.waiting)
+        self.metrics.waiting_requests.set_function(lambda: self.limiter.waiting)
         self.metrics.live.set_function(lambda: self.live)
         self.metrics.ready.set_function(lambda: self.ready)
         # Cached per application, so that what a config lacks is logged once for each version and not at each request.
@@ -142,7 +122,7 @@ class Service:
         self.batcher.close()
         if self._cache is not None:
             self._cache.close()
-        self._own_fetcher.close()
+        self._fetcher.close()
 
     def drain(self) -> None:
         """Stop being ready, while what has been accepted is answered."""
@@ -194,16 +174,16 @@ class Service:
             RequestError: if the request cannot be understood.
             LabelMismatch: if the version does not know the project's labels.
         """
-        request, engine = labelstudio.parse_setup(body), self.models.engine
+        (label_config, project), engine = labelstudio.parse_setup(body), self.models.engine
         refused, self._refusals = self._refusals, {}
-        if engine is None or request.label_config is None:
+        if engine is None or label_config is None:
             return {"model_version": self.version}
         try:
-            self._find_target(request.label_config, engine.manifest)
+            self._find_target(label_config, engine.manifest)
         except LabelMismatch as err:
-            self._refusals = {engine.version: f"project {request.project_id}: {err}"}
+            self._refusals = {engine.version: f"project {project}: {err}"}
             if self._refusals != refused:  # Label Studio asks again for every task that is opened
-                _log.warning("a project is refused", extra={"reason": str(err), "project_id": request.project_id})
+                _log.warning("a project is refused", extra={"reason": str(err), "project_id": project})
             raise
         except ConfigError:
             pass  # a config that is still being written; /predict says what it lacks
@@ -213,7 +193,7 @@ class Service:
         """Return when a request that comes now must have been answered, on the clock of `time.monotonic`."""
         return time.monotonic() + self.settings.deadline_s
 
-    def predict(self, body: object, *, deadline: float) -> Predictions:
+    def predict(self, body: object, *, deadline: float) -> Scored:
         """Answer /predict with one element per task, in order, all of one version.
 
         Raises:
@@ -222,12 +202,13 @@ class Service:
         """
         request = labelstudio.parse_predict(body)
         if (engine := self._find_engine(deadline)) is None:
-            return Predictions(labelstudio.no_predictions(request), None)
-        target, outcomes = self._score(request, engine, deadline, Extras())
-        results = labelstudio.build_predictions(outcomes, engine.manifest, target, self.settings.score)
-        return Predictions(labelstudio.withhold_labels(request, results, engine.manifest), engine.version)
+            return Scored([{} for _ in request.tasks], len(request.tasks), None)
+        target, outcomes = self._score(request, engine, deadline)
+        predictions = labelstudio.build_predictions(outcomes, engine.manifest, target, self.settings.score)
+        results = labelstudio.withhold_labels(request, predictions, engine.manifest)
+        return Scored(results, _count_failed(outcomes), engine.version)
 
-    def score(self, body: object, *, deadline: float) -> Scores:
+    def score(self, body: object, *, deadline: float) -> Scored:
         """Answer /score: what a ranking needs to know of each task, in order, all of the version that was asked for.
 
         Raises:
@@ -235,22 +216,24 @@ class Service:
             OtherVersion: if the version in use is another.
             Unavailable, InferenceError: if the server cannot score.
         """
-        request = labelstudio.parse_score(body)
+        request, version = labelstudio.parse_score(body)
         if request.extras.passes and self.settings.masks is not MaskPolicy.FIXED:
             raise ConfigError(
                 "passes of several images belong together only under the same masks; serve with LABELNEXT_MASKS=fixed"
             )
         engine = self._find_engine(deadline)
-        if engine is None or engine.version != request.version:
+        if engine is None or engine.version != version:
             raise OtherVersion(
-                f"version {request.version[:40]} was asked for, {engine.version if engine else 'none'} is in use; "
+                f"version {version[:40]} was asked for, {engine.version if engine else 'none'} is in use; "
                 "ask again when it has been loaded, or ask for the one in use"
             )
-        target, outcomes = self._score(request.predict, engine, deadline, request.extras)
+        target, outcomes = self._score(request, engine, deadline)
+        manifest = engine.manifest
         results = labelstudio.build_scores(
-            request, outcomes, manifest=engine.manifest, target=target, direction=self.settings.score
+            request, outcomes, manifest=manifest, target=target, direction=self.settings.score
         )
-        return Scores(results, engine.manifest)
+        about = {"model_version": version, "labels": manifest.labels, "multiple": manifest.multiple}
+        return Scored(results, _count_failed(outcomes), version, about)
 
     def _find_engine(self, deadline: float) -> Engine | None:
         """Return the engine in use, after the first look at the repository; None if nothing has been published.
@@ -265,16 +248,16 @@ class Service:
         return engine
 
     def _score(
-        self, request: labelstudio.PredictRequest, engine: Engine, deadline: float, extras: Extras
+        self, request: labelstudio.PredictRequest, engine: Engine, deadline: float
     ) -> tuple[labelstudio.Target, list[Outcome]]:
         target = self._find_target(request.label_config, engine.manifest)
         images = labelstudio.find_images(request, target)
-        return target, self.scorer.score(images, engine, deadline=deadline, extras=extras)
+        return target, self.scorer.score(images, engine, deadline=deadline, extras=request.extras)
 
     def _find_target(self, label_config: str, manifest: Manifest) -> labelstudio.Target:
         return self._resolve_target(label_config, manifest.version, manifest.control, manifest.labels)
 
-    def notice(self, body: object) -> Notice:
+    def notice(self, body: object) -> Mapping[str, str]:
         """Take note of a webhook, and ask for a training where somebody pressed Start Training.
 
         All else is only logged: labels are read by polling, so an event that is lost costs nothing.
@@ -282,21 +265,34 @@ class Service:
         Raises:
             RequestError: if the body is not what Label Studio sends.
         """
-        webhook = labelstudio.parse_webhook(body)
-        _log.info("webhook", extra={"action": webhook.action, "project_id": webhook.project_id})
-        return self._request_training(webhook.project_id) if webhook.asks_for_training else Notice("noted")
-
-    def _request_training(self, project_id: int | None) -> Notice:
+        action, project = labelstudio.parse_webhook(body)
+        _log.info("webhook", extra={"action": action, "project_id": project})
+        if action != labelstudio.START_TRAINING:
+            return {"status": "noted"}
         try:
-            leave_request(self.models.repository, project_id)
+            leave_request(self.models.repository, project)
         except OSError as err:
             reason = (
                 f"the request to train could not be left ({err.strerror}); the server must be able to write the "
                 f"folder {REQUESTS_FOLDER!r} beside the models"
             )
-            _log.warning(reason, extra={"project_id": project_id})
-            return Notice("not_requested", reason)
-        return Notice("requested", "python -m trainer watch, where it runs, starts the training")
+            _log.warning(reason, extra={"project_id": project})
+            return {"status": "not_requested", "detail": reason}
+        return {"status": "requested", "detail": "python -m trainer watch, where it runs, starts the training"}
+
+
+def _count_failed(outcomes: Sequence[Outcome]) -> int:
+    return sum(not isinstance(outcome, ImageScores) for outcome in outcomes)
+
+
+def open_models(settings: Settings) -> Repository:
+    """Return the repository that the settings name; versions in it are verified where a key is set.
+
+    Raises:
+        ConfigError: if it cannot be opened, or the key cannot be used.
+    """
+    keys = Keys.read(verifying=settings.verify_key)
+    return open_repository(settings.models, settings.model, settings.mirror, keys=keys)
 
 
 def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngine:
@@ -312,7 +308,7 @@ def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngi
     return lambda version: Engine(version, options)
 
 
-def open_cache(settings: Settings, metrics: Metrics) -> FeatureCache | None:
+def _open_cache(settings: Settings, metrics: Metrics) -> FeatureCache | None:
     """Open the feature cache that the settings ask for; None if they ask for none."""
     if not settings.cache_bytes:
         return None

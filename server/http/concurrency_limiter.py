@@ -1,4 +1,4 @@
-"""The line in front of the work: so many requests in hand, so many waiting, first come first served.
+"""How many requests are in hand, and how many wait for a place, first come first served.
 
 Label Studio waits 100 s for an answer and never asks again, so a request is refused only if its turn cannot come before
 its deadline. What waits has not had its body read. Knows no HTTP and nothing of what the work is.
@@ -32,12 +32,12 @@ class Overloaded(Unavailable):
 
 
 @dataclass(slots=True, eq=False)
-class _Ticket:
+class _Waiter:
     size_bytes: int
     called: threading.Event = field(default_factory=threading.Event)
 
 
-class Admission:
+class ConcurrencyLimiter:
     """Lets requests in while there is room for them and for their bodies."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Admission:
         self._most_bytes = most_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._line: deque[_Ticket] = deque()
+        self._waiting: deque[_Waiter] = deque()
         self._in_hand = 0
         self._bytes_in_hand = 0
         self._mean_s: float | None = None
@@ -65,12 +65,12 @@ class Admission:
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return len(self._line)
+        return len(self._waiting)
 
     @property
     def entered(self) -> int:
         """How many requests wait or are in hand."""
-        return len(self._line) + self._in_hand
+        return len(self._waiting) + self._in_hand
 
     @contextmanager
     def enter(self, size_bytes: int, *, deadline: float) -> Iterator[None]:
@@ -81,55 +81,55 @@ class Admission:
             deadline: by the clock, in seconds.
 
         Raises:
-            Overloaded: if the line is full, or the turn would not come before the deadline.
+            Overloaded: if too many wait, or the turn would not come before the deadline.
         """
-        ticket = _Ticket(size_bytes)
-        self._queue(ticket, deadline)
-        if not ticket.called.wait(max(0.0, deadline - self._clock())):
-            self._give_up(ticket)
+        waiter = _Waiter(size_bytes)
+        self._queue(waiter, deadline)
+        if not waiter.called.wait(max(0.0, deadline - self._clock())):
+            self._give_up(waiter)
         started = self._clock()
         try:
             yield
         finally:
-            self._leave(ticket, self._clock() - started)
+            self._leave(waiter, self._clock() - started)
 
-    def _queue(self, ticket: _Ticket, deadline: float) -> None:
+    def _queue(self, waiter: _Waiter, deadline: float) -> None:
         with self._lock:
-            wait_s = self._estimate(len(self._line))
-            if len(self._line) >= self._most_waiting and not (not self._line and self._fits(ticket)):
-                raise _refuse("queue_full", f"{len(self._line)} requests wait already", wait_s)
+            wait_s = self._estimate(len(self._waiting))
+            if len(self._waiting) >= self._most_waiting and not (not self._waiting and self._fits(waiter)):
+                raise _refuse("queue_full", f"{len(self._waiting)} requests wait already", wait_s)
             if self._clock() + wait_s > deadline:
                 raise _refuse("deadline", f"its turn is expected in {wait_s:.0f} s, after its deadline", wait_s)
-            self._line.append(ticket)
+            self._waiting.append(waiter)
             self._call()
 
-    def _give_up(self, ticket: _Ticket) -> None:
+    def _give_up(self, waiter: _Waiter) -> None:
         with self._lock:
-            if ticket.called.is_set():  # just now
+            if waiter.called.is_set():  # just now
                 return
-            self._line.remove(ticket)
-            wait_s = self._estimate(len(self._line))
+            self._waiting.remove(waiter)
+            wait_s = self._estimate(len(self._waiting))
             self._call()  # who stands behind it may be smaller
         raise _refuse("deadline", "its deadline passed while it waited", wait_s)
 
-    def _leave(self, ticket: _Ticket, seconds: float) -> None:
+    def _leave(self, waiter: _Waiter, seconds: float) -> None:
         with self._lock:
             self._in_hand -= 1
-            self._bytes_in_hand -= ticket.size_bytes
+            self._bytes_in_hand -= waiter.size_bytes
             self._mean_s = seconds if self._mean_s is None else (1 - _MEMORY) * self._mean_s + _MEMORY * seconds
             self._call()
 
     def _call(self) -> None:
-        while self._line and self._fits(self._line[0]):
-            ticket = self._line.popleft()
+        while self._waiting and self._fits(self._waiting[0]):
+            waiter = self._waiting.popleft()
             self._in_hand += 1
-            self._bytes_in_hand += ticket.size_bytes
-            ticket.called.set()
+            self._bytes_in_hand += waiter.size_bytes
+            waiter.called.set()
 
-    def _fits(self, ticket: _Ticket) -> bool:
+    def _fits(self, waiter: _Waiter) -> bool:
         if not self._in_hand:
             return True
-        return self._in_hand < self._most_requests and self._bytes_in_hand + ticket.size_bytes <= self._most_bytes
+        return self._in_hand < self._most_requests and self._bytes_in_hand + waiter.size_bytes <= self._most_bytes
 
     def _estimate(self, ahead: int) -> float:
         """Seconds until the turn of who has so many ahead; 0 while there is room, or nothing is known yet."""

@@ -6,7 +6,7 @@ The only place in the server that knows its field names. Knows no HTTP and no gr
 import base64
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ from server.settings import Score
 NO_VERSION = "INITIAL"
 """What /setup answers before any version is in use, as label-studio-ml does."""
 
+START_TRAINING = "START_TRAINING"
+"""The action of a webhook when somebody presses Start Training."""
+
 _MOST_ACTION = 100
 """Characters; Label Studio's longest has about 30."""
 
@@ -36,9 +39,6 @@ _MOST_ID = 2**63 - 1
 _log = logging.getLogger(__name__)
 
 JsonObject = dict[str, Any]
-
-Prediction = JsonObject
-"""One element of /predict's results; empty for an image that has no score, which Label Studio then skips."""
 
 
 class NoImage(ImageError):
@@ -56,43 +56,13 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class SetupRequest:
-    """The body of /setup."""
-
-    label_config: str | None
-    """None if the project has none yet."""
-    project_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """The body of /predict. Interactive requests are no different: their context changes nothing about an image."""
+    """The body of /predict or /score. Interactive requests are no different: their context changes no image."""
 
     tasks: tuple[Task, ...]
     label_config: str
     project_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """The body of /score: a request for predictions, of one version, with what a ranking needs beside them."""
-
-    predict: PredictRequest
-    version: str
-    extras: Extras
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """What a webhook tells of."""
-
-    action: str
-    project_id: int | None
-
-    @property
-    def asks_for_training(self) -> bool:
-        """Whether somebody pressed Start Training."""
-        return self.action == "START_TRAINING"
+    extras: Extras = Extras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +100,11 @@ def parse_predict(body: object) -> PredictRequest:
     )
 
 
-def parse_score(body: object) -> ScoreRequest:
-    """Read the body of /score: that of /predict, and `version`, `embeddings` and `passes`, which are false by default.
+def parse_score(body: object) -> tuple[PredictRequest, str]:
+    """Read the body of /score: that of /predict, `version`, and `embeddings` and `passes`, which are false by default.
+
+    Returns:
+        what is asked for, and the version that is to answer.
 
     Raises:
         RequestError: naming the field that is not what was expected.
@@ -140,15 +113,12 @@ def parse_score(body: object) -> ScoreRequest:
     version = fields.get("version")
     if not isinstance(version, str):
         raise _fault("version", "a string", version)
-    wanted = [fields.get(name, False) for name in ("embeddings", "passes")]
-    for name, value in zip(("embeddings", "passes"), wanted, strict=True):
-        if not isinstance(value, bool):
-            raise _fault(name, "a boolean", value)
-    return ScoreRequest(parse_predict(body), version, Extras(embedding=wanted[0] is True, passes=wanted[1] is True))
+    embedding, passes = (_flag(fields, name) for name in ("embeddings", "passes"))
+    return replace(parse_predict(body), extras=Extras(embedding, passes)), version
 
 
-def parse_setup(body: object) -> SetupRequest:
-    """Read the body of /setup.
+def parse_setup(body: object) -> tuple[str | None, int | None]:
+    """Read the body of /setup: the labelling config, None if the project has none yet, and the project.
 
     Raises:
         RequestError: if the body is not what Label Studio sends.
@@ -157,11 +127,11 @@ def parse_setup(body: object) -> SetupRequest:
     schema = fields.get("schema")
     if schema is not None and not isinstance(schema, str):
         raise _fault("schema", "a string", schema)
-    return SetupRequest(schema or None, _project_id(fields.get("project")))
+    return schema or None, _project_id(fields.get("project"))
 
 
-def parse_webhook(body: object) -> Webhook:
-    """Read the body of /webhook.
+def parse_webhook(body: object) -> tuple[str, int | None]:
+    """Read the body of /webhook: the action and the project.
 
     Raises:
         RequestError: if the body names no action.
@@ -171,7 +141,7 @@ def parse_webhook(body: object) -> Webhook:
     if not isinstance(action, str) or len(action) > _MOST_ACTION:
         raise _fault("action", f"a string of at most {_MOST_ACTION} characters", action)
     project = fields.get("project")
-    return Webhook(action, _project_id(project.get("id")) if isinstance(project, dict) else None)
+    return action, _project_id(project.get("id")) if isinstance(project, dict) else None
 
 
 def resolve_target(label_config: str, version: str, control: str | None, labels: tuple[str, ...]) -> Target:
@@ -200,15 +170,15 @@ def find_images(request: PredictRequest, target: Target) -> list[ImageReference 
 
 def build_predictions(
     outcomes: Sequence[Outcome], manifest: Manifest, target: Target, direction: Score
-) -> list[Prediction]:
-    """Return one element per outcome, in order."""
+) -> list[JsonObject]:
+    """Return one element per outcome, in order; of an image without a score an empty one, which Label Studio skips."""
     return [
         _build_prediction(outcome, manifest, target, direction) if isinstance(outcome, ImageScores) else {}
         for outcome in outcomes
     ]
 
 
-def withhold_labels(request: PredictRequest, predictions: Sequence[Prediction], manifest: Manifest) -> list[Prediction]:
+def withhold_labels(request: PredictRequest, predictions: Sequence[JsonObject], manifest: Manifest) -> list[JsonObject]:
     """Return predictions of a request's tasks, in order, those of the audit slice with their score and without a label.
 
     Label Studio ticks what is predicted when it opens a task, and what versions are measured on must not be agreed to.
@@ -226,12 +196,12 @@ def withhold_labels(request: PredictRequest, predictions: Sequence[Prediction], 
 
 
 def build_scores(
-    request: ScoreRequest, outcomes: Sequence[Outcome], *, manifest: Manifest, target: Target, direction: Score
+    request: PredictRequest, outcomes: Sequence[Outcome], *, manifest: Manifest, target: Target, direction: Score
 ) -> list[JsonObject]:
     """Return one element per outcome, in order: the prediction and what it was made from, or the error."""
     return [
         {"task": task.id, **_build_score(outcome, manifest, target, direction)}
-        for task, outcome in zip(request.predict.tasks, outcomes, strict=True)
+        for task, outcome in zip(request.tasks, outcomes, strict=True)
     ]
 
 
@@ -252,12 +222,7 @@ def _encode(array: npt.NDArray[np.float32], kind: str) -> str:
     return base64.b64encode(array.astype(kind).tobytes()).decode()
 
 
-def no_predictions(request: PredictRequest) -> list[Prediction]:
-    """Return the answer of a server that has no version yet: one empty element per task."""
-    return [{} for _ in request.tasks]
-
-
-def _build_prediction(scores: ImageScores, manifest: Manifest, target: Target, direction: Score) -> Prediction:
+def _build_prediction(scores: ImageScores, manifest: Manifest, target: Target, direction: Score) -> JsonObject:
     return {
         "model_version": manifest.version,
         "score": _direct(scores.bald, manifest, direction),
@@ -324,6 +289,13 @@ def _project_id(project: object) -> int | None:
     """Label Studio sends "<id>.<time of creation>"; only the id is of use, and only to fetch from cloud storage."""
     head = str(project).partition(".")[0]
     return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else None
+
+
+def _flag(fields: Mapping[str, object], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise _fault(name, "a boolean", value)
+    return value
 
 
 def _object(value: object, name: str) -> Mapping[str, object]:

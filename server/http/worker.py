@@ -142,7 +142,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
         Few run at a time, for many hold up each other and this loop; those in hand or in line for scores only wait.
         """
-        running = self._in_threads - self._service().admission.entered
+        running = self._in_threads - self._service().limiter.entered
         if self._in_threads >= self.cfg.threads or running >= _RUNNING_WITH_PROBES:
             return None
         others = (self._ready, self._ready_again) if running < _RUNNING else ()

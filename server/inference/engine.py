@@ -7,7 +7,6 @@ says on which device and in which precision it really runs.
 import contextlib
 import logging
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +103,6 @@ class Engine:
                 specialised = specialise(literal, lowered, version.path, self.masks, most_bytes=_SPECIALISED_BYTES)
                 self._specialised = specialised and opener.open_specialised(specialised)
         self._rng = np.random.default_rng()
-        self._rng_lock = threading.Lock()
 
     @property
     def version(self) -> str:
@@ -145,12 +143,12 @@ class Engine:
                 f"got {images.dtype} of shape {images.shape}"
             )
         step = len(images) if self.provider == Device.CUDA else _TRUNK_IMAGES
-        parts = [self._compute_features(images[start : start + step]) for start in range(0, len(images), step)]
+        parts = []
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            (features,) = self._run(self._trunk, [FEATURES], {self._images_name: self._pad(part)})
+            parts.append(features[: len(part)])
         return np.concatenate(parts)
-
-    def _compute_features(self, images: Images) -> Features:
-        (features,) = self._run(self._trunk, [FEATURES], {self._images_name: self._pad(images)})
-        return features[: len(images)]
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
         """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given.
@@ -167,7 +165,8 @@ class Engine:
         if masks is None and self._specialised is not None and len(padded) >= _SPECIALISED_FROM:
             outputs = self._run(self._specialised, OUTPUTS, {FEATURES: padded})
         else:
-            outputs = self._run(self._head, OUTPUTS, {FEATURES: padded, **(masks or self.masks or self._fresh_masks())})
+            chosen = masks or self.masks or fresh_masks(self._rng, self.sites, self.passes)
+            outputs = self._run(self._head, OUTPUTS, {FEATURES: padded, **chosen})
         return PassOutputs(*(output[: len(features)] for output in outputs))
 
     def warm(self) -> None:
@@ -181,7 +180,8 @@ class Engine:
 
     def _pad(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Fill up to a batch size that is warm."""
-        padded = np.zeros((bucket_of(len(rows), self.buckets), *rows.shape[1:]), rows.dtype)
+        bucket = next((size for size in self.buckets if size >= len(rows)), len(rows))
+        padded = np.zeros((bucket, *rows.shape[1:]), rows.dtype)
         padded[: len(rows)] = rows
         return padded
 
@@ -194,19 +194,10 @@ class Engine:
             rows = len(next(iter(feeds.values())))
             raise InferenceError(f"onnxruntime failed on a batch of {rows} of {self.version}: {err}") from err
 
-    def _fresh_masks(self) -> Masks:
-        with self._rng_lock:
-            return fresh_masks(self._rng, self.sites, self.passes)
-
 
 def batch_buckets(most: int) -> tuple[int, ...]:
     """Return the batch sizes that are run: powers of two below `most`, and `most`."""
     return (*(2**i for i in range((most - 1).bit_length())), most)
-
-
-def bucket_of(images: int, buckets: Sequence[int]) -> int:
-    """Return the smallest bucket that holds so many images; beyond the largest, the number itself."""
-    return next((size for size in buckets if size >= images), images)
 
 
 def check_device(wanted: Device) -> None:
@@ -244,19 +235,15 @@ def _in_fp16(trunk: ModelProto, folder: str) -> ModelProto:
 def _choose_precision(wanted: Precision, version: Version, device: Device) -> Precision:
     """Return the precision that was asked for if it can be had here, else float32."""
     has_int8 = version.int8_trunk_path is not None
-    if wanted is Precision.AUTO:
-        if device is Device.CUDA:
-            return Precision.FP16
-        return Precision.INT8 if has_int8 else Precision.FP32
-    reason = None
-    if wanted is Precision.INT8 and device is not Device.CPU:
-        reason = "int8 is for the CPU, and this runs on cuda; set LABELNEXT_PRECISION=fp16"
-    elif wanted is Precision.INT8 and not has_int8:
-        reason = f"the version has no {INT8_TRUNK_FILE}; publish with `python -m trainer run --int8`"
-    elif wanted is Precision.FP16 and device is not Device.CUDA:
+    fastest = Precision.FP16 if device is Device.CUDA else Precision.INT8 if has_int8 else Precision.FP32
+    if wanted is Precision.AUTO or wanted in (fastest, Precision.FP32):
+        return fastest if wanted is Precision.AUTO else wanted
+    if wanted is Precision.FP16:
         reason = "fp16 is for a GPU, and this runs on the cpu; set LABELNEXT_PRECISION=int8"
-    if reason is None:
-        return wanted
+    elif device is Device.CUDA:
+        reason = "int8 is for the CPU, and this runs on cuda; set LABELNEXT_PRECISION=fp16"
+    else:
+        reason = f"the version has no {INT8_TRUNK_FILE}; publish with `python -m trainer run --int8`"
     _log.warning("served in fp32", extra={"model_version": version.name, "reason": reason})
     return Precision.FP32
 
@@ -341,7 +328,9 @@ def _cuda_fault() -> str | None:
 
 def _try_cuda() -> str | None:
     """Run a graph of one node on CUDA; return what is wrong, None if nothing is."""
-    _preload_cuda()
+    if preload := getattr(onnxruntime, "preload_dlls", None):  # it does not look for what pip installed by itself
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses, and stdout belongs to results
+            preload(directory="")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY  # a missing GPU is reported in our words
     session = onnxruntime.InferenceSession(_one_node(), settings, providers=[_CUDA])
@@ -353,13 +342,6 @@ def _try_cuda() -> str | None:
     except Exception as err:  # onnxruntime's exceptions share no base class of their own
         return f"a first run on it failed ({err})"
     return None
-
-
-def _preload_cuda() -> None:
-    """Load the CUDA libraries that pip installed; onnxruntime does not look for them by itself."""
-    if preload := getattr(onnxruntime, "preload_dlls", None):
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses, and stdout belongs to results
-            preload(directory="")
 
 
 def _one_node() -> bytes:

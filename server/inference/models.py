@@ -117,15 +117,12 @@ class Models:
         self._hold.close()
 
     def poll(self) -> None:
-        """Look at CURRENT once, and take up what it names if that is new and valid."""
+        """Look at CURRENT once, and take up what it names if that is new and validates."""
         with self._polling:
-            self._poll()
-
-    def _poll(self) -> None:
-        try:
-            self._look()
-        finally:
-            self._settled.set()
+            try:
+                self._look()
+            finally:
+                self._settled.set()
 
     def _look(self) -> None:
         try:
@@ -148,14 +145,11 @@ class Models:
         self._metrics.repository_polled.set_to_current_time()
 
     def _follow(self, published: str) -> None:
+        refused = self._refused
         if self._engine is not None and published == self._engine.version:
             self._refused = None
-        elif self._may_try(published):
+        elif refused is None or refused.version != published or self._clock() >= refused.retry_at:
             self._take_up(published)
-
-    def _may_try(self, published: str) -> bool:
-        refused = self._refused
-        return refused is None or refused.version != published or self._clock() >= refused.retry_at
 
     def _take_up(self, published: str) -> None:
         _log.info("loading version %s", published)

@@ -11,20 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field
-from typing import Protocol
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
-from contract.errors import ImageError, Unavailable
+from contract.errors import ImageError
 from contract.images.download import Validators
-from contract.images.fetch import Fetched
+from contract.images.fetch import Fetched, Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
 from server.inference.batching import Batcher, Expired, Extras, ImageScores, Pixels
 from server.inference.engine import Engine, Features
 from server.inference.feature_cache import Download, FeatureCache
-from server.inference.host_queues import Lanes
+from server.inference.host_queues import HostQueues
 from server.observe.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -44,24 +44,6 @@ class ImageReference:
     project_id: int | None = None
 
 
-class ImageFetcher(Protocol):
-    """What the scorer needs of `contract.images.fetch.Fetcher`."""
-
-    def source(self, reference: str, *, task_id: int | None, project_id: int | None) -> str | None:
-        """Name what the reference is downloaded from, None if nothing is; or raise FetchError."""
-
-    def fetch_if_changed(
-        self,
-        reference: str,
-        *,
-        known: Validators | None,
-        task_id: int | None,
-        project_id: int | None,
-        deadline: float | None,
-    ) -> Fetched:
-        """Return the file's bytes unless they are those known, or raise FetchError."""
-
-
 @dataclass(frozen=True, slots=True)
 class _File:
     """An image whose features are not known."""
@@ -73,7 +55,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """What a request asks for each of its images; one for each request, whose images take turns with others'."""
+    """What a request asks of each of its images."""
 
     engine: Engine
     deadline: float
@@ -88,7 +70,7 @@ class Scorer:
 
     def __init__(
         self,
-        fetcher: ImageFetcher,
+        fetcher: Fetcher,
         batcher: Batcher,
         *,
         fetch_threads: int,
@@ -105,13 +87,13 @@ class Scorer:
         self._metrics = metrics
         self._cache = cache
         self._clock = clock
-        self._lanes = Lanes(threads=fetch_threads, most_under_way=queue_images)
+        self._queues = HostQueues(threads=fetch_threads, most_under_way=queue_images)
         self._decoding = threading.BoundedSemaphore(fetch_threads)  # which takes memory; fetching mostly waits
-        metrics.queue_images.set_function(lambda: self._lanes.unfinished)
+        metrics.queue_images.set_function(lambda: self._queues.unfinished)
 
     def close(self) -> None:
         """Stop the fetching threads once they have done what they are doing."""
-        self._lanes.close()
+        self._queues.close()
 
     def score(
         self,
@@ -139,42 +121,40 @@ class Scorer:
         if isinstance(image, ImageError):
             outcome.set_exception(image)
         else:
-            self._lanes.submit(_lane(image.reference), work, _Job(self, image, work, outcome))
+            # In a copy of the request's context, so that its id stands in the log.
+            prepare = partial(copy_context().run, self._prepare, image, work, outcome)
+            self._queues.submit(_host(image.reference), work, prepare, outcome)
         return outcome
 
-    def prepare(self, image: ImageReference, work: _Work, outcome: "Future[ImageScores]") -> None:
-        """Get one image, or its features, and queue it; every failure ends in `outcome`, or its request would wait."""
-        outcome.add_done_callback(lambda _: self._lanes.finish())
-        try:
-            if self._clock() >= work.deadline:
-                raise _expired()
-            with self._metrics.stage("fetch"):
-                found = self._find(image, work.engine, work.deadline)
-            sample = self._decode(found, work.engine) if isinstance(found, _File) else found
-            self._batcher.submit(work.engine, sample, deadline=work.deadline, outcome=outcome, extras=work.extras)
-        except BaseException as err:
-            outcome.set_exception(err)
+    def _prepare(self, image: ImageReference, work: _Work, outcome: "Future[ImageScores]") -> None:
+        """Get one image, or its features, and queue it for the graph."""
+        if self._clock() >= work.deadline:
+            raise _expired()
+        with self._metrics.stage("fetch"):
+            found = self._find(image, work)
+        sample = self._decode(found, work.engine) if isinstance(found, _File) else found
+        self._batcher.submit(work.engine, sample, deadline=work.deadline, outcome=outcome, extras=work.extras)
 
     def _decode(self, file: _File, engine: Engine) -> Pixels:
         with self._decoding, self._metrics.stage("decode"):
             pixels = decode_image(file.data, engine.manifest.input, max_megapixels=self._max_megapixels)
             return Pixels(pixels, file.digest)
 
-    def _find(self, image: ImageReference, engine: Engine, deadline: float) -> _File | Features:
+    def _find(self, image: ImageReference, work: _Work) -> _File | Features:
         """Get the features of an image from the cache, or else its file."""
         if self._cache is None:
-            return _File(self._fetch(image, None, deadline).data, None)
-        found = self._look_up(self._cache, image, engine, deadline)
+            return _File(self._fetch(image, None, work.deadline).data, None)
+        found = self._find_in(self._cache, image, work)
         missed = isinstance(found, _File)
         (self._metrics.feature_cache_misses if missed else self._metrics.feature_cache_hits).inc()
         return found
 
-    def _look_up(self, cache: FeatureCache, image: ImageReference, engine: Engine, deadline: float) -> _File | Features:
+    def _find_in(self, cache: FeatureCache, image: ImageReference, work: _Work) -> _File | Features:
         source = self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
         last = cache.recall(source) if source else None
-        row = cache.get(engine, last.digest) if last else None
+        row = cache.get(work.engine, last.digest) if last else None
         known = last if row is not None else None  # who has no features needs the file, changed or not
-        fetched = self._fetch(image, known.validators if known else None, deadline)
+        fetched = self._fetch(image, known.validators if known else None, work.deadline)
         if fetched.unchanged and row is not None:
             self._metrics.image_revalidations.labels("unchanged").inc()
             return row
@@ -183,7 +163,7 @@ class Scorer:
             self._metrics.image_revalidations.labels("ignored" if digest == known.digest else "changed").inc()
         if source and fetched.validators and (download := Download(fetched.validators, digest)) != last:
             cache.remember(source, download)
-        row = cache.get(engine, digest)
+        row = cache.get(work.engine, digest)
         return _File(fetched.data, digest) if row is None else row
 
     def _fetch(self, image: ImageReference, known: Validators | None, deadline: float) -> Fetched:
@@ -205,7 +185,7 @@ class Scorer:
             if isinstance(outcome, ImageScores):
                 self._metrics.bald.observe(outcome.bald)
         failures = [
-            str(outcome) if isinstance(image, ImageError) else _name_failure(image, outcome)
+            _name_failure(image, outcome)
             for image, outcome in zip(images, outcomes, strict=True)
             if isinstance(outcome, ImageError)
         ]
@@ -216,29 +196,13 @@ class Scorer:
             )
 
 
-def _name_failure(image: ImageReference, outcome: ImageError) -> str:
-    return str(outcome) if image.task_id is None else f"task {image.task_id}: {outcome}"
+def _name_failure(image: ImageReference | ImageError, outcome: ImageError) -> str:
+    if isinstance(image, ImageError) or image.task_id is None:
+        return str(outcome)
+    return f"task {image.task_id}: {outcome}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    """One image of a request, in its lane."""
-
-    scorer: Scorer
-    image: ImageReference
-    work: _Work
-    outcome: "Future[ImageScores]"
-    context: Context = field(default_factory=copy_context)
-    """Of the request, so that its id stands in the log."""
-
-    def run(self) -> None:
-        self.context.run(self.scorer.prepare, self.image, self.work, self.outcome)
-
-    def abandon(self) -> None:
-        self.outcome.set_exception(Unavailable("the server is shutting down"))
-
-
-def _lane(reference: str) -> str:
+def _host(reference: str) -> str:
     """Name what is asked for the image, as far as the reference says: a host, Label Studio, or nobody."""
     if is_data_uri(reference):
         return "data"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from server.pool.shards import Folder, Shard, find_shards
-from server.repository import open_models
+from server.service import open_models
 from server.settings import Settings
 
 

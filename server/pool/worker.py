@@ -25,8 +25,7 @@ from server.inference.scoring import ImageReference, Outcome
 from server.inference.validation import admit
 from server.pool.job import Done, Job
 from server.pool.shards import Folder, PoolError, Shard
-from server.repository import open_models
-from server.service import Service, engine_loader
+from server.service import Service, engine_loader, open_models
 from server.settings import Score
 
 _AHEAD = 2

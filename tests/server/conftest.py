@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.tiny_model import draw_images
+from bench.tiny_model import draw_images, publish
+from contract.images.fetch import Fetched
 from contract.versions.repository import Repository
 from server.app import close_app, create_app
 from server.settings import Device, Settings
@@ -17,6 +18,22 @@ CONFIG = """
     <Choice value="ant"/><Choice value="A bee" alias="bee"/><Choice value="cat"/>
   </Choices>
 </View>"""
+
+
+class CallFetcher:
+    """Gets the bytes of each image by a call with its reference."""
+
+    def __init__(self, fetch):
+        self.fetch = fetch
+
+    def source(self, reference, *, task_id, project_id):
+        return None
+
+    def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
+        return Fetched(self.fetch(reference))
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
@@ -44,6 +61,22 @@ def start_app(settings):
     yield start
     for app in apps:
         close_app(app)
+
+
+@pytest.fixture
+def client(start_app, repository):
+    """A client of a server with a version in use."""
+    publish(repository)
+    return start_app().test_client()
+
+
+def service_of(client):
+    return client.application.extensions["labelnext"]
+
+
+def counted(client, name, **labels):
+    """The value of a metric."""
+    return service_of(client).metrics.registry.get_sample_value(f"labelnext_{name}", labels) or 0
 
 
 def to_data_uri(pixels):

@@ -10,30 +10,26 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from bench.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+from bench.tiny_model import PASSES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import FetchError
-from contract.graph.masks import draw_masks
-from contract.images.fetch import Fetched
 from contract.scores.acquisition import label_studio_score
 from contract.versions.training_requests import REQUESTS_FOLDER, find_requests, leave_request
 from server.app import FiniteJSON, close_app
-from server.settings import Precision, Score
-from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks, to_data_uri
-
-
-@pytest.fixture
-def client(start_app, repository):
-    publish(repository)
-    return start_app().test_client()
+from tests.server.conftest import (
+    CONFIG,
+    CallFetcher,
+    counted,
+    make_predict_body,
+    make_task,
+    make_tasks,
+    service_of,
+    to_data_uri,
+)
 
 
 @pytest.fixture
 def empty_client(start_app):
     return start_app().test_client()
-
-
-def service_of(client):
-    return client.application.extensions["labelnext"]
 
 
 @contextmanager
@@ -42,27 +38,19 @@ def closing_app(app):
     close_app(app)
 
 
-class TestBeforeAnyVersion:
-    def test_health_is_up_and_says_what_is_missing(self, empty_client):
-        """The server may be started and connected before the first training."""
-        reply = empty_client.get("/health")
-        assert reply.status_code == 200
-        assert reply.json.items() >= {"status": "UP", "model_version": None, "provider": None}.items()
-        assert "python -m trainer run" in reply.json["detail"]
-
-    def test_setup_names_no_version(self, empty_client):
-        """INITIAL is what label-studio-ml answers, too."""
-        reply = empty_client.post("/setup", json={"project": "3.1770000000", "schema": CONFIG})
-        assert reply.json == {"model_version": "INITIAL"}
-
-    def test_predict_gives_one_empty_element_per_task(self, empty_client):
-        """Label Studio skips them and asks again once there is a version."""
-        reply = empty_client.post("/predict", json=make_predict_body(make_tasks(3)))
-        assert (reply.status_code, reply.json) == (200, {"results": [{}, {}, {}]})
-
-    def test_versions_is_an_empty_list(self, empty_client):
-        """There is nothing to choose from."""
-        assert empty_client.get("/versions").json == {"versions": []}
+def test_before_any_version_it_says_what_is_missing(empty_client):
+    """The server may be started and connected before the first training; its answers are those of label-studio-ml."""
+    health = empty_client.get("/health")
+    assert health.status_code == 200
+    assert health.json.items() >= {"status": "UP", "model_version": None, "provider": None}.items()
+    assert "python -m trainer run" in health.json["detail"]
+    assert empty_client.post("/setup", json={"project": "3.1", "schema": CONFIG}).json == {"model_version": "INITIAL"}
+    predicted = empty_client.post("/predict", json=make_predict_body(make_tasks(3)))
+    assert (predicted.status_code, predicted.json) == (200, {"results": [{}, {}, {}]})
+    assert empty_client.get("/versions").json == {"versions": []}
+    page = empty_client.get("/")
+    assert page.status_code == 200
+    assert "python -m trainer run" in page.text
 
 
 class TestHealth:
@@ -79,18 +67,12 @@ class TestHealth:
             "refused_project": None,
         }
 
-    def test_it_names_the_precision_that_is_really_in_use(self, start_app, settings, repository, caplog):
-        """One that was asked for and cannot be had is not claimed, and the log says why."""
-        publish(repository)
-        client = start_app(dataclasses.replace(settings, precision=Precision.INT8)).test_client()
-        assert client.get("/health").json["precision"] == "fp32"
-        assert "served in fp32" in caplog.text
-
     def test_a_refused_version_is_told_while_the_old_one_serves(self, client, repository):
-        """An operator sees it without reading logs."""
+        """An operator sees it without reading logs; what /predict stamps counts, not what CURRENT says."""
         good = repository.current()
         publish(repository, probe_of=TinyModel.draw(seed=3))
         service_of(client).models.poll()
+        assert client.post("/setup", json={"project": "3.1", "schema": CONFIG}).json == {"model_version": good}
         reply = client.get("/health")
         assert reply.status_code == 200
         assert reply.json["model_version"] == good
@@ -101,6 +83,7 @@ class TestHealth:
         service_of(client).batcher.close()
         health = client.get("/health")
         assert (health.status_code, health.json["status"]) == (503, "DOWN")
+        assert "Cannot score" in client.get("/").text
         assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
 
 
@@ -117,13 +100,6 @@ class TestSetup:
         named = client.post("/setup", json=body).json["model_version"]
         (element,) = client.post("/predict", json=make_predict_body(make_tasks(1))).json["results"]
         assert element["model_version"] == named
-
-    def test_the_version_in_use_is_named_when_the_published_one_is_refused(self, client, repository):
-        """What /predict stamps counts, not what CURRENT says."""
-        good = repository.current()
-        publish(repository, probe_of=TinyModel.draw(seed=3))
-        service_of(client).models.poll()
-        assert client.post("/setup", json={"project": "3.1", "schema": CONFIG}).json == {"model_version": good}
 
 
 class TestOtherLabels:
@@ -193,28 +169,6 @@ class TestPredict:
         np.testing.assert_allclose(scores, expected, atol=1e-5)
         assert np.argmin(scores) == np.argmin(expected)
 
-    def test_labels_are_the_argmax_of_the_mean(self, client, repository):
-        """The region names the likeliest label, as stored, with its probability."""
-        images = draw_images(6)
-        mean = TinyModel.draw().passes(images, draw_masks(repository.current(), SITES, PASSES)).mean(axis=1)
-        results = client.post("/predict", json=make_predict_body(make_tasks(6))).json["results"]
-        for element, probabilities in zip(results, mean, strict=True):
-            (region,) = element["result"]
-            assert region["value"]["choices"] == [LABELS[int(probabilities.argmax())]]
-            assert region["score"] == pytest.approx(probabilities.max(), abs=1e-5)
-            assert (region["from_name"], region["to_name"], region["type"]) == ("label", "photo", "choices")
-
-    def test_the_score_follows_the_setting(self, start_app, settings, repository):
-        """LABELNEXT_SCORE=bald reverses the order."""
-        publish(repository)
-        body = make_predict_body(make_tasks(3))
-        agreement, bald = (
-            start_app(dataclasses.replace(settings, score=score)).test_client().post("/predict", json=body).json
-            for score in (Score.AGREEMENT, Score.BALD)
-        )
-        for one, other in zip(agreement["results"], bald["results"], strict=True):
-            assert one["score"] + other["score"] == pytest.approx(1)
-
     def test_an_image_that_cannot_be_scored_is_an_empty_element(self, client):
         """A corrupt file, a missing key, an unknown scheme: the list keeps its length and the others their scores."""
         good = make_tasks(2)
@@ -244,26 +198,18 @@ class TestPredict:
         context = {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}
         assert client.post("/predict", json=make_predict_body([task], context=context)).json == plain
 
-    def test_no_tasks_give_no_results(self, client):
-        """An empty list is a list."""
-        assert client.post("/predict", json=make_predict_body([])).json == {"results": []}
-
     def test_a_swap_neither_fails_nor_mixes_a_request_in_hand(self, start_app, repository):
         """A request keeps the version it began with, to its last image; the next one gets the new."""
         entered, proceed = threading.Event(), threading.Event()
         uris = [task["data"]["picture"] for task in make_tasks(4)]
 
-        class SlowFetcher:
-            def source(self, reference, **_):
-                return None
-
-            def fetch_if_changed(self, reference, **_):
-                entered.set()
-                assert proceed.wait(10)
-                return Fetched(b64decode(reference.partition(",")[2]))
+        def fetch(reference):
+            entered.set()
+            assert proceed.wait(10)
+            return b64decode(reference.partition(",")[2])
 
         old = publish(repository, seed=0)
-        client = start_app(fetcher=SlowFetcher()).test_client()
+        client = start_app(fetcher=CallFetcher(fetch)).test_client()
         body = make_predict_body([make_task(i, uri) for i, uri in enumerate(uris)])
         replies = []
         request = threading.Thread(target=lambda: replies.append(client.post("/predict", json=body)))
@@ -278,35 +224,6 @@ class TestPredict:
         np.testing.assert_allclose([e["score"] for e in replies[0].json["results"]], expected, atol=1e-5)
         after = client.application.test_client().post("/predict", json=body).json["results"]
         assert {element["model_version"] for element in after} == {new}
-
-    def test_concurrent_requests_do_not_cross(self, client):
-        """Each gets the scores of its own images, whatever batches they shared."""
-        bodies = [make_predict_body(make_tasks(5, seed=i)) for i in range(8)]
-        alone = [client.post("/predict", json=body).json for body in bodies]
-        together = [{} for _ in bodies]
-
-        def send(i):
-            together[i] = client.application.test_client().post("/predict", json=bodies[i]).json
-
-        threads = [threading.Thread(target=send, args=(i,)) for i in range(len(bodies))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(10)
-        for one, other in zip(alone, together, strict=True):
-            scores = [[element["score"] for element in reply["results"]] for reply in (one, other)]
-            np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
-
-    def test_a_label_the_config_lost_is_never_sent_and_logged_once(self, client, caplog):
-        """However many requests meet the same config."""
-        (element,) = client.post("/predict", json=make_predict_body(make_tasks(1))).json["results"]
-        config = CONFIG.replace(f'<Choice value="{element["result"][0]["value"]["choices"][0]}"/>', "")
-        assert config != CONFIG
-        for _ in range(3):
-            (element,) = client.post("/predict", json=make_predict_body(make_tasks(1), config)).json["results"]
-            assert element["result"] == []
-            assert 0 <= element["score"] <= 1
-        assert sum("lacks labels" in record.message for record in caplog.records) == 1
 
     @pytest.mark.parametrize(
         ("body", "error"),
@@ -327,20 +244,6 @@ class TestPredict:
         assert (reply.status_code, reply.json["error"]) == (400, error)
         assert reply.json["detail"]
 
-    def test_numbers_that_are_not_finite_never_leave(self, client, monkeypatch):
-        """Infinity in a stored prediction breaks Label Studio's task lists."""
-        engine = service_of(client).models.engine
-        run_passes = engine.run_passes
-
-        def run_to_infinity(features, masks=None):
-            outputs = run_passes(features, masks)
-            outputs.bald[0] = math.inf
-            return outputs
-
-        monkeypatch.setattr(engine, "run_passes", run_to_infinity)
-        reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
-        assert reply.json == {"results": [{}]}
-
     def test_an_engine_that_fails_is_told_without_internals(self, client, monkeypatch, caplog):
         """The client learns that it is the server's fault, the log learns why."""
 
@@ -352,12 +255,6 @@ class TestPredict:
         assert (reply.status_code, reply.json["error"]) == (500, "internal")
         assert "0xdeadbeef" not in reply.text
         assert "0xdeadbeef" in caplog.text
-
-    def test_a_body_over_the_limit_is_refused(self, start_app, settings):
-        """Memory is bounded before anything is parsed."""
-        client = start_app(dataclasses.replace(settings, max_body_bytes=1000)).test_client()
-        reply = client.post("/predict", json=make_predict_body(make_tasks(5)))
-        assert (reply.status_code, reply.json["error"]) == (413, "request_entity_too_large")
 
 
 class TestFeatureCache:
@@ -376,8 +273,7 @@ class TestFeatureCache:
     @staticmethod
     def counted(client):
         """Hits and misses so far."""
-        registry = service_of(client).metrics.registry
-        return tuple(registry.get_sample_value(f"labelnext_feature_cache_{name}_total") for name in ("hits", "misses"))
+        return tuple(counted(client, f"feature_cache_{name}_total") for name in ("hits", "misses"))
 
     def test_scores_are_the_same_to_the_bit(self, start_app, settings, repository):
         """Without a cache, when features are computed, and when they are known."""
@@ -414,15 +310,6 @@ class TestFeatureCache:
         assert self.score(client) == before
         assert self.counted(client) == (4, 0)
 
-    def test_replicas_share_a_folder(self, start_app, in_a_folder, repository):
-        """What one has computed, the other knows."""
-        publish(repository)
-        one, other = (start_app(in_a_folder).test_client() for _ in range(2))
-        self.score(one)
-        service_of(one)._cache.close()  # what it holds is written now
-        self.score(other)
-        assert self.counted(other) == (4, 0)
-
     def test_a_cache_that_cannot_be_had_costs_time_only(self, start_app, settings, repository, tmp_path):
         """The server starts and scores, and its metrics say that something is wrong."""
         publish(repository)
@@ -445,19 +332,6 @@ class TestPage:
         assert reply.headers["Referrer-Policy"] == "no-referrer"
         assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
         assert "<script" not in reply.text
-
-    def test_before_any_version_it_says_what_to_run(self, empty_client):
-        """Rather than an error."""
-        reply = empty_client.get("/")
-        assert reply.status_code == 200
-        assert "python -m trainer run" in reply.text
-
-    def test_a_dead_batcher_is_shown(self, client):
-        """The page is for people, who can read; /health has the status for programs."""
-        service_of(client).batcher.close()
-        reply = client.get("/")
-        assert (reply.status_code, client.get("/health").status_code) == (200, 503)
-        assert "Cannot score" in reply.text
 
     @pytest.mark.parametrize(
         ("addresses", "expected"),
@@ -607,15 +481,12 @@ def test_fetching_gets_the_task_and_the_project(start_app, repository):
     """Label Studio resolves cloud storage by them, and the deadline goes along."""
     seen = {}
 
-    class Spy:
-        def source(self, reference, **_):
-            return None
-
+    class Spy(CallFetcher):
         def fetch_if_changed(self, reference, **context):
             seen.update(context, reference=reference)
             raise FetchError("no")
 
     publish(repository)
-    start_app(fetcher=Spy()).test_client().post("/predict", json=make_predict_body([make_task(7, "s3://b/k.png")]))
+    start_app(fetcher=Spy(None)).test_client().post("/predict", json=make_predict_body([make_task(7, "s3://b/k.png")]))
     assert seen.pop("deadline") > 0
     assert seen == {"reference": "s3://b/k.png", "known": None, "task_id": 7, "project_id": 3}

@@ -8,46 +8,35 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bench.tiny_model import TinyModel, draw_images, publish
-from contract.images.fetch import Fetched
 from server.app import close_app, create_app
 from server.inference.models import Models
-from tests.server.conftest import make_predict_body, make_task, make_tasks, to_data_uri
+from tests.server.conftest import (
+    CallFetcher,
+    counted,
+    make_predict_body,
+    make_task,
+    make_tasks,
+    service_of,
+    to_data_uri,
+)
 
 
-class HeldFetcher:
+class HeldFetcher(CallFetcher):
     """Gives out one good image, once it is allowed to."""
 
     def __init__(self):
         self.asked, self.allowed = threading.Semaphore(0), threading.Event()
         (pixels,) = draw_images(1)
-        self.data = b64decode(to_data_uri(pixels).partition(",")[2])
+        data = b64decode(to_data_uri(pixels).partition(",")[2])
+        super().__init__(lambda _: self.wait() or data)
 
-    def source(self, reference, *, task_id, project_id):
-        return None
-
-    def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
+    def wait(self):
         self.asked.release()
         assert self.allowed.wait(30)
-        return Fetched(self.data)
-
-
-def service_of(client):
-    return client.application.extensions["labelnext"]
 
 
 def probe(client):
     return client.get("/health/live").status_code, client.get("/health/ready").status_code
-
-
-def counted(client, reason):
-    registry = service_of(client).metrics.registry
-    return registry.get_sample_value("labelnext_rejected_requests_total", {"reason": reason}) or 0
-
-
-@pytest.fixture
-def client(start_app, repository):
-    publish(repository)
-    return start_app().test_client()
 
 
 class TestProbes:
@@ -88,7 +77,7 @@ class TestProbes:
         assert probe(client) == (200, 503)
         assert "was refused" in client.get("/health/ready").json["detail"]
         assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
-        assert counted(client, "unavailable") == 1
+        assert counted(client, "rejected_requests_total", reason="unavailable") == 1
 
     def test_a_dead_batcher_is_not_live(self, client):
         """Only a new process cures it."""
@@ -112,11 +101,9 @@ class TestProbes:
 
     def test_probes_are_gauges_too(self, client):
         """An alert needs no second source."""
-        registry = service_of(client).metrics.registry
-        assert registry.get_sample_value("labelnext_live") == registry.get_sample_value("labelnext_ready") == 1
+        assert [counted(client, name) for name in ("live", "ready")] == [1, 1]
         service_of(client).drain()
-        assert registry.get_sample_value("labelnext_live") == 1
-        assert registry.get_sample_value("labelnext_ready") == 0
+        assert [counted(client, name) for name in ("live", "ready")] == [1, 0]
 
 
 class TestTheLine:
@@ -143,14 +130,14 @@ class TestTheLine:
             first = pool.submit(predict)
             assert held.asked.acquire(timeout=10)
             second = pool.submit(predict)
-            admission = service_of(narrow()).admission
-            while not admission.waiting:
+            limiter = service_of(narrow()).limiter
+            while not limiter.waiting:
                 assert not second.done()
             refused = predict()
             assert (refused.status_code, refused.json["error"]) == (503, "overloaded")
             assert refused.headers["Retry-After"] == "1"
             assert "run more replicas" in refused.json["detail"]
-            assert counted(narrow(), "queue_full") == 1
+            assert counted(narrow(), "rejected_requests_total", reason="queue_full") == 1
             assert probe(narrow()) == (200, 200)
             assert narrow().get("/versions").status_code == 200
             assert narrow().post("/setup", json={"project": "1", "schema": ""}).status_code == 200
@@ -171,7 +158,7 @@ class TestTheLine:
         """Guessing is seen."""
         client = start_app(dataclasses.replace(settings, basic_auth="u:p")).test_client()
         assert client.get("/versions").status_code == 401
-        assert counted(client, "auth") == 1
+        assert counted(client, "rejected_requests_total", reason="auth") == 1
 
     def test_an_error_gives_the_place_back(self, narrow):
         """Bad requests do not fill the server."""
@@ -206,8 +193,8 @@ def test_a_body_of_unknown_length_is_refused(client):
 def test_a_body_that_is_too_large_gets_no_place(start_app, settings):
     """It is told so at once, whatever waits in line."""
     client = start_app(dataclasses.replace(settings, max_body_bytes=1000)).test_client()
-    admission = service_of(client).admission
-    with admission.enter(2000, deadline=float("inf")):
+    limiter = service_of(client).limiter
+    with limiter.enter(2000, deadline=float("inf")):
         reply = client.post("/predict", data=b"x" * 1001)
     assert (reply.status_code, reply.json["error"]) == (413, "request_entity_too_large")
 

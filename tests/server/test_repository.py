@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError
-from server.repository import open_models
+from server.service import open_models
 from server.settings import Settings
 from tests.buckets import environment
 

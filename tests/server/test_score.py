@@ -14,15 +14,9 @@ from contract.graph.masks import draw_masks
 from contract.scores.calibration import temper
 from contract.scores.embedding import EMBEDDING, embed
 from server.settings import MaskPolicy, Score
-from tests.server.conftest import CONFIG, make_predict_body, make_task, make_tasks
+from tests.server.conftest import CONFIG, CallFetcher, make_predict_body, make_task, make_tasks
 
 IMAGES = 5
-
-
-@pytest.fixture
-def client(start_app, repository):
-    publish(repository)
-    return start_app().test_client()
 
 
 def make_score_body(version, tasks=None, **changes):
@@ -113,14 +107,6 @@ def test_embeddings_and_passes_come_if_they_are_asked_for(client, repository):
     np.testing.assert_allclose(passes, model.passes(images, draw_masks(version, SITES, PASSES)), atol=1e-5)
 
 
-def test_requests_in_one_batch_get_what_each_asked_for(client, repository):
-    """An image that is scored for /predict beside one for /score carries nothing that nobody asked for."""
-    body = make_score_body(repository.current(), embeddings=True)
-    again = client.post("/score", json=body).json["results"]
-    plain = client.post("/score", json=make_score_body(repository.current())).json["results"]
-    assert [element.keys() - {"embedding"} for element in again] == [element.keys() for element in plain]
-
-
 def test_an_image_that_fails_is_told_with_its_reason(client, repository):
     """The others are scored; who ranks learns which were not, and why."""
     tasks = [*make_tasks(2), make_task(7, "data:image/png;base64,AAAA"), make_task(8, "x", key="other")]
@@ -128,20 +114,6 @@ def test_an_image_that_fails_is_told_with_its_reason(client, repository):
     assert [element.get("error", {}).get("code") for element in results] == [None, None, "decode", "no_image"]
     assert [element["task"] for element in results] == [100, 101, 7, 8]
     assert "task 8" in results[3]["error"]["detail"]
-
-
-def test_a_label_that_the_config_lacks_leaves_the_region_out(client, repository):
-    """Label Studio drops a prediction with an unknown label without a word; the score alone it keeps."""
-    version, tasks = repository.current(), make_tasks(30)
-    whole = client.post("/score", json=make_score_body(version, tasks)).json["results"]
-    labels = [element["prediction"]["result"][0]["value"]["choices"][0] for element in whole]
-    lost = labels[0]
-    config = CONFIG.replace('<Choice value="A bee" alias="bee"/>', '<Choice value="bee"/>')
-    config = config.replace(f'<Choice value="{lost}"/>', '<Choice value="wasp"/>')
-    elements = client.post("/score", json=make_score_body(version, tasks, label_config=config)).json["results"]
-    assert [element["prediction"]["result"] == [] for element in elements] == [label == lost for label in labels]
-    scores = [[element["prediction"]["score"] for element in reply] for reply in (elements, whole)]
-    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 def test_another_version_is_a_conflict(client, empty_client, repository):
@@ -183,27 +155,13 @@ def test_passes_under_fresh_masks_are_refused(start_app, settings, repository):
     assert client.post("/score", json=make_score_body(repository.current())).status_code == 200
 
 
-def test_a_dead_batcher_is_told_as_unavailable(client, repository):
-    """503 tells whoever asks to try another server."""
-    client.application.extensions["labelnext"].batcher.close()
-    assert client.post("/score", json=make_score_body(repository.current())).status_code == 503
-
-
 def test_a_deadline_that_passes_is_told_for_each_image(start_app, settings, repository):
     """`expired` means: ask again."""
     publish(repository)
 
     over = threading.Event()
-
-    class Never:
-        def source(self, reference, *, task_id, project_id):
-            return None
-
-        def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
-            over.wait(10)
-            raise FetchError("the host does not answer")
-
-    client = start_app(dataclasses.replace(settings, deadline_s=0.3), fetcher=Never()).test_client()
+    never = CallFetcher(lambda _: over.wait(10))
+    client = start_app(dataclasses.replace(settings, deadline_s=0.3), fetcher=never).test_client()
     results = client.post("/score", json=make_score_body(repository.current())).json["results"]
     over.set()
     assert {(element["error"]["code"], element["error"]["later"]) for element in results} == {("expired", True)}
@@ -214,13 +172,9 @@ def test_an_image_that_may_be_had_later_says_so(start_app, repository, error, la
     """Whoever ranks asks again for it, and not for one that is gone."""
     publish(repository)
 
-    class Failing:
-        def source(self, reference, *, task_id, project_id):
-            return None
+    def fail(_):
+        raise error
 
-        def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
-            raise error
-
-    client = start_app(fetcher=Failing()).test_client()
+    client = start_app(fetcher=CallFetcher(fail)).test_client()
     results = client.post("/score", json=make_score_body(repository.current())).json["results"]
     assert [element["error"] for element in results] == [{"code": "fetch", "detail": str(error), "later": later}] * 5

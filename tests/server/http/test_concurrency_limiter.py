@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.http.concurrency_limiter import Admission, Overloaded
+from server.http.concurrency_limiter import ConcurrencyLimiter, Overloaded
 
 
 def soon(seconds=30.0):
@@ -14,19 +14,19 @@ def soon(seconds=30.0):
 
 
 def make(requests=1, waiting=10, most_bytes=1000, clock=time.monotonic):
-    return Admission(most_requests=requests, most_waiting=waiting, most_bytes=most_bytes, clock=clock)
+    return ConcurrencyLimiter(most_requests=requests, most_waiting=waiting, most_bytes=most_bytes, clock=clock)
 
 
 class Held:
     """A request that stays in hand until it is told to leave."""
 
-    def __init__(self, admission, size=1):
+    def __init__(self, limiter, size=1):
         self.inside, self.leave = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self._run, args=(admission, size))
+        self.thread = threading.Thread(target=self._run, args=(limiter, size))
         self.thread.start()
 
-    def _run(self, admission, size):
-        with admission.enter(size, deadline=soon()):
+    def _run(self, limiter, size):
+        with limiter.enter(size, deadline=soon()):
             self.inside.set()
             self.leave.wait(30)
 
@@ -35,28 +35,28 @@ class Held:
         self.thread.join(30)
 
 
-def await_waiting(admission, count):
+def await_waiting(limiter, count):
     end = time.monotonic() + 10
-    while admission.waiting != count:
+    while limiter.waiting != count:
         assert time.monotonic() < end
         time.sleep(0.001)
 
 
 def test_who_comes_first_is_first():
     """Places are given in the order of arrival."""
-    admission, order = make(), []
-    first = Held(admission)
+    limiter, order = make(), []
+    first = Held(limiter)
     assert first.inside.wait(10)
 
     def enter(number):
-        with admission.enter(1, deadline=soon()):
+        with limiter.enter(1, deadline=soon()):
             order.append(number)
 
     threads = []
     for number in range(5):
         threads.append(threading.Thread(target=enter, args=(number,)))
         threads[-1].start()
-        await_waiting(admission, number + 1)
+        await_waiting(limiter, number + 1)
     first.end()
     for thread in threads:
         thread.join(10)
@@ -65,52 +65,52 @@ def test_who_comes_first_is_first():
 
 def test_a_full_line_refuses_and_says_when_to_come_again():
     """What waits is bounded; who is refused learns how long a place takes."""
-    admission = make(waiting=0)
-    held = Held(admission)
+    limiter = make(waiting=0)
+    held = Held(limiter)
     assert held.inside.wait(10)
     with (
         pytest.raises(Overloaded, match="ask again in 1 s, or run more replicas") as refused,
-        admission.enter(1, deadline=soon()),
+        limiter.enter(1, deadline=soon()),
     ):
         pass
     assert (refused.value.reason, refused.value.retry_after_s, refused.value.status) == ("queue_full", 1, 503)
     held.end()
-    with admission.enter(1, deadline=soon()):
+    with limiter.enter(1, deadline=soon()):
         pass
 
 
 def test_who_cannot_have_a_turn_in_time_is_refused_at_once():
     """The wait is estimated from what requests took, so that nobody waits in vain."""
     now = [0.0]
-    admission = make(clock=lambda: now[0])
-    with admission.enter(1, deadline=100):
+    limiter = make(clock=lambda: now[0])
+    with limiter.enter(1, deadline=100):
         now[0] = 60.0
-    with admission.enter(1, deadline=200):
-        with pytest.raises(Overloaded, match="turn is expected in 60 s") as refused, admission.enter(1, deadline=90):
+    with limiter.enter(1, deadline=200):
+        with pytest.raises(Overloaded, match="turn is expected in 60 s") as refused, limiter.enter(1, deadline=90):
             pass
         assert (refused.value.reason, refused.value.retry_after_s) == ("deadline", 60)
 
 
 def test_a_deadline_that_passes_in_line_ends_the_wait():
     """The place in line is given up, and those behind move on."""
-    admission = make()
-    held = Held(admission)
+    limiter = make()
+    held = Held(limiter)
     assert held.inside.wait(10)
-    with pytest.raises(Overloaded, match="deadline passed while it waited"), admission.enter(1, deadline=soon(0.05)):
+    with pytest.raises(Overloaded, match="deadline passed while it waited"), limiter.enter(1, deadline=soon(0.05)):
         pass
-    assert admission.waiting == 0
+    assert limiter.waiting == 0
     held.end()
 
 
 def test_bodies_in_hand_are_bounded_together():
     """A small request waits its turn behind a large one that does not fit; a huge one gets in alone."""
-    admission = make(requests=4, most_bytes=10)
-    first = Held(admission, 8)
+    limiter = make(requests=4, most_bytes=10)
+    first = Held(limiter, 8)
     assert first.inside.wait(10)
-    huge = Held(admission, 50)
-    await_waiting(admission, 1)
-    small = Held(admission, 1)
-    await_waiting(admission, 2)
+    huge = Held(limiter, 50)
+    await_waiting(limiter, 1)
+    small = Held(limiter, 1)
+    await_waiting(limiter, 2)
     assert not huge.inside.is_set()
     first.end()
     assert huge.inside.wait(10)
@@ -122,18 +122,18 @@ def test_bodies_in_hand_are_bounded_together():
 
 def test_who_gives_up_lets_those_behind_through():
     """A body that did not fit no longer stands in the way of one that does."""
-    admission = make(requests=4, most_bytes=10)
-    first = Held(admission, 8)
+    limiter = make(requests=4, most_bytes=10)
+    first = Held(limiter, 8)
     assert first.inside.wait(10)
     with ThreadPoolExecutor() as pool:
 
         def give_up():
-            with pytest.raises(Overloaded), admission.enter(9, deadline=soon(0.3)):
+            with pytest.raises(Overloaded), limiter.enter(9, deadline=soon(0.3)):
                 pass
 
         gone = pool.submit(give_up)
-        await_waiting(admission, 1)
-        small = Held(admission, 2)
+        await_waiting(limiter, 1)
+        small = Held(limiter, 2)
         assert small.inside.wait(10)
         gone.result(10)
     small.end()
@@ -142,9 +142,9 @@ def test_who_gives_up_lets_those_behind_through():
 
 def test_an_error_gives_the_place_back():
     """What fails in hand does not hold its place for ever."""
-    admission = make()
+    limiter = make()
     for _ in range(3):
-        with pytest.raises(KeyError), admission.enter(1, deadline=soon()):
+        with pytest.raises(KeyError), limiter.enter(1, deadline=soon()):
             raise KeyError
 
 
@@ -152,11 +152,11 @@ def test_an_error_gives_the_place_back():
 @given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=30), requests=st.integers(1, 4))
 def test_never_more_than_allowed_and_everybody_gets_in(sizes, requests):
     """Whatever comes, the bounds hold and nobody is forgotten."""
-    admission, lock = make(requests=requests, waiting=100, most_bytes=10), threading.Lock()
+    limiter, lock = make(requests=requests, waiting=100, most_bytes=10), threading.Lock()
     inside, entered = [], []
 
     def enter(size):
-        with admission.enter(size, deadline=soon()):
+        with limiter.enter(size, deadline=soon()):
             with lock:
                 inside.append(size)
                 entered.append(size)

@@ -76,11 +76,16 @@ def make_batcher():
         batcher.close()
 
 
-def submit(batcher, engine, value, deadline=FOREVER):
-    outcome = Future()
-    batcher.submit(
-        engine, value if isinstance(value, np.ndarray) else make_sample(value), deadline=deadline, outcome=outcome
-    )
+def submit(batcher, engine, value, deadline=FOREVER, **options):
+    outcome, sample = Future(), value if isinstance(value, np.ndarray) else make_sample(value)
+    batcher.submit(engine, sample, deadline=deadline, outcome=outcome, **options)
+    return outcome
+
+
+def hold(batcher, engine):
+    """Have the batcher run one image until the engine's gate is opened."""
+    outcome = submit(batcher, engine, 0)
+    assert engine.entered.wait(10)
     return outcome
 
 
@@ -128,8 +133,7 @@ def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
     gate = threading.Event()
     first, second = EchoEngine(1, gate), EchoEngine(2, gate)
     batcher = make_batcher()
-    outcomes = [submit(batcher, first, 0)]
-    assert first.entered.wait(10)
+    outcomes = [hold(batcher, first)]
     outcomes += [submit(batcher, engine, i) for i, engine in enumerate([first, second, first, second, first], 1)]
     gate.set()
     assert [answer(o) for o in outcomes] == [(1, 0), (1, 1), (2, 2), (1, 3), (2, 4), (1, 5)]
@@ -137,29 +141,14 @@ def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
     assert second.batches == [[2, 4]]
 
 
-def test_a_batch_is_no_larger_than_the_limit(make_batcher):
-    """The rest of the queue waits for the next one."""
-    gate = threading.Event()
-    engine = EchoEngine(0, gate)
-    batcher = make_batcher(max_batch_images=3)
-    outcomes = [submit(batcher, engine, 0)]
-    assert engine.entered.wait(10)
-    outcomes += [submit(batcher, engine, i) for i in range(1, 6)]
-    gate.set()
-    assert [answer(o)[1] for o in outcomes] == list(range(6))
-    assert engine.batches == [[0], [1, 2, 3], [4, 5]]
-
-
 @settings(deadline=None, max_examples=60)
 @given(known=st.lists(st.booleans(), min_size=1, max_size=12), most=st.integers(1, 5))
 def test_known_features_skip_the_trunk_and_keep_their_places(known, most):
     """However the two kinds are mixed in a batch, each gets its own answer, and the trunk sees pixels only."""
-    gate, engine = threading.Event(), EchoEngine(7)
-    engine.gate = gate
+    engine = EchoEngine(7)
     batcher = Batcher(max_batch_images=most, metrics=Metrics())
     batcher.start()
     outcomes = [submit(batcher, engine, make_features(i) if each else i) for i, each in enumerate(known)]
-    gate.set()
     assert [answer(outcome) for outcome in outcomes] == [(7, i) for i in range(len(known))]
     batcher.close()
     computed = [pixel for batch in engine.trunk_batches for pixel in batch]
@@ -173,30 +162,9 @@ def test_what_the_trunk_computes_is_kept(make_batcher):
     with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:
         batcher = make_batcher(cache=cache)
         for digest in (b"d" * 32, None):
-            outcome = Future()
-            batcher.submit(engine, Pixels(make_sample(5).image, digest), deadline=FOREVER, outcome=outcome)
-            assert answer(outcome) == (0, 5)
+            batcher.submit(engine, Pixels(make_sample(5).image, digest), deadline=FOREVER, outcome=(each := Future()))
+            assert answer(each) == (0, 5)
         np.testing.assert_array_equal(cache.get(engine, b"d" * 32), make_features(5))
-
-
-def test_features_that_are_no_numbers_are_computed_again(make_batcher):
-    """A device that failed once is asked again, and the image has its score then."""
-
-    class Failing(EchoEngine):
-        def compute_features(self, images):
-            rows = super().compute_features(images)
-            return rows if len(self.trunk_batches) > 1 else rows * np.nan
-
-        def run_passes(self, features, masks=None):
-            return super().run_passes(np.nan_to_num(features))
-
-    engine = Failing()
-    with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:
-        batcher = make_batcher(cache=cache)
-        outcome = Future()
-        batcher.submit(engine, Pixels(make_sample(5).image, b"d" * 32), deadline=FOREVER, outcome=outcome)
-        outcome.result(timeout=10)
-        assert cache.get(engine, b"d" * 32) is None
 
 
 def test_an_image_past_its_deadline_is_not_run(make_batcher):
@@ -205,8 +173,7 @@ def test_an_image_past_its_deadline_is_not_run(make_batcher):
     gate = threading.Event()
     engine = EchoEngine(0, gate)
     batcher = make_batcher(clock=lambda: now[0])
-    blocking = submit(batcher, engine, 0)
-    assert engine.entered.wait(10)
+    blocking = hold(batcher, engine)
     late, timely = submit(batcher, engine, 1, deadline=110), submit(batcher, engine, 2, deadline=130)
     now[0] = 120.0
     gate.set()
@@ -237,8 +204,7 @@ def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
 
     gate = threading.Event()
     batcher, engine = make_batcher(), Faulty(0, gate)
-    blocking = submit(batcher, engine, 0)
-    assert engine.entered.wait(10)
+    blocking = hold(batcher, engine)
     outcomes = [submit(batcher, engine, value) for value in (12, 13, 14)]
     gate.set()
     assert answer(blocking) == (0, 0)
@@ -258,8 +224,7 @@ def test_a_dead_batcher_fails_everybody_at_once_and_says_so(make_batcher, caplog
             raise SystemExit("a bug")
 
     batcher, engine = make_batcher(), Fatal(0, gate)
-    in_hand = submit(batcher, engine, 0)
-    assert engine.entered.wait(10)
+    in_hand = hold(batcher, engine)
     queued = submit(batcher, EchoEngine(), 1)
     gate.set()
     with pytest.raises(Unavailable):  # not what ended the thread, which would end the one that waits, too
@@ -278,8 +243,7 @@ def test_a_run_that_hangs_is_a_fault(make_batcher):
     gate = threading.Event()
     engine = EchoEngine(0, gate)
     batcher = make_batcher(stall_s=90, clock=lambda: now[0])
-    outcome = submit(batcher, engine, 0)
-    assert engine.entered.wait(10)
+    outcome = hold(batcher, engine)
     assert batcher.fault is None
     now[0] = 91.0
     assert "more than 90 s" in batcher.fault
@@ -305,15 +269,12 @@ def test_each_image_of_a_batch_brings_the_extras_that_were_asked_for(make_batche
     """A request for embeddings does not make the others carry them."""
     gate = threading.Event()
     engine, batcher = EchoEngine(gate=gate), make_batcher()
-    first = submit(batcher, engine, 9)
-    assert engine.entered.wait(10)
+    first = hold(batcher, engine)
     wanted = [Extras(), Extras(embedding=True), Extras(passes=True), Extras(embedding=True, passes=True)]
-    outcomes = [Future() for _ in wanted]
-    for value, (extras, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
-        batcher.submit(engine, make_features(value + 1), deadline=FOREVER, outcome=outcome, extras=extras)
+    outcomes = [submit(batcher, engine, make_features(value), extras=extras) for value, extras in enumerate(wanted, 1)]
     gate.set()
     results = [outcome.result(timeout=10) for outcome in outcomes]
-    assert engine.batches == [[9], [1, 2, 3, 4]]
+    assert engine.batches == [[0], [1, 2, 3, 4]]
     for value, (extras, scores) in enumerate(zip(wanted, results, strict=True)):
         assert (scores.embedding is not None) == extras.embedding
         assert (scores.pass_probabilities is not None) == extras.passes

@@ -10,7 +10,7 @@ from contract.errors import ConfigError, DropoutDead
 from contract.graph.masks import draw_masks
 from contract.graph.specialised_heads import specialise
 from server.inference import engine as engine_module
-from server.inference.engine import Engine, EngineOptions, InferenceError, batch_buckets, bucket_of, check_device
+from server.inference.engine import Engine, EngineOptions, InferenceError, batch_buckets, check_device
 from server.settings import Device, MaskPolicy, Precision
 from tests.networks import open_session
 from tests.trainer.small import coloured_images, lively_network
@@ -36,7 +36,8 @@ def test_bald_is_that_of_the_versions_masks(version):
 
 
 def test_outputs_have_the_documented_shapes(version):
-    """N, T and C are those of the request, the settings and the labels."""
+    """N, T and C are those of the request, the settings, or else the manifest, and the labels."""
+    assert make_engine(version).passes == PASSES
     outputs = make_engine(version, passes=7).run(draw_images(3))
     assert outputs.mean_probabilities.shape == (3, 3)
     assert outputs.bald.shape == outputs.entropy.shape == (3,)
@@ -65,18 +66,6 @@ def test_given_masks_replace_the_engines(version):
     np.testing.assert_allclose(outputs.pass_probabilities, TinyModel.draw().passes(images, masks), atol=1e-5)
 
 
-def test_fresh_masks_differ_between_calls(version):
-    """With LABELNEXT_MASKS=fresh no two calls use the same masks."""
-    engine, images = make_engine(version, masks=MaskPolicy.FRESH), draw_images(1)
-    assert not np.array_equal(engine.run(images).bald, engine.run(images).bald)
-
-
-def test_passes_come_from_the_manifest_unless_set(version):
-    """T is the manifest's by default."""
-    assert make_engine(version).passes == PASSES
-    assert make_engine(version, passes=3).passes == 3
-
-
 @pytest.mark.parametrize(("provider", "warmed"), [("cuda", [8, 4, 2, 1]), ("cpu", [1])])
 def test_warming_leaves_nothing_cold(version, monkeypatch, provider, warmed):
     """A GPU searches an algorithm for each batch size that can occur; a CPU has nothing to search."""
@@ -93,11 +82,6 @@ def test_buckets_are_powers_of_two_up_to_the_limit(most, buckets):
     assert batch_buckets(most) == buckets
 
 
-def test_a_batch_goes_into_the_smallest_bucket_that_holds_it():
-    """What is larger than every bucket is run as it is."""
-    assert [bucket_of(n, (1, 2, 4)) for n in (1, 2, 3, 4, 9)] == [1, 2, 4, 4, 9]
-
-
 def test_features_are_computed_once_and_passes_from_them(version):
     """The trunk's features are the definition's, and trunk and head one after the other are a run."""
     engine, images = make_engine(version), draw_images(3)
@@ -108,15 +92,6 @@ def test_features_are_computed_once_and_passes_from_them(version):
     apart, whole = engine.run_passes(features), engine.run(images)
     for name in ("mean_probabilities", "bald", "entropy", "pass_probabilities"):
         assert np.array_equal(getattr(apart, name), getattr(whole, name))
-
-
-@pytest.mark.parametrize(
-    "features", [np.zeros((1, HIDDEN + 1), np.float32), np.zeros((1, HIDDEN)), np.zeros((0, HIDDEN), np.float32)]
-)
-def test_wrong_features_are_refused(version, features):
-    """Kept features may be of another trunk; shape and dtype are checked, and the message names both."""
-    with pytest.raises(ValueError, match=r"expected float32 features of shape \(N, 16\), got"):
-        make_engine(version).run_passes(features)
 
 
 def sessions_used(engine, monkeypatch):
@@ -268,19 +243,22 @@ def test_a_precision_that_cannot_be_had_is_served_in_fp32_and_told(version, want
     assert reason in record.reason
 
 
-def test_int8_on_a_gpu_is_served_in_fp32_and_told(repository, caplog):
-    """Even where the version has it."""
-    model = TinyModel.draw()
-    version = repository.open(publish(repository, model=model, int8_of=model))
-    assert engine_module._choose_precision(Precision.INT8, version, Device.CUDA) is Precision.FP32
-    assert "int8 is for the CPU" in caplog.records[0].reason
-
-
-def test_auto_takes_the_fastest_and_warns_of_nothing(version, caplog):
-    """fp16 on a GPU; on a CPU without a trunk in 8-bit integers, fp32."""
-    assert engine_module._choose_precision(Precision.AUTO, version, Device.CUDA) is Precision.FP16
-    assert make_engine(version, precision=Precision.AUTO).precision == "fp32"
-    assert not caplog.records
+@pytest.mark.parametrize(
+    ("wanted", "device", "has_int8", "chosen", "reason"),
+    [
+        (Precision.INT8, Device.CUDA, True, Precision.FP32, "int8 is for the CPU"),
+        (Precision.AUTO, Device.CUDA, True, Precision.FP16, None),
+        (Precision.FP16, Device.CUDA, False, Precision.FP16, None),
+        (Precision.AUTO, Device.CPU, True, Precision.INT8, None),
+        (Precision.AUTO, Device.CPU, False, Precision.FP32, None),
+        (Precision.FP32, Device.CUDA, True, Precision.FP32, None),
+    ],
+)
+def test_precision_is_what_is_asked_for_or_the_fastest(repository, caplog, wanted, device, has_int8, chosen, reason):
+    """Auto warns of nothing."""
+    version = repository.open(publish(repository, int8_of=TinyModel.draw() if has_int8 else None))
+    assert engine_module._choose_precision(wanted, version, device) is chosen
+    assert [reason in record.reason for record in caplog.records] == ([True] if reason else [])
 
 
 def test_in_fp32_is_the_same_version_in_full_precision(repository):
@@ -312,6 +290,15 @@ def test_wrong_images_are_refused(version, images):
         make_engine(version).run(images)
 
 
+@pytest.mark.parametrize(
+    "features", [np.zeros((1, HIDDEN + 1), np.float32), np.zeros((1, HIDDEN)), np.zeros((0, HIDDEN), np.float32)]
+)
+def test_wrong_features_are_refused(version, features):
+    """Kept features may be of another trunk."""
+    with pytest.raises(ValueError, match=r"expected float32 features of shape \(N, 16\), got"):
+        make_engine(version).run_passes(features)
+
+
 def test_a_failing_run_is_an_inference_error(version):
     """What onnxruntime raises does not get out."""
     with pytest.raises(InferenceError, match="onnxruntime failed on a batch of 1 of "):
@@ -323,11 +310,6 @@ def test_a_graph_without_active_dropout_is_refused(version):
     save_graph(TinyModel.draw().graph(active=False), version.path)
     with pytest.raises(DropoutDead):
         make_engine(version)
-
-
-def test_the_provider_is_the_one_in_use(version):
-    """A CPU session says so."""
-    assert make_engine(version).provider == "cpu"
 
 
 @pytest.mark.skipif(

@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import itertools
 import threading
 import time
 
@@ -9,13 +10,13 @@ import pytest
 from bench.hosts import host, reply
 from bench.tiny_model import SPEC
 from contract.errors import FetchError, ImageError, Unavailable
-from contract.images.fetch import Fetched, Fetcher, FetchSettings
+from contract.images.fetch import Fetcher, FetchSettings
 from server.inference.batching import Batcher, Expired, ImageScores
 from server.inference.feature_cache import FeatureCache
 from server.inference.scoring import ImageReference, Scorer
 from server.observe.logs import request_id
 from server.observe.metrics import Metrics
-from tests.server.conftest import to_data_uri
+from tests.server.conftest import CallFetcher, to_data_uri
 from tests.server.inference.test_batching import EchoEngine
 
 
@@ -27,20 +28,16 @@ class Engine(EchoEngine):
     manifest = Manifest
 
 
-class MapFetcher:
-    """Serves bytes by reference; an exception is raised; a callable is called."""
+def serve(files):
+    """Serve bytes by reference; an exception is raised; a callable is called."""
 
-    def __init__(self, files):
-        self.files = files
-
-    def source(self, reference, *, task_id, project_id):
-        return None
-
-    def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
-        found = self.files[reference]
+    def fetch(reference):
+        found = files[reference]
         if isinstance(found, Exception):
             raise found
-        return Fetched(found() if callable(found) else found)
+        return found() if callable(found) else found
+
+    return CallFetcher(fetch)
 
 
 def make_png(value):
@@ -61,7 +58,7 @@ def make_scorer(metrics):
         batcher = Batcher(max_batch_images=4, metrics=metrics, cache=cache)
         batcher.start()
         scorer = Scorer(
-            MapFetcher(files) if isinstance(files, dict) else files,
+            serve(files) if isinstance(files, dict) else files,
             batcher,
             fetch_threads=fetch_threads,
             queue_images=queue_images,
@@ -132,59 +129,38 @@ def test_one_images_failure_is_its_own(make_scorer, metrics, caplog):
     outcomes = scorer.score(images, Engine(), deadline=soon())
     kinds = [o.code if isinstance(o, ImageError) else "ok" for o in outcomes]
     assert kinds == ["ok", "fetch", "decode", "image", "ok"]
-    counted = {
-        outcome: metrics.registry.get_sample_value("labelnext_images_total", {"outcome": outcome})
-        for outcome in ("ok", "fetch_error", "decode_error")
-    }
-    assert counted == {"ok": 2, "fetch_error": 1, "decode_error": 1}
+    counted = [count(metrics, "images", outcome=outcome) for outcome in ("ok", "fetch_error", "decode_error")]
+    assert counted == [2, 1, 1]
     (record,) = caplog.records
     assert record.failed == 3
     assert record.first_failures[0] == "task 1: 404"
 
 
-def test_the_images_that_are_not_finished_are_a_metric(make_scorer, metrics):
-    """Replicas are scaled on it: what waits to be fetched counts like what waits for the graph."""
-    gate = threading.Event()
-    scorer = make_scorer({"x": make_png(1)}, queue_images=2)
-    engine = Engine(0, gate)
-    request = threading.Thread(target=lambda: scorer.score(references(*["x"] * 9), engine, deadline=soon()))
-    request.start()
-    assert engine.entered.wait(10)
-    assert metrics.registry.get_sample_value("labelnext_queue_images") == 9
-    gate.set()
-    request.join(30)
-    assert metrics.registry.get_sample_value("labelnext_queue_images") == 0
-
-
-def test_a_long_request_has_only_so_many_images_under_way(make_scorer):
-    """Two thousand tasks do not mean two thousand images in memory, and all are scored."""
-    gate = threading.Event()
-    lock = threading.Lock()
-    fetched = [0]
-    enough = threading.Event()
+def test_a_long_request_has_only_so_many_images_under_way(make_scorer, metrics):
+    """Two hundred tasks do not mean two hundred images in memory; all are scored, and what is left is a metric."""
+    gate, fetched, enough = threading.Event(), itertools.count(1), threading.Event()
+    begun = []
 
     def fetch():
-        with lock:
-            fetched[0] += 1
-            if fetched[0] == 8:
-                enough.set()
-        return make_png(fetched[0] % 256)
+        begun.append(next(fetched))
+        if len(begun) == 8:
+            enough.set()
+        return make_png(begun[-1] % 256)
 
-    scorer = make_scorer({"x": fetch}, queue_images=8)
-    engine = Engine(0, gate)
-    outcomes = []
+    scorer, engine, outcomes = make_scorer({"x": fetch}, queue_images=8), Engine(0, gate), []
     request = threading.Thread(
         target=lambda: outcomes.extend(scorer.score(references(*["x"] * 200), engine, deadline=soon()))
     )
     request.start()
     assert enough.wait(10)
     assert engine.entered.wait(10)
-    with lock:
-        assert fetched[0] == 8  # the engine is held, so nothing has made room
+    assert len(begun) == 8  # the engine is held, so nothing has made room
+    assert metrics.registry.get_sample_value("labelnext_queue_images") == 200
     gate.set()
     request.join(30)
     assert len(outcomes) == 200
     assert all(isinstance(outcome, ImageScores) for outcome in outcomes)
+    assert metrics.registry.get_sample_value("labelnext_queue_images") == 0
 
 
 def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):
@@ -208,16 +184,11 @@ def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):
     assert fetched == [0.0]
 
 
-def test_an_unexpected_error_is_not_an_images(make_scorer):
-    """A bug is told as one, and does not look like a bad image."""
-    scorer = make_scorer({"x": KeyError("bug")})
+def test_a_failure_that_is_no_images_is_the_requests(make_scorer):
+    """A bug does not look like a bad image, and without a batcher the request ends at once."""
+    scorer = make_scorer({"bug": KeyError("bug"), "x": make_png(1)})
     with pytest.raises(KeyError, match="bug"):
-        scorer.score(references("x"), Engine(), deadline=soon())
-
-
-def test_a_stopped_batcher_fails_the_request(make_scorer):
-    """Without a batcher the request ends at once and is told that it is the server."""
-    scorer = make_scorer({"x": make_png(1)})
+        scorer.score(references("bug"), Engine(), deadline=soon())
     scorer._batcher.close()
     with pytest.raises(Unavailable):
         scorer.score(references("x"), Engine(), deadline=soon())
@@ -304,7 +275,7 @@ class TestCache:
         assert count(metrics, "feature_cache_hits") == 2
 
     def test_a_changed_source_is_downloaded_and_scored_anew(self, serve, score, metrics):
-        """And from then on remembered as it is now."""
+        """And from then on remembered as it is now; the same bytes under another tag are a hit."""
         sent = serve(make_png(7), tag='"one"')
         engine = Engine()
         assert score(engine) == 7
@@ -312,18 +283,11 @@ class TestCache:
         assert [score(engine), score(engine)] == [8, 8]
         assert len(sent) == 2
         assert engine.trunk_batches == [[7], [8]]
-        assert count(metrics, "image_revalidations", result="changed") == 1
-        assert count(metrics, "image_revalidations", result="unchanged") == 1
-
-    def test_the_same_bytes_sent_again_are_a_hit(self, serve, score, metrics):
-        """Some sources name every answer anew."""
-        serve(make_png(7), tag='"one"')
-        engine = Engine()
-        assert score(engine) == 7
-        serve(make_png(7), tag='"two"')
-        assert score(engine) == 7
-        assert engine.trunk_batches == [[7]]
-        assert count(metrics, "image_revalidations", result="ignored") == 1
+        serve(make_png(8), tag='"three"')
+        assert score(engine) == 8
+        assert engine.trunk_batches == [[7], [8]]
+        counted = [count(metrics, "image_revalidations", result=each) for each in ("changed", "unchanged", "ignored")]
+        assert counted == [1, 1, 1]
 
     def test_a_file_is_had_where_its_features_are_not(self, serve, score, image_host):
         """Under another trunk the source is asked for the file and not whether it changed."""
