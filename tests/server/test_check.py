@@ -213,12 +213,6 @@ def test_a_package_that_is_missing_is_a_fault_of_the_repository(monkeypatch, cap
     assert wanted in printed.err
 
 
-def test_a_repository_that_is_nowhere_is_a_fault_of_the_repository(capsys):
-    """Given on the command line, it is read when the question is asked."""
-    assert main(["check", "ftp://somewhere"]) == 1
-    assert "ftp://somewhere" in json.loads(capsys.readouterr().out)["checks"][1]["detail"]
-
-
 def test_wrong_settings_are_reported_all_at_once(monkeypatch, capsys):
     """The line of JSON is there even then, and the exit status says that something is wrong."""
     monkeypatch.setenv("LABELNEXT_THREADS", "none")
