@@ -27,8 +27,8 @@ from bench.model import Subject, trained
 from contract.images.preprocess import decode_image
 from contract.scores.embedding import embed
 from contract.scores.holdout import DEFAULT_SHARE
-from server.inference.resources import available_cpus
 from server.inference.engine import Engine, EngineOptions
+from server.inference.resources import available_cpus
 from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates

@@ -43,8 +43,8 @@ from bench.single_pass import open_session
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
 from contract.versions.version import Version
-from server.inference.resources import available_cpus
 from server.inference.engine import Engine, EngineOptions
+from server.inference.resources import available_cpus
 from server.settings import Device, Precision
 
 _COST_BATCH = 16

@@ -35,8 +35,8 @@ from bench.serving import Server, serving, stage_seconds
 from bench.swaps import measure_swaps
 from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
-from server.inference.resources import available_cpus
 from server.inference.engine import Engine
+from server.inference.resources import available_cpus
 from server.service import engine_loader
 from server.settings import Settings
 
