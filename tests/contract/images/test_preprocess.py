@@ -32,22 +32,6 @@ def photo(mode="RGB", size=(96, 64)):
     return image.convert(mode)
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_every_format_becomes_rgb_of_the_graphs_size(file_format, mode):
-    """All formats give uint8 (H, W, 3)."""
-    pixels = decode_image(encode(photo(mode), file_format), SPEC)
-    assert pixels.shape == (32, 48, 3)
-    assert pixels.dtype == np.uint8
-
-
-def test_pixels_are_those_of_a_plain_bilinear_resize():
-    """A PNG is decoded, resized with Pillow's antialiasing bilinear filter, and nothing else."""
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 70, 3), dtype=np.uint8))
-    expected = np.asarray(noise.resize((48, 32), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(decode_image(encode(noise), SPEC), expected)
-
-
 def test_large_jpeg_gives_almost_the_pixels_of_a_full_decode():
     """Decoding a JPEG at a fraction of its size changes smooth pixels by a few levels at most."""
     y, x = np.mgrid[0:1200, 0:1600]
@@ -91,17 +75,6 @@ def test_transparency_is_laid_over_white():
     assert (decode_image(encode(palette, transparency=0), SPEC) == 255).all()
 
 
-def test_16_bit_greyscale_is_scaled_to_8():
-    """The high byte is kept, where Pillow's own conversion would clip nearly everything to white."""
-    grey = Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16))
-    assert (decode_image(encode(grey), SPEC) == 128).all()
-
-
-def test_cmyk_becomes_rgb():
-    """Print JPEGs are converted."""
-    assert decode_image(encode(photo("CMYK"), "JPEG"), SPEC).shape == (32, 48, 3)
-
-
 def test_first_frame_of_an_animation_is_used():
     """An animated GIF is scored by its first frame."""
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
@@ -135,7 +108,9 @@ def test_levels_of_8_bits_are_taken_as_they_are_stored(file_format, mode):
     levels = np.random.default_rng(1).integers(20, 90, (700, 900, 4), dtype=np.uint8)
     image = Image.fromarray(levels).convert(mode)
     data = encode(image, file_format, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes())
-    np.testing.assert_array_equal(decode_image(data, SPEC), as_before(data, SPEC))
+    pixels = decode_image(data, SPEC)
+    assert (pixels.shape, pixels.dtype) == ((32, 48, 3), np.uint8)
+    np.testing.assert_array_equal(pixels, as_before(data, SPEC))
 
 
 SQUARE = InputSpec(height=16, width=16)
@@ -150,13 +125,35 @@ def shown(levels, file_format="TIFF", *, dtype=None, **options):
     return pixels[..., 0]
 
 
-@pytest.mark.parametrize("brightest", [1, 255, 256, 4095, 65535])
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_16_bits_are_scaled_by_what_they_declare(file_format, brightest):
-    """A level is as bright as it is, whatever else is in the image: 65535 is white, and 255 nearly black."""
-    levels = np.linspace(0, brightest, 256).round().reshape(16, 16)
-    expected = np.round(levels / 65535 * 255)
-    np.testing.assert_array_equal(shown(levels, file_format, dtype=np.uint16), expected)
+def up_to(greatest):
+    return np.linspace(0, greatest, 256).round().reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "dtype", "levels", "tags", "declared"),
+    [
+        *((kind, np.uint16, up_to(most), {}, (0, 65535)) for kind in ("PNG", "TIFF") for most in (1, 255, 4095, 65535)),
+        *(("TIFF", np.uint16, up_to(2**bits // 2), {281: 2**bits - 1}, (0, 2**bits - 1)) for bits in (9, 10, 12, 14)),
+        ("TIFF", np.uint16, RAMP * 10, {281: 2550}, (0, 65535)),
+        *(("TIFF", np.float32, RAMP * most / 255, {}, (0, 1)) for most in (0.2, 1.0)),
+        *(
+            ("TIFF", kind, np.minimum(RAMP, most), {}, (0, 255))
+            for kind in (np.float32, np.int32)
+            for most in (40, 255)
+        ),
+        ("TIFF", np.float32, RAMP * 61.5 / 255 - 20, {340: -20.0, 341: 80.0}, (-20, 80)),
+    ],
+)
+def test_a_range_that_is_declared_holds(file_format, dtype, levels, tags, declared):
+    """A level is as bright as it is, whatever else is in the image: it is not stretched.
+
+    16 bits declare one by that, unless MaxSampleValue is the greatest level of a lesser depth, not only the image's;
+    floats by SMinSampleValue and SMaxSampleValue, or else by being shares of 1 or whole numbers up to 255.
+    """
+    (black, white), exact = declared, levels.astype(dtype).astype(float)
+    options = {"tiffinfo": tags} if tags else {}
+    found = shown(levels, file_format, dtype=dtype, **options)
+    np.testing.assert_array_equal(found, np.round((exact - black) / (white - black) * 255))
 
 
 def test_16_bits_of_the_other_byte_order():
@@ -166,22 +163,6 @@ def test_16_bits_of_the_other_byte_order():
     head = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries
     data = head.ljust(200, b"\0") + (RAMP * 257).astype(">u2").tobytes()
     np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], RAMP)
-
-
-@pytest.mark.parametrize("bits", [9, 10, 12, 14])
-def test_a_tiff_that_declares_fewer_bits_is_scaled_by_those(bits):
-    """MaxSampleValue is believed where it is the greatest level of a depth."""
-    full = 2**bits - 1
-    levels = np.linspace(0, full // 2, 256).round().reshape(16, 16)
-    declared = shown(levels, dtype=np.uint16, tiffinfo={281: full})
-    np.testing.assert_array_equal(declared, np.round(levels / full * 255))
-
-
-def test_a_greatest_sample_that_is_only_the_images_is_not_believed():
-    """Some write there what the image holds, and the same scene would come out brighter or darker."""
-    np.testing.assert_array_equal(
-        shown(RAMP * 10, dtype=np.uint16, tiffinfo={281: 2550}), np.round(RAMP * 10 / 65535 * 255)
-    )
 
 
 def test_a_tiff_of_12_bits_a_sample_is_scaled_by_4095():
@@ -223,69 +204,30 @@ def test_a_png_whose_significant_bits_were_scaled_is_scaled_by_16_bits(scale, br
     assert np.abs(found - levels / 4095 * 255).max() <= 1
 
 
-@pytest.mark.parametrize("brightest", [0.2, 1.0])
-def test_floats_up_to_1_are_shares_of_1(brightest):
-    """Not stretched: a dark image stays dark."""
-    levels = np.linspace(0, brightest, 256, dtype=np.float32).reshape(16, 16)
-    np.testing.assert_array_equal(shown(levels), np.round(levels.astype(float) * 255))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-@pytest.mark.parametrize("brightest", [40, 255])
-def test_whole_numbers_up_to_255_are_levels_of_8_bits(dtype, brightest):
-    """In floats and in integers of 32 bits alike."""
-    levels = np.minimum(RAMP, brightest)
-    np.testing.assert_array_equal(shown(levels, dtype=dtype), levels)
-
-
 @pytest.mark.parametrize(
-    "levels",
+    ("dtype", "least", "greatest"),
     [
-        pytest.param(np.linspace(0, 256, 256), id="just over 255"),
-        pytest.param(np.linspace(0, 1.01, 256), id="just over 1"),
-        pytest.param(np.linspace(0, 1000, 256), id="a thousand"),
-        pytest.param(np.linspace(-20, 41.5, 256), id="degrees"),
-        pytest.param(np.linspace(-1, 1, 256), id="around 0"),
-        pytest.param(RAMP.ravel() * 257, id="16 bits"),
-        pytest.param(RAMP.ravel() * 2**15, id="23 bits"),
+        *((np.float32, 0, greatest) for greatest in (256, 1.01, 1000, 65535, 255 * 2**15)),
+        *((np.float32, least, greatest) for least, greatest in ((-20, 41.5), (-1, 1))),
+        *((np.int32, least, greatest) for least, greatest in ((0, 2**31 - 1), (0, 100_000), (0, 4095), (-1024, 3071))),
     ],
 )
-def test_floats_of_no_known_range_lose_no_levels(levels):
+def test_levels_of_no_known_range_are_not_lost(dtype, least, greatest):
     """From 0, or the least of them, to the greatest: neither black nor white all over."""
-    found = shown(levels.reshape(16, 16), dtype=np.float32)
+    levels = np.linspace(least, greatest, 256)
+    found = shown((levels.round() if dtype == np.int32 else levels).reshape(16, 16), dtype=dtype)
     assert len(np.unique(found)) > 250
     assert (np.diff(found.ravel().astype(int)) >= 0).all()
     assert (found.min(), found.max()) == (0, 255)
 
 
-@pytest.mark.parametrize(
-    "levels",
-    [
-        pytest.param(np.linspace(0, 2**31 - 1, 256), id="31 bits"),
-        pytest.param(np.linspace(0, 100_000, 256), id="17 bits"),
-        pytest.param(np.linspace(0, 4095, 256), id="12 bits"),
-        pytest.param(np.linspace(-1024, 3071, 256), id="with a sign"),
-    ],
-)
-def test_integers_of_32_bits_lose_no_levels(levels):
-    """No image fills their range, which would be all but black."""
-    assert len(np.unique(shown(np.round(levels).reshape(16, 16), dtype=np.int32))) > 250
-
-
-def test_a_range_that_floats_declare_holds():
-    """SMinSampleValue and SMaxSampleValue: two images of one camera come out alike, whatever they hold."""
-    declared = {340: -20.0, 341: 80.0}
-    levels = np.linspace(-20, 41.5, 256, dtype=np.float32).reshape(16, 16)
-    expected = np.round((levels.astype(float) + 20) / 100 * 255)
-    np.testing.assert_array_equal(shown(levels, tiffinfo=declared), expected)
-
-
-def test_what_fills_a_map_is_no_level():
-    """The least float there is stands where nothing was measured; it is black, and takes no contrast from the rest."""
+@pytest.mark.parametrize(("none", "grey"), [(np.finfo(np.float32).min, 0), (np.nan, 0), (np.inf, 255)])
+def test_what_is_no_number_is_no_level(none, grey):
+    """The least float stands where a map was not measured; neither it nor NaN takes any contrast from the rest."""
     levels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
-    levels[0] = np.finfo(np.float32).min
+    levels[0] = none
     found = shown(levels)
-    assert (found[0] == 0).all()
+    assert (found[0] == grey).all()
     np.testing.assert_array_equal(found[1:], np.round(levels[1:].astype(float) * 255))
 
 
@@ -454,15 +396,6 @@ def test_strips_change_no_pixel(mode, monkeypatch):
     whole = decode_image(data, SPEC)
     monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 3 * 40)
     np.testing.assert_array_equal(decode_image(data, SPEC), whole)
-
-
-def test_what_is_no_number_is_black():
-    """A float image may hold NaN and infinities."""
-    levels = np.full((32, 48), 100, np.float32)
-    levels[:, 24:], levels[16:, 24:] = np.nan, np.inf
-    pixels = decode_image(encode(Image.fromarray(levels), "TIFF"), SPEC)
-    assert (pixels[:8, 30:] == 0).all()
-    assert (pixels[20:, 30:] == 255).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*orrupt EXIF data")  # Pillow says so, and goes on

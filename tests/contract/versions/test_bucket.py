@@ -8,23 +8,16 @@ import pytest
 from bench.hosts import host, reply
 from contract.errors import ConfigError, LabelnextError, PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
-from tests.buckets import environment, running_store
+from tests.buckets import environment
 
 MANY = 64 * 2**20
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with running_store(tmp_path_factory.mktemp("moto")) as store:
-        store.make("bucket")
-        yield store
 
 
 @pytest.fixture
 def bucket(store, monkeypatch, request):
     """A prefix of its own in the bucket."""
     point_at(store.url, monkeypatch)
-    return Bucket("bucket", f"objects/{request.node.name.replace('[', '-').rstrip(']')}")
+    return Bucket("models", f"objects/{request.node.name.replace('[', '-').rstrip(']')}")
 
 
 @pytest.fixture

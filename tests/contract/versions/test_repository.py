@@ -21,14 +21,17 @@ def repository(tmp_path):
     return Repository(tmp_path / "models")
 
 
-def test_published_version_is_current_and_whole(repository):
-    """After publish, readers find the version, its files and matching digests."""
-    version = publish(repository, b"content")
-    assert repository.current() == version.name
-    opened = repository.open(version.name)
-    assert opened == version
-    assert set(opened.manifest.files) == {"model.onnx", "model.onnx.data", "probe.npz", "report/index.html"}
-    opened.verify()
+def test_what_one_machine_publishes_another_reads(anywhere):
+    """The version is current, with its files and matching digests, and may be opened again."""
+    trainer, server = anywhere("trainer"), anywhere("server")
+    version = publish(trainer, b"content")
+    assert (server.current(), server.versions()) == (version.name, [version.name])
+    for opened in (server.open(version.name), trainer.open(version.name)):
+        assert opened.manifest == version.manifest
+        assert set(opened.manifest.files) == {"model.onnx", "model.onnx.data", "probe.npz", "report/index.html"}
+        opened.verify()
+    assert server.read_manifest(version.name) == version.manifest
+    assert server.read_file(version.name, "report/index.html", most_bytes=100) == b"content"
 
 
 def test_the_int8_trunk_is_a_versions_own_choice(repository):
@@ -62,8 +65,10 @@ def test_new_version_sorts_after_the_one_before(first, step):
     assert before < after
 
 
-def test_unpublished_version_leaves_nothing(repository):
+def test_unpublished_version_leaves_nothing(anywhere):
     """Leaving the staging block without publishing removes what was written, on errors too."""
+    repository = anywhere("trainer")
+    assert repository.versions() == []
 
     def fail():
         with repository.stage(NOW) as staged:
@@ -73,16 +78,17 @@ def test_unpublished_version_leaves_nothing(repository):
     with pytest.raises(RuntimeError):
         fail()
     assert list(repository.folder.iterdir()) == []
-    with pytest.raises(NothingPublished, match="trainer run"):
-        repository.current()
+    with pytest.raises(NothingPublished, match=f"no version has been published in {repository.location} yet.*run`"):
+        anywhere("server").current()
 
 
-def test_rollback_makes_an_earlier_version_current(repository):
-    """CURRENT names the earlier version again; the later one stays."""
-    first, second = publish(repository, b"1"), publish(repository, b"2")
-    repository.rollback(first.name)
-    assert repository.current() == first.name
-    assert repository.versions() == [first.name, second.name]
+def test_rollback_makes_an_earlier_version_current(anywhere):
+    """On every machine; the later one stays."""
+    trainer, server = anywhere("trainer"), anywhere("server")
+    first, second = publish(trainer, b"1"), publish(trainer, b"2")
+    anywhere("desk").rollback(first.name)
+    assert server.current() == first.name
+    assert server.versions() == [first.name, second.name]
 
 
 def test_rollback_to_a_damaged_version_is_refused(repository):
@@ -110,13 +116,20 @@ def test_missing_file_is_named(repository):
         repository.open(version.name)
 
 
-@pytest.mark.parametrize("name", ["", "../other", "20260102T030405678Z-ffffff", "latest", "x" * 500])
-def test_current_that_names_no_version_is_refused(repository, name):
-    """CURRENT pointing nowhere is an error that lists what there is, never a path that is followed."""
-    version = publish(repository, b"1")
-    (repository.folder / "CURRENT").write_text(name)
-    with pytest.raises(VersionNotFound, match=f"the latest there: {version.name}"):
-        repository.current()
+@pytest.mark.parametrize("name", ["", "../other", "20260102T030405678Z-ffffff", "latest", "birds/x", "x" * 500])
+def test_what_names_no_version_is_refused(anywhere, name):
+    """By CURRENT or by somebody: the error lists what there is, and no path or key is followed."""
+    version = publish(anywhere("trainer"), b"1")
+    server = anywhere("server")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "_read_current", name.encode)
+        with pytest.raises(VersionNotFound, match=f"the latest there: {version.name}"):
+            server.current()
+    for ask in (server.open, server.read_manifest, server.rollback, server.retire):
+        with pytest.raises(VersionNotFound):
+            ask(name)
+    with pytest.raises(VersionNotFound):
+        server.read_file(name, "model.onnx", most_bytes=9)
 
 
 def test_copied_version_is_refused(repository):

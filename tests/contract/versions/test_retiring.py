@@ -1,4 +1,4 @@
-"""Removing versions from a repository in a folder; in a bucket it is in test_local_cache."""
+"""Removing versions; what is a bucket's alone is in test_local_cache."""
 
 import json
 import subprocess
@@ -30,38 +30,35 @@ def files_of(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_of_a_removed_version_manifest_and_report_stay(repository, versions):
-    """What takes room goes; the curve and the page of reports lose nothing."""
-    manifest = repository.read_manifest(versions[0])
-    repository.retire(versions[0])
-    assert repository.versions() == versions[1:]
-    assert repository.history() == versions
-    assert repository.read_manifest(versions[0]) == manifest
-    assert repository.read_file(versions[0], "report/index.html", most_bytes=99) == b"first"
-    assert files_of(repository.folder / ".retired" / versions[0]) == {"manifest.json", "report/index.html"}
-    assert not (repository.folder / versions[0]).exists()
-    repository.open(versions[1]).verify()
+def test_of_a_removed_version_manifest_and_report_stay(anywhere):
+    """The curve and the page of reports lose nothing, and who wants the version is told what became of it."""
+    repository = anywhere("trainer")
+    first, second, third = (publish(repository, content).name for content in (b"first", b"second", b"third"))
+    manifest = repository.read_manifest(first)
+    repository.retire(first)
+    for reader in (repository, anywhere("late")):
+        assert reader.versions() == [second, third]
+        assert reader.history() == [first, second, third]
+        assert reader.read_manifest(first) == manifest
+        assert reader.read_file(first, "report/index.html", most_bytes=99) == b"first"
+        for use in (reader.open, reader.rollback, reader.retire):
+            with pytest.raises(VersionNotFound, match=f"removed .* by `python -m trainer prune`.*are there: {second}"):
+                use(first)
+        assert reader.current() == third
+        reader.open(second).verify()
 
 
-@pytest.mark.parametrize("use", ["open", "rollback", "retire"])
-def test_who_wants_a_removed_version_is_told_what_became_of_it(repository, versions, use):
-    """And which there are. The one in use stays in use."""
-    repository.retire(versions[0])
-    with pytest.raises(
-        VersionNotFound, match=f"removed .* by `python -m trainer prune`.*that are there: {versions[1]}"
-    ):
-        getattr(repository, use)(versions[0])
-    assert repository.current() == versions[2]
-
-
-def test_the_current_version_is_never_removed(repository, versions):
-    """Be it the newest, or one that somebody went back to."""
-    with pytest.raises(VersionInUse, match=f"{versions[2]} is current"):
-        repository.retire(versions[2])
-    repository.rollback(versions[0])
+def test_the_current_version_is_never_removed(anywhere):
+    """Be it the newest, or one that somebody went back to on another machine."""
+    repository = anywhere("trainer")
+    versions = [publish(repository, content).name for content in (b"first", b"second")]
+    with pytest.raises(VersionInUse, match=f"{versions[1]} is current"):
+        repository.retire(versions[1])
+    anywhere("desk").rollback(versions[0])
     with pytest.raises(VersionInUse):
         repository.retire(versions[0])
     assert repository.versions() == versions
+    anywhere("late").open(versions[0]).verify()
 
 
 def test_a_version_that_a_process_holds_is_not_removed_until_it_has_ended(repository, versions):

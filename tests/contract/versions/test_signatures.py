@@ -65,32 +65,28 @@ def test_a_signature_with_another_byte_is_refused(keys, place):
 
 
 @pytest.mark.parametrize(
+    ("manifest", "version", "key", "message"),
+    [
+        (b"manifest ", VERSION, "keys", "was edited, or signed by somebody else"),
+        (b"manifest", VERSION, "others", "signed by somebody else"),
+        (b"manifest", OTHER_VERSION, "keys", rf"says 'labelnext version {VERSION}', .*{OTHER_VERSION}"),
+    ],
+    ids=["another manifest", "another key", "another version"],
+)
+def test_a_good_signature_of_something_else_is_refused(request, keys, manifest, version, key, message):
+    """It is one of all bytes, by one key; and what it was signed as is part of what is signed."""
+    signature = keys.signing.sign(b"manifest", version=VERSION)
+    with pytest.raises(SignatureError, match=message):
+        request.getfixturevalue(key).verifying.verify(manifest, signature, version=version)
+
+
+@pytest.mark.parametrize(
     "signature", [b"", b"\n" * 4, b"\xff" * 400, b"untrusted comment: x\nRU\ntrusted comment: x\nRU\n"]
 )
 def test_what_is_no_signature_is_refused(keys, signature):
     """With an error of this program."""
     with pytest.raises(SignatureError):
         keys.verifying.verify(b"manifest", signature, version=VERSION)
-
-
-def test_another_manifest_is_refused(keys):
-    """A signature is one of all its bytes."""
-    signature = keys.signing.sign(b"manifest", version=VERSION)
-    with pytest.raises(SignatureError, match="was edited, or signed by somebody else"):
-        keys.verifying.verify(b"manifest ", signature, version=VERSION)
-
-
-def test_another_key_is_refused(keys, others):
-    """Though the signature is a good one."""
-    with pytest.raises(SignatureError, match="signed by somebody else"):
-        keys.verifying.verify(b"manifest", others.signing.sign(b"manifest", version=VERSION), version=VERSION)
-
-
-def test_a_signature_of_another_version_is_refused(keys):
-    """What it was signed as is part of what is signed."""
-    signature = keys.signing.sign(b"manifest", version=VERSION)
-    with pytest.raises(SignatureError, match=rf"says 'labelnext version {VERSION}', .*{OTHER_VERSION}"):
-        keys.verifying.verify(b"manifest", signature, version=OTHER_VERSION)
 
 
 @program
@@ -151,9 +147,12 @@ def test_keys_are_not_overwritten(pair):
 
 
 def test_a_public_key_is_its_line_or_its_file(pair):
-    """Both are what people have at hand."""
+    """Both are what people have at hand; a secret key by mistake is none, and is not shown."""
     line = pair[1].read_text().splitlines()[1]
     assert read_public_key(line) == read_public_key(str(pair[1])) == line
+    with pytest.raises(ValueError, match="a minisign public key") as caught:
+        read_public_key(str(pair[0]))
+    assert pair[0].read_text().splitlines()[1] not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["", "key", "RWabc", "/nowhere/key.pub", "\0", "a" * 5000, "RW" + "A" * 54 + "="])
@@ -161,13 +160,6 @@ def test_what_is_no_public_key_is_refused(value):
     """With a message for the settings to show."""
     with pytest.raises(ValueError, match=r"a minisign public key .* or the path"):
         read_public_key(value)
-
-
-def test_a_secret_key_is_no_public_one(pair):
-    """Somebody who mixes the two up is told, and the secret is not shown."""
-    with pytest.raises(ValueError, match="a minisign public key") as caught:
-        read_public_key(str(pair[0]))
-    assert pair[0].read_text().splitlines()[1] not in str(caught.value)
 
 
 def test_a_key_of_44_bytes_that_is_no_point_of_the_curve_refuses_all(keys):
@@ -225,60 +217,57 @@ def repository(tmp_path, keys):
 
 
 def test_a_signed_version_is_opened(repository):
-    """Its signature is no file of its manifest, and lies beside it."""
+    """Its signature is no file of its manifest, and lies beside it; without a key it is readable, too."""
     version = publish(repository, b"content")
     assert (version.path / SIGNATURE_FILE).is_file()
     assert SIGNATURE_FILE not in version.manifest.files
     assert repository.open(version.name) == version
     assert repository.rollback(version.name) == version
-
-
-def test_versions_stay_readable_without_a_key(repository):
-    """A server that verifies nothing serves signed versions too."""
-    version = publish(repository, b"content")
     Repository(repository.root).open(version.name).verify()
 
 
-def test_an_unsigned_version_is_refused(repository):
+def edit_manifest(version):
+    """No parser sees what is not signed."""
+    (version.path / MANIFEST_FILE).write_text("[" * 100_000)
+
+
+def lengthen_signature(version):
+    (version.path / SIGNATURE_FILE).write_bytes(b"x" * 20_000)
+
+
+def remove_signature(version):
     """Whoever can write to the folder can write a version, and not its signature."""
-    version = publish(Repository(repository.root), b"content")
-    with pytest.raises(SignatureError, match="no signature that can be read"):
-        repository.open(version.name)
-    with pytest.raises(SignatureError):
-        repository.rollback(version.name)
+    (version.path / SIGNATURE_FILE).unlink()
+
+
+def copy_elsewhere(version):
+    """A good version of another day, put where a new one is looked for."""
+    shutil.copytree(version.path, version.path.with_name(OTHER_VERSION))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (edit_manifest, "the version was edited"),
+        (lengthen_signature, "no signature that can be read"),
+        (remove_signature, "no signature that can be read"),
+        (copy_elsewhere, "made for something else"),
+    ],
+)
+def test_a_version_without_a_good_signature_is_refused(repository, spoil, message):
+    """Neither opened nor gone back to."""
+    version = publish(repository, b"content")
+    spoil(version)
+    name = OTHER_VERSION if spoil is copy_elsewhere else version.name
+    for use in (repository.open, repository.rollback):
+        with pytest.raises(SignatureError, match=message):
+            use(name)
 
 
 def test_a_version_signed_by_somebody_else_is_refused(repository, others):
     """Any key is not enough."""
     version = publish(Repository(repository.root, keys=others), b"content")
     with pytest.raises(SignatureError, match="signed by somebody else"):
-        repository.open(version.name)
-
-
-def test_a_signed_version_under_another_name_is_refused(repository):
-    """A good version of another day, put where a new one is looked for."""
-    version = publish(repository, b"content")
-    shutil.copytree(version.path, repository.folder / OTHER_VERSION)
-    with pytest.raises(SignatureError, match="made for something else"):
-        repository.open(OTHER_VERSION)
-
-
-def test_a_signature_is_checked_before_the_manifest_is_read(repository):
-    """No parser sees what is not signed."""
-    version = publish(repository, b"content")
-    (version.path / MANIFEST_FILE).write_text("[" * 100_000)
-    with pytest.raises(SignatureError):
-        repository.open(version.name)
-
-
-@pytest.mark.parametrize(
-    "spoil", [lambda path: path.write_bytes(b"x" * 20_000), lambda path: path.unlink()], ids=["long", "gone"]
-)
-def test_a_signature_that_cannot_be_read_is_none(repository, spoil):
-    """One that is gone, or too long to be one."""
-    version = publish(repository, b"content")
-    spoil(version.path / SIGNATURE_FILE)
-    with pytest.raises(SignatureError, match="no signature that can be read"):
         repository.open(version.name)
 
 

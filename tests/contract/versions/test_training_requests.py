@@ -25,22 +25,15 @@ def test_nothing_is_asked_of_a_new_repository(repository):
 
 
 def test_a_request_is_found_until_it_is_removed(repository):
-    """Its project comes along; a project that was not named is None."""
-    leave_request(repository, 7)
-    leave_request(repository, None)
+    """Its project comes along, None where none was named; presses of a button do not pile up."""
+    for project in (7, None, 7, 7):
+        leave_request(repository, project)
+    assert len(os.listdir(repository.root / "requests")) == 2
     assert {request.project for request in find_requests(repository)} == {7, None}
     for request in find_requests(repository):
         assert request.at.endswith("+00:00")
         remove(repository, request)
     assert find_requests(repository) == []
-
-
-def test_asking_twice_is_asking_once(repository):
-    """Presses of a button do not pile up, and leave nothing else in the folder."""
-    for _ in range(3):
-        leave_request(repository, 7)
-    assert len(find_requests(repository)) == 1
-    assert len(os.listdir(repository.root / "requests")) == 1
 
 
 def test_requests_are_of_one_model(tmp_path):
@@ -52,18 +45,9 @@ def test_requests_are_of_one_model(tmp_path):
     assert find_requests(Repository(tmp_path, "bird")) == []
 
 
-def test_a_request_that_was_made_again_is_not_removed(repository):
-    """Who answers an old request does not swallow the new one."""
-    leave_request(repository, 7)
-    [old] = find_requests(repository)
-    leave_request(repository, 7)
-    remove(repository, old)
-    [new] = find_requests(repository)
-    assert new.at > old.at
-
-
-def test_a_request_that_is_made_while_another_is_removed_stays(repository, monkeypatch):
-    """At whatever moment of the removal somebody asks again."""
+@pytest.mark.parametrize("while_removed", [False, True])
+def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, while_removed):
+    """Who answers an old request does not swallow the new one, whenever somebody asks again."""
     remove_file = Documents.remove
 
     def ask_and_remove(documents, name):
@@ -73,7 +57,10 @@ def test_a_request_that_is_made_while_another_is_removed_stays(repository, monke
 
     leave_request(repository, 7)
     [old] = find_requests(repository)
-    monkeypatch.setattr(Documents, "remove", ask_and_remove)
+    if while_removed:
+        monkeypatch.setattr(Documents, "remove", ask_and_remove)
+    else:
+        leave_request(repository, 7)
     remove(repository, old)
     [new] = find_requests(repository)
     assert new.at > old.at

@@ -1,0 +1,42 @@
+"""Repositories in folders and in buckets."""
+
+import pytest
+
+from contract.versions.bucket import Bucket
+from contract.versions.local_cache import open_repository
+from tests.buckets import environment, running_store
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    with running_store(tmp_path_factory.mktemp("moto")) as store:
+        store.make("models")
+        yield store
+
+
+@pytest.fixture
+def location(store, monkeypatch, tmp_path):
+    """A prefix of its own in the bucket."""
+    for name, value in environment(store.url).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://models/{tmp_path.name}"
+
+
+@pytest.fixture
+def machine(location, tmp_path):
+    """Gives the repository in the bucket as a machine of that name sees it."""
+    return lambda name, **given: open_repository(location, "birds", tmp_path / name, **given)
+
+
+@pytest.fixture
+def put(location):
+    """Writes an object beside or into the repository in the bucket."""
+    return lambda key, content=b"1": Bucket("models", location.removeprefix("s3://models/")).write(key, content)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def anywhere(request, tmp_path):
+    """Gives a repository, in a folder or in a bucket, as a machine of that name sees it."""
+    if request.param == "bucket":
+        return request.getfixturevalue("machine")
+    return lambda name: open_repository(tmp_path / "models", "birds")
