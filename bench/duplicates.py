@@ -10,9 +10,7 @@ engine scores and embeds them all, and they are put in order. Reported:
                 are compared as all others are; and the share of the photos, without copies, that are claimed by others
 """
 
-import argparse
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter
 
-from bench.machine import describe
+from bench.frame import print_table, read_options, report
 from bench.model import Subject, trained
 from contract.images.preprocess import decode_image
 from contract.scores.embedding import embed
@@ -36,6 +34,12 @@ from trainer.progress_bar import Bar
 
 Edit = Callable[[Image.Image, np.random.Generator], Image.Image]
 
+_OPTIONS: Mapping[str, tuple[object, str]] = {
+    "image_size": (224, "in pixels"),
+    "labels": (400, "that the version is trained on"),
+    "originals": (150, "photos to copy"),
+    "first": (100, "places that are looked at"),
+}
 _PROJECT = 1
 _SHIFTED, _CROPPED = 0.03, 0.05
 """Shares of the sides."""
@@ -55,36 +59,23 @@ def count_distinct(order: npt.NDArray[np.int64], original: npt.NDArray[np.int64]
     return len(np.unique(original[order[:first]]))
 
 
-def main() -> None:
-    """Measure, print a table and one line of JSON."""
-    options = _parse()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print tables and one line of JSON."""
+    options = read_options("duplicates", __doc__, _OPTIONS, arguments)
     subject = trained(image_size=options.image_size, labels=options.labels)
     pool = _score(subject, subject.photos[: options.originals])
     counts = _count_in_orders(subject, pool, first=options.first)
     by_kind, photos_claimed = _measure_claims(pool)
+    print_table([{"order": name, f"different of {options.first}": count} for name, count in counts.items()])
+    print_table([{"copies": kind, "claimed": share} for kind, share in {**by_kind, "photos": photos_claimed}.items()])
     result = {
-        "bench": "duplicates",
-        "source": subject.source,
-        "architecture": subject.version.manifest.architecture,
         "copies": len(EDITS),
-        **vars(options),
         "strategy": DEFAULT_STRATEGY,
         **{f"distinct_{name}": count for name, count in counts.items()},
-        "claimed": {kind: round(share, 3) for kind, share in by_kind.items()},
-        "photos_claimed": round(photos_claimed, 3),
-        "machine": describe(),
+        "claimed": by_kind,
+        "photos_claimed": photos_claimed,
     }
-    _print_table(counts, by_kind, photos_claimed, options)
-    print(json.dumps(result))
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.duplicates", description=__doc__.partition("\n")[0])
-    parser.add_argument("--image-size", type=int, default=224, help="in pixels (default: %(default)s)")
-    parser.add_argument("--labels", type=int, default=400, help="that the version is trained on (default: %(default)s)")
-    parser.add_argument("--originals", type=int, default=150, help="photos to copy (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=100, help="places that are looked at (default: %(default)s)")
-    return parser.parse_args()
+    report("duplicates", options, subject, result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,17 +149,6 @@ def _measure_claims(pool: _Pool) -> tuple[dict[str, float], float]:
     photo = candidates.take(photos)
     alone = find_representatives(photo.embeddings, np.arange(len(photos)), Outlook.of(photo))
     return dict(zip(EDITS, by_kind[1:].tolist(), strict=True)), float((alone != np.arange(len(photos))).mean())
-
-
-def _print_table(
-    counts: Mapping[str, int], by_kind: Mapping[str, float], photos_claimed: float, options: argparse.Namespace
-) -> None:
-    print(f"{options.originals} photos and {len(EDITS)} near-copies of each")
-    for name, count in counts.items():
-        print(f"{name.replace('_', ' '):<28} {count:4} different photos among the first {options.first}")
-    for kind, share in by_kind.items():
-        print(f"{kind:<28} {share:4.0%} claimed by their photo")
-    print(f"{'other photos':<28} {photos_claimed:4.0%} claimed")
 
 
 def _shift(photo: Image.Image, rng: np.random.Generator) -> Image.Image:

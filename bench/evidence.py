@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from bench.machine import describe
+from bench.frame import describe
 from bench.model import CACHE, SHARED, WEIGHTS, clean_environment
 from demo.pool import write_digits
 from demo.product import CHECKOUT

@@ -1,7 +1,6 @@
 """Requests as Label Studio sends them, from any number of clients at once, and what came of them."""
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import urllib3
+
+from bench.frame import say
 
 _TIMEOUT_S = 900
 _CREATED = "2026-10-05T08:15:30.250001Z"
@@ -118,19 +119,14 @@ def latencies(replies: Sequence[Reply]) -> dict[str, float]:
     seconds = [reply.seconds for reply in replies]
     return {
         "requests": len(replies),
-        "p50_s": round(percentile(seconds, 0.5), 4),
-        "p99_s": round(percentile(seconds, 0.99), 4),
+        "p50_s": percentile(seconds, 0.5),
+        "p99_s": percentile(seconds, 0.99),
     }
 
 
 def overlapping(replies: Sequence[Reply], windows: Sequence[tuple[float, float]]) -> list[Reply]:
     """Return the replies to requests under way at any moment of the windows, each from a start to an end."""
     return [reply for reply in replies if any(reply.started < end and start < reply.ended for start, end in windows)]
-
-
-def say(text: str) -> None:
-    """Tell people how far a bench is, on stderr, since stdout belongs to the result."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def label_config(labels: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ Afterwards each task must have one prediction, and the label stream must serve t
 fails.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -24,18 +23,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.frame import print_table, read_options, report, say
 from bench.hosts import image_host
-from bench.load import Client, label_config, say, send, split
-from bench.machine import describe
+from bench.load import Client, label_config, send, split
 from bench.model import CACHE, small_images, trained, workplace
 from bench.serving import serving
 from contract.label_studio import LabelStudioClient
 from demo.label_studio import LabelStudio, label_studio
 from demo.processes import free_port
 from demo.product import CHECKOUT
-from server.inference.resources import available_cpus
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
 
+_OPTIONS: Mapping[str, tuple[object, str]] = {
+    "tasks": (10_000, "in the project"),
+    "image_size": (112, "in pixels"),
+    "labels": (300, "of the version"),
+    "strategy": ((DEFAULT_STRATEGY, *(name for name in STRATEGIES if name != DEFAULT_STRATEGY)), "of the order"),
+}
+_STEPS = {
+    "scoring, features known": "score_s",
+    "ordering": "arrange_s",
+    "import": "import_s",
+    "switch": "switch_s",
+    "all of it": "seconds",
+}
+"""What the table calls the figures of the summary."""
 _TASKS_A_REQUEST = 100
 _TASKS_AN_IMPORT = 2500
 
@@ -52,7 +64,7 @@ class Run:
 
 def main() -> None:
     """Measure, print a table and one line of JSON."""
-    options = _parse()
+    options = read_options("rank", __doc__, _OPTIONS)
     subject = trained(image_size=options.image_size, part="head", labels=options.labels)
     manifest = subject.version.manifest
     images = small_images(options.tasks)
@@ -79,31 +91,16 @@ def main() -> None:
             server_mb = server.peak_rss_mb()
         _check(studio.client(), project, run.summary, options.tasks)
     result = {
-        "bench": "rank",
-        "source": subject.source,
-        "architecture": manifest.architecture,
-        **vars(options),
-        "tasks_per_s": round(options.tasks / run.seconds, 1),
-        "seconds": round(run.seconds, 1),
+        "tasks_per_s": options.tasks / run.seconds,
+        "seconds": run.seconds,
         **{name: run.summary[name] for name in ("score_s", "arrange_s", "import_s", "switch_s")},
         "peak_rss_mb": run.peak_rss_mb,
         "server_peak_rss_mb": server_mb,
         "audit": run.summary["audit"],
         "near_duplicates": run.summary["near_duplicates"],
-        "threads": {"engine": available_cpus()},
-        "machine": describe(),
     }
-    _print_table(result)
-    print(json.dumps(result))
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.rank", description=__doc__.partition("\n")[0])
-    parser.add_argument("--tasks", type=int, default=10_000, help="in the project (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=112, help="in pixels (default: %(default)s)")
-    parser.add_argument("--labels", type=int, default=300, help="of the version (default: %(default)s)")
-    parser.add_argument("--strategy", choices=STRATEGIES, default=DEFAULT_STRATEGY, help="(default: %(default)s)")
-    return parser.parse_args()
+    print_table([{"step": step, "seconds": result[name]} for step, name in _STEPS.items()])
+    report("rank", options, subject, result)
 
 
 def _fill(session: LabelStudioClient, references: Sequence[str], labels: Sequence[str]) -> int:
@@ -148,19 +145,6 @@ def _check(session: LabelStudioClient, project: int, summary: Mapping[str, Any],
     lowest = session.get("/api/tasks", project=project, query=query, page_size=1, fields="task_only")["tasks"][0]["id"]
     served = session.get(f"/api/projects/{project}/next")["id"]
     assert served == lowest, f"the label stream serves task {served}, the lowest score is task {lowest}'s"
-
-
-def _print_table(result: Mapping[str, Any]) -> None:
-    print(f"{'step':<28} {'seconds':>8}")
-    for step, name in (
-        ("scoring, features known", "score_s"),
-        ("ordering", "arrange_s"),
-        ("import", "import_s"),
-        ("switch", "switch_s"),
-        ("all of it", "seconds"),
-    ):
-        print(f"{step:<28} {result[name]:8.1f}")
-    print(f"{result['tasks_per_s']:.0f} tasks/s; at most {result['peak_rss_mb']:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bench.evidence import Plan, plan_studies
-from bench.machine import describe
+from bench.frame import describe
 from bench.model import CACHE
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Indices

@@ -43,16 +43,11 @@ class Timings:
     def ratio(self, name: str, over: str) -> dict[int, float]:
         """Return how many times as long `name` takes as `over`, by each batch size that both were timed on."""
         ours, theirs = self.seconds[name], self.seconds[over]
-        return {batch: _median_ratio(ours[batch], theirs[batch]) for batch in ours if batch in theirs}
-
-    def best_speedup(self, name: str, over: str) -> float:
-        """Return how many times the rate of `over` that of `name` is, each at the batch size that suits it best."""
-        ours, theirs = self._best(name), self._best(over)
-        return _median_ratio(self.seconds[over][theirs], self.seconds[name][ours]) * ours / theirs
-
-    def _best(self, name: str) -> int:
-        rates = self.images_per_s(name)
-        return max(rates, key=lambda batch: rates[batch])
+        return {
+            batch: median(a / b for a, b in zip(ours[batch], theirs[batch], strict=True))
+            for batch in ours
+            if batch in theirs
+        }
 
 
 def time_in_turn(contenders: Mapping[str, Contender], images: Images, *, rounds: int) -> Timings:
@@ -85,7 +80,3 @@ def _time(contender: Contender, images: Images) -> float:
     start = time.perf_counter()
     contender.run(images)
     return time.perf_counter() - start
-
-
-def _median_ratio(seconds: tuple[float, ...], over: tuple[float, ...]) -> float:
-    return median(a / b for a, b in zip(seconds, over, strict=True))

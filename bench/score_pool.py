@@ -32,8 +32,8 @@ import pyarrow.compute as pc
 from PIL import Image
 from pyarrow import parquet as pq
 
+from bench.frame import describe
 from bench.hosts import ImageHost, image_host
-from bench.machine import describe
 from bench.model import clean_environment, trained, workplace
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.preprocess import decode_image

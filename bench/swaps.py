@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.load import Client, Reply, latencies, overlapping, percentile, say, sending, split
+from bench.frame import say
+from bench.load import Client, Reply, latencies, overlapping, percentile, sending, split
 from bench.serving import Server
 from contract.versions.repository import Repository
 
@@ -41,7 +42,7 @@ class Swaps:
         return {
             "clients": _CLIENTS,
             "swaps": len(self.seconds),
-            "seconds_median": round(median(self.seconds), 3),
+            "seconds_median": median(self.seconds),
             "quiet": latencies(self.quiet),
             "during": latencies(self.during),
         }

@@ -23,6 +23,7 @@ from contract.graph.masks import draw_masks
 from contract.graph.probe import Probe
 from contract.versions.manifest import DropoutSite, InputSpec, Manifest
 from contract.versions.repository import Repository
+from contract.versions.results import TrainingRecord
 from contract.versions.version import INT8_TRUNK_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE
 
 SIDE, HIDDEN, PASSES = 8, 16, 20
@@ -119,6 +120,7 @@ def publish(
     control: str = "label",
     temperature: float = 1.0,
     report: Mapping[str, bytes] | None = None,
+    training: TrainingRecord | None = None,
 ) -> str:
     """Publish a model, by default that of the seed, and return the version's name.
 
@@ -132,6 +134,7 @@ def publish(
         control: the name of the labelling config's <Choices>.
         temperature: that probabilities are tempered with.
         report: its files by name.
+        training: what it says that it was made from; nothing by default.
     """
     model = model or TinyModel.draw(seed)
     with repository.stage(datetime.now(UTC)) as staged:
@@ -154,6 +157,7 @@ def publish(
                 architecture="tiny",
                 trunk=fingerprint(lower(model.graph()).trunk, staged.path, SPEC),
                 temperature=temperature,
+                training=training or TrainingRecord(),
             )
         ).name
 

@@ -34,8 +34,9 @@ from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import Resident, growth_mb, probing
 from bench.chaos.traffic import KINDS, Dice, bad_host
+from bench.frame import say
 from bench.hosts import image_host
-from bench.load import percentile, say
+from bench.load import percentile
 from bench.serving import Fleet, Server, fleet, has_haproxy
 from bench.tiny_model import publish
 from contract.versions.repository import Repository

@@ -1,3 +1,38 @@
+import json
+
+import pytest
+
+from bench import model
+from bench.chaos.pictures import draw_pictures
+from bench.model import Subject
+from bench.tiny_model import LABELS, TinyModel, publish
+from contract.versions.repository import Repository
+from contract.versions.results import TrainingRecord
+
 # OpenVINO and torch's exporter in one process end in a segmentation fault, so these run only when they are named, in a
 # process of their own; `make test` does so where the requirements of the benches are installed.
 collect_ignore = ["test_passes.py", "test_single_pass.py"]
+
+
+@pytest.fixture
+def run_bench(tmp_path, monkeypatch, capsys):
+    """Run a bench on tiny versions, for which nothing is trained, and return what its last line says."""
+    monkeypatch.setattr(model, "CACHE", tmp_path / "cache")
+    (tmp_path / "images").mkdir()
+    photos = tuple(picture.path for picture in draw_pictures(tmp_path / "images", seed=0))
+
+    def trained(*, labels=0, seed=0, part="classifier", **_):
+        trunk, head = (0 if part == "head" else seed), labels + seed
+        repository = Repository(tmp_path / f"models-{labels}-{seed}")
+        training = TrainingRecord(images_by_class=dict.fromkeys(LABELS, 5))
+        version = publish(repository, model=TinyModel.draw(trunk).with_head_of(TinyModel.draw(head)), training=training)
+        return Subject(repository.open(version), repository.root, photos, "noise")
+
+    def run(bench, *options):
+        monkeypatch.setattr(bench, "trained", trained)
+        if hasattr(bench, "small_images"):
+            monkeypatch.setattr(bench, "small_images", lambda count: list(photos[:count]))
+        bench.main(options)
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run

@@ -1,16 +1,12 @@
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from bench import duplicates
 from bench.duplicates import EDITS, count_distinct, near_copies
 from contract.scores.embedding import embed
-from demo.product import CHECKOUT
 from tests.trainer.candidates import make_candidates
 from trainer.model.fit import coloured_noise
 from trainer.model.network import Network, Normalise
@@ -70,10 +66,11 @@ def test_the_default_order_hardly_repeats_itself(copied_pool):
 
 
 def test_near_copies_are_of_the_same_image():
-    """One of each kind, of the same size, different from it but near, and none like another."""
+    """One of each kind, of its size, different from it but near, none like another, and the same again for a seed."""
     scene = scenes(1)[0]
-    copies = near_copies(scene, np.random.default_rng(0))
+    copies, again = (near_copies(scene, np.random.default_rng(0)) for _ in range(2))
     assert list(copies) == list(EDITS)
+    assert all(copies[kind].tobytes() == again[kind].tobytes() for kind in EDITS)
     assert len(copies) == 9
     pixels = [np.asarray(image, float) for image in (scene, *copies.values())]
     assert {each.shape for each in pixels} == {(SIDE, SIDE, 3)}
@@ -82,27 +79,15 @@ def test_near_copies_are_of_the_same_image():
     assert len({each.tobytes() for each in pixels}) == 10
 
 
-def test_near_copies_are_the_same_again():
-    """For the same seed."""
-    scene = scenes(1)[0]
-    one, other = (near_copies(scene, np.random.default_rng(3)) for _ in range(2))
-    assert all(one[kind].tobytes() == other[kind].tobytes() for kind in EDITS)
-
-
 def test_distinct_photos_are_counted_in_the_first_places():
     """Further places do not count."""
     assert count_distinct(np.array([0, 1, 3, 2]), np.array([0, 0, 1, 1]), first=2) == 1
     assert count_distinct(np.array([0, 3, 1, 2]), np.array([0, 0, 1, 1]), first=2) == 2
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_bench_runs():
-    """On small images it ends well, and its last line is JSON with the figures that it is for."""
-    options = ["--image-size", "32", "--labels", "40", "--originals", "20", "--first", "15"]
-    command = [sys.executable, "-m", "bench.duplicates", *options]
-    done = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_the_bench_runs(run_bench):
+    """It ends well, and its last line is JSON with the figures that it is for."""
+    result = run_bench(duplicates, "--originals", "20", "--first", "15")
     assert 0 < result["distinct_bald_keeping_duplicates"] <= result["first"]
     assert 0 < result["distinct_default"] <= result["first"]
     assert list(result["claimed"]) == list(EDITS)

@@ -18,13 +18,6 @@ def test_a_rate_is_images_over_the_median_of_the_rounds():
     assert TIMINGS.images_per_s("a") == {1: pytest.approx(1 / 3), 4: 1.0}
 
 
-def test_the_best_speedup_takes_each_at_its_own_best_batch():
-    """Two images a second, at batches of 4, are twice one a second, at batches of 1."""
-    timings = Timings({"a": {1: (1.0,), 4: (2.0,)}, "b": {1: (1.0,), 4: (8.0,)}})
-    assert timings.best_speedup("a", "b") == 2.0
-    assert timings.best_speedup("b", "a") == 0.5
-
-
 def test_a_round_runs_every_contender_once_on_each_of_its_batch_sizes():
     """Contenders take turns, batch size by batch size, after warm-ups: of a slow one, with its smallest batch alone."""
     calls = []

@@ -1,0 +1,53 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from bench import frame
+from bench.frame import print_table, read_options, report
+
+OPTIONS = {"image_size": (224, "in pixels"), "precision": (("fp32", "int8"), "of it"), "batches": ([1, 8], "sizes")}
+
+
+@pytest.fixture
+def subject():
+    manifest = SimpleNamespace(architecture="tiny", passes=20)
+    return SimpleNamespace(version=SimpleNamespace(manifest=manifest), source="digits")
+
+
+def test_options_are_what_their_defaults_are():
+    """Numbers, choices and several numbers; what is none of these is refused."""
+    assert vars(read_options("x", "Asks.", OPTIONS, [])) == {
+        "image_size": 224,
+        "precision": "fp32",
+        "batches": [1, 8],
+        "save": False,
+    }
+    given = read_options("x", "Asks.", OPTIONS, ["--image-size", "32", "--batches", "4,2", "--precision", "int8"])
+    assert (given.image_size, given.batches, given.precision) == (32, [2, 4], "int8")
+    for wrong in (["--precision", "fp16"], ["--image-size", "x"]):
+        with pytest.raises(SystemExit):
+            read_options("x", "Asks.", OPTIONS, wrong)
+
+
+def test_the_last_line_holds_figures_options_and_machine(subject, tmp_path, monkeypatch, capsys):
+    """Rounded, and kept in a file if that is asked for."""
+    monkeypatch.setattr(frame, "_RESULTS", tmp_path)
+    options = read_options("x", "Asks.", OPTIONS, ["--save"])
+    report("x", options, subject, {"rate": 1 / 3, "rows": [{"s": 2 / 3}]})
+    line = capsys.readouterr().out
+    told = json.loads(line)
+    assert (told["bench"], told["source"], told["image_size"], told["rate"]) == ("x", "digits", 224, 0.3333)
+    assert told["rows"] == [{"s": 0.6667}]
+    assert {"date", "processor", "cores", "load", "packages"} <= told["machine"].keys()
+    assert [path.read_text() for path in tmp_path.iterdir()] == [line]
+
+
+def test_a_table_has_its_keys_above(capsys):
+    """In columns that are as wide as what stands in them."""
+    print_table([{"way": "ours", "s": 0.5}, {"way": "naive", "s": {"fetch": 1.0}}])
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "  way            s",
+        " ours        0.500",
+        "naive  fetch 1.000",
+    ]
