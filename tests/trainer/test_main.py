@@ -140,7 +140,7 @@ def test_int8_is_made_only_where_it_is_asked_for(train, caplog, monkeypatch):
     def fail(*args):
         raise TrainingError("no convolution")
 
-    monkeypatch.setattr(run_module, "quantise", fail)
+    monkeypatch.setattr("trainer.publish.quantise", fail)
     assert train("--int8") == 0
     assert _said_of_int8(caplog) == ["published without a trunk in int8: no convolution"]
     caplog.clear()
@@ -464,7 +464,7 @@ def test_check_notices_a_file_that_was_changed(train, models, capsys):
 def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
     """A supervisor sees 143, and finds no staging folder; the process's own handler is back afterwards."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run_module, "validate_version", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("trainer.publish.validate_version", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit, match="143"):
         train()
     assert list((models / "default").iterdir()) == []

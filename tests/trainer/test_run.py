@@ -24,6 +24,7 @@ from trainer import run as run_module
 from trainer.model.export import export
 from trainer.model.quantise import quantise
 from trainer.model.validation import validate_version
+from trainer.publish import choose_probe_images
 from trainer.run import run
 from trainer.settings import Environment, Source, Training
 
@@ -190,12 +191,14 @@ def diverge(*args, **kwargs):
     raise TrainingError("diverged")
 
 
-@pytest.mark.parametrize(("step", "failure"), [("validate_version", refuse), ("fit", diverge), ("export", diverge)])
+@pytest.mark.parametrize(
+    ("step", "failure"), [("publish.validate_version", refuse), ("run.fit", diverge), ("publish.export", diverge)]
+)
 def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatch, step, failure):
     """What was current stays current, and no staging folder is left."""
     repository = Repository(environment.models)
     before = publish(repository, b"earlier").name
-    monkeypatch.setattr(run_module, step, failure)
+    monkeypatch.setattr(f"trainer.{step}", failure)
     with pytest.raises((ProbeMismatch, TrainingError)):
         run(Source(images=folders), TRAINING, environment)
     assert (repository.current(), repository.versions()) == (before, [before])
@@ -206,7 +209,7 @@ def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatc
 def test_a_signal_leaves_no_staging_folder(folders, environment, monkeypatch, number):
     """Whether by Ctrl-C or by a supervisor, an interrupted run cleans up."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    monkeypatch.setattr(run_module, "validate_version", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr("trainer.publish.validate_version", lambda _: os.kill(os.getpid(), number))
     try:
         with pytest.raises(KeyboardInterrupt):
             run(Source(images=folders), TRAINING, environment)
@@ -257,7 +260,7 @@ def test_an_int8_trunk_that_ranks_otherwise_is_left_out(many, environment, tmp_p
         export(lively_network(5), tmp_path, image_size=32)
         quantise(tmp_path, images, target)
 
-    monkeypatch.setattr(run_module, "quantise", quantise_another)
+    monkeypatch.setattr("trainer.publish.quantise", quantise_another)
     version = train(many, HEAD_INT8, environment)
     version.verify()
     validate_version(version)
@@ -280,7 +283,7 @@ def test_one_trainer_at_a_time_works_on_a_model(folders, environment):
 def test_the_probe_holds_unseen_images_of_every_class(folders, environment):
     """Sixteen at most, from the validation part."""
     data = run_module._read(Source(images=folders), TRAINING, environment)
-    chosen = run_module._choose_probe_images(data)
+    chosen = choose_probe_images(data)
     held_out = {image.tobytes() for image in data.pixels.images[data.parts.validation]}
     assert {image.tobytes() for image in chosen} == held_out
     assert len(chosen) == 6
@@ -436,7 +439,7 @@ def test_a_report_that_fails_costs_no_version(folders, environment, monkeypatch,
         (folder / "index.html").write_text("half")
         raise ValueError("no ink")
 
-    monkeypatch.setattr(run_module, "write_report", fail)
+    monkeypatch.setattr("trainer.publish.write_report", fail)
     version = train(folders, TRAINING, environment)
     version.verify()
     assert not (version.path / "report").exists()

@@ -1,0 +1,243 @@
+"""From a trained network to a published version: the graph, the probe that validates it, what was measured, the report.
+
+Owns what a version's folder and manifest hold, and what of it may fail without costing the version: the comparison with
+earlier versions, the trunk in int8 and the report.
+"""
+
+import logging
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.graph.fingerprint import fingerprint
+from contract.graph.lowering import Lowered
+from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.repository import Repository, StagedVersion
+from contract.versions.results import Metrics, ProjectState, TrainingRecord
+from contract.versions.version import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Version
+from trainer.evaluation.history import compare, describe_advice, earlier
+from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide
+from trainer.evaluation.yardstick import ANSWERS_FILE, Exam, draw_up, dump
+from trainer.labels.dataset import Pixels, count_images, strata
+from trainer.labels.sources import LabelledPool
+from trainer.model.export import export
+from trainer.model.fit import Fitted
+from trainer.model.network import Network, Provenance
+from trainer.model.probe import PROBE_IMAGES, compute_probe
+from trainer.model.quantise import copy_int8_trunk, quantise
+from trainer.model.validation import validate_version
+from trainer.report.data import Inputs
+from trainer.report.page import write_report
+from trainer.settings import Training
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """N readable images, and which of them train and validate."""
+
+    pool: LabelledPool
+    pixels: Pixels
+    parts: HeldOut
+    project: ProjectState | None
+
+    @property
+    def validation_images(self) -> npt.NDArray[np.uint8]:
+        """Those of the V images held out: uint8 (V, H, W, 3)."""
+        return self.pixels.images[self.parts.validation]
+
+    @property
+    def validation_targets(self) -> npt.NDArray[np.integer]:
+        """What these are labelled as: (V,), or (V, C) where several labels may hold."""
+        return self.pixels.targets[self.parts.validation]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the V images held out say."""
+
+    metrics: Metrics
+    probabilities: npt.NDArray[np.float32]
+    """Mean over the passes, (V, C)."""
+    bald: npt.NDArray[np.floating]
+    """In nats, (V,)."""
+    temperature: float = 1.0
+    """What the probabilities are tempered with before people see them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A network, how it came about, and how good it is."""
+
+    data: Data
+    training: Training
+    network: Network
+    provenance: Provenance
+    fitted: Fitted
+    evaluation: Evaluation
+    embeddings: npt.NDArray[np.float32] | None
+    """Of what the frozen part of the network makes of all images, (N, E); rows of those that neither train nor validate
+    are 0. None where no part is frozen."""
+
+
+def publish(repository: Repository, trained: Trained) -> Version:
+    """Write a version, validate it, and make it the current one.
+
+    Raises:
+        LabelnextError: if it is not valid, or cannot be written; then what was current stays current.
+    """
+    data, training = trained.data, trained.training
+    with repository.stage(datetime.now(UTC)) as staged:
+        lowered = export(trained.network, staged.path, image_size=training.image_size)
+        manifest = _describe(staged, lowered, trained)
+        probe = compute_probe(
+            trained.network,
+            choose_probe_images(data),
+            version=staged.version,
+            sites=lowered.sites,
+            passes=training.passes,
+            multiple=manifest.multiple,
+        )
+        probe.save(staged.path / PROBE_FILE)
+        described = staged.describe(manifest)
+        validation = validate_version(described)
+        _log.info(
+            "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
+            validation.mean_bald,
+            validation.largest_difference,
+        )
+        if data.project is not None and training.holdout_share:
+            manifest = _add_advice(repository, described, trained)
+        if training.int8:
+            _add_int8_trunk(staged, manifest, repository=repository, images=data.pixels.images[data.parts.train])
+        return staged.publish(_add_report(repository, staged, manifest, trained))
+
+
+def _add_int8_trunk(
+    staged: StagedVersion, manifest: Manifest, *, repository: Repository, images: npt.NDArray[np.uint8]
+) -> None:
+    """Put the trunk in 8-bit integers beside the graph, or say why not: the version is whole without it.
+
+    An earlier version's is taken if it was made of the same trunk. Made anew on other images it would give other
+    features, and all that servers have cached would be lost.
+    """
+    path = staged.path / INT8_TRUNK_FILE
+    try:
+        if not copy_int8_trunk(repository, manifest.trunk, path):
+            quantise(staged.path, images, path)
+        validation = validate_version(staged.describe(manifest), int8=True)
+    except Exception as err:  # of a tool with many, and what was trained is not to be lost for it
+        path.unlink(missing_ok=True)
+        _log.warning("published without a trunk in int8: %s", err)
+        return
+    _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
+
+
+def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifest, trained: Trained) -> Manifest:
+    """Write the version's report, or say why not: the version is whole without it."""
+    started, folder = time.monotonic(), staged.path / REPORT_FOLDER
+    try:
+        inputs = Inputs(
+            manifest=manifest,
+            earlier=earlier(repository, manifest),
+            origin=trained.data.pool.origin,
+            pixels=trained.data.pixels,
+            parts=trained.data.parts,
+            probabilities=trained.evaluation.probabilities,
+            bald=trained.evaluation.bald,
+            embeddings=trained.embeddings,
+        )
+        write_report(inputs, folder)
+    except Exception as err:  # of libraries with many, and what was trained is not to be lost for it
+        shutil.rmtree(folder, ignore_errors=True)
+        _log.warning("published without a report: %s", err)
+        return manifest
+    seconds = time.monotonic() - started
+    _log.info("report: %.1f s", seconds)
+    return replace(manifest, training=replace(manifest.training, report_s=round(seconds, 2)))
+
+
+def choose_probe_images(data: Data) -> npt.NDArray[np.uint8]:
+    """Take images that the network is less sure of than of those it has learnt, spread over the classes."""
+    chosen = data.parts.validation if len(data.parts.validation) else data.parts.train
+    spread = np.linspace(0, len(chosen) - 1, num=min(PROBE_IMAGES, len(chosen)), dtype=np.int64)
+    by_class = chosen[np.argsort(strata(data.pixels.targets[chosen]), kind="stable")]
+    return data.pixels.images[by_class[spread]]
+
+
+def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Manifest:
+    data, training = trained.data, trained.training
+    spec = InputSpec(training.image_size, training.image_size)
+    return Manifest(
+        version=staged.version,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        labels=data.pool.labels,
+        control=data.pool.control,
+        input=spec,
+        passes=training.passes,
+        dropout_sites=lowered.sites,
+        architecture=training.architecture,
+        trunk=fingerprint(lowered.trunk, staged.path, spec),
+        multiple=data.pool.multiple,
+        temperature=trained.evaluation.temperature,
+        metrics=trained.evaluation.metrics,
+        training=_describe_training(trained),
+    )
+
+
+def _add_advice(repository: Repository, described: Version, trained: Trained) -> Manifest:
+    """Measure earlier versions on what the new one was, where that is the random holdout, and say whether to go on."""
+    data, manifest = trained.data, described.manifest
+    kappa, unseen, curve, before = None, list[str](), None, earlier(repository, manifest)
+    if data.parts.sample == "audit":
+        decided = decide(trained.evaluation.probabilities, multiple=manifest.multiple)
+        kappa = compare(repository, described, data.validation_images)
+        tested = count_images(data.validation_targets, len(manifest.labels))
+        unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
+        curve, answers = draw_up(repository, manifest, before, _set_exam(data, decided))
+        (described.path / ANSWERS_FILE).write_text(dump(answers), encoding="utf-8")
+    advice = describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
+    _log.info("%s", advice.sentence)
+    return replace(manifest, training=replace(manifest.training, advice=advice, curve=curve))
+
+
+def _set_exam(data: Data, decided: Decisions) -> Exam:
+    """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
+    held_out, pixels = data.parts.validation, data.pixels
+    others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
+    unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])
+    rows = held_out[unseen]
+    return Exam(
+        tasks=pixels.task_ids[rows].tolist(),
+        images=pixels.images[rows],
+        true=as_decisions(pixels.targets[rows], decided.shape[1]),
+        decided=decided[unseen],
+    )
+
+
+def _describe_training(trained: Trained) -> TrainingRecord:
+    data, training, fitted = trained.data, trained.training, trained.fitted
+    counts = count_images(data.pixels.targets, len(data.pool.labels))
+    return TrainingRecord(
+        images=len(data.pixels.targets),
+        images_by_class=dict(zip(data.pool.labels, map(int, counts), strict=True)),
+        validation=data.parts.sample,
+        validation_images=len(data.parts.validation),
+        audit_images=data.parts.audit_images,
+        audit_share=training.holdout_share,
+        project=data.project,
+        unreadable=len(data.pixels.unreadable),
+        left_out={reason: len(those) for reason, those in data.pool.left_out.items()},
+        lost_labels={label: len(tasks) for label, tasks in data.pool.lost_labels.items()},
+        weights=asdict(trained.provenance),
+        part=training.trained_part,
+        seed=training.seed,
+        recipe=asdict(fitted.recipe),
+        attempts=fitted.attempts,
+        final_loss=fitted.losses[-1],
+    )
