@@ -22,8 +22,8 @@ from pydantic.dataclasses import dataclass
 
 from contract.commands import Command, Option, parse
 from contract.errors import ConfigError, LabelError, LabelMismatch, LabelnextError, RepositoryError, TrainingError
+from contract.files import explain
 from contract.settings import DECLARED, Count
-from contract.versions.files import explain
 from contract.versions.manifest import Manifest
 from contract.versions.signatures import generate_keys
 from trainer.ranking.options import RankOptions

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from contract.errors import ConfigError
-from contract.versions.files import explaining_full
+from contract.files import explaining_full
 from contract.versions.repository import Repository
 
 

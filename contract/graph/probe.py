@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
+from contract.files import open_regular
 from contract.graph.lowering import PassOutputs
 from contract.graph.masks import Masks, draw_masks
 from contract.scores.acquisition import bald, rank_correlation
-from contract.versions.files import open_regular
 from contract.versions.manifest import Manifest
 
 Trunk = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]

@@ -12,8 +12,6 @@ Knows nothing of what the bytes are, and keeps none of them; who does can ask wh
 """
 
 import base64
-import os
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,10 +29,10 @@ from contract.images.download import (
     Target,
     Validators,
     public_name,
-    too_large,
 )
 from contract.images.label_studio_files import Studio
-from contract.images.spelling import as_browsers_read, decode_data_uri, is_data_uri
+from contract.images.local import decode_data_uri, read_local_file
+from contract.images.spelling import as_browsers_read, is_data_uri
 from contract.label_studio import NoAccessToken, Token
 
 MAX_REDIRECTS: Final = 3
@@ -42,8 +40,6 @@ MAX_REDIRECTS: Final = 3
 _PASSES: Final = {408, 425, 429}
 """Statuses below 500 of a host that may answer otherwise later."""
 _STORAGES: Final = ("s3://", "gs://", "azure-blob://")
-_MAX_ESCAPES: Final = 1_000_000
-"""In a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 where even + and / are escaped."""
 _API_DESCRIPTION: Final = "/docs/api/schema/json/"
 _DESCRIPTION_S: Final = 15.0
 """Seconds in which Label Studio describes its API, of which it takes one to two."""
@@ -204,11 +200,11 @@ class Fetcher:
         context = FetchContext(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
         context.remaining()
         if is_data_uri(reference):
-            return Fetched(_decode_data_uri(reference, self._settings.max_bytes))
+            return Fetched(decode_data_uri(reference, max_bytes=self._settings.max_bytes))
         plain = self._plain(reference)
         name = self._local_name(plain)
         if name is not None and self._settings.local_files_root is not None:
-            return Fetched(_read_local(self._settings.local_files_root, name, self._settings.max_bytes))
+            return Fetched(read_local_file(self._settings.local_files_root, name, max_bytes=self._settings.max_bytes))
         return self._download(self._url_of(plain, task_id, project_id), context, known)
 
     def _plain(self, reference: str) -> str:
@@ -376,46 +372,3 @@ def _advice(status: int) -> str:
     if status == 404:
         return "check that the file is still there and, for local and cloud storage, that the project has it connected"
     return "open the address in a browser to see why"
-
-
-def _read_local(root: Path, name: str, limit: int) -> bytes:
-    """Read a file below the root; links are followed before the check, so that none leads out of it."""
-    shown = f"the local file {public_name(name)!r}"
-    try:
-        path = (root / name).resolve()
-        if not path.is_relative_to(root.resolve()) or not path.is_file():
-            raise _not_below_root(shown)
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _not_below_root(shown)
-            data = file.read(limit + 1)
-    except (OSError, ValueError, RuntimeError) as err:  # a NUL in the name is a ValueError, a loop of links the last
-        raise FetchError(f"{shown} cannot be read ({type(err).__name__}); check its name and permissions") from err
-    if len(data) > limit:
-        raise too_large(shown, limit)
-    return data
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file, and a pipe without waiting for who writes into it."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
-
-
-def _not_below_root(shown: str) -> FetchError:
-    return FetchError(
-        f"{shown} is not a file below LABELNEXT_LOCAL_FILES_ROOT; mount the folder that Label Studio serves them from"
-    )
-
-
-def _decode_data_uri(reference: str, limit: int) -> bytes:
-    if len(reference) > 3 * limit + LONGEST_REFERENCE:  # %00, the longest spelling, takes three characters a byte
-        raise too_large("data:...", limit)
-    try:
-        data = decode_data_uri(reference, max_escapes=_MAX_ESCAPES)
-    except ValueError as err:
-        raise FetchError(f"data:... {err}") from err
-    if not data:
-        raise FetchError("data:... holds no data; expected data:image/png;base64, and then the image's bytes")
-    if len(data) > limit:
-        raise too_large("data:...", limit)
-    return data

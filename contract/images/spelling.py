@@ -4,8 +4,6 @@ People label what a browser shows them, so an address means here what it means t
 may be asked, and for what, is decided by whoever reads what comes out.
 """
 
-import base64
-import binascii
 import ipaddress
 import re
 import socket
@@ -14,9 +12,8 @@ from urllib.parse import unquote_to_bytes
 
 import idna
 
-_AROUND: Final = "".join(map(chr, range(0x21)))
-_BREAKS: Final = str.maketrans("", "", "\t\n\r")
-_SPACES: Final = b"\t\n\f\r "
+AROUND: Final = "".join(map(chr, range(0x21)))
+BREAKS: Final = str.maketrans("", "", "\t\n\r")
 _LOOKED_AT: Final = 64
 """Characters within which the scheme of a data URI lies, line breaks included."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -28,7 +25,7 @@ _NUMERIC: Final = re.compile(r"(^|\.)([0-9]+|0x[0-9a-f]*)\.?$")
 
 def is_data_uri(reference: str) -> bool:
     """Whether the image lies in the reference itself."""
-    return reference.lstrip(_AROUND)[:_LOOKED_AT].translate(_BREAKS)[:5].lower() == "data:"
+    return reference.lstrip(AROUND)[:_LOOKED_AT].translate(BREAKS)[:5].lower() == "data:"
 
 
 def as_browsers_read(reference: str) -> str:
@@ -38,7 +35,7 @@ def as_browsers_read(reference: str) -> str:
     what is relative to one, \ is /, a host stands behind two slashes however many were written, and %2e is a dot where
     a path climbs.
     """
-    text = reference.strip(_AROUND).translate(_BREAKS)
+    text = reference.strip(AROUND).translate(BREAKS)
     found = _SCHEME.match(text)
     scheme = found[0].lower() if found else ""
     rest = text[len(scheme) :]
@@ -72,39 +69,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def decode_data_uri(reference: str, *, max_escapes: int) -> bytes:
-    """The bytes in a data URI; none where nothing stands behind its comma.
-
-    Args:
-        reference: the data URI.
-        max_escapes: the most characters that may be escaped by %, each of which takes its time.
-
-    Raises:
-        ValueError: if it has more escapes, or is not base64 though it says so.
-    """
-    head, _, payload = reference.rstrip(_AROUND).partition(",")
-    payload = payload.partition("#")[0]
-    if payload.count("%") > max_escapes:
-        raise ValueError(
-            f"has more than {max_escapes} characters escaped by %, each of which takes its time; use base64"
-        )
-    data = unquote_to_bytes(payload.translate(_BREAKS))
-    return _decode_base64(data) if re.search("(?i); *base64 *$", head) else data
-
-
-def _decode_base64(data: bytes) -> bytes:
-    """Base64 with spaces anywhere, and padded or not."""
-    text = data.translate(None, _SPACES)
-    if len(text) % 4 == 0:
-        text = text[:-4] + text[-4:].removesuffix(b"=").removesuffix(b"=")
-    try:
-        if b"=" in text:
-            raise binascii.Error("padding that does not fit")
-        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
-    except binascii.Error as err:
-        raise ValueError("is not valid base64; import the image again") from err
 
 
 def _plain_name(host: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract.versions.files import write_synced
+from contract.files import write_synced
 
 if TYPE_CHECKING:
     from contract.versions.bucket import Bucket

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from contract.errors import ConfigError, DigestError, PublishConflict, VersionInUse
+from contract.files import sync, sync_tree
 from contract.versions.documents import BucketDocuments, Documents
-from contract.versions.files import sync, sync_tree
 from contract.versions.manifest import Manifest, check_version
 from contract.versions.repository import (
     CURRENT_FILE,

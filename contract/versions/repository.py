@@ -38,8 +38,8 @@ from contract.errors import (
     VersionInUse,
     VersionNotFound,
 )
+from contract.files import explaining_full, read_regular, sync, sync_tree, write_synced
 from contract.versions.documents import Documents
-from contract.versions.files import explaining_full, read_regular, sync, sync_tree, write_synced
 from contract.versions.manifest import Manifest, check_version
 from contract.versions.signatures import Keys
 from contract.versions.version import (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from contract.errors import DigestError, ManifestError, SignatureError
-from contract.versions.files import open_regular, read_regular
+from contract.files import open_regular, read_regular
 from contract.versions.manifest import FileDigest, Manifest
 from contract.versions.signatures import MOST_SIGNATURE_BYTES, SIGNATURE_SUFFIX, VerifyKey
 

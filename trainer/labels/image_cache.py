@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from contract.errors import ConfigError
+from contract.files import explain
 from contract.images.download import Validators
-from contract.versions.files import explain
 from trainer.settings import Environment
 
 _PARTIAL: Final = ".partial-"

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from contract.errors import ConfigError
-from contract.versions.files import explain
+from contract.files import explain
 from contract.versions.repository import Repository
 from trainer.labelstudio import Project
 from trainer.ranking.names import base_name, round_of

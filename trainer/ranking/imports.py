@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import ConfigError
+from contract.files import explain
 from contract.label_studio import LabelStudioClient, Refused, Unreachable
-from contract.versions.files import explain
 from trainer import labelstudio
 from trainer.labelstudio import StoredPrediction
 from trainer.progress_bar import Bar

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import ConfigError
-from contract.versions.files import explain
+from contract.files import explain
 
 
 @dataclass(frozen=True, slots=True)

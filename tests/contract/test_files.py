@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from contract.errors import DiskFull, LabelnextError, RepositoryUnreachable
-from contract.versions.files import explain, explaining_full, open_regular, read_regular
+from contract.files import explain, explaining_full, open_regular, read_regular
 from contract.versions.repository import Repository
 from tests.disks import fill, small_disk
 from tests.versions import publish
