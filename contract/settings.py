@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from contract.errors import ConfigError
-from contract.images.download import Target
+from contract.images.download import HttpUrl
 from contract.images.preprocess import MAX_MEGAPIXELS
 from contract.versions.local_cache import parse_location
 from contract.versions.signatures import read_public_key
@@ -38,7 +38,7 @@ def text(parse: Callable[[str], object]) -> BeforeValidator:
 def _parse_url(value: str) -> str:
     expected = "an http or https URL without a password, such as https://label-studio.example.org"
     try:
-        url = Target.parse(value).url
+        url = HttpUrl.parse(value).url
     except ValueError as err:
         raise ValueError(expected) from err
     if "@" in urlsplit(url).netloc:

@@ -9,8 +9,8 @@ import onnxruntime
 import torch
 from baal.bayesian.dropout import patch_module
 
+from contract.graph.builder import OUTPUTS
 from contract.graph.lowering import FEATURES, Lowered, PassOutputs
-from contract.graph.nodes import OUTPUTS
 
 
 def export(network, *example):

@@ -21,9 +21,9 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, shape_inference
 
 from contract.errors import DigestError, DropoutDead, LoweringError
+from contract.graph.builder import PREFIX, GraphBuilder, describe, describe_outputs, prune
 from contract.graph.dropouts import constants, drop_probability, dropout_nodes, is_active
 from contract.graph.masks import mask_name
-from contract.graph.nodes import PREFIX, GraphBuilder, describe, describe_outputs, prune
 from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite
 

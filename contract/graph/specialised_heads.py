@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from contract.graph.builder import GraphBuilder
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import FEATURES, Lowered
 from contract.graph.masks import Masks, mask_name
-from contract.graph.nodes import GraphBuilder
 
 _ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "Elu", "Selu", "Gelu", "Sigmoid", "Tanh"})
 
@@ -33,7 +33,7 @@ Weights = npt.NDArray[np.float32]
 class SpecialisedHeads:
     """The heads of all passes, in one graph.
 
-    `model` takes `features` float32 (N, F) and gives `contract.graph.nodes.OUTPUTS`. The weights of its
+    `model` takes `features` float32 (N, F) and gives `contract.graph.builder.OUTPUTS`. The weights of its
     linear layers are not in it: they are declared as external data, and to be handed to the engine by name.
     """
 

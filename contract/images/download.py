@@ -57,7 +57,7 @@ class Origin(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class HttpUrl:
     """A URL of http or https, normalised: host in lower case, no dot segments in its path."""
 
     url: str
@@ -65,7 +65,7 @@ class Target:
     path: str
 
     @classmethod
-    def parse(cls, url: str) -> "Target":
+    def parse(cls, url: str) -> "HttpUrl":
         """Read a URL.
 
         Raises:
@@ -82,7 +82,7 @@ class Target:
         origin = Origin(parts.scheme, parts.host, parts.port or _PORTS[parts.scheme])
         return cls(parts.url, origin, parts.path or "")
 
-    def follow(self, location: str) -> "Target":
+    def follow(self, location: str) -> "HttpUrl":
         """Read the Location of a redirect from here.
 
         Raises:
@@ -92,7 +92,7 @@ class Target:
             url = urljoin(self.url, as_browsers_read(location))
         except ValueError as err:
             raise ValueError("not a URL") from err
-        return Target.parse(url)
+        return HttpUrl.parse(url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Validators:
     last_modified: str | None
     """As in If-Modified-Since."""
 
-    def are_from(self, target: Target) -> bool:
+    def are_from(self, target: HttpUrl) -> bool:
         """Whether the target is where they came from: a date alone would also fit another file of that host."""
         return self.place == _place(target, self.etag)
 
@@ -139,10 +139,10 @@ class FetchContext:
             )
         return remaining
 
-    def at(self, target: Target) -> str:
+    def at(self, target: HttpUrl) -> str:
         """What was asked and who answers: they differ for a path of Label Studio and after a redirect."""
         with suppress(ValueError):
-            if Target.parse(self.asked).origin == target.origin:
+            if HttpUrl.parse(self.asked).origin == target.origin:
                 return self.asked
         return f"{self.asked} (at {target.origin})"
 
@@ -191,7 +191,7 @@ class Downloader:
 
     def request(
         self,
-        target: Target,
+        target: HttpUrl,
         context: FetchContext,
         *,
         authorization: str | None = None,
@@ -219,7 +219,7 @@ class Downloader:
         except (HTTPError, OSError) as err:
             raise _broken(target, context, err) from err
 
-    def _exchange(self, target: Target, context: FetchContext, headers: dict[str, str], post: bytes | None) -> Answer:
+    def _exchange(self, target: HttpUrl, context: FetchContext, headers: dict[str, str], post: bytes | None) -> Answer:
         pools = self._anywhere if target.origin in self._trusted else self._public
         response = pools.urlopen(
             "GET" if post is None else "POST",
@@ -255,11 +255,11 @@ class Downloader:
         return bytes(body)
 
 
-def _place(target: Target, etag: str | None) -> str:
+def _place(target: HttpUrl, etag: str | None) -> str:
     return f"{target.origin}{target.path}" if etag else target.url
 
 
-def _validators(target: Target, headers: Mapping[str, str]) -> Validators | None:
+def _validators(target: HttpUrl, headers: Mapping[str, str]) -> Validators | None:
     """What of a host's text is fit to be sent back to it."""
     if "no-store" in {directive.strip().lower() for directive in headers.get("Cache-Control", "").split(",")}:
         return None
@@ -283,7 +283,7 @@ def _is_settled(modified: str, now: str) -> bool:
         return False
 
 
-def _broken(target: Target, context: FetchContext, err: Exception) -> TemporaryFetchError:
+def _broken(target: HttpUrl, context: FetchContext, err: Exception) -> TemporaryFetchError:
     """Says what happened without the text of the error, which may hold the whole URL."""
     late = isinstance(err, (PoolTimeoutError, TimeoutError)) and not isinstance(err, NewConnectionError)
     if late:

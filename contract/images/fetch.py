@@ -26,7 +26,7 @@ from contract.images.download import (
     Answer,
     Downloader,
     FetchContext,
-    Target,
+    HttpUrl,
     Validators,
     public_name,
 )
@@ -263,7 +263,7 @@ class Fetcher:
                 target = _parse(self._base + path, context)
         raise FetchError(f"{context.asked} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
 
-    def _get(self, target: Target, context: FetchContext, *, with_token: bool, known: Validators | None) -> Answer:
+    def _get(self, target: HttpUrl, context: FetchContext, *, with_token: bool, known: Validators | None) -> Answer:
         """Ask once, and once more with a new access token if Label Studio no longer honours the old one."""
         header = self._authorization(context) if with_token else None
         answer = self._downloader.request(target, context, authorization=header, known=known)
@@ -327,9 +327,9 @@ def _check_text(reference: str) -> None:
         ) from err
 
 
-def _configured(url: str) -> Target:
+def _configured(url: str) -> HttpUrl:
     try:
-        return Target.parse(url)
+        return HttpUrl.parse(url)
     except ValueError as err:
         raise ConfigError(
             f"expected an address of http or https such as http://minio:9000, got {public_name(url)}; correct "
@@ -337,14 +337,14 @@ def _configured(url: str) -> Target:
         ) from err
 
 
-def _parse(url: str, context: FetchContext) -> Target:
+def _parse(url: str, context: FetchContext) -> HttpUrl:
     try:
-        return Target.parse(url)
+        return HttpUrl.parse(url)
     except ValueError as err:
         raise FetchError(f"{context.asked} is {err}; correct the task's reference") from err
 
 
-def _follow(target: Target, location: str, context: FetchContext) -> Target:
+def _follow(target: HttpUrl, location: str, context: FetchContext) -> HttpUrl:
     try:
         return target.follow(location)
     except ValueError as err:
@@ -353,7 +353,7 @@ def _follow(target: Target, location: str, context: FetchContext) -> Target:
         ) from err
 
 
-def _body(answer: Answer, target: Target, context: FetchContext) -> bytes:
+def _body(answer: Answer, target: HttpUrl, context: FetchContext) -> bytes:
     if answer.status == 200:
         return answer.body
     raise _refusal(answer.status)(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from contract.images.download import Origin, Target
+from contract.images.download import HttpUrl, Origin
 from contract.images.spelling import is_loopback
 
 _SERVES_IMAGES: Final = re.compile(
@@ -38,8 +38,8 @@ class Studio:
 
     def __init__(
         self,
-        home: Target | None,
-        public: Target | None,
+        home: HttpUrl | None,
+        public: HttpUrl | None,
         *,
         describe: Callable[[], bytes],
         others: frozenset[Origin],
@@ -54,7 +54,7 @@ class Studio:
         self._lock = threading.Lock()
         self._asked_again_at = float("inf") if public else float("-inf")
 
-    def _public_url(self) -> Target | None:
+    def _public_url(self) -> HttpUrl | None:
         """The address as browsers see it; None where none was set and Label Studio gives none."""
         with self._lock:
             if self._clock() >= self._asked_again_at:
@@ -69,7 +69,7 @@ class Studio:
         known = self._public_url()
         return known.origin.scheme if known else self._home.scheme if self._home else "https"
 
-    def owns(self, target: Target) -> bool:
+    def owns(self, target: HttpUrl) -> bool:
         """Whether the token may go there: to its origin, and to a path on which it serves images."""
         own = _image_path(target.path, self._prefix)
         return target.origin == self._home and own is not None and not _climbs(own)
@@ -85,7 +85,7 @@ class Studio:
         """
         relative = reference.startswith("/")
         try:
-            target = Target.parse(f"http://studio{reference}" if relative else reference)
+            target = HttpUrl.parse(f"http://studio{reference}" if relative else reference)
         except ValueError:
             return None
         found = _SERVES_IMAGES.search(target.path)
@@ -115,9 +115,9 @@ def _climbs(path: str) -> bool:
     return ".." in re.split(r"[/\\]", path)
 
 
-def _described(api: bytes) -> Target | None:
+def _described(api: bytes) -> HttpUrl | None:
     """The first of the servers that an API's description names; it names none where LABEL_STUDIO_HOST is not set."""
     try:
-        return Target.parse(json.loads(api)["servers"][0]["url"])
+        return HttpUrl.parse(json.loads(api)["servers"][0]["url"])
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None

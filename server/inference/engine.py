@@ -19,9 +19,9 @@ import onnxruntime
 from onnx import ModelProto, TensorProto, helper
 
 from contract.errors import ConfigError, LabelnextError
+from contract.graph.builder import OUTPUTS
 from contract.graph.lowering import FEATURES, Lowered, PassOutputs, load_graph, lower
 from contract.graph.masks import Masks, draw_masks, fresh_masks
-from contract.graph.nodes import OUTPUTS
 from contract.graph.specialised_heads import SpecialisedHeads, specialise
 from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Manifest

@@ -21,7 +21,7 @@ from bench.tiny_model import TinyModel, draw_probe
 from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError, SignatureError
 from contract.graph.lowering import lower
 from contract.graph.probe import Probe
-from contract.images.download import Target
+from contract.images.download import HttpUrl
 from contract.labelconfig import parse_label_config
 from contract.matching import choose_control
 from contract.versions.inspection import inspect_graph
@@ -106,8 +106,8 @@ def target(data):
     """A URL of an image: what is accepted reads as itself again, in the same origin."""
     with suppress(ValueError):
         url, _, location = data.decode(errors="replace").partition("\n")
-        parsed = Target.parse(url)
-        again = Target.parse(parsed.url)
+        parsed = HttpUrl.parse(url)
+        again = HttpUrl.parse(parsed.url)
         assert again == parsed
         assert parsed.origin.scheme in ("http", "https")
         assert 0 < parsed.origin.port < 65536

@@ -8,8 +8,8 @@ onnx and numpy; no engine.
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
 
+from contract.graph.builder import GraphBuilder, prune
 from contract.graph.dropouts import constants, drop_probability, is_active
-from contract.graph.nodes import GraphBuilder, prune
 
 _MOST_SEED = 1 << 20
 

@@ -13,9 +13,9 @@ import onnxruntime
 from onnx import ModelProto
 
 from contract.errors import InvalidVersion, ManifestError
+from contract.graph.builder import OUTPUTS
 from contract.graph.lowering import FEATURES, Lowered, PassOutputs, load_graph, lower
 from contract.graph.masks import Masks, draw_masks
-from contract.graph.nodes import OUTPUTS
 from contract.graph.probe import Head, Probe, Trunk, Validation, validate
 from contract.versions.version import INT8_TRUNK_FILE, Version
 

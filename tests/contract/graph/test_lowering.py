@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.special import entr, expit
 
 from contract.errors import DigestError, DropoutDead, LoweringError
+from contract.graph.builder import OUTPUTS, GraphBuilder, describe_outputs
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import load_graph, lower
 from contract.graph.masks import draw_masks
-from contract.graph.nodes import OUTPUTS, GraphBuilder, describe_outputs
 from tests.networks import Engine, build_small, export, masked_passes, open_session
 
 VERSION = "20260102T030405678Z-0a1b2c"

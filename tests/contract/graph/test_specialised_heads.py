@@ -6,9 +6,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from contract.graph.builder import OUTPUTS
 from contract.graph.lowering import FEATURES, lower
 from contract.graph.masks import draw_masks
-from contract.graph.nodes import OUTPUTS
 from contract.graph.specialised_heads import specialise
 from tests.networks import Engine, export, open_session
 

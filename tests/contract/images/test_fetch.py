@@ -16,7 +16,7 @@ import contract.images.local
 from bench.hosts import Handler, Host, Request, host, reply
 from contract.errors import ConfigError, FetchError, TemporaryFetchError
 from contract.images.addresses import is_public, resolve_addresses
-from contract.images.download import Target, Validators
+from contract.images.download import HttpUrl, Validators
 from contract.images.fetch import Fetcher, FetchSettings
 from server.service import fetch_settings
 from server.settings import Settings
@@ -920,7 +920,7 @@ class TestAddresses:
     )
     def test_one_origin_in_two_spellings_is_allowed_by_either(self, allowed, asked):
         """Default ports, short forms of addresses, zones and scripts name the same host."""
-        assert Target.parse(allowed).origin == Target.parse(asked).origin
+        assert HttpUrl.parse(allowed).origin == HttpUrl.parse(asked).origin
 
     def test_one_private_address_is_enough_to_refuse(self, make):
         """A name with a public and a private address may lead to either."""

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from contract.errors import FetchError
-from contract.images.download import Target
+from contract.images.download import HttpUrl
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.spelling import as_browsers_read
 
@@ -85,7 +85,7 @@ DATA_URIS = {
 
 def _shown(url: str) -> str:
     """A URL as browsers write it: without the port that its scheme has anyway."""
-    target = Target.parse(url)
+    target = HttpUrl.parse(url)
     port = {"http": ":80", "https": ":443"}[target.origin.scheme]
     return target.url.replace(port + "/", "/")
 
@@ -100,7 +100,7 @@ def test_an_address_means_what_it_means_in_a_browser(address: str, plain: str):
 def test_what_is_no_address_in_a_browser_is_refused(address: str):
     """It is an error of its image."""
     with pytest.raises(ValueError):  # noqa: PT011  # which one, the browser does not say either
-        Target.parse(address)
+        HttpUrl.parse(address)
 
 
 @pytest.mark.parametrize(
