@@ -21,8 +21,8 @@ from contract.errors import ConfigError, LabelnextError
 from contract.label_studio import WHOAMI, LabelStudioClient, Patience, TokenRefused
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
-from server.inference.resources import Memory, memory_limit, resident
-from server.inference.validation import Admitted, admit
+from server.inference.resources import memory_limit, resident
+from server.inference.validation import admit
 from server.service import engine_loader, open_models
 from server.settings import Precision, Settings
 
@@ -73,98 +73,109 @@ def refuse_settings(err: ConfigError) -> Report:
 
 def check(settings: Settings) -> Report:
     """Ask everything."""
-    before = resident()
-    checks = [Check("settings", True, "all are valid")]
-    figures: dict[str, object] = {}
-    opened: list[Repository] = []
-    checks.append(_ask("repository", lambda: _read_repository(settings, opened)))
-    if checks[-1].ok:
-        admitted: list[Admitted] = []
-        checks.append(_ask("version", lambda: _validate(opened[0], settings, admitted)))
-        for each in admitted:
-            figures |= _describe(each)
-            checks += _measure(each.engine, settings, before, figures)
-    checks.append(_ask("cache", lambda: _use_cache(settings)))
-    checks.append(_ask("label_studio", lambda: _reach_label_studio(settings)))
-    return Report(tuple(checks), figures)
+    questions = _Questions(settings)
+    questions.ask_all()
+    return Report(tuple(questions.checks), questions.figures)
 
 
-def _ask(name: str, question: Callable[[], str]) -> Check:
-    try:
-        return Check(name, True, question())
-    except (LabelnextError, OSError) as err:
-        return Check(name, False, str(err))
-    except Exception as err:  # whatever a bad version does, the other questions are asked
-        _log.debug("%s failed in a way that was not foreseen", name, exc_info=True)
-        return Check(name, False, f"{type(err).__name__}: {err}")
+class _Questions:
+    """What is asked with some settings, and what has been found so far. Each question raises what is wrong."""
 
+    def __init__(self, settings: Settings) -> None:
+        self.checks: list[Check] = []
+        self.figures: dict[str, object] = {}
+        self._settings = settings
+        self._before = resident()
+        self._repository: Repository | None = None
+        self._engine: Engine | None = None
 
-def _read_repository(settings: Settings, opened: list[Repository]) -> str:
-    repository = open_models(settings)
-    opened.append(repository)
-    current = repository.current()
-    return f"{current} is the current version of {repository.model}, of {len(repository.versions())}"
+    def ask_all(self) -> None:
+        self._ask("settings", lambda: "all are valid")
+        self._ask("repository", self._read_repository)
+        if (repository := self._repository) is not None:
+            self._ask("version", lambda: self._validate(repository))
+        if (engine := self._engine) is not None:
+            self._ask("provider", lambda: f"runs on {engine.provider}, LABELNEXT_PROVIDER is {self._settings.provider}")
+            self._ask("precision", lambda: self._compare_precision(engine))
+            self._ask("speed", lambda: self._time(engine))
+            self._ask("memory", self._weigh)  # after the largest batch has been run
+        self._ask("cache", lambda: _use_cache(self._settings))
+        self._ask("label_studio", lambda: _reach_label_studio(self._settings))
 
+    def _ask(self, name: str, question: Callable[[], str]) -> None:
+        try:
+            check = Check(name, True, question())
+        except (LabelnextError, OSError) as err:
+            check = Check(name, False, str(err))
+        except Exception as err:  # whatever a bad version does, the other questions are asked
+            _log.debug("%s failed in a way that was not foreseen", name, exc_info=True)
+            check = Check(name, False, f"{type(err).__name__}: {err}")
+        self.checks.append(check)
 
-def _validate(repository: Repository, settings: Settings, admitted: list[Admitted]) -> str:
-    found = admit(repository, repository.current(), engine_loader(settings))
-    admitted.append(found)
-    validation = found.validation
-    return (
-        f"{found.engine.version} reproduces the trainer's passes to {validation.largest_difference:.2g}; "
-        f"mean BALD of the probe {validation.mean_bald:.3g} nats"
-    )
+    def _read_repository(self) -> str:
+        repository = open_models(self._settings)
+        current, versions = repository.current(), repository.versions()
+        self._repository = repository
+        return f"{current} is the current version of {repository.model}, of {len(versions)}"
 
-
-def _describe(admitted: Admitted) -> dict[str, object]:
-    engine, validation = admitted.engine, admitted.validation
-    return {
-        "version": engine.version,
-        "passes": engine.passes,
-        "dropout_sites": len(engine.sites),
-        "provider": engine.provider,
-        "precision": engine.precision,
-        "mean_bald": validation.mean_bald,
-        "largest_difference": validation.largest_difference,
-        "labels": engine.manifest.labels,
-        "image_size": [engine.manifest.input.height, engine.manifest.input.width],
-    }
-
-
-def _measure(engine: Engine, settings: Settings, before: Memory | None, figures: dict[str, object]) -> list[Check]:
-    """Ask what a warm engine is and takes. Memory comes last, when the largest batch has been run."""
-    return [
-        Check("provider", True, f"runs on {engine.provider}, LABELNEXT_PROVIDER is {settings.provider}"),
-        _ask("precision", lambda: _compare_precision(engine, settings)),
-        _ask("speed", lambda: _time(engine, settings, figures)),
-        _ask("memory", lambda: _weigh(before, memory_limit(), figures)),
-    ]
-
-
-def _compare_precision(engine: Engine, settings: Settings) -> str:
-    wanted = settings.precision
-    if wanted not in (Precision.AUTO, engine.precision):
-        raise ConfigError(
-            f"LABELNEXT_PRECISION={wanted}, but the version would be served in {engine.precision}: int8 needs one that "
-            "was published with --int8, fp16 a GPU, and either has to rank the probe alike; publish such a version, or "
-            "set LABELNEXT_PRECISION=auto"
+    def _validate(self, repository: Repository) -> str:
+        admitted = admit(repository, repository.current(), engine_loader(self._settings))
+        engine, found = admitted.engine, admitted.validation
+        self._engine = engine
+        self.figures |= {
+            "version": engine.version,
+            "passes": engine.passes,
+            "dropout_sites": len(engine.sites),
+            "provider": engine.provider,
+            "precision": engine.precision,
+            "mean_bald": found.mean_bald,
+            "largest_difference": found.largest_difference,
+            "labels": engine.manifest.labels,
+            "image_size": [engine.manifest.input.height, engine.manifest.input.width],
+        }
+        return (
+            f"{engine.version} reproduces the trainer's passes to {found.largest_difference:.2g}; "
+            f"mean BALD of the probe {found.mean_bald:.3g} nats"
         )
-    return f"the trunk computes in {engine.precision}, LABELNEXT_PRECISION is {wanted}"
 
+    def _compare_precision(self, engine: Engine) -> str:
+        wanted = self._settings.precision
+        if wanted not in (Precision.AUTO, engine.precision):
+            raise ConfigError(
+                f"LABELNEXT_PRECISION={wanted}, but the version would be served in {engine.precision}: int8 needs one "
+                "that was published with --int8, fp16 a GPU, and either has to rank the probe alike; publish such a "
+                "version, or set LABELNEXT_PRECISION=auto"
+            )
+        return f"the trunk computes in {engine.precision}, LABELNEXT_PRECISION is {wanted}"
 
-def _time(engine: Engine, settings: Settings, figures: dict[str, object]) -> str:
-    one_s, batch_s = _seconds(engine, 1), _seconds(engine, settings.max_batch_images)
-    figures["image_ms"], figures["batch_ms"] = round(one_s * 1000, 3), round(batch_s * 1000, 3)
-    images_per_s = settings.max_batch_images / batch_s
-    if batch_s > settings.deadline_s:
-        raise ConfigError(
-            f"one batch of {settings.max_batch_images} takes {batch_s:.0f} s, a request may take "
-            f"{settings.deadline_s:g}; set LABELNEXT_MAX_BATCH_IMAGES lower, or serve on a faster machine"
+    def _time(self, engine: Engine) -> str:
+        images, deadline_s = self._settings.max_batch_images, self._settings.deadline_s
+        one_s, batch_s = _seconds(engine, 1), _seconds(engine, images)
+        self.figures |= {"image_ms": round(one_s * 1000, 3), "batch_ms": round(batch_s * 1000, 3)}
+        if batch_s > deadline_s:
+            raise ConfigError(
+                f"one batch of {images} takes {batch_s:.0f} s, a request may take {deadline_s:g}; set "
+                "LABELNEXT_MAX_BATCH_IMAGES lower, or serve on a faster machine"
+            )
+        return (
+            f"one image takes {one_s * 1000:.3g} ms, a batch of {images} {batch_s * 1000:.3g} ms: "
+            f"{images / batch_s:.3g} images/s"
         )
-    return (
-        f"one image takes {one_s * 1000:.3g} ms, a batch of {settings.max_batch_images} {batch_s * 1000:.3g} ms: "
-        f"{images_per_s:.3g} images/s"
-    )
+
+    def _weigh(self) -> str:
+        """While versions are swapped the one in use and all that loading the next one takes are there at once."""
+        before, after, limit = self._before, resident(), memory_limit()
+        if before is None or after is None:
+            return "this system does not say"
+        now_mb, swap_mb = _mebibytes(after.now), _mebibytes(after.now + after.most - before.now)
+        self.figures |= {"memory_mb": now_mb, "swap_memory_mb": swap_mb}
+        if limit is not None and swap_mb > _mebibytes(limit):
+            raise ConfigError(
+                f"swapping versions takes about {swap_mb} MiB, the container may take {_mebibytes(limit)}; give it "
+                "more, or set LABELNEXT_MAX_BATCH_IMAGES lower"
+            )
+        allowed = "there is no limit" if limit is None else f"the container may take {_mebibytes(limit)}"
+        return f"{now_mb} MiB are resident, swapping versions takes about {swap_mb}; {allowed}"
 
 
 def _seconds(engine: Engine, images: int) -> float:
@@ -177,22 +188,6 @@ def _seconds(engine: Engine, images: int) -> float:
         engine.run(batch)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
-
-
-def _weigh(before: Memory | None, limit: int | None, figures: dict[str, object]) -> str:
-    """While versions are swapped the one in use and all that loading the next one takes are there at once."""
-    after = resident()
-    if before is None or after is None:
-        return "this system does not say"
-    swap = after.now + after.most - before.now
-    figures["memory_mb"], figures["swap_memory_mb"] = _mebibytes(after.now), _mebibytes(swap)
-    if limit is not None and swap > limit:
-        raise ConfigError(
-            f"swapping versions takes about {_mebibytes(swap)} MiB, the container may take {_mebibytes(limit)}; give "
-            "it more, or set LABELNEXT_MAX_BATCH_IMAGES lower"
-        )
-    allowed = "there is no limit" if limit is None else f"the container may take {_mebibytes(limit)}"
-    return f"{_mebibytes(after.now)} MiB are resident, swapping versions takes about {_mebibytes(swap)}; {allowed}"
 
 
 def _mebibytes(size: int) -> int:

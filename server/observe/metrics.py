@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,90 +31,65 @@ class Metrics:
         """Register everything anew."""
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.http_requests = Counter(
-            "labelnext_http_requests", "Requests answered.", ("route", "status"), registry=registry
-        )
-        self.http_request_duration = Histogram(
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.http_requests = counter("labelnext_http_requests", "Requests answered.", ("route", "status"))
+        self.http_request_duration = histogram(
             "labelnext_http_request_duration_seconds",
             "From a request's first byte read to its reply.",
             ("route",),
             buckets=_SECONDS,
-            registry=registry,
         )
-        self.images = Counter("labelnext_images", "Images of predict requests.", ("outcome",), registry=registry)
-        self.queue_images = Gauge(
-            "labelnext_queue_images", "Images of requests in hand that are not finished.", registry=registry
-        )
-        self.waiting_requests = Gauge(
-            "labelnext_waiting_requests", "Requests waiting to be taken in hand.", registry=registry
-        )
-        self.rejected_requests = Counter(
+        self.images = counter("labelnext_images", "Images of predict requests.", ("outcome",))
+        self.queue_images = gauge("labelnext_queue_images", "Images of requests in hand that are not finished.")
+        self.waiting_requests = gauge("labelnext_waiting_requests", "Requests waiting to be taken in hand.")
+        self.rejected_requests = counter(
             "labelnext_rejected_requests",
             "Requests refused: queue_full, deadline, unavailable (the server cannot score), auth or slow (the client).",
             ("reason",),
-            registry=registry,
         )
-        self.live = Gauge("labelnext_live", "1 while the process can do its work.", registry=registry)
-        self.ready = Gauge("labelnext_ready", "1 while it should be sent requests.", registry=registry)
-        self.stage_duration = Histogram(
+        self.live = gauge("labelnext_live", "1 while the process can do its work.")
+        self.ready = gauge("labelnext_ready", "1 while it should be sent requests.")
+        self.stage_duration = histogram(
             "labelnext_stage_duration_seconds",
             "Seconds in a stage: fetch, decode and queue for one image, trunk and passes for one batch.",
             ("stage",),
             buckets=_SECONDS,
-            registry=registry,
         )
-        self.batch_images = Histogram(
-            "labelnext_batch_images", "Images in one run of the graph.", buckets=_IMAGES, registry=registry
-        )
-        self.feature_cache_hits = Counter(
-            "labelnext_feature_cache_hits", "Images whose features were known.", registry=registry
-        )
-        self.feature_cache_misses = Counter(
-            "labelnext_feature_cache_misses", "Images whose features were not known.", registry=registry
-        )
-        self.feature_cache_faults = Counter(
+        self.batch_images = histogram("labelnext_batch_images", "Images in one run of the graph.", buckets=_IMAGES)
+        self.feature_cache_hits = counter("labelnext_feature_cache_hits", "Images whose features were known.")
+        self.feature_cache_misses = counter("labelnext_feature_cache_misses", "Images whose features were not known.")
+        self.feature_cache_faults = counter(
             "labelnext_feature_cache_faults",
             "What the cache had to go without: open, damaged, read, write, or dropped for want of time to write it.",
             ("kind",),
-            registry=registry,
         )
-        self.feature_cache_bytes = Gauge(
-            "labelnext_feature_cache_bytes", "Size of the cache's file, or in memory.", registry=registry
-        )
-        self.image_revalidations = Counter(
+        self.feature_cache_bytes = gauge("labelnext_feature_cache_bytes", "Size of the cache's file, or in memory.")
+        self.image_revalidations = counter(
             "labelnext_image_revalidations",
             "Sources asked whether an image is still the same: unchanged, changed, or ignored (sent again the same).",
             ("result",),
-            registry=registry,
         )
-        self.model_info = Gauge(
-            "labelnext_model_info", "1 for the version in use.", ("version", "provider", "precision"), registry=registry
+        self.model_info = gauge(
+            "labelnext_model_info", "1 for the version in use.", ("version", "provider", "precision")
         )
-        self.model_reloads = Counter(
-            "labelnext_model_reloads",
-            "Versions taken into use (ok, rolled_back) or refused (rejected).",
-            ("result",),
-            registry=registry,
+        self.model_reloads = counter(
+            "labelnext_model_reloads", "Versions taken into use (ok, rolled_back) or refused (rejected).", ("result",)
         )
-        self.repository_faults = Counter(
+        self.repository_faults = counter(
             "labelnext_repository_faults",
             "Looks at the repository that failed: read, or poll for what was not foreseen.",
             ("kind",),
-            registry=registry,
         )
-        self.repository_polled = Gauge(
-            "labelnext_repository_polled_timestamp_seconds", "When the repository last answered.", registry=registry
+        self.repository_polled = gauge(
+            "labelnext_repository_polled_timestamp_seconds", "When the repository last answered."
         )
-        self.model_loaded = Gauge(
-            "labelnext_model_loaded_timestamp_seconds", "When the version in use was taken up.", registry=registry
-        )
-        self.bald = Histogram(
+        self.model_loaded = gauge("labelnext_model_loaded_timestamp_seconds", "When the version in use was taken up.")
+        self.bald = histogram(
             "labelnext_bald_score",
             "BALD in nats; all of it in the lowest bucket means dead dropout.",
             buckets=_BALD_NATS,
-            registry=registry,
         )
-
         _begin_at_nought(self.images, "ok", "fetch_error", "decode_error", "expired", "not_finite", "no_image")
         _begin_at_nought(self.rejected_requests, "queue_full", "deadline", "unavailable", "auth")
         _begin_at_nought(self.model_reloads, "ok", "rolled_back", "rejected")

@@ -22,72 +22,67 @@ def metrics():
 
 
 @pytest.fixture
-def models(repository, metrics):
-    return Models(repository, load, poll_s=3600, metrics=metrics)
+def now():
+    """The clock, in a list."""
+    return [0.0]
 
 
-def reloads(metrics, result):
-    return metrics.registry.get_sample_value("labelnext_model_reloads_total", {"result": result}) or 0
+@pytest.fixture
+def follow(repository, metrics, now):
+    """Follow the repository by what loads versions."""
+
+    def follow(load=load, poll_s=3600):
+        return Models(repository, load, poll_s=poll_s, metrics=metrics, clock=lambda: now[0])
+
+    return follow
+
+
+@pytest.fixture
+def models(follow):
+    return follow()
+
+
+@pytest.fixture
+def count(metrics):
+    """Return the value of a metric."""
+
+    def count(name, **labels):
+        return metrics.registry.get_sample_value(f"labelnext_{name}", labels)
+
+    return count
 
 
 def publish_bad(repository):
     return publish(repository, probe_of=TinyModel.draw(seed=7))
 
 
-def test_before_any_version_there_is_no_engine(models):
-    """The detail tells the person what to run."""
+def test_the_published_version_is_taken_up_and_replaced_in_one_step(models, repository, count):
+    """The first poll after publishing serves it; before any the detail says what to run; one is shown as in use."""
     models.poll()
-    assert models.engine is None
+    assert (models.engine, models.unpublished) == (None, True)
     assert "python -m trainer run" in models.detail
-
-
-def test_the_published_version_is_taken_up(models, repository, metrics):
-    """The first poll after publishing serves it."""
+    shown = {"provider": "cpu", "precision": "fp32"}
+    old = publish(repository, seed=0)
     models.poll()
-    name = publish(repository)
+    assert (models.engine.version, models.detail) == (old, None)
+    assert count("model_info", version=old, **shown) == count("model_reloads_total", result="ok") == 1
+    new = publish(repository, seed=1)
     models.poll()
-    assert models.engine.version == name
-    assert models.detail is None
-    assert reloads(metrics, "ok") == 1
-    assert (
-        metrics.registry.get_sample_value(
-            "labelnext_model_info", {"version": name, "provider": "cpu", "precision": "fp32"}
-        )
-        == 1
-    )
+    assert models.engine.version == new
+    assert (count("model_info", version=old, **shown), count("model_info", version=new, **shown)) == (None, 1)
 
 
-def test_a_version_in_use_is_not_loaded_again(repository, metrics):
+def test_a_version_in_use_is_not_loaded_again(follow, repository):
     """Polling costs one small file."""
     loaded = []
-
-    def count_and_load(version):
-        loaded.append(version)
-        return load(version)
-
-    models = Models(repository, count_and_load, poll_s=1, metrics=metrics)
+    models = follow(lambda version: loaded.append(version) or load(version))
     publish(repository)
     models.poll()
     models.poll()
     assert len(loaded) == 1
 
 
-def test_a_new_version_replaces_the_old_in_one_step(models, repository, metrics):
-    """Only one version is shown as in use."""
-    old = publish(repository, seed=0)
-    models.poll()
-    new = publish(repository, seed=1)
-    models.poll()
-    assert models.engine.version == new
-    assert (
-        metrics.registry.get_sample_value(
-            "labelnext_model_info", {"version": old, "provider": "cpu", "precision": "fp32"}
-        )
-        is None
-    )
-
-
-def test_a_refused_version_leaves_the_one_in_use(models, repository, metrics):
+def test_a_refused_version_leaves_the_one_in_use(models, repository, count):
     """Health says which was refused, why, and what serves."""
     good = publish(repository)
     models.poll()
@@ -96,33 +91,27 @@ def test_a_refused_version_leaves_the_one_in_use(models, repository, metrics):
     assert models.engine.version == good
     assert models.detail.startswith(f"version {bad} was refused: ")
     assert models.detail.endswith(f"{good} stays in use")
-    assert reloads(metrics, "rejected") == 1
+    assert count("model_reloads_total", result="rejected") == 1
 
 
-def test_a_refused_version_is_tried_and_told_once(models, repository, metrics, caplog):
-    """It is not tried again until CURRENT changes, so the log does not fill."""
-    publish_bad(repository)
-    for _ in range(3):
-        models.poll()
-    assert reloads(metrics, "rejected") == 1
-    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["version refused"]
-
-
-def test_a_refused_version_is_tried_again_after_current_changed(models, repository, metrics):
-    """Pointing away and back is how an operator asks for another try."""
+def test_a_refused_version_is_tried_and_told_once_until_current_changed(models, repository, count, caplog):
+    """The log does not fill; pointing away and back is how an operator asks for another try."""
     good = publish(repository)
     models.poll()
     bad = publish_bad(repository)
-    models.poll()
+    for _ in range(3):
+        models.poll()
+    assert count("model_reloads_total", result="rejected") == 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["version refused"]
     repository.point_to(good)
     models.poll()
     assert models.detail is None
     repository.point_to(bad)
     models.poll()
-    assert reloads(metrics, "rejected") == 2
+    assert count("model_reloads_total", result="rejected") == 2
 
 
-def test_an_earlier_version_is_a_rollback(models, repository, metrics):
+def test_an_earlier_version_is_a_rollback(models, repository, count):
     """Rolling back is counted apart from moving on."""
     first = publish(repository, seed=0)
     publish(repository, seed=1)
@@ -130,7 +119,7 @@ def test_an_earlier_version_is_a_rollback(models, repository, metrics):
     repository.rollback(first)
     models.poll()
     assert models.engine.version == first
-    assert reloads(metrics, "rolled_back") == 1
+    assert count("model_reloads_total", result="rolled_back") == 1
 
 
 def test_the_version_in_use_cannot_be_removed_and_the_one_before_it_can(models, repository):
@@ -150,7 +139,7 @@ def test_the_version_in_use_cannot_be_removed_and_the_one_before_it_can(models, 
     repository.retire(second)
 
 
-def test_a_version_cannot_be_removed_while_it_is_loaded(repository, metrics):
+def test_a_version_cannot_be_removed_while_it_is_loaded(follow, repository):
     """It is read for as long as that takes."""
     refused = []
 
@@ -162,27 +151,18 @@ def test_a_version_cannot_be_removed_while_it_is_loaded(repository, metrics):
         return load(version)
 
     publish(repository)
-    Models(repository, load_and_remove, poll_s=3600, metrics=metrics).poll()
+    follow(load_and_remove).poll()
     assert len(refused) == 1
 
 
-def test_a_current_that_vanishes_leaves_the_version_in_use(models, repository):
-    """A repository that is away for a while stops nothing."""
-    name = publish(repository)
-    models.poll()
-    (repository.folder / "CURRENT").unlink()
-    models.poll()
-    assert models.engine.version == name
-    assert models.detail is not None
-
-
-def test_a_current_that_names_no_version_is_told(models, repository):
-    """A typo in CURRENT is said in health and mended by the next poll."""
+def test_a_current_that_names_no_version_is_told(models, repository, count):
+    """A typo in CURRENT is said in health, counted for alerts, and mended by the next poll."""
     name = publish(repository)
     (repository.folder / "CURRENT").write_text("nonsense\n")
     models.poll()
     assert models.engine is None
     assert "nonsense" in models.detail
+    assert count("repository_faults_total", kind="read") == 1
     repository.point_to(name)
     models.poll()
     assert models.engine.version == name
@@ -190,9 +170,9 @@ def test_a_current_that_names_no_version_is_told(models, repository):
 
 @pytest.mark.parametrize("former", [True, False], ids=["beside one in use", "alone"])
 @pytest.mark.parametrize("outage", ["folder", "pointer", "unforeseen"])
-def test_after_an_outage_health_says_again_why_the_version_was_refused(repository, metrics, outage, former):
+def test_after_an_outage_health_says_again_why_the_version_was_refused(follow, repository, outage, former):
     """What the outage was is over with the next look that succeeds; that the version is refused is not."""
-    models = Models(repository, load, poll_s=0.01, metrics=metrics)
+    models = follow(poll_s=0.01)
     if former:
         publish(repository)
         models.poll()
@@ -227,10 +207,8 @@ def _outage(repository, kind):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "probe.npz"])
-def test_a_version_of_which_an_outage_hid_a_file_is_taken_up_when_it_is_back(repository, metrics, name):
+def test_a_version_of_which_an_outage_hid_a_file_is_taken_up_when_it_is_back(models, repository, now, name):
     """It was refused for what may pass, so it is tried again without anybody moving CURRENT."""
-    now = [0.0]
-    models = Models(repository, load, poll_s=3600, metrics=metrics, clock=lambda: now[0])
     version = publish(repository)
     path = repository.folder / version / name
     path.rename(path.with_suffix(".away"))
@@ -243,19 +221,20 @@ def test_a_version_of_which_an_outage_hid_a_file_is_taken_up_when_it_is_back(rep
     assert models.detail is None
 
 
-def test_the_pauses_before_another_try_end_at_ten_minutes(repository, metrics):
-    """After a night without memory or a volume nobody waits for another night."""
-    now, attempts = [0.0], []
+def test_what_may_pass_is_tried_again_later(follow, repository, now):
+    """A version that failed for want of memory, or of a volume, is not given up; the pauses grow to ten minutes."""
+    attempts = []
 
     def fail(version):
         attempts.append(now[0])
         raise MemoryError
 
-    models = Models(repository, fail, poll_s=3600, metrics=metrics, clock=lambda: now[0])
+    models = follow(fail)
     publish(repository)
     for second in range(0, 10_000, 5):
         now[0] = second
         models.poll()
+    assert attempts[:4] == [0, 30, 90, 210]
     assert {later - earlier for earlier, later in itertools.pairwise(attempts[5:])} == {600}
 
 
@@ -269,26 +248,9 @@ def test_what_was_published_and_cannot_be_found_is_not_nothing(models, repositor
     assert not models.unpublished
 
 
-def test_what_may_pass_is_tried_again_later(repository, metrics):
-    """A version that failed for want of memory, or of a volume, is not given up; the pauses grow."""
-    now, attempts = [0.0], []
-
-    def fail(version):
-        attempts.append(now[0])
-        raise MemoryError
-
-    models = Models(repository, fail, poll_s=3600, metrics=metrics, clock=lambda: now[0])
-    publish(repository)
-    for second in range(0, 300, 5):
-        now[0] = second
-        models.poll()
-    assert attempts == [0, 30, 90, 210]
-
-
-def test_a_repository_that_hangs_is_told(repository, metrics):
+def test_a_repository_that_hangs_is_told(follow, repository, now):
     """A volume that does not answer raises nothing, so its silence is what is told; the version in use stays."""
-    now = [0.0]
-    models = Models(repository, load, poll_s=1, metrics=metrics, clock=lambda: now[0])
+    models = follow(poll_s=1)
     name = publish(repository)
     models.poll()
     now[0] = 59
@@ -300,31 +262,23 @@ def test_a_repository_that_hangs_is_told(repository, metrics):
     assert models.detail is None
 
 
-def test_a_version_that_loads_for_long_is_no_silence(repository, metrics):
+def test_a_version_that_loads_for_long_is_no_silence(follow, repository, now):
     """Loading takes as long as it takes."""
-    now, details = [0.0], []
+    details = []
 
     def slow(version):
         now[0] = 500
         details.append(models.detail)
         return load(version)
 
-    models = Models(repository, slow, poll_s=1, metrics=metrics, clock=lambda: now[0])
+    models = follow(slow, poll_s=1)
     name = publish(repository)
     models.poll()
     assert details == [f"loading version {name}"]
 
 
-def test_failed_looks_are_counted(models, repository, metrics):
-    """They are what an alert is made of."""
-    repository.folder.mkdir(parents=True)
-    (repository.folder / "CURRENT").write_text("nothing\n")
-    models.poll()
-    assert metrics.registry.get_sample_value("labelnext_repository_faults_total", {"kind": "read"}) == 1
-
-
 def test_who_waits_for_the_first_look_is_let_go_whatever_it_brings(models, repository):
-    """Nothing published, a refusal and a fault all end the wait."""
+    """Nothing usable ends the wait, too, and is told from nothing published."""
     assert not models.wait(0)
     publish_bad(repository)
     models.poll()
@@ -333,16 +287,7 @@ def test_who_waits_for_the_first_look_is_let_go_whatever_it_brings(models, repos
     assert not models.unpublished
 
 
-def test_nothing_published_is_told_from_nothing_usable(models, repository):
-    """Without a publication there is nothing to wait for; with one that cannot be had there is."""
-    models.poll()
-    assert models.unpublished
-    publish_bad(repository)
-    models.poll()
-    assert not models.unpublished
-
-
-def test_the_thread_outlives_an_unforeseen_failure(repository, metrics, monkeypatch, caplog):
+def test_the_thread_outlives_an_unforeseen_failure(follow, repository, count, monkeypatch, caplog):
     """A bug in one look does not end following the repository."""
     looked = threading.Semaphore(0)
 
@@ -351,30 +296,30 @@ def test_the_thread_outlives_an_unforeseen_failure(repository, metrics, monkeypa
         raise KeyError("bug")
 
     monkeypatch.setattr(repository, "current", current)
-    models = Models(repository, load, poll_s=0.01, metrics=metrics)
+    models = follow(poll_s=0.01)
     models.start()
     for _ in range(3):
         assert looked.acquire(timeout=10)
     assert models.alive
     models.close()
-    assert metrics.registry.get_sample_value("labelnext_repository_faults_total", {"kind": "poll"}) >= 2
+    assert count("repository_faults_total", kind="poll") >= 2
     assert "not foreseen" in models.detail
 
 
-def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(repository, metrics, caplog):
+def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(follow, repository, caplog):
     """Whatever loading raises, the thread goes on, and health gives no internals away."""
 
     def explode(version):
         raise RuntimeError("secret internals")
 
-    models = Models(repository, explode, poll_s=1, metrics=metrics)
+    models = follow(explode)
     publish(repository)
     models.poll()
     assert "secret internals" not in models.detail
     assert "secret internals" in caplog.text
 
 
-def test_the_thread_loads_the_first_version_by_itself(repository, metrics):
+def test_the_thread_loads_the_first_version_by_itself(follow, repository):
     """Starting does not wait for the load, and closing ends the thread."""
     loading, proceed = threading.Event(), threading.Event()
 
@@ -383,7 +328,7 @@ def test_the_thread_loads_the_first_version_by_itself(repository, metrics):
         assert proceed.wait(10)
         return load(version)
 
-    models = Models(repository, slow_load, poll_s=3600, metrics=metrics)
+    models = follow(slow_load)
     name = publish(repository)
     models.start()
     assert loading.wait(10)
