@@ -18,12 +18,13 @@ def make(requests=1, waiting=10, most_bytes=1000, clock=time.monotonic):
 
 
 class Held:
-    """A request that stays in hand until it is told to leave."""
+    """A request that stays in hand, once it is there, until it is told to leave."""
 
-    def __init__(self, limiter, size=1):
+    def __init__(self, limiter, size=1, *, waits=False):
         self.inside, self.leave = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, args=(limiter, size))
         self.thread.start()
+        assert waits or self.inside.wait(10)
 
     def _run(self, limiter, size):
         with limiter.enter(size, deadline=soon()):
@@ -46,7 +47,6 @@ def test_who_comes_first_is_first():
     """Places are given in the order of arrival."""
     limiter, order = make(), []
     first = Held(limiter)
-    assert first.inside.wait(10)
 
     def enter(number):
         with limiter.enter(1, deadline=soon()):
@@ -67,7 +67,6 @@ def test_a_full_line_refuses_and_says_when_to_come_again():
     """What waits is bounded; who is refused learns how long a place takes."""
     limiter = make(waiting=0)
     held = Held(limiter)
-    assert held.inside.wait(10)
     with (
         pytest.raises(Overloaded, match="ask again in 1 s, or run more replicas") as refused,
         limiter.enter(1, deadline=soon()),
@@ -95,7 +94,6 @@ def test_a_deadline_that_passes_in_line_ends_the_wait():
     """The place in line is given up, and those behind move on."""
     limiter = make()
     held = Held(limiter)
-    assert held.inside.wait(10)
     with pytest.raises(Overloaded, match="deadline passed while it waited"), limiter.enter(1, deadline=soon(0.05)):
         pass
     assert limiter.waiting == 0
@@ -106,10 +104,9 @@ def test_bodies_in_hand_are_bounded_together():
     """A small request waits its turn behind a large one that does not fit; a huge one gets in alone."""
     limiter = make(requests=4, most_bytes=10)
     first = Held(limiter, 8)
-    assert first.inside.wait(10)
-    huge = Held(limiter, 50)
+    huge = Held(limiter, 50, waits=True)
     await_waiting(limiter, 1)
-    small = Held(limiter, 1)
+    small = Held(limiter, 1, waits=True)
     await_waiting(limiter, 2)
     assert not huge.inside.is_set()
     first.end()
@@ -124,7 +121,6 @@ def test_who_gives_up_lets_those_behind_through():
     """A body that did not fit no longer stands in the way of one that does."""
     limiter = make(requests=4, most_bytes=10)
     first = Held(limiter, 8)
-    assert first.inside.wait(10)
     with ThreadPoolExecutor() as pool:
 
         def give_up():
@@ -134,7 +130,6 @@ def test_who_gives_up_lets_those_behind_through():
         gone = pool.submit(give_up)
         await_waiting(limiter, 1)
         small = Held(limiter, 2)
-        assert small.inside.wait(10)
         gone.result(10)
     small.end()
     first.end()

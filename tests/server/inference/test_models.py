@@ -178,13 +178,14 @@ def test_after_an_outage_health_says_again_why_the_version_was_refused(follow, r
         models.poll()
     bad = publish_bad(repository)
     models.poll()
-    refusal = models.detail
+    refusal, in_use = models.detail, models.engine
     assert refusal.startswith(f"version {bad} was refused: ")
     with _outage(repository, outage):
         models._poll_safely()
         assert not models.detail.startswith(f"version {bad} was refused: ")
     models._poll_safely()
     assert models.detail == refusal
+    assert models.engine is in_use
 
 
 @contextmanager

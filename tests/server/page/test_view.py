@@ -211,30 +211,24 @@ class TestVersion:
         (table,) = [t for t in document.find("table") if "Published" in t.text]
         assert table.text.index(manifest.version) < table.text.index("0.12")
 
-    def test_no_line_joins_versions_that_were_measured_on_other_images(self, page, repository):
-        """.51, .79 and .55 on 20, 30 and 41 images are no rise and no fall, and the page says so."""
+    def test_versions_that_were_measured_on_other_images_are_said_to_be(self, page, repository):
+        """.51, .79 and .55 on 20, 30 and 41 images are no rise and no fall."""
         for macro_f1, images in ((0.51, 20), (0.79, 30), (0.55, 41)):
-            metrics = {**METRICS, "macro_f1": macro_f1, "macro_f1_interval": [0, 1], "images": images}
-            manifest = publish(repository, metrics=metrics)
-        document = show(page, manifest=manifest)
-        assert len(document.find("circle")) == 3
-        assert document.find("line", **{"class": "line"}) == []
+            publish(repository, metrics={**METRICS, "macro_f1": macro_f1, "images": images})
+        document = show(page)
         assert "Each was measured on other images, so no line joins them" in document.text
         (table,) = [t for t in document.find("table") if "Published" in t.text]
         assert all(f"{images} random images" in table.text for images in (20, 30, 41))
 
-    def test_a_line_joins_versions_that_were_measured_on_the_same_images(self, page, repository):
-        """What they came to there is drawn; the others stand apart, with what they came to elsewhere."""
+    def test_a_line_is_said_to_join_versions_that_were_measured_on_the_same_images(self, page, repository):
+        """The table holds what they came to there; the others stand apart, with what they came to elsewhere."""
         apart, *joined = (publish(repository, metrics={**METRICS, "macro_f1": 0.7}) for _ in range(4))
-        marks = [
+        compared = [
             {"version": each.version, "labels": 150, "macro_f1": macro_f1, "low": 0.1, "high": 0.9}
             for each, macro_f1 in zip(joined, (0.41, 0.52, 0.63), strict=True)
         ]
-        training = {**OWN, "curve": {"images": 41, "versions": marks}}
-        publish(repository, training=training)
+        publish(repository, training={**OWN, "curve": {"images": 41, "versions": compared}})
         document = show(page, manifest=joined[1])
-        assert len(document.find("line", **{"class": "line"})) == 2
-        assert len(document.find("line", **{"class": "bar apart"})) == 2
         assert {c.attrs["class"] for c in document.find("circle")} == {"point apart", "point", "in-use"}
         assert "joins versions that were measured on the same 41 random images; the grey points" in document.text
         (table,) = [t for t in document.find("table") if "Published" in t.text]
@@ -245,7 +239,11 @@ class TestVersion:
         assert "same" not in row
 
     def test_versions_that_have_a_report_lead_to_it(self, page, repository):
-        """From the version in use and from the table; relative, so that a proxy may put a path in front."""
+        """From the version in use and from the table; relative, so that a proxy may put a path in front.
+
+        Those without one lead nowhere.
+        """
+        assert show(page, manifest=publish(repository)).find("a") == []
         earlier = publish(repository, at=NOW - timedelta(days=3), report=["index.html"])
         publish(repository, at=NOW - timedelta(days=2))
         publish(repository, at=NOW - timedelta(days=1), report=["figures.json"])
@@ -254,12 +252,6 @@ class TestVersion:
         addresses = [link.attrs["href"] for link in links]
         assert addresses == [f"report/{manifest.version}/" for manifest in (latest, latest, earlier)]
         assert [link.text for link in links] == ["Report of this version", latest.version, earlier.version]
-
-    def test_a_version_without_a_report_leads_nowhere(self, page, repository):
-        """As those that were published before there were reports."""
-        document = show(page, manifest=publish(repository))
-        assert document.find("a") == []
-        assert not any("report" in caption.text for caption in document.find("caption"))
 
     def test_versions_are_read_once(self, page, repository):
         """They never change, and twenty manifests of many classes are megabytes."""
@@ -279,26 +271,24 @@ class TestStates:
         }
         assert "Version in use" not in document.headings
 
-    def test_a_refused_first_version_is_not_told_to_begin(self, page, repository):
-        """Something has been trained; why it is not in use is what matters."""
-        publish(repository)
-        document = show(page, detail="version x was refused: dropout is dead")
-        assert "dropout is dead" in document.text
+    @pytest.mark.parametrize(
+        ("in_use", "up", "state", "kind"),
+        [
+            (False, True, "attention", "attention"),
+            (True, True, "attention", "attention"),
+            (True, False, "down", "down"),
+        ],
+    )
+    def test_what_is_wrong_is_told_at_the_top(self, page, repository, in_use, up, state, kind):
+        """A version that was refused, beside the one in use or alone, and a server that cannot score."""
+        published = publish(repository)
+        document = show(page, manifest=published if in_use else None, up=up, detail="dropout is dead")
+        (notice,) = document.find("p", **{"class": f"notice {kind}"})
+        assert "dropout is dead" in notice.text
+        (told,) = document.find("p", **{"class": f"state {kind}"})
+        assert told.text.strip() == ("Serving" if in_use else "Waiting for a version") if up else "Cannot score"
+        assert ("Version in use" in document.headings) == in_use
         assert not any("Nothing" in heading for heading in document.headings)
-
-    def test_a_refused_version_is_told_beside_the_one_in_use(self, page, repository):
-        """Both matter: what is served, and that it is not what was published."""
-        document = show(page, manifest=publish(repository), detail="version x was refused: dropout is dead")
-        (notice,) = document.find("p", **{"class": "notice attention"})
-        assert "was refused" in notice.text
-        assert "Version in use" in document.headings
-
-    def test_a_server_that_cannot_score_says_so(self, page, repository):
-        """At the top, and with the reason."""
-        document = show(page, manifest=publish(repository), up=False, detail="the batcher has ended")
-        (state,) = document.find("p", **{"class": "state down"})
-        assert state.text.strip() == "Cannot score"
-        assert "the batcher has ended" in document.text
 
     def test_a_version_that_was_not_ranked_by_says_what_to_run(self, page, repository):
         """Else Label Studio goes on showing the order of the last one."""
@@ -333,17 +323,12 @@ class TestRankings:
         assert (head, base64.b64decode(data)) == ("data:image/jpeg;base64", thumbnail())
 
     def test_images_and_projects_lead_to_label_studio(self, page, repository):
-        """To the task in the project's Data Manager."""
+        """To the task in the project's Data Manager; nowhere if its address is not known."""
         manifest = publish(repository)
         save_ranking(repository, make_ranking(manifest.version))
         links = [link.attrs["href"] for link in show(page, manifest=manifest).find("a")]
         tasks = [f"{STUDIO}/projects/3/data?task={task}" for task in (6, 5, 7, 8, 9)]
         assert links == [f"{STUDIO}/projects/3/data", *tasks]
-
-    def test_without_an_address_there_are_no_links(self, repository):
-        """Nobody is led to a place that is not there."""
-        manifest = publish(repository)
-        save_ranking(repository, make_ranking(manifest.version))
         leave_request(repository, 3)
         document = show(Page(repository, label_studio_url=None), manifest=manifest)
         assert document.find("a") == []
@@ -456,9 +441,7 @@ class TestHostileContent:
         """Other projects' rankings are still shown."""
         manifest = publish(repository)
         save_ranking(repository, make_ranking(manifest.version, project=4, title="Moths"))
-        save_ranking(repository, make_ranking(manifest.version))
-        path = repository.folder / RANKINGS_FOLDER / "3.json"
-        record = json.loads(path.read_text())
+        path, record = self.save(repository, manifest)
         for value in (None, "x", -1, True, [], {}, [3], math.nan, math.inf):
             path.write_text(json.dumps({**record, name: value}))
             assert "Moths" in show(page, manifest=manifest).headings
@@ -467,13 +450,17 @@ class TestHostileContent:
     def test_an_image_with_a_strange_figure_is_no_reason_to_fail(self, page, repository, name):
         """However large, small or absent it is."""
         manifest = publish(repository)
-        save_ranking(repository, make_ranking(manifest.version))
-        path = repository.folder / RANKINGS_FOLDER / "3.json"
-        record = json.loads(path.read_text())
+        path, record = self.save(repository, manifest)
         for value in (None, "x", -1, 10**300, 10**400, 1e308, -1e308, [], math.nan):
             image = {**record["most_uncertain"][0], name: value}
             path.write_text(json.dumps({**record, "most_uncertain": [image]}))
             assert "Version in use" in show(page, manifest=manifest).headings
+
+    @staticmethod
+    def save(repository, manifest):
+        save_ranking(repository, make_ranking(manifest.version))
+        path = repository.folder / RANKINGS_FOLDER / "3.json"
+        return path, json.loads(path.read_text())
 
     @pytest.mark.parametrize("folder", [f"default/{RANKINGS_FOLDER}", REQUESTS_FOLDER])
     @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "null", "\0"], ids=["deep", "huge", "null", "binary"])
@@ -513,7 +500,8 @@ class TestMarkup:
         assert "@import" not in style.text
 
     def test_it_can_be_read_on_a_phone_and_by_a_screen_reader(self, document):
-        """A viewport, a language, one main heading, and headings, tables and pictures that have names."""
+        """A type, viewport and language, one main heading, and headings, tables and pictures that have names."""
+        assert NOWHERE.render(up=True, detail=None, serving=None, now=NOW).startswith(b"<!DOCTYPE html>")
         assert document.find("meta", name="viewport", content="width=device-width, initial-scale=1")
         assert document.find("html", lang="en")
         levels = [int(e.tag[1]) for e in document.elements if re.fullmatch("h[1-6]", e.tag)]
@@ -526,10 +514,6 @@ class TestMarkup:
         assert {e.attrs["aria-labelledby"] for e in named} <= set(ids)
         assert all(e.attrs.get("scope") in ("col", "row") for e in document.find("th"))
         assert all("aria-hidden" in e.attrs or e.attrs.get("role") == "img" for e in document.find("svg"))
-
-    def test_it_begins_with_its_type(self, page):
-        """Else browsers lay it out as pages were laid out last century."""
-        assert page.render(up=True, detail=None, serving=None, now=NOW).startswith(b"<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize(
