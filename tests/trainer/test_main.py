@@ -17,7 +17,7 @@ from tests.trainer.small import PROVENANCE, small_network, write_folders
 from tests.versions import publish
 from trainer import labelstudio
 from trainer import run as run_module
-from trainer.__main__ import main
+from trainer.__main__ import main, read
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
 from trainer.ranking.former import recall
@@ -25,10 +25,12 @@ from trainer.ranking.options import RankOptions
 from trainer.ranking.rank import Summary
 from trainer.settings import Source, Training
 from trainer.study import simulate as simulate_module
-from trainer.study.options import STUDIED, StudyOptions, StudyTraining
+from trainer.study.options import StudyOptions, StudyTraining
 from trainer.watching import watch as watch_module
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
 from trainer.watching.rounds import WatchOptions
+
+NAME = "20260102T030405678Z-0a1b2c"
 
 
 @pytest.fixture
@@ -46,123 +48,96 @@ def train(tmp_path, models):
     return lambda *more: main([*arguments, *more])
 
 
-def test_a_run_ends_with_one_line_of_json_on_stdout(train, capsys):
-    """All else goes to stderr, the table included."""
-    assert train() == 0
-    out, err = capsys.readouterr()
-    (line,) = out.splitlines()
-    document = json.loads(line)
-    assert list(document) == ["version", "labels", "classes", "accuracy", "macro_f1", "nll", "ece", "seconds", "advice"]
-    assert (document["labels"], document["classes"]) == (12, 3)
-    assert "training" in err
+# ---- what it takes
 
 
-def test_several_processes_are_refused(train, models, monkeypatch, capsys):
-    """As torchrun starts them, each would do all of the work."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert train() == 1
-    assert "without torchrun" in capsys.readouterr().err
-    assert not models.exists()
+def options_of(*arguments):
+    """The values that a command takes."""
+    return read(" ".join(arguments).split())[1]
 
 
-@pytest.mark.parametrize("room", [0, 10, 30], ids="{} kB".format)
-def test_a_training_on_a_full_disk_ends_in_one_line_and_is_done_when_there_is_room(train, models, capsys, room):
-    """Wherever in the publishing it was; the line names the folder and how much is free."""
-    with small_disk(models, "2m"):
-        fill(models)
-        os.truncate(models / "rest", (models / "rest").stat().st_size - room * 1024)
-        assert train() == 1
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert "Traceback" not in err
-        assert err.splitlines()[-1].startswith(f"error: expected to write to {models}")
-        assert "No space left on device (0 of 2 MiB are free); make room" in err.splitlines()[-1]
-        assert [path for path in models.rglob("*") if path.is_dir() and path.name != "default"] == []
-        (models / "rest").unlink()
-        assert train() == 0
-        assert Repository(models).current() == json.loads(capsys.readouterr().out)["version"]
+def test_options_are_those_of_what_they_are_for():
+    """What is not given is as the classes say."""
+    assert options_of("run --export e.json") == [Source(export=Path("e.json")), Training()]
+    assert options_of("rank --project 3") == [RankOptions(3)]
+    assert options_of("watch --project 3") == [WatchOptions(3), Training(), RankOptions(3)]
+    assert options_of("simulate --images pool") == [StudyOptions(Path("pool")), StudyTraining()]
+    assert StudyTraining() == StudyTraining(**asdict(Training()) | {"units": 256})
 
 
-def test_a_folder_that_cannot_be_written_ends_in_one_line(models, capsys):
-    """Named, with the system's word for it."""
-
-    def refuse(*_):
-        raise PermissionError(errno.EACCES, "Permission denied", str(models / "CURRENT"))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Repository, "rollback", refuse)
-        assert main(["rollback", "20260102T030405678Z-0a1b2c"]) == 1
-    assert capsys.readouterr().err == f"error: {models}/CURRENT: Permission denied; nothing was changed\n"
-
-
-def test_what_may_be_a_bug_keeps_its_traceback(models, monkeypatch):
-    """A file that was looked for in vain is not the system's fault."""
-    monkeypatch.setattr(Repository, "rollback", lambda *_: (models / "nowhere").read_bytes())
-    with pytest.raises(FileNotFoundError):
-        main(["rollback", "20260102T030405678Z-0a1b2c"])
-
-
-def test_an_error_is_one_line_and_no_traceback(train, capsys, monkeypatch):
-    """An exit code that tells what other labels may mend, nothing on stdout, and no version."""
-
-    def diverge(*args, **kwargs):
-        raise TrainingError("diverged at learning rate 1")
-
-    monkeypatch.setattr(run_module, "fit", diverge)
-    assert train() == LABELS_AT_FAULT
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "error: diverged at learning rate 1" in err
-    assert "Traceback" not in err
+def test_a_run_is_told_by_its_options():
+    """Each."""
+    source, training = options_of(
+        "run --export e.json --label-config c.xml --control label --weights none --train head --arch vgg11",
+        "--image-size 64 --epochs 3 --learning-rate 0.5 --weight-decay 0 --class-balance 0.5 --units 32 --dropout 0.3",
+        "--validation 0.4 --holdout-share 0.2 --passes 7 --int8 --seed 4 --device cpu",
+    )
+    assert source == Source(export=Path("e.json"), label_config=Path("c.xml"), control="label")
+    assert training == Training(
+        weights="none",
+        part="head",
+        architecture="vgg11",
+        image_size=64,
+        epochs=3,
+        learning_rate=0.5,
+        weight_decay=0.0,
+        class_balance=0.5,
+        units=32,
+        dropout=0.3,
+        validation=0.4,
+        holdout_share=0.2,
+        passes=7,
+        int8=True,
+        seed=4,
+        device="cpu",
+    )
 
 
-def test_what_training_was_told_is_in_the_manifest(train, models, monkeypatch):
-    """Decay and balance in the recipe; width and dropout reach the network."""
-    asked = []
-
-    def build(*_, classes, units, dropout, **__):
-        asked.append((units, dropout))
-        return small_network(classes), PROVENANCE
-
-    monkeypatch.setattr(run_module, "build", build)
-    assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4") == 0
-    assert train() == 0
-    repository = Repository(models)
-    told, plain = (repository.open(name).manifest.training.recipe for name in sorted(repository.versions()))
-    assert (told["weight_decay"], told["class_balance"]) == (0.003, 0)
-    assert plain["class_balance"] == 1
-    assert asked == [(64, 0.4), (None, None)]
-
-
-def test_int8_is_made_only_where_it_is_asked_for(train, caplog, monkeypatch):
-    """Quantising takes a while; where it fails, the version is published without, for hours of training hang on it."""
-
-    def fail(*args):
-        raise TrainingError("no convolution")
-
-    monkeypatch.setattr("trainer.publish.quantise", fail)
-    assert train("--int8") == 0
-    assert _said_of_int8(caplog) == ["published without a trunk in int8: no convolution"]
-    caplog.clear()
-    assert train() == 0
-    assert not _said_of_int8(caplog)
+def test_a_ranking_is_told_by_its_options():
+    """Each."""
+    [told] = options_of(
+        "rank --project 3 --server http://c --strategy margin --holdout-share 0 --batch-size 50 --keep-duplicates",
+        "--keep-sampling --force --incomplete --dry-run --control=-x --weights none --arch vgg11 --image-size 96",
+    )
+    assert told == RankOptions(
+        project=3,
+        server="http://c",
+        strategy="margin",
+        holdout_share=0.0,
+        batch_size=50,
+        keep_duplicates=True,
+        keep_sampling=True,
+        force=True,
+        incomplete=True,
+        dry_run=True,
+        control="-x",
+        weights="none",
+        architecture="vgg11",
+        image_size=96,
+    )
 
 
-def _said_of_int8(caplog):
-    return [r.getMessage() for r in caplog.records if r.name.startswith("trainer") and "in int8" in r.getMessage()]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--weights", "nowhere.pth"], "no file nowhere.pth"),
-        (["--label-config", "config.xml"], "--label-config belongs to --export"),
-    ],
-)
-def test_arguments_that_cannot_work_are_refused_at_once(train, capsys, arguments, message):
-    """Before a label is read."""
-    assert train(*arguments) == 1
-    assert message in capsys.readouterr().err
+def test_a_study_is_told_by_its_options():
+    """Each that a training has not."""
+    studied, training = options_of(
+        "simulate --images pool.zip --name Pets --manifest pool.csv --out there --strategies margin,random --seeds 3",
+        "--initial 20 --query 10 --rounds 4 --test 0.4 --long-tail 50 --workers 6 --units 32",
+    )
+    assert studied == StudyOptions(
+        images=Path("pool.zip"),
+        out=Path("there"),
+        strategies=("margin", "random"),
+        name="Pets",
+        manifest=Path("pool.csv"),
+        test_share=0.4,
+        long_tail=50.0,
+        seeds=3,
+        initial=20,
+        query=10,
+        rounds=4,
+        workers=6,
+    )
+    assert training == StudyTraining(units=32)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +159,172 @@ def test_what_cannot_be_is_refused_with_the_usage(capsys, command, options):
         assert option.split()[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("old", "new"), [("first", "batch-size"), ("again", "force"), ("audit", "holdout-share")])
+def test_an_old_spelling_is_an_error_that_names_the_new_one(capsys, old, new):
+    """Whether it has a value or not."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["rank", "--project", "3", f"--{old}", "1"])
+    assert f"--{old} is now called --{new}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "nowhere.pth"], "no file nowhere.pth"),
+        (["--label-config", "config.xml"], "--label-config belongs to --export"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_at_once(train, capsys, arguments, message):
+    """Before a label is read."""
+    assert train(*arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_settings_that_are_wrong_end_in_one_line(monkeypatch, capsys):
+    """Secrets in it are not shown."""
+    monkeypatch.setenv("LABELNEXT_BASIC_AUTH", "secret")
+    assert main(["versions"]) == 1
+    assert capsys.readouterr().err.startswith("error: LABELNEXT_BASIC_AUTH must be user:password")
+
+
+def test_several_processes_are_refused(train, models, monkeypatch, capsys):
+    """As torchrun starts them, each would do all of the work."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train() == 1
+    assert "without torchrun" in capsys.readouterr().err
+    assert not models.exists()
+
+
+# ---- how it ends
+
+
+def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, models, capsys):
+    """All else goes to stderr. Were one bit of a file changed, too little for the numbers to show, `check` says so."""
+    assert train() == 0
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    document = json.loads(line)
+    assert list(document) == ["version", "labels", "classes", "accuracy", "macro_f1", "nll", "ece", "seconds", "advice"]
+    assert (document["labels"], document["classes"]) == (12, 3)
+    assert "training" in err
+    assert main(["check"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert (checked["version"], checked["dropout_sites"], checked["passes"]) == (document["version"], 2, 20)
+    assert checked["mean_bald"] > 0
+    path = models / "default" / document["version"] / WEIGHTS_FILE
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    assert main(["check"]) == 1
+    assert "has sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room", [0, 10, 30], ids="{} kB".format)
+def test_a_training_on_a_full_disk_ends_in_one_line_and_is_done_when_there_is_room(train, models, capsys, room):
+    """Wherever in the publishing it was; the line names the folder and how much is free."""
+    with small_disk(models, "2m"):
+        fill(models)
+        os.truncate(models / "rest", (models / "rest").stat().st_size - room * 1024)
+        assert train() == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "Traceback" not in err
+        assert err.splitlines()[-1].startswith(f"error: expected to write to {models}")
+        assert "No space left on device (0 of 2 MiB are free); make room" in err.splitlines()[-1]
+        assert [path for path in models.rglob("*") if path.is_dir() and path.name != "default"] == []
+        (models / "rest").unlink()
+        assert train() == 0
+        assert Repository(models).current() == json.loads(capsys.readouterr().out)["version"]
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_line(models, capsys, monkeypatch):
+    """Named, with the system's word for it."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(models / "CURRENT"))
+
+    monkeypatch.setattr(Repository, "rollback", refuse)
+    assert main(["rollback", NAME]) == 1
+    assert capsys.readouterr().err == f"error: {models}/CURRENT: Permission denied; nothing was changed\n"
+
+
+def test_what_may_be_a_bug_keeps_its_traceback(models, monkeypatch):
+    """A file that was looked for in vain is not the system's fault."""
+    monkeypatch.setattr(Repository, "rollback", lambda *_: (models / "nowhere").read_bytes())
+    with pytest.raises(FileNotFoundError):
+        main(["rollback", NAME])
+
+
+def test_an_error_is_one_line_and_no_traceback(train, capsys, monkeypatch):
+    """An exit code that tells what other labels may mend, nothing on stdout, and no version."""
+
+    def diverge(*args, **kwargs):
+        raise TrainingError("diverged at learning rate 1")
+
+    monkeypatch.setattr(run_module, "fit", diverge)
+    assert train() == LABELS_AT_FAULT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: diverged at learning rate 1" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(rank_module, ["rank", "--project", "3"]), (simulate_module, ["simulate", "--images", "pool"])],
+    ids=["rank", "simulate"],
+)
+def test_what_was_interrupted_says_how_to_go_on(monkeypatch, capsys, module, arguments):
+    """Nothing that was done is lost."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, arguments[0], interrupt)
+    assert main(arguments) == 130
+    assert "run it again, and it goes on where it was" in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
+    """A supervisor sees 143, and finds no staging folder; the process's own handler is back afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("trainer.publish.validate_version", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        train()
+    assert list((models / "default").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ---- what it does
+
+
+def test_what_training_was_told_reaches_the_network_and_the_manifest(train, models, monkeypatch, caplog):
+    """Decay and balance in the recipe; width and dropout in the network; int8 is tried, and may fail."""
+    asked = []
+
+    def build(*_, classes, units, dropout, **__):
+        asked.append((units, dropout))
+        return small_network(classes), PROVENANCE
+
+    def fail(*_):
+        raise TrainingError("no convolution")
+
+    monkeypatch.setattr(run_module, "build", build)
+    monkeypatch.setattr("trainer.publish.quantise", fail)
+    assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4", "--int8") == 0
+    assert "published without a trunk in int8: no convolution" in caplog.text
+    caplog.clear()
+    assert train() == 0
+    assert "int8" not in caplog.text
+    repository = Repository(models)
+    told, plain = (repository.open(name).manifest.training.recipe for name in sorted(repository.versions()))
+    assert (told["weight_decay"], told["class_balance"]) == (0.003, 0)
+    assert plain["class_balance"] == 1
+    assert asked == [(64, 0.4), (None, None)]
+
+
 def test_versions_marks_the_current_one_and_rollback_moves_the_mark(train, models, capsys):
-    """A row a version: name, when, images and figures."""
+    """A row a version: name, when, images and figures. One that is not there is refused with those that are."""
     assert train() == 0
     older, newer = Repository(models).current(), publish(Repository(models), b"newer").name
     assert main(["rollback", older]) == 0
@@ -195,6 +334,8 @@ def test_versions_marks_the_current_one_and_rollback_moves_the_mark(train, model
     assert [row[:28] for row in rows] == [f"* {older}", f"  {newer}"]
     assert rows[0].split()[3] == "12"
     assert rows[1].split()[2:] == ["-", "-", "-"]
+    assert main(["rollback", NAME]) == 1
+    assert newer in capsys.readouterr().err
 
 
 def test_versions_of_an_empty_repository_is_an_empty_table(models, capsys):
@@ -205,16 +346,6 @@ def test_versions_of_an_empty_repository_is_an_empty_table(models, capsys):
     assert "no version has been published" in err
 
 
-class Client:
-    """Label Studio as far as `activate` meets it; the real one is in tests/system."""
-
-    def __init__(self):
-        self.calls = []
-
-    def switch(self, client, project_id, version, *, sampling):
-        self.calls.append((project_id, version, sampling))
-
-
 @pytest.mark.parametrize(
     ("more", "sampling"), [([], "Uncertainty sampling"), (["--keep-sampling"], None)], ids=["set", "keep"]
 )
@@ -222,14 +353,14 @@ def test_activate_names_the_current_version_to_the_project(models, monkeypatch, 
     """The project's model version becomes the current one, and its sampling follows the scores unless told not to."""
     monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_URL", "http://localhost:8080")
     monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_TOKEN", "token")
-    studio = Client()
+    switched = []
     monkeypatch.setattr(labelstudio, "connect", lambda url, token: (url, token))
-    monkeypatch.setattr(labelstudio, "switch_model_version", studio.switch)
+    monkeypatch.setattr(labelstudio, "switch_model_version", lambda _, *to, sampling: switched.append((*to, sampling)))
     before = labelstudio.Project(3, "Pets", "<View/>", "yolo", "Uniform sampling")
     monkeypatch.setattr(labelstudio, "read_project", lambda *_: before)
     name = publish(Repository(models), b"one").name
     assert main(["activate", "--project", "3", *more]) == 0
-    assert studio.calls == [(3, name, sampling)]
+    assert switched == [(3, name, sampling)]
     record = recall(Repository(models), 3)
     assert (record.sampling, record.model_version) == ("Uniform sampling", "yolo")
     assert name in capsys.readouterr().err
@@ -275,51 +406,16 @@ def test_rank_ends_with_a_line_for_people_and_one_of_json(ranked, capsys):
     )
 
 
-def test_rank_passes_on_what_it_is_told(ranked):
-    """Each option."""
-    arguments = "--server http://c --strategy margin --holdout-share 0 --batch-size 50 --keep-duplicates "
-    arguments += "--keep-sampling --force --incomplete --dry-run --control label --weights none --arch vgg11 "
-    arguments += "--image-size 96"
-    assert main(["rank", "--project", "3"]) == main(["rank", "--project", "3", *arguments.split()]) == 0
-    plain, told = ranked
-    assert plain == RankOptions(3)
-    assert told == RankOptions(
-        project=3,
-        server="http://c",
-        strategy="margin",
-        holdout_share=0.0,
-        batch_size=50,
-        keep_duplicates=True,
-        keep_sampling=True,
-        force=True,
-        incomplete=True,
-        dry_run=True,
-        control="label",
-        weights="none",
-        architecture="vgg11",
-        image_size=96,
-    )
+def test_options_come_by_stdin_too(ranked, monkeypatch):
+    """As the watch sends them."""
+    told = RankOptions(3, control="-x", server="http://c", weights="none")
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asdict(told))))
+    assert main(["rank", FROM_STDIN]) == 0
+    assert ranked == [told]
 
 
-@pytest.mark.parametrize(
-    ("module", "arguments"),
-    [(rank_module, ["rank", "--project", "3"]), (simulate_module, ["simulate", "--images", "pool"])],
-    ids=["rank", "simulate"],
-)
-def test_what_was_interrupted_says_how_to_go_on(monkeypatch, capsys, module, arguments):
-    """Nothing that was done is lost."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, arguments[0], interrupt)
-    assert main(arguments) == 130
-    assert "run it again, and it goes on where it was" in capsys.readouterr().err
-
-
-@pytest.fixture
-def watched(monkeypatch):
-    """What `watch` was asked for, in place of its doing it."""
+def test_watch_gives_run_and_rank_what_they_understand(monkeypatch):
+    """Each its own options and those of both."""
     asked = []
 
     def watch(options, environment, *, run, rank):
@@ -327,148 +423,23 @@ def watched(monkeypatch):
         return 7
 
     monkeypatch.setattr(watch_module, "watch", watch)
-    return asked
-
-
-def test_watch_gives_run_and_rank_what_they_understand(watched):
-    """Each its own options and those of both; and so they read them when they come by stdin, whatever they hold."""
-    assert main(["watch", "--project", "3"]) == 7
     arguments = "--labels 25 --minutes 30 --poll 2 --rounds 4 --keep 5 --control=-x --holdout-share 0.2 --weights none "
     arguments += "--arch vgg11 --image-size 96 --train head --epochs 3 --int8 --server http://c "
     arguments += "--strategy margin --keep-sampling"
     assert main(["watch", "--project", "3", *arguments.split()]) == 7
-    assert watched[0] == (WatchOptions(3), (Source(3), Training()), (RankOptions(3),))
-    assert watched[1][0] == WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4, keep=5, server="http://c")
+    [(options, run, rank)] = asked
+    assert options == WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4, keep=5, server="http://c")
     both = {"holdout_share": 0.2, "weights": "none", "architecture": "vgg11", "image_size": 96}
-    assert watched[1][1] == (Source(3, control="-x"), Training(**both, part="head", epochs=3, int8=True))
-    ranking = RankOptions(3, control="-x", server="http://c", strategy="margin", keep_sampling=True, **both)
-    assert watched[1][2] == (ranking,)
+    assert run == (Source(3, control="-x"), Training(**both, part="head", epochs=3, int8=True))
+    assert rank == (RankOptions(3, control="-x", server="http://c", strategy="margin", keep_sampling=True, **both),)
 
 
-def test_rank_takes_its_options_from_stdin_too(ranked, monkeypatch):
-    """As the watch sends them."""
-    told = RankOptions(3, control="-x", servers=("http://c",), weights="none")
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asdict(told))))
-    assert main(["rank", FROM_STDIN]) == 0
-    assert ranked == [told]
-
-
-@pytest.mark.parametrize(("old", "new"), [("first", "batch-size"), ("again", "force"), ("audit", "holdout-share")])
-def test_an_old_spelling_is_an_error_that_names_the_new_one(ranked, capsys, old, new):
-    """Whether it has a value or not."""
-    with pytest.raises(SystemExit, match="2"):
-        main(["rank", "--project", "3", f"--{old}", "1"])
-    assert f"--{old} is now called --{new}" in capsys.readouterr().err
-    assert not ranked
-
-
-@pytest.fixture
-def studied(monkeypatch):
-    """What `simulate` was asked for, in place of its doing it."""
-    asked = []
-
-    def simulate(options, training, environment):
-        asked.append((options, training, environment))
-        return {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
-
-    monkeypatch.setattr(simulate_module, "simulate", simulate)
-    return asked
-
-
-def test_simulate_ends_with_one_line_of_json(studied, capsys):
-    """The figures by strategy; by default of all that there are, with production's settings but for narrow layers."""
+def test_simulate_ends_with_one_line_of_json(monkeypatch, capsys):
+    """The figures by strategy."""
+    figures = {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
+    monkeypatch.setattr(simulate_module, "simulate", lambda options, training, environment: figures)
     assert main(["simulate", "--images", "pool"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
-    options, training, _ = studied[0]
-    assert options == StudyOptions(images=Path("pool"), out=Path("study"), strategies=STUDIED)
-    assert training == StudyTraining(units=256)
-
-
-def test_simulate_passes_on_what_it_is_told(studied, tmp_path, monkeypatch):
-    """Each option."""
-    monkeypatch.setenv("LABELNEXT_CACHE", str(tmp_path / "images"))
-    arguments = "--images pool.zip --name Pets --manifest pool.csv --out there --strategies margin,random --seeds 3 "
-    arguments += "--initial 20 --query 10 --rounds 4 --test 0.4 --long-tail 50 --workers 6 --weights none "
-    arguments += "--arch vgg11 --train head --image-size 64 --epochs 3 --learning-rate 0.5 --weight-decay 0 "
-    arguments += "--class-balance 0.5 --units 32 --dropout 0.3 --passes 7 --device cpu"
-    assert main(["simulate", *arguments.split()]) == 0
-    options, training, environment = studied[0]
-    assert options == StudyOptions(
-        images=Path("pool.zip"),
-        out=Path("there"),
-        strategies=("margin", "random"),
-        name="Pets",
-        manifest=Path("pool.csv"),
-        test_share=0.4,
-        long_tail=50.0,
-        seeds=3,
-        initial=20,
-        query=10,
-        rounds=4,
-        workers=6,
-    )
-    assert training == StudyTraining(
-        weights="none",
-        part="head",
-        architecture="vgg11",
-        image_size=64,
-        epochs=3,
-        learning_rate=0.5,
-        weight_decay=0.0,
-        class_balance=0.5,
-        units=32,
-        dropout=0.3,
-        passes=7,
-        device="cpu",
-    )
-    assert environment.cache == tmp_path / "images"
-
-
-def test_settings_that_are_wrong_end_in_one_line(monkeypatch, capsys):
-    """Secrets in it are not shown."""
-    monkeypatch.setenv("LABELNEXT_BASIC_AUTH", "secret")
-    assert main(["versions"]) == 1
-    assert capsys.readouterr().err.startswith("error: LABELNEXT_BASIC_AUTH must be user:password")
-
-
-def test_rollback_to_a_version_that_is_not_there_fails(models, capsys):
-    """The error names those that are."""
-    name = publish(Repository(models), b"one").name
-    assert main(["rollback", "20200101T000000000Z-000000"]) == 1
-    assert name in capsys.readouterr().err
-
-
-def test_check_validates_the_current_version_again(train, capsys):
-    """One line of JSON."""
-    assert train() == 0
-    capsys.readouterr()
-    assert main(["check"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["dropout_sites"] == 2
-    assert document["passes"] == 20
-    assert document["mean_bald"] > 0
-
-
-def test_check_notices_a_file_that_was_changed(train, models, capsys):
-    """Were it by one bit, too little for the numbers on the probe to show."""
-    assert train() == 0
-    repository = Repository(models)
-    path = repository.folder / repository.current() / WEIGHTS_FILE
-    content = bytearray(path.read_bytes())
-    content[0] ^= 1
-    path.write_bytes(content)
-    assert main(["check"]) == 1
-    assert "has sha256" in capsys.readouterr().err
-
-
-def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
-    """A supervisor sees 143, and finds no staging folder; the process's own handler is back afterwards."""
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("trainer.publish.validate_version", lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit, match="143"):
-        train()
-    assert list((models / "default").iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert json.loads(capsys.readouterr().out) == figures
 
 
 def imported_at_start(module, seen):
