@@ -19,9 +19,9 @@ from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.repository import Repository, StagedVersion
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
 from contract.versions.version import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Version
-from trainer.evaluation.history import compare, describe_advice, earlier
+from trainer.evaluation.comparison import CommonImages, compare_versions, save_predictions
+from trainer.evaluation.history import describe_advice, earlier, find_agreement
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide
-from trainer.evaluation.yardstick import ANSWERS_FILE, Exam, draw_up, dump
 from trainer.labels.dataset import Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
 from trainer.model.export import export
@@ -196,23 +196,23 @@ def _add_advice(repository: Repository, described: Version, trained: Trained) ->
     kappa, unseen, curve, before = None, list[str](), None, earlier(repository, manifest)
     if data.parts.sample == "audit":
         decided = decide(trained.evaluation.probabilities, multiple=manifest.multiple)
-        kappa = compare(repository, described, data.validation_images)
+        kappa = find_agreement(repository, described, data.validation_images)
         tested = count_images(data.validation_targets, len(manifest.labels))
         unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
-        curve, answers = draw_up(repository, manifest, before, _set_exam(data, decided))
-        (described.path / ANSWERS_FILE).write_text(dump(answers), encoding="utf-8")
+        curve, predictions = compare_versions(repository, manifest, before, _take_common_images(data, decided))
+        save_predictions(predictions, described.path)
     advice = describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
     _log.info("%s", advice.sentence)
     return replace(manifest, training=replace(manifest.training, advice=advice, curve=curve))
 
 
-def _set_exam(data: Data, decided: Decisions) -> Exam:
+def _take_common_images(data: Data, decided: Decisions) -> CommonImages:
     """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
     held_out, pixels = data.parts.validation, data.pixels
     others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
     unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])
     rows = held_out[unseen]
-    return Exam(
+    return CommonImages(
         tasks=pixels.task_ids[rows].tolist(),
         images=pixels.images[rows],
         true=as_decisions(pixels.targets[rows], decided.shape[1]),

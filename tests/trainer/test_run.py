@@ -358,7 +358,7 @@ def test_successive_versions_are_compared_on_it(project, environment):
     assert "answers.json" in other.files
 
 
-def test_a_copy_of_an_image_that_was_trained_on_is_no_yardstick(project, environment):
+def test_a_copy_of_an_image_that_was_trained_on_is_not_measured_on(project, environment):
     """An earlier version may have learnt it by heart, whatever slice its own task is of."""
     sliced, other = (
         next(

@@ -35,7 +35,7 @@ _COMPARED_PASSES = 200
 0.99: what versions disagree in must not be the draw."""
 
 
-def compare(repository: Repository, version: Version, images: npt.NDArray[np.uint8]) -> float | None:
+def find_agreement(repository: Repository, version: Version, images: npt.NDArray[np.uint8]) -> float | None:
     """Return Cohen's kappa between what the version in use and a new one predict; labels are compared by name.
 
     None if nothing is published, if the two are of another input or kind or share no label, or if one of them fails.

@@ -1,6 +1,6 @@
 """Which images a version is measured on, and how sure the figures are.
 
-Where enough tasks of the audit slice are labelled, they are the validation part: a random sample of the pool, which the
+Where enough tasks of the random holdout are labelled, they are the validation part: a random sample of the pool, which the
 images that a strategy asked for are not. Until then a part of each class is held out.
 """
 
@@ -33,20 +33,20 @@ class HeldOut:
     train: Indices
     validation: Indices
     sample: Sample
-    """Whether the validation part is the audit slice, or a share of each class."""
+    """Whether the validation part is the random holdout, or a share of each class."""
     audit_images: int
-    """How many of the N are of the audit slice."""
+    """How many of the N are of the random holdout."""
 
 
 def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: float, seed: int) -> HeldOut:
-    """Hold out the labelled part of the audit slice, or a part of each class where that would say too little.
+    """Hold out the labelled part of the random holdout, or a part of each class where that would say too little.
 
     The slice says too little with fewer than 30 images, or if it, or what remains to be trained on, does not hold two
     classes. Images whose files equal one of the slice are neither trained nor validated on.
 
     Args:
         pixels: N images.
-        project: of the tasks in Label Studio; None for images from elsewhere, which have no audit slice.
+        project: of the tasks in Label Studio; None for images from elsewhere, which have no random holdout.
         share: of the pool that the slice is; 0 for none.
         fraction: of each class to hold out otherwise.
         seed: of the choice in each class.

@@ -5,7 +5,6 @@ labels that may hold, those are predicted whose probability is at least one half
 """
 
 import math
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,21 +73,19 @@ def _calibration_error(probabilities: npt.NDArray[np.float32], targets: Targets)
 
 
 def format_table(metrics: Metrics, labels: Sequence[str], targets: Targets) -> str:
-    """Return the figures as lines for people: one per class, then the totals.
+    """Return the figures as lines for people: one per class, then the totals; names last, whose width differs.
 
     Of many classes only the largest and the worst are shown, and how many are not.
     """
     counts = count_images(targets, len(labels))
     f1 = metrics.f1 or (None,) * len(labels)
     shown = _choose_rows(counts, f1)
-    rows = [(_printable(labels[row]), f"{counts[row]:>6}", show(f1[row])) for row in shown]
+    rows = [(str(counts[row]), _show(f1[row]), _printable(labels[row])) for row in shown]
     if len(shown) < len(labels):
-        rows.append((f"{len(labels) - len(shown)} more", "", ""))
+        rows.append(("", "", f"{len(labels) - len(shown)} more"))
     totals = {"accuracy": metrics.accuracy, "macro-F1": metrics.macro_f1, "NLL": metrics.nll, "ECE": metrics.ece}
-    rows += [(name, f"{'':>6}", show(value)) for name, value in totals.items()]
-    width = max(_columns(name) for name, *_ in rows)
-    table = [("class", "images", f"{'F1':>5}"), *rows]
-    return "\n".join("  ".join((_pad(name, width), *figures)).rstrip() for name, *figures in table)
+    rows += [("", _show(value), name) for name, value in totals.items()]
+    return "\n".join(f"{images:>6}  {figure:>5}  {name}" for images, figure, name in [("images", "F1", "class"), *rows])
 
 
 def _choose_rows(counts: npt.NDArray[np.int64], f1: Sequence[float | None]) -> list[int]:
@@ -105,23 +102,10 @@ def _choose_rows(counts: npt.NDArray[np.int64], f1: Sequence[float | None]) -> l
     return sorted(chosen)
 
 
-def show(value: float | None) -> str:
-    """Return a figure in five columns."""
-    return f"{'-':>5}" if value is None else f"{value:>5.3f}"
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _printable(label: str) -> str:
     """Escape what would break the line or turn its direction."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in label)
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _columns(text))
-
-
-def _columns(text: str) -> int:
-    """Return how many columns a terminal takes for a text: none for a mark on a letter, two for a wide character."""
-    return sum(_WIDE.get(unicodedata.east_asian_width(each), 1) for each in text if not unicodedata.combining(each))
-
-
-_WIDE = {"W": 2, "F": 2}

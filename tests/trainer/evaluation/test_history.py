@@ -11,7 +11,7 @@ from contract.versions.repository import Repository
 from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
 from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import manifest, write_files
-from trainer.evaluation.history import compare, describe_advice, earlier, kappa
+from trainer.evaluation.history import describe_advice, earlier, find_agreement, kappa
 from trainer.model.validation import predict
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 40)
@@ -39,16 +39,16 @@ def described(version, /, **fields):
 def test_a_version_agrees_with_itself_as_far_as_masks_let_it(published):
     """Kappa is all but 1: what is left is the draw."""
     version = published.open(published.current())
-    assert compare(published, version, IMAGES) == 1
+    assert find_agreement(published, version, IMAGES) == 1
     renamed = described(version, version="20991231T000000000Z-0a1b2c")
-    assert compare(published, renamed, IMAGES) > 0.9
+    assert find_agreement(published, renamed, IMAGES) > 0.9
 
 
 def test_agreement_is_cohens_kappa(published, other):
     """As scikit-learn computes it."""
     version = published.open(published.current())
     predicted = [predict(each, IMAGES, passes=200).argmax(axis=1) for each in (version, other)]
-    assert compare(published, other, IMAGES) == pytest.approx(cohen_kappa_score(*predicted))
+    assert find_agreement(published, other, IMAGES) == pytest.approx(cohen_kappa_score(*predicted))
 
 
 def test_labels_are_compared_by_name(published, other, monkeypatch):
@@ -60,7 +60,7 @@ def test_labels_are_compared_by_name(published, other, monkeypatch):
         return (np.array(version.manifest.labels) == names[:, None]).astype(np.float32)
 
     monkeypatch.setattr("trainer.evaluation.history.predict", predict_names)
-    assert compare(published, described(other, labels=("red", "cow", "blue", "green")), IMAGES) == 1
+    assert find_agreement(published, described(other, labels=("red", "cow", "blue", "green")), IMAGES) == 1
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_labels_are_compared_by_name(published, other, monkeypatch):
 )
 def test_versions_of_another_kind_are_not_compared(published, other, difference):
     """That is no error."""
-    assert compare(published, described(other, **difference), IMAGES) is None
+    assert find_agreement(published, described(other, **difference), IMAGES) is None
 
 
 def test_without_images_there_is_nothing_to_compare(published, other):
     """Nor without a version before."""
-    assert compare(published, other, IMAGES[:0]) is None
-    assert compare(Repository(published.root / "none"), other, IMAGES) is None
+    assert find_agreement(published, other, IMAGES[:0]) is None
+    assert find_agreement(Repository(published.root / "none"), other, IMAGES) is None
 
 
 def test_a_version_that_fails_costs_the_comparison_alone(tmp_path, other, caplog):
@@ -83,7 +83,7 @@ def test_a_version_that_fails_costs_the_comparison_alone(tmp_path, other, caplog
     path = publish_small(repository, lively_network(1), IMAGES[:4]).path
     (path / "model.onnx").write_bytes(b"x" * (path / "model.onnx").stat().st_size)
     with caplog.at_level(logging.WARNING):
-        assert compare(repository, other, IMAGES) is None
+        assert find_agreement(repository, other, IMAGES) is None
     assert "could not be compared" in caplog.text
 
 
@@ -96,7 +96,7 @@ def test_of_many_images_some_are_compared(published, other, monkeypatch):
         return np.eye(3)[[0] * len(images)]
 
     monkeypatch.setattr("trainer.evaluation.history.predict", note)
-    assert compare(published, other, np.zeros((2000, 32, 32, 3), np.uint8)) == 1
+    assert find_agreement(published, other, np.zeros((2000, 32, 32, 3), np.uint8)) == 1
     assert asked == [400, 400]
 
 

@@ -3,7 +3,6 @@ import math
 import os
 import subprocess
 import sys
-import unicodedata
 from dataclasses import asdict
 
 import numpy as np
@@ -55,7 +54,7 @@ def test_nothing_held_out_leaves_the_figures_undefined():
     metrics = measure(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
     assert metrics == Metrics(images=0)
     table = format_table(metrics, ("a", "b"), np.zeros(0, np.int64))
-    assert [line.split()[-1] for line in table.splitlines()[1:]] == ["-"] * 6
+    assert [line.split()[-2] for line in table.splitlines()[1:]] == ["-"] * 6
 
 
 @pytest.mark.parametrize("images", [0, 4])
@@ -69,8 +68,8 @@ def test_the_table_has_a_row_for_every_class():
     """Classes, their validation images and F1, then the totals."""
     table = format_table(measure(PROBABILITIES, TARGETS), ("cat", "dog", "horse"), TARGETS)
     rows = [line.split() for line in table.splitlines()]
-    assert rows[1:4] == [["cat", "1", "0.667"], ["dog", "3", "0.800"], ["horse", "0", "-"]]
-    assert [row[0] for row in rows[4:]] == ["accuracy", "macro-F1", "NLL", "ECE"]
+    assert rows[1:4] == [["1", "0.667", "cat"], ["3", "0.800", "dog"], ["0", "-", "horse"]]
+    assert [row[1] for row in rows[4:]] == ["accuracy", "macro-F1", "NLL", "ECE"]
 
 
 def test_of_a_thousand_classes_the_largest_and_the_worst_are_shown():
@@ -83,11 +82,11 @@ def test_of_a_thousand_classes_the_largest_and_the_worst_are_shown():
     names = [f"class {number}" for number in range(1000)]
     lines = format_table(metrics, names, targets).splitlines()
     assert len(lines) == 1 + 24 + 1 + 4
-    shown = [line.split()[1] for line in lines[1:25]]
+    shown = [line.split()[-1] for line in lines[1:25]]
     assert set(map(str, range(990, 999))) <= set(shown)
     assert set(map(str, range(500, 512))) <= set(shown)
     assert shown == sorted(shown, key=int)
-    assert lines[25] == "976 more"
+    assert lines[25].strip() == "976 more"
     assert "class 24" not in format_table(metrics, names[:24], np.arange(24) % 3)
 
 
@@ -105,17 +104,7 @@ def test_of_equally_bad_classes_the_largest_are_shown():
     targets = np.concatenate([np.repeat(np.arange(100), 10), np.repeat(np.arange(100, 300), 1), [299]])
     f1 = (0.5,) * 100 + (0.0,) * 200
     table = format_table(Metrics(images=len(targets), f1=f1), [f"c{number}" for number in range(300)], targets)
-    assert [line.split()[0] for line in table.splitlines()[13:25]] == [f"c{n}" for n in (*range(100, 111), 299)]
-
-
-@pytest.mark.parametrize("name", ["猫", "e\u0301te\u0301", "naïve", "한국어", "\uff37"])
-def test_columns_stand_below_each_other(name):
-    """Wide characters take two columns and combining marks none."""
-    header, wide, plain, *_ = format_table(Metrics(images=0), (name, "cat"), np.array([0, 1])).splitlines()
-    columns = len([each for each in name if not unicodedata.combining(each)])
-    columns += sum(unicodedata.east_asian_width(each) in "WF" for each in name)
-    assert wide.index("1") == plain.index("1") + len(name) - columns
-    assert plain.index("1") == header.index("images") + 5
+    assert [line.split()[-1] for line in table.splitlines()[13:25]] == [f"c{n}" for n in (*range(100, 111), 299)]
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_as_many_different_images_are_chosen_as_were_asked_for(chosen_by, strate
 
 @pytest.mark.parametrize("strategy", [each for each in STRATEGIES if each != "random"])
 def test_production_orders_by_the_same_code(model, candidates, chosen_by, strategy):
-    """What comes first is what `trainer rank` would put first, without duplicates put back and without a slice."""
+    """What comes first is what `trainer rank` would put first, without duplicates put back and without a holdout."""
     expected = arranged(model, candidates, strategy=strategy, audit_share=0.0, duplicates=False)
     np.testing.assert_array_equal(chosen_by(strategy), expected)
 
@@ -106,7 +106,7 @@ def test_simple_strategies_are_their_definitions(model, chosen_by):
 
 class TestLabelnext:
     def test_it_is_productions_default(self, model, candidates, chosen_by):
-        """With near-duplicates and the audit slice, as `trainer rank` has them."""
+        """With near-duplicates and the random holdout, as `trainer rank` has them."""
         expected = arranged(model, candidates, strategy=DEFAULT_STRATEGY, audit_share=0.1, duplicates=True)
         np.testing.assert_array_equal(chosen_by("labelnext"), expected)
 

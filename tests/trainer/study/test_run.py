@@ -141,7 +141,7 @@ def test_the_audit_slice_is_held_out_once_it_is_large_enough_by_labelnext_alone(
 
 @pytest.fixture(scope="module")
 def last(whole):
-    """Return the last round of labelnext, its model trained anew without the audit slice, and the images left."""
+    """Return the last round of labelnext, its model trained anew without the random holdout, and the images left."""
     lines = lines_of(whole[PRODUCT])
     labelled = labelled_by_round(lines)[-1]
     trained_on = np.sort(labelled[~is_held_out(0, labelled, 0.1)])
@@ -150,7 +150,7 @@ def last(whole):
 
 
 def test_figures_are_those_of_sklearn(last):
-    """On the test images, from the mean of the passes; of a model that did not see the audit slice."""
+    """On the test images, from the mean of the passes; of a model that did not see the random holdout."""
     line, model, _ = last
     found, targets = line["round"], DATASET.targets[PROTOCOL.test]
     mean = model.passes(model.compute_features(PROTOCOL.test)).mean(axis=1)

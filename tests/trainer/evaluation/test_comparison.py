@@ -9,9 +9,9 @@ from sklearn.metrics import f1_score
 from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
 from tests.trainer.small import coloured_images, lively_network, stage_files
-from trainer.evaluation import yardstick
+from trainer.evaluation import comparison
+from trainer.evaluation.comparison import PREDICTIONS_FILE, CommonImages, compare_versions, save_predictions
 from trainer.evaluation.holdout import as_decisions
-from trainer.evaluation.yardstick import ANSWERS_FILE, Exam, draw_up, dump
 from trainer.model.validation import predict
 
 IMAGES, CLASSES = coloured_images(np.random.default_rng(0), 40)
@@ -28,7 +28,7 @@ def publish(repository, seed, labels, *, answers=None, **training):
     with repository.stage(datetime.now(UTC)) as staged:
         manifest = stage_files(staged, lively_network(seed), IMAGES[:4])
         if answers is not None:
-            (staged.path / ANSWERS_FILE).write_text(dump(answers))
+            save_predictions(answers, staged.path)
         return staged.publish(replace(manifest, training=trained(labels, **training))).manifest
 
 
@@ -46,19 +46,19 @@ def asked(monkeypatch):
         counts[version.name] = counts.get(version.name, 0) + len(images)
         return predict(version, images, passes=passes)
 
-    monkeypatch.setattr(yardstick, "predict", note)
+    monkeypatch.setattr(comparison, "predict", note)
     return counts
 
 
-def exam(count=40):
+def make_common_images(count=40):
     true, said = (as_decisions(each[:count], 3) for each in (CLASSES, SAID))
-    return Exam(TASKS[:count], IMAGES[:count], true=true, decided=said)
+    return CommonImages(TASKS[:count], IMAGES[:count], true=true, decided=said)
 
 
 def measure(repository, before, *, count=40, labels=300, **training):
     """Draw the curve up for a new version."""
     now = replace(before[-1], version="20991231T000000000Z-0a1b2c", training=trained(labels, **training))
-    return draw_up(repository, now, before, exam(count))
+    return compare_versions(repository, now, before, make_common_images(count))
 
 
 def macro_f1_of(repository, manifest):
@@ -118,7 +118,7 @@ def test_a_version_that_fails_costs_its_point_alone(repository, caplog):
 
 def test_the_oldest_are_left_out_where_all_would_take_too_long(repository, asked, monkeypatch):
     """No round costs more than so many predictions."""
-    monkeypatch.setattr(yardstick, "_MOST_ASKED", 80)
+    monkeypatch.setattr(comparison, "_MOST_PREDICTED", 80)
     before = [publish(repository, seed, 100 * seed) for seed in (1, 2, 3)]
     curve, _ = measure(repository, before, labels=400)
     assert [mark.labels for mark in curve.versions] == [200, 300, 400]
@@ -130,6 +130,6 @@ def test_answers_that_were_edited_are_not_believed(repository, asked, kept):
     """The version is asked again."""
     first = publish(repository, 1, 100)
     second = publish(repository, 2, 200, answers={first.version: {task: [0] for task in TASKS}})
-    (repository.folder / second.version / ANSWERS_FILE).write_text(kept.replace("%s", first.version))
+    (repository.folder / second.version / PREDICTIONS_FILE).write_text(kept.replace("%s", first.version))
     measure(repository, [first, second])
     assert asked[first.version] == 40

@@ -1,0 +1,148 @@
+"""Versions measured on the same images, so that a curve shows what they have learnt and not what they were asked.
+
+The labelled part of the random holdout grows: each version was measured on more of it than the one before, and what
+their manifests say are figures of different samples. But none has trained on any of it, so all can be measured on what
+is labelled by now. What each predicted is kept beside the newest version, so that only new images cost anything.
+Whatever fails here costs a point of the curve, never a version.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import LabelnextError
+from contract.versions.manifest import Manifest
+from contract.versions.repository import Repository
+from contract.versions.results import Compared, Comparison
+from trainer.evaluation.holdout import Decisions, decide, macro_f1_interval
+from trainer.evaluation.metrics import macro_f1
+from trainer.model.validation import predict
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS_FILE: Final = "answers.json"
+"""Within a version's folder."""
+
+_MOST_PREDICTED: Final = 1000
+"""Predictions of earlier versions in one run, each a tenth of a second of two processors: the newest come first."""
+
+_MOST_BYTES: Final = 64 * 2**20
+
+Predicted = Mapping[int, Sequence[int]]
+"""By task: the labels that a version predicts, as indices."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommonImages:
+    """Images of the random holdout, N of them, that no version has trained on."""
+
+    tasks: Sequence[int]
+    images: npt.NDArray[np.uint8]
+    """(N, H, W, 3)"""
+    true: Decisions
+    """(N, C)"""
+    decided: Decisions
+    """(N, C): what the new version says."""
+
+
+def compare_versions(
+    repository: Repository, manifest: Manifest, before: Sequence[Manifest], test: CommonImages
+) -> tuple[Comparison, dict[str, Predicted]]:
+    """Measure a new version and those before it on the same images; return what each predicts, too.
+
+    Versions of which it is not known that they held the same images out are left out, and the oldest where all would
+    take too long.
+
+    Args:
+        repository: of the earlier versions.
+        manifest: of the new version.
+        before: those of the same kind, oldest first.
+        test: what they are measured on.
+    """
+    comparable = [each for each in before if _held_out_alike(each, manifest)]
+    known = _read_predictions(repository, comparable)
+    predictions = {manifest.version: _by_task(test.tasks, test.decided)}
+    left = _MOST_PREDICTED
+    for each in reversed(comparable):
+        found = known.get(each.version, {})
+        missing = [row for row, task in enumerate(test.tasks) if task not in found]
+        left -= len(missing)
+        if left < 0:
+            break
+        new = _predict(repository, each, test, missing)
+        if new is not None:
+            predictions[each.version] = {task: {**found, **new}[task] for task in test.tasks}
+    measured = [
+        _measure(each, predictions[each.version], test)
+        for each in (*comparable, manifest)
+        if each.version in predictions
+    ]
+    return Comparison(len(test.tasks), tuple(each for each in measured if each is not None)), predictions
+
+
+def save_predictions(predictions: Mapping[str, Predicted], folder: Path) -> None:
+    """Keep what versions predict, by version, in the new version's folder."""
+    (folder / PREDICTIONS_FILE).write_text(json.dumps(predictions, separators=(",", ":")), encoding="utf-8")
+
+
+def _held_out_alike(before: Manifest, now: Manifest) -> bool:
+    """Whether a version kept from its training what is measured on now."""
+    share = before.training.audit_share
+    return before.training.is_on_random_sample and share is not None and share == now.training.audit_share
+
+
+def _read_predictions(repository: Repository, versions: Sequence[Manifest]) -> Mapping[str, Predicted]:
+    """Read what the newest of the versions that kept predictions has of itself and those before it."""
+    for each in reversed(versions):
+        if PREDICTIONS_FILE not in each.files:
+            continue
+        try:
+            text = repository.read_file(each.version, PREDICTIONS_FILE, most_bytes=_MOST_BYTES)
+            if sha256(text).hexdigest() != each.files[PREDICTIONS_FILE].sha256:
+                raise ValueError("it is not what the manifest says")
+            return {name: _parse(found, len(each.labels)) for name, found in json.loads(text).items()}
+        except (LabelnextError, OSError, ValueError, TypeError, AttributeError) as err:
+            logger.info("%s of %s is passed over: %s", PREDICTIONS_FILE, each.version, err)
+    return {}
+
+
+def _parse(found: Mapping[str, Sequence[int]], classes: int) -> Predicted:
+    predicted = {int(task): [int(label) for label in labels] for task, labels in found.items()}
+    if not all(0 <= label < classes for labels in predicted.values() for label in labels):
+        raise ValueError(f"expected labels below {classes}")
+    return predicted
+
+
+def _predict(repository: Repository, manifest: Manifest, test: CommonImages, rows: Sequence[int]) -> Predicted | None:
+    """Have an earlier version predict images that it has not seen yet; None if it cannot."""
+    if not rows:
+        return {}
+    try:
+        with repository.open_verified(manifest.version) as version:
+            means = predict(version, test.images[list(rows)], passes=manifest.passes)
+    except Exception as err:  # onnxruntime's errors share no base class, and what was trained is not to be lost for it
+        logger.warning("version %s is not on the curve, for it cannot predict: %s", manifest.version, err)
+        return None
+    return _by_task([test.tasks[row] for row in rows], decide(means, multiple=manifest.multiple))
+
+
+def _by_task(tasks: Sequence[int], decided: Decisions) -> Predicted:
+    return {task: np.flatnonzero(row).tolist() for task, row in zip(tasks, decided, strict=True)}
+
+
+def _measure(manifest: Manifest, predicted: Predicted, test: CommonImages) -> Compared | None:
+    decided = np.zeros_like(test.true)
+    for row, task in enumerate(test.tasks):
+        decided[row, predicted[task]] = True
+    reached, interval = macro_f1(decided, test.true), macro_f1_interval(decided, test.true)
+    labels = manifest.training.images
+    if reached is None or interval is None or labels is None:
+        return None
+    return Compared(manifest.version, labels, reached, *interval)
