@@ -182,7 +182,7 @@ def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh
 
 def test_a_training_that_diverges_is_an_error(dataset):
     """No model comes of it."""
-    trainer = make_trainer(dataset, replace(TRAINING, learning_rate=1e8))
+    trainer = make_trainer(dataset, replace(TRAINING, learning_rate=9.9))
     with pytest.raises(TrainingError, match="diverged at learning rate"):
         trainer.train(FEW, "m")
 

@@ -234,7 +234,7 @@ def test_a_pool_may_be_used_up(tmp_path, strategy):
 
 def test_a_training_that_diverges_leaves_whole_rounds_alone(tmp_path):
     """And no line of its own."""
-    protocol = replace(PROTOCOL, training=replace(PROTOCOL.training, learning_rate=1e9))
+    broken = replace(DATASET, features=np.full_like(DATASET.features, np.nan))
     with pytest.raises(TrainingError, match="diverged"):
-        run_to(tmp_path / "run.jsonl", RANDOM, protocol=protocol)
+        complete(Run(RANDOM, 0, tmp_path / "run.jsonl"), broken, PROTOCOL)
     assert not (tmp_path / "run.jsonl").exists()

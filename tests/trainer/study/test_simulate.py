@@ -65,7 +65,7 @@ def begin(folder, cache):
 
 def ended(process, out):
     """Wait for it, and return its exit status and the lines it said on stdout and stderr."""
-    status = process.wait(100)
+    status = process.wait(300)
     return status, out.with_suffix(".out").read_text().splitlines(), out.with_suffix(".err").read_text().splitlines()
 
 
@@ -152,7 +152,7 @@ class TestFromEndToEnd:
         assert says in capsys.readouterr().err
         assert (out / "settings.json").read_bytes() == before
 
-    @pytest.mark.timeout(300)
+    @pytest.mark.timeout(1200)
     def test_what_is_killed_leaves_no_process_and_goes_on(self, whole, begin, tmp_path):
         """By SIGKILL as by SIGTERM: run again, it comes to the same rounds as if it had not been, but for seconds."""
         out = tmp_path / "study"
