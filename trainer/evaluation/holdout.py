@@ -1,7 +1,7 @@
 """Which images a version is measured on, and how sure the figures are.
 
-Where enough tasks of the random holdout are labelled, they are the validation part: a random sample of the pool, which the
-images that a strategy asked for are not. Until then a part of each class is held out.
+Where enough tasks of the random holdout are labelled, they are the validation part: a random sample of the pool, which
+the images that a strategy asked for are not. Until then a part of each class is held out.
 """
 
 import math
