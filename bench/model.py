@@ -13,14 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 from PIL import Image
 
 from contract.errors import NothingPublished
@@ -29,8 +26,6 @@ from contract.versions.version import Version
 from demo.pool import write_digits
 from demo.product import CHECKOUT
 
-_T = TypeVar("_T")
-
 CACHE = CHECKOUT / ".cache" / "bench"
 
 SHARED = CHECKOUT.parent / "shared"
@@ -38,9 +33,8 @@ SHARED = CHECKOUT.parent / "shared"
 _TRASHNET = SHARED / "data" / "trashnet"
 WEIGHTS = SHARED / "weights" / "vgg16_features.pth"
 """Of VGG-16's convolutions, made on ImageNet."""
-_CIFAR = SHARED / "data" / "cifar10-lt" / "pool.zip"
 _DIGITS_OF_EACH = 170
-_SHIFTS_PX = (0, 1, 2, 3)
+_SMALL_PX = 32
 _ORDER = 20_261_123
 """Seeds the order of the photos, which is the same for all arguments: subjects of one source differ in how many they
 label, not in which."""
@@ -91,7 +85,8 @@ def trained(
         ValueError: if there are not more photos than `labels`.
     """
     source = _source()
-    photos = shuffled(source.photos())
+    found = source.photos()
+    photos = random.Random(_ORDER).sample(found, len(found))  # noqa: S311  # an order, not a secret
     if not 0 < labels < len(photos):
         raise ValueError(f"expected labels between 1 and {len(photos) - 1}, since photos must be left; got {labels}")
     arguments = f"{source.name}-{image_size}px-{part}-{labels}{'-int8' if int8 else ''}-seed{seed}"
@@ -114,25 +109,16 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 
 def small_images(count: int) -> list[Path]:
-    """Return `count` different images of few pixels, of which there are many: CIFAR-10's, or shifted digits.
+    """Return different images of few pixels, as rough as photos are, written once."""
+    from trainer.model.fit import coloured_noise
 
-    Raises:
-        ValueError: if there are not so many.
-    """
-    folder = CACHE / ("cifar" if _CIFAR.exists() else "shifted-digits")
-    complete = folder / ".complete"
-    if not complete.exists():
-        (_unpack_cifar if _CIFAR.exists() else _shift_digits)(folder)
-        complete.touch()
-    found = shuffled(sorted([*folder.rglob("*.jpg"), *folder.rglob("*.png")]))
-    if count > len(found):
-        raise ValueError(f"expected a count of at most {len(found)} images, got {count}")
-    return found[:count]
-
-
-def shuffled(items: Sequence[_T]) -> list[_T]:
-    """Return the items in the order that all benches use."""
-    return random.Random(_ORDER).sample(items, len(items))  # noqa: S311  # an order, not a secret
+    folder = CACHE / "small-images"
+    paths = [folder / f"{number}.png" for number in range(count)]
+    if not paths[-1].exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, pixels in zip(paths, coloured_noise(count, size=_SMALL_PX), strict=True):
+            Image.fromarray(pixels).save(path)
+    return paths
 
 
 @contextmanager
@@ -168,22 +154,6 @@ def _digits() -> list[tuple[Path, str]]:
     folder = CACHE / "digits"
     write_digits(folder, (_DIGITS_OF_EACH,) * 10)
     return [(path, path.parent.name) for path in sorted(folder.glob("*/*.png"))]
-
-
-def _unpack_cifar(folder: Path) -> None:
-    with zipfile.ZipFile(_CIFAR) as archive:
-        archive.extractall(folder)
-
-
-def _shift_digits(folder: Path) -> None:
-    """Write each digit once for each shift, to the right and down by so many pixels."""
-    for path, label in _digits():
-        pixels = np.asarray(Image.open(path))
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        for shift in _SHIFTS_PX:
-            Image.fromarray(np.roll(pixels, (shift, shift), axis=(0, 1))).save(
-                folder / label / f"{path.stem}-{shift}.png"
-            )
 
 
 def _digest_of_sources() -> str:

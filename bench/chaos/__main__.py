@@ -34,7 +34,7 @@ from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import Resident, growth_mb, probing
 from bench.chaos.traffic import KINDS, Dice, bad_host
-from bench.frame import say
+from bench.frame import print_table, say
 from bench.hosts import image_host
 from bench.load import percentile
 from bench.serving import Fleet, Server, fleet, has_haproxy
@@ -211,15 +211,19 @@ def _report(
     answers: Sequence[Answer], faults: Faults, lost: Sequence[Answer], wrong: Sequence[tuple[Answer, str]]
 ) -> None:
     """Print what was asked and what happened; on stderr, what went wrong."""
-    print(f"{'requests':<28}{'sent':>6}{'p50 s':>9}{'p99 s':>9}{'max s':>9}")
-    for kind in KINDS:
-        seconds = [answer.seconds for answer in answers if answer.request.kind == kind]
-        if seconds:
-            shown = "".join(f"{percentile(seconds, share):9.3f}" for share in (0.5, 0.99, 1))
-            print(f"{kind:<28}{len(seconds):>6}{shown}")
-    print(f"\n{'meanwhile':<36}{'times':>6}")
-    for name, times in faults.done.items():
-        print(f"{name:<36}{times:>6}")
+    by_kind = {kind: [answer.seconds for answer in answers if answer.request.kind == kind] for kind in KINDS}
+    print_table(
+        [
+            {
+                "requests": kind,
+                "sent": len(seconds),
+                **{f"p{100 * q:g} s": percentile(seconds, q) for q in (0.5, 0.99, 1)},
+            }
+            for kind, seconds in by_kind.items()
+            if seconds
+        ]
+    )
+    print_table([{"meanwhile": name, "times": times} for name, times in faults.done.items()])
     for answer in lost[:_EXAMPLES]:
         say(f"lost: {answer.request}, after {answer.seconds:.2f} s: {answer.status} {answer.fault}")
     for answer, fault in wrong[:_EXAMPLES]:

@@ -91,6 +91,10 @@ class Request:
         return f"{self.kind}, {self.method} {self.path} to the {target}, {self.body[:60]!r}"
 
 
+Task = tuple[str, int | None]
+"""A reference, and the index of its picture; None where there is no image to be had."""
+
+
 class Dice:
     """Draws requests: number n of a seed is always the same one."""
 
@@ -104,90 +108,59 @@ class Dice:
     def draw(self, number: int) -> Request:
         """Return request `number`."""
         rng = random.Random(f"{self._seed}/{number}")  # noqa: S311  # no secret
-        (kind,) = rng.choices(list(KINDS), [weight for weight, _ in KINDS.values()])
-        return KINDS[kind][1](self, kind, rng)
-
-    def by_url(self, kind: str, rng: random.Random) -> Request:
-        """One to twenty images of the good host."""
-        return self._ask(kind, [self._at_good_host(rng) for _ in range(_tasks(rng))])
-
-    def inline(self, kind: str, rng: random.Random) -> Request:
-        """Images in the request itself."""
-        return self._ask(kind, [self._inline(rng) for _ in range(_tasks(rng))])
-
-    def large(self, kind: str, rng: random.Random) -> Request:
-        """A body of a megabyte."""
-        last = len(self._pictures) - 1
-        return self._ask(kind, [(self._pictures[last].inline, last), self._at_good_host(rng)])
-
-    def mixed(self, kind: str, rng: random.Random) -> Request:
-        """Good images among such as cannot be had, each for another reason."""
-        tasks: list[tuple[str, int | None]] = [self._at_good_host(rng) for _ in range(_tasks(rng))]
-        for _ in range(rng.randint(1, 3)):
-            tasks.insert(rng.randint(0, len(tasks)), self._lost(rng))
-        return self._ask(kind, tasks)
-
-    def slow_host(self, kind: str, rng: random.Random) -> Request:
-        """Images that come in small pieces."""
-        return self._ask(kind, [self._in_pieces(rng) for _ in range(rng.randint(1, 2))])
-
-    def hanging_host(self, kind: str, rng: random.Random) -> Request:
-        """An image that never comes, beside a good one."""
-        return self._ask(kind, [(f"{self._bad}/hanging?{rng.random()}", None), self._at_good_host(rng)])
-
-    def slow_client(self, kind: str, rng: random.Random) -> Request:
-        """A client on a bad line."""
-        return self._ask(kind, [self._inline(rng)], manner=Manner.SLOWLY, direct=rng.random() < 0.5)
-
-    def gone_client(self, kind: str, rng: random.Random) -> Request:
-        """A client that does not wait for its answer."""
-        tasks = [self._at_good_host(rng) for _ in range(_tasks(rng))]
-        return self._ask(kind, tasks, manner=Manner.LEFT, direct=rng.random() < 0.5)
-
-    def broken_client(self, kind: str, rng: random.Random) -> Request:
-        """A client that is gone before it has said what it wants."""
-        return self._ask(kind, [self._inline(rng)], manner=Manner.BROKEN, direct=rng.random() < 0.5)
-
-    def bad_body(self, kind: str, rng: random.Random) -> Request:
-        """What no Label Studio sends."""
-        method, path, body = rng.choice(_BAD)
-        return Request(
-            kind, body, valid=False, method=method, path=path, direct=rng.random() < 0.3 and len(body) < 10**6
-        )
-
-    def _ask(
-        self,
-        kind: str,
-        tasks: Sequence[tuple[str, int | None]],
-        *,
-        manner: Manner = Manner.PLAIN,
-        direct: bool = False,
-    ) -> Request:
+        (name,) = rng.choices(list(KINDS), [kind.share for kind in KINDS.values()])
+        kind = KINDS[name]
+        if kind.tasks is None:
+            method, path, body = rng.choice(_BAD)
+            direct = rng.random() < 0.3 and len(body) < 10**6
+            return Request(name, body, valid=False, method=method, path=path, direct=direct)
+        tasks = kind.tasks(self, rng)
         listed = ", ".join(
             f'{{"id": {number}, "data": {{"image": "{reference}"}}}}' for number, (reference, _) in enumerate(tasks)
         )
-        body = f'{{"tasks": [{listed}], "project": "1.1791188130", "label_config": {_CONFIG}}}'
-        return Request(kind, body.encode(), tuple(index for _, index in tasks), manner, direct=direct)
+        body = f'{{"tasks": [{listed}], "project": "1.1791188130", "label_config": {_CONFIG}}}'.encode()
+        direct = kind.manner is not Manner.PLAIN and rng.random() < 0.5
+        return Request(name, body, tuple(index for _, index in tasks), kind.manner, direct=direct)
 
-    def _at_good_host(self, rng: random.Random) -> tuple[str, int]:
+    def at_good_host(self, rng: random.Random) -> Task:
+        """An image that is sent at once."""
         index = rng.randrange(len(self._pictures))
         return f"{self._good}/{self._pictures[index].path.name}", index
 
-    def _in_pieces(self, rng: random.Random) -> tuple[str, int]:
+    def in_pieces(self, rng: random.Random) -> Task:
+        """An image that comes in small pieces."""
         index = rng.randrange(len(self._pictures) - 1)
         return f"{self._bad}/slow/{self._pictures[index].path.name}", index
 
-    def _inline(self, rng: random.Random) -> tuple[str, int]:
+    def inline(self, rng: random.Random) -> Task:
+        """An image in the request itself."""
         index = rng.randrange(len(self._pictures) - 1)
         return self._pictures[index].inline, index
 
-    def _lost(self, rng: random.Random) -> tuple[str, None]:
+    def large(self) -> Task:
+        """An image that makes a body of a megabyte."""
+        return self._pictures[-1].inline, len(self._pictures) - 1
+
+    def hanging(self, rng: random.Random) -> Task:
+        """An image that never comes."""
+        return f"{self._bad}/hanging?{rng.random()}", None
+
+    def lost(self, rng: random.Random) -> Task:
+        """What cannot be had, each for another reason."""
         return rng.choice([*(f"{self._bad}/{kind}" for kind in BAD_ANSWERS), *_LOST]), None
 
+    def some_lost(self, rng: random.Random) -> list[Task]:
+        """Good images among such as cannot be had."""
+        tasks = _several(self.at_good_host, rng)
+        for _ in range(rng.randint(1, 3)):
+            tasks.insert(rng.randint(0, len(tasks)), self.lost(rng))
+        return tasks
 
-def _tasks(rng: random.Random) -> int:
+
+def _several(draw: Callable[[random.Random], Task], rng: random.Random) -> list[Task]:
     """Most requests are small, as Label Studio's are; one in eight is not."""
-    return rng.randint(1, _MOST_TASKS if rng.random() < 0.125 else _MOST_SMALL)
+    most = _MOST_TASKS if rng.random() < 0.125 else _MOST_SMALL
+    return [draw(rng) for _ in range(rng.randint(1, most))]
 
 
 _LOST = (
@@ -198,19 +171,30 @@ _LOST = (
     "nonsense",
 )
 
-KINDS: Mapping[str, tuple[float, Callable[[Dice, str, random.Random], Request]]] = {
-    "by URL": (45, Dice.by_url),
-    "inline": (20, Dice.inline),
-    "1 MB": (1, Dice.large),
-    "some images lost": (10, Dice.mixed),
-    "slow host": (2, Dice.slow_host),
-    "hanging host": (1, Dice.hanging_host),
-    "slow client": (2, Dice.slow_client),
-    "client gone after asking": (5, Dice.gone_client),
-    "client gone while asking": (4, Dice.broken_client),
-    "bad body": (10, Dice.bad_body),
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of request."""
+
+    share: float
+    """Of all requests, in per cent."""
+    tasks: Callable[[Dice, random.Random], list[Task]] | None
+    """None sends what no Label Studio does."""
+    manner: Manner = Manner.PLAIN
+
+
+KINDS: Mapping[str, Kind] = {
+    "by URL": Kind(45, lambda dice, rng: _several(dice.at_good_host, rng)),
+    "inline": Kind(20, lambda dice, rng: _several(dice.inline, rng)),
+    "1 MB": Kind(1, lambda dice, rng: [dice.large(), dice.at_good_host(rng)]),
+    "some images lost": Kind(10, Dice.some_lost),
+    "slow host": Kind(2, lambda dice, rng: [dice.in_pieces(rng) for _ in range(rng.randint(1, 2))]),
+    "hanging host": Kind(1, lambda dice, rng: [dice.hanging(rng), dice.at_good_host(rng)]),
+    "slow client": Kind(2, lambda dice, rng: [dice.inline(rng)], Manner.SLOWLY),
+    "client gone after asking": Kind(5, lambda dice, rng: _several(dice.at_good_host, rng), Manner.LEFT),
+    "client gone while asking": Kind(4, lambda dice, rng: [dice.inline(rng)], Manner.BROKEN),
+    "bad body": Kind(10, None),
 }
-"""Each with its share of all requests, in per cent."""
 
 _BAD: Sequence[tuple[str, str, bytes]] = (
     ("POST", "/predict", b""),

@@ -15,12 +15,6 @@ def test_the_ratio_is_that_of_the_slowest_hundredths():
     assert Swaps((1.0,), quiet, two).p99_ratio == pytest.approx(5)
 
 
-def test_failures_count_wherever_they_fall():
-    """No request may fail, in a swap or out of it."""
-    good, bad = make_replies(1.0), make_replies(1.0, score=None)
-    assert [Swaps((1.0,), good, good).failed, Swaps((1.0,), bad, bad).failed] == [0, 2]
-
-
 def test_the_result_says_how_much_it_rests_on():
     """Swaps and requests are counted beside the figures."""
     found = Swaps((1.0, 3.0, 2.0), make_replies(1.0, 1.0), make_replies(2.0)).to_json()

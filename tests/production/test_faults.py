@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +17,6 @@ import urllib3
 from bench.serving import Server, serving
 from bench.tiny_model import TinyModel, publish
 from contract.versions.repository import Repository
-from demo.product import CHECKOUT
 from tests.disks import fill, small_disk
 from tests.production.driving import Client
 from tests.server.conftest import make_tasks
@@ -205,23 +202,6 @@ class TestProcesses:
                 os.kill(worker, signal.SIGKILL)
                 await_end(worker)
                 assert serves(client, repository.current())
-
-    def test_a_publisher_that_is_killed_leaves_the_last_version(self, repository: Repository):
-        """At whatever point: what is served is always whole."""
-        program = (
-            "import sys; from pathlib import Path; from contract.versions.repository import Repository;"
-            "from bench.tiny_model import publish;"
-            "repository = Repository(Path(sys.argv[1]));\nwhile True: publish(repository)"
-        )
-        with server_of(repository) as (client, server):
-            for round_ in range(10):
-                publisher = subprocess.Popen([sys.executable, "-c", program, repository.root], cwd=CHECKOUT)
-                time.sleep(2.0 + 0.037 * round_)
-                publisher.kill()
-                publisher.wait()
-                assert client.predict(make_tasks(3)).status == 200
-                await_version(client, repository.current())
-            assert server.metrics()['labelnext_model_reloads_total{result="rejected"}'] == 0
 
 
 def test_a_clock_that_jumps_costs_nothing(repository: Repository, tmp_path: Path):
