@@ -20,7 +20,8 @@ LACKING = {
     "decoding": (
         """
 import contract.images.preprocess as it
-it._check_size = lambda *_: None
+decode = it._to_pixels
+it._to_pixels = lambda image, data, spec, _: decode(image, data, spec, 10**6)
 it._MAX_READS = 10**9
 it._MAX_SCANNED_PIXELS = 10**15
 it._orientation = lambda _: 1
@@ -41,11 +42,12 @@ it._orientation = lambda _: 1
     "fetching": (
         """
 import contextlib, contract.images.download as download, contract.images.fetch as fetch
+import contract.images.label_studio_files as studio
 download.is_public = lambda _: True
 download._cut_off = lambda *_: contextlib.nullcontext()
 download.LONGEST_REFERENCE = fetch.LONGEST_REFERENCE = 10**9
 fetch.MAX_REDIRECTS = 9
-fetch._LabelStudio.owns = lambda *_: True
+studio.Studio.owns = lambda *_: True
 fetch._read_local = lambda root, name, limit: (root / name).read_bytes()
 """,
         (
