@@ -7,7 +7,7 @@ import base64
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,8 @@ _MOST_ID = 2**63 - 1
 _log = logging.getLogger(__name__)
 
 JsonObject = dict[str, Any]
+
+_T = TypeVar("_T")
 
 
 class NoImage(ImageError):
@@ -86,16 +88,11 @@ def parse_predict(body: object) -> PredictRequest:
     Raises:
         RequestError: naming the field that is not what Label Studio sends.
     """
-    fields = _object(body, "the body")
-    tasks = fields.get("tasks")
-    if not isinstance(tasks, list):
-        raise _fault("tasks", "a list", tasks)
-    label_config = fields.get("label_config")
-    if not isinstance(label_config, str):
-        raise _fault("label_config", "a string", label_config)
+    fields = _expect(body, dict, "the body")
+    tasks = _expect(fields.get("tasks"), list, "tasks")
     return PredictRequest(
+        label_config=_expect(fields.get("label_config"), str, "label_config"),
         tasks=tuple(_parse_task(task, i) for i, task in enumerate(tasks)),
-        label_config=label_config,
         project_id=_project_id(fields.get("project")),
     )
 
@@ -109,11 +106,9 @@ def parse_score(body: object) -> tuple[PredictRequest, str]:
     Raises:
         RequestError: naming the field that is not what was expected.
     """
-    fields = _object(body, "the body")
-    version = fields.get("version")
-    if not isinstance(version, str):
-        raise _fault("version", "a string", version)
-    embedding, passes = (_flag(fields, name) for name in ("embeddings", "passes"))
+    fields = _expect(body, dict, "the body")
+    version = _expect(fields.get("version"), str, "version")
+    embedding, passes = (_expect(fields.get(name, False), bool, name) for name in ("embeddings", "passes"))
     return replace(parse_predict(body), extras=Extras(embedding, passes)), version
 
 
@@ -123,11 +118,10 @@ def parse_setup(body: object) -> tuple[str | None, int | None]:
     Raises:
         RequestError: if the body is not what Label Studio sends.
     """
-    fields = _object(body, "the body")
+    fields = _expect(body, dict, "the body")
     schema = fields.get("schema")
-    if schema is not None and not isinstance(schema, str):
-        raise _fault("schema", "a string", schema)
-    return schema or None, _project_id(fields.get("project"))
+    label_config = None if schema is None else _expect(schema, str, "schema")
+    return label_config or None, _project_id(fields.get("project"))
 
 
 def parse_webhook(body: object) -> tuple[str, int | None]:
@@ -136,10 +130,10 @@ def parse_webhook(body: object) -> tuple[str, int | None]:
     Raises:
         RequestError: if the body names no action.
     """
-    fields = _object(body, "the body")
-    action = fields.get("action")
-    if not isinstance(action, str) or len(action) > _MOST_ACTION:
-        raise _fault("action", f"a string of at most {_MOST_ACTION} characters", action)
+    fields = _expect(body, dict, "the body")
+    action = _expect(fields.get("action"), str, "action")
+    if len(action) > _MOST_ACTION:
+        raise RequestError(f"action must have at most {_MOST_ACTION} characters, got {len(action)}")
     project = fields.get("project")
     return action, _project_id(project.get("id")) if isinstance(project, dict) else None
 
@@ -279,9 +273,9 @@ def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference 
 
 
 def _parse_task(task: object, index: int) -> Task:
-    fields = _object(task, f"tasks[{index}]")
+    fields = _expect(task, dict, f"tasks[{index}]")
     identifier = fields.get("id")
-    data = _object(fields.get("data"), f"tasks[{index}].data")
+    data = _expect(fields.get("data"), dict, f"tasks[{index}].data")
     return Task(identifier if type(identifier) is int and abs(identifier) <= _MOST_ID else None, data)
 
 
@@ -291,24 +285,14 @@ def _project_id(project: object) -> int | None:
     return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else None
 
 
-def _flag(fields: Mapping[str, object], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise _fault(name, "a boolean", value)
+def _expect(value: object, kind: type[_T], name: str) -> _T:
+    if not isinstance(value, kind):
+        found = _JSON_TYPES.get(type(value), "something else")
+        raise RequestError(f"{name} must be {_JSON_TYPES[kind]}, got {found}")
     return value
 
 
-def _object(value: object, name: str) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise _fault(name, "an object", value)
-    return value
-
-
-def _fault(name: str, expected: str, found: object) -> RequestError:
-    return RequestError(f"{name} must be {expected}, got {_JSON_TYPES.get(type(found), 'something else')}")
-
-
-_JSON_TYPES = {
+_JSON_TYPES: dict[type, str] = {
     type(None): "null",
     bool: "a boolean",
     int: "a number",

@@ -82,12 +82,20 @@ Sample = Pixels | Features
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Item:
+class Work:
+    """What a request asks of each of its images."""
+
     engine: Engine
-    sample: Sample
     deadline: float
+    """On the batcher's clock."""
+    extras: Extras = Extras()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Item:
+    work: Work
+    sample: Sample
     outcome: "Future[ImageScores]"
-    extras: Extras
     queued_at: float = field(default_factory=time.perf_counter)
 
 
@@ -140,15 +148,7 @@ class Batcher:
             self._thread.join(_HUNG_S if self.fault else None)
         self._abandon("the server is shutting down")
 
-    def submit(
-        self,
-        engine: Engine,
-        sample: Sample,
-        *,
-        deadline: float,
-        outcome: "Future[ImageScores]",
-        extras: Extras = Extras(),
-    ) -> None:
+    def submit(self, sample: Sample, work: Work, outcome: "Future[ImageScores]") -> None:
         """Queue one image or its features; `outcome` gets its scores, or Expired, NotFinite, or the engine's error.
 
         Raises:
@@ -157,7 +157,7 @@ class Batcher:
         with self._changed:
             if self._fault is not None:
                 raise Unavailable(self._fault)
-            self._queue.append(_Item(engine, sample, deadline, outcome, extras))
+            self._queue.append(_Item(work, sample, outcome))
             self._changed.notify()
 
     def _run(self) -> None:
@@ -178,7 +178,7 @@ class Batcher:
             others: deque[_Item] = deque()
             while self._queue and len(batch) < self._max_batch_images:
                 item = self._queue.popleft()
-                (batch if not batch or item.engine is batch[0].engine else others).append(item)
+                (batch if not batch or item.work.engine is batch[0].work.engine else others).append(item)
             self._queue.extendleft(reversed(others))
             return batch
 
@@ -201,7 +201,7 @@ class Batcher:
         now, waiting = self._clock(), []
         for item in batch:
             self._metrics.stage_duration.labels("queue").observe(time.perf_counter() - item.queued_at)
-            if item.deadline <= now:
+            if item.work.deadline <= now:
                 item.outcome.set_exception(Expired("the image waited past the request's deadline"))
             else:
                 waiting.append(item)
@@ -211,14 +211,14 @@ class Batcher:
         self._metrics.batch_images.observe(len(items))
         features = self._features(items)  # (N, F)
         with self._metrics.stage("passes"):
-            outputs = items[0].engine.run_passes(features)
-        embeddings = embed(features) if any(item.extras.embedding for item in items) else None
+            outputs = items[0].work.engine.run_passes(features)
+        embeddings = embed(features) if any(item.work.extras.embedding for item in items) else None
         for row, item in enumerate(items):
             _deliver(item, outputs, embeddings, row)
 
     def _features(self, items: Sequence[_Item]) -> Features:
         """The features of all items (N, F), in order: the trunk runs on those that come as pixels."""
-        engine = items[0].engine
+        engine = items[0].work.engine
         pixels = [item.sample for item in items if isinstance(item.sample, Pixels)]
         computed = iter(self._compute(engine, pixels) if pixels else ())
         return np.stack([next(computed) if isinstance(item.sample, Pixels) else item.sample for item in items])
@@ -248,8 +248,8 @@ def _deliver(item: _Item, outputs: PassOutputs, embeddings: npt.NDArray[np.float
         float(outputs.bald[row]),
         float(outputs.entropy[row]),
         # copies, since a row would keep the whole batch in memory
-        embedding=embeddings[row].copy() if embeddings is not None and item.extras.embedding else None,
-        pass_probabilities=outputs.pass_probabilities[row].copy() if item.extras.passes else None,
+        embedding=embeddings[row].copy() if embeddings is not None and item.work.extras.embedding else None,
+        pass_probabilities=outputs.pass_probabilities[row].copy() if item.work.extras.passes else None,
     )
     if np.isfinite(mean).all() and math.isfinite(scores.bald) and math.isfinite(scores.entropy):
         item.outcome.set_result(scores)

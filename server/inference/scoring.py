@@ -21,7 +21,7 @@ from contract.images.download import Validators
 from contract.images.fetch import Fetched, Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
-from server.inference.batching import Batcher, Expired, Extras, ImageScores, Pixels
+from server.inference.batching import Batcher, Expired, Extras, ImageScores, Pixels, Work
 from server.inference.engine import Engine, Features
 from server.inference.feature_cache import Download, FeatureCache
 from server.inference.host_queues import HostQueues
@@ -51,15 +51,6 @@ class _File:
     data: bytes
     digest: bytes | None
     """sha256; None where nothing is kept."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Work:
-    """What a request asks of each of its images."""
-
-    engine: Engine
-    deadline: float
-    extras: Extras
 
 
 Outcome = ImageScores | ImageError
@@ -110,13 +101,13 @@ class Scorer:
         Raises:
             Unavailable, InferenceError: if the failure is the server's and not an image's.
         """
-        work = _Work(engine, deadline, extras)
+        work = Work(engine, deadline, extras)
         started = [self._start(image, work) for image in images]
         outcomes = [self._collect(outcome, deadline) for outcome in started]
         self._report(images, outcomes)
         return outcomes
 
-    def _start(self, image: ImageReference | ImageError, work: _Work) -> "Future[ImageScores]":
+    def _start(self, image: ImageReference | ImageError, work: Work) -> "Future[ImageScores]":
         outcome: Future[ImageScores] = Future()
         if isinstance(image, ImageError):
             outcome.set_exception(image)
@@ -126,21 +117,21 @@ class Scorer:
             self._queues.submit(_host(image.reference), work, prepare, outcome)
         return outcome
 
-    def _prepare(self, image: ImageReference, work: _Work, outcome: "Future[ImageScores]") -> None:
+    def _prepare(self, image: ImageReference, work: Work, outcome: "Future[ImageScores]") -> None:
         """Get one image, or its features, and queue it for the graph."""
         if self._clock() >= work.deadline:
             raise _expired()
         with self._metrics.stage("fetch"):
             found = self._find(image, work)
         sample = self._decode(found, work.engine) if isinstance(found, _File) else found
-        self._batcher.submit(work.engine, sample, deadline=work.deadline, outcome=outcome, extras=work.extras)
+        self._batcher.submit(sample, work, outcome)
 
     def _decode(self, file: _File, engine: Engine) -> Pixels:
         with self._decoding, self._metrics.stage("decode"):
             pixels = decode_image(file.data, engine.manifest.input, max_megapixels=self._max_megapixels)
             return Pixels(pixels, file.digest)
 
-    def _find(self, image: ImageReference, work: _Work) -> _File | Features:
+    def _find(self, image: ImageReference, work: Work) -> _File | Features:
         """Get the features of an image from the cache, or else its file."""
         if self._cache is None:
             return _File(self._fetch(image, None, work.deadline).data, None)
@@ -149,7 +140,7 @@ class Scorer:
         (self._metrics.feature_cache_misses if missed else self._metrics.feature_cache_hits).inc()
         return found
 
-    def _find_in(self, cache: FeatureCache, image: ImageReference, work: _Work) -> _File | Features:
+    def _find_in(self, cache: FeatureCache, image: ImageReference, work: Work) -> _File | Features:
         source = self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
         last = cache.recall(source) if source else None
         row = cache.get(work.engine, last.digest) if last else None

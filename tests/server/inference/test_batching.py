@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from contract.errors import Unavailable
 from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
-from server.inference.batching import Batcher, Expired, Extras, NotFinite, Pixels
+from server.inference.batching import Batcher, Expired, Extras, NotFinite, Pixels, Work
 from server.inference.feature_cache import FeatureCache
 from server.observe.metrics import Metrics
 
@@ -77,8 +77,9 @@ def make_batcher():
 
 
 def submit(batcher, engine, value, deadline=FOREVER, **options):
-    outcome, sample = Future(), value if isinstance(value, np.ndarray) else make_sample(value)
-    batcher.submit(engine, sample, deadline=deadline, outcome=outcome, **options)
+    outcome = Future()
+    sample = make_sample(value) if isinstance(value, int) else value
+    batcher.submit(sample, Work(engine, deadline, **options), outcome)
     return outcome
 
 
@@ -162,8 +163,7 @@ def test_what_the_trunk_computes_is_kept(make_batcher):
     with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:
         batcher = make_batcher(cache=cache)
         for digest in (b"d" * 32, None):
-            batcher.submit(engine, Pixels(make_sample(5).image, digest), deadline=FOREVER, outcome=(each := Future()))
-            assert answer(each) == (0, 5)
+            assert answer(submit(batcher, engine, Pixels(make_sample(5).image, digest))) == (0, 5)
         np.testing.assert_array_equal(cache.get(engine, b"d" * 32), make_features(5))
 
 
