@@ -32,7 +32,7 @@ def decode_data_uri(reference: str, *, max_bytes: int) -> bytes:
         raise FetchError(
             f"data:... has more than {_MAX_ESCAPES} characters escaped by %, each of which takes its time; use base64"
         )
-    data = unquote_to_bytes(payload.translate(BREAKS))
+    data = unquote_to_bytes(payload.translate(BREAKS).encode(errors="replace"))  # JSON may hold half a character
     if re.search("(?i); *base64 *$", head):
         data = _decode_base64(data)
     if not data:
