@@ -25,8 +25,8 @@ from bench.frame import describe
 from bench.model import CACHE
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Indices
-from trainer.model.fit import choose_recipe
-from trainer.model.network import build, parse_weights
+from trainer.model.network import build
+from trainer.model.recipe import choose_recipe
 from trainer.progress_bar import Bar
 from trainer.settings import Training
 from trainer.study.dataset import long_tail, read_pool
@@ -84,7 +84,7 @@ def prepare(plan: Plan, training: Training) -> Ground:
         training.architecture,
         classes=len(images.classes),
         image_size=training.image_size,
-        weights=parse_weights(training.weights),
+        weights=training.weights,
     )
     features = compute(decoded, network=network, device=_DEVICE, cache=CACHE / "study")
     eligible = decoded.readable & ~images.test
@@ -120,9 +120,7 @@ def _measure(ground: Ground, training: Training, change: Mapping[str, Any]) -> d
     for seed in range(_SEEDS):
         for name, labelled in labelled_sets(ground, seed):
             changed = replace(training, seed=seed, **_resolve(change, len(labelled)))
-            trainer = Trainer(
-                ground.dataset, changed, part="classifier", weights=parse_weights(training.weights), device=_DEVICE
-            )
+            trainer = Trainer(ground.dataset, changed, part="classifier", weights=training.weights, device=_DEVICE)
             with redirect_stderr(io.StringIO()):  # a bar for each training
                 model = trainer.train(labelled, f"recipe/{seed}")
             mean = model.score(model.compute_features(ground.test)).probabilities
@@ -137,7 +135,7 @@ def _resolve(change: Mapping[str, Any], images: int) -> dict[str, Any]:
     """Return the settings of a change, with the number of epochs for so many images in place of a multiple."""
     if "epochs" not in change:
         return dict(change)
-    epochs = choose_recipe("classifier", images, pretrained=True).epochs
+    epochs = choose_recipe(Training(), "classifier", images, pretrained=True).epochs
     return {**change, "epochs": max(1, round(epochs * change["epochs"]))}
 
 

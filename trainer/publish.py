@@ -26,10 +26,11 @@ from trainer.labels.dataset import Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
 from trainer.model.export import export
 from trainer.model.fit import Fitted
-from trainer.model.network import Network, Provenance
+from trainer.model.network import Network
 from trainer.model.probe import PROBE_IMAGES, compute_probe
 from trainer.model.quantise import copy_int8_trunk, quantise
 from trainer.model.validation import validate_version
+from trainer.model.weights import Provenance
 from trainer.report.data import Inputs
 from trainer.report.page import write_report
 from trainer.settings import Training

@@ -28,8 +28,11 @@ from trainer.labels.dataset import load_pixels, open_fetcher
 from trainer.labels.image_cache import open_cache
 from trainer.locks import exclusive
 from trainer.model.bayes import sample_passes
-from trainer.model.fit import compute_features, fit, prepare, recipe_of
-from trainer.model.network import Network, Provenance, build, choose_device, parse_weights
+from trainer.model.features import compute_features, prepare
+from trainer.model.fit import fit
+from trainer.model.network import Network, build, choose_device
+from trainer.model.recipe import choose_recipe
+from trainer.model.weights import Provenance
 from trainer.publish import Data, Evaluation, Trained, publish
 from trainer.report.calibration import fit_temperature
 from trainer.settings import Environment, Part, Source, Training
@@ -156,7 +159,7 @@ def _train(data: Data, training: Training, device: torch.device) -> Trained:
         training.architecture,
         classes=classes,
         image_size=training.image_size,
-        weights=parse_weights(training.weights),
+        weights=training.weights,
         units=training.units,
         dropout=training.dropout,
     )
@@ -164,7 +167,7 @@ def _train(data: Data, training: Training, device: torch.device) -> Trained:
     network.to(device)
     images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
     module, inputs = prepare(network, images, part=part, device=device)
-    recipe = recipe_of(training, part, len(targets), pretrained=bool(provenance.loaded))
+    recipe = choose_recipe(training, part, len(targets), pretrained=bool(provenance.loaded))
     fitted = fit(module, inputs, targets, classes=classes, recipe=recipe, device=device)
     evaluation, validation_embeddings = _evaluate(network, data, training, device=device)
     embeddings = None

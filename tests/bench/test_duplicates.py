@@ -8,7 +8,7 @@ from bench import duplicates
 from bench.duplicates import EDITS, count_distinct, near_copies
 from contract.scores.embedding import embed
 from tests.trainer.candidates import make_candidates
-from trainer.model.fit import coloured_noise
+from trainer.model.features import coloured_noise
 from trainer.model.network import Network, Normalise
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY

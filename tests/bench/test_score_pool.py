@@ -21,6 +21,6 @@ def test_the_bench_runs():
     result = json.loads(done.stdout.splitlines()[-1])
     assert len(result["runs"]) == 4
     assert all(run["images_per_s"] > 0 and run["core_s_per_image"] > 0 for run in result["runs"])
-    assert all(result[key] > 0 for key in ("fetch_core_ms", "decode_core_ms", "cache_bytes_per_image"))
+    assert all(result[key] > 0 for key in ("fetch_core_ms", "decode_core_ms"))
     assert 20 < result["output_bytes_per_image"] < 200
     assert set(result["pool_of_100_million"]) == {"output_gb", "core_hours"}

@@ -11,9 +11,10 @@ from contract.graph.fingerprint import fingerprint
 from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.version import INT8_TRUNK_FILE, PROBE_FILE
 from trainer.model.export import export
-from trainer.model.network import Network, Normalise, Provenance
+from trainer.model.network import Network, Normalise
 from trainer.model.probe import compute_probe
 from trainer.model.quantise import quantise
+from trainer.model.weights import Provenance
 
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 30)}
 PROVENANCE = Provenance("none", None, (), ("classifier.0", "classifier.3", "classifier.6"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.hosts import host
 from trainer import progress_bar as bars
-from trainer.model import network
+from trainer.model import weights
 from trainer.progress_bar import Bar
 
 ROOT = Path(__file__).parents[2]
@@ -92,16 +92,16 @@ def test_weights_are_downloaded_with_lines(capsys, monkeypatch, tmp_path):
 
     class Weights:
         def get_state_dict(self, **_):
-            network.torch.hub.download_url_to_file(f"{source.url}/weights", str(tmp_path / "weights"))
+            weights.torch.hub.download_url_to_file(f"{source.url}/weights", str(tmp_path / "weights"))
             return {}
 
     class Known:
         IMAGENET1K_V1 = Weights()
 
-    monkeypatch.setattr(network.torchvision.models, "get_model_weights", lambda _: Known)
+    monkeypatch.setattr(weights.torchvision.models, "get_model_weights", lambda _: Known)
     with host() as source:
         source.serve("/weights", bytes(1 << 20))
-        network._download_weights("vgg11")
+        weights._download_weights("vgg11")
     said = capsys.readouterr().err
     assert re.search(r"^weights: 1\.00M/1\.00M \(100%\), .*B/s, 00:00 left$", said, re.MULTILINE)
     assert "\r" not in said

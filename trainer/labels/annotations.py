@@ -125,12 +125,10 @@ def _age(annotation: Annotation) -> tuple[datetime, int]:
 
 
 def _moment(time: object) -> datetime:
-    """A time as Label Studio writes it, before 1.0 in seconds; the beginning of all times if it is none."""
+    """A time as Label Studio writes it; the beginning of all times if it is none."""
     try:
-        moment = (
-            datetime.fromtimestamp(time, UTC) if isinstance(time, int | float) else datetime.fromisoformat(str(time))
-        )
-    except (ValueError, OverflowError, OSError):
+        moment = datetime.fromisoformat(str(time))
+    except ValueError:
         moment = datetime.min
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

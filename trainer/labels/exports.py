@@ -1,12 +1,8 @@
-"""Files that Label Studio's Export dialog writes: those of type JSON are read, the others known by name.
-
-Owns what was called otherwise before Label Studio 1.0.
-"""
+"""Files that Label Studio's Export dialog writes: those of type JSON are read, the others known by name."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from contract.errors import LabelError
 from trainer.labels.annotations import Task
@@ -15,7 +11,7 @@ _EXPORT_AGAIN: Final = "choose JSON in the project's Export dialog"
 
 
 def read_export(path: Path) -> list[Task]:
-    """The tasks in an export of type JSON, those of before Label Studio 1.0 as they would be exported since.
+    """The tasks in an export of type JSON.
 
     Raises:
         LabelError: if the file is no such export, with what it is.
@@ -32,26 +28,13 @@ def read_export(path: Path) -> list[Task]:
         raise _other_export(path, _name_text(content)) from err
     if not isinstance(tasks, list) or not tasks or not all(_is_task(task) for task in tasks):
         raise _other_export(path, _name_document(tasks))
-    return [_of_today(task) for task in tasks]
+    if any("completions" in task for task in tasks):
+        raise _other_export(path, "of Label Studio before 1.0")
+    return tasks
 
 
 def _is_task(task: object) -> bool:
     return isinstance(task, dict) and isinstance(task.get("data"), dict)
-
-
-def _of_today(task: Task) -> Task:
-    """A task as it is exported since Label Studio 1.0; before, its annotations were called completions."""
-    made = task.get("completions")
-    if "annotations" in task or not isinstance(made, list):
-        return task
-    return {**task, "annotations": [_annotation_of(each) for each in made if isinstance(each, dict)]}
-
-
-def _annotation_of(completion: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Before 1.0 a completion could be `skipped`, and a `honeypot` was what ground truth is now."""
-    skipped = completion.get("was_cancelled") or completion.get("skipped")
-    trusted = completion.get("ground_truth") or completion.get("honeypot")
-    return {**completion, "was_cancelled": bool(skipped), "ground_truth": bool(trusted)}
 
 
 def _other_export(path: Path, found: str) -> LabelError:

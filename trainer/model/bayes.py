@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _ROWS_A_FORWARD: Final = 640
-"""Images times passes that the head computes at once."""
+"""Images that the head computes at once."""
 
 
 def probabilities_of(logits: Tensor, *, multiple: bool) -> Tensor:
@@ -51,14 +51,12 @@ def sample_passes(
     head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool = False
 ) -> npt.NDArray[np.float32]:
     """Return the probabilities of T free-running passes: features (N, ...) to float32 (N, T, C)."""
-    wrapper = ModelWrapper(head, TrainingArgs(use_cuda=device.type == "cuda"))
-    wrapper.eval()
-    images = max(1, _ROWS_A_FORWARD // passes)
-    return np.concatenate([_sample(wrapper, chunk, passes, multiple) for chunk in torch.split(features, images)])
-
-
-def _sample(wrapper: ModelWrapper, features: Tensor, passes: int, multiple: bool) -> npt.NDArray[np.float32]:
-    """Return one forward's share: baal gives logits, passes last, and guesses in its own softmax if it was applied."""
-    logits = wrapper.predict_on_batch(features, iterations=passes).float()  # (N, C, T)
-    probabilities: npt.NDArray[np.float32] = probabilities_of(logits, multiple=multiple).cpu().numpy()
-    return probabilities.transpose(0, 2, 1)  # (N, T, C)
+    head.eval()
+    with torch.no_grad():
+        sampled = [
+            torch.stack(
+                [probabilities_of(head(rows.to(device)), multiple=multiple) for _ in range(passes)], dim=1
+            ).cpu()
+            for rows in torch.split(features, _ROWS_A_FORWARD)
+        ]
+    return np.concatenate([each.numpy() for each in sampled])  # (N, T, C)

@@ -1,37 +1,29 @@
 """The network: torchvision's VGG with a last layer of our own, normalisation inside, and dropout that baal keeps alive.
 
-Owns the layers, where their weights come from, and where they part: backbone and classifier, trunk and head. Knows
-nothing of labels, optimisers or files other than weights.
+Owns the layers, and where they part: backbone and classifier, trunk and head. Knows nothing of labels, optimisers or
+files.
 """
 
-import hashlib
-import pickle
-import socket
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from contract.errors import ConfigError, TrainingError, name_some
+from contract.errors import ConfigError, TrainingError
 from trainer.model.bayes import ActiveDropout, patch_module
-from trainer.progress_bar import Bar
+from trainer.model.weights import Provenance, load_weights
 from trainer.settings import ARCHITECTURES, Device
-
-Weights = Literal["imagenet", "none"] | Path
 
 SMALLEST_IMAGE = 32
 """Pixels a side below which VGG's five poolings leave nothing."""
 
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+"""ImageNet's, of each channel from 0 to 1."""
 _GRID = 7
 """Cells a side that VGG pools its last feature map to."""
 _CHANNELS = 512
@@ -40,26 +32,6 @@ _LEAST_DEVIATION = 0.05
 _FIRST_LAYER, _LAST_LAYER = "classifier.0", "classifier.6"
 _HIDDEN_LAYERS = (_FIRST_LAYER, "classifier.3")
 _FRESH_DROPOUT, _LOADED_DROPOUT = 0.6, 0.5
-_DOWNLOAD_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where a network's weights came from."""
-
-    origin: str
-    """`imagenet`, `none`, or the weights file's name."""
-    sha256: str | None
-    """Of the weights file."""
-    loaded: tuple[str, ...]
-    """Layers that were loaded; all others are freshly initialised. The last layer always is."""
-    fresh: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        if not self.loaded:
-            return f"weights {self.origin}: all layers freshly initialised"
-        return f"weights {self.origin}: {len(self.loaded)} layers loaded, freshly initialised: {', '.join(self.fresh)}"
 
 
 class Normalise(nn.Module):
@@ -67,8 +39,8 @@ class Normalise(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("offset", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", 1 / torch.tensor(_DEVIATION).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("offset", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the normalised planes."""
@@ -147,11 +119,6 @@ class Network(nn.Module):
         return self.classifier[self._first_dropout :]
 
     @property
-    def dropout_probabilities(self) -> tuple[float, ...]:
-        """Probability of each Dropout, in the order they are met."""
-        return dropout_probabilities(self)
-
-    @property
     def standardise(self) -> Standardise | None:
         """The layer that `Standardise.measure` is to be called on before training, where there is one."""
         return next((module for module in self.classifier if isinstance(module, Standardise)), None)
@@ -171,7 +138,7 @@ def build(
     *,
     classes: int,
     image_size: int,
-    weights: Weights,
+    weights: str | Path,
     units: int | None = None,
     dropout: float | None = None,
 ) -> tuple[Network, Provenance]:
@@ -183,7 +150,7 @@ def build(
         architecture: one of torchvision's VGGs.
         classes: C.
         image_size: pixels a side.
-        weights: to start from.
+        weights: to start from: `imagenet`, `none`, or a file with a state dict.
         units: of each hidden linear layer, which then start fresh whatever the weights hold; None for VGG's own 4,096.
         dropout: probability of dropping a unit; None for 0.6 where they start fresh, and VGG's 0.5 where loaded.
 
@@ -195,9 +162,8 @@ def build(
     if image_size < SMALLEST_IMAGE:
         raise ConfigError(f"--image-size must be at least {SMALLEST_IMAGE} for a VGG, got {image_size}")
     fresh = (_LAST_LAYER,) if units is None else (*_HIDDEN_LAYERS, _LAST_LAYER)
-    state, provenance = _obtain_weights(weights, architecture, classes, fresh=fresh)
     vgg = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
-    vgg.load_state_dict(state, strict=False)
+    provenance = load_weights(vgg, weights, architecture, fresh=fresh)
     if units is not None:
         _resize(cast(nn.Sequential, vgg.classifier), units, classes)
     for module in vgg.modules():
@@ -287,112 +253,6 @@ def fold_pooling(linear: nn.Linear, *, cells: int) -> nn.Linear:
         folded.weight.copy_((matrix.T @ weight @ matrix).flatten(1))  # (out, D * cells * cells)
         folded.bias.copy_(linear.bias)
     return folded
-
-
-def _obtain_weights(
-    weights: Weights, architecture: str, classes: int, *, fresh: Collection[str]
-) -> tuple[Mapping[str, Tensor], Provenance]:
-    """Return the tensors to load, which fit, and what that leaves fresh; some layers are to be so in any case."""
-    if isinstance(weights, Path):
-        state, origin, sha256 = _read_weights(weights), weights.name, _digest(weights)
-    elif weights == "imagenet":
-        state, origin, sha256 = _download_weights(architecture), "imagenet", None
-    else:
-        state, origin, sha256 = {}, "none", None
-    with torch.device("meta"):  # shapes alone
-        expected = torchvision.models.get_model(architecture, weights=None, num_classes=classes).state_dict()
-    own = {name: tensor for name, tensor in state.items() if _layer(name) not in fresh}
-    if state:
-        _check_weights(own, expected, origin=origin, architecture=architecture)
-    loaded = {_layer(name) for name in own}
-    layers = list(dict.fromkeys(map(_layer, expected)))
-    kept, others = ([layer for layer in layers if (layer in loaded) is wanted] for wanted in (True, False))
-    return own, Provenance(origin, sha256, tuple(kept), tuple(others))
-
-
-def _layer(tensor_name: str) -> str:
-    return tensor_name.rpartition(".")[0]
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
-        raise ConfigError(
-            f"--weights {path}: expected a state dict of tensors as torch.save writes it, got {_first_line(err)}; "
-            "give such a file, or imagenet, or none"
-        ) from err
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ConfigError(f"--weights {path}: expected a state dict of tensors, got {type(state).__name__}")
-    if not state:
-        raise ConfigError(f"--weights {path}: the state dict is empty; use --weights none to start from nothing")
-    return cast(Mapping[str, Tensor], state)
-
-
-def _download_weights(architecture: str) -> Mapping[str, Tensor]:
-    weights = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1
-    try:
-        with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
-            # Its own bar would fill a log.
-            torch.hub.tqdm = partial(Bar, desc="weights")  # type: ignore[attr-defined, assignment]  # no class, but it makes one
-            return cast(Mapping[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as err:  # no route, refused, timed out; a digest that differs
-        raise ConfigError(
-            f"the ImageNet weights of {architecture} could not be downloaded ({_first_line(err)}); fetch {weights.url} "
-            "where there is internet, copy it here and give it with --weights FILE, or start from nothing with "
-            "--weights none"
-        ) from err
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torch.hub opens its connection without a time-out of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _check_weights(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, origin: str, architecture: str
-) -> None:
-    """Accept what fits; only layers of the classifier may be missing, and only whole ones."""
-    unknown = [name for name in found if name not in expected]
-    shapes = [name for name in found if name in expected and found[name].shape != expected[name].shape]
-    layers = set(map(_layer, found))
-    missing = [
-        name
-        for name in expected
-        if name not in found
-        and (name.startswith("features.") or _layer(name) in layers)
-        and not name.endswith("num_batches_tracked")
-    ]
-    for fault, names in (("has keys unknown to it", unknown), ("has other shapes", shapes), ("lacks", missing)):
-        if names:
-            raise ConfigError(
-                f"--weights {origin} does not belong to {architecture}: it {fault}: {_some(names)}; "
-                "name the architecture it was made for with --arch, or give another file"
-            )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _some(names: list[str]) -> str:
-    return name_some(names, most=3)
-
-
-def _first_line(err: Exception) -> str:
-    return str(err).partition("\n")[0].strip() or type(err).__name__
-
-
-def parse_weights(text: str) -> Weights:
-    """Return what `--weights` names."""
-    return text if text in ("imagenet", "none") else Path(text)  # type: ignore[return-value]  # mypy does not narrow by `in`
 
 
 def choose_device(device: Device) -> torch.device:

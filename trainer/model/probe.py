@@ -9,7 +9,7 @@ from contract.graph.masks import Masks, draw_masks, mask_name
 from contract.graph.probe import Probe
 from contract.versions.manifest import DropoutSite
 from trainer.model.bayes import ActiveDropout, probabilities_of, sample_passes
-from trainer.model.fit import compute_features
+from trainer.model.features import compute_features
 from trainer.model.network import Network
 
 PROBE_IMAGES = 16

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from contract.errors import LabelnextError, TrainingError
+from contract.errors import LabelnextError
 from contract.graph.lowering import load_graph, lower
 from contract.versions.repository import Repository
 from contract.versions.version import INT8_TRUNK_FILE, MODEL_FILE, WEIGHTS_FILE
+from trainer.model.network import DEVIATION, MEAN
 
 CALIBRATION_IMAGES = 64
 _IMAGES_A_RUN = 4
@@ -54,14 +54,13 @@ def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
     `folder` is the version's, `images` uint8 (N, H, W, 3) what to calibrate on.
 
     Raises:
-        TrainingError: if the trunk does not begin as a network of ours does.
         InvalidVersion: if the graph cannot be lowered.
     """
     weights_bytes = (folder / WEIGHTS_FILE).stat().st_size
     model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_bytes)).trunk
     onnx.load_external_data_for_model(model, str(folder))
     chosen = images[np.linspace(0, len(images) - 1, num=min(CALIBRATION_IMAGES, len(images)), dtype=np.int64)]
-    _fold_normalisation(model, chosen[:1])
+    _fold_normalisation(model)
     helper.set_model_props(model, _PREPARED)
     quantize_static(
         model,
@@ -84,15 +83,16 @@ def _scale_of_pixels() -> dict[str, npt.NDArray[np.generic]]:
     return {"scale": np.array(1, np.float32), "zero_point": np.array(_CENTRE, np.uint8)}
 
 
-def _fold_normalisation(model: ModelProto, image: npt.NDArray[np.uint8]) -> None:
-    """Have the first convolution take pixels less `_CENTRE` in place of normalised ones, x = gain pixel + offset.
+def _fold_normalisation(model: ModelProto) -> None:
+    """Have the first convolution take pixels less `_CENTRE` in place of what `Normalise` makes of pixels.
 
     At the border alone the results differ a little: there the convolution pads with what is 0 after normalisation,
     which is another pixel in each channel, and now with `_CENTRE` in all.
     """
     graph = model.graph
     first = next(node for node in graph.node if node.op_type == "Conv")
-    gain, offset = _measure_normalisation(model, first, image)
+    gain = 1 / (255 * np.array(DEVIATION))  # normalised = gain pixel + offset, (3,) each
+    offset = -np.array(MEAN) / np.array(DEVIATION)
     weight, bias = (next(t for t in graph.initializer if t.name == name) for name in first.input[1:])
     kernel = numpy_helper.to_array(weight).astype(np.float64)  # (outputs, 3, height, width)
     shift = (kernel * (gain * _CENTRE + offset)[:, None, None]).sum(axis=(1, 2, 3))  # (outputs,)
@@ -108,30 +108,6 @@ def _fold_normalisation(model: ModelProto, image: npt.NDArray[np.uint8]) -> None
     kept = [node for node in graph.node if node.output[0] not in before]
     first.input[0] = "centred"
     _set_nodes(model, [*centring, *kept])
-
-
-def _measure_normalisation(
-    model: ModelProto, first: NodeProto, image: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return gain and offset, (3,) each, of what stands between the pixels and a convolution."""
-    nodes = _ancestors(model.graph.node, first)
-    used = {name for node in nodes for name in node.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    output = helper.make_tensor_value_info(first.input[0], TensorProto.FLOAT, None)
-    part = helper.make_graph(nodes, "normalisation", model.graph.input, [output], constants)
-    whole = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
-    session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
-
-    def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        (planes,) = session.run(None, {model.graph.input[0].name: pixels})
-        return np.asarray(planes, np.float64)
-
-    black, white = (normalise(np.full_like(image, value))[0, :, 0, 0] for value in (0, 255))
-    gain = (white - black) / 255
-    expected = image.transpose(0, 3, 1, 2) * gain[:, None, None] + black[:, None, None]
-    if not np.allclose(normalise(image), expected, atol=1e-4):
-        raise TrainingError("--int8: the network does not begin by scaling each channel of its pixels; leave it out")
-    return gain, black
 
 
 def _ancestors(nodes: Sequence[NodeProto], node: NodeProto) -> list[NodeProto]:

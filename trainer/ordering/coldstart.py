@@ -22,7 +22,6 @@ from trainer.ordering.strategies import Ints, check_finite, check_tasks
 if TYPE_CHECKING:
     import torch
 
-    from trainer.model.network import Weights
 
 _LEAST_FITTED, _FITTED_PER_CLUSTER = 5000, 10
 """How many embeddings, by chance, the centres of clusters are computed from in a pool with more."""
@@ -88,7 +87,7 @@ def cover(embeddings: Vectors, *, first: int, seed: int) -> Ints:
 class Convolutions:
     """Convolutions that were trained elsewhere, for embeddings of images of one size. Imports torch when first used."""
 
-    def __init__(self, *, weights: "Weights", architecture: str, device: "torch.device") -> None:
+    def __init__(self, *, weights: str, architecture: str, device: "torch.device") -> None:
         """Take what `trainer.model.network.build` takes, and the device to compute on; nothing is loaded yet."""
         self._weights = weights
         self._architecture = architecture

@@ -27,8 +27,10 @@ from contract.versions.version import MODEL_FILE
 from trainer.labels.dataset import Indices
 from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
 from trainer.model.export import export_module
-from trainer.model.fit import fit, prepare, prepare_frozen, recipe_of
-from trainer.model.network import Network, Weights, build
+from trainer.model.features import prepare, prepare_frozen
+from trainer.model.fit import fit
+from trainer.model.network import Network, build
+from trainer.model.recipe import choose_recipe
 from trainer.model.validation import open_passes
 from trainer.settings import Part, Training
 
@@ -69,7 +71,7 @@ class Scores:
 class Trainer:
     """Trains the models of one run, each from the same start."""
 
-    def __init__(self, dataset: Dataset, training: Training, *, part: Part, weights: Weights, device: torch.device):
+    def __init__(self, dataset: Dataset, training: Training, *, part: Part, weights: str, device: torch.device):
         """Build the network; `training.seed` decides what is fresh in it, and how it is trained."""
         self._dataset = dataset
         self._training = training
@@ -104,7 +106,7 @@ class Trainer:
             features = torch.from_numpy(dataset.features[labelled])
             size = dataset.images.shape[1]
             module, inputs = prepare_frozen(network, features, part=self._part, image_size=size, device=self._device)
-        recipe = recipe_of(training, self._part, len(labelled), pretrained=bool(self._provenance.loaded))
+        recipe = choose_recipe(training, self._part, len(labelled), pretrained=bool(self._provenance.loaded))
         targets = dataset.targets[labelled]
         fit(module, inputs, targets, classes=len(dataset.classes), recipe=recipe, device=self._device)
         classifier = copy.deepcopy(network.eval().classifier).cpu()

@@ -18,7 +18,6 @@ from contract.scores.holdout import DEFAULT_SHARE, is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Indices, count_images
-from trainer.model.network import Weights
 from trainer.ordering.strategies import descending
 from trainer.settings import Part, Training
 from trainer.study.choosing import Choice, Situation, choose
@@ -46,7 +45,7 @@ class Protocol:
     training: Training
     """Its seed is replaced by the run's."""
     part: Part
-    weights: Weights
+    weights: str
     device: torch.device
 
 

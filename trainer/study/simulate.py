@@ -24,8 +24,8 @@ import torch
 from contract.errors import ConfigError, name_once
 from trainer.labels.dataset import Indices
 from trainer.locks import alone
-from trainer.model.fit import recipe_of
-from trainer.model.network import build, choose_device, parse_weights
+from trainer.model.network import build, choose_device
+from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.settings import Environment, Training
 from trainer.study import report
@@ -119,7 +119,7 @@ def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training
         rounds=options.rounds,
         training=training,
         part=training.trained_part,
-        weights=parse_weights(training.weights),
+        weights=training.weights,
         device=choose_device(training.device),
     )
 
@@ -132,7 +132,7 @@ def find_minority(counts: Indices) -> tuple[int, ...]:
 def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol) -> dict[str, Any]:
     """Return the study's settings as JSON; files go by their names, since where they lie changes no figure."""
     training = protocol.training
-    recipe = recipe_of(training, protocol.part, options.initial, pretrained=training.weights != "none")
+    recipe = choose_recipe(training, protocol.part, options.initial, pretrained=training.weights != "none")
     settings = {
         "command": _command(),
         "default": PRODUCT,

@@ -327,28 +327,6 @@ class TestExports:
         with pytest.raises(LabelError, match="got those of none; what was chosen for regions is not learnt from"):
             from_export(export(tasks))
 
-    def test_an_export_of_label_studio_before_1_0_is_read(self, export):
-        """It calls annotations completions, counts seconds, and says skipped and honeypot."""
-        made = [
-            {"id": 1, "created_at": 1573000000, "result": [item("cat")]},
-            {"id": 2, "created_at": 1573000000, "result": [item("dog")]},
-            {"id": 3, "created_at": 1573000000, "result": [item("dog")], "skipped": True},
-            {"id": 4, "created_at": 1573000000, "result": [item("cat")], "honeypot": True},
-        ]
-        tasks = [
-            {"id": number, "data": {"photo": f"{number}.png"}, "completions": [each]}
-            for number, each in enumerate(made)
-        ]
-        tasks[1]["completions"].append(made[3])
-        pool = from_export(export([*tasks, task(9, item("dog"))]), CONFIG)
-        assert [(image.task_id, pool.labels[image.labels[0]]) for image in pool.images] == [
-            (0, "cat"),
-            (1, "cat"),
-            (3, "cat"),
-            (9, "dog"),
-        ]
-        assert pool.left_out == {annotations.SKIPPED: [2]}
-
     @pytest.mark.parametrize(
         ("text", "name"),
         [
@@ -360,8 +338,9 @@ class TestExports:
             ('[{"id": 1,\n"data": {}, ', "broken JSON"),
             ("{}", "no list of tasks"),
             ("[]", "no list of tasks"),
+            ('[{"id": 1, "data": {"image": "a.png"}, "completions": []}]', "before 1.0"),
         ],
-        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off", "object", "empty"],
+        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off", "object", "empty", "before 1.0"],
     )
     def test_another_type_of_export_is_refused_by_its_name(self, export, text, name):
         """Whoever chose it in the dialog knows it by that; the message names the type to choose."""

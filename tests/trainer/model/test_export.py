@@ -16,7 +16,7 @@ from tests.networks import Engine
 from tests.trainer.small import coloured_images, small_network
 from trainer.model.bayes import patch_module
 from trainer.model.export import export, export_module
-from trainer.model.network import build
+from trainer.model.network import build, dropout_probabilities
 from trainer.model.probe import masked_passes
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 6)
@@ -65,7 +65,7 @@ def test_every_dropout_is_in_the_graph_and_drops(exported, network):
     """As many active Dropout nodes as the network has, with their probabilities, in their order."""
     folder, lowered = exported
     assert len(dropout_nodes(onnx.load(folder / MODEL_FILE, load_external_data=False))) == 2
-    assert [site.probability for site in lowered.sites] == [0.5, 0.25] == list(network.dropout_probabilities)
+    assert [site.probability for site in lowered.sites] == [0.5, 0.25] == list(dropout_probabilities(network))
 
 
 def test_dropout_that_works_in_place_is_in_the_graph_too(tmp_path):

@@ -7,7 +7,16 @@ import torchvision
 from torch import nn
 
 from contract.errors import ConfigError, TrainingError
-from trainer.model.network import GridPool, Normalise, Standardise, activate_dropout, build, choose_device, fold_pooling
+from trainer.model.network import (
+    GridPool,
+    Normalise,
+    Standardise,
+    activate_dropout,
+    build,
+    choose_device,
+    dropout_probabilities,
+    fold_pooling,
+)
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size=(2, 64, 64, 3), dtype=np.uint8))
 
@@ -109,7 +118,7 @@ def test_fresh_hidden_layers_may_have_another_width(features_file, classes, aske
     network, _ = build("vgg11", classes=classes, image_size=32, weights=features_file, units=asked)
     widths = [(layer.in_features, layer.out_features) for layer in linear_layers(network)]
     assert widths == [(512, units), (units, units), (units, classes)]
-    assert network.dropout_probabilities == (0.6, 0.6)
+    assert dropout_probabilities(network) == (0.6, 0.6)
 
 
 def test_fresh_layers_begin_without_bias_and_keep_the_scale_of_what_they_get(partly_loaded):
@@ -124,7 +133,7 @@ def test_fresh_layers_begin_without_bias_and_keep_the_scale_of_what_they_get(par
 def test_the_probability_of_dropping_a_unit_may_be_chosen(features_file):
     """Of every Dropout."""
     network, _ = build("vgg11", classes=3, image_size=32, weights=features_file, units=8, dropout=0.3)
-    assert network.dropout_probabilities == (0.3, 0.3)
+    assert dropout_probabilities(network) == (0.3, 0.3)
 
 
 @pytest.mark.slow
@@ -133,15 +142,15 @@ def test_loaded_hidden_layers_keep_vggs_width_and_dropout(vgg, saved):
     path = saved(vgg.state_dict())
     network, _ = build("vgg11", classes=2000, image_size=32, weights=path, dropout=0.25)
     assert [layer.out_features for layer in linear_layers(network)] == [4096, 4096, 2000]
-    assert network.dropout_probabilities == (0.25, 0.25)
+    assert dropout_probabilities(network) == (0.25, 0.25)
     torch.testing.assert_close(linear_layers(network)[1].bias, vgg.classifier[3].bias)
     narrow, provenance = build("vgg11", classes=3, image_size=32, weights=path, units=16)
     assert [layer.out_features for layer in linear_layers(narrow)] == [16, 16, 3]
     assert provenance.fresh == ("classifier.0", "classifier.3", "classifier.6")
     assert narrow.standardise is not None
-    assert narrow.dropout_probabilities == (0.6, 0.6)
+    assert dropout_probabilities(narrow) == (0.6, 0.6)
     del network
-    assert build("vgg11", classes=3, image_size=32, weights=path)[0].dropout_probabilities == (0.5, 0.5)
+    assert dropout_probabilities(build("vgg11", classes=3, image_size=32, weights=path)[0]) == (0.5, 0.5)
 
 
 def test_the_last_layer_is_never_loaded(convolutions, saved):

@@ -3,16 +3,13 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
-from torch import nn
 
-from contract.errors import TrainingError
 from contract.versions.repository import Repository
 from contract.versions.version import INT8_TRUNK_FILE, WEIGHTS_FILE
 from tests.networks import open_session
-from tests.trainer.small import coloured_images, lively_network, small_network
+from tests.trainer.small import coloured_images, lively_network
 from tests.versions import publish
 from trainer.model.export import export
-from trainer.model.network import Network
 from trainer.model.quantise import copy_int8_trunk, quantise
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 90)
@@ -72,19 +69,6 @@ def test_few_images_are_enough_to_calibrate_on(quantised, tmp_path, count):
     """Whatever a run has."""
     quantise(quantised[1], IMAGES[:count], tmp_path / INT8_TRUNK_FILE)
     assert (tmp_path / INT8_TRUNK_FILE).is_file()
-
-
-def test_a_network_that_begins_otherwise_is_refused(tmp_path):
-    """Normalisation is folded into the first convolution, so it must be one gain and offset a channel."""
-
-    class Squares(nn.Module):
-        def forward(self, images):
-            return (images.permute(0, 3, 1, 2).float() / 255) ** 2
-
-    network = small_network()
-    export(Network(nn.Sequential(Squares(), *network.backbone[1:]), network.classifier), tmp_path, image_size=32)
-    with pytest.raises(TrainingError, match="--int8"):
-        quantise(tmp_path, IMAGES, tmp_path / INT8_TRUNK_FILE)
 
 
 def test_the_newest_int8_trunk_of_a_fingerprint_is_found(tmp_path):

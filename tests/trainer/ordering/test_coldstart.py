@@ -8,7 +8,7 @@ from sklearn.metrics import pairwise_distances
 from contract.errors import ConfigError
 from contract.scores.embedding import EMBEDDING
 from contract.scores.holdout import is_held_out
-from trainer.model.fit import coloured_noise
+from trainer.model.features import coloured_noise
 from trainer.ordering.coldstart import Convolutions, arrange, cover
 
 

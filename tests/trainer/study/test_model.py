@@ -15,8 +15,10 @@ from contract.scores.acquisition import bald
 from tests.trainer.small import coloured_images
 from tests.trainer.study.small import CPU, make_trainer
 from trainer.model.bayes import ActiveDropout
-from trainer.model.fit import choose_recipe, fit, prepare
+from trainer.model.features import prepare
+from trainer.model.fit import fit
 from trainer.model.network import activate_dropout, build
+from trainer.model.recipe import choose_recipe
 from trainer.settings import Training
 from trainer.study.model import Dataset, export_classifier, set_weights
 
@@ -64,7 +66,7 @@ def train_by_hand(fresh, dataset, labelled, *, part):
     network = copy.deepcopy(fresh)
     torch.manual_seed(TRAINING.seed)
     module, inputs = prepare(network, dataset.images[labelled], part=part, device=CPU)
-    recipe = choose_recipe(part, len(labelled), epochs=TRAINING.epochs)
+    recipe = choose_recipe(TRAINING, part, len(labelled))
     fit(module, inputs, dataset.targets[labelled], classes=3, recipe=recipe, device=CPU)
     return network.eval()
 

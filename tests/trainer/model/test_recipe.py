@@ -1,0 +1,45 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.model.recipe import Recipe, choose_recipe, even_batches
+from trainer.settings import Training
+
+PARTS = ("all", "classifier", "head")
+
+
+@given(st.integers(1, 5000), st.integers(16, 64))
+def test_batches_are_even(images, most):
+    """No batch is larger than allowed, and the last one is at least half full."""
+    size = even_batches(images, most=most)
+    assert size <= most
+    assert size == images or size > most // 2
+    assert ((images - 1) % size + 1) * 2 >= size
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_small_sets_get_enough_steps(part):
+    """Four images get as many steps as a hundred; classes weigh alike by default."""
+    few, many = choose_recipe(Training(), part, 4), choose_recipe(Training(), part, 2000)
+    assert few.epochs * math.ceil(4 / few.batch_images) >= 60
+    assert many.epochs < few.epochs
+    assert many.class_balance == 1
+    assert many.weight_decay > 0
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_what_the_settings_insist_on_is_kept(part, decay):
+    """Nothing at all is something to insist on."""
+    training = Training(epochs=3, learning_rate=0.5, weight_decay=decay, class_balance=decay)
+    found = choose_recipe(training, part, 100)
+    assert found == Recipe(0.5, 3, found.batch_images, weight_decay=decay, class_balance=decay)
+
+
+def test_loaded_convolutions_are_trained_gently():
+    """What was loaded is worth keeping near; the linear layers are trained alike either way."""
+    loaded, fresh = ({part: choose_recipe(Training(), part, 100, pretrained=each) for part in PARTS} for each in (1, 0))
+    assert loaded["all"].learning_rate < fresh["all"].learning_rate
+    assert loaded["classifier"] == fresh["classifier"]
