@@ -24,11 +24,11 @@ LABEL_STUDIO := .venv-label-studio/.complete
 LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
 
 IN_TOOLS := .venv/bin/python -m
-# Tests that start no programs run on all cores, each with one thread of its own.
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist worksteal
+# Tests run on all cores, each with one thread of its own; those that start programs share what a file of them has started.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist
 SOURCES := contract trainer server demo bench deploy tests
 
-.PHONY: help demo test test-system chaos hostile check images sbom fix clean distclean environments browser debian-tools
+.PHONY: help demo test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
 .PHONY: bench-passes bench-server bench-rerank bench-rank bench-duplicates bench-evidence bench-score-pool
 
 help: ## this list
@@ -44,8 +44,8 @@ demo: ## Label Studio, trainer and server on this machine: what to label next am
 test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j5 environments browser
 	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py tests/bench/test_single_pass.py
-	@$(SIDE_BY_SIDE) -m "not system"
-	@$(IN_TOOLS) pytest -m "system and not production"
+	@$(SIDE_BY_SIDE) worksteal -m "not system"
+	@$(SIDE_BY_SIDE) loadfile -m "system and not production"
 
 test-system: ## what an operator relies on: load, faults, attackers, replicas, containers, scale-out (QUICK=1: without rarities)
 	@$(MAKE) --silent -j3 environments $(if $(QUICK),,$(RAY) $(AUDIT)) debian-tools
@@ -57,12 +57,17 @@ chaos: $(TOOLS) $(SERVER) debian-tools ## servers behind haproxy while everythin
 hostile: $(TOOLS) $(SERVER) ## hostile images, addresses and requests, each with what must come of it (four minutes)
 	@$(IN_TOOLS) bench.hostile
 
-check: $(TOOLS) $(AUDIT) ## format, lint, types, known vulnerabilities and unit tests (two to three minutes)
+check: $(TOOLS) $(AUDIT) ## format, lint, types, known vulnerabilities and unit tests (a minute and a half)
+	@$(MAKE) --silent --jobs=2 --output-sync=target check-code check-tests
+
+check-code:
 	$(IN_TOOLS) ruff format --check .
 	$(IN_TOOLS) ruff check .
 	$(IN_TOOLS) mypy
 	@$(IN_TOOLS) deploy.audit
-	$(SIDE_BY_SIDE) -q -m "not system and not slow"
+
+check-tests:
+	$(SIDE_BY_SIDE) worksteal -q -m "not system and not slow"
 
 images: ## build the server's image, and with TRAINER=1 the trainer's, for real; without Docker by Debian's podman, as root
 	@docker info >/dev/null 2>&1 || $(MAKE) --silent debian-tools DEBIAN_TOOLS="podman:podman runc:runc debootstrap:debootstrap"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from itertools import count
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from demo.label_studio import LabelStudio, label_studio
 from demo.pool import Pool, read_pool, write_digits
@@ -41,21 +42,51 @@ def python_of(environment: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder of a Label Studio that has been started once and holds nothing; to be copied, not used."""
-    data = tmp_path_factory.mktemp("label-studio-new")
-    with label_studio(data, python=python_of("label-studio"), port=free_port()):
-        pass
+    base = tmp_path_factory.getbasetemp()
+    data = (base if worker_id == "master" else base.parent) / "label-studio-new"
+    with FileLock(data.with_suffix(".lock")):  # its first start takes long, and is for all workers
+        if not data.exists():
+            starting = data.with_suffix(".starting")
+            with label_studio(starting, python=python_of("label-studio"), port=free_port()):
+                pass
+            starting.rename(data)
     return data
 
 
+class RestartableLabelStudio:
+    """A Label Studio that comes back at the same address, with all that it held."""
+
+    def __init__(self, data: Path) -> None:
+        self._data, self._port, self._running = data, free_port(), ExitStack()
+        self.label_studio: LabelStudio
+        self.start()
+
+    def start(self) -> None:
+        running = label_studio(self._data, python=python_of("label-studio"), port=self._port)
+        self.label_studio = self._running.enter_context(running)
+
+    def stop(self) -> None:
+        self._running.close()
+
+
 @pytest.fixture(scope="session")
-def studio(new_label_studio_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
-    """A running Label Studio."""
+def restartable(
+    new_label_studio_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RestartableLabelStudio]:
+    """The Label Studio of all tests; who stops it starts it again."""
     data = tmp_path_factory.mktemp("label-studio") / "data"
     shutil.copytree(new_label_studio_data, data)
-    with label_studio(data, python=python_of("label-studio"), port=free_port()) as running:
-        yield running
+    running = RestartableLabelStudio(data)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def studio(restartable: RestartableLabelStudio) -> LabelStudio:
+    """A running Label Studio."""
+    return restartable.label_studio
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The server under gunicorn, given what Label Studio sends."""
+"""The server under gunicorn, given what Label Studio sends, beside that of label-studio-ml, the protocol's library."""
 
 from __future__ import annotations
 
@@ -6,24 +6,44 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 import urllib3
 from PIL import Image
 
+from bench.hosts import Answer, host, reply
 from bench.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 from contract.versions.repository import Repository
-from demo.processes import free_port
+from demo.processes import free_port, running
 from demo.product import CHECKOUT, Workplace, serving
 from tests.system import requests_of_label_studio as requests
 from tests.system.conftest import python_of
-from tests.system.studio_stub import personal_access_token, serve_images
 
 RECORDED = CHECKOUT.parent / "shared" / "labelstudio" / "requests.json"
 PIXELS = draw_images(6, seed=5)
+
+# A model as the users of label-studio-ml write one, and how `label-studio-ml start` serves it.
+ORACLE = """
+import sys
+from label_studio_ml.api import init_app
+from label_studio_ml.model import LabelStudioMLBase
+
+
+class Guess(LabelStudioMLBase):
+    def predict(self, tasks, **kwargs):
+        value = {"choices": ["ant"]}
+        region = {"from_name": "kind", "to_name": "photo", "type": "choices", "value": value, "score": 0.5}
+        return [{"model_version": "a-guess", "score": 0.5, "result": [region]} for _ in tasks]
+
+
+init_app(Guess, model_dir=sys.argv[1]).run(host="127.0.0.1", port=int(sys.argv[2]))
+"""
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -38,24 +58,55 @@ IMAGES = {
     "s3://bucket/key.png": _png(PIXELS[0]),
 }
 UPLOADS = list(IMAGES)[: len(PIXELS)]
+DATA_URI = "data:image/png;base64," + base64.b64encode(_png(PIXELS[0])).decode()
+ACCESS_TOKEN = "an-access-token"
+
+
+def _refresh_token() -> str:
+    """What looks like a personal access token: a JSON web token that says it is for refreshing."""
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"token_type": "refresh", "exp": 8071266800})
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
+    return ".".join([*encoded, "c2lnbmVk"])
+
+
+def _serve_images(token: str) -> Answer:
+    """As much of Label Studio as serves images: access tokens for a personal one, uploads, and objects of a storage."""
+
+    def answer(handler: Any, request: Any) -> None:
+        if request.path == "/api/token/refresh/":
+            known = json.loads(request.body) == {"refresh": token}
+            reply(json.dumps({"access": ACCESS_TOKEN}).encode(), status=200 if known else 401)(handler, request)
+            return
+        parts = urlsplit(request.path)
+        resolved = parts.path.endswith("/resolve/")
+        reference = base64.urlsafe_b64decode(parse_qs(parts.query)["fileuri"][0]).decode() if resolved else parts.path
+        allowed = request.headers.get("Authorization") == f"Bearer {ACCESS_TOKEN}"
+        status = 401 if not allowed else 200 if reference in IMAGES else 404
+        reply(IMAGES.get(reference, b"") if allowed else b"", status=status)(handler, request)
+
+    return answer
 
 
 class Backend:
     """The server, the version that it serves, and how Label Studio asks it."""
 
     def __init__(self, url: str, version: str) -> None:
-        self.url = url
         self.version = version
-
-    def ask(self, method: str, path: str, body: object = None, *, headers: Any = requests.FROM_LABEL_STUDIO) -> Any:
-        """Return the JSON of a reply, which must be 2xx."""
-        reply = urllib3.request(method, self.url + path, json=body, headers=dict(headers), retries=False, timeout=60)
-        assert 200 <= reply.status < 300, reply.data
-        return reply.json()
+        self.ask = partial(_ask, url)
 
     def predict(self, references: list[Any], **options: Any) -> list[dict[str, Any]]:
         """Return the results of a predict call."""
-        return self.ask("POST", "/predict", requests.predict(references, **options))["results"]
+        found: list[dict[str, Any]] = self.ask("POST", "/predict", requests.predict(references, **options))["results"]
+        return found
+
+
+def _ask(
+    url: str, method: str, path: str, body: object = None, *, headers: Mapping[str, str] = requests.FROM_LABEL_STUDIO
+) -> Any:
+    """Return the JSON of a reply, which must be 2xx."""
+    answer = urllib3.request(method, url + path, json=body, headers=dict(headers), retries=False, timeout=60)
+    assert 200 <= answer.status < 300, answer.data
+    return answer.json()
 
 
 @pytest.fixture(scope="module")
@@ -63,80 +114,86 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """The server under gunicorn with a tiny version, beside what serves images as Label Studio does."""
     folder = tmp_path_factory.mktemp("requests")
     version = publish(Repository(folder / "models"))
-    with serve_images(IMAGES) as studio:
-        workplace = Workplace(folder / "models", folder / "cache", studio, personal_access_token())
+    with host() as studio:
+        token = _refresh_token()
+        studio.otherwise = _serve_images(token)
+        workplace = Workplace(folder / "models", folder / "cache", studio.url, token)
         with serving(
             workplace, python=python_of("server"), port=free_port(), log=folder / "log", version=version
         ) as server:
             yield Backend(server.url, version)
 
 
-def _expected_scores(pixels: np.ndarray, version: str) -> np.ndarray:
-    bald = expected_bald(TinyModel.draw(0), version, pixels)
-    return 1 - bald / math.log(len(LABELS))
+@pytest.fixture(scope="module")
+def ask_oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Ask label-studio-ml's server."""
+    folder = tmp_path_factory.mktemp("oracle")
+    (folder / "guess.py").write_text(ORACLE)
+    port = free_port()
+    command: list[str | Path] = [python_of("label-studio-ml"), "guess.py", folder, str(port)]
+    with running("label-studio-ml", command, log=folder / "log", environment={}, cwd=folder) as child:
+        child.wait_for(f"http://127.0.0.1:{port}/health", timeout_s=60)
+        yield partial(_ask, f"http://127.0.0.1:{port}")
 
 
-def test_health_names_the_version_that_setup_names(backend: Backend):
-    """Label Studio asks both before each predict call."""
-    assert backend.ask("GET", "/health")["status"] == "UP"
+@pytest.mark.parametrize(
+    ("call", "read"),
+    [
+        (("GET", "/health", None), "status"),
+        (("POST", "/setup", requests.setup()), "model_version"),
+        (("POST", "/predict", requests.predict([DATA_URI, DATA_URI])), "results"),
+    ],
+    ids=["health", "setup", "predict"],
+)
+def test_replies_have_the_oracles_shape(
+    ask_oracle: Callable[..., Any], backend: Backend, call: tuple[str, str, object], read: str
+):
+    """What Label Studio reads of the oracle's reply is in ours, and of the same type, down to each region."""
+    oracle, ours = ask_oracle(*call), backend.ask(*call)
+    assert _shape(ours[read], like=oracle[read]) == _shape(oracle[read])
+
+
+def _shape(value: Any, *, like: Any = None) -> Any:
+    """Return a value's keys and types; of an object, only the keys that `like` has, where it is given."""
+    if isinstance(value, dict):
+        return {key: _shape(value[key], like=like and like[key]) for key in sorted(like or value)}
+    if isinstance(value, list):
+        return [_shape(item, like=like and like[index]) for index, item in enumerate(value)]
+    return type(value).__name__
+
+
+def test_health_setup_and_versions_name_the_version(backend: Backend):
+    """Label Studio asks the first two before each predict call, and shows people the last."""
     assert backend.ask("GET", "/health")["model_version"] == backend.version
     assert backend.ask("POST", "/setup", requests.setup())["model_version"] == backend.version
-
-
-def test_versions_holds_the_published_one(backend: Backend):
-    """The list that Label Studio shows has the version in use."""
     assert backend.ask("GET", "/versions") == {"versions": [backend.version]}
 
 
 def test_uploads_are_scored_in_order(backend: Backend):
-    """Each task gets its own score, 1 - BALD / ln C, stamped with the version that /setup names."""
+    """Each task gets its own score, 1 - BALD / ln C, and a region of the labelling config's control."""
     results = backend.predict(UPLOADS)
-    assert [result["score"] for result in results] == pytest.approx(_expected_scores(PIXELS, backend.version), abs=1e-4)
+    bald = expected_bald(TinyModel.draw(0), backend.version, PIXELS)
+    assert [result["score"] for result in results] == pytest.approx(1 - bald / math.log(len(LABELS)), abs=1e-4)
     assert {result["model_version"] for result in results} == {backend.version}
+    for result, expected in zip(results, bald, strict=True):
+        [region] = result["result"]
+        assert (region["from_name"], region["to_name"], region["type"]) == ("kind", "photo", "choices")
+        assert region["value"]["choices"][0] in LABELS
+        assert region["meta"]["bald"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_prediction_names_the_control_of_the_labelling_config(backend: Backend):
-    """The region is one that Label Studio can show: its names, its type, a label that the config has."""
-    [result] = backend.predict(UPLOADS[:1])
-    [region] = result["result"]
-    assert (region["from_name"], region["to_name"], region["type"]) == ("kind", "photo", "choices")
-    assert region["value"]["choices"][0] in LABELS
-    assert region["meta"]["bald"] == pytest.approx(
-        expected_bald(TinyModel.draw(0), backend.version, PIXELS[:1])[0], abs=1e-4
-    )
+@pytest.mark.parametrize("reference", ["s3://bucket/key.png", DATA_URI], ids=["storage", "data-uri"])
+def test_the_same_image_is_scored_alike_wherever_it_lies(backend: Backend, reference: str):
+    """An object of a bucket is had from Label Studio; an image within the task needs no request."""
+    assert backend.predict([reference]) == backend.predict(UPLOADS[:1])
 
 
-def test_a_storage_reference_is_resolved_through_label_studio(backend: Backend):
-    """An object of a bucket is had from Label Studio, and scored as the same upload is."""
-    [stored], [uploaded] = backend.predict(["s3://bucket/key.png"]), backend.predict(UPLOADS[:1])
-    assert stored == uploaded
-
-
-def test_a_data_uri_is_decoded(backend: Backend):
-    """An image inside the task needs no request."""
-    uri = "data:image/png;base64," + base64.b64encode(_png(PIXELS[0])).decode()
-    assert backend.predict([uri]) == backend.predict(UPLOADS[:1])
-
-
-@pytest.mark.parametrize(
-    "reference",
-    [
-        "/data/upload/7/0a1b2c3d-broken.png",
-        "/data/upload/7/ffffffff-gone.png",
-        "s3://bucket/gone.png",
-        "http://127.0.0.1:1/private.png",
-        "file:///etc/hostname",
-        "",
-        None,
-        {"url": "/data/upload/7/0a1b2c3d-0.png"},
-    ],
-    ids=["corrupt", "gone", "not-in-bucket", "private-address", "file", "empty", "null", "object"],
-)
-def test_an_unreadable_image_is_an_empty_element_at_its_index(backend: Backend, reference: object):
+def test_an_unreadable_image_is_an_empty_element_at_its_index(backend: Backend):
     """The others keep theirs, and the list its length: Label Studio stores nothing of a shorter one."""
-    first, unreadable, last = backend.predict([UPLOADS[0], reference, UPLOADS[1]])
-    assert unreadable == {}
-    for found, alone in zip([first, last], backend.predict(UPLOADS[:2]), strict=True):
+    unreadable = ("/data/upload/7/0a1b2c3d-broken.png", "s3://bucket/gone.png", "http://127.0.0.1:1/private.png", None)
+    results = backend.predict([UPLOADS[0], *unreadable, UPLOADS[1]])
+    assert results[1:-1] == [{}] * len(unreadable)
+    for found, alone in zip([results[0], results[-1]], backend.predict(UPLOADS[:2]), strict=True):
         assert found["result"][0]["value"] == alone["result"][0]["value"]
         assert found["score"] == pytest.approx(alone["score"], abs=1e-6)
 
@@ -157,24 +214,23 @@ def test_many_tasks_come_in_one_request(backend: Backend):
 @pytest.mark.parametrize("action", sorted(requests.webhooks()))
 def test_a_webhook_is_noted(backend: Backend, action: str):
     """Every event that Label Studio tells of is answered, and changes nothing."""
-    body = {"action": action, **requests.webhooks()[action]}
-    backend.ask("POST", "/webhook", body, headers=requests.FROM_WEBHOOK)
+    backend.ask("POST", "/webhook", requests.webhooks()[action], headers=requests.FROM_WEBHOOK)
     assert backend.ask("GET", "/health")["model_version"] == backend.version
 
 
 @pytest.mark.skipif(not RECORDED.exists(), reason="the recorded requests are not on this machine")
 def test_these_requests_have_the_shapes_of_recorded_ones():
-    """What these tests send has the keys of what Label Studio 1.23.2 was seen to send."""
-    webhooks = {name: {"action": name, **body} for name, body in requests.webhooks().items()}
+    """What these tests send is part of what Label Studio 1.23.2 was seen to send."""
     ours = {"/setup": requests.setup(), "/predict": requests.predict(UPLOADS)}
     recorded = [request for request in json.loads(RECORDED.read_text()) if request["body"]]
     for request in recorded:
         body = request["body"]
-        expected = webhooks[body["action"]] if request["path"] == "/webhook" else ours[request["path"]]
-        assert _keys(expected) == _keys(body), request["path"]
+        sent = requests.webhooks()[body["action"]] if request["path"] == "/webhook" else ours[request["path"]]
+        assert set(sent) == set(body)
+        assert _keys(sent) <= _keys(body), request["path"]
 
 
-def _keys(body: dict[str, Any]) -> dict[str, set[str]]:
-    """Return the keys of a body and of the objects, or first objects of lists, in it."""
+def _keys(body: dict[str, Any]) -> set[tuple[str, str]]:
+    """Return the keys of the objects, or first objects of lists, in a body."""
     parts = {name: part[0] if isinstance(part, list) and part else part for name, part in body.items()}
-    return {"": set(body), **{name: set(part) for name, part in parts.items() if isinstance(part, dict)}}
+    return {(name, key) for name, part in parts.items() if isinstance(part, dict) for key in part}
