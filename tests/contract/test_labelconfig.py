@@ -164,9 +164,9 @@ class TestParsing:
         """Thousands of controls, one in the other, are read in the time that they take one after the other."""
         depth = 20_000
         opened = "".join(f'<Choices name="c{i}" toName="image"><Choice value="{i}"/>' for i in range(depth))
-        started = time.monotonic()
+        started = time.process_time()
         controls = parse_label_config(config(image(), opened + "</Choices>" * depth))
-        assert time.monotonic() - started < 10
+        assert time.process_time() - started < 10
         assert [control.labels for control in controls] == [(str(i),) for i in range(depth)]
 
     @pytest.mark.parametrize(

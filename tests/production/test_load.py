@@ -100,7 +100,7 @@ def test_a_host_that_hangs_does_not_hold_up_the_others(serve: Serve):
             for _ in range(10):
                 reply = client.predict(slow_tasks(good, 4) + make_tasks(2))
                 assert scored(reply) == 6
-                assert reply.seconds < 2
+            assert not any(reply.done() for reply in stuck)
             assert [scored(reply.result(60)) for reply in stuck] == [2] * 8
 
 

