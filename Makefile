@@ -5,6 +5,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
+# Files are read and written as UTF-8, whatever the locale says.
+export PYTHONUTF8 := 1
 
 # numpy 2.2 has no wheels for Python 3.14 and newer.
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
