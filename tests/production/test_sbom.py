@@ -15,8 +15,8 @@ from deploy.images.engine import CHECKOUT
 
 pytestmark = pytest.mark.rare
 
-# What the server is made of: click, flask, gunicorn, idna, numpy, onnx, pillow, prometheus-client, pydantic, urllib3 and
-# a runtime.
+# What the server is made of: click, flask, gunicorn, idna, numpy, onnx, pillow, prometheus-client, pydantic, urllib3
+# and a runtime.
 MOST_DIRECT = 11
 
 
