@@ -321,22 +321,23 @@ def test_released_a_project_is_as_it_was_before_any_ranking(ranked: Ranked, fore
     ranked.check_whole(ranked.version, foreign=foreign)
 
 
-@pytest.mark.parametrize("moment", ["scoring", "importing", "imported", "switched"])
+MOMENTS: dict[str, Callable[[Ranked, str], bool]] = {
+    "scoring": lambda ranked, _: any((ranked.workplace.cache / "rank").rglob("*.scores")),
+    "importing": lambda ranked, _: any((ranked.workplace.cache / "rank").rglob("import.json")),
+    "imported": lambda ranked, name: name in ranked.versions(),
+    "switched": lambda ranked, name: ranked.settings()[0] == name,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_any_time_the_next_run_makes_it_whole(ranked: Ranked, foreign: int, moment: str) -> None:
     """Until it is whole the old ranking is shown; what another backend predicted stays."""
     ranked.rank()
     before = ranked.settings()[0]
-    kept = ranked.workplace.cache / "rank"
     for _ in range(5):  # it may end before it is killed
         name = next_name(ranked.version, ranked.versions())
-        reached: dict[str, Callable[[], bool]] = {
-            "scoring": lambda: any(kept.rglob("*.scores")),
-            "importing": lambda: any(kept.rglob("import.json")),
-            "imported": lambda name=name: name in ranked.versions(),
-            "switched": lambda name=name: ranked.settings()[0] == name,
-        }
         process = ranked.start("--force")
-        while process.poll() is None and not reached[moment]():
+        while process.poll() is None and not MOMENTS[moment](ranked, name):
             time.sleep(0.005)
         process.kill()
         process.communicate()
@@ -347,7 +348,7 @@ def test_killed_at_any_time_the_next_run_makes_it_whole(ranked: Ranked, foreign:
     shown = ranked.settings()[0]
     assert shown in {before, name}
     assert any(each["model_version"] == shown for each in ranked.predictions())
-    planned = any(kept.rglob("plan.jsonl"))
+    planned = any((ranked.workplace.cache / "rank").rglob("plan.jsonl"))
     assert ranked.rank(*([] if planned else ["--force"]))["ranking"] == name
     ranked.check_whole(name, foreign=foreign)
 
