@@ -17,10 +17,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 from bench.frame import describe
@@ -35,99 +33,79 @@ _QUICK_STRATEGIES: Final = ("labelnext", "random", "margin", "bald", "balanced-m
 _DIGITS_OF_EACH = 170
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A study."""
-
-    name: str
-    images: Path
-    manifest: Path | None
-    weights: str
-    image_size: int
-    initial: int
-    query: int
-    rounds: int
-    seeds: int
-    long_tail: float | None = None
-    strategies: tuple[str, ...] = ()
-    """Empty for all."""
-
-    def options(self, out: Path) -> list[str]:
-        """Return what follows `simulate` on the command line."""
-        options = {
-            "name": self.name,
-            "images": self.images,
-            "manifest": self.manifest,
-            "weights": self.weights,
-            "image-size": self.image_size,
-            "initial": self.initial,
-            "query": self.query,
-            "rounds": self.rounds,
-            "seeds": self.seeds,
-            "long-tail": self.long_tail,
-            "strategies": ",".join(self.strategies) or None,
-            "out": out,
-        }
-        return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+Options = Mapping[str, Any]
+"""Of `simulate`, by name."""
 
 
-def plan_studies(*, quick: bool) -> list[Plan]:
-    """Return the studies to run, on what there is on this machine."""
+def plan_studies(*, quick: bool) -> dict[str, Options]:
+    """Return the studies to run, by name, on what there is on this machine."""
     cifar, trashnet = SHARED / "data" / "cifar10-lt", SHARED / "data" / "trashnet"
+    rounds: Options = {"initial": 20, "query": 20, "rounds": 10, "seeds": 6, "long-tail": 20}
+    plans: dict[str, Options]
     if not (cifar.is_dir() and trashnet.is_dir() and WEIGHTS.is_file()):
-        return [_on_digits(quick=quick)]
-    plans = [
-        Plan("cifar10-lt", cifar / "pool.zip", cifar / "manifest.csv", str(WEIGHTS), 96, 100, 100, 8, seeds=5),
-        Plan("trashnet", trashnet, trashnet / "manifest.csv", str(WEIGHTS), 112, 20, 20, 10, seeds=6, long_tail=20),
-    ]
-    return [_shorten(plan) for plan in plans] if quick else plans
+        digits = CACHE / "evidence-digits"
+        write_digits(digits, (_DIGITS_OF_EACH,) * 10)
+        plans = {"digits": {**rounds, "images": digits, "weights": "none", "image-size": 32, "rounds": 8, "seeds": 5}}
+    else:
+        plans = {
+            "cifar10-lt": {
+                "images": cifar / "pool.zip",
+                "manifest": cifar / "manifest.csv",
+                "weights": WEIGHTS,
+                "image-size": 96,
+                "initial": 100,
+                "query": 100,
+                "rounds": 8,
+                "seeds": 5,
+            },
+            "trashnet": {
+                **rounds,
+                "images": trashnet,
+                "manifest": trashnet / "manifest.csv",
+                "weights": WEIGHTS,
+                "image-size": 112,
+            },
+        }
+    return {f"{name}-quick": _shorten(plan) for name, plan in plans.items()} if quick else plans
 
 
-def _on_digits(*, quick: bool) -> Plan:
-    folder = CACHE / "evidence-digits"
-    write_digits(folder, (_DIGITS_OF_EACH,) * 10)
-    plan = Plan("digits", folder, None, "none", 32, 20, 20, 8, seeds=5, long_tail=20)
-    return _shorten(plan) if quick else plan
-
-
-def _shorten(plan: Plan) -> Plan:
+def _shorten(plan: Options) -> dict[str, Any]:
     """Make a study of minutes: images whose features are computed quickly, and half the rounds."""
-    return replace(
-        plan,
-        name=f"{plan.name}-quick",
-        image_size=min(plan.image_size, 64 if plan.long_tail else 32),
-        rounds=plan.rounds // 2,
-        seeds=2,
-        strategies=_QUICK_STRATEGIES,
-    )
+    return {
+        **plan,
+        "image-size": min(plan["image-size"], 64 if "long-tail" in plan else 32),
+        "rounds": plan["rounds"] // 2,
+        "seeds": 2,
+        "strategies": ",".join(_QUICK_STRATEGIES),
+    }
 
 
-def run_study(plan: Plan) -> dict[str, Any]:
+def run_study(name: str, plan: Options) -> dict[str, Any]:
     """Run a study as far as it has not been run, and return what it says of each strategy."""
-    out = CACHE / "evidence" / plan.name
-    command = [sys.executable, "-m", "trainer", "simulate", "--train", "classifier", *plan.options(out)]
-    print(f"{plan.name}: kept in {out.relative_to(CHECKOUT)}", file=sys.stderr)
+    out = CACHE / "evidence" / name
+    options = [f"--{option}={value}" for option, value in {"name": name, **plan, "out": out}.items()]
+    print(f"{name}: kept in {out.relative_to(CHECKOUT)}", file=sys.stderr)
     environment = clean_environment(LABELNEXT_CACHE=str(CACHE / "images"))
+    command = [sys.executable, "-m", "trainer", "simulate", "--train=classifier", *options]
     ended = subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(ended.stdout))
 
 
-def save(plans: Sequence[Plan]) -> None:
+def save(names: Iterable[str]) -> None:
     """Copy the reports to where results are kept."""
-    for plan in plans:
-        folder = _RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{plan.name}"
+    for name in names:
+        folder = _RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{name}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name in _SAVED:
-            shutil.copyfile(CACHE / "evidence" / plan.name / name, folder / name)
+        for file in _SAVED:
+            shutil.copyfile(CACHE / "evidence" / name / file, folder / file)
 
 
 def main() -> None:
     """Run the studies, print a table and one line of JSON."""
     options = _parse()
-    plans = plan_studies(quick=options.quick)
-    found = {plan.name: run_study(plan) for plan in plans}
+    found = {name: run_study(name, plan) for name, plan in plan_studies(quick=options.quick).items()}
     if options.save:
-        save(plans)
+        save(found)
     for name, strategies in found.items():
         _print_table(name, strategies)
     sets = {

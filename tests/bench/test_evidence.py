@@ -1,9 +1,8 @@
 import pytest
 
-from bench import evidence, recipe
+from bench import evidence
 from bench.evidence import plan_studies
 from trainer.__main__ import read
-from trainer.settings import Training
 
 
 @pytest.fixture
@@ -16,26 +15,15 @@ def nothing_shared(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_there_is_a_study_without_the_shared_folder(nothing_shared, quick):
-    """On digits of ten classes, which are written for it, with enough of them for its rounds."""
-    [plan] = plan_studies(quick=quick)
-    assert len(list(plan.images.glob("*/*.png"))) == 1700
-    assert plan.initial + plan.rounds * plan.query < 1700 / 4
-    assert plan.name == ("digits-quick" if quick else "digits")
+    """On digits of ten classes, which are written for it, with enough of them for its rounds; quick asks for less.
 
-
-@pytest.mark.parametrize("quick", [False, True])
-def test_the_trainer_accepts_a_plan(nothing_shared, tmp_path, quick):
-    """Every option is one of simulate's; quick asks for less."""
-    [plan] = plan_studies(quick=quick)
-    _, [options, training] = read(["simulate", *plan.options(tmp_path / "out")])
-    assert (options.images, options.rounds, options.long_tail) == (plan.images, 4 if quick else 8, 20)
+    Every option is one of simulate's.
+    """
+    [(name, plan)] = plan_studies(quick=quick).items()
+    _, [options, training] = read(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
+    assert name == ("digits-quick" if quick else "digits")
+    assert len(list(options.images.glob("*/*.png"))) == 1700
+    assert options.initial + options.rounds * options.query < 1700 / 4
+    assert (options.rounds, options.long_tail) == (4 if quick else 8, 20)
     assert len(options.strategies) == (6 if quick else 12)
     assert training.units == 256
-
-
-def test_every_change_of_the_recipe_is_a_setting():
-    """Nothing is measured under a name that changes nothing."""
-    default = Training()
-    for name, change in recipe.CHANGES.items():
-        for setting, value in change.items():
-            assert getattr(default, setting) != value, name

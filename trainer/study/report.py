@@ -6,7 +6,7 @@ The same study gives the same files, byte for byte.
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,20 +28,6 @@ _CLASSES: Final = 20
 """Rows of a table; of more classes it shows the rarest and the largest."""
 
 _COMPARED: Final[tuple[Measure, ...]] = ("minority_f1", "macro_f1", "accuracy")
-
-
-@dataclass(frozen=True, slots=True)
-class ClassRow:
-    """What strategies come to on a class after the last round, as means over seeds."""
-
-    name: str
-    minority: bool
-    pool: int
-    test: int
-    labels: tuple[float, ...]
-    """(strategies,)"""
-    f1: tuple[float, ...]
-    """(strategies,)"""
 
 
 def write(study: Study, folder: Path) -> None:
@@ -110,7 +96,9 @@ def render_page(study: Study, summaries: Sequence[Summary]) -> str:
         measures=plots.draw_measures(study, lines),
         each=plots.draw_each(study, names, "minority_f1", default),
         minority_share=plots.draw_minority_share(study, lines),
-        class_rows=_class_rows(study, names),
+        shown=_choose_classes(study),
+        labels_by_class=_by_class(study, names, "labels_by_class"),
+        f1_by_class=_by_class(study, names, "f1"),
         classes_left=max(0, len(study.classes) - _CLASSES),
         agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
         mean_agreement=_mean_agreement(study.agreement),
@@ -135,22 +123,17 @@ def _duels(study: Study, rivals: Iterable[str], default: str | None) -> dict[str
     }
 
 
-def _class_rows(study: Study, strategies: Sequence[str]) -> list[ClassRow]:
-    """The rarest class first; of many classes the rarest and the largest."""
-    order = np.argsort(study.pool_by_class, kind="stable").tolist()
-    shown = order if len(order) <= _CLASSES else order[: _CLASSES // 2] + order[-_CLASSES // 2 :]
-    last = [[run[-1] for run in study.runs[strategy]] for strategy in strategies]
-    return [
-        ClassRow(
-            name=study.classes[index],
-            minority=index in study.minority,
-            pool=study.pool_by_class[index],
-            test=study.test_by_class[index],
-            labels=tuple(float(np.mean([each.labels_by_class[index] for each in rounds])) for rounds in last),
-            f1=tuple(float(np.mean([each.f1[index] for each in rounds])) for rounds in last),
-        )
-        for index in shown
-    ]
+def _choose_classes(study: Study) -> list[int]:
+    """The classes that tables show, the rarest first; of many the rarest and the largest."""
+    order: list[int] = np.argsort(study.pool_by_class, kind="stable").tolist()
+    return order if len(order) <= _CLASSES else order[: _CLASSES // 2] + order[-_CLASSES // 2 :]
+
+
+def _by_class(study: Study, strategies: Iterable[str], name: str) -> list[list[float]]:
+    """What strategies come to after the last round, as means over seeds: a row for each class."""
+    last = [[getattr(run[-1], name) for run in study.runs[strategy]] for strategy in strategies]  # (strategies, S, C)
+    means: list[list[float]] = np.mean(last, axis=1).T.tolist()
+    return means
 
 
 def _mean_agreement(agreement: Sequence[PassAgreement]) -> dict[int, Mapping[str, float]]:
