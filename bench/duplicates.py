@@ -128,8 +128,8 @@ def _count_in_orders(subject: Subject, pool: _Pool, *, first: int) -> dict[str, 
             project=_PROJECT,
             name=manifest.version,
             labels_by_class=labels_by_class,
-            audit_share=DEFAULT_SHARE,
-            first=first,
+            holdout_share=DEFAULT_SHARE,
+            batch_size=first,
             duplicates=duplicates,
         )
         counts[name] = count_distinct(arrangement.order, pool.original, first=first)

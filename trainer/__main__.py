@@ -139,7 +139,7 @@ class _Activate:
 
 def _activate(environment: Environment, options: _Activate) -> None:
     from trainer.labelstudio import UNCERTAINTY_SAMPLING, connect, read_project, switch_model_version
-    from trainer.ranking.former import remember
+    from trainer.ranking.releasing import remember
 
     repository = environment.repository()
     version = options.version or repository.current()

@@ -54,7 +54,7 @@ def copied_pool():
 
 def distinct_in_first_100(candidates, **options):
     arrangement = arrange(
-        candidates, project=1, name="v1", labels_by_class=[5, 5, 5], audit_share=0.1, first=100, **options
+        candidates, project=1, name="v1", labels_by_class=[5, 5, 5], holdout_share=0.1, batch_size=100, **options
     )
     return count_distinct(arrangement.order, np.arange(len(candidates.task_ids)) // 10, first=100)
 

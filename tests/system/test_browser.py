@@ -31,7 +31,7 @@ from tests.system.conftest import QUICK_TRAINING, Serve
 from tests.versions import manifest
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, decide
-from trainer.ranking.imports import Wanted, bring_about
+from trainer.ranking.reconcile import Wanted, reconcile
 
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -165,7 +165,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     (control,) = parse_label_config(config)
     assert find_reference(task.data, control.value_key) == IMAGE
     wanted = {task.id: Wanted(0.5, _predict_last(config, control.labels))}
-    bring_about(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: {task.id})
+    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: {task.id})
     labelstudio.switch_model_version(client, number, VERSION)
 
     _open_prelabelled(page, f"{studio.url}/projects/{number}/data?task={task.id}")
@@ -193,7 +193,7 @@ def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
     ids = [task.id for task in labelstudio.unlabelled_tasks(client, number)]
     regions = _predict_last(config, ("red", "b"))
     wanted = dict(zip(ids, (Wanted(0.3, regions), Wanted(0.1, ()), Wanted(0.2, regions)), strict=True))
-    bring_about(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: set(ids))
+    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: set(ids))
     labelstudio.switch_model_version(client, number, VERSION)
     project, by_score = Project(session, number), "tasks:predictions_score"
     assert [task.id for task in project.tasks(ordering=by_score)] == [ids[1], ids[2], ids[0]]

@@ -20,9 +20,9 @@ from trainer import run as run_module
 from trainer.__main__ import main, read
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
-from trainer.ranking.former import recall
 from trainer.ranking.options import RankOptions
 from trainer.ranking.rank import Summary
+from trainer.ranking.releasing import recall
 from trainer.settings import Source, Training
 from trainer.study import simulate as simulate_module
 from trainer.study.options import StudyOptions, StudyTraining

@@ -1,1 +1,1 @@
-"""In which order images are to be labelled: strategies, near-duplicates, the audit slice. Reads and writes nothing."""
+"""In which order images are to be labelled: strategies, near-duplicates, random holdout. Reads and writes nothing."""

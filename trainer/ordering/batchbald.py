@@ -41,8 +41,8 @@ _CELLS = 2**20
 """Most probabilities held at once, by configuration, image and class: 4 MB, several times."""
 
 
-def choose(order: Ints, passes: Passes, *, first: int, configurations: int | None = None) -> Ints:
-    """Choose up to `first` images: their indices, int64 (K,), in the order chosen.
+def choose(order: Ints, passes: Passes, *, batch_size: int, configurations: int | None = None) -> Ints:
+    """Choose up to `batch_size` images: their indices, int64 (K,), in the order chosen.
 
     When the labels of those chosen would say all but which pass is right, further images cannot be told apart, and the
     next begin a joint of their own, as if the others had not been chosen. A joint takes its images from a window of
@@ -51,16 +51,16 @@ def choose(order: Ints, passes: Passes, *, first: int, configurations: int | Non
     Args:
         order: int64 (N,), the candidates in falling order of BALD.
         passes: gives their probabilities.
-        first: how many to choose.
+        batch_size: how many to choose.
         configurations: most that are held at once; by default as many as fit in memory.
     """
     left, chosen = order, list[int]()
     window = None
-    while len(chosen) < first and len(left):
+    while len(chosen) < batch_size and len(left):
         window = window or _window(passes(left[:1]).shape[2])
         picks = _choose_jointly(
             passes(left[:window]),
-            most=min(first - len(chosen), max(1, window // 4)),
+            most=min(batch_size - len(chosen), max(1, window // 4)),
             configurations=configurations,
             rng=np.random.Generator(np.random.Philox(key=_KEY + len(chosen))),
         )

@@ -22,7 +22,6 @@ from trainer.ordering.strategies import Ints, check_finite, check_tasks
 if TYPE_CHECKING:
     import torch
 
-
 _LEAST_FITTED, _FITTED_PER_CLUSTER = 5000, 10
 """How many embeddings, by chance, the centres of clusters are computed from in a pool with more."""
 _ITERATIONS = 20
@@ -34,8 +33,8 @@ def arrange(
     embeddings: Vectors,
     *,
     project: int,
-    audit_share: float,
-    first: int,
+    holdout_share: float,
+    batch_size: int,
 ) -> Arrangement:
     """Put tasks in the order in which they are to be labelled while nothing is known but their images.
 
@@ -45,8 +44,8 @@ def arrange(
         task_ids: int64 (N,).
         embeddings: float32 (N, E), from `Convolutions`.
         project: its number, which decides what falls to chance.
-        audit_share: of the tasks, those whose place is left to chance.
-        first: how many are about to be labelled: so many are chosen to cover the pool.
+        holdout_share: of the tasks, those whose place is left to chance.
+        batch_size: how many are about to be labelled: so many are chosen to cover the pool.
 
     Raises:
         ConfigError: if the share is not one.
@@ -54,32 +53,32 @@ def arrange(
     """
     check_tasks(task_ids)
     check_finite("the embedding", embeddings, task_ids)
-    sampled = is_held_out(project, task_ids, audit_share)
+    sampled = is_held_out(project, task_ids, holdout_share)
     by_task = np.argsort(task_ids)
     others = by_task[~sampled[by_task]]
-    queue = others[cover(embeddings[others], first=first, seed=project)]
+    queue = others[cover(embeddings[others], batch_size=batch_size, seed=project)]
     reasons = [BY_CHANCE] * len(task_ids)
-    for index in queue[:first]:
+    for index in queue[:batch_size]:
         reasons[index] = COVERS
     return compose(
         queue,
         task_ids=task_ids,
         project=project,
-        audit_share=audit_share,
+        holdout_share=holdout_share,
         scores=(np.arange(len(task_ids)) + 0.5) / max(len(task_ids), 1),
         reasons=reasons,
         representative=np.arange(len(task_ids)),
     )
 
 
-def cover(embeddings: Vectors, *, first: int, seed: int) -> Ints:
+def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:
     """Return an order of float32 (N, E) whose beginning looks like the whole: int64 (N,), indices.
 
-    The first `first` are nearest to the centres of so many clusters (k-means), those of the largest clusters in front;
-    the others follow by chance. Where embeddings are equal there may be fewer clusters.
+    The first `batch_size` are nearest to the centres of so many clusters (k-means), the largest clusters in front; the
+    others follow by chance. Where embeddings are equal there may be fewer clusters.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
-    chosen = _choose_central(embeddings, clusters=min(first, len(embeddings)), rng=rng)
+    chosen = _choose_central(embeddings, clusters=min(batch_size, len(embeddings)), rng=rng)
     rest = np.setdiff1d(np.arange(len(embeddings)), chosen)
     return np.concatenate([chosen, rng.permutation(rest)])
 
@@ -87,11 +86,15 @@ def cover(embeddings: Vectors, *, first: int, seed: int) -> Ints:
 class Convolutions:
     """Convolutions that were trained elsewhere, for embeddings of images of one size. Imports torch when first used."""
 
-    def __init__(self, *, weights: str, architecture: str, device: "torch.device") -> None:
-        """Take what `trainer.model.network.build` takes, and the device to compute on; nothing is loaded yet."""
+    def __init__(self, weights: str, architecture: str) -> None:
+        """Load nothing yet.
+
+        Args:
+            weights: `imagenet`, `none` or the path of a state dict.
+            architecture: of the network that they are of.
+        """
         self._weights = weights
         self._architecture = architecture
-        self._device = device
         self._layers: torch.nn.Module | None = None
 
     def embed(self, images: npt.NDArray[np.uint8]) -> Vectors:
@@ -110,7 +113,7 @@ class Convolutions:
         with torch.no_grad():
             for start in range(0, len(images), _IMAGES_A_FORWARD):
                 batch = torch.from_numpy(images[start : start + _IMAGES_A_FORWARD])
-                maps = self._layers(batch.to(self._device))  # (n, D, height, width)
+                maps = self._layers(batch.to(self._device()))  # (n, D, height, width)
                 parts.append(embed(maps.mean(dim=(2, 3)).cpu().numpy()))
         return np.concatenate(parts)
 
@@ -122,7 +125,13 @@ class Convolutions:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # without weights, fresh ones that are the same in the next process
             network, _ = build(self._architecture, classes=2, image_size=image_size, weights=self._weights)
-        return network.backbone[:2].eval().to(self._device)  # normalisation, and all that has maps
+        return network.backbone[:2].eval().to(self._device())  # normalisation, and all that has maps
+
+    @staticmethod
+    def _device() -> "torch.device":
+        from trainer.model.network import choose_device
+
+        return choose_device("auto")
 
 
 def _choose_central(embeddings: Vectors, *, clusters: int, rng: np.random.Generator) -> Ints:

@@ -1,8 +1,8 @@
 """In which order unlabelled images are to be labelled, and the scores that make Label Studio follow it.
 
 A strategy decides, over images that stand for themselves. Near-duplicates come behind all of these, those of images
-that the audit slice is about to bring up among them. One place in so many is the slice's. Pure arithmetic: nothing here
-reads or writes, and the same candidates get the same order in whichever order they come.
+that the random holdout is about to bring up among them. One place in so many is the holdout's. The same candidates get
+the same order in whichever order they come.
 """
 
 import math
@@ -13,12 +13,11 @@ from typing import Final, cast
 import numpy as np
 
 from contract.scores.acquisition import label_studio_score
-from contract.scores.holdout import is_held_out
-from trainer.ordering import holdout as audit
+from contract.scores.holdout import holdout_order, is_held_out
 from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
 from trainer.ordering.duplicates import Outlook, find_representatives
-from trainer.ordering.reasons import AUDIT, explain, near_duplicate
+from trainer.ordering.reasons import HELD_OUT, explain, near_duplicate
 from trainer.ordering.strategies import Bools, Candidates, Floats, Ints, Preference, descending
 
 _GAP: Final = 1e-9
@@ -37,8 +36,8 @@ class Arrangement:
     """(N,), in the candidates' order: what Label Studio is to store, in [0, 1], lowest first."""
     reasons: tuple[str, ...]
     """(N,), in the candidates' order: why each stands where it stands."""
-    audit: Bools
-    """(N,), in the candidates' order: which are of the audit slice."""
+    held_out: Bools
+    """(N,), in the candidates' order: which are of the random holdout."""
     representative: Ints
     """(N,), in the candidates' order: the index of the image that it nearly duplicates, its own where there is none."""
 
@@ -50,8 +49,8 @@ def arrange(
     project: int,
     name: str,
     labels_by_class: Sequence[int],
-    audit_share: float,
-    first: int,
+    holdout_share: float,
+    batch_size: int,
     duplicates: bool = True,
     passes: Passes | None = None,
     labels: Sequence[str] = (),
@@ -61,11 +60,11 @@ def arrange(
     Args:
         candidates: N images.
         strategy: one of `strategies.STRATEGIES`.
-        project: its number, which decides which tasks are of the audit slice.
+        project: its number, which decides which tasks are of the random holdout.
         name: the ranking's, which decides what falls to chance.
         labels_by_class: (C,), how many labels there are already.
-        audit_share: of the tasks, those whose place is left to chance.
-        first: how many are about to be labelled: so many are chosen with regard to each other.
+        holdout_share: of the tasks, those whose place is left to chance.
+        batch_size: how many are about to be labelled: so many are chosen with regard to each other.
         duplicates: whether near-duplicates are put behind all others.
         passes: gives the probabilities of the passes of candidates by index; needed by batch-bald.
         labels: (C,), the classes' names, to be used in the reasons.
@@ -80,8 +79,8 @@ def arrange(
         raise ValueError(f"labels_by_class must have {classes} numbers, one for each class; got {len(labels_by_class)}")
     by_task = np.argsort(candidates.task_ids)
     task_ids = candidates.task_ids[by_task]
-    sampled = is_held_out(project, task_ids, audit_share)
-    soon = audit.in_order(project, task_ids, sampled)[: math.ceil(first * audit_share)]
+    sampled = is_held_out(project, task_ids, holdout_share)
+    soon = _in_order(project, task_ids, sampled)[: math.ceil(batch_size * holdout_share)]
     given = None if passes is None else lambda indices: passes(by_task[indices])
     ranked = _rank(
         candidates.take(by_task),
@@ -90,7 +89,7 @@ def arrange(
         soon=soon,
         name=name,
         labels_by_class=labels_by_class,
-        first=first,
+        batch_size=batch_size,
         duplicates=duplicates,
         passes=given,
         labels=labels,
@@ -100,7 +99,7 @@ def arrange(
         by_task[ranked.queue],
         task_ids=candidates.task_ids,
         project=project,
-        audit_share=audit_share,
+        holdout_share=holdout_share,
         scores=_agreement(candidates),
         reasons=[ranked.reasons[place] for place in places],
         representative=by_task[ranked.representative[places]],
@@ -112,28 +111,56 @@ def compose(
     *,
     task_ids: Ints,
     project: int,
-    audit_share: float,
+    holdout_share: float,
     scores: Floats,
     reasons: Sequence[str],
     representative: Ints,
 ) -> Arrangement:
-    """Give the audit slice its places in a queue of the other tasks, and hand out scores along it.
+    """Give the random holdout its places in a queue of the other tasks, and hand out scores along it.
 
     Args:
         queue: int64 (B,), the indices of all tasks that are not of the slice, in order.
         task_ids: int64 (N,), of all tasks.
         project: its number.
-        audit_share: of the tasks.
+        holdout_share: of the tasks.
         scores: float64 (N,) in [0, 1]: the first place gets the lowest, whoever's it is.
         reasons: (N,), by task.
         representative: int64 (N,), by task.
     """
-    sampled = is_held_out(project, task_ids, audit_share)
-    order = audit.interleave(audit.in_order(project, task_ids, sampled), queue, audit_share)
+    sampled = is_held_out(project, task_ids, holdout_share)
+    order = interleave(_in_order(project, task_ids, sampled), queue, holdout_share)
     handed_out = np.empty(len(order), np.float64)
     handed_out[order] = _spread(np.sort(scores))
-    explained = tuple(AUDIT if own else reason for own, reason in zip(sampled.tolist(), reasons, strict=True))
+    explained = tuple(HELD_OUT if own else reason for own, reason in zip(sampled.tolist(), reasons, strict=True))
     return Arrangement(order, handed_out, explained, sampled, representative)
+
+
+def _in_order(project: int, task_ids: Ints, sampled: Bools) -> Ints:
+    """Return the indices of the holdout's tasks, bool (N,), in the order in which they are labelled: int64 (H,).
+
+    The order is random too, so that the holdout's labelled part is a uniform sample of the pool at any time.
+    """
+    found = np.flatnonzero(sampled)
+    by_place: Ints = found[np.lexsort((task_ids[found], holdout_order(project, task_ids[found])))]
+    return by_place
+
+
+def interleave(held_out: Ints, others: Ints, share: float) -> Ints:
+    """Merge two orders, int64 (H,) and (B,), into one (H + B,) in which `share` of the places are the holdout's.
+
+    The k-th of the holdout, from 0, comes at place (k + 1/2) / share: with a tenth at 5, 15, 25. Where one order is
+    used up, the other one goes on.
+    """
+    if not len(held_out):
+        return others
+    places = np.floor((np.arange(len(held_out)) + 0.5) / share)
+    total = len(held_out) + len(others)
+    latest = total - len(held_out) + np.arange(len(held_out))  # so that all of the holdout find a place
+    merged = np.empty(total, np.int64)
+    taken = np.zeros(total, np.bool_)
+    taken[np.minimum(places, latest).astype(np.int64)] = True
+    merged[taken], merged[~taken] = held_out, others
+    return merged
 
 
 def _agreement(candidates: Candidates) -> Floats:
@@ -162,7 +189,7 @@ def _rank(
     soon: Ints,
     name: str,
     labels_by_class: Sequence[int],
-    first: int,
+    batch_size: int,
     duplicates: bool,
     passes: Passes | None,
     labels: Sequence[str],
@@ -182,7 +209,7 @@ def _rank(
         strategy=strategy,
         eligible=eligible & (representative == own),
         labels_by_class=labels_by_class,
-        first=first,
+        batch_size=batch_size,
         passes=passes,
     )
     reasons = explain(candidates, preference, strategy=strategy, labels_by_class=labels_by_class, labels=labels)

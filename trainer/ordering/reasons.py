@@ -9,7 +9,7 @@ import numpy.typing as npt
 from contract.scores.acquisition import margin
 from trainer.ordering.strategies import BALANCED, BATCH_BALD, Candidates, Preference
 
-AUDIT: Final = "random sample, for measuring"
+HELD_OUT: Final = "random sample, for measuring"
 COVERS: Final = "covers a part of the pool not seen yet"
 BY_CHANCE: Final = "drawn by chance"
 

@@ -1,7 +1,7 @@
 """Which images a strategy would have labelled first, from what a version says about each.
 
-Numpy over scores; knows neither Label Studio nor duplicates nor the audit slice. A utility is a number by which images
-are sorted, the highest first; some strategies choose the first places one after the other, since what an image is worth
+Numpy over scores; knows nothing of duplicates and of the random holdout. A utility is a number by which images are
+sorted, the highest first; some strategies choose the first places one after the other, since what an image is worth
 depends on those chosen before it.
 """
 
@@ -172,7 +172,7 @@ def prefer(
     strategy: str,
     eligible: Bools,
     labels_by_class: Sequence[int],
-    first: int,
+    batch_size: int,
     passes: Passes | None,
 ) -> Preference:
     """Let a strategy choose the first places among the eligible, bool (N,), and value all.
@@ -185,19 +185,21 @@ def prefer(
         strategy: one of `STRATEGIES`.
         eligible: which may be chosen.
         labels_by_class: (C,), how many labels there are already.
-        first: the most that are chosen one after the other.
+        batch_size: the most that are chosen one after the other.
         passes: gives the probabilities of the passes; needed by batch-bald.
 
     Raises:
         ValueError: if batch-bald is given no passes.
     """
     if strategy in BALANCED:
-        return _balance(candidates.probabilities, base, eligible=eligible, labels_by_class=labels_by_class, first=first)
+        return _balance(
+            candidates.probabilities, base, eligible=eligible, labels_by_class=labels_by_class, batch_size=batch_size
+        )
     if strategy == BATCH_BALD:
         if passes is None:
             raise ValueError("batch-bald needs the passes' probabilities, got none")
         falling = descending(base)
-        return Preference(batchbald.choose(falling[eligible[falling]], passes, first=first), base)
+        return Preference(batchbald.choose(falling[eligible[falling]], passes, batch_size=batch_size), base)
     return Preference(np.empty(0, np.int64), base)
 
 
@@ -220,13 +222,13 @@ def _balance(
     *,
     eligible: Bools,
     labels_by_class: Sequence[int],
-    first: int,
+    batch_size: int,
 ) -> Preference:
     """Choose greedily by base utility times rarity, counting on each image chosen the labels it is expected to get."""
     labels = np.array(labels_by_class, np.float64)
     open_, chosen = eligible.copy(), list[int]()
     utility = base * rarity(probabilities, labels)
-    for _ in range(min(first, np.count_nonzero(eligible))):
+    for _ in range(min(batch_size, np.count_nonzero(eligible))):
         best = int(np.where(open_, utility, -np.inf).argmax())
         chosen.append(best)
         open_[best] = False

@@ -5,8 +5,10 @@ there is a version it is `cold-start-<model>`.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Final
+
+from contract.versions.repository import Repository
 
 _ROUND: Final = re.compile(r"\.r([1-9][0-9]*)")
 
@@ -30,6 +32,16 @@ def next_name(base: str, taken: Iterable[str]) -> str:
     return f"{base}.r{max(rounds) + 1}" if rounds else base
 
 
-def superseded(names: Iterable[str], *, bases: Collection[str], current: str) -> list[str]:
-    """Return the names that are of these versions and not the current one's."""
-    return [name for name in names if name != current and any(round_of(name, base) is not None for base in bases)]
+def own_names(repository: Repository, names: Iterable[str], *, gone: Iterable[str] = ()) -> list[str]:
+    """Return the names of model versions that are this model's: its versions, rankings by them, and the cold start.
+
+    Args:
+        repository: knows the versions.
+        names: some of them others' perhaps.
+        gone: versions whose folders were deleted.
+
+    Raises:
+        OSError: if the repository cannot be read.
+    """
+    bases = [*repository.history(), *gone, base_name(None, repository.model)]
+    return [name for name in names if any(round_of(name, base) is not None for base in bases)]

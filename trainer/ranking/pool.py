@@ -100,12 +100,6 @@ def embed_tasks(
     return _collect(tasks, log, compute, "embedded")
 
 
-def say_failures(failures: Sequence[Failure], tasks: int) -> None:
-    """Say how many images have no score, and for which reasons."""
-    if failures:
-        _log.warning("%d of %d images cannot be scored: %s", len(failures), tasks, group_failures(failures))
-
-
 def group_failures(failures: Sequence[Failure]) -> str:
     """Say for each reason how many images it holds for, and name one of them; the commonest reasons first."""
     groups: dict[str, list[Failure]] = {}
@@ -156,6 +150,8 @@ def _collect(
             known.update((score.task, score) for score in fresh)
             failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
             bar.update(len(outcomes))
+    if failures:
+        _log.warning("%d of %d images cannot be scored: %s", len(failures), len(tasks), group_failures(failures))
     return [known[task.id] for task in tasks if task.id in known], failures
 
 

@@ -1,19 +1,27 @@
-"""From scores and an order to the predictions that Label Studio is to store. Pure: reads and writes nothing."""
+"""The predictions that Label Studio is to store, in the order in which their tasks are to be labelled.
 
+They are made of scores and an order, by arithmetic alone, and are on disk before the first one is sent: so a ranking
+that was killed goes on with the order that it had begun with, although labels have come in meanwhile.
+"""
+
+import json
+import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from contract.errors import ConfigError
+from contract.files import explain
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from trainer.labelstudio import StoredPrediction
 from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
 from trainer.ordering.strategies import Candidates
-from trainer.ranking.plan import Plan, Planned
 from trainer.ranking.scores import Score
 
 LATER: Final = "came after the ranking, placed by its own score"
@@ -25,6 +33,83 @@ KEPT: Final = "could not be scored, keeps the place that it had"
 
 _PLACE: Final = {"rank", "strategy", "reason"}
 """What `meta` says of a task's place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One task's prediction, and what is to be meta of it."""
+
+    task: int
+    score: float
+    """In [0, 1]; the lowest is labelled first."""
+    result: Sequence[Mapping[str, Any]]
+    reason: str
+    bald: float | None
+    """In nats; None before there is a version."""
+    held_out: bool
+    """Whether it is of the random holdout."""
+    kept: bool = False
+    """Whether it could not be scored and keeps the place that it had in the ranking before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A ranking's predictions, in the order in which the tasks are to be labelled."""
+
+    name: str
+    """What they are stamped with."""
+    strategy: str
+    near_duplicates: int = 0
+    unscored: tuple[int, ...] = ()
+    """Tasks that could not be scored, those that keep a place included."""
+    kept: int = 0
+    """How many of these keep a place."""
+    items: tuple[Planned, ...] = ()
+
+    @property
+    def scored(self) -> tuple[Planned, ...]:
+        """Those that have a place by their own score."""
+        return tuple(item for item in self.items if not item.kept)
+
+
+def save_plan(path: Path, plan: Plan) -> None:
+    """Write a plan in one step.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    head = {"name": plan.name, "strategy": plan.strategy, "count": len(plan.items)}
+    head |= {"near_duplicates": plan.near_duplicates, "unscored": plan.unscored, "kept": plan.kept}
+    draft = path.with_suffix(".draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(head) + "\n")
+            file.writelines(json.dumps(asdict(item)) + "\n" for item in plan.items)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as err:
+        raise ConfigError(
+            f"expected to write a plan to {path.parent}, got {explain(err, path.parent)}; set LABELNEXT_CACHE to a "
+            "folder with room"
+        ) from err
+
+
+def load_plan(path: Path) -> Plan | None:
+    """Read a plan; None if there is none that can be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = json.loads(file.readline())
+            count = head.pop("count")
+            items = tuple(Planned(**json.loads(line)) for line in file)
+            unscored = tuple(head.pop("unscored"))
+            return Plan(items=items, unscored=unscored, **head) if len(items) == count else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+# ---- from scores to predictions
 
 
 def to_candidates(scores: Sequence[Score], *, multiple: bool) -> Candidates:
@@ -48,8 +133,8 @@ def place(
             scores[index],
             arrangement.scores[index],
             reason=arrangement.reasons[index],
-            audit=arrangement.audit[index],
-            told={"strategy": strategy, "rank": rank},
+            held_out=arrangement.held_out[index],
+            meta={"strategy": strategy, "rank": rank},
         )
         for rank, index in enumerate(arrangement.order, start=1)
     )
@@ -58,7 +143,7 @@ def place(
 
 
 def keep_places(
-    plan: Plan, former: Collection[StoredPrediction], unlabelled: Collection[int], *, project: int, audit_share: float
+    plan: Plan, former: Collection[StoredPrediction], unlabelled: Collection[int], *, project: int, holdout_share: float
 ) -> Plan:
     """Add the tasks that could not be scored and were ranked before, each where it stood among the others.
 
@@ -67,7 +152,7 @@ def keep_places(
         former: predictions of the ranking that it replaces, with the results of the tasks that could not be scored.
         unlabelled: the tasks that are to be ranked: those labelled since then stand in nobody's way.
         project: its number.
-        audit_share: the audit slice's share of the tasks.
+        holdout_share: the random holdout's share of the tasks.
     """
     queue = sorted((each.score, each.task) for each in former if each.score is not None and each.task in unlabelled)
     results = {each.task: each.result for each in former}
@@ -75,12 +160,12 @@ def keep_places(
     lost = [(place, task) for place, (_, task) in enumerate(queue) if task in unscored]
     before = np.array([place - earlier for earlier, (place, _) in enumerate(lost)], np.int64)
     values = _between([item.score for item in plan.items], before, of=len(queue) - len(lost))
-    sampled = is_held_out(project, np.array([task for _, task in lost], np.int64), audit_share)
+    sampled = is_held_out(project, np.array([task for _, task in lost], np.int64), holdout_share)
     kept = [
         Planned(
             task,
             float(value),
-            _shown(results[task], {"reason": KEPT}, audit=by_chance),
+            _shown(results[task], {"reason": KEPT}, held_out=by_chance),
             KEPT,
             None,
             by_chance,
@@ -113,49 +198,49 @@ def place_later(
     *,
     unscored: Collection[int],
     project: int,
-    audit_share: float,
+    holdout_share: float,
     multiple: bool,
 ) -> tuple[Planned, ...]:
     """Return what to import of N tasks that came after a ranking, or could not be scored for it.
 
-    Each gets 1 - BALD as a share of the most it can be, which is the scale of the ranked scores. A task of the audit
-    slice is given its place by chance among them, as those were that came in time.
+    Each gets 1 - BALD as a share of the most it can be, which is the scale of the ranked scores. A task of the random
+    holdout is given its place by chance among them, as those were that came in time.
 
     Args:
         scores: of the tasks.
         ranked: the scores of the ranking.
         unscored: the tasks that could not be scored for it.
         project: its number.
-        audit_share: the audit slice's share of the tasks.
+        holdout_share: the random holdout's share of the tasks.
         multiple: whether several labels may hold.
     """
     task_ids = np.array([score.task for score in scores], np.int64)
     places = holdout_order(project, task_ids)
-    sampled = is_held_out(project, task_ids, audit_share)
+    sampled = is_held_out(project, task_ids, holdout_share)
     values = np.array(sorted(ranked))
     items = []
     for score, place_by_chance, by_chance in zip(scores, places, sampled, strict=True):
         own = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
-        value = np.quantile(values, place_by_chance / audit_share) if by_chance and len(values) else own
-        reason = reasons.AUDIT if by_chance else SCORED_LATER if score.task in unscored else LATER
-        items.append(_planned(score, float(value), reason=reason, audit=by_chance, told={}))
+        value = np.quantile(values, place_by_chance / holdout_share) if by_chance and len(values) else own
+        reason = reasons.HELD_OUT if by_chance else SCORED_LATER if score.task in unscored else LATER
+        items.append(_planned(score, float(value), reason=reason, held_out=by_chance, meta={}))
     return tuple(sorted(items, key=lambda item: item.score))
 
 
-def _planned(score: Score, value: float, *, reason: str, audit: bool, told: Mapping[str, Any]) -> Planned:
+def _planned(score: Score, value: float, *, reason: str, held_out: bool, meta: Mapping[str, Any]) -> Planned:
     bald = float(score.bald) if len(score.probabilities) else None
-    result = _shown(score.result, {**told, "reason": reason}, audit=audit)
-    return Planned(score.task, float(value), result, reason=reason, bald=bald, audit=bool(audit))
+    result = _shown(score.result, {**meta, "reason": reason}, held_out=held_out)
+    return Planned(score.task, float(value), result, reason=reason, bald=bald, held_out=bool(held_out))
 
 
-def _shown(result: Sequence[Mapping[str, Any]], told: Mapping[str, Any], *, audit: bool) -> list[Mapping[str, Any]]:
+def _shown(result: Sequence[Mapping[str, Any]], meta: Mapping[str, Any], *, held_out: bool) -> list[Mapping[str, Any]]:
     """Say in each region's `meta` why the task stands where it stands; what another ranking said goes.
 
-    Of the audit slice nothing is shown: Label Studio ticks what is, and what is measured on must not be agreed to.
+    Of the random holdout nothing is shown: Label Studio ticks what is, and what is measured on must not be agreed to.
     """
-    if audit:
+    if held_out:
         return []
-    return [{**region, "meta": {**_apart_from_place(region.get("meta") or {}), **told}} for region in result]
+    return [{**region, "meta": {**_apart_from_place(region.get("meta") or {}), **meta}} for region in result]
 
 
 def _apart_from_place(meta: Mapping[str, Any]) -> dict[str, Any]:

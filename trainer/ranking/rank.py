@@ -8,7 +8,8 @@ before goes only when nothing shows it any more.
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -25,13 +26,14 @@ from trainer import labelstudio
 from trainer.labels.dataset import open_fetcher
 from trainer.locks import exclusive
 from trainer.ordering import strategies
-from trainer.ranking import thumbnails as gallery
-from trainer.ranking.former import remember
-from trainer.ranking.imports import Wanted, bring_about
-from trainer.ranking.names import base_name, next_name, round_of, superseded
+from trainer.ranking import thumbnails
+from trainer.ranking.context import RankingContext
+from trainer.ranking.names import next_name, own_names, round_of
 from trainer.ranking.options import RankOptions
-from trainer.ranking.plan import Plan, Planned, load_plan, save_plan
-from trainer.ranking.planning import COLD_START, Clock, Former, Place, plan_all, plan_later
+from trainer.ranking.planning import COLD_START, Shown, plan_all, plan_later
+from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
+from trainer.ranking.reconcile import Wanted, reconcile
+from trainer.ranking.releasing import remember
 from trainer.ranking.retries import are_few
 from trainer.settings import Environment
 
@@ -98,45 +100,38 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         LabelnextError: if a step fails; the project then sorts as before, and the next call goes on from there.
     """
     started = time.monotonic()
-    clock = Clock()
+    seconds = defaultdict[str, float](float)
     strategies.check(options.strategy, multiple=False)
-    repository = environment.repository()
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
     with (
-        exclusive(repository, work=f".rank.{options.project}", refusal=busy),
+        exclusive(environment.repository(), work=f".rank.{options.project}", refusal=busy),
         open_fetcher(environment) as fetcher,
     ):
-        first = Place(options, environment, repository, fetcher=fetcher, clock=clock)
+        first = RankingContext(options, environment, fetcher, seconds)
         begun = _Ranking(first).finish()
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
             options = replace(options, force=False)  # it is what was asked for
-        later = _Ranking(Place(options, environment, repository, fetcher=fetcher, clock=clock)).run()
-    return replace(
-        _together(begun, later),
-        score_s=clock.of("score"),
-        arrange_s=clock.of("arrange"),
-        import_s=clock.of("import"),
-        switch_s=clock.of("switch"),
-        seconds=time.monotonic() - started,
-    )
+        later = _Ranking(RankingContext(options, environment, fetcher, seconds)).run()
+    parts = {f"{part}_s": seconds[part] for part in ("score", "arrange", "import", "switch")}
+    return replace(_together(begun, later), **parts, seconds=time.monotonic() - started)
 
 
 class _Ranking:
     """One run, with all that its steps share."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._options = place.options
-        self._client = place.client
-        self._repository = place.repository
-        self._plan_path = place.kept / "plan.jsonl"
-        self._counts = labelstudio.count_predictions(place.client, place.options.project)
+    def __init__(self, context: RankingContext) -> None:
+        self._context = context
+        self._options = context.options
+        self._client = context.client
+        self._repository = context.repository
+        self._plan_path = context.kept / "plan.jsonl"
+        self._counts = labelstudio.count_predictions(context.client, context.options.project)
         """Of predictions by the name they are stamped with, at the start."""
 
     def finish(self) -> Summary | None:
         """Go on with the plan of a run that was killed, if there is one and it is not another version's."""
         plan = load_plan(self._plan_path)
-        if plan is None or round_of(plan.name, self._place.base) is None or self._options.dry_run:
+        if plan is None or round_of(plan.name, self._context.base) is None or self._options.dry_run:
             return None
         _log.info("going on with %s, which was begun before", plan.name)
         return self._put(plan, None)
@@ -148,7 +143,7 @@ class _Ranking:
             former, plan = None, self._plan_all()
         else:
             self._say_strategy(former)
-            plan = plan_later(self._place, former)
+            plan = plan_later(self._context, former)
             found = len({item.task for item in plan.items}.intersection(former.unscored))
             if not are_few(found, former.tasks):
                 _log.info("%d images that could not be scored now can be; all are ranked anew", found)
@@ -162,7 +157,7 @@ class _Ranking:
     def _find_former(self) -> Ranking | None:
         """The ranking by this version that the project has, if it is whole."""
         record = self._record_of_last
-        if record is None or round_of(record.name, self._place.base) is None:
+        if record is None or round_of(record.name, self._context.base) is None:
             return None
         return record if self._counts.get(record.name) else None
 
@@ -174,27 +169,25 @@ class _Ranking:
 
     def _plan_all(self) -> Plan:
         name = self._choose_name()
-        return plan_all(self._place, name, self._find_shown(but=name))
+        return plan_all(self._context, name, self._find_shown(but=name))
 
-    def _find_shown(self, *, but: str) -> Former | None:
+    def _find_shown(self, *, but: str) -> Shown | None:
         """The ranking of ours that the project goes by, or went by before somebody chose another backend's scores."""
         last = self._record_of_last
-        ours = superseded([self._place.project.model_version], bases=self._bases, current=but)
+        ours = self._own([self._context.project.model_version])
         for name in [*ours, *([last.name] if last else [])]:
             if name != but and self._counts.get(name):
-                return Former(name, last.unscored if last and last.name == name else ())
+                return Shown(name, last.unscored if last and last.name == name else ())
         return None
 
-    @property
-    def _bases(self) -> list[str]:
-        """The names of all first rankings; of a version whose folder was deleted, the last ranking's record tells."""
+    def _own(self, names: Iterable[str]) -> list[str]:
+        """Those names that are of this model; of a version whose folder was deleted the last ranking's record tells."""
         last = self._record_of_last
-        gone = [last.version] if last and last.version else []
-        return [*self._repository.history(), *gone, base_name(None, self._repository.model)]
+        return own_names(self._repository, names, gone=[last.version] if last and last.version else [])
 
     def _choose_name(self) -> str:
         """The version's own, unless it was ranked by already: on purpose, or by Label Studio fetching predictions."""
-        base = self._place.base
+        base = self._context.base
         names = {name for name in self._counts if round_of(name, base) is not None}
         anew = self._options.force or self._find_former() is not None
         if not anew and names <= {base} and self._counts.get(base, 0) <= _FEW_STRAYS:
@@ -215,28 +208,27 @@ class _Ranking:
 
     def _put(self, plan: Plan, former: Ranking | None) -> Summary:
         """Import what is planned, switch to it, and clear away what it replaces."""
-        clock = self._place.clock
-        with clock.measure("import"):
+        with self._context.measure("import"):
             imported = self._import(plan)
         removed = 0
         if labelstudio.count_predictions(self._client, self._options.project).get(plan.name):
-            with clock.measure("switch"):
+            with self._context.measure("switch"):
                 self._switch(plan.name)
             self._record(plan, former)
             removed = self._remove_superseded(plan.name)
-        shutil.rmtree(self._place.kept, ignore_errors=True)
+        shutil.rmtree(self._context.kept, ignore_errors=True)
         return self._summarise(plan, imported=imported, removed=removed)
 
     def _import(self, plan: Plan) -> int:
-        unlabelled = set(self._place.data)
+        unlabelled = set(self._context.data)
         if labelstudio.count_unlabelled(self._client, self._options.project) != len(unlabelled):
             unlabelled = self._find_unlabelled()
-        return bring_about(
+        return reconcile(
             self._client,
             self._options.project,
             name=plan.name,
             wanted={item.task: Wanted(item.score, item.result) for item in plan.items if item.task in unlabelled},
-            note=self._place.kept / "import.json",
+            note=self._context.kept / "import.json",
             find_unlabelled=self._find_unlabelled,
         )
 
@@ -253,7 +245,7 @@ class _Ranking:
     def _remove_superseded(self, current: str) -> int:
         counts = labelstudio.count_predictions(self._client, self._options.project)
         removed = 0
-        for name in superseded(counts, bases=self._bases, current=current):
+        for name in self._own(name for name in counts if name != current):
             _log.info("removing %d predictions of %s", counts[name], name)
             try:
                 labelstudio.delete_predictions(self._client, self._options.project, name)
@@ -278,22 +270,22 @@ class _Ranking:
             ) from err
 
     def _describe(self, plan: Plan) -> Ranking:
-        chosen = gallery.choose(plan.items)
-        images = gallery.show(
+        chosen = thumbnails.choose(plan.items)
+        images = thumbnails.show(
             [*chosen.first, *chosen.uncertain, *chosen.confident],
             self._fetch_image,
-            max_megapixels=self._place.environment.max_megapixels,
+            max_megapixels=self._context.environment.max_megapixels,
         )
         balds = [item.bald for item in plan.items if item.bald is not None]
         return Ranking(
             name=plan.name,
-            version=self._place.version.name if self._place.version else None,
+            version=self._context.version.name if self._context.version else None,
             project=self._options.project,
-            title=self._place.project.title,
+            title=self._context.project.title,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             strategy=plan.strategy,
             tasks=len(plan.scored),
-            audit=_count_audit(plan.scored),
+            audit=_count_held_out(plan.scored),
             near_duplicates=plan.near_duplicates,
             failed=len(plan.unscored),
             unscored=plan.unscored,
@@ -304,20 +296,20 @@ class _Ranking:
         )
 
     def _fetch_image(self, task: int) -> bytes:
-        reference = find_reference(self._place.data.get(task, {}), self._place.control.value_key)
+        reference = find_reference(self._context.data.get(task, {}), self._context.control.value_key)
         if reference is None:
             raise FetchError(f"task {task} is gone or has no image")
-        return self._place.fetcher.fetch(reference, task_id=task, project_id=self._options.project)
+        return self._context.fetcher.fetch(reference, task_id=task, project_id=self._options.project)
 
     def _summarise(self, plan: Plan, *, imported: int, removed: int) -> Summary:
         return Summary(
             ranking=plan.name,
-            version=self._place.version.name if self._place.version else None,
+            version=self._context.version.name if self._context.version else None,
             project=self._options.project,
             strategy=plan.strategy,
             tasks=len(plan.scored),
-            waiting=len(self._place.tasks) - len(plan.unscored) + plan.kept,
-            audit=_count_audit(plan.scored),
+            waiting=len(self._context.tasks) - len(plan.unscored) + plan.kept,
+            audit=_count_held_out(plan.scored),
             near_duplicates=plan.near_duplicates,
             failed=len(plan.unscored),
             kept=plan.kept,
@@ -345,8 +337,8 @@ def _shown(items: Sequence[Planned], images: Mapping[int, RankedImage]) -> tuple
     return tuple(images[item.task] for item in items if item.task in images)
 
 
-def _count_audit(items: Sequence[Planned]) -> int:
-    return sum(item.audit for item in items)
+def _count_held_out(items: Sequence[Planned]) -> int:
+    return sum(item.held_out for item in items)
 
 
 def _extended(former: Ranking, plan: Plan) -> Ranking:
@@ -354,7 +346,7 @@ def _extended(former: Ranking, plan: Plan) -> Ranking:
     return replace(
         former,
         tasks=former.tasks + len(plan.items),
-        audit=former.audit + _count_audit(plan.items),
+        audit=former.audit + _count_held_out(plan.items),
         failed=len(plan.unscored),
         unscored=plan.unscored,
     )

@@ -1,24 +1,88 @@
 """Letting a Label Studio project go: what rankings and watches changed there is put back.
 
-Owns the order of the steps, of which each may be the last: run again, it goes on where it was. Labels, and predictions
-of others, are left alone.
+    models/<model>/projects/<project>.json
+
+is how the project was, written once, before the first change. Owns the order of the steps, of which each may be the
+last: run again, it goes on where it was. Labels, and predictions of others, are left alone.
 """
 
+import json
 import shutil
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from contract.errors import ConfigError
+from contract.files import explain
 from contract.label_studio import LabelStudioClient
 from contract.scores.ranking import forget_ranking
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, remove
 from trainer import labelstudio
+from trainer.labelstudio import Project
 from trainer.locks import exclusive
-from trainer.ranking.former import Former, forget, own_names, recall
-from trainer.ranking.planning import kept_folder
+from trainer.ranking.context import kept_folder
+from trainer.ranking.names import own_names
 from trainer.settings import Environment
 
-_DEFAULT: Final = Former(sampling="Sequential sampling", model_version="", at="")
+PROJECTS_FOLDER: Final = "projects"
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What we change of a project."""
+
+    sampling: str
+    model_version: str
+    """Empty where nobody had chosen."""
+    at: str
+    """UTC, ISO 8601; when it was like this."""
+
+
+def remember(repository: Repository, project: Project) -> None:
+    """Write down how a project is, unless that was done before or it shows our predictions already.
+
+    Raises:
+        ConfigError: if that cannot be written; nothing is to be changed then.
+    """
+    try:
+        if recall(repository, project.project_id) is None and not own_names(repository, [project.model_version]):
+            before = Before(project.sampling, project.model_version, datetime.now(UTC).isoformat(timespec="seconds"))
+            repository.documents(PROJECTS_FOLDER).write(_file(project.project_id), json.dumps(asdict(before)).encode())
+    except OSError as err:
+        raise ConfigError(
+            f"expected to write how project {project.project_id} was to {repository.location}, got "
+            f"{explain(err, repository.root)}; give the trainer the folder to write, then try again"
+        ) from err
+
+
+def recall(repository: Repository, project_id: int) -> Before | None:
+    """Return how a project was; None if that was not written down, or cannot be understood.
+
+    Raises:
+        OSError: if the record is there and cannot be read.
+    """
+    try:
+        record = json.loads(repository.documents(PROJECTS_FOLDER).read(_file(project_id)))
+        return Before(str(record["sampling"]), str(record["model_version"]), str(record["at"]))
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+
+
+def forget(repository: Repository, project_id: int) -> None:
+    """Remove the record, if there is one.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    repository.documents(PROJECTS_FOLDER).remove(_file(project_id))
+
+
+def _file(project_id: int) -> str:
+    return f"{project_id}.json"
+
+
+_DEFAULT: Final = Before(sampling="Sequential sampling", model_version="", at="")
 """What Label Studio gives a new project."""
 
 
@@ -70,9 +134,9 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         exclusive(repository, work=f".rank.{project_id}", refusal=ranked),
     ):
         client = labelstudio.connect(*environment.label_studio())
-        former = recall(repository, project_id)
+        before = recall(repository, project_id)
         webhooks = labelstudio.clear_webhook_token(client, project_id, [server or environment.server])
-        predictions = _put_back(client, repository, project_id, former)
+        predictions = _put_back(client, repository, project_id, before or _DEFAULT)
         shutil.rmtree(kept_folder(environment, project_id), ignore_errors=True)
         for request in find_requests(repository):
             if request.project == project_id:
@@ -80,10 +144,10 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         forget_ranking(repository, project_id)
         now = labelstudio.read_project(client, project_id)
         forget(repository, project_id)
-    return Released(project_id, predictions, now.sampling, now.model_version, webhooks, recorded=former is not None)
+    return Released(project_id, predictions, now.sampling, now.model_version, webhooks, recorded=before is not None)
 
 
-def _put_back(client: LabelStudioClient, repository: Repository, project_id: int, former: Former | None) -> int:
+def _put_back(client: LabelStudioClient, repository: Repository, project_id: int, before: Before) -> int:
     """Have the project show nothing of ours, remove what is ours, and have it show what it did before.
 
     In this order, because Label Studio unsets a project's model version when predictions go while a backend is it.
@@ -91,12 +155,11 @@ def _put_back(client: LabelStudioClient, repository: Repository, project_id: int
     now = labelstudio.read_project(client, project_id)
     counts = labelstudio.count_predictions(client, project_id)
     ours = own_names(repository, counts)
-    before = former or _DEFAULT
     if now.model_version in own_names(repository, [now.model_version]):
         sampling = before.sampling if now.sampling == labelstudio.UNCERTAINTY_SAMPLING else None
         labelstudio.switch_model_version(client, project_id, "", sampling=sampling)
     for name in ours:
         labelstudio.delete_predictions(client, project_id, name)
-    if former and former.model_version and labelstudio.read_project(client, project_id).model_version == "":
-        labelstudio.switch_model_version(client, project_id, former.model_version, sampling=None)
+    if before.model_version and labelstudio.read_project(client, project_id).model_version == "":
+        labelstudio.switch_model_version(client, project_id, before.model_version, sampling=None)
     return sum(counts[name] for name in ours)

@@ -12,7 +12,7 @@ from contract.errors import ImageError
 from contract.images.preprocess import MAX_MEGAPIXELS
 from contract.scores.ranking import RankedImage
 from contract.tasks import labels_in
-from trainer.ranking.plan import Planned
+from trainer.ranking.predictions import Planned
 from trainer.report.thumbnails import thumbnail
 
 SHOWN: Final = 12
@@ -37,11 +37,11 @@ class Chosen:
 
 
 def choose(items: Sequence[Planned]) -> Chosen:
-    """Choose what is shown. What is predicted of the audit slice is shown to nobody: it is at the head only.
+    """Choose what is shown. What is predicted of the random holdout is shown to nobody: it is at the head only.
 
     So is what could not be scored and keeps its place.
     """
-    predicted = [item for item in items if not item.audit and not item.kept]
+    predicted = [item for item in items if not item.held_out and not item.kept]
     return Chosen(
         first=items[:SHOWN],
         uncertain=_greatest(predicted, lambda item: item.bald),
@@ -58,7 +58,7 @@ def _greatest(items: Sequence[Planned], value: Callable[[Planned], float | None]
 def show(items: Iterable[Planned], fetch: Fetch, *, max_megapixels: int = MAX_MEGAPIXELS) -> dict[int, RankedImage]:
     """Fetch the images, each once, and return them by task; those that cannot be had or shown are left out."""
     once = {item.task: item for item in items}
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery") as executor:
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails") as executor:
         shown = executor.map(partial(_show, fetch, max_megapixels), once.values())
         return {image.task: image for image in shown if image is not None}
 

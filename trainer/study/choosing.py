@@ -77,8 +77,8 @@ def _arrange(
         project=situation.project,
         name=situation.name,
         labels_by_class=situation.labels_by_class,
-        audit_share=DEFAULT_SHARE if product else 0.0,
-        first=query,
+        holdout_share=DEFAULT_SHARE if product else 0.0,
+        batch_size=query,
         duplicates=product,
         passes=lambda indices: model.passes(features[indices]),
     ).order

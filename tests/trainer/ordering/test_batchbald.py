@@ -22,10 +22,10 @@ def joint_information(passes):
     return joint - conditional
 
 
-def greedy(passes, first):
+def greedy(passes, batch_size):
     """Return what is chosen when every joint is computed from scratch."""
     chosen = []
-    for _ in range(first):
+    for _ in range(batch_size):
         left = [i for i in range(len(passes)) if i not in chosen]
         chosen.append(max(left, key=lambda i: joint_information(passes[[*chosen, i]])))
     return chosen
@@ -40,7 +40,7 @@ def falling_bald(passes):
 def test_choices_are_those_of_the_exact_joint(seed, classes, count):
     """While all configurations are held, greedy choices are those of the joint computed over every configuration."""
     passes = make_passes(np.random.default_rng(seed), images=7, passes=count, classes=classes)
-    chosen = batchbald.choose(falling_bald(passes), lambda indices: passes[indices], first=3)
+    chosen = batchbald.choose(falling_bald(passes), lambda indices: passes[indices], batch_size=3)
     joints = [joint_information(passes[chosen[: i + 1]]) for i in range(len(chosen))]
     best = [joint_information(passes[greedy(passes, i + 1)]) for i in range(len(chosen))]
     saturated = [joint >= batchbald.SATURATED * math.log(count) - 1e-6 for joint in joints]
@@ -53,7 +53,8 @@ def test_drawn_configurations_choose_nearly_as_well():
     passes = make_passes(np.random.default_rng(5), images=24, passes=20, classes=4)
     order = falling_bald(passes)
     exact, drawn = (
-        batchbald.choose(order, lambda indices: passes[indices], first=6, configurations=most) for most in (10**6, 200)
+        batchbald.choose(order, lambda indices: passes[indices], batch_size=6, configurations=most)
+        for most in (10**6, 200)
     )
     assert joint_information(passes[drawn]) > 0.97 * joint_information(passes[exact])
     assert joint_information(passes[exact]) > joint_information(passes[order[:6]])
@@ -64,7 +65,7 @@ def test_images_alike_are_not_chosen_twice():
     rng = np.random.default_rng(0)
     originals = np.eye(2, dtype=np.float32)[rng.integers(0, 2, size=(3, 16))]  # (3, T, C), sure in each pass
     passes = np.repeat(originals * 0.98 + 0.01, 4, axis=0)
-    chosen = batchbald.choose(np.arange(12), lambda indices: passes[indices], first=3)
+    chosen = batchbald.choose(np.arange(12), lambda indices: passes[indices], batch_size=3)
     assert sorted(chosen // 4) == [0, 1, 2]
 
 
@@ -76,7 +77,7 @@ def test_a_saturated_joint_gives_way_to_a_fresh_one():
     passes = np.stack([apart, broad, narrow]).astype(np.float32)
     assert joint_information(passes[:1]) > batchbald.SATURATED * math.log(4)
     assert joint_information(passes[[0, 2]]) > joint_information(passes[[0, 1]]) + 0.01
-    chosen = batchbald.choose(np.array([0, 1, 2]), lambda indices: passes[indices], first=3)
+    chosen = batchbald.choose(np.array([0, 1, 2]), lambda indices: passes[indices], batch_size=3)
     np.testing.assert_array_equal(chosen, [0, 1, 2])
 
 
@@ -84,7 +85,7 @@ def test_an_image_far_down_is_found():
     """Behind 150 copies of the most uncertain image stands one that says something else."""
     one, other = np.eye(2)[np.arange(16) % 2] * 0.98 + 0.01, np.eye(2)[np.arange(16) // 8] * 0.9 + 0.05
     passes = np.stack([one] * 150 + [other]).astype(np.float32)
-    chosen = batchbald.choose(np.arange(151), lambda indices: passes[indices], first=2)
+    chosen = batchbald.choose(np.arange(151), lambda indices: passes[indices], batch_size=2)
     np.testing.assert_array_equal(chosen, [0, 150])
 
 
@@ -104,25 +105,25 @@ def test_configurations_drawn_weigh_alike():
 @pytest.mark.parametrize("passes", [np.full((5, 4, 3), 1 / 3, np.float32), np.full((5, 1, 2), 0.5, np.float32)])
 def test_where_nothing_is_to_be_learnt_nothing_is_chosen(passes):
     """Passes that agree, or one alone, leave the choice to others."""
-    assert not len(batchbald.choose(np.arange(5), lambda indices: passes[indices], first=3))
+    assert not len(batchbald.choose(np.arange(5), lambda indices: passes[indices], batch_size=3))
 
 
 def test_probabilities_of_zero_are_fine():
     """Passes that are certain rule configurations out."""
     passes = np.eye(3, dtype=np.float32)[np.random.default_rng(1).integers(0, 3, size=(20, 8))]
-    chosen = batchbald.choose(falling_bald(passes), lambda indices: passes[indices], first=20)
+    chosen = batchbald.choose(falling_bald(passes), lambda indices: passes[indices], batch_size=20)
     assert len(set(chosen)) == len(chosen)
 
 
 def test_there_may_be_a_thousand_classes():
     """Memory is bounded by holding fewer configurations."""
     passes = make_passes(np.random.default_rng(2), images=80, classes=1000)
-    chosen = batchbald.choose(np.arange(80), lambda indices: passes[indices], first=10)
+    chosen = batchbald.choose(np.arange(80), lambda indices: passes[indices], batch_size=10)
     assert len(set(chosen)) == 10
 
 
-@pytest.mark.parametrize(("images", "first"), [(0, 5), (5, 0)])
-def test_nothing_is_chosen_from_or_for_nothing(images, first):
+@pytest.mark.parametrize(("images", "batch_size"), [(0, 5), (5, 0)])
+def test_nothing_is_chosen_from_or_for_nothing(images, batch_size):
     """No candidates, or no places."""
     passes = make_passes(np.random.default_rng(2), images=5)
-    assert not len(batchbald.choose(np.arange(images), lambda indices: passes[indices], first=first))
+    assert not len(batchbald.choose(np.arange(images), lambda indices: passes[indices], batch_size=batch_size))

@@ -23,14 +23,14 @@ def clusters(rng, sizes, *, spread=0.2, size=16):
 def test_each_kind_of_image_is_seen_first():
     """With as many places as clusters, each gets one, the largest first; chance would leave out the small ones."""
     embeddings, members = clusters(np.random.default_rng(0), [200, 100, 50, 25])
-    first = cover(embeddings, first=4, seed=0)[:4]
+    first = cover(embeddings, batch_size=4, seed=0)[:4]
     np.testing.assert_array_equal(members[first], np.arange(4))
 
 
 def test_typical_images_are_taken():
     """Those that come first are nearer to the others than most."""
     embeddings, members = clusters(np.random.default_rng(0), [100, 100, 100])
-    for index in cover(embeddings, first=3, seed=0)[:3]:
+    for index in cover(embeddings, batch_size=3, seed=0)[:3]:
         others = embeddings[members == members[index]]
         distances = pairwise_distances(others).mean(axis=1)
         assert pairwise_distances(embeddings[[index]], others).mean() <= np.quantile(distances, 0.1)
@@ -38,33 +38,33 @@ def test_typical_images_are_taken():
 
 @given(st.integers(0, 60), st.integers(0, 80), st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_an_order_holds_all(images, first, seed):
+def test_an_order_holds_all(images, batch_size, seed):
     """However many are asked for first, and the same one again for the same seed."""
     embeddings = np.random.default_rng(seed).normal(size=(images, 8)).astype(np.float32)
-    order = cover(embeddings, first=first, seed=seed)
+    order = cover(embeddings, batch_size=batch_size, seed=seed)
     np.testing.assert_array_equal(np.sort(order), np.arange(images))
-    np.testing.assert_array_equal(order, cover(embeddings, first=first, seed=seed))
+    np.testing.assert_array_equal(order, cover(embeddings, batch_size=batch_size, seed=seed))
 
 
 def test_equal_images_are_one_cluster():
     """Where there are fewer different images than places, each different one comes once before any comes twice."""
     embeddings = np.repeat(np.eye(3, 8, dtype=np.float32), 20, axis=0)
-    order = cover(embeddings, first=10, seed=0)
+    order = cover(embeddings, batch_size=10, seed=0)
     assert sorted(order[:3] // 20) == [0, 1, 2]
     np.testing.assert_array_equal(np.sort(order), np.arange(60))
 
 
-def test_an_arrangement_covers_the_pool_beside_the_audit_slice():
+def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
     """The slice has its places, the rest covers; scores are evenly spaced; nothing is claimed."""
     embeddings, members = clusters(np.random.default_rng(0), [80, 60, 40, 20])
     task_ids = np.random.default_rng(1).permutation(1000)[:200]
-    found = arrange(task_ids, embeddings, project=3, audit_share=0.1, first=4)
-    np.testing.assert_array_equal(found.audit, is_held_out(3, task_ids, 0.1))
-    assert np.flatnonzero(found.audit[found.order])[:3].tolist() == [5, 15, 25]
+    found = arrange(task_ids, embeddings, project=3, holdout_share=0.1, batch_size=4)
+    np.testing.assert_array_equal(found.held_out, is_held_out(3, task_ids, 0.1))
+    assert np.flatnonzero(found.held_out[found.order])[:3].tolist() == [5, 15, 25]
     assert set(members[found.order[:4]]) == {0, 1, 2, 3}
     assert {found.reasons[i] for i in found.order[:4]} == {"covers a part of the pool not seen yet"}
     assert {found.reasons[i] for i in found.order[6:15]} == {"drawn by chance"}
-    assert {found.reasons[i] for i in np.flatnonzero(found.audit)} == {"random sample, for measuring"}
+    assert {found.reasons[i] for i in np.flatnonzero(found.held_out)} == {"random sample, for measuring"}
     np.testing.assert_allclose(found.scores[found.order], (np.arange(200) + 0.5) / 200)
     np.testing.assert_array_equal(found.representative, np.arange(200))
 
@@ -73,8 +73,8 @@ def test_the_order_in_which_tasks_come_does_not_matter():
     """The same tasks get the same places."""
     embeddings, _ = clusters(np.random.default_rng(0), [30, 20, 10])
     task_ids, shuffle = np.arange(60, dtype=np.int64), np.random.default_rng(1).permutation(60)
-    one = arrange(task_ids, embeddings, project=3, audit_share=0.1, first=5)
-    other = arrange(task_ids[shuffle], embeddings[shuffle], project=3, audit_share=0.1, first=5)
+    one = arrange(task_ids, embeddings, project=3, holdout_share=0.1, batch_size=5)
+    other = arrange(task_ids[shuffle], embeddings[shuffle], project=3, holdout_share=0.1, batch_size=5)
     np.testing.assert_array_equal(task_ids[one.order], task_ids[shuffle][other.order])
     np.testing.assert_array_equal(one.scores[shuffle], other.scores)
 
@@ -82,7 +82,7 @@ def test_the_order_in_which_tasks_come_does_not_matter():
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_there_may_be_hardly_a_task(count):
     """None, one or two."""
-    found = arrange(np.arange(count), np.ones((count, 8), np.float32), project=3, audit_share=0.1, first=20)
+    found = arrange(np.arange(count), np.ones((count, 8), np.float32), project=3, holdout_share=0.1, batch_size=20)
     np.testing.assert_array_equal(np.sort(found.order), np.arange(count))
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
 
@@ -90,13 +90,13 @@ def test_there_may_be_hardly_a_task(count):
 def test_what_cannot_be_arranged_is_refused():
     """A task that comes twice, an embedding that is not finite, a share that is none."""
     ones = np.ones((3, 8), np.float32)
-    options = {"project": 3, "audit_share": 0.1, "first": 2}
+    options = {"project": 3, "holdout_share": 0.1, "batch_size": 2}
     with pytest.raises(ValueError, match="task 1 comes 2 times"):
         arrange(np.array([0, 1, 1]), ones, **options)
     with pytest.raises(ValueError, match="the embedding of task 0 is not finite"):
         arrange(np.arange(3), ones * np.array([[np.nan], [1], [1]], np.float32), **options)
     with pytest.raises(ConfigError, match="below 1"):
-        arrange(np.arange(3), ones, project=3, audit_share=1.0, first=2)
+        arrange(np.arange(3), ones, project=3, holdout_share=1.0, batch_size=2)
 
 
 def test_embeddings_come_from_the_images_alone():
@@ -104,9 +104,8 @@ def test_embeddings_come_from_the_images_alone():
     torch.manual_seed(0)
     images = coloured_noise(40, size=32)
     images[-1] = np.clip(images[0].astype(int) + 3, 0, 255)
-    options = {"weights": "none", "architecture": "vgg11", "device": torch.device("cpu")}
-    found = Convolutions(**options).embed(images)
-    again = Convolutions(**options)
+    found = Convolutions("none", "vgg11").embed(images)
+    again = Convolutions("none", "vgg11")
     portions = [again.embed(images[:7]), again.embed(images[7:])]
     np.testing.assert_allclose(np.concatenate(portions), found, atol=1e-5)
     assert found.shape == (40, EMBEDDING)

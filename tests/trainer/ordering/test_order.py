@@ -9,16 +9,15 @@ from contract.errors import ConfigError
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from tests.trainer.candidates import make_candidates, make_passes
-from trainer.ordering import holdout as audit
-from trainer.ordering.order import arrange
+from trainer.ordering.order import arrange, interleave
 from trainer.ordering.strategies import STRATEGIES
 
 ORDINARY = {
     "strategy": "balanced-bald",
     "project": 3,
     "name": "v1",
-    "audit_share": 0.1,
-    "first": 20,
+    "holdout_share": 0.1,
+    "batch_size": 20,
 }
 
 
@@ -74,12 +73,12 @@ def strategies_for(candidates):
 
 @given(st.data(), pools(), st.floats(0, 0.9), st.booleans(), st.integers(0, 100))
 @settings(max_examples=150, deadline=None)
-def test_an_arrangement_is_one(data, given_pool, share, duplicates, first):
+def test_an_arrangement_is_one(data, given_pool, share, duplicates, batch_size):
     """Every candidate has one place; scores rise along the order, stay in [0, 1] and are the plain ones to 1e-6."""
     candidates, passes = given_pool
     strategy = data.draw(strategies_for(candidates))
     found = arranged(
-        candidates, passes=passes, strategy=strategy, audit_share=share, duplicates=duplicates, first=first
+        candidates, passes=passes, strategy=strategy, holdout_share=share, duplicates=duplicates, batch_size=batch_size
     )
     count = len(candidates.task_ids)
     np.testing.assert_array_equal(np.sort(found.order), np.arange(count))
@@ -93,20 +92,20 @@ def test_an_arrangement_is_one(data, given_pool, share, duplicates, first):
 
 @given(st.data(), pools(), st.floats(0, 0.9))
 @settings(max_examples=100, deadline=None)
-def test_the_audit_slice_has_its_places(data, given_pool, share):
+def test_the_random_holdout_has_its_places(data, given_pool, share):
     """It is chance's, in rising draws, at its places; nothing claims it, and those of it that come late claim none."""
     candidates, passes = given_pool
-    found = arranged(candidates, passes=passes, strategy=data.draw(strategies_for(candidates)), audit_share=share)
-    np.testing.assert_array_equal(found.audit, is_held_out(3, candidates.task_ids, share))
-    places = np.flatnonzero(found.audit[found.order])
+    found = arranged(candidates, passes=passes, strategy=data.draw(strategies_for(candidates)), holdout_share=share)
+    np.testing.assert_array_equal(found.held_out, is_held_out(3, candidates.task_ids, share))
+    places = np.flatnonzero(found.held_out[found.order])
     drawn = holdout_order(3, candidates.task_ids[found.order[places]])
     assert (np.diff(drawn) > 0).all()
-    expected = audit.interleave(np.ones(found.audit.sum(), int), np.zeros((~found.audit).sum(), int), share)
+    expected = interleave(np.ones(found.held_out.sum(), int), np.zeros((~found.held_out).sum(), int), share)
     np.testing.assert_array_equal(places, np.flatnonzero(expected))
     own = np.arange(len(found.order))
-    np.testing.assert_array_equal(found.representative[found.audit], own[found.audit])
-    later = found.order[places[math.ceil(ORDINARY["first"] * share) :]]
-    assert not np.isin(found.representative[~found.audit], later).any()
+    np.testing.assert_array_equal(found.representative[found.held_out], own[found.held_out])
+    later = found.order[places[math.ceil(ORDINARY["batch_size"] * share) :]]
+    assert not np.isin(found.representative[~found.held_out], later).any()
 
 
 @given(st.data(), pools(), st.randoms(use_true_random=False))
@@ -130,7 +129,7 @@ def test_the_order_in_which_tasks_come_does_not_matter(data, given_pool, random)
 def test_near_duplicates_come_behind_all_others(strategy):
     """Of four copies each, one stands for the others, which say for which task."""
     candidates, passes = pool(200, copies=4)
-    found = arranged(candidates, passes=passes, strategy=strategy, audit_share=0)
+    found = arranged(candidates, passes=passes, strategy=strategy, holdout_share=0)
     claimed = found.representative != np.arange(200)
     assert claimed.sum() == 150
     assert not claimed[found.order[:50]].any()
@@ -142,7 +141,7 @@ def test_near_duplicates_come_behind_all_others(strategy):
 def test_the_most_uncertain_copy_stands_for_the_others():
     """It would have come first without the others."""
     candidates, _ = pool(200, copies=4)
-    found = arranged(candidates, strategy="bald", audit_share=0)
+    found = arranged(candidates, strategy="bald", holdout_share=0)
     for start in range(0, 200, 4):
         assert found.representative[start] == start + candidates.bald[start : start + 4].argmax()
 
@@ -153,7 +152,7 @@ def test_images_that_are_near_but_are_not_expected_to_be_alike_are_no_near_dupli
     labels = (np.arange(200) // 2) % 4
     passes = (0.03 + 0.88 * np.eye(4)[labels])[:, None].repeat(20, axis=1)
     candidates = make_candidates(passes, np.random.default_rng(0), task_ids=near.task_ids, embeddings=near.embeddings)
-    found = arranged(candidates, strategy="bald", audit_share=0)
+    found = arranged(candidates, strategy="bald", holdout_share=0)
     assert (found.representative // 2 == np.arange(200) // 2).all()
     assert len(set(found.representative.tolist())) == 100
 
@@ -161,7 +160,7 @@ def test_images_that_are_near_but_are_not_expected_to_be_alike_are_no_near_dupli
 def test_near_duplicates_keep_the_strategys_order_among_themselves():
     """Plain BALD, behind all that stand for themselves."""
     candidates, _ = pool(200, copies=4)
-    found = arranged(candidates, strategy="bald", audit_share=0)
+    found = arranged(candidates, strategy="bald", holdout_share=0)
     assert (np.diff(candidates.bald[found.order[:50]]) <= 0).all()
     assert (np.diff(candidates.bald[found.order[50:]]) <= 0).all()
 
@@ -169,33 +168,33 @@ def test_near_duplicates_keep_the_strategys_order_among_themselves():
 def test_near_duplicates_may_be_kept():
     """Then the order is the strategy's alone."""
     candidates, _ = pool(200, copies=4)
-    found = arranged(candidates, strategy="bald", audit_share=0, duplicates=False)
+    found = arranged(candidates, strategy="bald", holdout_share=0, duplicates=False)
     np.testing.assert_array_equal(found.order, np.lexsort((candidates.task_ids, -candidates.bald)))
     np.testing.assert_array_equal(found.representative, np.arange(200))
     np.testing.assert_allclose(found.scores, agreement(candidates), atol=1e-6)
 
 
-def test_copies_of_what_the_audit_slice_brings_up_soon_are_put_back():
+def test_copies_of_what_the_random_holdout_brings_up_soon_are_put_back():
     """Those of its later tasks are not: what is only measured on must not keep all that is like it from training."""
     candidates, _ = pool(200, copies=2)
-    found = arranged(candidates, audit_share=0.3)
-    of_the_slice = found.order[found.audit[found.order]]
-    soon = of_the_slice[: math.ceil(0.3 * ORDINARY["first"])]
+    found = arranged(candidates, holdout_share=0.3)
+    of_the_slice = found.order[found.held_out[found.order]]
+    soon = of_the_slice[: math.ceil(0.3 * ORDINARY["batch_size"])]
     twins = np.arange(200) ^ 1
     put_back = found.representative != np.arange(200)
-    alone = np.setdiff1d(np.flatnonzero(found.audit), twins[found.audit])  # whose twins are not of the slice
+    alone = np.setdiff1d(np.flatnonzero(found.held_out), twins[found.held_out])  # whose twins are not of the slice
     assert np.isin(alone, soon).any()
     np.testing.assert_array_equal(put_back[twins[alone]], np.isin(alone, soon))
     np.testing.assert_array_equal(found.representative[twins[np.intersect1d(alone, soon)]], np.intersect1d(alone, soon))
-    neither = ~found.audit & ~found.audit[twins]
+    neither = ~found.held_out & ~found.held_out[twins]
     assert put_back[neither].sum() == neither.sum() / 2
 
 
-def test_a_pool_may_be_all_audit_slice():
+def test_a_pool_may_be_all_random_holdout():
     """A nearly whole share of few tasks: their order is chance's, and the scores still rise."""
     candidates, _ = pool(3)
-    found = arranged(candidates, audit_share=0.9999999)
-    assert found.audit.all()
+    found = arranged(candidates, holdout_share=0.9999999)
+    assert found.held_out.all()
     assert set(found.reasons) == {"random sample, for measuring"}
     np.testing.assert_array_equal(found.order, np.argsort(holdout_order(3, candidates.task_ids)))
 
@@ -214,7 +213,7 @@ def test_of_equal_images_the_earlier_task_comes_first():
     """Of a thousand on which nothing decides."""
     candidates, _ = pool(1000)
     candidates.bald[:] = 0.25
-    found = arranged(candidates, strategy="bald", audit_share=0, duplicates=False)
+    found = arranged(candidates, strategy="bald", holdout_share=0, duplicates=False)
     assert (np.diff(candidates.task_ids[found.order]) > 0).all()
 
 
@@ -228,7 +227,7 @@ def test_a_thousand_classes_are_arranged():
 def test_reasons_name_the_class_that_is_asked_for():
     """With the labels' names, and without; only where few labels are of it."""
     candidates, _ = pool(300, classes=3)
-    options = {"labels_by_class": [90, 80, 2], "audit_share": 0.0}
+    options = {"labels_by_class": [90, 80, 2], "holdout_share": 0.0}
     named, unnamed = (arranged(candidates, labels=labels, **options).reasons for labels in (("car", "van", "bike"), ()))
     assert any(reason == "the passes disagree, and few labels are bike yet" for reason in named)
     assert not any("car" in reason or "van" in reason for reason in named)
@@ -239,7 +238,7 @@ def test_reasons_name_the_class_that_is_asked_for():
     ("options", "error", "message"),
     [
         ({"strategy": "best"}, ConfigError, "must be one of"),
-        ({"audit_share": 1.0}, ConfigError, "below 1"),
+        ({"holdout_share": 1.0}, ConfigError, "below 1"),
         ({"labels_by_class": [1, 2]}, ValueError, "must have 4 numbers, one for each class; got 2"),
         ({"strategy": "batch-bald"}, ValueError, "needs the passes"),
     ],
@@ -249,3 +248,28 @@ def test_what_cannot_be_arranged_is_refused(options, error, message):
     candidates, _ = pool(10)
     with pytest.raises(error, match=message):
         arranged(candidates, **options)
+
+
+def test_a_tenth_takes_one_place_in_ten():
+    """The holdout's k-th task stands in the middle of the k-th ten."""
+    merged = interleave(np.arange(100, 110), np.arange(90), 0.1)
+    np.testing.assert_array_equal(np.flatnonzero(merged >= 100), np.arange(5, 100, 10))
+
+
+@given(st.integers(0, 60), st.integers(0, 200), st.floats(0.01, 0.99))
+def test_two_orders_become_one(slice_size, other_size, share):
+    """Each keeps its own order, none is lost, and no beginning holds more of the holdout than its share and one."""
+    merged = interleave(1000 + np.arange(slice_size), np.arange(other_size), share)
+    np.testing.assert_array_equal(merged[merged >= 1000], 1000 + np.arange(slice_size))
+    np.testing.assert_array_equal(merged[merged < 1000], np.arange(other_size))
+    while_others_last = np.flatnonzero(merged < 1000).max(initial=-1) + 1
+    seen = np.cumsum(merged >= 1000)[:while_others_last]
+    assert (seen <= share * np.arange(1, while_others_last + 1) + 1).all()
+
+
+@given(st.integers(1, 30), st.floats(0.05, 0.5))
+def test_the_slice_keeps_pace(slice_size, share):
+    """Where both orders last, each beginning holds the holdout's share to within one."""
+    merged = interleave(10_000 + np.arange(slice_size), np.arange(2000), share)
+    last = np.flatnonzero(merged >= 10_000)[-1] + 1
+    assert (np.abs(np.cumsum(merged >= 10_000)[:last] - share * np.arange(1, last + 1)) <= 1).all()

@@ -17,14 +17,14 @@ def candidates(images=200, *, classes=5, seed=0, **options):
     return make_candidates(passes, rng, task_ids=np.arange(images), **options)
 
 
-def preferred(pool, strategy, *, labels_by_class=None, first=20, eligible=None, name="v1", passes=None):
+def preferred(pool, strategy, *, labels_by_class=None, batch_size=20, eligible=None, name="v1", passes=None):
     return prefer(
         pool,
         base_utility(pool, strategy, name=name),
         strategy=strategy,
         eligible=np.ones(len(pool.task_ids), np.bool_) if eligible is None else eligible,
         labels_by_class=labels_by_class or [7] * pool.probabilities.shape[1],
-        first=first,
+        batch_size=batch_size,
         passes=passes,
     )
 
@@ -77,7 +77,7 @@ def test_balancing_chooses_as_a_plain_greedy_loop(seed, strategy, multiple):
     pool = candidates(40, classes=3, seed=seed, multiple=multiple)
     labels = rng.integers(0, 50, size=3).astype(float)
     eligible = rng.random(40) < 0.8
-    choice = preferred(pool, strategy, labels_by_class=list(labels), first=12, eligible=eligible)
+    choice = preferred(pool, strategy, labels_by_class=list(labels), batch_size=12, eligible=eligible)
     base = base_utility(pool, strategy, name="v1")
     left = set(np.flatnonzero(eligible).tolist())
     worth = {}
@@ -108,7 +108,7 @@ def test_balancing_asks_for_the_class_with_few_labels():
     probabilities = np.repeat(np.array([[0.8, 0.2], [0.2, 0.8]], np.float32), 30, axis=0)
     nats = np.full(60, 0.3, np.float32)
     pool = Candidates(np.arange(60), probabilities, nats, nats, np.ones((60, 1), np.float32), multiple=False)
-    chosen = preferred(pool, "balanced-bald", labels_by_class=[20, 2], first=40).chosen
+    chosen = preferred(pool, "balanced-bald", labels_by_class=[20, 2], batch_size=40).chosen
     assert (chosen[:15] >= 30).all()
     assert (chosen < 30).any()
 
@@ -119,7 +119,9 @@ def test_batch_bald_passes_over_what_is_not_eligible():
     passes = make_passes(rng, images=60)
     pool = make_candidates(passes, rng, task_ids=np.arange(60))
     eligible = np.arange(60) % 3 > 0
-    chosen = preferred(pool, "batch-bald", eligible=eligible, first=10, passes=lambda indices: passes[indices]).chosen
+    chosen = preferred(
+        pool, "batch-bald", eligible=eligible, batch_size=10, passes=lambda indices: passes[indices]
+    ).chosen
     assert len(chosen) == 10
     assert eligible[chosen].all()
     assert chosen[0] == np.where(eligible, pool.bald, 0).argmax()

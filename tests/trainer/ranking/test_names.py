@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.ranking.names import base_name, next_name, round_of, superseded
+from trainer.ranking.names import base_name, next_name, own_names, round_of
 
 VERSION = "20261123T050102123Z-0a1b2c"
 OTHER = "20261124T050102123Z-0a1b2c"
@@ -40,8 +42,9 @@ def test_the_next_name_comes_after_all_those_taken(rounds):
     assert round_of(next_name(VERSION, [*taken, "yolo", OTHER]), VERSION) == max(rounds, default=0) + 1
 
 
-def test_only_names_of_known_versions_are_superseded_and_never_the_current_one():
-    """A version that this repository does not hold may be somebody else's."""
+def test_only_names_of_known_versions_are_ours():
+    """A version that this repository does not hold may be somebody else's, unless we remember it."""
+    repository = SimpleNamespace(history=lambda: [VERSION], model="birds")
     names = [VERSION, f"{VERSION}.r2", OTHER, "cold-start-birds", "cold-start-cars", "yolo", "undefined"]
-    found = superseded(names, bases=[VERSION, "cold-start-birds"], current=f"{VERSION}.r2")
-    assert found == [VERSION, "cold-start-birds"]
+    assert own_names(repository, names) == [VERSION, f"{VERSION}.r2", "cold-start-birds"]
+    assert own_names(repository, names, gone=[OTHER]) == [VERSION, f"{VERSION}.r2", OTHER, "cold-start-birds"]

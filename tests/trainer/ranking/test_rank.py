@@ -21,8 +21,9 @@ from tests.trainer.scorer import bald_of, passes_of, scorer
 from tests.trainer.studio import CONFIG, TOKEN, Gone, studio
 from tests.versions import publish
 from trainer import labelstudio
+from trainer.ordering import coldstart
 from trainer.ordering.strategies import DEFAULT_STRATEGY
-from trainer.ranking import imports, planning, pool, retries
+from trainer.ranking import planning, pool, reconcile, retries
 from trainer.ranking import rank as rank_module
 from trainer.ranking.options import RankOptions
 from trainer.ranking.predictions import KEPT, LATER, SCORED_LATER
@@ -83,8 +84,8 @@ class Place:
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Thirty unlabelled pictures, and one prediction of somebody else's."""
-    monkeypatch.setattr(imports, "_SETTLE_S", 0.1)
-    monkeypatch.setattr(imports, "_POLL_S", 0.01)
+    monkeypatch.setattr(reconcile, "_SETTLE_S", 0.1)
+    monkeypatch.setattr(reconcile, "_POLL_S", 0.01)
     repository = Repository(tmp_path / "models")
     version = publish(repository, b"one").name
     with studio() as state, scorer(version) as server:
@@ -227,7 +228,7 @@ def ours(place):
 
 class TestRecord:
     def test_the_record_shows_the_head_and_what_the_model_is_least_and_most_sure_of(self, place):
-        """With thumbnails, and why each is where it is; what is predicted of the audit slice is not shown."""
+        """With thumbnails, and why each is where it is; what is predicted of the random holdout is not shown."""
         place.rank(holdout_share=0.3)
         [record] = load_rankings(place.repository)
         assert (record.name, record.version, record.project, record.title) == (place.version, place.version, 5, "Pets")
@@ -247,7 +248,7 @@ class TestRecord:
         assert shown.label in {"cat", "dog"}
         assert shown.score == place.studio.scores(place.version)[shown.task][0]
 
-    def test_the_audit_slice_is_imported_with_its_score_and_without_a_label(self, place):
+    def test_the_random_holdout_is_imported_with_its_score_and_without_a_label(self, place):
         """Label Studio ticks a label that is predicted, and what is measured on must not be agreed to."""
         place.rank(holdout_share=0.3)
         sampled = set(
@@ -262,7 +263,7 @@ class TestRecord:
         assert {each["task"] for each in ours(place) if not each["result"]} == sampled | set(sampled_later)
         assert all(0 <= score <= 1 for [score] in place.studio.scores(place.version).values())
 
-    def test_without_an_audit_slice_every_prediction_has_its_label(self, place):
+    def test_without_an_random_holdout_every_prediction_has_its_label(self, place):
         """`--holdout-share 0`."""
         place.rank(holdout_share=0.0)
         assert all(each["result"] for each in ours(place))
@@ -295,7 +296,7 @@ class TestAgain:
         assert load_rankings(place.repository)[0].tasks == TASKS + 20
         assert place.server.tasks_asked == list(place.studio.tasks)
 
-    def test_tasks_of_the_audit_slice_are_placed_by_chance_also_later(self, place):
+    def test_tasks_of_the_random_holdout_are_placed_by_chance_also_later(self, place):
         """Else the labels that measure would be those that the strategy asks for."""
         place.rank(holdout_share=0.5)
         later = [place.studio.add_task(**picture(number)) for number in range(100, 140)]
@@ -640,7 +641,7 @@ class TestKilled:
     def test_killed_at_any_request_a_second_run_makes_it_whole(self, place, monkeypatch, after):
         """One prediction a task, the right name, and never a model version without predictions."""
         place.rank()
-        monkeypatch.setattr(imports, "IMPORT_TASKS", 12)
+        monkeypatch.setattr(reconcile, "IMPORT_TASKS", 12)
         place.studio.before = lambda request: check_shown(place)
         steps, done = 0, False
         while not done:
@@ -683,7 +684,7 @@ class TestKilled:
 
     def test_the_order_that_was_begun_is_kept(self, place, monkeypatch):
         """Labels that came in meanwhile would give another one, and half of each would be none."""
-        monkeypatch.setattr(imports, "IMPORT_TASKS", 10)
+        monkeypatch.setattr(reconcile, "IMPORT_TASKS", 10)
         with monkeypatch.context() as patch:
             taken = []
             take = labelstudio.import_predictions
@@ -796,7 +797,7 @@ class TestColdStart:
     def cold(self, place, monkeypatch):
         """No version yet; embeddings that follow from the pixels' colour."""
         embed = lambda images: images.mean(axis=(1, 2)) / 255  # noqa: E731
-        monkeypatch.setattr(planning, "pretrained", lambda *_: embed)
+        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
         empty = Repository(place.repository.root, "birds")
         place.environment = dataclasses.replace(place.environment, model="birds")
         place.repository = empty
@@ -847,7 +848,7 @@ class TestColdStart:
             shapes.append(images.shape[1:])
             return images.mean(axis=(1, 2)) / 255
 
-        monkeypatch.setattr(planning, "pretrained", lambda *_: embed)
+        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
         for size in (96, 32):
             cold.rank(image_size=size, dry_run=True)
         assert shapes == [(96, 96, 3), (32, 32, 3)]
@@ -875,7 +876,7 @@ class TestColdStart:
                 raise Killed
             return images.mean(axis=(1, 2)) / 255
 
-        monkeypatch.setattr(planning, "pretrained", lambda *_: embed)
+        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
         with pytest.raises(Killed):
             cold.rank()
         cold.rank()

@@ -15,9 +15,8 @@ from tests.trainer.ranking import test_rank
 from tests.trainer.studio import Gone
 from trainer import labelstudio
 from trainer.__main__ import main
-from trainer.ranking.former import recall
-from trainer.ranking.planning import kept_folder
-from trainer.ranking.releasing import release
+from trainer.ranking.context import kept_folder
+from trainer.ranking.releasing import recall, release
 
 place = test_rank.place
 

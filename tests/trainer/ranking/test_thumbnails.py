@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from contract.errors import FetchError
 from tests.trainer.report.test_thumbnails import encoded
-from trainer.ranking.plan import Planned
+from trainer.ranking.predictions import Planned
 from trainer.ranking.thumbnails import SHOWN, choose, show
 
 REGION = {"value": {"choices": ["cat", "dog"]}, "score": 0.75}
@@ -16,7 +16,7 @@ items = st.lists(
         result=st.just([]) | st.floats(0, 1).map(lambda score: [{**REGION, "score": score}]),
         reason=st.just("why"),
         bald=st.none() | st.floats(0, 0.7),
-        audit=st.booleans(),
+        held_out=st.booleans(),
     ),
     unique_by=lambda item: item.task,
     max_size=40,
@@ -24,36 +24,36 @@ items = st.lists(
 
 
 @given(items)
-def test_each_gallery_holds_what_its_name_says(planned):
+def test_each_kind_holds_what_its_name_says(planned):
     """The head as it is; by falling BALD and by falling probability those that chance has not placed."""
     chosen = choose(planned)
     assert chosen.first == planned[:SHOWN]
-    placed = [item for item in planned if not item.audit]
+    placed = [item for item in planned if not item.held_out]
     balds = sorted((item.bald for item in placed if item.bald is not None), reverse=True)
     assert [item.bald for item in chosen.uncertain] == balds[:SHOWN]
     probabilities = sorted((item.result[0]["score"] for item in placed if item.result), reverse=True)
     assert [item.result[0]["score"] for item in chosen.confident] == probabilities[:SHOWN]
-    assert not any(item.audit for item in (*chosen.uncertain, *chosen.confident))
+    assert not any(item.held_out for item in (*chosen.uncertain, *chosen.confident))
 
 
 def test_an_image_on_which_the_passes_agree_at_27_percent_is_not_among_the_most_confident():
     """Agreement on being unsure is no confidence, wherever in the order it stands."""
-    sure = [Planned(task, 0.1, [{**REGION, "score": 0.9}], "why", bald=0.3, audit=False) for task in range(SHOWN)]
-    agreed = Planned(99, 0.9, [{**REGION, "score": 0.27}], "why", bald=0.0, audit=False)
+    sure = [Planned(task, 0.1, [{**REGION, "score": 0.9}], "why", bald=0.3, held_out=False) for task in range(SHOWN)]
+    agreed = Planned(99, 0.9, [{**REGION, "score": 0.27}], "why", bald=0.0, held_out=False)
     assert list(choose([*sure, agreed]).confident) == sure
 
 
 def test_images_that_cannot_be_had_are_left_out_and_the_others_keep_their_order():
-    """A gallery with a gap is better than none."""
+    """A thumbnails with a gap is better than none."""
 
     def fetch(task):
         if task == 2:
             raise FetchError("gone")
         return b"no image" if task == 3 else encoded(8, 8)
 
-    planned = [Planned(task, task / 10, [REGION], "why", bald=0.5, audit=False) for task in (1, 2, 3, 4)]
+    planned = [Planned(task, task / 10, [REGION], "why", bald=0.5, held_out=False) for task in (1, 2, 3, 4)]
     asked = []
-    covers = Planned(5, 0.9, [], "covers", bald=None, audit=False)
+    covers = Planned(5, 0.9, [], "covers", bald=None, held_out=False)
     shown = show([*planned, covers, planned[0]], lambda task: asked.append(task) or fetch(task)).values()
     assert sorted(asked) == [1, 2, 3, 4, 5]
     assert [(image.task, image.label, image.probability, image.bald) for image in shown] == [
@@ -66,6 +66,6 @@ def test_images_that_cannot_be_had_are_left_out_and_the_others_keep_their_order(
 def test_a_nested_label_is_shown_as_the_path_to_it():
     """As the model has it."""
     region = {"value": {"choices": [["colour", "red"], ["plain"]]}, "score": 0.75}
-    planned = Planned(task=1, score=0.5, result=[region], reason="why", bald=0.1, audit=False)
+    planned = Planned(task=1, score=0.5, result=[region], reason="why", bald=0.1, held_out=False)
     shown = show([planned], lambda task: encoded(20, 20))
     assert shown[1].label == "colour > red, plain"

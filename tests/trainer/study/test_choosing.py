@@ -64,7 +64,7 @@ def arranged(model, candidates, **how):
         project=7,
         name="study/1/0",
         labels_by_class=(30, 15, 5),
-        first=QUERY,
+        batch_size=QUERY,
         passes=lambda indices: model.passes(features[indices]),
         **how,
     ).order
@@ -83,7 +83,7 @@ def test_as_many_different_images_are_chosen_as_were_asked_for(chosen_by, strate
 @pytest.mark.parametrize("strategy", [each for each in STRATEGIES if each != "random"])
 def test_production_orders_by_the_same_code(model, candidates, chosen_by, strategy):
     """What comes first is what `trainer rank` would put first, without duplicates put back and without a holdout."""
-    expected = arranged(model, candidates, strategy=strategy, audit_share=0.0, duplicates=False)
+    expected = arranged(model, candidates, strategy=strategy, holdout_share=0.0, duplicates=False)
     np.testing.assert_array_equal(chosen_by(strategy), expected)
 
 
@@ -107,10 +107,10 @@ def test_simple_strategies_are_their_definitions(model, chosen_by):
 class TestLabelnext:
     def test_it_is_productions_default(self, model, candidates, chosen_by):
         """With near-duplicates and the random holdout, as `trainer rank` has them."""
-        expected = arranged(model, candidates, strategy=DEFAULT_STRATEGY, audit_share=0.1, duplicates=True)
+        expected = arranged(model, candidates, strategy=DEFAULT_STRATEGY, holdout_share=0.1, duplicates=True)
         np.testing.assert_array_equal(chosen_by("labelnext"), expected)
 
-    def test_one_in_ten_is_of_the_audit_slice(self, chosen_by):
+    def test_one_in_ten_is_of_the_random_holdout(self, chosen_by):
         """Whatever the model says of them; the slice is the seed's, by the image's number."""
         assert is_held_out(7, chosen_by("labelnext"), 0.1).sum() == QUERY // 10
 

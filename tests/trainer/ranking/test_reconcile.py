@@ -8,8 +8,8 @@ from contract.errors import ConfigError
 from tests.trainer.studio import TOKEN, Gone, studio
 from trainer import labelstudio
 from trainer.labelstudio import StoredPrediction
-from trainer.ranking import imports
-from trainer.ranking.imports import Wanted, bring_about, compare
+from trainer.ranking import reconcile as reconcile_module
+from trainer.ranking.reconcile import Changes, Wanted, compare, reconcile
 
 NAME = "20261123T050102123Z-0a1b2c"
 REGION = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
@@ -18,8 +18,8 @@ REGION = {"from_name": "label", "to_name": "image", "type": "choices", "value": 
 @pytest.fixture(autouse=True)
 def _in_no_time(monkeypatch):
     """Waiting is not what is tested, but where it is."""
-    monkeypatch.setattr(imports, "_SETTLE_S", 0.2)
-    monkeypatch.setattr(imports, "_POLL_S", 0.01)
+    monkeypatch.setattr(reconcile_module, "_SETTLE_S", 0.2)
+    monkeypatch.setattr(reconcile_module, "_POLL_S", 0.01)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def wanted_of(tasks):
 
 def bring(state, tmp_path, wanted=None):
     client = labelstudio.connect(state.url, TOKEN)
-    return bring_about(
+    return reconcile(
         client,
         5,
         name=NAME,
@@ -85,7 +85,7 @@ def test_after_the_changes_each_task_has_one_prediction(wanted, held):
     }
     assert all(each.blank for each in after if each.task in wanted and not wanted[each.task].result)
     assert {each.task for each in after} == set(wanted) | {each.task for each in held}
-    assert compare(wanted, after) == imports.Changes((), ())
+    assert compare(wanted, after) == Changes((), ())
     good = {each.task for each in held if each.blank and each.task in wanted and wanted[each.task].score == each.score}
     assert not set(changes.create) & good
 
@@ -100,7 +100,7 @@ def test_all_go_in_one_call(pets, tmp_path):
 
 def test_very_many_go_in_a_few_calls(pets, tmp_path, monkeypatch):
     """So that no call takes minutes."""
-    monkeypatch.setattr(imports, "IMPORT_TASKS", 4)
+    monkeypatch.setattr(reconcile_module, "IMPORT_TASKS", 4)
     assert bring(pets, tmp_path) == 10
     assert is_whole(pets)
     assert [len(json.loads(request.body)) for request in imports_of(pets)] == [4, 4, 2]
@@ -213,7 +213,7 @@ def test_an_import_whose_answer_is_lost_is_looked_for_and_not_sent_twice(pets, t
 @pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "never"])
 def test_an_import_that_is_under_way_since_a_run_was_killed_is_waited_for(pets, tmp_path, arrives, monkeypatch):
     """Else it would all be there twice; if it never comes, it is sent."""
-    monkeypatch.setattr(imports, "_SETTLE_S", 30.0 if arrives else 0.1)
+    monkeypatch.setattr(reconcile_module, "_SETTLE_S", 30.0 if arrives else 0.1)
     (tmp_path / "import.json").write_text(json.dumps({"before": 0, "sent": 10, "at": 4e9}))
     looks = []
 
@@ -231,7 +231,7 @@ def test_an_import_that_is_under_way_since_a_run_was_killed_is_waited_for(pets, 
 
 def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monkeypatch):
     """From the moment its answer was lost, however long that took."""
-    monkeypatch.setattr(imports, "_SETTLE_S", 30.0)
+    monkeypatch.setattr(reconcile_module, "_SETTLE_S", 30.0)
     looks = []
 
     def happen(request):
@@ -263,8 +263,8 @@ def test_a_label_studio_that_never_gets_there_is_given_up(pets, tmp_path):
 
 def test_imports_that_are_cut_short_and_arrive_are_no_failures(pets, tmp_path, monkeypatch):
     """Behind a proxy that waits for less than an import takes, each still brings the end nearer."""
-    monkeypatch.setattr(imports, "IMPORT_TASKS", 1)
-    monkeypatch.setattr(imports, "_ROUNDS", 2)
+    monkeypatch.setattr(reconcile_module, "IMPORT_TASKS", 1)
+    monkeypatch.setattr(reconcile_module, "_ROUNDS", 2)
 
     def cut_short(request):
         if request.method == "POST":

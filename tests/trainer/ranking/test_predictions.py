@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from trainer.ranking.plan import Plan, Planned, load_plan, save_plan
+from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
 
 REGION = {"from_name": "label", "value": {"choices": ["Kätzchen 🐈\n"]}, "meta": {"rank": 1}}
 PLAN = Plan(
@@ -13,8 +13,8 @@ PLAN = Plan(
     unscored=(3, 11),
     kept=1,
     items=(
-        Planned(7, 0.1 + 0.2, [REGION], "the passes disagree", bald=0.123, audit=False),
-        Planned(3, 0.9, [], "random sample", bald=None, audit=True, kept=True),
+        Planned(7, 0.1 + 0.2, [REGION], "the passes disagree", bald=0.123, held_out=False),
+        Planned(3, 0.9, [], "random sample", bald=None, held_out=True, kept=True),
     ),
 )
 

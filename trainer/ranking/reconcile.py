@@ -79,7 +79,7 @@ def _has(prediction: StoredPrediction, wanted: Wanted) -> bool:
     return placed and (prediction.blank or bool(wanted.result))
 
 
-def bring_about(
+def reconcile(
     client: LabelStudioClient,
     project_id: int,
     *,

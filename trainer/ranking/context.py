@@ -1,0 +1,114 @@
+"""A project as one ranking finds it, and what it is ranked with."""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from contract.errors import NothingPublished
+from contract.images.fetch import Fetcher
+from contract.label_studio import Patience
+from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.matching import choose_control, match_control
+from contract.versions.repository import Repository
+from contract.versions.version import Version
+from trainer import labelstudio
+from trainer.labelstudio import PoolTask
+from trainer.ranking.names import base_name
+from trainer.ranking.options import RankOptions
+from trainer.ranking.scores import ScoreLog, digest
+from trainer.settings import Environment
+
+_log = logging.getLogger(__name__)
+
+PATIENCE: Final = Patience(longest_s=180.0, pause_s=1.0)
+"""A ranking takes long, and outlasts a Label Studio that is being restarted."""
+
+
+class RankingContext:
+    """What a ranking reads of project and repository; of Label Studio what it needs, when it needs it, and once."""
+
+    def __init__(
+        self, options: RankOptions, environment: Environment, fetcher: Fetcher, seconds: defaultdict[str, float]
+    ) -> None:
+        """Connect to Label Studio, and see that the version knows the project's labels before anything is changed.
+
+        Args:
+            options: what to rank.
+            environment: which Label Studio, server and repository.
+            fetcher: gets images.
+            seconds: takes how long the parts of the ranking took.
+
+        Raises:
+            LabelMismatch: if the version knows the labels of no control.
+            ConfigError: if the labelling config has no control, or not the one that was asked for.
+            LabelnextError: if Label Studio, the project or the current version cannot be read.
+        """
+        self.options = options
+        self.environment = environment
+        self.fetcher = fetcher
+        self.repository = environment.repository()
+        self.client = labelstudio.connect(*environment.label_studio(), PATIENCE)
+        self.project = labelstudio.read_project(self.client, options.project)
+        self.version = _current(self.repository)
+        self.base = base_name(self.version.name if self.version else None, self.repository.model)
+        """The name of the first ranking by the current version."""
+        self.control = self._choose_control()
+        """The `<Choices>` that the version answers for."""
+        self.kept = kept_folder(environment, options.project)
+        """The folder for what outlives a run that is killed."""
+        self._seconds = seconds
+
+    @cached_property
+    def tasks(self) -> list[PoolTask]:
+        """The unlabelled tasks."""
+        tasks = list(labelstudio.unlabelled_tasks(self.client, self.options.project))
+        _log.info("project %d (%s): %d unlabelled tasks", self.options.project, self.project.title, len(tasks))
+        return tasks
+
+    @cached_property
+    def data(self) -> dict[int, Any]:
+        """The unlabelled tasks' data, by their numbers."""
+        return {task.id: task.data for task in self.tasks}
+
+    def _choose_control(self) -> ChoicesControl:
+        controls = parse_label_config(self.project.label_config, self.options.control)
+        if self.version is None:
+            return choose_control(controls, name=self.options.control, labels=())
+        manifest = self.version.manifest
+        name = manifest.control or self.options.control
+        return match_control(controls, version=manifest.version, name=name, labels=manifest.labels)
+
+    def scores(self) -> ScoreLog:
+        """Return the scores on disk, by all that they hang on: the control, the key of a task's data, the network."""
+        network = None if self.version else (self.options.weights, self.options.architecture, self.options.image_size)
+        return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add the time of the block to a part's."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[part] += time.monotonic() - started
+
+
+def kept_folder(environment: Environment, project_id: int) -> Path:
+    """Return the folder for what outlives a ranking of a project that is killed.
+
+    Raises:
+        ConfigError: if Label Studio's address or token is not set.
+    """
+    return environment.cache / "rank" / environment.model / f"{project_id}-{digest(environment.label_studio()[0])}"
+
+
+def _current(repository: Repository) -> Version | None:
+    try:
+        return repository.open(repository.current())
+    except NothingPublished:
+        return None
