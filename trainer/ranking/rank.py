@@ -112,8 +112,14 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
             options = replace(options, force=False)  # it is what was asked for
         later = _Ranking(RankingContext(options, environment, fetcher, seconds)).run()
-    parts = {f"{part}_s": seconds[part] for part in ("score", "arrange", "import", "switch")}
-    return replace(_together(begun, later), **parts, seconds=time.monotonic() - started)
+    return replace(
+        _together(begun, later),
+        score_s=seconds["score"],
+        arrange_s=seconds["arrange"],
+        import_s=seconds["import"],
+        switch_s=seconds["switch"],
+        seconds=time.monotonic() - started,
+    )
 
 
 class _Ranking:
