@@ -52,7 +52,8 @@ class Client:
 
     def ask(self, references: Sequence[str]) -> Reply:
         """Ask for predictions of one task per image; what fails is told on stderr and counted in the reply."""
-        body = _body(references, self._label_config)
+        tasks = [make_task(number, reference) for number, reference in enumerate(references, start=1)]
+        body = predict_body(tasks, self._label_config)
         started = time.perf_counter()
         try:
             with urllib3.PoolManager(retries=False, timeout=_TIMEOUT_S, headers={"Connection": "close"}) as http:
@@ -138,20 +139,21 @@ def label_config(labels: Sequence[str]) -> str:
     )
 
 
-def _body(references: Sequence[str], config: str) -> Mapping[str, Any]:
+def predict_body(tasks: Sequence[Mapping[str, object]], config: str, *, context: object = None) -> dict[str, Any]:
+    """Return the body of /predict as Label Studio sends it."""
     return {
-        "tasks": [_task(number, reference) for number, reference in enumerate(references, start=1)],
-        "project": "1.1791188130",
+        "tasks": tasks,
+        "project": "3.1770000000",
         "label_config": config,
-        "params": {"login": None, "password": None, "context": None},
+        "params": {"login": None, "password": None, "context": context},
     }
 
 
-def _task(number: int, reference: str) -> Mapping[str, Any]:
-    """Return a task with what Label Studio sends along, which has to be parsed and counts in the figures."""
+def make_task(number: int, reference: object, key: str = "image") -> dict[str, Any]:
+    """Return a task with what Label Studio 1.23 sends along, which has to be parsed and counts in the figures."""
     return {
         "id": number,
-        "data": {"image": reference},
+        "data": {key: reference},
         "meta": {},
         "created_at": _CREATED,
         "updated_at": _CREATED,
@@ -164,7 +166,7 @@ def _task(number: int, reference: str) -> Mapping[str, Any]:
         "comment_count": 0,
         "unresolved_comment_count": 0,
         "last_comment_updated_at": None,
-        "project": 1,
+        "project": 3,
         "updated_by": None,
         "file_upload": None,
         "comment_authors": [],

@@ -23,10 +23,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from bench import tiny_model
+from bench import load, tiny_model
 from bench.hostile import pictures
 from bench.hosts import Host, host, reply
-from bench.load import label_config
 from bench.serving import Server, serving
 from contract.versions.repository import Repository
 
@@ -215,14 +214,8 @@ def data_uri(file: bytes, kind: str = "image/png") -> str:
 
 def predict_body(references: Sequence[object], **fields: object) -> dict[str, Any]:
     """Return the body of /predict for images, with further fields of /score or others in place of Label Studio's."""
-    tasks = [{"id": number, "data": {"image": reference}} for number, reference in enumerate(references, start=1)]
-    return {
-        "tasks": tasks,
-        "project": "1.1791188130",
-        "label_config": label_config(tiny_model.LABELS),
-        "params": {"login": None, "password": None, "context": None},
-        **fields,
-    }
+    tasks = [load.make_task(number, reference) for number, reference in enumerate(references, start=1)]
+    return {**load.predict_body(tasks, load.label_config(tiny_model.LABELS)), **fields}
 
 
 def serves_images(path: str) -> bool:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench import load
 from bench.tiny_model import draw_images, publish
 from contract.images.fetch import Fetched
 from contract.versions.repository import Repository
@@ -87,37 +88,11 @@ def to_data_uri(pixels):
 
 def make_task(task_id, reference, key="picture"):
     """A task as Label Studio 1.23 sends it."""
-    return {
-        "id": task_id,
-        "data": {key: reference},
-        "meta": {},
-        "created_at": "2026-02-03T04:05:06.000001Z",
-        "updated_at": "2026-02-03T04:05:07.000001Z",
-        "is_labeled": False,
-        "overlap": 1,
-        "inner_id": task_id,
-        "total_annotations": 0,
-        "cancelled_annotations": 0,
-        "total_predictions": 0,
-        "comment_count": 0,
-        "unresolved_comment_count": 0,
-        "last_comment_updated_at": None,
-        "project": 3,
-        "updated_by": None,
-        "file_upload": None,
-        "comment_authors": [],
-        "annotations": [],
-        "predictions": [],
-    }
+    return load.make_task(task_id, reference, key)
 
 
 def make_predict_body(tasks, config=CONFIG, context=None):
-    return {
-        "tasks": tasks,
-        "project": "3.1770000000",
-        "label_config": config,
-        "params": {"login": None, "password": None, "context": context},
-    }
+    return load.predict_body(tasks, config, context=context)
 
 
 def make_tasks(count, seed=0):
