@@ -1,11 +1,11 @@
 """Threads that fetch images, shared so that no host and no request holds up the others.
 
-Each host has a queue, and at most half of the threads; one that is slow time after time is left with a few. But names
-of hosts cost an attacker nothing, so slowness is bounded in all, too: a job that takes long gives its thread's place to
-another thread, of which there are a few times as many, and hosts that are not known to answer in time hold at most half
-of the places together. Within a host's queue requests take turns, image by image. An image counts as under way from its
-start until its outcome is there, and no more are begun than may be under way: this bounds memory. Knows nothing of
-images.
+Each host has a queue. One that is known to answer in time has at most half of the threads; any other has a few, and
+none more while one of them waits for long. But names of hosts cost an attacker nothing, so slowness is bounded in all,
+too: a job that takes long gives its thread's place to another thread, of which there are a few times as many, and hosts
+that are not known hold at most half of the places together. Within a host's queue requests take turns, image by image.
+An image counts as under way from its start until its outcome is there, and no more are begun than may be under way:
+this bounds memory. Knows nothing of images.
 """
 
 import threading
@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from contract.errors import Unavailable
 
-_SLOW_S: Final = 5.0
-"""A job that takes longer counts against its host."""
+_IN_TIME_S: Final = 5.0
+"""A host is known whose last job took no longer."""
 _PATIENCE_S: Final = 0.25
 """A job that takes longer gives up its place, as long as there are threads for such."""
 _SLOW_THREADS: Final = 4
@@ -36,15 +36,11 @@ Job = tuple[Callable[[], None], "Future[Any]"]
 @dataclass(slots=True)
 class _Host:
     name: str
-    most: int
+    is_known: bool
     jobs: "OrderedDict[object, deque[Job]]" = field(default_factory=OrderedDict)
     """That wait, by their owner; whose turn is next stands first."""
     started: list[float] = field(default_factory=list)
     """When each of its jobs that run was begun."""
-    slow_in_a_row: int = 0
-    is_known: bool = False
-    """Whether its last job that ended was in time, now or some time ago."""
-    has_ended_one: bool = False
 
     def take(self) -> Job:
         owner, queue = self.jobs.popitem(last=False)
@@ -56,10 +52,11 @@ class _Host:
     def count_slow(self, now: float) -> int:
         return sum(now - started > _PATIENCE_S for started in self.started)
 
-    def may_run(self, least: int, now: float) -> bool:
-        """Whether another job may be begun; none where all are slow and nobody knows whether the host ever answers."""
-        is_suspect = not self.is_known and not self.has_ended_one and self.count_slow(now) > 0
-        return bool(self.jobs) and not is_suspect and len(self.started) < max(least, self.most >> self.slow_in_a_row)
+    def may_begin(self, places: int, now: float) -> bool:
+        """Whether another job may be begun: none where one is slow and nobody knows whether the host answers."""
+        if self.is_known:
+            return len(self.started) < max(1, places // 2)
+        return len(self.started) < max(2, places // 8) and not self.count_slow(now)
 
 
 class HostQueues:
@@ -101,9 +98,7 @@ class HostQueues:
         """
         with self._changed:
             if not self._closing:
-                chosen = self._hosts.setdefault(
-                    host, _Host(host, max(1, self._places // 2), is_known=host in self._known)
-                )
+                chosen = self._hosts.setdefault(host, _Host(host, is_known=host in self._known))
                 chosen.jobs.setdefault(owner, deque()).append((run, outcome))
                 self._in_turn[chosen.is_known].setdefault(host, chosen)
                 self._waiting += 1
@@ -157,10 +152,9 @@ class HostQueues:
             return None
         by_strangers = self._count_places((host for host in running if not host.is_known), now)
         may = {True: True, False: by_strangers < max(1, self._places // 2)}
-        least = max(1, self._places // 8)
         for is_known in (self._known_are_next, not self._known_are_next):
             for host in self._in_turn[is_known].values() if may[is_known] else ():
-                if host.may_run(least, now):
+                if host.may_begin(self._places, now):
                     self._known_are_next = not is_known
                     return host
         return None
@@ -197,12 +191,10 @@ class HostQueues:
 
     def _put_back(self, host: _Host, started: float) -> None:
         with self._changed:
-            is_slow = self._clock() - started > _SLOW_S
+            is_known = self._clock() - started <= _IN_TIME_S
             host.started.remove(started)
-            host.slow_in_a_row = host.slow_in_a_row + 1 if is_slow else 0
-            host.has_ended_one = True
-            if host.is_known == is_slow:
-                host.is_known = not is_slow
+            if host.is_known != is_known:
+                host.is_known = is_known
                 self._queue_up(host)
             self._remember(host)
             if not host.started:
