@@ -173,10 +173,10 @@ def build_predictions(
 
 
 def withhold_labels(request: PredictRequest, predictions: Sequence[JsonObject], manifest: Manifest) -> list[JsonObject]:
-    """Return predictions of a request's tasks, in order, those of the audit slice with their score and without a label.
+    """Return predictions of a request's tasks, in order, those that are held out with their score and without a label.
 
     Label Studio ticks what is predicted when it opens a task, and what versions are measured on must not be agreed to.
-    Which tasks are of the slice can only be told of those that have a number, in a project that has one.
+    Which tasks are held out can only be told of those that have a number, in a project that has one.
     """
     if request.project_id is None:
         return list(predictions)

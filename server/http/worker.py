@@ -140,7 +140,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _next_queue(self) -> "deque[Connection] | None":
         """Where the next one to be served stands, if a thread may be given a request now.
 
-        Few run at a time, for many hold up each other and this loop; those in hand or in line for scores only wait.
+        Few run at a time, for many hold up each other and this loop; those for scores only wait.
         """
         running = self._in_threads - self._service().limiter.entered
         if self._in_threads >= self.cfg.threads or running >= _RUNNING_WITH_PROBES:

@@ -5,7 +5,6 @@ import math
 import re
 import threading
 from base64 import b64decode
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from bench.tiny_model import PASSES, TinyModel, draw_images, expected_bald, publ
 from contract.errors import FetchError
 from contract.scores.acquisition import label_studio_score
 from contract.versions.training_requests import REQUESTS_FOLDER, find_requests, leave_request
-from server.app import FiniteJSON, close_app
+from server.app import FiniteJSON
 from tests.server.conftest import (
     CONFIG,
     CallFetcher,
@@ -30,12 +29,6 @@ from tests.server.conftest import (
 @pytest.fixture
 def empty_client(start_app):
     return start_app().test_client()
-
-
-@contextmanager
-def closing_app(app):
-    yield app.test_client()
-    close_app(app)
 
 
 def test_before_any_version_it_says_what_is_missing(empty_client):
@@ -258,10 +251,6 @@ class TestPredict:
 
 
 class TestFeatureCache:
-    @pytest.fixture
-    def in_a_folder(self, settings, tmp_path):
-        return dataclasses.replace(settings, cache_dir=tmp_path / "cache")
-
     @staticmethod
     def score(client, seed=0):
         """Send images one by one, for what shares a batch may differ in the last bit."""
@@ -298,17 +287,6 @@ class TestFeatureCache:
             assert self.counted(client)[0] == hits
             expected = label_studio_score(expected_bald(model, name, draw_images(4)), 3)
             np.testing.assert_allclose(scores, expected, atol=1e-5)
-
-    def test_a_restart_keeps_what_the_folder_has(self, start_app, in_a_folder, repository):
-        """Another process finds the features of the one before, and gives the same scores."""
-        publish(repository)
-        with closing_app(start_app(in_a_folder)) as client:
-            before = self.score(client)
-        (file,) = in_a_folder.cache_dir.iterdir()  # closed whole: no log beside it
-        assert file.stat().st_size > 0
-        client = start_app(in_a_folder).test_client()
-        assert self.score(client) == before
-        assert self.counted(client) == (4, 0)
 
     def test_a_cache_that_cannot_be_had_costs_time_only(self, start_app, settings, repository, tmp_path):
         """The server starts and scores, and its metrics say that something is wrong."""

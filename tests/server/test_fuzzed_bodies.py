@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.tiny_model import publish
@@ -44,21 +44,6 @@ def test_any_edit_of_a_body_is_answered(client, repository, route, number):
     """Never by an error of the server's."""
     body = {**ROUTES[route], **({"version": repository.current()} if route == "/score" else {})}
     check(client.post(route, data=mutate_json(json.dumps(body), number), content_type="application/json"))
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    body=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(sorted(ROUTES["/predict"])) | st.text(), inner),
-    )
-)
-@example(body={"tasks": [], "label_config": "\ud800"})
-@example(body={"schema": "\ud800"})
-def test_any_json_is_answered(client, route, body):
-    """Such as no client sends."""
-    check(client.post(route, json=body))
 
 
 @pytest.mark.parametrize(

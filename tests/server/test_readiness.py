@@ -1,4 +1,4 @@
-"""Live and ready, the line in front of the work, and what is said to who is turned away."""
+"""Live and ready, places for requests, and what is said to who is turned away."""
 
 import dataclasses
 import threading
@@ -106,7 +106,7 @@ class TestProbes:
         assert [counted(client, name) for name in ("live", "ready")] == [1, 0]
 
 
-class TestTheLine:
+class TestPlaces:
     @pytest.fixture
     def held(self):
         fetcher = HeldFetcher()
@@ -120,7 +120,7 @@ class TestTheLine:
         app = start_app(dataclasses.replace(settings, threads=1, queue_requests=1), fetcher=held)
         return app.test_client
 
-    def test_a_request_beyond_the_line_is_refused_and_told_when_to_come_again(self, narrow, held):
+    def test_a_request_beyond_what_may_wait_is_refused_and_told_when_to_come_again(self, narrow, held):
         """503 with Retry-After, and those before it are answered."""
 
         def predict():
@@ -191,7 +191,7 @@ def test_a_body_of_unknown_length_is_refused(client):
 
 
 def test_a_body_that_is_too_large_gets_no_place(start_app, settings):
-    """It is told so at once, whatever waits in line."""
+    """It is told so at once, whatever waits."""
     client = start_app(dataclasses.replace(settings, max_body_bytes=1000)).test_client()
     limiter = service_of(client).limiter
     with limiter.enter(2000, deadline=float("inf")):

@@ -63,7 +63,7 @@ def test_who_comes_first_is_first():
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_a_full_line_refuses_and_says_when_to_come_again():
+def test_where_too_many_wait_the_next_is_told_when_to_come_again():
     """What waits is bounded; who is refused learns how long a place takes."""
     limiter = make(waiting=0)
     held = Held(limiter)
@@ -90,8 +90,8 @@ def test_who_cannot_have_a_turn_in_time_is_refused_at_once():
         assert (refused.value.reason, refused.value.retry_after_s) == ("deadline", 60)
 
 
-def test_a_deadline_that_passes_in_line_ends_the_wait():
-    """The place in line is given up, and those behind move on."""
+def test_a_deadline_that_passes_ends_the_wait():
+    """It no longer waits, and those behind move on."""
     limiter = make()
     held = Held(limiter)
     with pytest.raises(Overloaded, match="deadline passed while it waited"), limiter.enter(1, deadline=soon(0.05)):

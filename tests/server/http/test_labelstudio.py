@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from contract.errors import ConfigError, ImageError, RequestError
+from contract.errors import ImageError, RequestError
 from contract.scores.calibration import temper
 from contract.scores.holdout import is_held_out
 from contract.versions.manifest import InputSpec, Manifest
@@ -187,18 +187,6 @@ def test_a_label_is_matched_by_what_is_stored_or_else_by_what_is_shown():
     assert target_of(config, labels=("bee",)).stored == ("bee",)
 
 
-def test_the_control_that_was_trained_on_is_answered_for():
-    """Of several Choices and images in a config, the manifest's is used, with its own key."""
-    config = """<View>
-      <Image name="a" value="$left"/><Image name="b" value="$right"/>
-      <Choices name="weather" toName="a"><Choice value="sun"/><Choice value="ant"/></Choices>
-      <Choices name="animal" toName="b"><Choice value="ant"/><Choice value="bee"/></Choices>
-    </View>"""
-    named, by_labels = target_of(config, "weather"), target_of(config, "gone")
-    assert (named.control.from_name, named.control.value_key) == ("weather", "left")
-    assert (by_labels.control.from_name, by_labels.control.to_name) == ("animal", "b")
-
-
 NESTED_CONFIG = """<View>
   <Image name="photo" value="$picture"/>
   <Choices name="label" toName="photo" allowNested="true">
@@ -208,31 +196,17 @@ NESTED_CONFIG = """<View>
 </View>"""
 
 
-def test_a_nested_choice_is_predicted_as_the_path_to_it():
-    """The only form that the editor selects, for one at the top as well."""
-    manifest = replace(MANIFEST, labels=("insect > ant", "insect > bee", "cat"))
-    target = target_of(NESTED_CONFIG, labels=manifest.labels)
-    bee, cat = build_predictions(
-        [make_scores(0.25, 0.5, 0.25), make_scores(0, 0, 1)], manifest, target, Score.AGREEMENT
-    )
-    assert bee["result"][0]["value"] == {"choices": [["insect", "bee"]]}
-    assert cat["result"][0]["value"] == {"choices": [["cat"]]}
-
-
-def test_several_nested_choices_are_predicted_as_paths():
-    """In the order of the version's labels."""
-    config = NESTED_CONFIG.replace("<Choices ", '<Choices choice="multiple" ')
-    manifest = replace(SEVERAL, labels=("cat", "insect > ant", "insect > A bee"))
+@pytest.mark.parametrize("several", [False, True])
+def test_nested_choices_are_predicted_as_the_paths_to_them(several):
+    """The only form that the editor selects, for one at the top as well; several in the order of the labels."""
+    config = NESTED_CONFIG.replace("<Choices ", '<Choices choice="multiple" ') if several else NESTED_CONFIG
+    manifest = replace(MANIFEST, multiple=several, labels=("cat", "insect > ant", "insect > A bee"))
     target = target_of(config, labels=manifest.labels)
     assert target.stored == ("cat", "insect > ant", "insect > bee")
-    (element,) = build_predictions([make_scores(0.9, 0.1, 0.8)], manifest, target, Score.AGREEMENT)
-    assert element["result"][0]["value"] == {"choices": [["cat"], ["insect", "bee"]]}
-
-
-def test_a_config_without_images_is_the_projects_fault():
-    """It is a client error that says what is missing."""
-    with pytest.raises(ConfigError, match="Choices"):
-        target_of("<View><Text name='t' value='$t'/></View>")
+    outcomes = [make_scores(0.9, 0.1, 0.8), make_scores(0.1, 0.1, 0.8)]
+    found = [each["result"][0]["value"] for each in build_predictions(outcomes, manifest, target, Score.AGREEMENT)]
+    both = [["cat"], ["insect", "bee"]]
+    assert found == [{"choices": both if several else both[:1]}, {"choices": [["insect", "bee"]]}]
 
 
 def test_predict_bodies_are_read():
@@ -299,8 +273,8 @@ def test_setup_and_webhook_bodies_are_checked():
             parse(body)
 
 
-SLICED = [task for task in range(1, 200) if is_held_out(3, np.array([task]), 0.1)[0]]
-OTHERS = [task for task in range(1, 200) if task not in SLICED]
+HELD_OUT = [task for task in range(1, 200) if is_held_out(3, np.array([task]), 0.1)[0]]
+OTHERS = [task for task in range(1, 200) if task not in HELD_OUT]
 
 
 def predict_tasks(*task_ids, multiple=False, project="3.1770000000", **training):
@@ -315,16 +289,16 @@ def predict_tasks(*task_ids, multiple=False, project="3.1770000000", **training)
 
 
 @pytest.mark.parametrize("multiple", [False, True])
-def test_tasks_of_the_audit_slice_are_predicted_with_a_score_and_without_a_label(multiple):
+def test_tasks_that_are_held_out_are_predicted_with_a_score_and_without_a_label(multiple):
     """Label Studio would tick the label; the others have theirs, and all the same score."""
-    elements = predict_tasks(*SLICED, *OTHERS, multiple=multiple)
-    assert [bool(element["result"]) for element in elements] == [False] * len(SLICED) + [True] * len(OTHERS)
+    elements = predict_tasks(*HELD_OUT, *OTHERS, multiple=multiple)
+    assert [bool(element["result"]) for element in elements] == [False] * len(HELD_OUT) + [True] * len(OTHERS)
     assert {(element["score"], element["model_version"]) for element in elements} == {(elements[-1]["score"], VERSION)}
 
 
-def test_the_slice_is_the_one_that_the_version_was_trained_under():
+def test_the_holdout_is_the_one_that_the_version_was_trained_under():
     """A larger share withholds more, none nothing."""
-    assert all(element["result"] for element in predict_tasks(*SLICED, *OTHERS, audit_share=0.0))
+    assert all(element["result"] for element in predict_tasks(*HELD_OUT, *OTHERS, audit_share=0.0))
     half = [not element["result"] for element in predict_tasks(*OTHERS, audit_share=0.5)]
     assert half == is_held_out(3, np.array(OTHERS), 0.5).tolist()
 
@@ -332,18 +306,18 @@ def test_the_slice_is_the_one_that_the_version_was_trained_under():
 @pytest.mark.parametrize("project", [None, "", "x"])
 def test_without_a_project_nothing_is_withheld(project):
     """A request that does not say which project its tasks are of is none of Label Studio's own."""
-    assert all(element["result"] for element in predict_tasks(*SLICED, project=project))
+    assert all(element["result"] for element in predict_tasks(*HELD_OUT, project=project))
 
 
 @pytest.mark.parametrize("number", [None, "7", True, 2**63, -(2**70), 10**400, 1.5])
-def test_a_task_without_a_number_is_of_no_slice(number):
+def test_a_task_without_a_number_is_not_held_out(number):
     """Whatever stands in its place costs the other tasks nothing."""
-    first, sliced = predict_tasks(number, SLICED[0])
+    first, sliced = predict_tasks(number, HELD_OUT[0])
     assert first["result"]
     assert not sliced["result"]
 
 
-def test_an_image_of_the_slice_without_a_score_stays_an_empty_element():
+def test_a_held_out_image_without_a_score_stays_an_empty_element():
     """Label Studio skips those; a result alone would be stored without a score."""
-    request = parse_predict(make_predict_body([make_task(SLICED[0], "/x.png")]))
+    request = parse_predict(make_predict_body([make_task(HELD_OUT[0], "/x.png")]))
     assert withhold_labels(request, [{}], MANIFEST) == [{}]
