@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,7 +101,18 @@ def _run(environment: Environment, source: Source, training: Training) -> None:
     check_weights(training.weights)
     from trainer.run import run
 
-    _print_json(run(source, training, environment).to_json())
+    started = time.monotonic()
+    manifest = run(source, training, environment).manifest
+    metrics, advice = manifest.metrics, manifest.training.advice
+    summary = {
+        "version": manifest.version,
+        "labels": manifest.training.images,
+        "classes": len(manifest.labels),
+        **{name: getattr(metrics, name) for name in ("accuracy", "macro_f1", "nll", "ece")},
+        "seconds": time.monotonic() - started,
+        "advice": advice.sentence if advice else None,
+    }
+    _print_json({name: round(value, 4) if isinstance(value, float) else value for name, value in summary.items()})
 
 
 def _rank(environment: Environment, options: RankOptions) -> None:
@@ -204,14 +216,12 @@ def _rollback(environment: Environment, options: _Rollback) -> None:
 
 
 @dataclass(frozen=True, config=DECLARED)
-class Prune:
-    """What `prune` is told."""
-
+class _Prune:
     keep: Count
     """How many of the newest stay."""
 
 
-def _prune(environment: Environment, options: Prune) -> None:
+def _prune(environment: Environment, options: _Prune) -> None:
     from trainer.pruning import prune
 
     pruned = prune(environment.repository(), newest=options.keep)
@@ -303,7 +313,7 @@ COMMANDS: Final = {
     "prune": Command(
         _prune,
         "Remove old versions, but for their figures and reports.",
-        {"options": Prune},
+        {"options": _Prune},
         epilog="The current version, those that a project is ranked by and those that a server has open stay as well.",
         interrupted=_GOES_ON,
     ),

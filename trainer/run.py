@@ -5,9 +5,9 @@ Owns the order of the steps, and that nothing is published unless all of them su
 
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,29 +40,8 @@ from trainer.settings import Environment, Part, Source, Training
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a run came to: its last line."""
-
-    version: str
-    labels: int
-    """Labelled images that were used, those held out included."""
-    classes: int
-    accuracy: float | None
-    macro_f1: float | None
-    nll: float | None
-    ece: float | None
-    seconds: float
-    advice: str | None = None
-    """Whether to go on labelling, in a sentence; None where the labels are of no project."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object, its numbers rounded to what they are worth."""
-        return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
-
-
-def run(source: Source, training: Training, environment: Environment) -> Summary:
-    """Train on the labels of a source, and publish the outcome.
+def run(source: Source, training: Training, environment: Environment) -> Version:
+    """Train on the labels of a source, and return the version that was published.
 
     Raises:
         LabelnextError: if any step fails; then nothing is published, and what was current stays current.
@@ -78,9 +57,9 @@ def run(source: Source, training: Training, environment: Environment) -> Summary
     with exclusive(repository, refusal=busy):
         data = _read(source, training, environment)
         version = publish(repository, _train(data, training, device))
-    seconds = time.monotonic() - started
-    _log.info("published %s as the current version of %s, %.0f s", version.name, repository.location, seconds)
-    return _summarise(version, data, seconds)
+    took_s = time.monotonic() - started
+    _log.info("published %s as the current version of %s, %.0f s", version.name, repository.location, took_s)
+    return version
 
 
 def _read(source: Source, training: Training, environment: Environment) -> Data:
@@ -214,18 +193,3 @@ def _compute_head_inputs(
     if part == "classifier":
         features = compute_features(network.neck, features, device=device, title="neck")
     return features, embeddings
-
-
-def _summarise(version: Version, data: Data, seconds: float) -> Summary:
-    metrics, advice = version.manifest.metrics, version.manifest.training.advice
-    return Summary(
-        version=version.name,
-        labels=len(data.pixels.targets),
-        classes=len(data.pool.labels),
-        accuracy=metrics.accuracy,
-        macro_f1=metrics.macro_f1,
-        nll=metrics.nll,
-        ece=metrics.ece,
-        seconds=seconds,
-        advice=advice.sentence if advice else None,
-    )

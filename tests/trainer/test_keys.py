@@ -80,13 +80,6 @@ def test_a_run_that_could_only_publish_what_is_refused_ends_before_it_trains(set
     assert "LABELNEXT_SIGNING_KEY is not" in capsys.readouterr().err
 
 
-def test_a_verify_key_that_is_none_is_refused(models, monkeypatch, capsys):
-    """As any other setting."""
-    monkeypatch.setenv("LABELNEXT_VERIFY_KEY", "nonsense")
-    assert main(["versions"]) == 1
-    assert "LABELNEXT_VERIFY_KEY must be a minisign public key" in capsys.readouterr().err
-
-
 def test_a_path_does_for_the_public_key(settings, tmp_path):
     """As for the secret one."""
     path = tmp_path / "keys" / "labelnext.pub"
