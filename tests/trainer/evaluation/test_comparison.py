@@ -1,4 +1,6 @@
+import json
 import logging
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -16,25 +18,43 @@ from trainer.model.validation import predict
 
 IMAGES, CLASSES = coloured_images(np.random.default_rng(0), 40)
 TASKS = list(range(101, 141))
-SAID = np.random.default_rng(1).integers(0, 3, len(IMAGES))
+DECIDED = np.random.default_rng(1).integers(0, 3, len(IMAGES))
 """What the new version says."""
+NEW = "20991231T000000000Z-0a1b2c"
+OF_ALL = json.dumps({"%s": {task: [0] for task in TASKS}})
 
 
 def trained(labels, *, share=0.1, sample="audit"):
     return TrainingRecord(images=labels, validation=sample, audit_share=share)
 
 
-def publish(repository, seed, labels, *, answers=None, **training):
+def publish(repository, seed, labels, *, predictions=None):
     with repository.stage(datetime.now(UTC)) as staged:
         manifest = stage_files(staged, lively_network(seed), IMAGES[:4])
-        if answers is not None:
-            save_predictions(answers, staged.path)
-        return staged.publish(replace(manifest, training=trained(labels, **training))).manifest
+        if predictions is not None:
+            (staged.path / PREDICTIONS_FILE).write_text(predictions)
+        return staged.publish(replace(manifest, training=trained(labels))).manifest
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A repository of two versions, from 100 and 200 labels."""
+    repository = Repository(tmp_path_factory.mktemp("published") / "models")
+    for seed in (1, 2):
+        publish(repository, seed, 100 * seed)
+    return repository
 
 
 @pytest.fixture
-def repository(tmp_path):
+def repository(published, tmp_path):
+    """A copy of it."""
+    shutil.copytree(published.root, tmp_path / "models")
     return Repository(tmp_path / "models")
+
+
+@pytest.fixture
+def before(repository):
+    return [repository.read_manifest(name) for name in repository.history()]
 
 
 @pytest.fixture
@@ -50,15 +70,11 @@ def asked(monkeypatch):
     return counts
 
 
-def make_common_images(count=40):
-    true, said = (as_decisions(each[:count], 3) for each in (CLASSES, SAID))
-    return CommonImages(TASKS[:count], IMAGES[:count], true=true, decided=said)
-
-
-def measure(repository, before, *, count=40, labels=300, **training):
-    """Draw the curve up for a new version."""
-    now = replace(before[-1], version="20991231T000000000Z-0a1b2c", training=trained(labels, **training))
-    return compare_versions(repository, now, before, make_common_images(count))
+def compare(repository, before, *, count=40):
+    """Compare a new version from 300 labels with those before it."""
+    now = replace(before[-1], version=NEW, training=trained(300))
+    true, decided = (as_decisions(each[:count], 3) for each in (CLASSES, DECIDED))
+    return compare_versions(repository, now, before, CommonImages(TASKS[:count], IMAGES[:count], true, decided))
 
 
 def macro_f1_of(repository, manifest):
@@ -66,70 +82,84 @@ def macro_f1_of(repository, manifest):
     return f1_score(CLASSES, means.argmax(axis=1), average="macro")
 
 
-def test_all_versions_are_measured_on_the_same_images(repository):
+def labels_of(curve):
+    return [each.labels for each in curve.versions]
+
+
+def test_all_versions_are_measured_on_the_same_images(repository, before):
     """Whatever they were measured on when they were new: as scikit-learn does of what they predict now."""
-    before = [publish(repository, seed, labels) for seed, labels in ((1, 100), (2, 200))]
-    curve, answers = measure(repository, before)
+    curve, predictions = compare(repository, before)
     assert curve.images == 40
-    assert [mark.labels for mark in curve.versions] == [100, 200, 300]
-    expected = [*(macro_f1_of(repository, each) for each in before), f1_score(CLASSES, SAID, average="macro")]
-    assert [mark.macro_f1 for mark in curve.versions] == pytest.approx(expected)
-    assert all(mark.low <= mark.macro_f1 <= mark.high for mark in curve.versions)
-    assert {version: sorted(said) for version, said in answers.items()} == dict.fromkeys(
-        [each.version for each in before] + ["20991231T000000000Z-0a1b2c"], TASKS
+    assert labels_of(curve) == [100, 200, 300]
+    expected = [*(macro_f1_of(repository, each) for each in before), f1_score(CLASSES, DECIDED, average="macro")]
+    assert [each.macro_f1 for each in curve.versions] == pytest.approx(expected)
+    assert all(each.low <= each.macro_f1 <= each.high for each in curve.versions)
+    assert {version: sorted(found) for version, found in predictions.items()} == dict.fromkeys(
+        [*(each.version for each in before), NEW], TASKS
     )
 
 
-def test_what_a_version_was_asked_before_it_is_not_asked_again(repository, asked):
-    """Only about images that have been labelled since; and the curve is the same as if it had been."""
-    first = publish(repository, 1, 100)
-    _, answers = measure(repository, [first], count=30)
-    assert asked == {first.version: 30}
-    second = publish(repository, 2, 200, answers={first.version: answers[first.version]})
-    curve, _ = measure(repository, [first, second])
-    assert asked == {first.version: 40, second.version: 40}
-    assert [mark.macro_f1 for mark in curve.versions[:2]] == pytest.approx(
-        [macro_f1_of(repository, each) for each in (first, second)]
-    )
+def test_what_a_version_has_predicted_is_not_asked_again(repository, before, asked):
+    """Only images that have been labelled since; and the curve is the same as if all had been."""
+    _, predictions = compare(repository, before, count=30)
+    assert asked == {each.version: 30 for each in before}
+    new = publish(repository, 3, 250, predictions=json.dumps(predictions))
+    curve, _ = compare(repository, [*before, new])
+    assert asked == {**{each.version: 40 for each in before}, new.version: 40}
+    assert curve.versions[:2] == compare(repository, before)[0].versions[:2]
 
 
 @pytest.mark.parametrize(
     "different", [{"share": 0.2}, {"share": None}, {"sample": "split"}], ids=["share", "unknown", "split"]
 )
-def test_a_version_that_may_have_trained_on_the_images_is_not_measured_on_them(repository, asked, different):
-    """One that held out another slice, or part of each class, has seen some of them."""
-    before = [publish(repository, 1, 100, **different), publish(repository, 2, 200)]
-    curve, _ = measure(repository, before)
-    assert [mark.labels for mark in curve.versions] == [200, 300]
+def test_a_version_that_may_have_trained_on_the_images_is_not_measured_on_them(repository, before, asked, different):
+    """One that held out others, or part of each class, has seen some of them."""
+    curve, _ = compare(repository, [replace(before[0], training=trained(100, **different)), before[1]])
+    assert labels_of(curve) == [200, 300]
     assert asked.keys() == {before[1].version}
 
 
-def test_a_version_that_fails_costs_its_point_alone(repository, caplog):
+def test_a_version_that_fails_costs_its_point_alone(repository, before, caplog):
     """With a warning that says why."""
-    before = [publish(repository, seed, 100 * seed) for seed in (1, 2)]
     path = repository.folder / before[0].version / "model.onnx"
     path.write_bytes(b"x" * path.stat().st_size)
     with caplog.at_level(logging.WARNING):
-        curve, answers = measure(repository, before)
-    assert [mark.labels for mark in curve.versions] == [200, 300]
-    assert before[0].version not in answers
+        curve, predictions = compare(repository, before)
+    assert labels_of(curve) == [200, 300]
+    assert before[0].version not in predictions
     assert "not on the curve" in caplog.text
 
 
-def test_the_oldest_are_left_out_where_all_would_take_too_long(repository, asked, monkeypatch):
+def test_the_oldest_are_left_out_where_all_would_take_too_long(repository, before, asked, monkeypatch):
     """No round costs more than so many predictions."""
-    monkeypatch.setattr(comparison, "_MOST_PREDICTED", 80)
-    before = [publish(repository, seed, 100 * seed) for seed in (1, 2, 3)]
-    curve, _ = measure(repository, before, labels=400)
-    assert [mark.labels for mark in curve.versions] == [200, 300, 400]
-    assert sum(asked.values()) == 80
+    monkeypatch.setattr(comparison, "_MOST_PREDICTED", 79)
+    assert labels_of(compare(repository, before)[0]) == [200, 300]
+    assert sum(asked.values()) == 40
 
 
-@pytest.mark.parametrize("kept", ["", "[]", "{", '{"x": 3}', '{"%s": {"101": [7]}}', '{"%s": {"101": [1]}}'])
-def test_answers_that_were_edited_are_not_believed(repository, asked, kept):
-    """The version is asked again."""
-    first = publish(repository, 1, 100)
-    second = publish(repository, 2, 200, answers={first.version: {task: [0] for task in TASKS}})
-    (repository.folder / second.version / PREDICTIONS_FILE).write_text(kept.replace("%s", first.version))
-    measure(repository, [first, second])
-    assert asked[first.version] == 40
+@pytest.mark.parametrize("kept", ["", "[]", '{"x": 3}', '{"%s": {"101": [7]}}'])
+def test_predictions_that_are_none_are_passed_over(repository, before, asked, kept):
+    """The version is asked."""
+    new = publish(repository, 3, 250, predictions=kept.replace("%s", before[0].version))
+    compare(repository, [before[0], new])
+    assert asked[before[0].version] == 40
+
+
+def test_predictions_that_were_edited_are_not_believed(repository, before, asked):
+    """They were, before that; the digest in the manifest tells."""
+    new = publish(repository, 3, 250, predictions=OF_ALL.replace("%s", before[0].version))
+    compare(repository, [before[0], new])
+    assert before[0].version not in asked
+    (repository.folder / new.version / PREDICTIONS_FILE).write_text(OF_ALL.replace("%s", before[0].version) + " ")
+    compare(repository, [before[0], new])
+    assert asked[before[0].version] == 40
+
+
+def test_predictions_are_kept_as_they_are_read(repository, before, asked, tmp_path):
+    """By version and task."""
+    _, predictions = compare(repository, before)
+    save_predictions(predictions, tmp_path)
+    new = publish(repository, 3, 250, predictions=(tmp_path / PREDICTIONS_FILE).read_text())
+    asked.clear()
+    compare(repository, [*before, new])
+    assert asked == {new.version: 40}

@@ -168,19 +168,6 @@ def test_the_interval_is_wilsons_where_macro_f1_is_a_share(wrong):
     assert macro_f1_interval(as_decisions(decided, 2), as_decisions(true, 2)) == pytest.approx(expected, abs=1e-3)
 
 
-def test_of_many_images_the_interval_is_that_of_a_plain_bootstrap():
-    """Drawn one by one and measured by scikit-learn."""
-    rng = np.random.default_rng(0)
-    targets = rng.choice(4, 800, p=[0.5, 0.3, 0.15, 0.05])
-    predicted = np.where(rng.random(800) < 0.7, targets, rng.integers(0, 4, 800))
-    draws = []
-    for _ in range(500):
-        chosen = rng.integers(0, 800, 800)
-        draws.append(f1_score(targets[chosen], predicted[chosen], average="macro"))
-    interval = macro_f1_interval(as_decisions(predicted, 4), as_decisions(targets, 4))
-    assert interval == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.01)
-
-
 @given(images=st.integers(1, 60), classes=st.integers(2, 5), right=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
 def test_an_interval_lies_within_bounds_around_the_figure(images, classes, right, seed):
     """Whatever was predicted; that all is right is no proof that nothing ever goes wrong, nor that all is wrong."""

@@ -18,35 +18,24 @@ PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.
 TARGETS = np.array([0, 1, 1, 1])
 
 
-def test_figures_are_those_counted_by_hand():
-    """Three of four right: class 0 has precision 1/2 and recall 1, class 1 precision 1 and recall 2/3."""
-    metrics = measure(PROBABILITIES, TARGETS)
-    assert metrics.images == 4
-    assert metrics.accuracy == 0.75
-    assert metrics.f1 == (pytest.approx(2 / 3), pytest.approx(0.8), None)
-    assert metrics.macro_f1 == pytest.approx((2 / 3 + 0.8) / 2)
-    assert metrics.nll == pytest.approx(-np.log([0.7, 0.3, 0.7, 0.5]).mean(), rel=1e-6)
+@pytest.mark.parametrize(
+    ("probabilities", "targets", "error"),
+    [
+        ([0.8, 0.2], np.arange(100) % 2, 0.3),
+        ([0.8, 0.1], np.stack([np.arange(100) % 2, np.zeros(100)], axis=1).astype(np.uint8), (0.3 + 0.1) / 2),
+    ],
+    ids=["one label", "several labels"],
+)
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy(probabilities, targets, error):
+    """A hundred images at 0.8, of which half are right, are 0.3 off; of several labels, over the decisions on each."""
+    metrics = measure(np.tile(np.array([probabilities], np.float32), (100, 1)), targets)
+    assert metrics.ece == pytest.approx(error, abs=1e-6)
 
 
-def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
-    """A hundred images at a confidence of 0.8, of which half are right, are 0.3 off."""
-    probabilities = np.tile(np.array([[0.8, 0.2]], np.float32), (100, 1))
-    metrics = measure(probabilities, np.arange(100) % 2)
-    assert metrics.ece == pytest.approx(0.3, abs=1e-6)
-
-
-def test_a_class_that_is_predicted_and_never_true_counts():
-    """It has an F1 of 0, unlike one that is neither."""
-    metrics = measure(np.array([[0.1, 0.9, 0.0], [0.9, 0.1, 0.0]], np.float32), np.array([0, 0]))
-    assert metrics.f1 == (pytest.approx(2 / 3), 0.0, None)
-    assert metrics.macro_f1 == pytest.approx(1 / 3)
-
-
-def test_certainty_that_is_wrong_costs_much_and_not_everything():
-    """A probability of 0 for the true class leaves NLL finite."""
-    metrics = measure(np.array([[1.0, 0.0]], np.float32), np.array([1]))
-    assert metrics.nll is not None
-    assert 20 < metrics.nll < math.inf
+@pytest.mark.parametrize("targets", [np.array([1]), np.array([[0, 1]], np.uint8)], ids=["one label", "several labels"])
+def test_certainty_that_is_wrong_costs_much_and_not_everything(targets):
+    """A probability of 0 or 1 on the wrong side leaves NLL finite."""
+    assert 20 < measure(np.array([[1.0, 0.0]], np.float32), targets).nll < math.inf
 
 
 def test_nothing_held_out_leaves_the_figures_undefined():
@@ -138,22 +127,19 @@ def test_figures_of_several_labels_are_sklearns():
 
 
 def test_figures_of_one_label_are_sklearns():
-    """Of each class, of those that are neither true nor predicted none."""
+    """Of a class that is predicted and never true 0, of one that is neither none."""
     probabilities = np.random.default_rng(6).dirichlet(np.ones(5), 40).astype(np.float32)
     probabilities[:, 4] = 0
-    targets = np.random.default_rng(7).integers(0, 4, 40)
+    targets = np.random.default_rng(7).integers(0, 3, 40)
     metrics = measure(probabilities, targets)
-    expected = f1_score(targets, probabilities.argmax(axis=1), labels=range(5), average=None, zero_division=np.nan)
+    predicted = probabilities.argmax(axis=1)
+    expected = f1_score(targets, predicted, labels=range(5), average=None, zero_division=np.nan)
     np.testing.assert_allclose([np.nan if f1 is None else f1 for f1 in metrics.f1], expected)
+    assert metrics.f1[3:] == (0, None)
     assert metrics.macro_f1 == pytest.approx(np.nanmean(expected))
-    assert metrics.accuracy == pytest.approx(accuracy_score(targets, probabilities.argmax(axis=1)))
-
-
-def test_calibration_of_several_labels_is_over_the_decisions_on_each():
-    """Labels said to hold at 0.8 hold of half the images, those at 0.1 of none: 0.3 and 0.1 off, each half the time."""
-    probabilities = np.tile(np.array([[0.8, 0.1]], np.float32), (100, 1))
-    targets = np.stack([np.arange(100) % 2, np.zeros(100)], axis=1).astype(np.uint8)
-    assert measure(probabilities, targets).ece == pytest.approx((0.3 + 0.1) / 2, abs=1e-6)
+    assert (metrics.images, metrics.accuracy) == (40, pytest.approx(accuracy_score(targets, predicted)))
+    exact = probabilities.astype(float) / probabilities.sum(axis=1, keepdims=True, dtype=float)
+    assert metrics.nll == pytest.approx(log_loss(targets, exact, labels=range(5)))
 
 
 def test_labels_that_hold_nowhere_and_are_nowhere_predicted_have_no_figure():
@@ -161,12 +147,6 @@ def test_labels_that_hold_nowhere_and_are_nowhere_predicted_have_no_figure():
     metrics = measure(np.full((3, 2), 0.1, np.float32), np.zeros((3, 2), np.uint8))
     assert (metrics.accuracy, metrics.macro_f1, metrics.f1) == (1, None, (None, None))
     json.dumps(asdict(metrics), allow_nan=False)
-
-
-def test_certainty_that_is_wrong_costs_not_everything_of_several_labels_too():
-    """A probability of 0 or 1 on the wrong side leaves NLL finite."""
-    metrics = measure(np.array([[1.0, 0.0]], np.float32), np.array([[0, 1]], np.uint8))
-    assert 40 < metrics.nll < math.inf
 
 
 def test_counts_that_differ_are_refused():

@@ -54,13 +54,6 @@ def test_the_temperature_is_the_one_that_lbfgs_finds(multiple, seed):
     assert fit_temperature(probabilities, targets, multiple=multiple) == pytest.approx(expected, rel=1e-3)
 
 
-@given(st.floats(0.4, 5), st.booleans(), st.integers(0, 1000))
-def test_a_known_temperature_is_found_again(temperature, multiple, seed):
-    """From 3,000 images that were drawn under it, to a fifth of itself."""
-    probabilities, targets = draw(temperature, images=3000, multiple=multiple, seed=seed)
-    assert fit_temperature(probabilities, targets, multiple=multiple) == pytest.approx(temperature, rel=0.2)
-
-
 @pytest.mark.parametrize("multiple", [False, True])
 def test_too_few_images_have_no_temperature(multiple):
     """One fewer than 30 leave the probabilities as they are; 30 do not."""
