@@ -32,7 +32,7 @@ from trainer.model.fit import fit
 from trainer.model.network import Network, build
 from trainer.model.recipe import choose_recipe
 from trainer.model.validation import open_passes
-from trainer.settings import Part, Training
+from trainer.settings import Training
 
 Floats = npt.NDArray[np.float32]
 _Number = TypeVar("_Number", bound=np.generic)
@@ -71,18 +71,17 @@ class Scores:
 class Trainer:
     """Trains the models of one run, each from the same start."""
 
-    def __init__(self, dataset: Dataset, training: Training, *, part: Part, weights: str, device: torch.device):
+    def __init__(self, dataset: Dataset, training: Training, *, device: torch.device) -> None:
         """Build the network; `training.seed` decides what is fresh in it, and how it is trained."""
         self._dataset = dataset
         self._training = training
-        self._part = part
         self._device = device
         torch.manual_seed(training.seed)
         self._network, self._provenance = build(
             training.architecture,
             classes=len(dataset.classes),
             image_size=dataset.images.shape[1],
-            weights=weights,
+            weights=training.weights,
             units=training.units,
             dropout=training.dropout,
         )
@@ -96,17 +95,18 @@ class Trainer:
             TrainingError: if training diverges; no model comes of it.
         """
         dataset, training, network = self._dataset, self._training, self._network
+        part = training.trained_part
         network.load_state_dict(self._start)
         network.to(self._device)
         torch.manual_seed(training.seed)
         if dataset.features is None:
             images = dataset.images[labelled]
-            module, inputs = prepare(network, images, part=self._part, device=self._device)
+            module, inputs = prepare(network, images, part=part, device=self._device)
         else:
             features = torch.from_numpy(dataset.features[labelled])
             size = dataset.images.shape[1]
-            module, inputs = prepare_frozen(network, features, part=self._part, image_size=size, device=self._device)
-        recipe = choose_recipe(training, self._part, len(labelled), pretrained=bool(self._provenance.loaded))
+            module, inputs = prepare_frozen(network, features, part=part, image_size=size, device=self._device)
+        recipe = choose_recipe(training, part, len(labelled), pretrained=bool(self._provenance.loaded))
         targets = dataset.targets[labelled]
         fit(module, inputs, targets, classes=len(dataset.classes), recipe=recipe, device=self._device)
         classifier = copy.deepcopy(network.eval().classifier).cpu()

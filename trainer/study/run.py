@@ -19,7 +19,7 @@ from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Indices, count_images
 from trainer.ordering.strategies import descending
-from trainer.settings import Part, Training
+from trainer.settings import Training
 from trainer.study.choosing import Choice, Situation, choose
 from trainer.study.model import Dataset, Model, Trainer
 from trainer.study.options import PRODUCT
@@ -44,8 +44,6 @@ class Protocol:
     rounds: int
     training: Training
     """Its seed is replaced by the run's."""
-    part: Part
-    weights: str
     device: torch.device
 
 
@@ -76,7 +74,7 @@ def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
     initial = draw_initial(protocol.pool, count=protocol.initial, seed=run.seed)
     labelled: Indices = np.concatenate([initial, *(np.array(line["chosen"], np.int64) for line in lines)])
     training = replace(protocol.training, seed=run.seed)
-    trainer = Trainer(dataset, training, part=protocol.part, weights=protocol.weights, device=protocol.device)
+    trainer = Trainer(dataset, training, device=protocol.device)
     for number in range(len(lines), protocol.rounds + 1):
         labelled = np.concatenate([labelled, _do_round(run, trainer, protocol, number=number, labelled=labelled)])
 

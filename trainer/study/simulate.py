@@ -83,13 +83,13 @@ def _holding(out: Path) -> Iterator[None]:
 def _find_files(pool: Pool, decoded: Decoded, protocol: Protocol, *, cache: Path) -> Files:
     """Compute the features if nobody has yet."""
     features, training = None, protocol.training
-    if protocol.part != "all":
+    if training.trained_part != "all":
         torch.manual_seed(0)  # whatever is fresh in a frozen backbone is the same for all seeds
         network, provenance = build(
             training.architecture,
             classes=len(pool.classes),
             image_size=training.image_size,
-            weights=protocol.weights,
+            weights=training.weights,
             units=training.units,
             dropout=training.dropout,
         )
@@ -118,8 +118,6 @@ def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training
         query=options.query,
         rounds=options.rounds,
         training=training,
-        part=training.trained_part,
-        weights=training.weights,
         device=choose_device(training.device),
     )
 
@@ -132,7 +130,7 @@ def find_minority(counts: Indices) -> tuple[int, ...]:
 def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol) -> dict[str, Any]:
     """Return the study's settings as JSON; files go by their names, since where they lie changes no figure."""
     training = protocol.training
-    recipe = choose_recipe(training, protocol.part, options.initial, pretrained=training.weights != "none")
+    recipe = choose_recipe(training, training.trained_part, options.initial, pretrained=training.weights != "none")
     settings = {
         "command": _command(),
         "default": PRODUCT,
@@ -141,7 +139,7 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol) -> di
         "pixels": decoded.key[:16],
         **{name: value for name, value in asdict(options).items() if name not in ("images", "manifest", "out")},
         **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation", "int8")},
-        "part": protocol.part,
+        "part": training.trained_part,
         "weights": training.weights if training.weights in ("imagenet", "none") else Path(training.weights).name,
         "device": protocol.device.type,
         "recipe_at_start": asdict(recipe),

@@ -25,5 +25,5 @@ def build_small(architecture, *, classes, image_size, weights, units, dropout):
     return small_network(classes), PROVENANCE
 
 
-def make_trainer(dataset, training, *, part="classifier"):
-    return Trainer(dataset, training, part=part, weights="none", device=CPU)
+def make_trainer(dataset, training):
+    return Trainer(dataset, training, device=CPU)

@@ -18,7 +18,7 @@ from trainer.study.choosing import Situation, choose, cover_greedily
 from trainer.study.model import Dataset
 from trainer.study.options import STUDIED
 
-TRAINING = Training(weights="none", epochs=20, passes=10, seed=1)
+TRAINING = Training(weights="none", part="classifier", epochs=20, passes=10, seed=1)
 LABELLED = np.arange(0, 400, 8)
 LEFT = np.setdiff1d(np.arange(20, 400), LABELLED)
 """Images before 20 are tested on."""
@@ -37,8 +37,8 @@ def model():
         original = others[np.argmax(model.score(model.compute_features(others)).bald)]
         features = plain.features.copy()
         features[COPIES] = features[original]
-        material = Dataset(plain.classes, plain.targets, plain.images, features)
-        return make_trainer(material, TRAINING).train(LABELLED, "study/1/0")
+        copied = Dataset(plain.classes, plain.targets, plain.images, features)
+        return make_trainer(copied, TRAINING).train(LABELLED, "study/1/0")
 
 
 @pytest.fixture(scope="module")

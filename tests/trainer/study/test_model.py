@@ -23,7 +23,15 @@ from trainer.settings import Training
 from trainer.study.model import Dataset, export_classifier, set_weights
 
 TRAINING = Training(
-    weights="none", architecture="vgg11", image_size=32, epochs=4, units=16, passes=12, seed=3, device="cpu"
+    weights="none",
+    part="classifier",
+    architecture="vgg11",
+    image_size=32,
+    epochs=4,
+    units=16,
+    passes=12,
+    seed=3,
+    device="cpu",
 )
 FEW, MANY = np.arange(0, 30), np.arange(20, 90)
 EVERY = np.arange(140)
@@ -170,7 +178,7 @@ def test_baal_ranks_much_as_our_own_passes_do(trained):
 def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh, dataset):
     """Not of the one that training started from."""
     whole = Dataset(dataset.classes, dataset.targets, dataset.images, features=None)
-    model = make_trainer(whole, TRAINING, part="all").train(FEW, "m")
+    model = make_trainer(whole, replace(TRAINING, part="all")).train(FEW, "m")
     network = train_by_hand(fresh, dataset, FEW, part="all")
     with torch.no_grad():
         expected = network.trunk(torch.from_numpy(dataset.images)).numpy()

@@ -26,9 +26,7 @@ PROTOCOL = Protocol(
     initial=240,
     query=60,
     rounds=2,
-    training=Training(weights="none", epochs=5, passes=10, seed=99),
-    part="classifier",
-    weights="none",
+    training=Training(weights="none", part="classifier", epochs=5, passes=10, seed=99),
     device=CPU,
 )
 

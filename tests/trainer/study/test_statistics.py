@@ -98,14 +98,14 @@ OURS = 0.1 + 0.45 * SHARE**0.5
 
 
 def draw_study(rng, *, seeds, noise, random):
-    """Return a study whose chains differ from what is true by their seed, by themselves and by their rounds."""
+    """Return a study whose runs differ from what is true by their seed, by themselves and by their rounds."""
     initial = 0.03 * NOISE[noise](rng, (seeds, 1))
 
-    def chains(truth):
+    def runs(truth):
         own = 0.03 * NOISE[noise](rng, (seeds, 1)) * np.minimum(1, 3 * SHARE)
         return truth + initial + own + 0.02 * NOISE[noise](rng, (seeds, 9)) * (SHARE > 0)
 
-    return study_of({"random": chains(random), "margin": chains(OURS)})
+    return study_of({"random": runs(random), "margin": runs(OURS)})
 
 
 @pytest.mark.parametrize(
