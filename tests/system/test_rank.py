@@ -262,6 +262,7 @@ def test_a_label_studio_that_is_restarted_in_the_middle_is_waited_for(
     ranked.host.gate.clear()
     process = ranked.start("--force", "--strategy", "random")
     ranked.wait_until(ranked.host.asked.is_set, process)
+    time.sleep(2)  # images that it is sending come to their end: cut short, they would be files without content
     restartable.stop()
     ranked.host.gate.set()
     ranked.wait_until(lambda: "asking again" in ranked.said, process)
@@ -279,7 +280,7 @@ def test_a_project_of_other_labels_is_refused_and_label_studio_names_both_lists(
     reason = "its labelling config has others (label: car, bus)"
     backend = {"project": project.id, "url": ranked.server.url, "title": "model"}
     refusal = str(json.loads(ranked.client.send("POST", "/api/ml/", body=backend, accepted=(400,))))
-    assert LABELS[0] in refusal
+    assert "Eins" in refusal  # a status line, from which Label Studio has it, holds Latin letters
     assert reason in refusal
     process = ranked.start(project=project)
     process.communicate(timeout=PATIENCE_S)

@@ -1,9 +1,12 @@
-import dataclasses
+from contextlib import ExitStack
 
 import pytest
 
 from bench.tiny_model import publish
+from contract.versions.repository import Repository
+from server.app import close_app, create_app
 from server.http.auth import OPEN
+from server.settings import Device, Settings
 from tests.server.conftest import CONFIG
 from tests.server.http.test_auth import ANSWERED, REQUESTS
 
@@ -11,20 +14,31 @@ EVENT = {"action": "START_TRAINING", "project": {"id": 3}}
 SETUP = {"project": "3.1", "schema": CONFIG}
 
 
-@pytest.fixture
-def make_client(start_app, settings, repository):
-    """A client of a server with these settings and a version in use."""
-    publish(repository)
-
-    def make(**changed):
-        return start_app(dataclasses.replace(settings, **changed)).test_client()
-
-    return make
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A repository with one version, for all that is asked here."""
+    folder = tmp_path_factory.mktemp("models")
+    publish(Repository(folder))
+    return folder
 
 
-@pytest.fixture
-def client(make_client):
-    return make_client(
+@pytest.fixture(scope="module")
+def serve(folder):
+    """Make a client of a server with these settings and a version in use."""
+    with ExitStack() as apps:
+
+        def make(**changed):
+            app = create_app(Settings(models=folder, provider=Device.CPU, poll_s=3600, **changed))
+            apps.callback(close_app, app)
+            app.extensions["labelnext"].models.poll()
+            return app.test_client()
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def client(serve):
+    return serve(
         label_studio_url="http://label-studio:8080",
         label_studio_public_url="https://labels.example.org:443/studio",
         allowed_hosts=("labelnext.example.org",),
@@ -32,10 +46,10 @@ def client(make_client):
 
 
 @pytest.mark.parametrize("route", REQUESTS)
-def test_no_route_that_shows_or_changes_anything_answers_to_a_name_of_strangers(client, repository, route):
+def test_no_route_that_shows_or_changes_anything_answers_to_a_name_of_strangers(client, folder, route):
     """A web page could have its own name lead here; health and metrics, which monitoring asks anyhow, show nothing."""
     method, body = REQUESTS[route]
-    path = route.replace("<version>", repository.current()).replace("<file>", "index.html")
+    path = route.replace("<version>", Repository(folder).current()).replace("<file>", "index.html")
     reply = client.open(path, method=method, json=body, headers={"Host": "evil.test"})
     assert reply.status_code == (200 if route in OPEN else 421)
     if route not in OPEN:
@@ -79,9 +93,9 @@ def test_no_other_name_is_answered(client, host):
     assert client.get("/versions", environ_overrides={"HTTP_HOST": host}).status_code == 421
 
 
-def test_any_name_is_answered_if_that_is_set(make_client):
+def test_any_name_is_answered_if_that_is_set(serve):
     """For who knows what stands in front."""
-    assert make_client(allowed_hosts=("*",)).get("/versions", headers={"Host": "evil.test"}).status_code == 200
+    assert serve(allowed_hosts=("*",)).get("/versions", headers={"Host": "evil.test"}).status_code == 200
 
 
 def test_who_names_no_host_is_answered(client):
