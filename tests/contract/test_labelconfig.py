@@ -160,6 +160,7 @@ class TestParsing:
         if printable:
             assert parse_label_config(config(image(), choices(*printable)))[0].labels == tuple(printable)
 
+    @pytest.mark.slow
     def test_choices_belong_to_the_innermost_control(self):
         """Thousands of controls, one in the other, are read in the time that they take one after the other."""
         depth = 20_000

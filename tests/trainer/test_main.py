@@ -219,6 +219,7 @@ def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, mode
     assert "has sha256" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 10, 30], ids="{} kB".format)
 def test_a_training_on_a_full_disk_ends_in_one_line_and_is_done_when_there_is_room(train, models, capsys, room):
     """Wherever in the publishing it was; the line names the folder and how much is free."""

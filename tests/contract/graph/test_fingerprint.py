@@ -202,6 +202,7 @@ def test_another_way_to_make_pixels_is_another_fingerprint(monkeypatch):
     assert fingerprint(make_trunk(), NOWHERE, SPEC) != EXPECTED
 
 
+@pytest.mark.slow
 def test_the_head_has_no_part_in_it(small_graph):
     """A head-only retrain keeps the fingerprint; a step of the convolution's weights does not."""
     base = fingerprint(lower(small_graph).trunk, NOWHERE, SPEC)

@@ -307,6 +307,7 @@ class Functional(torch.nn.Module):
         return torch.nn.functional.dropout(x, 0.5, self.training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [torch.nn.AlphaDropout(), Functional()])
 def test_dropout_that_an_export_has_lost_is_told_of(gone):
     """It is not in the graph, which therefore cannot name it: all kinds that vanish are."""

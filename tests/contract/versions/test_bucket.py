@@ -185,6 +185,7 @@ def test_what_callers_do_about_a_disk_they_do_about_a_bucket(stub):
     assert caught.value.strerror == str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_bucket_that_hangs_is_left_within_seconds(stub):
     """And not asked again at once, so that a page that asks for much waits only once."""
     stub.answers["/bucket/x/CURRENT"] = lambda handler, _: stub.over.wait(600)  # longer than the test may take
@@ -201,6 +202,7 @@ def test_a_bucket_that_hangs_is_left_within_seconds(stub):
     assert bucket.read("CURRENT", most_bytes=MANY).content == b"now"
 
 
+@pytest.mark.slow
 def test_a_body_that_stops_is_left_within_seconds(stub):
     """The length was promised, the rest never comes."""
 

@@ -414,6 +414,7 @@ PARTS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.lists(st.lists(PARTS, min_size=1, max_size=4), max_size=4))
 @example([["birds", "20260102T030405678Z-ffffff", "report", "manifest.json"]])

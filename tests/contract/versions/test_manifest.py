@@ -66,6 +66,7 @@ manifests = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(manifests)
 def test_manifest_survives_the_round_trip(manifest):
     """What is written is read back equal."""

@@ -144,6 +144,7 @@ def load_int8(version):
     return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, precision=Precision.INT8))
 
 
+@pytest.mark.slow
 def test_a_trunk_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository, monkeypatch, caplog):
     """A real one: its features are not those of fp32, its ranks are."""
     fix_names(monkeypatch)
@@ -157,6 +158,7 @@ def test_a_trunk_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_trunk_in_8_bit_integers_that_ranks_otherwise_is_served_in_fp32(repository, caplog):
     """Of another network, say; the version is as good as without it, and the log says what happened."""
     name = publish_small(repository, lively_network(0), IMAGES, int8_of=lively_network(1)).name

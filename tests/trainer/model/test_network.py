@@ -91,6 +91,7 @@ def test_computes_what_torchvision_computes(vgg, saved):
     assert provenance.fresh == ("classifier.6",)
 
 
+@pytest.mark.slow
 def test_a_file_may_hold_the_convolutions_alone(vgg, partly_loaded):
     """Layers that the file lacks start fresh, and it is said which."""
     network, provenance = partly_loaded

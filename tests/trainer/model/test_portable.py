@@ -68,6 +68,7 @@ def deviations(found, expected):
     return np.abs([means, (ours - theirs) / np.sqrt(error + other)])
 
 
+@pytest.mark.slow
 def test_twenty_runs_of_plain_onnxruntime_differ(passes):
     """For every image, though its optimiser is as it comes."""
     assert np.ptp(passes[:20], axis=0).max(axis=1).min() > 0.1

@@ -99,6 +99,7 @@ def test_what_cannot_be_arranged_is_refused():
         arrange(np.arange(3), ones, project=3, holdout_share=1.0, batch_size=2)
 
 
+@pytest.mark.slow
 def test_embeddings_come_from_the_images_alone():
     """Unit vectors, the same from an array as from one image after the other, copies nearer than other images."""
     torch.manual_seed(0)

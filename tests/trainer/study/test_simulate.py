@@ -241,6 +241,7 @@ def diverging(monkeypatch):
     monkeypatch.setattr(simulate_module, "complete_all", diverge)
 
 
+@pytest.mark.slow
 def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path, capsys):
     """What failed at once is tried again with other settings and the same command otherwise."""
     for more in ([], ["--learning-rate", "0.01"]):
@@ -250,6 +251,7 @@ def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path,
     assert not recover(tmp_path / "study" / "chains" / "random-0.jsonl")
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_left_out_and_named(simulate, diverging, tmp_path, capsys, caplog):
     """The first few of them; of the others it says how many they are."""
     folder = write_folders(tmp_path / "some", each=20)

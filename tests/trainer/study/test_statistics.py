@@ -108,6 +108,7 @@ def draw_study(rng, *, seeds, noise, random):
     return study_of({"random": runs(random), "margin": runs(OURS)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "noise", "random"),
     [(5, "normal", RISING), (5, "skewed", RISING), (6, "normal", FLAT)],
