@@ -183,6 +183,7 @@ class TestFolders:
         (root / "a" / "2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
         (root / "c").symlink_to(tmp_path / "elsewhere" / "c")
         (root / "b" / "old" / "back").symlink_to(root / "b")
+        (root / "b" / "old" / "again").symlink_to(root / "b" / "old")
         pool = from_folder(root)
         assert pool.labels == ("a", "b", "c")
         assert [image.labels for image in pool.images] == [(0,), (0,), (1,), (2,)]

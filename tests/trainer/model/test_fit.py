@@ -245,6 +245,42 @@ def test_the_loss_weighs_classes_by_the_recipes_power(power):
     assert fitted.losses[0] == pytest.approx(sum(losses) / weights[targets].sum(), rel=1e-5)
 
 
+class Pulled(nn.Module):
+    """One weight, pulled at with the same force all the time, and a memory of where it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def forward(self, inputs):
+        self.seen.append(self.weight.item())
+        return torch.stack([1e3 * self.weight.expand(len(inputs)), torch.zeros(len(inputs))], dim=1)
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    """Over a twentieth of the steps to the recipe's, and then by half a cosine."""
+    module = Pulled()
+    recipe = Recipe(1e-6, epochs=50, batch_images=4, momentum=0.0, weight_decay=0.0)
+    fit(module, torch.zeros(8, 1), np.zeros(8, np.int64), classes=2, recipe=recipe, device=CPU)
+    steps = np.diff([*module.seen, module.weight.item()])
+    assert np.argmax(steps) == 5
+    assert steps.max() == pytest.approx(1e-6, rel=0.01)
+    assert (np.diff(steps[:5]) > 0).all()
+    assert (np.diff(steps[5:]) < 0).all()
+    assert steps[-1] < 0.01 * steps.max()
+
+
+def test_images_weigh_1_on_average_however_rare_a_class_is():
+    """So that the loss of who guesses is ln C."""
+    module = nn.Linear(1, 2)
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    targets = np.repeat(np.arange(2), (310, 1))
+    fitted = fit(module, torch.zeros(311, 1), targets, classes=2, recipe=Recipe(0.0, 1, batch_images=8), device=CPU)
+    assert fitted.losses[0] == pytest.approx(math.log(2), rel=0.05)
+
+
 def test_weight_decay_is_the_recipes():
     """Where the loss pulls at no weight, it alone moves them, towards 0."""
     shrunk = []
