@@ -220,8 +220,3 @@ class TestSeveralLabels:
             assert self.reason_of(*made) == annotations.TIED
         else:
             assert self.decide(*made) == {label for label, count in counts.items() if count > len(votes) / 2}
-
-    @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5, unique=True))
-    def test_labels_are_taken_as_they_are(self, names):
-        """Case, white space, accents and their composition included: what is stored is what is compared."""
-        assert decide(task(annotation(*names)), "label", set(names), multiple=True) == set(names)
