@@ -17,12 +17,13 @@ from pathlib import Path
 import boto3
 import pytest
 
+from bench.serving import Server, serving
 from bench.tiny_model import publish
 from contract.errors import NothingPublished, PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
 from contract.versions.local_cache import open_repository
 from demo.processes import free_port
-from demo.product import CHECKOUT, Server, Workplace, serving
+from demo.product import CHECKOUT
 from tests.buckets import environment, running_store
 from tests.production import ceph
 from tests.production.driving import Client
@@ -89,17 +90,10 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @contextmanager
-def server_of(folder: Path, version: str | None) -> Iterator[tuple[Client, Server]]:
-    workplace = Workplace(folder, folder / "cache", "http://127.0.0.1:1", "token")
-    settings = {"LABELNEXT_MODELS": LOCATION, "LABELNEXT_MIRROR": str(folder / "mirror"), "LABELNEXT_POLL_S": "0.2"}
-    with serving(
-        workplace,
-        python=Path(sys.executable),
-        port=free_port(),
-        log=folder / "server.log",
-        version=version,
-        settings=settings,
-    ) as server:
+def server_of(folder: Path, version: str) -> Iterator[tuple[Client, Server]]:
+    settings = {"LABELNEXT_MIRROR": str(folder / "mirror"), "LABELNEXT_POLL_S": "0.2"}
+    with serving(LOCATION, log=folder / "server.log", settings=settings, python=sys.executable) as server:
+        server.wait_until_ready(version)
         yield Client(server.url), server
 
 
@@ -124,13 +118,13 @@ def test_a_server_follows_the_bucket(port: int, tmp_path: Path) -> None:
         with server_of(tmp_path, first) as (client, server):
             assert serves(client, first)
             second = publish(trainer, seed=2, report={"index.html": b"<p>good"})
-            server.wait_for(second)
+            server.wait_until_ready(second)
             assert serves(client, second)
             assert client.get("/versions").body["versions"] == [first, second]
             assert client.get(f"/report/{second}/index.html").status == 200
             assert client.get("/").status == 200
             open_repository(LOCATION, mirror=tmp_path / "desk").rollback(first)
-            server.wait_for(first)
+            server.wait_until_ready(first)
             assert serves(client, first)
     assert "not-to-be-seen" not in (tmp_path / "server.log").read_text()
 
@@ -182,7 +176,7 @@ def test_a_bucket_that_goes_away_takes_no_server_along(port: int, tmp_path: Path
                 restarted.make("models")
                 wait_for_detail(client, f"no version has been published in {LOCATION}")
                 assert serves(client, first)
-                server.wait_for(publish(open_repository(LOCATION, mirror=tmp_path / "trainer"), seed=3))
+                server.wait_until_ready(publish(open_repository(LOCATION, mirror=tmp_path / "trainer"), seed=3))
 
 
 def test_a_download_that_breaks_off_is_taken_up_again(port: int, tmp_path: Path) -> None:
@@ -207,7 +201,7 @@ def test_a_download_that_breaks_off_is_taken_up_again(port: int, tmp_path: Path)
                 for file in (path for path in (trainer.folder / second).rglob("*") if path.is_file()):
                     bucket.upload(file.relative_to(trainer.folder).as_posix(), file)
                 bucket.write("CURRENT", second.encode())
-                server.wait_for(second)
+                server.wait_until_ready(second)
 
 
 class Reader(threading.Thread):

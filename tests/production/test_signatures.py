@@ -1,6 +1,7 @@
 """A server that demands signatures, and somebody who can write the repository and does not have the key."""
 
 import shutil
+import sys
 
 import pytest
 
@@ -37,7 +38,7 @@ def server(repository, keys, tmp_path):
         "LABELNEXT_VERIFY_KEY": keys.verifying.line,
         "TMPDIR": str(tmp_path / "private"),
     }
-    with serving(repository.root, log=tmp_path / "log", settings=settings) as each:
+    with serving(repository.root, log=tmp_path / "log", settings=settings, python=sys.executable) as each:
         each.wait_until_ready(repository.current())
         yield each
 
