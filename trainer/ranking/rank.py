@@ -25,7 +25,6 @@ from contract.tasks import find_reference
 from trainer import labelstudio
 from trainer.labels.dataset import open_fetcher
 from trainer.locks import exclusive
-from trainer.ordering import strategies
 from trainer.ranking import thumbnails
 from trainer.ranking.context import RankingContext
 from trainer.ranking.names import next_name, own_names, round_of
@@ -101,7 +100,6 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     """
     started = time.monotonic()
     seconds = defaultdict[str, float](float)
-    strategies.check(options.strategy, multiple=False)
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
     with (
         exclusive(environment.repository(), work=f".rank.{options.project}", refusal=busy),

@@ -90,58 +90,28 @@ def test_after_the_changes_each_task_has_one_prediction(wanted, held):
     assert not set(changes.create) & good
 
 
-def test_all_go_in_one_call(pets, tmp_path):
-    """Each call costs Label Studio a recount of the whole project."""
+@pytest.mark.parametrize(("most", "sizes"), [(10_000, [10]), (4, [4, 4, 2])])
+def test_all_go_in_as_few_calls_as_can_be(pets, tmp_path, monkeypatch, most, sizes):
+    """Each call costs Label Studio a recount of the whole project, and none is to take minutes."""
+    monkeypatch.setattr(reconcile_module, "IMPORT_TASKS", most)
     assert bring(pets, tmp_path) == 10
     assert is_whole(pets)
-    assert len(imports_of(pets)) == 1
+    assert [len(json.loads(request.body)) for request in imports_of(pets)] == sizes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_very_many_go_in_a_few_calls(pets, tmp_path, monkeypatch):
-    """So that no call takes minutes."""
-    monkeypatch.setattr(reconcile_module, "IMPORT_TASKS", 4)
-    assert bring(pets, tmp_path) == 10
-    assert is_whole(pets)
-    assert [len(json.loads(request.body)) for request in imports_of(pets)] == [4, 4, 2]
-
-
-def test_what_is_there_already_is_left_alone(pets, tmp_path):
-    """A run that was killed goes on behind what it had imported."""
-    for task in list(pets.tasks)[:6]:
-        pets.predict(task, NAME, task / 100)
-    before = dict(pets.predictions)
-    assert bring(pets, tmp_path) == 4
-    assert is_whole(pets)
-    assert before.items() <= pets.predictions.items()
-
-
-def test_a_label_where_none_is_wanted_is_replaced(pets, tmp_path):
-    """Whoever stored it, Label Studio would tick it."""
-    wanted = {task: Wanted(task / 100, ()) for task in pets.tasks}
-    ticked, blank = pets.predict(1, NAME, 0.01), pets.predict(2, NAME, 0.02)
+def test_what_is_there_already_is_put_right(pets, tmp_path):
+    """Good predictions and those of others stay; duplicates, other scores and labels that are not wanted go."""
+    wanted = {task: Wanted(task / 100, () if task == 1 else [REGION]) for task in pets.tasks}
+    good = [pets.predict(task, NAME, task / 100) for task in (3, 4, 5)]
+    others = [pets.predict(3, "yolo"), pets.predict(3, f"{NAME}.r2"), pets.predict(2, "yolo")]
+    ticked, twice, fetched = (pets.predict(task, NAME, score) for task, score in ((1, 0.01), (3, 0.03), (6, 0.9)))
     pets.predictions[ticked]["result"] = [REGION]
-    bring(pets, tmp_path, wanted)
+    assert bring(pets, tmp_path, wanted) == 7
     assert is_whole(pets)
-    assert ticked not in pets.predictions
-    assert blank in pets.predictions
-    assert not any(each["result"] for each in pets.predictions.values())
-
-
-def test_predictions_of_others_are_left_alone(pets, tmp_path):
-    """Another backend's, and those of other rankings."""
-    others = [pets.predict(1, "yolo"), pets.predict(1, f"{NAME}.r2"), pets.predict(2, "yolo")]
-    bring(pets, tmp_path)
-    assert set(others) <= set(pets.predictions)
-
-
-def test_duplicates_and_scores_that_label_studio_fetched_itself_go(pets, tmp_path):
-    """Its score column would be their average."""
-    for task in (1, 1, 2):
-        pets.predict(task, NAME, task / 100)
-    pets.predict(3, NAME, 0.9)
-    bring(pets, tmp_path)
-    assert is_whole(pets)
+    assert {*good, *others} <= set(pets.predictions)
+    assert not {ticked, twice, fetched} & set(pets.predictions)
+    assert [each["task"] for each in pets.predictions.values() if each["result"] == []][-1] == 1
 
 
 def test_tasks_that_were_deleted_or_labelled_meanwhile_cost_the_others_nothing(pets, tmp_path):

@@ -11,49 +11,46 @@ from contract.scores.ranking import load_rankings
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
-from tests.trainer.ranking import test_rank
 from tests.trainer.studio import Gone
 from trainer import labelstudio
 from trainer.__main__ import main
 from trainer.ranking.context import kept_folder
 from trainer.ranking.releasing import recall, release
 
-place = test_rank.place
-
 
 @pytest.fixture
-def used(place):
+def used(rig):
     """Somebody else's predictions are shown, and webhooks are there, before we come."""
-    place.studio.predict(1, "yolo")
-    place.studio.project.update(model_version="yolo", sampling="Uniform sampling")
+    rig.studio.predict(1, "yolo")
+    rig.studio.project.update(model_version="yolo", sampling="Uniform sampling")
     theirs = {"Authorization": "Bearer theirs"}
-    place.studio.webhooks = {
-        1: {"id": 1, "url": f"{place.server.url}/webhook", "headers": {}},
+    rig.studio.webhooks = {
+        1: {"id": 1, "url": f"{rig.server.url}/webhook", "headers": {}},
         2: {"id": 2, "url": "http://elsewhere/webhook", "headers": theirs},
     }
-    place.before = seen(place)
-    return place
+    rig.before = seen(rig)
+    return rig
 
 
-def seen(place):
+def seen(rig):
     """All that a ranking and a watch may change."""
-    studio = place.studio
+    studio = rig.studio
     kept = ("model_version", "sampling", "label_config", "title")
     return copy.deepcopy(
         ({name: studio.project[name] for name in kept}, studio.predictions, studio.webhooks, studio.tasks)
     )
 
 
-def use(place):
+def use(rig):
     """Rank, and leave behind all that rankings, a watch and Label Studio's own requests may."""
-    place.rank()
-    for name in ("cold-start-default", place.version, f"{place.version}.r2"):
-        place.studio.predict(3, name)
-    client = labelstudio.connect(place.studio.url, place.environment.label_studio_token)
-    labelstudio.set_webhook_token(client, 5, [place.server.url], "secret")
-    leave_request(place.repository, 5)
-    leave_request(place.repository, 6)
-    assert seen(place) != place.before
+    rig.rank()
+    for name in ("cold-start-default", rig.version, f"{rig.version}.r2"):
+        rig.studio.predict(3, name)
+    client = labelstudio.connect(rig.studio.url, rig.environment.label_studio_token)
+    labelstudio.set_webhook_token(client, 5, [rig.server.url], "secret")
+    leave_request(rig.repository, 5)
+    leave_request(rig.repository, 6)
+    assert seen(rig) != rig.before
 
 
 def test_a_project_is_as_it_was_before_its_first_ranking(used):

@@ -1,0 +1,106 @@
+import base64
+import dataclasses
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.scores.ranking import load_rankings
+from contract.versions.repository import Repository
+from tests.trainer.ranking.rig import TASKS, Killed, picture
+from trainer.ordering import coldstart
+from trainer.ranking import pool
+
+
+class TestColdStart:
+    @pytest.fixture
+    def cold(self, rig, monkeypatch):
+        """No version yet; embeddings that follow from the pixels' colour."""
+        embed = lambda images: images.mean(axis=(1, 2)) / 255  # noqa: E731
+        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
+        empty = Repository(rig.repository.root, "birds")
+        rig.environment = dataclasses.replace(rig.environment, model="birds")
+        rig.repository = empty
+        return rig
+
+    def test_before_there_is_a_version_the_pool_is_covered(self, cold):
+        """Evenly spaced scores without a label, and no server is asked."""
+        summary = cold.rank()
+        assert (summary.ranking, summary.version, summary.strategy) == ("cold-start-birds", None, "cold-start")
+        cold.check_whole("cold-start-birds")
+        scores = sorted(score for [score] in cold.studio.scores("cold-start-birds").values())
+        np.testing.assert_allclose(np.diff(scores), 1 / TASKS)
+        assert {json.dumps(each["result"]) for each in cold.studio.predictions.values()} == {"[]"}
+        assert not cold.server.requests
+        [record] = load_rankings(cold.repository)
+        assert (record.version, record.mean_bald) == (None, None)
+        assert (record.most_uncertain, record.most_confident) == ((), ())
+        assert len(record.first) == 12
+        assert record.first[0].label is None
+
+    def test_tasks_that_come_later_find_their_places(self, cold):
+        """Spread over the queue."""
+        cold.rank()
+        for number in range(100, 110):
+            cold.studio.add_task(**picture(number))
+        assert cold.rank().tasks == 10
+        cold.check_whole("cold-start-birds")
+
+    def test_the_first_version_takes_over(self, cold):
+        """And what was there before goes."""
+        cold.rank()
+        cold.publish()
+        cold.rank()
+        cold.check_whole(cold.version)
+
+    def test_images_that_cannot_be_had_are_named(self, cold, caplog):
+        """By the trainer itself, that fetches them."""
+        cold.studio.tasks[1]["data"] = {"image": "data:image/png;base64,AAAA"}
+        cold.studio.tasks[2]["data"] = {"text": "no image"}
+        assert cold.rank().failed == 2
+        assert "task 2: its data holds no image reference under 'image'" in caplog.text
+
+    def test_images_are_embedded_at_the_size_that_was_asked_for(self, cold, monkeypatch):
+        """What was embedded at another size before is embedded anew."""
+        shapes = []
+
+        def embed(images):
+            shapes.append(images.shape[1:])
+            return images.mean(axis=(1, 2)) / 255
+
+        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
+        for size in (96, 32):
+            cold.rank(image_size=size, dry_run=True)
+        assert shapes == [(96, 96, 3), (32, 32, 3)]
+
+    def test_the_largest_image_is_a_setting(self, cold, caplog):
+        """Of those that the trainer embeds, and of those it shows."""
+        buffer = io.BytesIO()
+        Image.new("L", (1100, 1000)).save(buffer, "PNG")
+        uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        cold.studio.tasks[1]["data"] = {"image": uri}
+        cold.environment = dataclasses.replace(cold.environment, max_megapixels=1)
+        assert cold.rank(dry_run=True).failed == 1
+        assert "raise LABELNEXT_MAX_MEGAPIXELS" in caplog.text
+        cold.environment = dataclasses.replace(cold.environment, max_megapixels=2)
+        assert cold.rank(dry_run=True).failed == 0
+
+    def test_images_are_embedded_a_portion_at_a_time_and_once(self, cold, monkeypatch):
+        """Memory is bounded, and a run that was killed goes on."""
+        monkeypatch.setattr(pool, "_EMBEDDED_AT_ONCE", 8)
+        sizes = []
+
+        def embed(images):
+            sizes.append(len(images))
+            if len(sizes) == 3:
+                raise Killed
+            return images.mean(axis=(1, 2)) / 255
+
+        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
+        with pytest.raises(Killed):
+            cold.rank()
+        cold.rank()
+        assert sizes == [8, 8, 8, 8, 6]
