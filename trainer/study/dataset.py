@@ -103,29 +103,21 @@ def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) 
     return Pool(name, classes, references, targets, test, root)
 
 
-def long_tail(targets: Indices, eligible: Flags, ratio: float, *, seed: int = 0) -> Flags:
+def long_tail(targets: Indices, eligible: Flags, ratio: float) -> Flags:
     """Thin classes out so that few are common and many are rare, after Cui et al. 2019 (arXiv 1901.05555).
 
     Of the C classes with eligible images, in falling order of how many they have, the k-th from 0 keeps
-    n * ratio ** (-k / (C - 1)), where n is what the first has: rounded, at least 1 and at most all that it has. What a
-    larger ratio keeps is among what a smaller one keeps.
+    n * ratio ** (-k / (C - 1)), where n is what the first has: rounded, at least 1 and at most all that it has. Which
+    images stay is always the same; what a larger ratio keeps is among what a smaller one keeps.
 
     Args:
         targets: the class of each image, (N,).
         eligible: which images are to be thinned out, (N,).
         ratio: of the largest class over the smallest, from 1.
-        seed: decides which images stay.
 
     Returns:
         Which of the eligible images stay, (N,).
-
-    Raises:
-        ValueError: if the ratio is less than 1, or the shapes differ.
     """
-    if not ratio >= 1:
-        raise ValueError(f"expected a ratio of the largest class over the smallest of at least 1, got {ratio}")
-    if targets.shape != eligible.shape:
-        raise ValueError(f"expected a flag for each of {len(targets)} targets, got {len(eligible)}")
     classes, counts = np.unique(targets[eligible], return_counts=True)
     stays = np.zeros(len(targets), bool)
     for place, position in enumerate(np.argsort(-counts, kind="stable")):
@@ -133,7 +125,7 @@ def long_tail(targets: Indices, eligible: Flags, ratio: float, *, seed: int = 0)
         wanted = max(1, round(counts.max() * share))
         label = int(classes[position])
         members = np.flatnonzero(eligible & (targets == label))
-        stays[np.random.default_rng([seed, label]).permutation(members)[:wanted]] = True
+        stays[np.random.default_rng([0, label]).permutation(members)[:wanted]] = True
     return stays
 
 

@@ -91,6 +91,7 @@ def rounds_without_seconds(out):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 class TestFromEndToEnd:
     def test_it_ends_with_one_line_of_json(self, whole):
         """The figures of each strategy; all else is on stderr."""
@@ -152,7 +153,6 @@ class TestFromEndToEnd:
         assert says in capsys.readouterr().err
         assert (out / "settings.json").read_bytes() == before
 
-    @pytest.mark.timeout(1200)
     def test_what_is_killed_leaves_no_process_and_goes_on(self, whole, begin, tmp_path):
         """By SIGKILL as by SIGTERM: run again, it comes to the same rounds as if it had not been, but for seconds."""
         out = tmp_path / "study"
