@@ -22,7 +22,7 @@ from contract.versions.version import Version
 from trainer import labelstudio
 from trainer.evaluation.holdout import HeldOut, as_decisions, decide, hold_out, macro_f1_interval
 from trainer.evaluation.metrics import format_table, measure
-from trainer.labels import oddities
+from trainer.labels import checks
 from trainer.labels import sources as labels
 from trainer.labels.dataset import load_pixels, open_fetcher
 from trainer.labels.image_cache import open_cache
@@ -74,9 +74,9 @@ def _read(source: Source, training: Training, environment: Environment) -> Data:
             cache=open_cache(environment),
             max_megapixels=environment.max_megapixels,
         )
-    for sentence in (*oddities.describe_unreadable(pixels), *oddities.describe_lost(pool, pixels)):
+    for sentence in (*checks.describe_unreadable(pixels), *checks.describe_lost(pool, pixels)):
         _log.warning("%s", sentence)
-    pool, pixels = oddities.drop_empty_classes(pool, pixels)
+    pool, pixels = checks.drop_empty_classes(pool, pixels)
     parts = hold_out(
         pixels,
         project=source.project,
@@ -84,7 +84,7 @@ def _read(source: Source, training: Training, environment: Environment) -> Data:
         fraction=training.validation,
         seed=training.seed,
     )
-    for sentence in oddities.describe_contradictions(pool, pixels, split=parts.sample == "split"):
+    for sentence in checks.describe_contradictions(pool, pixels, split=parts.sample == "split"):
         _log.warning("%s", sentence)
     _log_parts(parts)
     return Data(pool, pixels, parts, project)

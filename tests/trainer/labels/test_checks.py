@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from trainer.labels.checks import describe_contradictions, describe_lost, describe_unreadable, drop_empty_classes
 from trainer.labels.dataset import Pixels, Unreadable
-from trainer.labels.oddities import describe_contradictions, describe_lost, describe_unreadable, drop_empty_classes
 from trainer.labels.sources import LabelledImage, LabelledPool
 
 
