@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import yaml
 from server.http.auth import OPEN
 from server.observe.metrics import Metrics
 from server.settings import Settings
-from trainer.__main__ import read
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -232,32 +230,3 @@ def test_the_checks_are_described():
     from tests.server.test_check import NAMES
 
     assert [codes(row[0])[0] for row in rows("Before a roll-out")] == NAMES
-
-
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
-def test_links_lead_somewhere(link):
-    """Files are there, and headings too."""
-    file, _, fragment = link.partition("#")
-    text = (ROOT / "docs" / file).read_text(encoding="utf-8") if file else TEXT
-    assert not fragment or fragment in {anchor(title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-
-
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:deploy|requirements|tests)/[\w./-]+)`", TEXT))))
-def test_files_that_are_named_exist(path):
-    """Each path in the checkout is one."""
-    assert (ROOT / path).exists()
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        line
-        for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
-        for line in block.splitlines()
-        if "-m trainer" in line
-    ],
-)
-def test_trainer_commands_parse(command):
-    """Each is one that the trainer accepts."""
-    words = shlex.split(command, comments=True)
-    read(words[words.index("trainer") + 1 :])

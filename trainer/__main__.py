@@ -225,7 +225,7 @@ def _prune(environment: Environment, options: _Prune) -> None:
     from trainer.pruning import prune
 
     pruned = prune(environment.repository(), newest=options.keep)
-    print(pruned.say(), file=sys.stderr)
+    print(pruned.describe(), file=sys.stderr)
     _print_json(pruned.to_json())
 
 

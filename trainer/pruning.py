@@ -33,7 +33,7 @@ class Pruned:
         """Return it as a JSON object."""
         return {"removed": self.removed, "freed_mb": round(self.freed_bytes / 2**20, 1), "kept": self.kept}
 
-    def say(self) -> str:
+    def describe(self) -> str:
         """Return it as one line for people."""
         count, reasons = len(self.removed), Counter(self.kept.values())
         kept = ", ".join(f"{number} {reason}" for reason, number in reasons.items())

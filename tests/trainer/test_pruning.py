@@ -48,8 +48,8 @@ def test_the_newest_stay(repository, names):
     assert pruned.removed == tuple(names[:4])
     assert pruned.kept == {names[5]: "current", names[4]: "newest"}
     assert pruned.freed_bytes == 4 * 3 * 2**20
-    assert pruned.say() == "4 versions removed, 12 MiB; kept: 1 current, 1 newest"
-    assert prune(repository, newest=2).say() == "no version removed; kept: 1 current, 1 newest"
+    assert pruned.describe() == "4 versions removed, 12 MiB; kept: 1 current, 1 newest"
+    assert prune(repository, newest=2).describe() == "no version removed; kept: 1 current, 1 newest"
 
 
 def test_what_is_in_use_stays_however_old_it_is(repository, names):
