@@ -6,21 +6,19 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Container, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
 from contract.errors import LabelnextError
-from demo.errors import DemoError, ProcessError
 from demo.label_studio import EMAIL, PASSWORD, label_studio
-from demo.pool import Pool, PoolImage, read_pool, write_digits
-from demo.processes import Child, free_port
-from demo.product import CHECKOUT, Server, Training, Workplace, rank, serving, train
+from demo.pool import Pool, read_pool, write_digits
+from demo.processes import Child, DemoError, ProcessError, free_port
+from demo.product import CHECKOUT, Workplace, rank, serving, train
 from demo.project import Project, Task
 from demo.report import Scored, contact_sheet, table, worth
-from demo.weights import Start, choose_start
+from demo.weights import choose_start
 
 _LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # preferred, since people know them
 _WATCH_S = 0.5
@@ -34,16 +32,6 @@ class _Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-@dataclass(frozen=True, slots=True)
-class _Teller:
-    """Says what is done, and at which second."""
-
-    started: float
-
-    def __call__(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.started:4.0f} s] {text}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,29 +77,41 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    tell = _Teller(time.monotonic())
+    started = time.monotonic()
+
+    def tell(text: str) -> None:
+        print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
+
     data: Path = options.data.resolve()
     pool = _pool(options, data)
     start = choose_start(options.weights)
-    print(f"images:  {_describe(pool)}\nweights: {start.explanation}", flush=True)
+    counts = ", ".join(f"{label}: {count}" for label, count in pool.counts.items())
+    print(f"images:  {len(pool.images)} ({counts}); rare: {', '.join(sorted(pool.rare))}")
+    print(f"weights: {start.explanation}", flush=True)
     with ExitStack() as stack:
+        python = CHECKOUT / ".venv-label-studio" / "bin" / "python"
         studio = stack.enter_context(
-            label_studio(
-                data / "label-studio",
-                python=CHECKOUT / ".venv-label-studio" / "bin" / "python",
-                port=free_port(_LABEL_STUDIO_PORT),
-            )
+            label_studio(data / "label-studio", python=python, port=free_port(_LABEL_STUDIO_PORT))
         )
         tell(f"Label Studio answers on {studio.url}")
         workplace = Workplace(data / "models", data / "cache", studio.url, studio.token)
         project = Project.create(studio.client(), title="Labelnext demo", labels=pool.labels)
         _label_first(project, pool, options.labelled)
         tell(f"{len(pool.images)} images uploaded, {options.labelled} of them labelled at random; the trainer starts")
-        training = train(workplace, project.id, _trainer_options(start, options.epochs))
-        tell(f"trained in {training.seconds:.0f} s: {_accuracy(training)}")
-        version = training.version
-        server = stack.enter_context(_server(workplace, version, data / "server.log"))
-        tell(f"the server answers on {server.url} with version {version}")
+        epochs = ["--epochs", str(options.epochs)] if options.epochs else []
+        training = train(workplace, project.id, [*start.options, *epochs])
+        measured = f"accuracy {training.accuracy:.0%} on labels held out" if training.accuracy is not None else ""
+        tell(f"trained in {training.seconds:.0f} s: {measured or 'too few labels to hold any out and measure'}")
+        server = stack.enter_context(
+            serving(
+                workplace,
+                python=CHECKOUT / ".venv-server" / "bin" / "python",
+                port=free_port(_SERVER_PORT),
+                log=data / "server.log",
+                version=training.version,
+            )
+        )
+        tell(f"the server answers on {server.url} with version {training.version}")
         scored = _rank(workplace, project, pool, server=server.url)
         tell(f"{len(scored)} unlabelled images ranked: what teaches the model most comes first")
         tab = project.add_tab("Label these first", ordering=_BY_SCORE)
@@ -131,37 +131,12 @@ def _pool(options: argparse.Namespace, data: Path) -> Pool:
     return pool
 
 
-def _describe(pool: Pool) -> str:
-    counts = ", ".join(f"{label}: {count}" for label, count in pool.counts.items())
-    return f"{len(pool.images)} ({counts}); rare: {', '.join(sorted(pool.rare))}"
-
-
 def _label_first(project: Project, pool: Pool, labelled: int) -> None:
     """Upload the pool, and label the first images of its random order as a person would."""
     project.upload({image.name: image.path.read_bytes() for image in pool.images})
     task_ids = {task.file: task.id for task in project.tasks()}
     for image in pool.images[:labelled]:
         project.annotate(task_ids[image.name], image.label)
-
-
-def _trainer_options(start: Start, epochs: int | None) -> list[str]:
-    return [*start.options, *(["--epochs", str(epochs)] if epochs else [])]
-
-
-def _accuracy(training: Training) -> str:
-    if training.accuracy is None:
-        return "too few labels to hold any out and measure"
-    return f"accuracy {training.accuracy:.0%} on labels held out"
-
-
-def _server(workplace: Workplace, version: str, log: Path) -> AbstractContextManager[Server]:
-    return serving(
-        workplace,
-        python=CHECKOUT / ".venv-server" / "bin" / "python",
-        port=free_port(_SERVER_PORT),
-        log=log,
-        version=version,
-    )
 
 
 def _rank(workplace: Workplace, project: Project, pool: Pool, *, server: str) -> list[Scored]:
@@ -171,7 +146,8 @@ def _rank(workplace: Workplace, project: Project, pool: Pool, *, server: str) ->
     tasks = [task for task in project.tasks(ordering=_BY_SCORE) if task.predictions]
     _check_order(project, tasks)
     images = {image.name: image for image in pool.images}
-    return [_scored(task, images[task.file], pool.rare) for task in tasks if not task.labelled]
+    unlabelled = [task for task in tasks if not task.labelled]
+    return [Scored(task, images[task.file], images[task.file].label in pool.rare) for task in unlabelled]
 
 
 def _check_order(project: Project, tasks: Sequence[Task]) -> None:
@@ -182,18 +158,6 @@ def _check_order(project: Project, tasks: Sequence[Task]) -> None:
     served = project.next_task_id()
     if served not in {task.id for task, score in zip(tasks, scores, strict=True) if score == scores[0]}:
         raise DemoError(f"expected the label stream to serve task {tasks[0].id}, the lowest score, got task {served}")
-
-
-def _scored(task: Task, image: PoolImage, rare: Container[str]) -> Scored:
-    prediction = task.predictions[0]
-    return Scored(
-        task_id=task.id,
-        path=image.path,
-        truth=image.label,
-        rare=image.label in rare,
-        score=prediction.score,
-        shown=prediction.shown,
-    )
 
 
 def _report(scored: Sequence[Scored], tab: str, sheet: Path) -> None:

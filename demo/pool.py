@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from demo.errors import DemoError
+from demo.processes import DemoError
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SIDE_PX = 64  # scikit-learn's digits are 8 x 8; a person is to see what they label

@@ -17,10 +17,16 @@ from pathlib import Path
 
 import urllib3
 
-from demo.errors import ProcessError
-
 _TAIL_BYTES = 4000
 _POLL_S = 0.2
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message is meant for the person who runs it."""
+
+
+class ProcessError(DemoError):
+    """A process that the demo needs ended early or did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)

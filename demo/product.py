@@ -16,8 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from demo.errors import ProcessError
-from demo.processes import Child, running
+from demo.processes import Child, ProcessError, running
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

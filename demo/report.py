@@ -5,13 +5,13 @@ Knows tasks with their predictions and true classes; asks nobody for anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from demo.project import Shown
+from demo.pool import PoolImage
+from demo.project import Shown, Task
 
 _COLUMNS = 10
 _ROWS = 2
@@ -27,29 +27,34 @@ _PAPER, _INK, _GREY, _RIGHT, _WRONG = "#ffffff", "#1c1c1c", "#6b6b6b", "#1a7f37"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One unlabelled image: its task, file, true class, and where and why it stands in the order."""
+    """One unlabelled task, its image with the true class, and whether that is rare."""
 
-    task_id: int
-    path: Path
-    truth: str
+    task: Task
+    image: PoolImage
     rare: bool
-    score: float
-    shown: Shown | None
-    """What people see of the prediction; None of the random sample, in which they see nothing."""
+
+    @property
+    def shown(self) -> Shown | None:
+        """What people see of the prediction; None of the random holdout, in which they see nothing."""
+        return self.task.predictions[0].shown
+
+    @property
+    def truth(self) -> str:
+        """The true class, for people."""
+        return self.image.label + (", rare" if self.rare else "")
 
 
 def table(scored: Sequence[Scored], rows: int = 10) -> str:
     """Return the first `rows` images as text."""
     predicted = [_predicted(item.shown) for item in scored[:rows]]
     width = max(9, *map(len, predicted))
-    truths = [item.truth + (", rare" if item.rare else "") for item in scored[:rows]]
-    broad = max(4, *map(len, truths))
+    broad = max(4, *(len(item.truth) for item in scored[:rows]))
     lines = [f"  {'task':>6}  {'score':>6}  {'BALD':>6}  {'predicted':<{width}}  {'true':<{broad}}  why here"]
-    for item, said, truth in zip(scored, predicted, truths, strict=False):
+    for item, said in zip(scored, predicted, strict=False):
         bald = f"{item.shown.bald:.3f}" if item.shown else "-"
-        figures = f"{item.task_id:>6}  {item.score:>6.3f}  {bald:>6}"
+        figures = f"{item.task.id:>6}  {item.task.predictions[0].score:>6.3f}  {bald:>6}"
         reason = item.shown.reason if item.shown else "random sample, without a guess"
-        lines.append(f"  {figures}  {said:<{width}}  {truth:<{broad}}  {reason}")
+        lines.append(f"  {figures}  {said:<{width}}  {item.truth:<{broad}}  {reason}")
     return "\n".join(lines)
 
 
@@ -68,51 +73,33 @@ def worth(scored: Sequence[Scored], first: int = 50) -> str:
 def contact_sheet(scored: Sequence[Scored]) -> Image.Image:
     """Draw the first images above the last ones, each with what the model says of it."""
     few = min(_COLUMNS * _ROWS, len(scored) // 2)
-    sections = (
-        ("These come first", scored[:few]),
-        ("These can wait", scored[len(scored) - few :]),
-    )
-    rows = -(-few // _COLUMNS)
-    height = 2 * (_HEADING_PX + rows * (_TILE_PX + _CAPTION_PX + _GAP_PX)) + 2 * _MARGIN_PX
-    sheet = Image.new("RGB", (2 * _MARGIN_PX + _COLUMNS * (_TILE_PX + _GAP_PX) - _GAP_PX, height), _PAPER)
-    top = _MARGIN_PX
-    for heading, items in sections:
+    section = _HEADING_PX + -(-few // _COLUMNS) * (_TILE_PX + _CAPTION_PX + _GAP_PX)
+    width = 2 * _MARGIN_PX + _COLUMNS * (_TILE_PX + _GAP_PX) - _GAP_PX
+    sheet = Image.new("RGB", (width, 2 * section + 2 * _MARGIN_PX), _PAPER)
+    for part, (heading, items) in enumerate(
+        (("These come first", scored[:few]), ("These can wait", scored[len(scored) - few :]))
+    ):
+        top = _MARGIN_PX + part * section
         ImageDraw.Draw(sheet).text((_MARGIN_PX, top), heading, fill=_INK, font=_HEADING)
-        top += _HEADING_PX
-        for (left, offset), item in zip(_places(), items, strict=False):
-            _draw(sheet, item, left, top + offset)
-        top += rows * (_TILE_PX + _CAPTION_PX + _GAP_PX)
+        for place, item in enumerate(items):
+            row, column = divmod(place, _COLUMNS)
+            left = _MARGIN_PX + column * (_TILE_PX + _GAP_PX)
+            sheet.paste(_tile(item), (left, top + _HEADING_PX + row * (_TILE_PX + _CAPTION_PX + _GAP_PX)))
     return sheet
 
 
-def _places() -> Iterator[tuple[int, int]]:
-    """Yield the left and top of tile after tile, row by row."""
-    for row in range(_ROWS):
-        for column in range(_COLUMNS):
-            yield _MARGIN_PX + column * (_TILE_PX + _GAP_PX), row * (_TILE_PX + _CAPTION_PX + _GAP_PX)
-
-
-def _draw(sheet: Image.Image, item: Scored, left: int, top: int) -> None:
-    with Image.open(item.path) as image:
-        tile = ImageOps.pad(image.convert("RGB"), (_TILE_PX, _TILE_PX), Image.Resampling.BICUBIC, color="#f2f2f2")
-    sheet.paste(tile, (left, top))
-    pen = ImageDraw.Draw(sheet)
-    pen.rectangle((left, top, left + _TILE_PX - 1, top + _TILE_PX - 1), outline="#d0d0d0")
-    for line, (text, colour) in enumerate(_caption(item)):
-        pen.text((left, top + _TILE_PX + 5 + line * _LINE_PX), _cut(text), fill=colour, font=_CAPTION)
-
-
-def _caption(item: Scored) -> Iterator[tuple[str, str]]:
-    """Yield lines of text and their colours."""
-    shown = item.shown
-    said = (f"says {shown.label}", _RIGHT if shown.label == item.truth else _WRONG) if shown else ("by chance", _GREY)
-    yield said
-    yield f"is {item.truth}{', rare' if item.rare else ''}", _INK
-    yield f"{shown.probability:.0%}, {shown.bald:.3f} nats" if shown else "", _GREY
-
-
-def _cut(text: str) -> str:
-    """Cut a line to a tile's width."""
-    while _CAPTION.getlength(text) > _TILE_PX:
-        text = text[:-2] + "…"
-    return text
+def _tile(item: Scored) -> Image.Image:
+    """Draw an image above what is predicted of it, what it is, and how sure the model is."""
+    tile = Image.new("RGB", (_TILE_PX, _TILE_PX + _CAPTION_PX), _PAPER)
+    with Image.open(item.image.path) as image:
+        size = (_TILE_PX, _TILE_PX)
+        tile.paste(ImageOps.pad(image.convert("RGB"), size, Image.Resampling.BICUBIC, color="#f2f2f2"))
+    pen = ImageDraw.Draw(tile)
+    pen.rectangle((0, 0, _TILE_PX - 1, _TILE_PX - 1), outline="#d0d0d0")
+    lines = [("by chance", _GREY), (f"is {item.truth}", _INK)]
+    if shown := item.shown:
+        lines[0] = (f"says {shown.label}", _RIGHT if shown.label == item.image.label else _WRONG)
+        lines.append((f"{shown.probability:.0%}, {shown.bald:.3f} nats", _GREY))
+    for number, (text, colour) in enumerate(lines):
+        pen.text((0, _TILE_PX + 5 + number * _LINE_PX), text, fill=colour, font=_CAPTION)  # cut at the tile's edge
+    return tile

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo.errors import DemoError
 from demo.pool import DIGIT_COUNTS, read_pool, write_digits
+from demo.processes import DemoError
 
 
 def test_digits_have_a_long_tail(tmp_path: Path):

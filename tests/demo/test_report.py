@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo.project import Shown
+from demo.pool import PoolImage
+from demo.project import Prediction, Shown, Task
 from demo.report import Scored, contact_sheet, table, worth
 
 
@@ -15,17 +16,13 @@ from demo.report import Scored, contact_sheet, table, worth
 def scored(tmp_path: Path) -> list[Scored]:
     """Sixty images of which every sixth is rare, and the first two are."""
     Image.new("RGB", (40, 20), "navy").save(tmp_path / "image.png")
-    return [
-        Scored(
-            task_id=index,
-            path=tmp_path / "image.png",
-            truth="a class with a name that is long",
-            rare=index in (0, 1) or index % 6 == 0,
-            score=index / 60,
-            shown=Shown("ant", 0.5, 1 - index / 60, "the passes disagree") if index != 2 else None,
-        )
-        for index in range(60)
-    ]
+    image = PoolImage(tmp_path / "image.png", "image.png", "a class with a name that is long")
+
+    def task(index: int) -> Task:
+        shown = Shown("ant", 0.5, 1 - index / 60, "the passes disagree") if index != 2 else None
+        return Task(index, "image.png", "", labelled=False, predictions=(Prediction("v1", index / 60, shown),))
+
+    return [Scored(task(index), image, rare=index in (0, 1) or index % 6 == 0) for index in range(60)]
 
 
 def test_the_table_shows_the_first_in_their_order(scored: list[Scored]):
