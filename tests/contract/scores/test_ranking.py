@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 
 import pytest
 from hypothesis import given
@@ -100,6 +101,26 @@ def test_a_file_that_holds_no_record_is_left_out(tmp_path_factory, field, value)
     for ranking in load_rankings(repository):  # some of the values suit some of the fields, and two may be missing
         found = list(ranking.unscored) if field == "unscored" else getattr(ranking, field)
         assert found == value or (value == "missing" and field in {"first", "unscored"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tasks", -1), ("tasks", "7"), ("mean_bald", float("nan")), ("unscored", [-1]), ("first", None)],
+)
+def test_a_record_of_what_cannot_be_is_left_out(repository, field, value):
+    """Counts are whole and not negative, numbers finite."""
+    save_ranking(repository, RANKING)
+    path = repository.folder / "rankings" / "3.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert load_rankings(repository) == []
+
+
+def test_a_picture_that_is_no_base64_is_left_out(repository):
+    """Nor is what else is in its record shown."""
+    save_ranking(repository, RANKING)
+    path = repository.folder / "rankings" / "3.json"
+    path.write_text(re.sub('"thumbnail": "', '"thumbnail": "*', path.read_text()))
+    assert load_rankings(repository) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 99999])
