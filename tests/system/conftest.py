@@ -61,14 +61,19 @@ class RestartableLabelStudio:
     def __init__(self, data: Path) -> None:
         self._data, self._port, self._running = data, free_port(), ExitStack()
         self.label_studio: LabelStudio
+        self._up = False
         self.start()
 
     def start(self) -> None:
-        running = label_studio(self._data, python=python_of("label-studio"), port=self._port)
-        self.label_studio = self._running.enter_context(running)
+        """Start it, unless it runs."""
+        if not self._up:
+            running = label_studio(self._data, python=python_of("label-studio"), port=self._port)
+            self.label_studio = self._running.enter_context(running)
+        self._up = True
 
     def stop(self) -> None:
         self._running.close()
+        self._up = False
 
 
 @pytest.fixture(scope="session")
@@ -115,12 +120,12 @@ def serve(tmp_path: Path) -> Serve:
     numbers = count()
 
     def start(
-        workplace: Workplace, *, settings: Mapping[str, str] | None = None, **options: str
+        workplace: Workplace, *, settings: Mapping[str, str] | None = None, port: int | None = None, **options: str
     ) -> AbstractContextManager[Server]:
         return serving(
             workplace,
             python=python_of("server"),
-            port=free_port(),
+            port=port or free_port(),
             log=tmp_path / f"server-{next(numbers)}.log",
             settings={"LABELNEXT_POLL_S": "0.2", **(settings or {})},
             **options,

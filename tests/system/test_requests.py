@@ -18,12 +18,42 @@ import urllib3
 from PIL import Image
 
 from bench.hosts import Answer, host, reply
+from bench.load import make_task, predict_body
 from bench.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from demo.product import CHECKOUT, Workplace, serving
-from tests.system import requests_of_label_studio as requests
 from tests.system.conftest import python_of
+
+LABEL_CONFIG = (
+    '<View><Image name="photo" value="$image"/>'
+    '<Choices name="kind" toName="photo" choice="single" showInLine="true">'
+    '<Choice value="ant"/><Choice value="bee"/><Choice value="cat"/></Choices></View>'
+)
+
+FROM_LABEL_STUDIO = {"User-Agent": "heartex/1.23.2", "Accept": "*/*"}
+FROM_WEBHOOK = {"User-Agent": "python-requests/2.34.2", "Accept": "*/*"}
+SETUP = {
+    "project": "7.1791188130",
+    "schema": LABEL_CONFIG,
+    "hostname": "http://127.0.0.1:8080",
+    "access_token": "f" * 40,
+    "extra_params": None,
+}
+PROJECT = {
+    "id": 7,
+    "title": "insects and others",
+    "label_config": LABEL_CONFIG,
+    "parsed_label_config": {"kind": {"type": "Choices", "to_name": ["photo"], "labels": ["ant", "bee", "cat"]}},
+    "label_config_hash": 1234567890123456789,
+    "model_version": "an-older-version",
+    "task_number": 12,
+    "num_tasks_with_annotations": 3,
+    "sampling": "Uncertainty sampling",
+    "expert_instruction": "",
+    "token": "not-a-real-token",
+    "pinned_at": None,
+}
 
 RECORDED = CHECKOUT.parent / "shared" / "labelstudio" / "requests.json"
 PIXELS = draw_images(6, seed=5)
@@ -46,20 +76,44 @@ init_app(Guess, model_dir=sys.argv[1]).run(host="127.0.0.1", port=int(sys.argv[2
 """
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def to_png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
 IMAGES = {
-    **{f"/data/upload/7/0a1b2c3d-{index}.png": _png(pixels) for index, pixels in enumerate(PIXELS)},
+    **{f"/data/upload/7/0a1b2c3d-{index}.png": to_png(pixels) for index, pixels in enumerate(PIXELS)},
     "/data/upload/7/0a1b2c3d-broken.png": b"\x89PNG\r\n\x1a\n and no more",
-    "s3://bucket/key.png": _png(PIXELS[0]),
+    "s3://bucket/key.png": to_png(PIXELS[0]),
 }
 UPLOADS = list(IMAGES)[: len(PIXELS)]
-DATA_URI = "data:image/png;base64," + base64.b64encode(_png(PIXELS[0])).decode()
+DATA_URI = "data:image/png;base64," + base64.b64encode(to_png(PIXELS[0])).decode()
 ACCESS_TOKEN = "an-access-token"
+
+
+def predict(references: list[Any], *, context: object = None) -> dict[str, Any]:
+    """The body of /predict, of tasks that are no part of the project's random holdout, where labels are withheld."""
+    tasks = [make_task(101 + index, reference) for index, reference in enumerate(references)]
+    return predict_body(tasks, LABEL_CONFIG, context=context)
+
+
+def webhooks() -> dict[str, dict[str, Any]]:
+    """Return the body of POST /webhook for each action."""
+    region = {"from_name": "kind", "to_name": "photo", "type": "choices", "value": {"choices": ["bee"]}}
+    task = make_task(111, "/data/upload/7/0a1b2c3d-ant.png")
+    del task["annotations"], task["predictions"]
+    skipped = {"id": 51, "task": 111, "project": 7, "was_cancelled": True, "result": []}
+    labelled = {"id": 52, "task": 111, "project": 7, "was_cancelled": False, "result": [region], "lead_time": 2.5}
+    bodies: dict[str, dict[str, Any]] = {
+        "PROJECT_UPDATED": {},
+        "ANNOTATION_CREATED": {"annotation": skipped, "task": task},
+        "ANNOTATION_UPDATED": {"annotation": labelled, "task": task},
+        "ANNOTATIONS_DELETED": {"annotations": [{"id": 52}]},
+        "TASKS_CREATED": {"tasks": [task]},
+        "START_TRAINING": {},
+    }
+    return {action: {"action": action, "project": PROJECT, **body} for action, body in bodies.items()}
 
 
 def _refresh_token() -> str:
@@ -96,12 +150,12 @@ class Backend:
 
     def predict(self, references: list[Any], **options: Any) -> list[dict[str, Any]]:
         """Return the results of a predict call."""
-        found: list[dict[str, Any]] = self.ask("POST", "/predict", requests.predict(references, **options))["results"]
+        found: list[dict[str, Any]] = self.ask("POST", "/predict", predict(references, **options))["results"]
         return found
 
 
 def _ask(
-    url: str, method: str, path: str, body: object = None, *, headers: Mapping[str, str] = requests.FROM_LABEL_STUDIO
+    url: str, method: str, path: str, body: object = None, *, headers: Mapping[str, str] = FROM_LABEL_STUDIO
 ) -> Any:
     """Return the JSON of a reply, which must be 2xx."""
     answer = urllib3.request(method, url + path, json=body, headers=dict(headers), retries=False, timeout=60)
@@ -140,8 +194,8 @@ def ask_oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     ("call", "read"),
     [
         (("GET", "/health", None), "status"),
-        (("POST", "/setup", requests.setup()), "model_version"),
-        (("POST", "/predict", requests.predict([DATA_URI, DATA_URI])), "results"),
+        (("POST", "/setup", SETUP), "model_version"),
+        (("POST", "/predict", predict([DATA_URI, DATA_URI])), "results"),
     ],
     ids=["health", "setup", "predict"],
 )
@@ -165,7 +219,7 @@ def _shape(value: Any, *, like: Any = None) -> Any:
 def test_health_setup_and_versions_name_the_version(backend: Backend):
     """Label Studio asks the first two before each predict call, and shows people the last."""
     assert backend.ask("GET", "/health")["model_version"] == backend.version
-    assert backend.ask("POST", "/setup", requests.setup())["model_version"] == backend.version
+    assert backend.ask("POST", "/setup", SETUP)["model_version"] == backend.version
     assert backend.ask("GET", "/versions") == {"versions": [backend.version]}
 
 
@@ -211,21 +265,21 @@ def test_many_tasks_come_in_one_request(backend: Backend):
     assert np.ptp(scores, axis=0).max() <= 1e-6
 
 
-@pytest.mark.parametrize("action", sorted(requests.webhooks()))
+@pytest.mark.parametrize("action", sorted(webhooks()))
 def test_a_webhook_is_noted(backend: Backend, action: str):
     """Every event that Label Studio tells of is answered, and changes nothing."""
-    backend.ask("POST", "/webhook", requests.webhooks()[action], headers=requests.FROM_WEBHOOK)
+    backend.ask("POST", "/webhook", webhooks()[action], headers=FROM_WEBHOOK)
     assert backend.ask("GET", "/health")["model_version"] == backend.version
 
 
 @pytest.mark.skipif(not RECORDED.exists(), reason="the recorded requests are not on this machine")
 def test_these_requests_have_the_shapes_of_recorded_ones():
     """What these tests send is part of what Label Studio 1.23.2 was seen to send."""
-    ours = {"/setup": requests.setup(), "/predict": requests.predict(UPLOADS)}
+    ours = {"/setup": SETUP, "/predict": predict(UPLOADS)}
     recorded = [request for request in json.loads(RECORDED.read_text()) if request["body"]]
     for request in recorded:
         body = request["body"]
-        sent = requests.webhooks()[body["action"]] if request["path"] == "/webhook" else ours[request["path"]]
+        sent = webhooks()[body["action"]] if request["path"] == "/webhook" else ours[request["path"]]
         assert set(sent) == set(body)
         assert _keys(sent) <= _keys(body), request["path"]
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -18,10 +16,10 @@ from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests
 from demo.label_studio import LabelStudio
 from demo.pool import Pool
-from demo.processes import Child, running
+from demo.processes import Child, free_port, running
 from demo.product import CHECKOUT, Workplace
 from demo.project import Project
-from tests.system.conftest import QUICK_TRAINING, Serve
+from tests.system.conftest import QUICK_TRAINING, RestartableLabelStudio, Serve
 
 TIMEOUT_S = 240.0
 ROUND = 10  # labels
@@ -151,73 +149,26 @@ def test_start_training_starts_a_round_that_sigterm_may_interrupt(
     assert not find_requests(repository)
 
 
-@dataclass
-class Line:
-    """An address whose connections are passed on to another, if there is one now; else they are closed at once."""
-
-    url: str
-    target: str | None = None
-
-
-@contextlib.contextmanager
-def line() -> Iterator[Line]:
-    """Listen for as long as the block lasts."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    line = Line(f"http://127.0.0.1:{listener.getsockname()[1]}")
-
-    def pump(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
-    def connect(near: socket.socket) -> None:
-        with near:
-            if line.target is None:
-                return
-            host, port = line.target.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port))) as far:
-                back = threading.Thread(target=pump, args=(far, near))
-                back.start()
-                pump(near, far)
-                back.join()
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                threading.Thread(target=connect, args=(near,), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield line
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        listener.close()
-
-
 def test_label_studio_and_the_server_may_be_away_for_a_while(
-    workplace: Workplace, project: Project, oracle: Oracle, serve: Serve
+    restartable: RestartableLabelStudio, workplace: Workplace, project: Project, oracle: Oracle, serve: Serve
 ) -> None:
     """The watch says so once, and does what is due when they are back; what was trained is not trained again."""
-    with line() as to_studio, line() as to_server:
-        far = replace(workplace, label_studio_url=to_studio.url)
-        options = ("--labels", str(ROUND), "--rounds", "1")
-        with watching(far, project, to_server.url, *options) as watch:
+    oracle.label_first(ROUND)
+    port = free_port()
+    restartable.stop()
+    try:
+        with watching(workplace, project, f"http://127.0.0.1:{port}", "--labels", str(ROUND), "--rounds", "1") as watch:
             watch.wait_for("cannot be reached.*looking again")
             time.sleep(1)
             assert watch.said.count("looking again") == 1
-            oracle.label_first(ROUND)
-            to_studio.target = workplace.label_studio_url
+            restartable.start()
             watch.wait_for("watching project .* again")
             watch.wait_for(r"trained \S+ on 10 labels.*; not ranked: .*; again in")
             trained = Repository(workplace.models).versions()
-            with serve(workplace) as server:
-                to_server.target = server.url
+            with serve(workplace, port=port):
                 assert watch.wait_for_end() == 0
+    finally:
+        restartable.start()
     assert Repository(workplace.models).versions() == trained
     assert project.settings()["model_version"] == trained[-1]
     assert re.search(r"trained \S+ on 10 labels.*; ranked 38 tasks", watch.said)
