@@ -33,8 +33,8 @@ def main() -> int:
     if not _has_data():
         print("pip-audit: no vulnerability data reachable, skipped")
         return 0
-    pinned = [f"--requirement=requirements/{name}" for name in REQUIREMENTS]
     paths = [path for name in ENVIRONMENTS for path in CHECKOUT.glob(f"{name}/lib/python*/site-packages")]
+    pinned = [f"--requirement=requirements/{name}" for name in REQUIREMENTS]
     reports = [_audit(["--no-deps", "--disable-pip", *pinned]), _audit([f"--path={path}" for path in paths])]
     found = {package: known for report in reports for package, known in findings(report).items()}
     for package, known in sorted(found.items()):

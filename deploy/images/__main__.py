@@ -1,6 +1,7 @@
 """Builds the images for real: python -m deploy.images [--trainer] [--variant gpu] [--extras "s3 signatures"].
 
-With Docker where its daemon answers, else with podman. The last line is JSON: what was built, its size and time.
+With Docker where its daemon answers, else with podman. The last line is JSON: what was built, its size in MB (10**6
+bytes, unpacked, its base included) and the seconds that it took.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.images.engine import Engine, EngineError, find_engine
@@ -20,16 +20,6 @@ TRAINER = "labelnext-trainer"
 
 # The server for CPUs, without extras. The trainer's size is torch's, and is only told.
 SERVER_LIMIT_MB = 700
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """An image, and what it took."""
-
-    tag: str
-    size_mb: float
-    """10**6 bytes, unpacked, its base included."""
-    seconds: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,31 +33,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     builder = Path(engine.program).name
     print(f"images: with {builder} on {base}", flush=True)
+    wanted = {SERVER: {"VARIANT": options.variant, "EXTRAS": options.extras}}
+    if options.trainer:
+        wanted[TRAINER] = {"EXTRAS": options.extras}
     try:
-        built = [_build(engine, SERVER, {"VARIANT": options.variant, "EXTRAS": options.extras})]
-        if options.trainer:
-            built.append(_build(engine, TRAINER, {"EXTRAS": options.extras}))
+        images = {tag: _build(engine, tag, given) for tag, given in wanted.items()}
     except EngineError as err:
         print(f"images: {err}", file=sys.stderr)
         return 1
-    too_large = options.variant == "cpu" and not options.extras and built[0].size_mb > SERVER_LIMIT_MB
+    too_large = options.variant == "cpu" and not options.extras and images[SERVER]["mb"] > SERVER_LIMIT_MB
     if too_large:
         print(f"images: the server's for CPUs is to stay under {SERVER_LIMIT_MB} MB", file=sys.stderr)
     print(f"\n{'image':<20}{'MB':>8}{'seconds':>10}")
-    for image in built:
-        print(f"{image.tag:<20}{image.size_mb:>8,.0f}{image.seconds:>10.1f}")
-    images = {image.tag: {"mb": image.size_mb, "seconds": image.seconds} for image in built}
+    for tag, built in images.items():
+        print(f"{tag:<20}{built['mb']:>8,.0f}{built['seconds']:>10.1f}")
     print(json.dumps({"builder": builder, "base": base, "images": images}))
     return int(too_large)
 
 
-def _build(engine: Engine, tag: str, arguments: Mapping[str, str]) -> Built:
+def _build(engine: Engine, tag: str, arguments: Mapping[str, str]) -> dict[str, float]:
     started = time.monotonic()
     engine.build(tag, f"Dockerfile.{tag.rpartition('-')[2]}", arguments)
     known = engine.inspect(tag)
     if known is None:
         raise EngineError(f"{engine.program} has no image {tag} after it built it")
-    return Built(tag, round(known["Size"] / 1e6, 1), round(time.monotonic() - started, 1))
+    return {"mb": round(known["Size"] / 1e6, 1), "seconds": round(time.monotonic() - started, 1)}
 
 
 def _parser() -> argparse.ArgumentParser:
