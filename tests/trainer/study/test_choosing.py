@@ -1,11 +1,8 @@
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 
 from contract.scores.embedding import embed
 from contract.scores.holdout import is_held_out
@@ -87,23 +84,6 @@ def test_production_orders_by_the_same_code(model, candidates, chosen_by, strate
     np.testing.assert_array_equal(chosen_by(strategy), expected)
 
 
-def test_simple_strategies_are_their_definitions(model, chosen_by):
-    """By BALD, entropy and the difference of the two greatest probabilities, of the passes themselves."""
-    passes = model.passes(model.compute_features(LEFT)).astype(np.float64)
-    mean = passes.mean(axis=1)
-    entropy = -(mean * np.log(mean)).sum(axis=1)
-    second, first = np.sort(mean, axis=1).T[-2:]
-    for strategy, worth in {
-        "entropy": entropy,
-        "margin": second - first,
-        "bald": entropy + (passes * np.log(passes)).sum(axis=2).mean(axis=1),
-    }.items():
-        of = dict(zip(LEFT.tolist(), worth, strict=True))
-        chosen = chosen_by(strategy)
-        best = np.sort(worth)[::-1][:QUERY]
-        np.testing.assert_allclose([of[image] for image in chosen.tolist()], best, atol=1e-5)
-
-
 class TestLabelnext:
     def test_it_is_productions_default(self, model, candidates, chosen_by):
         """With near-duplicates and the random holdout, as `trainer rank` has them."""
@@ -135,12 +115,6 @@ class TestRandom:
     def draw(self, name, left=LEFT[:20], query=5):
         situation = Situation(left=left, labelled=LABELLED, labels_by_class=(1, 1, 1), project=7, name=name)
         return choose("random", self.Unneeded(), situation, query=query, passes=10).images
-
-    def test_it_draws_each_image_alike(self):
-        """By chi-square over 2,000 rounds, and without a model's word."""
-        counts = Counter(image for number in range(2000) for image in self.draw(f"study/0/{number}").tolist())
-        assert set(counts) == set(LEFT[:20].tolist())
-        assert chisquare(list(counts.values())).pvalue > 1e-4
 
     def test_its_draw_belongs_to_seed_and_round(self):
         """The same again for the same, another for another."""
