@@ -1,26 +1,24 @@
 """The watch with a Label Studio of a few answers, and commands in its own process that do as they are told."""
 
 import errno
-import json
 import logging
 import os
 import signal
-import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from filelock import FileLock
 
-from bench.hosts import host, reply
+from bench.hosts import host
 from contract.errors import ConfigError, LabelnextError, NothingPublished
 from contract.label_studio import LabelStudioClient, Patience
+from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
 from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
+from tests.trainer.studio import TOKEN, Gone, Studio
 from tests.versions import manifest, publish, write_files
 from trainer import labelstudio
 from trainer.__main__ import COMMANDS
@@ -31,55 +29,63 @@ from trainer.watching.processes import Outcome, Supervisor
 from trainer.watching.rounds import WatchOptions
 from trainer.watching.watch import _Backoff, watch
 
-TOKEN = "0123456789abcdef0123456789abcdef01234567"
 POLL_S = 0.01
 
 
-@dataclass
-class Studio:
-    """Project 5 of a Label Studio, as the watch sees it, what happens at which look, and what its commands come to."""
+class Watched(Studio):
+    """A project of 100 tasks, what happens to it at which look, and what the commands come to."""
 
-    models: Path
-    url: str
-    over: threading.Event
-    labels: list = field(default_factory=lambda: ["cat", "dog"])
-    annotations: list = field(default_factory=list)
-    updated_at: str = ""
-    """Of the newest task with annotations."""
-    moments: int = 0
-    tasks: int = 100
-    looks: int = 0
-    counted: int = 0
-    """How often annotations were asked for."""
-    events: dict = field(default_factory=dict)
-    """Look to what happens before it is answered; what this returns, if anything, is the answer."""
-    heard: list = field(default_factory=list)
-    shows_hooks: bool = True
-    plan: dict = field(default_factory=dict)
-    """Command to how it ends the next times: what its report says besides, or status and reason; later it succeeds."""
-    ran: list = field(default_factory=list)
-    ranked_by: str = ""
-
-    def now(self):
-        self.moments += 1
-        return f"2026-11-23T05:00:00.{self.moments:06}Z"
+    def __init__(self, models):
+        super().__init__(tasks=100)
+        self.models = models
+        self.webhooks[9] = {"id": 9, "url": "http://localhost:9090/webhook", "headers": {}}
+        self.looks = 0
+        self.counted = 0
+        """How often annotations were asked for."""
+        self.events = {}
+        """Look to what happens before it is answered."""
+        self.plan = {}
+        """Command to how it ends the next times: what its report says besides, or status and reason."""
+        self.ran = []
 
     def label(self, count):
         for _ in range(count):
-            self.updated_at = self.now()
-            made = {"was_cancelled": False, "created_at": self.updated_at, "updated_at": self.updated_at}
-            self.annotations.append(made)
+            self.annotate(min(self.tasks, key=lambda task: len(self.tasks[task]["annotations"])), "cat")
+
+    def labelled(self):
+        return [task for task in self.tasks if self.tasks[task]["annotations"]]
 
     def edit(self, count):
-        for each in self.annotations[:count]:
-            self.updated_at = each["updated_at"] = self.now()
+        for task in self.labelled()[:count]:
+            super().edit(task)
 
     def delete(self, count):
-        del self.annotations[:count]
+        for task in self.labelled()[:count]:
+            del self.tasks[task]["annotations"][0]
 
     def open(self):
         """As when somebody looks at a labelled task, and a prediction is fetched for it."""
-        self.updated_at = self.now()
+        self.tasks[self.labelled()[0]]["updated_at"] = self.moment()
+
+    def resize(self, tasks):
+        while len(self.tasks) > tasks:
+            self.delete_task(max(self.tasks))
+        while len(self.tasks) < tasks:
+            self.add_task()
+
+    def name(self, *labels):
+        choices = "".join(f'<Choice value="{label}"/>' for label in labels)
+        choices = f'<Choices name="label" toName="image">{choices}</Choices>'
+        self.project["label_config"] = f'<View><Image name="image" value="$image"/>{choices}</View>'
+
+    def route(self, request):
+        if request.path.startswith("/api/tasks/"):
+            if "fields=all" in request.path:
+                self.counted += 1
+            else:
+                self.looks += 1
+                self.events.get(self.looks, lambda: None)()
+        return super().route(request)
 
     @property
     def repository(self):
@@ -97,13 +103,15 @@ class Studio:
             return Outcome(1, {}, str(err), 0.0)
 
     def run(self, _):
-        seen = ProjectState(id=5, annotations=len(self.annotations), updated_at=self.updated_at)
+        newest = max((self.tasks[task]["updated_at"] for task in self.labelled()), default="")
+        seen = ProjectState(5, self.counters()["total_annotations_number"], newest)
+        labels = parse_label_config(self.project["label_config"])[0].labels
         with self.repository.stage(datetime.now(UTC)) as staged:
             write_files(staged.path, b"x")
             version = replace(
                 manifest(staged.version),
                 created_at=datetime.now(UTC).isoformat(),
-                labels=tuple(self.labels),
+                labels=labels,
                 control="label",
                 training=TrainingRecord(project=seen),
             )
@@ -112,50 +120,13 @@ class Studio:
 
     def rank(self, _):
         try:
-            self.ranked_by = version = self.repository.current()
+            self.project["model_version"] = version = self.repository.current()
         except NothingPublished:
-            self.ranked_by, version = "cold-start-default", None
-        return {"version": version, "strategy": "margin", "tasks": self.tasks, "waiting": self.tasks}
+            self.project["model_version"], version = "cold-start-default", None
+        return {"version": version, "strategy": "margin", "tasks": len(self.tasks), "waiting": len(self.tasks)}
 
     def prune(self, options):
         return prune(self.repository, newest=options["keep"]).to_json()
-
-    def answer(self, handler, request):
-        """Tasks and the project, over HTTP."""
-        path = urlsplit(request.path).path
-        if path == "/api/tasks/" and "fields=all" in request.path:
-            self.counted += 1
-            return self._reply(handler, {"tasks": [{"id": 1, "annotations": self.annotations}], "total": 1})
-        if path == "/api/tasks/":
-            self.looks += 1
-            event = self.events.get(self.looks, lambda: None)
-            return self._reply(handler, event() or {"tasks": [{"id": 1, "updated_at": self.updated_at}], "total": 1})
-        choices = "".join(f'<Choice value="{label}"/>' for label in self.labels)
-        choices = f'<Choices name="label" toName="image">{choices}</Choices>'
-        project = {
-            "id": 5,
-            "title": "Pets",
-            "sampling": "",
-            "label_config": f'<View><Image name="image" value="$image"/>{choices}</View>',
-            "model_version": self.ranked_by,
-            "task_number": self.tasks,
-            "total_annotations_number": len(self.annotations),
-            "useful_annotation_number": len(self.annotations),
-            "skipped_annotations_number": 0,
-            "ground_truth_number": 0,
-        }
-        return self._reply(handler, project)
-
-    def hook(self, handler, request):
-        self.heard.append((request.method, json.loads(request.body) if request.body else None))
-        if not self.shows_hooks:
-            return self._reply(handler, (403, {}))
-        hooks = [{"id": 9, "url": "http://localhost:9090/webhook", "headers": {}}]
-        return self._reply(handler, hooks if request.method == "GET" else {})
-
-    def _reply(self, handler, content):
-        status, content = content if isinstance(content, tuple) else (200, content)
-        reply(json.dumps(content).encode(), status=status, content_type="application/json")(handler, None)
 
 
 @pytest.fixture
@@ -163,14 +134,18 @@ def studio(tmp_path, monkeypatch):
     """Stops the watch at its 60th look, should nothing else."""
     monkeypatch.setattr("contract.label_studio.PATIENCE", Patience(longest_s=0.0))
     monkeypatch.setattr("trainer.watching.watch._LONGEST_POLL_S", 0.1)
-    with host() as each:
-        studio = Studio(tmp_path / "models", each.url, each.over)
-        monkeypatch.setattr(Supervisor, "run", lambda _, command, options: studio.do(command, options))
-        studio.events[60] = stop
-        each.serve("/api/current-user/whoami", b'{"id": 1}', content_type="application/json")
-        each.answers["/api/projects/5/"] = each.answers["/api/tasks/"] = studio.answer
-        each.answers["/api/webhooks/"] = each.answers["/api/webhooks/9/"] = studio.hook
-        yield studio
+    state = Watched(tmp_path / "models")
+    monkeypatch.setattr(Supervisor, "run", lambda _, command, options: state.do(command, options))
+    state.events[60] = stop
+    with host() as server:
+        server.otherwise = state.answer
+        state.url, state.over = server.url, server.over
+        yield state
+
+
+def refuse(status):
+    """Have Label Studio answer with a status."""
+    raise Gone(status)
 
 
 def stop(number=signal.SIGTERM):
@@ -249,7 +224,7 @@ def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
     "change",
     [
         lambda studio: studio.open(),
-        lambda studio: (studio.edit(19), studio.edit(19), studio.label(1), studio.annotations.pop()),
+        lambda studio: (studio.edit(19), studio.edit(19), studio.label(1), studio.tasks[31]["annotations"].clear()),
     ],
     ids=["opened", "nearly enough"],
 )
@@ -257,7 +232,7 @@ def test_what_does_not_suffice_starts_nothing_and_is_asked_for_once(studio, capl
     """Label Studio dates a task anew that somebody opens; and however often one label is edited, it counts once."""
     studio.label(30)
     watch_it(studio, caplog, rounds=1)
-    studio.events = {studio.looks + 5: lambda: change(studio) and None, studio.looks + 25: stop}
+    studio.events = {studio.looks + 5: lambda: change(studio), studio.looks + 25: stop}
     _, ran, _ = watch_it(studio, caplog, rounds=1, labels=20)
     assert ran == ["run", "rank", "rank"]
     assert studio.counted == 1
@@ -318,7 +293,7 @@ def test_a_repository_that_is_away_when_a_round_begins_does_not_end_the_watch(st
 def test_a_round_that_finds_all_tasks_ranked_says_how_many_wait(studio, caplog):
     """Nothing is left only where nothing is."""
     studio.plan = {"rank": [{"tasks": 0, "waiting": 1432}, {"tasks": 0, "waiting": 0}]}
-    studio.events |= {4: lambda: setattr(studio, "tasks", 101), 20: stop}
+    studio.events |= {4: lambda: studio.resize(101), 20: stop}
     _, _, said = watch_it(studio, caplog)
     assert ": nothing new to rank, 1432 tasks wait in their order; " in said[1]
     assert ": no task is left to label; " in said[2]
@@ -359,7 +334,7 @@ def test_a_rollback_ranks_and_does_not_train(studio, caplog):
     _, ran, said = watch_it(studio, caplog)
     assert ran == ["run", "rank", "run", "rank", "rank"]
     assert said[-2].startswith("the watch begins: ranked 100 tasks")
-    assert studio.ranked_by == first
+    assert studio.project["model_version"] == first
 
 
 def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
@@ -367,7 +342,7 @@ def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
     studio.label(30)
 
     def come():
-        studio.tasks += 7
+        studio.resize(len(studio.tasks) + 7)
 
     studio.events |= {4: come, 5: come, 6: come, 20: stop}
     _, ran, said = watch_it(studio, caplog)
@@ -378,7 +353,7 @@ def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
 def test_tasks_in_place_of_deleted_ones_are_ranked(studio, caplog):
     """Though there are fewer than were ranked."""
     studio.label(30)
-    studio.events |= {4: lambda: setattr(studio, "tasks", 40), 8: lambda: setattr(studio, "tasks", 60), 20: stop}
+    studio.events |= {4: lambda: studio.resize(40), 8: lambda: studio.resize(60), 20: stop}
     _, ran, said = watch_it(studio, caplog)
     assert ran == ["run", "rank", "rank"]
     assert said[-2].startswith("20 more tasks: ranked 60 tasks")
@@ -386,7 +361,7 @@ def test_tasks_in_place_of_deleted_ones_are_ranked(studio, caplog):
 
 def test_an_empty_project_is_left_alone(studio, caplog):
     """There is nothing to rank."""
-    studio.tasks = 0
+    studio.resize(0)
     studio.events = {5: stop}
     assert watch_it(studio, caplog)[1] == []
 
@@ -536,19 +511,19 @@ def test_a_version_is_asked_again_when_the_labels_have_changed(studio, caplog):
     """They may be those that it knows."""
     publish(studio.repository, b"of another project")
     studio.plan = {"rank": [(3, "others")]}
-    studio.events |= {20: lambda: setattr(studio, "labels", ["a", "b"]), 40: stop}
+    studio.events |= {20: lambda: studio.name("a", "b"), 40: stop}
     _, ran, _ = watch_it(studio, caplog)
     assert ran == ["rank", "rank"]
 
 
 @pytest.mark.parametrize(
-    ("status", "detail", "message"),
-    [(502, "restarting", "502"), (401, "Invalid token.", "refuses the token")],
+    ("status", "message"),
+    [(502, "502"), (401, "refuses the token")],
     ids=["away", "refused"],
 )
-def test_a_label_studio_that_does_not_answer_is_said_once_and_asked_again(studio, caplog, status, detail, message):
+def test_a_label_studio_that_does_not_answer_is_said_once_and_asked_again(studio, caplog, status, message):
     """And its return; somebody may be about to mend it."""
-    studio.events |= dict.fromkeys(range(2, 17), lambda: (status, {"detail": detail}))
+    studio.events |= dict.fromkeys(range(2, 17), lambda: refuse(status))
     studio.events[30] = stop
     _, ran, said = watch_it(studio, caplog)
     assert ran == ["rank"]
@@ -560,8 +535,8 @@ def test_a_label_studio_that_does_not_answer_is_said_once_and_asked_again(studio
 def test_a_config_that_classifies_nothing_is_waited_for(studio, caplog):
     """Nothing is trained or ranked by then."""
     studio.label(20)
-    studio.labels, labels = [], studio.labels
-    studio.events[6] = lambda: setattr(studio, "labels", labels)
+    studio.name()
+    studio.events[6] = lambda: studio.name("cat", "dog")
     _, ran, said = watch_it(studio, caplog, rounds=1)
     assert ran == ["run", "rank"]
     assert "expected a labelling config with" in said[1]
@@ -572,7 +547,7 @@ def test_other_classes_start_a_round(studio, caplog):
     """Without a new label."""
     studio.label(20)
     watch_it(studio, caplog, rounds=1)
-    studio.labels.append("cow")
+    studio.name("cat", "dog", "cow")
     _, ran, said = watch_it(studio, caplog, rounds=1)
     assert ran == ["run", "rank", "run", "rank"]
     assert said[-1].startswith("the labelling config has changed (new: cow): trained")
@@ -619,17 +594,17 @@ def test_settings_that_are_missing_are_an_error_at_once(studio, caplog):
 
 def test_the_webhook_is_given_the_secret(studio, caplog):
     """Also one that is made while the watch goes on. The secret is not said."""
-    studio.events |= {3: studio.heard.clear, 6: stop}
+    studio.events |= {3: lambda: studio.webhooks.update({10: {**studio.webhooks[9], "id": 10, "headers": {}}}), 6: stop}
     environment = environment_of(studio, webhook_secret="hush", server="http://localhost:9090")
     _, _, said = watch_it(studio, caplog, environment=environment)
-    assert ("PATCH", {"headers": {"Authorization": "Bearer hush"}}) in studio.heard
+    assert [each["headers"] for each in studio.webhooks.values()] == [{"Authorization": "Bearer hush"}] * 2
     assert "hush" not in "".join(said)
 
 
 def test_webhooks_that_are_out_of_reach_keep_nothing_waiting(studio, caplog):
     """What they would tell is seen by looking; it is said once."""
     studio.label(30)
-    studio.shows_hooks = False
+    studio.before = lambda request: refuse(403) if request.path.startswith("/api/webhooks") else None
     environment = environment_of(studio, webhook_secret="hush", server="http://localhost:9090")
     studio.events[10] = stop
     _, ran, said = watch_it(studio, caplog, environment=environment)
