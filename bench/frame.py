@@ -65,7 +65,7 @@ def report(name: str, options: argparse.Namespace, subject: Subject, result: Row
         "source": subject.source,
         "architecture": manifest.architecture,
         "passes": manifest.passes,
-        **{option: value for option, value in vars(options).items() if option != "save"},
+        "options": {option: value for option, value in vars(options).items() if option != "save"},
         **result,
         "machine": describe(),
     }

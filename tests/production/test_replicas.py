@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -190,7 +189,9 @@ def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
     with ExitStack() as stack:
         names = stack.enter_context(_docker_dns(addresses))
         for address in [*addresses, "127.0.3.3"]:
-            stack.enter_context(_stub_server(address))
+            # On the port of the servers in compose.yaml, each path is answered with the address.
+            named = reply(json.dumps({"address": address}).encode())
+            stack.enter_context(host(address=address, port=9090)).otherwise = named
         stack.enter_context(
             running(
                 "haproxy",
@@ -238,23 +239,6 @@ def _answer_when(release: threading.Event, data: bytes):
 
 
 @contextmanager
-def _stub_server(address: str) -> Iterator[None]:
-    """Answers every path with its own address, on the port of the servers in compose.yaml."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"address": address}).encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    with _serving(ThreadingHTTPServer((address, 9090), Handler)):
-        yield
-
-
-@contextmanager
 def _docker_dns(addresses: list[str]) -> Iterator[list[str]]:
     """Names these addresses to who asks for A records, as Docker does for a service."""
     names = list(addresses)
@@ -269,17 +253,11 @@ def _docker_dns(addresses: list[str]) -> Iterator[list[str]]:
             records = [struct.pack("!HHHIH", 0xC00C, 1, 1, 1, 4) + socket.inet_aton(name) for name in given]
             reply_to.sendto(head + data[12:end] + b"".join(records), self.client_address)
 
-    with _serving(socketserver.ThreadingUDPServer(("127.0.0.11", 53), Handler)):
-        yield names
-
-
-@contextmanager
-def _serving(server: socketserver.BaseServer) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with socketserver.ThreadingUDPServer(("127.0.0.11", 53), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield names
+        finally:
+            server.shutdown()
+            thread.join()
