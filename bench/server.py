@@ -27,10 +27,9 @@ import numpy.typing as npt
 
 from bench.frame import print_table, read_options, report, say
 from bench.hosts import image_host
-from bench.load import Client, Reply, images_per_s, latencies, send
+from bench.load import Client, Reply, images_per_s, latencies, overlapping, percentile, send, sending, split
 from bench.model import trained, workplace
 from bench.serving import Server, serving, stage_seconds
-from bench.swaps import measure_swaps
 from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
@@ -52,6 +51,10 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
 _LOADS = ((1, 1), (4, 1), (16, 1), (32, 1), (1, 16), (4, 16), (32, 16))
 """Clients and tasks a request, beside the two of the rounds."""
 _MANY = (16, 16)
+_SWAP_CLIENTS = 4
+_FEWEST_SWAPS = 3
+_MOST_SWAPS = 40
+_SHORTEST_QUIET_S = 2.0
 _WAITING = "queue"
 """The stage in which an image waits for its batch, which is no work."""
 
@@ -125,6 +128,38 @@ class Bench:
         return Round(alone, (self.load(1, len(images)), self.load(*_MANY)))
 
 
+@dataclass(frozen=True, slots=True)
+class Swaps:
+    """Requests in the quiet times and during the swaps."""
+
+    seconds: tuple[float, ...]
+    """Of each swap, from the change of CURRENT until the server says that it uses the new version."""
+    quiet: tuple[Reply, ...]
+    during: tuple[Reply, ...]
+    """Those under way at any moment of a swap."""
+
+    @property
+    def failed(self) -> int:
+        """How many images got no score."""
+        return sum(reply.failed for reply in (*self.quiet, *self.during))
+
+    @property
+    def p99_ratio(self) -> float:
+        """The p99 during swaps over that of the quiet times."""
+        during, quiet = ([reply.seconds for reply in replies] for replies in (self.during, self.quiet))
+        return percentile(during, 0.99) / percentile(quiet, 0.99)
+
+    def to_json(self) -> dict[str, object]:
+        """Return how many swaps and requests there were, and how long they took."""
+        return {
+            "clients": _SWAP_CLIENTS,
+            "swaps": len(self.seconds),
+            "seconds_median": median(self.seconds),
+            "quiet": latencies(self.quiet),
+            "during": latencies(self.during),
+        }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table and one line of JSON; return the exit status."""
     options = read_options("server", __doc__, _OPTIONS, arguments)
@@ -193,6 +228,37 @@ def summarise_rounds(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
             **{name: median(rate for _, rate in pairs) for name, pairs in of_rounds.items()},
         },
     }
+
+
+def measure_swaps(
+    server: Server, client: Client, references: Sequence[str], repository: Repository, *, requests: int
+) -> Swaps:
+    """Let the repository's two versions take turns under load until so many requests have met a swap.
+
+    A quiet time lies before each swap and after the last, about as long as a swap. There are at least 3 swaps and at
+    most 40. Clients ask for one image at a time.
+    """
+    windows: list[tuple[float, float]] = []
+    quiet_s = _SHORTEST_QUIET_S
+    with sending(client, split(references, 1), clients=_SWAP_CLIENTS) as replies:
+        while len(windows) < _FEWEST_SWAPS or (
+            len(windows) < _MOST_SWAPS and len(overlapping(list(replies), windows)) < requests
+        ):
+            time.sleep(quiet_s)
+            windows.append(_swap(server, repository))
+            quiet_s = max(_SHORTEST_QUIET_S, windows[-1][1] - windows[-1][0])
+            say(f"swap {len(windows)}: {windows[-1][1] - windows[-1][0]:.2f} s")
+        time.sleep(quiet_s)
+    during = overlapping(replies, windows)
+    quiet = [reply for reply in replies if reply not in during]
+    return Swaps(tuple(end - start for start, end in windows), tuple(quiet), tuple(during))
+
+
+def _swap(server: Server, repository: Repository) -> tuple[float, float]:
+    (other,) = set(repository.versions()) - {repository.current()}
+    started = time.perf_counter()
+    repository.point_to(other)
+    return started, server.wait_until_ready(other)
 
 
 def _start(models: Path, log: Path, settings: Mapping[str, str]) -> float:

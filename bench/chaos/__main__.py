@@ -33,7 +33,7 @@ from bench.chaos.faults import KILLS, Faults
 from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import Resident, growth_mb, probing
-from bench.chaos.traffic import KINDS, Dice, bad_host
+from bench.chaos.traffic import KINDS, Sampler, bad_host
 from bench.frame import print_table, say
 from bench.hosts import image_host
 from bench.load import percentile
@@ -79,27 +79,27 @@ class Result:
 class Run:
     """Requests and faults, side by side."""
 
-    def __init__(self, servers: Fleet, faults: Faults, dice: Dice, *, requests: int) -> None:
+    def __init__(self, servers: Fleet, faults: Faults, sampler: Sampler, *, requests: int) -> None:
         """Take what is asked, and what happens meanwhile."""
         self._servers = servers
         self._spared: Server = servers.replicas[0]
         self._faults = faults
-        self._dice = dice
+        self._dice = sampler
         self._requests = requests
         self._plan = faults.plan(requests)
         self._progress = threading.Condition()
-        self._struck = 0
+        self._injected = 0
         self._warm: Resident | None = None
         self.answers: list[Answer] = []
 
     def go(self) -> None:
         """Send all requests; return when they have come to something, and all that broke is mended."""
-        striking = threading.Thread(target=self._strike, name="faults")
-        striking.start()
+        injecting = threading.Thread(target=self._inject, name="faults")
+        injecting.start()
         with ThreadPoolExecutor(_CLIENTS, thread_name_prefix="client") as clients:
             for _ in clients.map(self._ask, range(self._requests)):
                 pass
-        striking.join()
+        injecting.join()
         self._faults.finish()
 
     def swaps(self) -> int:
@@ -117,23 +117,23 @@ class Run:
 
     def _ask(self, number: int) -> None:
         with self._progress:
-            self._progress.wait_for(lambda: number * len(self._plan) < (self._struck + _AHEAD) * self._requests)
+            self._progress.wait_for(lambda: number * len(self._plan) < (self._injected + _AHEAD) * self._requests)
         request = self._dice.draw(number)
         answer = send(self._spared.url if request.direct else self._servers.url, request)
         with self._progress:
             self.answers.append(answer)
             self._progress.notify_all()
 
-    def _strike(self) -> None:
+    def _inject(self) -> None:
         for position, name in enumerate(self._plan):
             due = position * self._requests / len(self._plan)
             self._await_answers(due)
             try:
-                self._faults.strike(name)
+                self._faults.inject(name)
             except Exception as err:  # told in the end; the requests go on
-                self._faults.unmended.append(f"{name}: {err}")
+                self._faults.unrecovered.append(f"{name}: {err}")
             with self._progress:
-                self._struck += 1
+                self._injected += 1
                 self._progress.notify_all()
             self._look(position)
 
@@ -184,8 +184,8 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
         logs = options.logs or folder / "logs"
         with fleet(repository.root, replicas=options.replicas, folder=logs, settings=settings) as servers:
             faults = Faults(servers, repository, seed=options.seed)
-            dice = Dice(pictures, good=good.url, bad=bad, seed=options.seed)
-            run = Run(servers, faults, dice, requests=options.requests)
+            sampler = Sampler(pictures, good=good.url, bad=bad, seed=options.seed)
+            run = Run(servers, faults, sampler, requests=options.requests)
             for replica in servers.replicas:
                 replica.up = object()
             with probing(servers.replicas) as health:
@@ -198,7 +198,7 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
     return Result(
         requests=len(run.answers),
         lost=len(lost),
-        wrong=len(wrong) + len(faults.unmended),
+        wrong=len(wrong) + len(faults.unrecovered),
         swaps=swaps,
         kills=sum(faults.done[name] for name in KILLS),
         rss_growth_mb=round(growth, 1),
@@ -228,7 +228,7 @@ def _report(
         say(f"lost: {answer.request}, after {answer.seconds:.2f} s: {answer.status} {answer.fault}")
     for answer, fault in wrong[:_EXAMPLES]:
         say(f"wrong: {answer.request}, after {answer.seconds:.2f} s: {fault}")
-    for fault in faults.unmended[:_EXAMPLES]:
+    for fault in faults.unrecovered[:_EXAMPLES]:
         say(f"wrong: {fault}")
 
 

@@ -33,11 +33,11 @@ class Faults:
         self._repository = repository
         self._rng = random.Random(f"{seed}/faults")  # noqa: S311  # no secret
         self._seed = seed * 1_000_000
-        self._mending: threading.Thread | None = None
+        self._recovery: threading.Thread | None = None
         self.done = Counter[str]()
         self.bad_versions: set[str] = set()
         """Published in some way, but no version that may be used."""
-        self.unmended: list[str] = []
+        self.unrecovered: list[str] = []
 
     def plan(self, requests: int) -> list[str]:
         """Return what is to happen during so many requests, in order."""
@@ -45,14 +45,14 @@ class Faults:
         self._rng.shuffle(planned)
         return planned
 
-    def strike(self, name: str) -> None:
+    def inject(self, name: str) -> None:
         """Let one thing happen, and return when the servers have noticed."""
         KINDS[name][1](self)
         self.done[name] += 1
 
     def finish(self) -> None:
         """Return when what was killed is back, and every server uses the version that is published."""
-        self._wait_for_mending()
+        self._wait_for_recovery()
         self._swap_to(self._publish())
         for replica in self._fleet.replicas:
             replica.wait_until_ready(self._repository.current())
@@ -85,7 +85,7 @@ class Faults:
         """Have a version that lacks the end of its weights, as after a copy that broke off."""
         weights = self._copy() / WEIGHTS_FILE
         os.truncate(weights, weights.stat().st_size // 2)
-        self._tempt(weights.parent.name)
+        self._offer(weights.parent.name)
 
     def corrupt(self) -> None:
         """Have a version in whose weights some bytes are others."""
@@ -93,17 +93,17 @@ class Faults:
         data = bytearray(weights.read_bytes())
         data[len(data) // 2] ^= 0x40
         weights.write_bytes(data)
-        self._tempt(weights.parent.name)
+        self._offer(weights.parent.name)
 
     def garble(self) -> None:
         """Have a version whose manifest is none."""
         version = self._copy()
         (version / MANIFEST_FILE).write_bytes(self._rng.choice([b"", b"{", b"[]", b"\xff\xfe", b"null"]))
-        self._tempt(version.name)
+        self._offer(version.name)
 
     def pretend(self) -> None:
         """Publish, by the book, a version that does not compute what its trainer computed."""
-        self._tempt(publish(self._repository, seed=self._next_seed(), probe_of=TinyModel.draw(self._next_seed())))
+        self._offer(publish(self._repository, seed=self._next_seed(), probe_of=TinyModel.draw(self._next_seed())))
 
     def point_nowhere(self) -> None:
         """Have CURRENT name what is not there, or nothing, or be no text."""
@@ -155,10 +155,10 @@ class Faults:
 
     def _break(self, how: Callable[[Server], None]) -> None:
         """Break one of the replicas that are not spared, and see to it that it comes back, which takes its time."""
-        self._wait_for_mending()
+        self._wait_for_recovery()
         replica = self._rng.choice(self._fleet.replicas[1:])
 
-        def mend() -> None:
+        def recover() -> None:
             replica.up = None
             before = replica.workers
             try:
@@ -167,14 +167,14 @@ class Faults:
                 replica.wait_until_ready()
                 replica.up = object()
             except Exception as err:
-                self.unmended.append(f"{replica.name}: {err}")
+                self.unrecovered.append(f"{replica.name}: {err}")
 
-        self._mending = threading.Thread(target=mend, name="mending")
-        self._mending.start()
+        self._recovery = threading.Thread(target=recover, name="recovery")
+        self._recovery.start()
 
-    def _wait_for_mending(self) -> None:
-        if self._mending is not None:
-            self._mending.join()
+    def _wait_for_recovery(self) -> None:
+        if self._recovery is not None:
+            self._recovery.join()
 
     # The repository.
 
@@ -205,7 +205,7 @@ class Faults:
         (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "version": name}), encoding="utf-8")
         return folder
 
-    def _tempt(self, version: str) -> None:
+    def _offer(self, version: str) -> None:
         """Make a bad version current until the spared server has refused it."""
         self.bad_versions.add(version)
         self._repository.point_to(version)

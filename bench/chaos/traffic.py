@@ -95,7 +95,7 @@ Task = tuple[str, int | None]
 """A reference, and the index of its picture; None where there is no image to be had."""
 
 
-class Dice:
+class Sampler:
     """Draws requests: number n of a seed is always the same one."""
 
     def __init__(self, pictures: Sequence[Picture], *, good: str, bad: str, seed: int) -> None:
@@ -178,21 +178,21 @@ class Kind:
 
     share: float
     """Of all requests, in per cent."""
-    tasks: Callable[[Dice, random.Random], list[Task]] | None
+    tasks: Callable[[Sampler, random.Random], list[Task]] | None
     """None sends what no Label Studio does."""
     manner: Manner = Manner.PLAIN
 
 
 KINDS: Mapping[str, Kind] = {
-    "by URL": Kind(45, lambda dice, rng: _several(dice.at_good_host, rng)),
-    "inline": Kind(20, lambda dice, rng: _several(dice.inline, rng)),
-    "1 MB": Kind(1, lambda dice, rng: [dice.large(), dice.at_good_host(rng)]),
-    "some images lost": Kind(10, Dice.some_lost),
-    "slow host": Kind(2, lambda dice, rng: [dice.in_pieces(rng) for _ in range(rng.randint(1, 2))]),
-    "hanging host": Kind(1, lambda dice, rng: [dice.hanging(rng), dice.at_good_host(rng)]),
-    "slow client": Kind(2, lambda dice, rng: [dice.inline(rng)], Manner.SLOWLY),
-    "client gone after asking": Kind(5, lambda dice, rng: _several(dice.at_good_host, rng), Manner.LEFT),
-    "client gone while asking": Kind(4, lambda dice, rng: [dice.inline(rng)], Manner.BROKEN),
+    "by URL": Kind(45, lambda sampler, rng: _several(sampler.at_good_host, rng)),
+    "inline": Kind(20, lambda sampler, rng: _several(sampler.inline, rng)),
+    "1 MB": Kind(1, lambda sampler, rng: [sampler.large(), sampler.at_good_host(rng)]),
+    "some images lost": Kind(10, Sampler.some_lost),
+    "slow host": Kind(2, lambda sampler, rng: [sampler.in_pieces(rng) for _ in range(rng.randint(1, 2))]),
+    "hanging host": Kind(1, lambda sampler, rng: [sampler.hanging(rng), sampler.at_good_host(rng)]),
+    "slow client": Kind(2, lambda sampler, rng: [sampler.inline(rng)], Manner.SLOWLY),
+    "client gone after asking": Kind(5, lambda sampler, rng: _several(sampler.at_good_host, rng), Manner.LEFT),
+    "client gone while asking": Kind(4, lambda sampler, rng: [sampler.inline(rng)], Manner.BROKEN),
     "bad body": Kind(10, None),
 }
 

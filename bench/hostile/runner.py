@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from bench.hostile import clients, images, references, requests
 from bench.hostile.case import Attack, Case
-from bench.hostile.site import Escaped, Mark, Site
+from bench.hostile.site import Baseline, Escaped, Site
 
 CASES = (*images.cases(), *references.cases(), *requests.cases(), *clients.cases())
 
@@ -38,7 +38,7 @@ def run(site: Site, cases: Sequence[Case], *, batch: int = 20) -> Iterator[Verdi
 
 
 def _run_batch(site: Site, cases: Sequence[Case], *, at_once: int) -> list[Verdict]:
-    before = site.mark()
+    before = site.baseline()
     with ThreadPoolExecutor(at_once) as pool:
         verdicts = list(pool.map(lambda case: _attack(case, case.prepare(site)), cases))
     harm = _harm(site, before)
@@ -59,7 +59,7 @@ def _attack(case: Case, attack: Attack) -> Verdict:
     return Verdict(case, seconds, late)
 
 
-def _harm(site: Site, before: Mark) -> str | None:
+def _harm(site: Site, before: Baseline) -> str | None:
     try:
         site.check_unharmed(before)
     except Escaped as err:

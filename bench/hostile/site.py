@@ -154,10 +154,10 @@ class Site:
             raise Escaped(f"/health/live answers {status}")
         return time.perf_counter() - started
 
-    def mark(self) -> "Mark":
+    def baseline(self) -> "Baseline":
         """Return how things stand before some cases."""
         self.server.forget_peak()
-        return Mark(
+        return Baseline(
             self.server.workers,
             self.server.peak_rss_mb(),
             self.server.process.log.stat().st_size,
@@ -165,7 +165,7 @@ class Site:
             tuple(len(each.requests) for each in self._hosts()),
         )
 
-    def check_unharmed(self, before: "Mark") -> None:
+    def check_unharmed(self, before: "Baseline") -> None:
         """Raise Escaped unless the server is what it was before the cases, and told nobody what it should not."""
         if (workers := self.server.workers) != before.workers:
             raise Escaped(f"the worker {before.workers} ended; {workers} took its place")
@@ -180,7 +180,7 @@ class Site:
     def _hosts(self) -> tuple[Host, ...]:
         return (self.images, self.canary, self.tls, self.studio, self.crowd, *self.slow)
 
-    def _check_told_nobody(self, before: "Mark") -> None:
+    def _check_told_nobody(self, before: "Baseline") -> None:
         for each_host, count in zip(self._hosts(), before.requests, strict=True):
             for each in each_host.requests[count:]:
                 allowed = each_host is self.studio and serves_images(each.path)
@@ -196,7 +196,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Baseline:
     """How things stood before some cases."""
 
     workers: tuple[int, ...]

@@ -13,7 +13,7 @@ from bench.chaos.faults import KILLS, KINDS, Faults
 from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import growth_mb, probing
-from bench.chaos.traffic import BAD_ANSWERS, Dice, Manner, bad_host
+from bench.chaos.traffic import BAD_ANSWERS, Manner, Sampler, bad_host
 from bench.chaos.traffic import KINDS as REQUESTS
 from bench.hosts import host, reply
 from bench.serving import Fleet, Server, wait_until
@@ -29,8 +29,8 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(pictures):
-    dice = Dice(pictures, good="http://good", bad="http://bad", seed=0)
-    return [dice.draw(number) for number in range(3000)]
+    sampler = Sampler(pictures, good="http://good", bad="http://bad", seed=0)
+    return [sampler.draw(number) for number in range(3000)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ class TestTraffic:
     @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
     def test_a_seed_draws_the_same_requests(self, drawn, pictures, seed, same):
         """Whatever broke can be asked for again; another seed asks for other things."""
-        again = Dice(pictures, good="http://good", bad="http://bad", seed=seed)
+        again = Sampler(pictures, good="http://good", bad="http://bad", seed=seed)
         assert ([again.draw(number) for number in range(50)] == drawn[:50]) is same
 
     def test_every_kind_gets_its_share(self, drawn):
@@ -186,7 +186,7 @@ def test_requests_meet_everything(faults, requests, swaps, kills):
 
 @pytest.mark.parametrize("fault", [Faults.tear, Faults.corrupt, Faults.garble])
 def test_a_damaged_version_is_refused(faults, fault, monkeypatch):
-    """What the servers are tempted with is such that no reader takes it."""
+    """What the servers are offered is such that no reader takes it."""
     repository = faults._repository
     publish(repository, seed=1)
     monkeypatch.setattr(faults, "_wait_for_notice", lambda _: None)

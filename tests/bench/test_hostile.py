@@ -8,7 +8,7 @@ from bench.hostile import pictures
 from bench.hostile.case import Case, Kind, Refused, Scored
 from bench.hostile.requests import Answered, Reply
 from bench.hostile.runner import CASES, run
-from bench.hostile.site import Escaped, Mark, serves_images
+from bench.hostile.site import Baseline, Escaped, serves_images
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
 
@@ -88,8 +88,8 @@ class Site:
     def __init__(self, harmful=None):
         self.harmful, self.harmed = harmful, False
 
-    def mark(self):
-        return Mark((), 0, 0, 0, ())
+    def baseline(self):
+        return Baseline((), 0, 0, 0, ())
 
     def attack(self, name):
         self.harmed |= name == self.harmful
