@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from bench.frame import describe
+from bench.frame import describe, print_table
 from bench.model import CACHE, SHARED, WEIGHTS, clean_environment
 from demo.pool import write_digits
 from demo.product import CHECKOUT
@@ -106,12 +106,13 @@ def main() -> None:
     found = {name: run_study(name, plan) for name, plan in plan_studies(quick=options.quick).items()}
     if options.save:
         save(found)
-    for name, strategies in found.items():
-        _print_table(name, strategies)
     sets = {
         name: {strategy: {figure: values[figure] for figure in _FIGURES} for strategy, values in strategies.items()}
         for name, strategies in found.items()
     }
+    for name, strategies in sets.items():
+        print(name)
+        print_table([{"strategy": strategy, **figures} for strategy, figures in strategies.items()])
     print(json.dumps({"bench": "evidence", "quick": options.quick, "sets": sets, "machine": describe()}))
 
 
@@ -120,14 +121,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first impression")
     parser.add_argument("--save", action="store_true", help="put the reports below bench/results")
     return parser.parse_args()
-
-
-def _print_table(name: str, strategies: dict[str, dict[str, Any]]) -> None:
-    print(f"{name:<18}  macro-F1 area  minority F1 at the end  labels for random's minority F1")
-    for strategy, values in sorted(strategies.items(), key=lambda item: -item[1]["aulc_minority_f1"]):
-        ratio = values["label_ratio_vs_random"]
-        share = "more" if ratio is None else f"{ratio:.0%}"
-        print(f"{strategy:<18}  {values['aulc_macro_f1']:13.3f}  {values['minority_f1_final']:22.3f}  {share:>30}")
 
 
 if __name__ == "__main__":

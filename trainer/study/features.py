@@ -78,7 +78,10 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
 
     path = cache / f"decoded-{key}.npy"
     compute_once(path, batches, count=count, title="images")
-    reasons = {fault["image"]: fault["reason"] for fault in recover(faults)}
+    images = np.load(path, mmap_mode="r")
+    reasons = {  # of an image that could be read after all, there are pixels
+        fault["image"]: fault["reason"] for fault in recover(faults) if not images[fault["image"]].any()
+    }
     readable = np.ones(count, bool)
     readable[list(reasons)] = False
     unreadable = tuple((pool.references[image], reason) for image, reason in sorted(reasons.items()))

@@ -96,7 +96,7 @@ class TestDecode:
                 partial = decoded.path.rename(decoded.path.with_suffix(".partial"))
                 os.truncate(partial, 128 + 50 * SIZE * SIZE * 3)
                 with decoded.path.with_suffix(".jsonl").open("a") as file:
-                    file.write("half a li")
+                    file.write('{"image": 7, "reason": "it was busy"}\nhalf a li')
             decoded = decode(pool, image_size=SIZE, cache=cache)
             assert [pool.references[row] for row in np.flatnonzero(~decoded.readable)] == names
             assert [name for name, _ in decoded.unreadable] == names
