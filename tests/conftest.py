@@ -23,7 +23,8 @@ CHATTY = ("onnx_ir", "onnxscript", "torch")
 
 
 def pytest_configure() -> None:
-    """Programs that tests start hear the signals that a shell or nohup has its background jobs ignore."""
+    """Of whoever runs the tests no umask reaches them, and no signal that a shell or nohup has its jobs ignore."""
+    os.umask(0o022)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in CHATTY:

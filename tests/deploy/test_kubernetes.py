@@ -98,7 +98,7 @@ def test_a_misspelt_field_would_be_noticed():
     """The schemas are strict."""
     document = find("Deployment", "labelnext-server")
     document["spec"]["template"]["spec"]["terminationGraceSeconds"] = 1
-    with pytest.raises(kubernetes_validate.InvalidVersion):
+    with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(document, VERSION, strict=True)
 
 
