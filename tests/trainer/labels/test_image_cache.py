@@ -28,15 +28,48 @@ def age(folder, cache, *sources):
 
 def test_what_is_kept_comes_back(tmp_path):
     """Bytes, line breaks among them, and validators; also in the next process."""
-    ImageCache(tmp_path).put("a", KEPT)
-    assert ImageCache(tmp_path).get("a") == KEPT
-    assert ImageCache(tmp_path).get("b") is None
+    ImageCache(tmp_path, max_bytes=2**20).put("a", KEPT)
+    assert ImageCache(tmp_path, max_bytes=2**20).get("a") == KEPT
+    assert ImageCache(tmp_path, max_bytes=2**20).get("b") is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:],
+        lambda data: b"another image",
+    ],
+    ids=["one byte short", "empty", "one bit", "another image"],
+)
+def test_a_damaged_file_is_not_served(tmp_path, damage):
+    """Until it is kept anew."""
+    cache = ImageCache(tmp_path, max_bytes=2**20)
+    cache.put("a", KEPT)
+    (victim,) = tmp_path.iterdir()
+    victim.write_bytes(damage(victim.read_bytes()))
+    assert cache.get("a") is None
+    cache.put("a", KEPT)
+    assert cache.get("a") == KEPT
+
+
+def test_a_crash_before_the_file_has_its_name_leaves_nothing_that_is_read(tmp_path, monkeypatch):
+    """Nor a file."""
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.labels.image_cache.os.replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        ImageCache(tmp_path, max_bytes=2**20).put("a", KEPT)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_never_holds_more_than_the_bound(tmp_path):
     """Not even for the time of one file, and not by what lay there before."""
     for number in range(8):
-        ImageCache(tmp_path).put(f"before {number}", KEPT)
+        ImageCache(tmp_path, max_bytes=2**20).put(f"before {number}", KEPT)
     cache = ImageCache(tmp_path, max_bytes=5 * ABOUT)
     for number in range(20):
         cache.put(str(number), KEPT)
@@ -103,5 +136,5 @@ def test_the_bound_is_a_setting(tmp_path):
     environment = Environment.read({"LABELNEXT_CACHE": str(tmp_path), "LABELNEXT_IMAGE_CACHE_MB": "0"})
     open_cache(environment).put("a", KEPT)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="LABELNEXT_IMAGE_CACHE_MB must be a whole number of at least 0, got 'all'"):
+    with pytest.raises(ConfigError, match="LABELNEXT_IMAGE_CACHE_MB must be a whole number.*, got 'all'"):
         Environment.read({"LABELNEXT_IMAGE_CACHE_MB": "all"})
