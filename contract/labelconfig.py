@@ -112,44 +112,37 @@ def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesCont
         ConfigError: if the text is not XML, declares a document type, classifies no image or has not the control
             that is wanted; with the reason of each control that might have been.
     """
-    config = _read(xml)
-    names = [control.from_name for control in config.controls]
+    tags = list(_tags(_parse(xml)))
+    controls, refusals = _read(tags)
+    names = [control.from_name for control in controls]
+    if not controls:
+        reasons = "; ".join(list(refusals.values())[:_NAMED])
+        raise ConfigError(
+            'expected a labelling config with an <Image name="image" value="$image"/> and a <Choices toName="image"> '
+            f"holding at least one <Choice>, got {_inventory(tags)}{f': {reasons}' if reasons else ''}; "
+            "change it in the project's labelling setup"
+        )
     if wanted is not None and wanted not in names:
-        reason = config.refusals.get(wanted)
+        reason = refusals.get(wanted)
         raise ConfigError(
             f"expected a <Choices> named {wanted}, the labelling config has {', '.join(names)}; "
             + (f"{reason}; name another" if reason else "name one")
         )
-    return config.controls
+    return tuple(controls)
 
 
-@dataclass(frozen=True, slots=True)
-class _Config:
-    controls: tuple[ChoicesControl, ...]
-    refusals: dict[str, str]
-    """A sentence for each control that might have classified an image, by name."""
-
-
-def _read(xml: str) -> _Config:
-    tags = list(_tags(_parse(xml)))
+def _read(tags: Sequence[_Tag]) -> tuple[list[ChoicesControl], dict[str, str]]:
+    """Return the controls, and a sentence for each that might have classified an image, by name."""
     named = {tag.get("name"): tag for tag in tags if tag.get("name")}
     controls: list[ChoicesControl] = []
     refusals: dict[str, str] = {}
     for tag in tags:
-        if tag.kind not in _CLASSIFYING and not tag.kind.endswith("labels"):
-            continue
-        try:
-            controls.append(_control(tag, named))
-        except _Refused as reason:
-            refusals.setdefault(tag.get("name"), f"{tag} {reason}")
-    if controls:
-        return _Config(tuple(controls), refusals)
-    reasons = "; ".join(list(refusals.values())[:_NAMED])
-    raise ConfigError(
-        'expected a labelling config with an <Image name="image" value="$image"/> and a <Choices toName="image"> '
-        f"holding at least one <Choice>, got {_inventory(tags)}{f': {reasons}' if reasons else ''}; "
-        "change it in the project's labelling setup"
-    )
+        if tag.kind in _CLASSIFYING or tag.kind.endswith("labels"):
+            try:
+                controls.append(_control(tag, named))
+            except _Refused as reason:
+                refusals.setdefault(tag.get("name"), f"{tag} {reason}")
+    return controls, refusals
 
 
 _CLASSIFYING: Final = frozenset({"choices", "taxonomy", "rating", "pairwise", "ranker"})
