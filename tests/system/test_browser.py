@@ -178,7 +178,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
 
 
 @pytest.mark.parametrize("attribute", ["", 'choice="multiple"', 'required="true"'])
-def test_of_the_audit_slice_nothing_is_ticked_and_the_score_places_it(
+def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
     page: Page, studio: LabelStudio, tmp_path: Path, attribute: str
 ):
     """Submit without a choice labels nothing there; prelabelling switched off, the stream has nothing ticked at all."""
