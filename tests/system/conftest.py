@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -112,6 +113,30 @@ def workplace(studio: LabelStudio, tmp_path: Path) -> Workplace:
 def project(studio: LabelStudio, digits: Pool, request: pytest.FixtureRequest) -> Project:
     """A new project without tasks, in which an image gets one of the digits' labels."""
     return Project.create(studio.client(), title=request.node.name[:50], labels=digits.labels)
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Labels tasks of a project as a person would who knows the truth."""
+
+    project: Project
+    truth: Mapping[int, str]
+    """Of each task, in the order of their numbers."""
+
+    def label(self, *tasks: int) -> None:
+        for task in tasks:
+            self.project.annotate(task, self.truth[task])
+
+    def label_first(self, count: int) -> None:
+        self.label(*list(self.truth)[:count])
+
+
+@pytest.fixture
+def annotator(project: Project, digits: Pool) -> Annotator:
+    """Fill the project with the digits, whose tasks are in the order of the pool."""
+    project.upload({image.name: image.path.read_bytes() for image in digits.images})
+    truth = {image.name: image.label for image in digits.images}
+    return Annotator(project, {task.id: truth[task.file] for task in project.tasks()})
 
 
 @pytest.fixture

@@ -20,14 +20,13 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from contract.labelconfig import parse_label_config
 from contract.tasks import find_reference
 from demo.label_studio import EMAIL, PASSWORD, LabelStudio
-from demo.pool import Pool
 from demo.product import CHECKOUT, Workplace, rank, train
 from demo.project import Project
 from server.http.labelstudio import build_predictions, resolve_target
 from server.inference.batching import ImageScores
 from server.settings import Score
 from tests.contract.images import test_spelling
-from tests.system.conftest import QUICK_TRAINING, Serve
+from tests.system.conftest import QUICK_TRAINING, Annotator, Serve
 from tests.versions import manifest
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, decide
@@ -74,13 +73,10 @@ def _refuse(route: Route) -> None:
 
 
 def test_an_annotator_gets_the_ranking_s_first_task(
-    page: Page, workplace: Workplace, project: Project, digits: Pool, serve: Serve
+    page: Page, workplace: Workplace, project: Project, annotator: Annotator, serve: Serve
 ):
     """The Data Manager sorted by prediction score begins with it, and the label stream serves it."""
-    project.upload({image.name: image.path.read_bytes() for image in digits.images})
-    task_ids = {task.file: task.id for task in project.tasks()}
-    for image in digits.images[:LABELLED]:
-        project.annotate(task_ids[image.name], image.label)
+    annotator.label_first(LABELLED)
     version = train(workplace, project.id, QUICK_TRAINING).version
     with serve(workplace, version=version) as server:
         rank(workplace, project.id, server.url)

@@ -13,8 +13,8 @@ from contract.scores.holdout import DEFAULT_SHARE, is_held_out
 from contract.versions.repository import Repository
 from demo.pool import Pool
 from demo.product import Workplace, activate, train
-from demo.project import Project, Task
-from tests.system.conftest import QUICK_TRAINING, Serve
+from demo.project import Task
+from tests.system.conftest import QUICK_TRAINING, Annotator, Serve
 from tests.system.torch_reference import bald
 
 BROKEN = {"broken-labelled.png": b"not an image", "broken-unlabelled.png": b"\x89PNG\r\n\x1a\n cut short"}
@@ -49,22 +49,14 @@ class Round:
 class Loop:
     """A project with the digits and two broken files in it, and the processes that work for it."""
 
-    def __init__(self, workplace: Workplace, project: Project, pool: Pool) -> None:
-        self.workplace = workplace
-        self.project = project
-        self.pool = pool
-        project.upload({image.name: image.path.read_bytes() for image in pool.images} | BROKEN)
-        self.task_ids = {task.file: task.id for task in project.tasks()}
-        self.truth = {image.name: image.label for image in pool.images} | dict.fromkeys(BROKEN, pool.labels[0])
-
-    def label(self, files: list[str]) -> None:
-        """Label files as the annotator would."""
-        for file in files:
-            self.project.annotate(self.task_ids[file], self.truth[file])
+    def __init__(self, workplace: Workplace, annotator: Annotator, pool: Pool) -> None:
+        self.workplace, self.annotator, self.pool = workplace, annotator, pool
+        self.project = annotator.project
+        self.project.upload(BROKEN)
 
     def rank(self, version: str) -> Round:
         """Retrieve predictions of every task, and switch the project to the version that made them."""
-        self.project.retrieve_predictions(list(self.task_ids.values()))
+        self.project.retrieve_predictions([task.id for task in self.project.tasks()])
         activate(self.workplace, self.project.id, version)
         tasks = self.project.tasks(ordering="tasks:predictions_score")
         model_version = self.project.settings()["model_version"]
@@ -72,10 +64,12 @@ class Loop:
 
 
 @pytest.fixture
-def loop(workplace: Workplace, project: Project, digits: Pool) -> Loop:
+def loop(workplace: Workplace, annotator: Annotator, digits: Pool) -> Loop:
     """A project whose first tasks are labelled, one broken file among them."""
-    loop = Loop(workplace, project, digits)
-    loop.label([image.name for image in digits.images[:FIRST]] + ["broken-labelled.png"])
+    loop = Loop(workplace, annotator, digits)
+    annotator.label_first(FIRST)
+    [broken] = [task.id for task in loop.project.tasks() if task.file == "broken-labelled.png"]
+    loop.project.annotate(broken, digits.labels[0])
     return loop
 
 
@@ -89,7 +83,7 @@ def test_what_the_model_knows_least_about_comes_first(loop: Loop, serve: Serve):
         check_scores_are_those_of_torch(loop, first)
         check_lowest_score_comes_first(loop, first)
 
-        loop.label([image.name for image in loop.pool.images[FIRST : FIRST + MORE]])
+        loop.annotator.label(*list(loop.annotator.truth)[FIRST : FIRST + MORE])
         second_training = train(loop.workplace, loop.project.id, QUICK_TRAINING)
         server.wait_for(second_training.version)
         second = loop.rank(second_training.version)
@@ -131,4 +125,4 @@ def check_lowest_score_comes_first(loop: Loop, ranked: Round) -> None:
     unlabelled = [task for task in ranked.tasks if not task.labelled]
     for task in unlabelled[:3]:
         assert loop.project.next_task_id() == task.id
-        loop.project.annotate(task.id, loop.truth[task.file])
+        loop.annotator.label(task.id)

@@ -15,11 +15,10 @@ import pytest
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests
 from demo.label_studio import LabelStudio
-from demo.pool import Pool
 from demo.processes import Child, free_port, running
 from demo.product import CHECKOUT, Workplace
 from demo.project import Project
-from tests.system.conftest import QUICK_TRAINING, RestartableLabelStudio, Serve
+from tests.system.conftest import QUICK_TRAINING, Annotator, RestartableLabelStudio, Serve
 
 TIMEOUT_S = 240.0
 ROUND = 10  # labels
@@ -54,30 +53,6 @@ class Watch:
         return int(self.child.popen.returncode)
 
 
-@dataclass
-class Oracle:
-    """Labels tasks of a project as a person would who knows the truth."""
-
-    project: Project
-    truth: dict[int, str]
-    """Of each task, in the order of their numbers."""
-
-    def label(self, *tasks: int) -> None:
-        for task in tasks:
-            self.project.annotate(task, self.truth[task])
-
-    def label_first(self, count: int) -> None:
-        self.label(*list(self.truth)[:count])
-
-
-@pytest.fixture
-def oracle(project: Project, digits: Pool) -> Oracle:
-    """Fill the project with the digits."""
-    project.upload({image.name: image.path.read_bytes() for image in digits.images})
-    truth = {image.name: image.label for image in digits.images}
-    return Oracle(project, {task.id: truth[task.file] for task in project.tasks()})
-
-
 @contextlib.contextmanager
 def watching(workplace: Workplace, project: Project, server: str, *options: str) -> Iterator[Watch]:
     """Run a watch for as long as the block lasts."""
@@ -88,9 +63,9 @@ def watching(workplace: Workplace, project: Project, server: str, *options: str)
         yield Watch(child, project, workplace)
 
 
-def test_two_rounds_close_the_loop(workplace: Workplace, project: Project, oracle: Oracle, serve: Serve) -> None:
+def test_two_rounds_close_the_loop(workplace: Workplace, project: Project, annotator: Annotator, serve: Serve) -> None:
     """Score column, the Data Manager's ascending sort and the label stream agree after each, without a click."""
-    oracle.label_first(ROUND)
+    annotator.label_first(ROUND)
     with (
         serve(workplace) as server,
         watching(workplace, project, server.url, "--labels", str(ROUND), "--rounds", "2") as watch,
@@ -99,7 +74,7 @@ def test_two_rounds_close_the_loop(workplace: Workplace, project: Project, oracl
         watch.wait_for(r"; ranked 38 tasks by ")
         first = project.settings()["model_version"]
         for _ in range(ROUND):
-            oracle.label(project.next_task_id())
+            annotator.label(project.next_task_id())
         assert watch.wait_for_end() == 0
     second = project.settings()["model_version"]
     assert second == Repository(workplace.models).current() > first
@@ -110,18 +85,18 @@ def test_two_rounds_close_the_loop(workplace: Workplace, project: Project, oracl
     assert scores == sorted(set(scores))
     for task in ranked[:20]:
         assert project.next_task_id() == task.id
-        oracle.label(task.id)
+        annotator.label(task.id)
 
 
 def test_start_training_starts_a_round_that_sigterm_may_interrupt(
     studio: LabelStudio,
     workplace: Workplace,
     project: Project,
-    oracle: Oracle,
+    annotator: Annotator,
     serve: Serve,
 ) -> None:
     """Without a new label; what was interrupted has left nothing, and is done when the watch is started again."""
-    oracle.label_first(2 * ROUND)
+    annotator.label_first(2 * ROUND)
     repository = Repository(workplace.models)
 
     def press_start_training() -> None:
@@ -150,10 +125,10 @@ def test_start_training_starts_a_round_that_sigterm_may_interrupt(
 
 
 def test_label_studio_and_the_server_may_be_away_for_a_while(
-    restartable: RestartableLabelStudio, workplace: Workplace, project: Project, oracle: Oracle, serve: Serve
+    restartable: RestartableLabelStudio, workplace: Workplace, project: Project, annotator: Annotator, serve: Serve
 ) -> None:
     """The watch says so once, and does what is due when they are back; what was trained is not trained again."""
-    oracle.label_first(ROUND)
+    annotator.label_first(ROUND)
     port = free_port()
     restartable.stop()
     try:
