@@ -95,8 +95,8 @@ class TestDecode:
             if interrupted:
                 partial = decoded.path.rename(decoded.path.with_suffix(".partial"))
                 os.truncate(partial, 128 + 50 * SIZE * SIZE * 3)
-                with decoded.path.with_suffix(".jsonl").open("a") as file:
-                    file.write('{"image": 7, "reason": "it was busy"}\nhalf a li')
+                faults = decoded.path.with_suffix(".jsonl")
+                faults.write_text('{"image": 7, "reason": "it was busy"}\n' + faults.read_text()[:-10])
             decoded = decode(pool, image_size=SIZE, cache=cache)
             assert [pool.references[row] for row in np.flatnonzero(~decoded.readable)] == names
             assert [name for name, _ in decoded.unreadable] == names
