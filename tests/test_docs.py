@@ -46,7 +46,11 @@ def test_links_lead_somewhere(page, link):
 
 
 @pytest.mark.parametrize(
-    ("page", "path"), found(r"`((?:deploy|requirements|tests)/[\w./-]+)`", ["README.md", "docs/operations.md"])
+    ("page", "path"),
+    found(
+        r"`((?:contract|server|trainer|deploy|requirements|tests)/[\w./-]+)`",
+        ["README.md", "docs/architecture.md", "docs/operations.md"],
+    ),
 )
 def test_files_that_are_named_exist(page, path):
     """Each path in the checkout is one."""
