@@ -385,3 +385,6 @@ MALICIOUS = (
     probe("a-probe-of-two-shapes", replace_array(features=np.zeros((3, 16), np.float32))),
     probe("a-probe-of-nothing", replace_array(images=np.zeros((0, 8, 8, 3), np.uint8))),
 )
+
+ONE_OF_EACH = tuple({(case.error, case.seen_by, case.name[:4] == "int8"): case for case in MALICIOUS}.values())
+"""A case for each step that refuses versions."""

@@ -1,17 +1,17 @@
-"""Versions made to do harm do not get through the trainer's validation either: it opens those that it compares with."""
+"""Versions made to do harm do not get through the trainer's validation either, one for each step that refuses."""
 
 import pytest
 
 from bench.tiny_model import TinyModel, publish
 from contract.errors import LabelnextError
 from contract.versions.repository import Repository
-from tests.malicious import MALICIOUS
+from tests.malicious import ONE_OF_EACH
 from trainer.model.validation import validate_version
 
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.mark.parametrize("case", MALICIOUS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.name)
 def test_it_is_refused(tmp_path, case):
     """The way `check` opens a version, and the way an int8 trunk is validated."""
     repository = Repository(tmp_path / "models")
