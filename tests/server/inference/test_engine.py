@@ -44,19 +44,13 @@ def test_outputs_have_the_documented_shapes(version):
     assert outputs.pass_probabilities.shape == (3, 7, 3)
 
 
-def test_scores_do_not_depend_on_the_batch(version):
-    """Padding and company change no score."""
+def test_scores_depend_neither_on_the_batch_nor_on_the_engine(version):
+    """Padding and company change no score; replicas give the same to the last bit."""
     engine, images = make_engine(version), draw_images(7)
-    together = engine.run(images).bald
+    together = engine.run(images)
     alone = np.concatenate([engine.run(image[None]).bald for image in images])
-    np.testing.assert_allclose(together, alone, atol=1e-6)
-
-
-def test_two_engines_of_a_version_agree_exactly(version):
-    """Replicas give the same score to the last bit."""
-    images = draw_images(4)
-    first, second = make_engine(version).run(images), make_engine(version).run(images)
-    assert np.array_equal(first.pass_probabilities, second.pass_probabilities)
+    np.testing.assert_allclose(together.bald, alone, atol=1e-6)
+    assert np.array_equal(together.pass_probabilities, make_engine(version).run(images).pass_probabilities)
 
 
 def test_given_masks_replace_the_engines(version):
@@ -121,7 +115,7 @@ def test_specialised_and_dense_heads_agree(version, monkeypatch, images, special
     assert used[2] is engine._head
 
 
-def test_thinned_heads_need_their_weights_no_longer(version, monkeypatch):
+def test_specialised_heads_need_their_weights_no_longer(version, monkeypatch):
     """What is opened has copies of its own: the memory that the weights came in is spoilt, and then reused."""
     spoilt = []
     monkeypatch.setattr(
@@ -136,7 +130,7 @@ def test_thinned_heads_need_their_weights_no_longer(version, monkeypatch):
     np.testing.assert_allclose(engine.run_passes(features).pass_probabilities, dense, atol=1e-5)
 
 
-def test_thinned_heads_whose_weights_are_not_packed_are_not_used(version, monkeypatch, caplog):
+def test_specialised_heads_whose_weights_are_not_packed_are_not_used(version, monkeypatch, caplog):
     """Onnxruntime would read memory that is no longer theirs."""
     real = engine_module._Opener.open
 
@@ -167,7 +161,7 @@ def test_fresh_masks_are_never_specialised(version, monkeypatch):
     assert not np.array_equal(first, second)
 
 
-def test_a_head_too_large_to_thin_is_served_dense(version, monkeypatch):
+def test_a_head_too_large_to_specialise_is_served_dense(version, monkeypatch):
     """The limit is one of memory, not of what can be served."""
     monkeypatch.setattr(engine_module, "_SPECIALISED_BYTES", 1000)
     engine = make_engine(version)
@@ -190,26 +184,21 @@ def test_versions_of_one_trunk_share_the_key_of_its_features(repository):
     assert not np.array_equal(first.run(images).bald, retrained.run(images).bald)
 
 
-def test_the_key_names_precision_and_provider(repository, monkeypatch):
-    """Features of 8-bit integers, or of a GPU, are others; so are those of two trunks in 8-bit integers."""
+def test_the_key_names_precision_provider_and_how_pixels_are_made(repository, monkeypatch):
+    """Each makes other features, and so do two trunks in 8-bit integers; a version outlives a server's pixels."""
     model = TinyModel.draw()
     version = repository.open(publish(repository, model=model, int8_of=model))
     again = repository.open(publish(repository, model=model, int8_of=TinyModel.draw(1)))
     keys = [make_engine(version, precision=precision).trunk_key for precision in (Precision.FP32, Precision.INT8)]
     keys.append(make_engine(again, precision=Precision.INT8).trunk_key)
-    on_gpu = make_engine(version)
+    engine = make_engine(version)
     monkeypatch.setattr(Engine, "provider", "cuda")
-    keys.append(on_gpu.trunk_key)
-    on_gpu.precision = Precision.FP16
-    keys.append(on_gpu.trunk_key)
-    assert len(set(keys)) == 5
-
-
-def test_the_key_names_how_this_server_makes_pixels(version, monkeypatch):
-    """A version outlives the server that it was published for; features of a former server's pixels must not."""
-    before = make_engine(version).trunk_key
+    keys.append(engine.trunk_key)
+    engine.precision = Precision.FP16
+    keys.append(engine.trunk_key)
     monkeypatch.setattr(engine_module, "RECIPE", "cropped-bicubic-2")
-    assert make_engine(version).trunk_key != before
+    keys.append(engine.trunk_key)
+    assert len(set(keys)) == 6
 
 
 @pytest.mark.parametrize("wanted", [Precision.INT8, Precision.AUTO])
@@ -227,26 +216,11 @@ def test_the_trunk_in_8_bit_integers_is_used_where_there_is_one(repository, want
 
 
 @pytest.mark.parametrize(
-    ("wanted", "reason"),
-    [
-        (Precision.INT8, "no trunk.int8.onnx; publish with `python -m trainer run --int8`"),
-        (Precision.FP16, "fp16 is for a GPU"),
-    ],
-)
-def test_a_precision_that_cannot_be_had_is_served_in_fp32_and_told(version, wanted, reason, caplog):
-    """The log says why, and of which version."""
-    engine, images = make_engine(version, precision=wanted), draw_images(3)
-    assert engine.precision == "fp32"
-    np.testing.assert_allclose(engine.compute_features(images), TinyModel.draw().features(images), atol=1e-5)
-    (record,) = caplog.records
-    assert (record.levelname, record.message, record.model_version) == ("WARNING", "served in fp32", version.name)
-    assert reason in record.reason
-
-
-@pytest.mark.parametrize(
     ("wanted", "device", "has_int8", "chosen", "reason"),
     [
         (Precision.INT8, Device.CUDA, True, Precision.FP32, "int8 is for the CPU"),
+        (Precision.INT8, Device.CPU, False, Precision.FP32, "no trunk.int8.onnx; publish with `python -m trainer run"),
+        (Precision.FP16, Device.CPU, True, Precision.FP32, "fp16 is for a GPU"),
         (Precision.AUTO, Device.CUDA, True, Precision.FP16, None),
         (Precision.FP16, Device.CUDA, False, Precision.FP16, None),
         (Precision.AUTO, Device.CPU, True, Precision.INT8, None),
@@ -255,10 +229,12 @@ def test_a_precision_that_cannot_be_had_is_served_in_fp32_and_told(version, want
     ],
 )
 def test_precision_is_what_is_asked_for_or_the_fastest(repository, caplog, wanted, device, has_int8, chosen, reason):
-    """Auto warns of nothing."""
+    """What cannot be had is served in fp32, and the log says why and of which version; auto warns of nothing."""
     version = repository.open(publish(repository, int8_of=TinyModel.draw() if has_int8 else None))
     assert engine_module._choose_precision(wanted, version, device) is chosen
-    assert [reason in record.reason for record in caplog.records] == ([True] if reason else [])
+    told = [(record.levelname, record.message, record.model_version) for record in caplog.records]
+    assert told == ([("WARNING", "served in fp32", version.name)] if reason else [])
+    assert all(reason in record.reason for record in caplog.records)
 
 
 def test_in_fp32_is_the_same_version_in_full_precision(repository):
@@ -283,20 +259,15 @@ def test_the_conversion_to_fp16_keeps_what_the_trunk_takes_and_gives(tmp_path):
     assert {tensor.data_type for tensor in converted.graph.initializer if tensor.dims} >= {onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize("images", [np.zeros((1, 9, 8, 3), np.uint8), np.zeros((1, 8, 8, 3)), draw_images(0)])
-def test_wrong_images_are_refused(version, images):
-    """Shape and dtype are checked, and the message names both."""
-    with pytest.raises(ValueError, match=r"expected uint8 images of shape \(N, 8, 8, 3\), got"):
-        make_engine(version).run(images)
-
-
-@pytest.mark.parametrize(
-    "features", [np.zeros((1, HIDDEN + 1), np.float32), np.zeros((1, HIDDEN)), np.zeros((0, HIDDEN), np.float32)]
-)
-def test_wrong_features_are_refused(version, features):
-    """Kept features may be of another trunk."""
-    with pytest.raises(ValueError, match=r"expected float32 features of shape \(N, 16\), got"):
-        make_engine(version).run_passes(features)
+def test_what_is_of_another_shape_or_type_is_refused(version):
+    """Kept features may be of another trunk; the message names both."""
+    engine = make_engine(version)
+    for images in (np.zeros((1, 9, 8, 3), np.uint8), np.zeros((1, 8, 8, 3)), draw_images(0)):
+        with pytest.raises(ValueError, match=r"expected uint8 images of shape \(N, 8, 8, 3\), got"):
+            engine.run(images)
+    for features in (np.zeros((1, HIDDEN + 1), np.float32), np.zeros((1, HIDDEN)), np.zeros((0, HIDDEN), np.float32)):
+        with pytest.raises(ValueError, match=r"expected float32 features of shape \(N, 16\), got"):
+            engine.run_passes(features)
 
 
 def test_a_failing_run_is_an_inference_error(version):
