@@ -135,6 +135,22 @@ def test_requests_take_turns(make_queues):
     assert [name for name in notes if name != "one"] == list(range(1000))
 
 
+def test_a_host_that_nobody_knows_has_its_turn_among_those_that_are_known(make_queues):
+    """However much is asked of these."""
+    queues, notes, gate = make_queues(threads=2), [], threading.Event()
+    for host in ("one", "other"):
+        Job(queues, host).outcome.result(timeout=10)
+    await_finished(queues)
+    blockers = [Job(queues, host, hold=gate.wait) for host in ("one", "other")]
+    assert all(job.began.wait(10) for job in blockers)
+    for number in range(40):
+        Job(queues, ("one", "other")[number % 2], notes=notes, name=number)
+    Job(queues, "new", notes=notes, name="new")
+    gate.set()
+    await_finished(queues)
+    assert notes.index("new") < 10
+
+
 def test_no_more_are_under_way_than_may_be(make_queues):
     """What has been fetched and not been scored holds the next back."""
     queues, notes = make_queues(threads=4, most_under_way=3), []
