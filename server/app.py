@@ -48,8 +48,8 @@ _AT_ONCE = OPEN | {"/setup"}
 _STATUS_LINE = 1000
 """Characters; proxies take a few thousand."""
 
-_CHECK = "labelnext.check"
-"""Where the application holds what judges heads."""
+_WANTS_BODY = "labelnext.wants_body"
+"""Where the application holds what says of a request's head, as a WSGI environment, whether the body will be read."""
 
 _PAGES = 4
 """Other requests that are handled at a time: they read the repository, whose volume may hang."""
@@ -81,10 +81,11 @@ def create_app(settings: Settings | None = None, *, fetcher: Fetcher | None = No
     app.json = FiniteJSON(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["labelnext"] = service
-    app.extensions[_CHECK] = _make_check(settings)
+    check_head = _make_check(settings)
+    app.extensions[_WANTS_BODY] = lambda environ: _wants_body(app, environ, check_head)
     _add_routes(app, service)
     _add_page(app, service)
-    _add_hooks(app, service)
+    _add_hooks(app, service, check_head)
     app.register_error_handler(Exception, lambda error: _to_json(error, service.metrics))
     service.start()
     return app
@@ -186,7 +187,7 @@ def _add_page(app: Flask, service: Service) -> None:
         return redirect(f"{version}/", 308)  # relative, for a proxy may have put a path or TLS in front
 
 
-def _add_hooks(app: Flask, service: Service) -> None:
+def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> None:
     pages = ConcurrencyLimiter(most_requests=_PAGES, most_waiting=_PAGES, most_bytes=service.settings.max_body_bytes)
 
     @app.before_request
@@ -194,7 +195,7 @@ def _add_hooks(app: Flask, service: Service) -> None:
         g.started = time.perf_counter()
         g.deadline = service.deadline() - _waited_s()
         g.token = logs.request_id.set(logs.accept_request_id(request.headers.get("X-Request-Id")))
-        app.extensions[_CHECK]()  # before there is a place for the request: strangers get none
+        check_head()  # before there is a place for the request: strangers get none
         g.place = ExitStack()
         if (route := _route()) is not None and route not in _AT_ONCE:
             limiter = service.limiter if route in _SCORING else pages
@@ -264,13 +265,13 @@ def _authorization() -> Authorization | None:
         return None
 
 
-def wants_body(app: Flask, environ: dict[str, Any]) -> bool:
-    """Whether the application will read a request's body, by its head alone: what it refuses is not waited for."""
+def _wants_body(app: Flask, environ: dict[str, Any], check_head: Callable[[], None]) -> bool:
+    """Whether a request's body will be read: what the application refuses by its head alone is not waited for."""
     with app.request_context(environ):
         if request.routing_exception is not None or request.method != "POST":
             return False
         try:
-            app.extensions[_CHECK]()
+            check_head()
         except HTTPException:
             return False
         return True

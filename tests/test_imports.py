@@ -23,7 +23,6 @@ LAYERS = {
 """The sub-packages of each package, from the bottom to the top. One imports those of lower layers, and modules beside
 the sub-packages that rely on nothing but these."""
 EXCEPTIONS = {
-    ("http", "server/app.py"),
     ("labels", "trainer/settings.py"),
     ("model", "trainer/settings.py"),
 }

@@ -237,13 +237,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _wants_body(self, conn: Connection, request: Any) -> bool:
         """Whether the application reads the body: a stranger's, or one that is too large, is not waited for."""
-        from server.app import wants_body  # which is not loaded before the fork
-
         try:
             _, environ = wsgi.create(request, conn.sock, conn.client, conn.server, self.cfg)
         except ConfigurationProblem:  # a thread meets it, too, and tells the client
             return False
-        return wants_body(self.wsgi, environ)
+        return bool(self.wsgi.extensions["labelnext.wants_body"](environ))
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
         """Send what a thread has left as the answer."""
