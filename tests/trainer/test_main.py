@@ -4,7 +4,7 @@ import io
 import json
 import os
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -65,79 +65,70 @@ def test_options_are_those_of_what_they_are_for():
     assert StudyTraining() == StudyTraining(**asdict(Training()) | {"units": 256})
 
 
-def test_a_run_is_told_by_its_options():
-    """Each."""
-    source, training = options_of(
-        "run --export e.json --label-config c.xml --control label --weights none --train head --arch vgg11",
-        "--image-size 64 --epochs 3 --learning-rate 0.5 --weight-decay 0 --class-balance 0.5 --units 32 --dropout 0.3",
-        "--validation 0.4 --holdout-share 0.2 --passes 7 --int8 --seed 4 --device cpu",
-    )
-    assert source == Source(export=Path("e.json"), label_config=Path("c.xml"), control="label")
-    assert training == Training(
-        weights="none",
-        part="head",
-        architecture="vgg11",
-        image_size=64,
-        epochs=3,
-        learning_rate=0.5,
-        weight_decay=0.0,
-        class_balance=0.5,
-        units=32,
-        dropout=0.3,
-        validation=0.4,
-        holdout_share=0.2,
-        passes=7,
-        int8=True,
-        seed=4,
-        device="cpu",
-    )
+TOLD = {
+    "run --export e.json": {
+        "--label-config c.xml": ("label_config", Path("c.xml")),
+        "--control=-x": ("control", "-x"),
+        "--weights none": ("weights", "none"),
+        "--train head": ("part", "head"),
+        "--arch vgg11": ("architecture", "vgg11"),
+        "--image-size 64": ("image_size", 64),
+        "--epochs 3": ("epochs", 3),
+        "--learning-rate 0.5": ("learning_rate", 0.5),
+        "--weight-decay 0": ("weight_decay", 0.0),
+        "--class-balance 0.5": ("class_balance", 0.5),
+        "--units 32": ("units", 32),
+        "--dropout 0.3": ("dropout", 0.3),
+        "--validation 0.4": ("validation", 0.4),
+        "--holdout-share 0": ("holdout_share", 0.0),
+        "--passes 7": ("passes", 7),
+        "--int8": ("int8", True),
+        "--seed 4": ("seed", 4),
+        "--device cpu": ("device", "cpu"),
+    },
+    "rank --project 3": {
+        "--server http://c": ("server", "http://c"),
+        "--strategy margin": ("strategy", "margin"),
+        "--holdout-share 0": ("holdout_share", 0.0),
+        "--batch-size 50": ("batch_size", 50),
+        "--keep-duplicates": ("keep_duplicates", True),
+        "--keep-sampling": ("keep_sampling", True),
+        "--force": ("force", True),
+        "--incomplete": ("incomplete", True),
+        "--dry-run": ("dry_run", True),
+        "--control=-x": ("control", "-x"),
+        "--weights none": ("weights", "none"),
+        "--arch vgg11": ("architecture", "vgg11"),
+        "--image-size 96": ("image_size", 96),
+    },
+    "simulate --images pool": {
+        "--out there": ("out", Path("there")),
+        "--strategies margin,random": ("strategies", ("margin", "random")),
+        "--name Pets": ("name", "Pets"),
+        "--manifest pool.csv": ("manifest", Path("pool.csv")),
+        "--test 0.4": ("test_share", 0.4),
+        "--long-tail 50": ("long_tail", 50.0),
+        "--seeds 3": ("seeds", 3),
+        "--initial 20": ("initial", 20),
+        "--query 10": ("query", 10),
+        "--rounds 4": ("rounds", 4),
+        "--workers 6": ("workers", 6),
+        "--units 32": ("units", 32),
+    },
+}
 
 
-def test_a_ranking_is_told_by_its_options():
-    """Each."""
-    [told] = options_of(
-        "rank --project 3 --server http://c --strategy margin --holdout-share 0 --batch-size 50 --keep-duplicates",
-        "--keep-sampling --force --incomplete --dry-run --control=-x --weights none --arch vgg11 --image-size 96",
+@pytest.mark.parametrize(("command", "options"), TOLD.items(), ids=TOLD)
+def test_every_option_reaches_its_field(command, options):
+    """And changes nothing else; alone, and all together."""
+    plain = options_of(command)
+    for option, (name, value) in options.items():
+        expected = [replace(each, **{name: value}) if hasattr(each, name) else each for each in plain]
+        assert options_of(command, option) == expected != plain
+    together = options_of(command, *options)
+    assert all(
+        getattr(each, name) == value for each in together for name, value in options.values() if hasattr(each, name)
     )
-    assert told == RankOptions(
-        project=3,
-        server="http://c",
-        strategy="margin",
-        holdout_share=0.0,
-        batch_size=50,
-        keep_duplicates=True,
-        keep_sampling=True,
-        force=True,
-        incomplete=True,
-        dry_run=True,
-        control="-x",
-        weights="none",
-        architecture="vgg11",
-        image_size=96,
-    )
-
-
-def test_a_study_is_told_by_its_options():
-    """Each that a training has not."""
-    studied, training = options_of(
-        "simulate --images pool.zip --name Pets --manifest pool.csv --out there --strategies margin,random --seeds 3",
-        "--initial 20 --query 10 --rounds 4 --test 0.4 --long-tail 50 --workers 6 --units 32",
-    )
-    assert studied == StudyOptions(
-        images=Path("pool.zip"),
-        out=Path("there"),
-        strategies=("margin", "random"),
-        name="Pets",
-        manifest=Path("pool.csv"),
-        test_share=0.4,
-        long_tail=50.0,
-        seeds=3,
-        initial=20,
-        query=10,
-        rounds=4,
-        workers=6,
-    )
-    assert training == StudyTraining(units=32)
 
 
 @pytest.mark.parametrize(
