@@ -50,6 +50,7 @@ _LONGEST_HEALTH_S = 1.0
 _MOST_GROWTH_MB = 50.0
 _SWAPS_A_REQUEST = 50 / 10_000
 _EXAMPLES = 20
+_QUANTILES = {"p50 s": 0.5, "p99 s": 0.99, "max s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def _report(
             {
                 "requests": kind,
                 "sent": len(seconds),
-                **{f"p{100 * q:g} s": percentile(seconds, q) for q in (0.5, 0.99, 1)},
+                **{name: percentile(seconds, share) for name, share in _QUANTILES.items()},
             }
             for kind, seconds in by_kind.items()
             if seconds
