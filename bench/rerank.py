@@ -71,18 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for labels in (options.labels, options.more_labels)
     )
     assert first.version.manifest.trunk == second.version.manifest.trunk, "two heads on one trunk were expected"
-    versions = (first.version, second.version)
-    photos = second.photos[: options.images]
     settings = {"LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900", "LABELNEXT_PROVIDER": options.provider}
-    with image_host(photos) as host:
-        references = [host.reference(photo) for photo in photos]
-        say("images from a web server")
-        from_web = {**settings, "LABELNEXT_ALLOWED_ORIGINS": host.url}
-        web = _rerank(versions, references, from_web, rounds=options.rounds)
-    root = common_folder(photos)
-    references = [f"/data/local-files/?d={quote(photo.relative_to(root).as_posix())}" for photo in photos]
-    say("images from local files")
-    local = _rerank(versions, references, {**settings, "LABELNEXT_LOCAL_FILES_ROOT": str(root)}, rounds=options.rounds)
+    versions, photos = (first.version, second.version), second.photos[: options.images]
+    web = _rerank_from_web(versions, photos, settings, rounds=options.rounds)
+    local = _rerank_from_local_files(versions, photos, settings, rounds=options.rounds)
     small = trained(image_size=options.growth_image_size, part="head", labels=options.labels)
     few, many = _grow(small, small_images(options.few + options.many), settings, few=options.few)
     print_table([{"images from": name, **row} for name, row in (("web server", web), ("local files", local))])
@@ -120,6 +112,24 @@ def summarise(scored: Sequence[Scored], *, restarted: Scored) -> dict[str, float
         "images_per_s_again": again,
         "images_per_s_again_after_restart": restarted.rate,
     }
+
+
+def _rerank_from_web(
+    versions: Sequence[Version], photos: Sequence[Path], settings: Mapping[str, str], *, rounds: int
+) -> dict[str, float]:
+    say("images from a web server")
+    with image_host(photos) as host:
+        references = [host.reference(photo) for photo in photos]
+        return _rerank(versions, references, {**settings, "LABELNEXT_ALLOWED_ORIGINS": host.url}, rounds=rounds)
+
+
+def _rerank_from_local_files(
+    versions: Sequence[Version], photos: Sequence[Path], settings: Mapping[str, str], *, rounds: int
+) -> dict[str, float]:
+    say("images from local files")
+    root = common_folder(photos)
+    references = [f"/data/local-files/?d={quote(photo.relative_to(root).as_posix())}" for photo in photos]
+    return _rerank(versions, references, {**settings, "LABELNEXT_LOCAL_FILES_ROOT": str(root)}, rounds=rounds)
 
 
 def _rerank(
