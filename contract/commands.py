@@ -14,7 +14,7 @@ import click
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from contract.settings import describe, explain, written
+from contract.settings import describe, explain, quote, written
 
 _WIDTH: Final = 110
 
@@ -152,7 +152,7 @@ class _Checked(click.ParamType[Any]):
         try:
             return TypeAdapter(self._type).validate_python(value)
         except ValidationError as err:
-            self.fail(f"must be {next(explain(err))[1]}, got {value!r}", param, ctx)
+            self.fail(f"must be {next(explain(err))[1]}, got {quote(value)}", param, ctx)
 
 
 def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:

@@ -123,7 +123,7 @@ class SharedSettings:
         except ValidationError as err:
             secrets = {item.name for item in fields(cls) if not item.repr}
             faults = [
-                f"{PREFIX}{name.upper()} must be {expected}, got {_quote(given[name], secret=name in secrets)}"
+                f"{PREFIX}{name.upper()} must be {expected}, got {quote(given[name], secret=name in secrets)}"
                 for name, expected in explain(err)
             ]
         raise ConfigError("; ".join(faults))
@@ -140,7 +140,8 @@ def explain(err: ValidationError) -> Iterator[tuple[str, str]]:
         yield name, _EXPECTED.get(fault["type"], re.sub("^(Input should be|Value error,) ", "", fault["msg"]))
 
 
-def _quote(value: str, *, secret: bool) -> str:
+def quote(value: str, *, secret: bool = False) -> str:
+    """Return what was given as a message may show it."""
     if secret:
         return "something else, which is not shown"
     return "one with a password" if "@" in value else repr(value)

@@ -8,7 +8,7 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 from contract.commands import Command, Option, parse
-from contract.settings import DECLARED, Count, split, text
+from contract.settings import DECLARED, Count, Url, split, text
 
 
 @dataclass(frozen=True, config=DECLARED)
@@ -27,6 +27,7 @@ class Told(Base):
     kind: Annotated[str, Option(choices=("a", "b"))] = "a"
     """Which."""
     where: Annotated[str | None, Option(once="go twice")] = None
+    link: Url | None = None
     """Where."""
     dry: bool = False
     """Do nothing."""
@@ -74,6 +75,7 @@ def test_values_come_from_their_fields_again():
         (["do", "--many", "x"], "'--many': must be a whole number, got 'x'"),
         (["do", "--kind", "c"], "'c' is not one of 'a', 'b'"),
         (["do", "--folder", "f"], "No such option '--folder'"),
+        (["do", "--link", "http://u:s3cret@h"], "got one with a password"),
         (["do", "--nome", "f"], "--nome is now called --name"),
         (["do", "--where", "a", "--where", "b"], "--where may be given once only: go twice"),
         (["both"], "Missing argument 'PLACE'"),
@@ -86,6 +88,7 @@ def test_an_error_is_told_with_the_usage(capsys, arguments, message):
         read(*arguments)
     error = capsys.readouterr().err
     assert message in error
+    assert "s3cret" not in error
     assert error.startswith("Usage: program ")
 
 
