@@ -162,7 +162,7 @@ class TestPublishers:
         assert machine("server").current() == first.name
 
 
-class TestMirror:
+class TestLocalCache:
     """What lies on a machine."""
 
     def test_it_keeps_the_version_in_use_and_the_one_before(self, machine):
@@ -241,7 +241,7 @@ class TestMirror:
     def test_two_repositories_do_not_share_one(self, machine, location, tmp_path):
         """Models and prefixes keep apart below the same folder."""
         roots = {
-            open_repository(where, model, tmp_path / "mirror").folder
+            open_repository(where, model, tmp_path / "cache").folder
             for where in (location, f"{location}/x", "s3://models")
             for model in ("a", "b")
         }
