@@ -337,4 +337,4 @@ class TestCommand:
         """By the option's name."""
         with pytest.raises(SystemExit):
             main([*self.ARGUMENTS, *wrong])
-        assert f"argument {wrong[0]}" in capsys.readouterr().err
+        assert f"Invalid value for '{wrong[0]}'" in capsys.readouterr().err
