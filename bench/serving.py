@@ -205,6 +205,7 @@ def serving(models: Path | str, *, log: Path, settings: Mapping[str, str], **mor
         stack.callback(server.stop)
         server.start()
         server.ready_s = server.wait_until_ready() - started
+        server.up = object()
         yield server
 
 
@@ -214,6 +215,9 @@ class Fleet:
     def __init__(self, url: str, replicas: Sequence[Server]) -> None:
         """Take the proxy's address and what stands behind it."""
         self.url = url
+        self.port = int(url.rpartition(":")[2])
+        self.up: object | None = object()
+        """As of a server: the proxy is always meant to answer."""
         self.replicas = tuple(replicas)
 
     def wait_until_ready(self, version: str | None = None) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from bench.serving import Server
+from bench.serving import Fleet, Server
 
 _INTERVAL_S = 0.05
 _FAILED_S = 10.0
@@ -17,26 +17,26 @@ Resident = tuple[tuple[int, ...], float]
 
 
 @contextmanager
-def probing(replicas: Iterable[Server]) -> Iterator[list[float]]:
-    """Ask each replica that is meant to answer for its /health every 50 ms; the list of seconds grows meanwhile.
+def probing(servers: Iterable[Server | Fleet]) -> Iterator[list[float]]:
+    """Ask each server that is meant to answer for its /health every 50 ms; the list of seconds grows meanwhile.
 
-    What a replica was being asked when it stopped being meant to answer does not count.
+    What a server was being asked when it stopped being meant to answer does not count.
     """
     seconds: list[float] = []
     over = threading.Event()
 
-    def probe(replica: Server) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=_FAILED_S)
+    def probe(server: Server | Fleet) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_FAILED_S)
         while not over.wait(_INTERVAL_S):
-            if (up := replica.up) is None:
+            if (up := server.up) is None:
                 connection.close()
                 continue
             taken = _ask(connection)
-            if replica.up is up:
+            if server.up is up:
                 seconds.append(taken)
         connection.close()
 
-    threads = [threading.Thread(target=probe, args=(replica,), name="probe") for replica in replicas]
+    threads = [threading.Thread(target=probe, args=(server,), name="probe") for server in servers]
     for thread in threads:
         thread.start()
     try:

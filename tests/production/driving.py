@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,32 +48,6 @@ class Client:
         seconds = time.monotonic() - started
         text = reply.data.decode()
         return Reply(reply.status, json.loads(text) if text[:1] in "{[" else text, dict(reply.headers), seconds)
-
-
-class Prober:
-    """Asks for /health every 50 ms, and remembers how long each answer took."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self.seconds = url, list[float]()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Prober:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(0.05):
-            started = time.monotonic()
-            urllib3.request("GET", f"{self.url}/health/live", retries=False, timeout=30)
-            self.seconds.append(time.monotonic() - started)
-
-    def quantile(self, q: float) -> float:
-        return sorted(self.seconds)[int(q * (len(self.seconds) - 1))]
 
 
 @contextmanager

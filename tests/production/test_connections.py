@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from bench.chaos.probes import probing
+from bench.load import percentile
 from bench.serving import Server, fleet, has_haproxy, serving
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
-from tests.production.driving import Prober, idle_connections
+from tests.production.driving import idle_connections
 from tests.server.conftest import make_predict_body, make_tasks
 
 AUTH = "Authorization: Basic dTpw\r\n"
@@ -144,9 +146,9 @@ def test_two_thousand_slow_clients_of_the_proxy_hold_up_nobody(tmp_path: Path):
     publish(Repository(tmp_path / "models"))
     with (
         fleet(tmp_path / "models", replicas=1, folder=tmp_path / "fleet", settings={}) as behind,
-        Prober(behind.url) as prober,
+        probing([behind]) as health,
         idle_connections(behind.url, 2000, posted(b"", length=1000)),
     ):
         time.sleep(3)
-    assert len(prober.seconds) > 10
-    assert prober.quantile(0.99) < 1.0
+    assert len(health) > 10
+    assert percentile(health, 0.99) < 1.0

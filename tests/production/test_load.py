@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.chaos.probes import probing
 from bench.hosts import Handler, Host, Request, host, reply, silence
+from bench.load import percentile
 from bench.serving import Server, serving
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
-from tests.production.driving import Client, Prober, idle_connections
+from tests.production.driving import Client, idle_connections
 from tests.server.conftest import make_task, make_tasks
 from tests.server.inference.test_scoring import make_png
 
@@ -61,15 +63,15 @@ def scored(reply) -> int:
 
 def test_probes_answer_while_everything_is_busy_and_patience_answers_everybody(serve: Serve, slow_host: Host):
     """Ten times as many requests as places, and strangers that hold connections: health within 1 s, all are scored."""
-    with serve(threads=4, allowed_origins=slow_host.url) as (client, _):
+    with serve(threads=4, allowed_origins=slow_host.url) as (client, server):
         with (
             idle_connections(client.url, 20, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Le"),
-            Prober(client.url) as prober,
+            probing([server]) as health,
         ):
             replies = [client.start_predict(slow_tasks(slow_host, 8)) for _ in range(40)]
             assert [scored(reply.result(120)) for reply in replies] == [8] * 40
-        assert len(prober.seconds) > 50
-        assert prober.quantile(0.99) < 1.0
+        assert len(health) > 50
+        assert percentile(health, 0.99) < 1.0
 
 
 def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(serve: Serve, slow_host: Host):
@@ -107,9 +109,9 @@ def test_a_host_that_hangs_does_not_hold_up_the_others(serve: Serve):
 def test_clients_that_do_not_finish_are_let_go(serve: Serve):
     """Heads that do not arrive, and bodies that do not, end after their time and cost nobody else anything."""
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with serve(deadline_s=8) as (client, _):
+    with serve(deadline_s=8) as (client, server):
         with (
-            Prober(client.url) as prober,
+            probing([server]) as health,
             idle_connections(client.url, 30, head) as heads,
             idle_connections(client.url, 8, head + b"Content-Length: 1000\r\n\r\n{") as bodies,
         ):
@@ -120,7 +122,7 @@ def test_clients_that_do_not_finish_are_let_go(serve: Serve):
             for connection in bodies:
                 connection.settimeout(30)
                 assert b" 408 " in connection.recv(1000).partition(b"\r\n")[0]
-        assert prober.quantile(0.99) < 1.0
+        assert percentile(health, 0.99) < 1.0
 
 
 def test_a_server_that_is_told_to_stop_answers_what_it_has_accepted(serve: Serve, slow_host: Host):
