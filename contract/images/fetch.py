@@ -186,15 +186,7 @@ class Fetcher:
     ) -> Fetched:
         """Return the bytes that the reference stands for, unless its source says that they are those of `known`.
 
-        Args:
-            reference: as in `fetch`.
-            known: what was returned beside the bytes that the caller has; None asks for the bytes.
-            task_id: as in `fetch`.
-            project_id: as in `fetch`.
-            deadline: as in `fetch`.
-
-        Raises:
-            FetchError: as `fetch` does.
+        Takes and raises what `fetch` does; `known` is what was returned beside the bytes that the caller has.
         """
         end = self._clock() + self._settings.total_timeout_s
         context = FetchContext(public_name(reference), end if deadline is None else min(end, deadline), self._clock)

@@ -111,12 +111,11 @@ def _read(requests: Documents, file: str) -> TrainingRequest | None:
     try:
         document = json.loads(requests.read(file))
         project, at = document["project"], document["at"]
+        if not isinstance(at, str) or not (project is None or type(project) is int):
+            raise TypeError(f"a project's number and a time were expected, found {project!r:.40} and {at!r:.40}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
         _logger.warning("%s/%s is no request to train and is passed over: %s", requests.location, file, err)
-        return None
-    if not isinstance(at, str) or not (project is None or type(project) is int):
-        _logger.warning("%s/%s is no request to train and is passed over", requests.location, file)
         return None
     return TrainingRequest(project, at, (file,))
