@@ -2,8 +2,10 @@
 
 import dataclasses
 import threading
+import time
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -197,6 +199,13 @@ def test_a_body_that_is_too_large_gets_no_place(start_app, settings):
     with limiter.enter(2000, deadline=float("inf")):
         reply = client.post("/predict", data=b"x" * 1001)
     assert (reply.status_code, reply.json["error"]) == (413, "request_entity_too_large")
+
+
+def test_what_a_request_took_to_come_in_counts_towards_its_deadline(client):
+    """Label Studio's patience began with its first byte."""
+    came = {"gunicorn.socket": SimpleNamespace(began=time.monotonic() - 1000)}
+    reply = client.post("/predict", json=make_predict_body(make_tasks(1)), environ_overrides=came)
+    assert (reply.status_code, reply.json["error"]) == (503, "overloaded")
 
 
 def test_credentials_that_are_not_ascii_are_wrong(start_app, settings):

@@ -187,11 +187,13 @@ def test_the_file_holds_no_address(cache, folder):
 
 def test_who_waits_to_be_written_is_found_and_nobody_waits_for_it(open_cache, file, faults):
     """While another process holds the file: values are kept up to a bound, found, dropped beyond, and written after."""
-    cache, large = open_cache(max_bytes=64 * MAX_BYTES), 2**14
+    cache, large, is_writing = open_cache(max_bytes=64 * MAX_BYTES), 2**14, threading.Event()
+    write, cache._table.write = cache._table.write, lambda *values: is_writing.set() or write(*values)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         for number in (1, 2):
             put(cache, "first", number)
+            assert is_writing.wait(10)  # the second is newer than what is being written
             assert get(cache, "first") == number
         for number in range(2 * MAX_PENDING_BYTES // 2**16):
             put(cache, number, number, large)
