@@ -20,7 +20,8 @@ from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
 from server.inference.batching import Batcher, ImageScores
-from server.inference.engine import Engine, EngineOptions, check_device
+from server.inference.cuda import check_device
+from server.inference.engine import Engine, EngineOptions
 from server.inference.feature_cache import FeatureCache
 from server.inference.models import Models
 from server.inference.resources import available_cpus

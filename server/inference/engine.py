@@ -1,12 +1,10 @@
-"""A version made ready to run: the only file that knows onnxruntime.
+"""A version made ready to run.
 
 Lowers the literal graph, so that the trunk runs once per image and all passes of a batch in one run of the head, and
 says on which device and in which precision it really runs.
 """
 
-import contextlib
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto
 
 from contract.errors import ConfigError, LabelnextError
 from contract.graph.builder import OUTPUTS
@@ -26,19 +24,18 @@ from contract.graph.specialised_heads import SpecialisedHeads, specialise
 from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Manifest
 from contract.versions.version import INT8_TRUNK_FILE, Version
+from server.inference.cuda import CUDA, choose_device
 from server.settings import Device, MaskPolicy, Precision
 
 Images = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
 
-_CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _CUDA_OPTIONS = {
     "use_tf32": "0",  # its 10-bit mantissa moves BALD by more than the probe allows
     "cudnn_conv_algo_search": "HEURISTIC",  # the default search stalls at each new batch size
     "arena_extend_strategy": "kSameAsRequested",  # two versions must fit while one replaces the other
 }
-_FATAL_ONLY = 4
 _TRUNK_IMAGES = 16
 """In one run of a trunk on the CPU: as fast as more, and VGG-16's feature maps at 224 pixels take 0.5 GB."""
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -87,7 +84,7 @@ class Engine:
         self.buckets = batch_buckets(options.max_batch_images)
         self._options = options
         self._opened = version
-        device = _choose_device(options.device)
+        device = choose_device(options.device)
         opener = _Opener(version.path, options, device)
         self.precision, self._trunk = opener.open_trunk(lowered, version)
         self._head = opener.open(lowered.head)
@@ -200,19 +197,6 @@ def batch_buckets(most: int) -> tuple[int, ...]:
     return (*(2**i for i in range((most - 1).bit_length())), most)
 
 
-def check_device(wanted: Device) -> None:
-    """Fail now, rather than at the first version, if CUDA is demanded and cannot be had.
-
-    Raises:
-        ConfigError: saying why not.
-    """
-    if wanted is Device.CUDA and (fault := _cuda_fault()) is not None:
-        raise ConfigError(
-            f"LABELNEXT_PROVIDER=cuda, but {fault}; install requirements/server-gpu.txt, give the process a GPU, "
-            "or set LABELNEXT_PROVIDER=auto"
-        )
-
-
 def _trunk_model(lowered: Lowered, version: Version, precision: Precision) -> ModelProto:
     if precision is Precision.INT8:
         return load_graph(version.path / INT8_TRUNK_FILE, weights_bytes=0)
@@ -293,7 +277,7 @@ class _Opener:
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
             settings.add_external_initializers(list(weights), values)
-        providers = [(_CUDA, _CUDA_OPTIONS), _CPU] if self.device is Device.CUDA else [_CPU]
+        providers = [(CUDA, _CUDA_OPTIONS), _CPU] if self.device is Device.CUDA else [_CPU]
         session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers)
         session.disable_fallback()  # a failing GPU is an error to report, not a reason to go on 50 times slower
         if self.options.device is Device.CUDA and _device_name(session) != Device.CUDA:
@@ -304,48 +288,5 @@ class _Opener:
         return session
 
 
-def _choose_device(wanted: Device) -> Device:
-    """Return the CPU or CUDA."""
-    check_device(wanted)
-    if wanted is Device.AUTO and _CUDA in onnxruntime.get_available_providers():
-        if (fault := _cuda_fault()) is None:
-            return Device.CUDA
-        _log.warning("onnxruntime-gpu is installed, but the CPU is used", extra={"reason": fault})
-    return Device.CUDA if wanted is Device.CUDA else Device.CPU
-
-
 def _device_name(session: onnxruntime.InferenceSession) -> str:
-    return Device.CUDA.value if session.get_providers()[0] == _CUDA else Device.CPU.value
-
-
-def _cuda_fault() -> str | None:
-    """Return why CUDA cannot be used; None if it can."""
-    offered = onnxruntime.get_available_providers()
-    if _CUDA not in offered:
-        return f"this onnxruntime offers only {', '.join(offered)}"
-    return _try_cuda()
-
-
-def _try_cuda() -> str | None:
-    """Run a graph of one node on CUDA; return what is wrong, None if nothing is."""
-    if preload := getattr(onnxruntime, "preload_dlls", None):  # it does not look for what pip installed by itself
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses, and stdout belongs to results
-            preload(directory="")
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = _FATAL_ONLY  # a missing GPU is reported in our words
-    session = onnxruntime.InferenceSession(_one_node(), settings, providers=[_CUDA])
-    if session.get_providers()[0] != _CUDA:
-        return "no CUDA device answers, or CUDA's libraries are missing (onnxruntime's messages are above)"
-    session.disable_fallback()
-    try:
-        session.run(None, {"x": np.zeros(1, np.float32)})
-    except Exception as err:  # onnxruntime's exceptions share no base class of their own
-        return f"a first run on it failed ({err})"
-    return None
-
-
-def _one_node() -> bytes:
-    axes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "one_node", axes[:1], axes[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())
+    return Device.CUDA.value if session.get_providers()[0] == CUDA else Device.CPU.value

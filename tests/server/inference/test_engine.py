@@ -10,7 +10,8 @@ from contract.errors import ConfigError, DropoutDead
 from contract.graph.masks import draw_masks
 from contract.graph.specialised_heads import specialise
 from server.inference import engine as engine_module
-from server.inference.engine import Engine, EngineOptions, InferenceError, batch_buckets, check_device
+from server.inference.cuda import check_device
+from server.inference.engine import Engine, EngineOptions, InferenceError, batch_buckets
 from server.settings import Device, MaskPolicy, Precision
 from tests.networks import open_session
 from tests.trainer.small import coloured_images, lively_network
@@ -295,7 +296,7 @@ def test_demanding_cuda_without_it_fails_at_once():
 def test_cuda_that_is_offered_but_not_there_is_noticed(version, monkeypatch):
     """onnxruntime-gpu on a machine without a GPU serves on the CPU, and refuses if CUDA is demanded."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr("server.inference.engine._try_cuda", lambda: "no CUDA device answers")
+    monkeypatch.setattr("server.inference.cuda._try_cuda", lambda: "no CUDA device answers")
     automatic = Engine(version, EngineOptions(threads=1))
     assert automatic.provider == "cpu"
     with pytest.raises(ConfigError, match="no CUDA device answers"):
