@@ -22,11 +22,6 @@ LAYERS = {
 }
 """The sub-packages of each package, from the bottom to the top. One imports those of lower layers, and modules beside
 the sub-packages that rely on nothing but these."""
-EXCEPTIONS = {
-    ("labels", "trainer/settings.py"),
-    ("model", "trainer/settings.py"),
-}
-"""A sub-package, and the module that it imports from above."""
 CONFINED = {
     "onnxruntime": {"server/inference", "trainer/model"},
     "flask": {"server"},
@@ -91,7 +86,7 @@ def test_sub_packages_import_downwards(package):
         for target in targets(file)
         if folder(target) != folder(file) and layer(target) >= layer(file)
     }
-    assert found - EXCEPTIONS == set()
+    assert found == set()
 
 
 def folder(file):

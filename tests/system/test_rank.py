@@ -280,7 +280,7 @@ def test_a_project_of_other_labels_is_refused_and_label_studio_names_both_lists(
     reason = "its labelling config has others (label: car, bus)"
     backend = {"project": project.id, "url": ranked.server.url, "title": "model"}
     refusal = str(json.loads(ranked.client.send("POST", "/api/ml/", body=backend, accepted=(400,))))
-    assert "Eins" in refusal  # a status line, from which Label Studio has it, holds Latin letters
+    assert "Eins" in refusal  # Label Studio has it from a status line, which is ASCII
     assert reason in refusal
     process = ranked.start(project=project)
     process.communicate(timeout=PATIENCE_S)
