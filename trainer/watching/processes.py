@@ -117,20 +117,13 @@ class Supervisor:
         self.sleep(0)
         started = time.monotonic()
         try:
-            child = subprocess.Popen(
-                [*PROGRAM, command, FROM_STDIN],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends the child in good order
-            )
+            child = _start(command)
         except OSError as err:
             return Outcome(1, {}, f"no process could be started: {err}", 0.0)
         with child:
-            output = _Tail(child.stdout)  # type: ignore[arg-type]  # a pipe, since it was asked for
-            errors = _Tail(child.stderr, copy=True)  # type: ignore[arg-type]  # likewise
-            with suppress(BrokenPipeError), child.stdin:  # type: ignore[union-attr]  # likewise
-                child.stdin.write(json.dumps(options, default=str).encode())  # type: ignore[union-attr]  # likewise
+            output, errors = _Tail(child.stdout), _Tail(child.stderr, copy=True)
+            with suppress(BrokenPipeError), child.stdin as stdin:  # type: ignore[union-attr]  # a pipe: it was asked for
+                stdin.write(json.dumps(options, default=str).encode())
             threading.Thread(target=self._await, args=(child,), daemon=True).start()
             number = self._events.get()
             if number != _ENDED:
@@ -157,12 +150,22 @@ class Supervisor:
             child.kill()
 
 
+def _start(command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*PROGRAM, command, FROM_STDIN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends the child in good order
+    )
+
+
 class _Tail:
     """The end of what comes through a pipe, read as it comes."""
 
-    def __init__(self, pipe: IO[bytes], *, copy: bool = False) -> None:
-        """Take the pipe, and whether to pass on to stderr what comes."""
-        self._pipe = pipe
+    def __init__(self, pipe: IO[bytes] | None, *, copy: bool = False) -> None:
+        """Take a child's pipe, and whether to pass on to stderr what comes."""
+        self._pipe: IO[bytes] = pipe  # type: ignore[assignment]  # None is where no pipe was asked for
         self._copy = copy
         self._end = b""
         self._thread = threading.Thread(target=self._drain, daemon=True)
