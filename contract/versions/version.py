@@ -98,7 +98,7 @@ class Version:
     def _open(self, name: str) -> BinaryIO:
         expected = self.manifest.files[name]
         try:
-            file = open_inside(self.path, name)
+            file = _open_inside(self.path, name)
         except FileNotFoundError as err:
             raise DigestError(
                 f"{name} of version {self.name} is missing, manifest.json says {expected.size_bytes} bytes; {_REMEDY}"
@@ -135,7 +135,7 @@ def is_kept(file: str) -> bool:
     return file in {MANIFEST_FILE, SIGNATURE_FILE} or file.startswith(f"{REPORT_FOLDER}/")
 
 
-def open_inside(folder: Path, name: str) -> BinaryIO:
+def _open_inside(folder: Path, name: str) -> BinaryIO:
     """Open a regular file in a version's folder; folders within it may not lead out of it.
 
     Raises:
@@ -148,8 +148,8 @@ def open_inside(folder: Path, name: str) -> BinaryIO:
 
 
 def read_beginning(folder: Path, name: str, most_bytes: int) -> bytes:
-    """Return the beginning of a file in a version's folder, with the errors of `open_inside`."""
-    with open_inside(folder, name) as file:
+    """Return the beginning of a file in a version's folder, with the errors of `_open_inside`."""
+    with _open_inside(folder, name) as file:
         return file.read(most_bytes)
 
 
