@@ -100,8 +100,7 @@ class Site:
 
     def address(self) -> tuple[str, int]:
         """Where the server listens."""
-        name, _, port = self.server.url.removeprefix("http://").partition(":")
-        return name, int(port)
+        return "127.0.0.1", self.server.port
 
     def ask(self, path: str, content: object, *, timeout_s: float = 150) -> tuple[int, Any]:
         """Send JSON, or bytes as they are, as somebody who may ask; return the status and the JSON of the answer."""
