@@ -226,10 +226,12 @@ class TestPredict:
             (b"[" * 100_000, "bad_request"),
             (b'"\xff"', "bad_request"),
             (b'{"tasks": 3}', "bad_request"),
+            (b'{"tasks": [], "label_config": "<View/>", "x": NaN}', "bad_request"),
+            (b'{"tasks": [], "label_config": "<View/>", "x": -Infinity}', "bad_request"),
             (json.dumps(make_predict_body([], config="<View/>")).encode(), "bad_config"),
             (json.dumps(make_predict_body([], config="no xml")).encode(), "bad_config"),
         ],
-        ids=["empty", "cut", "deep", "not-utf-8", "no-tasks", "no-choices", "no-xml"],
+        ids=["empty", "cut", "deep", "not-utf-8", "no-tasks", "nan", "infinity", "no-choices", "no-xml"],
     )
     def test_a_bad_envelope_is_the_clients_error(self, client, body, error):
         """It is answered with 400 and what is wrong."""

@@ -116,23 +116,16 @@ def test_an_image_that_fails_is_told_with_its_reason(client, repository):
     assert "task 8" in results[3]["error"]["detail"]
 
 
-def test_another_version_is_a_conflict(client, empty_client, repository):
-    """Scores of two versions do not belong into one ranking; the reply says which one is in use."""
+def test_another_version_is_a_conflict(client, start_app, settings, repository, tmp_path):
+    """Scores of two versions do not belong into one ranking; the reply says which one is in use, or that none is."""
     reply = client.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
     assert (reply.status_code, reply.json["error"]) == (409, "other_version")
     assert repository.current() in reply.json["detail"]
-
-
-@pytest.fixture
-def empty_client(start_app, settings, tmp_path):
     (tmp_path / "empty").mkdir()
-    return start_app(dataclasses.replace(settings, models=tmp_path / "empty")).test_client()
-
-
-def test_no_version_at_all_is_a_conflict_too(empty_client):
-    """Whoever asks waits until it has been loaded."""
-    reply = empty_client.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
+    empty = start_app(dataclasses.replace(settings, models=tmp_path / "empty")).test_client()
+    reply = empty.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
     assert (reply.status_code, reply.json["error"]) == (409, "other_version")
+    assert "none is in use" in reply.json["detail"]
 
 
 @pytest.mark.parametrize(
