@@ -103,7 +103,7 @@ def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_s
 
 
 @pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(multiple=True), make_inputs(images=2)])
-def test_findings_are_json(inputs):
+def test_data_are_json(inputs):
     """Neither NaN nor a numpy number is in them, with nothing held out either."""
     document = to_json(work_out(inputs), inputs.manifest)
     assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
