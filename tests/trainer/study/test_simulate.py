@@ -158,7 +158,9 @@ class TestFromEndToEnd:
         out = tmp_path / "study"
         for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
             process = begin(out)
-            assert ended(kill_midway(process, out, number), out)[:2] == (expected, [])
+            status, said, explained = ended(kill_midway(process, out, number), out)
+            assert (status, said) == (expected, [])
+        assert not any("leaked" in line for line in explained)
         assert 0 < count_rounds(out) < 8
         assert ended(begin(out), out)[0] == 0
         assert rounds_without_seconds(out) == rounds_without_seconds(whole[0])
