@@ -20,7 +20,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from contract.errors import ConfigError
 from trainer.labels.dataset import Indices
@@ -108,7 +107,7 @@ def _silent_workers() -> Iterator[None]:
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one ends it
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a process that is ended would leave
+    Bar.set_lock(threading.RLock())  # its own is a semaphore of the system, which a process that is ended would leave
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(threads)
 
