@@ -20,8 +20,9 @@ def test_a_host_answers_as_told_and_remembers_who_asked(address):
         found = http.request("GET", f"{url}?x=1", headers={"X-Secret": "1"})
         assert (found.status, found.data, found.headers["ETag"]) == (200, b"picture", '"1"')
         assert http.request("POST", f"{state.url}/b", body=b"text").status == 404
-        with socket.create_connection((state.address, state.port)):
-            pass
+        with socket.create_connection((state.address, state.port)) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
         state.otherwise = reply(status="999 Nonsense", connection="close")
         assert http.request("GET", state.url).status == 999
         assert [(each.path, each.body) for each in state.requests] == [("/a.png?x=1", b""), ("/b", b"text"), ("/", b"")]
