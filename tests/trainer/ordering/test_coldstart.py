@@ -55,7 +55,7 @@ def test_equal_images_are_one_cluster():
 
 
 def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
-    """The slice has its places, the rest covers; scores are evenly spaced; nothing is claimed."""
+    """The holdout has its places, the rest covers; scores are evenly spaced; nothing is claimed."""
     embeddings, members = clusters(np.random.default_rng(0), [80, 60, 40, 20])
     task_ids = np.random.default_rng(1).permutation(1000)[:200]
     found = arrange(task_ids, embeddings, project=3, holdout_share=0.1, batch_size=4)

@@ -161,11 +161,11 @@ def test_copies_of_what_the_random_holdout_brings_up_soon_are_put_back():
     """Those of its later tasks are not: what is only measured on must not keep all that is like it from training."""
     candidates, _ = pool(200, copies=2)
     found = arranged(candidates, holdout_share=0.3)
-    of_the_slice = found.order[found.held_out[found.order]]
-    soon = of_the_slice[: math.ceil(0.3 * ORDINARY["batch_size"])]
+    of_the_holdout = found.order[found.held_out[found.order]]
+    soon = of_the_holdout[: math.ceil(0.3 * ORDINARY["batch_size"])]
     twins = np.arange(200) ^ 1
     put_back = found.representative != np.arange(200)
-    alone = np.setdiff1d(np.flatnonzero(found.held_out), twins[found.held_out])  # whose twins are not of the slice
+    alone = np.setdiff1d(np.flatnonzero(found.held_out), twins[found.held_out])  # whose twins are not held out
     assert np.isin(alone, soon).any()
     np.testing.assert_array_equal(put_back[twins[alone]], np.isin(alone, soon))
     np.testing.assert_array_equal(found.representative[twins[np.intersect1d(alone, soon)]], np.intersect1d(alone, soon))
