@@ -201,6 +201,7 @@ def get(url, timeout_s=10):
     return urllib3.request("GET", url, retries=False, timeout=timeout_s)
 
 
+@pytest.mark.slow
 def test_slow_images_are_whole_and_what_hangs_hangs(bad_url, pictures):
     """They only take their time; until the client has had enough."""
     assert get(f"{bad_url}/slow/1.png").data == pictures[1].data
@@ -241,6 +242,7 @@ class TestProbing:
         replica.port, replica.up = slow.port, object()
         return replica
 
+    @pytest.mark.slow
     def test_answers_are_timed(self, replica):
         """From the question to the end of the answer."""
         with probing([replica]) as seconds:

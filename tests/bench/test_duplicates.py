@@ -59,6 +59,7 @@ def distinct_in_first_100(candidates, **options):
     return count_distinct(arrangement.order, np.arange(len(candidates.task_ids)) // 10, first=100)
 
 
+@pytest.mark.slow
 def test_the_default_order_hardly_repeats_itself(copied_pool):
     """Where each image has nine near-copies, 90 of the first 100 are different ones; plain BALD has fewer."""
     assert distinct_in_first_100(copied_pool, strategy=DEFAULT_STRATEGY) >= 90

@@ -4,6 +4,8 @@ from bench import evidence
 from bench.evidence import plan_studies
 from trainer.__main__ import read
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 
 @pytest.fixture
 def nothing_shared(monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ def test_a_rate_is_images_over_the_median_of_the_rounds():
     assert TIMINGS.images_per_s("a") == {1: pytest.approx(1 / 3), 4: 1.0}
 
 
+@pytest.mark.slow
 def test_a_round_runs_every_contender_once_on_each_of_its_batch_sizes():
     """Contenders take turns, batch size by batch size, after warm-ups: of a slow one, with its smallest batch alone."""
     calls = []

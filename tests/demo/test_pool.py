@@ -11,6 +11,7 @@ from demo.pool import DIGIT_COUNTS, read_pool, write_digits
 from demo.processes import DemoError
 
 
+@pytest.mark.slow
 def test_digits_have_a_long_tail(tmp_path: Path):
     """One class is in front, and the classes with few images are called rare."""
     write_digits(tmp_path)

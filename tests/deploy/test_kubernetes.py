@@ -102,6 +102,7 @@ def test_a_misspelt_field_would_be_noticed():
         kubernetes_validate.validate(document, VERSION, strict=True)
 
 
+@pytest.mark.slow
 @needs_kustomize
 @pytest.mark.parametrize(
     "components",

@@ -1,5 +1,6 @@
 import base64
 import io
+import time
 
 import numpy as np
 import pytest
@@ -97,3 +98,11 @@ def make_predict_body(tasks, config=CONFIG, context=None):
 
 def make_tasks(count, seed=0):
     return [make_task(100 + i, to_data_uri(pixels)) for i, pixels in enumerate(draw_images(count, seed))]
+
+
+def wait_until(condition):
+    """Wait for what another thread does."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)

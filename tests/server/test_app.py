@@ -176,6 +176,7 @@ class TestPredict:
         assert reply.status_code == 200
         assert [bool(element) for element in reply.json["results"]] == [True, False, False, False, True]
 
+    @pytest.mark.slow
     def test_the_largest_image_is_a_setting(self, start_app, settings, repository):
         """LABELNEXT_MAX_MEGAPIXELS bounds what is decoded, and raises the bound."""
         publish(repository)
@@ -218,6 +219,7 @@ class TestPredict:
         after = client.application.test_client().post("/predict", json=body).json["results"]
         assert {element["model_version"] for element in after} == {new}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("body", "error"),
         [
@@ -266,6 +268,7 @@ class TestFeatureCache:
         """Hits and misses so far."""
         return tuple(counted(client, f"feature_cache_{name}_total") for name in ("hits", "misses"))
 
+    @pytest.mark.slow
     def test_scores_are_the_same_to_the_bit(self, start_app, settings, repository):
         """Without a cache, when features are computed, and when they are known."""
         publish(repository)
@@ -275,6 +278,7 @@ class TestFeatureCache:
         assert [self.score(on), self.score(on)] == [expected] * 2
         assert (self.counted(off), self.counted(on)) == ((0, 0), (4, 4))
 
+    @pytest.mark.slow
     def test_a_head_only_retrain_costs_the_head(self, start_app, repository):
         """The new version's scores are its own, and its trunk is not run; under another trunk it is."""
         first = TinyModel.draw(0)
@@ -333,6 +337,7 @@ class TestPage:
 
 
 class TestWebhook:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "body",
         [
@@ -361,6 +366,7 @@ class TestWebhook:
         (request,) = find_requests(repository)
         assert request.project == 3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "project", [None, [], {}, {"id": None}, {"id": True}, {"id": -1}, {"id": "../3"}, {"id": 10**100}], ids=repr
     )

@@ -37,6 +37,7 @@ def check(reply):
     assert reply.status_code == 200 or {"error", "detail", "request_id"} <= document.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(0, 2**32))
@@ -46,6 +47,7 @@ def test_any_edit_of_a_body_is_answered(client, repository, route, number):
     check(client.post(route, data=mutate_json(json.dumps(body), number), content_type="application/json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reference",
     [

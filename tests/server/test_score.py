@@ -148,6 +148,7 @@ def test_passes_under_fresh_masks_are_refused(start_app, settings, repository):
     assert client.post("/score", json=make_score_body(repository.current())).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_deadline_that_passes_is_told_for_each_image(start_app, settings, repository):
     """`expired` means: ask again."""
     publish(repository)

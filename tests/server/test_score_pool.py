@@ -276,6 +276,7 @@ class TestShards:
             Folder("gopher://x")
 
 
+@pytest.mark.slow
 def test_a_pool_may_lie_in_a_bucket(job, version, tmp_path_factory, monkeypatch):
     """Shards are read from and written to s3:// URIs, what is there is skipped, and partial files go in the end."""
     with running_store(tmp_path_factory.mktemp("moto")) as store:

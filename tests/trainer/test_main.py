@@ -189,6 +189,7 @@ def test_several_processes_are_refused(train, models, monkeypatch, capsys):
 # ---- how it ends
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, models, capsys):
     """All else goes to stderr. Were one bit of a file changed, too little for the numbers to show, `check` says so."""
     assert train() == 0
@@ -277,6 +278,7 @@ def test_what_was_interrupted_says_how_to_go_on(monkeypatch, capsys, module, arg
     assert "run it again, and it goes on where it was" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
     """A supervisor sees 143, and finds no staging folder; the process's own handler is back afterwards."""
     before = signal.getsignal(signal.SIGTERM)
@@ -290,6 +292,7 @@ def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
 # ---- what it does
 
 
+@pytest.mark.slow
 def test_what_training_was_told_reaches_the_network_and_the_manifest(train, models, monkeypatch, caplog):
     """Decay and balance in the recipe; width and dropout in the network; int8 is tried, and may fail."""
     asked = []
@@ -315,6 +318,7 @@ def test_what_training_was_told_reaches_the_network_and_the_manifest(train, mode
     assert asked == [(64, 0.4), (None, None)]
 
 
+@pytest.mark.slow
 def test_versions_marks_the_current_one_and_rollback_moves_the_mark(train, models, capsys):
     """A row a version: name, when, images and figures. One that is not there is refused with those that are."""
     assert train() == 0

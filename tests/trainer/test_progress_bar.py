@@ -9,6 +9,8 @@ import termios
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from bench.hosts import host
 from trainer import progress_bar as bars
 from trainer.model import weights
@@ -32,6 +34,7 @@ def run(**options):
     return subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, check=True, timeout=60, **options)
 
 
+@pytest.mark.slow
 def test_without_a_terminal_progress_is_a_line_now_and_then():
     """With the rate and the time left; none is drawn over, and the last says that all is done."""
     said = run(stderr=subprocess.PIPE).stderr.decode()
@@ -46,6 +49,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then():
     assert 2 <= len(lines) <= 12
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_is_a_bar():
     """That is drawn over."""
     here, there = pty.openpty()

@@ -28,6 +28,8 @@ from trainer.publish import choose_probe_images
 from trainer.run import run
 from trainer.settings import Environment, Source, Training
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 TRAINING = Training(weights="none", image_size=32, epochs=2, device="cpu")
 QUICK = replace(TRAINING, epochs=1)
 THOROUGH = Training(weights="none", image_size=32, epochs=80, learning_rate=0.1, device="cpu")
@@ -91,7 +93,6 @@ def test_learns_and_keeps_the_order_of_the_classes(published):
     assert min(published.manifest.metrics.f1) > 0.5
 
 
-@pytest.mark.slow
 def test_a_seed_gives_the_same_weights_again(folders, environment):
     """Two runs publish files of equal bytes but for what belongs to the version; the second's report has both."""
     first, second = (train(folders, TRAINING, environment) for _ in range(2))
@@ -102,7 +103,6 @@ def test_a_seed_gives_the_same_weights_again(folders, environment):
     assert [point["version"] for point in document["curve"]] == [first.name, second.name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", ["all", "head"])
 def test_two_images_a_class_are_enough(tmp_path, environment, part):
     """One of each trains, one of each is held out."""
@@ -121,7 +121,6 @@ def test_one_class_is_refused(tmp_path, environment):
     assert left_behind(environment) == []
 
 
-@pytest.mark.slow
 def test_unreadable_images_are_counted_and_named(folders, environment, caplog):
     """The first few by name, and the rest by number; what can be read is trained on."""
     for number in range(7):
@@ -161,7 +160,6 @@ def test_file_names_that_are_no_text_cost_no_report(folders, environment, caplog
     assert "br\ufffd.png" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_class_folder_without_a_readable_image_is_no_label(folders, environment, caplog):
     """It is named with a warning; the others are trained on."""
     (folders / "empty").mkdir()
@@ -194,7 +192,6 @@ def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatc
     assert sorted(path.name for path in repository.folder.iterdir()) == sorted([before, "CURRENT"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_staging_folder(folders, environment, monkeypatch, number):
     """Whether by Ctrl-C or by a supervisor, an interrupted run cleans up."""
@@ -218,7 +215,6 @@ def many(tmp_path, monkeypatch):
     return write_folders(tmp_path / "many", each=27)
 
 
-@pytest.mark.slow
 def test_int8_publishes_the_trunk_in_8_bit_integers_too(many, environment):
     """With its digest in the manifest, and validated; without the option there is none."""
     version = train(many, HEAD_INT8, environment)
@@ -228,7 +224,6 @@ def test_int8_publishes_the_trunk_in_8_bit_integers_too(many, environment):
     assert train(many, replace(HEAD_INT8, int8=False), environment).int8_trunk_path is None
 
 
-@pytest.mark.slow
 def test_a_retrain_of_the_head_publishes_the_very_same_int8_trunk(many, environment):
     """Though there are other images to calibrate on: features that servers keep stay good. Other trunks have others."""
     first = train(many, HEAD_INT8, environment)
@@ -241,7 +236,6 @@ def test_a_retrain_of_the_head_publishes_the_very_same_int8_trunk(many, environm
     assert first.manifest.files["model.onnx.data"] != second.manifest.files["model.onnx.data"]
 
 
-@pytest.mark.slow
 def test_an_int8_trunk_that_ranks_otherwise_is_left_out(many, environment, tmp_path, monkeypatch, caplog):
     """The version is published all the same, with a warning and without a trace of it."""
 
@@ -313,7 +307,6 @@ def train_on_project(project, environment, **fields):
     return run(Source(project=5), replace(TRAINING, **fields), connected).manifest
 
 
-@pytest.mark.slow
 def test_a_project_is_measured_on_its_random_sample(project, environment):
     """The manifest says so, with the interval, the mean BALD and what was there before the labels were read."""
     manifest = train_on_project(project, environment)
@@ -329,7 +322,6 @@ def test_a_project_is_measured_on_its_random_sample(project, environment):
     assert manifest.training.advice.sentence.startswith("too early to say: 1 version so far, 3 are needed (macro-F1 ")
 
 
-@pytest.mark.slow
 def test_successive_versions_are_compared_on_it(project, environment):
     """The first with none, the next with the one before, which is not asked twice."""
     first = train_on_project(project, environment)
@@ -363,7 +355,6 @@ def test_a_copy_of_an_image_that_was_trained_on_is_not_measured_on(project, envi
     assert (manifest.training.validation_images, manifest.training.curve.images) == (33, 32)
 
 
-@pytest.mark.slow
 def test_without_a_random_sample_there_is_no_advice(project, environment, folders):
     """A part of each class is held out, as from folders."""
     manifest = train_on_project(project, environment, holdout_share=0.0)
@@ -373,7 +364,6 @@ def test_without_a_random_sample_there_is_no_advice(project, environment, folder
     assert (training.validation, training.project, training.advice) == ("split", None, None)
 
 
-@pytest.mark.slow
 def test_a_comparison_that_fails_costs_no_version(project, environment):
     """The version in use may be broken: a new one is what mends it."""
     train_on_project(project, environment)
@@ -429,7 +419,6 @@ def test_a_report_that_fails_costs_no_version(folders, environment, monkeypatch,
     assert "published without a report: no ink" in caplog.text
 
 
-@pytest.mark.slow
 def test_the_temperature_that_was_found_is_in_the_manifest(many, environment):
     """From 30 validation images on, unless all of them are right."""
     version = train(many, replace(TRAINING, validation=0.5, learning_rate=1e-4), environment)

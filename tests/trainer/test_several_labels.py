@@ -25,6 +25,8 @@ from trainer import run as run_module
 from trainer.run import run
 from trainer.settings import Environment, Source, Training
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 LABELS = ("red", 'a \u0301e <&" 🐾', "blue")
 CONFIG = """
 <View>

@@ -115,6 +115,7 @@ def entropy(probabilities, multiple):
     return torch.distributions.Categorical(probabilities).entropy()
 
 
+@pytest.mark.slow
 def test_features_hold_all_that_the_head_needs_of_an_image():
     """Where a connection goes past the Dropout, both tensors are handed over, flattened, one behind the other."""
     torch.manual_seed(0)
@@ -127,6 +128,7 @@ def test_features_hold_all_that_the_head_needs_of_an_image():
     np.testing.assert_allclose(Engine(lowered).trunk(images.numpy()), torch.cat(parts, dim=1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_part_takes_and_gives_what_is_documented(small_graph):
     """Images to features, float32 (N, F); features and masks to the outputs; the literal graph is not changed."""
     before = small_graph.SerializeToString(deterministic=True)
@@ -294,6 +296,7 @@ def test_file_that_is_no_graph_is_named(tmp_path):
         load_graph(tmp_path / "model.onnx", weights_bytes=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [torch.nn.Dropout(0.3, inplace=True), torch.nn.Dropout2d(0.3)], ids=repr)
 def test_randomness_that_no_mask_replaces_is_refused(layer):
     """It would make scores irreproducible; masks are of values, not of channels."""

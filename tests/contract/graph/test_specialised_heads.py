@@ -112,6 +112,7 @@ def test_a_specialised_head_computes_the_masked_passes(build, multiple, tmp_path
         np.testing.assert_allclose(value, getattr(dense, name), atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_torch_head_is_specialised_to_its_masked_loop(tmp_path):
     """What torch exports for a VGG's classifier is such a chain."""
     torch.manual_seed(0)

@@ -760,6 +760,7 @@ class TestLimits:
         with pytest.raises(FetchError, match="broke off"):
             make(label_studio_url=home.url).fetch(UPLOAD)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("head", "drip"),
         [

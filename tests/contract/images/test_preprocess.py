@@ -301,6 +301,7 @@ def _with_thumbnail():
     return exif.tobytes() + encode(Image.new("L", (16, 16)), "JPEG")
 
 
+@pytest.mark.slow
 def test_a_jpeg_of_more_than_the_bound_is_decoded_reduced(large):
     """What counts is what is in memory: an eighth of each side."""
     pixels = decode_image(large["sequential"], SPEC)

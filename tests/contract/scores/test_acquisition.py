@@ -57,6 +57,7 @@ def test_bald_lies_between_0_and_the_smaller_logarithm(values):
     assert (nats <= min(math.log(classes), math.log(passes)) + 1e-5).all()
 
 
+@pytest.mark.slow
 @given(logits, st.randoms(use_true_random=False))
 def test_bald_does_not_depend_on_the_order_of_passes(values, random):
     """Passes are exchangeable."""

@@ -36,6 +36,7 @@ def keys(bucket, prefix):
     return sorted(entry.key for entry in bucket.entries(prefix))
 
 
+@pytest.mark.slow
 def test_what_was_written_is_read(bucket):
     """Content comes back with a tag, which changes when the content does."""
     bucket.write("a/one", b"1")

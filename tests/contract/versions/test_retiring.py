@@ -13,6 +13,8 @@ from contract.errors import VersionInUse, VersionNotFound
 from contract.versions.repository import Repository
 from tests.versions import publish
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 CHECKOUT = Path(__file__).parents[3]
 
 

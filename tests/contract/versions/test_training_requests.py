@@ -66,6 +66,7 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
     assert new.at > old.at
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["ask 1", "ask 2", "list 1", "list 2", "remove 1", "remove 2"]), max_size=30))
 def test_no_order_of_steps_loses_a_request(steps):
     """Of two servers that ask and two trainers that answer: what nobody had found before it was removed is there."""

@@ -89,6 +89,7 @@ def test_these_tests_know_every_route(start_app):
     assert {rule.rule for rule in start_app().url_map.iter_rules()} == set(REQUESTS)
 
 
+@pytest.mark.slow
 def test_all_is_open_where_nothing_is_set(start):
     """As Label Studio connects a backend by default; what it sends all the same does no harm."""
     ask = start()
@@ -96,6 +97,7 @@ def test_all_is_open_where_nothing_is_set(start):
         assert {path: ask(path, authorization).status_code for path in REQUESTS} == ANSWERED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("authorization", WRONG.values(), ids=list(WRONG))
 def test_a_password_protects_all_but_what_monitoring_asks(start, authorization):
     """Whatever is wrong with the credentials, the answer is the same, and says how to give them."""
@@ -127,6 +129,7 @@ def test_the_secret_opens_nothing_else(start):
     assert codes == {path: 200 if path in OPEN or path == "/webhook" else 401 for path in REQUESTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("authorization", WRONG_SECRETS.values(), ids=list(WRONG_SECRETS))
 def test_a_secret_alone_protects_the_webhook_alone(start, authorization):
     """The other routes stay as open as they were."""

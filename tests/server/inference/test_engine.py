@@ -248,6 +248,7 @@ def test_in_fp32_is_the_same_version_in_full_precision(repository):
     np.testing.assert_allclose(engine.compute_features(images), model.features(images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_conversion_to_fp16_keeps_what_the_trunk_takes_and_gives(tmp_path):
     """uint8 images in, float32 features out, with float16's rounding in between and no more."""
     lowered = export(lively_network(), tmp_path, image_size=32)

@@ -5,7 +5,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pytest
 import server.inference.feature_table
 from contract.images.download import Validators
 from server.inference.feature_cache import MAX_PENDING_BYTES, MAX_ROW_BYTES, Download, FeatureCache
+from tests.server.conftest import wait_until
 
 MAX_BYTES = 2**20
 LONG = 2500
@@ -96,13 +96,6 @@ def open_cache(folder, faults):
 @pytest.fixture
 def cache(open_cache):
     return open_cache()
-
-
-def wait_until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def damage(file):
@@ -206,6 +199,7 @@ def test_who_waits_to_be_written_is_found_and_nobody_waits_for_it(open_cache, fi
     assert set(faults) == {"dropped"}
 
 
+@pytest.mark.slow
 def test_what_is_read_stays_longer(cache):
     """A row that is asked for again and again outlives those written after it."""
     put(cache, "asked for", features=LONG)
@@ -341,6 +335,7 @@ def spawn(folder, name, last):
     )
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_cost_the_others_nothing(folder, open_cache):
     """Two write and read on while others die; the file is whole and within its bound, and has who wrote last."""
     survivors = [spawn(folder, name, 1500) for name in ("first", "second")]

@@ -46,6 +46,7 @@ numbers = st.integers(0, 60)
 bunches = st.dictionaries(numbers, st.sampled_from([10, 3_000, 10_000]), min_size=1, max_size=BUNCH_BYTES // 10_000)
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.lists(st.tuples(bunches, st.sets(numbers, max_size=10)), min_size=20, max_size=50))
 def test_the_bound_holds_and_who_was_used_longest_ago_leaves_first(transactions):

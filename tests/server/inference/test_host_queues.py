@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from contract.errors import Unavailable
 from server.inference.host_queues import HostQueues
+from tests.server.conftest import wait_until
 
 
 class Job:
@@ -40,13 +41,6 @@ def make_queues():
     yield make
     for queues in made:
         queues.close()
-
-
-def wait_until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def await_finished(queues):
@@ -121,6 +115,7 @@ def test_a_host_of_which_nobody_knows_whether_it_answers_is_not_asked_for_more(m
     await_finished(queues)
 
 
+@pytest.mark.slow
 def test_requests_take_turns(make_queues):
     """A request for one image does not wait for those of a thousand."""
     queues, notes, gate = make_queues(threads=1), [], threading.Event()
@@ -192,6 +187,7 @@ def test_what_a_job_raises_is_its_outcome(make_queues):
     await_finished(queues)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     jobs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=60),
@@ -223,6 +219,7 @@ def count_began(jobs):
     return sum(job.began.is_set() for job in jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [1, 10])
 def test_sixty_four_names_of_a_slow_host_leave_a_good_one_unaffected(make_queues, each):
     """Names cost nothing: what is slow in all of them holds no places, and a host that nobody knows finds one."""
@@ -235,6 +232,7 @@ def test_sixty_four_names_of_a_slow_host_leave_a_good_one_unaffected(make_queues
     await_finished(queues)
 
 
+@pytest.mark.slow
 def test_a_host_that_is_known_is_unaffected_by_any_number_of_names(make_queues):
     """However many hang, half of the places are for those who have answered before."""
     queues = make_queues(threads=4, most_under_way=20)

@@ -16,7 +16,7 @@ from server.inference.feature_cache import FeatureCache
 from server.inference.scoring import ImageReference, Scorer
 from server.observe.logs import request_id
 from server.observe.metrics import Metrics
-from tests.server.conftest import CallFetcher, to_data_uri
+from tests.server.conftest import CallFetcher, to_data_uri, wait_until
 from tests.server.inference.test_batching import EchoEngine
 
 
@@ -154,8 +154,8 @@ def test_a_long_request_has_only_so_many_images_under_way(make_scorer, metrics):
     request.start()
     assert enough.wait(10)
     assert engine.entered.wait(10)
+    wait_until(lambda: metrics.registry.get_sample_value("labelnext_queue_images") == 200)
     assert len(begun) == 8  # the engine is held, so nothing has made room
-    assert metrics.registry.get_sample_value("labelnext_queue_images") == 200
     gate.set()
     request.join(30)
     assert len(outcomes) == 200

@@ -446,6 +446,7 @@ class TestHostileContent:
             path.write_text(json.dumps({**record, name: value}))
             assert "Moths" in show(page, manifest=manifest).headings
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RankedImage)])
     def test_an_image_with_a_strange_figure_is_no_reason_to_fail(self, page, repository, name):
         """However large, small or absent it is."""

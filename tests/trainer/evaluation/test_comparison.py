@@ -16,6 +16,8 @@ from trainer.evaluation.comparison import PREDICTIONS_FILE, CommonImages, compar
 from trainer.evaluation.holdout import as_decisions
 from trainer.model.validation import predict
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 IMAGES, CLASSES = coloured_images(np.random.default_rng(0), 40)
 TASKS = list(range(101, 141))
 DECIDED = np.random.default_rng(1).integers(0, 3, len(IMAGES))

@@ -14,6 +14,8 @@ from tests.versions import manifest, write_files
 from trainer.evaluation.history import describe_advice, earlier, find_agreement, kappa
 from trainer.model.validation import predict
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 IMAGES, _ = coloured_images(np.random.default_rng(0), 40)
 
 

@@ -19,6 +19,8 @@ from trainer.model.export import export, export_module
 from trainer.model.network import build, dropout_probabilities
 from trainer.model.probe import masked_passes
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 IMAGES, _ = coloured_images(np.random.default_rng(0), 6)
 
 
@@ -102,7 +104,6 @@ def test_the_lowered_graph_computes_the_masked_passes_of_torch(exported, network
     assert np.ptp(expected, axis=1).max() > 0.1
 
 
-@pytest.mark.slow
 def test_a_real_vgg_exports(tmp_path):
     """With batch normalisation, pooling folded away and standardised features, at a size other than 224."""
     torch.manual_seed(0)

@@ -208,6 +208,7 @@ def move_columns(targets, *, clip_norm, balance=1.0, batch_images=64):
     return moved / moved.sum(), np.array(module.images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clip_norm", "tolerance"), [(1e3, 0.03), (1e-3, 0.1)], ids=["none clipped", "all clipped"])
 @pytest.mark.parametrize("counts", [(990, 10), (3000, 1), (500, 300, 150, 45, 5)])
 def test_over_an_epoch_classes_move_the_network_alike(counts, clip_norm, tolerance):

@@ -18,6 +18,8 @@ from trainer.model.network import (
     fold_pooling,
 )
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size=(2, 64, 64, 3), dtype=np.uint8))
 
 
@@ -79,7 +81,6 @@ def test_folded_layer_is_pooling_and_layer(cells):
     assert folded.weight.shape == (6, 512 * cells * cells)
 
 
-@pytest.mark.slow
 def test_computes_what_torchvision_computes(vgg, saved):
     """With all weights loaded, the trunk gives what torchvision's VGG gives up to its first Dropout."""
     network, provenance = build("vgg11", classes=4, image_size=64, weights=saved(vgg.state_dict()))
@@ -91,7 +92,6 @@ def test_computes_what_torchvision_computes(vgg, saved):
     assert provenance.fresh == ("classifier.6",)
 
 
-@pytest.mark.slow
 def test_a_file_may_hold_the_convolutions_alone(vgg, partly_loaded):
     """Layers that the file lacks start fresh, and it is said which."""
     network, provenance = partly_loaded
@@ -137,7 +137,6 @@ def test_the_probability_of_dropping_a_unit_may_be_chosen(features_file):
     assert dropout_probabilities(network) == (0.3, 0.3)
 
 
-@pytest.mark.slow
 def test_loaded_hidden_layers_keep_vggs_width_and_dropout(vgg, saved):
     """However many classes there are; unless another width is asked for, with which they start fresh."""
     path = saved(vgg.state_dict())

@@ -24,6 +24,8 @@ from tests.trainer.small import coloured_images, small_network
 from trainer.model.export import export
 from trainer.model.portable import make_portable
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 IMAGES, _ = coloured_images(np.random.default_rng(0), 6)
 PASSES = 4000
 
@@ -68,7 +70,6 @@ def deviations(found, expected):
     return np.abs([means, (ours - theirs) / np.sqrt(error + other)])
 
 
-@pytest.mark.slow
 def test_twenty_runs_of_plain_onnxruntime_differ(passes):
     """For every image, though its optimiser is as it comes."""
     assert np.ptp(passes[:20], axis=0).max(axis=1).min() > 0.1
@@ -97,7 +98,6 @@ np.save(f"{folder}/passes.npy", np.stack([model([images])[0].copy() for _ in ran
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino, of requirements/bench.txt")
 def test_passes_of_openvino_are_torchs(folder, torch_passes):
     """In a process of its own, since it and torch's exporter do not get on; twenty runs differ here, too."""

@@ -12,6 +12,8 @@ from tests.versions import publish
 from trainer.model.export import export
 from trainer.model.quantise import copy_int8_trunk, quantise
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 IMAGES, _ = coloured_images(np.random.default_rng(0), 90)
 TRUNK, OTHER = "a" * 64, "b" * 64
 

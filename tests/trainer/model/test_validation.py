@@ -16,6 +16,8 @@ from tests.trainer.small import coloured_images, lively_network, small_network, 
 from trainer.model.export import export
 from trainer.model.validation import validate_version
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 IMAGES, _ = coloured_images(np.random.default_rng(0), 4)
 
 

@@ -68,6 +68,7 @@ def claim_one_by_one(embeddings, order, probabilities, entropy):
     return representative
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(3, 30), st.integers(1, 10), st.floats(0, 1.5))
 @settings(max_examples=40, deadline=None)
 def test_images_are_claimed_as_the_definition_says(seed, originals, copies, noise):
@@ -180,6 +181,7 @@ def test_chance_claims_no_more_in_a_larger_pool():
     assert claimed.mean() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alike", [1, 4000])
 def test_memory_is_bounded_where_thousands_are_alike(alike):
     """8,000 images take little more than a copy of their embeddings, not a matrix of all pairs, 256 MB."""

@@ -90,6 +90,7 @@ def test_an_arrangement_is_one(data, given_pool, share, duplicates, batch_size):
     assert all(found.reasons)
 
 
+@pytest.mark.slow
 @given(st.data(), pools(), st.floats(0, 0.9))
 @settings(max_examples=100, deadline=None)
 def test_the_random_holdout_has_its_places(data, given_pool, share):
@@ -108,6 +109,7 @@ def test_the_random_holdout_has_its_places(data, given_pool, share):
     assert not np.isin(found.representative[~found.held_out], later).any()
 
 
+@pytest.mark.slow
 @given(st.data(), pools(), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_the_order_in_which_tasks_come_does_not_matter(data, given_pool, random):

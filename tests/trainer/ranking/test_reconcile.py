@@ -219,6 +219,7 @@ def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monke
     assert len(imports_of(pets)) == 1
 
 
+@pytest.mark.slow
 def test_a_label_studio_that_never_gets_there_is_given_up(pets, tmp_path):
     """With what to do."""
 

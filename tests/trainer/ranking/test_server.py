@@ -182,6 +182,7 @@ class TestScoring:
         with pytest.raises(Unavailable, match=r"answers no more.*503: overloaded.*what was scored is kept"):
             ask(of(one), pool(3))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("portions", [1, 2, 3, 5])
     def test_answers_that_come_too_late_end_it_too(self, one, portions):
         """Of the threads that ask, some wait for work when the server is given up: they hear of it."""

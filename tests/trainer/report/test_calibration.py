@@ -131,6 +131,7 @@ def test_a_bin_holds_what_can_be_counted_by_hand():
     assert (last.high, last.count, last.accuracy, last.confidence) == (1, 1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
 @pytest.mark.parametrize("images", [30, 300])
 def test_95_of_100_versions_that_are_right_stay_below_the_error_by_chance(images, multiple):

@@ -67,6 +67,7 @@ def test_labels_and_messages_are_text_whatever_is_in_them(tmp_path, multiple):
     assert not {"script", "i", "u"} & set(page.tags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "cells", "pairs"), [(12, 12, False), (13, 13, True), (40, 40, True), (41, 0, True)]
 )
@@ -131,6 +132,7 @@ def test_a_line_is_said_to_join_what_was_measured_on_the_same_images(tmp_path):
     assert page.text.count("the same 41") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
 def test_a_reliability_diagram_of_few_images_says_that_it_says_nothing(tmp_path, multiple):
     """Below 100 there is none, and the page says why; what chance makes of the error stands beside it either way."""

@@ -68,6 +68,7 @@ def arranged(model, candidates, **how):
     return LEFT[order[:QUERY]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STUDIED)
 def test_as_many_different_images_are_chosen_as_were_asked_for(chosen_by, strategy):
     """Of those that are left: none that is labelled, and none that is tested on."""
@@ -124,6 +125,7 @@ class TestRandom:
 
 
 class TestCoreSet:
+    @pytest.mark.slow
     @given(
         seed=st.integers(0, 1000),
         images=st.integers(1, 30),

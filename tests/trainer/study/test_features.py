@@ -17,6 +17,8 @@ from trainer.study import dataset
 from trainer.study.dataset import read_pool
 from trainer.study.features import compute, decode
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 CPU = torch.device("cpu")
 SIZE = 32
 
@@ -189,7 +191,6 @@ compute(decoded, network=network, device=torch.device("cpu"), cache=cache)
 """
 
 
-@pytest.mark.slow
 def test_a_killed_run_leaves_what_the_next_goes_on_from(folder, pool, decoded, cache, tmp_path):
     """The lock goes with the process; two of four batches are not computed again, and the bytes are the same."""
     ended = subprocess.run([sys.executable, "-c", KILLED, folder, cache], check=False, capture_output=True)

@@ -21,6 +21,8 @@ from trainer.model.recipe import choose_recipe
 from trainer.settings import Training
 from trainer.study.model import Dataset, export_classifier, set_weights
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 TRAINING = Training(
     weights="none",
     part="classifier",
@@ -130,7 +132,6 @@ def test_scores_are_those_of_the_passes(trained):
     np.testing.assert_array_equal(scores.embeddings, scores.embeddings.astype(np.float16))
 
 
-@pytest.mark.slow
 def test_a_seed_decides_everything(trainer, dataset):
     """Another trainer of the same seed comes to the same model; of another seed, to another."""
     ours, same = (each.train(MANY, "m") for each in (trainer, make_trainer(dataset, TRAINING)))
@@ -156,7 +157,6 @@ def test_baals_ranking_is_baals(trained):
     np.testing.assert_allclose(bald(passes), BALD().get_uncertainties(logits), atol=1e-6)
 
 
-@pytest.mark.slow
 def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh, dataset):
     """Not of the one that training started from."""
     whole = Dataset(dataset.classes, dataset.targets, dataset.images, features=None)

@@ -1,5 +1,6 @@
 import re
 
+import pytest
 from PIL import Image
 
 from tests.trainer.study.studies import make_study
@@ -35,6 +36,7 @@ def test_the_default_is_drawn_on_top_and_random_dashed():
     assert lines["labelnext"].width > max(lines["random"].width, lines["bald"].width)
 
 
+@pytest.mark.slow
 def test_each_measure_has_a_plot_with_every_strategy():
     """Those without a colour are lines too, only grey."""
     study = make_study(seeds=2, rounds=3)

@@ -16,6 +16,8 @@ from trainer.study.records import Round
 from trainer.study.report import write
 from trainer.study.statistics import summarise
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 ROOT = Path(__file__).parents[3]
 FILES = {"report.html", "rounds.csv", "classes.csv", "summary.json", "curves.png"}
 
@@ -168,7 +170,6 @@ write(make_study(strategies=["random", "labelnext"], seeds=2, rounds=2), Path(sy
 """
 
 
-@pytest.mark.slow
 def test_the_same_study_gives_the_same_files(tmp_path):
     """In a process with other hashes as well."""
     write(make_study(strategies=["random", "labelnext"], seeds=2, rounds=2), tmp_path / "here")
@@ -191,7 +192,6 @@ def test_names_are_text_and_nothing_else(tmp_path):
     assert [row["class"] for row in read_csv(tmp_path / "classes.csv")[:3]] == [hostile, "猫", "</table>"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

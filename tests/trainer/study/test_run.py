@@ -16,6 +16,8 @@ from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
 from trainer.study.records import append
 from trainer.study.run import Protocol, Run, compare_passes, complete, draw_initial
 
+pytestmark = pytest.mark.slow  # trains or exports networks
+
 STRATEGIES = (RANDOM, PRODUCT, "margin", CORE_SET, BAAL_BALD)
 SECONDS = ("train_s", "score_s", "choose_s")
 DATASET = make_dataset(520)

@@ -151,6 +151,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_child_that_does_not_end_is_killed(monkeypatch, tmp_path, signals):
     """After some patience, or at once on a second signal."""

@@ -453,6 +453,7 @@ def test_labels_that_cannot_be_trained_on_wait_for_others(studio, caplog):
     assert studio.looks >= 30
 
 
+@pytest.mark.slow
 def test_a_request_for_labels_that_cannot_be_trained_on_is_answered(studio, caplog):
     """By the line that says so; asked again, it is tried again."""
     studio.plan = {"run": [(3, "got 0 images")] * 2}
@@ -473,6 +474,7 @@ def test_a_ranking_that_failed_is_tried_again_alone(studio, caplog):
     assert "on 20 labels, macro-F1 0.71; ranked 100 tasks by margin" in said[-1]
 
 
+@pytest.mark.slow
 def test_images_that_could_not_be_scored_are_tried_again_without_a_new_label(studio, caplog, monkeypatch):
     """After a wait that grows as long as none of them can be, and begins anew when some could."""
     monkeypatch.setattr("trainer.watching.watch._RETRY_S", 0.001)
@@ -507,6 +509,7 @@ def test_a_version_that_does_not_know_the_projects_labels_is_not_asked_again(stu
     assert said[1] == why
 
 
+@pytest.mark.slow
 def test_a_version_is_asked_again_when_the_labels_have_changed(studio, caplog):
     """They may be those that it knows."""
     publish(studio.repository, b"of another project")
@@ -516,6 +519,7 @@ def test_a_version_is_asked_again_when_the_labels_have_changed(studio, caplog):
     assert ran == ["rank", "rank"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "message"),
     [(502, "502"), (401, "refuses the token")],
@@ -532,6 +536,7 @@ def test_a_label_studio_that_does_not_answer_is_said_once_and_asked_again(studio
     assert TOKEN not in "".join(said)
 
 
+@pytest.mark.slow
 def test_a_config_that_classifies_nothing_is_waited_for(studio, caplog):
     """Nothing is trained or ranked by then."""
     studio.label(20)
