@@ -3,6 +3,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from deploy.images.pipconfig import MOUNTED_AT, pip_config, translate
 
 
@@ -12,6 +14,7 @@ def settings_of(config):
     return dict(parser["global"])
 
 
+@pytest.mark.slow
 def test_settings_become_a_file_that_pip_reads(tmp_path):
     """Pip says of the file what the listing said; nothing local is in it, and nothing is mounted for it."""
     listing = "global.index-url='https://example.org/simple'\nglobal.timeout='30'\ninstall.no-binary=':none:'\n"
@@ -74,6 +77,7 @@ def test_what_is_not_there_is_left_as_it_is():
     assert config.sources == {}
 
 
+@pytest.mark.slow
 def test_this_machines_settings_can_be_read(monkeypatch):
     """They come from pip itself, its variables included."""
     monkeypatch.setenv("PIP_RETRIES", "7")

@@ -60,6 +60,7 @@ class TestHealth:
             "refused_project": None,
         }
 
+    @pytest.mark.slow
     def test_a_refused_version_is_told_while_the_old_one_serves(self, client, repository):
         """An operator sees it without reading logs; what /predict stamps counts, not what CURRENT says."""
         good = repository.current()

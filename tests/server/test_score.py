@@ -73,6 +73,7 @@ def test_the_prediction_is_that_of_predict(start_app, settings, repository, dire
     assert found == about(predicted)  # how a batch is filled moves the last digits
 
 
+@pytest.mark.slow
 def test_calibration_moves_no_score(start_app, settings, repository):
     """A ranking goes by what the passes said, so two temperatures give one order; only what people see differs."""
     body = make_score_body(publish(repository), make_tasks(16))
@@ -116,6 +117,7 @@ def test_an_image_that_fails_is_told_with_its_reason(client, repository):
     assert "task 8" in results[3]["error"]["detail"]
 
 
+@pytest.mark.slow
 def test_another_version_is_a_conflict(client, start_app, settings, repository, tmp_path):
     """Scores of two versions do not belong into one ranking; the reply says which one is in use, or that none is."""
     reply = client.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
@@ -128,6 +130,7 @@ def test_another_version_is_a_conflict(client, start_app, settings, repository, 
     assert "none is in use" in reply.json["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"version": None}, {"version": 7}, {"embeddings": 1}, {"passes": "yes"}, {"tasks": {}}]
 )

@@ -128,6 +128,7 @@ class TestJob:
         found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
         assert found == {*names, LOCK_FILE}
 
+    @pytest.mark.slow
     def test_a_second_run_skips_what_is_there(self, job, version, write_shard):
         """Only a shard that came since is scored; with none, no worker is started."""
         write_shard("a.parquet")
@@ -138,6 +139,7 @@ class TestJob:
         summary = score_pool(job, run_here)
         assert (summary["images"], summary["shards"], summary["skipped"]) == (8, 1, 1)
 
+    @pytest.mark.slow
     def test_a_shard_that_broke_off_is_not_there(self, job, version, write_shard, tmp_path, monkeypatch):
         """What was written of it is under no name that a reader or the next run takes for a shard's."""
         write_shard("a.parquet")

@@ -225,6 +225,7 @@ sys.stdout.write(fingerprint(make_trunk(), NOWHERE, SPEC))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_another_process_computes_the_same(seed):
     """Python's own hashes differ from process to process; none of them is in it."""

@@ -12,6 +12,7 @@ def test_embeddings_are_unit_vectors():
     np.testing.assert_allclose(lengths, [1, 1, 0, 1, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [128, 4096, 25088])
 def test_distances_are_kept(width):
     """Squared distances between directions are kept to a few tenths at most, nine in a hundred typically."""

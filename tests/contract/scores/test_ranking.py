@@ -84,6 +84,7 @@ def test_a_ranking_that_cannot_be_written_leaves_the_last(repository):
     assert os.listdir(repository.folder / "rankings") == ["3.json"]
 
 
+@pytest.mark.slow
 @given(
     field=st.sampled_from([field.name for field in dataclasses.fields(Ranking)]),
     value=st.sampled_from([[1], {}, "a text", -1, 1.5, 10**400, True, [{"task": 1}], "missing"]),

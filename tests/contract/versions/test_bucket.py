@@ -66,6 +66,7 @@ def test_a_prefix_ends_with_its_last_part(bucket):
     assert keys(bucket, "model") == ["model/x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 8 * 2**20, 8 * 2**20 + 1, 20 * 2**20])
 def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):
     """Whether it goes in one part, in several, or is empty; a second upload of the same key never replaces it."""

@@ -116,6 +116,7 @@ def test_specialised_and_dense_heads_agree(version, monkeypatch, images, special
     assert used[2] is engine._head
 
 
+@pytest.mark.slow
 def test_specialised_heads_need_their_weights_no_longer(version, monkeypatch):
     """What is opened has copies of its own: the memory that the weights came in is spoilt, and then reused."""
     spoilt = []

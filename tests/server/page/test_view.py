@@ -436,6 +436,7 @@ class TestHostileContent:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         assert len(show(page, manifest=manifest).find("circle")) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Ranking)])
     def test_a_record_that_is_none_costs_only_itself(self, page, repository, name):
         """Other projects' rankings are still shown."""

@@ -222,6 +222,7 @@ def test_over_an_epoch_classes_move_the_network_alike(counts, clip_norm, toleran
     np.testing.assert_allclose(shares, 1 / len(counts), rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_all_images_are_shown_in_every_epoch():
     """Those that weigh more than a batch several times, which makes up for what each then weighs less."""
     targets = np.repeat(np.arange(2), (3000, 1))

@@ -71,6 +71,7 @@ def strategies_for(candidates):
     return st.sampled_from([name for name in STRATEGIES if not (candidates.multiple and name == "batch-bald")])
 
 
+@pytest.mark.slow
 @given(st.data(), pools(), st.floats(0, 0.9), st.booleans(), st.integers(0, 100))
 @settings(max_examples=150, deadline=None)
 def test_an_arrangement_is_one(data, given_pool, share, duplicates, batch_size):

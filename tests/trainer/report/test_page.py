@@ -109,6 +109,7 @@ def test_where_nothing_was_held_out_the_page_says_so(tmp_path):
     assert not {"svg", "img"} & set(page.tags)
 
 
+@pytest.mark.slow
 def test_versions_are_drawn_once_there_are_two(tmp_path):
     """Those that were measured otherwise are told apart."""
     inputs = make_inputs()
@@ -146,6 +147,7 @@ def test_a_reliability_diagram_of_few_images_says_that_it_says_nothing(tmp_path,
         assert ("as sure as right" in page.html) == (name == "many")
 
 
+@pytest.mark.slow
 def test_equal_inputs_gives_equal_files(tmp_path):
     """Byte for byte, so that a version can be made again."""
     inputs = make_inputs()

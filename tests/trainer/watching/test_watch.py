@@ -404,6 +404,7 @@ def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog):
     assert 20 <= studio.looks < 60
 
 
+@pytest.mark.slow
 def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monkeypatch):
     """The trainer may not be allowed to write where servers do."""
     leave_request(studio.repository, None)
@@ -442,6 +443,7 @@ def test_a_disk_without_room_loses_nothing_and_the_watch_tries_again(studio, cap
     assert said[-1].startswith(f"20 new labels (20 asked for): trained {after} on 40 labels")
 
 
+@pytest.mark.slow
 def test_labels_that_cannot_be_trained_on_wait_for_others(studio, caplog):
     """Neither poll nor time starts them again; another label does."""
     studio.label(20)
@@ -498,6 +500,7 @@ def test_what_could_not_be_scored_keeps_no_round_waiting(studio, caplog):
     assert "7 images could not be scored, again in 60 s" in said[1]
 
 
+@pytest.mark.slow
 def test_a_version_that_does_not_know_the_projects_labels_is_not_asked_again(studio, caplog):
     """Labels for the project's own lead to one that does, which then ranks."""
     publish(studio.repository, b"of another project")
