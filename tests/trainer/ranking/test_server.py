@@ -1,6 +1,7 @@
 import base64
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,6 +195,14 @@ class TestScoring:
         """Connections refused are as good as an answer of 503."""
         with pytest.raises(Unavailable, match=r"answers no more.*cannot be reached"):
             ask(Server(nobodys_address(), patience=HASTY), pool(3))
+
+    def test_patience_counts_from_the_last_answer(self, one, monkeypatch):
+        """A server that refuses now and then is gone on with, however long it takes in all."""
+        monkeypatch.setattr(server_module, "_REQUESTS_AT_ONCE", 1)
+        monkeypatch.setattr(server_module, "time", SimpleNamespace(monotonic=lambda: 100.0 * len(one.asked)))
+        one.before = lambda body: (503, {"detail": "busy"}) if len(one.asked) % 2 else None
+        patience = Patience(fail_s=250.0, pause_s=0.001)
+        assert len(ask(of(one, patience=patience), pool(5 * REQUEST_TASKS))) == 5 * REQUEST_TASKS
 
     def test_a_request_that_breaks_the_server_is_not_sent_for_ever(self, one):
         """Five times, and not until patience ends."""
