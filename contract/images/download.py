@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any, Final, NamedTuple
 from urllib.parse import urljoin
@@ -252,7 +253,14 @@ class Downloader:
                 body += chunk
                 if len(body) > self._max_bytes:
                     raise too_large(context.asked, self._max_bytes)
+        if not body and response.status == HTTPStatus.OK and not _says_its_end(response):
+            raise ProtocolError("the connection was closed before the first byte")  # as by a host that is being stopped
         return bytes(body)
+
+
+def _says_its_end(response: BaseHTTPResponse) -> bool:
+    """Whether more tells where the body ends than that the connection is closed there."""
+    return "Content-Length" in response.headers or "chunked" in response.headers.get("Transfer-Encoding", "").lower()
 
 
 def _place(target: HttpUrl, etag: str | None) -> str:

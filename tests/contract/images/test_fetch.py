@@ -13,7 +13,7 @@ import pytest
 
 import contract.images.download
 import contract.images.local
-from bench.hosts import Handler, Host, Request, host, reply
+from bench.hosts import Handler, Host, Request, host, raw, reply
 from contract.errors import ConfigError, FetchError, TemporaryFetchError
 from contract.images.addresses import is_public, resolve_addresses
 from contract.images.download import HttpUrl, Validators
@@ -749,16 +749,24 @@ class TestLimits:
         with pytest.raises(FetchError, match="more than 100000 bytes"):
             make(label_studio_url=home.url, max_bytes=100_000).fetch(UPLOAD)
 
-    def test_a_body_cut_short_is_refused(self, home, make):
-        """Fewer bytes than announced are not an image."""
-
-        def short(handler, request):
-            reply(b"half", content_length="8")(handler, request)
-            handler.close_connection = True
-
-        home.answers[UPLOAD] = short
-        with pytest.raises(FetchError, match="broke off"):
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf",
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        ],
+    )
+    def test_a_body_cut_short_is_asked_for_again_later(self, home, make, sent):
+        """Fewer bytes than announced, or none before the connection ends: so does a host that is being stopped."""
+        home.answers[UPLOAD] = raw(sent)
+        with pytest.raises(TemporaryFetchError, match="broke off"):
             make(label_studio_url=home.url).fetch(UPLOAD)
+
+    def test_an_image_of_no_bytes_is_none(self, home, make):
+        """Where the host says that it is empty."""
+        home.answers[UPLOAD] = reply(b"")
+        assert make(label_studio_url=home.url).fetch(UPLOAD) == b""
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
