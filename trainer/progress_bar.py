@@ -4,6 +4,7 @@ A bar draws itself anew ten times a second, which a log keeps: thousands of char
 """
 
 import sys
+import threading
 from typing import Any, Final
 
 from tqdm import tqdm
@@ -39,3 +40,11 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
             self.leave = False  # else tqdm adds the end of the line that a bar has not got yet
             self.display()
         super().close()
+
+
+def lock_within_process() -> None:
+    """Have bars of this process share a lock of its own.
+
+    tqdm's is a semaphore of the system, which a process that is ended would leave.
+    """
+    tqdm.set_lock(threading.RLock())

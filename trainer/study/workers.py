@@ -23,7 +23,7 @@ import torch
 
 from contract.errors import ConfigError
 from trainer.labels.dataset import Indices
-from trainer.progress_bar import Bar
+from trainer.progress_bar import Bar, lock_within_process
 from trainer.study.model import Dataset
 from trainer.study.run import Protocol, Run, complete
 
@@ -107,7 +107,7 @@ def _silent_workers() -> Iterator[None]:
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one ends it
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    Bar.set_lock(threading.RLock())  # its own is a semaphore of the system, which a process that is ended would leave
+    lock_within_process()  # this process may be ended
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(threads)
 
