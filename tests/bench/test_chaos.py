@@ -249,6 +249,7 @@ class TestProbing:
             wait_until(lambda: len(seconds) >= 2, "two answers")
         assert min(seconds) >= 0.2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("later", [None, object()], ids=["away", "back"])
     def test_what_was_asked_of_who_left_does_not_count(self, replica, slow, release, later):
         """A server that was away meanwhile answers again, but not as the same; who is away is not asked."""

@@ -130,6 +130,7 @@ def test_the_example_can_be_built():
     assert all(re.fullmatch(r"registry\.example\.org/labelnext-(server|trainer):[\d.]+", image) for image in images)
 
 
+@pytest.mark.slow
 @needs_kustomize
 def test_an_object_store_needs_no_shared_volume(tmp_path: Path):
     """With s3 nothing claims the volume of models, and each pod writes a mirror of its own."""

@@ -126,6 +126,7 @@ class TestOtherLabels:
         assert r"label: car, b\xfcs \U0001f68c, lorry" in reply.status
         assert len(reply.status) < 1100
 
+    @pytest.mark.slow
     def test_health_says_what_the_last_setup_said(self, client, repository):
         """Until another project, another config or another version is welcome; the server itself is well."""
         refused = lambda: client.get("/health").json["refused_project"]  # noqa: E731
@@ -147,6 +148,7 @@ class TestOtherLabels:
             self.set_up(client, self.OTHERS)
         assert sum("a project is refused" in record.message for record in caplog.records) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("config", ["<View></View>", "", None, CONFIG.replace("cat", "dog")])
     def test_a_config_that_is_still_being_written_is_none(self, client, config):
         """A project may be connected before it has labels, and change them later."""
@@ -186,6 +188,7 @@ class TestPredict:
             client = start_app(dataclasses.replace(settings, max_megapixels=most)).test_client()
             assert [bool(element) for element in client.post("/predict", json=body).json["results"]] == [scored]
 
+    @pytest.mark.slow
     def test_interactive_requests_are_answered_alike(self, client):
         """A context and drafts change nothing about an image."""
         task = {**make_tasks(1)[0], "drafts": [{"id": 4, "result": [], "was_cancelled": False}]}
@@ -193,6 +196,7 @@ class TestPredict:
         context = {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}
         assert client.post("/predict", json=make_predict_body([task], context=context)).json == plain
 
+    @pytest.mark.slow
     def test_a_swap_neither_fails_nor_mixes_a_request_in_hand(self, start_app, repository):
         """A request keeps the version it began with, to its last image; the next one gets the new."""
         entered, proceed = threading.Event(), threading.Event()
@@ -295,6 +299,7 @@ class TestFeatureCache:
             expected = label_studio_score(expected_bald(model, name, draw_images(4)), 3)
             np.testing.assert_allclose(scores, expected, atol=1e-5)
 
+    @pytest.mark.slow
     def test_a_cache_that_cannot_be_had_costs_time_only(self, start_app, settings, repository, tmp_path):
         """The server starts and scores, and its metrics say that something is wrong."""
         publish(repository)
@@ -358,6 +363,7 @@ class TestWebhook:
         assert (reply.status_code, reply.json) == (200, {"status": "noted"})
         assert find_requests(repository) == []
 
+    @pytest.mark.slow
     def test_start_training_leaves_a_request(self, client, repository):
         """A trainer that watches finds it; however often it was pressed, there is one."""
         body = {"action": "START_TRAINING", "project": {"id": 3, "title": "x", "token": "s3cret"}}
@@ -420,6 +426,7 @@ class TestObservation:
         ):
             assert line in reply.text
 
+    @pytest.mark.slow
     def test_unknown_paths_are_one_route_in_the_metrics(self, client):
         """Scanners cannot make the metrics grow."""
         for path in ("/a", "/b", "/predict/../c"):
@@ -434,10 +441,12 @@ class TestObservation:
         reply = client.get("/nothing", headers={"X-Request-Id": "abc-1"})
         assert reply.headers["X-Request-Id"] == reply.json["request_id"] == "abc-1"
 
+    @pytest.mark.slow
     def test_a_bad_request_id_is_replaced(self, client):
         """Nothing but letters, digits, hyphen and underscore gets into a log."""
         assert client.get("/health", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"] != "a b"
 
+    @pytest.mark.slow
     def test_one_line_is_logged_per_request_without_body_or_query(self, client, caplog):
         """Route, status, counts and version; never what may hold tokens or signatures."""
         caplog.set_level(logging.INFO)

@@ -92,6 +92,7 @@ def test_a_version_that_is_not_valid_is_a_fault(repository, settings):
     assert "speed" not in [each.name for each in report.checks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changed", "detail"),
     [

@@ -93,6 +93,7 @@ class TestProbes:
         assert probe(client) == (503, 503)
         assert "follows the repository" in client.get("/health").json["detail"]
 
+    @pytest.mark.slow
     def test_draining_ends_readiness_and_still_answers(self, client):
         """What has been accepted is scored; balancers are told to send no more."""
         service_of(client).drain()
@@ -122,6 +123,7 @@ class TestPlaces:
         app = start_app(dataclasses.replace(settings, threads=1, queue_requests=1), fetcher=held)
         return app.test_client
 
+    @pytest.mark.slow
     def test_a_request_beyond_what_may_wait_is_refused_and_told_when_to_come_again(self, narrow, held):
         """503 with Retry-After, and those before it are answered."""
 
@@ -162,11 +164,13 @@ class TestPlaces:
         assert client.get("/versions").status_code == 401
         assert counted(client, "rejected_requests_total", reason="auth") == 1
 
+    @pytest.mark.slow
     def test_an_error_gives_the_place_back(self, narrow):
         """Bad requests do not fill the server."""
         for _ in range(4):
             assert narrow().post("/predict", data=b"no json", content_type="application/json").status_code == 400
 
+    @pytest.mark.slow
     def test_a_request_waits_for_the_version_that_is_being_loaded(self, settings, repository, monkeypatch):
         """A server that has just started does not say that it knows nothing."""
         begin, poll = threading.Event(), Models.poll
@@ -186,6 +190,7 @@ class TestPlaces:
         close_app(app)
 
 
+@pytest.mark.slow
 def test_a_body_of_unknown_length_is_refused(client):
     """Memory is given out by the length that is said."""
     reply = client.post("/predict", data=b"{}", headers={"Transfer-Encoding": "chunked"})

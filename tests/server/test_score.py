@@ -42,6 +42,7 @@ def decode(text, kind, *shape):
     return np.frombuffer(b64decode(text, validate=True), kind).reshape(shape)
 
 
+@pytest.mark.slow
 def test_each_task_gets_what_the_passes_say(client, repository):
     """Probabilities, BALD and entropy are those of the network by its definition; tasks keep their order."""
     version = repository.current()
@@ -62,6 +63,7 @@ def test_each_task_gets_what_the_passes_say(client, repository):
     assert not any({"embedding", "passes", "error"} & element.keys() for element in results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", Score)
 def test_the_prediction_is_that_of_predict(start_app, settings, repository, direction):
     """A ranking stores what /predict would have stored, but for the score's place in the order."""
@@ -108,6 +110,7 @@ def test_embeddings_and_passes_come_if_they_are_asked_for(client, repository):
     np.testing.assert_allclose(passes, model.passes(images, draw_masks(version, SITES, PASSES)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_that_fails_is_told_with_its_reason(client, repository):
     """The others are scored; who ranks learns which were not, and why."""
     tasks = [*make_tasks(2), make_task(7, "data:image/png;base64,AAAA"), make_task(8, "x", key="other")]
@@ -164,6 +167,7 @@ def test_a_deadline_that_passes_is_told_for_each_image(start_app, settings, repo
     assert {(element["error"]["code"], element["error"]["later"]) for element in results} == {("expired", True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "later"), [(TemporaryFetchError("down"), True), (FetchError("gone"), False)])
 def test_an_image_that_may_be_had_later_says_so(start_app, repository, error, later):
     """Whoever ranks asks again for it, and not for one that is gone."""

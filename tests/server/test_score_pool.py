@@ -67,6 +67,7 @@ def output(tmp_path):
 
 
 class TestJob:
+    @pytest.mark.slow
     @pytest.mark.parametrize("direction", Score)
     def test_each_row_gets_what_the_passes_say(self, job, version, write_shard, output, direction):
         """BALD, entropy and probabilities are those of the network by its definition, in the order of the input."""
@@ -168,6 +169,7 @@ class TestJob:
         assert score_pool(job, publish_and_run)["version"] == version
         assert set(output("a.parquet")["version"].to_pylist()) == {version}
 
+    @pytest.mark.slow
     def test_another_version_is_refused(self, job, version, repository, write_shard):
         """An output holds scores of one version; who names that one goes on with it."""
         write_shard("a.parquet")
@@ -214,6 +216,7 @@ class TestJob:
         assert output("a.parquet").num_rows == 0
         assert score_pool(job, refuse_to_run)["skipped"] == 2
 
+    @pytest.mark.slow
     def test_a_shard_of_several_requests_keeps_its_order(self, job, version, write_shard, output):
         """Requests to the scorer overlap."""
         write_shard("a.parquet", REFERENCES * 25)

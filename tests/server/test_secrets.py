@@ -187,6 +187,7 @@ def found(text):
     }
 
 
+@pytest.mark.slow
 def test_no_secret_is_logged(client, web, logged):
     """Settings, credentials that are right and wrong, signed addresses, bodies: none of it stands in the log."""
     everything(client, web.url)
@@ -195,6 +196,7 @@ def test_no_secret_is_logged(client, web, logged):
     assert found(text) == set()
 
 
+@pytest.mark.slow
 def test_no_secret_is_answered(client, web):
     """Predictions, errors, the page and the metrics hold none either."""
     answers = everything(client, web.url)
@@ -202,6 +204,7 @@ def test_no_secret_is_answered(client, web):
     assert found(answers) == set()
 
 
+@pytest.mark.slow
 def test_the_token_goes_to_images_of_label_studio_only(client, web):
     """It is not sent to paths that serve no images, whatever references ask for."""
     everything(client, web.url)

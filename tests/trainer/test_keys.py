@@ -89,6 +89,7 @@ def test_a_path_does_for_the_public_key(settings, tmp_path):
         Environment.read({"LABELNEXT_SIGNING_KEY": str(path)}).keys()
 
 
+@pytest.mark.slow
 def test_without_keys_the_library_is_not_imported():
     """It is optional."""
     code = "import sys, trainer.__main__, contract.versions.repository; sys.exit('minisign' in sys.modules)"

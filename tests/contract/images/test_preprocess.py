@@ -32,6 +32,7 @@ def photo(mode="RGB", size=(96, 64)):
     return image.convert(mode)
 
 
+@pytest.mark.slow
 def test_large_jpeg_gives_almost_the_pixels_of_a_full_decode():
     """Decoding a JPEG at a fraction of its size changes smooth pixels by a few levels at most."""
     y, x = np.mgrid[0:1200, 0:1600]
@@ -92,6 +93,7 @@ def as_before(data, spec):
     return np.asarray(image.resize((spec.width, spec.height), Image.Resampling.BILINEAR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file_format", "mode"),
     [

@@ -141,6 +141,7 @@ def test_wrong_shapes_are_refused():
         acquisition.normalised_bald(np.zeros(3), 1)
 
 
+@pytest.mark.slow
 @given(st.data(), st.integers(2, 40))
 def test_rank_correlation_equals_scipys(data, count):
     """Spearman's, ties included."""

@@ -73,6 +73,7 @@ def test_of_multiple_labels_those_that_hold_still_hold(probabilities, temperatur
     np.testing.assert_array_equal(found[certain], probabilities[certain])
 
 
+@pytest.mark.slow
 @given(distributions(), several())
 def test_a_temperature_of_one_changes_no_value(probabilities, labels):
     """Not even the last bit, and the caller's array is never the one that is returned."""

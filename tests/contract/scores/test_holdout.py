@@ -41,6 +41,7 @@ def test_what_is_no_share_is_refused(share):
         holdout.is_held_out(3, IDS, share)
 
 
+@pytest.mark.slow
 def test_the_labelled_part_of_the_holdout_is_a_uniform_sample():
     """However far labelling has come: over many projects, each task is equally often among the first 20."""
     ids = np.arange(200, dtype=np.int64)

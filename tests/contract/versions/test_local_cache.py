@@ -165,6 +165,7 @@ class TestPublishers:
 class TestLocalCache:
     """What lies on a machine."""
 
+    @pytest.mark.slow
     def test_it_keeps_the_version_in_use_and_the_one_before(self, machine):
         """A disk is not filled by a thousand versions; what was opened minutes ago may be read still."""
         trainer, server = machine("trainer"), machine("server")
@@ -297,6 +298,7 @@ class TestRetiring:
             assert (trainer.folder / first / "model.onnx").exists()
         assert first not in trainer.versions()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("until", [0, 1, 2, 3])
     def test_one_that_breaks_off_is_brought_to_its_end(self, machine, store, location, monkeypatch, until):
         """The marker comes first: a version is whole until it is there, and gone afterwards."""
@@ -326,6 +328,7 @@ class TestRetiring:
         found = {key for key in objects(store, location) if first in key}
         assert found == {f"birds/{first}/{file}" for file in kept}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", ["before the marker", "before the second look"])
     def test_a_rollback_on_another_machine_meanwhile_wins(self, machine, monkeypatch, moment):
         """Without a lock between machines: each looks again after it has written."""
@@ -351,6 +354,7 @@ class TestRetiring:
         assert machine("late").current() == first
         machine("late").open(first).verify()
 
+    @pytest.mark.slow
     def test_a_rollback_that_comes_too_late_is_taken_back(self, machine, monkeypatch):
         """It finds the marker after it has moved CURRENT."""
         trainer, other = machine("trainer"), machine("other")

@@ -116,12 +116,14 @@ def test_the_right_password_opens_everything(start):
     assert {path: ask(path, RIGHT).status_code for path in REQUESTS} == ANSWERED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basic_auth", [None, f"{USER}:{PASSWORD}"], ids=["alone", "beside-a-password"])
 def test_the_secret_opens_the_webhook(start, basic_auth):
     """Events carry no password, only the headers that the webhook was given."""
     assert start(basic_auth, SECRET)("/webhook", f"Bearer {SECRET}").status_code == 200
 
 
+@pytest.mark.slow
 def test_the_secret_opens_nothing_else(start):
     """Whoever can read a project's webhooks can not read its images here."""
     ask = start(f"{USER}:{PASSWORD}", SECRET)

@@ -117,6 +117,7 @@ def test_bodies_in_hand_are_bounded_together():
     small.end()
 
 
+@pytest.mark.slow
 def test_who_gives_up_lets_those_behind_through():
     """A body that did not fit no longer stands in the way of one that does."""
     limiter = make(requests=4, most_bytes=10)

@@ -93,6 +93,7 @@ def test_no_other_name_is_answered(client, host):
     assert client.get("/versions", environ_overrides={"HTTP_HOST": host}).status_code == 421
 
 
+@pytest.mark.slow
 def test_any_name_is_answered_if_that_is_set(serve):
     """For who knows what stands in front."""
     assert serve(allowed_hosts=("*",)).get("/versions", headers={"Host": "evil.test"}).status_code == 200

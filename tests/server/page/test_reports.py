@@ -213,12 +213,14 @@ class TestRoutes:
             assert headers["Referrer-Policy"] == "no-referrer"
             assert headers["Cache-Control"] == "private, max-age=86400"
 
+    @pytest.mark.slow
     def test_a_forgotten_slash_is_put_right(self, client, version):
         """By an address that holds behind a proxy, too; else links in the page would lead beside it."""
         reply = client.get(f"/report/{version}")
         assert (reply.status_code, reply.headers["Location"]) == (308, f"{version}/")
         assert client.get(urljoin(f"/report/{version}", reply.headers["Location"])).data == PAGE
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("spell", [quote, encode_all], ids=["as-it-is", "encoded"])
     def test_hostile_files_are_not_found(self, client, version, spell):
         """Nothing outside the report ever leaves, however it is spelled; a slash too many leads back to the report."""

@@ -8,6 +8,7 @@ from trainer.model import bayes
 PASSES = 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
 def test_passes_are_those_of_a_loop_over_the_head(multiple, monkeypatch):
     """In mean and deviation, image by image, however many a forward takes; of several labels they are sigmoids."""

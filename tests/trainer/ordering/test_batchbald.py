@@ -48,6 +48,7 @@ def test_choices_are_those_of_the_exact_joint(seed, classes, count):
         assert joints[i] == pytest.approx(best[i], abs=1e-5) or any(saturated[:i])
 
 
+@pytest.mark.slow
 def test_drawn_configurations_choose_nearly_as_well():
     """With 200 of 4^6 configurations, what is chosen says nearly as much as what the exact joint chooses."""
     passes = make_passes(np.random.default_rng(5), images=24, passes=20, classes=4)

@@ -171,6 +171,7 @@ def test_images_of_one_class_are_no_copies():
     assert np.mean(claimed == np.arange(300) // 2 * 2) > 0.99
 
 
+@pytest.mark.slow
 def test_chance_claims_no_more_in_a_larger_pool():
     """Of 12,000 images without copies, each near another, fewer than one in ten are claimed."""
     rng = np.random.default_rng(0)

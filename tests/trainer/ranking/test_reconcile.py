@@ -162,6 +162,7 @@ def test_what_is_dropped_even_so_is_an_error_that_names_it(pets, tmp_path):
         bring(pets, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stores", [True, False], ids=["stored", "lost"])
 def test_an_import_whose_answer_is_lost_is_looked_for_and_not_sent_twice(pets, tmp_path, stores):
     """A gateway may give up before Label Studio does."""

@@ -140,6 +140,7 @@ class TestScoring:
         assert len(ask(of(one), pool(2))) == 2
         assert len(one.asked) == 3
 
+    @pytest.mark.slow
     def test_the_server_says_how_long_to_wait(self, one, monkeypatch):
         """Within reason: not longer than a quarter of a minute, here a quarter of a second."""
         monkeypatch.setattr(server_module, "_LONGEST_PAUSE_S", 0.25)
@@ -177,6 +178,7 @@ class TestScoring:
         assert outcomes[2] == Failure(2, "fetch", "no such file")
         assert len(outcomes) == 3
 
+    @pytest.mark.slow
     def test_with_the_last_server_gone_the_error_says_why(self, one):
         """And that what was scored is not lost."""
         one.before = lambda body: (503, {"detail": "overloaded"})
@@ -191,6 +193,7 @@ class TestScoring:
         with pytest.raises(Unavailable, match="answers no more"):
             ask(of(one), pool(portions * REQUEST_TASKS))
 
+    @pytest.mark.slow
     def test_a_server_that_is_gone_is_one_clear_line(self):
         """Connections refused are as good as an answer of 503."""
         with pytest.raises(Unavailable, match=r"answers no more.*cannot be reached"):

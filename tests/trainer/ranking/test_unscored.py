@@ -33,6 +33,7 @@ class TestNothingIsLost:
         rig.server.asked.clear()
         return rig
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"again": True}, {"strategy": "random"}])
     @pytest.mark.parametrize("kind", ["away", "broken"])
     def test_with_the_image_host_down_the_ranking_stays(self, ranked, kind, options):
@@ -130,6 +131,7 @@ class TestNothingIsLost:
         [record] = load_rankings(ranked.repository)
         assert (record.tasks, record.failed, record.unscored) == (TASKS, 0, ())
 
+    @pytest.mark.slow
     def test_an_image_that_keeps_failing_is_no_loss_of_the_next_ranking(self, ranked):
         """However small the pool becomes, a few broken images never stop it from being ranked."""
         lost = ranked.studio.order()[-2:]

@@ -92,6 +92,7 @@ def test_a_run_that_ended_just_before_the_file_got_its_name_computes_nothing(pat
     assert rest.starts == [len(WHOLE)]
 
 
+@pytest.mark.slow
 def test_two_at_once_compute_once(path):
     """The second waits for the first and then takes what that one computed."""
     begun, may_end, work, results = threading.Event(), threading.Event(), Work(), []

@@ -168,6 +168,7 @@ def test_random_needs_no_more_than_randoms_labels(seed, seeds, rounds, measure):
     assert (found.low, found.high) == (None, None)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.sampled_from(MEASURES))
 def test_who_is_never_worse_needs_no_more_labels(seed, seeds, measure):
     """A curve that dominates random's needs at most random's labels; the interval lies around what it needs."""

@@ -194,6 +194,7 @@ def test_twenty_labels_are_asked_for_unless_somebody_says(studio, caplog):
     assert studio.looks <= 11
 
 
+@pytest.mark.slow
 def test_a_watch_that_is_started_again_goes_on_where_it_was(studio, caplog):
     """Labels that the newest version has seen are not new."""
     studio.label(30)
@@ -220,6 +221,7 @@ def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
     assert studio.looks > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -337,6 +339,7 @@ def test_a_rollback_ranks_and_does_not_train(studio, caplog):
     assert studio.project["model_version"] == first
 
 
+@pytest.mark.slow
 def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
     """Not at every look while they come."""
     studio.label(30)
@@ -350,6 +353,7 @@ def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
     assert said[-2].startswith("21 more tasks: ranked 121 tasks")
 
 
+@pytest.mark.slow
 def test_tasks_in_place_of_deleted_ones_are_ranked(studio, caplog):
     """Though there are fewer than were ranked."""
     studio.label(30)
@@ -390,6 +394,7 @@ def test_a_request_that_failed_for_a_reason_that_passes_is_tried_again(studio, c
     assert find_requests(studio.repository) == []
 
 
+@pytest.mark.slow
 def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog):
     """After a failure the watch leaves things alone for a while, but not the person who asks again."""
     leave_request(studio.repository, 5)
@@ -620,6 +625,7 @@ def test_webhooks_that_are_out_of_reach_keep_nothing_waiting(studio, caplog):
     assert sum("cannot be given the secret" in line for line in said) == 1
 
 
+@pytest.mark.slow
 def test_a_look_is_two_small_requests(studio, caplog):
     """Whatever else is asked, is asked once."""
     asked = []
