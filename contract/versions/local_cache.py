@@ -344,7 +344,8 @@ class CachedRepository(Repository):
         staging = self.folder / f"{_FETCHING}{version.name}"
         try:
             with self._explaining_full():
-                shutil.copytree(self._manifests(version.name), staging)
+                # Not what another process is writing there at this moment.
+                shutil.copytree(self._manifests(version.name), staging, ignore=shutil.ignore_patterns(".*"))
                 for file in version.manifest.files:
                     self._fetch_file(version, file, staging / file)
                 sync_tree(staging)

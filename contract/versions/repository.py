@@ -25,7 +25,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -212,10 +212,12 @@ class Repository:
         """Make an earlier version current again, after comparing every file with its digest.
 
         Raises:
-            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` and `Version.verify` do; CURRENT
-                then stays.
+            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` and `Version.verify` do, and while
+                the version is being removed; CURRENT then stays.
         """
-        with self.holding(name):
+        with self.holding(name) as is_held:
+            if not is_held:
+                raise VersionNotFound(f"version {name} is being removed from {self.location} at this moment")
             try:
                 version = self.open(name)
                 version.verify()
@@ -233,16 +235,21 @@ class Repository:
     # ---- removing versions
 
     @contextmanager
-    def holding(self, name: str) -> Iterator[None]:
+    def holding(self, name: str) -> Iterator[bool]:
         """Keep a version from being removed for as long as the block lasts, where the file system knows locks.
 
-        One that is being removed at this moment is not kept.
+        Gives False for one that is being removed at this moment, which is not kept.
         """
         with ExitStack() as stack:
-            with suppress(OSError):
+            is_held = True
+            try:
                 file = stack.enter_context((self.folder / name / MANIFEST_FILE).open("rb"))
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            yield
+            except BlockingIOError:
+                is_held = False
+            except OSError:  # there is no such version, or no locks
+                pass
+            yield is_held
 
     def retire(self, name: str) -> None:
         """Remove a version but for its manifest and its report, which are small. Each step may be the last.
