@@ -347,8 +347,11 @@ def test_processes_that_are_killed_cost_the_others_nothing(folder, open_cache):
             assert victim.stdout.readline()
         victim.send_signal(signal.SIGKILL)
         victim.communicate(timeout=30)
-    outputs = [process.stdout.read() for process in survivors]  # communicate() would miss what is buffered already
-    assert [process.wait(timeout=60) for process in survivors] == [0, 0]
+    outputs = []
+    for process in survivors:
+        with process:
+            outputs.append(process.stdout.read())  # communicate() would miss what is buffered already
+    assert [process.returncode for process in survivors] == [0, 0]
     assert [output.splitlines()[-1] for output in outputs] == ["", ""]  # no faults
     (file,) = folder.glob("*.sqlite3")
     assert file.stat().st_size <= MAX_BYTES
