@@ -29,7 +29,9 @@ from pathlib import Path
 from server.inference.feature_cache import FeatureCache
 from tests.server.inference.test_feature_cache import get, put
 faults = []
-cache = FeatureCache(Path(sys.argv[1]), max_bytes=2**20, count_fault=faults.append)
+def open_cache():
+    return FeatureCache(Path(sys.argv[1]), max_bytes=2**20, count_fault=faults.append)
+cache = open_cache()
 name, last = sys.argv[2], int(sys.argv[3])
 for number in count():
     put(cache, f"{name} {number}", number, 2500)
@@ -38,8 +40,15 @@ for number in count():
         print(number, flush=True)
     if number == last:
         break
-put(cache, name, 7)
 cache.close()
+kept = None
+while kept != 7:  # a write is dropped where others hold the file for long
+    cache = open_cache()
+    put(cache, name, 7)
+    cache.close()
+    cache = open_cache()
+    kept = get(cache, name)
+    cache.close()
 print(*sorted(set(faults) - {"dropped"}))
 """
 
