@@ -82,7 +82,9 @@ def test_an_access_token_that_is_no_longer_honoured_is_renewed(studio):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.parametrize(("token", "path"), [(LEGACY, WHOAMI), (PERSONAL, "/api/token/refresh/")])
+@pytest.mark.parametrize(
+    ("token", "path"), [(LEGACY, WHOAMI), (PERSONAL, "/api/token/refresh/")], ids=["legacy", "personal"]
+)
 def test_a_refused_token_is_one_clear_line(studio, token, path, status):
     """The message names the setting and does not show the token."""
     serve_json(studio, path, {"detail": "Invalid token."}, status)
