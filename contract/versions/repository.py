@@ -217,7 +217,7 @@ class Repository:
         """
         with self.holding(name) as is_held:
             if not is_held:
-                raise VersionNotFound(f"version {name} is being removed from {self.location} at this moment")
+                raise VersionNotFound(f"version {name} is being removed from {self.location}; roll back to another")
             try:
                 version = self.open(name)
                 version.verify()

@@ -25,22 +25,19 @@ from contract.images.download import HttpUrl
 from contract.labelconfig import parse_label_config
 from contract.matching import choose_control
 from contract.versions.inspection import inspect_graph
-from contract.versions.manifest import DropoutSite, FileDigest, InputSpec, Manifest
+from contract.versions.manifest import DropoutSite, FileDigest, Manifest
 from contract.versions.results import Metrics
 from contract.versions.signatures import VerifyKey, read_public_key
+from tests import versions
 from tests.mutation import mutate_json
 
 VERSION = "20260102T030405678Z-0a1b2c"
-MANIFEST = Manifest(
-    version=VERSION,
-    created_at="2026-01-02T03:04:05+00:00",
+MANIFEST = replace(
+    versions.manifest(VERSION),
     labels=("ant", "bee", "cat"),
     control="label",
-    input=InputSpec(8, 8),
-    passes=20,
     dropout_sites=(DropoutSite((16,), 0.5),),
     architecture="tiny",
-    trunk="0" * 64,
     metrics=Metrics(accuracy=0.5),
     files={"model.onnx": FileDigest("a" * 64, 7), "report/index.html": FileDigest("b" * 64, 0)},
 )

@@ -1,12 +1,12 @@
 import base64
 import io
-import time
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bench import load
+from bench import load, serving
 from bench.tiny_model import draw_images, publish
 from contract.images.fetch import Fetched
 from contract.versions.repository import Repository
@@ -100,9 +100,4 @@ def make_tasks(count, seed=0):
     return [make_task(100 + i, to_data_uri(pixels)) for i, pixels in enumerate(draw_images(count, seed))]
 
 
-def wait_until(condition):
-    """Wait for what another thread does."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
+wait_until = partial(serving.wait_until, what="another thread", timeout_s=20)

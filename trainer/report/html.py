@@ -1,6 +1,6 @@
 """Reports as one HTML file each: nothing is loaded from elsewhere, no script runs, and all text is escaped.
 
-The one place that imports jinja2. Templates lie in `trainer/templates` and extend `base.html`.
+The one module of the trainer that imports jinja2. Templates lie in `templates` beside it and extend `base.html`.
 """
 
 from pathlib import Path

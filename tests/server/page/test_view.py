@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from contract.scores.ranking import RANKINGS_FOLDER, RankedImage, Ranking, save_ranking
-from contract.versions.manifest import DropoutSite, InputSpec, Manifest
+from contract.versions.manifest import DropoutSite
 from contract.versions.repository import Repository
 from contract.versions.results import Metrics, TrainingRecord
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from contract.versions.version import MODEL_FILE, PROBE_FILE
 from server.page.view import ENDS, HEADERS, LISTED_CLASSES, ClassMetrics, Page, arrange_classes, show_ago
+from tests import versions
 from tests.contract.versions.test_results import METRICS, TRAINING
 
 NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
@@ -83,16 +84,12 @@ def show(page, *, manifest=None, up=True, detail=None):
 
 
 def make_manifest(metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat")):
-    return Manifest(
-        version="20260102T030405000Z-0a1b2c",
-        created_at="2026-01-02T03:04:05+00:00",
+    return dataclasses.replace(
+        versions.manifest("20260102T030405000Z-0a1b2c"),
         labels=labels,
         control="label",
-        input=InputSpec(8, 8),
-        passes=20,
         dropout_sites=(DropoutSite((16,), 0.5),),
         architecture="tiny",
-        trunk="0" * 64,
         metrics=Metrics.parse(metrics, classes=len(labels)),
         training=TrainingRecord.parse(training),
     )

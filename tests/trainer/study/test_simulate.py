@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.serving import wait_until
 from contract.errors import TrainingError
 from tests.trainer.report.pages import Page
 from tests.trainer.small import write_folders
@@ -179,24 +179,17 @@ class TestFromEndToEnd:
 def kill_midway(process, out, number):
     """Kill it after one more round, see it and its workers end, and return it."""
     before = count_rounds(out)
-    wait_until(lambda: count_rounds(out) > before, 100)
+    wait_until(lambda: count_rounds(out) > before, "another round", timeout_s=100)
     workers = descendants(process.pid)
     assert len(workers) > 2
     os.kill(process.pid, number)
     process.wait(60)
-    wait_until(lambda: not any(map(is_running, workers)), 10)
+    wait_until(lambda: not any(map(is_running, workers)), "the workers to end", timeout_s=10)
     return process
 
 
 def count_rounds(out):
     return sum(path.read_bytes().count(b"\n") for path in (out / "chains").glob("*.jsonl"))
-
-
-def wait_until(holds, seconds):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def descendants(process):
