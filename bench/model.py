@@ -77,7 +77,7 @@ def trained(
         image_size: in pixels.
         part: what is trained, as in `python -m trainer run --train`.
         labels: how many photos it is trained on; the first so many of an order that the other arguments do not change.
-        int8: whether the version brings a trunk in 8-bit integers.
+        int8: whether the version brings a backbone in 8-bit integers.
         seed: the trainer's.
 
     Raises:

@@ -7,7 +7,7 @@ same threads, run in turn in one process:
     naive          onnxruntime, the literal graph T times, without the optimiser's rule that would delete its dropout
     single         onnxruntime, the network once: no uncertainty, the least that can be paid
     openvino       the same in OpenVINO, float32; openvino_int8 is quantised by OpenVINO's own NNCF, all layers of it
-    ours           the server's engine: T passes in one run; ours_int8 and, on a GPU, ours_fp16 with that trunk
+    ours           the server's engine: T passes in one run; ours_int8 and, on a GPU, ours_fp16 with that backbone
 
 `X_over_Y` is X's time over Y's: below 1, X is faster. `speedup` is the other's time over ours. Then, by T: what the
 passes cost over one deterministic pass, and how well they rank photos, beside a reference of 2,000 passes.
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _open_engines(setting: _Setting) -> dict[Precision, Engine]:
     """Return the server's engine in float32, and in the other precision that its device is for, if the version has it.
 
-    The trainer publishes no int8 trunk that ranks otherwise than float32, as one of a poor network may.
+    The trainer publishes no int8 backbone that ranks otherwise than float32, as one of a poor network may.
     """
     engine = Engine(setting.version, setting.engine)
     precision = Precision.FP16 if engine.provider == Device.CUDA else Precision.INT8

@@ -1,6 +1,6 @@
 """What does a second round cost? `python -m bench.rerank [--image-size 224] [--images 240] [--few 500] [--many 4000]`.
 
-A pool is scored, the head is trained again on more labels (`--train head`, which leaves the trunk as it is), and the
+A pool is scored, the head is trained again on more labels (`--train head`, which leaves the backbone as it is), and the
 pool is scored again. Measured over HTTP under gunicorn, by one client with requests of 100 tasks:
 
     again      the second round over the first, its median over three changes of version, and once more after a restart
@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trained(image_size=options.image_size, part="head", labels=labels)
         for labels in (options.labels, options.more_labels)
     )
-    assert first.version.manifest.trunk == second.version.manifest.trunk, "two heads on one trunk were expected"
+    assert first.version.manifest.backbone == second.version.manifest.backbone, (
+        "two heads on one backbone were expected"
+    )
     settings = {"LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900", "LABELNEXT_PROVIDER": options.provider}
     versions, photos = (first.version, second.version), second.photos[: options.images]
     web = _rerank_from_web(versions, photos, settings, rounds=options.rounds)

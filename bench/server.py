@@ -1,7 +1,7 @@
 """What does serving cost over scoring? `python -m bench.server [--image-size 224] [--rounds 3] [--precision fp32]`.
 
 JPEGs are fetched from a host in a process of its own and scored by the server under gunicorn, as Label Studio would
-have it, with the server's cache off: every image pays for its trunk. Measured are
+have it, with the server's cache off: every image pays for its backbone. Measured are
 
     starts     seconds from starting gunicorn to the first answer of /health that names a version; the version's files
                are in the page cache
@@ -44,7 +44,7 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "images": (500, "in the largest request"),
     "rounds": (3, "and starts"),
     "labels": (400, "to train on"),
-    "precision": (("fp32", "int8", "fp16"), "of the trunk"),
+    "precision": (("fp32", "int8", "fp16"), "of the backbone"),
     "provider": (("cpu", "cuda"), "of the server"),
     "swap_requests": (300, "to meet a swap"),
 }

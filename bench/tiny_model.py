@@ -24,7 +24,7 @@ from contract.graph.probe import Probe
 from contract.versions.manifest import DropoutSite, InputSpec, Manifest
 from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
-from contract.versions.version import INT8_TRUNK_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE
+from contract.versions.version import INT8_BACKBONE_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE
 
 SIDE, HIDDEN, PASSES = 8, 16, 20
 LABELS = ("ant", "bee", "cat")
@@ -52,7 +52,7 @@ class TinyModel:
         return cls(tuple(rng.normal(0, 3 / np.sqrt(shape[0]), shape).astype(np.float32) for shape in _SHAPES))
 
     def with_head_of(self, other: "TinyModel") -> "TinyModel":
-        """Return the same trunk with another head, as after a retrain of the head alone."""
+        """Return the same backbone with another head, as after a retrain of the head alone."""
         return TinyModel((self.weights[0], *other.weights[1:]))
 
     def features(self, images: Images) -> Doubles:
@@ -63,9 +63,9 @@ class TinyModel:
     def passes(self, images: Images, masks: Mapping[str, Floats]) -> Doubles:
         """(N, H, W, 3) and masks (T, D) to probabilities (N, T, C), in float64 and one pass at a time."""
         _, second, last = (weights.astype(np.float64) for weights in self.weights)
-        trunk = self.features(images)
+        backbone = self.features(images)
         logits = [
-            np.maximum(trunk * masks["mask_0"][t] @ second, 0) * masks["mask_1"][t] @ last
+            np.maximum(backbone * masks["mask_0"][t] @ second, 0) * masks["mask_1"][t] @ last
             for t in range(len(masks["mask_0"]))
         ]
         exps = np.exp(np.stack(logits, axis=1))
@@ -129,7 +129,7 @@ def publish(
         model: what is published.
         seed: of the model, where none is given.
         probe_of: the model that the probe comes from, as after a faulty export: every server must refuse the version.
-        int8_of: one whose trunk is published as that in 8-bit integers, though it is none.
+        int8_of: one whose backbone is published as that in 8-bit integers, though it is none.
         labels: of the manifest, as are control and temperature.
         control: the name of the labelling config's <Choices>.
         temperature: that probabilities are tempered with.
@@ -141,7 +141,7 @@ def publish(
         save_graph(model.graph(), staged.path)
         draw_probe(probe_of or model, staged.version).save(staged.path / PROBE_FILE)
         if int8_of is not None:
-            onnx.save(lower(int8_of.graph()).trunk, staged.path / INT8_TRUNK_FILE)
+            onnx.save(lower(int8_of.graph()).backbone, staged.path / INT8_BACKBONE_FILE)
         for name, content in (report or {}).items():
             (staged.path / "report").mkdir(exist_ok=True)
             (staged.path / "report" / name).write_bytes(content)
@@ -155,7 +155,7 @@ def publish(
                 passes=PASSES,
                 dropout_sites=SITES,
                 architecture="tiny",
-                trunk=fingerprint(lower(model.graph()).trunk, staged.path, SPEC),
+                backbone=fingerprint(lower(model.graph()).backbone, staged.path, SPEC),
                 temperature=temperature,
                 training=training or TrainingRecord(),
             )

@@ -146,7 +146,7 @@ class _Questions:
                 "that was published with --int8, fp16 a GPU, and either has to rank the probe alike; publish such a "
                 "version, or set LABELNEXT_PRECISION=auto"
             )
-        return f"the trunk computes in {engine.precision}, LABELNEXT_PRECISION is {wanted}"
+        return f"the backbone computes in {engine.precision}, LABELNEXT_PRECISION is {wanted}"
 
     def _time(self, engine: Engine) -> str:
         images, deadline_s = self._settings.max_batch_images, self._settings.deadline_s

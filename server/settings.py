@@ -46,7 +46,7 @@ class Device(StrEnum):
 
 
 class Precision(StrEnum):
-    """What the trunk computes in; the head always computes in float32."""
+    """What the backbone computes in; the head always computes in float32."""
 
     AUTO = "auto"
     """fp16 on a GPU, int8 on a CPU where the version has it, else fp32."""
@@ -100,8 +100,8 @@ class Settings(SharedSettings):
     provider: Annotated[Device, text(str.lower)] = Device.AUTO
     """`cuda` refuses to start without a GPU, `cpu` does not look for one."""
     precision: Annotated[Precision, text(str.lower)] = Precision.FP32
-    """Of the trunk: `int8` needs a version published with `--int8`, `fp16` a GPU, `auto` takes the fastest. What cannot
-    be had or is not valid is served in fp32, with a warning."""
+    """Of the backbone: `int8` needs a version published with `--int8`, `fp16` a GPU, `auto` takes the fastest. What
+    cannot be had or is not valid is served in fp32, with a warning."""
     poll_s: Seconds = 5.0
     """Seconds between two looks for a new version."""
     max_batch_images: Count = 32

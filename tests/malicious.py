@@ -19,7 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from contract.errors import DigestError, InvalidVersion, LabelnextError, LoweringError, ManifestError, UnsafeGraph
 from contract.versions.manifest import FileDigest
-from contract.versions.version import INT8_TRUNK_FILE, MANIFEST_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE, digest_file
+from contract.versions.version import (
+    INT8_BACKBONE_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    PROBE_FILE,
+    WEIGHTS_FILE,
+    digest_file,
+)
 
 OPSETS = [helper.make_opsetid("", 18)]
 
@@ -298,8 +305,8 @@ def pickled(path, arrays):
 
 
 def int8(name, change):
-    """A trunk in 8-bit integers as somebody else's; a server serves the version in float32 then."""
-    return graph(name, change, file=INT8_TRUNK_FILE)
+    """A backbone in 8-bit integers as somebody else's; a server serves the version in float32 then."""
+    return graph(name, change, file=INT8_BACKBONE_FILE)
 
 
 MALICIOUS = (

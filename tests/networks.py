@@ -35,13 +35,13 @@ class Engine:
     """A lowered graph in onnxruntime, at its default optimisation level."""
 
     def __init__(self, lowered: Lowered) -> None:
-        self.trunk_session, self.head_session = open_session(lowered.trunk), open_session(lowered.head)
+        self.backbone_session, self.head_session = open_session(lowered.backbone), open_session(lowered.head)
 
     def __call__(self, images, masks) -> PassOutputs:
-        return self.head(self.trunk(images), masks)
+        return self.head(self.backbone(images), masks)
 
-    def trunk(self, images):
-        return self.trunk_session.run([FEATURES], {"images": images})[0]
+    def backbone(self, images):
+        return self.backbone_session.run([FEATURES], {"images": images})[0]
 
     def head(self, features, masks) -> PassOutputs:
         return PassOutputs(*self.head_session.run(list(OUTPUTS), {FEATURES: features, **masks}))
@@ -91,7 +91,7 @@ class Small(torch.nn.Module):
 
     def __init__(self, classes: int = 4) -> None:
         super().__init__()
-        self.trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        self.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Flatten())
         self.head = torch.nn.Sequential(
             torch.nn.Dropout(0.5),
             torch.nn.Linear(216, 32),
@@ -101,7 +101,7 @@ class Small(torch.nn.Module):
         )
 
     def forward(self, x):
-        return self.head(self.trunk(x))
+        return self.head(self.backbone(x))
 
 
 def build_small():

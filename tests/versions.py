@@ -5,7 +5,7 @@ import itertools
 from datetime import UTC, datetime
 
 from contract.versions.manifest import InputSpec, Manifest
-from contract.versions.version import INT8_TRUNK_FILE
+from contract.versions.version import INT8_BACKBONE_FILE
 
 
 def manifest(version):
@@ -18,7 +18,7 @@ def manifest(version):
         passes=20,
         dropout_sites=(),
         architecture="none",
-        trunk="0" * 64,
+        backbone="0" * 64,
     )
 
 
@@ -36,9 +36,9 @@ def write_files(folder, content):
         (folder / name).write_bytes(content)
 
 
-def publish(repository, content, *, trunk="0" * 64, int8=None):
+def publish(repository, content, *, backbone="0" * 64, int8=None):
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, content)
         if int8 is not None:
-            (staged.path / INT8_TRUNK_FILE).write_bytes(int8)
-        return staged.publish(dataclasses.replace(manifest(staged.version), trunk=trunk))
+            (staged.path / INT8_BACKBONE_FILE).write_bytes(int8)
+        return staged.publish(dataclasses.replace(manifest(staged.version), backbone=backbone))

@@ -1,7 +1,7 @@
 """From a trained network to a published version: the graph, the probe that validates it, what was measured, the report.
 
 Owns what a version's folder and manifest hold, and what of it may fail without costing the version: the comparison with
-earlier versions, the trunk in int8 and the report.
+earlier versions, the backbone in int8 and the report.
 """
 
 import logging
@@ -18,7 +18,7 @@ from contract.graph.lowering import Lowered
 from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.repository import Repository, StagedVersion
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
-from contract.versions.version import INT8_TRUNK_FILE, PROBE_FILE, REPORT_FOLDER, Version
+from contract.versions.version import INT8_BACKBONE_FILE, PROBE_FILE, REPORT_FOLDER, Version
 from trainer.evaluation.comparison import CommonImages, compare_versions, save_predictions
 from trainer.evaluation.history import describe_advice, earlier, find_agreement
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide
@@ -28,7 +28,7 @@ from trainer.model.export import export
 from trainer.model.fit import Fitted
 from trainer.model.network import Network
 from trainer.model.probe import PROBE_IMAGES, compute_probe
-from trainer.model.quantise import copy_int8_trunk, quantise
+from trainer.model.quantise import copy_int8_backbone, quantise
 from trainer.model.validation import validate_version
 from trainer.model.weights import Provenance
 from trainer.report.data import Inputs
@@ -115,26 +115,26 @@ def publish(repository: Repository, trained: Trained) -> Version:
         if data.project is not None and training.holdout_share:
             manifest = _add_advice(repository, described, trained)
         if training.int8:
-            _add_int8_trunk(staged, manifest, repository=repository, images=data.pixels.images[data.parts.train])
+            _add_int8_backbone(staged, manifest, repository=repository, images=data.pixels.images[data.parts.train])
         return staged.publish(_add_report(repository, staged, manifest, trained))
 
 
-def _add_int8_trunk(
+def _add_int8_backbone(
     staged: StagedVersion, manifest: Manifest, *, repository: Repository, images: npt.NDArray[np.uint8]
 ) -> None:
-    """Put the trunk in 8-bit integers beside the graph, or say why not: the version is whole without it.
+    """Put the backbone in 8-bit integers beside the graph, or say why not: the version is whole without it.
 
-    An earlier version's is taken if it was made of the same trunk. Made anew on other images it would give other
+    An earlier version's is taken if it was made of the same backbone. Made anew on other images it would give other
     features, and all that servers have cached would be lost.
     """
-    path = staged.path / INT8_TRUNK_FILE
+    path = staged.path / INT8_BACKBONE_FILE
     try:
-        if not copy_int8_trunk(repository, manifest.trunk, path):
+        if not copy_int8_backbone(repository, manifest.backbone, path):
             quantise(staged.path, images, path)
         validation = validate_version(staged.describe(manifest), int8=True)
     except Exception as err:  # of a tool with many, and what was trained is not to be lost for it
         path.unlink(missing_ok=True)
-        _log.warning("published without a trunk in int8: %s", err)
+        _log.warning("published without a backbone in int8: %s", err)
         return
     _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
 
@@ -183,7 +183,7 @@ def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Mani
         passes=training.passes,
         dropout_sites=lowered.sites,
         architecture=training.architecture,
-        trunk=fingerprint(lowered.trunk, staged.path, spec),
+        backbone=fingerprint(lowered.backbone, staged.path, spec),
         multiple=data.pool.multiple,
         temperature=trained.evaluation.temperature,
         metrics=trained.evaluation.metrics,

@@ -96,7 +96,7 @@ class Training:
     passes: Annotated[int, Field(ge=2), Option(metavar="T")] = DEFAULT_PASSES
     """Stochastic passes for each image, here and, unless it is set otherwise, in the server."""
     int8: bool = False
-    """Publish the trunk in 8-bit integers too, for faster servers without a GPU."""
+    """Publish the backbone in 8-bit integers too, for faster servers without a GPU."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of all that is drawn."""
     device: Annotated[Device, Option(choices=get_args(Device))] = "auto"

@@ -1,4 +1,4 @@
-"""The fingerprint of a trunk: what an image's features depend on besides the image's bytes.
+"""The fingerprint of a backbone: what an image's features depend on besides the image's bytes.
 
 Two versions of equal fingerprints compute equal features, so that after a retrain of the head alone those that were
 computed before still hold. Knows onnx; no engine.
@@ -15,18 +15,18 @@ from contract.images.preprocess import RECIPE
 from contract.versions.manifest import InputSpec
 
 
-def fingerprint(trunk: ModelProto, folder: Path, spec: InputSpec) -> str:
-    """Return the sha256, in hex, of a trunk's operators, wiring and weights, and of how its pixels are made.
+def fingerprint(backbone: ModelProto, folder: Path, spec: InputSpec) -> str:
+    """Return the sha256, in hex, of a backbone's operators, wiring and weights, and of how its pixels are made.
 
     Names of tensors and the place of a weight in its file are left out: an export may choose them anew. `folder` is
     where external weights are.
     """
     digest = hashlib.sha256(json.dumps([RECIPE, asdict(spec)], sort_keys=True).encode())
-    for opset in sorted(trunk.opset_import, key=lambda entry: entry.domain):
+    for opset in sorted(backbone.opset_import, key=lambda entry: entry.domain):
         digest.update(f"{opset.domain}={opset.version};".encode())
-    weights = {tensor.name: tensor for tensor in trunk.graph.initializer}
-    order = {info.name: i for i, info in enumerate(trunk.graph.input)}
-    for node in trunk.graph.node:
+    weights = {tensor.name: tensor for tensor in backbone.graph.initializer}
+    order = {info.name: i for i, info in enumerate(backbone.graph.input)}
+    for node in backbone.graph.node:
         for name in node.input:
             if name in weights and name not in order:
                 _add_weight(digest, weights[name], folder)

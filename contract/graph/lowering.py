@@ -1,11 +1,11 @@
 """The stochastic passes of a graph, compiled: the lowering.
 
 A literal graph holds one pass: images in, logits out, active Dropout nodes between. `lower` parts it in two. What lies
-upstream of every Dropout, the trunk, runs once per image and gives the image's features. The head takes features and
+upstream of every Dropout, the backbone, runs once per image and gives the image's features. The head takes features and
 computes T passes at once: it fans the features out to N x T rows, makes each Dropout a product with a mask given as
 input, and ends in softmax or, where several labels may hold, sigmoids, their mean, BALD and entropy, in float32. No
-Dropout node is left, so no engine can delete, freeze or reseed one; and features can be kept, for as long as the trunk
-stays the same.
+Dropout node is left, so no engine can delete, freeze or reseed one; and features can be kept, for as long as the
+backbone stays the same.
 
 Knows onnx and numpy; no engine.
 """
@@ -28,7 +28,7 @@ from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite
 
 FEATURES = "features"
-"""The name of the trunk's output, which is the head's input."""
+"""The name of the backbone's output, which is the head's input."""
 
 _RANDOM_OPS = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -71,7 +71,7 @@ class Lowered:
     Weights keep the literal graph's external data references.
     """
 
-    trunk: ModelProto
+    backbone: ModelProto
     """The literal graph's images to `features` float32 (N, F): all that the head needs of an image, flattened."""
     head: ModelProto
     """`features` and `mask_0`, `mask_1`, ... float32 (T, *features of the site) to what `PassOutputs` holds."""
@@ -100,7 +100,7 @@ def load_graph(path: Path, *, weights_bytes: int) -> ModelProto:
 
 
 def lower(model: ModelProto, *, multiple: bool = False) -> Lowered:
-    """Compile a literal graph into a trunk, and a head of masked passes.
+    """Compile a literal graph into a backbone, and a head of masked passes.
 
     Any graph will do whose first axis is the batch, from the one image input to the one output of logits (N, C), and
     whose randomness is all in Dropout nodes. `model` may be loaded without its external data; it is not changed.
@@ -122,8 +122,9 @@ class _Lowering:
     """One run of the lowering: the nodes written so far, and where each tensor of the literal graph stands.
 
     Rows are the N x T pairs of image and pass, pass fastest. A tensor is one of four kinds: constant; data, computed
-    from the images alone (the trunk); stochastic, downstream of a Dropout, and so in rows; or a measure, which depends
-    on the images through their shape only, and is computed again where rows need it, since their batch is N x T.
+    from the images alone (the backbone); stochastic, downstream of a Dropout, and so in rows; or a measure, which
+    depends on the images through their shape only, and is computed again where rows need it, since their batch is N x
+    T.
     """
 
     def __init__(self, model: ModelProto, multiple: bool) -> None:
@@ -142,9 +143,9 @@ class _Lowering:
         self.rows: dict[str, str] = {}
         """Data or measure to the tensor that stands for it in rows."""
         self.frontier: list[str] = []
-        """Data that rows need: what the trunk hands to the head."""
+        """Data that rows need: what the backbone hands to the head."""
         self.sites: list[DropoutSite] = []
-        self.trunk = GraphBuilder()
+        self.backbone = GraphBuilder()
         self.head = GraphBuilder()
 
     def run(self) -> Lowered:
@@ -153,7 +154,7 @@ class _Lowering:
         logits = self.head.add("Cast", [self._in_rows(self.graph.output[0].name)], to=TensorProto.FLOAT)
         shape = self.head.concat([self._passes(), self.head.add("Shape", [logits], start=1)])
         self.head.reduce(self.head.join(logits, shape), multiple=self.multiple)  # (N, T, C)
-        return Lowered(self._assemble_trunk(), self._assemble_head(), tuple(self.sites), self.multiple)
+        return Lowered(self._assemble_backbone(), self._assemble_head(), tuple(self.sites), self.multiple)
 
     def _visit(self, node: NodeProto) -> None:
         if is_active(node, self.constants):
@@ -163,7 +164,7 @@ class _Lowering:
             self.stochastic.update(node.output)
         else:
             self._classify(node)
-            self.trunk.nodes.append(node)
+            self.backbone.nodes.append(node)
 
     def _classify(self, node: NodeProto) -> None:
         reads_data = bool(self.data.intersection(node.input))
@@ -210,7 +211,7 @@ class _Lowering:
         self.head.nodes.append(copy)
 
     def _fan_out(self, name: str) -> str:
-        """Repeat a trunk tensor T times: (N, ...) to (N x T, ...)."""
+        """Repeat a backbone tensor T times: (N, ...) to (N x T, ...)."""
         apart = self._add_axis(name)  # (N, 1, ...)
         ones = [1] * (len(self.shapes[name]) - 1)
         target = self.head.concat([self.head.integers(1), self._passes(), self.head.integers(*ones)])
@@ -231,7 +232,7 @@ class _Lowering:
         self.stochastic.add(output)
 
     def _add_axis(self, name: str) -> str:
-        """Take a tensor from the trunk, with an axis for the passes: (N, 1, ...)."""
+        """Take a tensor from the backbone, with an axis for the passes: (N, 1, ...)."""
         if name not in self.frontier:
             if self.types.get(name) != TensorProto.FLOAT:
                 kind = TensorProto.DataType.Name(self.types.get(name, TensorProto.UNDEFINED))
@@ -268,16 +269,16 @@ class _Lowering:
             )
         return features
 
-    def _assemble_trunk(self) -> ModelProto:
+    def _assemble_backbone(self) -> ModelProto:
         """Flatten what the head needs and join it: (N, F)."""
-        flat = [self.trunk.add("Flatten", [name], axis=1) for name in self.frontier]
-        self.trunk.add("Concat", flat, FEATURES, axis=1)
+        flat = [self.backbone.add("Flatten", [name], axis=1) for name in self.frontier]
+        self.backbone.add("Concat", flat, FEATURES, axis=1)
         batch = self.shapes[self.graph.input[0].name][0]
         outputs = [describe(FEATURES, [batch, sum(self._lengths())])]
-        return self._assemble(self.trunk, [self.graph.input[0]], outputs)
+        return self._assemble(self.backbone, [self.graph.input[0]], outputs)
 
     def _assemble_head(self) -> ModelProto:
-        """Part the features into what the trunk joined, before all else."""
+        """Part the features into what the backbone joined, before all else."""
         parts = GraphBuilder()
         parts.constants = self.head.constants
         names = [f"{PREFIX}part_{i}" for i in range(len(self.frontier))]

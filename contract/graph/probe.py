@@ -2,10 +2,11 @@
 
 The trainer stores a few images with what torch computed on them: their features, the mean and variance of many
 free-running passes with baal's dropout, and the passes under the version's own masks. A head, on torch's features, must
-agree with the masked passes exactly, up to rounding, and with the free ones statistically. Trunk and head together must
-agree exactly too or, where the trunk computes in reduced precision, must rank the images as torch does. Together they
-notice a Dropout that is dead, lost, of the wrong probability or masked on the wrong rows, and weights or pixels that
-differ, whatever the engine did to the graph. Knows numpy and the masks; what runs a graph is the caller's business.
+agree with the masked passes exactly, up to rounding, and with the free ones statistically. Backbone and head together
+must agree exactly too or, where the backbone computes in reduced precision, must rank the images as torch does.
+Together they notice a Dropout that is dead, lost, of the wrong probability or masked on the wrong rows, and weights or
+pixels that differ, whatever the engine did to the graph. Knows numpy and the masks; what runs a graph is the caller's
+business.
 """
 
 import math
@@ -27,8 +28,8 @@ from contract.graph.masks import Masks, draw_masks
 from contract.scores.acquisition import bald, rank_correlation
 from contract.versions.manifest import Manifest
 
-Trunk = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""Runs a trunk: images uint8 (N, H, W, 3) to features (N, F)."""
+Backbone = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""Runs a backbone: images uint8 (N, H, W, 3) to features (N, F)."""
 
 Head = Callable[[npt.NDArray[np.float32], Masks], PassOutputs]
 """Runs a head: features (N, F) and masks (T, *features of the site) to its outputs."""
@@ -162,22 +163,22 @@ class Validation:
     """Spearman's, of BALD with that of torch under equal masks."""
 
 
-def validate(probe: Probe, manifest: Manifest, *, trunk: Trunk, head: Head, reduced: bool = False) -> Validation:
-    """Run trunk and head on the probe, and compare them with what torch computed.
+def validate(probe: Probe, manifest: Manifest, *, backbone: Backbone, head: Head, reduced: bool = False) -> Validation:
+    """Run backbone and head on the probe, and compare them with what torch computed.
 
-    `reduced` says that the trunk computes in less than float32.
+    `reduced` says that the backbone computes in less than float32.
 
     Raises:
         DropoutDead: if the passes do not differ, or differ far less than the reference passes do.
-        PrecisionRefused: if a trunk of reduced precision overflows, or ranks the images otherwise.
+        PrecisionRefused: if a backbone of reduced precision overflows, or ranks the images otherwise.
         ProbeMismatch: if the numbers differ otherwise.
     """
     masks = draw_masks(manifest.version, manifest.dropout_sites, probe.masked_probabilities.shape[1])
     _check_head(probe, manifest, head, masks)
-    features = trunk(probe.images)
+    features = backbone(probe.images)
     if features.shape != probe.features.shape:
         raise ProbeMismatch(
-            f"the trunk gives features of shape {features.shape} on the probe, torch's have {probe.features.shape}: "
+            f"the backbone gives features of shape {features.shape} on the probe, torch's have {probe.features.shape}: "
             "graph and probe are of different models; publish again"
         )
     outputs = head(features, masks)
@@ -203,7 +204,7 @@ def validate(probe: Probe, manifest: Manifest, *, trunk: Trunk, head: Head, redu
 
 
 def _check_head(probe: Probe, manifest: Manifest, head: Head, masks: Masks) -> None:
-    """Compare the passes on torch's own features, so that no fault of the trunk hides one of the dropout."""
+    """Compare the passes on torch's own features, so that no fault of the backbone hides one of the dropout."""
     outputs = head(probe.features, masks)
     _check_shape(outputs.pass_probabilities, probe.masked_probabilities)
     _check_finite(outputs)

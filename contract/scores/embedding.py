@@ -1,4 +1,4 @@
-"""Embeddings: a trunk's features, small enough to send and to keep, and as far apart as they were."""
+"""Embeddings: a backbone's features, small enough to send and to keep, and as far apart as they were."""
 
 from functools import lru_cache
 from typing import Final

@@ -122,8 +122,8 @@ class Manifest:
     dropout_sites: tuple[DropoutSite, ...]
     """In the order of the graph."""
     architecture: str
-    trunk: _Sha256
-    """The trunk's fingerprint (`contract.graph.fingerprint`): equal in versions that compute equal features."""
+    backbone: _Sha256
+    """The backbone's fingerprint (`contract.graph.fingerprint`): equal in versions that compute equal features."""
     multiple: bool = False
     """Whether several labels may hold of an image, and none: its probabilities are then sigmoids, one a label."""
     temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1], allow_inf_nan=False)] = 1.0

@@ -1,6 +1,6 @@
 """The model repository: a folder in which versions appear whole or not at all.
 
-    models/<model>/<version>/{model.onnx, model.onnx.data, portable.onnx, trunk.int8.onnx}
+    models/<model>/<version>/{model.onnx, model.onnx.data, portable.onnx, backbone.int8.onnx}
     models/<model>/<version>/{manifest.json, probe.npz, report/}
     models/<model>/<version>/manifest.json.minisig    where versions are signed
     models/<model>/CURRENT            one line, the version in use

@@ -21,8 +21,8 @@ MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 PORTABLE_FILE = "portable.onnx"
 """For engines elsewhere: nothing here reads it, and versions made by earlier trainers have none."""
-INT8_TRUNK_FILE = "trunk.int8.onnx"
-"""Optional: the lowered graph's trunk in 8-bit integers, weights included."""
+INT8_BACKBONE_FILE = "backbone.int8.onnx"
+"""Optional: the lowered graph's backbone in 8-bit integers, weights included."""
 PROBE_FILE = "probe.npz"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
@@ -52,9 +52,9 @@ class Version:
         return self.path / MODEL_FILE
 
     @property
-    def int8_trunk_path(self) -> Path | None:
-        """The trunk in 8-bit integers; None if the version has none."""
-        return self.path / INT8_TRUNK_FILE if INT8_TRUNK_FILE in self.manifest.files else None
+    def int8_backbone_path(self) -> Path | None:
+        """The backbone in 8-bit integers; None if the version has none."""
+        return self.path / INT8_BACKBONE_FILE if INT8_BACKBONE_FILE in self.manifest.files else None
 
     @property
     def weights_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 Batches are as large as the queue is when the thread comes free; nothing waits for company. An image is bound to its
 engine before it is queued, so a version that is swapped meanwhile changes nothing for it. One whose features are known
-skips the trunk. Knows no HTTP and no files.
+skips the backbone. Knows no HTTP and no files.
 """
 
 import logging
@@ -78,7 +78,7 @@ class Pixels:
 
 
 Sample = Pixels | Features
-"""An image, or the float32 (F,) that the engine's trunk has made of it."""
+"""An image, or the float32 (F,) that the engine's backbone has made of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +113,7 @@ class Batcher:
     ) -> None:
         """Make the batcher; `start` starts its thread. A run of more than `stall_s` seconds makes it unhealthy.
 
-        What the trunk computes goes into `cache`.
+        What the backbone computes goes into `cache`.
         """
         self._max_batch_images = max_batch_images
         self._metrics = metrics
@@ -217,15 +217,15 @@ class Batcher:
             _deliver(item, outputs, embeddings, row)
 
     def _features(self, items: Sequence[_Item]) -> Features:
-        """The features of all items (N, F), in order: the trunk runs on those that come as pixels."""
+        """The features of all items (N, F), in order: the backbone runs on those that come as pixels."""
         engine = items[0].work.engine
         pixels = [item.sample for item in items if isinstance(item.sample, Pixels)]
         computed = iter(self._compute(engine, pixels) if pixels else ())
         return np.stack([next(computed) if isinstance(item.sample, Pixels) else item.sample for item in items])
 
     def _compute(self, engine: Engine, pixels: Sequence[Pixels]) -> Features:
-        """Run the trunk (N, H, W, 3) -> (N, F), and keep what it makes."""
-        with self._metrics.stage("trunk"):
+        """Run the backbone (N, H, W, 3) -> (N, F), and keep what it makes."""
+        with self._metrics.stage("backbone"):
             rows = engine.compute_features(np.stack([each.image for each in pixels]))
         for each, row in zip(pixels, rows, strict=True):
             if self._cache is not None and each.digest is not None:

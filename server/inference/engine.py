@@ -1,6 +1,6 @@
 """A version made ready to run.
 
-Lowers the literal graph, so that the trunk runs once per image and all passes of a batch in one run of the head, and
+Lowers the literal graph, so that the backbone runs once per image and all passes of a batch in one run of the head, and
 says on which device and in which precision it really runs.
 """
 
@@ -23,7 +23,7 @@ from contract.graph.masks import Masks, draw_masks, fresh_masks
 from contract.graph.specialised_heads import SpecialisedHeads, specialise
 from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Manifest
-from contract.versions.version import INT8_TRUNK_FILE, Version
+from contract.versions.version import INT8_BACKBONE_FILE, Version
 from server.inference.cuda import CUDA, choose_device
 from server.settings import Device, MaskPolicy, Precision
 
@@ -36,8 +36,8 @@ _CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # the default search stalls at each new batch size
     "arena_extend_strategy": "kSameAsRequested",  # two versions must fit while one replaces the other
 }
-_TRUNK_IMAGES = 16
-"""In one run of a trunk on the CPU: as fast as more, and VGG-16's feature maps at 224 pixels take 0.5 GB."""
+_BACKBONE_IMAGES = 16
+"""In one run of a backbone on the CPU: as fast as more, and VGG-16's feature maps at 224 pixels take 0.5 GB."""
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _SPECIALISED_BYTES = 512 * 2**20
 """The most that specialised heads may take; of VGG-16's 20 passes they take 336 MB."""
@@ -63,11 +63,11 @@ class EngineOptions:
     """T; None takes the manifest's."""
     masks: MaskPolicy = MaskPolicy.FIXED
     precision: Precision = Precision.FP32
-    """Of the trunk; the head always computes in float32."""
+    """Of the backbone; the head always computes in float32."""
 
 
 class Engine:
-    """One version, trunk and head each in an onnxruntime session, with its masks."""
+    """One version, backbone and head each in an onnxruntime session, with its masks."""
 
     def __init__(self, version: Version, options: EngineOptions) -> None:
         """Lower the version's graph and build the sessions.
@@ -86,10 +86,10 @@ class Engine:
         self._opened = version
         device = choose_device(options.device)
         opener = _Opener(version.path, options, device)
-        self.precision, self._trunk = opener.open_trunk(lowered, version)
+        self.precision, self._backbone = opener.open_backbone(lowered, version)
         self._head = opener.open(lowered.head)
-        self._images_name = lowered.trunk.graph.input[0].name
-        self.features = int(lowered.trunk.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+        self._images_name = lowered.backbone.graph.input[0].name
+        self.features = int(lowered.backbone.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
         self.masks: Masks | None = None
         """The version's own; None where each batch gets fresh ones."""
         self._specialised: onnxruntime.InferenceSession | None = None
@@ -109,13 +109,13 @@ class Engine:
     @property
     def provider(self) -> str:
         """Where the graph runs: "cuda" or "cpu"."""
-        return _device_name(self._trunk)
+        return _device_name(self._backbone)
 
     @property
-    def trunk_key(self) -> str:
+    def backbone_key(self) -> str:
         """Names all that features depend on besides the image: engines of equal keys compute equal features."""
         digests = self.manifest.files
-        made = digests[INT8_TRUNK_FILE].sha256 if self.precision is Precision.INT8 else self.manifest.trunk
+        made = digests[INT8_BACKBONE_FILE].sha256 if self.precision is Precision.INT8 else self.manifest.backbone
         return f"{made}/{RECIPE}/{self.precision}/{self.provider}"  # the version was published for a recipe of its day
 
     def in_fp32(self) -> "Engine":
@@ -127,7 +127,7 @@ class Engine:
         return self.run_passes(self.compute_features(images), masks)
 
     def compute_features(self, images: Images) -> Features:
-        """Run the trunk, once per image: uint8 (N, H, W, 3) to float32 (N, F).
+        """Run the backbone, once per image: uint8 (N, H, W, 3) to float32 (N, F).
 
         Raises:
             ValueError: if the images are not what the manifest says.
@@ -139,11 +139,11 @@ class Engine:
                 f"expected uint8 images of shape (N, {spec.height}, {spec.width}, 3), "
                 f"got {images.dtype} of shape {images.shape}"
             )
-        step = len(images) if self.provider == Device.CUDA else _TRUNK_IMAGES
+        step = len(images) if self.provider == Device.CUDA else _BACKBONE_IMAGES
         parts = []
         for start in range(0, len(images), step):
             part = images[start : start + step]
-            (features,) = self._run(self._trunk, [FEATURES], {self._images_name: self._pad(part)})
+            (features,) = self._run(self._backbone, [FEATURES], {self._images_name: self._pad(part)})
             parts.append(features[: len(part)])
         return np.concatenate(parts)
 
@@ -151,7 +151,7 @@ class Engine:
         """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given.
 
         Raises:
-            ValueError: if the features are not of this trunk's shape.
+            ValueError: if the features are not of this backbone's shape.
             InferenceError: if onnxruntime fails.
         """
         if features.dtype != np.float32 or features.shape[1:] != (self.features,) or not len(features):
@@ -197,20 +197,20 @@ def batch_buckets(most: int) -> tuple[int, ...]:
     return (*(2**i for i in range((most - 1).bit_length())), most)
 
 
-def _trunk_model(lowered: Lowered, version: Version, precision: Precision) -> ModelProto:
+def _backbone_model(lowered: Lowered, version: Version, precision: Precision) -> ModelProto:
     if precision is Precision.INT8:
-        return load_graph(version.path / INT8_TRUNK_FILE, weights_bytes=0)
+        return load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes=0)
     if precision is Precision.FP16:
-        return _in_fp16(lowered.trunk, str(version.path))
-    return lowered.trunk
+        return _in_fp16(lowered.backbone, str(version.path))
+    return lowered.backbone
 
 
-def _in_fp16(trunk: ModelProto, folder: str) -> ModelProto:
-    """Return a trunk that takes and gives what it did, and computes in float16 in between."""
+def _in_fp16(backbone: ModelProto, folder: str) -> ModelProto:
+    """Return a backbone that takes and gives what it did, and computes in float16 in between."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     whole = ModelProto()
-    whole.CopyFrom(trunk)
+    whole.CopyFrom(backbone)
     onnx.load_external_data_for_model(whole, folder)
     converted: ModelProto = convert_float_to_float16(whole, keep_io_types=True)
     return converted
@@ -218,7 +218,7 @@ def _in_fp16(trunk: ModelProto, folder: str) -> ModelProto:
 
 def _choose_precision(wanted: Precision, version: Version, device: Device) -> Precision:
     """Return the precision that was asked for if it can be had here, else float32."""
-    has_int8 = version.int8_trunk_path is not None
+    has_int8 = version.int8_backbone_path is not None
     fastest = Precision.FP16 if device is Device.CUDA else Precision.INT8 if has_int8 else Precision.FP32
     if wanted is Precision.AUTO or wanted in (fastest, Precision.FP32):
         return fastest if wanted is Precision.AUTO else wanted
@@ -227,7 +227,7 @@ def _choose_precision(wanted: Precision, version: Version, device: Device) -> Pr
     elif device is Device.CUDA:
         reason = "int8 is for the CPU, and this runs on cuda; set LABELNEXT_PRECISION=fp16"
     else:
-        reason = f"the version has no {INT8_TRUNK_FILE}; publish with `python -m trainer run --int8`"
+        reason = f"the version has no {INT8_BACKBONE_FILE}; publish with `python -m trainer run --int8`"
     _log.warning("served in fp32", extra={"model_version": version.name, "reason": reason})
     return Precision.FP32
 
@@ -241,15 +241,15 @@ class _Opener:
     options: EngineOptions
     device: Device
 
-    def open_trunk(self, lowered: Lowered, version: Version) -> tuple[Precision, onnxruntime.InferenceSession]:
-        """Open the trunk in the precision that the options ask for, or in float32 where that fails."""
+    def open_backbone(self, lowered: Lowered, version: Version) -> tuple[Precision, onnxruntime.InferenceSession]:
+        """Open the backbone in the precision that the options ask for, or in float32 where that fails."""
         precision = _choose_precision(self.options.precision, version, self.device)
         if precision is not Precision.FP32:
             try:
-                return precision, self.open(_trunk_model(lowered, version, precision))
-            except Exception as err:  # of a converter, a processor without the instructions, a file that is no trunk
+                return precision, self.open(_backbone_model(lowered, version, precision))
+            except Exception as err:  # of a converter, a processor without the instructions, a file that is no backbone
                 _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
-        return Precision.FP32, self.open(lowered.trunk)
+        return Precision.FP32, self.open(lowered.backbone)
 
     def open_specialised(self, specialised: SpecialisedHeads) -> onnxruntime.InferenceSession | None:
         """Open specialised heads whose weights can be forgotten; None where that cannot be.

@@ -1,6 +1,6 @@
-"""The feature cache: what the trunk made of an image, for as long as the trunk is the same.
+"""The feature cache: what the backbone made of an image, for as long as the backbone is the same.
 
-Owns what is kept and under which names: rows of features by trunk and by the bytes of the image's file, and of each
+Owns what is kept and under which names: rows of features by backbone and by the bytes of the image's file, and of each
 source that can say "unchanged" what it said last. It can only ever cost time: a thread of its own writes, and what
 fails is counted, logged once for each kind, and a miss.
 """
@@ -271,7 +271,7 @@ class FeatureCache:
 
 
 def _features_key(engine: Engine, digest: bytes) -> bytes:
-    return hashlib.sha256(b"features\0" + digest + engine.trunk_key.encode()).digest()
+    return hashlib.sha256(b"features\0" + digest + engine.backbone_key.encode()).digest()
 
 
 def _source_key(source: str) -> bytes:

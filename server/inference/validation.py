@@ -76,7 +76,7 @@ def _validate(engine: Engine, probe: Probe) -> Admitted:
     engine.warm()
     reduced = engine.precision is not Precision.FP32
     validation = validate(
-        probe, engine.manifest, trunk=engine.compute_features, head=engine.run_passes, reduced=reduced
+        probe, engine.manifest, backbone=engine.compute_features, head=engine.run_passes, reduced=reduced
     )
     _compare_served(engine, probe)
     return Admitted(engine, validation)

@@ -74,7 +74,7 @@ class Serving(Protocol):
 
     @property
     def precision(self) -> str | None:
-        """Of the trunk."""
+        """Of the backbone."""
 
 
 @dataclass(frozen=True, slots=True)

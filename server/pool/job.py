@@ -40,7 +40,7 @@ class Done:
     core_seconds: float
     """Of all of the worker's threads."""
     precision: str
-    """What the worker's trunk computed in."""
+    """What the worker's backbone computed in."""
     peak_rss_mb: float
     """The most memory that the worker has had so far, in MB (2**20 bytes)."""
 

@@ -22,10 +22,12 @@ def run_bench(tmp_path, monkeypatch, capsys):
     photos = tuple(picture.path for picture in draw_pictures(tmp_path / "images", seed=0))
 
     def trained(*, labels=0, seed=0, part="classifier", **_):
-        trunk, head = (0 if part == "head" else seed), labels + seed
+        backbone, head = (0 if part == "head" else seed), labels + seed
         repository = Repository(tmp_path / f"models-{labels}-{seed}")
         training = TrainingRecord(images_by_class=dict.fromkeys(LABELS, 5))
-        version = publish(repository, model=TinyModel.draw(trunk).with_head_of(TinyModel.draw(head)), training=training)
+        version = publish(
+            repository, model=TinyModel.draw(backbone).with_head_of(TinyModel.draw(head)), training=training
+        )
         return Subject(repository.open(version), repository.root, photos, "noise")
 
     def run(bench, *options):

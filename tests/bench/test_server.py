@@ -7,7 +7,7 @@ from bench.server import Load, Round, Swaps, shares, summarise_rounds
 
 def make_load(*, images=4, seconds=1.0, clients=1, tasks=4):
     replies = (Reply(0, seconds, (0.5,) * images, frozenset({"v"})),)
-    return Load(clients, tasks, replies, {"fetch": 1.0, "trunk": 3.0})
+    return Load(clients, tasks, replies, {"fetch": 1.0, "backbone": 3.0})
 
 
 def make_round(speed):
@@ -18,7 +18,7 @@ def make_round(speed):
 
 def test_waiting_for_a_batch_is_no_work():
     """Shares are of the stages' seconds without the queue's, and add up to 1."""
-    assert shares({"fetch": 1.0, "queue": 50.0, "trunk": 3.0}) == {"fetch": 0.25, "trunk": 0.75}
+    assert shares({"fetch": 1.0, "queue": 50.0, "backbone": 3.0}) == {"fetch": 0.25, "backbone": 0.75}
 
 
 def test_ratios_are_taken_within_a_round():
@@ -33,7 +33,7 @@ def test_a_load_says_what_an_image_cost():
     """Seconds of a stage are shared out among the images."""
     found = make_load(images=4, seconds=2).to_json()
     assert found["images_per_s"] == 2
-    assert found["stage_ms_per_image"] == {"fetch": 250.0, "trunk": 750.0}
+    assert found["stage_ms_per_image"] == {"fetch": 250.0, "backbone": 750.0}
 
 
 def make_replies(*seconds, score=0.5):

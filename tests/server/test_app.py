@@ -285,7 +285,7 @@ class TestFeatureCache:
 
     @pytest.mark.slow
     def test_a_head_only_retrain_costs_the_head(self, start_app, repository):
-        """The new version's scores are its own, and its trunk is not run; under another trunk it is."""
+        """The new version's scores are its own, and its backbone is not run; under another backbone it is."""
         first = TinyModel.draw(0)
         head = TinyModel((first.weights[0], *TinyModel.draw(1).weights[1:]))
         publish(repository, model=first)
@@ -418,7 +418,7 @@ class TestObservation:
             "labelnext_bald_score_count 2.0",
             "labelnext_queue_images 0.0",
             'labelnext_stage_duration_seconds_count{stage="fetch"} 3.0',
-            'labelnext_stage_duration_seconds_count{stage="trunk"}',
+            'labelnext_stage_duration_seconds_count{stage="backbone"}',
             'labelnext_stage_duration_seconds_count{stage="passes"}',
             "labelnext_feature_cache_hits_total 0.0",
             "labelnext_feature_cache_misses_total 3.0",

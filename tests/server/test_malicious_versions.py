@@ -38,7 +38,7 @@ def test_it_is_refused(repository, case):
 
 
 @pytest.mark.parametrize("case", IN_INT8, ids=lambda case: case.name)
-def test_a_trunk_in_8_bit_integers_that_reaches_out_is_not_opened(repository, caplog, case):
+def test_a_backbone_in_8_bit_integers_that_reaches_out_is_not_opened(repository, caplog, case):
     """The version is sound without it, and the log says why it is served so."""
     name = publish_one(repository)
     case.apply(repository.folder / name)

@@ -100,7 +100,7 @@ def set_temperature(repository, temperature):
 
 
 def test_embeddings_and_passes_come_if_they_are_asked_for(client, repository):
-    """The embedding is that of the trunk's features; the passes are those under the version's masks."""
+    """The embedding is that of the backbone's features; the passes are those under the version's masks."""
     version = repository.current()
     reply = client.post("/score", json=make_score_body(version, embeddings=True, passes=True))
     results, model, images = reply.json["results"], TinyModel.draw(0), draw_images(IMAGES)

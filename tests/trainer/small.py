@@ -9,7 +9,7 @@ from torch import nn
 
 from contract.graph.fingerprint import fingerprint
 from contract.versions.manifest import InputSpec, Manifest
-from contract.versions.version import INT8_TRUNK_FILE, PROBE_FILE
+from contract.versions.version import INT8_BACKBONE_FILE, PROBE_FILE
 from trainer.model.export import export
 from trainer.model.network import Network, Normalise
 from trainer.model.probe import compute_probe
@@ -91,15 +91,15 @@ def stage_files(staged, network, images, *, passes=20, multiple=False):
         passes=passes,
         dropout_sites=lowered.sites,
         architecture="small",
-        trunk=fingerprint(lowered.trunk, staged.path, spec),
+        backbone=fingerprint(lowered.backbone, staged.path, spec),
         multiple=multiple,
     )
 
 
 def publish_small(repository, network, images, *, int8_of=None):
-    """Publish a network, and beside it the trunk in 8-bit integers of `int8_of`, which may be another network."""
+    """Publish a network, and beside it the backbone in 8-bit integers of `int8_of`, which may be another network."""
     with repository.stage(datetime.now(UTC)) as staged:
         if int8_of is not None:
             export(int8_of, staged.path, image_size=images.shape[1])
-            quantise(staged.path, images, staged.path / INT8_TRUNK_FILE)
+            quantise(staged.path, images, staged.path / INT8_BACKBONE_FILE)
         return staged.publish(stage_files(staged, network, images))

@@ -307,7 +307,7 @@ def test_what_training_was_told_reaches_the_network_and_the_manifest(train, mode
     monkeypatch.setattr(run_module, "build", build)
     monkeypatch.setattr("trainer.publish.quantise", fail)
     assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4", "--int8") == 0
-    assert "published without a trunk in int8: no convolution" in caplog.text
+    assert "published without a backbone in int8: no convolution" in caplog.text
     caplog.clear()
     assert train() == 0
     assert "int8" not in caplog.text

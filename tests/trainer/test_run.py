@@ -16,7 +16,7 @@ from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingErro
 from contract.scores.holdout import is_held_out
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState
-from contract.versions.version import INT8_TRUNK_FILE
+from contract.versions.version import INT8_BACKBONE_FILE
 from tests.trainer.small import COLOURS, PROVENANCE, coloured_images, lively_network, small_network, write_folders
 from tests.trainer.studio import TOKEN, studio
 from tests.versions import fix_names, publish
@@ -215,28 +215,28 @@ def many(tmp_path, monkeypatch):
     return write_folders(tmp_path / "many", each=27)
 
 
-def test_int8_publishes_the_trunk_in_8_bit_integers_too(many, environment):
+def test_int8_publishes_the_backbone_in_8_bit_integers_too(many, environment):
     """With its digest in the manifest, and validated; without the option there is none."""
     version = train(many, HEAD_INT8, environment)
     version.verify()
-    assert version.manifest.files[INT8_TRUNK_FILE].size_bytes == version.int8_trunk_path.stat().st_size
+    assert version.manifest.files[INT8_BACKBONE_FILE].size_bytes == version.int8_backbone_path.stat().st_size
     assert validate_version(version, int8=True).largest_difference > validate_version(version).largest_difference
-    assert train(many, replace(HEAD_INT8, int8=False), environment).int8_trunk_path is None
+    assert train(many, replace(HEAD_INT8, int8=False), environment).int8_backbone_path is None
 
 
-def test_a_retrain_of_the_head_publishes_the_very_same_int8_trunk(many, environment):
-    """Though there are other images to calibrate on: features that servers keep stay good. Other trunks have others."""
+def test_a_retrain_of_the_head_publishes_the_very_same_int8_backbone(many, environment):
+    """Though there are other images to calibrate on: features that servers keep stay good."""
     first = train(many, HEAD_INT8, environment)
     for path in list(many.rglob("00*.png")):
         path.unlink()
     second, other = train(many, HEAD_INT8, environment), train(many, replace(HEAD_INT8, seed=1), environment)
-    digests = [version.manifest.files[INT8_TRUNK_FILE].sha256 for version in (first, second, other)]
+    digests = [version.manifest.files[INT8_BACKBONE_FILE].sha256 for version in (first, second, other)]
     assert digests[0] == digests[1] != digests[2]
-    assert first.manifest.trunk == second.manifest.trunk != other.manifest.trunk
+    assert first.manifest.backbone == second.manifest.backbone != other.manifest.backbone
     assert first.manifest.files["model.onnx.data"] != second.manifest.files["model.onnx.data"]
 
 
-def test_an_int8_trunk_that_ranks_otherwise_is_left_out(many, environment, tmp_path, monkeypatch, caplog):
+def test_an_int8_backbone_that_ranks_otherwise_is_left_out(many, environment, tmp_path, monkeypatch, caplog):
     """The version is published all the same, with a warning and without a trace of it."""
 
     def quantise_another(folder, images, target):
@@ -247,10 +247,10 @@ def test_an_int8_trunk_that_ranks_otherwise_is_left_out(many, environment, tmp_p
     version = train(many, HEAD_INT8, environment)
     version.verify()
     validate_version(version)
-    assert version.int8_trunk_path is None
-    assert not (version.path / INT8_TRUNK_FILE).exists()
+    assert version.int8_backbone_path is None
+    assert not (version.path / INT8_BACKBONE_FILE).exists()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"][-1:]
-    assert warning.startswith("published without a trunk in int8: in reduced precision BALD ranks")
+    assert warning.startswith("published without a backbone in int8: in reduced precision BALD ranks")
 
 
 def test_one_trainer_at_a_time_works_on_a_model(folders, environment):

@@ -39,7 +39,7 @@ def prepare_frozen(
         if network.standardise:
             network.standardise.measure(features)
         return network.classifier, features
-    if network.standardise:  # a trunk that is to survive retrains cannot depend on which images are labelled by now
+    if network.standardise:  # a backbone that is to survive retrains cannot depend on which images are labelled by now
         stand_in = torch.from_numpy(coloured_noise(_IMAGES_A_FORWARD, size=image_size))
         network.standardise.measure(compute_features(network.backbone, stand_in, device=device, title="scale"))
     return network.head, compute_features(network.neck, features, device=device, title="neck")

@@ -1,4 +1,4 @@
-"""The trunk in 8-bit integers, for CPUs: built at publish time, calibrated on training images.
+"""The backbone in 8-bit integers, for CPUs: built at publish time, calibrated on training images.
 
 Convolutions and linear layers are quantised statically by onnxruntime's own tool: weights per output channel, signed;
 activations per tensor, unsigned, over the range that they take on the calibration images. Pixels are 8-bit integers
@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from contract.errors import LabelnextError
 from contract.graph.lowering import load_graph, lower
 from contract.versions.repository import Repository
-from contract.versions.version import INT8_TRUNK_FILE, MODEL_FILE, WEIGHTS_FILE
+from contract.versions.version import INT8_BACKBONE_FILE, MODEL_FILE, WEIGHTS_FILE
 from trainer.model.network import DEVIATION, MEAN
 
 CALIBRATION_IMAGES = 64
@@ -35,21 +35,21 @@ _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 """Tells the tool that the graph is one that it can take: inlined, its shapes known."""
 
 
-def copy_int8_trunk(repository: Repository, trunk: str, target: Path) -> bool:
-    """Copy the int8 trunk of the newest version with that trunk's fingerprint to `target`; False if there is none."""
+def copy_int8_backbone(repository: Repository, backbone: str, target: Path) -> bool:
+    """Copy the int8 backbone of the newest version with that fingerprint to `target`; False if there is none."""
     for name in reversed(repository.versions()):
         # Damaged, or being removed: of no use here, and not this run's business.
         with suppress(LabelnextError, OSError):
             manifest = repository.read_manifest(name)
-            if manifest.trunk == trunk and INT8_TRUNK_FILE in manifest.files:
+            if manifest.backbone == backbone and INT8_BACKBONE_FILE in manifest.files:
                 with repository.open_verified(name) as verified:
-                    verified.copy(INT8_TRUNK_FILE, target)
+                    verified.copy(INT8_BACKBONE_FILE, target)
                 return True
     return False
 
 
 def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
-    """Write the trunk of a version's graph in 8-bit integers, weights included.
+    """Write the backbone of a version's graph in 8-bit integers, weights included.
 
     `folder` is the version's, `images` uint8 (N, H, W, 3) what to calibrate on.
 
@@ -57,7 +57,7 @@ def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
         InvalidVersion: if the graph cannot be lowered.
     """
     weights_bytes = (folder / WEIGHTS_FILE).stat().st_size
-    model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_bytes)).trunk
+    model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_bytes)).backbone
     onnx.load_external_data_for_model(model, str(folder))
     chosen = images[np.linspace(0, len(images) - 1, num=min(CALIBRATION_IMAGES, len(images)), dtype=np.int64)]
     _fold_normalisation(model)

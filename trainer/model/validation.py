@@ -16,8 +16,8 @@ from contract.errors import InvalidVersion, ManifestError
 from contract.graph.builder import OUTPUTS
 from contract.graph.lowering import FEATURES, Lowered, PassOutputs, load_graph, lower
 from contract.graph.masks import Masks, draw_masks
-from contract.graph.probe import Head, Probe, Trunk, Validation, validate
-from contract.versions.version import INT8_TRUNK_FILE, Version
+from contract.graph.probe import Backbone, Head, Probe, Validation, validate
+from contract.versions.version import INT8_BACKBONE_FILE, Version
 
 _BATCH_IMAGES = 16
 _ERRORS_ONLY = 3
@@ -27,7 +27,7 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 def validate_version(version: Version, *, int8: bool = False) -> Validation:
     """Lower a version's graph as a server does, run it on the version's probe, and compare.
 
-    `int8` takes the version's trunk in 8-bit integers.
+    `int8` takes the version's backbone in 8-bit integers.
 
     Raises:
         DigestError: if a file cannot be read.
@@ -35,8 +35,8 @@ def validate_version(version: Version, *, int8: bool = False) -> Validation:
         InvalidVersion: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's;
             PrecisionRefused, if they do so in 8-bit integers only.
     """
-    trunk, head = _open_version(version, int8=int8)
-    return validate(Probe.load(version.probe_path), version.manifest, trunk=trunk, head=head, reduced=int8)
+    backbone, head = _open_version(version, int8=int8)
+    return validate(Probe.load(version.probe_path), version.manifest, backbone=backbone, head=head, reduced=int8)
 
 
 def predict(version: Version, images: npt.NDArray[np.uint8], *, passes: int) -> npt.NDArray[np.float32]:
@@ -45,29 +45,29 @@ def predict(version: Version, images: npt.NDArray[np.uint8], *, passes: int) -> 
     Raises:
         DigestError, ManifestError, InvalidVersion: as `validate_version` does; no numbers are compared again.
     """
-    trunk, head = _open_version(version)
+    backbone, head = _open_version(version)
     manifest = version.manifest
     masks = draw_masks(manifest.version, manifest.dropout_sites, passes)
     batches = [images[start : start + _BATCH_IMAGES] for start in range(0, len(images), _BATCH_IMAGES)]
-    means = [head(trunk(batch), masks).mean_probabilities for batch in batches]
+    means = [head(backbone(batch), masks).mean_probabilities for batch in batches]
     return np.concatenate([np.empty((0, len(manifest.labels)), np.float32), *means])  # (N, C)
 
 
 def open_passes(
-    lowered: Lowered, folder: Path, *, trunk: ModelProto | None = None, threads: int | None = None
+    lowered: Lowered, folder: Path, *, backbone: ModelProto | None = None, threads: int | None = None
 ) -> tuple[Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]], Head]:
     """Open a lowered graph in onnxruntime: what computes features from inputs, and passes from features and masks.
 
     Args:
         lowered: the graph.
         folder: where its weights lie.
-        trunk: in place of the graph's own.
+        backbone: in place of the graph's own.
         threads: that each of the two may use; by default as many as there are processors.
 
     Raises:
         InvalidVersion: if onnxruntime refuses a graph; what is returned raises it too, if it fails on one.
     """
-    first, second = (_open(each, folder, threads) for each in (trunk or lowered.trunk, lowered.head))
+    first, second = (_open(each, folder, threads) for each in (backbone or lowered.backbone, lowered.head))
     inputs_name = first.get_inputs()[0].name
 
     def compute_features(inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -80,7 +80,7 @@ def open_passes(
     return compute_features, run_passes
 
 
-def _open_version(version: Version, *, int8: bool = False) -> tuple[Trunk, Head]:
+def _open_version(version: Version, *, int8: bool = False) -> tuple[Backbone, Head]:
     literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
     lowered = lower(literal, multiple=version.manifest.multiple)
     if lowered.sites != version.manifest.dropout_sites:
@@ -88,8 +88,8 @@ def _open_version(version: Version, *, int8: bool = False) -> tuple[Trunk, Head]
             f"manifest.json describes the Dropout sites {version.manifest.dropout_sites}, the graph has "
             f"{lowered.sites}: they are of different models; publish again"
         )
-    trunk = load_graph(version.path / INT8_TRUNK_FILE, weights_bytes=0) if int8 else None
-    return open_passes(lowered, version.path, trunk=trunk)
+    backbone = load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes=0) if int8 else None
+    return open_passes(lowered, version.path, backbone=backbone)
 
 
 def _run(

@@ -124,8 +124,8 @@ def test_features_hold_all_that_the_head_needs_of_an_image():
     lowered = lower(export(network, torch.rand(2, 3, 8, 8)))
     with torch.no_grad():
         parts = [network.deep(images).relu().flatten(1), network.side(images).tanh().flatten(1)]
-    assert shape_of(lowered.trunk.graph.output[0]) == shape_of(lowered.head.graph.input[0]) == ["N", 36 + 128]
-    np.testing.assert_allclose(Engine(lowered).trunk(images.numpy()), torch.cat(parts, dim=1), atol=1e-5)
+    assert shape_of(lowered.backbone.graph.output[0]) == shape_of(lowered.head.graph.input[0]) == ["N", 36 + 128]
+    np.testing.assert_allclose(Engine(lowered).backbone(images.numpy()), torch.cat(parts, dim=1), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -134,18 +134,18 @@ def test_each_part_takes_and_gives_what_is_documented(small_graph):
     before = small_graph.SerializeToString(deterministic=True)
     lowered = lower(small_graph)
     assert small_graph.SerializeToString(deterministic=True) == before
-    trunk, head = ([node.op_type for node in part.graph.node] for part in (lowered.trunk, lowered.head))
-    assert "Dropout" not in trunk + head
-    assert (trunk.count("Conv"), head.count("Conv")) == (1, 0)
-    assert [info.name for info in lowered.trunk.graph.input] == ["images"]
-    assert [(info.name, shape_of(info)) for info in lowered.trunk.graph.output] == [("features", ["N", 216])]
+    backbone, head = ([node.op_type for node in part.graph.node] for part in (lowered.backbone, lowered.head))
+    assert "Dropout" not in backbone + head
+    assert (backbone.count("Conv"), head.count("Conv")) == (1, 0)
+    assert [info.name for info in lowered.backbone.graph.input] == ["images"]
+    assert [(info.name, shape_of(info)) for info in lowered.backbone.graph.output] == [("features", ["N", 216])]
     assert [(info.name, shape_of(info)) for info in lowered.head.graph.input] == [
         ("features", ["N", 216]),
         ("mask_0", ["T", 216]),
         ("mask_1", ["T", 32]),
     ]
     assert [info.name for info in lowered.head.graph.output] == list(OUTPUTS)
-    for part in (lowered.trunk, lowered.head):
+    for part in (lowered.backbone, lowered.head):
         onnx.checker.check_model(part, full_check=True)
 
 

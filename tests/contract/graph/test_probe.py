@@ -40,7 +40,7 @@ def compute_probe(small, described, *, count=6):
     masks = draw_masks(VERSION, described.dropout_sites, 20)
     return Probe(
         images=images.numpy(),
-        features=small.trunk(images).detach().numpy(),
+        features=small.backbone(images).detach().numpy(),
         passes=PASSES,
         mean=passes.mean(dim=0).numpy(),
         variance=passes.var(dim=0).numpy(),
@@ -72,9 +72,9 @@ def honest(request, described, probe, engine, several):
     return (described, probe, engine) if request.param == "one label" else several
 
 
-def validate_with(engine, probe, described, *, trunk=None, head=None, reduced=False):
-    """Validate an engine of which trunk or head may be another."""
-    return validate(probe, described, trunk=trunk or engine.trunk, head=head or engine.head, reduced=reduced)
+def validate_with(engine, probe, described, *, backbone=None, head=None, reduced=False):
+    """Validate an engine of which backbone or head may be another."""
+    return validate(probe, described, backbone=backbone or engine.backbone, head=head or engine.head, reduced=reduced)
 
 
 def test_honest_version_is_valid(honest):
@@ -144,7 +144,7 @@ def narrower(head, features, masks):
 
 
 def imprecise(head, features, masks):
-    """Only the trunk may be in reduced precision: a head off by as little as the trunk may be is refused."""
+    """Only the backbone may be in reduced precision: a head off by as little as the backbone may be is refused."""
     return head(features + (np.random.default_rng(0).normal(size=features.shape) * 0.02).astype(np.float32), masks)
 
 
@@ -160,7 +160,7 @@ def imprecise(head, features, masks):
     ],
 )
 def test_a_wrong_head_is_refused(probe, described, engine, fault, error, message, reduced):
-    """Also behind a trunk in reduced precision, which excuses none of it."""
+    """Also behind a backbone in reduced precision, which excuses none of it."""
     with pytest.raises(error, match=message):
         validate_with(engine, probe, described, head=partial(fault, engine.head), reduced=reduced)
 
@@ -177,73 +177,73 @@ def test_other_weights_are_refused(small_graph, probe, described):
         validate_with(Engine(lower(graph)), probe, described)
 
 
-def test_wrong_weights_of_the_trunk_are_refused(small_graph, probe, described, engine):
-    """The head, on torch's own features, has nothing to say about them; trunk and head together have."""
+def test_wrong_weights_of_the_backbone_are_refused(small_graph, probe, described, engine):
+    """The head, on torch's own features, has nothing to say about them; backbone and head together have."""
     graph = copy.deepcopy(small_graph)
-    (tensor,) = [tensor for tensor in graph.graph.initializer if tensor.name == "trunk.0.weight"]
+    (tensor,) = [tensor for tensor in graph.graph.initializer if tensor.name == "backbone.0.weight"]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), tensor.name))
     wrong = Engine(lower(graph))
     validate_with(engine, probe, described, head=wrong.head)
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
-        validate_with(engine, probe, described, trunk=wrong.trunk)
+        validate_with(engine, probe, described, backbone=wrong.backbone)
 
 
-def test_wrong_weights_of_the_head_are_refused_though_the_trunk_makes_up_for_them(probe, described, engine):
-    """A head that scales what it gets, behind a trunk that scales it back, is not what torch computed."""
+def test_wrong_weights_of_the_head_are_refused_though_the_backbone_makes_up_for_them(probe, described, engine):
+    """A head that scales what it gets, behind a backbone that scales it back, is not what torch computed."""
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
         validate_with(
             engine,
             probe,
             described,
-            trunk=lambda images: engine.trunk(images) / 2,
+            backbone=lambda images: engine.backbone(images) / 2,
             head=lambda features, masks: engine.head(features * 2, masks),
         )
 
 
 def test_features_of_another_shape_are_refused(probe, described, engine):
-    """A trunk that gives other features than torch's is named as such, before the head meets them."""
+    """A backbone that gives other features than torch's is named as such, before the head meets them."""
     with pytest.raises(ProbeMismatch, match=r"features of shape \(6, 215\) on the probe, torch's have \(6, 216\)"):
-        validate_with(engine, probe, described, trunk=lambda images: engine.trunk(images)[:, 1:])
+        validate_with(engine, probe, described, backbone=lambda images: engine.backbone(images)[:, 1:])
 
 
 def noisy(engine, scale):
-    """Return a trunk whose features are off by a share of their size, as integers of few bits are."""
+    """Return a backbone whose features are off by a share of their size, as integers of few bits are."""
     rng = np.random.default_rng(0)
 
     def run(images):
-        features = engine.trunk(images)
+        features = engine.backbone(images)
         return features + (rng.normal(size=features.shape) * scale * np.abs(features).mean()).astype(np.float32)
 
     return run
 
 
-def test_reduced_trunk_that_ranks_as_torch_does_is_valid(probe, described, engine):
+def test_reduced_backbone_that_ranks_as_torch_does_is_valid(probe, described, engine):
     """Its probabilities may differ by more than float32's may, and the validation says by how much."""
-    validation = validate_with(engine, probe, described, trunk=noisy(engine, 0.02), reduced=True)
+    validation = validate_with(engine, probe, described, backbone=noisy(engine, 0.02), reduced=True)
     assert validation.largest_difference > TOLERANCE
     assert LEAST_RANK_CORRELATION <= validation.rank_correlation <= 1
     with pytest.raises(ProbeMismatch):
-        validate_with(engine, probe, described, trunk=noisy(engine, 0.02))
+        validate_with(engine, probe, described, backbone=noisy(engine, 0.02))
 
 
-def test_reduced_trunk_that_shuffles_the_ranks_is_refused_as_such(probe, described, engine):
+def test_reduced_backbone_that_shuffles_the_ranks_is_refused_as_such(probe, described, engine):
     """The error is one of precision, since in fp32 the version may be sound, and it says what to set."""
     with pytest.raises(PrecisionRefused, match=r"correlation of -?0\.\d+ .*LABELNEXT_PRECISION=fp32"):
-        validate_with(engine, probe, described, trunk=lambda images: engine.trunk(images[::-1]), reduced=True)
+        validate_with(engine, probe, described, backbone=lambda images: engine.backbone(images[::-1]), reduced=True)
 
 
-def test_reduced_trunk_that_overflows_is_refused_as_such(probe, described, engine):
+def test_reduced_backbone_that_overflows_is_refused_as_such(probe, described, engine):
     """float16 ends at 65504; what overflows there may be sound in fp32."""
 
     def overflow(images):
-        features = engine.trunk(images)
+        features = engine.backbone(images)
         features[0, 0] = np.inf
         return features
 
     with pytest.raises(PrecisionRefused, match=r"not finite.*LABELNEXT_PRECISION=fp32"):
-        validate_with(engine, probe, described, trunk=overflow, reduced=True)
+        validate_with(engine, probe, described, backbone=overflow, reduced=True)
     with pytest.raises(ProbeMismatch, match="not finite"):
-        validate_with(engine, probe, described, trunk=overflow)
+        validate_with(engine, probe, described, backbone=overflow)
 
 
 def test_all_but_certain_model_is_not_refused(probe, described, engine):
@@ -284,7 +284,7 @@ def test_all_but_certain_model_of_several_labels_is_not_refused(several, flips_i
             passes[:, 1] = 1
         return PassOutputs(passes.mean(axis=1), np.zeros(len(features)), np.zeros(len(features)), passes)
 
-    assert validate_with(None, rare, manifest, trunk=lambda _: probe.features, head=run).mean_bald == 0
+    assert validate_with(None, rare, manifest, backbone=lambda _: probe.features, head=run).mean_bald == 0
 
 
 def test_probe_survives_the_disk(probe, tmp_path):

@@ -34,14 +34,14 @@ def test_what_one_machine_publishes_another_reads(anywhere):
     assert server.read_file(version.name, "report/index.html", most_bytes=100) == b"content"
 
 
-def test_the_int8_trunk_is_a_versions_own_choice(repository):
+def test_the_int8_backbone_is_a_versions_own_choice(repository):
     """Where it was published it is a file like the others, with a digest; elsewhere there is none."""
-    plain, version = publish(repository, b"content"), publish(repository, b"content", int8=b"trunk")
-    assert plain.int8_trunk_path is None
-    assert version.int8_trunk_path.read_bytes() == b"trunk"
-    assert "trunk.int8.onnx" in version.manifest.files
-    version.int8_trunk_path.write_bytes(b"other")
-    with pytest.raises(DigestError, match=r"trunk\.int8\.onnx"):
+    plain, version = publish(repository, b"content"), publish(repository, b"content", int8=b"backbone")
+    assert plain.int8_backbone_path is None
+    assert version.int8_backbone_path.read_bytes() == b"backbone"
+    assert "backbone.int8.onnx" in version.manifest.files
+    version.int8_backbone_path.write_bytes(b"other")
+    with pytest.raises(DigestError, match=r"backbone\.int8\.onnx"):
         version.verify()
 
 

@@ -36,7 +36,7 @@ MANIFEST = Manifest(
     passes=20,
     dropout_sites=(),
     architecture="tiny",
-    trunk="0" * 64,
+    backbone="0" * 64,
 )
 
 

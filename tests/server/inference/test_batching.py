@@ -25,13 +25,13 @@ class EchoEngine:
     def __init__(self, number=0, gate=None):
         self.number = number
         self.gate = gate
-        self.trunk_key = f"trunk of {number}"
+        self.backbone_key = f"backbone of {number}"
         self.entered = threading.Event()
         self.batches = []
-        self.trunk_batches = []
+        self.backbone_batches = []
 
     def compute_features(self, images):
-        self.trunk_batches.append([int(image[0, 0, 0]) for image in images])
+        self.backbone_batches.append([int(image[0, 0, 0]) for image in images])
         return images[:, 0, 0, :1].astype(np.float32)
 
     def run_passes(self, features, masks=None):
@@ -144,20 +144,20 @@ def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
 
 @settings(deadline=None, max_examples=60)
 @given(known=st.lists(st.booleans(), min_size=1, max_size=12), most=st.integers(1, 5))
-def test_known_features_skip_the_trunk_and_keep_their_places(known, most):
-    """However the two kinds are mixed in a batch, each gets its own answer, and the trunk sees pixels only."""
+def test_known_features_skip_the_backbone_and_keep_their_places(known, most):
+    """However the two kinds are mixed in a batch, each gets its own answer, and the backbone sees pixels only."""
     engine = EchoEngine(7)
     batcher = Batcher(max_batch_images=most, metrics=Metrics())
     batcher.start()
     outcomes = [submit(batcher, engine, make_features(i) if each else i) for i, each in enumerate(known)]
     assert [answer(outcome) for outcome in outcomes] == [(7, i) for i in range(len(known))]
     batcher.close()
-    computed = [pixel for batch in engine.trunk_batches for pixel in batch]
+    computed = [pixel for batch in engine.backbone_batches for pixel in batch]
     assert computed == [i for i, each in enumerate(known) if not each]
-    assert all(engine.trunk_batches)  # never run for nothing
+    assert all(engine.backbone_batches)  # never run for nothing
 
 
-def test_what_the_trunk_computes_is_kept(make_batcher):
+def test_what_the_backbone_computes_is_kept(make_batcher):
     """Under the digest of the file, and only where there is one."""
     engine = EchoEngine()
     with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:

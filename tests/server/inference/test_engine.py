@@ -78,7 +78,7 @@ def test_buckets_are_powers_of_two_up_to_the_limit(most, buckets):
 
 
 def test_features_are_computed_once_and_passes_from_them(version):
-    """The trunk's features are the definition's, and trunk and head one after the other are a run."""
+    """The backbone's features are the definition's, and backbone and head one after the other are a run."""
     engine, images = make_engine(version), draw_images(3)
     features = engine.compute_features(images)
     assert features.dtype == np.float32
@@ -173,38 +173,38 @@ def test_a_head_too_large_to_specialise_is_served_dense(version, monkeypatch):
     assert used[1] is engine._head
 
 
-def test_versions_of_one_trunk_share_the_key_of_its_features(repository):
-    """After a retrain of the head alone the features that are kept still hold; those of another trunk do not."""
+def test_versions_of_one_backbone_share_the_key_of_its_features(repository):
+    """After a retrain of the head alone the features that are kept still hold; those of another backbone do not."""
     model, other = TinyModel.draw(0), TinyModel.draw(1)
     first, retrained, new = (
         make_engine(repository.open(publish(repository, model=published)))
         for published in (model, model.with_head_of(other), other)
     )
     images = draw_images(4)
-    assert first.trunk_key == retrained.trunk_key != new.trunk_key
+    assert first.backbone_key == retrained.backbone_key != new.backbone_key
     assert np.array_equal(first.compute_features(images), retrained.compute_features(images))
     assert not np.array_equal(first.run(images).bald, retrained.run(images).bald)
 
 
 def test_the_key_names_precision_provider_and_how_pixels_are_made(repository, monkeypatch):
-    """Each makes other features, and so do two trunks in 8-bit integers; a version outlives a server's pixels."""
+    """Each makes other features, and so do two backbones in 8-bit integers; a version outlives a server's pixels."""
     model = TinyModel.draw()
     version = repository.open(publish(repository, model=model, int8_of=model))
     again = repository.open(publish(repository, model=model, int8_of=TinyModel.draw(1)))
-    keys = [make_engine(version, precision=precision).trunk_key for precision in (Precision.FP32, Precision.INT8)]
-    keys.append(make_engine(again, precision=Precision.INT8).trunk_key)
+    keys = [make_engine(version, precision=precision).backbone_key for precision in (Precision.FP32, Precision.INT8)]
+    keys.append(make_engine(again, precision=Precision.INT8).backbone_key)
     engine = make_engine(version)
     monkeypatch.setattr(Engine, "provider", "cuda")
-    keys.append(engine.trunk_key)
+    keys.append(engine.backbone_key)
     engine.precision = Precision.FP16
-    keys.append(engine.trunk_key)
+    keys.append(engine.backbone_key)
     monkeypatch.setattr(engine_module, "RECIPE", "cropped-bicubic-2")
-    keys.append(engine.trunk_key)
+    keys.append(engine.backbone_key)
     assert len(set(keys)) == 6
 
 
 @pytest.mark.parametrize("wanted", [Precision.INT8, Precision.AUTO])
-def test_the_trunk_in_8_bit_integers_is_used_where_there_is_one(repository, wanted, caplog):
+def test_the_backbone_in_8_bit_integers_is_used_where_there_is_one(repository, wanted, caplog):
     """The head stays what it is; nothing is warned of."""
     model, other = TinyModel.draw(0), TinyModel.draw(1)
     engine = make_engine(repository.open(publish(repository, model=model, int8_of=other)), precision=wanted)
@@ -221,7 +221,13 @@ def test_the_trunk_in_8_bit_integers_is_used_where_there_is_one(repository, want
     ("wanted", "device", "has_int8", "chosen", "reason"),
     [
         (Precision.INT8, Device.CUDA, True, Precision.FP32, "int8 is for the CPU"),
-        (Precision.INT8, Device.CPU, False, Precision.FP32, "no trunk.int8.onnx; publish with `python -m trainer run"),
+        (
+            Precision.INT8,
+            Device.CPU,
+            False,
+            Precision.FP32,
+            "no backbone.int8.onnx; publish with `python -m trainer run",
+        ),
         (Precision.FP16, Device.CPU, True, Precision.FP32, "fp16 is for a GPU"),
         (Precision.AUTO, Device.CUDA, True, Precision.FP16, None),
         (Precision.FP16, Device.CUDA, False, Precision.FP16, None),
@@ -250,20 +256,22 @@ def test_in_fp32_is_the_same_version_in_full_precision(repository):
 
 
 @pytest.mark.slow
-def test_the_conversion_to_fp16_keeps_what_the_trunk_takes_and_gives(tmp_path):
+def test_the_conversion_to_fp16_keeps_what_the_backbone_takes_and_gives(tmp_path):
     """uint8 images in, float32 features out, with float16's rounding in between and no more."""
     lowered = export(lively_network(), tmp_path, image_size=32)
-    converted = engine_module._in_fp16(lowered.trunk, str(tmp_path))
+    converted = engine_module._in_fp16(lowered.backbone, str(tmp_path))
     images, _ = coloured_images(np.random.default_rng(0), 4)
-    onnx.load_external_data_for_model(lowered.trunk, str(tmp_path))
-    full, half = (open_session(model).run(["features"], {"images": images})[0] for model in (lowered.trunk, converted))
+    onnx.load_external_data_for_model(lowered.backbone, str(tmp_path))
+    full, half = (
+        open_session(model).run(["features"], {"images": images})[0] for model in (lowered.backbone, converted)
+    )
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() < 0.01 * np.abs(full).max()
     assert {tensor.data_type for tensor in converted.graph.initializer if tensor.dims} >= {onnx.TensorProto.FLOAT16}
 
 
 def test_what_is_of_another_shape_or_type_is_refused(version):
-    """Kept features may be of another trunk; the message names both."""
+    """Kept features may be of another backbone; the message names both."""
     engine = make_engine(version)
     for images in (np.zeros((1, 9, 8, 3), np.uint8), np.zeros((1, 8, 8, 3)), draw_images(0)):
         with pytest.raises(ValueError, match=r"expected uint8 images of shape \(N, 8, 8, 3\), got"):

@@ -55,7 +55,7 @@ print(*sorted(set(faults) - {"dropped"}))
 
 @dataclass
 class Engine:
-    trunk_key: str = "trunk/fp32/cpu"
+    backbone_key: str = "backbone/fp32/cpu"
     features: int = 4
 
 
@@ -137,10 +137,10 @@ def test_the_newest_value_counts(open_cache, folder, in_memory):
     assert cache.size_bytes > 0
 
 
-def test_a_row_is_that_of_its_trunk_and_its_file(cache):
-    """Another trunk, precision or provider computes other features, and of another length is none."""
+def test_a_row_is_that_of_its_backbone_and_its_file(cache):
+    """Another backbone, precision or provider computes other features, and of another length is none."""
     put(cache, "file")
-    assert cache.get(Engine(trunk_key="trunk/int8/cpu"), digest("file")) is None
+    assert cache.get(Engine(backbone_key="backbone/int8/cpu"), digest("file")) is None
     assert get(cache, "another") is None
     assert get(cache, "file", 5) is None
 

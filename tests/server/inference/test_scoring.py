@@ -212,7 +212,7 @@ def test_fetching_threads_know_the_request(make_scorer):
 
 
 class TestCache:
-    """An upload that Label Studio serves, and the cache between it and the trunk."""
+    """An upload that Label Studio serves, and the cache between it and the backbone."""
 
     UPLOAD = "/data/upload/1/a.png"
 
@@ -250,18 +250,18 @@ class TestCache:
         assert score(engine) == 7
         monkeypatch.setattr("server.inference.scoring.decode_image", lambda *_: pytest.fail("decoded"))
         assert score(engine) == 7
-        assert engine.trunk_batches == [[7]]
+        assert engine.backbone_batches == [[7]]
         assert engine.batches == [[7], [7]]
         assert len(sent) == 2
         assert (count(metrics, "feature_cache_hits"), count(metrics, "feature_cache_misses")) == (1, 1)
 
-    def test_another_head_hits_and_another_trunk_misses(self, serve, score, metrics):
+    def test_another_head_hits_and_another_backbone_misses(self, serve, score, metrics):
         """What decides is what computed the features, not the version."""
         serve(make_png(7))
         engines = [Engine(number) for number in range(3)]
-        engines[1].trunk_key = engines[0].trunk_key
+        engines[1].backbone_key = engines[0].backbone_key
         assert [score(engine) for engine in engines] == [7] * 3
-        assert [engine.trunk_batches for engine in engines] == [[[7]], [], [[7]]]
+        assert [engine.backbone_batches for engine in engines] == [[[7]], [], [[7]]]
         assert (count(metrics, "feature_cache_hits"), count(metrics, "feature_cache_misses")) == (1, 2)
 
     def test_an_unchanged_source_is_not_downloaded_again(self, serve, score, metrics):
@@ -270,7 +270,7 @@ class TestCache:
         engine = Engine()
         assert [score(engine) for _ in range(3)] == [7] * 3
         assert len(sent) == 1
-        assert engine.trunk_batches == [[7]]
+        assert engine.backbone_batches == [[7]]
         assert count(metrics, "image_revalidations", result="unchanged") == 2
         assert count(metrics, "feature_cache_hits") == 2
 
@@ -282,15 +282,15 @@ class TestCache:
         serve(make_png(8), tag='"two"')
         assert [score(engine), score(engine)] == [8, 8]
         assert len(sent) == 2
-        assert engine.trunk_batches == [[7], [8]]
+        assert engine.backbone_batches == [[7], [8]]
         serve(make_png(8), tag='"three"')
         assert score(engine) == 8
-        assert engine.trunk_batches == [[7], [8]]
+        assert engine.backbone_batches == [[7], [8]]
         counted = [count(metrics, "image_revalidations", result=each) for each in ("changed", "unchanged", "ignored")]
         assert counted == [1, 1, 1]
 
     def test_a_file_is_had_where_its_features_are_not(self, serve, score, image_host):
-        """Under another trunk the source is asked for the file and not whether it changed."""
+        """Under another backbone the source is asked for the file and not whether it changed."""
         sent = serve(make_png(7), tag='"one"')
         assert [score(Engine(1)), score(Engine(2))] == [7, 7]
         assert len(sent) == 2

@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper
 from bench.tiny_model import TinyModel, publish, save_graph
 from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
 from contract.versions.manifest import Manifest
-from contract.versions.version import INT8_TRUNK_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
+from contract.versions.version import INT8_BACKBONE_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
 from server.inference.engine import Engine, EngineOptions
 from server.inference.validation import admit
 from server.settings import Device, MaskPolicy, Precision
@@ -68,16 +68,16 @@ def test_another_probability_is_refused_even_with_right_digests(repository):
 
 
 def test_files_that_are_not_those_that_were_published_are_refused(repository):
-    """Weights cut short or with a flipped byte, an int8 trunk that this server would not use, a missing probe."""
+    """Weights cut short or with a flipped byte, an int8 backbone that this server would not use, a missing probe."""
     name = publish(repository, int8_of=TinyModel.draw())
     weights, int8, probe = (
-        repository.folder / name / each for each in ("model.onnx.data", INT8_TRUNK_FILE, PROBE_FILE)
+        repository.folder / name / each for each in ("model.onnx.data", INT8_BACKBONE_FILE, PROBE_FILE)
     )
     whole = weights.read_bytes()
     for path, content, message in (
         (weights, whole[:-100], f"model.onnx.data .* has {len(whole) - 100} bytes, manifest.json says {len(whole)}"),
         (weights, whole[:-1] + bytes([whole[-1] ^ 0xFF]), r"model\.onnx\.data"),
-        (int8, int8.read_bytes()[:-1] + b"?", r"trunk\.int8\.onnx"),
+        (int8, int8.read_bytes()[:-1] + b"?", r"backbone\.int8\.onnx"),
     ):
         before = path.read_bytes()
         path.write_bytes(content)
@@ -145,7 +145,7 @@ def load_int8(version):
 
 
 @pytest.mark.slow
-def test_a_trunk_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository, monkeypatch, caplog):
+def test_a_backbone_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository, monkeypatch, caplog):
     """A real one: its features are not those of fp32, its ranks are."""
     fix_names(monkeypatch)
     network = lively_network(1)
@@ -159,7 +159,7 @@ def test_a_trunk_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository
 
 
 @pytest.mark.slow
-def test_a_trunk_in_8_bit_integers_that_ranks_otherwise_is_served_in_fp32(repository, caplog):
+def test_a_backbone_in_8_bit_integers_that_ranks_otherwise_is_served_in_fp32(repository, caplog):
     """Of another network, say; the version is as good as without it, and the log says what happened."""
     name = publish_small(repository, lively_network(0), IMAGES, int8_of=lively_network(1)).name
     caplog.clear()
@@ -171,7 +171,7 @@ def test_a_trunk_in_8_bit_integers_that_ranks_otherwise_is_served_in_fp32(reposi
     assert "ranks the probe's images with a correlation of" in record.reason
 
 
-def test_a_reduced_trunk_excuses_no_fault_of_the_head(repository):
+def test_a_reduced_backbone_excuses_no_fault_of_the_head(repository):
     """What fp32 would not mend is refused at once."""
     name = publish(repository, probe_of=TinyModel.draw(seed=5), int8_of=TinyModel.draw())
     with pytest.raises(ProbeMismatch):
@@ -194,10 +194,10 @@ def of_another_shape(path):
 
 
 @pytest.mark.parametrize("spoil", [garbage, weights_elsewhere, of_another_shape])
-def test_a_trunk_in_8_bit_integers_that_cannot_be_used_is_served_in_fp32(repository, caplog, spoil):
+def test_a_backbone_in_8_bit_integers_that_cannot_be_used_is_served_in_fp32(repository, caplog, spoil):
     """Even if its digest says that it was published so: without it the version is sound."""
     name = publish(repository, int8_of=TinyModel.draw())
-    spoil(repository.folder / name / INT8_TRUNK_FILE)
+    spoil(repository.folder / name / INT8_BACKBONE_FILE)
     sign_again(repository, name)
     caplog.clear()
     assert admit(repository, name, load_int8).engine.precision == "fp32"

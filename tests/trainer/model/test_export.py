@@ -52,13 +52,13 @@ def exported(network, tmp_path_factory):
 
 def torch_passes(network, masks):
     with torch.no_grad():
-        features = network.eval().trunk(torch.from_numpy(IMAGES))
+        features = network.eval().backbone(torch.from_numpy(IMAGES))
     return masked_passes(network, features, masks)
 
 
 def engine_passes(folder, lowered, masks, images=IMAGES):
     """Run the lowered graph with its weights put in, so that nothing but the graph is looked at."""
-    for part in (lowered.trunk, lowered.head):
+    for part in (lowered.backbone, lowered.head):
         onnx.load_external_data_for_model(part, str(folder))
     return Engine(lowered)(images, masks)
 
@@ -152,18 +152,23 @@ def test_a_dropout_that_the_export_loses_is_an_error(tmp_path):
         export(network, tmp_path, image_size=32)
 
 
-def test_a_retrain_of_the_head_keeps_the_trunks_fingerprint(exported, network, tmp_path):
-    """Exported anew, with another head and into another place; any training of the trunk is noticed."""
+def test_a_retrain_of_the_head_keeps_the_backbones_fingerprint(exported, network, tmp_path):
+    """Exported anew, with another head and into another place; any training of the backbone is noticed."""
     spec = InputSpec(32, 32)
-    expected = fingerprint(exported[1].trunk, exported[0], spec)
+    expected = fingerprint(exported[1].backbone, exported[0], spec)
     retrained = copy.deepcopy(network)
     with torch.no_grad():
         for parameter in retrained.head.parameters():
             parameter.add_(0.1)
     retrained.classifier[-1] = nn.Linear(32, 7)
     (tmp_path / "head").mkdir()
-    assert fingerprint(export(retrained, tmp_path / "head", image_size=32).trunk, tmp_path / "head", spec) == expected
+    assert (
+        fingerprint(export(retrained, tmp_path / "head", image_size=32).backbone, tmp_path / "head", spec) == expected
+    )
     with torch.no_grad():
         retrained.neck[0].bias[0] += 1e-4
-    (tmp_path / "trunk").mkdir()
-    assert fingerprint(export(retrained, tmp_path / "trunk", image_size=32).trunk, tmp_path / "trunk", spec) != expected
+    (tmp_path / "backbone").mkdir()
+    assert (
+        fingerprint(export(retrained, tmp_path / "backbone", image_size=32).backbone, tmp_path / "backbone", spec)
+        != expected
+    )

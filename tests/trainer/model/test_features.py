@@ -42,20 +42,20 @@ def test_features_that_were_kept_stand_in_for_the_images(part):
 
 
 @pytest.mark.slow
-def test_the_trunk_before_the_head_survives_a_retrain(tmp_path):
-    """With --train head, other labels and another number of classes leave the trunk as it was, fresh layer included."""
+def test_the_backbone_before_the_head_survives_a_retrain(tmp_path):
+    """With --train head, other labels and another number of classes leave the backbone as it was."""
     torch.manual_seed(3)
     features = torchvision.models.vgg11(weights=None).features.state_dict()
     torch.save({f"features.{name}": tensor for name, tensor in features.items()}, tmp_path / "features.pth")
-    trunks = []
+    backbones = []
     for classes, seed in ((3, 1), (5, 2)):
         images, _ = coloured_images(np.random.default_rng(seed), 6)
         torch.manual_seed(0)
         network, _ = build("vgg11", classes=classes, image_size=32, weights=tmp_path / "features.pth")
         prepare(network, images, part="head", device=CPU)
-        trunks.append(network.trunk.state_dict())
-    assert trunks[0].keys() == trunks[1].keys()
-    assert all(torch.equal(trunks[0][name], trunks[1][name]) for name in trunks[0])
+        backbones.append(network.trunk.state_dict())
+    assert backbones[0].keys() == backbones[1].keys()
+    assert all(torch.equal(backbones[0][name], backbones[1][name]) for name in backbones[0])
 
 
 def test_coloured_noise_is_as_rough_at_each_scale_as_photos_are():

@@ -301,7 +301,7 @@ def test_weight_decay_is_the_recipes():
 
 @pytest.mark.parametrize(
     ("part", "kept", "trained"),
-    [("classifier", "backbone", "classifier"), ("head", "trunk", "head")],
+    [("classifier", "backbone", "classifier"), ("head", "backbone", "head")],
 )
 def test_what_is_frozen_stays_as_it_is(part, kept, trained):
     """Training a part changes that part and nothing upstream of it, batch statistics included."""

@@ -135,7 +135,7 @@ def test_rates_and_places_of_dropout_are_kept():
     images = np.random.default_rng(0).random((4, 3, 8, 8), dtype=np.float32)
     found = np.stack([session.run(None, {"images": images})[0] for _ in range(PASSES)])
     with torch.no_grad():
-        features = network.eval().trunk(torch.from_numpy(images))
+        features = network.eval().backbone(torch.from_numpy(images))
         expected = np.stack([network.head.train()(features.clone()).numpy() for _ in range(PASSES)])
     assert deviations(found, expected).max() < 5
     assert literal.SerializeToString() == before

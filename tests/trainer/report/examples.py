@@ -52,7 +52,7 @@ def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, fr
         passes=PASSES,
         dropout_sites=(DropoutSite((8,), 0.5),),
         architecture="small",
-        trunk="0" * 64,
+        backbone="0" * 64,
         multiple=multiple,
         temperature=fit_temperature(mean, targets[validation], multiple=multiple),
         metrics=replace(

@@ -164,7 +164,7 @@ def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh
     network = train_by_hand(fresh, dataset, FEW, part="all")
     with torch.no_grad():
         expected = network.trunk(torch.from_numpy(dataset.images)).numpy()
-        before = fresh.trunk(torch.from_numpy(dataset.images)).numpy()
+        before = fresh.backbone(torch.from_numpy(dataset.images)).numpy()
     found = model.compute_features(EVERY)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     assert np.abs(found - before).max() > 0.1
