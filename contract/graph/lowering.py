@@ -11,6 +11,7 @@ Knows onnx and numpy; no engine.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +82,8 @@ class Lowered:
     """Whether the head ends in sigmoids, one a label, rather than in softmax."""
 
 
-def load_graph(path: Path, *, weights_bytes: int) -> ModelProto:
-    """Read a graph without its weights; of these it must have no more than `weights_bytes` in a file beside it.
+def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
+    """Read a graph without its weights, which must lie in it or within so many bytes of these files beside it.
 
     Raises:
         DigestError: if the file is no graph.

@@ -12,7 +12,6 @@ from typing import Final
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto
 
 from contract.errors import UnsafeGraph
-from contract.versions.version import WEIGHTS_FILE
 
 MOST_NODES: Final = 100_000
 """Of a graph whose functions are written out; a VGG-16 has about 60."""
@@ -29,16 +28,16 @@ _Name = tuple[str, str, str]
 """Of a function: domain, name and overload."""
 
 
-def inspect_graph(model: ModelProto, *, weights_bytes: int) -> None:
+def inspect_graph(model: ModelProto, *, weights_bytes: Mapping[str, int]) -> None:
     """Refuse a graph that no trainer of ours writes and that would not be safe to open.
 
     Args:
         model: loaded without its external data.
-        weights_bytes: the length of the version's file of weights; 0 if it has none.
+        weights_bytes: the length of each file that may hold weights, by its name beside the graph.
 
     Raises:
-        UnsafeGraph: if it has weights anywhere else, or outside that file; tensors larger than what it holds; branches,
-            loops or other nested graphs; operators that are not ONNX's own; or too many nodes.
+        UnsafeGraph: if it has weights anywhere else, or outside these files; tensors larger than what they hold;
+            branches, loops or other nested graphs; operators that are not ONNX's own; or too many nodes.
     """
     graph = model.graph
     if graph.sparse_initializer or model.training_info:
@@ -101,7 +100,7 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
         yield from attribute.tensors
 
 
-def _check_tensor(tensor: TensorProto, weights_bytes: int) -> None:
+def _check_tensor(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> None:
     is_external = tensor.data_location != TensorProto.DEFAULT or len(tensor.external_data) > 0
     held = _external_bytes(tensor, weights_bytes) if is_external else tensor.ByteSize()
     elements = math.prod(tensor.dims)
@@ -112,29 +111,28 @@ def _check_tensor(tensor: TensorProto, weights_bytes: int) -> None:
         )
 
 
-def _external_bytes(tensor: TensorProto, weights_bytes: int) -> int:
-    """Return how many bytes of the file of weights a tensor takes, which must all be there."""
+def _external_bytes(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> int:
+    """Return how many bytes of its file a tensor takes, which must all be there."""
     keys = [entry.key for entry in tensor.external_data]
     entries = {entry.key: entry.value for entry in tensor.external_data}
     # Of two entries of one name one reader takes the first, another the last.
     if len(keys) != len(entries) or not _EXTERNAL_KEYS.issuperset(keys):
         raise UnsafeGraph(f"tensor {tensor.name[:80]!r} says {keys[:8]} of where it lies; {_REMEDY}")
-    if entries.get("location") != WEIGHTS_FILE:
-        raise UnsafeGraph(
-            f"tensor {tensor.name[:80]!r} lies in {entries.get('location', '')[:80]!r}; weights must lie in the graph "
-            f"itself or in {WEIGHTS_FILE} beside it; {_REMEDY}"
-        )
+    file = entries.get("location", "")
+    if file not in weights_bytes:
+        places = " or ".join(["the graph itself", *(f"{name} beside it" for name in sorted(weights_bytes))])
+        raise UnsafeGraph(f"tensor {tensor.name[:80]!r} lies in {file[:80]!r}; weights must lie in {places}; {_REMEDY}")
     offset = _whole(entries.get("offset", "0"))
-    length = _whole(entries.get("length", str(max(0, weights_bytes - offset))))
-    if offset + length > weights_bytes:
+    length = _whole(entries.get("length", str(max(0, weights_bytes[file] - offset))))
+    if offset + length > weights_bytes[file]:
         raise UnsafeGraph(
-            f"tensor {tensor.name[:80]!r} takes bytes {offset} to {offset + length} of {WEIGHTS_FILE}, which has "
-            f"{weights_bytes}; {_REMEDY}"
+            f"tensor {tensor.name[:80]!r} takes bytes {offset} to {offset + length} of {file}, which has "
+            f"{weights_bytes[file]}; {_REMEDY}"
         )
     return length
 
 
 def _whole(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 18:
-        raise UnsafeGraph(f"{text[:40]!r} is no place in {WEIGHTS_FILE}; {_REMEDY}")
+        raise UnsafeGraph(f"{text[:40]!r} is no place in a file of weights; {_REMEDY}")
     return int(text)

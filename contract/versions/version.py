@@ -19,10 +19,16 @@ from contract.versions.signatures import MOST_SIGNATURE_BYTES, SIGNATURE_SUFFIX,
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+BACKBONE_WEIGHTS_FILE = "backbone.onnx.data"
+HEAD_WEIGHTS_FILE = "head.onnx.data"
+WEIGHTS_FILES = frozenset({BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, WEIGHTS_FILE})
+"""Beside the literal graph, which keeps its weights there."""
 PORTABLE_FILE = "portable.onnx"
 """For engines elsewhere: nothing here reads it, and versions made by earlier trainers have none."""
 INT8_BACKBONE_FILE = "backbone.int8.onnx"
 """Optional: the lowered graph's backbone in 8-bit integers, weights included."""
+SHARED_FILES = frozenset({BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE})
+"""The backbone's: equal in all versions that have the same one."""
 PROBE_FILE = "probe.npz"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
@@ -57,9 +63,10 @@ class Version:
         return self.path / INT8_BACKBONE_FILE if INT8_BACKBONE_FILE in self.manifest.files else None
 
     @property
-    def weights_bytes(self) -> int:
-        """The length of the file that the literal graph keeps weights in; 0 if there is none."""
-        return self.manifest.files[WEIGHTS_FILE].size_bytes if WEIGHTS_FILE in self.manifest.files else 0
+    def weights_bytes(self) -> dict[str, int]:
+        """The length of each file that the literal graph may keep weights in."""
+        files = self.manifest.files
+        return {name: files[name].size_bytes for name in files.keys() & WEIGHTS_FILES}
 
     @property
     def probe_path(self) -> Path:
@@ -128,6 +135,11 @@ class Version:
                 f"{name} of version {self.name} has sha256 {digest.hexdigest()}, manifest.json says {expected.sha256}: "
                 f"the file was changed after it was published; {_REMEDY}"
             )
+
+
+def weights_in(folder: Path) -> dict[str, int]:
+    """Return the length of each file in a folder that a literal graph there may keep weights in."""
+    return {name: (folder / name).stat().st_size for name in WEIGHTS_FILES if (folder / name).exists()}
 
 
 def is_kept(file: str) -> bool:

@@ -199,7 +199,7 @@ def batch_buckets(most: int) -> tuple[int, ...]:
 
 def _backbone_model(lowered: Lowered, version: Version, precision: Precision) -> ModelProto:
     if precision is Precision.INT8:
-        return load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes=0)
+        return load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes={})
     if precision is Precision.FP16:
         return _in_fp16(lowered.backbone, str(version.path))
     return lowered.backbone

@@ -4,7 +4,6 @@ Knows the order of the checks and nothing of when versions appear. `server check
 """
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from contract.graph.lowering import load_graph
 from contract.graph.probe import TOLERANCE, Probe, Validation, validate
 from contract.versions.manifest import DropoutSite, Manifest
 from contract.versions.repository import Repository
-from contract.versions.version import MANIFEST_FILE, MODEL_FILE, Version
+from contract.versions.version import MANIFEST_FILE, MODEL_FILE, Version, weights_in
 from server.inference.engine import Engine
 from server.settings import Precision
 
@@ -121,7 +120,7 @@ def _diagnose(repository: Repository, name: str) -> str:
     folder = repository.folder / name
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        found = len(dropout_nodes(load_graph(folder / MODEL_FILE, weights_bytes=sys.maxsize)))
+        found = len(dropout_nodes(load_graph(folder / MODEL_FILE, weights_bytes=weights_in(folder))))
     except Exception:  # a damaged file may raise anything; its digest has been reported already
         return ""
     expected = len(manifest.dropout_sites)

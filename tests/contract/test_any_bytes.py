@@ -28,6 +28,7 @@ from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite, FileDigest, Manifest
 from contract.versions.results import Metrics
 from contract.versions.signatures import VerifyKey, read_public_key
+from contract.versions.version import WEIGHTS_FILES
 from tests import versions
 from tests.mutation import mutate_json
 
@@ -124,7 +125,7 @@ def graph(data):
     """A model.onnx."""
     with suppress(DecodeError, LabelnextError):
         model = ModelProto.FromString(data)
-        inspect_graph(model, weights_bytes=4096)
+        inspect_graph(model, weights_bytes=dict.fromkeys(WEIGHTS_FILES, 4096))
         lower(model)
 
 

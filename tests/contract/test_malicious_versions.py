@@ -25,7 +25,7 @@ def open_whole(repository, name):
     with repository.open_verified(name) as version:
         Probe.load(version.probe_path)
         graph = load_graph(version.model_path, weights_bytes=version.weights_bytes)
-        load_graph(version.int8_backbone_path, weights_bytes=0)
+        load_graph(version.int8_backbone_path, weights_bytes={})
         return lower(graph, multiple=version.manifest.multiple)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from contract.errors import TrainingError
 from contract.graph.lowering import Lowered, load_graph, lower
-from contract.versions.version import MODEL_FILE, PORTABLE_FILE, WEIGHTS_FILE
+from contract.versions.version import MODEL_FILE, PORTABLE_FILE, weights_in
 from trainer.model.bayes import ActiveDropout
 from trainer.model.network import Network, dropout_probabilities
 from trainer.model.portable import make_portable
@@ -64,7 +64,7 @@ def export_module(module: nn.Module, folder: Path, *, sample: Tensor, input_name
         raise TrainingError("torch.onnx.export returned no program; its dynamo exporter is needed")
     path = folder / MODEL_FILE
     program.save(path, external_data=True)
-    graph = strip(load_graph(path, weights_bytes=(folder / WEIGHTS_FILE).stat().st_size))
+    graph = strip(load_graph(path, weights_bytes=weights_in(folder)))
     path.write_bytes(graph.SerializeToString(deterministic=True))
     lowered = lower(graph)
     _check_dropout(lowered, module)

@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from contract.errors import LabelnextError
 from contract.graph.lowering import load_graph, lower
 from contract.versions.repository import Repository
-from contract.versions.version import INT8_BACKBONE_FILE, MODEL_FILE, WEIGHTS_FILE
+from contract.versions.version import INT8_BACKBONE_FILE, MODEL_FILE, weights_in
 from trainer.model.network import DEVIATION, MEAN
 
 CALIBRATION_IMAGES = 64
@@ -56,8 +56,7 @@ def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
     Raises:
         InvalidVersion: if the graph cannot be lowered.
     """
-    weights_bytes = (folder / WEIGHTS_FILE).stat().st_size
-    model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_bytes)).backbone
+    model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_in(folder))).backbone
     onnx.load_external_data_for_model(model, str(folder))
     chosen = images[np.linspace(0, len(images) - 1, num=min(CALIBRATION_IMAGES, len(images)), dtype=np.int64)]
     _fold_normalisation(model)

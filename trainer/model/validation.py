@@ -88,7 +88,7 @@ def _open_version(version: Version, *, int8: bool = False) -> tuple[Backbone, He
             f"manifest.json describes the Dropout sites {version.manifest.dropout_sites}, the graph has "
             f"{lowered.sites}: they are of different models; publish again"
         )
-    backbone = load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes=0) if int8 else None
+    backbone = load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes={}) if int8 else None
     return open_passes(lowered, version.path, backbone=backbone)
 
 

@@ -293,7 +293,7 @@ def test_file_that_is_no_graph_is_named(tmp_path):
     """A damaged graph is an error of its own, not one of the library that parses it."""
     (tmp_path / "model.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(DigestError, match=r"model\.onnx .* cannot be read"):
-        load_graph(tmp_path / "model.onnx", weights_bytes=0)
+        load_graph(tmp_path / "model.onnx", weights_bytes={})
 
 
 @pytest.mark.slow

@@ -1,0 +1,42 @@
+"""Where a graph's weights may lie; what else is refused is in test_malicious_versions."""
+
+import pytest
+from onnx import TensorProto, helper
+
+from contract.errors import UnsafeGraph
+from contract.versions.inspection import inspect_graph
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE
+
+
+def model_of(*places):
+    """A graph that does nothing, with a tensor of four floats at each place: a file and an offset."""
+    graph = helper.make_graph([], "nothing", [], [])
+    for number, (file, offset) in enumerate(places):
+        tensor = graph.initializer.add(name=f"w{number}", data_type=TensorProto.FLOAT, dims=[4])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": file, "offset": offset, "length": 16}.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return helper.make_model(graph)
+
+
+def test_weights_may_lie_in_each_of_the_files():
+    """Up to the end of each: that of the backbone is much longer than the head's."""
+    model = model_of((BACKBONE_WEIGHTS_FILE, 84), (HEAD_WEIGHTS_FILE, 4))
+    inspect_graph(model, weights_bytes={BACKBONE_WEIGHTS_FILE: 100, HEAD_WEIGHTS_FILE: 20})
+
+
+@pytest.mark.parametrize("lengths", [(99, 20), (100, 19)], ids=["backbone", "head"])
+def test_each_file_has_its_own_end(lengths):
+    """What is beyond it in one is not made up for by the other."""
+    model = model_of((BACKBONE_WEIGHTS_FILE, 84), (HEAD_WEIGHTS_FILE, 4))
+    with pytest.raises(UnsafeGraph, match=f"has {min(lengths, key=(100, 20).__contains__)};"):
+        inspect_graph(model, weights_bytes=dict(zip([BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE], lengths, strict=True)))
+
+
+def test_a_file_that_the_version_does_not_have_holds_no_weights():
+    """Though another version may have it; the message says where they may lie."""
+    model = model_of((HEAD_WEIGHTS_FILE, 0))
+    with pytest.raises(UnsafeGraph, match=r"must lie in the graph itself or backbone\.onnx\.data beside it"):
+        inspect_graph(model, weights_bytes={BACKBONE_WEIGHTS_FILE: 100})
+    with pytest.raises(UnsafeGraph, match="must lie in the graph itself;"):
+        inspect_graph(model, weights_bytes={})
