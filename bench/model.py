@@ -102,6 +102,13 @@ def trained(
     return _subject(repository, photos[labels:], source)
 
 
+def labelled_photos() -> tuple[list[tuple[Path, str]], str]:
+    """Return all photos and their classes, in the order that `trained` takes them in, and the weights to start from."""
+    source = _source()
+    found = source.photos()
+    return random.Random(_ORDER).sample(found, len(found)), source.weights  # noqa: S311  # an order, not a secret
+
+
 def clean_environment(**settings: str) -> dict[str, str]:
     """Return this process's environment, with these settings of ours and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LABELNEXT_")}

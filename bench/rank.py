@@ -4,8 +4,7 @@ A real Label Studio holds the tasks, their images come from a web server, and a 
 them before, as it has after a retrain of the head. Then `python -m trainer rank` runs once, as a user's:
 
     tasks_per_s   tasks over the whole command, from its start to its end
-    import_s      until Label Studio holds all predictions
-    switch_s      until the project sorts by them
+    stages        in seconds: import until Label Studio holds all predictions, switch until the project sorts by them
     peak_rss_mb   of the command, in MB (2**20 bytes)
 
 Afterwards each task must have one prediction, and the label stream must serve the lowest score; otherwise the bench
@@ -40,14 +39,6 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "labels": (300, "of the version"),
     "strategy": ((DEFAULT_STRATEGY, *(name for name in STRATEGIES if name != DEFAULT_STRATEGY)), "of the order"),
 }
-_STEPS = {
-    "scoring, features known": "score_s",
-    "ordering": "arrange_s",
-    "import": "import_s",
-    "switch": "switch_s",
-    "all of it": "seconds",
-}
-"""What the table calls the figures of the summary."""
 _TASKS_A_REQUEST = 100
 _TASKS_AN_IMPORT = 2500
 
@@ -93,13 +84,14 @@ def main() -> None:
     result = {
         "tasks_per_s": options.tasks / run.seconds,
         "seconds": run.seconds,
-        **{name: run.summary[name] for name in ("score_s", "arrange_s", "import_s", "switch_s")},
+        "stages": run.summary["stages"],
         "peak_rss_mb": run.peak_rss_mb,
         "server_peak_rss_mb": server_mb,
         "audit": run.summary["audit"],
         "near_duplicates": run.summary["near_duplicates"],
     }
-    print_table([{"step": step, "seconds": result[name]} for step, name in _STEPS.items()])
+    steps = {**run.summary["stages"], "all of it": run.seconds}
+    print_table([{"step": step, "seconds": seconds} for step, seconds in steps.items()])
     report("rank", options, subject, result)
 
 

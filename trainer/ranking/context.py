@@ -1,10 +1,6 @@
 """A project as one ranking finds it, and what it is ranked with."""
 
 import logging
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +18,7 @@ from trainer.ranking.names import base_name
 from trainer.ranking.options import RankOptions
 from trainer.ranking.scores import ScoreLog, digest
 from trainer.settings import Environment
+from trainer.stages import Stages
 
 _log = logging.getLogger(__name__)
 
@@ -32,16 +29,14 @@ PATIENCE: Final = Patience(longest_s=180.0, pause_s=1.0)
 class RankingContext:
     """What a ranking reads of project and repository; of Label Studio what it needs, when it needs it, and once."""
 
-    def __init__(
-        self, options: RankOptions, environment: Environment, fetcher: Fetcher, seconds: defaultdict[str, float]
-    ) -> None:
+    def __init__(self, options: RankOptions, environment: Environment, fetcher: Fetcher, stages: Stages) -> None:
         """Connect to Label Studio, and see that the version knows the project's labels before anything is changed.
 
         Args:
             options: what to rank.
             environment: which Label Studio, server and repository.
             fetcher: gets images.
-            seconds: takes how long the parts of the ranking took.
+            stages: takes how long those of the ranking took.
 
         Raises:
             LabelMismatch: if the version knows the labels of no control.
@@ -61,12 +56,13 @@ class RankingContext:
         """The `<Choices>` that the version answers for."""
         self.kept = kept_folder(environment, options.project)
         """The folder for what outlives a run that is killed."""
-        self._seconds = seconds
+        self.measure = stages.measure
 
     @cached_property
     def tasks(self) -> list[PoolTask]:
         """The unlabelled tasks."""
-        tasks = list(labelstudio.unlabelled_tasks(self.client, self.options.project))
+        with self.measure("tasks"):
+            tasks = list(labelstudio.unlabelled_tasks(self.client, self.options.project))
         _log.info("project %d (%s): %d unlabelled tasks", self.options.project, self.project.title, len(tasks))
         return tasks
 
@@ -87,15 +83,6 @@ class RankingContext:
         """Return the scores on disk, by all that they hang on: the control, the key of a task's data, the network."""
         network = None if self.version else (self.options.weights, self.options.architecture, self.options.image_size)
         return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
-
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Add the time of the block to a part's."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self._seconds[part] += time.monotonic() - started
 
 
 def kept_folder(environment: Environment, project_id: int) -> Path:

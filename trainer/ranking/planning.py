@@ -120,8 +120,9 @@ def _tasks_of(failures: Sequence[Failure]) -> tuple[int, ...]:
 def _arrange(context: RankingContext, manifest: Manifest, name: str) -> tuple[Plan, list[Failure]]:
     options = context.options
     strategies.check(options.strategy, multiple=manifest.multiple)
-    labelled = labelstudio.annotated_tasks(context.client, options.project)
-    labels_by_class = count_labels(labelled, context.control, manifest)
+    with context.measure("labels"):
+        labelled = labelstudio.annotated_tasks(context.client, options.project)
+        labels_by_class = count_labels(labelled, context.control, manifest)
     scorer = _Scorer(context, manifest)
     scores, failures = scorer.score(context.tasks)
     if not scores:
@@ -149,7 +150,8 @@ class _Scorer:
     def __init__(self, context: RankingContext, manifest: Manifest) -> None:
         self._context = context
         self._server = Server(context.options.server or context.environment.server, context.environment.basic_auth)
-        self._server.wait_for(manifest.version)
+        with context.measure("swap"):
+            self._server.wait_for(manifest.version)
         _log.info("scored by %s", self._server.url)
         project = context.options.project
         self._question = Question(project, context.project.label_config, manifest.version, embeddings=True)

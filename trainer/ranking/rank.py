@@ -8,9 +8,8 @@ before goes only when nothing shows it any more.
 import logging
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
@@ -35,6 +34,7 @@ from trainer.ranking.reconcile import Wanted, reconcile
 from trainer.ranking.releasing import remember
 from trainer.ranking.retries import are_few
 from trainer.settings import Environment
+from trainer.stages import CLEAR, Stages
 
 _log = logging.getLogger(__name__)
 
@@ -65,17 +65,15 @@ class Summary:
     imported: int
     removed: int
     """Predictions of earlier rankings."""
-    score_s: float = 0.0
-    arrange_s: float = 0.0
-    import_s: float = 0.0
-    switch_s: float = 0.0
-    """Until the project sorts by it, once all is imported."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by stage: tasks, labels, swap, score, arrange, import and switch, at whose end the project sorts by the
+    ranking, and clear: the record is written, and what the ranking replaces is removed."""
     seconds: float = 0.0
     """All in all."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object, its times rounded to what they are worth."""
-        return {name: round(value, 2) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        """Return it as a JSON object."""
+        return {**asdict(self), "seconds": round(self.seconds, 2)}
 
     def say(self) -> str:
         """Return it as one line for people."""
@@ -99,25 +97,18 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         LabelnextError: if a step fails; the project then sorts as before, and the next call goes on from there.
     """
     started = time.monotonic()
-    seconds = defaultdict[str, float](float)
+    stages = Stages()
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
     with (
         exclusive(environment.repository(), work=f".rank.{options.project}", refusal=busy),
         open_fetcher(environment) as fetcher,
     ):
-        first = RankingContext(options, environment, fetcher, seconds)
+        first = RankingContext(options, environment, fetcher, stages)
         begun = _Ranking(first).finish()
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
             options = replace(options, force=False)  # it is what was asked for
-        later = _Ranking(RankingContext(options, environment, fetcher, seconds)).run()
-    return replace(
-        _together(begun, later),
-        score_s=seconds["score"],
-        arrange_s=seconds["arrange"],
-        import_s=seconds["import"],
-        switch_s=seconds["switch"],
-        seconds=time.monotonic() - started,
-    )
+        later = _Ranking(RankingContext(options, environment, fetcher, stages)).run()
+    return replace(_together(begun, later), stages=stages.to_json(), seconds=time.monotonic() - started)
 
 
 class _Ranking:
@@ -218,8 +209,9 @@ class _Ranking:
         if labelstudio.count_predictions(self._client, self._options.project).get(plan.name):
             with self._context.measure("switch"):
                 self._switch(plan.name)
-            self._record(plan, former)
-            removed = self._remove_superseded(plan.name)
+            with self._context.measure(CLEAR):
+                self._record(plan, former)
+                removed = self._remove_superseded(plan.name)
         shutil.rmtree(self._context.kept, ignore_errors=True)
         return self._summarise(plan, imported=imported, removed=removed)
 

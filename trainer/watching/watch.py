@@ -22,6 +22,7 @@ from trainer import labelstudio
 from trainer.locks import exclusive
 from trainer.ranking.names import base_name
 from trainer.settings import Environment
+from trainer.stages import CLEAR
 from trainer.watching.monitor import Monitor
 from trainer.watching.processes import LABELS_AT_FAULT, Outcome, Stopped, Supervisor
 from trainer.watching.rounds import Changes, Trained, WatchOptions, read_trained, why_train
@@ -91,6 +92,8 @@ class _TrainedRound:
     trained: str
     """Why and what, for people."""
     advice: str
+    stages: Mapping[str, float]
+    """What those of the training took, in seconds."""
     started: float
     """By the monotonic clock."""
 
@@ -287,7 +290,8 @@ class _Watcher:
             self._train_again.succeed()
             self._answer(snapshot.requests)
             done = f"{why}: {_describe_trained(outcome.report)}"
-            self._unranked_round = _TrainedRound(done, str(outcome.report.get("advice") or ""), started)
+            advice, stages = str(outcome.report.get("advice") or ""), _stages(outcome.report)
+            self._unranked_round = _TrainedRound(done, advice, stages, started)
             self._rank(why, snapshot)
             return
         wait_s = self._train_again.fail(least_s=outcome.seconds)
@@ -320,7 +324,8 @@ class _Watcher:
             _log.info("%s: %s; %.0f s", why, ranked, ranking.seconds)
             return
         self._rounds += 1
-        parts = (done.trained, ranked, done.advice, f"{time.monotonic() - done.started:.0f} s")
+        took = _describe_stages(done.stages, _stages(ranking.report), seconds=time.monotonic() - done.started)
+        parts = (done.trained, ranked, done.advice, took)
         _log.info("%s", "; ".join(part for part in parts if part))
         if self._options.keep is not None:
             self._prune()
@@ -369,3 +374,19 @@ def _describe_ranked(report: Mapping[str, Any]) -> str:
         return f"ranked {tasks} tasks by {report.get('strategy')}"
     waiting = report.get("waiting")
     return f"nothing new to rank, {waiting} tasks wait in their order" if waiting else "no task is left to label"
+
+
+def _stages(report: Mapping[str, Any]) -> Mapping[str, float]:
+    return dict(report.get("stages") or {})
+
+
+def _describe_stages(training: Mapping[str, float], ranking: Mapping[str, float], *, seconds: float) -> str:
+    """Say what a round of so many seconds took until the new order stood, and what of that each stage did.
+
+    What no stage accounts for, such as the start of the commands, is "start". What came after is said apart.
+    """
+    stages = {stage: training.get(stage, 0.0) + ranking.get(stage, 0.0) for stage in {**training, **ranking}}
+    after = stages.pop(CLEAR, 0.0)
+    start = max(0.0, seconds - after - sum(stages.values()))
+    told = ", ".join(f"{stage} {took:.1f}" for stage, took in {"start": start, **stages}.items())
+    return f"round {seconds - after:.1f} s: {told}" + (f"; {CLEAR} {after:.1f} s" if after else "")

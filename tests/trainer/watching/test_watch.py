@@ -27,7 +27,7 @@ from trainer.ranking.options import RankOptions
 from trainer.settings import Environment, Source, Training
 from trainer.watching.processes import Outcome, Supervisor
 from trainer.watching.rounds import WatchOptions
-from trainer.watching.watch import _Backoff, watch
+from trainer.watching.watch import _Backoff, _describe_stages, watch
 
 POLL_S = 0.01
 
@@ -640,3 +640,16 @@ def test_a_look_is_two_small_requests(studio, caplog):
         patch.setattr(LabelStudioClient, "send", count)
         watch_it(studio, caplog)
     assert 40 <= len(asked) <= 45
+
+
+def test_a_round_says_what_its_stages_took(studio, caplog):
+    """Those of training and ranking in turn, of one name together; what is cleared away afterwards is told apart."""
+    studio.label(20)
+    studio.plan = {
+        "run": [{"stages": {"labels": 1.0, "fit": 2.25}}],
+        "rank": [{"stages": {"labels": 0.5, "import": 9.0, "clear": 30.0}}],
+    }
+    took = _describe_stages({"labels": 1.0, "fit": 2.25}, {"labels": 0.5, "import": 9.0, "clear": 30.0}, seconds=47.5)
+    assert took == "round 17.5 s: start 4.8, labels 1.5, fit 2.2, import 9.0; clear 30.0 s"
+    _, _, said = watch_it(studio, caplog, rounds=1)
+    assert "start 0.0, labels 1.5, fit 2.2, import 9.0; clear 30.0 s" in said[1]
