@@ -56,9 +56,9 @@ class TinyModel:
         return TinyModel((self.weights[0], *other.weights[1:]))
 
     def features(self, images: Images) -> Doubles:
-        """(N, H, W, 3) to (N, D)."""
-        found: Doubles = np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0].astype(np.float64), 0)
-        return found
+        """(N, H, W, 3) to (N, D), rounded to float16 as engines do."""
+        found = np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0].astype(np.float64), 0)
+        return found.astype(np.float16).astype(np.float64)
 
     def passes(self, images: Images, masks: Mapping[str, Floats]) -> Doubles:
         """(N, H, W, 3) and masks (T, D) to probabilities (N, T, C), in float64 and one pass at a time."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
+from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.versions.local_cache import open_repository
 from contract.versions.manifest import Manifest
@@ -22,7 +23,6 @@ from server.http.concurrency_limiter import ConcurrencyLimiter
 from server.inference.batching import Batcher, ImageScores
 from server.inference.cuda import check_device
 from server.inference.engine import Engine, EngineOptions
-from server.inference.feature_cache import FeatureCache
 from server.inference.models import Models
 from server.inference.resources import available_cpus
 from server.inference.scoring import Outcome, Scorer
@@ -80,11 +80,11 @@ class Service:
             metrics=self.metrics,
         )
         self._fetcher = fetcher or Fetcher(fetch_settings(settings))
-        self._cache = _open_cache(settings, self.metrics)
+        self._store = _open_store(settings, self.metrics)
         self.batcher = Batcher(
             max_batch_images=settings.max_batch_images,
             metrics=self.metrics,
-            cache=self._cache,
+            store=self._store,
             stall_s=settings.deadline_s,
         )
         self.scorer = Scorer(
@@ -94,7 +94,7 @@ class Service:
             queue_images=settings.images_under_way,
             max_megapixels=settings.max_megapixels,
             metrics=self.metrics,
-            cache=self._cache,
+            store=self._store,
         )
         self.limiter = ConcurrencyLimiter(
             most_requests=settings.threads,
@@ -121,8 +121,8 @@ class Service:
         self.models.close()
         self.scorer.close()
         self.batcher.close()
-        if self._cache is not None:
-            self._cache.close()
+        if self._store is not None:
+            self._store.close()
         self._fetcher.close()
 
     def drain(self) -> None:
@@ -309,17 +309,17 @@ def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngi
     return lambda version: Engine(version, options)
 
 
-def _open_cache(settings: Settings, metrics: Metrics) -> FeatureCache | None:
-    """Open the feature cache that the settings ask for; None if they ask for none."""
+def _open_store(settings: Settings, metrics: Metrics) -> FeatureStore | None:
+    """Open the feature store that the settings ask for; None if they ask for none."""
     if not settings.cache_bytes:
         return None
-    cache = FeatureCache(
+    store = FeatureStore(
         settings.cache_dir,
         max_bytes=settings.cache_bytes,
         count_fault=lambda kind: metrics.feature_cache_faults.labels(kind).inc(),
     )
-    metrics.feature_cache_bytes.set_function(lambda: cache.size_bytes)
-    return cache
+    metrics.feature_cache_bytes.set_function(lambda: store.size_bytes)
+    return store
 
 
 def fetch_settings(settings: Settings) -> FetchSettings:

@@ -16,7 +16,7 @@ FORBIDDEN = {
     "demo": {"server", "trainer"},
 }
 LAYERS = {
-    "contract": [{"versions"}, {"images", "scores"}, {"graph"}],
+    "contract": [{"versions"}, {"images", "scores"}, {"features", "graph"}],
     "server": [{"observe"}, {"inference"}, {"http", "page"}, {"pool"}],
     "trainer": [{"labels"}, {"model"}, {"evaluation"}, {"ordering", "report"}, {"ranking", "study"}, {"watching"}],
 }

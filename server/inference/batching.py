@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ImageError, Unavailable
+from contract.features.store import FeatureStore
 from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
 from server.inference.engine import Engine, Features, Images
-from server.inference.feature_cache import FeatureCache
 from server.observe.metrics import Metrics
 
 _HUNG_S = 5.0
@@ -107,17 +107,17 @@ class Batcher:
         *,
         max_batch_images: int,
         metrics: Metrics,
-        cache: FeatureCache | None = None,
+        store: FeatureStore | None = None,
         stall_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the batcher; `start` starts its thread. A run of more than `stall_s` seconds makes it unhealthy.
 
-        What the backbone computes goes into `cache`.
+        What the backbone computes goes into `store`.
         """
         self._max_batch_images = max_batch_images
         self._metrics = metrics
-        self._cache = cache
+        self._store = store
         self._stall_s = stall_s
         self._clock = clock
         self._queue: deque[_Item] = deque()
@@ -228,8 +228,8 @@ class Batcher:
         with self._metrics.stage("backbone"):
             rows = engine.compute_features(np.stack([each.image for each in pixels]))
         for each, row in zip(pixels, rows, strict=True):
-            if self._cache is not None and each.digest is not None:
-                self._cache.put(engine, each.digest, row)
+            if self._store is not None and each.digest is not None:
+                self._store.put(engine.backbone_key, each.digest, row)
         return rows
 
     def _abandon(self, reason: str) -> None:

@@ -127,7 +127,7 @@ class Engine:
         return self.run_passes(self.compute_features(images), masks)
 
     def compute_features(self, images: Images) -> Features:
-        """Run the backbone, once per image: uint8 (N, H, W, 3) to float32 (N, F).
+        """Run the backbone, once per image: uint8 (N, H, W, 3) to float32 (N, F), rounded to float16.
 
         Raises:
             ValueError: if the images are not what the manifest says.
@@ -145,7 +145,7 @@ class Engine:
             part = images[start : start + step]
             (features,) = self._run(self._backbone, [FEATURES], {self._images_name: self._pad(part)})
             parts.append(features[: len(part)])
-        return np.concatenate(parts)
+        return _rounded(np.concatenate(parts))
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
         """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given.
@@ -190,6 +190,12 @@ class Engine:
         except Exception as err:  # onnxruntime's exceptions share no base class of their own
             rows = len(next(iter(feeds.values())))
             raise InferenceError(f"onnxruntime failed on a batch of {rows} of {self.version}: {err}") from err
+
+
+def _rounded(features: Features) -> Features:
+    """Features as they are stored, so that no score depends on whether they were."""
+    with np.errstate(over="ignore"):
+        return features.astype(np.float16).astype(np.float32)
 
 
 def batch_buckets(most: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """From image references to scores: fetch and decode in shared threads, queue for the graph, collect in order.
 
-An image whose features are in the cache is not decoded, and if its source says that it is unchanged, not downloaded
+An image whose features are in the store is not decoded, and if its source says that it is unchanged, not downloaded
 either. One image's failure is its own. Memory is bounded for requests of any length: of all of them together only so
 many images are on their way at a time. Knows no HTTP server and nothing of Label Studio's JSON.
 """
@@ -17,13 +17,13 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from contract.errors import ImageError
+from contract.features.store import Download, FeatureStore
 from contract.images.download import Validators
 from contract.images.fetch import Fetched, Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
 from server.inference.batching import Batcher, Expired, Extras, ImageScores, Pixels, Work
 from server.inference.engine import Engine, Features
-from server.inference.feature_cache import Download, FeatureCache
 from server.inference.host_queues import HostQueues
 from server.observe.metrics import Metrics
 
@@ -68,7 +68,7 @@ class Scorer:
         queue_images: int,
         max_megapixels: int = MAX_MEGAPIXELS,
         metrics: Metrics,
-        cache: FeatureCache | None = None,
+        store: FeatureStore | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what fetches, scores and remembers; at most `queue_images` are fetched or wait for the graph."""
@@ -76,7 +76,7 @@ class Scorer:
         self._batcher = batcher
         self._max_megapixels = max_megapixels
         self._metrics = metrics
-        self._cache = cache
+        self._store = store
         self._clock = clock
         self._queues = HostQueues(threads=fetch_threads, most_under_way=queue_images)
         self._decoding = threading.BoundedSemaphore(fetch_threads)  # which takes memory; fetching mostly waits
@@ -132,18 +132,18 @@ class Scorer:
             return Pixels(pixels, file.digest)
 
     def _find(self, image: ImageReference, work: Work) -> _File | Features:
-        """Get the features of an image from the cache, or else its file."""
-        if self._cache is None:
+        """Get the features of an image from the store, or else its file."""
+        if self._store is None:
             return _File(self._fetch(image, None, work.deadline).data, None)
-        found = self._find_in(self._cache, image, work)
+        found = self._find_in(self._store, image, work)
         missed = isinstance(found, _File)
         (self._metrics.feature_cache_misses if missed else self._metrics.feature_cache_hits).inc()
         return found
 
-    def _find_in(self, cache: FeatureCache, image: ImageReference, work: Work) -> _File | Features:
+    def _find_in(self, store: FeatureStore, image: ImageReference, work: Work) -> _File | Features:
         source = self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
-        last = cache.recall(source) if source else None
-        row = cache.get(work.engine, last.digest) if last else None
+        last = store.recall(source) if source else None
+        row = _row_of(work.engine, store, last.digest) if last else None
         known = last if row is not None else None  # who has no features needs the file, changed or not
         fetched = self._fetch(image, known.validators if known else None, work.deadline)
         if fetched.unchanged and row is not None:
@@ -153,8 +153,8 @@ class Scorer:
         if known:
             self._metrics.image_revalidations.labels("ignored" if digest == known.digest else "changed").inc()
         if source and fetched.validators and (download := Download(fetched.validators, digest)) != last:
-            cache.remember(source, download)
-        row = cache.get(work.engine, digest)
+            store.remember(source, download)
+        row = _row_of(work.engine, store, digest)
         return _File(fetched.data, digest) if row is None else row
 
     def _fetch(self, image: ImageReference, known: Validators | None, deadline: float) -> Fetched:
@@ -185,6 +185,12 @@ class Scorer:
                 "images without a score",
                 extra={"images": len(outcomes), "failed": len(failures), "first_failures": failures[:_EXAMPLES]},
             )
+
+
+def _row_of(engine: Engine, store: FeatureStore, digest: bytes) -> Features | None:
+    """The features of a file, if there are as many as the head takes: the store's folder may be written by others."""
+    row = store.get(engine.backbone_key, digest)
+    return row if row is not None and len(row) == engine.features else None
 
 
 def _name_failure(image: ImageReference | ImageError, outcome: ImageError) -> str:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.errors import Unavailable
+from contract.features.store import FeatureStore
 from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
 from server.inference.batching import Batcher, Expired, Extras, NotFinite, Pixels, Work
-from server.inference.feature_cache import FeatureCache
 from server.observe.metrics import Metrics
 
 FOREVER = float("inf")
@@ -160,11 +160,11 @@ def test_known_features_skip_the_backbone_and_keep_their_places(known, most):
 def test_what_the_backbone_computes_is_kept(make_batcher):
     """Under the digest of the file, and only where there is one."""
     engine = EchoEngine()
-    with closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as cache:
-        batcher = make_batcher(cache=cache)
+    with closing(FeatureStore(None, max_bytes=2**20, count_fault=pytest.fail)) as store:
+        batcher = make_batcher(store=store)
         for digest in (b"d" * 32, None):
             assert answer(submit(batcher, engine, Pixels(make_sample(5).image, digest))) == (0, 5)
-        np.testing.assert_array_equal(cache.get(engine, b"d" * 32), make_features(5))
+        np.testing.assert_array_equal(store.get(engine.backbone_key, b"d" * 32), make_features(5))
 
 
 def test_an_image_past_its_deadline_is_not_run(make_batcher):

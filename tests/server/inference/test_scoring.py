@@ -10,9 +10,9 @@ import pytest
 from bench.hosts import host, reply
 from bench.tiny_model import SPEC
 from contract.errors import FetchError, ImageError, Unavailable
+from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher, FetchSettings
 from server.inference.batching import Batcher, Expired, ImageScores
-from server.inference.feature_cache import FeatureCache
 from server.inference.scoring import ImageReference, Scorer
 from server.observe.logs import request_id
 from server.observe.metrics import Metrics
@@ -54,8 +54,8 @@ def metrics():
 def make_scorer(metrics):
     closing = []
 
-    def make(files, *, fetch_threads=6, queue_images=8, cache=None, clock=time.monotonic):
-        batcher = Batcher(max_batch_images=4, metrics=metrics, cache=cache)
+    def make(files, *, fetch_threads=6, queue_images=8, store=None, clock=time.monotonic):
+        batcher = Batcher(max_batch_images=4, metrics=metrics, store=store)
         batcher.start()
         scorer = Scorer(
             serve(files) if isinstance(files, dict) else files,
@@ -63,7 +63,7 @@ def make_scorer(metrics):
             fetch_threads=fetch_threads,
             queue_images=queue_images,
             metrics=metrics,
-            cache=cache,
+            store=store,
             clock=clock,
         )
         closing.extend([batcher, scorer])
@@ -75,8 +75,8 @@ def make_scorer(metrics):
 
 
 @pytest.fixture
-def cache():
-    with contextlib.closing(FeatureCache(None, max_bytes=2**20, count_fault=pytest.fail)) as opened:
+def store():
+    with contextlib.closing(FeatureStore(None, max_bytes=2**20, count_fault=pytest.fail)) as opened:
         yield opened
 
 
@@ -212,7 +212,7 @@ def test_fetching_threads_know_the_request(make_scorer):
 
 
 class TestCache:
-    """An upload that Label Studio serves, and the cache between it and the backbone."""
+    """An upload that Label Studio serves, and the store between it and the backbone."""
 
     UPLOAD = "/data/upload/1/a.png"
 
@@ -234,8 +234,8 @@ class TestCache:
         return serve
 
     @pytest.fixture
-    def score(self, make_scorer, fetcher, cache):
-        scorer = make_scorer(fetcher, cache=cache)
+    def score(self, make_scorer, fetcher, store):
+        scorer = make_scorer(fetcher, store=store)
 
         def score(engine):
             (outcome,) = scorer.score(references(self.UPLOAD), engine, deadline=soon())

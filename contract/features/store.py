@@ -1,4 +1,4 @@
-"""The feature cache: what the backbone made of an image, for as long as the backbone is the same.
+"""The feature store: what a backbone made of an image, for as long as the backbone is the same.
 
 Owns what is kept and under which names: rows of features by backbone and by the bytes of the image's file, and of each
 source that can say "unchanged" what it said last. It can only ever cost time: a thread of its own writes, and what
@@ -12,17 +12,19 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from contract.features.table import Table, is_damaged
 from contract.images.download import Validators
-from server.inference.engine import Engine, Features
-from server.inference.feature_table import Table, is_damaged
+
+Features = npt.NDArray[np.float32]
 
 MAX_ROW_BYTES: Final = 256 * 2**10
 """Larger features are computed anew each time: so few would fit that they would only push each other out."""
@@ -32,21 +34,19 @@ MAX_PENDING_BYTES: Final = 16 * 2**20
 _DIGEST_BYTES: Final = 32
 _BUNCH_BYTES: Final = 4 * 2**20
 """Written in one transaction."""
-_USES_NOTED: Final = 1024
-"""Reads after which the order of uses is written even if nothing else is."""
 _REST_S: Final = 30.0
 """For so long reading is left alone when it has failed, and so is writing."""
 _FRESH_STARTS: Final = 3
 """A disk that damages every file is not to be filled with them."""
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Part of the file's name: replicas of two releases use two files rather than fight over one."""
 _NAME: Final = re.compile(rf"features-{_FORMAT}-(\d{{1,9}})\.sqlite3")
 
 _CONSEQUENCES: Final = {
-    "open": "the feature cache cannot be opened; the server goes on without it until it is restarted",
-    "damaged": "the feature cache's file is damaged; it is left where it is and a new one is begun",
-    "read": "the feature cache cannot be read; features are computed instead",
-    "write": "the feature cache cannot be written; features are not kept for the time being",
+    "open": "the feature store cannot be opened; this process goes on without it",
+    "damaged": "the feature store's file is damaged; it is left where it is and a new one is begun",
+    "read": "the feature store cannot be read; features are computed instead",
+    "write": "the feature store cannot be written; features are not kept for the time being",
 }
 
 _log = logging.getLogger(__name__)
@@ -59,14 +59,16 @@ class Download:
     validators: Validators
     digest: bytes
     """sha256 of the file."""
+    checked_at: int = 0
+    """When it sent the file or said that it is unchanged, in seconds as `time.time` counts them."""
 
 
-class FeatureCache:
-    """Features and downloads that are remembered, in a folder that replicas of one host may share, or in memory.
+class FeatureStore:
+    """Features and downloads that are remembered, in a folder that processes of one host may share, or in memory.
 
-    Used by many threads, closed by its maker. Nothing raises, and nothing waits for a disk but what reads, `close` and
-    the constructor. A damaged file stays where it is, for others may have it open, and the next one in the row of names
-    is begun; all replicas that notice go on there.
+    Features are kept in float16, to which backbones round them. Used by many threads, closed by its maker. Nothing
+    raises, and nothing waits for a disk but what reads, `close` and the constructor. A damaged file stays where it is,
+    for others may have it open, and the next one in the row of names is begun; all processes that notice go on there.
     """
 
     def __init__(self, folder: Path | None, *, max_bytes: int, count_fault: Callable[[str], None]) -> None:
@@ -74,7 +76,7 @@ class FeatureCache:
 
         Args:
             folder: made if it is not there; None keeps everything in memory.
-            max_bytes: of the file, or in memory; above 0. Who was used longest ago leaves first.
+            max_bytes: of the file, or in memory; above 0. What was written longest ago leaves first.
             count_fault: told "open", "damaged", "read", "write" or "dropped".
         """
         self._folder = folder
@@ -85,7 +87,6 @@ class FeatureCache:
         self._pending: dict[bytes, bytes] = {}
         """What is not written yet, the oldest first."""
         self._pending_bytes = 0
-        self._used: set[bytes] = set()
         self._damaged: Table | None = None
         self._closing = False
         self._fresh_starts = 0
@@ -93,7 +94,7 @@ class FeatureCache:
         self._resting_until = dict.fromkeys(("read", "write"), 0.0)
         self._logged: set[str] = set()
         self._table = self._open(_newest(folder))
-        self._thread = threading.Thread(target=self._run, name="feature cache", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="feature store", daemon=True)
         self._thread.start()
 
     @property
@@ -104,31 +105,40 @@ class FeatureCache:
             return table.size_bytes if table else 0
         return 0
 
-    def get(self, engine: Engine, digest: bytes) -> Features | None:
-        """Return the float32 (F,) of the file with this sha256, or None where they are not known."""
-        row = self._get(_features_key(engine, digest))
-        if row is None or len(row) != engine.features * np.float32().itemsize:
-            return None
-        return np.frombuffer(row, np.float32)
+    def get(self, backbone: str, digest: bytes) -> Features | None:
+        """Return what the backbone made of the file with this sha256, float32 (F,), or None where it is not known.
 
-    def put(self, engine: Engine, digest: bytes, row: Features) -> None:
-        """Keep the float32 (F,) of the file with this sha256, if they are numbers and not too many. Does not wait."""
-        if row.nbytes <= MAX_ROW_BYTES and np.isfinite(row).all():
-            self._put(_features_key(engine, digest), row.tobytes())
+        Args:
+            backbone: names all that features depend on besides the file.
+            digest: 32 bytes.
+        """
+        return self.get_many(backbone, [digest])[0]
+
+    def get_many(self, backbone: str, digests: Sequence[bytes]) -> list[Features | None]:
+        """Return what `get` does of each, in order, at a fraction of the cost."""
+        rows = self._get([_features_key(backbone, digest) for digest in digests])
+        return [None if row is None else _read_row(row) for row in rows]
+
+    def put(self, backbone: str, digest: bytes, row: Features) -> None:
+        """Keep float32 (F,), rounded to float16, if they are numbers and not too many. Does not wait."""
+        with np.errstate(over="ignore"):
+            rounded = row.astype(np.float16)
+        if rounded.nbytes <= MAX_ROW_BYTES and np.isfinite(rounded).all():
+            self._put(_features_key(backbone, digest), rounded.tobytes())
 
     def recall(self, source: str) -> Download | None:
         """Return what a source sent last, or None where that is not known."""
-        value = self._get(_source_key(source)) or b""
-        with suppress(ValueError, TypeError):  # the folder may be written by others
-            place, etag, last_modified = json.loads(value[_DIGEST_BYTES:])
-            return Download(Validators(place, etag, last_modified), value[:_DIGEST_BYTES])
-        return None
+        return self.recall_many([source])[0]
+
+    def recall_many(self, sources: Sequence[str]) -> list[Download | None]:
+        """Return what `recall` does of each, in order, at a fraction of the cost."""
+        return [_read_download(value) for value in self._get([_source_key(source) for source in sources])]
 
     def remember(self, source: str, download: Download) -> None:
         """Keep what a source has sent. Of its name only a digest is kept: URLs may hold signatures."""
         validators = download.validators
-        text = json.dumps([validators.place, validators.etag, validators.last_modified])
-        self._put(_source_key(source), download.digest + text.encode())
+        said = [validators.place, validators.etag, validators.last_modified, download.checked_at]
+        self._put(_source_key(source), download.digest + json.dumps(said).encode())
 
     def close(self) -> None:
         """Write what waits, and close the file."""
@@ -140,23 +150,18 @@ class FeatureCache:
             _close(table)
         self._table = None
 
-    def _get(self, key: bytes) -> bytes | None:
-        """Return what was put last under the key, written or not; None where that is not known."""
+    def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return what was put last under each key, written or not; None where that is not known."""
         with self._changed:
-            value, table = self._pending.get(key), self._table
-        if value is not None or table is None or self._rests("read"):
-            return value
-        try:
-            value = table.get(key)
-        except sqlite3.Error as err:
-            self._fail("read", table, err)
-            return None
-        if value is not None:
-            with self._changed:
-                self._used.add(key)  # written with the next bunch, not now
-                if len(self._used) >= _USES_NOTED:
-                    self._changed.notify()
-        return value
+            found = {key: self._pending[key] for key in keys if key in self._pending}
+            table = self._table
+        missing = [key for key in keys if key not in found]
+        if missing and table is not None and not self._rests("read"):
+            try:
+                found |= table.get(missing)
+            except sqlite3.Error as err:
+                self._fail("read", table, err)
+        return [found.get(key) for key in keys]
 
     def _put(self, key: bytes, value: bytes) -> None:
         """Keep a value, unless it is too large or there is too much to write already."""
@@ -178,7 +183,7 @@ class FeatureCache:
                 self._write()
         except Exception:
             self._count_fault("write")
-            _log.exception("the feature cache's thread failed; the server goes on without it until it is restarted")
+            _log.exception("the feature store's thread failed; this process goes on without it")
             with self._changed:
                 table, self._table = self._table, None
             _close(table)
@@ -186,22 +191,19 @@ class FeatureCache:
     def _wait(self) -> bool:
         """Wait for something to do; False when there is nothing left and never will be."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._pending or self._closing or self._damaged or len(self._used) >= _USES_NOTED
-            )
-            return bool(self._pending or self._used) if self._closing else True
+            self._changed.wait_for(lambda: self._pending or self._closing or self._damaged)
+            return bool(self._pending) or not self._closing
 
     def _write(self) -> None:
         """Write the oldest of what waits; readers find it here until it is there."""
         with self._changed:
             table, bunch = self._table, self._next_bunch()
-            used, self._used = self._used, set()
         try:
             if table is None or self._rests("write"):
                 for _ in bunch:
                     self._count_fault("dropped")
-            elif bunch or used:
-                table.write(bunch, used)
+            elif bunch:
+                table.write(bunch)
         except sqlite3.Error as err:
             self._fail("write", table, err)
         finally:
@@ -270,12 +272,25 @@ class FeatureCache:
             _log.warning(_CONSEQUENCES[fault], extra={"folder": str(self._folder), "reason": reason})
 
 
-def _features_key(engine: Engine, digest: bytes) -> bytes:
-    return hashlib.sha256(b"features\0" + digest + engine.backbone_key.encode()).digest()
+def _features_key(backbone: str, digest: bytes) -> bytes:
+    return hashlib.sha256(b"features\0" + digest + backbone.encode()).digest()
 
 
 def _source_key(source: str) -> bytes:
     return hashlib.sha256(b"source\0" + source.encode(errors="surrogatepass")).digest()
+
+
+def _read_row(value: bytes) -> Features | None:
+    with suppress(ValueError):  # the folder may be written by others
+        return np.frombuffer(value, np.float16).astype(np.float32)
+    return None
+
+
+def _read_download(value: bytes | None) -> Download | None:
+    with suppress(ValueError, TypeError):
+        place, etag, last_modified, checked_at = json.loads((value or b"")[_DIGEST_BYTES:])
+        return Download(Validators(place, etag, last_modified), (value or b"")[:_DIGEST_BYTES], int(checked_at))
+    return None
 
 
 def _close(table: Table | None) -> None:

@@ -1,14 +1,14 @@
 """A table of bytes by key, in one SQLite file that processes share or in memory, never larger than it may be.
 
 Owns the file: its form, its size and who leaves first. Every error of SQLite leaves it as one; what is to be done then,
-when to write and what the bytes mean is the business of `server.inference.feature_cache`.
+when to write and what the bytes mean is the business of `contract.features.store`.
 """
 
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -17,23 +17,21 @@ _APPLICATION: Final = 0x4C4E4654  # "LNFT", which `file` and we know our files b
 _READ_WAIT_S: Final = 0.1  # for a lock; readers of a WAL meet one only while it is recovered
 _WRITE_WAIT_S: Final = 5.0
 _OPEN_WAIT_S: Final = 5.0
-_ROW_BYTES: Final = 160  # of a row beside its value: key, use, their two indices
+_ROW_BYTES: Final = 128  # of a row beside its value: key and number, and the key in its index
 _SPARE_PAGES: Final = 8  # for what a transaction adds to the trees themselves
 _CHECKSUM_BYTES: Final = 4
+_KEYS_ASKED: Final = 500
+"""Keys in one statement; SQLite takes 999 wherever it was built."""
 
 _DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _CREATE: Final = (
-    # The value comes last: what lies before it is read without the pages that a long one overflows into.
-    "CREATE TABLE IF NOT EXISTS entries"
-    " (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, value BLOB NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS entries_by_use ON entries (used)",
+    # Numbers rise, also with a value that replaces another: the smallest is that of the oldest.
+    "CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)",
     f"PRAGMA application_id = {_APPLICATION}",
 )
-_PUT: Final = (
-    "INSERT INTO entries (key, used, value) VALUES (?, ?, ?)"
-    " ON CONFLICT (key) DO UPDATE SET used = excluded.used, value = excluded.value"
-)
-_DROP_OLDEST: Final = "DELETE FROM entries WHERE id IN (SELECT id FROM entries ORDER BY used, id LIMIT ?)"
+_GET: Final = "SELECT key, value FROM entries WHERE key IN ({})"
+_PUT: Final = "INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)"
+_DROP_OLDEST: Final = "DELETE FROM entries WHERE id IN (SELECT id FROM entries ORDER BY id LIMIT ?)"
 
 
 class Foreign(sqlite3.Error):
@@ -84,21 +82,22 @@ class Table:
         with self._reading:
             return _ask(self._reader, "PRAGMA page_count") * self._page_bytes
 
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value, or None where there is none or its checksum is not what was written.
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the values by their keys, without those that are not there or whose checksum says they are damaged.
 
         Raises:
             sqlite3.Error: if the file cannot be read.
         """
-        with self._reading:
-            rows = self._reader.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchall()
-        return _unsealed(key, rows[0][0]) if rows and isinstance(rows[0][0], bytes) else None
+        found: dict[bytes, bytes] = {}
+        for start in range(0, len(keys), _KEYS_ASKED):
+            part = keys[start : start + _KEYS_ASKED]
+            with self._reading:
+                rows = self._reader.execute(_GET.format(",".join("?" * len(part))), part).fetchall()
+            found |= {key: value for key, sealed in rows if (value := _unsealed(key, sealed)) is not None}
+        return found
 
-    def write(self, values: Mapping[bytes, bytes], used: Collection[bytes] = ()) -> None:
-        """In one transaction, note that rows were used and add others, after making room for them.
-
-        Whoever was used longest ago leaves first; a use is known by the number of the transaction that noted it, which
-        all processes count together.
+    def write(self, values: Mapping[bytes, bytes]) -> None:
+        """Add rows in one transaction, after making room for them; who was written longest ago leaves first.
 
         Raises:
             sqlite3.Error: if the file cannot be written; it is then as it was.
@@ -106,19 +105,14 @@ class Table:
         with self._writing:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                self._write(values, used)
+                self._make_room(values)
+                self._writer.executemany(_PUT, ((key, _sealed(key, value)) for key, value in values.items()))
                 self._writer.execute("COMMIT")
                 self._shrink()
             except BaseException:
                 if self._writer.in_transaction:  # a full disk rolls back by itself
                     self._writer.execute("ROLLBACK")
                 raise
-
-    def _write(self, values: Mapping[bytes, bytes], used: Collection[bytes]) -> None:
-        now = _ask(self._writer, "SELECT coalesce(max(used), 0) + 1 FROM entries")
-        self._writer.executemany("UPDATE entries SET used = ? WHERE key = ?", ((now, key) for key in used))
-        self._make_room(values)
-        self._writer.executemany(_PUT, ((key, now, _sealed(key, value)) for key, value in values.items()))
 
     def _make_room(self, values: Mapping[bytes, bytes]) -> None:
         """Delete rows until these fit."""
@@ -193,7 +187,9 @@ def _sealed(key: bytes, value: bytes) -> bytes:
     return _checksum(key, value) + value
 
 
-def _unsealed(key: bytes, sealed: bytes) -> bytes | None:
+def _unsealed(key: bytes, sealed: object) -> bytes | None:
+    if not isinstance(sealed, bytes):  # any program may have written it
+        return None
     value = sealed[_CHECKSUM_BYTES:]
     return value if sealed[:_CHECKSUM_BYTES] == _checksum(key, value) else None
 

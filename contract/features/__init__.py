@@ -1,0 +1,1 @@
+"""What backbones made of images, kept for whoever needs it next."""

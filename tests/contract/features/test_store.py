@@ -1,0 +1,368 @@
+import hashlib
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+import contract.features.table
+from contract.features.store import MAX_PENDING_BYTES, MAX_ROW_BYTES, Download, FeatureStore
+from contract.images.download import Validators
+from tests.server.conftest import wait_until
+
+MAX_BYTES = 2**20
+BACKBONE = "backbone/fp32/cpu"
+LONG = 5000
+"""Features of 10,000 bytes."""
+TAG = Validators("http://a:80", '"tag"', None)
+
+FILL = """
+import sys
+from itertools import count
+from pathlib import Path
+from contract.features.store import FeatureStore
+from tests.contract.features.test_store import get, put
+faults = []
+def open_store():
+    return FeatureStore(Path(sys.argv[1]), max_bytes=2**20, count_fault=faults.append)
+store = open_store()
+name, last = sys.argv[2], int(sys.argv[3])
+for number in count():
+    put(store, f"{name} {number}", number % 2048, 5000)
+    assert get(store, f"{name} {number}") in (number % 2048, None)
+    if number % 50 == 0:
+        print(number, flush=True)
+    if number == last:
+        break
+store.close()
+kept = None
+while kept != 7:  # a write is dropped where others hold the file for long
+    store = open_store()
+    put(store, name, 7)
+    store.close()
+    store = open_store()
+    kept = get(store, name)
+    store.close()
+print(*sorted(set(faults) - {"dropped"}))
+"""
+
+
+def digest(name):
+    return hashlib.sha256(str(name).encode()).digest()
+
+
+def put(store, name, number=1, features=4):
+    """Keep features that are all the same number."""
+    store.put(BACKBONE, digest(name), np.full(features, number, np.float32))
+
+
+def get(store, name):
+    """Return the number, None where there is none."""
+    found = store.get(BACKBONE, digest(name))
+    return None if found is None else found[0]
+
+
+@pytest.fixture
+def faults():
+    return Counter()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def file(folder):
+    return folder / "features-2-0.sqlite3"
+
+
+@pytest.fixture
+def open_store(folder, faults):
+    opened = []
+
+    def make(folder=folder, max_bytes=MAX_BYTES):
+        opened.append(FeatureStore(folder, max_bytes=max_bytes, count_fault=lambda kind: faults.update([kind])))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store):
+    return open_store()
+
+
+def damage(file):
+    file.write_bytes(b"\xff" * file.stat().st_size)
+
+
+def test_rows_come_back_rounded_to_float16(open_store):
+    """Before they are written as after another start of the server, which closing has written them for."""
+    rows = np.random.default_rng(0).normal(0, 10, (40, LONG)).astype(np.float32)
+    for store in (open_store(), open_store()):
+        for number, row in enumerate(rows):
+            if store.get(BACKBONE, digest(number)) is None:
+                store.put(BACKBONE, digest(number), row)
+            found = store.get(BACKBONE, digest(number))
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, row.astype(np.float16))
+        store.close()
+
+
+def test_many_come_back_in_the_order_in_which_they_are_asked_for(store):
+    """Written or not, with None for those that are not known, and as often as they are asked for."""
+    for number in range(0, 1500, 3):
+        put(store, number, number)
+    wait_until(lambda: not store._pending)
+    for number in range(1, 1500, 3):
+        put(store, number, number)
+    asked = [*reversed(range(1500)), 0, 0]
+    found = store.get_many(BACKBONE, [digest(number) for number in asked])
+    assert [None if row is None else row[0] for row in found] == [None if n % 3 == 2 else n for n in asked]
+    downloads = [Download(TAG, digest(number), number) for number in range(3)]
+    for number in (0, 2):
+        store.remember(f"http://a/{number}", downloads[number])
+    assert store.recall_many([f"http://a/{n}" for n in (2, 1, 0)]) == [downloads[2], None, downloads[0]]
+    assert store.get_many(BACKBONE, []) == store.recall_many([]) == []
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_newest_value_counts(open_store, folder, in_memory):
+    """Before it is written as after."""
+    store = open_store(None if in_memory else folder)
+    for number in (1, 2):
+        put(store, "key", number)
+        assert get(store, "key") == number
+    wait_until(lambda: not store._pending)
+    assert get(store, "key") == 2
+    assert get(store, "other") is None
+    assert store.size_bytes > 0
+
+
+def test_a_row_is_that_of_its_backbone_and_its_file(store):
+    """Another backbone, precision or provider computes other features."""
+    put(store, "file")
+    assert store.get("backbone/int8/cpu", digest("file")) is None
+    assert get(store, "another") is None
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 65520])
+def test_what_is_no_number_is_not_kept(store, number):
+    """A device that failed once must not fail for that image ever after; nor is what float16 cannot hold."""
+    put(store, "file", number)
+    assert get(store, "file") is None
+
+
+def test_rows_that_are_too_large_are_not_kept(open_store):
+    """Up to 256 KiB an image, and an eighth of the whole: one of them would push everything else out."""
+    large, small = open_store(max_bytes=2**22), open_store(None, max_bytes=2**20)
+    most = MAX_ROW_BYTES // 2
+    for store, features, kept in ((large, most, True), (large, most + 1, False), (small, 2**16 + 1, False)):
+        put(store, features, features=features)
+        assert (get(store, features) is not None) == kept
+
+
+@pytest.mark.parametrize(
+    "validators",
+    [
+        TAG,
+        Validators("http://a:80", None, "Mon, 01 Jan 2024 00:00:00 GMT"),
+        Validators("https://b:443", 'W/"tag"', "Mon, 01 Jan 2024 00:00:00 GMT"),
+    ],
+)
+@pytest.mark.parametrize("address", ["http://a/image.png", "http://host/\ud800.png"], ids=["usual", "half-a-character"])
+def test_downloads_come_back(store, validators, address):
+    """With the digest of the bytes that the validators belong to; addresses may hold anything."""
+    download = Download(validators, digest("file"), 1_800_000_000)
+    store.remember(address, download)
+    assert store.recall(address) == download
+    assert store.recall("http://a/other.png") is None
+
+
+def test_the_file_holds_no_address(store, folder):
+    """URLs may be signed, and what is signed may be private."""
+    store.remember("http://host/private.png?signature=s3cret", Download(TAG, digest("file")))
+    store.close()
+    files = list(folder.iterdir())
+    assert files
+    assert not any(secret in file.read_bytes() for file in files for secret in (b"private", b"s3cret"))
+
+
+def test_who_waits_to_be_written_is_found_and_nobody_waits_for_it(open_store, file, faults):
+    """While another process holds the file: values are kept up to a bound, found, dropped beyond, and written after."""
+    store, large, is_writing = open_store(max_bytes=64 * MAX_BYTES), 2**15, threading.Event()
+    write, store._table.write = store._table.write, lambda *values: is_writing.set() or write(*values)
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for number in (1, 2):
+            put(store, "first", number)
+            assert is_writing.wait(10)  # the second is newer than what is being written
+            assert get(store, "first") == number
+        for number in range(2 * MAX_PENDING_BYTES // 2**16):
+            put(store, number, number, large)
+        assert get(store, 0) == 0
+        assert faults["dropped"] > 0
+        other.execute("ROLLBACK")
+    store.close()
+    again = open_store(max_bytes=64 * MAX_BYTES)
+    assert (get(again, "first"), get(again, 0)) == (2, 0)
+    assert set(faults) == {"dropped"}
+
+
+class TestFaults:
+    def test_a_damaged_file_is_left_and_the_next_begun(self, open_store, file, faults, caplog):
+        """The server starts, says so once, and keeps features again; of several damaged ones the last is left."""
+        file.parent.mkdir()
+        for number in range(2):
+            file.with_name(f"features-2-{number}.sqlite3").write_bytes(b"no database" * 1000)
+        store = open_store()
+        put(store, "key")
+        store.close()
+        assert get(open_store(), "key") == 1
+        assert sorted(path.name for path in file.parent.glob("*.sqlite3")) == [
+            "features-2-1.sqlite3",
+            "features-2-2.sqlite3",
+        ]
+        assert file.with_name("features-2-1.sqlite3").read_bytes() == b"no database" * 1000
+        assert faults == {"damaged": 1}
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+    def test_replicas_whose_file_is_damaged_meet_again_in_the_next(self, open_store, file, faults):
+        """Whoever notices first begins it, the others follow, and nobody touches a file that others have open."""
+        stores = [open_store() for _ in range(3)]
+        for number in range(60):
+            put(stores[0], number, features=LONG)
+        wait_until(lambda: get(stores[1], 59) is not None)
+        stores[0].close()  # what is in the WAL goes into the file when the next process opens it
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        damage(file)
+        for store in stores[1:]:
+            for number in range(60):
+                get(store, number)
+            put(store, "any")
+            wait_until(lambda each=store: each._generation == 1 and each._table is not None)
+        assert faults["damaged"] == 2
+        put(stores[1], "key")
+        wait_until(lambda: get(stores[2], "key") == 1)
+        assert file.exists()
+
+    def test_a_folder_that_cannot_be_had_turns_the_store_off(self, open_store, tmp_path, faults, caplog):
+        """The server works without, and its log says why."""
+        (tmp_path / "file").write_text("not a folder")
+        store = open_store(tmp_path / "file" / "store")
+        put(store, "key")
+        assert get(store, "key") is None
+        assert store.size_bytes == 0
+        assert faults == {"open": 1}
+        assert "goes on without" in caplog.text
+
+    def test_another_programs_database_turns_the_store_off(self, open_store, file, faults):
+        """It is neither read nor written, nor taken for damaged."""
+        file.parent.mkdir()
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("CREATE TABLE theirs (x)")
+            other.commit()
+        before = file.read_bytes()
+        assert get(open_store(), "key") is None
+        assert faults == {"open": 1}
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
+        assert file.read_bytes() == before
+
+    def test_a_disk_that_is_full_costs_what_was_to_be_written(self, store, faults, caplog):
+        """What is there is still found, and writing is tried again after a rest only."""
+        put(store, "old")
+        wait_until(lambda: not store._pending)
+        store._table._writer.execute("PRAGMA max_page_count = 1")
+        put(store, "new", features=5 * LONG)
+        wait_until(lambda: faults["write"] and not store._pending)
+        assert (get(store, "old"), get(store, "new")) == (1, None)
+        put(store, "newer")
+        assert get(store, "newer") is None
+        assert faults == {"write": 1, "dropped": 1}
+        assert len(caplog.records) == 1
+
+    def test_a_lock_that_is_held_for_long_is_a_fault(self, open_store, file, faults, monkeypatch):
+        """Another process that hangs in a transaction does not hang this one."""
+        monkeypatch.setattr(contract.features.table, "_WRITE_WAIT_S", 0.05)
+        store = open_store()
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            put(store, "key")
+            wait_until(lambda: faults["write"])
+        assert set(faults) == {"write"}
+
+    def test_a_folder_that_vanishes_costs_time_only(self, store, folder):
+        """Whatever SQLite makes of it, nobody who asks sees an error."""
+        shutil.rmtree(folder)
+        for number in range(50):
+            put(store, number, features=LONG)
+            get(store, number // 2)
+        store.close()
+
+    def test_many_threads_may_ask_while_the_file_is_damaged(self, open_store, file, faults):
+        """However they meet, each gets a value or None, and the damage is counted once."""
+        store = open_store()
+        for number in range(60):
+            put(store, number, features=LONG)
+        store.close()
+        store = open_store()
+        errors = []
+
+        def ask():
+            try:
+                for number in range(600):
+                    get(store, number % 60)
+                    put(store, number % 60)
+            except BaseException as err:
+                errors.append(err)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        damage(file)
+        for thread in threads:
+            thread.join(30)
+        assert not errors
+        assert faults["damaged"] <= 1
+
+
+def spawn(folder, name, last):
+    return subprocess.Popen(
+        [sys.executable, "-c", FILL, str(folder), name, str(last)], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_cost_the_others_nothing(folder, open_store):
+    """Two write and read on while others die; the file is whole and within its bound, and has who wrote last."""
+    survivors = [spawn(folder, name, 1500) for name in ("first", "second")]
+    victims = [spawn(folder, f"victim {number}", -1) for number in range(3)]
+    for process in (*survivors, *victims):
+        assert process.stdout.readline() == "0\n"
+    for victim in victims:
+        for _ in range(3):
+            assert victim.stdout.readline()
+        victim.send_signal(signal.SIGKILL)
+        victim.communicate(timeout=30)
+    outputs = []
+    for process in survivors:
+        with process:
+            outputs.append(process.stdout.read())  # communicate() would miss what is buffered already
+    assert [process.returncode for process in survivors] == [0, 0]
+    assert [output.splitlines()[-1] for output in outputs] == ["", ""]  # no faults
+    (file,) = folder.glob("*.sqlite3")
+    assert file.stat().st_size <= MAX_BYTES
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    store = open_store()
+    assert 7 in [get(store, name) for name in ("first", "second")]
