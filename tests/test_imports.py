@@ -23,7 +23,7 @@ LAYERS = {
 """The sub-packages of each package, from the bottom to the top. One imports those of lower layers, and modules beside
 the sub-packages that rely on nothing but these."""
 CONFINED = {
-    "onnxruntime": {"server/inference", "trainer/model"},
+    "onnxruntime": {"server/inference", "trainer/model", "trainer/model/backbones"},
     "flask": {"server"},
     "urllib3": {"contract", "contract/images", "demo", "trainer/ranking"},
     "minisign": {"contract/versions"},
@@ -32,6 +32,7 @@ CONFINED = {
     "matplotlib": {"trainer/report"},
     "cleanlab": {"trainer/report"},
     "baal": {"trainer/model"},
+    "timm": {"trainer/model/backbones"},
     "prometheus_client": {"server/observe"},
     "pyarrow": {"server/pool"},
     "ray": {"server/pool"},

@@ -8,27 +8,28 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 PREFIX = "labelnext_"
-"""Of all names that are added to a graph."""
+"""Of all names that are added to a literal graph."""
 
 OUTPUTS = ("mean_probabilities", "bald", "entropy", "pass_probabilities")
 
 
 class GraphBuilder:
-    """The nodes and constants of a graph so far, in an order in which they can run."""
+    """The nodes and constants of a graph so far, in an order in which they can run; `prefix` is of their names."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = PREFIX) -> None:
+        self._prefix = prefix
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
     def add(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         """Add a node of one output, and return that output's name."""
-        output = output or f"{PREFIX}{len(self.nodes)}"
+        output = output or f"{self._prefix}{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
     def constant(self, value: npt.NDArray[np.generic]) -> str:
         """Add a constant, and return its name."""
-        name = f"{PREFIX}constant_{len(self.constants)}"
+        name = f"{self._prefix}constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(value, name))
         return name
 

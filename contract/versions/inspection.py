@@ -22,7 +22,8 @@ _STANDARD = ("", "ai.onnx")
 _ELEMENTS_A_BYTE = 4
 """At most: the smallest type takes two bits."""
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
-_REMEDY = "publish again with the trainer, or roll back to an earlier version"
+REMEDY: Final = "publish again with the trainer, or roll back to an earlier version"
+"""What to do about a published graph, at the end of a message."""
 
 _Name = tuple[str, str, str]
 """Of a function: domain, name and overload."""
@@ -41,12 +42,12 @@ def inspect_graph(model: ModelProto, *, weights_bytes: Mapping[str, int]) -> Non
     """
     graph = model.graph
     if graph.sparse_initializer or model.training_info:
-        raise UnsafeGraph(f"the graph has sparse weights or training information, none is expected; {_REMEDY}")
+        raise UnsafeGraph(f"the graph has sparse weights or training information, none is expected; {REMEDY}")
     functions = {(function.domain, function.name, function.overload): function for function in model.functions}
     if len(model.functions) > MOST_FUNCTIONS or len(functions) < len(model.functions):
         raise UnsafeGraph(
             f"the graph has {len(model.functions)} functions of {len(functions)} names; one for each name and at most "
-            f"{MOST_FUNCTIONS} are expected; {_REMEDY}"
+            f"{MOST_FUNCTIONS} are expected; {REMEDY}"
         )
     _check_length(model, functions)
     for node in [*graph.node, *(node for function in model.functions for node in function.node)]:
@@ -69,7 +70,7 @@ def _check_length(model: ModelProto, functions: Mapping[_Name, FunctionProto]) -
     if (total := sum(map(measure, model.graph.node))) > MOST_NODES:
         raise UnsafeGraph(
             f"the graph has {total:.0f} nodes when its functions are written out, at most {MOST_NODES} are taken; "
-            f"{_REMEDY}"
+            f"{REMEDY}"
         )
 
 
@@ -81,13 +82,13 @@ def _check_node(node: NodeProto, functions: Mapping[_Name, FunctionProto]) -> No
     name = (node.name or node.op_type)[:80]
     if node.domain not in _STANDARD and _called(node) not in functions:
         raise UnsafeGraph(
-            f"node {name!r} is of the domain {node.domain!r}; only ONNX's own operators are expected; {_REMEDY}"
+            f"node {name!r} is of the domain {node.domain!r}; only ONNX's own operators are expected; {REMEDY}"
         )
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs:
             raise UnsafeGraph(f"node {name!r} branches or loops; a network without control flow is expected")
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-            raise UnsafeGraph(f"node {name!r} holds a sparse tensor, none is expected; {_REMEDY}")
+            raise UnsafeGraph(f"node {name!r} holds a sparse tensor, none is expected; {REMEDY}")
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
@@ -107,7 +108,7 @@ def _check_tensor(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> None
     if min(tensor.dims, default=0) < 0 or elements > held * _ELEMENTS_A_BYTE:
         raise UnsafeGraph(
             f"tensor {tensor.name[:80]!r} is said to be of shape {list(tensor.dims)[:8]} and holds {held} bytes: the "
-            f"graph was edited; {_REMEDY}"
+            f"graph was edited; {REMEDY}"
         )
 
 
@@ -117,22 +118,22 @@ def _external_bytes(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> in
     entries = {entry.key: entry.value for entry in tensor.external_data}
     # Of two entries of one name one reader takes the first, another the last.
     if len(keys) != len(entries) or not _EXTERNAL_KEYS.issuperset(keys):
-        raise UnsafeGraph(f"tensor {tensor.name[:80]!r} says {keys[:8]} of where it lies; {_REMEDY}")
+        raise UnsafeGraph(f"tensor {tensor.name[:80]!r} says {keys[:8]} of where it lies; {REMEDY}")
     file = entries.get("location", "")
     if file not in weights_bytes:
         places = " or ".join(["the graph itself", *(f"{name} beside it" for name in sorted(weights_bytes))])
-        raise UnsafeGraph(f"tensor {tensor.name[:80]!r} lies in {file[:80]!r}; weights must lie in {places}; {_REMEDY}")
+        raise UnsafeGraph(f"tensor {tensor.name[:80]!r} lies in {file[:80]!r}; weights must lie in {places}; {REMEDY}")
     offset = _whole(entries.get("offset", "0"))
     length = _whole(entries.get("length", str(max(0, weights_bytes[file] - offset))))
     if offset + length > weights_bytes[file]:
         raise UnsafeGraph(
             f"tensor {tensor.name[:80]!r} takes bytes {offset} to {offset + length} of {file}, which has "
-            f"{weights_bytes[file]}; {_REMEDY}"
+            f"{weights_bytes[file]}; {REMEDY}"
         )
     return length
 
 
 def _whole(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 18:
-        raise UnsafeGraph(f"{text[:40]!r} is no place in a file of weights; {_REMEDY}")
+        raise UnsafeGraph(f"{text[:40]!r} is no place in a file of weights; {REMEDY}")
     return int(text)

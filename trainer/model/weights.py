@@ -3,12 +3,12 @@
 import hashlib
 import pickle
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -36,43 +36,96 @@ class Provenance:
         """Say it in one line."""
         if not self.loaded:
             return f"weights {self.origin}: all layers freshly initialised"
-        return f"weights {self.origin}: {len(self.loaded)} layers loaded, freshly initialised: {', '.join(self.fresh)}"
+        fresh = f", freshly initialised: {', '.join(self.fresh)}" if self.fresh else ""
+        return f"weights {self.origin}: {len(self.loaded)} layers loaded{fresh}"
 
 
-def load_weights(module: nn.Module, weights: str | Path, architecture: str, *, fresh: Collection[str]) -> Provenance:
-    """Load what `imagenet`, `none` or a file holds into a module of torchvision's, but for some layers.
+def load_weights(
+    module: nn.Module,
+    weights: str | Path,
+    name: str,
+    *,
+    fresh: Collection[str],
+    optional: Collection[str] = ("classifier",),
+    adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+) -> Provenance:
+    """Load what `imagenet`, `none` or a file holds into one of torchvision's networks, but for some layers.
+
+    Args:
+        module: to load into.
+        weights: to load.
+        name: of the network, as torchvision has it.
+        fresh: layers that are not loaded, or parts of the network of which none is.
+        optional: the same of those that a file may lack.
+        adapt: what the tensors go through first.
 
     Raises:
-        ConfigError: if the weights cannot be had, or belong to another architecture.
+        ConfigError: if the weights cannot be had, or belong to another network.
     """
     state, sha256 = dict[str, Tensor](), None
     if weights == "imagenet":
-        state = _download_weights(architecture)
+        state = _download_weights(name)
     elif weights != "none":
         path = Path(weights)
-        state, sha256 = _read_weights(path), _digest(path)
-    origin = Path(weights).name
+        state, sha256 = read_weights(path), digest(path)
+    own = {key: tensor for key, tensor in state.items() if not _is_in(key, fresh)}
+    fitted = adapt(own) if adapt and own else own
+    return insert_weights(module, fitted, Path(weights).name, name=name, sha256=sha256, optional=optional)
+
+
+def insert_weights(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    origin: str,
+    *,
+    name: str,
+    sha256: str | None,
+    optional: Collection[str] = (),
+) -> Provenance:
+    """Give a module the tensors of a state dict, none of which may be unknown to it; {} leaves it as it is.
+
+    Raises:
+        ConfigError: if they belong to another network than `name`.
+    """
     expected = module.state_dict()
-    own = {name: tensor for name, tensor in state.items() if _layer(name) not in fresh}
     if state:
-        _check_weights(own, expected, origin=origin, architecture=architecture)
-    module.load_state_dict(own, strict=False)
-    loaded = {_layer(name) for name in own}
+        _check_weights(state, expected, origin=origin, name=name, optional=optional)
+    module.load_state_dict(dict(state), strict=False)
+    loaded = {_layer(key) for key in state}
     layers = dict.fromkeys(map(_layer, expected))
     kept, others = (tuple(layer for layer in layers if (layer in loaded) is wanted) for wanted in (True, False))
     return Provenance(origin, sha256, kept, others)
+
+
+def choose_weights(name: str) -> Any:
+    """Return the ImageNet weights of one of torchvision's networks: an entry of its enumeration, not yet downloaded.
+
+    The first that were published where there are several: the later recipes, with label smoothing and mixed images, win
+    on ImageNet and lose on other images when the backbone stays as it is (Kornblith et al. 2021, arXiv 2010.16402).
+    """
+    found = torchvision.models.get_model_weights(name)
+    return getattr(found, "IMAGENET1K_V1", found.DEFAULT)
+
+
+def _is_in(key: str, parts: Collection[str]) -> bool:
+    return any(key.startswith(f"{part}.") for part in parts)
 
 
 def _layer(tensor_name: str) -> str:
     return tensor_name.rpartition(".")[0]
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state dict that a file holds.
+
+    Raises:
+        ConfigError: if it holds none, or anything else.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
         raise ConfigError(
-            f"--weights {path}: expected a state dict of tensors as torch.save writes it, got {_first_line(err)}; "
+            f"--weights {path}: expected a state dict of tensors as torch.save writes it, got {first_line(err)}; "
             "give such a file, or imagenet, or none"
         ) from err
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
@@ -82,8 +135,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], state)
 
 
-def _download_weights(architecture: str) -> dict[str, Tensor]:
-    weights = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1
+def _download_weights(name: str) -> dict[str, Tensor]:
+    weights = choose_weights(name)
     try:
         with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
             # Its own bar would fill a log.
@@ -91,9 +144,9 @@ def _download_weights(architecture: str) -> dict[str, Tensor]:
             return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as err:  # no route, refused, timed out; a digest that differs
         raise ConfigError(
-            f"the ImageNet weights of {architecture} could not be downloaded ({_first_line(err)}); fetch {weights.url} "
+            f"the ImageNet weights of {name} could not be downloaded ({first_line(err)}); fetch {weights.url} "
             "where there is internet, copy it here and give it with --weights FILE, or start from nothing with "
-            "--weights none"
+            "--weights none; --backbone efficientnet_lite0 brings its ImageNet weights along"
         ) from err
 
 
@@ -109,28 +162,29 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def _check_weights(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, origin: str, architecture: str
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, origin: str, name: str, optional: Collection[str]
 ) -> None:
-    """Accept what fits; only layers of the classifier may be missing, and only whole ones."""
-    unknown = [name for name in found if name not in expected]
-    shapes = [name for name in found if name in expected and found[name].shape != expected[name].shape]
+    """Accept what fits; only optional layers may be missing, and only whole ones."""
+    unknown = [key for key in found if key not in expected]
+    shapes = [key for key in found if key in expected and found[key].shape != expected[key].shape]
     layers = set(map(_layer, found))
     missing = [
-        name
-        for name in expected
-        if name not in found
-        and (name.startswith("features.") or _layer(name) in layers)
-        and not name.endswith("num_batches_tracked")
+        key
+        for key in expected
+        if key not in found
+        and (not _is_in(key, optional) or _layer(key) in layers)
+        and not key.endswith("num_batches_tracked")
     ]
-    for fault, names in (("has keys unknown to it", unknown), ("has other shapes", shapes), ("lacks", missing)):
-        if names:
+    for fault, keys in (("has keys unknown to it", unknown), ("has other shapes", shapes), ("lacks", missing)):
+        if keys:
             raise ConfigError(
-                f"--weights {origin} does not belong to {architecture}: it {fault}: {_some(names)}; "
-                "name the architecture it was made for with --arch, or give another file"
+                f"--weights {origin} does not belong to {name}: it {fault}: {_some(keys)}; "
+                "name the network it was made for with --backbone, or give another file"
             )
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -139,5 +193,6 @@ def _some(names: list[str]) -> str:
     return name_some(names, most=3)
 
 
-def _first_line(err: Exception) -> str:
+def first_line(err: Exception) -> str:
+    """Return what an error of a library says, in one line."""
     return str(err).partition("\n")[0].strip() or type(err).__name__

@@ -185,7 +185,7 @@ def test_weights_that_do_not_fit_are_refused(convolutions, saved, change, messag
 
 def test_weights_of_another_depth_are_refused(features_file):
     """vgg11's convolutions are not taken for vgg13's."""
-    with pytest.raises(ConfigError, match=r"does not belong to vgg13.*--arch"):
+    with pytest.raises(ConfigError, match=r"does not belong to vgg13.*--backbone"):
         build("vgg13", classes=4, image_size=32, weights=features_file)
 
 

@@ -1,0 +1,84 @@
+"""Backbones by name: torchvision's and timm's networks, EfficientNet-Lite0, and any graph in an ONNX file.
+
+Owns what a name means, and that whatever it means ends up as one thing: `Opened`. What is trained behind it, where its
+features are kept and how it is published is not its business.
+"""
+
+import difflib
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from contract.errors import ConfigError, name_some
+from trainer.model.backbones import lite0, onnx_file, timm_networks, torchvision_networks
+from trainer.model.backbones.opened import Opened
+
+__all__ = ["Opened", "default_image_size", "open_backbone"]
+
+
+def open_backbone(
+    name: str, *, image_size: int | None = None, weights: str | Path = "imagenet", grid: int = 1
+) -> Opened:
+    """Open a backbone for square images of one size.
+
+    Fresh layers are drawn from torch's global generator: seed it first.
+
+    Args:
+        name: one of torchvision's networks, `efficientnet_lite0`, a name of timm's, which `timm:` in front tells from
+            one of torchvision's, or the path of an ONNX file.
+        image_size: pixels a side; None for what the weights were made for.
+        weights: to start from: `imagenet`, `none`, or a file with a state dict. An ONNX file has its own.
+        grid: cells a side of the means that the last map is pooled to, as AdaptiveAvgPool2d does it. Networks that end
+            in a vector, as transformers do, give that vector whatever the grid is.
+
+    Raises:
+        ConfigError: if no backbone has that name, it takes no images of that size, or its weights cannot be had.
+    """
+    kind, known = _find(name)
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"--image-size must be at least 1, got {image_size}")
+    opened: Opened = kind.open_network(known, image_size=image_size, weights=weights, grid=grid)
+    return opened
+
+
+def default_image_size(name: str) -> int:
+    """Return the pixels a side that a backbone's weights were made for, without opening it.
+
+    Raises:
+        ConfigError: if no backbone has that name.
+    """
+    kind, known = _find(name)
+    size: int = kind.default_image_size(known)
+    return size
+
+
+def _find(name: str) -> tuple[ModuleType, str]:
+    """Return the module that opens a name, and the name without what told the module."""
+    if name.endswith(".onnx"):
+        return onnx_file, name
+    if name == lite0.NAME:
+        return lite0, name
+    if name.startswith(timm_networks.PREFIX):
+        return timm_networks, name.removeprefix(timm_networks.PREFIX)
+    if name in torchvision_networks.names():
+        return torchvision_networks, name
+    if timm_networks.has(name):
+        return timm_networks, name
+    raise ConfigError(_explain_unknown(name))
+
+
+def _explain_unknown(name: str) -> str:
+    known = _known()
+    near = difflib.get_close_matches(name, known)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    families = dict.fromkeys(each.rstrip("_") for each in torchvision_networks.FAMILIES)
+    return (
+        f"--backbone {name[:80]!r} is not known{meant} It takes torchvision's networks ({', '.join(families)}: "
+        f"{name_some(torchvision_networks.names(), most=3)}), {lite0.NAME}, names of timm's"
+        f"{'' if timm_networks.is_installed() else ' (pip install timm)'}, and paths of ONNX files, which end in .onnx"
+    )
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*torchvision_networks.names(), lite0.NAME, *timm_networks.names())))

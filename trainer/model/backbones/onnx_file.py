@@ -1,0 +1,216 @@
+"""A graph in an ONNX file as a backbone: any that leads from one image to a vector, a map or a token.
+
+Owns the small file beside it that says how pixels become its input, and what is refused. The graph may come from
+anywhere, so it is looked over before anything computes with it; then onnxruntime shows what it gives.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto, external_data_helper, inliner, version_converter
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from contract.errors import ConfigError, UnsafeGraph
+from contract.settings import explain
+from contract.versions.inspection import REMEDY, inspect_graph
+from trainer.model.backbones.onnx_wrapping import (
+    IMAGES,
+    OPSET,
+    Recipe,
+    check_fixed,
+    choose_output,
+    count_channels,
+    wrap,
+)
+from trainer.model.backbones.opened import Opened
+from trainer.model.weights import Provenance, digest, first_line
+
+_MOST_BYTES: Final = 2**31 - 2**20
+"""Of a graph with its weights: what protobuf can hold in one piece, less what is added."""
+_MOST_JSON_BYTES: Final = 2**16
+_TOLERANCE: Final = 1e-3
+"""By how much an image's features may differ when it comes in another batch, as a share of the largest."""
+
+Channel = Annotated[float, Field(allow_inf_nan=False)]
+Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
+class Description:
+    """What the file beside the graph says."""
+
+    image_size: Annotated[int, Field(ge=1)]
+    """Pixels a side."""
+    mean: tuple[Channel, Channel, Channel]
+    std: tuple[Spread, Spread, Spread]
+    """Of red, green and blue, on a scale from 0 to 1."""
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    """The order of axes of the graph's input, and of a map that it gives."""
+    output: str | None = None
+    """Which of the graph's outputs to take, where it has several."""
+    token: Annotated[int, Field(ge=0)] | None = None
+    """Which token of a sequence to take."""
+
+
+def default_image_size(name: str) -> int:
+    """Return the pixels a side that the file beside a graph names."""
+    return read_description(Path(name)).image_size
+
+
+def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int) -> Opened:
+    """Open an ONNX file; see `open_backbone`."""
+    path = Path(name)
+    description = read_description(path)
+    if weights != "imagenet":
+        raise ConfigError(f"--backbone {path} brings its own weights: leave --weights out, got {weights}")
+    size = image_size or description.image_size
+    recipe = Recipe(
+        image_size=size,
+        mean=description.mean,
+        deviation=description.std,
+        is_nchw=description.layout == "nchw",
+        token=description.token,
+        grid=grid,
+    )
+    try:
+        graph, shape = _open_graph(path, recipe, output=description.output)
+        features = _check_batches(graph, size=size)
+    except ConfigError as err:
+        raise ConfigError(f"--backbone {path}: {err}") from err
+    channels = count_channels(shape, recipe)
+    provenance = Provenance(path.name, digest(path), (path.stem,), ())
+    return Opened(path.stem, None, graph, features, channels, size, recipe.mean, recipe.deviation, provenance)
+
+
+def _open_graph(path: Path, recipe: Recipe, *, output: str | None) -> tuple[ModelProto, tuple[int, ...]]:
+    """Return a file's graph from pixels to features, and the shape that its output has for one image."""
+    model = _convert(_load(path))
+    check_fixed(model)
+    chosen = choose_output(model, output)
+    shape = _run(wrap(model, chosen, recipe, shape=None), _images(1, recipe.image_size)).shape
+    return wrap(model, chosen, recipe, shape=shape), shape
+
+
+def read_description(path: Path) -> Description:
+    """Read what stands beside a graph.
+
+    Raises:
+        ConfigError: if the graph or that file is not there, or says anything else than it should.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--backbone {path}: there is no such file")
+    beside = path.with_name(f"{path.name}.json")
+    example = Description(image_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    wanted = {key: value for key, value in asdict(example).items() if value is not None}
+    try:
+        with beside.open("rb") as file:
+            content = file.read(_MOST_JSON_BYTES)
+        return _adapter().validate_json(content)
+    except OSError as err:
+        raise ConfigError(
+            f"--backbone {path}: {beside.name} is expected beside it, to say how images are made for it, such as "
+            f"{json.dumps(wanted)}"
+        ) from err
+    except ValidationError as err:
+        faults = "; ".join(f"{where}: {what}" if where else what for where, what in explain(err))
+        raise ConfigError(f"{beside}: {faults}; expected is the like of {json.dumps(wanted)}") from err
+
+
+def _adapter() -> TypeAdapter[Description]:
+    return TypeAdapter(Description)
+
+
+def _load(path: Path) -> ModelProto:
+    """Return a graph that has been looked over, without functions, its weights inside."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as err:
+        raise ConfigError(f"this is no ONNX graph ({first_line(err)})") from err
+    files = _weight_files(model, path.parent)
+    if (total := path.stat().st_size + sum(files.values())) > _MOST_BYTES:
+        raise ConfigError(
+            f"the graph and its weights have {total / 1e9:.1f} GB, at most {_MOST_BYTES / 1e9:.1f} are taken"
+        )
+    try:
+        inspect_graph(model, weights_bytes=files)
+    except UnsafeGraph as err:
+        raise ConfigError(str(err).removesuffix(f"; {REMEDY}")) from err
+    external = [tensor for tensor in model.graph.initializer if external_data_helper.uses_external_data(tensor)]
+    if sum(_external_bytes(tensor, files) for tensor in external) > sum(files.values()):
+        raise ConfigError("its tensors together are larger than the files that hold them: they overlap")
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+        return inliner.inline_local_functions(model) if model.functions else model
+    except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError) as err:
+        raise ConfigError(f"it cannot be read whole ({first_line(err)})") from err
+
+
+def _weight_files(model: ModelProto, folder: Path) -> dict[str, int]:
+    """Return the lengths of the files beside a graph that hold its weights, as far as they are plain files there."""
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+    names = {entry.value for entry in entries if entry.key == "location"}
+    paths = [folder / name for name in names if name == Path(name).name]
+    return {path.name: path.stat().st_size for path in paths if path.is_file() and not path.is_symlink()}
+
+
+def _external_bytes(tensor: TensorProto, files: dict[str, int]) -> int:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return int(entries.get("length", files[entries["location"]] - int(entries.get("offset", "0"))))
+
+
+def _convert(model: ModelProto) -> ModelProto:
+    """Return a graph in the set of operators that all graphs here are of."""
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset == OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except Exception as err:
+        # Each operator has a converter of its own in C++, whose errors have no class in common.
+        raise ConfigError(
+            f"it is of opset {opset}, and onnx cannot convert it to {OPSET} ({first_line(err)}); export it again with "
+            f"opset_version={OPSET}"
+        ) from err
+
+
+def _images(count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Return noise, uint8 (count, size, size, 3), of which the first images are always the same."""
+    return np.random.default_rng(0).integers(0, 256, size=(count, size, size, 3), dtype=np.uint8)
+
+
+def _run(graph: ModelProto, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """Return what a wrapped graph gives for images."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its reasons stand in what it raises
+    try:
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        result: npt.NDArray[Any] = session.run(None, {IMAGES: images})[0]
+    except Exception as err:
+        # What onnxruntime raises has no class in common either.
+        raise ConfigError(
+            f"onnxruntime cannot run it on {len(images)} images of {images.shape[1]} pixels a side "
+            f"({first_line(err)}); check image_size and layout, and that the batch axis is dynamic"
+        ) from err
+    return result
+
+
+def _check_batches(graph: ModelProto, *, size: int) -> int:
+    """Return F, having seen that an image's features do not depend on the others in its batch."""
+    images = _images(3, size)
+    together, alone = _run(graph, images), _run(graph, images[:1])
+    if not np.isfinite(together).all():
+        raise ConfigError("of noise it makes values that are not finite; check mean and std")
+    if together.shape[0] != len(images) or np.abs(together[:1] - alone).max() > _TOLERANCE * np.abs(alone).max():
+        raise ConfigError(
+            "an image's features depend on the other images of its batch; export it in evaluation mode, with a dynamic "
+            "batch axis"
+        )
+    return int(together.shape[1])

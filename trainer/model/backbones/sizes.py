@@ -1,0 +1,46 @@
+"""How large a backbone's features are for images of a size: what it says about an image of zeros."""
+
+from typing import Final
+
+import torch
+from torch import nn
+
+from contract.errors import ConfigError
+from trainer.model.weights import first_line
+
+SMALLEST_IMAGE: Final = 32
+"""Pixels a side that five halvings bring down to one."""
+
+
+def measure(module: nn.Module, *, name: str, image_size: int) -> int:
+    """Return F of a module from images uint8 (N, H, W, 3) to features (N, F).
+
+    Raises:
+        ConfigError: if the module takes no images of that size, or returns no vector.
+    """
+    images = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            features = module(images)
+    except (RuntimeError, ValueError, AssertionError) as err:  # as networks put it: a kernel larger than its map, ...
+        raise too_small(name, image_size, first_line(err)) from err
+    if features.ndim != 2:
+        raise ConfigError(f"{name} was expected to give a vector for an image, got shape {list(features.shape)}")
+    return int(features.shape[1])
+
+
+def check_size(name: str, image_size: int) -> None:
+    """Refuse images in which a network that halves its map five times finds less than a cell.
+
+    Raises:
+        ConfigError: if they are smaller than `SMALLEST_IMAGE`.
+    """
+    if image_size < SMALLEST_IMAGE:
+        raise too_small(name, image_size, f"at least {SMALLEST_IMAGE} are needed")
+
+
+def too_small(name: str, image_size: int, reason: str) -> ConfigError:
+    """Return the error about images that a network cannot take, most often since they are too small for it."""
+    return ConfigError(
+        f"{name} takes no images of {image_size} pixels a side ({reason}); give another --image-size, or leave it out"
+    )

@@ -1,0 +1,149 @@
+"""timm's networks as backbones, where timm is installed; nothing else of the product needs it."""
+
+import importlib.util
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from contract.errors import ConfigError
+from trainer.model.backbones.layers import Normalise, pool_to_grid, remove_dropout
+from trainer.model.backbones.opened import Opened
+from trainer.model.backbones.sizes import measure, too_small
+from trainer.model.weights import Provenance, digest, first_line
+
+PREFIX: Final = "timm:"
+
+_ALIKE = 1e-3
+"""How far the mean of the last map may be from the vector before the classifier, as a share of it, to be the same."""
+
+
+def is_installed() -> bool:
+    """Say whether there is a timm."""
+    return importlib.util.find_spec("timm") is not None
+
+
+def has(name: str) -> bool:
+    """Say whether timm has a network of that name, with or without a tag of weights behind a dot."""
+    return is_installed() and name.partition(".")[0] in names()
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Return timm's networks; none where there is no timm."""
+    if not is_installed():
+        return ()
+    import timm
+
+    return tuple(timm.list_models())
+
+
+def default_image_size(name: str) -> int:
+    """Return the pixels a side that a network's weights were made for."""
+    return int(_settings(name)["input_size"][-1])
+
+
+def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int) -> Opened:
+    """Open a network of timm's; see `open_backbone`."""
+    settings = _settings(name)
+    size = image_size or default_image_size(name)
+    network, provenance = _create(name, settings, image_size=size, weights=weights)
+    from timm.layers import DropPath
+
+    remove_dropout(network, DropPath)
+    network.eval()
+    mean, deviation = tuple(settings["mean"]), tuple(settings["std"])
+    normalise = Normalise(mean, deviation)
+    channels = features = measure(nn.Sequential(normalise, network), name=name, image_size=size)
+    if (cells := _map_size(network, image_size=size)) is not None:
+        network = nn.Sequential(_LastMap(network), pool_to_grid(*cells, grid=grid), nn.Flatten())
+        features = channels * grid * grid
+    module = nn.Sequential(normalise, network).eval()
+    return Opened(f"{PREFIX}{name}", module, None, features, channels, size, mean, deviation, provenance)
+
+
+class _LastMap(nn.Module):
+    """A network of timm's up to its last map."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """Return (N, D, h, w)."""
+        result: Tensor = self.network.forward_features(planes)
+        return result
+
+
+def _settings(name: str) -> Mapping[str, Any]:
+    """Return what timm says of a name's weights: size of images, mean, deviation.
+
+    Raises:
+        ConfigError: if there is no timm, or no such name.
+    """
+    if not is_installed():
+        raise ConfigError(f"--backbone {PREFIX}{name} needs timm, which is not installed: pip install timm")
+    if not has(name):
+        raise ConfigError(
+            f"timm has no network {name[:80]!r}; python -c 'import timm; print(timm.list_models())' lists them"
+        )
+    from timm.models import get_pretrained_cfg
+
+    found = get_pretrained_cfg(name)
+    if found is None:
+        raise ConfigError(f"timm does not know how images for {name} are made; choose a network that has weights")
+    settings: dict[str, Any] = found.to_dict()
+    return settings
+
+
+def _create(name: str, settings: Mapping[str, Any], *, image_size: int, weights: str | Path) -> tuple[Any, Provenance]:
+    """Make a network without its classifier, with its own weights, a file's in timm's keys, or none."""
+    import timm
+
+    is_file = weights not in ("imagenet", "none")
+    path = Path(weights)
+    if is_file and not path.is_file():
+        raise ConfigError(f"--weights {path}: expected imagenet, none or a file, there is no such file")
+    options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(path)}} if is_file else {}
+    if settings.get("fixed_input_size"):
+        options["img_size"] = image_size
+    try:
+        network = timm.create_model(name, pretrained=weights != "none", num_classes=0, **options)
+    except Exception as err:
+        # Downloads, files and layers each fail in a library's own way.
+        raise ConfigError(_explain(name, settings, err, weights=weights, image_size=image_size)) from err
+    layers = tuple(dict.fromkeys(key.rpartition(".")[0] for key in network.state_dict()))
+    loaded, fresh = ((), layers) if weights == "none" else (layers, ())
+    return network, Provenance(path.name, digest(path) if is_file else None, loaded, fresh)
+
+
+def _explain(name: str, settings: Mapping[str, Any], err: Exception, *, weights: str | Path, image_size: int) -> str:
+    reason = first_line(err)
+    if weights == "none":
+        return str(too_small(name, image_size, reason))
+    if weights == "imagenet":
+        repository = settings.get("hf_hub_id")
+        source = f"https://huggingface.co/{repository}" if repository else settings.get("url") or "its weights"
+        return (
+            f"the weights of timm's {name} could not be had ({reason}); fetch {source} where there is internet, copy "
+            "the file here and give it with --weights FILE, or start from nothing with --weights none"
+        )
+    return f"--weights {weights} does not fit timm's {name} at {image_size} pixels a side: {reason}"
+
+
+def _map_size(network: Any, *, image_size: int) -> tuple[int, int] | None:
+    """Return height and width of the last map, if its mean is what the network gives without its classifier.
+
+    Others end in tokens, in layers of their own behind the pooling, or pool in another way.
+    """
+    planes = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps, vector = network.forward_features(planes), network(planes)
+    if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[1] != vector.shape[1]:
+        return None
+    if (maps.mean((2, 3)) - vector).abs().max() > _ALIKE * vector.abs().max():
+        return None
+    return int(maps.shape[2]), int(maps.shape[3])

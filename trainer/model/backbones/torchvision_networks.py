@@ -1,0 +1,108 @@
+"""torchvision's classifiers as backbones, cut before their classifier. Knows how torchvision names and wires them."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from contract.errors import ConfigError
+from trainer.model.backbones.layers import Normalise, pool_to_grid, remove_dropout
+from trainer.model.backbones.opened import Opened
+from trainer.model.backbones.sizes import check_size, measure
+from trainer.model.weights import Provenance, choose_weights, load_weights
+
+_POOLED = ("efficientnet_", "mobilenet_v3_", "regnet_", "resnet", "resnext", "vgg", "wide_resnet")
+"""Families that pool their last map by a layer `avgpool`, then flatten it, then classify."""
+_VECTORS = ("convnext_", "densenet", "mobilenet_v2", "shufflenet_", "swin_", "vit_")
+"""Families whose forward pass hands their classifier a vector."""
+FAMILIES = tuple(sorted(_POOLED + _VECTORS))
+_CLASSIFIERS = ("classifier", "fc", "heads", "head")
+"""What families call the part behind the features."""
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Return the networks that are taken."""
+    found = torchvision.models.list_models(module=torchvision.models)
+    return tuple(name for name in found if name.startswith(_POOLED + _VECTORS))
+
+
+def default_image_size(name: str) -> int:
+    """Return the pixels a side that a network's ImageNet weights were made for."""
+    return int(choose_weights(name).transforms().crop_size[0])
+
+
+def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int) -> Opened:
+    """Open one of `names`; see `open_backbone`."""
+    size = image_size or default_image_size(name)
+    check_size(name, size)
+    network, provenance = _load(name, image_size=size, weights=weights)
+    preprocessing = choose_weights(name).transforms()
+    normalise = Normalise(preprocessing.mean, preprocessing.std)
+    remove_dropout(network)
+    network.eval()
+    cells = 1
+    if name.startswith(_POOLED):
+        height, width = _map_size(nn.Sequential(normalise, network), network.avgpool, name=name, image_size=size)
+        network.avgpool, cells = pool_to_grid(height, width, grid=grid), grid * grid
+    module = nn.Sequential(normalise, network)
+    features = measure(module, name=name, image_size=size)
+    mean, deviation = tuple(preprocessing.mean), tuple(preprocessing.std)
+    return Opened(name, module, None, features, features // cells, size, mean, deviation, provenance)
+
+
+def _load(name: str, *, image_size: int, weights: str | Path) -> tuple[Any, Provenance]:
+    """Return a network for images of a size, its classifier away, and where the weights of the rest came from."""
+    network = _make(name, image_size)
+    classifier = _classifier(network, name)
+    adapt = partial(_fit_places, name, image_size) if name.startswith("vit_") else None
+    provenance = load_weights(network, weights, name, fresh=(classifier,), optional=(classifier,), adapt=adapt)
+    network.set_submodule(classifier, nn.Identity())
+    fresh = tuple(layer for layer in provenance.fresh if not f"{layer}.".startswith(f"{classifier}."))
+    return network, replace(provenance, fresh=fresh)
+
+
+def _make(name: str, image_size: int) -> Any:
+    if not name.startswith("vit_"):
+        return torchvision.models.get_model(name, weights=None)
+    patch = _patch_size(name)
+    if image_size % patch:
+        raise ConfigError(
+            f"--image-size for {name} must be a multiple of its patches' {patch} pixels, got {image_size}; "
+            f"{max(1, round(image_size / patch)) * patch} would do"
+        )
+    return torchvision.models.get_model(name, weights=None, image_size=image_size)
+
+
+def _fit_places(name: str, image_size: int, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Fit a ViT's weights to the size of the images: it learns a vector for each place; others lie between these."""
+    if "encoder.pos_embedding" not in state:
+        return state
+    fitted: Mapping[str, Tensor] = interpolate_embeddings(image_size, _patch_size(name), OrderedDict(state))
+    return fitted
+
+
+def _patch_size(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def _classifier(network: nn.Module, name: str) -> str:
+    """Return what is cut off; a ConvNeXt's classifier normalises the pooled vector first, which stays."""
+    return "classifier.2" if name.startswith("convnext_") else next(c for c in _CLASSIFIERS if hasattr(network, c))
+
+
+def _map_size(module: nn.Module, pool: nn.Module, *, name: str, image_size: int) -> tuple[int, int]:
+    """Return height and width of the map that a network pools."""
+    found: list[torch.Size] = []
+    hook = pool.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].shape))
+    measure(module, name=name, image_size=image_size)
+    hook.remove()
+    height, width = found[0][2:]
+    return height, width
