@@ -8,7 +8,6 @@ import json
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -18,19 +17,15 @@ import urllib3
 
 from contract.errors import ConfigError, Unavailable
 from trainer.labelstudio import PoolTask
+from trainer.ranking.portions import Portions
 from trainer.ranking.scores import Failure, Score, parse_score
 
 _log = logging.getLogger(__name__)
 
-REQUEST_TASKS: Final = 32
-"""One of the server's batches: on a slow CPU a few seconds."""
-
-_REQUEST_BYTES: Final = 8 * 2**20
-"""Tasks may hold whole images as data: URIs; the server reads no more than 64 MiB at once."""
 _REQUESTS_AT_ONCE: Final = 8
 """Enough to keep a server busy without waiting for the network, or a few behind a proxy."""
 _ATTEMPTS: Final = 5
-"""Times that one image or one request is tried which the server itself could not answer."""
+"""Times that one request is tried which the server itself could not answer."""
 _ANSWER_S: Final = 150.0
 """The server gives up by itself after LABELNEXT_DEADLINE_S, 90 by default."""
 _LONGEST_PAUSE_S: Final = 15.0
@@ -123,26 +118,30 @@ class Server:
             ConfigError: if the server refuses the request.
             Unavailable: if it does not answer for a while.
         """
-        portions: deque[list[PoolTask] | None] = deque(_portions(tasks))
-        count, over = len(portions), threading.Event()
-        portions.extend([None] * _REQUESTS_AT_ONCE)  # by which each thread knows that it is done
+        portions, over = Portions(tasks), threading.Event()
         answers = SimpleQueue[list[Outcome] | Exception]()
         self._answered_at = time.monotonic()
 
         def work() -> None:
-            for portion in iter(portions.popleft, None):
-                try:
-                    answers.put(self._insist(portion, question, outdated, over=over))
-                except Exception as err:  # whatever it is, the thread that waits for answers must hear of it
-                    over.set()
-                    answers.put(err)
+            try:
+                while (portion := portions.take()) and not over.is_set():
+                    started = time.monotonic()
+                    outcomes = self._insist(portion, question, outdated, over=over)
+                    late = {each.task for each in outcomes if isinstance(each, Failure) and each.code == _EXPIRED}
+                    late -= portions.note(portion, late, seconds=time.monotonic() - started)
+                    answers.put([outcome for outcome in outcomes if outcome.task not in late])
+            except Exception as err:  # whatever it is, the thread that waits for answers must hear of it
+                over.set()
+                answers.put(err)
 
-        for _ in range(min(count, _REQUESTS_AT_ONCE)):
+        for _ in range(min(len(tasks), _REQUESTS_AT_ONCE)):
             threading.Thread(target=work, name="scores", daemon=True).start()
+        missing = len(tasks)
         try:
-            for _ in range(count):
+            while missing:
                 if isinstance(answer := answers.get(), Exception):
                     raise answer
+                missing -= len(answer)
                 yield answer
         finally:
             over.set()
@@ -150,12 +149,11 @@ class Server:
     def _insist(
         self, tasks: Sequence[PoolTask], question: Question, outdated: Callable[[], bool], *, over: threading.Event
     ) -> list[Outcome]:
-        """Ask for a portion until each task has its outcome; those that the server had no time for are asked again."""
-        outcomes: list[Outcome] = []
+        """Ask for a portion until it is answered; empty if that is over before."""
         attempt, failures = 1, 0
         while not over.is_set():
             try:
-                answered = self._post(question, tasks)
+                outcomes = self._post(question, tasks)
             except _Later as later:
                 self._check_worth(later, question.version, outdated, attempt=attempt)
                 attempt += later.its_own
@@ -163,15 +161,9 @@ class Server:
                 failures += 1
                 over.wait(min(pause_s, _LONGEST_PAUSE_S))
                 continue
-            self._answered_at, failures = time.monotonic(), 0
-            late = {each.task for each in answered if isinstance(each, Failure) and each.code == _EXPIRED}
-            late = late if attempt < _ATTEMPTS else set()
-            outcomes += [outcome for outcome in answered if outcome.task not in late]
-            if not late:
-                break
-            tasks = [task for task in tasks if task.id in late]
-            attempt += 1
-        return outcomes
+            self._answered_at = time.monotonic()
+            return outcomes
+        return []
 
     def _check_worth(self, later: "_Later", version: str, outdated: Callable[[], bool], *, attempt: int) -> None:
         """Raise Unavailable unless it is worth asking again."""
@@ -208,20 +200,6 @@ class Server:
         if [outcome.task for outcome in outcomes] != [task.id for task in tasks]:
             raise _Later("it answered for other tasks than it was asked", its_own=True)
         return outcomes
-
-
-def _portions(tasks: Sequence[PoolTask]) -> Iterator[list[PoolTask]]:
-    gathered: list[PoolTask] = []
-    size = 0
-    for task in tasks:
-        task_bytes = len(json.dumps(task.data))
-        if gathered and (len(gathered) == REQUEST_TASKS or size + task_bytes > _REQUEST_BYTES):
-            yield gathered
-            gathered, size = [], 0
-        gathered.append(task)
-        size += task_bytes
-    if gathered:
-        yield gathered
 
 
 # ---- answers

@@ -77,7 +77,8 @@ class TestKilled:
 
     def test_scores_that_were_got_are_not_got_again(self, rig, monkeypatch):
         """Scoring is what takes the time."""
-        monkeypatch.setattr("trainer.ranking.server.REQUEST_TASKS", 7)
+        monkeypatch.setattr("trainer.ranking.portions.LEAST_TASKS", 7)
+        monkeypatch.setattr("trainer.ranking.portions.MOST_TASKS", 7)
         monkeypatch.setattr("trainer.ranking.server._REQUESTS_AT_ONCE", 1)
         rig.server.before = lambda body: (401, {}) if len(rig.server.asked) > 2 else None
         with pytest.raises(ConfigError, match="LABELNEXT_BASIC_AUTH"):

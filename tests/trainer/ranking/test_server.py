@@ -10,9 +10,11 @@ from contract.errors import ConfigError, Unavailable
 from tests.trainer.scorer import scorer
 from tests.trainer.studio import CONFIG
 from trainer.labelstudio import PoolTask
+from trainer.ranking import portions
 from trainer.ranking import server as server_module
 from trainer.ranking.scores import Failure
-from trainer.ranking.server import REQUEST_TASKS, Patience, Question, Server
+from trainer.ranking.portions import LEAST_TASKS
+from trainer.ranking.server import Patience, Question, Server
 
 VERSION = "20261123T050102123Z-0a1b2c"
 OTHER = "20261124T050102123Z-0a1b2c"
@@ -84,12 +86,14 @@ class TestWaiting:
 
 
 class TestScoring:
-    def test_every_task_is_answered_for_once(self, one):
-        """In requests of a bounded size."""
-        tasks = pool(20 * REQUEST_TASKS + 7)
+    def test_every_task_is_answered_for_once(self, one, monkeypatch):
+        """In requests of a bounded size, the first of one of the server's batches."""
+        monkeypatch.setattr(portions, "MOST_TASKS", 100)
+        tasks = pool(20 * LEAST_TASKS + 7)
         outcomes = ask(of(one), tasks)
         assert sorted(outcome.task for outcome in outcomes) == [task.id for task in tasks]
-        assert max(len(body["tasks"]) for body in one.asked) == REQUEST_TASKS
+        assert len(one.asked[0]["tasks"]) == LEAST_TASKS
+        assert LEAST_TASKS < max(len(body["tasks"]) for body in one.asked) <= 100
         assert outcomes[0].embedding.shape == (256,)
         assert outcomes[0].passes is None
 
@@ -100,7 +104,7 @@ class TestScoring:
 
     def test_large_tasks_go_in_smaller_requests(self, one, monkeypatch):
         """A task may hold the whole image."""
-        monkeypatch.setattr(server_module, "_REQUEST_BYTES", 1000)
+        monkeypatch.setattr(portions, "_BYTES", 1000)
         tasks = [PoolTask(number, {"image": "data:image/png;base64," + 400 * "A"}) for number in range(9)]
         assert len(ask(of(one), tasks)) == 9
         assert max(len(body["tasks"]) for body in one.asked) == 2
@@ -186,12 +190,12 @@ class TestScoring:
             ask(of(one), pool(3))
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("portions", [1, 2, 3, 5])
-    def test_answers_that_come_too_late_end_it_too(self, one, portions):
+    @pytest.mark.parametrize("count", [1, 2, 3, 5])
+    def test_answers_that_come_too_late_end_it_too(self, one, count):
         """Of the threads that ask, some wait for work when the server is given up: they hear of it."""
         one.before = slowly
         with pytest.raises(Unavailable, match="answers no more"):
-            ask(of(one), pool(portions * REQUEST_TASKS))
+            ask(of(one), pool(count * LEAST_TASKS))
 
     @pytest.mark.slow
     def test_a_server_that_is_gone_is_one_clear_line(self):
@@ -205,7 +209,8 @@ class TestScoring:
         monkeypatch.setattr(server_module, "time", SimpleNamespace(monotonic=lambda: 100.0 * len(one.asked)))
         one.before = lambda body: (503, {"detail": "busy"}) if len(one.asked) % 2 else None
         patience = Patience(fail_s=250.0, pause_s=0.001)
-        assert len(ask(of(one, patience=patience), pool(5 * REQUEST_TASKS))) == 5 * REQUEST_TASKS
+        monkeypatch.setattr(portions, "MOST_TASKS", LEAST_TASKS)
+        assert len(ask(of(one, patience=patience), pool(5 * LEAST_TASKS))) == 5 * LEAST_TASKS
 
     def test_a_request_that_breaks_the_server_is_not_sent_for_ever(self, one):
         """Five times, and not until patience ends."""
