@@ -99,6 +99,8 @@ def close_app(app: Flask) -> None:
 def _add_routes(app: Flask, service: Service) -> None:
     @app.get("/health")
     def health() -> tuple[dict[str, Any], int]:
+        if wanted := request.args.get("version"):  # of who waits for it
+            service.models.look_soon(wanted)
         report = asdict(service.health())
         up = report.pop("up")
         return {"status": "UP" if up else "DOWN", **report}, 200 if up else 503

@@ -224,6 +224,7 @@ class Service:
             )
         engine = self._find_engine(deadline)
         if engine is None or engine.version != version:
+            self.models.look_soon(version)
             raise OtherVersion(
                 f"version {version[:40]} was asked for, {engine.version if engine else 'none'} is in use; "
                 "ask again when it has been loaded, or ask for the one in use"

@@ -29,6 +29,8 @@ _SILENT_S: Final = 60.0
 _RETRY_S: Final = 30.0
 """After which a version is tried again that failed for reasons which may pass; doubled each time."""
 _LONGEST_RETRY_S: Final = 600.0
+_SOONEST_S: Final = 0.25
+"""Between two looks at the repository, however often somebody asks for a version that is not in use."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Models:
         self._settled = threading.Event()
         self._polling = threading.Lock()
         self._stopping = threading.Event()
+        self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
 
     @property
@@ -109,9 +112,15 @@ class Models:
         """Begin to poll, at once and in a thread of its own."""
         self._thread.start()
 
+    def look_soon(self, version: str) -> None:
+        """Have the repository looked at now rather than at the next poll, if this version is not in use."""
+        if self._engine is None or self._engine.version != version:
+            self._wanted.set()
+
     def close(self) -> None:
         """Stop polling, and wait for a version that is being loaded."""
         self._stopping.set()
+        self._wanted.set()
         if self._thread.is_alive():
             self._thread.join()
         self._hold.close()
@@ -209,9 +218,11 @@ class Models:
             _log.info(fault or "the repository can be read")
 
     def _run(self) -> None:
-        self._poll_safely()
-        while not self._stopping.wait(self._poll_s):
+        while not self._stopping.is_set():
+            self._wanted.clear()
             self._poll_safely()
+            self._stopping.wait(min(_SOONEST_S, self._poll_s))
+            self._wanted.wait(max(0.0, self._poll_s - _SOONEST_S))
 
     def _poll_safely(self) -> None:
         try:

@@ -14,7 +14,7 @@ from contract.graph.masks import draw_masks
 from contract.scores.calibration import temper
 from contract.scores.embedding import EMBEDDING, embed
 from server.settings import MaskPolicy, Score
-from tests.server.conftest import CONFIG, CallFetcher, make_predict_body, make_task, make_tasks
+from tests.server.conftest import CONFIG, CallFetcher, make_predict_body, make_task, make_tasks, wait_until
 
 IMAGES = 5
 
@@ -131,6 +131,18 @@ def test_another_version_is_a_conflict(client, start_app, settings, repository, 
     reply = empty.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
     assert (reply.status_code, reply.json["error"]) == (409, "other_version")
     assert "none is in use" in reply.json["detail"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ask", ["/score", "/health"])
+def test_who_asks_for_a_version_that_was_just_published_has_it_looked_for(client, repository, ask):
+    """The next poll is in an hour."""
+    new = publish(repository, seed=1)
+    if ask == "/score":
+        client.post("/score", json=make_score_body(new))
+    else:
+        client.get(f"/health?version={new}")
+    wait_until(lambda: client.get("/health").json["model_version"] == new)
 
 
 @pytest.mark.slow

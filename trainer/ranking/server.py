@@ -55,6 +55,8 @@ class Patience:
     """At the start, if it serves another version."""
     fail_s: float = 180.0
     """Since it last answered."""
+    look_s: float = 0.25
+    """Between two looks at the start."""
     pause_s: float = 1.0
     """Before the second attempt; each pause is twice the one before it."""
 
@@ -88,15 +90,17 @@ class Server:
             Unavailable: if it does not in time.
         """
         started = time.monotonic()
-        while not (state := self._look()).serves(version):
+        while not (state := self._look(version)).serves(version):
             allowed_s = self._patience.load_s if state.reached else self._patience.reach_s
             if time.monotonic() - started >= allowed_s:
                 raise Unavailable(_explain(self.url, version, state))
-            time.sleep(self._patience.pause_s)
+            time.sleep(self._patience.look_s)
 
-    def _look(self) -> "_State":
+    def _look(self, version: str) -> "_State":
+        """Ask which version is served; named, the one that is waited for is looked for at once."""
+        wanted = {"version": version}
         try:
-            reply = self._http.request("GET", f"{self.url}/health", timeout=5.0, redirect=False)
+            reply = self._http.request("GET", f"{self.url}/health", fields=wanted, timeout=5.0, redirect=False)
             document = json.loads(reply.data)
             return _State(True, document["model_version"], document.get("detail") or "")
         except urllib3.exceptions.HTTPError as err:

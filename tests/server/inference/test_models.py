@@ -10,6 +10,7 @@ from server.inference.engine import Engine, EngineOptions
 from server.inference.models import Models
 from server.observe.metrics import Metrics
 from server.settings import Device
+from tests.server.conftest import wait_until
 
 
 def load(version):
@@ -286,6 +287,19 @@ def test_who_waits_for_the_first_look_is_let_go_whatever_it_brings(models, repos
     assert models.wait(0)
     assert models.engine is None
     assert not models.unpublished
+
+
+def test_a_version_that_is_asked_for_is_looked_for_at_once(models, repository):
+    """Long before the next poll, which here is in an hour; one that is in use already is not."""
+    old = publish(repository, seed=0)
+    models.start()
+    wait_until(lambda: models.engine is not None)
+    new = publish(repository, seed=1)
+    models.look_soon(old)
+    assert not models._wanted.is_set()
+    models.look_soon(new)
+    wait_until(lambda: models.engine.version == new)
+    models.close()
 
 
 def test_the_thread_outlives_an_unforeseen_failure(follow, repository, count, monkeypatch, caplog):

@@ -12,8 +12,8 @@ from tests.trainer.studio import CONFIG
 from trainer.labelstudio import PoolTask
 from trainer.ranking import portions
 from trainer.ranking import server as server_module
-from trainer.ranking.scores import Failure
 from trainer.ranking.portions import LEAST_TASKS
+from trainer.ranking.scores import Failure
 from trainer.ranking.server import Patience, Question, Server
 
 VERSION = "20261123T050102123Z-0a1b2c"
