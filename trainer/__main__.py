@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir
 from types import FrameType
@@ -60,7 +61,11 @@ def read(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
     """
     if arguments[1:] == [FROM_STDIN]:
         command = COMMANDS[arguments[0]]
-        return command, command.values(json.load(sys.stdin))
+        if module := _MODULES.get(arguments[0]):
+            import_module(module)  # while nobody waits
+        if not (options := sys.stdin.read()):
+            sys.exit()  # who has started it has ended, or has no use for it
+        return command, command.values(json.loads(options))
     about = "Train, publish and look after versions."
     return parse("python -m trainer", COMMANDS, arguments, about=about, renamed=_RENAMED)
 
@@ -261,6 +266,9 @@ def _check(environment: Environment) -> None:
 def _print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(document), flush=True)
 
+
+_MODULES: Final = {"run": "trainer.run", "rank": "trainer.ranking.rank"}
+"""What commands import that take a while to."""
 
 _RENAMED: Final = {"--first": "--batch-size", "--again": "--force", "--audit": "--holdout-share"}
 _GOES_ON: Final = "run it again, and it goes on where it was"

@@ -60,6 +60,7 @@ class Stopped(BaseException):
 class Supervisor:
     """Runs one child at a time. While the block lasts, SIGTERM and SIGINT make `run` and `sleep` raise `Stopped`.
 
+    Beside it others may wait that were prepared: a command whose modules take seconds to import then begins at once.
     Signals and the end of a child come by one queue, whose `put` may be called from a signal handler.
     """
 
@@ -69,6 +70,8 @@ class Supervisor:
         self._events: SimpleQueue[int] = SimpleQueue()
         self._before: dict[signal.Signals, Any] = {}
         self._raising = False
+        self._prepared: dict[str, subprocess.Popen[bytes]] = {}
+        """By the command: children that have been told nothing yet."""
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
@@ -80,6 +83,10 @@ class Supervisor:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        for child in self._prepared.values():
+            child.kill()
+            child.communicate()
+        self._prepared.clear()
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._raising:
@@ -107,6 +114,22 @@ class Supervisor:
             return
         raise Stopped(number)
 
+    def prepare(self, command: str) -> None:
+        """Start a command that will soon be run, up to where it needs its options, unless that was done before."""
+        if command in self._prepared:
+            return
+        with suppress(OSError):  # `run` says why none can be started
+            self._prepared[command] = _start(command)
+
+    def _take(self, command: str) -> subprocess.Popen[bytes]:
+        prepared = self._prepared.pop(command, None)
+        if prepared is None:
+            return _start(command)
+        if prepared.poll() is None:
+            return prepared
+        prepared.communicate()
+        return _start(command)
+
     def run(self, command: str, options: Mapping[str, Any]) -> Outcome:
         """Run a command of the trainer with these options to its end, its stderr passed through.
 
@@ -117,7 +140,7 @@ class Supervisor:
         self.sleep(0)
         started = time.monotonic()
         try:
-            child = _start(command)
+            child = self._take(command)
         except OSError as err:
             return Outcome(1, {}, f"no process could be started: {err}", 0.0)
         with child:

@@ -101,6 +101,10 @@ class Schedule:
     minutes: float | None
     """So long after the last round, if anything has changed since."""
 
+    def is_near(self, changes: Changes) -> bool:
+        """Whether half of the labels that are asked for have come."""
+        return self.labels is not None and 2 * changes.total >= self.labels
+
     def __str__(self) -> str:
         parts = [f"after {self.labels} new or changed {_plural('label', self.labels)}"] if self.labels else []
         parts += [f"{self.minutes:g} minutes after the last if labels have changed"] if self.minutes is not None else []

@@ -246,6 +246,8 @@ class _Watcher:
             self._train(why, snapshot)
         elif self._rank_again.over and (why := self._why_rank(snapshot)):
             self._rank(why, snapshot)
+        elif self._options.schedule.is_near(snapshot.changes):
+            self._supervisor.prepare("run")
         self._seen_tasks = snapshot.state.tasks
 
     def _asked_again(self, snapshot: _Snapshot) -> bool:
@@ -284,6 +286,7 @@ class _Watcher:
 
     def _train(self, why: str, snapshot: _Snapshot) -> None:
         started, self._version_before = time.monotonic(), self._current()
+        self._supervisor.prepare("rank")
         outcome = self._run("run")
         self._since, self._attempted = datetime.now(UTC), True
         if not outcome.status:

@@ -1,6 +1,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -185,3 +186,59 @@ def test_afterwards_signals_do_what_they_did_before():
     with Supervisor():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+GREETING = """
+import json, os, pathlib, sys
+pathlib.Path({began!r}).touch()
+options = sys.stdin.read()
+pathlib.Path({ended!r}).write_text(options)
+print(json.dumps({{"pid": os.getpid()}}))
+"""
+
+
+def test_a_command_that_was_prepared_has_begun_when_it_is_run(supervisor, tmp_path):
+    """Once: it is told its options then, and the next run is another process."""
+    began, ended = tmp_path / "began", tmp_path / "ended"
+    command = GREETING.format(began=str(began), ended=str(ended))
+    supervisor.prepare(command)
+    supervisor.prepare(command)
+    wait_for(began)
+    [waiting] = supervisor._prepared.values()
+    assert not ended.exists()
+    assert supervisor.run(command, {"project": 5}).report == {"pid": waiting.pid}
+    assert ended.read_text() == '{"project": 5}'
+    assert supervisor.run(command, {}).report["pid"] != waiting.pid
+
+
+def test_a_prepared_command_that_was_killed_is_started_anew(supervisor, tmp_path):
+    """As for want of memory; nobody notices."""
+    began = tmp_path / "began"
+    command = GREETING.format(began=str(began), ended=str(tmp_path / "ended"))
+    supervisor.prepare(command)
+    wait_for(began)
+    [waiting] = supervisor._prepared.values()
+    waiting.kill()
+    waiting.wait()
+    outcome = supervisor.run(command, {})
+    assert (outcome.status, outcome.report["pid"] != waiting.pid) == (0, True)
+
+
+def test_prepared_commands_end_with_the_supervisor(monkeypatch, tmp_path):
+    """They are not told anything any more."""
+    monkeypatch.setattr(children, "PROGRAM", (sys.executable, "-c"))
+    with Supervisor() as supervisor:
+        supervisor.prepare("import sys; sys.stdin.read()")
+        [waiting] = supervisor._prepared.values()
+    assert waiting.poll() is not None
+
+
+def test_a_command_of_the_trainer_that_is_told_nothing_ends_well():
+    """Whoever started it has been killed, and the pipe is closed."""
+    done = subprocess.run([*children.PROGRAM, "prune", FROM_STDIN], input=b"", capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def wait_for(path):
+    while not path.exists():
+        time.sleep(0.01)

@@ -47,6 +47,8 @@ class Watched(Studio):
         self.plan = {}
         """Command to how it ends the next times: what its report says besides, or status and reason."""
         self.ran = []
+        self.prepared = []
+        """Commands, and after how many were run."""
 
     def label(self, count):
         for _ in range(count):
@@ -136,6 +138,7 @@ def studio(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.watching.watch._LONGEST_POLL_S", 0.1)
     state = Watched(tmp_path / "models")
     monkeypatch.setattr(Supervisor, "run", lambda _, command, options: state.do(command, options))
+    monkeypatch.setattr(Supervisor, "prepare", lambda _, command: state.prepared.append((command, len(state.ran))))
     state.events[60] = stop
     with host() as server:
         server.otherwise = state.answer
@@ -653,3 +656,15 @@ def test_a_round_says_what_its_stages_took(studio, caplog):
     assert took == "round 17.5 s: start 4.8, labels 1.5, fit 2.2, import 9.0; clear 30.0 s"
     _, _, said = watch_it(studio, caplog, rounds=1)
     assert "start 0.0, labels 1.5, fit 2.2, import 9.0; clear 30.0 s" in said[1]
+
+
+def test_half_of_the_labels_have_the_training_prepared(studio, caplog):
+    """And the training has the ranking: what they import is there when their turn comes."""
+    studio.label(9)
+    studio.events[5] = lambda: studio.label(1)
+    studio.events[8] = lambda: studio.label(10)
+    _, ran, _ = watch_it(studio, caplog, rounds=1, labels=20)
+    assert ran == ["rank", "run", "rank"]
+    assert set(studio.prepared) == {("run", 1), ("rank", 1)}
+    assert studio.prepared[-1] == ("rank", 1)
+    assert 1 <= studio.prepared.count(("run", 1)) <= 3
