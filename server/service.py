@@ -23,6 +23,7 @@ from server.http.concurrency_limiter import ConcurrencyLimiter
 from server.inference.batching import Batcher, ImageScores
 from server.inference.cuda import check_device
 from server.inference.engine import Engine, EngineOptions
+from server.inference.known_images import KnownImages
 from server.inference.models import Models
 from server.inference.resources import available_cpus
 from server.inference.scoring import Outcome, Scorer
@@ -81,6 +82,9 @@ class Service:
         )
         self._fetcher = fetcher or Fetcher(fetch_settings(settings))
         self._store = _open_store(settings, self.metrics)
+        known = None
+        if self._store is not None:
+            known = KnownImages(self._store, self._fetcher, recheck_s=settings.recheck_s, metrics=self.metrics)
         self.batcher = Batcher(
             max_batch_images=settings.max_batch_images,
             metrics=self.metrics,
@@ -94,7 +98,7 @@ class Service:
             queue_images=settings.images_under_way,
             max_megapixels=settings.max_megapixels,
             metrics=self.metrics,
-            store=self._store,
+            known=known,
         )
         self.limiter = ConcurrencyLimiter(
             most_requests=settings.threads,

@@ -13,10 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from contract.settings import DECLARED, Count, Seconds, SharedSettings, split, text
 
-_CACHE_MB_IN_MEMORY = 64
-"""About 4,000 images of VGG-16."""
+_CACHE_MB_IN_MEMORY = 256
+"""About 25,000 images of VGG-16."""
 _CACHE_MB_IN_A_FOLDER = 4096
-"""About 250,000 of them."""
+"""About 400,000 of them."""
 
 
 class Score(StrEnum):
@@ -114,8 +114,11 @@ class Settings(SharedSettings):
     cache_dir: Path | None = None
     """A folder on a local disk for features, which replicas on one host may share; by default they are kept in
     memory."""
+    recheck_s: Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)] = 86_400.0
+    """Seconds for which a source of images is taken at its word: a known image is scored without asking whether its
+    file has changed, unless its host answered with `no-store`. `0` asks each time."""
     cache_mb: Annotated[int, Field(ge=0)] | None = None
-    """The most of them in MiB: by default 64 in memory, some 4,000 images, and 4096 in a folder; `0` keeps none."""
+    """The most of them in MiB: by default 256 in memory, some 25,000 images, and 4096 in a folder; `0` keeps none."""
 
     @property
     def images_under_way(self) -> int:

@@ -101,11 +101,17 @@ class Validators:
     """How to ask a host whether it would still send the same file; only where they came from is asked with them."""
 
     place: str
-    """A URL; with an ETag its query is left out, for it may be a signature that changes."""
+    """A URL; with an ETag its query is left out, for it may be a signature that changes. Empty if there is neither an
+    ETag nor a date to ask with."""
     etag: str | None
     """As in If-None-Match, weak ones included: a file that is equivalent as an image is the same image."""
     last_modified: str | None
     """As in If-Modified-Since."""
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is anything to ask with."""
+        return bool(self.etag or self.last_modified)
 
     def are_from(self, target: HttpUrl) -> bool:
         """Whether the target is where they came from: a date alone would also fit another file of that host."""
@@ -120,7 +126,7 @@ class Answer:
     location: str | None
     body: bytes
     validators: Validators | None
-    """None where the host gives none, or forbids keeping anything."""
+    """None where the host forbids keeping anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +282,7 @@ def _validators(target: HttpUrl, headers: Mapping[str, str]) -> Validators | Non
         etag = None
     if modified and not _is_settled(modified, headers.get("Date", "")):
         modified = None
-    return Validators(_place(target, etag), etag, modified) if etag or modified else None
+    return Validators(_place(target, etag) if etag or modified else "", etag, modified)
 
 
 def _is_settled(modified: str, now: str) -> bool:

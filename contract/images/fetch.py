@@ -77,7 +77,7 @@ class Fetched:
     data: bytes
     """The file; empty if it is unchanged."""
     validators: Validators | None = None
-    """What to ask with next time; None where the source cannot be asked."""
+    """What to ask with next time, if anything; None where nothing may be remembered of the source."""
     unchanged: bool = False
     """Whether it is the file that the caller knows; never so for who knows none."""
 
@@ -164,16 +164,19 @@ class Fetcher:
         return fetched.data
 
     def source(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> str | None:
-        """Name what the reference is downloaded from, for who remembers validators; None where nothing is downloaded.
+        """Name where the reference leads, for who remembers validators; None where it leads nowhere.
 
         It may hold secrets, as references do.
 
         Raises:
             FetchError: if the reference cannot be fetched.
         """
-        if not self.is_remote(reference):
+        if is_data_uri(reference):
             return None
-        return self._url_of(self._plain(reference), task_id, project_id)
+        plain = self._plain(reference)
+        if (name := self._local_name(plain)) is not None:
+            return f"file:{self._settings.local_files_root}/{name}"
+        return self._url_of(plain, task_id, project_id)
 
     def fetch_if_changed(
         self,
@@ -196,7 +199,9 @@ class Fetcher:
         plain = self._plain(reference)
         name = self._local_name(plain)
         if name is not None and self._settings.local_files_root is not None:
-            return Fetched(read_local_file(self._settings.local_files_root, name, max_bytes=self._settings.max_bytes))
+            root, most = self._settings.local_files_root, self._settings.max_bytes
+            data, validators = read_local_file(root, name, max_bytes=most, known=known)
+            return Fetched(data or b"", validators, unchanged=data is None)
         return self._download(self._url_of(plain, task_id, project_id), context, known)
 
     def _plain(self, reference: str) -> str:

@@ -3,18 +3,22 @@
 import base64
 import binascii
 import errno
+import os
 import re
+import time
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from contract.errors import FetchError
 from contract.files import read_regular
-from contract.images.download import LONGEST_REFERENCE, public_name, too_large
+from contract.images.download import LONGEST_REFERENCE, Validators, public_name, too_large
 from contract.images.spelling import AROUND, BREAKS
 
 _MAX_ESCAPES: Final = 1_000_000
 """In a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 where even + and / are escaped."""
+_SETTLED_NS: Final = 2 * 10**9
+"""A file that is younger may change again without another time: some file systems count two seconds at once."""
 _SPACES: Final = b"\t\n\f\r "
 
 
@@ -55,8 +59,14 @@ def _decode_base64(data: bytes) -> bytes:
         raise FetchError("data:... is not valid base64; import the image again") from err
 
 
-def read_local_file(root: Path, name: str, *, max_bytes: int) -> bytes:
+def read_local_file(
+    root: Path, name: str, *, max_bytes: int, known: Validators | None = None
+) -> tuple[bytes | None, Validators]:
     """Read a regular file below the root; links are followed before the check, so that none leads out of it.
+
+    Returns:
+        the file, or None if it still is what it was under the validators that the caller knows; and its validators,
+        which are made of what the file system says of it.
 
     Raises:
         FetchError: if there is no such file, or it is too large.
@@ -66,7 +76,8 @@ def read_local_file(root: Path, name: str, *, max_bytes: int) -> bytes:
         path = (root / name).resolve()
         if not path.is_relative_to(root.resolve()):
             raise OSError(errno.EACCES, "it is not below the root")
-        return read_regular(path, most_bytes=max_bytes)
+        now = _validators(path)  # before it is read: what changes meanwhile is another file next time
+        return (None if now.can_ask and now == known else read_regular(path, most_bytes=max_bytes)), now
     except (OSError, ValueError, RuntimeError) as err:  # a NUL in the name is a ValueError, a loop of links the last
         if isinstance(err, OSError) and err.errno == errno.EFBIG:
             raise too_large(shown, max_bytes) from err
@@ -74,3 +85,12 @@ def read_local_file(root: Path, name: str, *, max_bytes: int) -> bytes:
             f"{shown} cannot be read ({getattr(err, 'strerror', None) or type(err).__name__}); check its name and "
             "permissions, and that LABELNEXT_LOCAL_FILES_ROOT is the folder that Label Studio serves them from"
         ) from err
+
+
+def _validators(path: Path) -> Validators:
+    """Size, times and number of a file: writing to it, or putting another in its place, changes the second time."""
+    status = os.stat(path)
+    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) <= _SETTLED_NS:
+        return Validators("", None, None)
+    numbers = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return Validators(str(path), '"' + "-".join(f"{number:x}" for number in numbers) + '"', None)

@@ -21,7 +21,8 @@ from contract.scores.holdout import is_held_out, share_of
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
 from server.inference.batching import Extras, ImageScores
-from server.inference.scoring import ImageReference, Outcome
+from server.inference.known_images import ImageReference
+from server.inference.scoring import Outcome
 from server.settings import Score
 
 NO_VERSION = "INITIAL"

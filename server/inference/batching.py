@@ -1,8 +1,8 @@
 """The batcher: one thread owns every run of a graph, and takes what is queued.
 
 Batches are as large as the queue is when the thread comes free; nothing waits for company. An image is bound to its
-engine before it is queued, so a version that is swapped meanwhile changes nothing for it. One whose features are known
-skips the backbone. Knows no HTTP and no files.
+engine before it is queued, so a version that is swapped meanwhile changes nothing for it. Those whose features are
+known are queued many at once, skip the backbone and do not wait for that of others. Knows no HTTP and no files.
 """
 
 import logging
@@ -23,6 +23,9 @@ from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
 from server.inference.engine import Engine, Features, Images
 from server.observe.metrics import Metrics
+
+MOST_KNOWN = 256
+"""Images of known features in one batch: as fast as more, and their passes take 20 times as many rows in memory."""
 
 _HUNG_S = 5.0
 """How long to wait, on closing, for a batch that runs for too long already."""
@@ -78,7 +81,9 @@ class Pixels:
 
 
 Sample = Pixels | Features
-"""An image, or the float32 (F,) that the engine's backbone has made of it."""
+"""An image, or the float32 (N, F) that the engine's backbone has made of some."""
+
+Scored = ImageScores | NotFinite
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,8 +100,13 @@ class Work:
 class _Item:
     work: Work
     sample: Sample
-    outcome: "Future[ImageScores]"
+    outcome: "Future[list[Scored]]"
+    """One for each of its images, in order."""
     queued_at: float = field(default_factory=time.perf_counter)
+
+    @property
+    def images(self) -> int:
+        return 1 if isinstance(self.sample, Pixels) else len(self.sample)
 
 
 class Batcher:
@@ -148,8 +158,8 @@ class Batcher:
             self._thread.join(_HUNG_S if self.fault else None)
         self._abandon("the server is shutting down")
 
-    def submit(self, sample: Sample, work: Work, outcome: "Future[ImageScores]") -> None:
-        """Queue one image or its features; `outcome` gets its scores, or Expired, NotFinite, or the engine's error.
+    def submit(self, sample: Sample, work: Work, outcome: "Future[list[Scored]]") -> None:
+        """Queue one image, or features of up to `MOST_KNOWN`; `outcome` gets what was scored, Expired or another error.
 
         Raises:
             Unavailable: if the batcher has stopped.
@@ -176,10 +186,16 @@ class Batcher:
             self._changed.wait_for(lambda: self._queue or self._closing)
             batch: list[_Item] = []
             others: deque[_Item] = deque()
-            while self._queue and len(batch) < self._max_batch_images:
-                item = self._queue.popleft()
-                (batch if not batch or item.work.engine is batch[0].work.engine else others).append(item)
-            self._queue.extendleft(reversed(others))
+            room = {True: self._max_batch_images, False: MOST_KNOWN}  # by whether they come as pixels
+            for item in self._queue:
+                as_pixels = isinstance(item.sample, Pixels)
+                fits = item.images <= room[as_pixels] and item.work.engine is self._queue[0].work.engine
+                if fits or not batch:
+                    batch.append(item)
+                    room[as_pixels] -= item.images
+                else:
+                    others.append(item)
+            self._queue = others
             return batch
 
     def _score(self, batch: Sequence[_Item]) -> None:
@@ -208,22 +224,15 @@ class Batcher:
         return waiting
 
     def _infer(self, items: Sequence[_Item]) -> None:
-        self._metrics.batch_images.observe(len(items))
-        features = self._features(items)  # (N, F)
-        with self._metrics.stage("passes"):
-            outputs = items[0].work.engine.run_passes(features)
-        embeddings = embed(features) if any(item.work.extras.embedding for item in items) else None
-        for row, item in enumerate(items):
-            _deliver(item, outputs, embeddings, row)
-
-    def _features(self, items: Sequence[_Item]) -> Features:
-        """The features of all items (N, F), in order: the backbone runs on those that come as pixels."""
+        self._metrics.batch_images.observe(sum(item.images for item in items))
         engine = items[0].work.engine
-        pixels = [item.sample for item in items if isinstance(item.sample, Pixels)]
-        computed = iter(self._compute(engine, pixels) if pixels else ())
-        return np.stack([next(computed) if isinstance(item.sample, Pixels) else item.sample for item in items])
+        if known := [item for item in items if not isinstance(item.sample, Pixels)]:
+            self._run_passes(known, np.concatenate([item.sample for item in known]), engine)
+        if new := [(item, item.sample) for item in items if isinstance(item.sample, Pixels)]:
+            features = self._compute([sample for _, sample in new], engine)
+            self._run_passes([item for item, _ in new], features, engine)
 
-    def _compute(self, engine: Engine, pixels: Sequence[Pixels]) -> Features:
+    def _compute(self, pixels: Sequence[Pixels], engine: Engine) -> Features:
         """Run the backbone (N, H, W, 3) -> (N, F), and keep what it makes."""
         with self._metrics.stage("backbone"):
             rows = engine.compute_features(np.stack([each.image for each in pixels]))
@@ -231,6 +240,17 @@ class Batcher:
             if self._store is not None and each.digest is not None:
                 self._store.put(engine.backbone_key, each.digest, row)
         return rows
+
+    def _run_passes(self, items: Sequence[_Item], features: Features, engine: Engine) -> None:
+        """Run the head on the items' features (N, F), and hand out what comes of it."""
+        with self._metrics.stage("passes"):
+            outputs = engine.run_passes(features)
+        embeddings = embed(features) if any(item.work.extras.embedding for item in items) else None
+        start = 0
+        for item in items:
+            end = start + item.images
+            item.outcome.set_result(_read(outputs, embeddings, slice(start, end), item.work.extras))
+            start = end
 
     def _abandon(self, reason: str) -> None:
         with self._changed:
@@ -241,17 +261,23 @@ class Batcher:
             item.outcome.set_exception(Unavailable(reason))
 
 
-def _deliver(item: _Item, outputs: PassOutputs, embeddings: npt.NDArray[np.float32] | None, row: int) -> None:
-    mean = outputs.mean_probabilities[row]  # (C,)
-    scores = ImageScores(
+def _read(
+    outputs: PassOutputs, embeddings: npt.NDArray[np.float32] | None, rows: slice, extras: Extras
+) -> list[Scored]:
+    """What the passes say of the images in some rows of a batch."""
+    mean, bald, entropy = outputs.mean_probabilities[rows], outputs.bald[rows], outputs.entropy[rows]
+    finite = np.isfinite(mean).all(axis=1) & np.isfinite(bald) & np.isfinite(entropy)  # (n,)
+    nothing = [None] * len(mean)
+    scored = map(
+        ImageScores,
         mean,
-        float(outputs.bald[row]),
-        float(outputs.entropy[row]),
+        bald.tolist(),
+        entropy.tolist(),
         # copies, since a row would keep the whole batch in memory
-        embedding=embeddings[row].copy() if embeddings is not None and item.work.extras.embedding else None,
-        pass_probabilities=outputs.pass_probabilities[row].copy() if item.work.extras.passes else None,
+        embeddings[rows].copy() if embeddings is not None and extras.embedding else nothing,
+        outputs.pass_probabilities[rows].copy() if extras.passes else nothing,
     )
-    if np.isfinite(mean).all() and math.isfinite(scores.bald) and math.isfinite(scores.entropy):
-        item.outcome.set_result(scores)
-    else:
-        item.outcome.set_exception(NotFinite("the graph returned numbers that are not finite; publish a new version"))
+    return [
+        scores if is_finite else NotFinite("the graph returned numbers that are not finite; publish a new version")
+        for scores, is_finite in zip(scored, finite.tolist(), strict=True)
+    ]

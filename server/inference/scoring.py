@@ -1,59 +1,47 @@
 """From image references to scores: fetch and decode in shared threads, queue for the graph, collect in order.
 
-An image whose features are in the store is not decoded, and if its source says that it is unchanged, not downloaded
-either. One image's failure is its own. Memory is bounded for requests of any length: of all of them together only so
-many images are on their way at a time. Knows no HTTP server and nothing of Label Studio's JSON.
+Images whose features are known go to the graph at once, many at a time; of all others the source is asked, and only
+what it sends anew is decoded. One image's failure is its own. Memory is bounded for requests of any length: of all of
+them together only so many images are on their way at a time, and of each so many features. Knows no HTTP server and
+nothing of Label Studio's JSON.
 """
 
-import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from contract.errors import ImageError
-from contract.features.store import Download, FeatureStore
-from contract.images.download import Validators
-from contract.images.fetch import Fetched, Fetcher
+from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
-from server.inference.batching import Batcher, Expired, Extras, ImageScores, Pixels, Work
+from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, ImageScores, Pixels, Scored, Work
 from server.inference.engine import Engine, Features
 from server.inference.host_queues import HostQueues
+from server.inference.known_images import File, ImageReference, KnownImages, fetch
 from server.observe.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 _EXAMPLES = 5
 """How many of a request's failures are told in full."""
+_KNOWN_BYTES = 4 * 2**20
+"""Features of one request that are read at a time; twice as many are in memory."""
 
 _LABELS = {"fetch": "fetch_error", "decode": "decode_error"}
 """Error codes to outcomes in the metrics, where they differ."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageReference:
-    """Where a task's image is, in any form that Label Studio uses."""
-
-    reference: str
-    task_id: int | None = None
-    project_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """An image whose features are not known."""
-
-    data: bytes
-    digest: bytes | None
-    """sha256; None where nothing is kept."""
-
-
 Outcome = ImageScores | ImageError
+
+_Started = tuple[Sequence[int], "Future[list[Scored]]"]
+"""Which images of a request, and what becomes of them."""
 
 
 class Scorer:
@@ -68,7 +56,7 @@ class Scorer:
         queue_images: int,
         max_megapixels: int = MAX_MEGAPIXELS,
         metrics: Metrics,
-        store: FeatureStore | None = None,
+        known: KnownImages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what fetches, scores and remembers; at most `queue_images` are fetched or wait for the graph."""
@@ -76,7 +64,7 @@ class Scorer:
         self._batcher = batcher
         self._max_megapixels = max_megapixels
         self._metrics = metrics
-        self._store = store
+        self._known = known
         self._clock = clock
         self._queues = HostQueues(threads=fetch_threads, most_under_way=queue_images)
         self._decoding = threading.BoundedSemaphore(fetch_threads)  # which takes memory; fetching mostly waits
@@ -102,77 +90,81 @@ class Scorer:
             Unavailable, InferenceError: if the failure is the server's and not an image's.
         """
         work = Work(engine, deadline, extras)
-        started = [self._start(image, work) for image in images]
-        outcomes = [self._collect(outcome, deadline) for outcome in started]
+        outcomes: list[Outcome] = [image if isinstance(image, ImageError) else _expired() for image in images]
+        references = {index: image for index, image in enumerate(images) if isinstance(image, ImageReference)}
+        for indices, outcome in self._start(references, work):
+            for index, found in zip(indices, self._collect(outcome, len(indices), deadline), strict=True):
+                outcomes[index] = found
         self._report(images, outcomes)
         return outcomes
 
-    def _start(self, image: ImageReference | ImageError, work: Work) -> "Future[ImageScores]":
-        outcome: Future[ImageScores] = Future()
-        if isinstance(image, ImageError):
-            outcome.set_exception(image)
-        else:
-            # In a copy of the request's context, so that its id stands in the log.
-            prepare = partial(copy_context().run, self._prepare, image, work, outcome)
-            self._queues.submit(_host(image.reference), work, prepare, outcome)
+    def _start(self, images: Mapping[int, ImageReference], work: Work) -> list[_Started]:
+        """Begin with all images: what is known of the next ones is looked up while the last ones are scored."""
+        step = max(1, min(MOST_KNOWN, _KNOWN_BYTES // (4 * work.engine.features)))
+        started: list[_Started] = []
+        last: Future[list[Scored]] | None = None
+        for first in range(0, len(images), step):
+            part = dict([*images.items()][first : first + step])
+            rows = self._recall(part, work)
+            started += [([index], self._ask(image, work)) for index, image in part.items() if index not in rows]
+            if not rows:
+                continue
+            if last is not None:
+                wait([last], max(0.0, work.deadline - self._clock()))
+            if self._clock() >= work.deadline:
+                break
+            last = Future()
+            self._batcher.submit(np.stack([*rows.values()]), work, last)
+            started.append(([*rows], last))
+        return started
+
+    def _recall(self, images: Mapping[int, ImageReference], work: Work) -> dict[int, Features]:
+        """Return the features of those images that are known without asking anybody, by their indices."""
+        if self._known is None:
+            return {}
+        with self._metrics.stage("recall"):
+            rows = self._known.recall([*images.values()], work.engine)
+        return {index: row for index, row in zip(images, rows, strict=True) if row is not None}
+
+    def _ask(self, image: ImageReference, work: Work) -> "Future[list[Scored]]":
+        outcome: Future[list[Scored]] = Future()
+        # In a copy of the request's context, so that its id stands in the log.
+        prepare = partial(copy_context().run, self._prepare, image, work, outcome)
+        self._queues.submit(_host(image.reference), work, prepare, outcome)
         return outcome
 
-    def _prepare(self, image: ImageReference, work: Work, outcome: "Future[ImageScores]") -> None:
+    def _prepare(self, image: ImageReference, work: Work, outcome: "Future[list[Scored]]") -> None:
         """Get one image, or its features, and queue it for the graph."""
         if self._clock() >= work.deadline:
             raise _expired()
         with self._metrics.stage("fetch"):
             found = self._find(image, work)
-        sample = self._decode(found, work.engine) if isinstance(found, _File) else found
+        sample = found[None] if isinstance(found, np.ndarray) else self._decode(found, work.engine)
         self._batcher.submit(sample, work, outcome)
 
-    def _decode(self, file: _File, engine: Engine) -> Pixels:
+    def _find(self, image: ImageReference, work: Work) -> File | Features:
+        """Get the features of an image, or else its file."""
+        if self._known is None:
+            return File(fetch(self._fetcher, image, work.deadline).data, None)
+        return self._known.find(image, work.engine, work.deadline)
+
+    def _decode(self, file: File, engine: Engine) -> Pixels:
         with self._decoding, self._metrics.stage("decode"):
             pixels = decode_image(file.data, engine.manifest.input, max_megapixels=self._max_megapixels)
             return Pixels(pixels, file.digest)
 
-    def _find(self, image: ImageReference, work: Work) -> _File | Features:
-        """Get the features of an image from the store, or else its file."""
-        if self._store is None:
-            return _File(self._fetch(image, None, work.deadline).data, None)
-        found = self._find_in(self._store, image, work)
-        missed = isinstance(found, _File)
-        (self._metrics.feature_cache_misses if missed else self._metrics.feature_cache_hits).inc()
-        return found
-
-    def _find_in(self, store: FeatureStore, image: ImageReference, work: Work) -> _File | Features:
-        source = self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
-        last = store.recall(source) if source else None
-        row = _row_of(work.engine, store, last.digest) if last else None
-        known = last if row is not None else None  # who has no features needs the file, changed or not
-        fetched = self._fetch(image, known.validators if known else None, work.deadline)
-        if fetched.unchanged and row is not None:
-            self._metrics.image_revalidations.labels("unchanged").inc()
-            return row
-        digest = hashlib.sha256(fetched.data).digest()
-        if known:
-            self._metrics.image_revalidations.labels("ignored" if digest == known.digest else "changed").inc()
-        if source and fetched.validators and (download := Download(fetched.validators, digest)) != last:
-            store.remember(source, download)
-        row = _row_of(work.engine, store, digest)
-        return _File(fetched.data, digest) if row is None else row
-
-    def _fetch(self, image: ImageReference, known: Validators | None, deadline: float) -> Fetched:
-        return self._fetcher.fetch_if_changed(
-            image.reference, known=known, task_id=image.task_id, project_id=image.project_id, deadline=deadline
-        )
-
-    def _collect(self, outcome: "Future[ImageScores]", deadline: float) -> Outcome:
+    def _collect(self, outcome: "Future[list[Scored]]", images: int, deadline: float) -> Sequence[Outcome]:
         try:
             return outcome.result(timeout=max(0.0, deadline - self._clock()))
         except TimeoutError:
-            return _expired()
+            return [_expired()] * images
         except ImageError as err:
-            return err
+            return [err] * images
 
     def _report(self, images: Sequence[ImageReference | ImageError], outcomes: Sequence[Outcome]) -> None:
+        for label, count in Counter(map(_outcome_label, outcomes)).items():
+            self._metrics.images.labels(label).inc(count)
         for outcome in outcomes:
-            self._metrics.images.labels(_outcome_label(outcome)).inc()
             if isinstance(outcome, ImageScores):
                 self._metrics.bald.observe(outcome.bald)
         failures = [
@@ -185,12 +177,6 @@ class Scorer:
                 "images without a score",
                 extra={"images": len(outcomes), "failed": len(failures), "first_failures": failures[:_EXAMPLES]},
             )
-
-
-def _row_of(engine: Engine, store: FeatureStore, digest: bytes) -> Features | None:
-    """The features of a file, if there are as many as the head takes: the store's folder may be written by others."""
-    row = store.get(engine.backbone_key, digest)
-    return row if row is not None and len(row) == engine.features else None
 
 
 def _name_failure(image: ImageReference | ImageError, outcome: ImageError) -> str:

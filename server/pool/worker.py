@@ -21,7 +21,8 @@ from contract.images.fetch import FetchSettings
 from contract.scores.acquisition import label_studio_score, normalised_bald
 from contract.versions.manifest import Manifest
 from server.inference.batching import ImageScores
-from server.inference.scoring import ImageReference, Outcome
+from server.inference.known_images import ImageReference
+from server.inference.scoring import Outcome
 from server.inference.validation import admit
 from server.pool.job import Done, Job
 from server.pool.shards import Folder, PoolError, Shard

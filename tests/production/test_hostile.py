@@ -60,7 +60,7 @@ take("contract.images.download._cut_off", lambda *_: contextlib.nullcontext())
 take("contract.images.download.LONGEST_REFERENCE", 10**9)
 take("contract.images.fetch.LONGEST_REFERENCE", 10**9)
 take("contract.images.fetch.MAX_REDIRECTS", 9)
-take("contract.images.fetch.read_local_file", lambda root, name, max_bytes: (root / name).read_bytes())
+take("contract.images.fetch.read_local_file", lambda root, name, **_: ((root / name).read_bytes(), None))
 take("contract.images.label_studio_files.Studio.owns", lambda *_: True)
 """,
         (

@@ -38,6 +38,7 @@ SET = {
     "deadline_s": ("30", 30.0),
     "max_body_bytes": ("1000", 1000),
     "cache_dir": ("/srv/features", Path("/srv/features")),
+    "recheck_s": ("0", 0.0),
     "cache_mb": ("100", 100),
 }
 """Field to what its variable says, and what it is then."""
@@ -89,7 +90,7 @@ def test_nonsense_is_refused(name, text, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "in_memory", "in_a_folder"), [("", 64, 4096), ("7", 7, 7), ("0", 0, 0)], ids=["unset", "set", "off"]
+    ("text", "in_memory", "in_a_folder"), [("", 256, 4096), ("7", 7, 7), ("0", 0, 0)], ids=["unset", "set", "off"]
 )
 def test_the_caches_bound_follows_the_place(text, in_memory, in_a_folder):
     """Disks are larger than memory, unless a number is set; 0 turns the cache off in either place."""

@@ -252,14 +252,15 @@ def _downloading(fetcher: Fetcher | None, cache: ImageCache) -> Read:
         raise ValueError("expected a fetcher for images that tasks refer to, got None")
 
     def read(image: LabelledImage, decode: Decode) -> tuple[bytes, npt.NDArray[np.uint8]]:
-        source = fetcher.source(image.reference, task_id=image.task_id)
+        remote = fetcher.is_remote(image.reference)
+        source = fetcher.source(image.reference, task_id=image.task_id) if remote else None
         kept = cache.get(source) if source else None
         known = kept.validators if kept else None
         fetched = fetcher.fetch_if_changed(image.reference, known=known, task_id=image.task_id)
         if fetched.unchanged and kept:
             return kept.data, decode(kept.data)
         pixels = decode(fetched.data)  # before it is kept: an error page sent as 200 must not stay
-        if source and fetched.validators:
+        if source and fetched.validators and fetched.validators.can_ask:
             cache.put(source, Kept(fetched.validators, fetched.data))
         return fetched.data, pixels
 

@@ -251,6 +251,45 @@ class TestLocalFiles:
         with pytest.raises(FetchError, match="local file"):
             make(local_files_root=root).fetch(f"/data/local-files/?d={name.format(above=root.parent)}")
 
+    @pytest.fixture
+    def later(self, monkeypatch):
+        """Ten seconds have gone by since files were written."""
+        monkeypatch.setattr("contract.images.local.time.time_ns", lambda: int((time.time() + 10) * 1e9))
+
+    @pytest.mark.usefixtures("later")
+    def test_an_unchanged_file_is_not_read_again(self, root, make):
+        """The file system says whether it is: also of one that was given its size and its date back."""
+        reference, fetcher, file = "/data/local-files/?d=sub/b c.png", make(local_files_root=root), root / "sub/b c.png"
+        first = fetcher.fetch_if_changed(reference, known=None)
+        again = fetcher.fetch_if_changed(reference, known=first.validators)
+        assert (first.data, first.unchanged, again.data, again.unchanged) == (IMAGE, False, b"", True)
+        assert again.validators == first.validators
+        dates = file.stat()
+        file.write_bytes(IMAGE[::-1])
+        os.utime(file, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+        changed = fetcher.fetch_if_changed(reference, known=first.validators)
+        assert (changed.data, changed.unchanged) == (IMAGE[::-1], False)
+        (root / "other").write_bytes(IMAGE)
+        (root / "other").replace(file)
+        assert fetcher.fetch_if_changed(reference, known=changed.validators).data == IMAGE
+
+    def test_a_file_that_may_change_within_its_date_is_read_each_time(self, root, make):
+        """Some file systems count seconds, and this one has just been written."""
+        fetcher = make(local_files_root=root)
+        known = fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=None).validators
+        assert not known.can_ask
+        assert fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=known).data == IMAGE
+
+    @pytest.mark.usefixtures("later")
+    def test_of_another_file_nobody_learns_whether_it_changed(self, root, make):
+        """What is known of a file inside the root does not open one outside, whatever a link now leads to."""
+        fetcher, file = make(local_files_root=root), root / "sub/b c.png"
+        known = fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=None).validators
+        file.rename(root.parent / "moved")
+        file.symlink_to(root.parent / "moved")
+        with pytest.raises(FetchError, match="the local file"):
+            fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=known)
+
     def test_large_files_are_refused(self, root, make):
         """The size limit holds for files as for hosts."""
         with pytest.raises(FetchError, match="more than 5 bytes"):
@@ -664,18 +703,26 @@ class TestRevalidation:
         "headers",
         [
             {},
-            {"etag": '"tag"', "cache_control": "private, No-Store"},
             {"etag": "no quotes"},
             {"etag": '"tag"\t"other"'},
             {"etag": '"' + "x" * 1000 + '"'},
             {"last_modified": "yesterday"},
             {"last_modified": "Mon, 01 Jan 2024 00:00:00 GMT\x01"},
         ],
-        ids=["none", "no-store", "unquoted", "two", "long", "no-date", "control"],
+        ids=["none", "unquoted", "two", "long", "no-date", "control"],
     )
     def test_what_cannot_be_asked_with_is_not_kept(self, home, make, headers):
-        """Nor what the host wants forgotten."""
+        """Nor where it came from; that it came is all that can be remembered."""
         home.serve(UPLOAD, IMAGE, **headers)
+        fetcher = make(label_studio_url=home.url)
+        fetched = fetcher.fetch_if_changed(UPLOAD, known=None)
+        assert (fetched.data, fetched.validators) == (IMAGE, Validators("", None, None))
+        assert not fetched.validators.can_ask
+        assert fetcher.fetch_if_changed(UPLOAD, known=fetched.validators).data == IMAGE
+
+    def test_what_a_host_wants_forgotten_is(self, home, make):
+        """However it could be asked."""
+        home.serve(UPLOAD, IMAGE, etag='"tag"', cache_control="private, No-Store")
         fetched = make(label_studio_url=home.url).fetch_if_changed(UPLOAD, known=None)
         assert (fetched.data, fetched.validators) == (IMAGE, None)
 
@@ -685,17 +732,19 @@ class TestRevalidation:
         kept = []
         for age_s in (0, 10):
             home.serve(UPLOAD, IMAGE, last_modified=formatdate(time.time() - age_s, usegmt=True))
-            kept.append(fetcher.fetch_if_changed(UPLOAD, known=None).validators is not None)
+            kept.append(fetcher.fetch_if_changed(UPLOAD, known=None).validators.can_ask)
         assert kept == [False, True]
 
     def test_sources_are_named_by_what_is_asked_first(self, make, tmp_path):
-        """What is not downloaded has none, and storage objects one for each task."""
+        """Storage objects have one for each task, local files one each, and what lies in the reference has none."""
         fetcher = make(label_studio_url="http://studio.test/ls", local_files_root=tmp_path)
         assert fetcher.source("http://host/a.png?x=1") == "http://host/a.png?x=1"
         assert fetcher.source(UPLOAD) == "http://studio.test/ls/data/upload/1/a.png"
         one, other = (fetcher.source("s3://b/a.png", task_id=task) for task in (1, 2))
         assert one != other
-        assert fetcher.source("data:,x") is fetcher.source("/data/local-files/?d=a.png") is None
+        files = [fetcher.source(f"/data/local-files/?d={name}") for name in ("a.png", "b.png", "a%2Epng")]
+        assert files[0] == files[2] != files[1]
+        assert fetcher.source("data:,x") is None
 
 
 class TestLimits:

@@ -21,7 +21,7 @@ from server.http.labelstudio import (
     withhold_labels,
 )
 from server.inference.batching import ImageScores
-from server.inference.scoring import ImageReference
+from server.inference.known_images import ImageReference
 from server.settings import Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task
 

@@ -11,7 +11,7 @@ from contract.errors import Unavailable
 from contract.features.store import FeatureStore
 from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
-from server.inference.batching import Batcher, Expired, Extras, NotFinite, Pixels, Work
+from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, NotFinite, Pixels, Work
 from server.observe.metrics import Metrics
 
 FOREVER = float("inf")
@@ -57,8 +57,8 @@ def make_sample(value):
     return Pixels(np.full((1, 1, 3), value, np.uint8))
 
 
-def make_features(value):
-    return np.array([value], np.float32)
+def make_features(*values):
+    return np.array(values, np.float32)[:, None]
 
 
 @pytest.fixture
@@ -90,8 +90,16 @@ def hold(batcher, engine):
     return outcome
 
 
+def scores_of(outcome):
+    """Return the one image's scores, or raise what it is without."""
+    (scored,) = outcome.result(timeout=10)
+    if isinstance(scored, Exception):
+        raise scored
+    return scored
+
+
 def answer(outcome):
-    number, pixel = outcome.result(timeout=10).mean_probabilities
+    number, pixel = scores_of(outcome).mean_probabilities
     return int(number), int(pixel)
 
 
@@ -143,18 +151,54 @@ def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
 
 
 @settings(deadline=None, max_examples=60)
-@given(known=st.lists(st.booleans(), min_size=1, max_size=12), most=st.integers(1, 5))
+@given(known=st.lists(st.integers(0, 3), min_size=1, max_size=12), most=st.integers(1, 5))
 def test_known_features_skip_the_backbone_and_keep_their_places(known, most):
     """However the two kinds are mixed in a batch, each gets its own answer, and the backbone sees pixels only."""
     engine = EchoEngine(7)
     batcher = Batcher(max_batch_images=most, metrics=Metrics())
     batcher.start()
-    outcomes = [submit(batcher, engine, make_features(i) if each else i) for i, each in enumerate(known)]
-    assert [answer(outcome) for outcome in outcomes] == [(7, i) for i in range(len(known))]
+    samples = [make_features(*range(10 * i, 10 * i + n)) if n else 10 * i for i, n in enumerate(known)]
+    outcomes = [submit(batcher, engine, sample) for sample in samples]
+    for i, (n, outcome) in enumerate(zip(known, outcomes, strict=True)):
+        means = [scores.mean_probabilities.tolist() for scores in outcome.result(timeout=10)]
+        assert means == [[7, 10 * i + j] for j in range(n or 1)]
     batcher.close()
     computed = [pixel for batch in engine.backbone_batches for pixel in batch]
-    assert computed == [i for i, each in enumerate(known) if not each]
+    assert computed == [10 * i for i, n in enumerate(known) if not n]
     assert all(engine.backbone_batches)  # never run for nothing
+
+
+def test_known_features_of_many_requests_run_together_up_to_a_bound(make_batcher):
+    """The passes of a batch are in memory all at once."""
+    gate = threading.Event()
+    engine, batcher = EchoEngine(0, gate), make_batcher()
+    first = hold(batcher, engine)
+    count = MOST_KNOWN // 2
+    outcomes = [submit(batcher, engine, make_features(*[value] * count)) for value in range(1, 6)]
+    gate.set()
+    assert [len(outcome.result(timeout=10)) for outcome in (first, *outcomes)] == [1] + [count] * 5
+    assert engine.batches == [[0], *([a] * count + [b] * count for a, b in ((1, 2), (3, 4))), [5] * count]
+
+
+def test_known_features_do_not_wait_for_a_backbone(make_batcher):
+    """In a batch with new images they are scored first."""
+    gate = threading.Event()
+
+    class Slow(EchoEngine):
+        def compute_features(self, images):
+            if images[0, 0, 0, 0]:
+                assert gate.wait(10)
+            return super().compute_features(images)
+
+    first_done = threading.Event()
+    engine, batcher = Slow(0, first_done), make_batcher()
+    blocking = hold(batcher, engine)
+    new, known = submit(batcher, engine, 5), submit(batcher, engine, make_features(6))
+    first_done.set()
+    assert answer(known) == (0, 6)
+    assert not new.done()
+    gate.set()
+    assert (answer(blocking), answer(new)) == ((0, 0), (0, 5))
 
 
 def test_what_the_backbone_computes_is_kept(make_batcher):
@@ -164,7 +208,7 @@ def test_what_the_backbone_computes_is_kept(make_batcher):
         batcher = make_batcher(store=store)
         for digest in (b"d" * 32, None):
             assert answer(submit(batcher, engine, Pixels(make_sample(5).image, digest))) == (0, 5)
-        np.testing.assert_array_equal(store.get(engine.backbone_key, b"d" * 32), make_features(5))
+        np.testing.assert_array_equal(store.get(engine.backbone_key, b"d" * 32), make_features(5)[0])
 
 
 def test_an_image_past_its_deadline_is_not_run(make_batcher):
@@ -178,7 +222,7 @@ def test_an_image_past_its_deadline_is_not_run(make_batcher):
     now[0] = 120.0
     gate.set()
     with pytest.raises(Expired):
-        late.result(timeout=10)
+        scores_of(late)
     assert answer(timely) == (0, 2)
     assert answer(blocking) == (0, 0)
     assert engine.batches == [[0], [2]]
@@ -210,7 +254,7 @@ def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
     assert answer(blocking) == (0, 0)
     assert answer(outcomes[0]) == (0, 12)
     with pytest.raises(NotFinite):
-        outcomes[1].result(timeout=10)
+        scores_of(outcomes[1])
     assert answer(outcomes[2]) == (0, 14)
 
 
@@ -273,13 +317,13 @@ def test_each_image_of_a_batch_brings_the_extras_that_were_asked_for(make_batche
     wanted = [Extras(), Extras(embedding=True), Extras(passes=True), Extras(embedding=True, passes=True)]
     outcomes = [submit(batcher, engine, make_features(value), extras=extras) for value, extras in enumerate(wanted, 1)]
     gate.set()
-    results = [outcome.result(timeout=10) for outcome in outcomes]
+    results = [scores_of(outcome) for outcome in outcomes]
     assert engine.batches == [[0], [1, 2, 3, 4]]
     for value, (extras, scores) in enumerate(zip(wanted, results, strict=True)):
         assert (scores.embedding is not None) == extras.embedding
         assert (scores.pass_probabilities is not None) == extras.passes
         if extras.embedding:
-            np.testing.assert_array_equal(scores.embedding, embed(make_features(value + 1)[None])[0])
+            np.testing.assert_array_equal(scores.embedding, embed(make_features(value + 1))[0])
         if extras.passes:
             np.testing.assert_array_equal(scores.pass_probabilities, [[0, value + 1]])
-    assert first.result(timeout=10).embedding is None
+    assert scores_of(first).embedding is None

@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import hashlib
 import itertools
 import threading
 import time
@@ -13,7 +14,8 @@ from contract.errors import FetchError, ImageError, Unavailable
 from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher, FetchSettings
 from server.inference.batching import Batcher, Expired, ImageScores
-from server.inference.scoring import ImageReference, Scorer
+from server.inference.known_images import ImageReference, KnownImages
+from server.inference.scoring import Scorer
 from server.observe.logs import request_id
 from server.observe.metrics import Metrics
 from tests.server.conftest import CallFetcher, to_data_uri, wait_until
@@ -54,16 +56,17 @@ def metrics():
 def make_scorer(metrics):
     closing = []
 
-    def make(files, *, fetch_threads=6, queue_images=8, store=None, clock=time.monotonic):
+    def make(files, *, fetch_threads=6, queue_images=8, store=None, clock=time.monotonic, recheck_s=0.0, now=time.time):
+        fetcher = serve(files) if isinstance(files, dict) else files
         batcher = Batcher(max_batch_images=4, metrics=metrics, store=store)
         batcher.start()
         scorer = Scorer(
-            serve(files) if isinstance(files, dict) else files,
+            fetcher,
             batcher,
             fetch_threads=fetch_threads,
             queue_images=queue_images,
             metrics=metrics,
-            store=store,
+            known=store and KnownImages(store, fetcher, recheck_s=recheck_s, metrics=metrics, clock=now),
             clock=clock,
         )
         closing.extend([batcher, scorer])
@@ -212,7 +215,7 @@ def test_fetching_threads_know_the_request(make_scorer):
 
 
 class TestCache:
-    """An upload that Label Studio serves, and the store between it and the backbone."""
+    """An upload that Label Studio serves, and the store between it and the backbone; each time it is asked."""
 
     UPLOAD = "/data/upload/1/a.png"
 
@@ -305,3 +308,131 @@ class TestCache:
         assert count(metrics, "images", outcome="decode_error") == 2
         serve(make_png(9), tag='"two"')
         assert score(Engine()) == 9
+
+
+class TestKnown:
+    """Images that were scored before, and how long their source's word is taken."""
+
+    RECHECK_S = 100.0
+
+    @pytest.fixture
+    def now(self):
+        return [1_800_000_000.0]
+
+    @pytest.fixture
+    def scorer(self, make_scorer, fetcher, store, now):
+        return make_scorer(fetcher, store=store, recheck_s=self.RECHECK_S, now=lambda: now[0])
+
+    @pytest.fixture
+    def score(self, scorer):
+        def score(*names, engine=None, deadline=None):
+            outcomes = scorer.score(references(*names), engine or Engine(), deadline=deadline or soon())
+            return [
+                int(each.mean_probabilities[1]) if isinstance(each, ImageScores) else each.code for each in outcomes
+            ]
+
+        return score
+
+    @pytest.fixture
+    def serve(self, image_host):
+        def serve(name, value, **headers):
+            image_host.answers[name] = reply(make_png(value), **headers)
+
+        return serve
+
+    @pytest.mark.parametrize("headers", [{}, {"etag": '"tag"'}], ids=["cannot-be-asked", "can-be-asked"])
+    def test_a_source_is_asked_again_after_a_while(self, serve, score, image_host, now, metrics, headers):
+        """And not before that, whatever it would say."""
+        serve("/data/upload/a.png", 7, **headers)
+        assert score("/data/upload/a.png") == [7]
+        serve("/data/upload/a.png", 8)
+        for seconds, expected in ((0, 7), (self.RECHECK_S - 1, 7), (1, 8), (self.RECHECK_S - 1, 8)):
+            now[0] += seconds
+            assert score("/data/upload/a.png") == [expected]
+        assert len(image_host.requests) == 2
+        assert (count(metrics, "feature_cache_hits"), count(metrics, "feature_cache_misses")) == (3, 2)
+
+    def test_a_source_that_says_that_nothing_changed_is_taken_at_its_word_anew(self, score, image_host, now):
+        """From then on, not from when it sent the file."""
+        tag = '"one"'
+
+        def answer(handler, request):
+            known = request.headers.get("If-None-Match") == tag
+            reply(b"" if known else make_png(7), status=304 if known else 200, etag=tag)(handler, request)
+
+        image_host.answers["/data/upload/a.png"] = answer
+        for asked, seconds in ((1, 0), (2, self.RECHECK_S), (2, self.RECHECK_S - 1), (3, 1)):
+            now[0] += seconds
+            assert score("/data/upload/a.png") == [7]
+            assert len(image_host.requests) == asked
+
+    def test_what_a_host_wants_forgotten_is_downloaded_each_time(self, serve, score, image_host):
+        """`no-store` stands above the setting."""
+        serve("/data/upload/a.png", 7, etag='"tag"', cache_control="no-store")
+        assert [score("/data/upload/a.png") for _ in range(2)] == [[7], [7]]
+        assert len(image_host.requests) == 2
+
+    def test_a_clock_that_was_set_back_makes_nothing_fresh(self, serve, score, image_host, now):
+        """A check that lies in the future is none."""
+        serve("/data/upload/a.png", 7)
+        assert score("/data/upload/a.png") == [7]
+        now[0] -= 10 * self.RECHECK_S
+        assert score("/data/upload/a.png") == [7]
+        assert len(image_host.requests) == 2
+
+    def test_known_and_new_images_keep_their_places(self, serve, score):
+        """Beside images that are errors; the known ones are scored in one batch, which asks nobody."""
+        names = [f"/data/upload/{number}.png" for number in range(6)]
+        for number, name in enumerate(names):
+            serve(name, 10 + number)
+        known, engine = [names[4], names[0], names[2]], Engine()
+        assert score(*known, engine=engine) == [14, 10, 12]
+        engine.batches.clear()
+        assert score(*names, "/data/upload/gone.png", names[0], engine=engine) == [*range(10, 16), "fetch", 10]
+        assert [10, 12, 14, 10] in engine.batches
+        assert sorted(itertools.chain(*engine.backbone_batches)) == [*range(10, 16)]
+
+    def test_a_row_of_another_length_is_none(self, serve, score, store, image_host):
+        """Whoever may write to the folder may not end requests."""
+        serve("/data/upload/a.png", 7)
+        engine = Engine()
+        assert score("/data/upload/a.png", engine=engine) == [7]
+        digest = hashlib.sha256(make_png(7)).digest()
+        store.put(engine.backbone_key, digest, np.ones(2, np.float32))
+        assert score("/data/upload/a.png", engine=engine) == [7]
+        assert engine.backbone_batches == [[7], [7]]
+
+    def test_of_a_long_request_few_features_are_read_ahead(self, serve, scorer, monkeypatch):
+        """Those of one batch are scored while the next are looked up; what the deadline cuts off is not."""
+        monkeypatch.setattr("server.inference.scoring._KNOWN_BYTES", 40)  # ten images
+        serve("/data/upload/a.png", 7)
+        asked = references(*["/data/upload/a.png"] * 55)
+        first = Engine()
+        scorer.score(asked[:1], first, deadline=soon())
+        recalled, recall = [], scorer._known.recall
+        monkeypatch.setattr(scorer._known, "recall", lambda *asked: recalled.append(1) or recall(*asked))
+        gate = threading.Event()
+        engine = Engine(0, gate)
+        outcomes = []
+        request = threading.Thread(target=lambda: outcomes.extend(scorer.score(asked, engine, deadline=soon())))
+        request.start()
+        assert engine.entered.wait(10)
+        wait_until(lambda: len(recalled) == 2)
+        gate.set()
+        request.join(30)
+        assert engine.batches == [*[[7] * 10] * 5, [7] * 5]
+        assert len(outcomes) == 55
+        late = Engine(0, threading.Event())
+        outcomes = scorer.score(asked, late, deadline=time.monotonic() + 0.2)
+        late.gate.set()
+        assert {type(outcome) for outcome in outcomes} == {Expired}
+        scorer._batcher.close()
+        assert len(late.batches) == 1
+
+    def test_the_deadline_is_that_of_images_without_an_address_too(self, serve, scorer):
+        """What is wrong with a task is told, late or not."""
+        serve("/data/upload/a.png", 7)
+        missing = ImageError("task 9: no image")
+        scorer.score(references("/data/upload/a.png"), Engine(), deadline=soon())
+        found = scorer.score([*references("/data/upload/a.png"), missing], Engine(), deadline=time.monotonic() - 1)
+        assert [type(found[0]), found[1]] == [Expired, missing]

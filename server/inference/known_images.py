@@ -1,0 +1,125 @@
+"""What is known of an image before it is decoded: its features, if its source still has the file that they are of.
+
+Owns when a source is asked. One that said what it has not long ago is taken at its word, so that a pool which is scored
+in rounds costs no requests; after that it is asked whether the file changed, and where it cannot be asked, downloaded
+again. Knows no threads and no graph.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from contract.errors import ImageError
+from contract.features.store import Download, FeatureStore
+from contract.images.download import Validators
+from contract.images.fetch import Fetched, Fetcher
+from server.inference.engine import Engine, Features
+from server.observe.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """Where a task's image is, in any form that Label Studio uses."""
+
+    reference: str
+    task_id: int | None = None
+    project_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An image whose features are not known."""
+
+    data: bytes
+    digest: bytes | None
+    """sha256; None where nothing is kept."""
+
+
+class KnownImages:
+    """A store of features, and the sources of images. Used by many threads."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        fetcher: Fetcher,
+        *,
+        recheck_s: float,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Take a store, what fetches, and for how many seconds a source's word is taken; 0 asks it each time."""
+        self._store = store
+        self._fetcher = fetcher
+        self._recheck_s = recheck_s
+        self._metrics = metrics
+        self._clock = clock
+
+    def recall(self, images: Sequence[ImageReference], engine: Engine) -> list[Features | None]:
+        """Return float32 (F,) of each image, in order, or None where its source has to be asked. Asks no image host."""
+        if not self._recheck_s:
+            return [None] * len(images)
+        named = {index: source for index, image in enumerate(images) if (source := self._source(image))}
+        last = zip(named, self._store.recall_many([*named.values()]), strict=True)
+        fresh = {index: download.digest for index, download in last if download and self._is_fresh(download)}
+        rows = dict(zip(fresh, self._rows([*fresh.values()], engine), strict=True))
+        found = [rows.get(index) for index in range(len(images))]
+        self._metrics.feature_cache_hits.inc(sum(row is not None for row in found))
+        return found
+
+    def find(self, image: ImageReference, engine: Engine, deadline: float) -> File | Features:
+        """Return what is known of an image after asking its source: its features, or else its file.
+
+        Raises:
+            ImageError: if the source does not give it.
+        """
+        found = self._find(image, engine, deadline)
+        missed = isinstance(found, File)
+        (self._metrics.feature_cache_misses if missed else self._metrics.feature_cache_hits).inc()
+        return found
+
+    def _find(self, image: ImageReference, engine: Engine, deadline: float) -> File | Features:
+        source = self._source_of(image)
+        last = self._store.recall(source) if source else None
+        (row,) = self._rows([last.digest], engine) if last else (None,)
+        known = last if row is not None else None  # who has no features needs the file, changed or not
+        fetched = fetch(self._fetcher, image, deadline, known.validators if known else None)
+        if known and row is not None and fetched.unchanged:
+            self._metrics.image_revalidations.labels("unchanged").inc()
+            self._remember(source, fetched, known.digest)
+            return row
+        digest = hashlib.sha256(fetched.data).digest()
+        if known and known.validators.can_ask:
+            self._metrics.image_revalidations.labels("ignored" if digest == known.digest else "changed").inc()
+        self._remember(source, fetched, digest)
+        (row,) = self._rows([digest], engine)
+        return File(fetched.data, digest) if row is None else row
+
+    def _remember(self, source: str | None, fetched: Fetched, digest: bytes) -> None:
+        if source and fetched.validators:
+            self._store.remember(source, Download(fetched.validators, digest, int(self._clock())))
+
+    def _is_fresh(self, download: Download) -> bool:
+        return 0 <= self._clock() - download.checked_at < self._recheck_s
+
+    def _rows(self, digests: Sequence[bytes], engine: Engine) -> list[Features | None]:
+        """Features of files, where there are as many as the head takes: the store's folder may be written by others."""
+        rows = self._store.get_many(engine.backbone_key, digests)
+        return [row if row is not None and len(row) == engine.features else None for row in rows]
+
+    def _source(self, image: ImageReference) -> str | None:
+        """Where an image is asked for; None too where that cannot be said, which is told when it is fetched."""
+        try:
+            return self._source_of(image)
+        except ImageError:
+            return None
+
+    def _source_of(self, image: ImageReference) -> str | None:
+        return self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
+
+
+def fetch(fetcher: Fetcher, image: ImageReference, deadline: float, known: Validators | None = None) -> Fetched:
+    """Fetch an image, unless its source says that it is the one that is known."""
+    return fetcher.fetch_if_changed(
+        image.reference, known=known, task_id=image.task_id, project_id=image.project_id, deadline=deadline
+    )
