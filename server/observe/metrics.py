@@ -52,7 +52,7 @@ class Metrics:
         self.ready = gauge("labelnext_ready", "1 while it should be sent requests.")
         self.stage_duration = histogram(
             "labelnext_stage_duration_seconds",
-            "Seconds in a stage: fetch, decode and queue for one image, recall for many, backbone and passes for one batch.",
+            "Seconds in a stage: fetch, decode, queue for one image, recall for many, backbone, passes for one batch.",
             ("stage",),
             buckets=_SECONDS,
         )
