@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
 import urllib3
@@ -165,6 +167,15 @@ class LabelStudioClient:
         self._timeout_s = timeout_s
         self._patience = patience or PATIENCE
         self._http = urllib3.PoolManager(retries=False)
+        self._date = ""
+
+    @property
+    def date(self) -> datetime | None:
+        """Return what time it was at Label Studio when it last answered, to the second; None where it does not say."""
+        try:
+            return parsedate_to_datetime(self._date).astimezone(UTC)
+        except ValueError:
+            return None
 
     def get(self, path: str, **query: str | int) -> Any:
         """GET a path such as "/api/projects", and return the answer's JSON."""
@@ -291,6 +302,7 @@ class LabelStudioClient:
                 f"expected Label Studio at {self.url}, which cannot be reached ({type(err).__name__}); "
                 "check LABELNEXT_LABEL_STUDIO_URL and that it is running"
             ) from err
+        self._date = reply.headers.get("Date", "")
         return reply.status, reply.data
 
     def _parse(self, data: bytes) -> Any:

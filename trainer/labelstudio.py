@@ -1,4 +1,4 @@
-"""What the trainer asks of Label Studio, in values of its own: projects, tasks, predictions and webhooks.
+"""What the trainer asks of Label Studio, in values of its own: projects, tasks and predictions.
 
 Tasks are read as the JSON that they come in. All functions raise ConfigError if Label Studio does not answer, or has no
 such project; the kinds of it are `contract.label_studio`'s.
@@ -6,7 +6,7 @@ such project; the kinds of it are `contract.label_studio`'s.
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -20,10 +20,8 @@ _WRITE_TIMEOUT_S: Final = 3600.0
 """Label Studio stores 10,000 predictions in 12 s on SQLite, and takes 75 s to delete them."""
 _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
-_AUTHORIZATION: Final = "Authorization"
-_BEARER: Final = "Bearer "
-_FORMER: Final = "X-Labelnext-Former-Authorization"
-"""Where a webhook keeps what it carried before our token, rather than anybody's disk."""
+_RULES: Final = ("maximum_annotations", "overlap_cohort_percentage", "show_overlap_first", "skip_queue")
+"""Settings of a project by which Label Studio reckons which tasks are done with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,19 @@ class PoolTask:
     id: int
     data: Mapping[str, Any]
     """As it was imported: references to cloud storage are not resolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How many tasks a project has, and by what it can be told which have changed since."""
+
+    tasks: int
+    last: int
+    """The highest number of a task, 0 where there is none: numbers are not given twice."""
+    at: str
+    """What time it was at Label Studio: UTC, ISO 8601; empty where it does not say."""
+    rules: str
+    """Stands for what decides when a task is done with, whose change is no change of the tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +164,30 @@ def unlabelled_tasks(client: LabelStudioClient, project_id: int) -> Iterator[Poo
     """
     for task in _pages(client, project_id, [_NOT_ANNOTATED, _NOT_DONE], page_size=_PAGE_TASKS, resolve_uri="false"):
         yield PoolTask(task["id"], task["data"])
+
+
+def read_extent(client: LabelStudioClient, project_id: int) -> Extent:
+    """Look at a project in two small requests."""
+    rules = client.read(
+        _project(project_id),
+        lambda project: json.dumps([project.get(name) for name in _RULES]),
+        what=f"project {project_id}",
+    )
+    at = client.date  # before the tasks are looked at
+    query = {"filters": _all_of(), "ordering": ["-tasks:id"]}
+    page = _list_tasks(client, project_id, query, page_size=1, resolve_uri="false")
+    last = page.tasks[0]["id"] if page.tasks else 0
+    return Extent(page.total, last, at.isoformat() if at else "", rules)
+
+
+def tasks_since(client: LabelStudioClient, project_id: int, moment: str) -> Iterator[tuple[PoolTask, bool]]:
+    """Yield every task that has changed at a moment or since, and whether `unlabelled_tasks` would give it.
+
+    A task changes with its data and with its annotations, not when predictions are imported. Deleted ones do not show.
+    """
+    later = _filter("updated_at", "greater_or_equal", moment, "Datetime")
+    for task in _pages(client, project_id, [later], page_size=_PAGE_TASKS, resolve_uri="false"):
+        yield PoolTask(task["id"], task["data"]), not task["total_annotations"] and not task["is_labeled"]
 
 
 def count_unlabelled(client: LabelStudioClient, project_id: int) -> int:
@@ -266,55 +301,6 @@ def switch_model_version(
             f"Label Studio at {client.url} refuses model version {version!r} for project {project_id}: no prediction "
             "in the project has it; retrieve or import predictions of that version first"
         ) from err
-
-
-# ---- webhooks
-
-
-def set_webhook_token(client: LabelStudioClient, project_id: int, url_prefixes: Sequence[str], token: str) -> int:
-    """Have a project's webhooks for addresses that begin so carry a token, and return how many had to be changed.
-
-    It is sent as `Authorization: Bearer ...`; what else they carried as that stays with them, under another name, for
-    `clear_webhook_token`. Webhooks for other addresses are left alone.
-    """
-
-    def change(headers: Mapping[str, str]) -> Mapping[str, str]:
-        before = headers.get(_AUTHORIZATION, "")
-        kept = {_FORMER: before} if before and not before.startswith(_BEARER) else {}
-        return {**headers, **kept, _AUTHORIZATION: _BEARER + token}
-
-    return _change_webhooks(client, project_id, url_prefixes, change)
-
-
-def clear_webhook_token(client: LabelStudioClient, project_id: int, url_prefixes: Sequence[str]) -> int:
-    """Have webhooks carry what they did before `set_webhook_token`, and return how many had to be changed."""
-
-    def change(headers: Mapping[str, str]) -> Mapping[str, str]:
-        if not headers.get(_AUTHORIZATION, "").startswith(_BEARER):
-            return headers
-        former = {_AUTHORIZATION: headers[_FORMER]} if _FORMER in headers else {}
-        return {name: value for name, value in headers.items() if name not in {_AUTHORIZATION, _FORMER}} | former
-
-    return _change_webhooks(client, project_id, url_prefixes, change)
-
-
-def _change_webhooks(
-    client: LabelStudioClient,
-    project_id: int,
-    url_prefixes: Sequence[str],
-    change: Callable[[Mapping[str, str]], Mapping[str, str]],
-) -> int:
-    stems = tuple(prefix.rstrip("/") + "/" for prefix in url_prefixes)
-
-    def make(hooks: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, str]]:
-        ours = (hook for hook in hooks if (hook["url"].rstrip("/") + "/").startswith(stems))
-        return {int(hook["id"]): hook["headers"] or {} for hook in ours}
-
-    hooks = client.read("/api/webhooks/", make, what="webhooks", query={"project": project_id})
-    changed = {number: wanted for number, headers in hooks.items() if (wanted := change(headers)) != headers}
-    for number, wanted in changed.items():
-        client.send("PATCH", f"/api/webhooks/{number}/", what=f"webhook {number}", body={"headers": wanted})
-    return len(changed)
 
 
 # ---- pages of tasks

@@ -1,10 +1,11 @@
 import json
 import socket
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
 
-from bench.hosts import host, reply
+from bench.hosts import host, raw, reply
 from contract import label_studio
 from contract.errors import ConfigError
 from contract.label_studio import WHOAMI, LabelStudioClient, Patience, Refused, TokenRefused, Unreachable
@@ -167,3 +168,13 @@ def test_what_is_to_be_sent_once_is(studio, pauses, status):
     with pytest.raises(Unreachable):
         client(studio.url, patience=Patience()).post("/api/tasks", {})
     assert (len(studio.requests), pauses) == (1, [])
+
+
+def test_what_time_it_is_at_label_studio_is_what_it_last_said(studio):
+    """To the second, in UTC; none before the first answer, or where the answer does not say."""
+    ours = client(studio.url)
+    assert ours.date is None
+    for date, expected in (("Sun, 29 Nov 2026 16:00:01 GMT", datetime(2026, 11, 29, 16, 0, 1, tzinfo=UTC)), ("", None)):
+        studio.answers["/api"] = raw(f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        ours.get("/api")
+        assert ours.date == expected

@@ -3,8 +3,10 @@
 import base64
 import itertools
 import json
+import operator
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from urllib.parse import parse_qs, urlsplit
 
 from bench.hosts import Request, host, reply
@@ -39,6 +41,7 @@ class Studio:
         self.predictions = {}
         self.webhooks = {}
         self.numbers = itertools.count(1)
+        self.ticks = itertools.count()
         self.before = lambda request: None
         """Called with each request before it is answered; may raise Gone."""
         self.drops = lambda prediction: False
@@ -52,7 +55,7 @@ class Studio:
             "id": number,
             "data": data or {"image": f"http://images/{number}.png"},
             "annotations": [],
-            "updated_at": f"2026-01-01T00:00:00.{number:06}Z",
+            "updated_at": self.moment(),
         }
         return number
 
@@ -67,7 +70,8 @@ class Studio:
         self.tasks[task]["annotations"][0]["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
 
     def moment(self):
-        return f"2026-01-02T00:00:00.{next(self.numbers):06}Z"
+        """The time, later than any before it."""
+        return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}.{next(self.ticks):06}Z"
 
     def delete_task(self, task):
         del self.tasks[task]
@@ -162,7 +166,11 @@ class Studio:
         [ordering] = asked.get("ordering", ["tasks:id"])
         key = ordering.removeprefix("-").removeprefix("tasks:")
         found.sort(key=lambda task: task[key], reverse=ordering.startswith("-"))
-        return {"tasks": found[: int(query["page_size"])], "total": len(found)}
+        return {"tasks": [self.shown(task) for task in found[: int(query["page_size"])]], "total": len(found)}
+
+    def shown(self, task):
+        total, cancelled = self.counts(task["id"])
+        return {**task, "total_annotations": total, "cancelled_annotations": cancelled, "is_labeled": total > 0}
 
     def passes(self, task, condition):
         total, cancelled = self.counts(task["id"])
@@ -174,8 +182,7 @@ class Studio:
             "is_labeled": "true" if total else "false",
             "updated_at": task["updated_at"],
         }[column]
-        wanted = condition["value"]
-        return value > wanted if condition["operator"] == "greater" else value == wanted
+        return _OPERATORS[condition["operator"]](value, condition["value"])
 
     def remove(self, version):
         if self.project["model_version"] == version:
@@ -191,6 +198,9 @@ class Studio:
             number = next(self.numbers)
             self.predictions[number] = {"id": number, **each}
         return 201, {"created": len(kept)}
+
+
+_OPERATORS = {"equal": operator.eq, "greater": operator.gt, "greater_or_equal": operator.ge}
 
 
 @contextmanager

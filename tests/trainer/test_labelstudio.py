@@ -158,47 +158,6 @@ class TestPredictions:
         assert pets.predictions == {}
 
 
-class TestWebhooks:
-    def test_a_header_is_put_on_our_webhooks_alone(self, pets):
-        """Others go elsewhere, and must not carry our secret; headers that are there stay."""
-        pets.webhooks = {
-            1: {"id": 1, "url": "http://server:9090/webhook", "headers": {"X-Team": "a"}},
-            2: {"id": 2, "url": "http://server:9090", "headers": None},
-            3: {"id": 3, "url": "http://server:90901/webhook", "headers": {}},
-            4: {"id": 4, "url": "http://elsewhere/http://server:9090/webhook", "headers": {}},
-        }
-        assert labelstudio.set_webhook_token(pets.client, 5, ["http://server:9090/"], "secret") == 2
-        assert {number: hook["headers"] for number, hook in pets.webhooks.items()} == {
-            1: {"X-Team": "a", "Authorization": "Bearer secret"},
-            2: {"Authorization": "Bearer secret"},
-            3: {},
-            4: {},
-        }
-        assert labelstudio.set_webhook_token(pets.client, 5, ["http://server:9090/"], "secret") == 0
-
-    def test_without_an_address_none_is_touched(self, pets):
-        """Rather than all."""
-        pets.webhooks = {1: {"id": 1, "url": "http://server:9090/webhook", "headers": {}}}
-        assert labelstudio.set_webhook_token(pets.client, 5, [], "secret") == 0
-        assert labelstudio.clear_webhook_token(pets.client, 5, []) == 0
-
-    @pytest.mark.parametrize(
-        "before", [{}, {"X-Team": "a"}, {"Authorization": "Basic YTpi", "X-Team": "a"}], ids=["none", "other", "login"]
-    )
-    @pytest.mark.parametrize(
-        "tokens", [["secret"], ["secret", "new secret"], ["secret", "secret"]], ids=["once", "changed", "twice"]
-    )
-    def test_our_webhooks_can_be_put_back_as_they_were(self, pets, before, tokens):
-        """However often the secret was changed; what carries no token of ours is left alone."""
-        pets.webhooks = {1: {"id": 1, "url": "http://server:9090/webhook", "headers": dict(before)}}
-        for token in tokens:
-            labelstudio.set_webhook_token(pets.client, 5, ["http://server:9090"], token)
-            assert pets.webhooks[1]["headers"]["Authorization"] == f"Bearer {token}"
-        assert labelstudio.clear_webhook_token(pets.client, 5, ["http://server:9090"]) == 1
-        assert pets.webhooks[1]["headers"] == before
-        assert labelstudio.clear_webhook_token(pets.client, 5, ["http://server:9090"]) == 0
-
-
 class TestSwitching:
     @pytest.mark.parametrize(
         ("options", "expected"),

@@ -16,6 +16,7 @@ from trainer import labelstudio
 from trainer.labelstudio import PoolTask
 from trainer.ranking.names import base_name
 from trainer.ranking.options import RankOptions
+from trainer.ranking.pool_listing import kept_file, list_unlabelled
 from trainer.ranking.scores import ScoreLog, digest
 from trainer.settings import Environment
 from trainer.stages import Stages
@@ -62,9 +63,14 @@ class RankingContext:
     def tasks(self) -> list[PoolTask]:
         """The unlabelled tasks."""
         with self.measure("tasks"):
-            tasks = list(labelstudio.unlabelled_tasks(self.client, self.options.project))
+            tasks = self.list_tasks()
         _log.info("project %d (%s): %d unlabelled tasks", self.options.project, self.project.title, len(tasks))
         return tasks
+
+    def list_tasks(self) -> list[PoolTask]:
+        """Return the unlabelled tasks as they are now."""
+        project = self.options.project
+        return list_unlabelled(self.client, project, kept_file(self.environment, project))
 
     @cached_property
     def data(self) -> dict[int, Any]:

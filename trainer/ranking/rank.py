@@ -229,7 +229,7 @@ class _Ranking:
         )
 
     def _find_unlabelled(self) -> set[int]:
-        return {task.id for task in labelstudio.unlabelled_tasks(self._client, self._options.project)}
+        return {task.id for task in self._context.list_tasks()}
 
     def _switch(self, name: str) -> None:
         sampling = None if self._options.keep_sampling else labelstudio.UNCERTAINTY_SAMPLING

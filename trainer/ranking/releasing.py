@@ -23,7 +23,9 @@ from trainer.labelstudio import Project
 from trainer.locks import exclusive
 from trainer.ranking.context import kept_folder
 from trainer.ranking.names import own_names
+from trainer.ranking.pool_listing import kept_file
 from trainer.settings import Environment
+from trainer.webhooks import clear_webhook_token
 
 PROJECTS_FOLDER: Final = "projects"
 
@@ -135,9 +137,10 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
     ):
         client = labelstudio.connect(*environment.label_studio())
         before = recall(repository, project_id)
-        webhooks = labelstudio.clear_webhook_token(client, project_id, [server or environment.server])
+        webhooks = clear_webhook_token(client, project_id, [server or environment.server])
         predictions = _put_back(client, repository, project_id, before or _DEFAULT)
         shutil.rmtree(kept_folder(environment, project_id), ignore_errors=True)
+        kept_file(environment, project_id).unlink(missing_ok=True)
         for request in find_requests(repository):
             if request.project == project_id:
                 remove(repository, request)

@@ -12,6 +12,7 @@ from contract.labelconfig import ChoicesControl, parse_label_config
 from trainer import labelstudio
 from trainer.settings import Environment
 from trainer.watching.rounds import Changes, Trained, WatchOptions
+from trainer.webhooks import set_webhook_token
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Monitor:
         if not (secret := self._environment.webhook_secret):
             return
         try:
-            labelstudio.set_webhook_token(client, self._project, [self._server], secret)
+            set_webhook_token(client, self._project, [self._server], secret)
             self._last_fault = ""
         except ConfigError as err:
             if str(err) != self._last_fault:

@@ -16,6 +16,7 @@ from trainer import labelstudio
 from trainer.__main__ import main
 from trainer.ranking.context import kept_folder
 from trainer.ranking.releasing import recall, release
+from trainer.webhooks import set_webhook_token
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def use(rig):
     for name in ("cold-start-default", rig.version, f"{rig.version}.r2"):
         rig.studio.predict(3, name)
     client = labelstudio.connect(rig.studio.url, rig.environment.label_studio_token)
-    labelstudio.set_webhook_token(client, 5, [rig.server.url], "secret")
+    set_webhook_token(client, 5, [rig.server.url], "secret")
     leave_request(rig.repository, 5)
     leave_request(rig.repository, 6)
     assert seen(rig) != rig.before

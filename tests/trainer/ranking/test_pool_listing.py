@@ -1,0 +1,151 @@
+"""The list of unlabelled tasks that is kept is the one that Label Studio would give."""
+
+import json
+import stat
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from contract.label_studio import LabelStudioClient
+from tests.trainer.studio import TOKEN, studio
+from trainer import labelstudio
+from trainer.ranking import pool_listing
+from trainer.ranking.pool_listing import list_unlabelled
+
+TASKS = 40
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A project of which three tasks are labelled, and a file that is not there yet."""
+    with studio(TASKS) as state:
+        state.client = labelstudio.connect(state.url, TOKEN)
+        state.path = tmp_path / "cache" / "tasks" / "5.json"
+        for task in (3, 4, 5):
+            state.annotate(task, "cat")
+        yield state
+
+
+MINUTE_BEFORE = pool_listing._before
+LISTED_AT = [""]
+
+
+@pytest.fixture(autouse=True)
+def _no_overlap(monkeypatch):
+    """Changes of the minute before are asked for again; here none are, as if all were older."""
+    monkeypatch.setattr(pool_listing, "_before", lambda moment: LISTED_AT[0] if moment else "")
+
+
+def read(pets):
+    """List, check the list against the whole one, and return how many tasks were sent for it."""
+    begun = len(pets.requests)
+    found = list_unlabelled(pets.client, 5, pets.path)
+    sent = sum(count_sent(pets, request) for request in pets.requests[begun:])
+    assert found == list(labelstudio.unlabelled_tasks(pets.client, 5))
+    LISTED_AT[0] = pets.moment()
+    return sent
+
+
+def count_sent(pets, request):
+    parts = urlsplit(request.path)
+    if not parts.path.startswith("/api/tasks"):
+        return 0
+    return len(pets.page({name: values[0] for name, values in parse_qs(parts.query).items()})["tasks"])
+
+
+def all_listed(sent):
+    return sent >= TASKS - 10
+
+
+def test_what_has_changed_is_all_that_is_asked_for(pets):
+    """Labelled, skipped, unlabelled again, new, and edited: each as the whole list would have it."""
+    assert all_listed(read(pets))
+    assert read(pets) <= 2
+    pets.annotate(7, "cat")
+    pets.annotate(8, "dog", cancelled=True)
+    pets.tasks[3]["annotations"].clear()
+    pets.tasks[3]["updated_at"] = pets.moment()
+    pets.add_task()
+    pets.tasks[9].update(data={"image": "http://images/other.png"}, updated_at=pets.moment())
+    assert read(pets) <= 2 + 5
+    assert read(pets) <= 2
+
+
+def test_a_deleted_task_has_all_listed_anew(pets):
+    """Deleted ones do not show, but in how many there are; not even beside as many that were added."""
+    read(pets)
+    pets.delete_task(10)
+    assert all_listed(read(pets))
+    pets.delete_task(11)
+    pets.add_task()
+    assert all_listed(read(pets))
+    assert read(pets) <= 2
+
+
+def test_a_change_without_a_time_has_all_listed_anew(pets):
+    """As when annotations are removed in the database: another number of tasks is unlabelled."""
+    read(pets)
+    pets.tasks[4]["annotations"].clear()
+    assert all_listed(read(pets))
+
+
+def test_other_rules_have_all_listed_anew(pets):
+    """How many people label a task decides which tasks are done with, and changes none of them."""
+    read(pets)
+    pets.project["maximum_annotations"] = 2
+    assert all_listed(read(pets))
+    assert read(pets) <= 2
+
+
+@pytest.mark.parametrize("later_s", [25 * 3600, -10])
+def test_once_a_day_all_are_listed_anew(pets, monkeypatch, later_s):
+    """And where this machine's clock was put back."""
+    read(pets)
+    now = pool_listing.time.time()
+    monkeypatch.setattr(pool_listing.time, "time", lambda: now + later_s)
+    assert all_listed(read(pets))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"at": 1}', b'{"tasks": {"x": 1}}'])
+def test_a_file_that_cannot_be_read_is_none(pets, content):
+    """And is replaced."""
+    pets.path.parent.mkdir(parents=True)
+    pets.path.write_bytes(content)
+    assert all_listed(read(pets))
+    assert read(pets) <= 2
+
+
+def test_data_is_kept_from_others_eyes(pets):
+    """References may hold signatures."""
+    read(pets)
+    assert stat.S_IMODE(pets.path.stat().st_mode) == 0o600
+    assert json.loads(pets.path.read_bytes())["tasks"]["1"] == pets.tasks[1]["data"]
+
+
+def test_a_list_that_is_too_long_is_not_kept(pets, monkeypatch):
+    """Nor is one that was short enough before."""
+    read(pets)
+    monkeypatch.setattr(pool_listing, "_MOST_BYTES", 100)
+    read(pets)
+    assert not pets.path.exists()
+
+
+def test_where_nothing_can_be_kept_all_are_listed(pets):
+    """The folder is a file."""
+    pets.path.parent.parent.mkdir(parents=True)
+    pets.path.parent.touch()
+    for _ in range(2):
+        assert all_listed(read(pets))
+
+
+def test_a_change_that_shows_late_is_not_lost():
+    """It bears the time at which it began; a minute is asked for again. No time at all has all listed."""
+    assert MINUTE_BEFORE("2026-01-02T00:01:00+00:00") == "2026-01-02T00:00:00.000000Z"
+    assert MINUTE_BEFORE("") == ""
+
+
+def test_a_label_studio_that_does_not_tell_the_time_is_listed_anew(pets, monkeypatch):
+    """By its clock, and not by ours, is told what has changed."""
+    monkeypatch.setattr(LabelStudioClient, "date", None)
+    for _ in range(2):
+        assert all_listed(read(pets))
