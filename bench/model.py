@@ -57,6 +57,19 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Photos:
+    """Labelled photos, and what a network that learns them starts from."""
+
+    files: tuple[tuple[Path, str], ...]
+    """Files and their classes."""
+    name: str
+    """As in names of folders."""
+    description: str
+    """What the photos are and what the network starts from, for people."""
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Source:
     """Labelled photos to train on, and the weights to start from."""
 
@@ -102,11 +115,12 @@ def trained(
     return _subject(repository, photos[labels:], source)
 
 
-def labelled_photos() -> tuple[list[tuple[Path, str]], str]:
-    """Return all photos and their classes, in the order that `trained` takes them in, and the weights to start from."""
+def labelled_photos() -> Photos:
+    """Return all photos, in the order that `trained` takes them in."""
     source = _source()
     found = source.photos()
-    return random.Random(_ORDER).sample(found, len(found)), source.weights  # noqa: S311  # an order, not a secret
+    files = random.Random(_ORDER).sample(found, len(found))  # noqa: S311  # an order, not a secret
+    return Photos(tuple(files), source.name, source.description, source.weights)
 
 
 def clean_environment(**settings: str) -> dict[str, str]:

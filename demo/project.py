@@ -116,7 +116,7 @@ class Project:
 
     def annotate(self, task_id: int, label: str) -> None:
         """Label a task, as a person does who submits."""
-        self._client.post(f"/api/tasks/{task_id}/annotations/", {"result": [_choice(label)], "lead_time": 1.0})
+        self._client.post(f"/api/tasks/{task_id}/annotations/", {"result": [choice(label)], "lead_time": 1.0})
 
     def connect(self, url: str, *, title: str) -> None:
         """Connect the machine learning backend at `url`."""
@@ -165,7 +165,8 @@ def label_config(labels: Sequence[str]) -> str:
     )
 
 
-def _choice(label: str) -> dict[str, object]:
+def choice(label: str) -> dict[str, object]:
+    """Return the region by which a person says that an image is of a class."""
     return {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
 
 
