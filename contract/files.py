@@ -10,8 +10,9 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from contract.errors import DiskFull, LabelnextError
 
@@ -20,7 +21,7 @@ _NONE_BYTES: Final = 2**20
 """With less free a file of ours has no room."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read; its folders may be links, it itself may not.
 
     Raises:

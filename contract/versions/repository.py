@@ -1,13 +1,14 @@
 """The model repository: a folder in which versions appear whole or not at all.
 
-    models/<model>/<version>/{model.onnx, model.onnx.data, portable.onnx, backbone.int8.onnx}
+    models/<model>/<version>/{model.onnx, backbone.onnx.data, head.onnx.data, portable.onnx, backbone.int8.onnx}
     models/<model>/<version>/{manifest.json, probe.npz, report/}
     models/<model>/<version>/manifest.json.minisig    where versions are signed
     models/<model>/CURRENT            one line, the version in use
     models/<model>/.retired/<version>/{manifest.json, report/}    of versions that were removed
 
 A version is written to a staging folder on the same file system, synced, and renamed into place; then CURRENT is
-replaced in one step. Versions never change afterwards, so readers poll CURRENT and never wait for a lock.
+replaced in one step. Versions never change afterwards, so readers poll CURRENT and never wait for a lock; and what
+two of them have of one backbone is one file under two names, linked as the last thing before the syncing.
 
 A version is removed by being renamed out of the way, and only then loses its graph and weights: what it says of itself
 stays. Who has one open holds a lock on its manifest, which the system lets go however the holder ends. CURRENT is read
@@ -25,7 +26,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from contract.errors import (
 )
 from contract.files import explaining_full, read_regular, sync, sync_tree, write_synced
 from contract.versions.documents import Documents
-from contract.versions.manifest import Manifest, check_version
+from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.signatures import Keys
 from contract.versions.version import (
     MANIFEST_FILE,
@@ -48,8 +49,10 @@ from contract.versions.version import (
     SIGNATURE_FILE,
     Version,
     digest_folder,
+    link,
     read_beginning,
     read_manifest,
+    shared_files,
     strip,
 )
 
@@ -85,15 +88,21 @@ class StagedVersion:
     def publish(self, manifest: Manifest) -> Version:
         """Sign the version if there is a key, and make it visible and current.
 
-        Every step leaves the repository usable if the process dies in it.
+        Files that it shares with a version that is there become links to that one's. Every step leaves the repository
+        usable if the process dies in it.
         """
         described = self.describe(manifest)
         if signing := self._repository.keys.signing:
             content = (self.path / MANIFEST_FILE).read_bytes()
             (self.path / SIGNATURE_FILE).write_bytes(signing.sign(content, version=self.version))
         staging = self._repository.staging_folder(self.version)
-        if self.path != staging:
-            shutil.copytree(self.path, staging)
+        is_private = self.path != staging
+        if is_private:
+            staging.mkdir()
+        shared = shared_files(described.manifest).items()
+        linked = [file for file, digest in shared if self._repository.link_shared(file, digest, staging / file)]
+        if is_private:
+            shutil.copytree(self.path, staging, ignore=shutil.ignore_patterns(*linked), dirs_exist_ok=True)
         sync_tree(staging)
         return self._repository.put(Version(staging, described.manifest))
 
@@ -341,6 +350,18 @@ class Repository:
     def staging_folder(self, version: str) -> Path:
         """Where a version is put together before it is named: beside the others, so that renaming is one step."""
         return self.folder / f"{_STAGING}{version}"
+
+    def link_shared(self, file: str, digest: FileDigest, target: Path) -> bool:
+        """Make `target` a link to a file that a version here has, once that is known to be of this digest.
+
+        Returns False if there is none, or it cannot be linked: it is another user's, or there are no hard links.
+        """
+        for name in reversed(_versions_in(self.folder)):
+            with suppress(RepositoryError, OSError):  # damaged, or being removed: of no use here
+                if self._load_manifest(self.folder / name).files.get(file) == digest:
+                    link(self.folder / name / file, target, digest)
+                    return True
+        return False
 
     def put(self, staged: Version) -> Version:
         """Name the version that lies whole in its staging folder, and make it current."""

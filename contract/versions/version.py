@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +29,7 @@ PORTABLE_FILE = "portable.onnx"
 INT8_BACKBONE_FILE = "backbone.int8.onnx"
 """Optional: the lowered graph's backbone in 8-bit integers, weights included."""
 SHARED_FILES = frozenset({BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE})
-"""The backbone's: equal in all versions that have the same one."""
+"""The backbone's: equal in all versions that have the same one, which therefore lie on the disk once."""
 PROBE_FILE = "probe.npz"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
@@ -142,6 +143,11 @@ def weights_in(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_size for name in WEIGHTS_FILES if (folder / name).exists()}
 
 
+def shared_files(manifest: Manifest) -> dict[str, FileDigest]:
+    """Return the digests of the files that other versions may have, too."""
+    return {file: digest for file, digest in manifest.files.items() if file in SHARED_FILES}
+
+
 def is_kept(file: str) -> bool:
     """Say whether a file of a version stays when the version is removed."""
     return file in {MANIFEST_FILE, SIGNATURE_FILE} or file.startswith(f"{REPORT_FOLDER}/")
@@ -177,8 +183,30 @@ def _files_in(folder: Path) -> Iterator[str]:
 def digest_file(path: Path) -> FileDigest:
     """Return a file's sha256 and length."""
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileDigest(sha256, file.tell())
+        return _digest(file)
+
+
+def _digest(file: BufferedReader) -> FileDigest:
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileDigest(sha256, file.tell())
+
+
+def link(source: Path, target: Path, expected: FileDigest) -> None:
+    """Make `target` another name of a file, whatever was there, once the file is known to be what is expected.
+
+    Raises:
+        DigestError: if it is not.
+        OSError: if it cannot be read, or the file system knows no hard links.
+    """
+    draft = target.with_name(f".{target.name}")
+    try:
+        os.link(source, draft, follow_symlinks=False)
+        with open_regular(draft) as file:
+            if os.fstat(file.fileno()).st_size != expected.size_bytes or _digest(file) != expected:
+                raise DigestError(f"{source} is not the file that its version's manifest lists; {_REMEDY}")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)  # of two names of one file none goes when the one replaces the other
 
 
 def strip(folder: Path) -> None:

@@ -36,17 +36,21 @@ os.fsync = lambda descriptor: (kill_at_step("os.fsync", root), real_fsync(descri
 sys.addaudithook(kill_at_step)
 with Repository(root).stage(datetime.now(UTC)) as staged:
     write_files(staged.path, b"second")
+    (staged.path / "backbone.int8.onnx").write_bytes(b"shared")
     staged.publish(manifest(staged.version))
 """
 
 
 def test_publisher_killed_at_each_step_never_leaves_a_torn_version(tmp_path):
-    """Killed before any call that touches the repository, the publisher leaves readers a whole version."""
+    """Killed before any call that touches the repository, the publisher leaves readers a whole version.
+
+    Among the calls is the one that links the file which both versions have.
+    """
     killed, step, done = 0, 0, False
     while not done:
         step += 1
         root = tmp_path / str(step)
-        first = publish(Repository(root), b"first").name
+        first = publish(Repository(root), b"first", int8=b"shared").name
         process = subprocess.run([sys.executable, "-c", PUBLISH, str(root), str(step)], cwd=ROOT, check=False)
         done = process.returncode == 0
         killed += process.returncode == -signal.SIGKILL
@@ -58,6 +62,7 @@ def test_publisher_killed_at_each_step_never_leaves_a_torn_version(tmp_path):
         for name in repository.versions():
             repository.open(name).verify()
     assert content == b"second"
+    assert current.int8_backbone_path.stat().st_nlink == 2
     assert killed == step - 1
     assert killed > 20  # the hook did see the steps
 

@@ -1,0 +1,163 @@
+"""The backbone's files lie on a disk once, however many versions have them; of buckets is test_shared_objects."""
+
+import os
+import subprocess
+from datetime import UTC, datetime
+
+import pytest
+
+from contract.versions.repository import Repository
+from contract.versions.signatures import Keys, generate_keys
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, INT8_BACKBONE_FILE, SHARED_FILES
+from tests.versions import manifest, write_files
+
+MIB = 2**20
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "models")
+
+
+def publish(repository, backbone, head=b"head"):
+    """Publish a version with these bytes as weights of its backbone, and twice them as its backbone in int8."""
+    with repository.stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, head)
+        (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(backbone)
+        (staged.path / INT8_BACKBONE_FILE).write_bytes(backbone * 2)
+        (staged.path / HEAD_WEIGHTS_FILE).write_bytes(head)
+        return staged.publish(manifest(staged.version))
+
+
+def are_one(first, second, file=BACKBONE_WEIGHTS_FILE):
+    return (first.path / file).samefile(second.path / file)
+
+
+def names_of(version):
+    return {file: (version.path / file).stat().st_nlink for file in (*SHARED_FILES, HEAD_WEIGHTS_FILE, "model.onnx")}
+
+
+def used_mib(folder):
+    return int(subprocess.run(["du", "-sm", folder], check=True, capture_output=True, text=True).stdout.split()[0])
+
+
+def test_versions_of_one_backbone_have_its_files_in_common(repository):
+    """Under two names each; what is the head's own is not, though it may be equal."""
+    first, second = publish(repository, b"backbone" * MIB), publish(repository, b"backbone" * MIB)
+    assert names_of(second) == {BACKBONE_WEIGHTS_FILE: 2, INT8_BACKBONE_FILE: 2, HEAD_WEIGHTS_FILE: 1, "model.onnx": 1}
+    assert all(are_one(first, second, file) for file in SHARED_FILES)
+    assert used_mib(repository.folder) < 26  # 8 and 16
+    for version in (first, second):
+        repository.open(version.name).verify()
+    assert not [path for path in second.path.iterdir() if path.name.startswith(".")]
+
+
+def test_another_backbone_is_another_file(repository):
+    """Of the same length; and one of before is found again behind it."""
+    first, other, again = (publish(repository, content) for content in (b"one", b"two", b"one"))
+    assert not are_one(first, other)
+    assert are_one(first, again)
+    assert (other.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"two"
+
+
+def test_a_file_is_linked_only_when_the_version_is_done(repository):
+    """Until then whoever writes the new version may write it, and changes no other."""
+    first = publish(repository, b"one")
+    with repository.stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, b"head")
+        (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(b"one")
+        staged.describe(manifest(staged.version))
+        (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(b"two")
+        second = staged.publish(manifest(staged.version))
+    assert (first.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"one"
+    assert (second.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"two"
+
+
+def damage(path):
+    path.write_bytes(b"wrong"[: path.stat().st_size])
+
+
+def shorten(path):
+    path.write_bytes(b"b")
+
+
+def replace_by_a_link(path):
+    path.symlink_to(path.rename(path.parents[2] / path.name))
+
+
+def replace_by_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("spoil", [damage, shorten, replace_by_a_link, replace_by_a_pipe, os.unlink])
+def test_what_was_changed_is_not_shared(repository, spoil):
+    """Whatever the manifest beside it says: the new version is whole, and others heal from it."""
+    first = publish(repository, b"right")
+    spoil(first.path / BACKBONE_WEIGHTS_FILE)
+    second, third = publish(repository, b"right"), publish(repository, b"right")
+    assert (second.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"right"
+    second.verify()
+    assert are_one(second, third)
+    assert are_one(first, second, INT8_BACKBONE_FILE)
+
+
+def test_a_version_that_cannot_be_read_is_passed_over(repository):
+    """Its manifest was cut short; the one before has the file, too."""
+    first, second = publish(repository, b"one"), publish(repository, b"one")
+    (second.path / "manifest.json").write_text("{")
+    assert are_one(first, publish(repository, b"one"))
+
+
+def test_without_hard_links_each_version_has_its_own(repository, monkeypatch):
+    """Some file systems know none, and other users' files may not be linked."""
+
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    first, second = publish(repository, b"one"), publish(repository, b"one")
+    assert not are_one(first, second)
+    second.verify()
+
+
+def test_removing_one_of_them_takes_nothing_from_the_other(repository):
+    """A name goes; the file is there for as long as it has one."""
+    first, second = publish(repository, b"one"), publish(repository, b"one")
+    repository.retire(first.name)
+    assert names_of(second)[BACKBONE_WEIGHTS_FILE] == 1
+    repository.open(second.name).verify()
+    assert are_one(second, publish(repository, b"one"))
+
+
+class TestSigned:
+    """Where a version is written in a private folder."""
+
+    @pytest.fixture
+    def repository(self, tmp_path):
+        pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
+        return Repository(tmp_path / "models", keys=Keys.read(signing=generate_keys(tmp_path / "keys")[0]))
+
+    def test_files_are_linked_on_the_way_into_the_repository(self, repository):
+        """What is private is not: it would be anybody's to write."""
+        first = publish(repository, b"one")
+        with repository.stage(datetime.now(UTC)) as staged:
+            write_files(staged.path, b"head")
+            (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(b"one")
+            second = staged.publish(manifest(staged.version))
+            assert not (staged.path / BACKBONE_WEIGHTS_FILE).samefile(first.path / BACKBONE_WEIGHTS_FILE)
+        assert are_one(first, second)
+        with repository.open_verified(second.name) as verified:
+            assert (verified.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"one"
+
+    def test_what_was_changed_is_not_shared(self, repository):
+        """It is taken from the private folder."""
+        first = publish(repository, b"right")
+        damage(first.path / BACKBONE_WEIGHTS_FILE)
+        publish(repository, b"right").verify()
+
+    def test_a_version_that_somebody_else_put_there_is_passed_over(self, repository):
+        """Its manifest is not signed, and not read."""
+        forged = publish(Repository(repository.root), b"one")
+        assert not are_one(forged, publish(repository, b"one"))
