@@ -106,6 +106,18 @@ class Bucket:
                 for found in chunk
             ]
 
+    def size(self, key: str) -> int | None:
+        """Return an object's length in bytes; None if there is none.
+
+        Raises:
+            RepositoryUnreachable: if the bucket gives no answer.
+        """
+        with self._asking(f"read ({key})"):
+            try:
+                return obstore.head(self._small, key)["size"]
+            except FileNotFoundError:
+                return None
+
     def download(self, key: str, target: Path, *, size_bytes: int) -> str:
         """Write the first bytes of an object to a file, and return their sha256; they are fewer if it is shorter.
 
@@ -144,7 +156,19 @@ class Bucket:
             elif self._tag(key):  # large files go in parts, for which there are no conditions
                 raise self._refuse(key)
             else:
-                obstore.put(self._large, key, source, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
+                self._send(key, source)
+
+    def overwrite(self, key: str, source: Path) -> None:
+        """Write a file to an object, whatever was there.
+
+        Raises:
+            RepositoryUnreachable: if it cannot be written; what was there then stays.
+        """
+        with self._asking(f"written ({key})"):
+            self._send(key, source)
+
+    def _send(self, key: str, source: Path) -> None:
+        obstore.put(self._large, key, source, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
 
     def _create(self, key: str, content: bytes) -> None:
         try:

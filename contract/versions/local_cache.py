@@ -1,13 +1,14 @@
 """A model repository in a bucket, and the local cache through which this machine reads and writes it.
 
     <prefix>/<model>/<version>/...    the files of a version, manifest.json last
+    <prefix>/<model>/shared/<sha256>  those of its backbone, which other versions have, too (`shared_objects`)
     <prefix>/<model>/CURRENT          one line, the version in use
     <prefix>/<model>/<version>/RETIRED    of a version that was removed: only manifest and report are left beside it
 
-The bucket holds what a folder would hold, under the same names. A version that is opened is copied to the local cache,
-and compared with its digests on the way; what reads files reads them there. A version is there when its manifest is,
-and CURRENT is replaced on condition that it is still what it was when the publisher began, so that of two publishers on
-two machines one is told that it lost. Knows no library for buckets.
+Else the bucket holds what a folder would hold, under the same names. A version that is opened is copied to the local
+cache, and compared with its digests on the way; what reads files reads them there. A version is there when its manifest
+is, and CURRENT is replaced on condition that it is still what it was when the publisher began: of two publishers on two
+machines one is told that it lost. Knows no library for buckets.
 """
 
 import fcntl
@@ -24,10 +25,18 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from contract.errors import ConfigError, DigestError, PublishConflict, VersionInUse
+from contract.errors import (
+    ConfigError,
+    DigestError,
+    ManifestError,
+    PublishConflict,
+    SignatureError,
+    VersionInUse,
+    VersionNotFound,
+)
 from contract.files import sync, sync_tree
 from contract.versions.documents import BucketDocuments, Documents
-from contract.versions.manifest import Manifest, check_version
+from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.repository import (
     CURRENT_FILE,
     MOST_POINTER_BYTES,
@@ -35,19 +44,22 @@ from contract.versions.repository import (
     StagedVersion,
     exclusive_lock,
 )
+from contract.versions.shared_objects import SHARED_FOLDER, SharedObjects
 from contract.versions.signatures import MOST_SIGNATURE_BYTES, Keys
 from contract.versions.version import (
     MANIFEST_FILE,
     MODEL_FILE,
     MOST_MANIFEST_BYTES,
+    SHARED_FILES,
     SIGNATURE_FILE,
     Version,
     is_kept,
     read_beginning,
+    shared_files,
 )
 
 if TYPE_CHECKING:
-    from contract.versions.bucket import Bucket
+    from contract.versions.bucket import Bucket, Entry
 
 _ABANDONED: Final = timedelta(days=1)
 """How old the objects of a version without a manifest are when nobody can be uploading it any more."""
@@ -129,6 +141,7 @@ class CachedRepository(Repository):
         super().__init__(root, model, keys=keys)
         self.location = f"{bucket.location}/{model}"
         self._bucket = bucket
+        self._shared = SharedObjects(bucket, model)
         self._before: str | None = None
         """The tag that CURRENT had when the staging began."""
 
@@ -157,7 +170,7 @@ class CachedRepository(Repository):
         return version
 
     def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
-        """Return a file that a version's manifest lists, from the local cache if the version is there."""
+        """Return a file that is a version's own, from the local cache if the version is there."""
         if (path := self._find(name)).is_dir():
             return read_beginning(path, file, most_bytes)
         return self._bucket.read(self._key(name, file), most_bytes=most_bytes).content
@@ -203,6 +216,7 @@ class CachedRepository(Repository):
             self._bucket.delete([marker])
             raise
         self._strip_objects(name, self._list_files()[name])
+        self._clear_shared()
         with suppress(VersionInUse), exclusive_lock(self.folder / name):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
@@ -214,12 +228,30 @@ class CachedRepository(Repository):
                 self._bucket.delete([self._key(name, RETIRED_FILE)])
             elif RETIRED_FILE in files:
                 self._strip_objects(name, files)
+        self._clear_shared()
 
     def _strip_objects(self, name: str, files: Set[str]) -> None:
         gone = {file for file in files if not is_kept(file) and file != RETIRED_FILE}
         for part in (gone & {MODEL_FILE}, gone - {MODEL_FILE}):  # while the graph is there, so is all the rest
             if part:
                 self._bucket.delete([self._key(name, file) for file in part])
+
+    def _clear_shared(self) -> None:
+        """Remove the shared objects that no version lists; none while one cannot be asked, as it is being uploaded."""
+        found = self._list_all()
+        objects = found.pop(SHARED_FOLDER, {})
+        # While the graph is there, what was interrupted may still be put back.
+        left = [name for name in found if RETIRED_FILE not in found[name] or MODEL_FILE in found[name]]
+        try:
+            listed = {
+                digest.sha256
+                for name in filter(check_version, left)
+                for digest in shared_files(self.read_manifest(name)).values()
+            }
+        except (ManifestError, SignatureError, VersionNotFound) as err:
+            _log.info("what versions share in %s stays for now, for not all say what they need: %s", self.location, err)
+            return
+        self._shared.keep([entry.key for entry in objects.values()], listed)
 
     def _is_retired(self, name: str) -> bool:
         if not check_version(name):
@@ -232,11 +264,18 @@ class CachedRepository(Repository):
 
     def _list_files(self) -> dict[str, set[str]]:
         """The files of each version that is there or was, by its name, oldest first."""
-        found = defaultdict[str, set[str]](set)
+        found = self._list_all()
+        return {
+            name: set(found[name]) for name in sorted(found) if check_version(name) and MANIFEST_FILE in found[name]
+        }
+
+    def _list_all(self) -> dict[str, dict[str, "Entry"]]:
+        """Everything of the model, by the two parts of its name: that of a version, say, and that of a file."""
+        found = defaultdict[str, dict[str, "Entry"]](dict)
         for entry in self._bucket.entries(self.model):
             name, _, file = entry.key.removeprefix(f"{self.model}/").partition("/")
-            found[name].add(file)
-        return {name: found[name] for name in sorted(found) if check_version(name) and MANIFEST_FILE in found[name]}
+            found[name][file] = entry
+        return found
 
     @contextmanager
     def stage(self, now: datetime) -> Iterator[StagedVersion]:
@@ -256,17 +295,28 @@ class CachedRepository(Repository):
             PublishConflict: if another version has become current since the staging began; that one then stays, and
                 the new one is there to be rolled back to.
         """
+        shared = shared_files(staged.manifest)
         signature = [SIGNATURE_FILE] if (staged.path / SIGNATURE_FILE).exists() else []
-        for file in (*staged.manifest.files, *signature):
+        for file in (*(file for file in staged.manifest.files if file not in shared), *signature):
             self._bucket.upload(self._key(staged.name, file), staged.path / file)
+        self._shared.upload(staged.path, shared, spared=self._listed_in_use())
         # Into the cache before anybody is told of it, so that nobody on this machine fetches it at the same moment.
         target = self.folder / staged.name
         staged.path.rename(target)
         sync(self.folder)
         self._bucket.upload(self._key(staged.name, MANIFEST_FILE), target / MANIFEST_FILE)
+        self._shared.upload(target, shared, spared={digest.sha256 for digest in shared.values()})
         self._replace_current(staged.name, self._before)
         self._prune()
         return Version(target, staged.manifest)
+
+    def _listed_in_use(self) -> set[str]:
+        """The digests of the shared files of the version in use."""
+        name = self._current_name()
+        with suppress(ManifestError, SignatureError, VersionNotFound):
+            if name is not None and not self._is_retired(name):
+                return {digest.sha256 for digest in shared_files(self.read_manifest(name)).values()}
+        return set()
 
     def point_to(self, name: str) -> None:
         """Replace CURRENT in one step, if nobody else does at the same moment."""
@@ -296,15 +346,11 @@ class CachedRepository(Repository):
             ) from err
 
     def _clear_abandoned(self, now: datetime) -> None:
-        uploads = defaultdict(list)
-        for entry in self._bucket.entries(self.model):
-            uploads[entry.key.split("/")[1]].append(entry)
-        for name, entries in uploads.items():
-            keys = [entry.key for entry in entries]
-            late = max(entry.modified for entry in entries) < now - _ABANDONED
-            if check_version(name) and late and self._key(name, MANIFEST_FILE) not in keys:
+        for name, files in self._list_all().items():
+            late = max(entry.modified for entry in files.values()) < now - _ABANDONED
+            if check_version(name) and late and MANIFEST_FILE not in files:
                 _log.info("removing version %s, whose upload broke off", name)
-                self._bucket.delete(keys)
+                self._bucket.delete([entry.key for entry in files.values()])
 
     # ---- what the local cache holds
 
@@ -355,21 +401,27 @@ class CachedRepository(Repository):
         self._prune()
 
     def _fetch_file(self, version: Version, file: str, target: Path) -> None:
-        expected, key = version.manifest.files[file], self._key(version.name, file)
+        expected = version.manifest.files[file]
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            sha256 = self._bucket.download(key, target, size_bytes=expected.size_bytes)
-        except FileNotFoundError as err:
-            raise DigestError(
-                f"{file} of version {version.name} is missing in {self.location}; publish again or roll back to an "
-                "earlier version"
-            ) from err
+        if file in SHARED_FILES and self.link_shared(file, expected, target):
+            return
+        key, sha256 = self._download(version.name, file, expected, target)
         if sha256 != expected.sha256:
             raise DigestError(
-                f"{file} of version {version.name} in {self.location} has sha256 {sha256}, manifest.json says "
-                f"{expected.sha256}: it was changed after it was published; publish again or roll back to an earlier "
-                "version"
+                f"{file} of version {version.name} in {self._bucket.location}/{key} has sha256 {sha256}, manifest.json "
+                f"says {expected.sha256}: it was changed after it was published; remove that object and publish again, "
+                "or roll back to an earlier version"
             )
+
+    def _download(self, name: str, file: str, expected: FileDigest, target: Path) -> tuple[str, str]:
+        """Return where a file was found, and its sha256; in what was copied from a folder nothing is shared."""
+        shared = [self._shared.key(expected)] if file in SHARED_FILES else []
+        for key in (*shared, self._key(name, file)):
+            with suppress(FileNotFoundError):
+                return key, self._bucket.download(key, target, size_bytes=expected.size_bytes)
+        raise DigestError(
+            f"{file} of version {name} is missing in {self.location}; publish again or roll back to an earlier version"
+        )
 
     def _prune(self) -> None:
         """Remove versions that were opened longest ago: a disk holds a few, a bucket a thousand."""

@@ -52,9 +52,11 @@ def killed_at_step(write):
         return write(*given, **named)
     return call
 
-Bucket.upload, Bucket.replace = killed_at_step(Bucket.upload), killed_at_step(Bucket.replace)
+for name in ("upload", "overwrite", "replace"):
+    setattr(Bucket, name, killed_at_step(getattr(Bucket, name)))
 with open_repository(location, mirror=mirror).stage(datetime.now(UTC)) as staged:
     write_files(staged.path, b"whole")
+    (staged.path / "backbone.onnx.data").write_bytes(b"shared")
     if weights:
         (staged.path / "model.onnx.data").write_bytes(os.urandom(weights))
     print("uploading", flush=True)
@@ -248,7 +250,7 @@ def test_a_publisher_killed_at_any_object_is_never_seen(port: int, tmp_path: Pat
         time.sleep(0.5)
         reader.stop()
         assert status == 0
-        assert killed == 6  # four files, the manifest, CURRENT
+        assert killed == 7  # four files, the one of the backbone, the manifest, CURRENT
         # The one that died before CURRENT was whole, and may be rolled back to; the others are not there.
         assert len(repository.versions()) == 3
         assert current == repository.versions()[-1]

@@ -1,0 +1,264 @@
+"""The backbone's files in a bucket: uploaded once, fetched once a machine, and there while a version lists them."""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import pytest
+
+from contract.errors import DigestError, PublishConflict
+from contract.versions.bucket import Bucket
+from contract.versions.repository import new_version
+from contract.versions.version import (
+    BACKBONE_WEIGHTS_FILE,
+    HEAD_WEIGHTS_FILE,
+    INT8_BACKBONE_FILE,
+    MODEL_FILE,
+    PROBE_FILE,
+)
+from tests.versions import manifest, write_files
+
+ONE, TWO, THREE = (bytes([number]) * 1000 for number in (1, 2, 3))
+
+
+def publish(repository, backbone, head=b"head"):
+    with repository.stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, head)
+        (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(backbone)
+        (staged.path / INT8_BACKBONE_FILE).write_bytes(backbone * 2)
+        (staged.path / HEAD_WEIGHTS_FILE).write_bytes(head)
+        return staged.publish(manifest(staged.version))
+
+
+def publish_least(repository, backbone):
+    """With no file more than a version has to have."""
+    with repository.stage(datetime.now(UTC)) as staged:
+        for file in (MODEL_FILE, PROBE_FILE, BACKBONE_WEIGHTS_FILE):
+            (staged.path / file).write_bytes(backbone)
+        staged.publish(manifest(staged.version))
+
+
+def key_of(content):
+    return f"birds/shared/{sha256(content).hexdigest()}"
+
+
+@pytest.fixture
+def bucket(location):
+    """The bucket as nobody's."""
+    return Bucket("models", location.removeprefix("s3://models/"))
+
+
+@pytest.fixture
+def shared(bucket):
+    """Gives what is shared, by its name."""
+    return lambda: {entry.key for entry in bucket.entries("birds/shared")}
+
+
+def keys_of(*backbones):
+    return {key_of(content) for backbone in backbones for content in (backbone, backbone * 2)}
+
+
+def watch(monkeypatch, repository, *requests):
+    """The keys of what a machine asks of its bucket from now on."""
+    seen = []
+
+    def watched(real):
+        return lambda key, *given, **named: (seen.append(key), real(key, *given, **named))[1]
+
+    for name in requests:
+        monkeypatch.setattr(repository._bucket, name, watched(getattr(repository._bucket, name)))
+    return seen
+
+
+def assert_all_whole(machine):
+    reader = machine(f"reader {datetime.now(UTC)}")
+    for name in reader.versions():
+        reader.open(name).verify()
+
+
+class TestPublishing:
+    """What is uploaded."""
+
+    def test_versions_of_one_backbone_have_its_objects_in_common(self, machine, shared, bucket):
+        """Named by what they hold; under a version's own name lies nothing of it."""
+        first, second = publish(machine("trainer"), ONE), publish(machine("desk"), ONE, b"another")
+        assert shared() == keys_of(ONE)
+        own = {entry.key.rpartition("/")[2] for entry in bucket.entries(f"birds/{second.name}")}
+        assert own == {HEAD_WEIGHTS_FILE, "manifest.json", "model.onnx", "model.onnx.data", "probe.npz", "index.html"}
+        publish(machine("trainer"), TWO)
+        assert shared() == keys_of(ONE, TWO)
+        for version in (first, second):
+            machine("server").open(version.name).verify()
+
+    def test_it_is_uploaded_with_the_first_of_them(self, machine, monkeypatch):
+        """From whichever machine."""
+        trainer, desk = machine("trainer"), machine("desk")
+        uploads = [watch(monkeypatch, each, "overwrite") for each in (trainer, desk)]
+        publish(trainer, ONE)
+        publish(trainer, ONE)
+        publish(desk, ONE)
+        assert [sorted(keys) for keys in uploads] == [sorted(keys_of(ONE)), []]
+
+    @pytest.mark.parametrize("left", [None, b"short"], ids=["removed", "cut short"])
+    def test_what_is_not_whole_is_uploaded_again(self, machine, bucket, left):
+        """Though the version in use lists it: somebody cleared up."""
+        first = publish(machine("trainer"), ONE)
+        bucket.delete([key_of(ONE)]) if left is None else bucket.write(key_of(ONE), left)
+        publish(machine("trainer"), ONE)
+        machine("server").open(first.name).verify()
+
+    def test_what_only_an_earlier_version_lists_is_uploaded_again(self, machine, monkeypatch):
+        """It might be about to be removed with that one; what is in use is not."""
+        trainer = machine("trainer")
+        for backbone in (ONE, TWO):
+            publish(trainer, backbone)
+        uploads = watch(monkeypatch, trainer, "overwrite")
+        publish(trainer, ONE)
+        assert set(uploads) == keys_of(ONE)
+
+
+class TestOpening:
+    """What is fetched."""
+
+    def test_a_machine_fetches_it_once(self, machine, monkeypatch):
+        """Of the next version it has all but the head: a link in the local cache is made of what is there."""
+        trainer, server = machine("trainer"), machine("server")
+        first, second = publish(trainer, ONE), publish(trainer, ONE, b"another")
+        fetched = watch(monkeypatch, server, "download")
+        before, after = (server.open(version.name) for version in (first, second))
+        assert sorted(key for key in fetched if key in keys_of(ONE)) == sorted(keys_of(ONE))
+        for file in (BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE):
+            assert (before.path / file).samefile(after.path / file)
+        after.verify()
+
+    def test_what_was_damaged_in_the_cache_is_fetched(self, machine):
+        """It is compared before it is linked; the version that was damaged heals from the other."""
+        trainer, server = machine("trainer"), machine("server")
+        names = [publish(trainer, ONE).name for _ in range(2)]
+        (server.open(names[0]).path / BACKBONE_WEIGHTS_FILE).write_bytes(TWO)
+        after = server.open(names[1])
+        after.verify()
+        before = server.open(names[0])
+        before.verify()
+        assert (before.path / BACKBONE_WEIGHTS_FILE).samefile(after.path / BACKBONE_WEIGHTS_FILE)
+
+    def test_what_was_changed_in_the_bucket_is_refused_until_it_is_removed(self, machine, bucket):
+        """The message names the object; the next version that is published then brings it again."""
+        first = publish(machine("trainer"), ONE)
+        bucket.write(key_of(ONE), TWO)
+        with pytest.raises(DigestError, match=f"{key_of(ONE)} has sha256 .* remove that object and publish again"):
+            machine("server").open(first.name)
+        bucket.delete([key_of(ONE)])
+        with pytest.raises(DigestError, match=rf"backbone\.onnx\.data of version {first.name} is missing"):
+            machine("server").open(first.name)
+        publish(machine("trainer"), ONE)
+        machine("server").open(first.name).verify()
+
+    def test_a_bucket_that_a_folder_was_copied_to_is_read(self, machine, bucket):
+        """There each version has its own."""
+        first = publish(machine("trainer"), ONE)
+        for file in (BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE):
+            bucket.upload(f"birds/{first.name}/{file}", first.path / file)
+        bucket.delete(sorted(keys_of(ONE)))
+        machine("server").open(first.name).verify()
+
+
+class TestRetiring:
+    """What is removed."""
+
+    def test_it_goes_with_the_last_version_that_has_it(self, machine, shared):
+        """Not earlier; what nobody has any more is gone from the bucket."""
+        trainer = machine("trainer")
+        first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, ONE, TWO))
+        trainer.retire(first)
+        assert shared() == keys_of(ONE, TWO)
+        machine("server").open(second).verify()
+        trainer.retire(second)
+        assert shared() == keys_of(TWO)
+        assert_all_whole(machine)
+
+    def test_nothing_is_removed_while_a_version_is_uploaded(self, machine, shared, put, bucket):
+        """It may be about to list what no other does; the next removal makes up for it."""
+        trainer, name = machine("trainer"), new_version(datetime.now(UTC))
+        first = publish(trainer, ONE).name
+        publish(trainer, TWO)
+        put(f"birds/{name}/model.onnx")
+        trainer.retire(first)
+        assert shared() == keys_of(ONE, TWO)
+        bucket.delete([f"birds/{name}/model.onnx"])
+        trainer.finish_retiring()
+        assert shared() == keys_of(TWO)
+
+    def test_nothing_is_removed_while_a_manifest_cannot_be_read(self, machine, shared, put):
+        """What it lists is not known."""
+        trainer, name = machine("trainer"), new_version(datetime.now(UTC))
+        first = publish(trainer, ONE).name
+        publish(trainer, TWO)
+        put(f"birds/{name}/manifest.json", b"{")
+        trainer.retire(first)
+        assert shared() == keys_of(ONE, TWO)
+        trainer.retire(name)
+        assert shared() == keys_of(TWO)
+
+    def test_what_may_be_put_back_keeps_what_it_lists(self, machine, shared, put):
+        """A removal broke off behind its marker, and somebody made the version current."""
+        trainer = machine("trainer")
+        first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, TWO, THREE))
+        put(f"birds/{first}/RETIRED")
+        trainer.retire(second)
+        assert shared() == keys_of(ONE, THREE)
+        put("birds/CURRENT", first.encode())
+        trainer.finish_retiring()
+        machine("server").open(first).verify()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_use", [ONE, TWO], ids=["of the version in use", "of an earlier one"])
+def test_whenever_others_publish_and_prune_meanwhile_every_version_is_whole(machine, bucket, in_use):
+    """Before each request of a publisher somebody else publishes, and removes all versions but that.
+
+    The requests that remove what is shared are delayed until the publisher has ended; or until its manifest is about to
+    be there, if they were decided on before its first file was.
+    """
+    step = 0
+    while interrupt(machine, step, in_use):
+        assert_all_whole(machine)
+        bucket.delete([entry.key for entry in bucket.entries("birds")])
+        step += 1
+    assert step > 10
+
+
+def interrupt(machine, step, in_use):
+    """Publish, and have all that happen before the request of that number; False if there is none."""
+    publisher, other = machine(f"publisher {step}"), machine(f"other {step}")
+    for backbone in (ONE, in_use):
+        publish_least(other, backbone)
+    delete, asked, late = other._bucket.delete, [], []
+
+    def remove(keys):
+        late.append(keys) if "shared" in str(keys) else delete(keys)
+
+    def arrive():
+        while late:
+            delete(late.pop())
+
+    def meet(request, key):
+        if len(asked) == step:
+            publish_least(other, THREE)
+            for version in other.versions()[:-1]:
+                other.retire(version)
+        asked.append(request)
+        if key.endswith("manifest.json") and request == "upload" and "upload" not in asked[:step]:
+            arrive()
+
+    def met(request, real):
+        return lambda key, *given, **named: (meet(request, key), real(key, *given, **named))[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(other._bucket, "delete", remove)
+        for request in ("read", "entries", "size", "upload", "overwrite", "replace"):
+            patch.setattr(publisher._bucket, request, met(request, getattr(publisher._bucket, request)))
+        with suppress(PublishConflict):
+            publish_least(publisher, ONE)
+    arrive()
+    return len(asked) > step
