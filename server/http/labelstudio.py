@@ -5,7 +5,7 @@ The only place in the server that knows its field names. Knows no HTTP and no gr
 
 import base64
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -76,11 +76,10 @@ class Target:
     stored: tuple[str | None, ...]
     """In the order of the version's labels; None for a label that the config does not have."""
 
-    def forms(self, labels: Iterable[str]) -> list[str | list[str]]:
-        """What stands in a result's `choices` for labels as they are stored."""
-        wanted = dict.fromkeys(labels)
-        found = {choice.stored: choice.form for choice in self.control.choices if choice.stored in wanted}
-        return [found[label] for label in wanted]
+    @property
+    def forms(self) -> dict[str, str | list[str]]:
+        """What stands in a result's `choices` for each label as it is stored."""
+        return {choice.stored: choice.form for choice in self.control.choices}
 
 
 def parse_predict(body: object) -> PredictRequest:
@@ -167,10 +166,9 @@ def build_predictions(
     outcomes: Sequence[Outcome], manifest: Manifest, target: Target, direction: Score
 ) -> list[JsonObject]:
     """Return one element per outcome, in order; of an image without a score an empty one, which Label Studio skips."""
-    return [
-        _build_prediction(outcome, manifest, target, direction) if isinstance(outcome, ImageScores) else {}
-        for outcome in outcomes
-    ]
+    scored = [outcome for outcome in outcomes if isinstance(outcome, ImageScores)]
+    built = _build_scored(scored, manifest, target, direction)
+    return [next(built) if isinstance(outcome, ImageScores) else {} for outcome in outcomes]
 
 
 def withhold_labels(request: PredictRequest, predictions: Sequence[JsonObject], manifest: Manifest) -> list[JsonObject]:
@@ -194,17 +192,18 @@ def build_scores(
     request: PredictRequest, outcomes: Sequence[Outcome], *, manifest: Manifest, target: Target, direction: Score
 ) -> list[JsonObject]:
     """Return one element per outcome, in order: the prediction and what it was made from, or the error."""
+    predictions = build_predictions(outcomes, manifest, target, direction)
     return [
-        {"task": task.id, **_build_score(outcome, manifest, target, direction)}
-        for task, outcome in zip(request.tasks, outcomes, strict=True)
+        {"task": task.id, **_build_score(outcome, prediction)}
+        for task, outcome, prediction in zip(request.tasks, outcomes, predictions, strict=True)
     ]
 
 
-def _build_score(outcome: Outcome, manifest: Manifest, target: Target, direction: Score) -> JsonObject:
+def _build_score(outcome: Outcome, prediction: JsonObject) -> JsonObject:
     if not isinstance(outcome, ImageScores):
         return {"error": {"code": outcome.code, "detail": str(outcome), "later": outcome.later}}
     return {
-        "prediction": _build_prediction(outcome, manifest, target, direction),
+        "prediction": prediction,
         "probabilities": outcome.mean_probabilities.tolist(),
         "bald": outcome.bald,
         "entropy": outcome.entropy,
@@ -217,50 +216,53 @@ def _encode(array: npt.NDArray[np.float32], kind: str) -> str:
     return base64.b64encode(array.astype(kind).tobytes()).decode()
 
 
-def _build_prediction(scores: ImageScores, manifest: Manifest, target: Target, direction: Score) -> JsonObject:
-    return {
-        "model_version": manifest.version,
-        "score": _direct(scores.bald, manifest, direction),
-        "result": _build_regions(scores, manifest, target),
-    }
+def _build_scored(
+    scored: Sequence[ImageScores], manifest: Manifest, target: Target, direction: Score
+) -> Iterator[JsonObject]:
+    """Yield the prediction of each image; arrays are gone through for all at once, which is most of the time."""
+    if not scored:
+        return
+    measure = label_studio_score if direction is Score.AGREEMENT else normalised_bald
+    bald = np.array([scores.bald for scores in scored])  # (N,)
+    directed = measure(bald, len(manifest.labels), multiple=manifest.multiple)
+    regions = _build_regions(np.stack([scores.mean_probabilities for scores in scored]), manifest, target)
+    for scores, score, region in zip(scored, directed.tolist(), regions, strict=True):
+        about = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
+        result = [{**region, "meta": {**about, "probability": region["score"]}}] if region else []
+        yield {"model_version": manifest.version, "score": score, "result": result}
 
 
-def _build_regions(scores: ImageScores, manifest: Manifest, target: Target) -> list[JsonObject]:
-    """Return the predicted labels as a region; none if the config lacks them.
+def _build_regions(means: npt.NDArray[np.float32], manifest: Manifest, target: Target) -> Iterator[JsonObject | None]:
+    """Yield the predicted labels of each image as a region, of probabilities (n, C); None if the config lacks them.
 
-    Its probability is for people and so calibrated. Label Studio sorts by the prediction's score, which is not.
+    A region's probability is for people and so calibrated. Label Studio sorts by the prediction's score, which is not.
     """
-    predicted = _predict_labels(scores.mean_probabilities, several=manifest.multiple and target.control.multiple)
-    chosen = {label: stored for label in predicted if (stored := target.stored[label]) is not None}
-    if not chosen:
-        return []
-    calibrated = temper(scores.mean_probabilities, manifest.temperature, multiple=manifest.multiple)
-    probability = float(calibrated[list(chosen)].min())
-    meta = {"bald": scores.bald, "entropy": scores.entropy, "probability": probability}
-    return [
-        {
-            "from_name": target.control.from_name,
-            "to_name": target.control.to_name,
-            "type": "choices",
-            "value": {"choices": target.forms(chosen.values())},
-            "score": probability,
-            "meta": {**meta, "model_version": manifest.version},
-        }
-    ]
+    calibrated = temper(means, manifest.temperature, multiple=manifest.multiple)  # (n, C)
+    forms = target.forms
+    for labels, probabilities in zip(_predict_labels(means, manifest, target), calibrated, strict=True):
+        chosen = {label: stored for label in labels if (stored := target.stored[label]) is not None}
+        yield (
+            {
+                "from_name": target.control.from_name,
+                "to_name": target.control.to_name,
+                "type": "choices",
+                "value": {"choices": [forms[stored] for stored in dict.fromkeys(chosen.values())]},
+                "score": float(probabilities[list(chosen)].min()),
+            }
+            if chosen
+            else None
+        )
 
 
-def _predict_labels(probabilities: npt.NDArray[np.float32], *, several: bool) -> list[int]:
-    """Return the likeliest label or, of several, those that hold; where none does, still the likeliest.
+def _predict_labels(means: npt.NDArray[np.float32], manifest: Manifest, target: Target) -> list[list[int]]:
+    """Return the likeliest label of each image or, of several, those that hold; where none does, still the likeliest.
 
     Who looks at the image then has something to correct, and the region's score, below one half, says how little it is.
     """
-    held = np.flatnonzero(probabilities >= HOLDS).tolist() if several else []
-    return held or [int(np.argmax(probabilities))]
-
-
-def _direct(bald: float, manifest: Manifest, direction: Score) -> float:
-    score = label_studio_score if direction is Score.AGREEMENT else normalised_bald
-    return float(score(np.array(bald), len(manifest.labels), multiple=manifest.multiple))
+    likeliest = [[label] for label in means.argmax(axis=1).tolist()]
+    if not (manifest.multiple and target.control.multiple):
+        return likeliest
+    return [np.flatnonzero(row).tolist() or one for row, one in zip(means >= HOLDS, likeliest, strict=True)]
 
 
 def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference | NoImage:

@@ -38,7 +38,7 @@ def test_a_version_must_score_as_it_did(scored, restarted):
 def test_the_bench_runs(run_bench):
     """It ends well, and its last line is JSON with the figures that it is for."""
     result = run_bench(rerank, "--images", "20", "--rounds", "2", "--few", "10", "--many", "30")
-    assert result["cache_hits"] == result["images_unchanged"] == 2 * 20
-    keys = ("rerank_speedup", "images_per_s_first", "images_per_s_again", "time_growth_10_to_30")
+    assert result["cache_hits"] == 2 * 20
+    keys = ("rerank_speedup", "images_per_s_first", "images_per_s_again", "images_per_s_again_asked")
     assert all(result[key] > 0 and result["local_files"].get(key, 1) > 0 for key in keys)
     assert "rss_growth_mb" in result
