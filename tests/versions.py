@@ -36,9 +36,9 @@ def write_files(folder, content):
         (folder / name).write_bytes(content)
 
 
-def publish(repository, content, *, backbone="0" * 64, int8=None):
+def publish(repository, content, *, backbone="0" * 64, int8=None, **more):
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, content)
         if int8 is not None:
             (staged.path / INT8_BACKBONE_FILE).write_bytes(int8)
-        return staged.publish(dataclasses.replace(manifest(staged.version), backbone=backbone))
+        return staged.publish(dataclasses.replace(manifest(staged.version), backbone=backbone, **more))

@@ -12,6 +12,7 @@ from contract.errors import ConfigError
 from contract.scores.ranking import Ranking
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
+from contract.versions.results import ProjectState
 from trainer import labelstudio
 from trainer.labelstudio import PoolTask
 from trainer.ordering import coldstart, strategies
@@ -121,8 +122,7 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str) -> tuple[Pl
     options = context.options
     strategies.check(options.strategy, multiple=manifest.multiple)
     with context.measure("labels"):
-        labelled = labelstudio.annotated_tasks(context.client, options.project)
-        labels_by_class = count_labels(labelled, context.control, manifest)
+        labels_by_class = _count_labels(context, manifest)
     scorer = _Scorer(context, manifest)
     scores, failures = scorer.score(context.tasks)
     if not scores:
@@ -142,6 +142,19 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str) -> tuple[Pl
             labels=manifest.labels,
         )
     return place(scores, arrangement, name=name, strategy=options.strategy, unscored=_tasks_of(failures)), failures
+
+
+def _count_labels(context: RankingContext, manifest: Manifest) -> Sequence[int]:
+    """Return how many labels of each class there are: (C,), from the version's record where no label has changed since.
+
+    The record leaves out images that could not be read.
+    """
+    client, project, record = context.client, context.options.project, manifest.training
+    state = labelstudio.project_state(client, project)
+    unchanged = record.project == ProjectState(project, state.total_annotations, state.newest_updated_at)
+    if unchanged and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
+        return [record.images_by_class.get(label, 0) for label in manifest.labels]
+    return count_labels(labelstudio.annotated_tasks(client, project), context.control, manifest)
 
 
 class _Scorer:

@@ -7,7 +7,7 @@ that was killed goes on with the order that it had begun with, although labels h
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,9 @@ class Planned:
     """Whether it could not be scored and keeps the place that it had in the ranking before."""
 
 
+_FIELDS: Final = tuple(field.name for field in fields(Planned))
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A ranking's predictions, in the order in which the tasks are to be labelled."""
@@ -85,7 +88,7 @@ def save_plan(path: Path, plan: Plan) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("w", encoding="utf-8") as file:
             file.write(json.dumps(head) + "\n")
-            file.writelines(json.dumps(asdict(item)) + "\n" for item in plan.items)
+            file.writelines(json.dumps({name: getattr(item, name) for name in _FIELDS}) + "\n" for item in plan.items)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -146,7 +146,8 @@ class _Ranking:
         if self._options.dry_run:
             return self._only_show(plan)
         if former is None and plan.items:
-            save_plan(self._plan_path, plan)
+            with self._context.measure("arrange"):
+                save_plan(self._plan_path, plan)
         return self._put(plan, former)
 
     def _find_former(self) -> Ranking | None:

@@ -35,7 +35,7 @@ class WatchOptions:
     minutes: Annotated[float | None, Field(gt=0, lt=1e6, allow_inf_nan=False), Option(metavar="T")] = None
     """Train when so long has passed and labels have changed."""
     poll_s: Annotated[float, Field(gt=0, lt=3600, allow_inf_nan=False), Option("--poll", metavar="S")] = 10.0
-    """Seconds between two looks at Label Studio."""
+    """Seconds between two looks at Label Studio; 2 at most when half of --labels have come."""
     keep: Count | None = None
     """After each round, prune versions but for the N newest (default: all stay)."""
     rounds: Count | None = None

@@ -30,6 +30,8 @@ from trainer.watching.rounds import Changes, Trained, WatchOptions, read_trained
 _log = logging.getLogger(__name__)
 
 _LONGEST_POLL_S: Final = 60.0
+_NEAR_POLL_S: Final = 2.0
+"""The most between two looks when half of the labels have come that are asked for."""
 _LONGEST_WAIT_S: Final = 600.0
 _RETRY_S: Final = 60.0
 """Until images that could not be scored are tried again; doubled for as long as none of them can be."""
@@ -179,6 +181,8 @@ class _Watcher:
                 with self._supervisor.interruptible():
                     snapshot = self._look()
                 self._act(snapshot)
+                if self._options.schedule.is_near(snapshot.changes):
+                    pause_s = min(pause_s, _NEAR_POLL_S)
             except Exception as err:  # whatever Label Studio or the disk answers, the next look may find it mended
                 pause_s = self._look_again.fail()
                 self._log_once(err)

@@ -40,9 +40,9 @@ class Rig:
     def rank(self, **options):
         return rank(RankOptions(5, **{"first": 5, **options}), self.environment)
 
-    def publish(self):
+    def publish(self, **more):
         """Have the server serve another version."""
-        self.version = self.server.version = publish(self.repository, b"newer").name
+        self.version = self.server.version = publish(self.repository, b"newer", **more).name
 
     @property
     def unlabelled(self):

@@ -9,9 +9,11 @@ from PIL import Image
 from contract.errors import ConfigError
 from contract.scores.holdout import is_held_out
 from contract.scores.ranking import load_rankings
+from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.ranking.rig import TASKS, ours, picture
 from tests.trainer.scorer import bald_of, passes_of
-from tests.trainer.studio import CONFIG
+from tests.trainer.studio import CONFIG, TOKEN
+from trainer import labelstudio
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import planning
 from trainer.ranking import rank as rank_module
@@ -46,6 +48,29 @@ class TestRanking:
         rig.rank()
         assert set(rig.studio.scores(rig.version)) == set(rig.studio.tasks)
         assert all(list(task["data"]) == [key] for body in rig.server.asked for task in body["tasks"])
+
+    def test_labels_that_the_version_has_seen_are_not_read_again(self, rig, monkeypatch):
+        """Its record says how many there are of each class; once a label has changed, all are read."""
+        weighed = []
+        arrange = planning.arrange
+        monkeypatch.setattr(
+            planning,
+            "arrange",
+            lambda *args, labels_by_class, **more: (
+                weighed.append(list(labels_by_class)) or arrange(*args, labels_by_class=labels_by_class, **more)
+            ),
+        )
+        rig.studio.annotate(1, "dog")
+        state = labelstudio.project_state(labelstudio.connect(rig.studio.url, TOKEN), 5)
+        seen = ProjectState(5, state.total_annotations, state.newest_updated_at)
+        training = TrainingRecord(project=seen, images_by_class={"cat": 3, "dog": 7})
+        rig.publish(training=training)
+        rig.rank()
+        assert not any("fields=all" in request.path for request in rig.studio.requests)
+        rig.studio.edit(1)
+        rig.rank(force=True)
+        assert any("fields=all" in request.path for request in rig.studio.requests)
+        assert weighed == [[3, 7], [0, 1]]
 
     def test_labels_so_far_weigh_in(self, rig, monkeypatch):
         """By the version's order of classes, whatever else was chosen."""
