@@ -152,7 +152,7 @@ class _Checked(click.ParamType[Any]):
         try:
             return TypeAdapter(self._type).validate_python(value)
         except ValidationError as err:
-            self.fail(f"must be {next(explain(err))[1]}, got {quote(value)}", param, ctx)
+            self.fail(f"must be {' or '.join(each for _, each in explain(err))}, got {quote(value)}", param, ctx)
 
 
 def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:

@@ -6,14 +6,15 @@ trainer has open. What removing means is the repository's.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from contract.errors import RepositoryError, RepositoryUnreachable, VersionInUse
 from contract.scores.ranking import load_rankings
+from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
-from contract.versions.version import is_kept
+from contract.versions.version import SHARED_FILES, is_kept, shared_files
 from trainer.locks import exclusive
 
 _log = logging.getLogger(__name__)
@@ -53,12 +54,12 @@ def prune(repository: Repository, *, newest: int) -> Pruned:
     with exclusive(repository, work=".prune", refusal=refusal):
         repository.finish_retiring()
         names = repository.versions()
+        manifests = {name: manifest for name in names if (manifest := _read_manifest(repository, name))}
         kept = _needed(repository, names, newest)
-        removed, freed_bytes = [], 0
+        removed = []
         for name in names:
             if name in kept:
                 continue
-            size = _size(repository, name)
             try:
                 repository.retire(name)
             except VersionInUse as err:
@@ -66,7 +67,8 @@ def prune(repository: Repository, *, newest: int) -> Pruned:
                 kept[name] = "open"
                 continue
             removed.append(name)
-            freed_bytes += size
+    left = [manifest for name, manifest in manifests.items() if name not in removed]
+    freed_bytes = _size(manifests.values()) - _size(left)
     return Pruned(tuple(removed), freed_bytes, dict(sorted(kept.items(), reverse=True)))
 
 
@@ -76,12 +78,23 @@ def _needed(repository: Repository, names: list[str], newest: int) -> dict[str, 
     return {**needed, **dict.fromkeys(names[-newest:], "newest"), repository.current(): "current"}
 
 
-def _size(repository: Repository, name: str) -> int:
-    """What removing a version frees, as its manifest says; 0 if that cannot be read, which keeps no version there."""
+def _read_manifest(repository: Repository, name: str) -> Manifest | None:
+    """Return a version's manifest; None if it cannot be read, which keeps no version there."""
     try:
-        files = repository.read_manifest(name).files
+        return repository.read_manifest(name)
     except RepositoryUnreachable:
         raise
     except RepositoryError:
-        return 0
-    return sum(digest.size_bytes for file, digest in files.items() if not is_kept(file))
+        return None
+
+
+def _size(manifests: Collection[Manifest]) -> int:
+    """What versions take, in bytes, but for what stays of them; what they share lies there once."""
+    shared = {digest.sha256: digest.size_bytes for each in manifests for digest in shared_files(each).values()}
+    own = (
+        digest.size_bytes
+        for each in manifests
+        for file, digest in each.files.items()
+        if file not in SHARED_FILES and not is_kept(file)
+    )
+    return sum(shared.values()) + sum(own)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from pydantic.dataclasses import dataclass
@@ -31,6 +31,8 @@ class Told(Base):
     """Where."""
     dry: bool = False
     """Do nothing."""
+    most: Count | Literal["all"] = "all"
+    """At most."""
 
 
 @dataclass(frozen=True, config=DECLARED)
@@ -73,6 +75,7 @@ def test_values_come_from_their_fields_again():
     [
         (["do", "--many", "0"], "'--many': must be greater than or equal to 1, got '0'"),
         (["do", "--many", "x"], "'--many': must be a whole number, got 'x'"),
+        (["do", "--most", "none"], "'--most': must be a whole number or 'all', got 'none'"),
         (["do", "--kind", "c"], "'c' is not one of 'a', 'b'"),
         (["do", "--folder", "f"], "No such option '--folder'"),
         (["do", "--link", "http://u:s3cret@h"], "got one with a password"),

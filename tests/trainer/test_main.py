@@ -136,7 +136,7 @@ def test_every_option_reaches_its_field(command, options):
     [
         ("run --images pool", "--image-size 0,--validation 1,--learning-rate x,--passes 1,--arch resnet50"),
         ("rank --project 3", "--strategy bold,--holdout-share 1,--holdout-share -0.1,--batch-size 0,--poll 1"),
-        ("watch --project 3", "--labels 0,--minutes 0,--poll 3600,--keep 0,--rounds 0,--dry-run,--force"),
+        ("watch --project 3", "--labels 0,--minutes 0,--poll 3600,--keep 0,--keep none,--rounds 0,--dry-run,--force"),
         ("simulate --images pool", "--seeds 0,--initial 1,--query 0,--rounds 0,--test 0,--test 1,--long-tail 0.5"),
         ("simulate --images pool", "--workers 0,--class-balance 1.1,--dropout 0,--units 0,--int8,--seed 1"),
         ("prune", "--keep 0"),

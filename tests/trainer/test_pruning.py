@@ -52,6 +52,15 @@ def test_the_newest_stay(repository, names):
     assert prune(repository, newest=2).describe() == "no version removed; kept: 1 current, 1 newest"
 
 
+def test_what_is_freed_of_what_versions_share_is_what_no_other_has(repository):
+    """Of three with one backbone none frees it, until the last goes."""
+    backbones = [b"one" * 2**20] * 3 + [b"two" * 2**20]
+    for backbone in backbones:
+        publish(repository, b"1" * 2**20, int8=backbone)
+    assert prune(repository, newest=2).freed_bytes == 2 * 3 * 2**20
+    assert prune(repository, newest=1).freed_bytes == 3 * 2**20 + 3 * 2**20
+
+
 def test_what_is_in_use_stays_however_old_it_is(repository, names):
     """The one that was rolled back to, one that a project is ranked by, one that a server has open."""
     repository.rollback(names[0])

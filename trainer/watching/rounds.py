@@ -6,7 +6,7 @@ Pure but for reading manifests; who looks, trains and waits is `trainer.watching
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import pydantic.dataclasses
 from pydantic import Field
@@ -36,8 +36,8 @@ class WatchOptions:
     """Train when so long has passed and labels have changed."""
     poll_s: Annotated[float, Field(gt=0, lt=3600, allow_inf_nan=False), Option("--poll", metavar="S")] = 10.0
     """Seconds between two looks at Label Studio; 2 at most when half of --labels have come."""
-    keep: Count | None = None
-    """After each round, prune versions but for the N newest (default: all stay)."""
+    keep: Annotated[Count | Literal["all"], Option(metavar="N|all")] = 10
+    """After each round, prune versions but for the N newest; `all` has all stay."""
     rounds: Count | None = None
     """End after so many were trained and ranked (default: never)."""
     server: Server = None

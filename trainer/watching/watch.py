@@ -334,7 +334,8 @@ class _Watcher:
         took = _describe_stages(done.stages, _stages(ranking.report), seconds=time.monotonic() - done.started)
         parts = (done.trained, ranked, done.advice, took)
         _log.info("%s", "; ".join(part for part in parts if part))
-        if self._options.keep is not None:
+        keep = self._options.keep
+        if keep != "all" and len(self._repository.versions()) > keep:
             self._prune()
 
     def _prune(self) -> None:

@@ -304,7 +304,7 @@ def test_a_round_that_finds_all_tasks_ranked_says_how_many_wait(studio, caplog):
     assert ": no task is left to label; " in said[2]
 
 
-def test_old_versions_are_removed_after_each_round_if_so_wanted(studio, caplog):
+def test_old_versions_are_removed_after_each_round(studio, caplog):
     """Once the project is ranked by the new one; labels that a removed version has seen are not new."""
     for _ in range(4):
         studio.label(30)
@@ -318,12 +318,24 @@ def test_old_versions_are_removed_after_each_round_if_so_wanted(studio, caplog):
         repository.rollback(name).verify()
 
 
+@pytest.mark.parametrize(("options", "left"), [({}, 10), ({"keep": "all"}, 12)], ids=["by default", "all"])
+def test_ten_versions_stay_unless_somebody_says(studio, caplog, options, left):
+    """Here eleven and the new one; before there are so many, none is asked to be removed."""
+    for _ in range(11):
+        publish(studio.repository, b"1")
+    studio.label(30)
+    _, ran, _ = watch_it(studio, caplog, rounds=1, **options)
+    assert (ran[-1] == "prune") == (left == 10)
+    assert studio.repository.versions() == studio.repository.history()[-left:]
+
+
 def test_versions_that_cannot_be_removed_are_said_and_tried_again(studio, caplog):
     """After the next round; nothing else waits for it."""
+    publish(studio.repository, b"1")
     studio.plan = {"prune": [(1, "the volume is read-only")]}
     studio.label(30)
     _, ran, said = watch_it(studio, caplog, rounds=1, keep=1)
-    assert ran == ["run", "rank", "prune"]
+    assert ran[-3:] == ["run", "rank", "prune"]
     assert said[-1] == "old versions were not removed: the volume is read-only; again after the next round"
 
 
