@@ -273,8 +273,10 @@ class TestLocalFiles:
         (root / "other").replace(file)
         assert fetcher.fetch_if_changed(reference, known=changed.validators).data == IMAGE
 
-    def test_a_file_that_may_change_within_its_date_is_read_each_time(self, root, make):
+    @pytest.mark.parametrize("date", [0, None], ids=["given an old date", "new"])
+    def test_a_file_that_may_change_within_its_date_is_read_each_time(self, root, make, date):
         """Some file systems count seconds, and this one has just been written."""
+        os.utime(root / "sub/b c.png", None if date is None else (date, date))
         fetcher = make(local_files_root=root)
         known = fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=None).validators
         assert not known.can_ask

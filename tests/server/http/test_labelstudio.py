@@ -155,6 +155,13 @@ def test_of_several_labels_those_that_the_config_lost_are_not_sent():
     assert predict_several(0.25, 0.25, 0.875, config=config)["result"] == []
 
 
+def test_two_labels_of_one_choice_are_sent_as_one():
+    """A version may know a choice by its alias and by what is shown; the editor ticks it once."""
+    target = resolve_target(SEVERAL_CONFIG, VERSION, "label", ("ant", "bee", "A bee"))
+    (element,) = build_predictions([make_scores(0.25, 0.75, 0.875)], SEVERAL, target, Score.AGREEMENT)
+    assert element["result"][0]["value"] == {"choices": ["bee"]}
+
+
 def test_a_control_that_takes_one_label_is_sent_one():
     """A project may have been changed since the version was trained; its score stays that of the version."""
     element = predict_several(0.75, 0.875, 0.25, config=CONFIG)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import threading
 import time
+from concurrent.futures import wait
 
 import numpy as np
 import pytest
@@ -351,6 +352,7 @@ class TestKnown:
             assert score("/data/upload/a.png") == [expected]
         assert len(image_host.requests) == 2
         assert (count(metrics, "feature_cache_hits"), count(metrics, "feature_cache_misses")) == (3, 2)
+        assert count(metrics, "image_revalidations", result="changed") == len(headers)
 
     def test_a_source_that_says_that_nothing_changed_is_taken_at_its_word_anew(self, score, image_host, now):
         """From then on, not from when it sent the file."""
@@ -411,21 +413,25 @@ class TestKnown:
         scorer.score(asked[:1], first, deadline=soon())
         recalled, recall = [], scorer._known.recall
         monkeypatch.setattr(scorer._known, "recall", lambda *asked: recalled.append(1) or recall(*asked))
-        gate = threading.Event()
+        waits, gate = threading.Event(), threading.Event()
+        monkeypatch.setattr("server.inference.scoring.wait", lambda *what: waits.set() or wait(*what))
         engine = Engine(0, gate)
         outcomes = []
         request = threading.Thread(target=lambda: outcomes.extend(scorer.score(asked, engine, deadline=soon())))
         request.start()
         assert engine.entered.wait(10)
-        wait_until(lambda: len(recalled) == 2)
+        assert waits.wait(10)
+        assert len(recalled) == 2
         gate.set()
         request.join(30)
         assert engine.batches == [*[[7] * 10] * 5, [7] * 5]
         assert len(outcomes) == 55
         late = Engine(0, threading.Event())
+        recalled.clear()
         outcomes = scorer.score(asked, late, deadline=time.monotonic() + 0.2)
         late.gate.set()
         assert {type(outcome) for outcome in outcomes} == {Expired}
+        assert len(recalled) == 2
         scorer._batcher.close()
         assert len(late.batches) == 1
 
