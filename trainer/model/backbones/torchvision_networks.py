@@ -52,7 +52,7 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     if name.startswith(_POOLED):
         height, width = _map_size(nn.Sequential(normalise, network), network.avgpool, name=name, image_size=size)
         network.avgpool, cells = pool_to_grid(height, width, grid=grid), grid * grid
-    module = nn.Sequential(normalise, network)
+    module = nn.Sequential(normalise, network).eval()
     features = measure(module, name=name, image_size=size)
     mean, deviation = tuple(preprocessing.mean), tuple(preprocessing.std)
     return Opened(name, module, None, features, features // cells, size, mean, deviation, provenance)
