@@ -20,6 +20,8 @@ _WRITE_TIMEOUT_S: Final = 3600.0
 """Label Studio stores 10,000 predictions in 12 s on SQLite, and takes 75 s to delete them."""
 _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
+_WITH_ANNOTATIONS: Final = {"fields": "all"}
+_AS_IMPORTED: Final = {"resolve_uri": "false"}
 _RULES: Final = ("maximum_annotations", "overlap_cohort_percentage", "show_overlap_first", "skip_queue")
 """Settings of a project by which Label Studio reckons which tasks are done with."""
 
@@ -153,7 +155,7 @@ def annotated_tasks(client: LabelStudioClient, project_id: int) -> Iterator[Mapp
     In the order of their numbers, those that were only skipped behind all others.
     """
     for filters in ([_ANNOTATED], [_NOT_ANNOTATED, _SKIPPED]):
-        for task in _pages(client, project_id, filters, page_size=_ANNOTATED_PAGE_TASKS, fields="all"):
+        for task in _pages(client, project_id, filters, page_size=_ANNOTATED_PAGE_TASKS, **_WITH_ANNOTATIONS):
             yield {"id": task["id"], "data": task["data"], "annotations": task["annotations"] or []}
 
 
@@ -162,7 +164,7 @@ def unlabelled_tasks(client: LabelStudioClient, project_id: int) -> Iterator[Poo
 
     Among them are those that somebody skipped, unless the project says that a skipped task is done with.
     """
-    for task in _pages(client, project_id, [_NOT_ANNOTATED, _NOT_DONE], page_size=_PAGE_TASKS, resolve_uri="false"):
+    for task in _pages(client, project_id, [_NOT_ANNOTATED, _NOT_DONE], page_size=_PAGE_TASKS, **_AS_IMPORTED):
         yield PoolTask(task["id"], task["data"])
 
 
@@ -180,14 +182,30 @@ def read_extent(client: LabelStudioClient, project_id: int) -> Extent:
     return Extent(page.total, last, at.isoformat() if at else "", rules)
 
 
-def tasks_since(client: LabelStudioClient, project_id: int, moment: str) -> Iterator[tuple[PoolTask, bool]]:
-    """Yield every task that has changed at a moment or since, and whether `unlabelled_tasks` would give it.
+def tasks_since(
+    client: LabelStudioClient, project_id: int, moment: str, *, annotations: bool = False
+) -> Iterator[Mapping[str, Any]]:
+    """Yield every task that has changed at a moment or since, as `annotated_tasks` or `unlabelled_tasks` read it.
 
     A task changes with its data and with its annotations, not when predictions are imported. Deleted ones do not show.
     """
     later = _filter("updated_at", "greater_or_equal", moment, "Datetime")
-    for task in _pages(client, project_id, [later], page_size=_PAGE_TASKS, resolve_uri="false"):
-        yield PoolTask(task["id"], task["data"]), not task["total_annotations"] and not task["is_labeled"]
+    size, fields = (_ANNOTATED_PAGE_TASKS, _WITH_ANNOTATIONS) if annotations else (_PAGE_TASKS, _AS_IMPORTED)
+    yield from _pages(client, project_id, [later], page_size=size, **fields)
+
+
+def is_unlabelled(task: Mapping[str, Any]) -> bool:
+    """Whether `unlabelled_tasks` would give a task that another function gave."""
+    return not task["total_annotations"] and not task["is_labeled"]
+
+
+def count_annotations(client: LabelStudioClient, project_id: int) -> tuple[int, int]:
+    """Return how many annotations there are, without and by skipping, by one small request."""
+
+    def make(project: Mapping[str, Any]) -> tuple[int, int]:
+        return int(project["total_annotations_number"]), int(project["skipped_annotations_number"])
+
+    return client.read(_project(project_id), make, what=f"project {project_id}")
 
 
 def count_unlabelled(client: LabelStudioClient, project_id: int) -> int:

@@ -20,6 +20,7 @@ from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, NO_CHOICE, OUTDATED, LeftOut, Task, decide, find_answers
 from trainer.labels.class_folders import BROKEN_LINK, IMAGE_SUFFIXES, NESTED, UNREADABLE, find_images
 from trainer.labels.exports import read_export
+from trainer.task_lists import list_annotated
 
 logger = logging.getLogger(__name__)
 
@@ -138,20 +139,23 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
     return _pool(tasks, question, origin)
 
 
-def from_project(project_id: int, client: LabelStudioClient, control: str | None = None) -> LabelledPool:
+def from_project(
+    project_id: int, client: LabelStudioClient, control: str | None = None, *, kept: Path | None = None
+) -> LabelledPool:
     """Read the annotations of a project of Label Studio.
 
     Args:
         project_id: the number in the project's address.
         client: from `trainer.labelstudio.connect`.
         control: the name of the `<Choices>` to train on; without it, the one that most annotations answer.
+        kept: the folder that the project's lists are kept in; None reads all annotations anew.
 
     Raises:
         LabelError: if fewer than two classes have images.
         ConfigError: if Label Studio does not answer, or the project classifies no images or has no such control.
     """
     project = labelstudio.read_project(client, project_id)
-    tasks = list(labelstudio.annotated_tasks(client, project_id))
+    tasks = list_annotated(client, project_id, kept) if kept else list(labelstudio.annotated_tasks(client, project_id))
     chosen = _choose(project.label_config, control, tasks)
     origin = f"project {project_id} ({project.title}), labels in the order of its labelling config"
     return _pool(tasks, _Question.of(chosen), origin)

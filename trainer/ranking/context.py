@@ -12,14 +12,14 @@ from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import choose_control, match_control
 from contract.versions.repository import Repository
 from contract.versions.version import Version
-from trainer import labelstudio
+from trainer import labelstudio, task_lists
 from trainer.labelstudio import PoolTask
 from trainer.ranking.names import base_name
 from trainer.ranking.options import RankOptions
-from trainer.ranking.pool_listing import kept_file, list_unlabelled
 from trainer.ranking.scores import ScoreLog, digest
 from trainer.settings import Environment
 from trainer.stages import Stages
+from trainer.task_lists import list_unlabelled
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class RankingContext:
     def list_tasks(self) -> list[PoolTask]:
         """Return the unlabelled tasks as they are now."""
         project = self.options.project
-        return list_unlabelled(self.client, project, kept_file(self.environment, project))
+        return list_unlabelled(self.client, project, task_lists.kept_folder(self.environment, project))
 
     @cached_property
     def data(self) -> dict[int, Any]:

@@ -23,6 +23,7 @@ from trainer.ranking.predictions import Plan, keep_places, place, place_later, t
 from trainer.ranking.retries import FEW, are_few, ask_again
 from trainer.ranking.scores import Failure, Score
 from trainer.ranking.server import Question, Server
+from trainer.task_lists import kept_folder, list_annotated
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ def _count_labels(context: RankingContext, manifest: Manifest) -> Sequence[int]:
     unchanged = record.project == ProjectState(project, state.total_annotations, state.newest_updated_at)
     if unchanged and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
         return [record.images_by_class.get(label, 0) for label in manifest.labels]
-    return count_labels(labelstudio.annotated_tasks(client, project), context.control, manifest)
+    annotated = list_annotated(client, project, kept_folder(context.environment, project))
+    return count_labels(annotated, context.control, manifest)
 
 
 class _Scorer:

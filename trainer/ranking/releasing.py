@@ -18,12 +18,11 @@ from contract.label_studio import LabelStudioClient
 from contract.scores.ranking import forget_ranking
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, remove
-from trainer import labelstudio
+from trainer import labelstudio, task_lists
 from trainer.labelstudio import Project
 from trainer.locks import exclusive
 from trainer.ranking.context import kept_folder
 from trainer.ranking.names import own_names
-from trainer.ranking.pool_listing import kept_file
 from trainer.settings import Environment
 from trainer.webhooks import clear_webhook_token
 
@@ -140,7 +139,7 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         webhooks = clear_webhook_token(client, project_id, [server or environment.server])
         predictions = _put_back(client, repository, project_id, before or _DEFAULT)
         shutil.rmtree(kept_folder(environment, project_id), ignore_errors=True)
-        kept_file(environment, project_id).unlink(missing_ok=True)
+        shutil.rmtree(task_lists.kept_folder(environment, project_id), ignore_errors=True)
         for request in find_requests(repository):
             if request.project == project_id:
                 remove(repository, request)

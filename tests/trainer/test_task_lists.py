@@ -1,4 +1,4 @@
-"""The list of unlabelled tasks that is kept is the one that Label Studio would give."""
+"""Lists of tasks that are kept are those that Label Studio would give."""
 
 import json
 import stat
@@ -8,40 +8,41 @@ import pytest
 
 from contract.label_studio import LabelStudioClient
 from tests.trainer.studio import TOKEN, studio
-from trainer import labelstudio
-from trainer.ranking import pool_listing
-from trainer.ranking.pool_listing import list_unlabelled
+from trainer import labelstudio, task_lists
+from trainer.task_lists import list_annotated, list_unlabelled
 
 TASKS = 40
 
 
 @pytest.fixture
 def pets(tmp_path):
-    """A project of which three tasks are labelled, and a file that is not there yet."""
+    """A project of which three tasks are labelled, and a folder that is not there yet."""
     with studio(TASKS) as state:
         state.client = labelstudio.connect(state.url, TOKEN)
-        state.path = tmp_path / "cache" / "tasks" / "5.json"
+        state.folder = tmp_path / "cache" / "tasks" / "5"
+        state.path = state.folder / "unlabelled.json"
         for task in (3, 4, 5):
             state.annotate(task, "cat")
         yield state
 
 
-MINUTE_BEFORE = pool_listing._before
+MINUTE_BEFORE = task_lists._before
 LISTED_AT = [""]
 
 
 @pytest.fixture(autouse=True)
 def _no_overlap(monkeypatch):
     """Changes of the minute before are asked for again; here none are, as if all were older."""
-    monkeypatch.setattr(pool_listing, "_before", lambda moment: LISTED_AT[0] if moment else "")
+    monkeypatch.setattr(task_lists, "_before", lambda moment: LISTED_AT[0] if moment else "")
 
 
-def read(pets):
+def read(pets, listed=list_unlabelled):
     """List, check the list against the whole one, and return how many tasks were sent for it."""
     begun = len(pets.requests)
-    found = list_unlabelled(pets.client, 5, pets.path)
+    found = listed(pets.client, 5, pets.folder)
     sent = sum(count_sent(pets, request) for request in pets.requests[begun:])
-    assert found == list(labelstudio.unlabelled_tasks(pets.client, 5))
+    whole = labelstudio.unlabelled_tasks if listed is list_unlabelled else labelstudio.annotated_tasks
+    assert found == list(whole(pets.client, 5))
     LISTED_AT[0] = pets.moment()
     return sent
 
@@ -69,6 +70,32 @@ def test_what_has_changed_is_all_that_is_asked_for(pets):
     pets.tasks[9].update(data={"image": "http://images/other.png"}, updated_at=pets.moment())
     assert read(pets) <= 2 + 5
     assert read(pets) <= 2
+
+
+def test_of_annotations_too_only_what_has_changed_is_asked_for(pets):
+    """New, edited, removed, skipped and labelled after all; those that were only skipped come last."""
+    for task in range(6, 31):
+        pets.annotate(task, "cat")
+    pets.annotate(2, "cat", cancelled=True)
+    assert read(pets, list_annotated) >= 28
+    assert read(pets, list_annotated) <= 2
+    pets.annotate(32, "dog")
+    pets.edit(3)
+    pets.tasks[4]["annotations"].clear()
+    pets.tasks[4]["updated_at"] = pets.moment()
+    pets.annotate(1, "dog", cancelled=True)
+    pets.annotate(2, "dog")
+    assert read(pets, list_annotated) <= 2 + 5
+    assert read(pets) >= TASKS - 35
+    assert read(pets, list_annotated) <= 2
+
+
+def test_an_annotation_that_went_without_a_time_has_all_listed_anew(pets):
+    """Label Studio counts fewer."""
+    pets.annotate(3, "dog")
+    read(pets, list_annotated)
+    pets.tasks[3]["annotations"].pop()
+    assert read(pets, list_annotated) >= 3
 
 
 def test_a_deleted_task_has_all_listed_anew(pets):
@@ -101,8 +128,8 @@ def test_other_rules_have_all_listed_anew(pets):
 def test_once_a_day_all_are_listed_anew(pets, monkeypatch, later_s):
     """And where this machine's clock was put back."""
     read(pets)
-    now = pool_listing.time.time()
-    monkeypatch.setattr(pool_listing.time, "time", lambda: now + later_s)
+    now = task_lists.time.time()
+    monkeypatch.setattr(task_lists.time, "time", lambda: now + later_s)
     assert all_listed(read(pets))
 
 
@@ -119,13 +146,13 @@ def test_data_is_kept_from_others_eyes(pets):
     """References may hold signatures."""
     read(pets)
     assert stat.S_IMODE(pets.path.stat().st_mode) == 0o600
-    assert json.loads(pets.path.read_bytes())["tasks"]["1"] == pets.tasks[1]["data"]
+    assert json.loads(pets.path.read_bytes())["tasks"]["1"] == {"data": pets.tasks[1]["data"]}
 
 
 def test_a_list_that_is_too_long_is_not_kept(pets, monkeypatch):
     """Nor is one that was short enough before."""
     read(pets)
-    monkeypatch.setattr(pool_listing, "_MOST_BYTES", 100)
+    monkeypatch.setattr(task_lists, "_MOST_BYTES", 100)
     read(pets)
     assert not pets.path.exists()
 

@@ -1,0 +1,171 @@
+"""The tasks of a project in two lists, the unlabelled and the annotated ones: kept on disk, and followed from then on.
+
+Label Studio takes seconds to list ten thousand tasks, and tells in a moment which have changed since a time. What it
+cannot tell that way shows in its counts: that tasks were deleted, in how many there are; that others are done with, in
+how many a list should hold. Where a count is not what the list makes it, where the project's rules of when a task is
+done with have changed, and once a day, all are listed anew.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, Self
+
+from contract.label_studio import LabelStudioClient
+from trainer import labelstudio
+from trainer.labelstudio import Extent, PoolTask
+from trainer.settings import Environment
+
+Task = Mapping[str, Any]
+"""As Label Studio gives it, with what the list keeps."""
+
+_OVERLAP: Final = timedelta(minutes=1)
+"""A change may become visible so long after the moment that it bears."""
+_LONGEST_S: Final = 24 * 3600.0
+"""After which all tasks are listed again, whatever has changed."""
+_MOST_BYTES: Final = 64 * 2**20
+"""A longer list, of images that lie in the tasks themselves, is not kept."""
+
+
+def kept_folder(environment: Environment, project_id: int) -> Path:
+    """Return the folder that a project's lists are kept in.
+
+    Raises:
+        ConfigError: if Label Studio's address or token is not set.
+    """
+    host = sha256(environment.label_studio()[0].encode()).hexdigest()[:16]
+    return environment.cache / "tasks" / f"{project_id}-{host}"
+
+
+def list_unlabelled(client: LabelStudioClient, project_id: int, folder: Path) -> list[PoolTask]:
+    """Return what `labelstudio.unlabelled_tasks` gives, by few requests where the folder holds an earlier list.
+
+    Raises:
+        ConfigError: if Label Studio does not answer.
+    """
+    unlabelled = _Kind(
+        ("data",),
+        whole=lambda: (asdict(task) for task in labelstudio.unlabelled_tasks(client, project_id)),
+        since=lambda moment: labelstudio.tasks_since(client, project_id, moment),
+        belongs=labelstudio.is_unlabelled,
+        is_whole=lambda tasks: len(tasks) == labelstudio.count_unlabelled(client, project_id),
+    )
+    tasks = _list(client, project_id, folder / "unlabelled.json", unlabelled)
+    return [PoolTask(number, task["data"]) for number, task in sorted(tasks.items())]
+
+
+def list_annotated(client: LabelStudioClient, project_id: int, folder: Path) -> list[Task]:
+    """Return what `labelstudio.annotated_tasks` gives, by few requests where the folder holds an earlier list.
+
+    Raises:
+        ConfigError: if Label Studio does not answer.
+    """
+    annotated = _Kind(
+        ("data", "annotations"),
+        whole=lambda: labelstudio.annotated_tasks(client, project_id),
+        since=lambda moment: labelstudio.tasks_since(client, project_id, moment, annotations=True),
+        belongs=lambda task: bool(task["annotations"]),
+        is_whole=lambda tasks: _count_annotations(tasks.values()) == labelstudio.count_annotations(client, project_id),
+    )
+    tasks = _list(client, project_id, folder / "annotated.json", annotated)
+    in_order = [{"id": number, **task} for number, task in sorted(tasks.items())]
+    return sorted(in_order, key=lambda task: all(each["was_cancelled"] for each in task["annotations"]))
+
+
+def _count_annotations(tasks: Iterable[Task]) -> tuple[int, int]:
+    cancelled = [bool(each["was_cancelled"]) for task in tasks for each in task["annotations"]]
+    return cancelled.count(False), cancelled.count(True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a list holds, and how Label Studio is asked for it."""
+
+    fields: tuple[str, ...]
+    """Of each task."""
+    whole: Callable[[], Iterable[Task]]
+    """Gives all of its tasks."""
+    since: Callable[[str], Iterable[Task]]
+    """Gives all tasks of the project that have changed at a moment or since."""
+    belongs: Callable[[Task], bool]
+    """Whether such a task is one of the list's."""
+    is_whole: Callable[[Mapping[int, Task]], bool]
+    """Whether the list is as long as Label Studio says."""
+
+    def keep(self, task: Task) -> Task:
+        return {name: task[name] for name in self.fields}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A list, and how the project stood just before it was made."""
+
+    at: float
+    """When all tasks were last listed, by this machine's clock."""
+    extent: Extent
+    tasks: Mapping[int, Task]
+
+    def save(self, path: Path) -> None:
+        """Write it in one step, readable for nobody else; nothing is lost where that cannot be."""
+        content = json.dumps({"at": self.at, "extent": asdict(self.extent), "tasks": self.tasks}).encode()
+        draft = path.with_suffix(".draft")
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+            if len(content) > _MOST_BYTES:
+                path.unlink(missing_ok=True)
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(content)
+            draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, kind: _Kind) -> Self | None:
+        """Read it; None where there is none, or none that can be read."""
+        try:
+            document = json.loads(path.read_bytes())
+            tasks = {int(number): kind.keep(task) for number, task in document["tasks"].items()}
+            return cls(float(document["at"]), Extent(**document["extent"]), tasks)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+
+def _list(client: LabelStudioClient, project_id: int, path: Path, kind: _Kind) -> Mapping[int, Task]:
+    extent = labelstudio.read_extent(client, project_id)
+    kept = _Kept.load(path, kind)
+    tasks = _follow(kept, extent, kind) if kept else None
+    at = kept.at if kept and tasks is not None else time.time()
+    if tasks is None:
+        tasks = {task["id"]: kind.keep(task) for task in kind.whole()}
+    _Kept(at, extent, tasks).save(path)
+    return tasks
+
+
+def _follow(kept: _Kept, extent: Extent, kind: _Kind) -> dict[int, Task] | None:
+    """Return the list as it is now; None where that has to be asked for."""
+    old = not 0 <= time.time() - kept.at < _LONGEST_S
+    if old or extent.rules != kept.extent.rules or not (since := _before(kept.extent.at)):
+        return None
+    tasks, added = dict(kept.tasks), 0
+    for task in kind.since(since):
+        tasks.pop(task["id"], None)
+        if kind.belongs(task):
+            tasks[task["id"]] = kind.keep(task)
+        added += kept.extent.last < task["id"] <= extent.last
+    if kept.extent.tasks + added != extent.tasks:
+        return None
+    return tasks if kind.is_whole(tasks) else None
+
+
+def _before(moment: str) -> str:
+    """Return a moment of UTC somewhat earlier, as Label Studio writes them; empty if that was none."""
+    try:
+        return f"{datetime.fromisoformat(moment) - _OVERLAP:%Y-%m-%dT%H:%M:%S.%fZ}"
+    except (ValueError, OverflowError):
+        return ""
