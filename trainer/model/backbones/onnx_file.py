@@ -207,7 +207,10 @@ def _check_batches(graph: ModelProto, *, size: int) -> int:
     images = _images(3, size)
     together, alone = _run(graph, images), _run(graph, images[:1])
     if not np.isfinite(together).all():
-        raise ConfigError("of noise it makes values that are not finite; check mean and std")
+        raise ConfigError(
+            "of noise it makes values that are not finite, or larger than the 65504 that float16 holds; check mean and "
+            "std, or have it scale them"
+        )
     if together.shape[0] != len(images) or np.abs(together[:1] - alone).max() > _TOLERANCE * np.abs(alone).max():
         raise ConfigError(
             "an image's features depend on the other images of its batch; export it in evaluation mode, with a dynamic "

@@ -94,7 +94,9 @@ def wrap(model: ModelProto, output: str, recipe: Recipe, *, shape: tuple[int, ..
     _prepare(around, f"{_INNER}{source.name}", recipe, kind=source.type.tensor_type.elem_type)
     around.nodes += _without_dropout(inner.node)
     last = around.add("Cast", [f"{_INNER}{output}"], to=TensorProto.FLOAT)
-    around.add("Identity", [_reduce(around, last, recipe, shape) if shape else last], FEATURES)
+    if shape:  # rounded, so that rows can be kept in float16 and are the same afterwards
+        last = around.add("Cast", [_reduce(around, last, recipe, shape)], to=TensorProto.FLOAT16)
+    around.add("Cast", [last], FEATURES, to=TensorProto.FLOAT)
     nodes = prune(around.nodes, [FEATURES])
     used = {name for node in nodes for name in node.input}
     weights = [tensor for tensor in [*inner.initializer, *around.constants] if tensor.name in used]

@@ -23,7 +23,7 @@ class Opened:
     module: nn.Module | None
     """In evaluation mode, without Dropout, on the CPU."""
     graph: ModelProto | None
-    """Input `images`, output `features`, opset `OPSET`, weights inside, without Dropout."""
+    """Input `images`, output `features` rounded to what float16 holds, opset `OPSET`, weights inside, no Dropout."""
     features: int
     """F: of one image."""
     channels: int

@@ -38,7 +38,7 @@ def test_a_map_is_pooled_as_torch_pools_it(tmp_path, grid):
     """Pixels are normalised by the JSON's numbers; the grid may be coarser or finer than the map, of either side."""
     backbone = opened(convolution(tmp_path), grid=grid)
     expected = torch.nn.functional.adaptive_avg_pool2d(MAP, grid).flatten(1).numpy()
-    np.testing.assert_allclose(compute(backbone.graph), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(compute(backbone.graph), expected, rtol=1e-3, atol=1e-4)
     assert (backbone.features, backbone.channels) == (4 * grid**2, 4)
 
 
@@ -56,9 +56,11 @@ def test_what_is_opened_describes_itself(tmp_path):
 
 
 def test_a_vector_is_taken_as_it_is(tmp_path):
-    """Of two dimensions: images and features, whatever the grid."""
+    """Of two dimensions: images and features, whatever the grid; but rounded."""
     backbone = opened(write(tmp_path, MEANS), grid=7)
-    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+    features = compute(backbone.graph)
+    np.testing.assert_array_equal(features, features.astype(np.float16))  # so that they can be kept as float16
+    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.mean(axis=(2, 3)), rtol=1e-3, atol=1e-4)
     assert (backbone.features, backbone.channels) == (3, 3)
 
 
@@ -67,7 +69,7 @@ def test_images_may_be_wanted_with_channels_last(tmp_path):
     path = write(tmp_path, [node("Neg", ["x"], ["y"])], shape=(SIZE, SIZE, 3), description={"layout": "nhwc"})
     backbone = opened(path, grid=2)
     expected = -NORMALISED.reshape(3, 3, 2, 4, 2, 4).mean(axis=(3, 5)).reshape(3, 12)
-    np.testing.assert_allclose(compute(backbone.graph), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compute(backbone.graph), expected, rtol=1e-3, atol=1e-4)
     assert backbone.channels == 3
 
 
@@ -88,7 +90,7 @@ def test_operators_of_other_sets_are_converted(tmp_path, nodes, opset):
     path = write(tmp_path, nodes, opset=opset)
     backbone = opened(path)
     assert backbone.graph.opset_import[0].version == 20
-    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.mean(axis=(2, 3)), rtol=1e-3, atol=1e-4)
 
 
 def test_weights_may_lie_in_a_file_beside(tmp_path):
@@ -103,7 +105,7 @@ def test_an_output_can_be_chosen(tmp_path):
     """By its name in the JSON; without it the outputs are listed."""
     nodes = [*MEANS, node("Neg", ["y"], ["negative"])]
     backbone = opened(write(tmp_path, nodes, outputs=("y", "negative"), description={"output": "negative"}))
-    np.testing.assert_allclose(compute(backbone.graph), -NORMALISED.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compute(backbone.graph), -NORMALISED.mean(axis=(2, 3)), rtol=1e-3, atol=1e-4)
     for described, got in (({}, "several"), ({"output": "logits"}, "none that is called 'logits'")):
         path = write(tmp_path, nodes, outputs=("y", "negative"), description=described)
         with pytest.raises(ConfigError, match=rf'{got}: name one of its outputs as "output" .*y.*negative'):
@@ -113,7 +115,7 @@ def test_an_output_can_be_chosen(tmp_path):
 def test_one_token_of_a_sequence_can_be_taken(tmp_path):
     """By its number in the JSON, counted from 0."""
     backbone = opened(write(tmp_path, TOKENS, [SHAPE], description={"token": 9}))
-    np.testing.assert_allclose(compute(backbone.graph), NORMALISED[:, :, 1, 1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compute(backbone.graph), NORMALISED[:, :, 1, 1], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_no_dropout_is_left(tmp_path, inputs):
     nodes = [node("Dropout", inputs, ["kept"]), node("Flatten", ["kept"], ["y"])]
     backbone = opened(write(tmp_path, nodes, constants))
     assert "Dropout" not in {each.op_type for each in backbone.graph.graph.node}
-    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.reshape(3, -1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compute(backbone.graph), NORMALISED.reshape(3, -1), rtol=1e-3, atol=1e-4)
 
 
 def test_no_name_is_taken_for_one_of_ours(tmp_path):
@@ -144,7 +146,7 @@ def test_no_name_is_taken_for_one_of_ours(tmp_path):
         node("Flatten", ["features"], ["y"]),
     ]
     backbone = opened(write(tmp_path, nodes, inputs=["images"]))
-    np.testing.assert_allclose(compute(backbone.graph), -NORMALISED.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compute(backbone.graph), -NORMALISED.mean(axis=(2, 3)), rtol=1e-3, atol=1e-4)
     assert "labelnext_0" not in {name for each in backbone.graph.graph.node for name in each.output}
 
 
@@ -180,6 +182,7 @@ NOISE = node("RandomNormalLike", ["x"], ["noise"], name="noise")
             {},
             "depend on the other images of its batch",
         ),
+        ([node("Mul", ["x", "w"], ["z"]), node("Flatten", ["z"], ["y"])], [tensor("w", 1e5)], {}, "65504"),
         ([node("Log", ["x"], ["logs"]), node("Flatten", ["logs"], ["y"])], [], {}, "not finite"),
         (
             [node("Reshape", ["x", "shape"], ["y"])],
