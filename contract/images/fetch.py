@@ -164,7 +164,7 @@ class Fetcher:
         return fetched.data
 
     def source(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> str | None:
-        """Name where the reference leads, for who remembers validators; None where it leads nowhere.
+        """Name where the reference leads, for who remembers validators; None where it is itself the image.
 
         It may hold secrets, as references do.
 
