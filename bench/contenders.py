@@ -5,6 +5,7 @@ neither baal's memory nor a dozen models at once slow down the others.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -13,8 +14,11 @@ from bench.single_pass import compile_by_batch, open_session, quantise, read_pla
 from contract.versions.version import Version
 from server.inference.engine import Engine
 from server.settings import Device, Precision
+from trainer.model.backbones import Opened
 from trainer.model.bayes import ModelWrapper, TrainingArgs
-from trainer.model.network import build
+from trainer.model.build import build_head_of, open_backbone_of
+from trainer.model.network import Network
+from trainer.settings import Training
 
 NAMES = {Precision.FP32: "ours", Precision.FP16: "ours_fp16", Precision.INT8: "ours_int8"}
 
@@ -33,13 +37,12 @@ def repeated(
     """
     torch.set_num_threads(threads)
     spec, labels = version.manifest.input, version.manifest.labels
-    network, _ = build(
-        version.manifest.architecture,
-        classes=len(labels),
-        image_size=spec.height,
-        weights="none",
-        units=version.manifest.dropout_sites[0].features[0],
-    )
+    asked = Training(weights="none", backbone=version.manifest.backbone.name, image_size=spec.height)
+    backbone = open_backbone_of(asked, cache=Path())
+    assert isinstance(backbone, Opened)
+    assert backbone.module is not None
+    head, _ = build_head_of(asked, backbone, classes=len(labels))
+    network = Network(backbone.module, head)
     on_gpu = device is Device.CUDA
     wrapper = ModelWrapper(network.cuda() if on_gpu else network, TrainingArgs(use_cuda=on_gpu))
     wrapper.eval()

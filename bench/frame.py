@@ -63,7 +63,7 @@ def report(name: str, options: argparse.Namespace, subject: Subject, result: Row
     told = {
         "bench": name,
         "source": subject.source,
-        "architecture": manifest.architecture,
+        "backbone": manifest.backbone.name,
         "passes": manifest.passes,
         "options": {option: value for option, value in vars(options).items() if option != "save"},
         **result,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -82,15 +83,16 @@ class _Source:
 
 
 def trained(
-    *, image_size: int = 224, part: str = "classifier", labels: int = 400, int8: bool = False, seed: int = 0
+    *, image_size: int = 224, labels: int = 400, precision: Literal["auto", "fp32"] = "auto", seed: int = 0
 ) -> Subject:
-    """Return a VGG-16 that the trainer published, trained now unless it was before; its progress goes to stderr.
+    """Return a head on VGG-16 that the trainer published, trained now unless it was; its progress goes to stderr.
+
+    All that are made for one size of images have one backbone.
 
     Args:
         image_size: in pixels.
-        part: what is trained, as in `python -m trainer run --train`.
         labels: how many photos it is trained on; the first so many of an order that the other arguments do not change.
-        int8: whether the version brings a backbone in 8-bit integers.
+        precision: of the backbone, as in `python -m trainer run --precision`.
         seed: the trainer's.
 
     Raises:
@@ -102,7 +104,7 @@ def trained(
     photos = random.Random(_ORDER).sample(found, len(found))  # noqa: S311  # an order, not a secret
     if not 0 < labels < len(photos):
         raise ValueError(f"expected labels between 1 and {len(photos) - 1}, since photos must be left; got {labels}")
-    arguments = f"{source.name}-{image_size}px-{part}-{labels}{'-int8' if int8 else ''}-seed{seed}"
+    arguments = f"{source.name}-{image_size}px-{labels}-{precision}-seed{seed}"
     folder = CACHE / f"{arguments}-{_digest_of_sources()}"
     repository = Repository(folder / "models")
     with suppress(NothingPublished):
@@ -110,8 +112,8 @@ def trained(
     for stale in CACHE.glob(f"{arguments}-*"):
         shutil.rmtree(stale)
     _write_folder(folder / "labelled", photos[:labels])
-    options = ["--image-size", str(image_size), "--train", part, "--seed", str(seed), *(["--int8"] if int8 else [])]
-    _train(folder, [*options, "--weights", source.weights])
+    options = ["--image-size", str(image_size), "--precision", precision, "--seed", str(seed)]
+    _train(folder, [*options, "--train", "classifier", "--weights", source.weights])
     return _subject(repository, photos[labels:], source)
 
 
@@ -131,7 +133,7 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 def small_images(count: int) -> list[Path]:
     """Return different images of few pixels, as rough as photos are, written once."""
-    from trainer.model.features import coloured_noise
+    from bench.noise import coloured_noise
 
     folder = CACHE / "small-images"
     paths = [folder / f"{number}.png" for number in range(count)]

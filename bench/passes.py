@@ -77,7 +77,7 @@ class _Setting:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print tables and one line of JSON."""
     options = read_options("passes", __doc__, _OPTIONS, arguments)
-    subject = trained(image_size=options.image_size, labels=options.labels, int8=True)
+    subject = trained(image_size=options.image_size, labels=options.labels)
     spec, photos = subject.version.manifest.input, subject.photos[: options.photos]
     images = np.stack([decode_image(photo.read_bytes(), spec) for photo in photos])
     most = max([_COST_BATCH, *options.batches])
@@ -103,7 +103,7 @@ def _open_engines(setting: _Setting) -> dict[Precision, Engine]:
 
     The trainer publishes no int8 backbone that ranks otherwise than float32, as one of a poor network may.
     """
-    engine = Engine(setting.version, setting.engine)
+    engine = Engine(setting.version, replace(setting.engine, precision=Precision.FP32))
     precision = Precision.FP16 if engine.provider == Device.CUDA else Precision.INT8
     other = Engine(setting.version, replace(setting.engine, precision=precision))
     if other.precision == engine.precision:

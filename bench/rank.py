@@ -56,7 +56,7 @@ class Run:
 def main() -> None:
     """Measure, print a table and one line of JSON."""
     options = read_options("rank", __doc__, _OPTIONS)
-    subject = trained(image_size=options.image_size, part="head", labels=options.labels)
+    subject = trained(image_size=options.image_size, labels=options.labels)
     manifest = subject.version.manifest
     images = small_images(options.tasks)
     with (

@@ -1,7 +1,7 @@
 """What does a second round cost? `python -m bench.rerank [--image-size 224] [--images 1000] [--few 500] [--many 4000]`.
 
-A pool is scored, the head is trained again on more labels (`--train head`, which leaves the backbone as it is), and the
-pool is scored again. Measured over HTTP under gunicorn, by one client with requests of 100 tasks:
+A pool is scored, the head is trained again on more labels, which leaves the backbone as it is, and the pool is scored
+again. Measured over HTTP under gunicorn, by one client with requests of 100 tasks:
 
     again      the second round over the first, its median over three changes of version, and once more after a restart
                of the server, whose features then come from the disk; and then by a server that asks for each image
@@ -66,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table and one line of JSON."""
     options = read_options("rerank", __doc__, _OPTIONS, arguments)
     first, second = (
-        trained(image_size=options.image_size, part="head", labels=labels)
-        for labels in (options.labels, options.more_labels)
+        trained(image_size=options.image_size, labels=labels) for labels in (options.labels, options.more_labels)
     )
     assert first.version.manifest.backbone == second.version.manifest.backbone, (
         "two heads on one backbone were expected"
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     versions, photos = (first.version, second.version), second.photos[: options.images]
     web = _rerank_from_web(versions, photos, settings, rounds=options.rounds)
     local = _rerank_from_local_files(versions, photos, settings, rounds=options.rounds)
-    small = trained(image_size=options.growth_image_size, part="head", labels=options.labels)
+    small = trained(image_size=options.growth_image_size, labels=options.labels)
     few, many = _grow(small, small_images(options.few + options.many), settings, few=options.few)
     print_table([{"images from": name, **row} for name, row in (("web server", web), ("local files", local))])
     print_table([few, many])

@@ -52,7 +52,7 @@ _ENLARGED = 8
 def main() -> None:
     """Measure, print a table and one line of JSON."""
     options = _parse()
-    subject = trained(image_size=options.image_size, labels=options.labels, int8=True)
+    subject = trained(image_size=options.image_size, labels=options.labels)
     cores = available_cpus()
     with (
         workplace(subject.version) as place,
@@ -77,7 +77,7 @@ def main() -> None:
     result = {
         "bench": "score-pool",
         "source": subject.source,
-        "architecture": subject.version.manifest.architecture,
+        "backbone": subject.version.manifest.backbone.name,
         "passes": subject.version.manifest.passes,
         "classes": len(subject.version.manifest.labels),
         **vars(options),

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -163,9 +164,9 @@ class Swaps:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table and one line of JSON; return the exit status."""
     options = read_options("server", __doc__, _OPTIONS, arguments)
+    precision: Literal["auto", "fp32"] = "fp32" if options.precision == "fp32" else "auto"
     first, second = (
-        trained(image_size=options.image_size, labels=options.labels, int8=options.precision == "int8", seed=seed)
-        for seed in (0, 1)
+        trained(image_size=options.image_size, labels=options.labels, precision=precision, seed=seed) for seed in (0, 1)
     )
     photos = first.photos[: options.images]
     settings = {"LABELNEXT_CACHE_MB": "0", "LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900"}
@@ -177,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with serving(repository.root, log=folder / "server.log", settings=settings) as server:
             client = Client(server.url, first.version.manifest.labels)
             bench = Bench(server, client, [host.reference(photo) for photo in photos])
-            engine = engine_loader(Settings.read(settings))(first.version)
+            engine = engine_loader(Settings.read(settings))(first.version, None)
             engine.warm()
             assert engine.precision == options.precision, f"{options.precision} cannot be had here: see the warning"
             images = np.stack([decode_image(photo.read_bytes(), engine.manifest.input) for photo in photos])

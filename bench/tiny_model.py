@@ -15,16 +15,22 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
 from contract.graph.fingerprint import fingerprint
-from contract.graph.lowering import lower
+from contract.graph.lowering import FEATURES, lower
 from contract.graph.masks import draw_masks
 from contract.graph.probe import Probe
-from contract.versions.manifest import DropoutSite, InputSpec, Manifest
+from contract.versions.manifest import Backbone, DropoutSite, InputSpec, Manifest
 from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
-from contract.versions.version import INT8_BACKBONE_FILE, MODEL_FILE, PROBE_FILE, WEIGHTS_FILE
+from contract.versions.version import (
+    BACKBONE_WEIGHTS_FILE,
+    HEAD_WEIGHTS_FILE,
+    INT8_BACKBONE_FILE,
+    MODEL_FILE,
+    PROBE_FILE,
+)
 
 SIDE, HIDDEN, PASSES = 8, 16, 20
 LABELS = ("ant", "bee", "cat")
@@ -56,9 +62,10 @@ class TinyModel:
         return TinyModel((self.weights[0], *other.weights[1:]))
 
     def features(self, images: Images) -> Doubles:
-        """(N, H, W, 3) to (N, D), rounded to float16 as engines do."""
-        found = np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0].astype(np.float64), 0)
-        return found.astype(np.float16).astype(np.float64)
+        """(N, H, W, 3) to (N, D), rounded to what float16 holds."""
+        exact = np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0].astype(np.float64), 0)
+        found: Doubles = exact.astype(np.float32).astype(np.float16).astype(np.float64)
+        return found
 
     def passes(self, images: Images, masks: Mapping[str, Floats]) -> Doubles:
         """(N, H, W, 3) and masks (T, D) to probabilities (N, T, C), in float64 and one pass at a time."""
@@ -80,7 +87,9 @@ class TinyModel:
             helper.make_node("Flatten", ["unit"], ["flat"]),
             helper.make_node("MatMul", ["flat", "w0"], ["h0"]),
             helper.make_node("Relu", ["h0"], ["r0"]),
-            _dropout("r0", "d0", 0, dropouts),
+            helper.make_node("Cast", ["r0"], ["half"], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", ["half"], [FEATURES], to=TensorProto.FLOAT),
+            _dropout(FEATURES, "d0", 0, dropouts),
             helper.make_node("MatMul", ["d0", "w1"], ["h1"]),
             helper.make_node("Relu", ["h1"], ["r1"]),
             _dropout("r1", "d1", 1, dropouts),
@@ -141,10 +150,11 @@ def publish(
         save_graph(model.graph(), staged.path)
         draw_probe(probe_of or model, staged.version).save(staged.path / PROBE_FILE)
         if int8_of is not None:
-            onnx.save(lower(int8_of.graph()).backbone, staged.path / INT8_BACKBONE_FILE)
+            onnx.save(lower(int8_of.graph(), cut=FEATURES).backbone, staged.path / INT8_BACKBONE_FILE)
         for name, content in (report or {}).items():
             (staged.path / "report").mkdir(exist_ok=True)
             (staged.path / "report" / name).write_bytes(content)
+        backbone = fingerprint(lower(model.graph(), cut=FEATURES).backbone, staged.path, SPEC)
         return staged.publish(
             Manifest(
                 version=staged.version,
@@ -154,8 +164,7 @@ def publish(
                 input=SPEC,
                 passes=PASSES,
                 dropout_sites=SITES,
-                architecture="tiny",
-                backbone=fingerprint(lower(model.graph()).backbone, staged.path, SPEC),
+                backbone=Backbone("tiny", backbone, FEATURES, "fp32"),
                 temperature=temperature,
                 training=training or TrainingRecord(),
             )
@@ -164,8 +173,12 @@ def publish(
 
 def save_graph(graph: ModelProto, folder: Path) -> None:
     """Write a graph and its weights where a version has them."""
-    (folder / WEIGHTS_FILE).unlink(missing_ok=True)
-    onnx.save_model(graph, folder / MODEL_FILE, save_as_external_data=True, location=WEIGHTS_FILE, size_threshold=256)
+    files = {"w0": BACKBONE_WEIGHTS_FILE, "w1": HEAD_WEIGHTS_FILE}
+    for tensor in graph.graph.initializer:
+        if file := files.get(tensor.name):
+            (folder / file).unlink(missing_ok=True)
+            external_data_helper.set_external_data(tensor, file)
+    onnx.save_model(graph, folder / MODEL_FILE)
 
 
 def draw_images(count: int, seed: int = 0) -> Images:

@@ -12,9 +12,9 @@ from pathlib import Path
 _REACHABLE_WITHIN_S = 5.0
 
 # With weights the convolutions are good as they are, and labels teach the linear layers.
-_PRETRAINED = ("--arch", "vgg16", "--image-size", "96", "--train", "classifier", "--epochs", "20")
+_PRETRAINED = ("--backbone", "vgg16", "--image-size", "96", "--train", "classifier", "--epochs", "20")
 # Without, a smaller network learns everything from few and small images; batch normalisation makes that possible.
-_FROM_SCRATCH = ("--arch", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "14")
+_FROM_SCRATCH = ("--backbone", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "14")
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ class _Questions:
         if wanted not in (Precision.AUTO, engine.precision):
             raise ConfigError(
                 f"LABELNEXT_PRECISION={wanted}, but the version would be served in {engine.precision}: int8 needs one "
-                "that was published with --int8, fp16 a GPU, and either has to rank the probe alike; publish such a "
+                "whose trainer found it as good, fp16 a GPU, and either has to rank the probe alike; publish such a "
                 "version, or set LABELNEXT_PRECISION=auto"
             )
         return f"the backbone computes in {engine.precision}, LABELNEXT_PRECISION is {wanted}"

@@ -311,7 +311,7 @@ def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngi
         masks=settings.masks,
         precision=settings.precision,
     )
-    return lambda version: Engine(version, options)
+    return lambda version, former: Engine(version, options, former=former)
 
 
 def _open_store(settings: Settings, metrics: Metrics) -> FeatureStore | None:

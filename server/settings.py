@@ -99,9 +99,9 @@ class Settings(SharedSettings):
     """`fresh` draws other dropout masks for each batch: replicas then differ, and `/score` gives no passes."""
     provider: Annotated[Device, text(str.lower)] = Device.AUTO
     """`cuda` refuses to start without a GPU, `cpu` does not look for one."""
-    precision: Annotated[Precision, text(str.lower)] = Precision.FP32
-    """Of the backbone: `int8` needs a version published with `--int8`, `fp16` a GPU, `auto` takes the fastest. What
-    cannot be had or is not valid is served in fp32, with a warning."""
+    precision: Annotated[Precision, text(str.lower)] = Precision.AUTO
+    """Of the backbone: `int8` needs a version that has it, `fp16` a GPU, `auto` takes the fastest. What cannot be had
+    or is not valid is served in fp32, with a warning."""
     poll_s: Seconds = 5.0
     """Seconds between two looks for a new version."""
     max_batch_images: Count = 32

@@ -20,11 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 from contract.errors import DigestError, InvalidVersion, LabelnextError, LoweringError, ManifestError, UnsafeGraph
 from contract.versions.manifest import FileDigest
 from contract.versions.version import (
+    BACKBONE_WEIGHTS_FILE,
     INT8_BACKBONE_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     PROBE_FILE,
-    WEIGHTS_FILE,
     digest_file,
 )
 
@@ -97,7 +97,9 @@ def weights_at(location):
 
 
 def set_place(**entries):
-    return lambda model: point_to(weight(model), **{"location": WEIGHTS_FILE, "offset": 0, "length": 1024, **entries})
+    return lambda model: point_to(
+        weight(model), **{"location": BACKBONE_WEIGHTS_FILE, "offset": 0, "length": 1024, **entries}
+    )
 
 
 def add_entry(key, value, *, first=False):
@@ -251,11 +253,11 @@ def raw_manifest(name, text):
 
 
 def rename_file(name):
-    return lambda document: document["files"].update({name: document["files"][WEIGHTS_FILE]})
+    return lambda document: document["files"].update({name: document["files"][BACKBONE_WEIGHTS_FILE]})
 
 
 def drop_weights(document):
-    del document["files"][WEIGHTS_FILE]
+    del document["files"][BACKBONE_WEIGHTS_FILE]
 
 
 # Probes.
@@ -312,8 +314,8 @@ def int8(name, change):
 MALICIOUS = (
     graph("weights-at-an-absolute-path", weights_at("/etc/passwd")),
     graph("weights-above-the-version", weights_at("../../../etc/passwd")),
-    graph("weights-in-another-version", weights_at("../20260102T030405678Z-0a1b2c/model.onnx.data")),
-    graph("weights-by-another-spelling", weights_at(f"./{WEIGHTS_FILE}")),
+    graph("weights-in-another-version", weights_at(f"../20260102T030405678Z-0a1b2c/{BACKBONE_WEIGHTS_FILE}")),
+    graph("weights-by-another-spelling", weights_at(f"./{BACKBONE_WEIGHTS_FILE}")),
     graph("weights-in-the-probe", weights_at(PROBE_FILE)),
     graph("weights-in-the-process", weights_at("*/_ORT_MEM_ADDR_/*")),
     graph("weights-at-a-url", weights_at("file:///etc/passwd")),
@@ -352,11 +354,14 @@ MALICIOUS = (
     graph("an-output-of-nothing", lambda model: model.graph.node.pop(), InvalidVersion, seen_by="engine"),
     graph("an-index-far-out", gather_out_of_range, LabelnextError, seen_by="engine"),
     int8("int8-weights-outside", lambda model: model.graph.initializer.append(external_tensor())),
-    int8("int8-weights-in-the-other-file", lambda model: model.graph.initializer.append(external_tensor(WEIGHTS_FILE))),
+    int8(
+        "int8-weights-in-the-other-file",
+        lambda model: model.graph.initializer.append(external_tensor(BACKBONE_WEIGHTS_FILE)),
+    ),
     int8("int8-endless-loop", prepend(loop())),
     files("graph-is-a-link", link(MODEL_FILE, None)),
-    files("weights-are-a-link", link(WEIGHTS_FILE, None)),
-    files("weights-are-an-endless-device", link(WEIGHTS_FILE, "/dev/zero")),
+    files("weights-are-a-link", link(BACKBONE_WEIGHTS_FILE, None)),
+    files("weights-are-an-endless-device", link(BACKBONE_WEIGHTS_FILE, "/dev/zero")),
     files("probe-is-a-pipe", pipe(PROBE_FILE)),
     files("probe-is-a-pipe-of-no-length", pipe_of_no_length),
     files("graph-is-a-folder", folder_for(MODEL_FILE)),
@@ -371,7 +376,9 @@ MALICIOUS = (
     manifest("a-file-with-a-zero-byte", rename_file("a\0b")),
     manifest("a-file-that-is-not-there", rename_file("report/other.html"), DigestError),
     manifest("a-file-below-a-file", rename_file(f"{MODEL_FILE}/x"), DigestError),
-    manifest("a-size-that-lies", lambda document: document["files"][WEIGHTS_FILE].update(size_bytes=1), DigestError),
+    manifest(
+        "a-size-that-lies", lambda document: document["files"][BACKBONE_WEIGHTS_FILE].update(size_bytes=1), DigestError
+    ),
     manifest("weights-without-a-digest", drop_weights, UnsafeGraph),
     manifest("passes-without-end", lambda document: document.update(passes=10**9)),
     manifest("images-without-end", lambda document: document["input"].update(height=10**9)),

@@ -31,6 +31,36 @@ def export(network, *example):
     return onnx.load_from_string(buffer.getvalue())
 
 
+def first_input(graph, op_type):
+    """Name what goes into the first node of a kind."""
+    return next(node.input[0] for node in graph.graph.node if node.op_type == op_type)
+
+
+def end_backbone(graph, tensor, name=FEATURES):
+    """Return a literal graph of which this tensor is called `features`, as in those that the trainer writes."""
+    named = copy.deepcopy(graph)
+    for node in named.graph.node:
+        node.input[:] = [name if each == tensor else each for each in node.input]
+        node.output[:] = [name if each == tensor else each for each in node.output]
+    for info in named.graph.value_info:
+        info.name = name if info.name == tensor else info.name
+    return named
+
+
+def flatten_first(graph):
+    """Return a literal graph whose `features` are the flattened images, so that all of the network is its head."""
+    flat = end_backbone(graph, "images")
+    nodes = list(flat.graph.node)
+    del flat.graph.node[:]
+    sizes = [axis.dim_value for axis in flat.graph.input[0].type.tensor_type.shape.dim[1:]]
+    flat.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, *sizes]), "sizes"))
+    for node in nodes:
+        node.input[:] = ["unflattened" if name == FEATURES else name for name in node.input]
+    flatten = onnx.helper.make_node("Flatten", ["images"], [FEATURES])
+    flat.graph.node.extend([flatten, onnx.helper.make_node("Reshape", [FEATURES, "sizes"], ["unflattened"]), *nodes])
+    return flat
+
+
 class Engine:
     """A lowered graph in onnxruntime, at its default optimisation level."""
 
@@ -47,12 +77,9 @@ class Engine:
         return PassOutputs(*self.head_session.run(list(OUTPUTS), {FEATURES: features, **masks}))
 
 
-def open_session(model, weights=None):
+def open_session(model):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    if weights:
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
-        options.add_external_initializers(list(weights), values)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -66,7 +66,7 @@ def test_trainer_commands_parse(command):
 
 def test_a_machine_without_internet_is_told_which_file_it_needs():
     """Where a project begins to be used, and it is the one that a training would have downloaded."""
-    url = get_model_weights(Training().architecture).IMAGENET1K_V1.url
+    url = get_model_weights(Training().backbone).IMAGENET1K_V1.url
     [begin] = re.findall(r"## Use it on your project\n(.*?)\n### ", README, re.DOTALL)
     assert url in begin
     assert f"--weights {url.rpartition('/')[2]}" in begin

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from datetime import UTC, datetime
 
-from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.manifest import Backbone, InputSpec, Manifest
 from contract.versions.version import INT8_BACKBONE_FILE
 
 
@@ -17,8 +17,7 @@ def manifest(version):
         input=InputSpec(8, 8),
         passes=20,
         dropout_sites=(),
-        architecture="none",
-        backbone="0" * 64,
+        backbone=Backbone("none", "0" * 64, "features", "fp32"),
     )
 
 
@@ -32,13 +31,13 @@ def fix_names(monkeypatch):
 
 def write_files(folder, content):
     (folder / "report").mkdir()
-    for name in ("model.onnx", "model.onnx.data", "probe.npz", "report/index.html"):
+    for name in ("model.onnx", "head.onnx.data", "probe.npz", "report/index.html"):
         (folder / name).write_bytes(content)
 
 
-def publish(repository, content, *, backbone="0" * 64, int8=None, **more):
+def publish(repository, content, *, int8=None, **more):
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, content)
         if int8 is not None:
             (staged.path / INT8_BACKBONE_FILE).write_bytes(int8)
-        return staged.publish(dataclasses.replace(manifest(staged.version), backbone=backbone, **more))
+        return staged.publish(dataclasses.replace(manifest(staged.version), **more))

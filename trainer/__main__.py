@@ -30,7 +30,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.signatures import generate_keys
 from trainer.ranking.options import RankOptions
 from trainer.settings import Environment, Project, Server, Source, Training, check_weights
-from trainer.study.options import StudyOptions, StudyTraining
+from trainer.study.options import StudyOptions
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
 from trainer.watching.rounds import WatchOptions
 
@@ -137,7 +137,7 @@ def _watch(environment: Environment, options: WatchOptions, training: Training, 
     return watch(options, environment, run=(source, training), rank=(ranking,))
 
 
-def _simulate(environment: Environment, options: StudyOptions, training: StudyTraining) -> None:
+def _simulate(environment: Environment, options: StudyOptions, training: Training) -> None:
     check_weights(training.weights)
     from trainer.study.simulate import simulate
 
@@ -270,7 +270,13 @@ def _print_json(document: Mapping[str, Any]) -> None:
 _MODULES: Final = {"run": "trainer.run", "rank": "trainer.ranking.rank"}
 """What commands import that take a while to."""
 
-_RENAMED: Final = {"--first": "--batch-size", "--again": "--force", "--audit": "--holdout-share"}
+_RENAMED: Final = {
+    "--first": "--batch-size",
+    "--again": "--force",
+    "--audit": "--holdout-share",
+    "--arch": "--backbone",
+    "--int8": "--precision",
+}
 _GOES_ON: Final = "run it again, and it goes on where it was"
 
 COMMANDS: Final = {
@@ -298,8 +304,8 @@ COMMANDS: Final = {
     "simulate": Command(
         _simulate,
         "Measure on labelled images what each strategy would save.",
-        {"study": StudyOptions, "training": StudyTraining},
-        without=("validation", "holdout_share", "int8", "seed"),
+        {"study": StudyOptions, "training": Training},
+        without=("validation", "holdout_share", "precision", "seed"),
         epilog="Run again, it goes on where it was. Features are kept beside the folder LABELNEXT_CACHE.",
         interrupted=_GOES_ON,
     ),

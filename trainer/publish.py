@@ -1,7 +1,7 @@
 """From a trained network to a published version: the graph, the probe that validates it, what was measured, the report.
 
 Owns what a version's folder and manifest hold, and what of it may fail without costing the version: the comparison with
-earlier versions, the backbone in int8 and the report.
+earlier versions, and the report.
 """
 
 import logging
@@ -12,23 +12,23 @@ from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
-from contract.graph.fingerprint import fingerprint
 from contract.graph.lowering import Lowered
-from contract.versions.manifest import InputSpec, Manifest
+from contract.scores.embedding import embed
+from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository, StagedVersion
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
-from contract.versions.version import INT8_BACKBONE_FILE, PROBE_FILE, REPORT_FOLDER, Version
+from contract.versions.version import PROBE_FILE, REPORT_FOLDER, Version
 from trainer.evaluation.comparison import CommonImages, compare_versions, save_predictions
 from trainer.evaluation.history import describe_advice, earlier, find_agreement
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide
-from trainer.labels.dataset import Pixels, count_images, strata
+from trainer.labels.dataset import Indices, Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
 from trainer.model.export import export
 from trainer.model.fit import Fitted
-from trainer.model.network import Network
+from trainer.model.frozen import Features, FrozenBackbone
 from trainer.model.probe import PROBE_IMAGES, compute_probe
-from trainer.model.quantise import copy_int8_backbone, quantise
 from trainer.model.validation import validate_version
 from trainer.model.weights import Provenance
 from trainer.report.data import Inputs
@@ -77,13 +77,13 @@ class Trained:
 
     data: Data
     training: Training
-    network: Network
+    backbone: FrozenBackbone
+    head: nn.Sequential
     provenance: Provenance
     fitted: Fitted
     evaluation: Evaluation
-    embeddings: npt.NDArray[np.float32] | None
-    """Of what the frozen part of the network makes of all images, (N, E); rows of those that neither train nor validate
-    are 0. None where no part is frozen."""
+    features: Features | None
+    """Of all images, (N, F), by a backbone that was not trained; None where it was."""
 
 
 def publish(repository: Repository, trained: Trained) -> Version:
@@ -92,13 +92,17 @@ def publish(repository: Repository, trained: Trained) -> Version:
     Raises:
         LabelnextError: if it is not valid, or cannot be written; then what was current stays current.
     """
-    data, training = trained.data, trained.training
+    data, training, backbone = trained.data, trained.training, trained.backbone
     with repository.stage(datetime.now(UTC)) as staged:
-        lowered = export(trained.network, staged.path, image_size=training.image_size)
+        for file in backbone.files:
+            shutil.copyfile(file, staged.path / file.name)
+        lowered = export(backbone.graph, trained.head, staged.path, multiple=data.pool.multiple)
         manifest = _describe(staged, lowered, trained)
+        images = choose_probe_images(data)
         probe = compute_probe(
-            trained.network,
-            choose_probe_images(data),
+            trained.head,
+            images,
+            backbone.in_fp32().compute(images, title="probe"),
             version=staged.version,
             sites=lowered.sites,
             passes=training.passes,
@@ -112,31 +116,12 @@ def publish(repository: Repository, trained: Trained) -> Version:
             validation.mean_bald,
             validation.largest_difference,
         )
+        if backbone.precision == "int8":
+            validation = validate_version(described, int8=True)
+            _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
         if data.project is not None and training.holdout_share:
             manifest = _add_advice(repository, described, trained)
-        if training.int8:
-            _add_int8_backbone(staged, manifest, repository=repository, images=data.pixels.images[data.parts.train])
         return staged.publish(_add_report(repository, staged, manifest, trained))
-
-
-def _add_int8_backbone(
-    staged: StagedVersion, manifest: Manifest, *, repository: Repository, images: npt.NDArray[np.uint8]
-) -> None:
-    """Put the backbone in 8-bit integers beside the graph, or say why not: the version is whole without it.
-
-    An earlier version's is taken if it was made of the same backbone. Made anew on other images it would give other
-    features, and all that servers have cached would be lost.
-    """
-    path = staged.path / INT8_BACKBONE_FILE
-    try:
-        if not copy_int8_backbone(repository, manifest.backbone, path):
-            quantise(staged.path, images, path)
-        validation = validate_version(staged.describe(manifest), int8=True)
-    except Exception as err:  # of a tool with many, and what was trained is not to be lost for it
-        path.unlink(missing_ok=True)
-        _log.warning("published without a backbone in int8: %s", err)
-        return
-    _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
 
 
 def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifest, trained: Trained) -> Manifest:
@@ -151,7 +136,7 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
             parts=trained.data.parts,
             probabilities=trained.evaluation.probabilities,
             bald=trained.evaluation.bald,
-            embeddings=trained.embeddings,
+            embeddings=None if trained.features is None else embed(trained.features),
         )
         write_report(inputs, folder)
     except Exception as err:  # of libraries with many, and what was trained is not to be lost for it
@@ -173,17 +158,15 @@ def choose_probe_images(data: Data) -> npt.NDArray[np.uint8]:
 
 def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Manifest:
     data, training = trained.data, trained.training
-    spec = InputSpec(training.image_size, training.image_size)
     return Manifest(
         version=staged.version,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         labels=data.pool.labels,
         control=data.pool.control,
-        input=spec,
+        input=trained.backbone.spec,
         passes=training.passes,
         dropout_sites=lowered.sites,
-        architecture=training.architecture,
-        backbone=fingerprint(lowered.backbone, staged.path, spec),
+        backbone=trained.backbone.describe(),
         multiple=data.pool.multiple,
         temperature=trained.evaluation.temperature,
         metrics=trained.evaluation.metrics,
@@ -197,25 +180,33 @@ def _add_advice(repository: Repository, described: Version, trained: Trained) ->
     kappa, unseen, curve, before = None, list[str](), None, earlier(repository, manifest)
     if data.parts.sample == "audit":
         decided = decide(trained.evaluation.probabilities, multiple=manifest.multiple)
-        kappa = find_agreement(repository, described, data.validation_images)
+        kappa = find_agreement(
+            repository, described, data.validation_images, known=_known(trained, data.parts.validation)
+        )
         tested = count_images(data.validation_targets, len(manifest.labels))
         unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
-        curve, predictions = compare_versions(repository, manifest, before, _take_common_images(data, decided))
+        curve, predictions = compare_versions(repository, manifest, before, _take_common_images(trained, decided))
         save_predictions(predictions, described.path)
     advice = describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
     _log.info("%s", advice.sentence)
     return replace(manifest, training=replace(manifest.training, advice=advice, curve=curve))
 
 
-def _take_common_images(data: Data, decided: Decisions) -> CommonImages:
+def _known(trained: Trained, rows: Indices) -> dict[str, Features]:
+    """Return the features of some images by the backbone's fingerprint; nothing where the backbone was trained."""
+    return {} if trained.features is None else {trained.backbone.fingerprint: trained.features[rows]}
+
+
+def _take_common_images(trained: Trained, decided: Decisions) -> CommonImages:
     """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
-    held_out, pixels = data.parts.validation, data.pixels
+    held_out, pixels = trained.data.parts.validation, trained.data.pixels
     others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
     unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])
     rows = held_out[unseen]
     return CommonImages(
         tasks=pixels.task_ids[rows].tolist(),
         images=pixels.images[rows],
+        known=_known(trained, rows),
         true=as_decisions(pixels.targets[rows], decided.shape[1]),
         decided=decided[unseen],
     )

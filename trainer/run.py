@@ -5,37 +5,26 @@ Owns the order of the steps, and that nothing is published unless all of them su
 
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from contract.errors import ConfigError
-from contract.scores.acquisition import bald
-from contract.scores.embedding import EMBEDDING, embed
 from contract.versions.manifest import InputSpec
-from contract.versions.results import Metrics, ProjectState
+from contract.versions.results import ProjectState
 from contract.versions.version import Version
 from trainer import labelstudio
-from trainer.evaluation.holdout import HeldOut, as_decisions, decide, hold_out, macro_f1_interval
-from trainer.evaluation.metrics import format_table, measure
+from trainer.evaluation.holdout import HeldOut, hold_out
 from trainer.labels import checks
 from trainer.labels import sources as labels
 from trainer.labels.dataset import load_pixels, open_fetcher
 from trainer.labels.image_cache import open_cache
 from trainer.locks import exclusive
-from trainer.model.bayes import sample_passes
-from trainer.model.features import compute_features, prepare
-from trainer.model.fit import fit
-from trainer.model.network import Network, build, choose_device
-from trainer.model.recipe import choose_recipe
-from trainer.model.weights import Provenance
-from trainer.publish import Data, Evaluation, Trained, publish
-from trainer.report.calibration import fit_temperature
-from trainer.settings import Environment, Part, Source, Training
+from trainer.model.build import open_backbone_of
+from trainer.publish import Data
+from trainer.settings import Environment, Source, Training
+from trainer.train import train
 
 _log = logging.getLogger(__name__)
 
@@ -48,25 +37,25 @@ def run(source: Source, training: Training, environment: Environment) -> Version
     """
     started = time.monotonic()
     repository = environment.repository()
-    device = choose_device(training.device)
     busy = (
         f"another trainer is at work on model {repository.model!r} in {repository.root}; wait for it to end, or "
         "set LABELNEXT_MODEL to train another model beside it"
     )
     environment.keys().check_publishing()
     with exclusive(repository, refusal=busy):
-        data = _read(source, training, environment)
-        version = publish(repository, _train(data, training, device))
+        torch.manual_seed(training.seed)
+        backbone = open_backbone_of(training, cache=environment.cache_dir)
+        data = _read(source, training, environment, backbone.spec)
+        version = train(data, training, environment, repository=repository, backbone=backbone)
     took_s = time.monotonic() - started
     _log.info("published %s as the current version of %s, %.0f s", version.name, repository.location, took_s)
     return version
 
 
-def _read(source: Source, training: Training, environment: Environment) -> Data:
+def _read(source: Source, training: Training, environment: Environment, spec: InputSpec) -> Data:
     with open_fetcher(environment) as fetcher:
         pool, project = _read_labels(source, environment)
         _log_pool(pool)
-        spec = InputSpec(training.image_size, training.image_size)
         pixels = load_pixels(
             pool,
             spec=spec,
@@ -129,67 +118,3 @@ def _log_parts(parts: HeldOut) -> None:
             "nothing can be held out, and so nothing is measured: no class has two images that are of no other class; "
             "label more images, or correct those that have two labels"
         )
-
-
-def _train(data: Data, training: Training, device: torch.device) -> Trained:
-    torch.manual_seed(training.seed)
-    part, classes = training.trained_part, len(data.pool.labels)
-    network, provenance = build(
-        training.architecture,
-        classes=classes,
-        image_size=training.image_size,
-        weights=training.weights,
-        units=training.units,
-        dropout=training.dropout,
-    )
-    _log_network(training.architecture, provenance, part, device)
-    network.to(device)
-    images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
-    module, inputs = prepare(network, images, part=part, device=device)
-    recipe = choose_recipe(training, part, len(targets), pretrained=bool(provenance.loaded))
-    fitted = fit(module, inputs, targets, classes=classes, recipe=recipe, device=device)
-    evaluation, validation_embeddings = _evaluate(network, data, training, device=device)
-    embeddings = None
-    if part != "all" and validation_embeddings is not None:
-        embeddings = np.zeros((len(data.pixels.images), EMBEDDING), np.float32)
-        embeddings[data.parts.train] = embed(inputs.numpy())
-        embeddings[data.parts.validation] = validation_embeddings
-    return Trained(data, training, network, provenance, fitted, evaluation, embeddings)
-
-
-def _log_network(architecture: str, provenance: Provenance, part: Part, device: torch.device) -> None:
-    _log.info("%s on %s, training: %s; %s", architecture, device, part, provenance)
-    if part == "head" and "classifier.0" in provenance.fresh:
-        _log.warning(
-            "the first linear layer starts fresh and --train head leaves it as it is; --train classifier does better"
-        )
-
-
-def _evaluate(
-    network: Network, data: Data, training: Training, *, device: torch.device
-) -> tuple[Evaluation, npt.NDArray[np.float32] | None]:
-    """Measure on the V images held out; return embeddings of what frozen layers make of them too, (V, E) or None."""
-    multiple, classes, targets = data.pool.multiple, len(data.pool.labels), data.validation_targets
-    if not len(targets):
-        no_passes = np.zeros((0, classes), np.float32)
-        evaluation, embeddings = Evaluation(Metrics(images=0), no_passes, no_passes[:, 0]), None
-    else:
-        features, embeddings = _compute_head_inputs(network, data, training.trained_part, device)
-        passes = sample_passes(network.head, features, passes=training.passes, device=device, multiple=multiple)
-        mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
-        interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets, classes))
-        metrics = replace(measure(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
-        evaluation = Evaluation(metrics, mean, nats, fit_temperature(mean, targets, multiple=multiple))
-    _log.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
-    return evaluation, embeddings
-
-
-def _compute_head_inputs(
-    network: Network, data: Data, part: Part, device: torch.device
-) -> tuple[torch.Tensor, npt.NDArray[np.float32] | None]:
-    before = network.backbone if part == "classifier" else network.trunk
-    features = compute_features(before, torch.from_numpy(data.validation_images), device=device, title="validation")
-    embeddings = None if part == "all" else embed(features.numpy())
-    if part == "classifier":
-        features = compute_features(network.neck, features, device=device, title="neck")
-    return features, embeddings

@@ -6,7 +6,7 @@ Imports no torch, so that `--help` and the commands that only act on the reposit
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -20,19 +20,22 @@ from contract.versions.manifest import DEFAULT_PASSES
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys
 
-Part = Literal["all", "classifier", "head"]
-"""What is trained: everything; the linear layers; or only what lies downstream of the first Dropout."""
+Part = Literal["all", "classifier"]
+"""What is trained: everything, or the head alone."""
+
+Head = Literal["small", "vgg"]
+"""What stands behind the backbone: two hidden layers of a few hundred units, or VGG's own classifier."""
+
+Precision = Literal["auto", "fp32"]
 
 Device = Literal["auto", "cpu", "cuda"]
-
-ARCHITECTURES: Final = tuple(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))
 
 Project = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 ShareOrNone = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Control = Annotated[str | None, Option(metavar="NAME")]
-Architecture = Annotated[str, Option("--arch", choices=ARCHITECTURES)]
-Pixels = Annotated[Count, Option(metavar="PIXELS")]
+Backbone = Annotated[str, Option(metavar="NAME|FILE.onnx")]
+Pixels = Annotated[Count | None, Option(metavar="PIXELS")]
 StartWeights = Annotated[str, Option(metavar="imagenet|none|FILE")]
 HoldoutShare = Annotated[ShareOrNone, Option(metavar="SHARE")]
 Server = Annotated[
@@ -70,13 +73,16 @@ class Training:
 
     weights: StartWeights = "imagenet"
     """To start from; FILE is a state dict in torchvision's keys."""
+    backbone: Backbone = "vgg16"
+    """The network that turns an image into features: a classifier of torchvision's, efficientnet_lite0, one of timm's
+    where that is installed, or an ONNX file ([Backbones](backbones.md))."""
     part: Annotated[Part | None, Option("--train", choices=get_args(Part))] = None
-    """Everything, the linear layers, or what follows the first Dropout (default: classifier, or all with no
-    weights)."""
-    architecture: Architecture = "vgg16"
-    """The network."""
-    image_size: Pixels = 224
-    """Of a side."""
+    """The head alone, or the backbone too (default: classifier, or all with no weights)."""
+    head: Annotated[Head, Option(choices=get_args(Head))] = "small"
+    """Behind the backbone: two hidden layers, or VGG's own classifier of 4,096 units, which starts from the weights as
+    far as they have it."""
+    image_size: Pixels = None
+    """Of a side (default: what the backbone was trained on, 224 for VGG)."""
     epochs: Count | None = None
     """Passes over the images (default: by their number)."""
     learning_rate: Annotated[float | None, Field(gt=0, lt=10, allow_inf_nan=False), Option(metavar="RATE")] = None
@@ -86,7 +92,7 @@ class Training:
     class_balance: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False), Option(metavar="POWER")] = None
     """Of one over its count that a class weighs with: 1 has all classes weigh alike, 0 all images (default: 1)."""
     units: Count | None = None
-    """Of each hidden linear layer, which then starts fresh (default: the 4096 that VGG has)."""
+    """Of each hidden layer of the small head (default: 256)."""
     dropout: Annotated[Share | None, Option(metavar="P")] = None
     """Probability of dropping a unit (default: 0.6 in layers that start fresh, 0.5 in loaded ones)."""
     validation: Annotated[Share, Option(metavar="SHARE")] = 0.2
@@ -95,8 +101,8 @@ class Training:
     """Of a project's tasks, drawn at random and held out to measure on; 0 for none."""
     passes: Annotated[int, Field(ge=2), Option(metavar="T")] = DEFAULT_PASSES
     """Stochastic passes for each image, here and, unless it is set otherwise, in the server."""
-    int8: bool = False
-    """Publish the backbone in 8-bit integers too, for faster servers without a GPU."""
+    precision: Annotated[Precision, Option(choices=get_args(Precision))] = "auto"
+    """Of a frozen backbone: auto has it in 8-bit integers where these are as good and faster on this processor."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of all that is drawn."""
     device: Annotated[Device, Option(choices=get_args(Device))] = "auto"
@@ -120,6 +126,10 @@ class Environment(SharedSettings):
     cannot be asked, without `ETag` and `Last-Modified`, are downloaded anew."""
     image_cache_mb: Annotated[int, Field(ge=0)] = 8192
     """The most of them, in MiB; those used longest ago leave first, and `0` keeps none."""
+    cache_dir: Path = Path(".cache/features")
+    """Where features are kept, and the backbones that gave them; servers on the same host may share the folder."""
+    cache_mb: Count = 4096
+    """The most of the features, in MiB; those used longest ago leave first."""
     server: Url = "http://localhost:9090"
     """The server that `rank` and `watch` have score; where there are several, a proxy before them
     ([Sizing](operations.md#sizing))."""

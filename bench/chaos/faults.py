@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.serving import Fleet, Server, wait_until
 from bench.tiny_model import TinyModel, publish
 from contract.versions.repository import Repository, new_version
-from contract.versions.version import MANIFEST_FILE, WEIGHTS_FILE
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, MANIFEST_FILE
 from demo.product import CHECKOUT
 
 _NOTICED_S = 60.0
@@ -83,13 +83,13 @@ class Faults:
 
     def tear(self) -> None:
         """Have a version that lacks the end of its weights, as after a copy that broke off."""
-        weights = self._copy() / WEIGHTS_FILE
+        weights = self._copy() / BACKBONE_WEIGHTS_FILE
         os.truncate(weights, weights.stat().st_size // 2)
         self._offer(weights.parent.name)
 
     def corrupt(self) -> None:
         """Have a version in whose weights some bytes are others."""
-        weights = self._copy() / WEIGHTS_FILE
+        weights = self._copy() / BACKBONE_WEIGHTS_FILE
         data = bytearray(weights.read_bytes())
         data[len(data) // 2] ^= 0x40
         weights.write_bytes(data)

@@ -42,6 +42,16 @@ def fingerprint(backbone: ModelProto, folder: Path, spec: InputSpec) -> str:
     return digest.hexdigest()
 
 
+def features_key(backbone: str, precision: str) -> str:
+    """Name all that an image's features depend on besides the image: of equal keys equal features come.
+
+    Args:
+        backbone: its fingerprint or, in 8-bit integers, the sha256 of its file.
+        precision: what it computes in.
+    """
+    return f"{backbone}/{RECIPE}/{precision}"  # of today: a version was published for the recipe of its day
+
+
 def _add_weight(digest: "hashlib._Hash", tensor: TensorProto, folder: Path) -> None:
     values = numpy_helper.to_array(tensor, str(folder))
     digest.update(f"{values.dtype}{values.shape}".encode())

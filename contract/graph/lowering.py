@@ -1,19 +1,19 @@
 """The stochastic passes of a graph, compiled: the lowering.
 
-A literal graph holds one pass: images in, logits out, active Dropout nodes between. `lower` parts it in two. What lies
-upstream of every Dropout, the backbone, runs once per image and gives the image's features. The head takes features and
-computes T passes at once: it fans the features out to N x T rows, makes each Dropout a product with a mask given as
-input, and ends in softmax or, where several labels may hold, sigmoids, their mean, BALD and entropy, in float32. No
-Dropout node is left, so no engine can delete, freeze or reseed one; and features can be kept, for as long as the
-backbone stays the same.
+A literal graph holds one pass: images in, logits out, active Dropout nodes between. `lower` cuts it in two at a tensor
+upstream of every Dropout. What lies before the cut, the backbone, runs once per image and gives the image's features.
+The head takes features and computes T passes at once: what is deterministic in it runs once per image; at the first
+Dropout it fans out to N x T rows, makes each Dropout a product with a mask given as input, and ends in softmax or,
+where several labels may hold, sigmoids, their mean, BALD and entropy, in float32. No Dropout node is left, so no engine
+can delete, freeze or reseed one; and features can be kept, for as long as the backbone stays the same.
 
 Knows onnx and numpy; no engine.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite
 
 FEATURES = "features"
-"""The name of the backbone's output, which is the head's input."""
+"""The name of the backbone's output, which is the head's input; our literal graphs call the tensor so, too."""
 
 _RANDOM_OPS = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -67,13 +67,13 @@ class PassOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A literal graph in two: what is computed once per image, and what is computed T times.
+    """A literal graph in two: what is the same for as long as the backbone is, and what is trained in each round.
 
     Weights keep the literal graph's external data references.
     """
 
     backbone: ModelProto
-    """The literal graph's images to `features` float32 (N, F): all that the head needs of an image, flattened."""
+    """The literal graph's images to `features` float32 (N, F), the tensor that it was cut at."""
     head: ModelProto
     """`features` and `mask_0`, `mask_1`, ... float32 (T, *features of the site) to what `PassOutputs` holds."""
     sites: tuple[DropoutSite, ...]
@@ -100,21 +100,25 @@ def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
     return model
 
 
-def lower(model: ModelProto, *, multiple: bool = False) -> Lowered:
+def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
     """Compile a literal graph into a backbone, and a head of masked passes.
 
     Any graph will do whose first axis is the batch, from the one image input to the one output of logits (N, C), and
     whose randomness is all in Dropout nodes. `model` may be loaded without its external data; it is not changed.
-    `multiple` says whether several labels may hold of an image, which a graph does not show.
+
+    Args:
+        model: the graph.
+        cut: the tensor where the backbone ends, float32 (N, F): all that reaches the logits goes through it.
+        multiple: whether several labels may hold of an image, which a graph does not show.
 
     Raises:
         DropoutDead: if no Dropout node is active, so that all passes would be equal.
-        LoweringError: if the graph is of another form.
+        LoweringError: if the graph is of another form, or cannot be cut there.
     """
     try:
         inlined = inliner.inline_local_functions(model) if model.functions else model
         _check_form(inlined)
-        return _Lowering(shape_inference.infer_shapes(inlined), multiple).run()
+        return _Lowering(shape_inference.infer_shapes(inlined), cut, multiple).run()
     except _FAULTS as err:
         raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err
 
@@ -122,14 +126,14 @@ def lower(model: ModelProto, *, multiple: bool = False) -> Lowered:
 class _Lowering:
     """One run of the lowering: the nodes written so far, and where each tensor of the literal graph stands.
 
-    Rows are the N x T pairs of image and pass, pass fastest. A tensor is one of four kinds: constant; data, computed
-    from the images alone (the backbone); stochastic, downstream of a Dropout, and so in rows; or a measure, which
-    depends on the images through their shape only, and is computed again where rows need it, since their batch is N x
-    T.
+    Rows are the N x T pairs of image and pass, pass fastest. A tensor is one of five kinds: constant; before the cut;
+    data, computed from the features alone; stochastic, downstream of a Dropout, and so in rows; or a measure, which
+    depends on the images through their shape only, and is computed again from the shape of the features.
     """
 
-    def __init__(self, model: ModelProto, multiple: bool) -> None:
+    def __init__(self, model: ModelProto, cut: str, multiple: bool) -> None:
         self.graph = model.graph
+        self.cut = cut
         self.multiple = multiple
         self.opsets = model.opset_import
         self.ir_version = model.ir_version
@@ -138,65 +142,107 @@ class _Lowering:
         self.shapes = {info.name: _dimensions(info) for info in infos}
         self.types = {info.name: info.type.tensor_type.elem_type for info in infos}
         self.producers = {name: node for node in model.graph.node for name in node.output}
-        self.data = {model.graph.input[0].name}
+        self.before = {model.graph.input[0].name} - {cut}
+        self.data = {model.graph.input[0].name} & {cut}  # a head alone may be lowered
         self.stochastic: set[str] = set()
         self.measures: set[str] = set()
         self.rows: dict[str, str] = {}
-        """Data or measure to the tensor that stands for it in rows."""
-        self.frontier: list[str] = []
-        """Data that rows need: what the backbone hands to the head."""
+        """Data to the tensor that stands for it in rows."""
+        self.measured: dict[tuple[str, bool], str] = {}
+        """Measures, of images or of rows, to the tensor that holds them in the head."""
         self.sites: list[DropoutSite] = []
         self.backbone = GraphBuilder()
         self.head = GraphBuilder()
 
     def run(self) -> Lowered:
+        width = self._check_cut()
         for node in self.graph.node:
             self._visit(node)
+        if self.cut not in self.data:
+            self._refuse_cut("not computed from the images alone")
         logits = self.head.add("Cast", [self._in_rows(self.graph.output[0].name)], to=TensorProto.FLOAT)
         shape = self.head.concat([self._passes(), self.head.add("Shape", [logits], start=1)])
         self.head.reduce(self.head.join(logits, shape), multiple=self.multiple)  # (N, T, C)
-        return Lowered(self._assemble_backbone(), self._assemble_head(), tuple(self.sites), self.multiple)
+        if self.cut != FEATURES:
+            self.backbone.add("Identity", [self.cut], FEATURES)
+        batch, classes = self.shapes[self.graph.input[0].name][0], _dimensions(self.graph.output[0])[-1]
+        features = describe(FEATURES, [batch, width])
+        masks = [describe(mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)]
+        backbone = self._assemble(self.backbone, [self.graph.input[0]], [features])
+        head = self._assemble(self.head, [features, *masks], describe_outputs(batch, classes))
+        return Lowered(backbone, head, tuple(self.sites), self.multiple)
 
     def _visit(self, node: NodeProto) -> None:
+        inputs = set(node.input)
         if is_active(node, self.constants):
             self._mask(node)
-        elif self.stochastic.intersection(node.input):
+        elif self.stochastic & inputs:
             self._copy(node, [self._in_rows(name) for name in node.input], list(node.output))
             self.stochastic.update(node.output)
-        else:
-            self._classify(node)
-            self.backbone.nodes.append(node)
-
-    def _classify(self, node: NodeProto) -> None:
-        reads_data = bool(self.data.intersection(node.input))
-        if reads_data and node.op_type not in _SHAPE_OPS:
+        elif node.op_type not in _SHAPE_OPS and self.data & inputs:
+            self._copy(node, [self._per_image(name) for name in node.input], list(node.output))
             self.data.update(node.output)
-        elif reads_data or self.measures.intersection(node.input):
+        elif node.op_type not in _SHAPE_OPS and self.before & inputs:
+            self.backbone.nodes.append(node)
+            self.before.update(node.output)
+            if self.cut in node.output:
+                self.before.remove(self.cut)
+                self.data.add(self.cut)
+        elif (self.before | self.data | self.measures) & inputs:
+            self.backbone.nodes.append(node)
             self.measures.update(node.output)
         else:
+            self.backbone.nodes.append(node)
             self.head.nodes.append(node)
 
-    def _in_rows(self, name: str) -> str:
-        if name in self.rows:
-            return self.rows[name]
+    def _check_cut(self) -> int:
+        """Return the number of features, F."""
+        shape, kind = self.shapes.get(self.cut, ()), self.types.get(self.cut, TensorProto.UNDEFINED)
+        if len(shape) == 2 and isinstance(shape[1], int) and kind == TensorProto.FLOAT:
+            return shape[1]
+        self._refuse_cut(f"{TensorProto.DataType.Name(kind)} of shape {shape}" if shape else "not there")
+
+    def _refuse_cut(self, found: str) -> NoReturn:
+        raise LoweringError(
+            f"the backbone is said to end in tensor {self.cut!r}, which is {found}; a tensor float32 (N, F) is "
+            "expected, computed from the images and upstream of every Dropout"
+        )
+
+    def _per_image(self, name: str) -> str:
+        """Return what stands for a tensor in the head's deterministic part, once per image."""
         if name in self.measures:
-            return self._measure_again(name)
-        return self._fan_out(name) if name in self.data else name
+            return self._measure(name, in_rows=False)
+        if name in self.before:
+            raise LoweringError(
+                f"tensor {name!r} reaches the logits around {self.cut!r}, where the backbone is said to end; cut the "
+                "network upstream of every Dropout, where nothing bypasses the cut"
+            )
+        return FEATURES if name == self.cut else name
 
-    def _measure_again(self, name: str) -> str:
-        node = self.producers[name]
-        outputs = [f"{PREFIX}rows_{output}" for output in node.output]
-        if node.op_type in _SHAPE_OPS and node.input[0] in self.data:
-            self._measure_rows(node, outputs[0])
-        else:
-            self._copy(node, [self._in_rows(source) for source in node.input], outputs)
-        self.rows.update(zip(node.output, outputs, strict=True))
-        return self.rows[name]
+    def _in_rows(self, name: str) -> str:
+        if name in self.measures:
+            return self._measure(name, in_rows=True)
+        return self._fan_out(name) if name in self.data | self.before else name
 
-    def _measure_rows(self, node: NodeProto, output: str) -> None:
-        """Compute a Shape or Size of data as it is in rows, without the data."""
-        rows = self.head.add("Mul", [self.head.add("Shape", [FEATURES], start=0, end=1), self._passes()])  # (1,)
-        shape = self.head.concat([rows, self.head.integers(*self._features_of(node.input[0]))])
+    def _measure(self, name: str, *, in_rows: bool) -> str:
+        """Compute a measure of images or rows again, from the shape of the features."""
+        if (name, in_rows) not in self.measured:
+            node = self.producers[name]
+            outputs = [f"{PREFIX}{'rows' if in_rows else 'images'}_{output}" for output in node.output]
+            if node.op_type in _SHAPE_OPS and node.input[0] in self.data | self.before:
+                self._measure_shape(node, outputs[0], in_rows)
+            else:
+                of = self._in_rows if in_rows else self._per_image
+                self._copy(node, [of(source) for source in node.input], outputs)
+            self.measured.update({(old, in_rows): new for old, new in zip(node.output, outputs, strict=True)})
+        return self.measured[name, in_rows]
+
+    def _measure_shape(self, node: NodeProto, output: str, in_rows: bool) -> None:
+        """Compute a Shape or Size of data without the data."""
+        batch = self.head.add("Shape", [FEATURES], start=0, end=1)  # (1,): N
+        if in_rows:
+            batch = self.head.add("Mul", [batch, self._passes()])
+        shape = self.head.concat([batch, self.head.integers(*self._features_of(node.input[0]))])
         if node.op_type == "Size":
             self.head.add("ReduceProd", [shape], output, keepdims=0)
         else:
@@ -212,35 +258,35 @@ class _Lowering:
         self.head.nodes.append(copy)
 
     def _fan_out(self, name: str) -> str:
-        """Repeat a backbone tensor T times: (N, ...) to (N x T, ...)."""
-        apart = self._add_axis(name)  # (N, 1, ...)
-        ones = [1] * (len(self.shapes[name]) - 1)
-        target = self.head.concat([self.head.integers(1), self._passes(), self.head.integers(*ones)])
-        repeated = self.head.add("Expand", [apart, target])  # (N, T, ...)
-        self.rows[name] = self.head.join(repeated, self.head.add("Shape", [name], start=1))  # (N x T, ...)
+        """Repeat a tensor of images T times: (N, ...) to (N x T, ...)."""
+        if name not in self.rows:
+            apart = self._add_axis(name)  # (N, 1, ...)
+            ones = [1] * (len(self.shapes[name]) - 1)
+            target = self.head.concat([self.head.integers(1), self._passes(), self.head.integers(*ones)])
+            repeated = self.head.add("Expand", [apart, target])  # (N, T, ...)
+            shape = self.head.integers(*self._features_of(name))
+            self.rows[name] = self.head.join(repeated, shape)  # (N x T, ...)
         return self.rows[name]
 
     def _mask(self, node: NodeProto) -> None:
         """Replace a Dropout by a product with its mask, in (N, T, *features)."""
         source, output = node.input[0], node.output[0]
         mask = self._add_site(node)
-        if source in self.data:  # the product itself fans it out
-            apart = self._add_axis(source)  # (N, 1, *features)
-        else:
+        if source in self.stochastic:
             apart = self.head.join(source, self.head.add("Shape", [mask]))  # (N, T, *features)
+        else:  # the product itself fans it out
+            apart = self._add_axis(source)  # (N, 1, *features)
         product = self.head.add("Mul", [apart, mask])  # (N, T, *features)
         self.head.join(product, self.head.add("Shape", [mask], start=1), output)  # (N x T, *features)
         self.stochastic.add(output)
 
     def _add_axis(self, name: str) -> str:
-        """Take a tensor from the backbone, with an axis for the passes: (N, 1, ...)."""
-        if name not in self.frontier:
-            if self.types.get(name) != TensorProto.FLOAT:
-                kind = TensorProto.DataType.Name(self.types.get(name, TensorProto.UNDEFINED))
-                raise LoweringError(f"tensor {name!r} is {kind}; what Dropout drops must be float32: export it so")
-            self._features_of(name)
-            self.frontier.append(name)
-        return self.head.add("Unsqueeze", [name, self.head.integers(1)])
+        """Take a tensor of images, with an axis for the passes: (N, 1, ...)."""
+        if self.types.get(name) != TensorProto.FLOAT:
+            kind = TensorProto.DataType.Name(self.types.get(name, TensorProto.UNDEFINED))
+            raise LoweringError(f"tensor {name!r} is {kind}; what Dropout drops must be float32: export it so")
+        self._features_of(name)
+        return self.head.add("Unsqueeze", [self._per_image(name), self.head.integers(1)])
 
     def _add_site(self, node: NodeProto) -> str:
         """Note a Dropout's features and probability, and return the name of its mask."""
@@ -257,7 +303,7 @@ class _Lowering:
         """Return a tensor's shape without the batch axis, which must be its first. An unknown size may be it."""
         shape = self.shapes.get(name)
         batch = self.shapes[self.graph.input[0].name][0]
-        if not shape or (name in self.data and shape[0] not in (batch, "")):
+        if not shape or (name not in self.stochastic and shape[0] not in (batch, "")):
             raise LoweringError(
                 f"tensor {name!r} has shape {shape}: its first axis must be the batch axis of the images, {batch!r}; "
                 "keep that axis first from the images to the logits"
@@ -269,32 +315,6 @@ class _Lowering:
                 "size for masks to be drawn; export for one image size"
             )
         return features
-
-    def _assemble_backbone(self) -> ModelProto:
-        """Flatten what the head needs and join it: (N, F)."""
-        flat = [self.backbone.add("Flatten", [name], axis=1) for name in self.frontier]
-        self.backbone.add("Concat", flat, FEATURES, axis=1)
-        batch = self.shapes[self.graph.input[0].name][0]
-        outputs = [describe(FEATURES, [batch, sum(self._lengths())])]
-        return self._assemble(self.backbone, [self.graph.input[0]], outputs)
-
-    def _assemble_head(self) -> ModelProto:
-        """Part the features into what the backbone joined, before all else."""
-        parts = GraphBuilder()
-        parts.constants = self.head.constants
-        names = [f"{PREFIX}part_{i}" for i in range(len(self.frontier))]
-        lengths = parts.integers(*self._lengths())
-        parts.nodes.append(helper.make_node("Split", [FEATURES, lengths], names, axis=1))
-        for name, part in zip(self.frontier, names, strict=True):
-            parts.add("Reshape", [part, parts.integers(-1, *self._features_of(name))], name)
-        self.head.nodes[:0] = parts.nodes
-        batch, classes = self.shapes[self.graph.input[0].name][0], _dimensions(self.graph.output[0])[-1]
-        masks = [describe(mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)]
-        inputs = [describe(FEATURES, [batch, sum(self._lengths())]), *masks]
-        return self._assemble(self.head, inputs, describe_outputs(batch, classes))
-
-    def _lengths(self) -> list[int]:
-        return [math.prod(self._features_of(name)) for name in self.frontier]
 
     def _assemble(
         self, builder: GraphBuilder, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]

@@ -28,10 +28,10 @@ from contract.graph.masks import Masks, draw_masks
 from contract.scores.acquisition import bald, rank_correlation
 from contract.versions.manifest import Manifest
 
-Backbone = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+ComputeFeatures = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """Runs a backbone: images uint8 (N, H, W, 3) to features (N, F)."""
 
-Head = Callable[[npt.NDArray[np.float32], Masks], PassOutputs]
+RunPasses = Callable[[npt.NDArray[np.float32], Masks], PassOutputs]
 """Runs a head: features (N, F) and masks (T, *features of the site) to its outputs."""
 
 LEAST_RANK_CORRELATION = 0.98
@@ -83,7 +83,7 @@ class Probe:
     images: npt.NDArray[np.uint8]
     """(N, H, W, 3)."""
     features: npt.NDArray[np.float32]
-    """(N, F): what the first Dropout gets, flattened."""
+    """(N, F): the backbone's, in float32."""
     passes: int
     """R, how many free-running passes `mean` and `variance` are of."""
     mean: npt.NDArray[np.float32]
@@ -163,7 +163,9 @@ class Validation:
     """Spearman's, of BALD with that of torch under equal masks."""
 
 
-def validate(probe: Probe, manifest: Manifest, *, backbone: Backbone, head: Head, reduced: bool = False) -> Validation:
+def validate(
+    probe: Probe, manifest: Manifest, *, backbone: ComputeFeatures, head: RunPasses, reduced: bool = False
+) -> Validation:
     """Run backbone and head on the probe, and compare them with what torch computed.
 
     `reduced` says that the backbone computes in less than float32.
@@ -203,7 +205,7 @@ def validate(probe: Probe, manifest: Manifest, *, backbone: Backbone, head: Head
     return validation
 
 
-def _check_head(probe: Probe, manifest: Manifest, head: Head, masks: Masks) -> None:
+def _check_head(probe: Probe, manifest: Manifest, head: RunPasses, masks: Masks) -> None:
     """Compare the passes on torch's own features, so that no fault of the backbone hides one of the dropout."""
     outputs = head(probe.features, masks)
     _check_shape(outputs.pass_probabilities, probe.masked_probabilities)
@@ -254,7 +256,7 @@ def _compare_exactly(outputs: PassOutputs, probe: Probe) -> None:
         )
 
 
-def _compare_statistically(probe: Probe, manifest: Manifest, head: Head) -> None:
+def _compare_statistically(probe: Probe, manifest: Manifest, head: RunPasses) -> None:
     """Compare as many passes again as the reference has, under masks that the exact comparison did not use."""
     lively = np.argsort(-probe.variance.sum(axis=1), kind="stable")[:_LIVELY_IMAGES]
     reference = probe.variance[lively]
@@ -287,7 +289,9 @@ def _labels_at_once(passes: npt.NDArray[np.float64], reference: npt.NDArray[np.f
     return max(1.0, float(np.minimum(turned, 1).sum(axis=1).max()))
 
 
-def _sample(features: npt.NDArray[np.float32], passes: int, manifest: Manifest, head: Head) -> npt.NDArray[np.float64]:
+def _sample(
+    features: npt.NDArray[np.float32], passes: int, manifest: Manifest, head: RunPasses
+) -> npt.NDArray[np.float64]:
     """Return so many masked passes on features (N, F): (N, R, C)."""
     bytes_a_pass = sum(4 * math.prod(site.features) for site in manifest.dropout_sites)
     step = max(1, _MASK_BYTES_A_RUN // max(1, bytes_a_pass))

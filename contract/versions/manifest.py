@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import from_json
@@ -17,7 +17,7 @@ from pydantic_core import from_json
 from contract.errors import ManifestError
 from contract.versions.results import Metrics, TrainingRecord
 
-CONTRACT_VERSION = 3
+CONTRACT_VERSION = 4
 """Raised when an older server could not serve a newer trainer's versions, or the reverse."""
 
 DEFAULT_PASSES = 20
@@ -98,6 +98,20 @@ class DropoutSite:
 
 
 @dataclass(frozen=True, slots=True)
+class Backbone:
+    """What turns an image into the features that the head was trained on."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """As in `--backbone`, for people."""
+    fingerprint: _Sha256
+    """Of its graph in float32 (`contract.graph.fingerprint`): equal in versions that compute equal features."""
+    tensor: Annotated[str, Field(min_length=1)]
+    """Where it ends in the literal graph: float32 (N, F), rounded to what float16 holds."""
+    precision: Literal["fp32", "int8"]
+    """What it computed in when the head was trained, and the version was measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class FileDigest:
     """What a file of the version must be."""
 
@@ -121,9 +135,7 @@ class Manifest:
     """T, the number of stochastic passes that the trainer evaluated with; the server may be set to another."""
     dropout_sites: tuple[DropoutSite, ...]
     """In the order of the graph."""
-    architecture: str
-    backbone: _Sha256
-    """The backbone's fingerprint (`contract.graph.fingerprint`): equal in versions that compute equal features."""
+    backbone: Backbone
     multiple: bool = False
     """Whether several labels may hold of an image, and none: its probabilities are then sigmoids, one a label."""
     temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1], allow_inf_nan=False)] = 1.0

@@ -19,10 +19,9 @@ from contract.versions.manifest import FileDigest, Manifest
 from contract.versions.signatures import MOST_SIGNATURE_BYTES, SIGNATURE_SUFFIX, VerifyKey
 
 MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "model.onnx.data"
 BACKBONE_WEIGHTS_FILE = "backbone.onnx.data"
 HEAD_WEIGHTS_FILE = "head.onnx.data"
-WEIGHTS_FILES = frozenset({BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, WEIGHTS_FILE})
+WEIGHTS_FILES = frozenset({BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE})
 """Beside the literal graph, which keeps its weights there."""
 PORTABLE_FILE = "portable.onnx"
 """For engines elsewhere: nothing here reads it, and versions made by earlier trainers have none."""

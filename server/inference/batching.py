@@ -21,7 +21,8 @@ from contract.errors import ImageError, Unavailable
 from contract.features.store import FeatureStore
 from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
-from server.inference.engine import Engine, Features, Images
+from server.inference.backbone import Features, Images
+from server.inference.engine import Engine
 from server.observe.metrics import Metrics
 
 MOST_KNOWN = 256

@@ -14,7 +14,8 @@ from contract.errors import ImageError
 from contract.features.store import Download, FeatureStore
 from contract.images.download import Validators
 from contract.images.fetch import Fetched, Fetcher
-from server.inference.engine import Engine, Features
+from server.inference.backbone import Features
+from server.inference.engine import Engine
 from server.observe.metrics import Metrics
 
 

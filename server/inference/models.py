@@ -165,7 +165,7 @@ class Models:
         self._loading = published
         try:
             with self.repository.holding(published):
-                admitted = admit(self.repository, published, self._load)
+                admitted = admit(self.repository, published, self._load, former=self._engine)
         except Exception as err:  # whatever a bad version does, the one in use stays in use
             self._refuse(published, err)
         else:

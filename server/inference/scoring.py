@@ -22,8 +22,9 @@ from contract.errors import ImageError
 from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
+from server.inference.backbone import Features
 from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, ImageScores, Pixels, Scored, Work
-from server.inference.engine import Engine, Features
+from server.inference.engine import Engine
 from server.inference.host_queues import HostQueues
 from server.inference.known_images import File, ImageReference, KnownImages, fetch
 from server.observe.metrics import Metrics

@@ -4,24 +4,24 @@ Knows the order of the checks and nothing of when versions appear. `server check
 """
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from contract.errors import DigestError, InvalidVersion, LabelnextError, LoweringError, ProbeMismatch
+from contract.errors import DigestError, InvalidVersion, LabelnextError, LoweringError
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import load_graph
-from contract.graph.probe import TOLERANCE, Probe, Validation, validate
+from contract.graph.probe import Probe, Validation, validate
 from contract.versions.manifest import DropoutSite, Manifest
 from contract.versions.repository import Repository
-from contract.versions.version import MANIFEST_FILE, MODEL_FILE, Version, weights_in
+from contract.versions.version import MANIFEST_FILE, MODEL_FILE, WEIGHTS_FILES, Version
 from server.inference.engine import Engine
 from server.settings import Precision
 
 _log = logging.getLogger(__name__)
 
-LoadEngine = Callable[[Version], Engine]
+LoadEngine = Callable[[Version, Engine | None], Engine]
+"""Opens a version; the other engine is the one in use, whose backbone may be the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,10 @@ class Admitted:
     validation: Validation
 
 
-def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
+def admit(repository: Repository, name: str, load: LoadEngine, *, former: Engine | None = None) -> Admitted:
     """Verify the version's files, load it, warm it, and have it reproduce the trainer's probe.
+
+    `former` is the engine in use, whose backbone is taken where it is the same.
 
     Raises:
         RepositoryError: if a file is not the one that was published.
@@ -41,26 +43,26 @@ def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
     """
     try:
         with repository.open_verified(name) as version:
-            return _admit(version, load)
+            return _admit(version, load, former)
     except DigestError as err:
         raise DigestError(f"{err}{_diagnose(repository, name)}") from err
 
 
-def _admit(version: Version, load: LoadEngine) -> Admitted:
+def _admit(version: Version, load: LoadEngine, former: Engine | None) -> Admitted:
     probe = Probe.load(version.probe_path)
-    engine = _load(version, load)
+    engine = _load(version, load, former)
     if engine.precision is not Precision.FP32:
         try:
             return _validate(engine, probe)
         except Exception as err:  # whatever reduced precision does, in full precision the version may be sound
             _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
-        engine = engine.in_fp32()
+        engine = engine.in_fp32(former)
     return _validate(engine, probe)
 
 
-def _load(version: Version, load: LoadEngine) -> Engine:
+def _load(version: Version, load: LoadEngine, former: Engine | None) -> Engine:
     try:
-        return load(version)
+        return load(version, former)
     except (LabelnextError, MemoryError, OSError):  # the last two may pass, and say nothing of the version
         raise
     except Exception as err:  # an engine refuses a graph in its own words, which are not for everybody
@@ -77,26 +79,7 @@ def _validate(engine: Engine, probe: Probe) -> Admitted:
     validation = validate(
         probe, engine.manifest, backbone=engine.compute_features, head=engine.run_passes, reduced=reduced
     )
-    _compare_served(engine, probe)
     return Admitted(engine, validation)
-
-
-def _compare_served(engine: Engine, probe: Probe) -> None:
-    """The probe's masks are given to the engine, requests get the engine's own, which it may have compiled in.
-
-    Whether it runs what it compiled may depend on the batch, so the probe is repeated up to the largest.
-    """
-    if engine.masks is None:
-        return
-    rows = np.resize(probe.features, (max(len(probe.features), engine.buckets[-1]), engine.features))
-    served = engine.run_passes(rows).pass_probabilities
-    given = engine.run_passes(rows, engine.masks).pass_probabilities
-    if (largest := float(np.abs(served - given).max())) > TOLERANCE:
-        raise ProbeMismatch(
-            f"a pass differs by {largest:.3g} between masks compiled in and the same masks given, at most "
-            f"{TOLERANCE:g} is expected: the engine does not compute what was validated; serve with "
-            "LABELNEXT_MASKS=fresh"
-        )
 
 
 def _compare_sites(engine: Engine) -> None:
@@ -120,7 +103,9 @@ def _diagnose(repository: Repository, name: str) -> str:
     folder = repository.folder / name
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        found = len(dropout_nodes(load_graph(folder / MODEL_FILE, weights_bytes=weights_in(folder))))
+        found = len(
+            dropout_nodes(load_graph(folder / MODEL_FILE, weights_bytes=dict.fromkeys(WEIGHTS_FILES, sys.maxsize)))
+        )
     except Exception:  # a damaged file may raise anything; its digest has been reported already
         return ""
     expected = len(manifest.dropout_sites)

@@ -21,13 +21,11 @@ def run_bench(tmp_path, monkeypatch, capsys):
     (tmp_path / "images").mkdir()
     photos = tuple(picture.path for picture in draw_pictures(tmp_path / "images", seed=0))
 
-    def trained(*, labels=0, seed=0, part="classifier", **_):
-        backbone, head = (0 if part == "head" else seed), labels + seed
+    def trained(*, labels=0, seed=0, **_):
         repository = Repository(tmp_path / f"models-{labels}-{seed}")
         training = TrainingRecord(images_by_class=dict.fromkeys(LABELS, 5))
-        version = publish(
-            repository, model=TinyModel.draw(backbone).with_head_of(TinyModel.draw(head)), training=training
-        )
+        model = TinyModel.draw(0).with_head_of(TinyModel.draw(labels + seed))
+        version = publish(repository, model=model, training=training)
         return Subject(repository.open(version), repository.root, photos, "noise")
 
     def run(bench, *options):

@@ -6,10 +6,11 @@ from torch import nn
 
 from bench import duplicates
 from bench.duplicates import EDITS, count_distinct, near_copies
+from bench.noise import coloured_noise
 from contract.scores.embedding import embed
 from tests.trainer.candidates import make_candidates
-from trainer.model.features import coloured_noise
-from trainer.model.network import Network, Normalise
+from trainer.model.backbones.layers import Normalise
+from trainer.model.network import Network
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 
@@ -38,7 +39,7 @@ def score(images):
     """Return candidates from 20 passes of a network with its dropout alive."""
     network = random_network()
     with torch.no_grad():
-        features = network.trunk(torch.from_numpy(np.stack([np.asarray(image) for image in images])))
+        features = network.backbone(torch.from_numpy(np.stack([np.asarray(image) for image in images])))
         passes = torch.stack([network.head(features).softmax(dim=1) for _ in range(20)], dim=1)  # (N, T, C)
     ids = np.arange(len(images))
     rng = np.random.default_rng(0)

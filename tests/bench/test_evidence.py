@@ -28,4 +28,4 @@ def test_there_is_a_study_without_the_shared_folder(nothing_shared, quick):
     assert options.initial + options.rounds * options.query < 1700 / 4
     assert (options.rounds, options.long_tail) == (4 if quick else 8, 20)
     assert len(options.strategies) == (6 if quick else 12)
-    assert training.units == 256
+    assert (training.head, training.units) == ("small", None)

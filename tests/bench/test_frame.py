@@ -11,7 +11,7 @@ OPTIONS = {"image_size": (224, "in pixels"), "precision": (("fp32", "int8"), "of
 
 @pytest.fixture
 def subject():
-    manifest = SimpleNamespace(architecture="tiny", passes=20)
+    manifest = SimpleNamespace(backbone=SimpleNamespace(name="tiny"), passes=20)
     return SimpleNamespace(version=SimpleNamespace(manifest=manifest), source="digits")
 
 
@@ -37,7 +37,8 @@ def test_the_last_line_holds_figures_options_and_machine(subject, tmp_path, monk
     report("x", options, subject, {"rate": 1 / 3, "rows": [{"s": 2 / 3}]})
     line = capsys.readouterr().out
     told = json.loads(line)
-    assert (told["bench"], told["source"], told["options"]["image_size"], told["rate"]) == ("x", "digits", 224, 0.3333)
+    assert (told["bench"], told["source"], told["backbone"]) == ("x", "digits", "tiny")
+    assert (told["options"]["image_size"], told["rate"]) == (224, 0.3333)
     assert told["rows"] == [{"s": 0.6667}]
     assert {"date", "processor", "cores", "load", "packages"} <= told["machine"].keys()
     assert [path.read_text() for path in tmp_path.iterdir()] == [line]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.networks import build_small, export
+from tests.networks import build_small, end_backbone, export, first_input
 
 
 @pytest.fixture(scope="session")
@@ -14,5 +14,6 @@ def small():
 
 @pytest.fixture(scope="session")
 def small_graph(small):
-    """The small network's literal graph."""
-    return export(small, torch.rand(2, 3, 8, 8))
+    """The small network's literal graph, of which what the first Dropout gets is called `features`."""
+    graph = export(small, torch.rand(2, 3, 8, 8))
+    return end_backbone(graph, first_input(graph, "Dropout"))

@@ -19,7 +19,7 @@ from onnx import ModelProto
 
 from bench.tiny_model import TinyModel, draw_probe
 from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError, SignatureError
-from contract.graph.lowering import lower
+from contract.graph.lowering import FEATURES, lower
 from contract.graph.probe import Probe
 from contract.images.download import HttpUrl
 from contract.labelconfig import parse_label_config
@@ -38,7 +38,6 @@ MANIFEST = replace(
     labels=("ant", "bee", "cat"),
     control="label",
     dropout_sites=(DropoutSite((16,), 0.5),),
-    architecture="tiny",
     metrics=Metrics(accuracy=0.5),
     files={"model.onnx": FileDigest("a" * 64, 7), "report/index.html": FileDigest("b" * 64, 0)},
 )
@@ -126,7 +125,7 @@ def graph(data):
     with suppress(DecodeError, LabelnextError):
         model = ModelProto.FromString(data)
         inspect_graph(model, weights_bytes=dict.fromkeys(WEIGHTS_FILES, 4096))
-        lower(model)
+        lower(model, cut=FEATURES)
 
 
 @cache

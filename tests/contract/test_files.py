@@ -143,7 +143,7 @@ def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
         pytest.raises(DiskFull, match="of 2 MiB are free"),
         repository.stage(datetime.now(UTC)) as staged,
     ):
-        np.zeros(2**20).tofile(staged.path / "model.onnx.data")
+        np.zeros(2**20).tofile(staged.path / "head.onnx.data")
 
 
 def test_a_limit_on_a_files_length_is_no_room_either(repository):

@@ -26,7 +26,7 @@ def open_whole(repository, name):
         Probe.load(version.probe_path)
         graph = load_graph(version.model_path, weights_bytes=version.weights_bytes)
         load_graph(version.int8_backbone_path, weights_bytes={})
-        return lower(graph, multiple=version.manifest.multiple)
+        return lower(graph, cut=version.manifest.backbone.tensor, multiple=version.manifest.multiple)
 
 
 def test_the_version_that_is_spoiled_is_sound(tmp_path):

@@ -25,7 +25,7 @@ from tests.production.composition import CannotComposeError, Composition, compos
 
 USER, PASSWORD = "somebody@example.com", "compose-it-whole"
 SERVICES = ("label-studio", "server", "proxy", "trainer", "watch")
-QUICK = ("--weights", "none", "--arch", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "2")
+QUICK = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "2")
 PATIENCE_S = 600.0
 
 pytestmark = [pytest.mark.rare, pytest.mark.timeout(2400)]

@@ -220,9 +220,9 @@ def _cut_short(version: Path) -> None:
 
 
 def _garble(version: Path) -> None:
-    content = bytearray((version / "model.onnx.data").read_bytes())
+    content = bytearray((version / "head.onnx.data").read_bytes())
     content[len(content) // 2] ^= 0xFF
-    (version / "model.onnx.data").write_bytes(content)
+    (version / "head.onnx.data").write_bytes(content)
 
 
 def _drop_manifest(version: Path) -> None:

@@ -58,7 +58,7 @@ with open_repository(location, mirror=mirror).stage(datetime.now(UTC)) as staged
     write_files(staged.path, b"whole")
     (staged.path / "backbone.onnx.data").write_bytes(b"shared")
     if weights:
-        (staged.path / "model.onnx.data").write_bytes(os.urandom(weights))
+        (staged.path / "head.onnx.data").write_bytes(os.urandom(weights))
     print("uploading", flush=True)
     staged.publish(manifest(staged.version))
 """

@@ -160,12 +160,12 @@ def run(tmp_path, environment, *options):
 def test_a_version_that_is_not_valid_stops_the_job(tmp_path, images, environment):
     """With the reason of the validation, no traceback and nothing written."""
     version = publish(Repository(tmp_path / "models"))
-    weights = tmp_path / "models" / "default" / version / "model.onnx.data"
+    weights = tmp_path / "models" / "default" / version / "head.onnx.data"
     weights.write_bytes(bytes(len(weights.read_bytes())))
     write_pool(tmp_path, images[1])
     ended = run(tmp_path, environment, "--workers", "1")
     assert ended.returncode == 1
     assert ended.stdout == ""
-    assert f"labelnext: a worker stopped: model.onnx.data of version {version} has sha256" in ended.stderr
+    assert f"labelnext: a worker stopped: head.onnx.data of version {version} has sha256" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.glob("out/*.parquet"))

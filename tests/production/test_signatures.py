@@ -63,9 +63,9 @@ def test_only_what_is_signed_is_ever_served(server, repository, tmp_path):
     await_refusal(server, renamed)
     swapped = publish(Repository(tmp_path / "elsewhere", keys=repository.keys), seed=3)
     shutil.copytree(tmp_path / "elsewhere" / "default" / swapped, repository.folder / swapped)
-    shutil.copy(repository.folder / unsigned / "model.onnx.data", repository.folder / swapped)
+    shutil.copy(repository.folder / unsigned / "head.onnx.data", repository.folder / swapped)
     repository.point_to(swapped)
-    await_refusal(server, swapped, ": model.onnx.data")
+    await_refusal(server, swapped, ": head.onnx.data")
     client = Client(server.url)
     assert [result["model_version"] for result in client.predict(make_tasks(2)).body["results"]] == [served] * 2
     health = client.get("/health").body

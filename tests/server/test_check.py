@@ -96,7 +96,7 @@ def test_a_version_that_is_not_valid_is_a_fault(repository, settings):
 @pytest.mark.parametrize(
     ("name", "changed", "detail"),
     [
-        ("precision", {"precision": Precision.INT8}, "published with --int8"),
+        ("precision", {"precision": Precision.INT8}, "int8 needs one whose trainer found it as good"),
         ("speed", {"deadline_s": 1e-6}, "LABELNEXT_MAX_BATCH_IMAGES"),
         ("memory", {}, "the container may take 10"),
     ],

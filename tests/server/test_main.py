@@ -48,10 +48,10 @@ def test_check_names_removed_dropout(repository, capsys):
 def test_check_names_weights_cut_short(repository, capsys):
     """A copy whose weights are incomplete is said to be one, with both lengths."""
     name = publish(repository)
-    os.truncate(repository.folder / name / "model.onnx.data", 1000)
+    os.truncate(repository.folder / name / "backbone.onnx.data", 1000)
     assert main(["check", str(repository.root)]) == 1
     error = capsys.readouterr().err
-    assert "model.onnx.data" in error
+    assert "backbone.onnx.data" in error
     assert "has 1000 bytes" in error
     assert "Dropout" not in error
 

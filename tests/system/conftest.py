@@ -21,7 +21,18 @@ from demo.project import Project
 HERE = Path(__file__).parent
 
 # A network that learns to tell a few digits apart in seconds on two cores.
-QUICK_TRAINING = ("--weights", "none", "--arch", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "12")
+QUICK_TRAINING = (
+    "--weights",
+    "none",
+    "--backbone",
+    "vgg11_bn",
+    "--image-size",
+    "32",
+    "--train",
+    "all",
+    "--epochs",
+    "12",
+)
 
 Serve = Callable[..., AbstractContextManager[Server]]
 

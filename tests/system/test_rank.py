@@ -386,7 +386,7 @@ def test_before_there_is_a_version_the_pool_is_covered(ranked: Ranked, tmp_path:
     try:
         for name in ranked.versions():
             ranked.remove(name)
-        summary = ranked.rank("--weights", "none", "--arch", "vgg11")
+        summary = ranked.rank("--weights", "none", "--backbone", "vgg11")
         assert summary["ranking"] == "cold-start-default"
         ranked.check_whole("cold-start-default")
     finally:

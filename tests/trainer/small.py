@@ -1,28 +1,35 @@
 """A network of the trainer's kind that trains and exports in a moment, and class folders for it."""
 
+import shutil
+import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from contract.graph.fingerprint import fingerprint
-from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.manifest import Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, PROBE_FILE
+from trainer.model.backbones import Opened
+from trainer.model.backbones.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Normalise
+from trainer.model.dropout import activate_dropout
 from trainer.model.export import export
-from trainer.model.network import Network, Normalise
+from trainer.model.frozen import freeze
+from trainer.model.network import Network
 from trainer.model.probe import compute_probe
 from trainer.model.quantise import quantise
 from trainer.model.weights import Provenance
 
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 30)}
-PROVENANCE = Provenance("none", None, (), ("classifier.0", "classifier.3", "classifier.6"))
+PROVENANCE = Provenance("none", None, (), ())
 
 
-def small_network(classes=3):
-    """Two convolutions, one with batch normalisation, and three linear layers with Dropout before two of them."""
-    backbone = nn.Sequential(
+def small_backbone():
+    """Two convolutions, one with batch normalisation, on images of 32 pixels: (N, 32, 32, 3) to (N, 64)."""
+    module = nn.Sequential(
         Normalise(),
         nn.Conv2d(3, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -33,7 +40,18 @@ def small_network(classes=3):
         nn.MaxPool2d(4),
         nn.Flatten(),
     )
-    classifier = nn.Sequential(
+    return Opened("small", module.eval(), None, 64, 16, 32, IMAGENET_MEAN, IMAGENET_DEVIATION, PROVENANCE)
+
+
+def use_small_backbone(patch, make=small_backbone):
+    """Have it stand in for whatever backbone is asked for, through pytest's MonkeyPatch."""
+    for module in ("build", "frozen"):
+        patch.setattr(f"trainer.model.{module}.open_backbone", lambda *_, **__: make())
+
+
+def small_head(classes=3):
+    """Three linear layers with Dropout before two of them."""
+    head = nn.Sequential(
         nn.Linear(64, 32),
         nn.ReLU(),
         nn.Dropout(0.5),
@@ -42,7 +60,13 @@ def small_network(classes=3):
         nn.Dropout(0.25),
         nn.Linear(32, classes),
     )
-    return Network(backbone, classifier)
+    activate_dropout(head)
+    return head
+
+
+def small_network(classes=3):
+    """Both, as one network for images of 32 pixels."""
+    return Network(small_backbone().module, small_head(classes))
 
 
 def coloured_images(rng, count, *, size=32):
@@ -69,37 +93,60 @@ def lively_network(seed=0):
     torch.manual_seed(seed)
     network = small_network()
     with torch.no_grad():
-        for parameter in network.classifier.parameters():
+        for parameter in network.head.parameters():
             parameter.mul_(3)
     return network
 
 
-def stage_files(staged, network, images, *, passes=20, multiple=False):
-    """Write a network's graph, weights and probe as the trainer does, and return the manifest."""
-    spec = InputSpec(*images.shape[1:3])
-    lowered = export(network, staged.path, image_size=spec.height)
-    probe = compute_probe(
-        network, images, version=staged.version, sites=lowered.sites, passes=passes, multiple=multiple
-    )
+def freeze_network(network, folder):
+    """Write a network's backbone into a folder, as it is by now."""
+    folder.mkdir()
+    return freeze(replace(small_backbone(), module=network.backbone[0]), folder)
+
+
+def stage_files(staged, network, images, *, passes=20, multiple=False, int8=None):
+    """Write a network's graph, weights and probe as the trainer does, and return the manifest.
+
+    `int8` is a file with a backbone in 8-bit integers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = freeze_network(network, Path(folder) / "backbone")
+        for file in (*backbone.files, *([int8] if int8 else [])):
+            shutil.copyfile(file, staged.path / file.name)
+        lowered = export(backbone.graph, network.head, staged.path, multiple=multiple)
+        probe = compute_probe(
+            network.head,
+            images,
+            backbone.compute(images),
+            version=staged.version,
+            sites=lowered.sites,
+            passes=passes,
+            multiple=multiple,
+        )
     probe.save(staged.path / PROBE_FILE)
     return Manifest(
         version=staged.version,
         created_at="2026-01-02T00:00:00+00:00",
         labels=tuple(COLOURS),
         control=None,
-        input=spec,
+        input=backbone.spec,
         passes=passes,
         dropout_sites=lowered.sites,
-        architecture="small",
-        backbone=fingerprint(lowered.backbone, staged.path, spec),
+        backbone=backbone.describe(),
         multiple=multiple,
     )
 
 
 def publish_small(repository, network, images, *, int8_of=None):
     """Publish a network, and beside it the backbone in 8-bit integers of `int8_of`, which may be another network."""
-    with repository.stage(datetime.now(UTC)) as staged:
-        if int8_of is not None:
-            export(int8_of, staged.path, image_size=images.shape[1])
-            quantise(staged.path, images, staged.path / INT8_BACKBONE_FILE)
-        return staged.publish(stage_files(staged, network, images))
+    with repository.stage(datetime.now(UTC)) as staged, tempfile.TemporaryDirectory() as folder:
+        int8 = None if int8_of is None else quantise_network(int8_of, images, Path(folder))
+        return staged.publish(stage_files(staged, network, images, int8=int8))
+
+
+def quantise_network(network, images, folder):
+    """Write a network's backbone in 8-bit integers into a folder, and return the file."""
+    backbone = freeze_network(network, folder / "backbone")
+    target = folder / INT8_BACKBONE_FILE
+    quantise(backbone.graph_with_weights(), images, target, mean=backbone.mean, deviation=backbone.deviation)
+    return target

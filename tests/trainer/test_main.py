@@ -11,12 +11,11 @@ import pytest
 
 from contract.errors import TrainingError
 from contract.versions.repository import Repository
-from contract.versions.version import WEIGHTS_FILE
+from contract.versions.version import BACKBONE_WEIGHTS_FILE
 from tests.disks import fill, small_disk
-from tests.trainer.small import PROVENANCE, small_network, write_folders
+from tests.trainer.small import use_small_backbone, write_folders
 from tests.versions import publish
 from trainer import labelstudio
-from trainer import run as run_module
 from trainer.__main__ import main, read
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
@@ -25,7 +24,7 @@ from trainer.ranking.rank import Summary
 from trainer.ranking.releasing import recall
 from trainer.settings import Source, Training
 from trainer.study import simulate as simulate_module
-from trainer.study.options import StudyOptions, StudyTraining
+from trainer.study.options import StudyOptions
 from trainer.watching import watch as watch_module
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
 from trainer.watching.rounds import WatchOptions
@@ -37,7 +36,8 @@ NAME = "20260102T030405678Z-0a1b2c"
 def models(tmp_path, monkeypatch):
     """An empty repository that the environment names, and a network that trains in a moment."""
     monkeypatch.setenv("LABELNEXT_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(run_module, "build", lambda *_, classes, **__: (small_network(classes), PROVENANCE))
+    monkeypatch.setenv("LABELNEXT_CACHE_DIR", str(tmp_path / "features"))
+    use_small_backbone(monkeypatch)
     return tmp_path / "models"
 
 
@@ -61,8 +61,7 @@ def test_options_are_those_of_what_they_are_for():
     assert options_of("run --export e.json") == [Source(export=Path("e.json")), Training()]
     assert options_of("rank --project 3") == [RankOptions(3)]
     assert options_of("watch --project 3") == [WatchOptions(3), Training(), RankOptions(3)]
-    assert options_of("simulate --images pool") == [StudyOptions(Path("pool")), StudyTraining()]
-    assert StudyTraining() == StudyTraining(**asdict(Training()) | {"units": 256})
+    assert options_of("simulate --images pool") == [StudyOptions(Path("pool")), Training()]
 
 
 TOLD = {
@@ -70,8 +69,9 @@ TOLD = {
         "--label-config c.xml": ("label_config", Path("c.xml")),
         "--control=-x": ("control", "-x"),
         "--weights none": ("weights", "none"),
-        "--train head": ("part", "head"),
-        "--arch vgg11": ("architecture", "vgg11"),
+        "--train all": ("part", "all"),
+        "--backbone resnet18": ("backbone", "resnet18"),
+        "--head vgg": ("head", "vgg"),
         "--image-size 64": ("image_size", 64),
         "--epochs 3": ("epochs", 3),
         "--learning-rate 0.5": ("learning_rate", 0.5),
@@ -82,7 +82,7 @@ TOLD = {
         "--validation 0.4": ("validation", 0.4),
         "--holdout-share 0": ("holdout_share", 0.0),
         "--passes 7": ("passes", 7),
-        "--int8": ("int8", True),
+        "--precision fp32": ("precision", "fp32"),
         "--seed 4": ("seed", 4),
         "--device cpu": ("device", "cpu"),
     },
@@ -98,7 +98,7 @@ TOLD = {
         "--dry-run": ("dry_run", True),
         "--control=-x": ("control", "-x"),
         "--weights none": ("weights", "none"),
-        "--arch vgg11": ("architecture", "vgg11"),
+        "--backbone vgg11": ("backbone", "vgg11"),
         "--image-size 96": ("image_size", 96),
     },
     "simulate --images pool": {
@@ -134,11 +134,11 @@ def test_every_option_reaches_its_field(command, options):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("run --images pool", "--image-size 0,--validation 1,--learning-rate x,--passes 1,--arch resnet50"),
+        ("run --images pool", "--image-size 0,--validation 1,--learning-rate x,--passes 1,--head big,--train head"),
         ("rank --project 3", "--strategy bold,--holdout-share 1,--holdout-share -0.1,--batch-size 0,--poll 1"),
         ("watch --project 3", "--labels 0,--minutes 0,--poll 3600,--keep 0,--keep none,--rounds 0,--dry-run,--force"),
         ("simulate --images pool", "--seeds 0,--initial 1,--query 0,--rounds 0,--test 0,--test 1,--long-tail 0.5"),
-        ("simulate --images pool", "--workers 0,--class-balance 1.1,--dropout 0,--units 0,--int8,--seed 1"),
+        ("simulate --images pool", "--workers 0,--class-balance 1.1,--dropout 0,--units 0,--precision fp32,--seed 1"),
         ("prune", "--keep 0"),
     ],
 )
@@ -150,11 +150,21 @@ def test_what_cannot_be_is_refused_with_the_usage(capsys, command, options):
         assert option.split()[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("old", "new"), [("first", "batch-size"), ("again", "force"), ("audit", "holdout-share")])
-def test_an_old_spelling_is_an_error_that_names_the_new_one(capsys, old, new):
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("rank --project 3", "first", "batch-size"),
+        ("rank --project 3", "again", "force"),
+        ("rank --project 3", "audit", "holdout-share"),
+        ("rank --project 3", "arch", "backbone"),
+        ("run --images pool", "arch", "backbone"),
+        ("run --images pool", "int8", "precision"),
+    ],
+)
+def test_an_old_spelling_is_an_error_that_names_the_new_one(capsys, command, old, new):
     """Whether it has a value or not."""
     with pytest.raises(SystemExit, match="2"):
-        main(["rank", "--project", "3", f"--{old}", "1"])
+        main([*command.split(), f"--{old}", "1"])
     assert f"--{old} is now called --{new}" in capsys.readouterr().err
 
 
@@ -169,6 +179,21 @@ def test_arguments_that_cannot_work_are_refused_at_once(train, capsys, arguments
     """Before a label is read."""
     assert train(*arguments) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["run --images pool --train classifier", "run --images pool", "simulate --images pool"]
+)
+def test_an_unknown_backbone_is_refused_with_those_that_there_are(tmp_path, monkeypatch, capsys, command):
+    """And with what may have been meant, before an image is read."""
+    monkeypatch.setenv("LABELNEXT_CACHE_DIR", str(tmp_path / "features"))
+    write_folders(tmp_path / "pool", each=4)
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--weights", "none", "--backbone", "vgg61"]) == 1
+    err = capsys.readouterr().err
+    assert "--backbone 'vgg61' is not known; did you mean vgg19 or vgg16" in err
+    assert "efficientnet_lite0" in err
+    assert "images:" not in err
 
 
 def test_settings_that_are_wrong_end_in_one_line(monkeypatch, capsys):
@@ -203,7 +228,7 @@ def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, mode
     checked = json.loads(capsys.readouterr().out)
     assert (checked["version"], checked["dropout_sites"], checked["passes"]) == (document["version"], 2, 20)
     assert checked["mean_bald"] > 0
-    path = models / "default" / document["version"] / WEIGHTS_FILE
+    path = models / "default" / document["version"] / BACKBONE_WEIGHTS_FILE
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
@@ -254,7 +279,7 @@ def test_an_error_is_one_line_and_no_traceback(train, capsys, monkeypatch):
     def diverge(*args, **kwargs):
         raise TrainingError("diverged at learning rate 1")
 
-    monkeypatch.setattr(run_module, "fit", diverge)
+    monkeypatch.setattr("trainer.train.fit", diverge)
     assert train() == LABELS_AT_FAULT
     out, err = capsys.readouterr()
     assert out == ""
@@ -293,29 +318,17 @@ def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_training_was_told_reaches_the_network_and_the_manifest(train, models, monkeypatch, caplog):
-    """Decay and balance in the recipe; width and dropout in the network; int8 is tried, and may fail."""
-    asked = []
-
-    def build(*_, classes, units, dropout, **__):
-        asked.append((units, dropout))
-        return small_network(classes), PROVENANCE
-
-    def fail(*_):
-        raise TrainingError("no convolution")
-
-    monkeypatch.setattr(run_module, "build", build)
-    monkeypatch.setattr("trainer.publish.quantise", fail)
-    assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4", "--int8") == 0
-    assert "published without a backbone in int8: no convolution" in caplog.text
-    caplog.clear()
+def test_what_training_was_told_reaches_the_network_and_the_manifest(train, models):
+    """Decay and balance in the recipe; width and dropout in the head."""
+    assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4") == 0
     assert train() == 0
-    assert "int8" not in caplog.text
     repository = Repository(models)
-    told, plain = (repository.open(name).manifest.training.recipe for name in sorted(repository.versions()))
-    assert (told["weight_decay"], told["class_balance"]) == (0.003, 0)
-    assert plain["class_balance"] == 1
-    assert asked == [(64, 0.4), (None, None)]
+    told, plain = (repository.open(name).manifest for name in sorted(repository.versions()))
+    assert (told.training.recipe["weight_decay"], told.training.recipe["class_balance"]) == (0.003, 0)
+    assert plain.training.recipe["class_balance"] == 1
+    for manifest, features, probability in ((told, (64,), 0.4), (plain, (256,), 0.6)):
+        assert [site.features for site in manifest.dropout_sites] == [features, features]
+        assert [site.probability for site in manifest.dropout_sites] == pytest.approx([probability] * 2)
 
 
 @pytest.mark.slow
@@ -420,13 +433,13 @@ def test_watch_gives_run_and_rank_what_they_understand(monkeypatch):
 
     monkeypatch.setattr(watch_module, "watch", watch)
     arguments = "--labels 25 --minutes 30 --poll 2 --rounds 4 --keep 5 --control=-x --holdout-share 0.2 --weights none "
-    arguments += "--arch vgg11 --image-size 96 --train head --epochs 3 --int8 --server http://c "
+    arguments += "--backbone vgg11 --image-size 96 --train all --epochs 3 --precision fp32 --server http://c "
     arguments += "--strategy margin --keep-sampling"
     assert main(["watch", "--project", "3", *arguments.split()]) == 7
     [(options, run, rank)] = asked
     assert options == WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4, keep=5, server="http://c")
-    both = {"holdout_share": 0.2, "weights": "none", "architecture": "vgg11", "image_size": 96}
-    assert run == (Source(3, control="-x"), Training(**both, part="head", epochs=3, int8=True))
+    both = {"holdout_share": 0.2, "weights": "none", "backbone": "vgg11", "image_size": 96}
+    assert run == (Source(3, control="-x"), Training(**both, part="all", epochs=3, precision="fp32"))
     assert rank == (RankOptions(3, control="-x", server="http://c", strategy="margin", keep_sampling=True, **both),)
 
 

@@ -20,8 +20,7 @@ from server.inference.batching import ImageScores
 from server.inference.engine import Engine, EngineOptions
 from server.inference.validation import admit
 from server.settings import Score
-from tests.trainer.small import COLOURS, PROVENANCE, small_network
-from trainer import run as run_module
+from tests.trainer.small import COLOURS, use_small_backbone
 from trainer.run import run
 from trainer.settings import Environment, Source, Training
 
@@ -69,13 +68,12 @@ def published(tmp_path_factory):
     (root / "export.json").write_text(json.dumps([task(rng, number, held) for number, held in enumerate(sets, 1)]))
     (root / "config.xml").write_text(CONFIG, encoding="utf-8")
 
-    def build(architecture, *, classes, image_size, weights, units, dropout):
-        return small_network(classes), PROVENANCE
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build", build)
+        use_small_backbone(patch)
         source = Source(export=root / "export.json", label_config=root / "config.xml")
-        name = run(source, TRAINING, Environment(models=root / "models", cache=root / "cache")).name
+        name = run(
+            source, TRAINING, Environment(models=root / "models", cache=root / "cache", cache_dir=root / "features")
+        ).name
     return Repository(root / "models"), name
 
 
@@ -84,7 +82,7 @@ def engine(published):
     """The version as a server runs it, admitted."""
     repository, name = published
     options = EngineOptions(threads=1)
-    return admit(repository, name, lambda version: Engine(version, options)).engine
+    return admit(repository, name, lambda version, former: Engine(version, options, former=former)).engine
 
 
 def test_a_project_of_several_labels_becomes_a_version_of_several(published):
@@ -115,7 +113,7 @@ def test_the_engine_computes_torchs_bald_of_several_labels(published, engine):
     total = torch.distributions.Bernoulli(passes.mean(dim=1)).entropy().sum(dim=1)
     known = torch.distributions.Bernoulli(passes).entropy().sum(dim=2).mean(dim=1)
     masks = draw_masks(version.name, version.manifest.dropout_sites, version.manifest.passes)
-    for outputs in (engine.run(probe.images), engine.run(probe.images, masks)):  # specialised, and dense
+    for outputs in (engine.run(probe.images), engine.run(probe.images, masks)):
         np.testing.assert_allclose(outputs.bald, total - known, atol=1e-4)
         np.testing.assert_allclose(outputs.entropy, total, atol=1e-4)
     assert outputs.bald.max() > 0.01

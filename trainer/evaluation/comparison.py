@@ -23,6 +23,7 @@ from contract.versions.repository import Repository
 from contract.versions.results import Compared, Comparison
 from trainer.evaluation.holdout import Decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import macro_f1
+from trainer.model.frozen import Features
 from trainer.model.validation import predict
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class CommonImages:
     tasks: Sequence[int]
     images: npt.NDArray[np.uint8]
     """(N, H, W, 3)"""
+    known: Mapping[str, Features]
+    """Features of the images, (N, F), by the fingerprint of the backbone that they are of."""
     true: Decisions
     """(N, C)"""
     decided: Decisions
@@ -126,7 +129,9 @@ def _predict(repository: Repository, manifest: Manifest, test: CommonImages, row
         return {}
     try:
         with repository.open_verified(manifest.version) as version:
-            means = predict(version, test.images[list(rows)], passes=manifest.passes)
+            chosen = list(rows)
+            known = {backbone: features[chosen] for backbone, features in test.known.items()}
+            means = predict(version, test.images[chosen], passes=manifest.passes, known=known)
     except Exception as err:  # onnxruntime's errors share no base class, and what was trained is not to be lost for it
         logger.warning("version %s is not on the curve, for it cannot predict: %s", manifest.version, err)
         return None

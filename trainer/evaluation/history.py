@@ -20,6 +20,7 @@ from contract.versions.results import Advice, Comparison
 from contract.versions.version import Version
 from trainer.evaluation.advice import Measured, advise
 from trainer.evaluation.holdout import Decisions, decide
+from trainer.model.frozen import Features
 from trainer.model.validation import predict
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ _COMPARED_PASSES = 200
 0.99: what versions disagree in must not be the draw."""
 
 
-def find_agreement(repository: Repository, version: Version, images: npt.NDArray[np.uint8]) -> float | None:
+def find_agreement(
+    repository: Repository, version: Version, images: npt.NDArray[np.uint8], *, known: Mapping[str, Features]
+) -> float | None:
     """Return Cohen's kappa between what the version in use and a new one predict; labels are compared by name.
 
     None if nothing is published, if the two are of another input or kind or share no label, or if one of them fails.
@@ -44,6 +47,7 @@ def find_agreement(repository: Repository, version: Version, images: npt.NDArray
         repository: whose current version is asked.
         version: the new one.
         images: uint8 (N, H, W, 3).
+        known: features of the images, (N, F), by the fingerprint of the backbone that they are of.
     """
     try:
         with repository.open_verified(repository.current()) as before:
@@ -51,7 +55,9 @@ def find_agreement(repository: Repository, version: Version, images: npt.NDArray
                 logger.info("the predictions are not compared with those of %s, which is of another kind", before.name)
                 return None
             some = np.linspace(0, len(images) - 1, num=min(_COMPARED_IMAGES, len(images)), dtype=np.int64)
-            return kappa(*(_decide(each, images[some], (before, version)) for each in (before, version)))
+            features = {backbone: rows[some] for backbone, rows in known.items()}
+            both = (before, version)
+            return kappa(*(_decide(each, images[some], both, features) for each in both))
     except NothingPublished:
         return None
     except Exception as err:  # onnxruntime's errors share no base class, and what was trained is not to be lost for it
@@ -63,12 +69,14 @@ def _comparable(before: Manifest, now: Manifest) -> bool:
     return before.input == now.input and before.multiple == now.multiple and bool({*before.labels} & {*now.labels})
 
 
-def _decide(version: Version, images: npt.NDArray[np.uint8], versions: Iterable[Version]) -> Decisions:
+def _decide(
+    version: Version, images: npt.NDArray[np.uint8], versions: Iterable[Version], known: Mapping[str, Features]
+) -> Decisions:
     """What a version predicts, in columns of all labels that one of the versions has, in order of their names."""
     columns = sorted({label for each in versions for label in each.manifest.labels})
     decided = np.zeros((len(images), len(columns)), bool)
     places = [columns.index(label) for label in version.manifest.labels]
-    probabilities = predict(version, images, passes=_COMPARED_PASSES)
+    probabilities = predict(version, images, passes=_COMPARED_PASSES, known=known)
     decided[:, places] = decide(probabilities, multiple=version.manifest.multiple)
     return decided
 
@@ -132,7 +140,7 @@ def _kind(manifest: Manifest) -> tuple[object, ...]:
         manifest.multiple,
         manifest.control,
         manifest.input,
-        manifest.architecture,
+        manifest.backbone.name,
         manifest.training.part,
     )
 

@@ -51,13 +51,18 @@ class Pixels:
     """Shape (N, H, W, 3), RGB."""
     targets: Targets
     """Shape (N,), indices into the pool's labels; or (N, C), 1 where a label holds, of a pool of multiple labels."""
-    groups: Indices
-    """Shape (N,): equal for images whose files hold the same bytes; `split` keeps them together."""
+    digests: tuple[bytes, ...]
+    """N: the sha256 of each file."""
     task_ids: Indices
     """Shape (N,): the tasks in Label Studio, -1 where there is none."""
     references: tuple[str, ...]
     """N paths or references, as in the pool."""
     unreadable: tuple[Unreadable, ...]
+
+    @property
+    def groups(self) -> Indices:
+        """Shape (N,): equal for images whose files hold the same bytes; `split` keeps them together."""
+        return _numbered(self.digests)
 
 
 def open_fetcher(environment: Environment) -> Fetcher:
@@ -121,7 +126,7 @@ def load_pixels(
     return Pixels(
         images=images[: len(kept)],  # (N, H, W, 3)
         targets=_targets(kept, pool),
-        groups=_numbered([outcome for outcome in outcomes if isinstance(outcome, bytes)]),
+        digests=tuple(outcome for outcome in outcomes if isinstance(outcome, bytes)),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=unreadable,

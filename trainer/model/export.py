@@ -1,10 +1,11 @@
-"""Export: the trained network as its literal ONNX graph, which servers lower, and as one that runs as it is.
+"""Export: a backbone as ONNX, and with a head behind it the literal graph that servers lower.
 
-Owns what the files look like: input `images` uint8 (N, H, W, 3), output `logits` float32 (N, C), a free batch axis,
-batch normalisation not in training mode, weights once and beside both graphs, and nothing in them that tells where they
-were made. The literal graph has Dropout in training mode, which plain onnxruntime deletes: it is for servers, which
-compile it. The portable one draws random numbers of its own. Knows no engine; whether the literal graph computes what
-the network does is for the validation to say.
+Owns what the files look like: input `images` uint8 (N, H, W, 3), the tensor `features` float32 (N, F) where the
+backbone ends, output `logits` float32 (N, C), a free batch axis, weights once and beside all graphs, those of the
+backbone apart from those of the head, and nothing in them that tells where they were made. The literal graph has
+Dropout in training mode, which plain onnxruntime deletes: it is for servers, which compile it. The portable one draws
+random numbers of its own. Knows no engine; whether the literal graph computes what the network does is for the
+validation to say.
 """
 
 import math
@@ -13,63 +14,98 @@ from pathlib import Path
 
 import torch
 from google.protobuf.message import Message
-from onnx import ModelProto
-from torch import Tensor, nn
+from onnx import ModelProto, external_data_helper, helper, inliner, numpy_helper
+from torch import nn
 
 from contract.errors import TrainingError
-from contract.graph.lowering import Lowered, load_graph, lower
-from contract.versions.version import MODEL_FILE, PORTABLE_FILE, weights_in
-from trainer.model.bayes import ActiveDropout
-from trainer.model.network import Network, dropout_probabilities
+from contract.graph.lowering import FEATURES, Lowered, lower
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, MODEL_FILE, PORTABLE_FILE
+from trainer.model.dropout import dropout_probabilities
+from trainer.model.head import OPSET, to_onnx
 from trainer.model.portable import make_portable
 
-OPSET = 20
 _SAMPLE_IMAGES = 2
 """The exporter would take a batch of 1 for a constant."""
+_SMALL_BYTES = 1024
+"""What is no larger stays in the graph."""
+_ALIGNMENT = 64
 
 
-def export(network: Network, folder: Path, *, image_size: int) -> Lowered:
-    """Write model.onnx, model.onnx.data and portable.onnx into a folder, and return what a server will make of them.
+def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
+    """Return the graph of a module: `images` uint8 (N, H, W, 3) to `features` float32 (N, F), weights included.
 
-    Leaves the network on the CPU and in evaluation mode.
+    Leaves the module on the CPU and in evaluation mode.
 
     Raises:
-        TrainingError: if the graph does not hold every Dropout of the network, active and with its probability.
-        InvalidVersion: if the graph cannot be lowered.
+        TrainingError: if the exporter fails.
     """
-    network.cpu().eval()
-    sample = torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8)
-    return export_module(network, folder, sample=sample, input_name="images")
-
-
-def export_module(module: nn.Module, folder: Path, *, sample: Tensor, input_name: str) -> Lowered:
-    """Export a module from any input, of the type and shape of `sample` (2, ...), to logits, as `export` does.
-
-    It must be on the CPU and in evaluation mode.
-    """
-    for child in module.modules():
-        if isinstance(child, ActiveDropout):
-            child.inplace = False  # in place, it would be exported as random numbers and a product
     program = torch.onnx.export(
-        module,
-        (sample,),
+        backbone.cpu().eval(),
+        (torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8),),
         dynamo=True,
         opset_version=OPSET,
-        input_names=[input_name],
-        output_names=["logits"],
+        input_names=["images"],
+        output_names=[FEATURES],
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,
     )
     if program is None:
         raise TrainingError("torch.onnx.export returned no program; its dynamo exporter is needed")
-    path = folder / MODEL_FILE
-    program.save(path, external_data=True)
-    graph = strip(load_graph(path, weights_bytes=weights_in(folder)))
-    path.write_bytes(graph.SerializeToString(deterministic=True))
-    lowered = lower(graph)
-    _check_dropout(lowered, module)
-    (folder / PORTABLE_FILE).write_bytes(make_portable(graph).SerializeToString(deterministic=True))
+    graph = strip(program.model_proto)
+    return inliner.inline_local_functions(graph) if graph.functions else graph
+
+
+def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple: bool = False) -> Lowered:
+    """Write model.onnx, head.onnx.data and portable.onnx beside a backbone's weights; return what servers make of them.
+
+    Args:
+        backbone: its graph, whose weights are in it or in backbone.onnx.data in the folder.
+        head: the layers behind it.
+        folder: takes the files.
+        multiple: whether several labels may hold of an image.
+
+    Raises:
+        TrainingError: if the graph does not hold every Dropout of the head, active and with its probability.
+        InvalidVersion: if the graph cannot be lowered.
+    """
+    literal = attach(backbone, move_weights(to_onnx(head), folder / HEAD_WEIGHTS_FILE))
+    (folder / MODEL_FILE).write_bytes(literal.SerializeToString(deterministic=True))
+    lowered = lower(literal, cut=FEATURES, multiple=multiple)
+    _check_dropout(lowered, head)
+    (folder / PORTABLE_FILE).write_bytes(make_portable(literal).SerializeToString(deterministic=True))
     return lowered
+
+
+def attach(backbone: ModelProto, head: ModelProto) -> ModelProto:
+    """Put a head behind a backbone: images to logits."""
+    tensors = [*backbone.graph.initializer, *head.graph.initializer]
+    nodes = [*backbone.graph.node, *head.graph.node]
+    (images,), (features,), (logits,) = backbone.graph.input, backbone.graph.output, head.graph.output
+    for info in (features, logits):
+        info.type.tensor_type.shape.dim[0].CopyFrom(images.type.tensor_type.shape.dim[0])
+    graph = helper.make_graph(nodes, "labelnext", [images], [logits], tensors, value_info=[features])
+    return helper.make_model(graph, opset_imports=backbone.opset_import, ir_version=backbone.ir_version)
+
+
+def write_backbone(graph: ModelProto, folder: Path) -> ModelProto:
+    """Put a backbone's weights into its file in a folder, and return the graph without them."""
+    return move_weights(graph, folder / BACKBONE_WEIGHTS_FILE)
+
+
+def move_weights(graph: ModelProto, path: Path) -> ModelProto:
+    """Write the large constants of a graph to a file, and return a graph that refers to them there."""
+    moved = ModelProto()
+    moved.CopyFrom(graph)
+    with path.open("wb") as file:
+        for tensor in moved.graph.initializer:
+            content = numpy_helper.to_array(tensor).tobytes()
+            if len(content) > _SMALL_BYTES:
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                tensor.raw_data = content
+                external_data_helper.set_external_data(tensor, path.name, file.tell(), len(content))
+                tensor.ClearField("raw_data")
+                file.write(content)
+    return moved
 
 
 def strip(graph: ModelProto) -> ModelProto:
@@ -95,11 +131,10 @@ def _is_same(found: float, expected: float) -> bool:
     return math.isclose(found, expected, rel_tol=1e-6)
 
 
-def _check_dropout(lowered: Lowered, module: nn.Module) -> None:
+def _check_dropout(lowered: Lowered, head: nn.Module) -> None:
     found = [site.probability for site in lowered.sites]
-    expected = dropout_probabilities(module)
+    expected = dropout_probabilities(head)
     if len(found) != len(expected) or not all(map(_is_same, found, expected)):
         raise TrainingError(
-            f"the network drops with probabilities {list(expected)}, the exported graph with {found}: the exporter "
-            "lost or changed a Dropout; pin the versions of torch and onnxscript that the requirements name"
+            f"the head drops with probabilities {list(expected)}, the graph with {found}: a Dropout was lost or changed"
         )

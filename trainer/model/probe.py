@@ -3,14 +3,12 @@
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contract.graph.masks import Masks, draw_masks, mask_name
 from contract.graph.probe import Probe
 from contract.versions.manifest import DropoutSite
 from trainer.model.bayes import ActiveDropout, probabilities_of, sample_passes
-from trainer.model.features import compute_features
-from trainer.model.network import Network
 
 PROBE_IMAGES = 16
 _REFERENCE_PASSES = 500
@@ -18,44 +16,54 @@ _REFERENCE_PASSES = 500
 
 
 def compute_probe(
-    network: Network,
+    head: nn.Sequential,
     images: npt.NDArray[np.uint8],
+    features: npt.NDArray[np.float32],
     *,
     version: str,
     sites: tuple[DropoutSite, ...],
     passes: int,
     multiple: bool = False,
 ) -> Probe:
-    """Compute both references on images (N, H, W, 3), on the CPU: free-running passes and passes under masks."""
-    device = torch.device("cpu")
-    network.to(device).eval()
-    features = compute_features(network.trunk, torch.from_numpy(images), device=device, title="probe")
+    """Compute both references on the CPU: free-running passes and passes under masks.
+
+    Args:
+        head: left there, and in evaluation mode.
+        images: (N, H, W, 3).
+        features: of the images by the backbone in float32, (N, F).
+        version: its name, which decides the masks.
+        sites: the head's Dropouts.
+        passes: T.
+        multiple: whether several labels may hold of an image.
+    """
+    head.cpu().eval()
+    rows = torch.from_numpy(features)
     free = sample_passes(
-        network.head, features, passes=_REFERENCE_PASSES, device=device, multiple=multiple
+        head, rows, passes=_REFERENCE_PASSES, device=torch.device("cpu"), multiple=multiple
     )  # (N, R, C)
     return Probe(
         images=images,
-        features=features.numpy(),
+        features=features,
         passes=_REFERENCE_PASSES,
         mean=free.mean(axis=1),
         variance=free.var(axis=1, ddof=1),
-        masked_probabilities=masked_passes(network, features, draw_masks(version, sites, passes), multiple=multiple),
+        masked_probabilities=masked_passes(head, rows, draw_masks(version, sites, passes), multiple=multiple),
     )
 
 
 def masked_passes(
-    network: Network, features: Tensor, masks: Masks, *, multiple: bool = False
+    head: nn.Sequential, features: Tensor, masks: Masks, *, multiple: bool = False
 ) -> npt.NDArray[np.float32]:
-    """Run the head once per mask, each Dropout replaced by its product with the mask: features to (N, T, C)."""
+    """Run a head once per mask, each Dropout replaced by its product with the mask: features (N, F) to (N, T, C)."""
     passes = len(masks[mask_name(0)])
     with torch.no_grad():
-        logits = [_masked_pass(network, features, masks, index) for index in range(passes)]
+        logits = [_masked_pass(head, features, masks, index) for index in range(passes)]
     return probabilities_of(torch.stack(logits, dim=2), multiple=multiple).numpy().transpose(0, 2, 1)  # (N, T, C)
 
 
-def _masked_pass(network: Network, features: Tensor, masks: Masks, index: int) -> Tensor:
+def _masked_pass(head: nn.Sequential, features: Tensor, masks: Masks, index: int) -> Tensor:
     rows, site = features, 0
-    for module in network.head:
+    for module in head:
         if isinstance(module, ActiveDropout):
             rows = rows * torch.from_numpy(masks[mask_name(site)][index])
             site += 1

@@ -7,7 +7,6 @@ in float32.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,50 +15,40 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from contract.errors import LabelnextError
-from contract.graph.lowering import load_graph, lower
-from contract.versions.repository import Repository
-from contract.versions.version import INT8_BACKBONE_FILE, MODEL_FILE, weights_in
-from trainer.model.network import DEVIATION, MEAN
+Vector = npt.NDArray[np.float64]
 
 CALIBRATION_IMAGES = 64
 _IMAGES_A_RUN = 4
 
-_OPERATORS = ["Conv", "Gemm", "MaxPool", "Relu", "Reshape"]
+_OPERATORS = ["Add", "Clip", "Conv", "Gemm", "MaxPool", "Relu", "Reshape"]
 """What is quantised, or passes 8-bit integers on."""
-
-_CENTRE = 115.0
-"""The pixel that padding stands for: ImageNet's mean over the three channels, 0.449 x 255, rounded up."""
 
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 """Tells the tool that the graph is one that it can take: inlined, its shapes known."""
 
 
-def copy_int8_backbone(repository: Repository, backbone: str, target: Path) -> bool:
-    """Copy the int8 backbone of the newest version with that fingerprint to `target`; False if there is none."""
-    for name in reversed(repository.versions()):
-        # Damaged, or being removed: of no use here, and not this run's business.
-        with suppress(LabelnextError, OSError):
-            manifest = repository.read_manifest(name)
-            if manifest.backbone == backbone and INT8_BACKBONE_FILE in manifest.files:
-                with repository.open_verified(name) as verified:
-                    verified.copy(INT8_BACKBONE_FILE, target)
-                return True
-    return False
+def quantise(
+    backbone: ModelProto,
+    images: npt.NDArray[np.uint8],
+    target: Path,
+    *,
+    mean: Sequence[float],
+    deviation: Sequence[float],
+) -> None:
+    """Write a backbone in 8-bit integers, weights included.
 
-
-def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
-    """Write the backbone of a version's graph in 8-bit integers, weights included.
-
-    `folder` is the version's, `images` uint8 (N, H, W, 3) what to calibrate on.
-
-    Raises:
-        InvalidVersion: if the graph cannot be lowered.
+    Args:
+        backbone: its graph in float32, weights included; not changed.
+        images: uint8 (N, H, W, 3), to calibrate on.
+        target: the file.
+        mean: that the backbone normalises pixels by, from 0 to 1.
+        deviation: likewise.
     """
-    model = lower(load_graph(folder / MODEL_FILE, weights_bytes=weights_in(folder))).backbone
-    onnx.load_external_data_for_model(model, str(folder))
+    model = ModelProto()
+    model.CopyFrom(backbone)
     chosen = images[np.linspace(0, len(images) - 1, num=min(CALIBRATION_IMAGES, len(images)), dtype=np.int64)]
-    _fold_normalisation(model)
+    centre = round(255 * float(np.mean(mean)))
+    _fold_normalisation(model, np.array(mean), np.array(deviation), centre)
     helper.set_model_props(model, _PREPARED)
     quantize_static(
         model,
@@ -71,30 +60,30 @@ def quantise(folder: Path, images: npt.NDArray[np.uint8], target: Path) -> None:
         per_channel=True,
         calibrate_method=CalibrationMethod.MinMax,
         op_types_to_quantize=_OPERATORS,
-        extra_options={"TensorQuantOverrides": {"centred": [_scale_of_pixels()]}},
+        extra_options={"TensorQuantOverrides": {"centred": [_scale_of_pixels(centre)]}},
     )
     quantised = onnx.load(target)
     _read_pixels_directly(quantised)
     onnx.save(quantised, target)
 
 
-def _scale_of_pixels() -> dict[str, npt.NDArray[np.generic]]:
-    return {"scale": np.array(1, np.float32), "zero_point": np.array(_CENTRE, np.uint8)}
+def _scale_of_pixels(centre: int) -> dict[str, npt.NDArray[np.generic]]:
+    return {"scale": np.array(1, np.float32), "zero_point": np.array(centre, np.uint8)}
 
 
-def _fold_normalisation(model: ModelProto) -> None:
-    """Have the first convolution take pixels less `_CENTRE` in place of what `Normalise` makes of pixels.
+def _fold_normalisation(model: ModelProto, mean: Vector, deviation: Vector, centre: int) -> None:
+    """Have the first convolution take pixels less `centre` in place of what `Normalise` makes of pixels.
 
     At the border alone the results differ a little: there the convolution pads with what is 0 after normalisation,
-    which is another pixel in each channel, and now with `_CENTRE` in all.
+    which is another pixel in each channel, and now with `centre` in all.
     """
     graph = model.graph
     first = next(node for node in graph.node if node.op_type == "Conv")
-    gain = 1 / (255 * np.array(DEVIATION))  # normalised = gain pixel + offset, (3,) each
-    offset = -np.array(MEAN) / np.array(DEVIATION)
+    gain = 1 / (255 * deviation)  # normalised = gain pixel + offset, (3,) each
+    offset = -mean / deviation
     weight, bias = (next(t for t in graph.initializer if t.name == name) for name in first.input[1:])
     kernel = numpy_helper.to_array(weight).astype(np.float64)  # (outputs, 3, height, width)
-    shift = (kernel * (gain * _CENTRE + offset)[:, None, None]).sum(axis=(1, 2, 3))  # (outputs,)
+    shift = (kernel * (gain * centre + offset)[:, None, None]).sum(axis=(1, 2, 3))  # (outputs,)
     _replace(weight, kernel * gain[:, None, None])
     _replace(bias, numpy_helper.to_array(bias) + shift)
     centring = [
@@ -102,7 +91,7 @@ def _fold_normalisation(model: ModelProto) -> None:
         helper.make_node("Cast", ["planes"], ["values"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["values", "centre"], ["centred"]),
     ]
-    graph.initializer.append(numpy_helper.from_array(np.array(_CENTRE, np.float32), "centre"))
+    graph.initializer.append(numpy_helper.from_array(np.array(centre, np.float32), "centre"))
     before = {node.output[0] for node in _ancestors(graph.node, first)}
     kept = [node for node in graph.node if node.output[0] not in before]
     first.input[0] = "centred"

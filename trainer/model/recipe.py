@@ -40,7 +40,6 @@ class _Plan:
 _PLANS: Final[Mapping[Part, _Plan]] = {
     "all": _Plan(0.05, batch_images=32, least_epochs=15, least_steps=60),
     "classifier": _Plan(0.1, batch_images=64, least_epochs=20, least_steps=150, weight_decay=0.01),
-    "head": _Plan(0.05, batch_images=64, least_epochs=20, least_steps=150),
 }
 """Long enough to overfit a little, which costs active learning less than to underfit."""
 

@@ -104,7 +104,7 @@ def choose_weights(name: str) -> Any:
     on ImageNet and lose on other images when the backbone stays as it is (Kornblith et al. 2021, arXiv 2010.16402).
     """
     found = torchvision.models.get_model_weights(name)
-    return getattr(found, "IMAGENET1K_V1", found.DEFAULT)
+    return found.IMAGENET1K_V1 if hasattr(found, "IMAGENET1K_V1") else found.DEFAULT
 
 
 def _is_in(key: str, parts: Collection[str]) -> bool:

@@ -2,30 +2,22 @@
 
 Before the first labels there is nothing to be uncertain about, and what pays is to have seen every kind of image, the
 most frequent kinds first (Hacohen et al. 2022, arXiv 2202.02794). So the pool's embeddings are clustered into as many
-clusters as images are about to be labelled, and of each the image nearest to its centre is taken. Only
-`Convolutions` knows torch.
+clusters as images are about to be labelled, and of each the image nearest to its centre is taken.
 """
 
 import warnings
-from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from contract.scores.embedding import EMBEDDING, embed
 from contract.scores.holdout import is_held_out
 from trainer.ordering.duplicates import Vectors
 from trainer.ordering.order import Arrangement, compose
 from trainer.ordering.reasons import BY_CHANCE, COVERS
 from trainer.ordering.strategies import Ints, check_finite, check_tasks
 
-if TYPE_CHECKING:
-    import torch
-
 _LEAST_FITTED, _FITTED_PER_CLUSTER = 5000, 10
 """How many embeddings, by chance, the centres of clusters are computed from in a pool with more."""
 _ITERATIONS = 20
-_IMAGES_A_FORWARD: Final = 32
 
 
 def arrange(
@@ -42,7 +34,7 @@ def arrange(
 
     Args:
         task_ids: int64 (N,).
-        embeddings: float32 (N, E), from `Convolutions`.
+        embeddings: float32 (N, E).
         project: its number, which decides what falls to chance.
         holdout_share: of the tasks, those whose place is left to chance.
         batch_size: how many are about to be labelled: so many are chosen to cover the pool.
@@ -81,57 +73,6 @@ def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:
     chosen = _choose_central(embeddings, clusters=min(batch_size, len(embeddings)), rng=rng)
     rest = np.setdiff1d(np.arange(len(embeddings)), chosen)
     return np.concatenate([chosen, rng.permutation(rest)])
-
-
-class Convolutions:
-    """Convolutions that were trained elsewhere, for embeddings of images of one size. Imports torch when first used."""
-
-    def __init__(self, weights: str, architecture: str) -> None:
-        """Load nothing yet.
-
-        Args:
-            weights: `imagenet`, `none` or the path of a state dict.
-            architecture: of the network that they are of.
-        """
-        self._weights = weights
-        self._architecture = architecture
-        self._layers: torch.nn.Module | None = None
-
-    def embed(self, images: npt.NDArray[np.uint8]) -> Vectors:
-        """Return embeddings: uint8 (N, H, H, 3) to float32 (N, EMBEDDING).
-
-        Each channel of the last map is averaged over its cells: what is in an image counts, not where.
-
-        Raises:
-            ConfigError: if the weights cannot be had or belong to another architecture, or the images are too small.
-        """
-        import torch
-
-        if self._layers is None:
-            self._layers = self._build(images.shape[1])
-        parts: list[Vectors] = [np.empty((0, EMBEDDING), np.float32)]
-        with torch.no_grad():
-            for start in range(0, len(images), _IMAGES_A_FORWARD):
-                batch = torch.from_numpy(images[start : start + _IMAGES_A_FORWARD])
-                maps = self._layers(batch.to(self._device()))  # (n, D, height, width)
-                parts.append(embed(maps.mean(dim=(2, 3)).cpu().numpy()))
-        return np.concatenate(parts)
-
-    def _build(self, image_size: int) -> "torch.nn.Module":
-        import torch
-
-        from trainer.model.network import build
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # without weights, fresh ones that are the same in the next process
-            network, _ = build(self._architecture, classes=2, image_size=image_size, weights=self._weights)
-        return network.backbone[:2].eval().to(self._device())  # normalisation, and all that has maps
-
-    @staticmethod
-    def _device() -> "torch.device":
-        from trainer.model.network import choose_device
-
-        return choose_device("auto")
 
 
 def _choose_central(embeddings: Vectors, *, clusters: int, rng: np.random.Generator) -> Ints:

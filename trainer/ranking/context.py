@@ -87,7 +87,7 @@ class RankingContext:
 
     def scores(self) -> ScoreLog:
         """Return the scores on disk, by all that they hang on: the control, the key of a task's data, the network."""
-        network = None if self.version else (self.options.weights, self.options.architecture, self.options.image_size)
+        network = None if self.version else (self.options.weights, self.options.backbone, self.options.image_size)
         return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
 
 

@@ -8,12 +8,12 @@ from contract.commands import Option
 from contract.scores.holdout import DEFAULT_SHARE
 from contract.settings import DECLARED, Count
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
-from trainer.settings import Architecture, Control, HoldoutShare, Pixels, Project, Server, StartWeights
+from trainer.settings import Backbone, Control, HoldoutShare, Pixels, Project, Server, StartWeights
 
 
 @dataclass(frozen=True, slots=True, config=DECLARED)
 class RankOptions:
-    """What to rank, and how. Weights, architecture and image size are those of a cold start: a version has its own."""
+    """What to rank, and how. Weights, backbone and image size are those of a cold start: a version has its own."""
 
     project: Annotated[Project, Option(metavar="ID")]
     """A Label Studio project's number."""
@@ -39,7 +39,7 @@ class RankOptions:
     """Name of the Choices whose labels are counted, where the version does not say."""
     weights: StartWeights = "imagenet"
     """To start from before there is a version; FILE is a state dict in torchvision's keys."""
-    architecture: Architecture = "vgg16"
+    backbone: Backbone = "vgg16"
     """The network before there is a version."""
-    image_size: Pixels = 224
+    image_size: Pixels = None
     """Of a side, before there is a version."""

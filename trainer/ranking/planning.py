@@ -3,27 +3,34 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError
+from contract.scores.embedding import embed
 from contract.scores.ranking import Ranking
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
 from contract.versions.results import ProjectState
 from trainer import labelstudio
+from trainer.features import open_store
 from trainer.labelstudio import PoolTask
 from trainer.ordering import coldstart, strategies
 from trainer.ordering.order import Arrangement, arrange
 from trainer.ranking.context import RankingContext
+from trainer.ranking.options import RankOptions
 from trainer.ranking.pool import count_labels, embed_tasks, group_failures, score_tasks
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
 from trainer.ranking.retries import FEW, are_few, ask_again
 from trainer.ranking.scores import Failure, Score
 from trainer.ranking.server import Question, Server
+from trainer.settings import Environment, Training
 from trainer.task_lists import kept_folder, list_annotated
+
+if TYPE_CHECKING:
+    from trainer.model.frozen import FrozenBackbone
 
 _log = logging.getLogger(__name__)
 
@@ -211,15 +218,16 @@ def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tup
     options = context.options
     if options.strategy != strategies.DEFAULT_STRATEGY:
         _log.warning("there is no version yet to rank by: --strategy has to wait for one")
-    with context.measure("score"):
+    with context.measure("score"), open_store(context.environment) as store:
+        backbone = _open_backbone(options, context.environment)
         scores, failures = embed_tasks(
             tasks,
             context.scores(),
             context.fetcher,
             key=context.control.value_key,
             project=options.project,
-            embed=coldstart.Convolutions(options.weights, options.architecture).embed,
-            image_size=options.image_size,
+            embed=lambda images, digests: embed(backbone.compute_once(images, digests, store)),
+            spec=backbone.spec,
             max_megapixels=context.environment.max_megapixels,
         )
     if not scores:
@@ -233,3 +241,11 @@ def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tup
             batch_size=options.batch_size,
         )
     return place(scores, arrangement, name=name, strategy=COLD_START, unscored=_tasks_of(failures)), failures
+
+
+def _open_backbone(options: RankOptions, environment: Environment) -> "FrozenBackbone":
+    """Imports torch, which rankings by a version do without."""
+    from trainer.model.build import open_frozen_of
+
+    asked = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)
+    return open_frozen_of(asked, cache=environment.cache_dir)

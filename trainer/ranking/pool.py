@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from hashlib import sha256
 from typing import Final
 
 import numpy as np
@@ -36,8 +37,11 @@ _OF_ONE_IMAGE: Final = re.compile(r"task \d+|\S*/\S*|'[^']*'|(?<!answered )\b\d+
 _EMBEDDED_AT_ONCE: Final = 256
 _NO_PROBABILITIES: Final = np.zeros(0, np.float32)
 
-Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""From uint8 (N, H, W, 3) to unit vectors (N, E)."""
+Embed = Callable[[npt.NDArray[np.uint8], Sequence[bytes]], npt.NDArray[np.float32]]
+"""From uint8 (N, H, W, 3) and the sha256 of the images' files to unit vectors (N, E)."""
+
+_Loaded = tuple[bytes, npt.NDArray[np.uint8]]
+"""The sha256 of an image's file, and its pixels."""
 
 
 def score_tasks(
@@ -64,7 +68,7 @@ def embed_tasks(
     key: str,
     project: int,
     embed: Embed,
-    image_size: int,
+    spec: InputSpec,
     max_megapixels: int = MAX_MEGAPIXELS,
 ) -> tuple[list[Score], list[Failure]]:
     """Compute embeddings of tasks here, of which no version knows anything, and return them as scores without more.
@@ -76,17 +80,18 @@ def embed_tasks(
         key: of the tasks' data.
         project: its number.
         embed: the network.
-        image_size: pixels a side, which it is given.
+        spec: of the images that it is given.
         max_megapixels: of one image in memory, as in `decode_image`.
     """
-    decode = partial(decode_image, spec=InputSpec(image_size, image_size), max_megapixels=max_megapixels)
+    decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
 
-    def load(task: PoolTask) -> npt.NDArray[np.uint8] | Failure:
+    def load(task: PoolTask) -> _Loaded | Failure:
         reference = find_reference(task.data, key)
         if reference is None:
             return Failure(task.id, "no_image", f"its data holds no image reference under {key!r}")
         try:
-            return decode(fetcher.fetch(reference, task_id=task.id, project_id=project))
+            data = fetcher.fetch(reference, task_id=task.id, project_id=project)
+            return sha256(data).digest(), decode(data)
         except ImageError as err:
             return Failure(task.id, err.code, str(err), later=err.later)
 
@@ -156,13 +161,14 @@ def _collect(
 
 
 def _embed_readable(
-    images: Sequence[npt.NDArray[np.uint8] | Failure], tasks: Sequence[PoolTask], embed: Embed
+    images: Sequence[_Loaded | Failure], tasks: Sequence[PoolTask], embed: Embed
 ) -> list[Score | Failure]:
     failures = [image for image in images if isinstance(image, Failure)]
     readable = [(task, image) for task, image in zip(tasks, images, strict=True) if not isinstance(image, Failure)]
     if not readable:
         return [*failures]
-    vectors = embed(np.stack([image for _, image in readable]))  # (n, E)
+    digests, pixels = zip(*(image for _, image in readable), strict=True)
+    vectors = embed(np.stack(pixels), digests)  # (n, E)
     scores = [
         Score(task.id, [], _NO_PROBABILITIES, bald=0.0, entropy=0.0, embedding=vector)
         for (task, _), vector in zip(readable, vectors, strict=True)

@@ -130,7 +130,7 @@ def _settings(inputs: Inputs) -> dict[str, Any]:
     training = manifest.training
     weights = training.weights
     return {
-        "architecture": manifest.architecture,
+        "backbone": manifest.backbone.name,
         "trained part": training.part,
         "image size": f"{manifest.input.width} x {manifest.input.height}",
         "weights": weights["origin"],

@@ -10,20 +10,18 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from contract.errors import ImageError
+from contract.features.store import FeatureStore
 from contract.images.preprocess import MAX_MEGAPIXELS, RECIPE, decode_image
 from contract.versions.manifest import InputSpec
 from trainer.labels.dataset import THREADS
-from trainer.model.network import Network
+from trainer.model.frozen import FrozenBackbone
 from trainer.study.arrays import Array, compute_once
 from trainer.study.dataset import Pool
 from trainer.study.records import append, recover
@@ -95,38 +93,33 @@ def _decode_one(pool: Pool, spec: InputSpec, max_megapixels: int, image: int) ->
         return err
 
 
-def compute(decoded: Decoded, *, network: Network, device: torch.device, cache: Path) -> Path:
-    """Return where there is, as .npy, what a network's backbone computes on each image, float32 (N, F).
+def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: FeatureStore, cache: Path) -> Path:
+    """Return where there is, as .npy, what a backbone computes on each image, float32 (N, F).
 
-    It is computed as far as it is not in the cache. The network is moved to the device and set to evaluation.
-    Processors of another kind compute features that differ in the last digits, and keep their own.
+    It is computed as far as neither the file nor the store has it.
 
     Raises:
         ConfigError: if the cache cannot be written.
     """
-    images, backbone = decoded.images, network.to(device).eval().backbone
+    images = decoded.images
 
     def batches(start: int) -> Generator[Array, None, None]:
         for first in range(start, len(images), _IMAGES_A_BATCH):
-            pixels = torch.from_numpy(np.array(images[first : first + _IMAGES_A_BATCH]))
-            with torch.inference_mode():
-                features: Tensor = backbone(pixels.to(device))
-            yield features.float().cpu().numpy()
+            rows = range(first, min(len(images), first + _IMAGES_A_BATCH))
+            digests = [_sha256(pool, row) for row in rows]
+            yield backbone.compute_once(np.array(images[first : rows.stop]), digests, store)
 
-    key = _digest([decoded.key, _backbone_digest(backbone), device.type])
-    path = cache / f"features-{key}.npy"
+    path = cache / f"features-{_digest([decoded.key, backbone.key])}.npy"
     compute_once(path, batches, count=len(images), title="features")
     return path
 
 
-def _backbone_digest(backbone: nn.Module) -> str:
-    """Name layers, weights, and constants such as the mean that pixels are normalised by, which no state dict has."""
-    digest = hashlib.sha256(repr(backbone).encode())
-    for name, tensor in chain(backbone.named_parameters(), backbone.named_buffers()):
-        values = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        digest.update(f"{name} {values.dtype} {values.shape}".encode())
-        digest.update(values.data)
-    return digest.hexdigest()
+def _sha256(pool: Pool, image: int) -> bytes:
+    """Of an image's file; of one that cannot be read, of nothing, which is the digest of no image."""
+    try:
+        return hashlib.sha256(pool.read(image)).digest()
+    except ImageError:
+        return hashlib.sha256().digest()
 
 
 def _digest(parts: list[Any]) -> str:

@@ -1,37 +1,32 @@
 """One round's model: trained, exported, lowered and run as in production, on features that were computed once.
 
-What is frozen in `--train classifier` and `head` gives the same features whatever is labelled: these come from a file,
-and the classifier alone is exported. With `--train all` the convolutions are trained anew in each round, and what they
-compute is computed by torch, on its device; the passes are onnxruntime's all the same.
+A frozen backbone gives the same features whatever is labelled: these come from a file. With `--train all` it is trained
+anew in each round, and its features are computed by torch, on its device; the passes are onnxruntime's all the same.
 """
 
 import copy
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
-from onnx import ModelProto, numpy_helper
 from torch import nn
 
-from contract.errors import TrainingError
-from contract.graph.lowering import Lowered, PassOutputs, lower
+from contract.graph.lowering import FEATURES, PassOutputs, lower
 from contract.graph.masks import Masks, draw_masks
 from contract.scores.embedding import embed
-from contract.versions.version import MODEL_FILE
 from trainer.labels.dataset import Indices
+from trainer.model.backbones import Opened
 from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
-from trainer.model.export import export_module
-from trainer.model.features import prepare, prepare_frozen
+from trainer.model.build import build_head_of, open_backbone_of, sample_features
 from trainer.model.fit import fit
-from trainer.model.network import Network, build
+from trainer.model.head import measure, to_onnx
+from trainer.model.network import Network
 from trainer.model.recipe import choose_recipe
-from trainer.model.validation import open_passes
+from trainer.model.sessions import open_head
 from trainer.settings import Training
 
 Floats = npt.NDArray[np.float32]
@@ -52,6 +47,8 @@ class Dataset:
     """(N, S, S, 3)"""
     features: Floats | None
     """(N, F), of the backbone; None where it is trained."""
+    cache: Path
+    """The folder where frozen backbones are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +74,15 @@ class Trainer:
         self._training = training
         self._device = device
         torch.manual_seed(training.seed)
-        self._network, self._provenance = build(
-            training.architecture,
-            classes=len(dataset.classes),
-            image_size=dataset.images.shape[1],
-            weights=training.weights,
-            units=training.units,
-            dropout=training.dropout,
-        )
-        self._start = copy.deepcopy(self._network.state_dict())
-        self._graph: ModelProto | None = None
+        self._backbone = open_backbone_of(training, cache=dataset.cache)
+        self._head, _ = build_head_of(training, self._backbone, classes=len(dataset.classes))
+        trained = self._backbone.module if isinstance(self._backbone, Opened) else None
+        self._network = Network(trained, self._head) if trained is not None else None
+        self._start = copy.deepcopy(self._trained.state_dict())
+
+    @property
+    def _trained(self) -> nn.Module:
+        return self._network or self._head
 
     def train(self, labelled: Indices, name: str) -> "Model":
         """Return a model trained on some of the images; its name decides its masks.
@@ -94,41 +90,45 @@ class Trainer:
         Raises:
             TrainingError: if training diverges; no model comes of it.
         """
-        dataset, training, network = self._dataset, self._training, self._network
-        part = training.trained_part
-        network.load_state_dict(self._start)
-        network.to(self._device)
+        dataset, training = self._dataset, self._training
+        self._trained.load_state_dict(self._start)
+        self._trained.to(self._device)
         torch.manual_seed(training.seed)
-        if dataset.features is None:
-            images = dataset.images[labelled]
-            module, inputs = prepare(network, images, part=part, device=self._device)
+        if self._network is not None:
+            inputs = torch.from_numpy(dataset.images[labelled])
+            measure(self._head, sample_features(self._network.backbone, dataset.images[labelled], device=self._device))
         else:
-            features = torch.from_numpy(dataset.features[labelled])
-            size = dataset.images.shape[1]
-            module, inputs = prepare_frozen(network, features, part=part, image_size=size, device=self._device)
-        recipe = choose_recipe(training, part, len(labelled), pretrained=bool(self._provenance.loaded))
+            inputs = torch.from_numpy(cast(Floats, dataset.features)[labelled])
+            measure(self._head, inputs)
+        pretrained = bool(self._backbone.provenance.loaded)
+        recipe = choose_recipe(training, training.trained_part, len(labelled), pretrained=pretrained)
         targets = dataset.targets[labelled]
-        fit(module, inputs, targets, classes=len(dataset.classes), recipe=recipe, device=self._device)
-        classifier = copy.deepcopy(network.eval().classifier).cpu()
-        if self._graph is None:  # which takes torch a second; the weights of the models that follow fit in
-            self._graph = export_classifier(classifier)
-        set_weights(self._graph, classifier)
-        return Model(network, dataset, lower(self._graph), name=name, passes=training.passes, device=self._device)
+        fit(self._trained, inputs, targets, classes=len(dataset.classes), recipe=recipe, device=self._device)
+        return Model(self._head, dataset, name=name, passes=training.passes, device=self._device, network=self._network)
 
 
 class Model:
     """A trained model, whose passes onnxruntime computes from its lowered graph."""
 
     def __init__(
-        self, network: Network, dataset: Dataset, lowered: Lowered, *, name: str, passes: int, device: torch.device
+        self,
+        head: nn.Sequential,
+        dataset: Dataset,
+        *,
+        name: str,
+        passes: int,
+        device: torch.device,
+        network: Network | None = None,
     ) -> None:
-        """Open what the network's classifier was lowered to."""
+        """Open what the head is lowered to; `network` is the whole where its backbone was trained."""
+        self._torch_head = head.eval()
         self._network = network
         self.dataset = dataset
         self._device = device
         self.name = name
+        lowered = lower(to_onnx(head), cut=FEATURES)
         self._sites = lowered.sites
-        self._neck, self._head = open_passes(lowered, Path(), threads=torch.get_num_threads())
+        self._head = open_head(lowered.head, Path(), threads=torch.get_num_threads())
         self._masks = self.draw_masks(passes)
 
     def draw_masks(self, passes: int) -> Masks:
@@ -136,11 +136,16 @@ class Model:
         return draw_masks(self.name, self._sites, passes)
 
     def compute_features(self, indices: Indices) -> Floats:
-        """Return what the passes start from, for n images: (n, D)."""
-        return np.concatenate([self._neck(self._backbone(chunk)) for chunk in _chunks(indices)])
+        """Return the features of n images: (n, F)."""
+        if self._network is None:
+            return cast(Floats, self.dataset.features)[indices]
+        backbone = self._network.backbone.eval()
+        with torch.no_grad():
+            images = [torch.from_numpy(self.dataset.images[chunk]) for chunk in _chunks(indices)]
+            return np.concatenate([backbone(each.to(self._device)).cpu().numpy() for each in images])
 
     def score(self, features: Floats) -> Scores:
-        """Run the passes on features (n, D)."""
+        """Run the passes on features (n, F)."""
         outputs = self._run(features, self._masks)
         return Scores(
             np.concatenate([each.mean_probabilities for each in outputs]),
@@ -150,19 +155,19 @@ class Model:
         )
 
     def bald(self, features: Floats, masks: Masks) -> Floats:
-        """Return BALD in nats under other masks: (n, D) to (n,)."""
+        """Return BALD in nats under other masks: (n, F) to (n,)."""
         return np.concatenate([each.bald for each in self._run(features, masks)])
 
     def passes(self, features: Floats) -> Floats:
-        """Return the probabilities of the passes: (n, D) to (n, T, C)."""
+        """Return the probabilities of the passes: (n, F) to (n, T, C)."""
         return np.concatenate([each.pass_probabilities for each in self._run(features, self._masks)])
 
     def rank_by_baal(self, features: Floats, *, passes: int) -> Indices:
-        """Return the indices of features (n, D) by BALD, the highest first, as baal itself computes and ranks it.
+        """Return the indices of features (n, F) by BALD, the highest first, as baal itself computes and ranks it.
 
         Passes are torch's, with masks drawn anew for each batch, as in baal's tutorials.
         """
-        wrapper = ModelWrapper(self._network.head, TrainingArgs(use_cuda=self._device.type == "cuda"))
+        wrapper = ModelWrapper(self._torch_head, TrainingArgs(use_cuda=self._device.type == "cuda"))
         wrapper.eval()
         logits = [
             wrapper.predict_on_batch(torch.from_numpy(chunk), iterations=passes).cpu().numpy()  # (n, C, T)
@@ -171,45 +176,8 @@ class Model:
         ranks, _ = BaalBALD().get_ranks(np.concatenate(logits))
         return np.asarray(ranks, np.int64)
 
-    def _backbone(self, indices: Indices) -> Floats:
-        if self.dataset.features is not None:
-            return self.dataset.features[indices]
-        with torch.no_grad():
-            images = torch.from_numpy(self.dataset.images[indices])
-            features: Floats = self._network.backbone(images.to(self._device)).cpu().numpy()
-        return features
-
     def _run(self, features: Floats, masks: Masks) -> list[PassOutputs]:
         return [self._head(chunk, masks) for chunk in _chunks(features)]
-
-
-def export_classifier(classifier: nn.Sequential) -> ModelProto:
-    """Return the literal graph of classifiers of a form, with weights that are nobody's; draws no random number.
-
-    Raises:
-        TrainingError: if the exporter fails.
-    """
-    width = next(layer for layer in classifier if isinstance(layer, nn.Linear)).in_features
-    template = copy.deepcopy(classifier)
-    generator = torch.Generator().manual_seed(0)
-    for value in template.state_dict().values():  # of equal weights, such as biases of 0, one would be left out
-        value.normal_(generator=generator)
-    with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
-        export_module(template, Path(folder), sample=torch.zeros(2, width), input_name="inputs")
-        return onnx.load(Path(folder) / MODEL_FILE)
-
-
-def set_weights(graph: ModelProto, classifier: nn.Sequential) -> None:
-    """Replace a graph's weights by those of a classifier on the CPU.
-
-    Raises:
-        TrainingError: if a weight has no place in the graph.
-    """
-    places = {tensor.name: tensor for tensor in graph.graph.initializer}
-    for name, value in classifier.state_dict().items():
-        if name not in places or tuple(places[name].dims) != tuple(value.shape):
-            raise TrainingError(f"the exported graph has no place for {name} of shape {tuple(value.shape)}")
-        places[name].CopyFrom(numpy_helper.from_array(value.numpy(), name))
 
 
 def _chunks(values: npt.NDArray[_Number]) -> Iterator[npt.NDArray[_Number]]:

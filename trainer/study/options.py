@@ -19,7 +19,7 @@ from contract.commands import Option
 from contract.errors import ConfigError
 from contract.settings import DECLARED, Count, split, text
 from trainer.ordering.strategies import STRATEGIES
-from trainer.settings import Share, Training
+from trainer.settings import Share
 
 RANDOM: Final = "random"
 """What the others are held against."""
@@ -57,15 +57,6 @@ class StudyOptions:
     """Of labelling and training."""
     workers: Count | None = None
     """Processes (default: one for each processor)."""
-
-
-@dataclass(frozen=True, slots=True, config=DECLARED)
-class StudyTraining(Training):
-    """How a study trains."""
-
-    units: Count | None = 256
-    """Of each hidden linear layer, which starts fresh. So narrow they train many times faster, and on few labels as
-    well."""
 
 
 def check(strategies: Sequence[str]) -> None:

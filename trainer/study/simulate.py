@@ -22,9 +22,12 @@ import numpy as np
 import torch
 
 from contract.errors import ConfigError, name_once
+from trainer.features import open_store
 from trainer.labels.dataset import Indices
 from trainer.locks import alone
-from trainer.model.network import build, choose_device
+from trainer.model.build import open_backbone_of
+from trainer.model.frozen import FrozenBackbone
+from trainer.model.network import choose_device
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.settings import Environment, Training
@@ -53,15 +56,22 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     check(options.strategies)
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
     cache = environment.cache.parent / "study"
-    decoded = decode(pool, image_size=training.image_size, cache=cache, max_megapixels=environment.max_megapixels)
+    torch.manual_seed(0)
+    backbone = open_backbone_of(training, cache=environment.cache_dir)
+    size = backbone.spec.height
+    decoded = decode(pool, image_size=size, cache=cache, max_megapixels=environment.max_megapixels)
     _log_unreadable(decoded)
     protocol = _make_protocol(pool, decoded, options, training)
-    settings = _describe(options, decoded, protocol)
+    settings = _describe(options, decoded, protocol, image_size=size)
     with _holding(options.out):
         runs = _plan_runs(options, settings)
         _log_plan(pool, protocol, options)
         if any(len(recover(run.path)) <= protocol.rounds for run in runs):
-            files = _find_files(pool, decoded, protocol, cache=cache)
+            features = None
+            if isinstance(backbone, FrozenBackbone):
+                with open_store(environment) as store:
+                    features = compute(pool, decoded, backbone=backbone, store=store, cache=cache)
+            files = Files(pool.classes, pool.targets, decoded.path, features, environment.cache_dir)
             complete_all(runs, files, protocol, workers=options.workers or count_workers(protocol.device))
         study = _collect(runs, pool, protocol, settings, name=options.name or pool.name)
         report.write(study, options.out)
@@ -80,30 +90,10 @@ def _holding(out: Path) -> Iterator[None]:
         raise ConfigError(f"--out {out} cannot be used ({err.strerror or err}); name a folder with room") from err
 
 
-def _find_files(pool: Pool, decoded: Decoded, protocol: Protocol, *, cache: Path) -> Files:
-    """Compute the features if nobody has yet."""
-    features, training = None, protocol.training
-    if training.trained_part != "all":
-        torch.manual_seed(0)  # whatever is fresh in a frozen backbone is the same for all seeds
-        network, provenance = build(
-            training.architecture,
-            classes=len(pool.classes),
-            image_size=training.image_size,
-            weights=training.weights,
-            units=training.units,
-            dropout=training.dropout,
-        )
-        _log.info("%s on %s; %s", training.architecture, protocol.device, provenance)
-        features = compute(decoded, network=network, device=protocol.device, cache=cache)
-    return Files(pool.classes, pool.targets, decoded.path, features)
-
-
 def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training: Training) -> Protocol:
     eligible = decoded.readable & ~pool.test
     if options.long_tail is not None:
         eligible = long_tail(pool.targets, eligible, options.long_tail)
-    if training.trained_part == "head" and training.weights == "none":
-        raise ConfigError("--train head leaves layers as they are that --weights none has not trained; give weights")
     needed = options.initial + options.rounds * options.query
     if needed > np.count_nonzero(eligible):
         raise ConfigError(
@@ -127,7 +117,7 @@ def find_minority(counts: Indices) -> tuple[int, ...]:
     return tuple(np.argsort(counts, kind="stable")[: max(1, round(len(counts) / 3))].tolist())
 
 
-def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol) -> dict[str, Any]:
+def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, image_size: int) -> dict[str, Any]:
     """Return the study's settings as JSON; files go by their names, since where they lie changes no figure."""
     training = protocol.training
     recipe = choose_recipe(training, training.trained_part, options.initial, pretrained=training.weights != "none")
@@ -138,7 +128,8 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol) -> di
         "images": options.images.name,
         "pixels": decoded.key[:16],
         **{name: value for name, value in asdict(options).items() if name not in ("images", "manifest", "out")},
-        **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation", "int8")},
+        **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation", "precision")},
+        "image_size": image_size,
         "part": training.trained_part,
         "weights": training.weights if training.weights in ("imagenet", "none") else Path(training.weights).name,
         "device": protocol.device.type,

@@ -40,11 +40,13 @@ class Files:
     images: Path
     features: Path | None
     """None where they change with the training."""
+    cache: Path
+    """The folder where frozen backbones are kept."""
 
     def open(self) -> Dataset:
         """Map the files."""
         features = None if self.features is None else np.load(self.features, mmap_mode="r")
-        return Dataset(self.classes, self.targets, np.load(self.images, mmap_mode="r"), features)
+        return Dataset(self.classes, self.targets, np.load(self.images, mmap_mode="r"), features, self.cache)
 
 
 def count_workers(device: torch.device) -> int:

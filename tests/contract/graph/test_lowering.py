@@ -17,9 +17,18 @@ from scipy.special import entr, expit
 from contract.errors import DigestError, DropoutDead, LoweringError
 from contract.graph.builder import OUTPUTS, GraphBuilder, describe_outputs
 from contract.graph.dropouts import dropout_nodes
-from contract.graph.lowering import load_graph, lower
+from contract.graph.lowering import FEATURES, load_graph, lower
 from contract.graph.masks import draw_masks
-from tests.networks import Engine, build_small, export, masked_passes, open_session
+from tests.networks import (
+    Engine,
+    build_small,
+    end_backbone,
+    export,
+    first_input,
+    flatten_first,
+    masked_passes,
+    open_session,
+)
 
 VERSION = "20260102T030405678Z-0a1b2c"
 
@@ -76,24 +85,29 @@ def vgg(architecture):
     return network
 
 
+def cut_before(op_type):
+    return lambda graph: end_backbone(graph, first_input(graph, op_type))
+
+
 @pytest.mark.parametrize("multiple", [False, True], ids=["one label", "several labels"])
 @pytest.mark.parametrize(
-    ("build", "size", "sites"),
+    ("build", "cut", "size", "sites"),
     [
-        pytest.param(lambda: vgg("vgg16"), 64, 2, id="vgg16", marks=pytest.mark.slow),
-        pytest.param(lambda: vgg("vgg16_bn"), 64, 2, id="vgg16-bn", marks=pytest.mark.slow),
-        pytest.param(EarlySkip, 8, 1, id="dropout-early-with-skip-connection"),
-        pytest.param(TwoPaths, 8, 1, id="connection-past-the-dropout"),
-        pytest.param(LastOnly, 8, 1, id="dropout-in-last-layer-only"),
-        pytest.param(build_small, 8, 2, id="small"),
+        pytest.param(lambda: vgg("vgg16"), cut_before("Gemm"), 64, 2, id="vgg16", marks=pytest.mark.slow),
+        pytest.param(lambda: vgg("vgg16_bn"), cut_before("Dropout"), 64, 2, id="vgg16-bn", marks=pytest.mark.slow),
+        pytest.param(EarlySkip, flatten_first, 8, 1, id="dropout-early-with-skip-connection"),
+        pytest.param(TwoPaths, flatten_first, 8, 1, id="connection-past-the-dropout"),
+        pytest.param(LastOnly, flatten_first, 8, 1, id="dropout-in-last-layer-only"),
+        pytest.param(build_small, flatten_first, 8, 2, id="small-without-a-backbone"),
+        pytest.param(build_small, cut_before("Dropout"), 8, 2, id="small"),
     ],
 )
-def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, size, sites, multiple):
+def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, cut, size, sites, multiple):
     """T passes at once give the probabilities of T passes one by one, to 1e-4; BALD and entropy are torch's of them."""
     torch.manual_seed(0)
     network = build()
     images = torch.rand(3, 3, size, size).numpy()
-    lowered = lower(export(network, torch.rand(2, 3, size, size)), multiple=multiple)
+    lowered = lower(cut(export(network, torch.rand(2, 3, size, size))), cut=FEATURES, multiple=multiple)
     assert len(lowered.sites) == sites
     masks = draw_masks(VERSION, lowered.sites, 5)
 
@@ -115,24 +129,43 @@ def entropy(probabilities, multiple):
     return torch.distributions.Categorical(probabilities).entropy()
 
 
-@pytest.mark.slow
-def test_features_hold_all_that_the_head_needs_of_an_image():
-    """Where a connection goes past the Dropout, both tensors are handed over, flattened, one behind the other."""
-    torch.manual_seed(0)
-    network = TwoPaths()
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [(LastOnly, {"Gemm": [3, 15]}), (EarlySkip, {"Conv": [3, 15], "Gemm": [15]}), (build_small, {"Gemm": [15, 15]})],
+)
+def test_deterministic_layers_of_the_head_run_once_an_image(build, expected):
+    """What lies before the Dropout sees N rows, of 3 images; what lies behind it N x T, of 5 passes."""
+    lowered = lower(flatten_first(export(build(), torch.rand(2, 3, 8, 8))), cut=FEATURES)
+    rows = rows_by_operator(lowered, np.random.default_rng(0).random((3, 192), dtype=np.float32), passes=5)
+    assert {name: rows[name] for name in expected} == expected
+
+
+def rows_by_operator(lowered, features, *, passes):
+    """Run a head, and return the first axis of what its nodes give, in the order of the graph."""
+    head = copy.deepcopy(lowered.head)
+    nodes = [node for node in head.graph.node if node.op_type in ("Conv", "Gemm")]
+    head.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in nodes)
+    feeds = {FEATURES: features, **draw_masks(VERSION, lowered.sites, passes)}
+    found = open_session(head).run([node.output[0] for node in nodes], feeds)
+    rows = {"Conv": [], "Gemm": []}
+    for node, output in zip(nodes, found, strict=True):
+        rows[node.op_type].append(len(output))
+    return rows
+
+
+def test_features_are_the_tensor_at_the_cut(small, small_graph):
+    """The backbone computes it and nothing else, whatever it is called in the literal graph."""
     images = torch.rand(4, 3, 8, 8)
-    lowered = lower(export(network, torch.rand(2, 3, 8, 8)))
-    with torch.no_grad():
-        parts = [network.deep(images).relu().flatten(1), network.side(images).tanh().flatten(1)]
-    assert shape_of(lowered.backbone.graph.output[0]) == shape_of(lowered.head.graph.input[0]) == ["N", 36 + 128]
-    np.testing.assert_allclose(Engine(lowered).backbone(images.numpy()), torch.cat(parts, dim=1), atol=1e-5)
+    expected = small.backbone(images).detach()
+    for graph, cut in ((small_graph, FEATURES), (end_backbone(small_graph, FEATURES, "pooled"), "pooled")):
+        np.testing.assert_allclose(Engine(lower(graph, cut=cut)).backbone(images.numpy()), expected, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_each_part_takes_and_gives_what_is_documented(small_graph):
     """Images to features, float32 (N, F); features and masks to the outputs; the literal graph is not changed."""
     before = small_graph.SerializeToString(deterministic=True)
-    lowered = lower(small_graph)
+    lowered = lower(small_graph, cut=FEATURES)
     assert small_graph.SerializeToString(deterministic=True) == before
     backbone, head = ([node.op_type for node in part.graph.node] for part in (lowered.backbone, lowered.head))
     assert "Dropout" not in backbone + head
@@ -155,7 +188,7 @@ def shape_of(info):
 
 def test_graph_computes_the_bald_that_baal_computes(small_graph):
     """The reduction in the graph is baal's formula on the same passes."""
-    lowered = lower(small_graph)
+    lowered = lower(small_graph, cut=FEATURES)
     images = np.random.default_rng(0).random((9, 3, 8, 8), dtype=np.float32)
     outputs = Engine(lowered)(images, draw_masks(VERSION, lowered.sites, 20))
     logits = np.log(outputs.pass_probabilities).transpose(0, 2, 1)  # (N, C, T), as baal takes them
@@ -233,15 +266,19 @@ MEASURES = {
 
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-def test_shapes_of_the_batch_are_measured_again_in_rows(measure):
-    """A graph that measures its images before its Dropout gets N x T rows after it, from the features alone."""
+@pytest.mark.parametrize("cut", ["images", "hidden"])
+def test_shapes_of_the_batch_are_measured_again_from_the_features(measure, cut):
+    """A graph that measures its images gets N before its Dropout and N x T behind it, wherever it is cut."""
     rng = np.random.default_rng(0)
     first, last = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 2), (2, 3)))
     nodes = [
         *measure,
         helper.make_node("Concat", ["batch", "rest"], ["shape"], axis=0),
         helper.make_node("MatMul", ["images", "first"], ["hidden"]),
-        helper.make_node("Dropout", ["hidden", "ratio", "training"], ["dropped"]),
+        helper.make_node("Concat", ["batch", "one"], ["column"], axis=0),
+        helper.make_node("ConstantOfShape", ["column"], ["ones"], value=helper.make_tensor("v", 1, [1], [1.0])),
+        helper.make_node("Add", ["hidden", "ones"], ["shifted"]),
+        helper.make_node("Dropout", ["shifted", "ratio", "training"], ["dropped"]),
         helper.make_node("Reshape", ["dropped", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "last"], ["logits"]),
     ]
@@ -254,21 +291,23 @@ def test_shapes_of_the_batch_are_measured_again_in_rows(measure):
         "first": first,
         "last": last,
     }
-    lowered = lower(graph_of(nodes, constants, classes=3))
+    graph = graph_of(nodes, constants, classes=3)
+    graph.graph.value_info.append(helper.make_tensor_value_info("shifted", TensorProto.FLOAT, ["N", 2]))
+    lowered = lower(graph, cut=cut)
     images = np.random.default_rng(1).random((5, 4), dtype=np.float32)
     masks = draw_masks(VERSION, lowered.sites, 6)
-    logits = ((images @ first)[:, None] * masks["mask_0"]) @ last  # (N, T, C)
+    logits = ((images @ first + 1)[:, None] * masks["mask_0"]) @ last  # (N, T, C)
     expected = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
     np.testing.assert_allclose(Engine(lowered)(images, masks).pass_probabilities, expected, atol=1e-6)
     assert [(info.name, shape_of(info)) for info in lowered.head.graph.input] == [
-        ("features", ["N", 2]),
+        ("features", ["N", 4 if cut == "images" else 2]),
         ("mask_0", ["T", 2]),
     ]
 
 
 def test_score_depends_on_neither_batch_nor_order(small_graph):
     """Batches of 1, 7 and 32 and a shuffled order give the same BALD to 1e-6."""
-    lowered = lower(small_graph)
+    lowered = lower(small_graph, cut=FEATURES)
     engine, masks = Engine(lowered), draw_masks(VERSION, lowered.sites, 20)
     images = np.random.default_rng(5).random((32, 3, 8, 8), dtype=np.float32)
     whole = engine(images, masks).bald
@@ -286,7 +325,7 @@ def test_graph_without_active_dropout_is_refused(small_graph):
         mode, node.input[2] = helper.make_tensor("value", TensorProto.BOOL, [], [False]), f"{node.output[0]}_mode"
         graph.graph.node.insert(0, helper.make_node("Constant", [], [node.input[2]], value=mode))
     with pytest.raises(DropoutDead, match="none of the graph's 2 Dropout nodes is active"):
-        lower(graph)
+        lower(graph, cut=FEATURES)
 
 
 def test_file_that_is_no_graph_is_named(tmp_path):
@@ -302,7 +341,7 @@ def test_randomness_that_no_mask_replaces_is_refused(layer):
     """It would make scores irreproducible; masks are of values, not of channels."""
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), layer, torch.nn.Flatten(), torch.nn.Linear(216, 3))
     with pytest.raises(LoweringError, match=r"RandomUniformLike.*use torch\.nn\.Dropout, with inplace=False"):
-        lower(export(network, torch.zeros(2, 3, 8, 8)))
+        lower(export(network, torch.zeros(2, 3, 8, 8)), cut=FEATURES)
 
 
 class Functional(torch.nn.Module):
@@ -318,7 +357,7 @@ def test_dropout_that_an_export_has_lost_is_told_of(gone):
     with pytest.warns(UserWarning, match="No layer was modified"):
         graph = export(network, torch.zeros(2, 3, 8, 8))
     with pytest.raises(DropoutDead, match=r"use torch\.nn\.Dropout.*AlphaDropout.*functional\.dropout"):
-        lower(graph)
+        lower(graph, cut=FEATURES)
 
 
 def fix_batch(model):
@@ -335,7 +374,7 @@ def test_graph_that_cannot_be_fanned_out_is_refused(small_graph, spoil, message)
     graph = copy.deepcopy(small_graph)
     spoil(graph)
     with pytest.raises(LoweringError, match=message):
-        lower(graph)
+        lower(graph, cut=FEATURES)
 
 
 HALVES = [
@@ -355,10 +394,71 @@ WHOLE_PAST_THE_DROPOUT = [
 @pytest.mark.parametrize(
     ("nodes", "tensor"), [(HALVES, "'half' is FLOAT16"), (WHOLE_PAST_THE_DROPOUT, "'whole' is INT32")]
 )
-def test_features_of_other_than_float32_are_refused(nodes, tensor):
-    """Features are kept and handed over in float32; another type would be rounded without a word."""
+def test_rows_of_other_than_float32_are_refused(nodes, tensor):
+    """Masks are float32; another type would be rounded without a word."""
     with pytest.raises(LoweringError, match=f"{tensor}; what Dropout drops must be float32"):
-        lower(graph_of(nodes, DROPPING, classes=4))
+        lower(graph_of(nodes, DROPPING, classes=4), cut="images")
+
+
+def make_cuttable(past="hidden"):
+    """A graph whose last layer may take another tensor in, past the Dropout and past `hidden`."""
+    return graph_of(
+        [
+            helper.make_node("Relu", ["images"], ["first"]),
+            helper.make_node("Cast", ["first"], ["half"], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", ["half"], ["hidden"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["hidden", "axis"], ["cube"]),
+            helper.make_node("Squeeze", ["cube", "axis"], ["flat"]),
+            helper.make_node("Tanh", ["flat"], ["squashed"]),
+            helper.make_node("Add", ["squashed", past], ["early"]),
+            helper.make_node("Dropout", ["early", "ratio", "training"], ["dropped"]),
+            helper.make_node("Add", ["dropped", past], ["logits"]),
+        ],
+        {**DROPPING, "axis": np.array([2])},
+        classes=4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cut", "found"),
+    [
+        ("elsewhere", "not there"),
+        ("", "not there"),
+        ("half", r"FLOAT16 of shape \('N', 4\)"),
+        ("cube", r"FLOAT of shape \('N', 4, 1\)"),
+        ("axis", "not there"),
+    ],
+)
+def test_a_cut_at_no_features_is_refused(cut, found):
+    """The message says what was found there, and what is expected."""
+    message = rf"end in tensor '{cut}', which is {found}; a tensor float32 \(N, F\) is expected"
+    with pytest.raises(LoweringError, match=message):
+        lower(make_cuttable(past="flat"), cut=cut)
+
+
+@pytest.mark.parametrize("cut", ["dropped", "logits"])
+def test_a_dropout_upstream_of_the_cut_is_refused(cut):
+    """The backbone would be another in every pass."""
+    with pytest.raises(LoweringError, match=f"tensor 'early' reaches the logits around '{cut}'"):
+        lower(make_cuttable(), cut=cut)
+
+
+@pytest.mark.parametrize(("past", "cut"), [("images", "hidden"), ("first", "hidden"), ("hidden", "flat")])
+def test_a_tensor_that_bypasses_the_cut_is_refused(past, cut):
+    """Features that are kept would not be all that the head needs of an image."""
+    message = f"tensor '{past}' reaches the logits around '{cut}', where the backbone is said to end; cut the network"
+    with pytest.raises(LoweringError, match=message):
+        lower(make_cuttable(past), cut=cut)
+
+
+def test_what_reaches_the_logits_past_the_dropout_may_be_downstream_of_the_cut():
+    """It runs once an image, and its rows are repeated."""
+    lowered = lower(make_cuttable(past="hidden"), cut="hidden")
+    images, masks = np.random.default_rng(0).random((3, 4), dtype=np.float32), draw_masks(VERSION, lowered.sites, 5)
+    hidden = images.astype(np.float16).astype(np.float32)
+    logits = (np.tanh(hidden) + hidden)[:, None] * masks["mask_0"] + hidden[:, None]  # (N, T, C)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(Engine(lowered)(images, masks).pass_probabilities, expected, atol=1e-6)
 
 
 DROPPING = {"ratio": np.array(0.5, dtype=np.float32), "training": np.array(True)}

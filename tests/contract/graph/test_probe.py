@@ -11,7 +11,7 @@ from baal.bayesian.dropout import patch_module
 from onnx import numpy_helper
 
 from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
-from contract.graph.lowering import PassOutputs, lower
+from contract.graph.lowering import FEATURES, PassOutputs, lower
 from contract.graph.masks import draw_masks
 from contract.graph.probe import LEAST_RANK_CORRELATION, TOLERANCE, Probe, validate
 from contract.scores.acquisition import bald, rank_correlation
@@ -26,7 +26,7 @@ PASSES = 400
 @pytest.fixture(scope="module")
 def described(small_graph):
     """The manifest of a version that holds the small network."""
-    return dataclasses.replace(manifest(VERSION), dropout_sites=lower(small_graph).sites)
+    return dataclasses.replace(manifest(VERSION), dropout_sites=lower(small_graph, cut=FEATURES).sites)
 
 
 def compute_probe(small, described, *, count=6):
@@ -56,14 +56,14 @@ def probe(small, described):
 @pytest.fixture(scope="module")
 def engine(small_graph):
     """The lowered graph as it should run."""
-    return Engine(lower(small_graph))
+    return Engine(lower(small_graph, cut=FEATURES))
 
 
 @pytest.fixture(scope="module")
 def several(small, small_graph, described):
     """The small network as one of several labels: manifest, probe and engine."""
     manifest = dataclasses.replace(described, multiple=True)
-    return manifest, compute_probe(small, manifest, count=24), Engine(lower(small_graph, multiple=True))
+    return manifest, compute_probe(small, manifest, count=24), Engine(lower(small_graph, cut=FEATURES, multiple=True))
 
 
 @pytest.fixture(params=["one label", "several labels"])
@@ -174,7 +174,7 @@ def test_other_weights_are_refused(small_graph, probe, described):
                 numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32([1, 0, 0, 0]), tensor.name)
             )
     with pytest.raises(ProbeMismatch):
-        validate_with(Engine(lower(graph)), probe, described)
+        validate_with(Engine(lower(graph, cut=FEATURES)), probe, described)
 
 
 def test_wrong_weights_of_the_backbone_are_refused(small_graph, probe, described, engine):
@@ -182,7 +182,7 @@ def test_wrong_weights_of_the_backbone_are_refused(small_graph, probe, described
     graph = copy.deepcopy(small_graph)
     (tensor,) = [tensor for tensor in graph.graph.initializer if tensor.name == "backbone.0.weight"]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), tensor.name))
-    wrong = Engine(lower(graph))
+    wrong = Engine(lower(graph, cut=FEATURES))
     validate_with(engine, probe, described, head=wrong.head)
     with pytest.raises(ProbeMismatch, match="differs from torch's under the same masks"):
         validate_with(engine, probe, described, backbone=wrong.backbone)

@@ -28,7 +28,7 @@ from tests.buckets import environment
 from tests.versions import manifest, publish, write_files
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-FILES = {"model.onnx", "model.onnx.data", "probe.npz", "report/index.html", "manifest.json"}
+FILES = {"model.onnx", "head.onnx.data", "probe.npz", "report/index.html", "manifest.json"}
 
 
 def objects(store, location):

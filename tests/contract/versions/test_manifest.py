@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ManifestError
-from contract.versions.manifest import TEMPERATURES, DropoutSite, FileDigest, InputSpec, Manifest
+from contract.versions.manifest import TEMPERATURES, Backbone, DropoutSite, FileDigest, InputSpec, Manifest
 from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
 
 METRICS = Metrics(images=64, accuracy=0.9, macro_f1=0.85, f1=(0.9, None, 0.8), macro_f1_interval=(0.8, 0.9))
@@ -30,8 +30,7 @@ MANIFEST = Manifest(
     input=InputSpec(224, 224),
     passes=20,
     dropout_sites=(DropoutSite((4096,), 0.5), DropoutSite((4096,), 0.5)),
-    architecture="vgg16",
-    backbone="a" * 64,
+    backbone=Backbone("vgg16", "a" * 64, "features", "int8"),
     metrics=METRICS,
     training=RECORD,
     files={"model.onnx": FileDigest("0" * 64, 12), "report/index.html": FileDigest("f" * 64, 0)},
@@ -53,8 +52,13 @@ manifests = st.builds(
             st.floats(0, 1, exclude_min=True, exclude_max=True),
         )
     ).map(tuple),
-    architecture=names,
-    backbone=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    backbone=st.builds(
+        Backbone,
+        name=names.filter(bool),
+        fingerprint=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+        tensor=names.filter(bool),
+        precision=st.sampled_from(["fp32", "int8"]),
+    ),
     multiple=st.booleans(),
     temperature=st.floats(*TEMPERATURES),
     metrics=st.sampled_from([Metrics(), METRICS]),
@@ -105,10 +109,29 @@ def test_temperature_is_any_number_within_its_bounds(found, temperature):
     assert (read, type(read)) == (temperature, float)
 
 
-def test_unknown_contract_names_expected_found_and_remedy():
-    """A newer trainer's manifest is refused rather than guessed at."""
-    with pytest.raises(ManifestError, match=r"follows contract 4, this program reads contract 3; publish again"):
-        Manifest.from_json(changed(contract=4))
+@pytest.mark.parametrize("contract", [3, 5])
+def test_another_contract_names_expected_found_and_remedy(contract):
+    """An older or newer trainer's manifest is refused rather than guessed at."""
+    message = f"follows contract {contract}, this program reads contract 4; publish again with the trainer"
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_json(changed(contract=contract))
+
+
+def test_a_manifest_of_contract_3_is_refused_as_such():
+    """It named the architecture and, in `backbone`, the fingerprint; that is no reason to call it damaged."""
+    text = changed(contract=3, architecture="vgg16", backbone="a" * 64)
+    with pytest.raises(ManifestError, match=r"follows contract 3, this program reads contract 4; publish again"):
+        Manifest.from_json(text)
+
+
+WRONG_BACKBONES: list[tuple[dict[str, object], str]] = [
+    ({"name": ""}, 'backbone.name String should have at least 1 character, found ""'),
+    ({"name": None}, "backbone.name should be a valid string, found null"),
+    ({"fingerprint": "a" * 63}, "backbone.fingerprint String should match pattern"),
+    ({"tensor": ""}, 'backbone.tensor String should have at least 1 character, found ""'),
+    ({"tensor": 3}, "backbone.tensor should be a valid string, found 3"),
+    ({"precision": "fp16"}, "backbone.precision should be 'fp32' or 'int8', found \"fp16\""),
+]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +159,9 @@ def test_unknown_contract_names_expected_found_and_remedy():
             "dropout_sites.0.probability should be less",
         ),
         ({"dropout_sites": [{"features": [], "probability": 0.5}]}, "dropout_sites.0.features Tuple should have"),
-        ({"backbone": "a" * 63}, "backbone String should match pattern"),
+        ({"backbone": "a" * 64}, "backbone should be"),
+        ({"backbone": {}}, "backbone.name Field required, found {}"),
+        *(({"backbone": dataclasses.asdict(MANIFEST.backbone) | wrong}, message) for wrong, message in WRONG_BACKBONES),
         ({"metrics": []}, "metrics must be an object, found []"),
         ({"files": {"../../etc/passwd": {}}}, "is not a path within the version's folder"),
         ({"files": {"model.onnx": {"sha256": "ab", "size_bytes": 1}}}, "files.model.onnx.sha256 String should match"),

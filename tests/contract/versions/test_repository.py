@@ -28,7 +28,7 @@ def test_what_one_machine_publishes_another_reads(anywhere):
     assert (server.current(), server.versions()) == (version.name, [version.name])
     for opened in (server.open(version.name), trainer.open(version.name)):
         assert opened.manifest == version.manifest
-        assert set(opened.manifest.files) == {"model.onnx", "model.onnx.data", "probe.npz", "report/index.html"}
+        assert set(opened.manifest.files) == {"model.onnx", "head.onnx.data", "probe.npz", "report/index.html"}
         opened.verify()
     assert server.read_manifest(version.name) == version.manifest
     assert server.read_file(version.name, "report/index.html", most_bytes=100) == b"content"
@@ -106,8 +106,8 @@ def test_rollback_to_a_damaged_version_is_refused(repository):
 def test_file_cut_short_is_named_with_both_sizes(repository):
     """A file that is too short is refused on opening, before anybody computes a digest."""
     version = publish(repository, b"weights")
-    (version.path / "model.onnx.data").write_bytes(b"wei")
-    with pytest.raises(DigestError, match=r"model\.onnx\.data .* has 3 bytes, manifest\.json says 7: it was cut short"):
+    (version.path / "head.onnx.data").write_bytes(b"wei")
+    with pytest.raises(DigestError, match=r"head\.onnx\.data .* has 3 bytes, manifest\.json says 7: it was cut short"):
         repository.open(version.name)
 
 

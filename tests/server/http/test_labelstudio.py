@@ -8,7 +8,7 @@ import pytest
 from contract.errors import ImageError, RequestError
 from contract.scores.calibration import temper
 from contract.scores.holdout import is_held_out
-from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.manifest import Backbone, InputSpec, Manifest
 from contract.versions.results import TrainingRecord
 from server.http.labelstudio import (
     NoImage,
@@ -35,8 +35,7 @@ MANIFEST = Manifest(
     input=InputSpec(8, 8),
     passes=20,
     dropout_sites=(),
-    architecture="tiny",
-    backbone="0" * 64,
+    backbone=Backbone("tiny", "0" * 64, "features", "fp32"),
 )
 
 

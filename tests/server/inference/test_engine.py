@@ -1,4 +1,4 @@
-import gc
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -7,15 +7,16 @@ import pytest
 
 from bench.tiny_model import HIDDEN, PASSES, SITES, TinyModel, draw_images, expected_bald, publish, save_graph
 from contract.errors import ConfigError, DropoutDead
+from contract.graph.lowering import FEATURES
 from contract.graph.masks import draw_masks
-from contract.graph.specialised_heads import specialise
+from server.inference import backbone as backbone_module
 from server.inference import engine as engine_module
 from server.inference.cuda import check_device
-from server.inference.engine import Engine, EngineOptions, InferenceError, batch_buckets
+from server.inference.engine import Engine, EngineOptions
+from server.inference.sessions import InferenceError, batch_buckets
 from server.settings import Device, MaskPolicy, Precision
 from tests.networks import open_session
-from tests.trainer.small import coloured_images, lively_network
-from trainer.model.export import export
+from tests.trainer.small import coloured_images, freeze_network, lively_network
 
 
 @pytest.fixture
@@ -23,8 +24,9 @@ def version(repository):
     return repository.open(publish(repository))
 
 
-def make_engine(version, **options):
-    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, **options))
+def make_engine(version, *, former=None, max_batch_images=8, **options):
+    how = EngineOptions(device=Device.CPU, threads=1, max_batch_images=max_batch_images, **options)
+    return Engine(version, how, former=former)
 
 
 def test_bald_is_that_of_the_versions_masks(version):
@@ -89,88 +91,120 @@ def test_features_are_computed_once_and_passes_from_them(version):
         assert np.array_equal(getattr(apart, name), getattr(whole, name))
 
 
-def sessions_used(engine, monkeypatch):
-    """Return the list of sessions that an engine runs from now on."""
-    used, run = [], engine._run
+class Recorder:
+    """A session that notes how many rows it is given."""
 
-    def record(session, outputs, feeds):
-        used.append(session)
-        return run(session, outputs, feeds)
+    def __init__(self, session):
+        self.session, self.rows = session, []
+        self.get_inputs, self.get_providers = session.get_inputs, session.get_providers
 
-    monkeypatch.setattr(engine, "_run", record)
-    return used
+    def run(self, outputs, feeds):
+        self.rows.append(len(next(iter(feeds.values()))))
+        return self.session.run(outputs, feeds)
 
 
-@pytest.mark.parametrize(("images", "specialised"), [(1, False), (4, False), (5, True), (8, True), (9, True)])
-def test_specialised_and_dense_heads_agree(version, monkeypatch, images, specialised):
-    """From 8 images on, padding included, the masks are compiled in; the passes are the same either way."""
+@pytest.mark.parametrize(("images", "padded"), [(1, [1]), (3, [4]), (5, [8]), (8, [8]), (9, [9])])
+def test_few_rows_are_padded_to_a_size_that_is_run(version, monkeypatch, images, padded):
+    """Up to the largest batch; what is larger, as from a cache, runs as it is."""
     engine = make_engine(version)
-    used = sessions_used(engine, monkeypatch)
-    features = engine.compute_features(draw_images(images))
-    served, given = engine.run_passes(features), engine.run_passes(features, engine.masks)
-    np.testing.assert_allclose(served.pass_probabilities, given.pass_probabilities, atol=1e-5)
-    np.testing.assert_allclose(
-        served.bald, expected_bald(TinyModel.draw(), version.name, draw_images(images)), atol=1e-5
-    )
-    assert (used[1] is engine._specialised) == specialised
-    assert used[2] is engine._head
+    monkeypatch.setattr(engine, "_head", Recorder(engine._head))
+    outputs = engine.run_passes(engine.compute_features(draw_images(images)))
+    assert engine._head.rows == padded
+    assert len(outputs.bald) == images
+    expected = expected_bald(TinyModel.draw(), version.name, draw_images(images))
+    np.testing.assert_allclose(outputs.bald, expected, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_specialised_heads_need_their_weights_no_longer(version, monkeypatch):
-    """What is opened has copies of its own: the memory that the weights came in is spoilt, and then reused."""
-    spoilt = []
-    monkeypatch.setattr(
-        engine_module, "specialise", lambda *args, **options: spoilt.append(specialise(*args, **options)) or spoilt[-1]
-    )
+def test_many_rows_are_run_in_parts(version, monkeypatch):
+    """The passes of all at once would take memory without bounds; the outputs are those of one run."""
     engine = make_engine(version)
-    assert all(np.isnan(weight).all() for weight in spoilt[0].weights.values())
-    spoilt.clear()
-    gc.collect()
-    features = engine.compute_features(draw_images(8))
-    dense = engine.run_passes(features, engine.masks).pass_probabilities
-    np.testing.assert_allclose(engine.run_passes(features).pass_probabilities, dense, atol=1e-5)
+    images = draw_images(2500)
+    monkeypatch.setattr(engine, "_head", Recorder(engine._head))
+    outputs = engine.run(images)
+    assert engine._head.rows == [1024, 1024, 452]
+    np.testing.assert_allclose(outputs.bald, expected_bald(TinyModel.draw(), version.name, images), atol=1e-4)
+    assert outputs.pass_probabilities.shape == (2500, PASSES, 3)
 
 
-def test_specialised_heads_whose_weights_are_not_packed_are_not_used(version, monkeypatch, caplog):
-    """Onnxruntime would read memory that is no longer theirs."""
-    real = engine_module._Opener.open
-
-    class Unpacked:
-        """A session that reads the weights it was given at each run."""
-
-        def __init__(self, session):
-            self.get_inputs = session.get_inputs
-
-        def run(self, outputs, feeds):
-            return [np.full(1, np.nan, np.float32) for _ in outputs]
-
-    def open_unpacked(self, model, weights=None):
-        return Unpacked(real(self, model, weights)) if weights else real(self, model)
-
-    monkeypatch.setattr(engine_module._Opener, "open", open_unpacked)
-    assert make_engine(version)._specialised is None
-    assert "computed densely" in caplog.text
+def test_a_cpu_runs_the_backbone_on_few_images_at_a_time(version, monkeypatch):
+    """Feature maps take memory, and more at once are no faster."""
+    engine = make_engine(version, max_batch_images=32)
+    recorder = Recorder(engine._backbone.session)
+    object.__setattr__(engine._backbone, "session", recorder)
+    features = engine.compute_features(draw_images(37))
+    assert recorder.rows == [16, 16, 8]
+    np.testing.assert_allclose(features, TinyModel.draw().features(draw_images(37)), atol=1e-2)
 
 
-def test_fresh_masks_are_never_specialised(version, monkeypatch):
-    """A head that has masks compiled in would keep them."""
+def test_fresh_masks_are_drawn_for_each_batch(version):
+    """The engine has none of its own, and an image's BALD is another each time."""
     engine = make_engine(version, masks=MaskPolicy.FRESH)
-    used = sessions_used(engine, monkeypatch)
     first, second = (engine.run(draw_images(8)).bald for _ in range(2))
     assert engine.masks is None
-    assert used[1::2] == [engine._head, engine._head]
     assert not np.array_equal(first, second)
 
 
-def test_a_head_too_large_to_specialise_is_served_dense(version, monkeypatch):
-    """The limit is one of memory, not of what can be served."""
-    monkeypatch.setattr(engine_module, "_SPECIALISED_BYTES", 1000)
-    engine = make_engine(version)
-    used = sessions_used(engine, monkeypatch)
-    expected = expected_bald(TinyModel.draw(), version.name, draw_images(8))
-    np.testing.assert_allclose(engine.run(draw_images(8)).bald, expected, atol=1e-5)
-    assert used[1] is engine._head
+@pytest.fixture
+def opened(monkeypatch):
+    """The outputs of all graphs that are opened in a session from now on, in order."""
+    graphs = []
+
+    def noting(module):
+        real = module.open_session
+        monkeypatch.setattr(
+            module, "open_session", lambda graph, *rest: graphs.append(graph.graph.output[0].name) or real(graph, *rest)
+        )
+
+    noting(backbone_module)
+    noting(engine_module)
+    return graphs
+
+
+def test_a_new_head_on_the_backbone_in_use_opens_no_second_one(repository, opened):
+    """Neither its memory nor its time is paid for again, and it computes with its own head."""
+    model, other = TinyModel.draw(0), TinyModel.draw(1)
+    first, retrained = (
+        repository.open(publish(repository, model=published)) for published in (model, model.with_head_of(other))
+    )
+    in_use = make_engine(first)
+    engine = make_engine(retrained, former=in_use)
+    assert opened == [FEATURES, "mean_probabilities", "mean_probabilities"]
+    assert engine._backbone is in_use._backbone
+    images = draw_images(4)
+    np.testing.assert_allclose(
+        engine.run(images).bald, expected_bald(model.with_head_of(other), retrained.name, images), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [(1, {}), (0, {"precision": Precision.INT8}), (0, {"max_batch_images": 16})],
+    ids=["another-backbone", "another-precision", "other-options"],
+)
+def test_what_computes_otherwise_is_opened_anew(repository, opened, seed, options):
+    """And gives the features of its own."""
+    in_use = make_engine(repository.open(publish(repository, seed=0)), precision=Precision.FP32)
+    version = repository.open(publish(repository, seed=seed, int8_of=TinyModel.draw(2)))
+    engine = make_engine(version, former=in_use, **{"precision": Precision.FP32, **options})
+    assert opened.count(FEATURES) == 2
+    assert engine._backbone is not in_use._backbone
+    images, own = draw_images(3), TinyModel.draw(2 if "precision" in options else seed)
+    np.testing.assert_allclose(engine.compute_features(images), own.features(images), atol=1e-2)
+
+
+def test_int8_that_cannot_be_opened_falls_back_on_the_backbone_in_use(repository, opened, caplog):
+    """It is served in fp32 as said in the log, and if that is what is in use, it is not opened again."""
+    model = TinyModel.draw()
+    in_use = make_engine(repository.open(publish(repository, model=model)), precision=Precision.INT8)
+    caplog.clear()
+    version = repository.open(publish(repository, model=model, int8_of=model))
+    version.int8_backbone_path.write_bytes(b"no graph")
+    engine = make_engine(version, former=in_use, precision=Precision.INT8)
+    assert (engine.precision, engine._backbone) == ("fp32", in_use._backbone)
+    assert opened.count(FEATURES) == 1
+    (record,) = caplog.records
+    assert (record.message, record.model_version) == ("served in fp32", version.name)
+    assert "backbone.int8.onnx" in record.reason
 
 
 def test_versions_of_one_backbone_share_the_key_of_its_features(repository):
@@ -186,21 +220,17 @@ def test_versions_of_one_backbone_share_the_key_of_its_features(repository):
     assert not np.array_equal(first.run(images).bald, retrained.run(images).bald)
 
 
-def test_the_key_names_precision_provider_and_how_pixels_are_made(repository, monkeypatch):
+def test_the_key_names_precision_and_how_pixels_are_made(repository, monkeypatch):
     """Each makes other features, and so do two backbones in 8-bit integers; a version outlives a server's pixels."""
     model = TinyModel.draw()
     version = repository.open(publish(repository, model=model, int8_of=model))
     again = repository.open(publish(repository, model=model, int8_of=TinyModel.draw(1)))
     keys = [make_engine(version, precision=precision).backbone_key for precision in (Precision.FP32, Precision.INT8)]
     keys.append(make_engine(again, precision=Precision.INT8).backbone_key)
-    engine = make_engine(version)
-    monkeypatch.setattr(Engine, "provider", "cuda")
-    keys.append(engine.backbone_key)
-    engine.precision = Precision.FP16
-    keys.append(engine.backbone_key)
-    monkeypatch.setattr(engine_module, "RECIPE", "cropped-bicubic-2")
-    keys.append(engine.backbone_key)
-    assert len(set(keys)) == 6
+    keys.append(backbone_module._key(version, Precision.FP16))
+    monkeypatch.setattr("contract.graph.fingerprint.RECIPE", "cropped-bicubic-2")
+    keys.append(make_engine(version, precision=Precision.FP32).backbone_key)
+    assert len(set(keys)) == 5
 
 
 @pytest.mark.parametrize("wanted", [Precision.INT8, Precision.AUTO])
@@ -239,7 +269,7 @@ def test_the_backbone_in_8_bit_integers_is_used_where_there_is_one(repository, w
 def test_precision_is_what_is_asked_for_or_the_fastest(repository, caplog, wanted, device, has_int8, chosen, reason):
     """What cannot be had is served in fp32, and the log says why and of which version; auto warns of nothing."""
     version = repository.open(publish(repository, int8_of=TinyModel.draw() if has_int8 else None))
-    assert engine_module._choose_precision(wanted, version, device) is chosen
+    assert backbone_module._choose_precision(wanted, version, device) is chosen
     told = [(record.levelname, record.message, record.model_version) for record in caplog.records]
     assert told == ([("WARNING", "served in fp32", version.name)] if reason else [])
     assert all(reason in record.reason for record in caplog.records)
@@ -258,12 +288,13 @@ def test_in_fp32_is_the_same_version_in_full_precision(repository):
 @pytest.mark.slow
 def test_the_conversion_to_fp16_keeps_what_the_backbone_takes_and_gives(tmp_path):
     """uint8 images in, float32 features out, with float16's rounding in between and no more."""
-    lowered = export(lively_network(), tmp_path, image_size=32)
-    converted = engine_module._in_fp16(lowered.backbone, str(tmp_path))
+    frozen = freeze_network(lively_network(), tmp_path / "version")
+    version = SimpleNamespace(path=frozen.folder)
+    converted = backbone_module._reduced(frozen.graph, version, Precision.FP16)
     images, _ = coloured_images(np.random.default_rng(0), 4)
-    onnx.load_external_data_for_model(lowered.backbone, str(tmp_path))
     full, half = (
-        open_session(model).run(["features"], {"images": images})[0] for model in (lowered.backbone, converted)
+        open_session(model).run(["features"], {"images": images})[0]
+        for model in (frozen.graph_with_weights(), converted)
     )
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() < 0.01 * np.abs(full).max()
@@ -283,7 +314,7 @@ def test_what_is_of_another_shape_or_type_is_refused(version):
 
 def test_a_failing_run_is_an_inference_error(version):
     """What onnxruntime raises does not get out."""
-    with pytest.raises(InferenceError, match="onnxruntime failed on a batch of 1 of "):
+    with pytest.raises(InferenceError, match="onnxruntime failed on a batch of 1: "):
         make_engine(version).run(draw_images(1), {"mask_0": np.ones((2, 16), np.float32)})
 
 

@@ -13,8 +13,8 @@ from server.settings import Device
 from tests.server.conftest import wait_until
 
 
-def load(version):
-    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+def load(version, former):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4), former=former)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_published_version_is_taken_up_and_replaced_in_one_step(models, repo
 def test_a_version_in_use_is_not_loaded_again(follow, repository):
     """Polling costs one small file."""
     loaded = []
-    models = follow(lambda version: loaded.append(version) or load(version))
+    models = follow(lambda version, former: loaded.append(version) or load(version, former))
     publish(repository)
     models.poll()
     models.poll()
@@ -144,12 +144,12 @@ def test_a_version_cannot_be_removed_while_it_is_loaded(follow, repository):
     """It is read for as long as that takes."""
     refused = []
 
-    def load_and_remove(version):
+    def load_and_remove(version, former):
         publish(repository)
         with pytest.raises(VersionInUse) as raised:
             repository.retire(version.name)
         refused.append(raised.value)
-        return load(version)
+        return load(version, former)
 
     publish(repository)
     follow(load_and_remove).poll()
@@ -227,7 +227,7 @@ def test_what_may_pass_is_tried_again_later(follow, repository, now):
     """A version that failed for want of memory, or of a volume, is not given up; the pauses grow to ten minutes."""
     attempts = []
 
-    def fail(version):
+    def fail(version, former):
         attempts.append(now[0])
         raise MemoryError
 
@@ -268,10 +268,10 @@ def test_a_version_that_loads_for_long_is_no_silence(follow, repository, now):
     """Loading takes as long as it takes."""
     details = []
 
-    def slow(version):
+    def slow(version, former):
         now[0] = 500
         details.append(models.detail)
-        return load(version)
+        return load(version, former)
 
     models = follow(slow, poll_s=1)
     name = publish(repository)
@@ -324,7 +324,7 @@ def test_the_thread_outlives_an_unforeseen_failure(follow, repository, count, mo
 def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(follow, repository, caplog):
     """Whatever loading raises, the thread goes on, and health gives no internals away."""
 
-    def explode(version):
+    def explode(version, former):
         raise RuntimeError("secret internals")
 
     models = follow(explode)
@@ -338,10 +338,10 @@ def test_the_thread_loads_the_first_version_by_itself(follow, repository):
     """Starting does not wait for the load, and closing ends the thread."""
     loading, proceed = threading.Event(), threading.Event()
 
-    def slow_load(version):
+    def slow_load(version, former):
         loading.set()
         assert proceed.wait(10)
-        return load(version)
+        return load(version, former)
 
     models = follow(slow_load)
     name = publish(repository)

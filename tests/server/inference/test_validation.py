@@ -11,13 +11,15 @@ from contract.versions.manifest import Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
 from server.inference.engine import Engine, EngineOptions
 from server.inference.validation import admit
-from server.settings import Device, MaskPolicy, Precision
+from server.settings import Device, Precision
 from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import fix_names
 
+OPTIONS = EngineOptions(device=Device.CPU, threads=1, max_batch_images=4)
 
-def load(version):
-    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+
+def load(version, former):
+    return Engine(version, OPTIONS, former=former)
 
 
 def sign_again(repository, name):
@@ -71,12 +73,12 @@ def test_files_that_are_not_those_that_were_published_are_refused(repository):
     """Weights cut short or with a flipped byte, an int8 backbone that this server would not use, a missing probe."""
     name = publish(repository, int8_of=TinyModel.draw())
     weights, int8, probe = (
-        repository.folder / name / each for each in ("model.onnx.data", INT8_BACKBONE_FILE, PROBE_FILE)
+        repository.folder / name / each for each in ("backbone.onnx.data", INT8_BACKBONE_FILE, PROBE_FILE)
     )
     whole = weights.read_bytes()
     for path, content, message in (
-        (weights, whole[:-100], f"model.onnx.data .* has {len(whole) - 100} bytes, manifest.json says {len(whole)}"),
-        (weights, whole[:-1] + bytes([whole[-1] ^ 0xFF]), r"model\.onnx\.data"),
+        (weights, whole[:-100], f"backbone.onnx.data .* has {len(whole) - 100} bytes, manifest.json says {len(whole)}"),
+        (weights, whole[:-1] + bytes([whole[-1] ^ 0xFF]), r"backbone\.onnx\.data"),
         (int8, int8.read_bytes()[:-1] + b"?", r"backbone\.int8\.onnx"),
     ):
         before = path.read_bytes()
@@ -105,43 +107,29 @@ def test_an_engine_that_deletes_dropout_is_refused(repository):
             ones = {key: mask * 0 + 1 for key, mask in (masks or self.masks).items()}
             return super().run_passes(features, ones)
 
-    def load_dead(version):
-        return Dead(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+    def load_dead(version, former):
+        return Dead(version, OPTIONS, former=former)
 
     with pytest.raises(DropoutDead):
         admit(repository, name, load_dead)
 
 
-class Wrong(Engine):
-    """Compiles another model's head in."""
-
-    def __init__(self, version, options, other):
-        super().__init__(version, options)
-        self._specialised = Engine(other, options)._specialised
-
-
-@pytest.mark.parametrize("max_batch_images", [8, 32])
-def test_a_compiled_head_that_computes_something_else_is_refused(repository, max_batch_images):
-    """The probe's masks go the dense way, and so do few images: what requests get is compared as well."""
-    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=max_batch_images)
-    other = repository.open(publish(repository, seed=3))
-    name = publish(repository)
-    assert admit(repository, name, lambda version: Engine(version, options)).engine.version == name
-    with pytest.raises(ProbeMismatch, match=r"between masks compiled in and the same masks given.*LABELNEXT_MASKS"):
-        admit(repository, name, lambda version: Wrong(version, options, other))
-
-
-def test_fresh_masks_leave_nothing_compiled_to_compare(repository):
-    """The version is validated under the probe's masks alone."""
-    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, masks=MaskPolicy.FRESH)
-    assert admit(repository, publish(repository), lambda version: Engine(version, options)).engine.masks is None
+def test_the_backbone_of_the_version_in_use_is_taken_and_validated_again(repository):
+    """Another head on it needs no second one; a probe of other numbers is noticed all the same."""
+    model, other = TinyModel.draw(0), TinyModel.draw(1)
+    first, second = (publish(repository, model=model.with_head_of(each)) for each in (model, other))
+    in_use = admit(repository, first, load).engine
+    assert admit(repository, second, load, former=in_use).engine._backbone is in_use._backbone
+    wrong = publish(repository, model=model, probe_of=other.with_head_of(model))
+    with pytest.raises(ProbeMismatch):
+        admit(repository, wrong, load, former=in_use)
 
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 16)
 
 
-def load_int8(version):
-    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, precision=Precision.INT8))
+def load_int8(version, former):
+    return Engine(version, dataclasses.replace(OPTIONS, precision=Precision.INT8), former=former)
 
 
 @pytest.mark.slow

@@ -89,7 +89,6 @@ def make_manifest(metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat
         labels=labels,
         control="label",
         dropout_sites=(DropoutSite((16,), 0.5),),
-        architecture="tiny",
         metrics=Metrics.parse(metrics, classes=len(labels)),
         training=TrainingRecord.parse(training),
     )

@@ -64,9 +64,9 @@ def asked(monkeypatch):
     """How many images each version was asked about."""
     counts = {}
 
-    def note(version, images, *, passes):
+    def note(version, images, *, passes, known):
         counts[version.name] = counts.get(version.name, 0) + len(images)
-        return predict(version, images, passes=passes)
+        return predict(version, images, passes=passes, known=known)
 
     monkeypatch.setattr(comparison, "predict", note)
     return counts
@@ -76,7 +76,7 @@ def compare(repository, before, *, count=40):
     """Compare a new version from 300 labels with those before it."""
     now = replace(before[-1], version=NEW, training=trained(300))
     true, decided = (as_decisions(each[:count], 3) for each in (CLASSES, DECIDED))
-    return compare_versions(repository, now, before, CommonImages(TASKS[:count], IMAGES[:count], true, decided))
+    return compare_versions(repository, now, before, CommonImages(TASKS[:count], IMAGES[:count], {}, true, decided))
 
 
 def macro_f1_of(repository, manifest):

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from contract.graph.lowering import load_graph, lower
 from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
 from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
 from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import manifest, write_files
 from trainer.evaluation.history import describe_advice, earlier, find_agreement, kappa
+from trainer.model.sessions import open_session
 from trainer.model.validation import predict
 
 pytestmark = pytest.mark.slow  # trains or exports networks
@@ -41,16 +43,38 @@ def described(version, /, **fields):
 def test_a_version_agrees_with_itself_as_far_as_masks_let_it(published):
     """Kappa is all but 1: what is left is the draw."""
     version = published.open(published.current())
-    assert find_agreement(published, version, IMAGES) == 1
+    assert find_agreement(published, version, IMAGES, known={}) == 1
     renamed = described(version, version="20991231T000000000Z-0a1b2c")
-    assert find_agreement(published, renamed, IMAGES) > 0.9
+    assert find_agreement(published, renamed, IMAGES, known={}) > 0.9
 
 
 def test_agreement_is_cohens_kappa(published, other):
     """As scikit-learn computes it."""
     version = published.open(published.current())
     predicted = [predict(each, IMAGES, passes=200).argmax(axis=1) for each in (version, other)]
-    assert find_agreement(published, other, IMAGES) == pytest.approx(cohen_kappa_score(*predicted))
+    assert find_agreement(published, other, IMAGES, known={}) == pytest.approx(cohen_kappa_score(*predicted))
+
+
+def test_features_that_are_known_stand_in_for_the_images(published, other):
+    """Of the versions of that backbone, at the rows that are compared; those of another one compute their own."""
+    version = published.open(published.current())
+    expected = find_agreement(published, other, IMAGES, known={})
+    features = {each.manifest.backbone.fingerprint: features_of(each) for each in (version, other)}
+    black = np.zeros_like(IMAGES)
+    assert find_agreement(published, other, black, known=features) == expected
+    features.pop(other.manifest.backbone.fingerprint)
+    predicted = [
+        predict(version, IMAGES, passes=200).argmax(axis=1),
+        predict(other, black, passes=200).argmax(axis=1),
+    ]
+    assert find_agreement(published, other, black, known=features) == pytest.approx(cohen_kappa_score(*predicted))
+
+
+def features_of(version):
+    """What a version's backbone gives of the images."""
+    lowered = lower(load_graph(version.model_path, weights_bytes=version.weights_bytes), cut="features")
+    session = open_session(lowered.backbone, version.path)
+    return session.run(["features"], {"images": IMAGES})[0]
 
 
 def test_labels_are_compared_by_name(published, other, monkeypatch):
@@ -58,11 +82,11 @@ def test_labels_are_compared_by_name(published, other, monkeypatch):
     classes = np.random.default_rng(0).integers(0, 3, len(IMAGES))
     names = np.array(other.manifest.labels)[classes]
 
-    def predict_names(version, images, *, passes):
+    def predict_names(version, images, *, passes, known):
         return (np.array(version.manifest.labels) == names[:, None]).astype(np.float32)
 
     monkeypatch.setattr("trainer.evaluation.history.predict", predict_names)
-    assert find_agreement(published, described(other, labels=("red", "cow", "blue", "green")), IMAGES) == 1
+    assert find_agreement(published, described(other, labels=("red", "cow", "blue", "green")), IMAGES, known={}) == 1
 
 
 @pytest.mark.parametrize(
@@ -70,13 +94,13 @@ def test_labels_are_compared_by_name(published, other, monkeypatch):
 )
 def test_versions_of_another_kind_are_not_compared(published, other, difference):
     """That is no error."""
-    assert find_agreement(published, described(other, **difference), IMAGES) is None
+    assert find_agreement(published, described(other, **difference), IMAGES, known={}) is None
 
 
 def test_without_images_there_is_nothing_to_compare(published, other):
     """Nor without a version before."""
-    assert find_agreement(published, other, IMAGES[:0]) is None
-    assert find_agreement(Repository(published.root / "none"), other, IMAGES) is None
+    assert find_agreement(published, other, IMAGES[:0], known={}) is None
+    assert find_agreement(Repository(published.root / "none"), other, IMAGES, known={}) is None
 
 
 def test_a_version_that_fails_costs_the_comparison_alone(tmp_path, other, caplog):
@@ -85,7 +109,7 @@ def test_a_version_that_fails_costs_the_comparison_alone(tmp_path, other, caplog
     path = publish_small(repository, lively_network(1), IMAGES[:4]).path
     (path / "model.onnx").write_bytes(b"x" * (path / "model.onnx").stat().st_size)
     with caplog.at_level(logging.WARNING):
-        assert find_agreement(repository, other, IMAGES) is None
+        assert find_agreement(repository, other, IMAGES, known={}) is None
     assert "could not be compared" in caplog.text
 
 
@@ -93,12 +117,12 @@ def test_of_many_images_some_are_compared(published, other, monkeypatch):
     """Spread over all of them."""
     asked = []
 
-    def note(version, images, *, passes):
+    def note(version, images, *, passes, known):
         asked.append(len(images))
         return np.eye(3)[[0] * len(images)]
 
     monkeypatch.setattr("trainer.evaluation.history.predict", note)
-    assert find_agreement(published, other, np.zeros((2000, 32, 32, 3), np.uint8)) == 1
+    assert find_agreement(published, other, np.zeros((2000, 32, 32, 3), np.uint8), known={}) == 1
     assert asked == [400, 400]
 
 
@@ -158,7 +182,7 @@ def test_advice_is_built_on_the_versions_before(tmp_path):
         {"project": 4},
         {"metrics": Metrics()},
         {"fields": {"labels": ("cat", "dog", "cow")}},
-        {"fields": {"architecture": "vgg11"}},
+        {"fields": {"backbone": replace(manifest("20991231T000000000Z-0a1b2c").backbone, name="vgg11")}},
         {"fields": {"training": TrainingRecord()}},
     ],
 )

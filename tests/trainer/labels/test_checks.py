@@ -27,7 +27,7 @@ def pixels_of(pool, *, groups=None, unreadable=()):
     return Pixels(
         images=np.zeros((len(kept), 1, 1, 3), np.uint8),
         targets=targets,
-        groups=np.arange(len(kept)) if groups is None else np.array(groups),
+        digests=tuple(group.to_bytes(32) for group in (groups or range(len(kept)))),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept]),
         references=tuple(image.reference for image in kept),
         unreadable=tuple(

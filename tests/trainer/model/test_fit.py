@@ -9,8 +9,6 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from contract.errors import TrainingError
-from tests.trainer.small import coloured_images, small_network
-from trainer.model.features import prepare
 from trainer.model.fit import class_weights, fit, label_weights
 from trainer.model.recipe import Recipe
 
@@ -297,23 +295,3 @@ def test_weight_decay_is_the_recipes():
         shrunk.append(float(shares[0]))
     assert shrunk[0] == 0
     assert shrunk[2] == pytest.approx(2 * shrunk[1], rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("part", "kept", "trained"),
-    [("classifier", "backbone", "classifier"), ("head", "backbone", "head")],
-)
-def test_what_is_frozen_stays_as_it_is(part, kept, trained):
-    """Training a part changes that part and nothing upstream of it, batch statistics included."""
-    torch.manual_seed(0)
-    network = small_network()
-    images, targets = coloured_images(np.random.default_rng(0), 12)
-    before = {name: value.clone() for name, value in getattr(network, kept).state_dict().items()}
-    downstream = [value.clone() for value in getattr(network, trained).parameters()]
-    module, inputs = prepare(network, images, part=part, device=CPU)
-    fit(module, inputs, targets, classes=3, recipe=RECIPE, device=CPU)
-    after = getattr(network, kept).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not any(
-        torch.equal(old, new) for old, new in zip(downstream, getattr(network, trained).parameters(), strict=True)
-    )

@@ -15,13 +15,12 @@ from PIL import Image
 
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
-from contract.versions.version import MODEL_FILE, PORTABLE_FILE, WEIGHTS_FILE
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, MODEL_FILE, PORTABLE_FILE
 from demo.product import CHECKOUT
 from tests.networks import build_small
 from tests.networks import export as export_small
-from tests.trainer.model.test_export import large
+from tests.trainer.model.test_export import large, write
 from tests.trainer.small import coloured_images, small_network
-from trainer.model.export import export
 from trainer.model.portable import make_portable
 
 pytestmark = pytest.mark.slow  # trains or exports networks
@@ -39,7 +38,7 @@ def network():
 @pytest.fixture(scope="module")
 def folder(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("portable")
-    export(network, path, image_size=32)
+    write(network, path)
     return path
 
 
@@ -47,7 +46,7 @@ def folder(network, tmp_path_factory):
 def torch_passes(network):
     """Logits of free-running passes: (T, N, C)."""
     with torch.no_grad():
-        features = network.trunk(torch.from_numpy(IMAGES))
+        features = network.backbone(torch.from_numpy(IMAGES))
         return np.stack([network.head(features).numpy() for _ in range(PASSES)])
 
 
@@ -109,7 +108,7 @@ def test_passes_of_openvino_are_torchs(folder, torch_passes):
 
 
 def test_no_dropout_node_is_left_and_the_weights_are_shared(folder):
-    """They lie where the literal graph has them, once; beside the two graphs there is one data file."""
+    """They lie where the literal graph has them, once; beside the two graphs there are two data files."""
     literal, portable = (onnx.load(folder / name, load_external_data=False) for name in (MODEL_FILE, PORTABLE_FILE))
     assert "Dropout" not in {node.op_type for node in portable.graph.node}
     places = [
@@ -122,7 +121,8 @@ def test_no_dropout_node_is_left_and_the_weights_are_shared(folder):
     ]
     assert places[0] == places[1] != {}
     assert (folder / PORTABLE_FILE).stat().st_size < 2 * (folder / MODEL_FILE).stat().st_size
-    assert {MODEL_FILE, WEIGHTS_FILE, PORTABLE_FILE} <= {path.name for path in folder.iterdir()}
+    files = {MODEL_FILE, BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, PORTABLE_FILE}
+    assert {path.name for path in folder.iterdir() if path.is_file()} == files
     onnx.checker.check_model(folder / PORTABLE_FILE, full_check=True)
 
 
@@ -146,14 +146,14 @@ def test_what_the_readme_says_runs(folder, network, tmp_path):
     (tmp_path / "manifest.json").write_text(
         json.dumps({"input": {"width": 32, "height": 32}, "labels": ["red", "green", "blue"]})
     )
-    for name in (PORTABLE_FILE, WEIGHTS_FILE):
+    for name in (PORTABLE_FILE, BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     (script,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "models" / "README.md").read_text(), re.DOTALL)
     found = [run_script(script, tmp_path, tmp_path / "photo.png") for _ in range(2)]
     pixels = decode_image((tmp_path / "photo.png").read_bytes(), InputSpec(32, 32))
     with torch.no_grad():
-        features = network.trunk(torch.from_numpy(pixels[None]))
+        features = network.backbone(torch.from_numpy(pixels[None]))
         each = np.stack([network.head(features).softmax(dim=1)[0].numpy() for _ in range(PASSES)])
     error = each.std(axis=0) / np.sqrt(20)
     for one in found:

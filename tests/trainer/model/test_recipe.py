@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from trainer.model.recipe import Recipe, choose_recipe, even_batches
 from trainer.settings import Training
 
-PARTS = ("all", "classifier", "head")
+PARTS = ("all", "classifier")
 
 
 @given(st.integers(1, 5000), st.integers(16, 64))

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,8 +12,8 @@ from contract.graph.dropouts import dropout_nodes
 from contract.graph.probe import Probe
 from contract.scores.acquisition import bald
 from contract.versions.repository import Repository
-from contract.versions.version import MODEL_FILE, PROBE_FILE, WEIGHTS_FILE
-from tests.trainer.small import coloured_images, lively_network, small_network, stage_files
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, MODEL_FILE, PROBE_FILE
+from tests.trainer.small import coloured_images, freeze_network, lively_network, small_network, stage_files
 from trainer.model.export import export
 from trainer.model.validation import validate_version
 
@@ -73,12 +74,20 @@ def test_a_graph_without_its_dropout_is_refused(staged):
         validate_version(stage.describe(manifest))
 
 
+def write_graph(network, folder):
+    """Write another network's graph and weights over those that are there."""
+    backbone = freeze_network(network, folder / "other")
+    shutil.copyfile(backbone.folder / BACKBONE_WEIGHTS_FILE, folder / BACKBONE_WEIGHTS_FILE)
+    export(backbone.graph, network.head, folder)
+    shutil.rmtree(backbone.folder)
+
+
 def test_a_manifest_of_another_graph_is_refused(staged):
     """Masks are drawn after the manifest, so its sites must be the graph's."""
     stage, manifest = staged
     network = small_network()
-    network.classifier[5].p = 0.4
-    export(network, stage.path, image_size=32)
+    network.head[5].p = 0.4
+    write_graph(network, stage.path)
     with pytest.raises(ManifestError, match=r"0\.25.*0\.4"):
         validate_version(stage.describe(manifest))
 
@@ -87,7 +96,7 @@ def test_other_weights_are_refused(staged):
     """A probe belongs to one set of weights."""
     stage, manifest = staged
     torch.manual_seed(1)
-    export(small_network(), stage.path, image_size=32)
+    write_graph(small_network(), stage.path)
     with pytest.raises(ProbeMismatch):
         validate_version(stage.describe(manifest))
 
@@ -95,9 +104,9 @@ def test_other_weights_are_refused(staged):
 def test_weights_that_are_cut_short_are_refused(staged):
     """A file that the graph would read beyond its end is an error of ours, not onnxruntime's."""
     stage, manifest = staged
-    with (stage.path / WEIGHTS_FILE).open("r+b") as file:
+    with (stage.path / BACKBONE_WEIGHTS_FILE).open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(InvalidVersion, match=r"model\.onnx\.data, which has 100"):
+    with pytest.raises(InvalidVersion, match=r"backbone\.onnx\.data, which has 100"):
         validate_version(stage.describe(manifest))
 
 

@@ -1,15 +1,12 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import pairwise_distances
 
 from contract.errors import ConfigError
-from contract.scores.embedding import EMBEDDING
 from contract.scores.holdout import is_held_out
-from trainer.model.features import coloured_noise
-from trainer.ordering.coldstart import Convolutions, arrange, cover
+from trainer.ordering.coldstart import arrange, cover
 
 
 def clusters(rng, sizes, *, spread=0.2, size=16):
@@ -97,20 +94,3 @@ def test_what_cannot_be_arranged_is_refused():
         arrange(np.arange(3), ones * np.array([[np.nan], [1], [1]], np.float32), **options)
     with pytest.raises(ConfigError, match="below 1"):
         arrange(np.arange(3), ones, project=3, holdout_share=1.0, batch_size=2)
-
-
-@pytest.mark.slow
-def test_embeddings_come_from_the_images_alone():
-    """Unit vectors, the same from an array as from one image after the other, copies nearer than other images."""
-    torch.manual_seed(0)
-    images = coloured_noise(40, size=32)
-    images[-1] = np.clip(images[0].astype(int) + 3, 0, 255)
-    found = Convolutions("none", "vgg11").embed(images)
-    again = Convolutions("none", "vgg11")
-    portions = [again.embed(images[:7]), again.embed(images[7:])]
-    np.testing.assert_allclose(np.concatenate(portions), found, atol=1e-5)
-    assert found.shape == (40, EMBEDDING)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    assert (found[0] @ found[1:].T).argmax() == 38
-    assert again.embed(images[:0]).shape == (0, EMBEDDING)

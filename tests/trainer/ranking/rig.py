@@ -32,6 +32,7 @@ class Rig:
         self.environment = Environment(
             models=repository.root,
             cache=tmp_path / "cache",
+            cache_dir=tmp_path / "features",
             label_studio_url=state.url,
             label_studio_token=TOKEN,
             server=server.url,

@@ -2,25 +2,39 @@ import base64
 import dataclasses
 import io
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from contract.scores.ranking import load_rankings
+from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
 from tests.trainer.ranking.rig import TASKS, Killed, picture
-from trainer.ordering import coldstart
-from trainer.ranking import pool
+from trainer.ranking import planning, pool
+
+
+class Colours:
+    """A backbone whose features are the mean of each channel; it may fail at one of its turns."""
+
+    def __init__(self, *, size=32, fails_at=None):
+        self.spec = InputSpec(size, size)
+        self.shapes = []
+        self._fails_at = fails_at
+
+    def compute_once(self, images, digests, store):
+        assert len(set(digests)) == len(images)
+        self.shapes.append(images.shape)
+        if len(self.shapes) == self._fails_at:
+            raise Killed
+        return images.mean(axis=(1, 2)) / 255
 
 
 class TestColdStart:
     @pytest.fixture
     def cold(self, rig, monkeypatch):
-        """No version yet; embeddings that follow from the pixels' colour."""
-        embed = lambda images: images.mean(axis=(1, 2)) / 255  # noqa: E731
-        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
+        """No version yet; features that follow from the pixels' colour."""
+        monkeypatch.setattr(planning, "_open_backbone", lambda *_: Colours())
         empty = Repository(rig.repository.root, "birds")
         rig.environment = dataclasses.replace(rig.environment, model="birds")
         rig.repository = empty
@@ -65,16 +79,16 @@ class TestColdStart:
 
     def test_images_are_embedded_at_the_size_that_was_asked_for(self, cold, monkeypatch):
         """What was embedded at another size before is embedded anew."""
-        shapes = []
+        opened = []
 
-        def embed(images):
-            shapes.append(images.shape[1:])
-            return images.mean(axis=(1, 2)) / 255
+        def open_backbone(options, _):
+            opened.append(Colours(size=options.image_size))
+            return opened[-1]
 
-        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
+        monkeypatch.setattr(planning, "_open_backbone", open_backbone)
         for size in (96, 32):
             cold.rank(image_size=size, dry_run=True)
-        assert shapes == [(96, 96, 3), (32, 32, 3)]
+        assert [each.shapes for each in opened] == [[(TASKS, 96, 96, 3)], [(TASKS, 32, 32, 3)]]
 
     def test_the_largest_image_is_a_setting(self, cold, caplog):
         """Of those that the trainer embeds, and of those it shows."""
@@ -91,16 +105,9 @@ class TestColdStart:
     def test_images_are_embedded_a_portion_at_a_time_and_once(self, cold, monkeypatch):
         """Memory is bounded, and a run that was killed goes on."""
         monkeypatch.setattr(pool, "_EMBEDDED_AT_ONCE", 8)
-        sizes = []
-
-        def embed(images):
-            sizes.append(len(images))
-            if len(sizes) == 3:
-                raise Killed
-            return images.mean(axis=(1, 2)) / 255
-
-        monkeypatch.setattr(coldstart, "Convolutions", lambda *_: SimpleNamespace(embed=embed))
+        backbone = Colours(fails_at=3)
+        monkeypatch.setattr(planning, "_open_backbone", lambda *_: backbone)
         with pytest.raises(Killed):
             cold.rank()
         cold.rank()
-        assert sizes == [8, 8, 8, 8, 6]
+        assert [images for images, *_ in backbone.shapes] == [8, 8, 8, 8, 6]

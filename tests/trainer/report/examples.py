@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from contract.scores.acquisition import bald
-from contract.versions.manifest import DropoutSite, InputSpec, Manifest
+from contract.versions.manifest import Backbone, DropoutSite, InputSpec, Manifest
 from contract.versions.results import TrainingRecord
 from trainer.evaluation.holdout import HeldOut, as_decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import measure
@@ -37,7 +37,7 @@ def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, fr
     pixels = Pixels(
         images=rng.integers(0, 256, (images, 40, 40, 3), np.uint8),
         targets=targets,
-        groups=np.arange(images),
+        digests=tuple(number.to_bytes(32) for number in range(images)),
         task_ids=np.full(images, -1),
         references=tuple(f"/data/all/{number % classes}/{number:03}.png" for number in range(images)),
         unreadable=(Unreadable("broken.png", "cut short"),),
@@ -51,8 +51,7 @@ def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, fr
         input=InputSpec(40, 40),
         passes=PASSES,
         dropout_sites=(DropoutSite((8,), 0.5),),
-        architecture="small",
-        backbone="0" * 64,
+        backbone=Backbone("small", "0" * 64, "features", "fp32"),
         multiple=multiple,
         temperature=fit_temperature(mean, targets[validation], multiple=multiple),
         metrics=replace(

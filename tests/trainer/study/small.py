@@ -1,13 +1,18 @@
 """What the models of a small study are trained on: points in clouds that overlap, in place of an image's features."""
 
+import atexit
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from tests.trainer.small import PROVENANCE, small_network
 from trainer.study.model import Dataset, Trainer
 
 CPU = torch.device("cpu")
 CLASSES = ("common", "middling", "rare")
+_CACHE = tempfile.TemporaryDirectory(prefix="labelnext-")
+atexit.register(_CACHE.cleanup)
 
 
 def make_dataset(count, *, seed=0):
@@ -17,12 +22,7 @@ def make_dataset(count, *, seed=0):
     centres = rng.normal(size=(3, 64))
     features = (centres[targets] + 2 * rng.normal(size=(count, 64))).astype(np.float32)
     images = np.broadcast_to(np.uint8(0), (count, 32, 32, 3))
-    return Dataset(CLASSES, targets, images, features)
-
-
-def build_small(architecture, *, classes, image_size, weights, units, dropout):
-    """Stand in for VGG, whose layers take seconds to draw."""
-    return small_network(classes), PROVENANCE
+    return Dataset(CLASSES, targets, images, features, Path(_CACHE.name))
 
 
 def make_trainer(dataset, training):

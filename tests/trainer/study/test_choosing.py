@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,35 +8,34 @@ from hypothesis import strategies as st
 
 from contract.scores.embedding import embed
 from contract.scores.holdout import is_held_out
-from tests.trainer.study.small import build_small, make_dataset, make_trainer
+from tests.trainer.small import use_small_backbone
+from tests.trainer.study.small import make_dataset, make_trainer
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, Candidates
 from trainer.settings import Training
-from trainer.study import model as model_module
 from trainer.study.choosing import Situation, choose, cover_greedily
-from trainer.study.model import Dataset
 from trainer.study.options import STUDIED
 
 TRAINING = Training(weights="none", part="classifier", epochs=20, passes=10, seed=1)
 LABELLED = np.arange(0, 400, 8)
 LEFT = np.setdiff1d(np.arange(20, 400), LABELLED)
 """Images before 20 are tested on."""
-COPIES = np.array([390, 391, 393, 394, 395])
+COPIES = np.array([390, 391, 393, 394, 395, 397])
 QUERY = 40
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A model whose passes disagree; five images are byte-equal copies of the one that it knows least about."""
+    """A model whose passes disagree; six images are byte-equal copies of the one that it knows least about."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_module, "build", build_small)
+        use_small_backbone(patch)
         plain = make_dataset(400)
         model = make_trainer(plain, TRAINING).train(LABELLED, "study/1/0")
         others = LEFT[~is_held_out(7, LEFT, 0.1)]
         original = others[np.argmax(model.score(model.compute_features(others)).bald)]
         features = plain.features.copy()
         features[COPIES] = features[original]
-        copied = Dataset(plain.classes, plain.targets, plain.images, features)
+        copied = replace(plain, features=features)
         return make_trainer(copied, TRAINING).train(LABELLED, "study/1/0")
 
 
@@ -96,7 +97,7 @@ class TestLabelnext:
         assert is_held_out(7, chosen_by("labelnext"), 0.1).sum() == QUERY // 10
 
     def test_a_copy_of_what_was_chosen_is_not_chosen(self, model, chosen_by):
-        """Plain BALD has all six labelled."""
+        """Plain BALD has all of them labelled."""
         same = [image for image in LEFT.tolist() if is_like(model, image, int(COPIES[0]))]
         copies = [image for image in same if not is_held_out(7, np.array([image]), 0.1)]
         assert len(copies) > 3

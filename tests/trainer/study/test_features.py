@@ -1,3 +1,4 @@
+import hashlib
 import os
 import shutil
 import signal
@@ -8,18 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from contract.features.store import FeatureStore
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
-from tests.trainer.small import lively_network, write_folders
+from tests.trainer.small import small_backbone, write_folders
+from trainer.model.frozen import freeze
 from trainer.study import dataset
 from trainer.study.dataset import read_pool
 from trainer.study.features import compute, decode
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
-CPU = torch.device("cpu")
 SIZE = 32
 
 
@@ -126,79 +127,92 @@ class TestDecode:
         assert decode(other, image_size=SIZE, cache=cache).key == decoded.key
 
 
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """One that is opened anew in each test, so that what it runs can be counted."""
+    torch.manual_seed(0)
+    return freeze(small_backbone(), tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture
+def store():
+    store = FeatureStore(None, max_bytes=2**24, count_fault=lambda fault: None)
+    yield store
+    store.close()
+
+
+def count_runs(backbone, monkeypatch):
+    """Return a list that grows by the number of images whenever the backbone computes."""
+    runs, plain = [], type(backbone).compute
+    monkeypatch.setattr(
+        type(backbone), "compute", lambda self, images, **options: runs.append(len(images)) or plain(self, images)
+    )
+    return runs
+
+
 class TestCompute:
-    def test_features_are_the_backbones_and_computed_once(self, decoded, cache):
-        """As the trainer computes them: in evaluation, whatever the network was left in."""
-        network, runs = lively_network().train(), []
-        network.backbone.register_forward_hook(lambda *_: runs.append(1))
+    def test_features_are_the_backbones_and_computed_once(self, pool, decoded, backbone, store, cache, monkeypatch):
+        """In the order of the pool; the second time they are mapped from disk."""
+        expected = backbone.compute(np.array(decoded.images))
+        runs = count_runs(backbone, monkeypatch)
         for _ in range(2):
-            features = np.load(compute(decoded, network=network, device=CPU, cache=cache))
-        assert len(runs) == 4
-        with torch.no_grad():
-            expected = network.eval().backbone(torch.from_numpy(np.array(decoded.images)))
+            features = np.load(compute(pool, decoded, backbone=backbone, store=store, cache=cache))
+        assert runs == [32, 32, 32, 24]
         assert (features.shape, features.dtype) == ((120, 64), np.float32)
-        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(features, expected)
 
-    @pytest.mark.parametrize("change", ["weight", "statistics", "constant", "layer", "pixels"])
-    def test_other_features_are_kept_apart(self, decoded, cache, change):
-        """Whatever they depend on, in or out of the state dict."""
-        compute(decoded, network=lively_network(), device=CPU, cache=cache)
-        network = lively_network()
-        with torch.no_grad():
-            if change == "weight":
-                network.backbone[1].weight[0, 0, 0, 0] += 1e-3
-            elif change == "statistics":
-                network.backbone[2].running_mean[0] += 1e-3
-            elif change == "constant":
-                network.backbone[0].offset[0] += 1e-3
-            elif change == "layer":
-                network.backbone[3] = nn.GELU()
-            else:
-                decoded = replace(decoded, key="other")
-        compute(decoded, network=network, device=CPU, cache=cache)
-        assert len(files(cache, "features")) == 2
+    def test_what_the_store_knows_is_not_computed(self, pool, decoded, backbone, store, cache, monkeypatch):
+        """As a server that has scored the same files may have left it."""
+        for image in range(0, 120, 2):
+            digest = hashlib.sha256(pool.read(image)).digest()
+            store.put(backbone.key, digest, np.full(64, image, np.float32))
+        runs = count_runs(backbone, monkeypatch)
+        features = np.load(compute(pool, decoded, backbone=backbone, store=store, cache=cache))
+        assert sum(runs) == 60
+        np.testing.assert_array_equal(features[::2, 0], np.arange(0, 120, 2))
 
-    def test_the_classifier_does_not_matter(self, decoded, cache):
-        """Rounds train it, on features that stay."""
-        compute(decoded, network=lively_network(), device=CPU, cache=cache)
-        network = lively_network()
-        with torch.no_grad():
-            for parameter in network.classifier.parameters():
-                parameter.add_(1)
-        compute(decoded, network=network, device=CPU, cache=cache)
-        assert len(files(cache, "features")) == 1
+    def test_other_features_are_kept_apart(self, pool, decoded, backbone, store, cache):
+        """Those of another backbone, and of other pixels."""
+        for each, pixels in ((backbone, decoded), (backbone, replace(decoded, key="other"))):
+            compute(pool, pixels, backbone=each, store=store, cache=cache)
+        compute(pool, decoded, backbone=replace(backbone, fingerprint="f" * 64), store=store, cache=cache)
+        assert len(files(cache, "features")) == 3
 
 
 KILLED = """
-import os, signal, sys, torch
+import os, signal, sys
 from pathlib import Path
-from tests.trainer.small import lively_network
+from contract.features.store import FeatureStore
+from trainer.model.frozen import FrozenBackbone, read
 from trainer.study.features import compute, decode
 from trainer.study.dataset import read_pool
 
-torch.set_num_threads(1)
-folder, cache = map(Path, sys.argv[1:])
-network, runs = lively_network(), []
+folder, cache, kept = map(Path, sys.argv[1:])
+runs, plain = [], FrozenBackbone.compute
 
-def kill(*_):
+def kill(*arguments, **options):
     runs.append(1)
     if len(runs) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
+    return plain(*arguments, **options)
 
-network.backbone.register_forward_hook(kill)
-decoded = decode(read_pool(folder, None), image_size=32, cache=cache)
-compute(decoded, network=network, device=torch.device("cpu"), cache=cache)
+FrozenBackbone.compute = kill
+pool = read_pool(folder, None)
+store = FeatureStore(None, max_bytes=2**24, count_fault=print)
+compute(pool, decode(pool, image_size=32, cache=cache), backbone=read(kept), store=store, cache=cache)
 """
 
 
-def test_a_killed_run_leaves_what_the_next_goes_on_from(folder, pool, decoded, cache, tmp_path):
+def test_a_killed_run_leaves_what_the_next_goes_on_from(
+    folder, pool, decoded, backbone, store, cache, tmp_path, monkeypatch
+):
     """The lock goes with the process; two of four batches are not computed again, and the bytes are the same."""
-    ended = subprocess.run([sys.executable, "-c", KILLED, folder, cache], check=False, capture_output=True)
+    command = [sys.executable, "-c", KILLED, folder, cache, backbone.folder]
+    ended = subprocess.run(command, check=False, capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert files(cache, "features") == []
-    network, runs = lively_network(), []
-    network.backbone.register_forward_hook(lambda *_: runs.append(1))
-    resumed = compute(decode(pool, image_size=SIZE, cache=cache), network=network, device=CPU, cache=cache)
-    assert len(runs) == 2
-    whole = compute(decoded, network=lively_network(), device=CPU, cache=tmp_path / "whole")
+    runs = count_runs(backbone, monkeypatch)
+    resumed = compute(pool, decode(pool, image_size=SIZE, cache=cache), backbone=backbone, store=store, cache=cache)
+    assert runs == [32, 24]
+    whole = compute(pool, decoded, backbone=backbone, store=store, cache=tmp_path / "whole")
     assert resumed.read_bytes() == whole.read_bytes()

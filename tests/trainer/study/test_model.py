@@ -6,54 +6,52 @@ import pytest
 import torch
 from baal.active.heuristics import BALD
 from baal.modelwrapper import ModelWrapper, TrainingArgs
-from onnx import numpy_helper
-from torch import nn
 
 from contract.errors import TrainingError
 from contract.scores.acquisition import bald
-from tests.trainer.small import coloured_images
-from tests.trainer.study.small import CPU, make_trainer
+from tests.trainer.small import coloured_images, freeze_network, small_backbone, use_small_backbone
+from tests.trainer.study.small import make_trainer
 from trainer.model.bayes import ActiveDropout
-from trainer.model.features import prepare
 from trainer.model.fit import fit
-from trainer.model.network import activate_dropout, build
+from trainer.model.head import build_head, measure
+from trainer.model.network import Network
 from trainer.model.recipe import choose_recipe
 from trainer.settings import Training
-from trainer.study.model import Dataset, export_classifier, set_weights
+from trainer.study.model import Dataset
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
-TRAINING = Training(
-    weights="none",
-    part="classifier",
-    architecture="vgg11",
-    image_size=32,
-    epochs=4,
-    units=16,
-    passes=12,
-    seed=3,
-    device="cpu",
-)
+CPU = torch.device("cpu")
+TRAINING = Training(weights="none", part="classifier", epochs=4, units=16, passes=12, seed=3, device="cpu")
 FEW, MANY = np.arange(0, 30), np.arange(20, 90)
 EVERY = np.arange(140)
 """More than are run at once."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    """A backbone that is built in a moment, and always the same, stands in for VGG."""
+    torch.manual_seed(0)
+    backbone = small_backbone()
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_backbone(patch, lambda: replace(backbone, module=copy.deepcopy(backbone.module)))
+        yield backbone
+
+
 @pytest.fixture(scope="module")
-def fresh():
+def fresh(_small):
     """The network that `TRAINING` starts from."""
     torch.manual_seed(TRAINING.seed)
-    return build("vgg11", classes=3, image_size=32, weights="none", units=16)[0]
+    return Network(copy.deepcopy(_small.module), build_head(64, 16, classes=3, units=16)).eval()
 
 
 @pytest.fixture(scope="module")
-def dataset(fresh):
+def dataset(fresh, tmp_path_factory):
     images, targets = coloured_images(np.random.default_rng(0), len(EVERY))
     pixels = np.clip(images + np.random.default_rng(1).integers(-90, 90, (len(images), 1, 1, 3)), 0, 255)
-    images = pixels.astype(np.uint8)
-    with torch.no_grad():
-        features = fresh.eval().backbone(torch.from_numpy(images)).numpy()
-    return Dataset(("blue", "green", "red"), targets, images, features)
+    images, cache = pixels.astype(np.uint8), tmp_path_factory.mktemp("cache")
+    features = freeze_network(fresh, cache / "frozen").compute(images)
+    return Dataset(("blue", "green", "red"), targets, images, features, cache)
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +65,23 @@ def trained(trainer, fresh, dataset):
     first = trainer.train(FEW, "study/3/0")
     passes = first.passes(first.compute_features(EVERY))
     second = trainer.train(MANY, "study/3/1")
-    by_hand = [train_by_hand(fresh, dataset, labelled, part="classifier") for labelled in (FEW, MANY)]
+    by_hand = [train_by_hand(fresh, dataset, labelled) for labelled in (FEW, MANY)]
     return [(first, by_hand[0]), (second, by_hand[1])], passes
 
 
-def train_by_hand(fresh, dataset, labelled, *, part):
+def train_by_hand(fresh, dataset, labelled, *, part="classifier"):
+    """Return a trained copy, as versions are trained."""
     network = copy.deepcopy(fresh)
     torch.manual_seed(TRAINING.seed)
-    module, inputs = prepare(network, dataset.images[labelled], part=part, device=CPU)
     recipe = choose_recipe(TRAINING, part, len(labelled))
+    if part == "classifier":
+        inputs, module = torch.from_numpy(dataset.features[labelled]), network.head
+        measure(module, inputs)
+    else:
+        inputs, module = torch.from_numpy(dataset.images[labelled]), network
+        network.backbone.train()
+        with torch.no_grad():
+            measure(network.head, network.backbone(inputs))
     fit(module, inputs, dataset.targets[labelled], classes=3, recipe=recipe, device=CPU)
     return network.eval()
 
@@ -87,7 +93,7 @@ def passes_by_hand(network, images, masks):
         features = network.backbone(torch.from_numpy(images))
         for index in range(len(masks["mask_0"])):
             rows, site = features, 0
-            for layer in network.classifier:
+            for layer in network.head:
                 if isinstance(layer, ActiveDropout):
                     rows = rows * torch.from_numpy(masks[f"mask_{site}"][index])
                     site += 1
@@ -97,18 +103,18 @@ def passes_by_hand(network, images, masks):
     return np.stack(passes, axis=1)
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["the first model", "one that takes over its graph"])
+@pytest.mark.parametrize("which", [0, 1], ids=["the first model", "the next one"])
 def test_the_passes_are_those_of_torch_under_the_same_masks(trained, dataset, which):
-    """Trained by production's steps from the same seed; without the features that the trainer was given."""
+    """Trained by production's steps from the same seed; torch computes the features anew."""
     model, network = trained[0][which]
     expected = passes_by_hand(network, dataset.images, model.draw_masks(12))
     features = model.compute_features(EVERY)
-    np.testing.assert_allclose(model.passes(features), expected, atol=2e-5)
+    np.testing.assert_allclose(model.passes(features), expected, atol=1e-3)
     assert expected.std(axis=1).max() > 0.01
     np.testing.assert_allclose(
         model.bald(features, model.draw_masks(7)),
         bald(passes_by_hand(network, dataset.images, model.draw_masks(7))),
-        atol=2e-5,
+        atol=1e-3,
     )
 
 
@@ -159,64 +165,21 @@ def test_baals_ranking_is_baals(trained):
 
 def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh, dataset):
     """Not of the one that training started from."""
-    whole = Dataset(dataset.classes, dataset.targets, dataset.images, features=None)
+    whole = replace(dataset, features=None)
     model = make_trainer(whole, replace(TRAINING, part="all")).train(FEW, "m")
     network = train_by_hand(fresh, dataset, FEW, part="all")
     with torch.no_grad():
-        expected = network.trunk(torch.from_numpy(dataset.images)).numpy()
+        expected = network.backbone(torch.from_numpy(dataset.images)).numpy()
         before = fresh.backbone(torch.from_numpy(dataset.images)).numpy()
     found = model.compute_features(EVERY)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     assert np.abs(found - before).max() > 0.1
     masks = model.draw_masks(12)
-    np.testing.assert_allclose(model.passes(found), passes_by_hand(network, dataset.images, masks), atol=1e-4)
+    np.testing.assert_allclose(model.passes(found), passes_by_hand(network, dataset.images, masks), atol=1e-3)
 
 
 def test_a_training_that_diverges_is_an_error(dataset):
     """No model comes of it."""
-    trainer = make_trainer(dataset, replace(TRAINING, learning_rate=9.9))
+    trainer = make_trainer(replace(dataset, features=dataset.features * np.float32(np.nan)), TRAINING)
     with pytest.raises(TrainingError, match="diverged at learning rate"):
         trainer.train(FEW, "m")
-
-
-def classifier(units):
-    """Three linear layers without biases to tell them apart, as a fresh network has them."""
-    layers = [nn.Linear(4, units), nn.ReLU(), nn.Dropout(0.5), nn.Linear(units, units), nn.ReLU(), nn.Dropout(0.5)]
-    module = nn.Sequential(*layers, nn.Linear(units, units))
-    for layer in module:
-        if isinstance(layer, nn.Linear):
-            nn.init.zeros_(layer.bias)
-    activate_dropout(module)
-    return module.eval()
-
-
-def weights_of(graph):
-    return {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
-
-
-class TestExport:
-    def test_the_graph_takes_every_weight_equal_ones_and_those_that_follow_too(self):
-        """Where the exporter would keep one of several equal biases."""
-        graph = export_classifier(classifier(6))
-        for _ in range(2):
-            module = classifier(6)
-            set_weights(graph, module)
-            for name, value in module.state_dict().items():
-                np.testing.assert_array_equal(weights_of(graph)[name], value.numpy())
-
-    def test_a_weight_without_a_place_is_an_error(self):
-        """Of another shape, or of another name."""
-        graph = export_classifier(classifier(6))
-        with pytest.raises(TrainingError, match=r"no place for 0.weight of shape \(7, 4\)"):
-            set_weights(graph, classifier(7))
-        longer = classifier(6)
-        longer.append(nn.Linear(6, 3))
-        with pytest.raises(TrainingError, match=r"no place for 7.weight of shape \(3, 6\)"):
-            set_weights(graph, longer)
-
-    def test_no_random_number_is_drawn(self):
-        """What chance decides after it would otherwise hang on whether a run was interrupted."""
-        module = classifier(5)
-        state = torch.get_rng_state()
-        set_weights(export_classifier(module), module)
-        assert torch.equal(torch.get_rng_state(), state)

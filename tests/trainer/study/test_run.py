@@ -8,7 +8,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, l
 
 from contract.errors import TrainingError
 from contract.scores.holdout import is_held_out
-from tests.trainer.study.small import CPU, build_small, make_dataset, make_trainer
+from tests.trainer.small import use_small_backbone
+from tests.trainer.study.small import CPU, make_dataset, make_trainer
 from trainer.settings import Training
 from trainer.study import model as model_module
 from trainer.study import run as run_module
@@ -41,7 +42,7 @@ class Interrupted(Exception):
 def _small():
     """A network that is built in a moment stands in for VGG."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_module, "build", build_small)
+        use_small_backbone(patch)
         yield
 
 
@@ -204,7 +205,7 @@ def test_a_run_that_was_interrupted_comes_to_the_same_end(whole, tmp_path, strat
 
 def test_a_run_that_is_complete_is_left_alone(whole, monkeypatch):
     """No network is built for it."""
-    monkeypatch.setattr(model_module, "build", None)
+    monkeypatch.setattr(model_module, "open_backbone_of", None)
     before = whole[RANDOM].read_bytes()
     assert run_to(whole[RANDOM], RANDOM) == 0
     assert whole[RANDOM].read_bytes() == before

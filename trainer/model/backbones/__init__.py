@@ -17,7 +17,7 @@ __all__ = ["Opened", "default_image_size", "open_backbone"]
 
 
 def open_backbone(
-    name: str, *, image_size: int | None = None, weights: str | Path = "imagenet", grid: int = 1
+    name: str, *, image_size: int | None = None, weights: str | Path = "imagenet", grid: int | None = None
 ) -> Opened:
     """Open a backbone for square images of one size.
 
@@ -28,8 +28,9 @@ def open_backbone(
             one of torchvision's, or the path of an ONNX file.
         image_size: pixels a side; None for what the weights were made for.
         weights: to start from: `imagenet`, `none`, or a file with a state dict. An ONNX file has its own.
-        grid: cells a side of the means that the last map is pooled to, as AdaptiveAvgPool2d does it. Networks that end
-            in a vector, as transformers do, give that vector whatever the grid is.
+        grid: cells a side of the means that the last map is pooled to, as AdaptiveAvgPool2d does it; None for the mean
+            of each channel, of a VGG those of its last stages. Networks that end in a vector, as transformers do, give
+            that vector whatever the grid is.
 
     Raises:
         ConfigError: if no backbone has that name, it takes no images of that size, or its weights cannot be had.

@@ -45,6 +45,26 @@ def pool_to_grid(height: int, width: int, *, grid: int) -> nn.Module:
     return nn.Identity() if height == width == grid else GridPool(height, width, grid=grid)
 
 
+class StageMeans(nn.Module):
+    """What a network's last stages give, each channel averaged over its cells, one stage behind the other.
+
+    Earlier stages know textures and parts that the last one, made for ImageNet's classes, has let go.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], *, taken: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self._taken = taken
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """Return (N, sum of the channels of the stages that are taken) for (N, 3, H, W)."""
+        maps, means = planes, []
+        for stage in self.stages:
+            maps = stage(maps)
+            means.append(maps.mean(dim=(2, 3)))
+        return torch.cat(means[-self._taken :], dim=1)
+
+
 def pooling_matrix(cells: int, grid: int) -> Tensor:
     """Return the (grid, cells) matrix by which AdaptiveAvgPool averages one axis, floor and ceiling as torch has them.
 

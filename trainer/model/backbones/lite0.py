@@ -74,13 +74,13 @@ def default_image_size(_name: str) -> int:
     return IMAGENET_SIZE
 
 
-def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int) -> Opened:
+def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
     """Open Lite0; see `open_backbone`."""
     size = image_size or IMAGENET_SIZE
     network, cells = build(size)
     provenance = _load(network, weights)
     module = nn.Sequential(
-        Normalise(MEAN, DEVIATION), network, pool_to_grid(cells, cells, grid=grid), nn.Flatten()
+        Normalise(MEAN, DEVIATION), network, pool_to_grid(cells, cells, grid=grid or 1), nn.Flatten()
     ).eval()
     features = measure(module, name=name, image_size=size)
     return Opened(name, module, None, features, _CHANNELS, size, MEAN, DEVIATION, provenance)

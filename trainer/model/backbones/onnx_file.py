@@ -65,7 +65,7 @@ def default_image_size(name: str) -> int:
     return read_description(Path(name)).image_size
 
 
-def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int) -> Opened:
+def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
     """Open an ONNX file; see `open_backbone`."""
     path = Path(name)
     description = read_description(path)
@@ -78,7 +78,7 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
         deviation=description.std,
         is_nchw=description.layout == "nchw",
         token=description.token,
-        grid=grid,
+        grid=grid or 1,
     )
     try:
         graph, shape = _open_graph(path, recipe, output=description.output)

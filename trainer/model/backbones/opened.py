@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from onnx import ModelProto
 from torch import nn
 
+from contract.versions.manifest import InputSpec
 from trainer.model.weights import Provenance
 
 IMAGENET_SIZE = 224
@@ -36,3 +37,8 @@ class Opened:
     """That it divides them by then."""
     provenance: Provenance
     """Of the weights up to the features."""
+
+    @property
+    def spec(self) -> InputSpec:
+        """Of the images."""
+        return InputSpec(self.image_size, self.image_size)

@@ -46,7 +46,7 @@ def default_image_size(name: str) -> int:
     return int(_settings(name)["input_size"][-1])
 
 
-def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int) -> Opened:
+def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
     """Open a network of timm's; see `open_backbone`."""
     settings = _settings(name)
     size = image_size or default_image_size(name)
@@ -59,8 +59,8 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     normalise = Normalise(mean, deviation)
     channels = features = measure(nn.Sequential(normalise, network), name=name, image_size=size)
     if (cells := _map_size(network, image_size=size)) is not None:
-        network = nn.Sequential(_LastMap(network), pool_to_grid(*cells, grid=grid), nn.Flatten())
-        features = channels * grid * grid
+        network = nn.Sequential(_LastMap(network), pool_to_grid(*cells, grid=grid or 1), nn.Flatten())
+        features = channels * (grid or 1) ** 2
     module = nn.Sequential(normalise, network).eval()
     return Opened(f"{PREFIX}{name}", module, None, features, channels, size, mean, deviation, provenance)
 

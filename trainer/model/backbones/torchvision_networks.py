@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from contract.errors import ConfigError
-from trainer.model.backbones.layers import Normalise, pool_to_grid, remove_dropout
+from trainer.model.backbones.layers import Normalise, StageMeans, pool_to_grid, remove_dropout
 from trainer.model.backbones.opened import Opened
 from trainer.model.backbones.sizes import check_size, measure
 from trainer.model.weights import Provenance, choose_weights, load_weights
@@ -22,6 +23,8 @@ _POOLED = ("efficientnet_", "mobilenet_v3_", "regnet_", "resnet", "resnext", "vg
 """Families that pool their last map by a layer `avgpool`, then flatten it, then classify."""
 _VECTORS = ("convnext_", "densenet", "mobilenet_v2", "shufflenet_", "swin_", "vit_")
 """Families whose forward pass hands their classifier a vector."""
+_STAGES_TAKEN = 3
+"""Of a VGG's five, whose means are its features (docs/decisions/0013-recipe.md)."""
 FAMILIES = tuple(sorted(_POOLED + _VECTORS))
 _CLASSIFIERS = ("classifier", "fc", "heads", "head")
 """What families call the part behind the features."""
@@ -39,7 +42,7 @@ def default_image_size(name: str) -> int:
     return int(choose_weights(name).transforms().crop_size[0])
 
 
-def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int) -> Opened:
+def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
     """Open one of `names`; see `open_backbone`."""
     size = image_size or default_image_size(name)
     check_size(name, size)
@@ -49,13 +52,22 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     remove_dropout(network)
     network.eval()
     cells = 1
-    if name.startswith(_POOLED):
+    if grid is None and name.startswith("vgg"):
+        network = StageMeans(_split_stages(network.features), taken=_STAGES_TAKEN)
+    elif name.startswith(_POOLED):
+        grid = grid or 1
         height, width = _map_size(nn.Sequential(normalise, network), network.avgpool, name=name, image_size=size)
         network.avgpool, cells = pool_to_grid(height, width, grid=grid), grid * grid
     module = nn.Sequential(normalise, network).eval()
     features = measure(module, name=name, image_size=size)
     mean, deviation = tuple(preprocessing.mean), tuple(preprocessing.std)
     return Opened(name, module, None, features, features // cells, size, mean, deviation, provenance)
+
+
+def _split_stages(layers: nn.Sequential) -> list[nn.Module]:
+    """Part a VGG's convolutions into stages, each of which but the first begins with the pooling of the one before."""
+    starts = [0, *(place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))]
+    return [layers[start:end] for start, end in pairwise(starts)]
 
 
 def _load(name: str, *, image_size: int, weights: str | Path) -> tuple[Any, Provenance]:

@@ -1,0 +1,129 @@
+"""A backbone ready to run: which precision it really computes in, and on which device.
+
+Versions of one backbone share it, so that a new head takes neither its memory again nor the time to open it.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import ModelProto
+
+from contract.graph.fingerprint import features_key
+from contract.graph.lowering import FEATURES, load_graph
+from contract.versions.version import INT8_BACKBONE_FILE, Version
+from server.inference.sessions import SessionOptions, device_name, open_session, run
+from server.settings import Device, Precision
+
+Images = npt.NDArray[np.uint8]
+Features = npt.NDArray[np.float32]
+
+_IMAGES_A_RUN = 16
+"""On the CPU: as fast as more, and VGG-16's feature maps at 224 pixels take 0.5 GB."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backbone:
+    """A backbone in an onnxruntime session."""
+
+    key: str
+    """Names all that features depend on besides the image: of equal keys equal features come."""
+    precision: Precision
+    features: int
+    """F"""
+    session: onnxruntime.InferenceSession
+    options: SessionOptions
+
+    @property
+    def provider(self) -> str:
+        """Where it runs: "cuda" or "cpu"."""
+        return device_name(self.session)
+
+    def compute(self, images: Images) -> Features:
+        """Compute the features of uint8 (N, H, W, 3): float32 (N, F).
+
+        Raises:
+            InferenceError: if onnxruntime fails.
+        """
+        step = len(images) if self.provider == Device.CUDA else _IMAGES_A_RUN
+        (images_input,) = self.session.get_inputs()
+        parts = []
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            (features,) = run(self.session, [FEATURES], {images_input.name: self.options.pad(part)})
+            parts.append(features[: len(part)])
+        return np.concatenate(parts)
+
+
+def open_backbone(
+    version: Version, graph: ModelProto, wanted: Precision, options: SessionOptions, *, former: Backbone | None = None
+) -> Backbone:
+    """Open a version's backbone in the precision that is wanted, or in float32 where that fails.
+
+    Args:
+        version: whose weights it has.
+        graph: the backbone in float32, of which the weights lie in the version's folder.
+        wanted: the precision.
+        options: how it is run.
+        former: the one of the version in use, which is taken where it is the same.
+
+    Raises:
+        ConfigError: if CUDA is demanded and the session would run elsewhere.
+    """
+    precision = _choose_precision(wanted, version, options.device)
+    key = _key(version, precision)
+    if former is not None and former.key == key and former.options == options:
+        return former
+    if precision is not Precision.FP32:
+        try:
+            return _open(key, precision, options, graph=_reduced(graph, version, precision), folder=version.path)
+        except Exception as err:  # of a converter, a processor without the instructions, a file that is no backbone
+            _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
+        return open_backbone(version, graph, Precision.FP32, options, former=former)
+    return _open(key, precision, options, graph=graph, folder=version.path)
+
+
+def _open(key: str, precision: Precision, options: SessionOptions, *, graph: ModelProto, folder: Path) -> Backbone:
+    session = open_session(graph, folder, options)
+    (output,) = session.get_outputs()
+    return Backbone(key, precision, int(output.shape[1]), session, options)
+
+
+def _key(version: Version, precision: Precision) -> str:
+    manifest = version.manifest
+    made = manifest.files[INT8_BACKBONE_FILE].sha256 if precision is Precision.INT8 else manifest.backbone.fingerprint
+    return features_key(made, precision)
+
+
+def _reduced(graph: ModelProto, version: Version, precision: Precision) -> ModelProto:
+    if precision is Precision.INT8:
+        return load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes={})
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    whole = ModelProto()
+    whole.CopyFrom(graph)
+    onnx.load_external_data_for_model(whole, str(version.path))
+    converted: ModelProto = convert_float_to_float16(whole, keep_io_types=True)
+    return converted
+
+
+def _choose_precision(wanted: Precision, version: Version, device: Device) -> Precision:
+    """Return the precision that was asked for if it can be had here, else float32."""
+    has_int8 = version.int8_backbone_path is not None
+    fastest = Precision.FP16 if device is Device.CUDA else Precision.INT8 if has_int8 else Precision.FP32
+    if wanted is Precision.AUTO or wanted in (fastest, Precision.FP32):
+        return fastest if wanted is Precision.AUTO else wanted
+    if wanted is Precision.FP16:
+        reason = "fp16 is for a GPU, and this runs on the cpu; set LABELNEXT_PRECISION=int8"
+    elif device is Device.CUDA:
+        reason = "int8 is for the CPU, and this runs on cuda; set LABELNEXT_PRECISION=fp16"
+    else:
+        reason = f"the version has no {INT8_BACKBONE_FILE}; publish with `python -m trainer run`"
+    _log.warning("served in fp32", extra={"model_version": version.name, "reason": reason})
+    return Precision.FP32

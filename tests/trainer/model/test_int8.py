@@ -1,0 +1,175 @@
+import json
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from contract.versions.repository import Repository
+from contract.versions.version import INT8_BACKBONE_FILE
+from tests.trainer.small import coloured_images, freeze_network, lively_network
+from tests.versions import manifest, write_files
+from trainer.model import int8
+from trainer.model.int8 import LEAST_IMAGES, in_best_precision, likeness
+
+pytestmark = pytest.mark.slow  # exports networks
+
+IMAGES, _ = coloured_images(np.random.default_rng(0), 40)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return freeze_network(lively_network(), tmp_path_factory.mktemp("int8") / "backbone")
+
+
+@pytest.fixture
+def backbone(exported, tmp_path):
+    """A copy of it, for files come beside it."""
+    shutil.copytree(exported.folder, tmp_path / "backbone")
+    return replace(exported, folder=tmp_path / "backbone")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "models")
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """A network as small as this one is no faster in 8 bits, and how fast it is hangs on the machine."""
+    monkeypatch.setattr(int8, "LEAST_SPEEDUP", 0.0)
+    monkeypatch.setattr(int8, "LEAST_LIKENESS", 0.5)
+
+
+def publish(repository, fingerprint, content):
+    """Publish a version of a backbone that has such an int8 file, or none."""
+    with repository.stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, b"weights")
+        if content is not None:
+            (staged.path / INT8_BACKBONE_FILE).write_bytes(content)
+        described = manifest(staged.version)
+        return staged.publish(replace(described, backbone=replace(described.backbone, fingerprint=fingerprint)))
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("not to be made")
+
+
+class TestPublished:
+    def test_what_the_newest_version_of_the_backbone_has_is_taken_as_it_is(self, backbone, repository, monkeypatch):
+        """Not made anew, though there are other images: versions of other backbones, or without it, are passed over."""
+        monkeypatch.setattr(int8, "quantise", refuse)
+        for fingerprint, content in (
+            (backbone.fingerprint, b"old"),
+            (backbone.fingerprint, b"new"),
+            ("b" * 64, b"other"),
+            (backbone.fingerprint, None),
+        ):
+            publish(repository, fingerprint, content)
+        found = in_best_precision(backbone, IMAGES[:2], repository=repository)
+        assert found == replace(backbone, precision="int8")
+        assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == b"new"
+        assert found.describe().precision == "int8"
+
+    def test_what_lies_in_the_cache_gives_way_to_it(self, backbone, repository):
+        """Servers have features of the published one."""
+        (backbone.folder / INT8_BACKBONE_FILE).write_bytes(b"own")
+        publish(repository, backbone.fingerprint, b"published")
+        in_best_precision(backbone, IMAGES, repository=repository)
+        assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == b"published"
+
+    @pytest.mark.parametrize("file", [INT8_BACKBONE_FILE, "model.onnx", "manifest.json"])
+    def test_damaged_versions_are_passed_over(self, backbone, repository, file):
+        """An int8 backbone that was edited, or lies in a version that cannot be trusted, is not published again."""
+        publish(repository, backbone.fingerprint, b"sound")
+        damaged = publish(repository, backbone.fingerprint, b"other")
+        (damaged.path / file).write_bytes(b"whoops!"[: (damaged.path / file).stat().st_size])
+        in_best_precision(backbone, IMAGES, repository=repository)
+        assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == b"sound"
+
+
+class TestVerdict:
+    def test_features_as_good_and_faster_are_taken(self, backbone, repository, fast, caplog):
+        """The file is made, and what is computed by it is near to what float32 gives, and not the same."""
+        caplog.set_level("INFO", "trainer")
+        found = in_best_precision(backbone, IMAGES, repository=repository)
+        assert found.precision == "int8"
+        exact, rounded = backbone.compute(IMAGES), found.compute(IMAGES)
+        assert 0 < np.abs(exact - rounded).mean() < 0.05 * np.abs(exact).mean()
+        assert found.key != backbone.key
+        assert found.in_fp32() == backbone
+        assert [path.name for path in found.files] == ["backbone.onnx.data", INT8_BACKBONE_FILE]
+        assert "times as fast: used" in caplog.text
+
+    @pytest.mark.parametrize("bound", ["LEAST_LIKENESS", "LEAST_SPEEDUP"])
+    def test_worse_or_no_faster_ones_are_not(self, backbone, repository, fast, monkeypatch, caplog, bound):
+        """The log says how it was judged."""
+        caplog.set_level("INFO", "trainer")
+        monkeypatch.setattr(int8, bound, 1e6)
+        assert in_best_precision(backbone, IMAGES, repository=repository) == backbone
+        assert "not used" in caplog.text
+
+    def test_it_is_kept(self, backbone, repository, fast, monkeypatch):
+        """Though made again, of other images, the file would be another, and the verdict might."""
+        assert in_best_precision(backbone, IMAGES, repository=repository).precision == "int8"
+        before = (backbone.folder / INT8_BACKBONE_FILE).read_bytes()
+        monkeypatch.setattr(int8, "quantise", refuse)
+        monkeypatch.setattr(int8, "LEAST_LIKENESS", 2.0)
+        assert in_best_precision(backbone, IMAGES[:3], repository=repository).precision == "int8"
+        assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == before
+        verdict = json.loads((backbone.folder / "int8.json").read_text())
+        assert verdict["better"]
+        assert 0.5 < verdict["likeness"] <= 1
+
+    @pytest.mark.parametrize("lost", ["verdict", "file"])
+    def test_what_was_lost_is_made_again(self, backbone, repository, fast, lost):
+        """A verdict that a crash cut short, or a file that somebody cleaned up."""
+        in_best_precision(backbone, IMAGES, repository=repository)
+        if lost == "verdict":
+            (backbone.folder / "int8.json").write_text('{"bet')
+        else:
+            (backbone.folder / INT8_BACKBONE_FILE).unlink()
+        found = in_best_precision(backbone, IMAGES, repository=repository)
+        assert found.compute(IMAGES[:1]).shape == (1, 64)
+
+    def test_with_too_few_images_there_is_none_yet(self, backbone, repository, fast):
+        """It waits for a run that has more."""
+        few = in_best_precision(backbone, IMAGES[: LEAST_IMAGES - 1], repository=repository)
+        assert few == backbone
+        assert not (backbone.folder / INT8_BACKBONE_FILE).exists()
+        assert in_best_precision(backbone, IMAGES[:LEAST_IMAGES], repository=repository).precision == "int8"
+
+    def test_a_quantiser_that_fails_costs_a_warning(self, backbone, repository, fast, monkeypatch, caplog):
+        """Float32 is left, and it is not asked again: the network will not have changed."""
+        failures = []
+
+        def fail(*args, **kwargs):
+            failures.append(1)
+            raise StopIteration("no convolution")
+
+        monkeypatch.setattr(int8, "quantise", fail)
+        for _ in range(2):
+            assert in_best_precision(backbone, IMAGES, repository=repository) == backbone
+        assert len(failures) == 1
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert warning == "int8: not to be had of small: no convolution"
+
+
+class TestLikeness:
+    def test_it_is_the_mean_cosine_about_the_mean(self):
+        """Of features of which half the length lies in a mean that says nothing: centred in double precision."""
+        rng = np.random.default_rng(0)
+        exact = (rng.normal(size=(20, 8)) + 10).astype(np.float32)
+        found = (exact + rng.normal(size=(20, 8))).astype(np.float32)
+        a, b = (each.astype(np.float64) - exact.astype(np.float64).mean(axis=0) for each in (exact, found))
+        cosines = [x @ y / np.sqrt(x @ x * (y @ y)) for x, y in zip(a, b, strict=True)]
+        assert likeness(exact, found) == pytest.approx(np.mean(cosines), abs=1e-5)
+        assert 0.5 < np.mean(cosines) < 0.9
+
+    def test_the_same_is_1_and_what_has_nothing_to_do_with_it_0(self):
+        """Whatever the scale."""
+        exact = np.random.default_rng(0).normal(size=(300, 50)).astype(np.float32)
+        other = np.random.default_rng(1).normal(size=(300, 50)).astype(np.float32)
+        assert likeness(exact, exact) == pytest.approx(1)
+        assert likeness(exact, other) == pytest.approx(0, abs=0.05)

@@ -1,0 +1,120 @@
+"""What a file of weights may hold, on a network of torchvision's form."""
+
+import hashlib
+import urllib.error
+
+import pytest
+import torch
+from torch import nn
+
+from contract.errors import ConfigError
+from trainer.model.weights import choose_weights, load_weights
+
+
+def make_network():
+    features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    classifier = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6))
+    return nn.ModuleDict({"features": features, "classifier": classifier})
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(0)
+    return make_network().state_dict()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(state):
+        torch.save(state, tmp_path / "weights.pth")
+        return tmp_path / "weights.pth"
+
+    return save
+
+
+def load(path, *, fresh=("classifier.2",)):
+    network = make_network()
+    return network, load_weights(network, path, "vgg11", fresh=fresh)
+
+
+def test_what_a_file_holds_is_loaded_and_it_is_said_what_that_is(state, saved):
+    """Its name and digest, the layers that came from it and those that did not."""
+    path = saved(state)
+    network, provenance = load(path)
+    for name in ("features.0.weight", "features.1.running_var", "classifier.0.bias"):
+        torch.testing.assert_close(network.state_dict()[name], state[name], rtol=0, atol=0)
+    assert not torch.equal(network.state_dict()["classifier.2.weight"], state["classifier.2.weight"])
+    assert (provenance.origin, provenance.sha256) == ("weights.pth", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert provenance.loaded == ("features.0", "features.1", "classifier.0")
+    assert provenance.fresh == ("classifier.2",)
+    assert str(provenance) == "weights weights.pth: 3 layers loaded, freshly initialised: classifier.2"
+
+
+def test_a_file_may_hold_the_convolutions_alone(state, saved):
+    """Layers of the classifier that it lacks start fresh."""
+    convolutions = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    assert load(saved(convolutions))[1].fresh == ("classifier.0", "classifier.2")
+
+
+def test_a_part_that_is_not_wanted_may_have_any_shape(state, saved):
+    """It is not looked at."""
+    others = {**state, "classifier.9.weight": torch.zeros(1), "classifier.0.weight": torch.zeros(7)}
+    _, provenance = load(saved(others), fresh=("classifier",))
+    assert provenance.loaded == ("features.0", "features.1")
+
+
+def test_weights_may_come_from_nothing():
+    """Then everything is fresh, and no file is named."""
+    _, provenance = load("none")
+    assert (provenance.loaded, provenance.sha256) == ((), None)
+
+
+def _without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {**state, "features.7.weight": torch.zeros(1)}, "unknown to it: features.7.weight"),
+        (lambda state: {**state, "features.0.weight": torch.zeros(64, 1, 3, 3)}, "other shapes: features.0.weight"),
+        (lambda state: _without(state, "features.0.bias"), "lacks: features.0.bias"),
+        (lambda state: _without(state, "features.1.running_mean"), "lacks: features.1.running_mean"),
+        (lambda state: _without(state, "classifier.0.bias"), "lacks: classifier.0.bias"),
+        (lambda state: {}, "empty"),
+        (lambda state: [1, 2], "state dict of tensors, got list"),
+        (lambda state: {"state": 1}, "state dict of tensors"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(state, saved, change, message):
+    """Unknown, misshapen and missing tensors are named."""
+    with pytest.raises(ConfigError, match=message):
+        load(saved(change(state)))
+
+
+def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
+    """The message says what was expected and what may be given instead."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"\xff\xd8 not weights")
+    with pytest.raises(ConfigError, match=r"expected a state dict of tensors as torch\.save writes it"):
+        load(path)
+
+
+def test_weights_that_cannot_be_downloaded_name_the_other_ways(monkeypatch):
+    """Without a route to the weights, the error says what can be done without one."""
+
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(
+        ConfigError,
+        match=r"no route to host.*fetch https://\S+/vgg11-\S+\.pth .*--weights FILE.*--weights none; "
+        "--backbone efficientnet_lite0 brings",
+    ):
+        load("imagenet")
+
+
+def test_the_first_weights_that_were_published_are_taken():
+    """Later recipes give features that are worse where the backbone stays as it is."""
+    assert [choose_weights(name).name for name in ("resnet50", "vgg16")] == ["IMAGENET1K_V1", "IMAGENET1K_V1"]

@@ -1,0 +1,90 @@
+"""What is trained, from what was asked for: the backbone and the head of versions, and of studies alike."""
+
+import math
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from trainer.model.backbones import Opened, default_image_size, open_backbone
+from trainer.model.frozen import FrozenBackbone, open_frozen
+from trainer.model.head import DROPOUT, UNITS, build_head
+from trainer.model.vgg import vgg_grid, vgg_head
+from trainer.model.weights import Provenance
+from trainer.settings import Training
+
+_SAMPLED: Final = 32
+
+
+def open_backbone_of(training: Training, *, cache: Path) -> FrozenBackbone | Opened:
+    """Return the backbone that is asked for: one that stays as it is, or one to be trained.
+
+    Fresh layers of the latter are drawn from torch's global seed.
+
+    Raises:
+        ConfigError: if there is no such backbone, its weights cannot be had, or the cache cannot be written.
+    """
+    if training.trained_part == "classifier":
+        return open_frozen_of(training, cache=cache)
+    return open_backbone(
+        training.backbone, image_size=training.image_size, weights=training.weights, grid=_grid(training)
+    )
+
+
+def open_frozen_of(training: Training, *, cache: Path) -> FrozenBackbone:
+    """Return the backbone that is asked for, to be left as it is.
+
+    Raises:
+        ConfigError: as `open_frozen` does.
+    """
+    return open_frozen(
+        training.backbone,
+        image_size=training.image_size,
+        weights=training.weights,
+        grid=_grid(training),
+        cache=cache / "backbones",
+    )
+
+
+def build_head_of(
+    training: Training, backbone: Opened | FrozenBackbone, *, classes: int
+) -> tuple[nn.Sequential, Provenance]:
+    """Return the head that is asked for, and where the weights of the whole came from.
+
+    Fresh layers are drawn from torch's global seed.
+
+    Raises:
+        ConfigError: if the backbone has no classifier to take over.
+    """
+    if training.head == "vgg":
+        cells = math.isqrt(backbone.features // backbone.channels)
+        return vgg_head(
+            training.backbone, classes=classes, cells=cells, weights=training.weights, dropout=training.dropout
+        )
+    head = build_head(
+        backbone.features,
+        backbone.channels,
+        classes=classes,
+        units=training.units or UNITS,
+        dropout=training.dropout or DROPOUT,
+    )
+    return head, backbone.provenance
+
+
+def sample_features(backbone: nn.Module, images: npt.NDArray[np.uint8], *, device: torch.device) -> Tensor:
+    """Return the features (n, F) of some images as training will meet them, under batch normalisation of their own."""
+    backbone.train()
+    every = math.ceil(len(images) / _SAMPLED)
+    with torch.no_grad():
+        features: Tensor = backbone(torch.from_numpy(images[::every]).to(device)).cpu()
+    return features
+
+
+def _grid(training: Training) -> int | None:
+    """Return into how many cells a side the backbone's last map is pooled, if a head asks for that."""
+    if training.head != "vgg" or not training.backbone.startswith("vgg"):
+        return None
+    return vgg_grid(training.image_size or default_image_size(training.backbone))

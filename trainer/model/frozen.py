@@ -1,0 +1,269 @@
+"""A backbone as servers run it: its graph on disk, and the features that it gives of images.
+
+What a backbone is made of says everything of it: its name, its weights, the size of its images, and the releases that
+write its graph. So it is exported once for each, and kept in a folder of its own.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+import torchvision
+from onnx import ModelProto
+
+from contract.errors import ConfigError, TrainingError
+from contract.features.store import FeatureStore
+from contract.files import explain
+from contract.graph.fingerprint import features_key, fingerprint
+from contract.graph.lowering import FEATURES, load_graph
+from contract.images.preprocess import RECIPE
+from contract.versions.manifest import Backbone, InputSpec
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE, digest_file
+from trainer.model.backbones import Opened, open_backbone
+from trainer.model.export import export_backbone, write_backbone
+from trainer.model.network import Round
+from trainer.model.sessions import open_session, run
+from trainer.model.weights import Provenance
+from trainer.progress_bar import Bar
+
+Features = npt.NDArray[np.float32]
+Images = npt.NDArray[np.uint8]
+
+_GRAPH_FILE: Final = "backbone.onnx"
+_DESCRIPTION_FILE: Final = "backbone.json"
+_FORMAT: Final = 1
+"""Of what is kept; raised when a backbone of equal makings would be written otherwise."""
+_IMAGES_A_RUN: Final = 16
+
+
+@dataclass(frozen=True)
+class FrozenBackbone:
+    """A backbone whose graph lies in a folder, in float32 and perhaps in 8-bit integers."""
+
+    folder: Path
+    name: str
+    spec: InputSpec
+    fingerprint: str
+    features: int
+    """F"""
+    channels: int
+    """D, of which each has F / D cells."""
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    """What pixels are normalised by, from 0 to 1."""
+    provenance: Provenance
+    precision: Literal["fp32", "int8"] = "fp32"
+    """What it computes in."""
+
+    @cached_property
+    def graph(self) -> ModelProto:
+        """The graph in float32, without its weights."""
+        path = self.folder / BACKBONE_WEIGHTS_FILE
+        return load_graph(self.folder / _GRAPH_FILE, weights_bytes={path.name: path.stat().st_size})
+
+    def graph_with_weights(self) -> ModelProto:
+        """Return the graph in float32, its weights included."""
+        graph = ModelProto()
+        graph.CopyFrom(self.graph)
+        onnx.load_external_data_for_model(graph, str(self.folder))
+        return graph
+
+    def in_fp32(self) -> "FrozenBackbone":
+        """Return the same in float32."""
+        return self if self.precision == "fp32" else replace(self, precision="fp32")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a version takes of it."""
+        int8 = (self.folder / INT8_BACKBONE_FILE,) if self.precision == "int8" else ()
+        return (self.folder / BACKBONE_WEIGHTS_FILE, *int8)
+
+    @cached_property
+    def key(self) -> str:
+        """What its features are kept under."""
+        made = digest_file(self.folder / INT8_BACKBONE_FILE).sha256 if self.precision == "int8" else self.fingerprint
+        return features_key(made, self.precision)
+
+    def describe(self) -> Backbone:
+        """Return what a manifest says of it."""
+        return Backbone(self.name, self.fingerprint, FEATURES, self.precision)
+
+    def compute(self, images: Images, *, title: str = "features") -> Features:
+        """Compute the features of uint8 (N, H, W, 3): float32 (N, F).
+
+        Raises:
+            TrainingError: if one is no number, or larger than float16 holds.
+        """
+        rows: list[Features] = [np.empty((0, self.features), np.float32)]
+        with Bar(total=len(images), desc=title, unit="image") as bar:
+            for start in range(0, len(images), _IMAGES_A_RUN):
+                (found,) = run(self._session, [FEATURES], {"images": images[start : start + _IMAGES_A_RUN]})
+                rows.append(found)
+                bar.update(len(found))
+        features = np.concatenate(rows)
+        if not np.isfinite(features).all():
+            raise TrainingError(
+                f"the backbone {self.name} gives features that are no numbers, or larger than the 65504 that float16 "
+                "holds; take another one, or have it scale them"
+            )
+        return features
+
+    def compute_once(self, images: Images, digests: Sequence[bytes], store: FeatureStore) -> Features:
+        """Do as `compute` does, of files with these sha256: what a store knows is not computed, the rest is kept."""
+        known = store.get_many(self.key, digests)
+        rows = np.empty((len(images), self.features), np.float32)
+        new = [row for row, found in enumerate(known) if found is None or len(found) != self.features]
+        for row, found in enumerate(known):
+            if found is not None and len(found) == self.features:
+                rows[row] = found
+        if new:
+            rows[new] = self.compute(images[new])
+            for row in new:
+                store.put(self.key, digests[row], rows[row])
+        return rows
+
+    @cached_property
+    def _session(self) -> Any:
+        graph = self.graph
+        if self.precision == "int8":
+            graph = load_graph(self.folder / INT8_BACKBONE_FILE, weights_bytes={})
+        return open_session(graph, self.folder)
+
+
+def open_frozen(
+    name: str, *, image_size: int | None, weights: str | Path, grid: int | None, cache: Path
+) -> FrozenBackbone:
+    """Return a backbone from the cache, where it is written now if it is not there.
+
+    Args:
+        name: as in `--backbone`.
+        image_size: pixels a side; None for what suits the backbone.
+        weights: as in `--weights`.
+        grid: cells a side that its last map is pooled to; None for means of channels.
+        cache: a folder.
+
+    Raises:
+        ConfigError: if there is no such backbone, its weights cannot be had, or the cache cannot be written.
+    """
+    key = _digest(
+        [
+            *(_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid),
+            *(torch.__version__, torchvision.__version__),
+        ]
+    )
+    folder = cache / key
+    if not _is_whole(folder):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of weights that start from nothing, so that they are the same in the next run
+            opened = open_backbone(name, image_size=image_size, weights=weights, grid=grid)
+        try:
+            with _folder_to_write(folder) as path:
+                freeze(opened, path)
+        except OSError as err:
+            raise ConfigError(
+                f"expected to write the backbone to {folder}, got {explain(err, folder)}; set LABELNEXT_CACHE_DIR to "
+                "a folder with room"
+            ) from err
+    return read(folder)
+
+
+def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
+    """Write a backbone into a folder.
+
+    Raises:
+        TrainingError: if the exporter fails.
+    """
+    if opened.graph is not None:
+        graph = opened.graph
+    else:
+        backbone = torch.nn.Sequential(cast(torch.nn.Module, opened.module), Round())
+        graph = export_backbone(backbone, image_size=opened.image_size)
+    moved = write_backbone(graph, folder)
+    (folder / _GRAPH_FILE).write_bytes(moved.SerializeToString(deterministic=True))
+    spec = opened.spec
+    described = {
+        "name": opened.name,
+        "spec": asdict(spec),
+        "fingerprint": fingerprint(moved, folder, spec),
+        "features": opened.features,
+        "channels": opened.channels,
+        "mean": opened.mean,
+        "deviation": opened.deviation,
+        "provenance": asdict(opened.provenance),
+        "sizes": _sizes(folder),
+    }
+    (folder / _DESCRIPTION_FILE).write_text(json.dumps(described, indent=2), encoding="utf-8")
+    return read(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all is there that was written; somebody may have cleaned up by halves."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        sizes = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))["sizes"]
+        return bool(sizes == _sizes(folder))
+    return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in (_GRAPH_FILE, BACKBONE_WEIGHTS_FILE)}
+
+
+def read(folder: Path) -> FrozenBackbone:
+    """Return the backbone that was written into a folder."""
+    fields = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    origin = fields["provenance"]
+    provenance = Provenance(origin["origin"], origin["sha256"], tuple(origin["loaded"]), tuple(origin["fresh"]))
+    return FrozenBackbone(
+        folder,
+        name=fields["name"],
+        spec=InputSpec(**fields["spec"]),
+        fingerprint=fields["fingerprint"],
+        features=fields["features"],
+        channels=fields["channels"],
+        mean=tuple(fields["mean"]),
+        deviation=tuple(fields["deviation"]),
+        provenance=provenance,
+    )
+
+
+def _identify(source: str | Path) -> str | list[str]:
+    """Name a backbone or weights by what they are: a file by its bytes, and those of what belongs to it beside it."""
+    path = Path(source)
+    if not path.is_file():
+        return str(source)
+    beside = sorted(each for each in path.parent.iterdir() if each.name.startswith(f"{path.name}.") and each.is_file())
+    return [digest_file(each).sha256 for each in (path, *beside)]
+
+
+@contextmanager
+def _folder_to_write(folder: Path) -> Iterator[Path]:
+    """Give a folder that takes this name when the block ends well, in the place of one that is not whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
+        path = Path(partial) / folder.name
+        path.mkdir()
+        yield path
+        if _is_whole(folder):  # another process was faster
+            return
+        with suppress(FileNotFoundError):
+            os.rename(folder, Path(partial) / "former")
+        try:
+            os.rename(path, folder)
+        except OSError:
+            if not _is_whole(folder):
+                raise
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,80 @@
+"""torchvision's VGGs: their convolutions as a backbone, and their classifier as a head in VGG's own width."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+import torchvision
+from torch import nn
+
+from contract.errors import ConfigError
+from trainer.model.backbones.layers import pooling_matrix
+from trainer.model.dropout import activate_dropout
+from trainer.model.head import DROPOUT, Standardise, initialise
+from trainer.model.weights import Provenance, load_weights
+
+CHANNELS = 512
+GRID = 7
+"""Cells a side that VGG pools its last feature map to."""
+_STRIDE = 32
+"""Pixels a side that a cell of the last map stands for."""
+_LAYERS = ("classifier.0", "classifier.3", "classifier.6")
+_LOADED_DROPOUT = 0.5
+
+
+def vgg_grid(image_size: int) -> int:
+    """Return into how many cells a side a VGG pools its last map for its classifier, no more than the map has."""
+    return max(1, min(GRID, image_size // _STRIDE))
+
+
+def vgg_head(
+    architecture: str, *, classes: int, cells: int, weights: str | Path, dropout: float | None = None
+) -> tuple[nn.Sequential, Provenance]:
+    """Make VGG's classifier for features of `cells` a side: as the weights have it, but for a last layer of its own.
+
+    Fresh layers are drawn from torch's global seed.
+
+    Args:
+        architecture: one of torchvision's VGGs.
+        classes: C.
+        cells: a side of the grid that the backbone hands over; at most 7.
+        weights: `imagenet`, `none`, or a file with a state dict, which may lack the classifier.
+        dropout: probability of dropping a unit; None for 0.6 where hidden layers start fresh, and VGG's 0.5.
+
+    Raises:
+        ConfigError: if the network is no VGG, or the weights cannot be had or belong to another one.
+    """
+    if not architecture.startswith("vgg"):
+        raise ConfigError(f"--head vgg is a VGG's own classifier, and --backbone is {architecture}; use --head small")
+    vgg = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
+    provenance = load_weights(vgg, weights, architecture, fresh=_LAYERS[-1:])
+    classifier = cast(nn.Sequential, vgg.classifier)
+    linear = [layer for layer in classifier if isinstance(layer, nn.Linear)]
+    is_loaded = _LAYERS[0] in provenance.loaded
+    if is_loaded:
+        initialise(linear[-1:])
+    else:
+        initialise(linear)
+    for layer in classifier:
+        if isinstance(layer, nn.Dropout):
+            layer.p = dropout or (_LOADED_DROPOUT if is_loaded else DROPOUT)
+    first = fold_pooling(linear[0], cells=cells) if cells < GRID else linear[0]
+    before = [] if is_loaded else [Standardise(first.in_features, CHANNELS)]
+    head = nn.Sequential(*before, first, *classifier[1:])
+    activate_dropout(head)
+    return head, provenance
+
+
+def fold_pooling(linear: nn.Linear, *, cells: int) -> nn.Linear:
+    """Return the layer that, on a map of `cells` a side, computes what pooling to 7 a side and then `linear` compute.
+
+    Where the map is smaller than 7, pooling only repeats its cells, and the layer multiplies each repetition apart. At
+    112 pixels this saves four fifths of the layer, and of the features that are kept.
+    """
+    matrix = pooling_matrix(cells, GRID)
+    weight = linear.weight.detach().view(-1, CHANNELS, GRID, GRID)
+    folded = nn.Linear(CHANNELS * cells * cells, linear.out_features)
+    with torch.no_grad():
+        folded.weight.copy_((matrix.T @ weight @ matrix).flatten(1))  # (out, D * cells * cells)
+        folded.bias.copy_(linear.bias)
+    return folded

@@ -1,0 +1,142 @@
+"""From labelled images to a version: a head on features of a backbone that stays, or the two together."""
+
+import logging
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from contract.errors import ConfigError, PrecisionRefused
+from contract.features.store import FeatureStore
+from contract.scores.acquisition import bald
+from contract.versions.repository import Repository
+from contract.versions.results import Metrics
+from contract.versions.version import Version
+from trainer.evaluation.holdout import as_decisions, decide, macro_f1_interval
+from trainer.evaluation.metrics import format_table
+from trainer.evaluation.metrics import measure as measure_predictions
+from trainer.features import open_store
+from trainer.model.backbones import Opened
+from trainer.model.bayes import sample_passes
+from trainer.model.build import build_head_of, sample_features
+from trainer.model.fit import fit
+from trainer.model.frozen import Features, FrozenBackbone, freeze
+from trainer.model.head import measure
+from trainer.model.int8 import in_best_precision
+from trainer.model.network import Network, choose_device
+from trainer.model.recipe import choose_recipe
+from trainer.model.weights import Provenance
+from trainer.publish import Data, Evaluation, Trained, publish
+from trainer.report.calibration import fit_temperature
+from trainer.settings import Environment, Training
+
+_log = logging.getLogger(__name__)
+
+
+def train(
+    data: Data,
+    training: Training,
+    environment: Environment,
+    *,
+    repository: Repository,
+    backbone: FrozenBackbone | Opened,
+) -> Version:
+    """Train on data and publish a version. Fresh layers and Dropout draw from torch's global generator.
+
+    Args:
+        data: images in the backbone's size, and which of them train.
+        training: how.
+        environment: where features are kept.
+        repository: takes the version.
+        backbone: frozen, or one that is trained too.
+
+    Raises:
+        LabelnextError: if any step fails; then nothing is published.
+    """
+    device = choose_device(training.device)
+    if isinstance(backbone, Opened):
+        return _train_all(data, training, repository, opened=backbone, device=device)
+    with open_store(environment) as store:
+        return _train_head(data, training, repository, exact=backbone, store=store, device=device)
+
+
+def _train_head(
+    data: Data,
+    training: Training,
+    repository: Repository,
+    *,
+    exact: FrozenBackbone,
+    store: FeatureStore,
+    device: torch.device,
+) -> Version:
+    """Train a head on features that were computed once, in the precision that is served."""
+    backbone = exact
+    if training.precision == "auto":
+        backbone = in_best_precision(exact, data.pixels.images[data.parts.train], repository=repository)
+    try:
+        return publish(repository, _fit_head(data, training, backbone, store=store, device=device))
+    except PrecisionRefused as err:
+        _log.warning("int8: ranks this version's probe otherwise, float32 is taken: %s", err)
+        return publish(repository, _fit_head(data, training, exact, store=store, device=device))
+
+
+def _fit_head(
+    data: Data, training: Training, backbone: FrozenBackbone, *, store: FeatureStore, device: torch.device
+) -> Trained:
+    features = backbone.compute_once(data.pixels.images, data.pixels.digests, store)
+    head, provenance = build_head_of(training, backbone, classes=len(data.pool.labels))
+    inputs, targets = torch.from_numpy(features[data.parts.train]), data.pixels.targets[data.parts.train]
+    measure(head, inputs)
+    _log_network(training, provenance, device)
+    recipe = choose_recipe(training, "classifier", len(targets))
+    fitted = fit(head.to(device), inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
+    evaluation = _evaluate(head, features[data.parts.validation], data, training, device=device)
+    return Trained(data, training, backbone, head, provenance, fitted, evaluation, features)
+
+
+def _train_all(
+    data: Data, training: Training, repository: Repository, *, opened: Opened, device: torch.device
+) -> Version:
+    """Train backbone and head together; the backbone is then the version's own."""
+    if opened.module is None:
+        raise ConfigError(f"--train all needs a backbone that torch can train, {opened.name} is an ONNX file")
+    head, provenance = build_head_of(training, opened, classes=len(data.pool.labels))
+    network = Network(opened.module, head).to(device)
+    images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
+    measure(head, sample_features(network.backbone, images, device=device))
+    _log_network(training, provenance, device)
+    recipe = choose_recipe(training, "all", len(targets), pretrained=bool(opened.provenance.loaded))
+    inputs = torch.from_numpy(images)
+    fitted = fit(network, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
+    with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
+        backbone = freeze(opened, Path(folder))
+        features = backbone.compute(data.validation_images, title="validation")
+        evaluation = _evaluate(head, features, data, training, device=device)
+        trained = Trained(data, training, backbone, head, provenance, fitted, evaluation, features=None)
+        return publish(repository, trained)
+
+
+def _log_network(training: Training, provenance: Provenance, device: torch.device) -> None:
+    _log.info("%s on %s, training: %s; %s", training.backbone, device, training.trained_part, provenance)
+
+
+def _evaluate(
+    head: nn.Sequential, features: Features, data: Data, training: Training, *, device: torch.device
+) -> Evaluation:
+    """Measure on the features (V, F) of the images held out."""
+    multiple, classes, targets = data.pool.multiple, len(data.pool.labels), data.validation_targets
+    if not len(targets):
+        no_passes = np.zeros((0, classes), np.float32)
+        evaluation = Evaluation(Metrics(images=0), no_passes, no_passes[:, 0])
+    else:
+        rows = torch.from_numpy(features)
+        passes = sample_passes(head, rows, passes=training.passes, device=device, multiple=multiple)
+        mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
+        interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets, classes))
+        metrics = replace(measure_predictions(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
+        evaluation = Evaluation(metrics, mean, nats, fit_temperature(mean, targets, multiple=multiple))
+    _log.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
+    return evaluation
