@@ -36,12 +36,12 @@ SOURCES := contract trainer server demo bench deploy tests
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  make demo takes IMAGES=folder (your own class folders), WEIGHTS=imagenet|none|file, ONCE=1 (do not keep serving)"
+	@echo "  make demo takes IMAGES=folder (your own class folders), WEIGHTS=imagenet|none|file, BACKBONE=name, ONCE=1 (do not keep serving)"
 	@echo "  PYTHON=python3.12 picks the interpreter that the environments are made with"
 
 demo: ## Label Studio, trainer and server on this machine: what to label next among real images
 	@$(MAKE) --silent -j3 $(TOOLS) $(SERVER) $(LABEL_STUDIO)
-	@$(IN_TOOLS) demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(ONCE),--once)
+	@$(IN_TOOLS) demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(ONCE),--once)
 
 test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j5 environments browser

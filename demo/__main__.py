@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--images", type=Path, help="a folder of class folders; handwritten digits by default")
-    parser.add_argument("--weights", help="imagenet, none, or a file; by default imagenet where it can be fetched")
+    parser.add_argument("--weights", help="imagenet, none, or a file; by default imagenet")
+    parser.add_argument("--backbone", help="any of the trainer's; by default vgg16 where its weights can be had")
     parser.add_argument("--once", action="store_true", help="end after the report instead of serving on")
     parser.add_argument("--data", type=Path, default=CHECKOUT / ".demo", help="where everything is kept")
     parser.add_argument("--limit", type=_count, default=500, help="use at most so many images (default 500)")
@@ -84,7 +85,7 @@ def _run(options: argparse.Namespace) -> None:
 
     data: Path = options.data.resolve()
     pool = _pool(options, data)
-    start = choose_start(options.weights)
+    start = choose_start(options.weights, options.backbone)
     counts = ", ".join(f"{label}: {count}" for label, count in pool.counts.items())
     print(f"images:  {len(pool.images)} ({counts}); rare: {', '.join(sorted(pool.rare))}")
     print(f"weights: {start.explanation}", flush=True)

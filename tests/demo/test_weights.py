@@ -1,4 +1,4 @@
-"""Which weights the demo starts from."""
+"""What the demo starts from."""
 
 from __future__ import annotations
 
@@ -8,25 +8,41 @@ import pytest
 
 from demo import weights
 from demo.weights import choose_start
+from trainer.__main__ import read
 
 
-def test_weights_that_cannot_be_fetched_are_said_to_be_missing(monkeypatch: pytest.MonkeyPatch):
-    """Without ImageNet's weights the demo goes on without any, and says so."""
-    monkeypatch.setattr(weights, "_imagenet_can_be_had", lambda: False)
+@pytest.fixture(params=[True, False], ids=["online", "offline"])
+def online(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the weights of a VGG-16 can be had."""
+    monkeypatch.setattr(weights, "_vgg_can_be_had", lambda: request.param)
+    return bool(request.param)
+
+
+def test_the_demo_is_pretrained_everywhere(online: bool):
+    """A VGG-16 where its weights can be had; else Lite0, whose weights are installed, and it is said why."""
     start = choose_start(None)
-    assert start.options[:2] == ("--weights", "none")
-    assert "cannot be fetched here" in start.explanation
+    assert start.options[:4] == ("--weights", "imagenet", "--backbone", "vgg16" if online else "efficientnet_lite0")
+    assert ("cannot be fetched here" in start.explanation) is not online
 
 
-def test_weights_that_can_be_fetched_are_used(monkeypatch: pytest.MonkeyPatch):
-    """ImageNet's weights are the default where they can be had."""
-    monkeypatch.setattr(weights, "_imagenet_can_be_had", lambda: True)
-    assert choose_start(None).options[:2] == ("--weights", "imagenet")
+@pytest.mark.usefixtures("online")
+def test_what_is_asked_for_stands_above(tmp_path: Path):
+    """Weights by name or as a file, and a backbone, whatever can be had; files must be there."""
+    file, graph = tmp_path / "vgg16.pth", tmp_path / "net.onnx"
+    file.touch()
+    graph.touch()
+    assert choose_start("imagenet").options[:4] == ("--weights", "imagenet", "--backbone", "vgg16")
+    assert choose_start("none").options[:4] == ("--weights", "none", "--backbone", "vgg11_bn")
+    assert choose_start(str(file)).options[:4] == ("--weights", str(file), "--backbone", "vgg16")
+    assert choose_start(None, "resnet18").options == ("--backbone", "resnet18")
+    assert choose_start(str(file), "resnet18").options == ("--backbone", "resnet18", "--weights", str(file))
+    assert choose_start(None, str(graph)).options == ("--backbone", str(graph))
+    for gone in ((str(tmp_path / "gone.pth"), None), (None, str(tmp_path / "gone.onnx"))):
+        with pytest.raises(FileNotFoundError):
+            choose_start(*gone)
 
 
-def test_a_weights_file_is_handed_on(tmp_path: Path):
-    """A person's own file is used, and must be there."""
-    (tmp_path / "vgg16.pth").touch()
-    assert choose_start(str(tmp_path / "vgg16.pth")).options[:2] == ("--weights", str(tmp_path / "vgg16.pth"))
-    with pytest.raises(FileNotFoundError):
-        choose_start(str(tmp_path / "gone.pth"))
+def test_the_trainer_takes_what_the_demo_gives_it():
+    """Each option is one of the trainer's."""
+    for options in (weights._VGG, weights._LITE0, weights._FROM_SCRATCH):
+        read(["run", "--images", "folder", *options])
