@@ -7,13 +7,14 @@ pads, at the far end first, which the weights expect.
 
 import importlib.util
 from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
-from trainer.model.backbones.layers import Normalise, pool_to_grid
+from trainer.model.backbones.layers import Normalise, StageMeans, pool_to_grid
 from trainer.model.backbones.opened import IMAGENET_SIZE, Opened
 from trainer.model.backbones.sizes import check_size, measure
 from trainer.model.weights import Provenance, digest, insert_weights, read_weights
@@ -36,6 +37,9 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+_STAGE_ENDS = (4, 10)
+"""Blocks behind which the map is halved, at strides 8 and 16, whose means are features beside those of the last map
+(docs/decisions/0013-recipe.md)."""
 _EPSILON = 1e-3
 _MOMENTUM = 0.01
 
@@ -79,11 +83,25 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     size = image_size or IMAGENET_SIZE
     network, cells = build(size)
     provenance = _load(network, weights)
-    module = nn.Sequential(
-        Normalise(MEAN, DEVIATION), network, pool_to_grid(cells, cells, grid=grid or 1), nn.Flatten()
-    ).eval()
+    if grid is None:
+        body: nn.Module = StageMeans(_split_stages(network), taken=len(_STAGE_ENDS) + 1)
+    else:
+        body = nn.Sequential(network, pool_to_grid(cells, cells, grid=grid), nn.Flatten())
+    module = nn.Sequential(Normalise(MEAN, DEVIATION), body).eval()
     features = measure(module, name=name, image_size=size)
-    return Opened(name, module, None, features, _CHANNELS, size, MEAN, DEVIATION, provenance)
+    channels = features if grid is None else _CHANNELS
+    return Opened(name, module, None, features, channels, size, MEAN, DEVIATION, provenance)
+
+
+def _split_stages(network: nn.Sequential) -> list[nn.Module]:
+    """Part the layers behind the blocks whose channels' means are taken."""
+    layers = dict(network.named_children())
+    blocks, place = cast(nn.Sequential, layers["_blocks"]), list(layers).index("_blocks")
+    starts = [0, *(end + 1 for end in _STAGE_ENDS), len(blocks)]
+    stages: list[list[nn.Module]] = [list(blocks[start:end]) for start, end in pairwise(starts)]
+    stages[0][:0] = network[:place]
+    stages[-1] += network[place + 1 :]
+    return [nn.Sequential(*stage) for stage in stages]
 
 
 def build(size: int) -> tuple[nn.Sequential, int]:

@@ -37,8 +37,22 @@ def test_it_is_the_network_that_the_weights_were_made_for(size):
     images = images_of(size)
     with torch.no_grad():
         expected = network.extract_features(normalised(images)).mean((2, 3))
-        features = open_backbone("efficientnet_lite0", image_size=size).module(images)
+        features = open_backbone("efficientnet_lite0", image_size=size, grid=1).module(images)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_its_features_are_means_of_three_stages():
+    """Those of the ends of strides 8 and 16, and of the last map, by the same package."""
+    network, means = EfficientNet.from_name("efficientnet-lite0", image_size=64).eval(), []
+    network.load_state_dict(state())
+    for block in (network._blocks[4], network._blocks[10]):
+        block.register_forward_hook(lambda _, inputs, maps: means.append(maps.mean((2, 3))))
+    images = images_of(64)
+    backbone = open_backbone("efficientnet_lite0", image_size=64)
+    with torch.no_grad():
+        means.append(network.extract_features(normalised(images)).mean((2, 3)))
+        torch.testing.assert_close(backbone.module(images), torch.cat(means, dim=1), rtol=1e-4, atol=1e-4)
+    assert backbone.features == backbone.channels == 40 + 112 + 1280
 
 
 def test_it_is_the_network_that_timm_has():
@@ -92,11 +106,11 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_a_file_or_nothing_stands_above_the_package(tmp_path):
     """A file has the names that the package's has, and may lack the classifier."""
-    fresh = open_backbone("efficientnet_lite0", image_size=32, weights="none")
+    fresh = open_backbone("efficientnet_lite0", image_size=32, weights="none", grid=1)
     assert fresh.provenance.loaded == ()
-    torch.save({f"{key}": tensor * 2 for key, tensor in fresh.module[1].state_dict().items()}, tmp_path / "own.pth")
-    backbone = open_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "own.pth")
-    torch.testing.assert_close(backbone.module[1]._conv_stem.weight, fresh.module[1]._conv_stem.weight * 2)
+    torch.save({f"{key}": tensor * 2 for key, tensor in fresh.module[1][0].state_dict().items()}, tmp_path / "own.pth")
+    backbone = open_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "own.pth", grid=1)
+    torch.testing.assert_close(backbone.module[1][0]._conv_stem.weight, fresh.module[1][0]._conv_stem.weight * 2)
     assert len(backbone.provenance.sha256) == 64
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"other\.pth does not belong to efficientnet_lite0"):
