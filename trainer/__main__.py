@@ -30,6 +30,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.signatures import generate_keys
 from trainer.ranking.options import RankOptions
 from trainer.settings import Environment, Project, Server, Source, Training, check_weights
+from trainer.stages import collecting
 from trainer.study.options import StudyOptions
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
 from trainer.watching.rounds import WatchOptions
@@ -107,7 +108,8 @@ def _run(environment: Environment, source: Source, training: Training) -> None:
     from trainer.run import run
 
     started = time.monotonic()
-    manifest = run(source, training, environment).manifest
+    with collecting() as stages:
+        manifest = run(source, training, environment).manifest
     metrics, advice = manifest.metrics, manifest.training.advice
     summary = {
         "version": manifest.version,
@@ -116,6 +118,7 @@ def _run(environment: Environment, source: Source, training: Training) -> None:
         **{name: getattr(metrics, name) for name in ("accuracy", "macro_f1", "nll", "ece")},
         "seconds": time.monotonic() - started,
         "advice": advice.sentence if advice else None,
+        "stages": stages.to_json(),
     }
     _print_json({name: round(value, 4) if isinstance(value, float) else value for name, value in summary.items()})
 

@@ -34,6 +34,7 @@ from trainer.model.weights import Provenance
 from trainer.report.data import Inputs
 from trainer.report.page import write_report
 from trainer.settings import Training
+from trainer.stages import stage
 
 _log = logging.getLogger(__name__)
 
@@ -94,36 +95,46 @@ def publish(repository: Repository, trained: Trained) -> Version:
     """
     data, training, backbone = trained.data, trained.training, trained.backbone
     with repository.stage(datetime.now(UTC)) as staged:
-        for file in backbone.files:
-            shutil.copyfile(file, staged.path / file.name)
-        lowered = export(backbone.graph, trained.head, staged.path, multiple=data.pool.multiple)
+        with stage("export"):
+            for file in backbone.files:
+                shutil.copyfile(file, staged.path / file.name)
+            lowered = export(backbone.graph, trained.head, staged.path, multiple=data.pool.multiple)
         manifest = _describe(staged, lowered, trained)
-        images = choose_probe_images(data)
-        probe = compute_probe(
-            trained.head,
-            images,
-            backbone.in_fp32().compute(images, title="probe"),
-            version=staged.version,
-            sites=lowered.sites,
-            passes=training.passes,
-            multiple=manifest.multiple,
-        )
-        probe.save(staged.path / PROBE_FILE)
+        with stage("probe"):
+            images = choose_probe_images(data)
+            probe = compute_probe(
+                trained.head,
+                images,
+                backbone.in_fp32().compute(images, title="probe"),
+                version=staged.version,
+                sites=lowered.sites,
+                passes=training.passes,
+                multiple=manifest.multiple,
+            )
+            probe.save(staged.path / PROBE_FILE)
         described = staged.describe(manifest)
-        validation = validate_version(described)
-        _log.info(
-            "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
-            validation.mean_bald,
-            validation.largest_difference,
-        )
-        if backbone.precision == "int8":
-            validation = validate_version(described, int8=True)
-            _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
+        _validate(described, backbone)
         if data.project is not None and training.holdout_share:
             manifest = _add_advice(repository, described, trained)
-        return staged.publish(_add_report(repository, staged, manifest, trained))
+        manifest = _add_report(repository, staged, manifest, trained)
+        with stage("publish"):
+            return staged.publish(manifest)
 
 
+@stage("validate")
+def _validate(described: Version, backbone: FrozenBackbone) -> None:
+    validation = validate_version(described)
+    _log.info(
+        "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
+        validation.mean_bald,
+        validation.largest_difference,
+    )
+    if backbone.precision == "int8":
+        validation = validate_version(described, int8=True)
+        _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
+
+
+@stage("report")
 def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifest, trained: Trained) -> Manifest:
     """Write the version's report, or say why not: the version is whole without it."""
     started, folder = time.monotonic(), staged.path / REPORT_FOLDER
@@ -174,6 +185,7 @@ def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Mani
     )
 
 
+@stage("advice")
 def _add_advice(repository: Repository, described: Version, trained: Trained) -> Manifest:
     """Measure earlier versions on what the new one was, where that is the random holdout, and say whether to go on."""
     data, manifest = trained.data, described.manifest

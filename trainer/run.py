@@ -24,6 +24,8 @@ from trainer.locks import exclusive
 from trainer.model.build import open_backbone_of
 from trainer.publish import Data
 from trainer.settings import Environment, Source, Training
+from trainer.stages import stage
+from trainer.task_lists import kept_folder
 from trainer.train import train
 
 _log = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ def run(source: Source, training: Training, environment: Environment) -> Version
     environment.keys().check_publishing()
     with exclusive(repository, refusal=busy):
         torch.manual_seed(training.seed)
-        backbone = open_backbone_of(training, cache=environment.cache_dir)
+        with stage("backbone"):
+            backbone = open_backbone_of(training, cache=environment.cache_dir)
         data = _read(source, training, environment, backbone.spec)
         version = train(data, training, environment, repository=repository, backbone=backbone)
     took_s = time.monotonic() - started
@@ -56,13 +59,14 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
     with open_fetcher(environment) as fetcher:
         pool, project = _read_labels(source, environment)
         _log_pool(pool)
-        pixels = load_pixels(
-            pool,
-            spec=spec,
-            fetcher=fetcher,
-            cache=open_cache(environment),
-            max_megapixels=environment.max_megapixels,
-        )
+        with stage("images"):
+            pixels = load_pixels(
+                pool,
+                spec=spec,
+                fetcher=fetcher,
+                cache=open_cache(environment),
+                max_megapixels=environment.max_megapixels,
+            )
     for sentence in (*checks.describe_unreadable(pixels), *checks.describe_lost(pool, pixels)):
         _log.warning("%s", sentence)
     pool, pixels = checks.drop_empty_classes(pool, pixels)
@@ -79,6 +83,7 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
     return Data(pool, pixels, parts, project)
 
 
+@stage("labels")
 def _read_labels(source: Source, environment: Environment) -> tuple[labels.LabelledPool, ProjectState | None]:
     if source.images is not None:
         return labels.from_folder(source.images), None
@@ -88,7 +93,8 @@ def _read_labels(source: Source, environment: Environment) -> tuple[labels.Label
     client = labelstudio.connect(*environment.label_studio())
     state = labelstudio.project_state(client, number)
     project = ProjectState(number, state.total_annotations, state.newest_updated_at)
-    return labels.from_project(number, client, source.control), project
+    kept = kept_folder(environment, number)
+    return labels.from_project(number, client, source.control, kept=kept), project
 
 
 def _read_text(path: Path | None) -> str | None:

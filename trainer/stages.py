@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 CLEAR: Final = "clear"
@@ -31,3 +32,28 @@ class Stages:
     def to_json(self) -> dict[str, float]:
         """Return the seconds of each, rounded to what they are worth."""
         return {stage: round(seconds, 2) for stage, seconds in self._seconds.items()}
+
+
+_COLLECTING: ContextVar[Stages | None] = ContextVar("stages", default=None)
+
+
+@contextmanager
+def collecting() -> Iterator[Stages]:
+    """Have `stage` count, until the block ends, into what is given."""
+    stages = Stages()
+    token = _COLLECTING.set(stages)
+    try:
+        yield stages
+    finally:
+        _COLLECTING.reset(token)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Count what the block takes to a stage of whoever is collecting; a decorator counts what a function takes."""
+    stages = _COLLECTING.get()
+    if stages is None:
+        yield
+    else:
+        with stages.measure(name):
+            yield

@@ -32,6 +32,7 @@ from trainer.model.weights import Provenance
 from trainer.publish import Data, Evaluation, Trained, publish
 from trainer.report.calibration import fit_temperature
 from trainer.settings import Environment, Training
+from trainer.stages import stage
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def _train_head(
     """Train a head on features that were computed once, in the precision that is served."""
     backbone = exact
     if training.precision == "auto":
-        backbone = in_best_precision(exact, data.pixels.images[data.parts.train], repository=repository)
+        with stage("backbone"):
+            backbone = in_best_precision(exact, data.pixels.images[data.parts.train], repository=repository)
     try:
         return publish(repository, _fit_head(data, training, backbone, store=store, device=device))
     except PrecisionRefused as err:
@@ -86,13 +88,15 @@ def _train_head(
 def _fit_head(
     data: Data, training: Training, backbone: FrozenBackbone, *, store: FeatureStore, device: torch.device
 ) -> Trained:
-    features = backbone.compute_once(data.pixels.images, data.pixels.digests, store)
+    with stage("features"):
+        features = backbone.compute_once(data.pixels.images, data.pixels.digests, store)
     head, provenance = build_head_of(training, backbone, classes=len(data.pool.labels))
     inputs, targets = torch.from_numpy(features[data.parts.train]), data.pixels.targets[data.parts.train]
     measure(head, inputs)
     _log_network(training, provenance, device)
     recipe = choose_recipe(training, "classifier", len(targets))
-    fitted = fit(head.to(device), inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
+    with stage("fit"):
+        fitted = fit(head.to(device), inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
     evaluation = _evaluate(head, features[data.parts.validation], data, training, device=device)
     return Trained(data, training, backbone, head, provenance, fitted, evaluation, features)
 
@@ -110,7 +114,8 @@ def _train_all(
     _log_network(training, provenance, device)
     recipe = choose_recipe(training, "all", len(targets), pretrained=bool(opened.provenance.loaded))
     inputs = torch.from_numpy(images)
-    fitted = fit(network, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
+    with stage("fit"):
+        fitted = fit(network, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
     with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
         backbone = freeze(opened, Path(folder))
         features = backbone.compute(data.validation_images, title="validation")
@@ -123,6 +128,7 @@ def _log_network(training: Training, provenance: Provenance, device: torch.devic
     _log.info("%s on %s, training: %s; %s", training.backbone, device, training.trained_part, provenance)
 
 
+@stage("measure")
 def _evaluate(
     head: nn.Sequential, features: Features, data: Data, training: Training, *, device: torch.device
 ) -> Evaluation:

@@ -221,7 +221,10 @@ def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, mode
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
     document = json.loads(line)
-    assert list(document) == ["version", "labels", "classes", "accuracy", "macro_f1", "nll", "ece", "seconds", "advice"]
+    figures = ["accuracy", "macro_f1", "nll", "ece"]
+    assert list(document) == ["version", "labels", "classes", *figures, "seconds", "advice", "stages"]
+    assert {"labels", "images", "fit", "validate", "publish"} <= document["stages"].keys()
+    assert sum(document["stages"].values()) <= document["seconds"]
     assert (document["labels"], document["classes"]) == (12, 3)
     assert "training" in err
     assert main(["check"]) == 0
