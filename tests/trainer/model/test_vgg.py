@@ -49,12 +49,10 @@ def linear_layers(head):
     return [layer for layer in head if isinstance(layer, nn.Linear)]
 
 
-@pytest.mark.parametrize(
-    ("size", "whole", "cells"), [(224, True, 7), (224, False, 3), (64, True, 2), (64, False, 2), (16, False, 1)]
-)
-def test_the_grid_is_vggs_or_a_small_ones_and_no_finer_than_the_map(size, whole, cells):
+@pytest.mark.parametrize(("size", "cells"), [(448, 7), (224, 7), (112, 3), (64, 2), (16, 1)])
+def test_the_grid_is_vggs_and_no_finer_than_the_map(size, cells):
     """A cell of the last map stands for 32 pixels."""
-    assert vgg_grid(size, whole=whole) == cells
+    assert vgg_grid(size) == cells
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 5, 6])
@@ -71,7 +69,7 @@ def test_folded_layer_is_pooling_and_layer(cells):
 def test_loaded_it_computes_what_torchvision_computes(vgg, whole_file, size):
     """Behind a backbone of the same file: up to the last layer, which is its own, with Dropout left out of both."""
     images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, size, size, 3), dtype=np.uint8))
-    cells = vgg_grid(size, whole=True)
+    cells = vgg_grid(size)
     backbone = open_backbone("vgg11", image_size=size, weights=whole_file, grid=cells)
     head, provenance = vgg_head("vgg11", classes=4, cells=cells, weights=whole_file)
     hidden = nn.Sequential(*(layer for layer in head[:-1] if not isinstance(layer, ActiveDropout)))

@@ -37,9 +37,9 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_STAGE_ENDS = (4, 10)
-"""Blocks behind which the map is halved, at strides 8 and 16, whose means are features beside those of the last map
-(docs/decisions/0013-recipe.md)."""
+_STAGE_ENDS = (5, 11, 16)
+"""Blocks after which a map is the last of its size: an eighth, a sixteenth and a thirty-second of the image's. That their
+means are taken was measured (docs/decisions/0013-recipe.md)."""
 _EPSILON = 1e-3
 _MOMENTUM = 0.01
 
@@ -83,25 +83,20 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     size = image_size or IMAGENET_SIZE
     network, cells = build(size)
     provenance = _load(network, weights)
-    if grid is None:
-        body: nn.Module = StageMeans(_split_stages(network), taken=len(_STAGE_ENDS) + 1)
-    else:
-        body = nn.Sequential(network, pool_to_grid(cells, cells, grid=grid), nn.Flatten())
-    module = nn.Sequential(Normalise(MEAN, DEVIATION), body).eval()
+    ending = _take_stages(network) if grid is None else [network, pool_to_grid(cells, cells, grid=grid), nn.Flatten()]
+    module = nn.Sequential(Normalise(MEAN, DEVIATION), *ending).eval()
     features = measure(module, name=name, image_size=size)
     channels = features if grid is None else _CHANNELS
     return Opened(name, module, None, features, channels, size, MEAN, DEVIATION, provenance)
 
 
-def _split_stages(network: nn.Sequential) -> list[nn.Module]:
-    """Part the layers behind the blocks whose channels' means are taken."""
+def _take_stages(network: nn.Sequential) -> list[nn.Module]:
+    """Return what gives the means of the last maps of three sizes; the convolution behind the blocks is not needed."""
     layers = dict(network.named_children())
-    blocks, place = cast(nn.Sequential, layers["_blocks"]), list(layers).index("_blocks")
-    starts = [0, *(end + 1 for end in _STAGE_ENDS), len(blocks)]
-    stages: list[list[nn.Module]] = [list(blocks[start:end]) for start, end in pairwise(starts)]
-    stages[0][:0] = network[:place]
-    stages[-1] += network[place + 1 :]
-    return [nn.Sequential(*stage) for stage in stages]
+    blocks = cast(nn.Sequential, layers.pop("_blocks"))
+    stem = [layers[name] for name in ("_pad", "_conv_stem", "_bn0", "_act0")]
+    first, second, last = (blocks[start:end] for start, end in pairwise((0, *_STAGE_ENDS)))
+    return [StageMeans([nn.Sequential(*stem, *first), second, last], taken=3)]
 
 
 def build(size: int) -> tuple[nn.Sequential, int]:

@@ -41,18 +41,20 @@ def test_it_is_the_network_that_the_weights_were_made_for(size):
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_its_features_are_means_of_three_stages():
-    """Those of the ends of strides 8 and 16, and of the last map, by the same package."""
-    network, means = EfficientNet.from_name("efficientnet-lite0", image_size=64).eval(), []
+def test_its_features_are_the_means_of_three_stages():
+    """After the blocks whose maps are the last of their sizes: 40, 112 and 320 channels."""
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=96).eval()
     network.load_state_dict(state())
-    for block in (network._blocks[4], network._blocks[10]):
-        block.register_forward_hook(lambda _, inputs, maps: means.append(maps.mean((2, 3))))
-    images = images_of(64)
-    backbone = open_backbone("efficientnet_lite0", image_size=64)
+    images, maps = images_of(96), []
+    for block in (4, 10, 15):
+        network._blocks[block].register_forward_hook(lambda _, __, output: maps.append(output))
     with torch.no_grad():
-        means.append(network.extract_features(normalised(images)).mean((2, 3)))
-        torch.testing.assert_close(backbone.module(images), torch.cat(means, dim=1), rtol=1e-4, atol=1e-4)
-    assert backbone.features == backbone.channels == 40 + 112 + 1280
+        network.extract_features(normalised(images))
+        backbone = open_backbone("efficientnet_lite0", image_size=96)
+        features = backbone.module(images)
+    torch.testing.assert_close(features, torch.cat([each.mean((2, 3)) for each in maps], 1), rtol=1e-4, atol=1e-4)
+    assert (backbone.features, backbone.channels) == (472, 472)
+    assert [each.shape[2] for each in maps] == [12, 6, 3]
 
 
 def test_it_is_the_network_that_timm_has():

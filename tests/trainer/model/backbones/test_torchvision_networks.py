@@ -91,6 +91,23 @@ def test_the_last_map_is_pooled_to_a_grid(name, grid, saved):
     assert backbone.features == backbone.channels * grid**2 == expected.shape[1]
 
 
+@pytest.mark.parametrize("name", ["vgg11", "vgg16_bn"])
+def test_a_vggs_features_are_the_means_of_its_last_three_stages(name, saved):
+    """Of what each of its last three poolings is given."""
+    network, file = saved(name)
+    maps = []
+    for layer in network.features:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    with torch.no_grad():
+        network.features(IMAGENET(IMAGES.permute(0, 3, 1, 2) / 255))
+        backbone = open_backbone(name, image_size=64, weights=file)
+        features = backbone.module(IMAGES)
+    expected = torch.cat([each.mean((2, 3)) for each in maps[-3:]], 1)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    assert (backbone.features, backbone.channels) == (1280, 1280)
+
+
 def test_a_convnext_needs_its_last_normalisation(saved):
     """It stands in what torchvision calls the classifier, and belongs to the features."""
     _, file = saved("convnext_tiny", without=["classifier.2"])
