@@ -25,8 +25,8 @@ from trainer.settings import Environment
 Task = Mapping[str, Any]
 """As Label Studio gives it, with what the list keeps."""
 
-_OVERLAP: Final = timedelta(minutes=1)
-"""A change may become visible so long after the moment that it bears."""
+_OVERLAP: Final = timedelta(seconds=10)
+"""A change may become visible so long after the moment that it bears; many new tasks at once later, but these count."""
 _LONGEST_S: Final = 24 * 3600.0
 """After which all tasks are listed again, whatever has changed."""
 _MOST_BYTES: Final = 64 * 2**20

@@ -26,13 +26,13 @@ def pets(tmp_path):
         yield state
 
 
-MINUTE_BEFORE = task_lists._before
+SOMEWHAT_BEFORE = task_lists._before
 LISTED_AT = [""]
 
 
 @pytest.fixture(autouse=True)
 def _no_overlap(monkeypatch):
-    """Changes of the minute before are asked for again; here none are, as if all were older."""
+    """Changes of the seconds before are asked for again; here none are, as if all were older."""
     monkeypatch.setattr(task_lists, "_before", lambda moment: LISTED_AT[0] if moment else "")
 
 
@@ -166,9 +166,9 @@ def test_where_nothing_can_be_kept_all_are_listed(pets):
 
 
 def test_a_change_that_shows_late_is_not_lost():
-    """It bears the time at which it began; a minute is asked for again. No time at all has all listed."""
-    assert MINUTE_BEFORE("2026-01-02T00:01:00+00:00") == "2026-01-02T00:00:00.000000Z"
-    assert MINUTE_BEFORE("") == ""
+    """It bears the time at which it began; ten seconds are asked for again. No time at all has all listed."""
+    assert SOMEWHAT_BEFORE("2026-01-02T00:01:00+00:00") == "2026-01-02T00:00:50.000000Z"
+    assert SOMEWHAT_BEFORE("") == ""
 
 
 def test_a_label_studio_that_does_not_tell_the_time_is_listed_anew(pets, monkeypatch):
