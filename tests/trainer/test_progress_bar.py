@@ -100,7 +100,7 @@ def test_weights_are_downloaded_with_lines(capsys, monkeypatch, tmp_path):
             return {}
 
     class Known:
-        IMAGENET1K_V1 = Weights()
+        IMAGENET1K_V1 = DEFAULT = Weights()
 
     monkeypatch.setattr(weights.torchvision.models, "get_model_weights", lambda _: Known)
     with host() as source:

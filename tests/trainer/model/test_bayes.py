@@ -15,7 +15,7 @@ def test_passes_are_those_of_a_loop_over_the_head(multiple, monkeypatch):
     monkeypatch.setattr(bayes, "_ROWS_A_FORWARD", 2)
     torch.manual_seed(0)
     network = small_network().eval()
-    features = torch.randn(5, 32) * 3
+    features = torch.randn(5, 64) * 3
     passes = bayes.sample_passes(
         network.head.train(), features, passes=PASSES, device=torch.device("cpu"), multiple=multiple
     )
