@@ -7,6 +7,7 @@ earlier versions, and the report.
 import logging
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -85,6 +86,10 @@ class Trained:
     evaluation: Evaluation
     features: Features | None
     """Of all images, (N, F), by a backbone that was not trained; None where it was."""
+    probe: Indices
+    """Which images the version is validated on, as `choose_probe` says."""
+    probe_features: Features
+    """Of these, by the backbone in float32."""
 
 
 def publish(repository: Repository, trained: Trained) -> Version:
@@ -101,11 +106,10 @@ def publish(repository: Repository, trained: Trained) -> Version:
             lowered = export(backbone.graph, trained.head, staged.path, multiple=data.pool.multiple)
         manifest = _describe(staged, lowered, trained)
         with stage("probe"):
-            images = choose_probe_images(data)
             probe = compute_probe(
                 trained.head,
-                images,
-                backbone.in_fp32().compute(images, title="probe"),
+                data.pixels.images[trained.probe],
+                trained.probe_features,
                 version=staged.version,
                 sites=lowered.sites,
                 passes=training.passes,
@@ -113,7 +117,7 @@ def publish(repository: Repository, trained: Trained) -> Version:
             )
             probe.save(staged.path / PROBE_FILE)
         described = staged.describe(manifest)
-        _validate(described, backbone)
+        _validate(described, trained)
         if data.project is not None and training.holdout_share:
             manifest = _add_advice(repository, described, trained)
         manifest = _add_report(repository, staged, manifest, trained)
@@ -122,15 +126,17 @@ def publish(repository: Repository, trained: Trained) -> Version:
 
 
 @stage("validate")
-def _validate(described: Version, backbone: FrozenBackbone) -> None:
-    validation = validate_version(described)
+def _validate(described: Version, trained: Trained) -> None:
+    known = None if trained.features is None else trained.probe_features
+    validation = validate_version(described, known=known)
     _log.info(
         "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
         validation.mean_bald,
         validation.largest_difference,
     )
-    if backbone.precision == "int8":
-        validation = validate_version(described, int8=True)
+    if trained.backbone.precision == "int8":
+        known = None if trained.features is None else trained.features[trained.probe]
+        validation = validate_version(described, int8=True, known=known)
         _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
 
 
@@ -159,12 +165,20 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
     return replace(manifest, training=replace(manifest.training, report_s=round(seconds, 2)))
 
 
-def choose_probe_images(data: Data) -> npt.NDArray[np.uint8]:
-    """Take images that the network is less sure of than of those it has learnt, spread over the classes."""
+def choose_probe(data: Data) -> Indices:
+    """Take images that the network is less sure of than of those it has learnt, from each class in turn.
+
+    Of a class those of the least digests: mostly the same from one round to the next, their features known.
+    """
     chosen = data.parts.validation if len(data.parts.validation) else data.parts.train
-    spread = np.linspace(0, len(chosen) - 1, num=min(PROBE_IMAGES, len(chosen)), dtype=np.int64)
-    by_class = chosen[np.argsort(strata(data.pixels.targets[chosen]), kind="stable")]
-    return data.pixels.images[by_class[spread]]
+    classes = strata(data.pixels.targets[chosen])
+    turn = np.empty(len(chosen), np.int64)
+    seen = Counter[int]()
+    for place in sorted(range(len(chosen)), key=lambda place: data.pixels.digests[chosen[place]]):
+        turn[place] = seen[classes[place]]
+        seen[classes[place]] += 1
+    in_turn: Indices = chosen[np.lexsort((classes, turn))]
+    return in_turn[:PROBE_IMAGES]
 
 
 def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Manifest:

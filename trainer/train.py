@@ -29,7 +29,7 @@ from trainer.model.int8 import in_best_precision
 from trainer.model.network import Network, choose_device
 from trainer.model.recipe import choose_recipe
 from trainer.model.weights import Provenance
-from trainer.publish import Data, Evaluation, Trained, publish
+from trainer.publish import Data, Evaluation, Trained, choose_probe, publish
 from trainer.report.calibration import fit_temperature
 from trainer.settings import Environment, Training
 from trainer.stages import stage
@@ -79,17 +79,27 @@ def _train_head(
         with stage("backbone"):
             backbone = in_best_precision(exact, data.pixels.images[data.parts.train], repository=repository)
     try:
-        return publish(repository, _fit_head(data, training, backbone, store=store, device=device))
+        return publish(repository, _fit_head(data, training, backbone, exact=exact, store=store, device=device))
     except PrecisionRefused as err:
         _log.warning("int8: ranks this version's probe otherwise, float32 is taken: %s", err)
-        return publish(repository, _fit_head(data, training, exact, store=store, device=device))
+        return publish(repository, _fit_head(data, training, exact, exact=exact, store=store, device=device))
 
 
 def _fit_head(
-    data: Data, training: Training, backbone: FrozenBackbone, *, store: FeatureStore, device: torch.device
+    data: Data,
+    training: Training,
+    backbone: FrozenBackbone,
+    *,
+    exact: FrozenBackbone,
+    store: FeatureStore,
+    device: torch.device,
 ) -> Trained:
+    """Fit a head on features of a backbone; `exact` is the same in float32."""
+    probe, pixels = choose_probe(data), data.pixels
     with stage("features"):
-        features = backbone.compute_once(data.pixels.images, data.pixels.digests, store)
+        features = backbone.compute_once(pixels.images, pixels.digests, store)
+        digests = [pixels.digests[row] for row in probe]
+        probe_features = exact.compute_once(pixels.images[probe], digests, store, title="probe")
     head, provenance = build_head_of(training, backbone, classes=len(data.pool.labels))
     inputs, targets = torch.from_numpy(features[data.parts.train]), data.pixels.targets[data.parts.train]
     measure(head, inputs)
@@ -98,7 +108,7 @@ def _fit_head(
     with stage("fit"):
         fitted = fit(head.to(device), inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
     evaluation = _evaluate(head, features[data.parts.validation], data, training, device=device)
-    return Trained(data, training, backbone, head, provenance, fitted, evaluation, features)
+    return Trained(data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features)
 
 
 def _train_all(
@@ -120,7 +130,9 @@ def _train_all(
         backbone = freeze(opened, Path(folder))
         features = backbone.compute(data.validation_images, title="validation")
         evaluation = _evaluate(head, features, data, training, device=device)
-        trained = Trained(data, training, backbone, head, provenance, fitted, evaluation, features=None)
+        probe = choose_probe(data)
+        exact = backbone.compute(data.pixels.images[probe], title="probe")
+        trained = Trained(data, training, backbone, head, provenance, fitted, evaluation, None, probe, exact)
         return publish(repository, trained)
 
 

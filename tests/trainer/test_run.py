@@ -38,8 +38,9 @@ from trainer.model.backbones import open_backbone
 from trainer.model.fit import fit
 from trainer.model.frozen import FrozenBackbone
 from trainer.model.head import to_onnx
+from trainer.model.probe import PROBE_IMAGES
 from trainer.model.validation import validate_version
-from trainer.publish import choose_probe_images
+from trainer.publish import choose_probe
 from trainer.run import run
 from trainer.settings import Environment, Source, Training
 from trainer.study.model import Dataset, Trainer
@@ -216,7 +217,7 @@ def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatc
 def test_a_signal_leaves_no_staging_folder(folders, environment, monkeypatch, number):
     """Whether by Ctrl-C or by a supervisor, an interrupted run cleans up."""
     before = signal.signal(number, signal.default_int_handler)  # a parent may have had SIGINT ignored
-    monkeypatch.setattr("trainer.publish.validate_version", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr("trainer.publish.validate_version", lambda *_, **__: os.kill(os.getpid(), number))
     try:
         with pytest.raises(KeyboardInterrupt):
             train(folders, TRAINING, environment)
@@ -330,7 +331,7 @@ def test_a_backbone_in_8_bit_integers_is_published_and_trained_on(many, environm
     exact = train(many, CLASSIFIER, environment)
     assert exact.int8_backbone_path is None
     assert exact.manifest.backbone == replace(version.manifest.backbone, precision="fp32")
-    assert computed == [81, 81]
+    assert computed == [81, 81 - PROBE_IMAGES]  # the probe's are known
 
 
 @pytest.mark.usefixtures("_accepted")
@@ -421,10 +422,26 @@ def test_one_trainer_at_a_time_works_on_a_model(folders, environment):
 def test_the_probe_holds_unseen_images_of_every_class(folders, environment):
     """Sixteen at most, from the validation part."""
     data = run_module._read(Source(images=folders), TRAINING, environment, InputSpec(32, 32))
-    chosen = choose_probe_images(data)
-    held_out = {image.tobytes() for image in data.pixels.images[data.parts.validation]}
-    assert {image.tobytes() for image in chosen} == held_out
+    chosen = choose_probe(data)
+    assert sorted(chosen) == data.parts.validation.tolist()
     assert len(chosen) == 6
+
+
+def test_the_probe_is_mostly_that_of_the_round_before(folders, environment):
+    """So that its features are known; of the classes as many, and others only where new images come before them."""
+    data = run_module._read(Source(images=folders), TRAINING, environment, InputSpec(32, 32))
+    rng = np.random.default_rng(0)
+    digests = tuple(rng.bytes(32) for _ in range(200))
+    targets = rng.integers(0, 3, 200)
+    chosen = []
+    for count in (180, 200):
+        pixels = replace(data.pixels, digests=digests[:count], targets=targets[:count])
+        parts = replace(data.parts, validation=np.arange(count), train=np.arange(0))
+        chosen.append(choose_probe(replace(data, pixels=pixels, parts=parts)))
+    before, now = ({digests[row] for row in rows} for rows in chosen)
+    assert len(before) == len(now) == PROBE_IMAGES
+    assert len(before & now) >= PROBE_IMAGES - 4
+    assert np.ptp(np.bincount(targets[chosen[1]])) <= 1
 
 
 def test_a_source_that_cannot_be_read_says_what_is_missing(environment):

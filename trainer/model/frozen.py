@@ -119,7 +119,9 @@ class FrozenBackbone:
             )
         return features
 
-    def compute_once(self, images: Images, digests: Sequence[bytes], store: FeatureStore) -> Features:
+    def compute_once(
+        self, images: Images, digests: Sequence[bytes], store: FeatureStore, *, title: str = "features"
+    ) -> Features:
         """Do as `compute` does, of files with these sha256: what a store knows is not computed, the rest is kept."""
         known = store.get_many(self.key, digests)
         rows = np.empty((len(images), self.features), np.float32)
@@ -128,7 +130,7 @@ class FrozenBackbone:
             if found is not None and len(found) == self.features:
                 rows[row] = found
         if new:
-            rows[new] = self.compute(images[new])
+            rows[new] = self.compute(images[new], title=title)
             for row in new:
                 store.put(self.key, digests[row], rows[row])
         return rows

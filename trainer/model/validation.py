@@ -4,9 +4,11 @@ Runs versions as a server does, and needs no torch. No version is published that
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 
 from contract.errors import ManifestError
 from contract.graph.lowering import FEATURES, load_graph, lower
@@ -16,12 +18,20 @@ from contract.versions.version import INT8_BACKBONE_FILE, Version
 from trainer.model.sessions import open_head, open_session, run
 
 _BATCH_IMAGES = 16
+_WITNESSES = 2
+"""Images that a backbone is run on whose features of the others are known."""
 
 
-def validate_version(version: Version, *, int8: bool = False) -> Validation:
+def validate_version(
+    version: Version, *, int8: bool = False, known: npt.NDArray[np.float32] | None = None
+) -> Validation:
     """Lower a version's graph as a server does, run it on the version's probe, and compare.
 
-    `int8` takes the version's backbone in 8-bit integers.
+    Args:
+        version: with its probe.
+        int8: whether to take the version's backbone in 8-bit integers.
+        known: features of the probe's images, (N, F), that the very same backbone gave before: it is run on two of the
+            images then, which shows that it is wired up as it was.
 
     Raises:
         DigestError: if a file cannot be read.
@@ -30,7 +40,13 @@ def validate_version(version: Version, *, int8: bool = False) -> Validation:
             PrecisionRefused, if they do so in 8-bit integers only.
     """
     backbone, head = _open_version(version, int8=int8)
+    if known is not None:
+        backbone = _run_on_few(backbone, known)
     return validate(Probe.load(version.probe_path), version.manifest, backbone=backbone, head=head, reduced=int8)
+
+
+def _run_on_few(backbone: ComputeFeatures, known: npt.NDArray[np.float32]) -> ComputeFeatures:
+    return lambda images: np.concatenate([backbone(images[:_WITNESSES]), known[_WITNESSES:]])
 
 
 def predict(
@@ -69,11 +85,13 @@ def _open_version(version: Version, *, int8: bool) -> tuple[ComputeFeatures, Run
             f"{lowered.sites}: they are of different models; publish again"
         )
     graph = load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes={}) if int8 else lowered.backbone
-    session = open_session(graph, version.path)
-    name = session.get_inputs()[0].name
+
+    @cache
+    def session() -> onnxruntime.InferenceSession:  # not opened where all features are known
+        return open_session(graph, version.path)
 
     def compute_features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        (features,) = run(session, [FEATURES], {name: images})
+        (features,) = run(session(), [FEATURES], {session().get_inputs()[0].name: images})
         return features
 
     return compute_features, open_head(lowered.head, version.path)

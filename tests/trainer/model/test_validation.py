@@ -14,6 +14,7 @@ from contract.scores.acquisition import bald
 from contract.versions.repository import Repository
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, MODEL_FILE, PROBE_FILE
 from tests.trainer.small import coloured_images, freeze_network, lively_network, small_network, stage_files
+from trainer.model import sessions
 from trainer.model.export import export
 from trainer.model.validation import validate_version
 
@@ -117,3 +118,26 @@ def test_files_that_are_no_such_files_are_refused(staged, name):
     (stage.path / name).write_bytes(b"not what it says")
     with pytest.raises(LabelnextError):
         validate_version(stage.describe(manifest))
+
+
+def test_where_features_are_known_the_backbone_is_run_on_two_images(staged, monkeypatch):
+    """The same comes of it; that the weights are others shows on these two all the same."""
+    stage, manifest = staged
+    described = stage.describe(manifest)
+    known = Probe.load(stage.path / PROBE_FILE).features
+    whole, images = validate_version(described), []
+
+    def run(session, outputs, feeds):
+        images.extend(len(feeds[name]) for name in feeds if name == "images")
+        return sessions.run(session, outputs, feeds)
+
+    monkeypatch.setattr("trainer.model.validation.run", run)
+    found = validate_version(described, known=known)
+    assert found.mean_bald == pytest.approx(whole.mean_bald, rel=1e-4)
+    assert images == [2]
+    torch.manual_seed(1)
+    other = freeze_network(small_network(), stage.path / "other")
+    shutil.copyfile(other.folder / BACKBONE_WEIGHTS_FILE, stage.path / BACKBONE_WEIGHTS_FILE)
+    shutil.rmtree(other.folder)
+    with pytest.raises(ProbeMismatch):
+        validate_version(stage.describe(manifest), known=known)
