@@ -141,7 +141,6 @@ def _watch(environment: Environment, options: WatchOptions, training: Training, 
 
 
 def _simulate(environment: Environment, options: StudyOptions, training: Training) -> None:
-    check_weights(training.weights)
     from trainer.study.simulate import simulate
 
     _print_json(simulate(options, training, environment))
@@ -306,10 +305,11 @@ COMMANDS: Final = {
     ),
     "simulate": Command(
         _simulate,
-        "Measure on labelled images what each strategy would save.",
+        "Measure on labelled images what each strategy, and each of several backbones, would save.",
         {"study": StudyOptions, "training": Training},
         without=("validation", "holdout_share", "precision", "seed"),
-        epilog="Run again, it goes on where it was. Features are kept beside the folder LABELNEXT_CACHE.",
+        epilog="--backbone A,B@PIXELS compares backbones; --weights is then one for all, or one for each in order. "
+        "Run again, it goes on where it was. Features are kept beside the folder LABELNEXT_CACHE.",
         interrupted=_GOES_ON,
     ),
     "activate": Command(

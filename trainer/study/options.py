@@ -9,6 +9,7 @@ The others are those of `trainer.ordering.strategies`, without near-duplicates p
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -19,7 +20,7 @@ from contract.commands import Option
 from contract.errors import ConfigError
 from contract.settings import DECLARED, Count, split, text
 from trainer.ordering.strategies import STRATEGIES
-from trainer.settings import Share
+from trainer.settings import Share, Training, check_weights
 
 RANDOM: Final = "random"
 """What the others are held against."""
@@ -70,3 +71,44 @@ def check(strategies: Sequence[str]) -> None:
         raise ConfigError(
             f"--strategies must name some of {', '.join(STUDIED)}, each once, got {', '.join(strategies) or 'none'}"
         )
+
+
+def split_backbones(training: Training) -> dict[str, Training]:
+    """Return how each of the backbones is trained on that are named, parted by commas: by name.
+
+    `NAME@PIXELS` gives one images of a size of its own. `--weights` is one for all, or one for each in the same order.
+
+    Raises:
+        ConfigError: if one is named twice, or the weights do not go with them.
+    """
+    backbones, weights = _split_paths(training.backbone), _split_paths(training.weights)
+    if len(weights) == 1 < len(backbones) and weights[0] not in ("imagenet", "none"):
+        each = [weights[0], *["imagenet"] * (len(backbones) - 1)]
+        raise ConfigError(
+            f"--weights {weights[0]} holds the weights of one network, --backbone names {len(backbones)}; name weights "
+            f"for each, in the same order, such as --weights {','.join(each)}"
+        )
+    if len(weights) not in (1, len(backbones)):
+        raise ConfigError(
+            f"--weights must be one for all, or one for each of the {len(backbones)} backbones in the same order, got "
+            f"{len(weights)}: {', '.join(weights)}"
+        )
+    weights = weights if len(weights) > 1 else weights * len(backbones)
+    found: dict[str, Training] = {}
+    for backbone, its_weights in zip(backbones, weights, strict=True):
+        check_weights(its_weights)
+        source, at, pixels = backbone.rpartition("@")
+        sized = bool(at) and pixels.isdecimal() and int(pixels) > 0
+        source, size = (source, int(pixels)) if sized else (backbone, training.image_size)
+        name = (Path(source).stem if source.endswith(".onnx") else source) + (f"@{size}" if sized else "")
+        if name in found:
+            raise ConfigError(f"--backbone must name each once, got {name} twice; call files differently")
+        found[name] = replace(training, backbone=source, weights=its_weights, image_size=size)
+    if not found:
+        raise ConfigError(f"--backbone must name a backbone, got {training.backbone!r}")
+    return found
+
+
+def _split_paths(value: str) -> tuple[str, ...]:
+    """Part by commas what is not itself the path of a file."""
+    return (value,) if Path(value).is_file() else split(value)

@@ -31,7 +31,7 @@ _KNOWN: Final = ("baal-bald", "bald", "margin", "balanced-margin", "balanced-bal
 """Whom to show first where not all can be; of the first two, which both are plain BALD, only one."""
 _FEW: Final = 4
 """Strategies that may all have a colour on one plot."""
-_MOST: Final = 7
+MOST: Final = 7
 """Strategies in curves.png."""
 
 
@@ -58,9 +58,11 @@ def choose_lines(strategies: Sequence[str], default: str | None, *, most: int = 
     )
 
 
-def draw_measures(study: Study, lines: Sequence[Line]) -> list[Markup]:
-    """Return a plot of each measure over labels."""
-    return [_draw_curves(_curves(study, measure), lines, title=TITLES[measure]) for measure in MEASURES]
+def draw_measures(
+    study: Study, lines: Sequence[Line], *, measures: Sequence[Measure] = MEASURES, by: str = "strategy"
+) -> list[Markup]:
+    """Return a plot of each measure over labels, by strategy or by what else the study's runs are told apart."""
+    return [_draw_curves(_curves(study, measure), lines, title=TITLES[measure], by=by) for measure in measures]
 
 
 def draw_minority_share(study: Study, lines: Sequence[Line]) -> Markup:
@@ -75,7 +77,7 @@ def _curves(study: Study, measure: Measure) -> dict[str, Curve]:
 
 
 def _draw_curves(
-    curves: Mapping[str, Curve], lines: Sequence[Line], *, title: str, level: float | None = None
+    curves: Mapping[str, Curve], lines: Sequence[Line], *, title: str, level: float | None = None, by: str = "strategy"
 ) -> Markup:
     figure, (axes,) = new_plots(4.4, 2.9)
     named = {line.strategy for line in lines}
@@ -88,7 +90,7 @@ def _draw_curves(
         axes.annotate("the pool", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=TEXT)
     axes.set_title(title, loc="left")
     axes.set_xlabel("labels")
-    return to_svg(figure, title=f"{title} over labels, by strategy")
+    return to_svg(figure, title=f"{title} over labels, by {by}")
 
 
 def _draw_lines(axes: "Axes", curves: Mapping[str, Curve], lines: Sequence[Line]) -> None:
@@ -147,7 +149,7 @@ def draw_differences(differences: Mapping[str, Difference], *, title: str) -> Ma
 
 def save_curves(study: Study, path: Path, default: str | None) -> None:
     """Write macro-F1 and minority F1 side by side, of the strategies that people ask about first."""
-    lines = choose_lines([*study.runs], default, most=_MOST)
+    lines = choose_lines([*study.runs], default, most=MOST)
     figure, plots = new_plots(9, 4.2, columns=2)
     measures: tuple[Measure, ...] = ("macro_f1", "minority_f1")
     for axes, measure in zip(plots, measures, strict=True):

@@ -38,27 +38,38 @@ def write(study: Study, folder: Path) -> None:
     """
     summaries = summarise(study)
     folder.mkdir(parents=True, exist_ok=True)
-    rounds = [each for runs in study.runs.values() for run in runs for each in run]
-    _write_rounds(rounds, folder / "rounds.csv")
-    _write_classes(rounds, study.classes, folder / "classes.csv")
-    document = json.dumps(to_json(summaries), ensure_ascii=False, allow_nan=False, indent=2)
-    (folder / "summary.json").write_text(document + "\n", encoding="utf-8")
+    write_tables({"": study}, folder)
+    write_json(to_json(summaries), folder / "summary.json")
     plots.save_curves(study, folder / "curves.png", _default(study))
     (folder / "report.html").write_text(render_page(study, summaries), encoding="utf-8")
 
 
-def _write_rounds(rounds: Iterable[Round], path: Path) -> None:
+def write_tables(studies: Mapping[str, Study], folder: Path) -> None:
+    """Write rounds.csv and classes.csv; those of several studies, which differ in backbones, begin with its name."""
+    several = len(studies) > 1
+    rounds = [
+        ([backbone] if several else [], study.classes, each)
+        for backbone, study in studies.items()
+        for runs in study.runs.values()
+        for run in runs
+        for each in run
+    ]
+    first = ["backbone"] if several else []
     names = [field.name for field in fields(Round) if field.name not in _SEQUENCES]
-    _write_csv(path, names, ([getattr(each, name) for name in names] for each in rounds))
-
-
-def _write_classes(rounds: Iterable[Round], classes: Sequence[str], path: Path) -> None:
-    rows = (
-        (each.strategy, each.seed, each.round, each.labels, name, labels, f1)
-        for each in rounds
+    rows = ([*backbone, *(getattr(each, name) for name in names)] for backbone, _, each in rounds)
+    _write_csv(folder / "rounds.csv", [*first, *names], rows)
+    by_class = (
+        [*backbone, each.strategy, each.seed, each.round, each.labels, name, labels, f1]
+        for backbone, classes, each in rounds
         for name, labels, f1 in zip(classes, each.labels_by_class, each.f1, strict=True)
     )
-    _write_csv(path, ["strategy", "seed", "round", "labels", "class", "labels_of_class", "f1"], rows)
+    header = [*first, "strategy", "seed", "round", "labels", "class", "labels_of_class", "f1"]
+    _write_csv(folder / "classes.csv", header, by_class)
+
+
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write figures as JSON."""
+    path.write_text(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -102,7 +113,7 @@ def render_page(study: Study, summaries: Sequence[Summary]) -> str:
         classes_left=max(0, len(study.classes) - _CLASSES),
         agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
         mean_agreement=_mean_agreement(study.agreement),
-        settings={name: _shown(value) for name, value in study.settings.items() if name not in _PLACED},
+        settings=shown_settings(study.settings),
     )
 
 
@@ -145,6 +156,11 @@ def _mean_agreement(agreement: Sequence[PassAgreement]) -> dict[int, Mapping[str
         }
         for passes in sorted({each.passes for each in agreement})
     }
+
+
+def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that have no place of their own on the page, as people write them."""
+    return {name: _shown(value) for name, value in settings.items() if name not in _PLACED}
 
 
 def _shown(value: Any) -> str:

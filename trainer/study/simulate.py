@@ -3,6 +3,8 @@
 <out>/settings.json                   what the figures hang on; a folder holds one study
 <out>/chains/<strategy>-<seed>.jsonl  a line for each round that ended
 <out>/report.html, *.csv, *.json      from all runs, when they are through
+
+Of several backbones each has a folder of this kind in <out>, named after it, and <out> the report that compares them.
 """
 
 import json
@@ -13,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -25,16 +27,17 @@ from contract.errors import ConfigError, name_once
 from trainer.features import open_store
 from trainer.labels.dataset import Indices
 from trainer.locks import alone
+from trainer.model.backbones import Opened
 from trainer.model.build import open_backbone_of
 from trainer.model.frozen import FrozenBackbone
 from trainer.model.network import choose_device
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.settings import Environment, Training
-from trainer.study import report
+from trainer.study import comparison, report
 from trainer.study.dataset import Pool, long_tail, read_pool
 from trainer.study.features import Decoded, compute, decode
-from trainer.study.options import PRODUCT, StudyOptions, check
+from trainer.study.options import PRODUCT, StudyOptions, check, split_backbones
 from trainer.study.records import PassAgreement, Round, Rounds, Study, recover
 from trainer.study.run import Protocol, Run
 from trainer.study.statistics import summarise, to_json
@@ -47,36 +50,84 @@ _NOT_IDENTITY: Final = ("command", "date", "machine", "name", "seeds", "strategi
 """Settings in which a study may differ from what lies in its folder and still go on there."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A study of one backbone that can be done."""
+
+    backbone: FrozenBackbone | Opened
+    decoded: Decoded
+    protocol: Protocol
+    settings: Mapping[str, Any]
+
+
 def simulate(options: StudyOptions, training: Training, environment: Environment) -> dict[str, Any]:
     """Do all runs that are missing, write the report, and return the figures of each strategy as JSON.
+
+    Of several backbones they are those of each strategy of each backbone.
 
     Raises:
         LabelnextError: if the images cannot be used, the folder holds another study, or a training diverges.
     """
     check(options.strategies)
+    trainings = split_backbones(training)
+    several = len(trainings) > 1
+    _check_layout(options.out, several=several)
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
-    cache = environment.cache.parent / "study"
+    title = options.name or pool.name
+    plans = {name: _plan(pool, options, each, environment) for name, each in trainings.items()}
+    if not several:
+        (plan,) = plans.values()
+        study = _complete(plan, pool, options, environment, title=title)
+        _log.info("the report is %s", options.out / "report.html")
+        return to_json(summarise(study))
+    studies: dict[str, Study] = {}
+    with _holding(options.out):
+        for name, plan in plans.items():
+            _log.info("%s, %d of %d backbones", name, len(studies) + 1, len(plans))
+            own = replace(options, out=options.out / name)
+            studies[name] = _complete(plan, pool, own, environment, title=f"{title}, {name}")
+        found = comparison.write(studies, options.out, title=title)
+    _log.info("the report is %s", options.out / "report.html")
+    return found
+
+
+def _check_layout(out: Path, *, several: bool) -> None:
+    """Keep apart a study of one backbone and one of several, whose files have the same names."""
+    if any(out.glob("chains/*" if several else "*/chains/*")):
+        holds, has = ("one backbone", "several") if several else ("several backbones", "one")
+        raise ConfigError(f"--out {out} holds a study of {holds}, this one has {has}; name another folder")
+
+
+def _plan(pool: Pool, options: StudyOptions, training: Training, environment: Environment) -> _Plan:
     torch.manual_seed(0)
     backbone = open_backbone_of(training, cache=environment.cache_dir)
     size = backbone.spec.height
-    decoded = decode(pool, image_size=size, cache=cache, max_megapixels=environment.max_megapixels)
+    decoded = decode(pool, image_size=size, cache=_cache(environment), max_megapixels=environment.max_megapixels)
     _log_unreadable(decoded)
     protocol = _make_protocol(pool, decoded, options, training)
-    settings = _describe(options, decoded, protocol, image_size=size)
+    return _Plan(backbone, decoded, protocol, _describe(options, decoded, protocol, image_size=size))
+
+
+def _complete(plan: _Plan, pool: Pool, options: StudyOptions, environment: Environment, *, title: str) -> Study:
+    """Do what is missing of a study, and write its report into its folder."""
+    protocol = plan.protocol
     with _holding(options.out):
-        runs = _plan_runs(options, settings)
+        runs = _plan_runs(options, plan.settings)
         _log_plan(pool, protocol, options)
         if any(len(recover(run.path)) <= protocol.rounds for run in runs):
-            features = None
-            if isinstance(backbone, FrozenBackbone):
+            features, cache = None, _cache(environment)
+            if isinstance(plan.backbone, FrozenBackbone):
                 with open_store(environment) as store:
-                    features = compute(pool, decoded, backbone=backbone, store=store, cache=cache)
-            files = Files(pool.classes, pool.targets, decoded.path, features, environment.cache_dir)
+                    features = compute(pool, plan.decoded, backbone=plan.backbone, store=store, cache=cache)
+            files = Files(pool.classes, pool.targets, plan.decoded.path, features, environment.cache_dir)
             complete_all(runs, files, protocol, workers=options.workers or count_workers(protocol.device))
-        study = _collect(runs, pool, protocol, settings, name=options.name or pool.name)
+        study = _collect(runs, pool, protocol, plan.settings, name=title)
         report.write(study, options.out)
-    _log.info("the report is %s", options.out / "report.html")
-    return to_json(summarise(study))
+    return study
+
+
+def _cache(environment: Environment) -> Path:
+    return environment.cache.parent / "study"
 
 
 @contextmanager
@@ -129,6 +180,7 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, im
         "pixels": decoded.key[:16],
         **{name: value for name, value in asdict(options).items() if name not in ("images", "manifest", "out")},
         **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation", "precision")},
+        "backbone": Path(training.backbone).name,
         "image_size": image_size,
         "part": training.trained_part,
         "weights": training.weights if training.weights in ("imagenet", "none") else Path(training.weights).name,
@@ -147,7 +199,9 @@ def _command() -> str:
     words = []
     for word in sys.argv[1:]:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        words.append(option + equals + (Path(value).name if os.sep in value else value))
+        words.append(
+            option + equals + ",".join(Path(each).name if os.sep in each else each for each in value.split(","))
+        )
     return shlex.join(["python", "-m", "trainer", *words])
 
 

@@ -2,7 +2,8 @@ import pytest
 
 from contract.errors import ConfigError
 from trainer.ordering.strategies import STRATEGIES
-from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM, STUDIED, check
+from trainer.settings import Training
+from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM, STUDIED, check, split_backbones
 
 
 def test_all_of_production_and_its_rivals_are_studied():
@@ -22,3 +23,51 @@ def test_others_none_and_one_twice_are_refused(strategies, got):
     """The error names those that there are."""
     with pytest.raises(ConfigError, match=f"labelnext, balanced-bald-margin.*core-set.*each once, got {got}$"):
         check(strategies)
+
+
+def test_one_backbone_is_trained_as_before():
+    """Nothing of the options changes, not even where commas are in the name of a file."""
+    training = Training(backbone="vgg11", weights="none", image_size=32)
+    assert split_backbones(training) == {"vgg11": training}
+
+
+def test_a_file_may_have_commas_in_its_path(tmp_path):
+    """What is there as a whole is not parted."""
+    (tmp_path / "my,weights.pth").touch()
+    training = Training(weights=str(tmp_path / "my,weights.pth"))
+    assert split_backbones(training) == {"vgg16": training}
+
+
+def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
+    """By name: files go by theirs, and what has no size of its own has the one that is asked for, if any is."""
+    weights = tmp_path / "vgg16.pth"
+    weights.touch()
+    named = f"vgg16@112, vgg16 ,{tmp_path}/own.onnx"
+    found = split_backbones(Training(backbone=named, weights=f"{weights},none,imagenet", image_size=96, epochs=3))
+    assert {name: (each.backbone, each.weights, each.image_size, each.epochs) for name, each in found.items()} == {
+        "vgg16@112": ("vgg16", str(weights), 112, 3),
+        "vgg16": ("vgg16", "none", 96, 3),
+        "own": (f"{tmp_path}/own.onnx", "imagenet", 96, 3),
+    }
+    for weights in ("imagenet", "none"):
+        assert {each.weights for each in split_backbones(Training(backbone="a,b", weights=weights)).values()} == {
+            weights
+        }
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "says"),
+    [
+        ("vgg16,vgg16", "imagenet", "--backbone must name each once, got vgg16 twice"),
+        ("here/a.onnx,there/a.onnx", "imagenet", "must name each once, got a twice; call files differently"),
+        (" , ", "imagenet", "--backbone must name a backbone, got ' , '"),
+        ("a,b", "v.pth", "holds the weights of one network, --backbone names 2; .* such as --weights v.pth,imagenet$"),
+        ("a,b,c", "none,imagenet", "one for each of the 3 backbones in the same order, got 2: none, imagenet"),
+        ("a", "none,none", "one for each of the 1 backbones in the same order, got 2"),
+        ("a,b", "none,v.pth", "there is no file v.pth"),
+    ],
+)
+def test_backbones_that_do_not_go_with_their_weights_are_refused(backbone, weights, says):
+    """The error says how they would."""
+    with pytest.raises(ConfigError, match=says):
+        split_backbones(Training(backbone=backbone, weights=weights))

@@ -1,0 +1,178 @@
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.trainer.report.pages import Page
+from tests.trainer.small import small_backbone, write_folders
+from tests.trainer.study.studies import change, make_study
+from trainer.__main__ import main
+from trainer.study import simulate as simulate_module
+from trainer.study.comparison import by_backbone, choose_strategies, write
+from trainer.study.run import complete
+from trainer.study.statistics import compare, summarise, to_json
+
+FILES = {"report.html", "rounds.csv", "classes.csv", "summary.json", "curves.png"}
+STUDY = "--train classifier --units 8 --epochs 20 --passes 4 --device cpu --seeds 1 --initial 9 --query 3 --rounds 1"
+
+
+def read_csv(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def studies():
+    """Two backbones, of which the second is better by 0.1 whatever the strategy and the seed, give or take."""
+    first = make_study(strategies=["random", "labelnext", "margin"], seeds=3, rounds=4)
+    better = change(first, macro_f1=lambda each: each.macro_f1 + 0.1 + each.seed / 100)
+    sizes = {"plain": (first, 112), "better@224": (better, 224)}
+    return {name: replace(each, settings={**each.settings, "image_size": size}) for name, (each, size) in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(studies, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    write(studies, folder, title="photos")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page(folder / "report.html")
+
+
+class TestReport:
+    def test_its_tables_begin_with_the_backbone(self, studies, folder):
+        """And are those of the backbones' own studies otherwise, one after the other."""
+        assert {path.name for path in folder.iterdir()} == FILES
+        rounds, classes = read_csv(folder / "rounds.csv"), read_csv(folder / "classes.csv")
+        assert next(iter(rounds[0])) == next(iter(classes[0])) == "backbone"
+        assert len(classes) == 10 * len(rounds)
+        expected = [
+            (name, each.strategy, each.seed, each.round, each.macro_f1)
+            for name, study in studies.items()
+            for runs in study.runs.values()
+            for run in runs
+            for each in run
+        ]
+        found = [
+            (row["backbone"], row["strategy"], *map(float, (row["seed"], row["round"], row["macro_f1"])))
+            for row in rounds
+        ]
+        assert found == expected
+
+    def test_its_json_has_each_strategy_of_each_backbone(self, studies, folder):
+        """With the figures of the backbone's own study."""
+        found = json.loads((folder / "summary.json").read_text())
+        assert found == json.loads(json.dumps({name: to_json(summarise(each)) for name, each in studies.items()}))
+
+    @pytest.mark.parametrize("strategy", ["random", "labelnext"])
+    def test_a_table_compares_the_backbones_under_a_strategy(self, studies, page, strategy):
+        """The better first, with the difference to the one that was named first, by pairs of seeds."""
+        table = page.table(strategy)
+        assert [*table] == ["backbone", "better@224", "plain"]
+        own = {name: {each.strategy: each for each in summarise(study)}[strategy] for name, study in studies.items()}
+        measures = ("macro_f1", "minority_f1", "accuracy")
+        for name, summary in own.items():
+            figures = [summary.final[each] for each in measures] + [summary.areas[each] for each in measures]
+            assert table[name][:7] == [str(studies[name].settings["image_size"]), *(f"{each:.3f}" for each in figures)]
+        # 0.1 and 0, 1, 2 hundredths: Student's interval of three values with a standard deviation of one hundredth
+        assert table["better@224"][7:] == ["+0.110", "+0.085 to +0.135"]
+        assert table["plain"][7:] == ["0", ""]
+
+    def test_each_backbone_has_its_own_report_one_click_away(self, page):
+        """And nothing else is linked to; there is a plot for each measure under each strategy."""
+        page.assert_closed("plain/report.html", "better%40224/report.html")
+        assert page.tags.count("svg") == 6
+        assert {row[0] for row in page.tables["settings"]} >= {"passes", "machine"}
+        assert "image_size" not in page.words
+
+    def test_its_curves_are_the_backbones_under_the_default(self, studies):
+        """A study in which they stand where strategies do, so that it is reckoned with likewise."""
+        study = by_backbone(studies, "labelnext")
+        assert study.runs == {name: each.runs["labelnext"] for name, each in studies.items()}
+        assert compare(study, "better@224", "plain", "macro_f1").mean == pytest.approx(0.11)
+
+
+@pytest.mark.parametrize(
+    ("studied", "shown"),
+    [
+        (["margin", "labelnext", "random"], ["random", "labelnext"]),
+        (["bald", "random"], ["random"]),
+        (["bald", "margin"], ["bald"]),
+    ],
+)
+def test_backbones_are_compared_under_random_and_the_default(studied, shown):
+    """Where neither was studied, under the strategy that was named first."""
+    assert choose_strategies(studied) == shown
+
+
+@pytest.fixture
+def simulate(tmp_path, monkeypatch):
+    """Run the command in this process; the backbone `blind` sees nothing, all others tell colours."""
+    folder = write_folders(tmp_path / "colours", each=12)
+    monkeypatch.setenv("LABELNEXT_CACHE", str(tmp_path / "cache" / "images"))
+    monkeypatch.setenv("LABELNEXT_CACHE_DIR", str(tmp_path / "cache" / "features"))
+
+    def open_backbone(name, **_):
+        opened = small_backbone()
+        if name == "blind":
+            for parameter in opened.module.parameters():
+                parameter.data.zero_()
+        return replace(opened, name=name)
+
+    def complete_here(runs, files, protocol, **_):
+        for run in runs:
+            complete(run, files.open(), protocol)
+
+    for module in ("build", "frozen"):
+        monkeypatch.setattr(f"trainer.model.{module}.open_backbone", open_backbone)
+    monkeypatch.setattr(simulate_module, "complete_all", complete_here)
+    return lambda out, *more: main(["simulate", f"--images={folder}", "--out", str(out), *STUDY.split(), *more])
+
+
+@pytest.mark.timeout(300)
+def test_backbones_are_studied_side_by_side(simulate, tmp_path, capsys, monkeypatch):
+    """Each with its own features; run again, with a backbone left out or not, nothing is computed."""
+    out, several = tmp_path / "study", ("--strategies", "random,labelnext", "--backbone", "seeing,blind")
+    assert simulate(out, *several) == 0
+    said = capsys.readouterr().out
+    figures = json.loads(said)
+    assert {name: [*found] for name, found in figures.items()} == {
+        name: ["random", "labelnext"] for name in ("seeing", "blind")
+    }
+    for strategy in ("random", "labelnext"):
+        assert figures["blind"][strategy]["accuracy_final"] == pytest.approx(1 / 3)  # of three classes as large
+        assert figures["seeing"][strategy]["accuracy_final"] > 0.8
+    for name, found in figures.items():
+        assert json.loads((out / name / "summary.json").read_text()) == found
+        assert json.loads((out / name / "settings.json").read_text())["backbone"] == name
+        assert f"Which strategy saves labels? colours, {name}" in Page(out / name / "report.html").words
+    assert "Which backbone? colours" in Page(out / "report.html").words
+    first = [row["labels_of_class"] for row in read_csv(out / "classes.csv") if row["round"] == "0"]
+    assert first[: len(first) // 2] == first[len(first) // 2 :]  # a seed's initial set is the same for both
+
+    monkeypatch.setattr(simulate_module, "complete_all", None)
+    assert simulate(out, *several) == 0
+    assert capsys.readouterr().out == said
+    for other, says in (
+        (("--query", "4"), "holds a study with query 3, this one has 4"),
+        (("--backbone", "seeing"), "holds a study of several backbones, this one has one; name another folder"),
+    ):
+        assert simulate(out, *several, *other) == 1
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.timeout(300)
+def test_a_study_of_one_backbone_is_not_overwritten_by_one_of_several(simulate, tmp_path, capsys):
+    """Their files have the same names; that of one is as it always was."""
+    out, one = tmp_path / "study", ("--strategies", "random", "--backbone", "blind")
+    assert simulate(out, *one) == 0
+    assert [*json.loads(capsys.readouterr().out)] == ["random"]
+    assert "backbone" not in read_csv(out / "rounds.csv")[0]
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert simulate(out, *one, "--backbone", "blind,seeing") == 1
+    assert "holds a study of one backbone, this one has several" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
