@@ -38,8 +38,8 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _STAGE_ENDS = (5, 11, 16)
-"""How many blocks there are up to the last map of a size: an eighth, a sixteenth and a thirty-second of the image's. That
-the means of these three are taken was measured (docs/decisions/0013-recipe.md)."""
+"""Blocks up to the last map of a size, an eighth, a sixteenth and a thirty-second of the image's; their means are taken
+(docs/decisions/0013-recipe.md)."""
 _EPSILON = 1e-3
 _MOMENTUM = 0.01
 
