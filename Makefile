@@ -21,6 +21,8 @@ BENCH := .venv/.complete-bench
 SERVER := .venv-server/.complete-$(basename $(notdir $(SERVER_REQUIREMENTS)))
 RAY_SERVER := $(subst .venv-server,.venv-ray,$(SERVER))
 RAY := .venv-ray/.complete-score-pool
+# Stands in for .venv's onnxruntime, which is for the CPU; CUDA's libraries come with torch.
+ONNXRUNTIME_GPU := .cache/onnxruntime-gpu/.complete
 AUDIT := .venv-audit/.complete
 LABEL_STUDIO := .venv-label-studio/.complete
 LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
@@ -31,7 +33,7 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist
 SOURCES := contract trainer server demo bench deploy tests
 
 .PHONY: help demo test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
-.PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-evidence bench-score-pool
+.PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-evidence bench-score-pool bench-gpu
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -102,6 +104,9 @@ bench-evidence: $(TOOLS) ## which strategy saves how many labels, and against wh
 bench-score-pool: $(TOOLS) $(RAY) ## what scoring a pool of 10^8 images would cost, by what a few hundred do (10 minutes, once 5 to train)
 	@$(IN_TOOLS) bench.score_pool
 
+bench-gpu: $(TOOLS) $(ONNXRUNTIME_GPU) ## on an NVIDIA GPU: what runs on it, how exactly and how fast, without network (eight minutes)
+	@PYTHONPATH=$(CURDIR)/$(dir $(ONNXRUNTIME_GPU)) $(IN_TOOLS) bench.gpu
+
 fix: $(TOOLS) ## format, and mend what the linter can mend
 	$(IN_TOOLS) ruff format .
 	$(IN_TOOLS) ruff check --fix .
@@ -145,6 +150,12 @@ $(TOOLS): requirements/dev.txt requirements/trainer.txt requirements/server-cpu.
 $(BENCH): requirements/bench.txt $(TOOLS)
 	@echo "$(@D): installing $<, for benches only"
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(ONNXRUNTIME_GPU): requirements/server-gpu.txt $(TOOLS)
+	@echo "$(@D): installing onnxruntime-gpu, for benches only"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) \
+	  "$$(sed -n 's/^\(onnxruntime-gpu\)\[.*\]/\1/p' $<)"
 	@touch $@
 
 $(SERVER): $(SERVER_REQUIREMENTS) requirements/server.txt

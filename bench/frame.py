@@ -17,7 +17,9 @@ from server.inference.resources import available_cpus
 _RESULTS = CHECKOUT / "bench" / "results"
 _PACKAGES = (
     "torch",
+    "torchvision",
     "baal",
+    "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
@@ -41,13 +43,15 @@ def read_options(
         name: the module below bench.
         doc: its docstring, which begins with what the bench asks.
         options: by name, the default and what it is for people. A tuple offers its elements, the first by default; a
-            list takes several numbers, with commas between them.
+            list takes several numbers, with commas between them; False is a flag.
         arguments: None takes those of the process.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=(doc or "").partition("\n")[0])
     for option, (default, text) in options.items():
         flag, told = f"--{option.replace('_', '-')}", f"{text} (default: %(default)s)"
-        if isinstance(default, tuple):
+        if default is False:
+            parser.add_argument(flag, action="store_true", help=text)
+        elif isinstance(default, tuple):
             parser.add_argument(flag, choices=default, default=default[0], help=told)
         else:
             parser.add_argument(
@@ -118,7 +122,9 @@ def _rounded(value: object) -> object:
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
-    return round(value, _DIGITS) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return round(value, _DIGITS) if abs(value) >= 1 else float(f"{value:.{_DIGITS}g}")
 
 
 def _version(package: str) -> str | None:

@@ -50,6 +50,8 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "passes": ([10, 20, 50, 100, 200], "T, to be weighed"),
     "reference": (2000, "passes of the reference"),
     "sets": (5, "sets of masks that an agreement is the mean over"),
+    "provider": (("auto", "cpu", "cuda"), "of all but OpenVINO"),
+    "precision": (("auto", "fp32"), "that the version is trained in"),
 }
 _COST_BATCH = 16
 _SLOW_BATCH = 16
@@ -77,11 +79,11 @@ class _Setting:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print tables and one line of JSON."""
     options = read_options("passes", __doc__, _OPTIONS, arguments)
-    subject = trained(image_size=options.image_size, labels=options.labels)
+    subject = trained(image_size=options.image_size, labels=options.labels, precision=options.precision)
     spec, photos = subject.version.manifest.input, subject.photos[: options.photos]
     images = np.stack([decode_image(photo.read_bytes(), spec) for photo in photos])
     most = max([_COST_BATCH, *options.batches])
-    engine = EngineOptions(device=Device.AUTO, threads=available_cpus(), max_batch_images=most)
+    engine = EngineOptions(device=Device(options.provider), threads=available_cpus(), max_batch_images=most)
     setting = _Setting(subject.version, images, engine, options)
     engines = _open_engines(setting)
     slow, fast = _race(setting, engines)

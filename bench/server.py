@@ -164,7 +164,7 @@ class Swaps:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table and one line of JSON; return the exit status."""
     options = read_options("server", __doc__, _OPTIONS, arguments)
-    precision: Literal["auto", "fp32"] = "fp32" if options.precision == "fp32" else "auto"
+    precision: Literal["auto", "fp32"] = "auto" if options.precision == "int8" else "fp32"
     first, second = (
         trained(image_size=options.image_size, labels=options.labels, precision=precision, seed=seed) for seed in (0, 1)
     )

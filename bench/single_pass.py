@@ -2,24 +2,29 @@
 
 In onnxruntime it is the literal graph, whose Dropout the optimiser deletes. OpenVINO refuses Dropout in training mode,
 and is given the graph without. It is compiled for each batch size apart, which suits OpenVINO best: in float32, or in
-int8 as NNCF, OpenVINO's own quantiser, makes it by default from the float32 network and real images.
+int8 as NNCF, OpenVINO's own quantiser, makes it by default from the float32 network and real images. On a GPU it is not
+needed.
 """
+
+from __future__ import annotations
 
 import contextlib
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 from onnx import ModelProto
 
 from bench.rounds import Images
 from contract.versions.version import Version
 from server.settings import Device
+
+if TYPE_CHECKING:
+    import openvino
 
 _CALIBRATION_IMAGES = 64
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -43,6 +48,8 @@ def open_session(
 
 def read_plain(version: Version) -> openvino.Model:
     """Return a version's network without dropout: images uint8 (N, H, W, 3) to logits (N, C), N free."""
+    import openvino
+
     graph = remove_dropout(onnx.load(version.model_path))
     return openvino.Core().read_model(graph.SerializeToString())
 
@@ -80,6 +87,8 @@ def compile_by_batch(model: openvino.Model, *, threads: int) -> Callable[[Images
 
 
 def _compile(model: openvino.Model, shape: tuple[int, ...], *, threads: int) -> openvino.InferRequest:
+    import openvino
+
     fixed = model.clone()
     fixed.reshape(list(shape))
     settings = {

@@ -6,7 +6,12 @@ import pytest
 from bench import frame
 from bench.frame import print_table, read_options, report
 
-OPTIONS = {"image_size": (224, "in pixels"), "precision": (("fp32", "int8"), "of it"), "batches": ([1, 8], "sizes")}
+OPTIONS = {
+    "image_size": (224, "in pixels"),
+    "precision": (("fp32", "int8"), "of it"),
+    "batches": ([1, 8], "sizes"),
+    "quick": (False, "less of it"),
+}
 
 
 @pytest.fixture
@@ -16,8 +21,9 @@ def subject():
 
 
 def test_options_are_what_their_defaults_are():
-    """Numbers, choices and several numbers; what is none of these is refused."""
+    """Numbers, choices, several numbers and flags; what is none of these is refused."""
     assert vars(read_options("x", "Asks.", OPTIONS, [])) == {
+        "quick": False,
         "image_size": 224,
         "precision": "fp32",
         "batches": [1, 8],
@@ -25,6 +31,7 @@ def test_options_are_what_their_defaults_are():
     }
     given = read_options("x", "Asks.", OPTIONS, ["--image-size", "32", "--batches", "4,2", "--precision", "int8"])
     assert (given.image_size, given.batches, given.precision) == (32, [2, 4], "int8")
+    assert read_options("x", "Asks.", OPTIONS, ["--quick"]).quick is True
     for wrong in (["--precision", "fp16"], ["--image-size", "x"]):
         with pytest.raises(SystemExit):
             read_options("x", "Asks.", OPTIONS, wrong)
@@ -34,12 +41,13 @@ def test_the_last_line_holds_figures_options_and_machine(subject, tmp_path, monk
     """Rounded, and kept in a file if that is asked for."""
     monkeypatch.setattr(frame, "_RESULTS", tmp_path)
     options = read_options("x", "Asks.", OPTIONS, ["--save"])
-    report("x", options, subject, {"rate": 1 / 3, "rows": [{"s": 2 / 3}]})
+    report("x", options, subject, {"rate": 1 / 3, "rows": [{"s": 2 / 3}], "small": 1.23456e-7, "large": 12.34567})
     line = capsys.readouterr().out
     told = json.loads(line)
     assert (told["bench"], told["source"], told["backbone"]) == ("x", "digits", "tiny")
     assert (told["options"]["image_size"], told["rate"]) == (224, 0.3333)
     assert told["rows"] == [{"s": 0.6667}]
+    assert (told["small"], told["large"]) == (1.235e-7, 12.3457)
     assert {"date", "processor", "cores", "load", "packages"} <= told["machine"].keys()
     assert [path.read_text() for path in tmp_path.iterdir()] == [line]
 

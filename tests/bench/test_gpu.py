@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import gpu, gpu_parts
+from bench.cards import peak_tflops
+from bench.gpu_parts import QUICK, Setting, Skipped, measure_gate
+from bench.gpu_programs import find_library_folders
+from bench.model import Subject
+from bench.placement import Placement, recording
+from bench.tiny_model import TinyModel, draw_images, publish
+from contract.versions.repository import Repository
+from server.inference.engine import Engine, EngineOptions
+from server.settings import Device, Precision
+
+
+def test_without_a_gpu_it_measures_what_can_be(run_bench):
+    """On the CPU the parts in fp16 say that they are skipped, and no peak is known."""
+    result = run_bench(gpu, "--device", "cpu", "--quick", "--parts", "placement,gate,roofline")
+    parts = result["parts"]
+    assert result["failed"] == []
+    assert [parts[name]["fp16"] for name in ("placement", "gate", "roofline")] == [{"skipped": "no CUDA here"}] * 3
+    assert parts["placement"]["fp32"]["backbone"]["CPUExecutionProvider"]["MatMul"] == 1
+    assert parts["placement"]["fp32"]["head"]["CPUExecutionProvider"]["MatMul"] == 2
+    assert parts["gate"]["fp32"]["provider"] == "cpu"
+    assert 0 < parts["gate"]["fp32"]["largest_difference"] < 1e-4
+    assert parts["roofline"]["fp32"]["batch_2"]["images_per_s"] > 0
+    assert parts["roofline"]["fp32"]["peak_tflops"] == "unknown"
+
+
+def test_a_part_that_fails_leaves_the_others(run_bench, monkeypatch):
+    """It is named in the result, as is one that cannot be measured here."""
+
+    def fail(_):
+        raise RuntimeError("the card fell off the bus")
+
+    def skip(_):
+        raise Skipped("not installed: flask")
+
+    parts = {"passes": fail, "server": skip, "gate": gpu._PARTS["gate"]}
+    monkeypatch.setattr(gpu, "_PARTS", parts)
+    result = run_bench(gpu, "--device", "cpu", "--quick")
+    assert result["failed"] == ["passes"]
+    assert result["parts"]["passes"]["failed"] == "RuntimeError: the card fell off the bus"
+    assert result["parts"]["server"]["skipped"] == "not installed: flask"
+    assert "fp32" in result["parts"]["gate"]
+
+
+def test_nothing_begins_when_the_time_is_over(run_bench):
+    """What was left out is told."""
+    result = run_bench(gpu, "--device", "cpu", "--quick", "--limit-s", "0", "--parts", "gate")
+    assert "no time was left" in result["parts"]["gate"]["skipped"]
+
+
+def test_parts_that_do_not_exist_are_refused():
+    """Before anything is trained."""
+    with pytest.raises(SystemExit, match=r"expected some of placement,gate,.*got gates"):
+        gpu.main(["--device", "cpu", "--parts", "gate,gates"])
+
+
+def test_work_on_another_device_fails_the_part(run_bench, monkeypatch):
+    """Backbone and head are named, with where they ran instead."""
+    monkeypatch.setattr(gpu_parts, "_CPU", "CUDAExecutionProvider")
+    result = run_bench(gpu, "--device", "cpu", "--quick", "--parts", "placement")
+    assert result["failed"] == ["placement"]
+    for name, work in (("backbone", 1), ("head", 2)):
+        expected = f"expected the {name}'s convolutions and products on CUDAExecutionProvider"
+        assert f"{expected}, got {{'CPUExecutionProvider': {work}}}" in result["parts"]["placement"]["failed"]
+
+
+def test_a_precision_that_is_refused_fails_the_part(tmp_path, monkeypatch):
+    """With the reason that the server logs; what it serves instead is measured."""
+    repository = Repository(tmp_path / "models")
+    version = repository.open(publish(repository, seed=1, int8_of=TinyModel.draw(2)))
+    subject = Subject(version, repository.root, (), "noise")
+    monkeypatch.setattr(Setting, "precisions", (Precision.INT8,))
+    row = measure_gate(Setting(Device.CPU, QUICK, subject, ends=0))
+    assert row["int8"]["precision"] == "fp32"
+    assert row["failed"].startswith("int8: refused: in reduced precision BALD ranks")
+
+
+@pytest.mark.slow
+def test_an_epoch_of_all_of_vgg16_is_timed(run_bench):
+    """On the processor too, where a batch of small images takes seconds."""
+    training = run_bench(gpu, "--device", "cpu", "--quick", "--parts", "training")["parts"]["training"]
+    assert training["images_per_s"] == pytest.approx(training["images"] / training["epoch_s"], rel=0.01)
+
+
+def test_work_that_ran_elsewhere_is_seen(tmp_path):
+    """Fused operators count, each node once however often it ran, and shapes do not."""
+    ran = [
+        ("conv_1", "CUDAExecutionProvider", "FusedConv"),
+        ("conv_1", "CUDAExecutionProvider", "FusedConv"),
+        ("fc", "CPUExecutionProvider", "FusedGemm"),
+        ("shape", "CPUExecutionProvider", "Shape"),
+    ]
+    events = [{"cat": "Node", "name": n, "args": {"provider": p, "op_name": o}} for n, p, o in ran]
+    (tmp_path / "profile.json").write_text(json.dumps([{"cat": "Session", "name": "run"}, *events]))
+    placement = Placement.read(tmp_path / "profile.json")
+    assert placement.nodes == {
+        "CUDAExecutionProvider": {"FusedConv": 1},
+        "CPUExecutionProvider": {"FusedGemm": 1, "Shape": 1},
+    }
+    assert placement.work_by_provider() == {"CUDAExecutionProvider": 1, "CPUExecutionProvider": 1}
+
+
+def test_only_sessions_of_the_block_are_recorded(tmp_path):
+    """Those opened afterwards are what they were before."""
+    repository = Repository(tmp_path / "models")
+    version = repository.open(publish(repository))
+    options = EngineOptions(device=Device.CPU, threads=1)
+    with recording(tmp_path) as sessions:
+        Engine(version, options).run(draw_images(2))
+    Engine(version, options).run(draw_images(2))
+    assert len(sessions) == 2
+    for session in sessions:
+        assert Placement.read(Path(session.end_profiling())).work_by_provider()
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected"),
+    [
+        ("NVIDIA H200", Precision.FP16, 989),
+        ("NVIDIA H100 PCIe", Precision.FP32, 51),
+        ("NVIDIA A100-SXM4-80GB", Precision.FP32, 19.5),
+        ("NVIDIA L4", Precision.FP16, 121),
+        ("NVIDIA L40S", Precision.FP16, None),
+        ("Tesla T4", Precision.FP32, 8.1),
+        ("NVIDIA H200", Precision.INT8, None),
+    ],
+)
+def test_peaks_are_of_the_very_card(name, precision, expected):
+    """A card with a similar name has another one, and of an unknown card none is known."""
+    assert peak_tflops(name, precision) == expected
+
+
+def test_libraries_are_found_wherever_pip_put_them(tmp_path):
+    """Of all folders `nvidia` on the path."""
+    for file in ("a/nvidia/cu13/lib/libcublas.so.13", "b/nvidia/cudnn/lib/libcudnn.so.9", "b/nvidia/nccl/include/x.h"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    found = find_library_folders([str(tmp_path / "a/nvidia"), str(tmp_path / "b/nvidia")])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a/nvidia/cu13/lib", "b/nvidia/cudnn/lib"]
