@@ -28,6 +28,7 @@ from trainer.model.head import measure
 from trainer.model.int8 import in_best_precision
 from trainer.model.network import Network, choose_device
 from trainer.model.recipe import choose_recipe
+from trainer.model.threads import few_threads
 from trainer.model.weights import Provenance
 from trainer.publish import Data, Evaluation, Trained, choose_probe, publish
 from trainer.report.calibration import fit_temperature
@@ -105,7 +106,7 @@ def _fit_head(
     measure(head, inputs)
     _log_network(training, provenance, device)
     recipe = choose_recipe(training, "classifier", len(targets))
-    with stage("fit"):
+    with stage("fit"), few_threads(head):
         fitted = fit(head.to(device), inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
     evaluation = _evaluate(head, features[data.parts.validation], data, training, device=device)
     return Trained(data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features)

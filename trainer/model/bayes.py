@@ -15,6 +15,8 @@ import structlog
 import torch
 from torch import Tensor, nn
 
+from trainer.model.threads import few_threads
+
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`structlog.threadlocal` is deprecated", DeprecationWarning)
     from baal.active.heuristics import BALD as BaalBALD
@@ -52,7 +54,7 @@ def sample_passes(
 ) -> npt.NDArray[np.float32]:
     """Return the probabilities of T free-running passes: features (N, ...) to float32 (N, T, C)."""
     head.eval()
-    with torch.no_grad():
+    with torch.no_grad(), few_threads(head):
         sampled = [
             torch.stack(
                 [probabilities_of(head(rows.to(device)), multiple=multiple) for _ in range(passes)], dim=1

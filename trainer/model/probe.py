@@ -9,6 +9,7 @@ from contract.graph.masks import Masks, draw_masks, mask_name
 from contract.graph.probe import Probe
 from contract.versions.manifest import DropoutSite
 from trainer.model.bayes import ActiveDropout, probabilities_of, sample_passes
+from trainer.model.threads import few_threads
 
 PROBE_IMAGES = 16
 _REFERENCE_PASSES = 500
@@ -56,7 +57,7 @@ def masked_passes(
 ) -> npt.NDArray[np.float32]:
     """Run a head once per mask, each Dropout replaced by its product with the mask: features (N, F) to (N, T, C)."""
     passes = len(masks[mask_name(0)])
-    with torch.no_grad():
+    with torch.no_grad(), few_threads(head):
         logits = [_masked_pass(head, features, masks, index) for index in range(passes)]
     return probabilities_of(torch.stack(logits, dim=2), multiple=multiple).numpy().transpose(0, 2, 1)  # (N, T, C)
 

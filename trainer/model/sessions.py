@@ -16,11 +16,16 @@ from contract.graph.masks import Masks
 from contract.graph.probe import RunPasses
 
 _ERRORS_ONLY = 3
+_SPINNING = "session.intra_op.allow_spinning"
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-def open_session(graph: ModelProto, folder: Path, *, threads: int | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    graph: ModelProto, folder: Path, *, threads: int | None = None, spinning: bool = True
+) -> onnxruntime.InferenceSession:
     """Open a graph whose weights lie in a folder; by default it takes as many threads as there are processors.
+
+    `spinning` has its threads wait for work without letting go of their processors, which pays where work is large.
 
     Raises:
         InvalidVersion: if onnxruntime refuses it.
@@ -29,6 +34,7 @@ def open_session(graph: ModelProto, folder: Path, *, threads: int | None = None)
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))
+    options.add_session_config_entry(_SPINNING, str(int(spinning)))
     try:
         return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime's errors share no base class of their own
@@ -55,7 +61,7 @@ def open_head(head: ModelProto, folder: Path, *, threads: int | None = None) -> 
     Raises:
         InvalidVersion: if onnxruntime refuses it; what is returned raises it too, if it fails.
     """
-    session = open_session(head, folder, threads=threads)
+    session = open_session(head, folder, threads=threads, spinning=False)
 
     def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
         return PassOutputs(*run(session, OUTPUTS, {FEATURES: features, **masks}))
