@@ -133,7 +133,8 @@ def simulate(tmp_path, monkeypatch):
     return lambda out, *more: main(["simulate", f"--images={folder}", "--out", str(out), *STUDY.split(), *more])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_backbones_are_studied_side_by_side(simulate, tmp_path, capsys, monkeypatch):
     """Each with its own features; run again, with a backbone left out or not, nothing is computed."""
     out, several = tmp_path / "study", ("--strategies", "random,labelnext", "--backbone", "seeing,blind")
@@ -165,7 +166,8 @@ def test_backbones_are_studied_side_by_side(simulate, tmp_path, capsys, monkeypa
         assert says in capsys.readouterr().err
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_study_of_one_backbone_is_not_overwritten_by_one_of_several(simulate, tmp_path, capsys):
     """Their files have the same names; that of one is as it always was."""
     out, one = tmp_path / "study", ("--strategies", "random", "--backbone", "blind")
