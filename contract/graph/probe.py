@@ -37,6 +37,10 @@ RunPasses = Callable[[npt.NDArray[np.float32], Masks], PassOutputs]
 LEAST_RANK_CORRELATION = 0.98
 """Spearman's, of BALD in reduced precision with that of torch, on the probe."""
 
+NO_DIFFERENCE = 0.02
+"""In nats: where BALD differs by no more on any image of the probe, its ranks may. A version that is nearly certain of
+all of them ranks them by rounding, and whether it is refused would change from one round to the next."""
+
 TOLERANCE = 2e-3
 """Largest difference of a probability under equal masks; float32 in another order of summation stays below 1e-4."""
 
@@ -196,7 +200,7 @@ def validate(
     )
     if not reduced:
         _compare_exactly(outputs, probe)
-    elif validation.rank_correlation < LEAST_RANK_CORRELATION:
+    elif validation.rank_correlation < LEAST_RANK_CORRELATION and np.abs(outputs.bald - expected).max() > NO_DIFFERENCE:
         raise PrecisionRefused(
             "in reduced precision BALD ranks the probe's images with a correlation of "
             f"{validation.rank_correlation:.3f} with torch's, at least {LEAST_RANK_CORRELATION:g} is expected; serve "

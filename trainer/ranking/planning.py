@@ -30,7 +30,7 @@ from trainer.settings import Environment, Training
 from trainer.task_lists import kept_folder, list_annotated
 
 if TYPE_CHECKING:
-    from trainer.model.frozen import FrozenBackbone
+    from trainer.model.int8 import InBestPrecision
 
 _log = logging.getLogger(__name__)
 
@@ -243,9 +243,10 @@ def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tup
     return place(scores, arrangement, name=name, strategy=COLD_START, unscored=_tasks_of(failures)), failures
 
 
-def _open_backbone(options: RankOptions, environment: Environment) -> "FrozenBackbone":
+def _open_backbone(options: RankOptions, environment: Environment) -> "InBestPrecision":
     """Imports torch, which rankings by a version do without."""
     from trainer.model.build import open_frozen_of
+    from trainer.model.int8 import InBestPrecision
 
     asked = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)
-    return open_frozen_of(asked, cache=environment.cache_dir)
+    return InBestPrecision(open_frozen_of(asked, cache=environment.cache_dir), environment.repository())

@@ -232,6 +232,15 @@ def test_reduced_backbone_that_shuffles_the_ranks_is_refused_as_such(probe, desc
         validate_with(engine, probe, described, backbone=lambda images: engine.backbone(images[::-1]), reduced=True)
 
 
+def test_ranks_that_differ_by_rounding_alone_are_no_reason_to_refuse(probe, described, engine, monkeypatch):
+    """Where BALD is the same to within the bound on every image, it does not matter in which order they come."""
+    monkeypatch.setattr("contract.graph.probe.NO_DIFFERENCE", 2.0)
+    validation = validate_with(
+        engine, probe, described, backbone=lambda images: engine.backbone(images[::-1]), reduced=True
+    )
+    assert validation.rank_correlation < LEAST_RANK_CORRELATION
+
+
 def test_reduced_backbone_that_overflows_is_refused_as_such(probe, described, engine):
     """float16 ends at 65504; what overflows there may be sound in fp32."""
 

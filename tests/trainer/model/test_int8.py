@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from contract.features.store import FeatureStore
 from contract.versions.repository import Repository
 from contract.versions.version import INT8_BACKBONE_FILE
 from tests.trainer.small import coloured_images, freeze_network, lively_network
 from tests.versions import manifest, write_files
 from trainer.model import int8
-from trainer.model.int8 import LEAST_IMAGES, in_best_precision, likeness
+from trainer.model.int8 import LEAST_IMAGES, InBestPrecision, in_best_precision, likeness
 
 pytestmark = pytest.mark.slow  # exports networks
 
@@ -173,3 +174,16 @@ class TestLikeness:
         other = np.random.default_rng(1).normal(size=(300, 50)).astype(np.float32)
         assert likeness(exact, exact) == pytest.approx(1)
         assert likeness(exact, other) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_cold_start_changes_over_once_there_are_images_to_judge_by(backbone, repository):
+    """So the first training finds the features that it wants; what came before stays under its own key."""
+    store = FeatureStore(None, max_bytes=2**24, count_fault=lambda fault: None)
+    best = InBestPrecision(backbone, repository)
+    digests = [bytes([number]) * 32 for number in range(len(IMAGES))]
+    few = best.compute_once(IMAGES[:3], digests[:3], store)
+    many = best.compute_once(IMAGES, digests, store)
+    store.close()
+    np.testing.assert_array_equal(few, backbone.compute(IMAGES[:3]))
+    np.testing.assert_array_equal(many, replace(backbone, precision="int8").compute(IMAGES))
