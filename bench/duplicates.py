@@ -98,7 +98,7 @@ def _score(subject: Subject, photos: Sequence[Path]) -> _Pool:
             upright = image.convert("RGB")
         files = [_to_png(each) for each in (upright, *near_copies(upright, rng).values())]
         features = engine.compute_features(np.stack([decode_image(file, manifest.input) for file in files]))
-        embeddings.append(embed(features).astype(np.float16))  # as they travel
+        embeddings.append(embed(features, last=engine.last_stage).astype(np.float16))  # as they travel
         outputs.append(engine.run_passes(features))
     each = 1 + len(EDITS)
     candidates = Candidates(

@@ -1,4 +1,4 @@
-"""Embeddings: a backbone's features, small enough to send and to keep, and as far apart as they were."""
+"""Embeddings: a backbone's features, small enough to send and to keep, and about as far apart as they were."""
 
 from functools import lru_cache
 from typing import Final
@@ -15,13 +15,16 @@ _KEY: Final = 0x1ABE1
 """Of the signs, which are the same wherever and whenever they are drawn."""
 
 
-def embed(features: Floats) -> Floats:
+def embed(features: Floats, *, last: int | None = None) -> Floats:
     """Return unit vectors of features: float32 (N, F) to (N, `EMBEDDING`); features that are all 0 give zeros.
 
-    A projection on random signs (Achlioptas 2003, doi 10.1016/S0022-0000(03)00025-4): squared distances are kept with
-    a standard deviation of sqrt(2 / 256), 9 % of themselves.
+    Of the last features, all without `last`, the square roots with the features' signs, so that a few large ones do
+    not decide alone (Perronnin et al. 2010, doi 10.1007/978-3-642-15561-1_11). Then a projection on random signs
+    (Achlioptas 2003, doi 10.1016/S0022-0000(03)00025-4): squared distances are kept with a standard deviation of
+    sqrt(2 / 256), 9 % of themselves.
     """
-    projected = features @ _signs(features.shape[1])  # (N, EMBEDDING)
+    kept = features[:, -last:] if last else features
+    projected = (np.sign(kept) * np.sqrt(np.abs(kept))) @ _signs(kept.shape[1])  # (N, EMBEDDING)
     lengths = np.linalg.norm(projected, axis=1, keepdims=True)
     unit: Floats = np.divide(projected, lengths, out=np.zeros_like(projected), where=lengths > 0)
     return unit

@@ -109,6 +109,9 @@ class Backbone:
     """Where it ends in the literal graph: float32 (N, F), rounded to what float16 holds."""
     precision: Literal["fp32", "int8"]
     """What it computed in when the head was trained, and the version was measured."""
+    last_stage: Annotated[int, Field(ge=1)] | None = None
+    """How many of the features, the last ones, are of its last stage, by which near-duplicates are told. None for
+    all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,11 @@ class Engine:
         return self._backbone.features
 
     @property
+    def last_stage(self) -> int | None:
+        """How many of the features, the last ones, embeddings are made of; None for all."""
+        return self.manifest.backbone.last_stage
+
+    @property
     def backbone_key(self) -> str:
         """Names all that features depend on besides the image: engines of equal keys compute equal features."""
         return self._backbone.key

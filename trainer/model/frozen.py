@@ -63,6 +63,8 @@ class FrozenBackbone:
     deviation: tuple[float, float, float]
     """What pixels are normalised by, from 0 to 1."""
     provenance: Provenance
+    last_stage: int | None
+    """How many of the features, the last ones, are of its last stage; None for all."""
     precision: Literal["fp32", "int8"] = "fp32"
     """What it computes in."""
 
@@ -97,7 +99,7 @@ class FrozenBackbone:
 
     def describe(self) -> Backbone:
         """Return what a manifest says of it."""
-        return Backbone(self.name, self.fingerprint, FEATURES, self.precision)
+        return Backbone(self.name, self.fingerprint, FEATURES, self.precision, self.last_stage)
 
     def compute(self, images: Images, *, title: str = "features") -> Features:
         """Compute the features of uint8 (N, H, W, 3): float32 (N, F).
@@ -203,6 +205,7 @@ def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
         "mean": opened.mean,
         "deviation": opened.deviation,
         "provenance": asdict(opened.provenance),
+        "last_stage": opened.last_stage,
         "sizes": _sizes(folder),
     }
     (folder / _DESCRIPTION_FILE).write_text(json.dumps(described, indent=2), encoding="utf-8")
@@ -236,6 +239,7 @@ def read(folder: Path) -> FrozenBackbone:
         mean=tuple(fields["mean"]),
         deviation=tuple(fields["deviation"]),
         provenance=provenance,
+        last_stage=fields["last_stage"],
     )
 
 

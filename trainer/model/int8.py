@@ -45,6 +45,11 @@ class InBestPrecision:
         """Of the images."""
         return self._backbone.spec
 
+    @property
+    def last_stage(self) -> int | None:
+        """How many of the features, the last ones, are of its last stage; None for all."""
+        return self._backbone.last_stage
+
     def compute_once(self, images: Images, digests: Sequence[bytes], store: FeatureStore) -> Features:
         """Compute features as `FrozenBackbone.compute_once` does."""
         if self._backbone.precision == "fp32":

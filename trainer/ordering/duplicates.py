@@ -23,6 +23,10 @@ Bits = npt.NDArray[np.uint8]
 NEAR: Final = 0.62
 """Share of the distance between images that merely resemble each other below which one nearly duplicates another."""
 
+SURELY: Final = 0.95
+"""Share of that distance within which what the version expects of the two does not matter: a copy that is noisier or
+darker is another image to a head that goes by texture, too."""
+
 NEAREST: Final = 0.2
 """By 1 - cosine: what is nearer is a near-duplicate also in a pool of little else."""
 
@@ -145,23 +149,28 @@ class _Leaders:
 
     def claim(self, rows: Ints) -> Ints:
         """Return the leader of each row, some itself, and keep those as leaders. All earlier rows came before."""
-        least = 1 - self._distance * shrink(self._count)
+        distance = self._distance * shrink(self._count)
         claimed_by = rows.copy()
         left: Ints = np.arange(len(rows))
         for start in range(0, self._count, _LEADERS):
             stop = min(start + _LEADERS, self._count)
-            alike: Bools = self._vectors[start:stop] @ self._vectors[rows[left]].T >= least  # (m, n)
-            alike = self._outlook.narrow(alike, self._places[start:stop], rows[left])
+            cosines = self._vectors[start:stop] @ self._vectors[rows[left]].T  # (m, n)
+            alike = self._find_alike(cosines, distance, self._places[start:stop], rows[left])
             found = alike.any(axis=0)
             claimed_by[left[found]] = self._places[start + alike[:, found].argmax(axis=0)]
             left = left[~found]
-        claimed_by[left] = self._claim_among(rows[left], least)
+        claimed_by[left] = self._claim_among(rows[left], distance)
         return claimed_by
 
-    def _claim_among(self, rows: Ints, least: float) -> Ints:
+    def _find_alike(self, cosines: Vectors, distance: float, leaders: Ints, rows: Ints) -> Bools:
+        """Return in which pairs, (m, n), the leader may stand for the row."""
+        near: Bools = cosines >= 1 - distance
+        return self._outlook.narrow(near, leaders, rows) | (cosines >= 1 - SURELY * distance)
+
+    def _claim_among(self, rows: Ints, distance: float) -> Ints:
         """Let rows that no earlier leader claimed claim each other."""
         vectors = self._vectors[rows]
-        alike = self._outlook.narrow(vectors @ vectors.T >= least, rows, rows)
+        alike = self._find_alike(vectors @ vectors.T, distance, rows, rows)
         claimed_by = np.full(len(rows), -1)
         for i, row in enumerate(rows):
             if claimed_by[i] < 0:

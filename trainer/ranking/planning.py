@@ -226,7 +226,9 @@ def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tup
             context.fetcher,
             key=context.control.value_key,
             project=options.project,
-            embed=lambda images, digests: embed(backbone.compute_once(images, digests, store)),
+            embed=lambda images, digests: embed(
+                backbone.compute_once(images, digests, store), last=backbone.last_stage
+            ),
             spec=backbone.spec,
             max_megapixels=context.environment.max_megapixels,
         )

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contract.scores.embedding import embed
 from contract.scores.holdout import DEFAULT_SHARE
 from contract.scores.keyed_uniforms import keyed_uniforms
 from trainer.labels.dataset import Indices
@@ -60,8 +59,8 @@ def choose(strategy: str, model: Model, situation: Situation, *, query: int, pas
     elif strategy == BAAL_BALD:
         order = model.rank_by_baal(features, passes=passes)
     elif strategy == CORE_SET:
-        covered = embed(model.compute_features(situation.labelled))
-        order = cover_greedily(embed(features), covered, count=query)
+        covered = model.embed(model.compute_features(situation.labelled))
+        order = cover_greedily(model.embed(features), covered, count=query)
     else:
         order = np.argsort(keyed_uniforms(f"random/{situation.name}", left), kind="stable")
     return Choice(left[order[:query]], round(scored - started, 3), round(time.perf_counter() - scored, 3))

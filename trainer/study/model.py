@@ -104,7 +104,15 @@ class Trainer:
         recipe = choose_recipe(training, training.trained_part, len(labelled), pretrained=pretrained)
         targets = dataset.targets[labelled]
         fit(self._trained, inputs, targets, classes=len(dataset.classes), recipe=recipe, device=self._device)
-        return Model(self._head, dataset, name=name, passes=training.passes, device=self._device, network=self._network)
+        return Model(
+            self._head,
+            dataset,
+            name=name,
+            passes=training.passes,
+            device=self._device,
+            network=self._network,
+            last_stage=self._backbone.last_stage,
+        )
 
 
 class Model:
@@ -119,9 +127,11 @@ class Model:
         passes: int,
         device: torch.device,
         network: Network | None = None,
+        last_stage: int | None = None,
     ) -> None:
         """Open what the head is lowered to; `network` is the whole where its backbone was trained."""
         self._torch_head = head.eval()
+        self._last_stage = last_stage
         self._network = network
         self.dataset = dataset
         self._device = device
@@ -151,8 +161,12 @@ class Model:
             np.concatenate([each.mean_probabilities for each in outputs]),
             np.concatenate([each.bald for each in outputs]),
             np.concatenate([each.entropy for each in outputs]),
-            embed(features).astype(np.float16).astype(np.float32),  # as they travel
+            self.embed(features).astype(np.float16).astype(np.float32),  # as they travel
         )
+
+    def embed(self, features: Floats) -> Floats:
+        """Return embeddings of features (n, F): (n, 256)."""
+        return embed(features, last=self._last_stage)
 
     def bald(self, features: Floats, masks: Masks) -> Floats:
         """Return BALD in nats under other masks: (n, F) to (n,)."""

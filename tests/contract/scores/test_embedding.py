@@ -15,10 +15,10 @@ def test_embeddings_are_unit_vectors():
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [128, 4096, 25088])
 def test_distances_are_kept(width):
-    """Squared distances between directions are kept to a few tenths at most, nine in a hundred typically."""
+    """Squared distances between directions of square roots are kept to a few tenths, nine in a hundred typically."""
     rng = np.random.default_rng(1)
     features = np.maximum(rng.normal(size=(40, width)), 0).astype(np.float32)
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    unit = np.sqrt(features) / np.linalg.norm(np.sqrt(features), axis=1, keepdims=True)
     embedded = embed(features)
     assert embedded.shape == (40, EMBEDDING)
     pairs = np.triu_indices(40, 1)
@@ -29,6 +29,13 @@ def test_distances_are_kept(width):
     ratio = squared(embedded) / squared(unit)
     assert np.std(ratio) < 0.15
     assert np.abs(ratio - 1).max() < 0.6
+
+
+def test_features_keep_their_signs_and_earlier_stages_can_be_left_out():
+    """A feature of the other sign points the other way; of three stages only the last one's numbers count."""
+    features = np.random.default_rng(3).normal(size=(4, 96)).astype(np.float32)
+    np.testing.assert_allclose(embed(-features), -embed(features), atol=1e-6)
+    np.testing.assert_array_equal(embed(features, last=32), embed(features[:, 64:]))
 
 
 def test_a_row_is_embedded_alike_in_any_company():

@@ -21,6 +21,7 @@ class EchoEngine:
     """Says of each image who scored it and what its first pixel is, its one feature; can be held at a gate."""
 
     features = 1
+    last_stage = None
 
     def __init__(self, number=0, gate=None):
         self.number = number

@@ -17,6 +17,8 @@ from trainer.ranking import planning, pool
 class Colours:
     """A backbone whose features are the mean of each channel; it may fail at one of its turns."""
 
+    last_stage = None
+
     def __init__(self, *, size=32, fails_at=None):
         self.spec = InputSpec(size, size)
         self.shapes = []

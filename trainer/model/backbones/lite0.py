@@ -87,7 +87,8 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     module = nn.Sequential(Normalise(MEAN, DEVIATION), *ending).eval()
     features = measure(module, name=name, image_size=size)
     channels = features if grid is None else _CHANNELS
-    return Opened(name, module, None, features, channels, size, MEAN, DEVIATION, provenance)
+    last_stage = _STAGES[-1][-1] if grid is None else None
+    return Opened(name, module, None, features, channels, size, MEAN, DEVIATION, provenance, last_stage)
 
 
 def _take_stages(network: nn.Sequential) -> list[nn.Module]:

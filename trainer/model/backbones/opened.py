@@ -37,6 +37,8 @@ class Opened:
     """That it divides them by then."""
     provenance: Provenance
     """Of the weights up to the features."""
+    last_stage: int | None = None
+    """How many of the features, the last ones, are of the last stage; None for all."""
 
     @property
     def spec(self) -> InputSpec:

@@ -25,6 +25,8 @@ _VECTORS = ("convnext_", "densenet", "mobilenet_v2", "shufflenet_", "swin_", "vi
 """Families whose forward pass hands their classifier a vector."""
 _STAGES_TAKEN = 3
 """Of a VGG's five, whose means are its features (docs/decisions/0013-recipe.md)."""
+_VGG_CHANNELS = 512
+"""Of a VGG's last stage."""
 FAMILIES = tuple(sorted(_POOLED + _VECTORS))
 _CLASSIFIERS = ("classifier", "fc", "heads", "head")
 """What families call the part behind the features."""
@@ -51,9 +53,9 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     normalise = Normalise(preprocessing.mean, preprocessing.std)
     remove_dropout(network)
     network.eval()
-    cells = 1
+    cells, last_stage = 1, None
     if grid is None and name.startswith("vgg"):
-        network = StageMeans(_split_stages(network.features), taken=_STAGES_TAKEN)
+        network, last_stage = StageMeans(_split_stages(network.features), taken=_STAGES_TAKEN), _VGG_CHANNELS
     elif name.startswith(_POOLED):
         grid = grid or 1
         height, width = _map_size(nn.Sequential(normalise, network), network.avgpool, name=name, image_size=size)
@@ -61,7 +63,8 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     module = nn.Sequential(normalise, network).eval()
     features = measure(module, name=name, image_size=size)
     mean, deviation = tuple(preprocessing.mean), tuple(preprocessing.std)
-    return Opened(name, module, None, features, features // cells, size, mean, deviation, provenance)
+    channels = features // cells
+    return Opened(name, module, None, features, channels, size, mean, deviation, provenance, last_stage)
 
 
 def _split_stages(layers: nn.Sequential) -> list[nn.Module]:
