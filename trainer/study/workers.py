@@ -76,7 +76,7 @@ def complete_all(runs: Sequence[Run], files: Files, protocol: Protocol, *, worke
     with (
         Bar(total=total, initial=count_rounds(runs), desc="rounds", unit="round", smoothing=0.05) as bar,
         _silent_workers(),
-        ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as executor,
+        ProcessPoolExecutor(workers, context, _start_worker, (threads, os.getpid())) as executor,
     ):
         waiting = {executor.submit(_work, run, files, protocol) for run in runs}
         try:
@@ -106,16 +106,16 @@ def _silent_workers() -> Iterator[None]:
         del os.environ["TQDM_DISABLE"]
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one ends it
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     lock_within_process()  # this process may be ended
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(threads)
 
 
 def _leave_with(parent: int) -> None:
-    """Do not outlive a parent that was killed."""
+    """Do not outlive a parent that was killed, be it before this process had started well."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
