@@ -42,7 +42,7 @@ Images = npt.NDArray[np.uint8]
 
 _GRAPH_FILE: Final = "backbone.onnx"
 _DESCRIPTION_FILE: Final = "backbone.json"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Of what is kept; raised when a backbone of equal makings would be written otherwise."""
 _IMAGES_A_RUN: Final = 16
 
