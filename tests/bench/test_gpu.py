@@ -75,6 +75,7 @@ def test_a_precision_that_is_refused_fails_the_part(tmp_path, monkeypatch):
     version = repository.open(publish(repository, seed=1, int8_of=TinyModel.draw(2)))
     subject = Subject(version, repository.root, (), "noise")
     monkeypatch.setattr(Setting, "precisions", (Precision.INT8,))
+    monkeypatch.setattr("contract.graph.probe.NO_DIFFERENCE", 0.0)
     row = measure_gate(Setting(Device.CPU, QUICK, subject, ends=0))
     assert row["int8"]["precision"] == "fp32"
     assert row["failed"].startswith("int8: refused: in reduced precision BALD ranks")

@@ -175,6 +175,8 @@ def test_what_time_it_is_at_label_studio_is_what_it_last_said(studio):
     ours = client(studio.url)
     assert ours.date is None
     for date, expected in (("Sun, 29 Nov 2026 16:00:01 GMT", datetime(2026, 11, 29, 16, 0, 1, tzinfo=UTC)), ("", None)):
-        studio.answers["/api"] = raw(f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        studio.answers["/api"] = raw(
+            f"HTTP/1.1 200 OK\r\nDate: {date}\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+        )
         ours.get("/api")
         assert ours.date == expected

@@ -310,7 +310,7 @@ def test_what_was_interrupted_says_how_to_go_on(monkeypatch, capsys, module, arg
 def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
     """A supervisor sees 143, and finds no staging folder; the process's own handler is back afterwards."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("trainer.publish.validate_version", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("trainer.publish.validate_version", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit, match="143"):
         train()
     assert list((models / "default").iterdir()) == []

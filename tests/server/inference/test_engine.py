@@ -122,7 +122,7 @@ def test_many_rows_are_run_in_parts(version, monkeypatch):
     monkeypatch.setattr(engine, "_head", Recorder(engine._head))
     outputs = engine.run(images)
     assert engine._head.rows == [1024, 1024, 452]
-    np.testing.assert_allclose(outputs.bald, expected_bald(TinyModel.draw(), version.name, images), atol=1e-4)
+    np.testing.assert_allclose(outputs.bald, expected_bald(TinyModel.draw(), version.name, images), atol=1e-3)
     assert outputs.pass_probabilities.shape == (2500, PASSES, 3)
 
 

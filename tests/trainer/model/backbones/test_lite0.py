@@ -110,9 +110,9 @@ def test_a_file_or_nothing_stands_above_the_package(tmp_path):
     """A file has the names that the package's has, and may lack the classifier."""
     fresh = open_backbone("efficientnet_lite0", image_size=32, weights="none", grid=1)
     assert fresh.provenance.loaded == ()
-    torch.save({f"{key}": tensor * 2 for key, tensor in fresh.module[1][0].state_dict().items()}, tmp_path / "own.pth")
+    torch.save({f"{key}": tensor * 2 for key, tensor in fresh.module[1].state_dict().items()}, tmp_path / "own.pth")
     backbone = open_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "own.pth", grid=1)
-    torch.testing.assert_close(backbone.module[1][0]._conv_stem.weight, fresh.module[1][0]._conv_stem.weight * 2)
+    torch.testing.assert_close(backbone.module[1]._conv_stem.weight, fresh.module[1]._conv_stem.weight * 2)
     assert len(backbone.provenance.sha256) == 64
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"other\.pth does not belong to efficientnet_lite0"):
