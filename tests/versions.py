@@ -5,7 +5,7 @@ import itertools
 from datetime import UTC, datetime
 
 from contract.versions.manifest import Backbone, InputSpec, Manifest
-from contract.versions.version import INT8_BACKBONE_FILE
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, INT8_BACKBONE_FILE
 
 
 def manifest(version):
@@ -41,3 +41,13 @@ def publish(repository, content, *, int8=None, **more):
         if int8 is not None:
             (staged.path / INT8_BACKBONE_FILE).write_bytes(int8)
         return staged.publish(dataclasses.replace(manifest(staged.version), **more))
+
+
+def publish_backbone(repository, backbone, head=b"head"):
+    """Publish a version with these bytes as weights of its backbone, and twice them as its backbone in int8."""
+    with repository.stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, head)
+        (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(backbone)
+        (staged.path / INT8_BACKBONE_FILE).write_bytes(backbone * 2)
+        (staged.path / HEAD_WEIGHTS_FILE).write_bytes(head)
+        return staged.publish(manifest(staged.version))

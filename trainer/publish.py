@@ -226,8 +226,9 @@ def _known(trained: Trained, rows: Indices) -> dict[str, Features]:
 def _take_common_images(trained: Trained, decided: Decisions) -> CommonImages:
     """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
     held_out, pixels = trained.data.parts.validation, trained.data.pixels
-    others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
-    unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])
+    groups = pixels.groups
+    others = np.setdiff1d(np.arange(len(groups)), held_out)
+    unseen = ~np.isin(groups[held_out], groups[others])
     rows = held_out[unseen]
     return CommonImages(
         tasks=pixels.task_ids[rows].tolist(),

@@ -246,8 +246,8 @@ class Batcher:
         """Run the head on the items' features (N, F), and hand out what comes of it."""
         with self._metrics.stage("passes"):
             outputs = engine.run_passes(features)
-        last = items[0].work.engine.last_stage
-        embeddings = embed(features, last=last) if any(item.work.extras.embedding for item in items) else None
+        wanted = any(item.work.extras.embedding for item in items)
+        embeddings = embed(features, last=engine.last_stage) if wanted else None
         start = 0
         for item in items:
             end = start + item.images

@@ -125,12 +125,13 @@ class FrozenBackbone:
         self, images: Images, digests: Sequence[bytes], store: FeatureStore, *, title: str = "features"
     ) -> Features:
         """Do as `compute` does, of files with these sha256: what a store knows is not computed, the rest is kept."""
-        known = store.get_many(self.key, digests)
         rows = np.empty((len(images), self.features), np.float32)
-        new = [row for row, found in enumerate(known) if found is None or len(found) != self.features]
-        for row, found in enumerate(known):
+        new = []
+        for row, found in enumerate(store.get_many(self.key, digests)):
             if found is not None and len(found) == self.features:
                 rows[row] = found
+            else:
+                new.append(row)
         if new:
             rows[new] = self.compute(images[new], title=title)
             for row in new:

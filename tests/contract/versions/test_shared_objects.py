@@ -16,18 +16,10 @@ from contract.versions.version import (
     MODEL_FILE,
     PROBE_FILE,
 )
-from tests.versions import manifest, write_files
+from tests.versions import manifest
+from tests.versions import publish_backbone as publish
 
 ONE, TWO, THREE = (bytes([number]) * 1000 for number in (1, 2, 3))
-
-
-def publish(repository, backbone, head=b"head"):
-    with repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, head)
-        (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(backbone)
-        (staged.path / INT8_BACKBONE_FILE).write_bytes(backbone * 2)
-        (staged.path / HEAD_WEIGHTS_FILE).write_bytes(head)
-        return staged.publish(manifest(staged.version))
 
 
 def publish_least(repository, backbone):

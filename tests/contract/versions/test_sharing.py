@@ -10,6 +10,7 @@ from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, INT8_BACKBONE_FILE, SHARED_FILES
 from tests.versions import manifest, write_files
+from tests.versions import publish_backbone as publish
 
 MIB = 2**20
 
@@ -17,16 +18,6 @@ MIB = 2**20
 @pytest.fixture
 def repository(tmp_path):
     return Repository(tmp_path / "models")
-
-
-def publish(repository, backbone, head=b"head"):
-    """Publish a version with these bytes as weights of its backbone, and twice them as its backbone in int8."""
-    with repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, head)
-        (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(backbone)
-        (staged.path / INT8_BACKBONE_FILE).write_bytes(backbone * 2)
-        (staged.path / HEAD_WEIGHTS_FILE).write_bytes(head)
-        return staged.publish(manifest(staged.version))
 
 
 def are_one(first, second, file=BACKBONE_WEIGHTS_FILE):
