@@ -1,15 +1,16 @@
-"""Does it save labels? `python -m bench.evidence [--quick] [--save]`.
+"""Does it save labels? `python -m bench.evidence [--quick] [--only NAMES] [--save]`.
 
-Runs `python -m trainer simulate` on real images: CIFAR-10 with a long tail of 100:1, and TrashNet with one of 20:1,
-both on the convolutions of a VGG-16 that was trained on ImageNet. Where the developers' shared folder is not there, on
-scikit-learn's handwritten digits and convolutions that nobody has trained. Prints for each strategy
+Runs `python -m trainer simulate` on real images, on the features of a VGG-16 and of an EfficientNet-Lite0 that were
+trained on ImageNet: CIFAR-10 with tails of 100:1 and 200:1 and without one, TrashNet with tails of 20:1 and 50:1,
+drawings of several dozen subjects, letters of many fonts (bench/sets.py). Where the developers' shared folder is not
+there, on scikit-learn's handwritten digits and convolutions that nobody has trained. Prints for each strategy
 
-    aulc_macro_f1           area under macro-F1 over labels, as a share of the range of labels
-    minority_f1_final       mean F1 of the rarest third of the classes, at the end
-    label_ratio_vs_random   labels that it needs for random's final minority F1, over all of random's
+    macro_f1, minority_f1, accuracy   area over labels less random's, marked where its interval leaves out zero
+    of random: ...                    labels that it needs for random's final level, over all of random's
+    of reference: ...                 labels for the level of a pinned study of random labels (bench/references)
 
 What has been computed stays below .cache/bench, where an interrupted bench goes on. `--quick` takes smaller images, and
-fewer strategies, seeds and rounds; `--save` puts the reports below bench/results.
+fewer sets, strategies, seeds and rounds; `--save` puts the reports below bench/results.
 """
 
 import argparse
@@ -17,66 +18,119 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
+from bench import sets
 from bench.frame import describe, print_table
-from bench.model import CACHE, SHARED, WEIGHTS, clean_environment
-from demo.pool import write_digits
+from bench.model import CACHE, WEIGHTS, clean_environment
+from bench.sets import LabelledImages
+from contract.settings import split
 from demo.product import CHECKOUT
 
 _RESULTS = CHECKOUT / "bench" / "results"
-_SAVED: Final = ("report.html", "rounds.csv", "classes.csv", "summary.json", "settings.json", "curves.png")
-_FIGURES: Final = ("aulc_macro_f1", "minority_f1_final", "label_ratio_vs_random", "label_ratio_macro_f1")
-_QUICK_STRATEGIES: Final = ("labelnext", "random", "margin", "bald", "balanced-margin", "baal-bald")
-_DIGITS_OF_EACH = 170
-
+_REFERENCES = CHECKOUT / "bench" / "references"
+_SAVED: Final = ("report.html", "rounds.csv", "summary.json", "settings.json", "curves.png")
+_STRATEGIES: Final = "random,labelnext,margin,bald,baal-bald,batch-bald,core-set,oracle"
+_OF_LITE0: Final = "random,labelnext"
+_QUICK_STRATEGIES: Final = "random,labelnext,margin,bald,baal-bald"
+_QUICK_SETS: Final = ("cifar10-lt", "trashnet")
+_MEASURES: Final = ("macro_f1", "minority_f1", "accuracy")
+_SEEDS: Final = 8
 
 Options = Mapping[str, Any]
 """Of `simulate`, by name."""
 
 
-def plan_studies(*, quick: bool) -> dict[str, Options]:
-    """Return the studies to run, by name, on what there is on this machine."""
-    cifar, trashnet = SHARED / "data" / "cifar10-lt", SHARED / "data" / "trashnet"
-    rounds: Options = {"initial": 20, "query": 20, "rounds": 10, "seeds": 6, "long-tail": 20}
-    plans: dict[str, Options]
-    if not (cifar.is_dir() and trashnet.is_dir() and WEIGHTS.is_file()):
-        digits = CACHE / "evidence-digits"
-        write_digits(digits, (_DIGITS_OF_EACH,) * 10)
-        plans = {"digits": {**rounds, "images": digits, "weights": "none", "image-size": 32, "rounds": 8, "seeds": 5}}
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """Images, and how they are studied."""
+
+    images: Callable[[], LabelledImages]
+    options: Options
+    pixels: int
+    """Of a side, for VGG-16."""
+    pixels_lite0: int
+
+
+def _grow(*query: int, initial: int = 20, rounds: int = 0, **options: Any) -> Options:
+    """Return the options of a study whose queries grow; the last one is that of all rounds which follow it."""
+    asked = {"initial": initial, "query": ",".join(map(str, query)), "rounds": rounds or len(query)}
+    return {**asked, **{name.replace("_", "-"): value for name, value in options.items()}}
+
+
+_CIFAR_TAIL: Final = {
+    "automobile": 5000, "airplane": 2997, "truck": 1796, "ship": 1077, "dog": 645, "cat": 387, "horse": 232,
+    "bird": 139, "deer": 83, "frog": 50,
+}  # fmt: skip
+"""All that there are, which is 100:1."""
+_OTHER_TAIL: Final = {
+    "automobile": 2600, "truck": 1443, "ship": 801, "dog": 445, "cat": 247, "horse": 137, "bird": 76, "deer": 42,
+    "frog": 23, "airplane": 13,
+}  # fmt: skip
+"""200:1, a class that is common above the rarest one."""
+_EVEN: Final = dict.fromkeys(("automobile", "airplane", "truck", "ship", "dog", "cat", "horse"), 232)
+_OTHER_WASTE: Final = ("plastic", "metal", "trash", "cardboard", "glass", "paper")
+
+_TO_900: Final = (20, 20, 20, 20, 40, 40, 60, 60, 100, 100, 200, 200)
+_TO_500: Final = (20, 20, 20, 20, 40, 40, 60, 60, 100, 100)
+_TO_220: Final = (20, 20, 20, 20, 30, 30, 30, 30)
+_MANY: Final = (50, 50, 50, 100, 100, 100)
+"""After three labels a class."""
+
+_SETS: Final[Mapping[str, _Set]] = {
+    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 96, 128),
+    "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 112, 224),
+    "clipart": _Set(sets.clipart, _grow(*_MANY, initial=150), 64, 64),
+    "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 96, 128),
+    "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64, 64),
+    "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 96, 128),
+    "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 112, 224),
+}
+"""Where the developers' shared folder is."""
+
+
+def plan_studies(*, quick: bool, only: Sequence[str] = ()) -> dict[str, Options]:
+    """Return the studies to run, by name, on what there is on this machine; `only` names some of the sets."""
+    if sets.CIFAR.is_dir() and sets.TRASHNET.is_dir() and WEIGHTS.is_file():
+        chosen = {name: each for name, each in _SETS.items() if name in (only or (_QUICK_SETS if quick else _SETS))}
+        plans = {name: plan for name, each in chosen.items() for name, plan in _plan(name, each, quick=quick)}
     else:
-        plans = {
-            "cifar10-lt": {
-                "images": cifar / "pool.zip",
-                "manifest": cifar / "manifest.csv",
-                "weights": WEIGHTS,
-                "image-size": 96,
-                "initial": 100,
-                "query": 100,
-                "rounds": 8,
-                "seeds": 5,
-            },
-            "trashnet": {
-                **rounds,
-                "images": trashnet,
-                "manifest": trashnet / "manifest.csv",
-                "weights": WEIGHTS,
-                "image-size": 112,
-            },
-        }
+        options = _grow(*_TO_220, long_tail=20, image_size=32, weights="none")
+        plans = {"digits": {**_where(sets.digits()), **options, "strategies": _STRATEGIES, "seeds": _SEEDS}}
     return {f"{name}-quick": _shorten(plan) for name, plan in plans.items()} if quick else plans
+
+
+def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]]:
+    reference = _REFERENCES / f"{name}.json"
+    common = {
+        **_where(each.images()),
+        **each.options,
+        **({"reference": reference} if reference.exists() else {}),
+        "seeds": _SEEDS,
+    }
+    yield name, {**common, "weights": WEIGHTS, "image-size": each.pixels, "strategies": _STRATEGIES}
+    if not quick:
+        lite0 = {"backbone": "efficientnet_lite0", "image-size": each.pixels_lite0, "strategies": _OF_LITE0}
+        yield f"{name}-lite0", {**common, **lite0}
+
+
+def _where(images: LabelledImages) -> Options:
+    return {"images": images.images, **({"manifest": images.manifest} if images.manifest else {})}
 
 
 def _shorten(plan: Options) -> dict[str, Any]:
     """Make a study of minutes: images whose features are computed quickly, and half the rounds."""
+    pixels = min(plan["image-size"], 32 if "zip" in str(plan["images"]) else 64)
     return {
         **plan,
-        "image-size": min(plan["image-size"], 64 if "long-tail" in plan else 32),
+        "image-size": pixels,
         "rounds": plan["rounds"] // 2,
         "seeds": 2,
-        "strategies": ",".join(_QUICK_STRATEGIES),
+        "strategies": _QUICK_STRATEGIES,
     }
 
 
@@ -100,25 +154,53 @@ def save(names: Iterable[str]) -> None:
             shutil.copyfile(CACHE / "evidence" / name / file, folder / file)
 
 
+def _tell(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table says of a strategy: ends, areas less random's, labels for two levels."""
+    return {
+        **{f"{measure} end": figures[f"{measure}_final"] for measure in _MEASURES},
+        **{f"{measure} area": _signed(figures[f"aulc_{measure}_vs_random"]) for measure in _MEASURES},
+        **{
+            f"{measure} of {other}": _share(figures[f"label_ratio_{measure}_vs_{other}"])
+            for other in ("random", "reference")
+            for measure in _MEASURES[:2]
+        },
+    }
+
+
+def _signed(difference: Mapping[str, float] | None) -> str:
+    """A difference; a star says that its interval leaves out zero."""
+    if difference is None:
+        return ""
+    beyond = difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0)
+    return f"{difference['mean']:+.3f}{'*' if beyond else ''}"
+
+
+def _share(ratio: Mapping[str, Any] | None) -> str:
+    if ratio is None:
+        return ""
+    ends = [f"{each:.2f}" if each is not None else f">{ratio['most']:.2f}" for each in (ratio["low"], ratio["high"])]
+    found = f"{ratio['ratio']:.2f}" if ratio["ratio"] is not None else f">{ratio['most']:.2f}"
+    return f"{found} ({ends[0]} to {ends[1]})" if ratio["low"] is not None else found
+
+
 def main() -> None:
     """Run the studies, print a table and one line of JSON."""
     options = _parse()
-    found = {name: run_study(name, plan) for name, plan in plan_studies(quick=options.quick).items()}
-    if options.save:
-        save(found)
-    sets = {
-        name: {strategy: {figure: values[figure] for figure in _FIGURES} for strategy, values in strategies.items()}
-        for name, strategies in found.items()
-    }
-    for name, strategies in sets.items():
+    plans = plan_studies(quick=options.quick, only=split(options.only))
+    found: dict[str, Any] = {}
+    for name, plan in plans.items():
+        found[name] = run_study(name, plan)
+        if options.save:
+            save([name])
         print(name)
-        print_table([{"strategy": strategy, **figures} for strategy, figures in strategies.items()])
-    print(json.dumps({"bench": "evidence", "quick": options.quick, "sets": sets, "machine": describe()}))
+        print_table([{"strategy": strategy, **_tell(figures)} for strategy, figures in found[name].items()])
+    print(json.dumps({"bench": "evidence", "quick": options.quick, "sets": found, "machine": describe()}))
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first impression")
+    parser.add_argument("--only", default="", metavar="SETS", help=f"some of {', '.join(_SETS)}")
     parser.add_argument("--save", action="store_true", help="put the reports below bench/results")
     return parser.parse_args()
 

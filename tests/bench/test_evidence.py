@@ -1,8 +1,9 @@
 import pytest
 
-from bench import evidence
+from bench import evidence, sets
 from bench.evidence import plan_studies
 from trainer.__main__ import read
+from trainer.study.options import queries
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
@@ -10,9 +11,8 @@ pytestmark = pytest.mark.slow  # trains or exports networks
 @pytest.fixture
 def nothing_shared(monkeypatch, tmp_path):
     """No photos and no weights lie beside the checkout."""
-    monkeypatch.setattr(evidence, "SHARED", tmp_path / "shared")
     monkeypatch.setattr(evidence, "WEIGHTS", tmp_path / "shared" / "weights.pth")
-    monkeypatch.setattr(evidence, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sets, "_SETS", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -25,7 +25,7 @@ def test_there_is_a_study_without_the_shared_folder(nothing_shared, quick):
     _, [options, training] = read(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
     assert name == ("digits-quick" if quick else "digits")
     assert len(list(options.images.glob("*/*.png"))) == 1700
-    assert options.initial + options.rounds * options.query < 1700 / 4
-    assert (options.rounds, options.long_tail) == (4 if quick else 8, 20)
-    assert len(options.strategies) == (6 if quick else 12)
+    assert options.initial + sum(queries(options)) == (100 if quick else 220)
+    assert (options.seeds, options.long_tail) == (2 if quick else 8, 20)
+    assert {"random", "labelnext"} < set(options.strategies)
     assert (training.head, training.units) == ("small", None)

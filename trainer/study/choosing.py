@@ -1,6 +1,7 @@
 """What a strategy would have labelled next: production's order, or that of a rival which production does not have."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from trainer.labels.dataset import Indices
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
 from trainer.study.model import Floats, Model
-from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
+from trainer.study.options import BAAL_BALD, CORE_SET, ORACLE, PRODUCT, RANDOM
 
 _AT_ONCE = 1024
 
@@ -46,9 +47,9 @@ def choose(strategy: str, model: Model, situation: Situation, *, query: int, pas
     left, candidates = situation.left, None
     features: Floats = np.empty((0, 0), np.float32)
     started = time.perf_counter()
-    if strategy != RANDOM:
+    if strategy not in (RANDOM, ORACLE):
         features = model.compute_features(left)  # (n, D)
-    if strategy not in (RANDOM, CORE_SET, BAAL_BALD):
+    if strategy not in (RANDOM, ORACLE, CORE_SET, BAAL_BALD):
         scores = model.score(features)
         candidates = Candidates(
             left, scores.probabilities, scores.bald, scores.entropy, scores.embeddings, multiple=False
@@ -61,6 +62,8 @@ def choose(strategy: str, model: Model, situation: Situation, *, query: int, pas
     elif strategy == CORE_SET:
         covered = model.embed(model.compute_features(situation.labelled))
         order = cover_greedily(model.embed(features), covered, count=query)
+    elif strategy == ORACLE:
+        order = balance(model.dataset.targets[left], situation.labels_by_class, name=situation.name, count=query)
     else:
         order = np.argsort(keyed_uniforms(f"random/{situation.name}", left), kind="stable")
     return Choice(left[order[:query]], round(scored - started, 3), round(time.perf_counter() - scored, 3))
@@ -100,3 +103,24 @@ def cover_greedily(vectors: Floats, covered: Floats, *, count: int) -> Indices:
         nearest = np.maximum(nearest, vectors @ vectors[chosen[place]])
         nearest[chosen[: place + 1]] = np.inf
     return chosen
+
+
+def balance(targets: Indices, labels_by_class: Sequence[int], *, name: str, count: int) -> Indices:
+    """Return the indices of `count` images of known classes (n,), each of the class that has the fewest labels by then.
+
+    Of equal classes the first one is taken, of a class the images by chance.
+
+    Args:
+        targets: of the images.
+        labels_by_class: (C,), how many labels there are already.
+        name: the model's; decides what falls to chance.
+        count: at most n.
+    """
+    by_chance = np.argsort(keyed_uniforms(f"{ORACLE}/{name}", np.arange(len(targets))), kind="stable")
+    left = [by_chance[targets[by_chance] == label].tolist() for label in range(len(labels_by_class))]
+    labels, chosen = list(labels_by_class), list[int]()
+    for _ in range(count):
+        label = min((label for label, images in enumerate(left) if images), key=labels.__getitem__)
+        chosen.append(left[label].pop())
+        labels[label] += 1
+    return np.array(chosen, np.int64)

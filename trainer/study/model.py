@@ -80,6 +80,15 @@ class Trainer:
         self._network = Network(trained, self._head) if trained is not None else None
         self._start = copy.deepcopy(self._trained.state_dict())
 
+    def embed(self, indices: Indices) -> Floats:
+        """Return embeddings of n images by the backbone as it is before any training: (n, 256), as they travel."""
+        if self._network is None:
+            features = cast(Floats, self._dataset.features)[indices]
+        else:
+            self._trained.load_state_dict(self._start)
+            features = _compute_features(self._network.to(self._device), self._dataset.images, indices)
+        return _as_they_travel(embed(features, last=self._backbone.last_stage))
+
     @property
     def _trained(self) -> nn.Module:
         return self._network or self._head
@@ -149,10 +158,7 @@ class Model:
         """Return the features of n images: (n, F)."""
         if self._network is None:
             return cast(Floats, self.dataset.features)[indices]
-        backbone = self._network.backbone.eval()
-        with torch.no_grad():
-            images = [torch.from_numpy(self.dataset.images[chunk]) for chunk in _chunks(indices)]
-            return np.concatenate([backbone(each.to(self._device)).cpu().numpy() for each in images])
+        return _compute_features(self._network, self.dataset.images, indices)
 
     def score(self, features: Floats) -> Scores:
         """Run the passes on features (n, F)."""
@@ -161,7 +167,7 @@ class Model:
             np.concatenate([each.mean_probabilities for each in outputs]),
             np.concatenate([each.bald for each in outputs]),
             np.concatenate([each.entropy for each in outputs]),
-            self.embed(features).astype(np.float16).astype(np.float32),  # as they travel
+            _as_they_travel(self.embed(features)),
         )
 
     def embed(self, features: Floats) -> Floats:
@@ -192,6 +198,17 @@ class Model:
 
     def _run(self, features: Floats, masks: Masks) -> list[PassOutputs]:
         return [self._head(chunk, masks) for chunk in _chunks(features)]
+
+
+def _compute_features(network: Network, images: npt.NDArray[np.uint8], indices: Indices) -> Floats:
+    backbone, device = network.backbone.eval(), next(network.parameters()).device
+    with torch.no_grad():
+        chunks = (torch.from_numpy(images[chunk]) for chunk in _chunks(indices))
+        return np.concatenate([backbone(each.to(device)).cpu().numpy() for each in chunks])
+
+
+def _as_they_travel(embeddings: Floats) -> Floats:
+    return embeddings.astype(np.float16).astype(np.float32)
 
 
 def _chunks(values: npt.NDArray[_Number]) -> Iterator[npt.NDArray[_Number]]:

@@ -4,8 +4,11 @@
     core-set      k-centre greedy: always the image farthest from all that is labelled (Sener & Savarese 2018,
                   arXiv 1708.00489)
     baal-bald     the highest BALD as baal computes it
+    oracle        knows the labels: all classes alike, as far as the pool has them
 
 The others are those of `trainer.ordering.strategies`, without near-duplicates pushed back and without a random holdout.
+`labelnext` chooses its first labels as production does; the others begin with labels at random, the same for all of a
+seed, but for those with `+start` behind their name, such as `margin+start`, which begin as `labelnext` does.
 """
 
 from collections.abc import Sequence
@@ -27,7 +30,10 @@ RANDOM: Final = "random"
 PRODUCT: Final = "labelnext"
 CORE_SET: Final = "core-set"
 BAAL_BALD: Final = "baal-bald"
-STUDIED: Final = (PRODUCT, *STRATEGIES, CORE_SET, BAAL_BALD)
+ORACLE: Final = "oracle"
+STUDIED: Final = (PRODUCT, *STRATEGIES, CORE_SET, BAAL_BALD, ORACLE)
+START: Final = "+start"
+"""Behind the name of a strategy that begins with what production would have labelled first."""
 
 
 @dataclass(frozen=True, slots=True, config=DECLARED)
@@ -39,7 +45,10 @@ class StudyOptions:
     out: Annotated[Path, Option(metavar="DIR")] = Path("study")
     """For the report, and for what a study that was interrupted goes on from."""
     strategies: Annotated[tuple[str, ...], text(split), Option(metavar="A,B,C")] = STUDIED
-    """`labelnext` is the default strategy with near-duplicates and random holdout."""
+    """`labelnext` is the default strategy with near-duplicates, random holdout and the first labels that it chooses;
+    `+start` behind a name, as in `margin+start`, has another one begin with these too."""
+    reference: Annotated[Path | None, Option(metavar="FILE")] = None
+    """Curves of another study's (a `reference.json`), whose final level is to be reached."""
     name: str | None = None
     """For the report's title (default: that of the images)."""
     manifest: Annotated[Path | None, Option(metavar="CSV")] = None
@@ -50,14 +59,25 @@ class StudyOptions:
     """Thin the pool out until the largest class has so many times the images of the smallest."""
     seeds: Count = 5
     """So many times, each with its own chance."""
-    initial: Annotated[int, Field(ge=2)] = 100
-    """Labels to begin with, at random."""
-    query: Annotated[Count, Option(metavar="K")] = 100
-    """Labels between two trainings."""
+    initial: Annotated[int, Field(ge=2)] = 20
+    """Labels to begin with."""
+    query: Annotated[tuple[Count, ...], text(split), Field(min_length=1), Option(metavar="K[,K...]")] = (20, 20, 40)
+    """Labels between two trainings; of several numbers, the last one is that of all further rounds."""
     rounds: Annotated[Count, Option(metavar="R")] = 8
     """Of labelling and training."""
     workers: Count | None = None
     """Processes (default: one for each processor)."""
+
+
+def queries(options: StudyOptions) -> tuple[int, ...]:
+    """Return how many labels each round asks for, (R,)."""
+    given = options.query[: options.rounds]
+    return (*given, *given[-1:] * (options.rounds - len(given)))
+
+
+def begins_chosen(strategy: str) -> bool:
+    """Whether a strategy chooses what it begins with."""
+    return strategy == PRODUCT or strategy.endswith(START)
 
 
 def check(strategies: Sequence[str]) -> None:
@@ -66,10 +86,11 @@ def check(strategies: Sequence[str]) -> None:
     Raises:
         ConfigError: if not.
     """
-    unknown = [name for name in strategies if name not in STUDIED]
+    unknown = [name for name in strategies if name not in STUDIED and name.removesuffix(START) not in STUDIED[1:]]
     if unknown or not strategies or len(set(strategies)) < len(strategies):
         raise ConfigError(
-            f"--strategies must name some of {', '.join(STUDIED)}, each once, got {', '.join(strategies) or 'none'}"
+            f"--strategies must name some of {', '.join(STUDIED)}, each once, got {', '.join(strategies) or 'none'}; "
+            f"{START} behind one other than {PRODUCT} has it begin as {PRODUCT} does"
         )
 
 

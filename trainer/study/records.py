@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.study.reference import Reference
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -18,7 +20,7 @@ class Round:
     strategy: str
     seed: int
     round: int
-    """0 is the initial set, which all strategies of a seed share."""
+    """0 is the initial set."""
     labels: int
     """Given by then, those included that training does not see."""
     trained_on: int
@@ -80,6 +82,8 @@ class Study:
     runs: Mapping[str, tuple[Rounds, ...]]
     """By strategy, in the order in which these were asked for, and seed: all alike in rounds and labels."""
     agreement: tuple[PassAgreement, ...] = ()
+    reference: Reference | None = None
+    """Curves whose final level is to be reached, too."""
 
 
 def append(path: Path, document: Mapping[str, Any]) -> None:

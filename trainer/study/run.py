@@ -18,11 +18,12 @@ from contract.scores.holdout import DEFAULT_SHARE, is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Indices, count_images
+from trainer.ordering import coldstart
 from trainer.ordering.strategies import descending
 from trainer.settings import Training
 from trainer.study.choosing import Choice, Situation, choose
 from trainer.study.model import Dataset, Model, Trainer
-from trainer.study.options import PRODUCT
+from trainer.study.options import PRODUCT, START, begins_chosen
 from trainer.study.records import PassAgreement, Round, append, recover
 
 MANY_PASSES = 200
@@ -40,11 +41,16 @@ class Protocol:
     """Images that every model is measured on, and none is trained on."""
     minority: tuple[int, ...]
     initial: int
-    query: int
-    rounds: int
+    queries: tuple[int, ...]
+    """(R,): labels that each round asks for."""
     training: Training
     """Its seed is replaced by the run's."""
     device: torch.device
+
+    @property
+    def rounds(self) -> int:
+        """R, after the initial set."""
+        return len(self.queries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,16 @@ class Run:
 
 
 def draw_initial(pool: Indices, *, count: int, seed: int) -> Indices:
-    """Return the initial set of a seed, the same for all strategies: int64 (count,), rising."""
+    """Return the initial set of a seed, the same for all strategies that do not choose it: int64 (count,), rising."""
     return np.sort(np.random.default_rng([seed, 0]).choice(pool, count, replace=False))
+
+
+def choose_initial(pool: Indices, trainer: Trainer, *, count: int, seed: int) -> Indices:
+    """Return what production would have labelled first, while there is no version: int64 (count,), rising."""
+    order = coldstart.arrange(
+        pool, trainer.embed(pool), project=seed, holdout_share=DEFAULT_SHARE, batch_size=count
+    ).order
+    return np.sort(pool[order[:count]])
 
 
 def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
@@ -71,10 +85,13 @@ def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
     lines = recover(run.path)
     if len(lines) > protocol.rounds:
         return
-    initial = draw_initial(protocol.pool, count=protocol.initial, seed=run.seed)
-    labelled: Indices = np.concatenate([initial, *(np.array(line["chosen"], np.int64) for line in lines)])
     training = replace(protocol.training, seed=run.seed)
     trainer = Trainer(dataset, training, device=protocol.device)
+    if begins_chosen(run.strategy):
+        initial = choose_initial(protocol.pool, trainer, count=protocol.initial, seed=run.seed)
+    else:
+        initial = draw_initial(protocol.pool, count=protocol.initial, seed=run.seed)
+    labelled: Indices = np.concatenate([initial, *(np.array(line["chosen"], np.int64) for line in lines)])
     for number in range(len(lines), protocol.rounds + 1):
         labelled = np.concatenate([labelled, _do_round(run, trainer, protocol, number=number, labelled=labelled)])
 
@@ -91,7 +108,8 @@ def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, la
     choice, agreement = Choice(np.empty(0, np.int64), 0.0, 0.0), None
     if number < protocol.rounds:
         situation = Situation(left, labelled, counts, project=run.seed, name=model.name)
-        choice = choose(run.strategy, model, situation, query=protocol.query, passes=passes)
+        strategy = run.strategy.removesuffix(START)
+        choice = choose(strategy, model, situation, query=protocol.queries[number], passes=passes)
     elif run.strategy == PRODUCT and len(left):
         agreement = asdict(compare_passes(model, left, seed=run.seed, passes=passes))
     found = Round(

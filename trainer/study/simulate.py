@@ -37,8 +37,10 @@ from trainer.settings import Environment, Training
 from trainer.study import comparison, report
 from trainer.study.dataset import Pool, long_tail, read_pool
 from trainer.study.features import Decoded, compute, decode
-from trainer.study.options import PRODUCT, StudyOptions, check, split_backbones
+from trainer.study.options import PRODUCT, StudyOptions, check, queries, split_backbones
 from trainer.study.records import PassAgreement, Round, Rounds, Study, recover
+from trainer.study.reference import Reference
+from trainer.study.reference import read as read_reference
 from trainer.study.run import Protocol, Run
 from trainer.study.statistics import summarise, to_json
 from trainer.study.workers import Files, complete_all, count_processors, count_workers
@@ -46,8 +48,12 @@ from trainer.study.workers import Files, complete_all, count_processors, count_w
 _log = logging.getLogger(__name__)
 
 _SETTINGS: Final = "settings.json"
-_NOT_IDENTITY: Final = ("command", "date", "machine", "name", "seeds", "strategies", "versions", "workers")
+_NOT_IDENTITY: Final = ("command", "date", "machine", "name", "reference", "seeds", "strategies", "versions", "workers")
 """Settings in which a study may differ from what lies in its folder and still go on there."""
+
+
+_FILES: Final = ("images", "manifest", "out", "reference")
+"""Options that are paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class _Plan:
     decoded: Decoded
     protocol: Protocol
     settings: Mapping[str, Any]
+    reference: Reference | None
 
 
 def simulate(options: StudyOptions, training: Training, environment: Environment) -> dict[str, Any]:
@@ -99,13 +106,15 @@ def _check_layout(out: Path, *, several: bool) -> None:
 
 
 def _plan(pool: Pool, options: StudyOptions, training: Training, environment: Environment) -> _Plan:
+    reference = None if options.reference is None else read_reference(options.reference)
     torch.manual_seed(0)
     backbone = open_backbone_of(training, cache=environment.cache_dir)
     size = backbone.spec.height
     decoded = decode(pool, image_size=size, cache=_cache(environment), max_megapixels=environment.max_megapixels)
     _log_unreadable(decoded)
     protocol = _make_protocol(pool, decoded, options, training)
-    return _Plan(backbone, decoded, protocol, _describe(options, decoded, protocol, image_size=size))
+    settings = _describe(options, decoded, protocol, image_size=size)
+    return _Plan(backbone, decoded, protocol, settings, reference)
 
 
 def _complete(plan: _Plan, pool: Pool, options: StudyOptions, environment: Environment, *, title: str) -> Study:
@@ -121,7 +130,7 @@ def _complete(plan: _Plan, pool: Pool, options: StudyOptions, environment: Envir
                     features = compute(pool, plan.decoded, backbone=plan.backbone, store=store, cache=cache)
             files = Files(pool.classes, pool.targets, plan.decoded.path, features, environment.cache_dir)
             complete_all(runs, files, protocol, workers=options.workers or count_workers(protocol.device))
-        study = _collect(runs, pool, protocol, plan.settings, name=title)
+        study = replace(_collect(runs, pool, protocol, plan.settings, name=title), reference=plan.reference)
         report.write(study, options.out)
     return study
 
@@ -145,22 +154,27 @@ def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training
     eligible = decoded.readable & ~pool.test
     if options.long_tail is not None:
         eligible = long_tail(pool.targets, eligible, options.long_tail)
-    needed = options.initial + options.rounds * options.query
-    if needed > np.count_nonzero(eligible):
+    asked = queries(options)
+    if (needed := options.initial + sum(asked)) > np.count_nonzero(eligible):
         raise ConfigError(
             f"expected at least {needed} images for {options.initial} labels and {options.rounds} rounds of "
-            f"{options.query}, there are {np.count_nonzero(eligible)}; lower --initial, --query or --rounds"
+            f"{_join(asked)}, there are {np.count_nonzero(eligible)}; lower --initial, --query or --rounds"
         )
     return Protocol(
         pool=np.flatnonzero(eligible),
         test=np.flatnonzero(decoded.readable & pool.test),
         minority=find_minority(np.bincount(pool.targets[eligible], minlength=len(pool.classes))),
         initial=options.initial,
-        query=options.query,
-        rounds=options.rounds,
+        queries=asked,
         training=training,
         device=choose_device(training.device),
     )
+
+
+def _join(asked: Sequence[int]) -> str:
+    """What rounds ask for, as the option has it: the number that all further rounds have once."""
+    most = next((place for place in range(len(asked)) if len(set(asked[place:])) == 1), 0)
+    return ",".join(map(str, asked[: most + 1]))
 
 
 def find_minority(counts: Indices) -> tuple[int, ...]:
@@ -178,7 +192,8 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, im
         "default_strategy": DEFAULT_STRATEGY,
         "images": options.images.name,
         "pixels": decoded.key[:16],
-        **{name: value for name, value in asdict(options).items() if name not in ("images", "manifest", "out")},
+        **{name: value for name, value in asdict(options).items() if name not in _FILES},
+        "reference": options.reference and options.reference.name,
         **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation", "precision")},
         "backbone": Path(training.backbone).name,
         "image_size": image_size,
@@ -267,12 +282,12 @@ def _log_unreadable(decoded: Decoded) -> None:
 def _log_plan(pool: Pool, protocol: Protocol, options: StudyOptions) -> None:
     counts = np.bincount(pool.targets[protocol.pool], minlength=len(pool.classes))
     _log.info(
-        "%d strategies, %d seeds, %d rounds of %d labels after %d, of %d images of %d classes (%d to %d each); "
+        "%d strategies, %d seeds, %d rounds of %s labels after %d, of %d images of %d classes (%d to %d each); "
         "tested on %d; %s",
         len(options.strategies),
         options.seeds,
         options.rounds,
-        options.query,
+        _join(protocol.queries),
         options.initial,
         len(protocol.pool),
         len(pool.classes),

@@ -1,7 +1,7 @@
 """What a study says in numbers: areas under curves, differences by seed with their intervals, labels saved.
 
-Strategies are compared by pairs of runs with equal seeds, since a seed's initial set moves all of its runs alike. Knows
-neither files nor pages.
+Strategies are compared by pairs of runs with equal seeds: those that begin with a seed's random labels are moved alike
+by these. Knows neither files nor pages.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from sklearn.isotonic import IsotonicRegression
 
 from trainer.study.options import RANDOM
 from trainer.study.records import Study
@@ -47,18 +48,20 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class LabelRatio:
-    """Labels a strategy needs to come as far as random does in the end, over random's labels, and its 95 % interval.
+    """Labels a strategy needs to come as far as others do in the end, over their labels, and its 95 % interval.
 
-    Random's own is 1, or less where its mean curve was as high before; it has no interval.
+    Random's own to random is 1, or less where its mean curve was as high before; it has no interval.
     """
 
     ratio: float | None
-    """None where the strategy never comes as far, which makes it more than 1."""
+    """None where the strategy never comes as far, which makes it more than `most`."""
     low: float | None
     """None where the interval begins beyond the labels that the strategy had, and for a single seed."""
     high: float | None
     """None where the interval ends beyond them, and for a single seed."""
     seeds: int
+    most: float
+    """All labels that the strategy had, over those of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Summary:
     """Mean after the last round."""
     label_ratios: Mapping[Measure, LabelRatio | None]
     """For random's final value of the measures in `TARGETS`; None where that was not studied."""
+    reference_ratios: Mapping[Measure, LabelRatio | None]
+    """For the reference's; None where there is none."""
     choose_s: float
     """Mean seconds a round spends on choosing, of those after which something is chosen."""
     score_s: float
@@ -134,27 +139,47 @@ def compare(study: Study, strategy: str, reference: str, measure: Measure) -> Di
 def label_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio | None:
     """Return how many labels a strategy needs for random's final mean, as a share of random's, or None as `compare`.
 
-    Mean curves are straight between rounds, and the initial set counts. The interval is of the numbers of labels at
-    which the strategy is neither surely below random's end nor surely above it, by Student's interval of the mean of
-    paired differences at each round.
+    The initial set counts. The ratio is read from the monotone curve that is nearest to the mean over seeds (isotonic
+    regression), straight between rounds. The interval is of the numbers of labels at which the strategy is neither
+    surely below random's end nor surely above it, by Student's interval of the mean of paired differences at each
+    round.
     """
     if RANDOM not in study.runs:
         return None
     labels, ends = labels_of(study), values_of(study, RANDOM, measure)[:, -1:]
     above = (values_of(study, strategy, measure) - ends) * (-1 if measure in LOWER_IS_BETTER else 1)  # (S, R)
-    mean, seeds = above.mean(axis=0), len(above)
-    ratio = _share(labels, mean)
-    if seeds == 1 or strategy == RANDOM:
-        return LabelRatio(ratio, None, None, seeds)
+    return _reach_zero(labels, above, of=float(labels[-1]), sure=strategy == RANDOM)
+
+
+def reference_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio | None:
+    """Return how many labels a strategy needs for the reference's final mean, as a share of the reference's.
+
+    As `label_ratio`; the reference's mean is taken as it is, without an interval of its own. None without a reference.
+    """
+    if study.reference is None or measure not in study.reference.levels:
+        return None
+    level = study.reference.levels[measure]
+    return _reach_zero(labels_of(study), values_of(study, strategy, measure) - level.height, of=float(level.labels))
+
+
+def _reach_zero(labels: Floats, above: Floats, *, of: float, sure: bool = False) -> LabelRatio:
+    """When the mean of curves (S, R) comes to zero, as a share of a number of labels; `sure` has no interval."""
+    mean, seeds, most = above.mean(axis=0), len(above), float(labels[-1]) / of
+    ratio = _share(labels, IsotonicRegression().fit_transform(labels, mean), of)
+    if seeds == 1 or sure:
+        return LabelRatio(ratio, None, None, seeds, most)
     margin = _margin(above)
     stays = np.minimum.accumulate((mean - margin)[::-1])[::-1]  # the least from there on
-    return LabelRatio(ratio, _share(labels, mean + margin), _share(labels, stays), seeds)
+    low, high = _share(labels, mean + margin, of), _share(labels, stays, of)
+    if ratio is not None:  # where the mean falls, the monotone curve may be there later, or earlier, than all of these
+        low, high = min(ratio, low or ratio), None if high is None else max(ratio, high)
+    return LabelRatio(ratio, low, high, seeds, most)
 
 
-def _share(labels: Floats, curve: Floats) -> float | None:
-    """At which share of all labels a curve first comes to zero; None where never."""
+def _share(labels: Floats, curve: Floats, of: float) -> float | None:
+    """At which share of a number of labels a curve first comes to zero; None where never."""
     needed = labels_to_reach(labels, curve)
-    return needed / float(labels[-1]) if math.isfinite(needed) else None
+    return needed / of if math.isfinite(needed) else None
 
 
 def labels_to_reach(labels: Floats, curve: Floats, target: float = 0.0) -> float:
@@ -212,6 +237,7 @@ def _summary(study: Study, strategy: str) -> Summary:
         differences={measure: compare(study, strategy, RANDOM, measure) for measure in MEASURES},
         final={measure: float(found[:, -1].mean()) for measure, found in values.items()},
         label_ratios={measure: label_ratio(study, strategy, measure) for measure in TARGETS},
+        reference_ratios={measure: reference_ratio(study, strategy, measure) for measure in TARGETS},
         **{name: float(found.mean()) if found.size else 0.0 for name, found in seconds.items()},
         minority_labels=minority[strategy],
         minority_labels_random=minority.get(RANDOM),
@@ -224,24 +250,22 @@ def to_json(summaries: Iterable[Summary]) -> dict[str, dict[str, Any]]:
 
 
 def _document(summary: Summary) -> dict[str, Any]:
-    ratios = summary.label_ratios
+    ratios = {"random": summary.label_ratios, "reference": summary.reference_ratios}
     return {
         "seeds": summary.seeds,
         **{f"aulc_{measure}": value for measure, value in summary.areas.items()},
         **{f"aulc_{measure}_vs_random": each and asdict(each) for measure, each in summary.differences.items()},
         **{f"{measure}_final": value for measure, value in summary.final.items()},
-        "label_ratio_vs_random": getattr(ratios["minority_f1"], "ratio", None),
-        "label_ratio_macro_f1": getattr(ratios["macro_f1"], "ratio", None),
-        **{f"label_ratio_{measure}_interval": _ends(each) for measure, each in ratios.items()},
+        **{
+            f"label_ratio_{measure}_vs_{other}": each and asdict(each)
+            for other, of_measures in ratios.items()
+            for measure, each in of_measures.items()
+        },
         "choose_s": summary.choose_s,
         "score_s": summary.score_s,
         "minority_labels": summary.minority_labels,
         "minority_labels_random": summary.minority_labels_random,
     }
-
-
-def _ends(ratio: LabelRatio | None) -> tuple[float | None, float | None] | None:
-    return None if ratio is None or ratio.seeds == 1 else (ratio.low, ratio.high)
 
 
 def _margin(values: Floats) -> Floats:

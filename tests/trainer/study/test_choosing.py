@@ -13,7 +13,7 @@ from tests.trainer.study.small import make_dataset, make_trainer
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, Candidates
 from trainer.settings import Training
-from trainer.study.choosing import Situation, choose, cover_greedily
+from trainer.study.choosing import Situation, balance, choose, cover_greedily
 from trainer.study.options import STUDIED
 
 TRAINING = Training(weights="none", part="classifier", epochs=20, passes=10, seed=1)
@@ -160,6 +160,29 @@ def unit(vectors):
 
 def distance(vector, centres):
     return min((1 - float(vector @ centre) for centre in centres), default=2.0)
+
+
+class TestOracle:
+    def test_it_knows_the_labels_and_has_all_classes_alike(self, model, chosen_by):
+        """With the 30, 15 and 5 that there are already, as far as the pool has them."""
+        chosen = np.bincount(model.dataset.targets[chosen_by("oracle")], minlength=3)
+        left = np.bincount(model.dataset.targets[LEFT], minlength=3)
+        assert left[2] >= 25
+        np.testing.assert_array_equal(chosen, [0, 15, 25])
+
+    @pytest.mark.slow
+    @given(targets=st.lists(st.integers(0, 3), max_size=40), labels=st.tuples(*[st.integers(0, 9)] * 4), data=st.data())
+    def test_none_has_fewer_labels_than_another_while_there_are_images_of_it(self, targets, labels, data):
+        """At each step the fewest of those classes that have images left."""
+        count = data.draw(st.integers(0, len(targets)))
+        chosen = balance(np.array(targets, np.int64), labels, name="study/0/1", count=count)
+        assert len(set(chosen.tolist())) == len(chosen) == count
+        left, now = np.bincount(np.array(targets, np.int64), minlength=4), np.array(labels)
+        for each in chosen:
+            label = targets[each]
+            assert now[label] == now[left > 0].min()
+            left[label] -= 1
+            now[label] += 1
 
 
 def test_baal_bald_is_baals_ranking(model, chosen_by):

@@ -159,7 +159,7 @@ def test_backbones_are_studied_side_by_side(simulate, tmp_path, capsys, monkeypa
     assert simulate(out, *several) == 0
     assert capsys.readouterr().out == said
     for other, says in (
-        (("--query", "4"), "holds a study with query 3, this one has 4"),
+        (("--query", "4"), "holds a study with query [3], this one has [4]"),
         (("--backbone", "seeing"), "holds a study of several backbones, this one has one; name another folder"),
     ):
         assert simulate(out, *several, *other) == 1

@@ -1,27 +1,76 @@
 import pytest
 
 from contract.errors import ConfigError
+from trainer.__main__ import read
 from trainer.ordering.strategies import STRATEGIES
 from trainer.settings import Training
-from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM, STUDIED, check, split_backbones
+from trainer.study.options import (
+    BAAL_BALD,
+    CORE_SET,
+    ORACLE,
+    PRODUCT,
+    RANDOM,
+    STUDIED,
+    StudyOptions,
+    begins_chosen,
+    check,
+    queries,
+    split_backbones,
+)
 
 
 def test_all_of_production_and_its_rivals_are_studied():
     """Each once; random, which the others are held against, is one of production's."""
-    assert set(STUDIED) == {*STRATEGIES, PRODUCT, CORE_SET, BAAL_BALD}
+    assert set(STUDIED) == {*STRATEGIES, PRODUCT, CORE_SET, BAAL_BALD, ORACLE}
     assert len(set(STUDIED)) == len(STUDIED)
     assert RANDOM in STRATEGIES
     check(STUDIED)
-    check([RANDOM])
+    check([RANDOM, "margin+start", "core-set+start"])
+
+
+def test_some_choose_what_they_begin_with():
+    """The product, and those that say so."""
+    assert [each for each in (RANDOM, PRODUCT, "margin", "margin+start") if begins_chosen(each)] == [
+        PRODUCT,
+        "margin+start",
+    ]
+
+
+def test_queries_may_grow(tmp_path):
+    """The last one is that of all further rounds; what rounds do not come to is left out."""
+
+    def ask(query, rounds):
+        _, [options, _] = read(["simulate", f"--images={tmp_path}", f"--query={query}", f"--rounds={rounds}"])
+        return queries(options)
+
+    assert ask("7", 3) == (7, 7, 7)
+    assert ask("5, 10,20", 5) == (5, 10, 20, 20, 20)
+    assert ask("5,10,20", 2) == (5, 10)
+    assert sum(queries(StudyOptions(tmp_path))) == 280
+
+
+@pytest.mark.parametrize("query", ["", "0", "5,-1", "5,many", ","])
+def test_what_is_no_query_is_refused(tmp_path, capsys, query):
+    """With the option's name."""
+    with pytest.raises(SystemExit):
+        read(["simulate", f"--images={tmp_path}", f"--query={query}"])
+    assert "--query" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("strategies", "got"),
-    [(["random", "bold"], "random, bold"), (["bald", "bald"], "bald, bald"), ([], "none"), ([""], "none")],
+    [
+        (["random", "bold"], "random, bold"),
+        (["bald", "bald"], "bald, bald"),
+        ([], "none"),
+        ([""], "none"),
+        (["labelnext+start"], "labelnext[+]start"),
+        (["bold+start"], "bold[+]start"),
+    ],
 )
 def test_others_none_and_one_twice_are_refused(strategies, got):
     """The error names those that there are."""
-    with pytest.raises(ConfigError, match=f"labelnext, balanced-bald-margin.*core-set.*each once, got {got}$"):
+    with pytest.raises(ConfigError, match=f"labelnext, balanced-bald-margin.*core-set.*each once, got {got}; "):
         check(strategies)
 
 

@@ -7,19 +7,21 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 
 from contract.errors import TrainingError
+from contract.scores.embedding import embed
 from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
 from tests.trainer.study.small import CPU, make_dataset, make_trainer
+from trainer.ordering import coldstart
 from trainer.settings import Training
 from trainer.study import model as model_module
 from trainer.study import run as run_module
-from trainer.study.options import BAAL_BALD, CORE_SET, PRODUCT, RANDOM
+from trainer.study.options import BAAL_BALD, CORE_SET, ORACLE, PRODUCT, RANDOM, begins_chosen
 from trainer.study.records import append
-from trainer.study.run import Protocol, Run, compare_passes, complete, draw_initial
+from trainer.study.run import Protocol, Run, choose_initial, compare_passes, complete, draw_initial
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
-STRATEGIES = (RANDOM, PRODUCT, "margin", CORE_SET, BAAL_BALD)
+STRATEGIES = (RANDOM, PRODUCT, "margin", "margin+start", CORE_SET, BAAL_BALD, ORACLE)
 SECONDS = ("train_s", "score_s", "choose_s")
 DATASET = make_dataset(520)
 PROTOCOL = Protocol(
@@ -27,8 +29,7 @@ PROTOCOL = Protocol(
     test=np.arange(60),
     minority=(2,),
     initial=240,
-    query=60,
-    rounds=2,
+    queries=(40, 80),
     training=Training(weights="none", part="classifier", epochs=5, passes=10, seed=99),
     device=CPU,
 )
@@ -87,9 +88,13 @@ def without_seconds(path):
     return json.dumps(lines)
 
 
-def labelled_by_round(lines):
+def labelled_by_round(strategy, lines):
     """What is labelled in each round, the initial set first."""
-    labelled = [draw_initial(PROTOCOL.pool, count=PROTOCOL.initial, seed=0)]
+    if begins_chosen(strategy):
+        trainer = make_trainer(DATASET, PROTOCOL.training)
+        labelled = [choose_initial(PROTOCOL.pool, trainer, count=PROTOCOL.initial, seed=0)]
+    else:
+        labelled = [draw_initial(PROTOCOL.pool, count=PROTOCOL.initial, seed=0)]
     for line in lines[:-1]:
         labelled.append(np.concatenate([labelled[-1], line["chosen"]]).astype(np.int64))
     return labelled
@@ -104,12 +109,26 @@ def test_the_initial_set_is_the_seeds():
     assert (np.diff(sets[0]) > 0).all()
 
 
-def test_all_strategies_begin_alike(whole):
-    """The same images, the same model, the same figures."""
-    begin = [lines_of(path)[0]["round"] for path in whole.values()]
-    figures = [{name: value for name, value in each.items() if name not in ("strategy", *SECONDS)} for each in begin]
-    assert all(each == figures[0] for each in figures)
-    assert {each["strategy"] for each in begin} == set(STRATEGIES)
+def test_strategies_begin_with_the_seeds_random_labels_or_with_the_products(whole):
+    """The same images, the same model, the same figures; each has its own name."""
+    begin = {strategy: lines_of(path)[0]["round"] for strategy, path in whole.items()}
+    assert {strategy: each["strategy"] for strategy, each in begin.items()} == {each: each for each in STRATEGIES}
+    figures = {
+        strategy: {name: value for name, value in each.items() if name not in ("strategy", *SECONDS)}
+        for strategy, each in begin.items()
+    }
+    assert figures[PRODUCT] == figures["margin+start"] != figures[RANDOM]
+    assert all(figures[each] == figures[RANDOM] for each in STRATEGIES if not begins_chosen(each))
+
+
+def test_the_products_start_is_productions():
+    """By the embeddings of the backbone, as they travel, and with the seed's random holdout among them."""
+    trainer = make_trainer(DATASET, PROTOCOL.training)
+    embeddings = embed(DATASET.features[PROTOCOL.pool]).astype(np.float16).astype(np.float32)
+    order = coldstart.arrange(PROTOCOL.pool, embeddings, project=3, holdout_share=0.1, batch_size=50).order
+    found = choose_initial(PROTOCOL.pool, trainer, count=50, seed=3)
+    np.testing.assert_array_equal(found, np.sort(PROTOCOL.pool[order[:50]]))
+    assert is_held_out(3, found, 0.1).sum() == 5
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -117,12 +136,12 @@ def test_each_round_labels_what_the_one_before_chose(whole, strategy):
     """As many as the query, none twice, none that is tested on; the last round chooses nothing."""
     lines = lines_of(whole[strategy])
     assert [line["round"]["round"] for line in lines] == [0, 1, 2]
-    assert [len(line["chosen"]) for line in lines] == [60, 60, 0]
-    assert [line["round"]["labels"] for line in lines] == [240, 300, 360]
-    everything = labelled_by_round(lines)[-1]
+    assert [len(line["chosen"]) for line in lines] == [40, 80, 0]
+    assert [line["round"]["labels"] for line in lines] == [240, 280, 360]
+    everything = labelled_by_round(strategy, lines)[-1]
     assert len(np.unique(everything)) == len(everything)
     assert np.isin(everything, PROTOCOL.pool).all()
-    for line, labelled in zip(lines, labelled_by_round(lines), strict=True):
+    for line, labelled in zip(lines, labelled_by_round(strategy, lines), strict=True):
         counts = np.bincount(DATASET.targets[labelled], minlength=3)
         assert line["round"]["labels_by_class"] == counts.tolist()
     assert (lines[-1]["round"]["score_s"], lines[-1]["round"]["choose_s"]) == (0, 0)
@@ -132,7 +151,7 @@ def test_the_audit_slice_is_held_out_once_it_is_large_enough_by_labelnext_alone(
     """Until then it is trained on; elsewhere always."""
     for strategy, path in whole.items():
         lines, held_out = lines_of(path), []
-        for line, labelled in zip(lines, labelled_by_round(lines), strict=True):
+        for line, labelled in zip(lines, labelled_by_round(strategy, lines), strict=True):
             audit = int(is_held_out(0, labelled, 0.1).sum())
             held_out.append(line["round"]["labels"] - line["round"]["trained_on"])
             assert held_out[-1] == (audit if strategy == PRODUCT and audit >= 30 else 0)
@@ -144,7 +163,7 @@ def test_the_audit_slice_is_held_out_once_it_is_large_enough_by_labelnext_alone(
 def last(whole):
     """Return the last round of labelnext, its model trained anew without the random holdout, and the images left."""
     lines = lines_of(whole[PRODUCT])
-    labelled = labelled_by_round(lines)[-1]
+    labelled = labelled_by_round(PRODUCT, lines)[-1]
     trained_on = np.sort(labelled[~is_held_out(0, labelled, 0.1)])
     model = make_trainer(DATASET, replace(PROTOCOL.training, seed=0)).train(trained_on, "study/0/2")
     return lines[-1], model, np.setdiff1d(PROTOCOL.pool, labelled)
@@ -227,7 +246,7 @@ def test_another_seed_is_another_run(whole, tmp_path):
 def test_a_pool_may_be_used_up(tmp_path, strategy):
     """The last round then finds no image to compare passes on, and says so by nothing."""
     path = tmp_path / "run.jsonl"
-    run_to(path, strategy, protocol=replace(PROTOCOL, pool=np.arange(60, 100), initial=20, query=10))
+    run_to(path, strategy, protocol=replace(PROTOCOL, pool=np.arange(60, 100), initial=20, queries=(10, 10)))
     lines = lines_of(path)
     assert [line["round"]["labels"] for line in lines] == [20, 30, 40]
     assert [line["agreement"] for line in lines] == [None] * 3

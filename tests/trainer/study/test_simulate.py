@@ -104,7 +104,12 @@ class TestFromEndToEnd:
         assert list(document) == ["random", "labelnext"]
         for figures in document.values():
             assert figures["seeds"] == 2
-            assert {"aulc_macro_f1", "aulc_macro_f1_vs_random", "label_ratio_vs_random", "score_s"} <= figures.keys()
+            assert {
+                "aulc_macro_f1",
+                "aulc_macro_f1_vs_random",
+                "label_ratio_macro_f1_vs_random",
+                "score_s",
+            } <= figures.keys()
         assert "2 strategies, 2 seeds, 1 rounds of 6 labels after 12, of 45 images of 3 classes" in "\n".join(err)
         assert "Traceback" not in "\n".join(err)
 
@@ -141,7 +146,7 @@ class TestFromEndToEnd:
     @pytest.mark.parametrize(
         ("other", "says"),
         [
-            (["--query", "7"], "a study with query 6, this one has 7"),
+            (["--query", "7"], r"a study with query [6], this one has [7]"),
             (["--class-balance", "0.5"], "a study with class_balance None, this one has 0.5"),
             (["--train", "all"], "a study with part classifier, this one has all"),
         ],

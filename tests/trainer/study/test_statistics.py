@@ -1,14 +1,17 @@
 import json
 import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.optimize import isotonic_regression
 from sklearn.metrics import auc
 
 from tests.trainer.study.studies import change, make_study
+from trainer.study.reference import Reference
 from trainer.study.statistics import (
     LOWER_IS_BETTER,
     MEASURES,
@@ -18,6 +21,7 @@ from trainer.study.statistics import (
     labels_to_reach,
     mean_curve,
     minority_share,
+    reference_ratio,
     summarise,
     to_json,
     values_of,
@@ -111,8 +115,8 @@ def draw_study(rng, *, seeds, noise, random):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "noise", "random"),
-    [(5, "normal", RISING), (5, "skewed", RISING), (6, "normal", FLAT)],
-    ids=["five", "five, skewed", "six, flat"],
+    [(5, "normal", RISING), (8, "skewed", RISING), (8, "normal", FLAT)],
+    ids=["five", "eight, skewed", "eight, flat"],
 )
 def test_intervals_of_few_seeds_hold_the_truth_in_95_of_100_studies(seeds, noise, random):
     """Of the difference of two areas, and of labels over random's; a percentile bootstrap's hold in 84 and 87 of 100.
@@ -159,11 +163,12 @@ def test_a_single_seed_has_no_interval():
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 6), st.sampled_from(MEASURES))
 def test_random_needs_no_more_than_randoms_labels(seed, seeds, rounds, measure):
-    """All of them, or as many as at which its mean curve first was as good as at its end; there is no doubt of it."""
+    """All of them, or as many as at which its monotone curve first was as good as its end; there is no doubt of it."""
     values = np.random.default_rng(seed).random((seeds, rounds))
     found = label_ratio(study_of({"random": values}, measure), "random", measure)
     mean = values.mean(axis=0) * (-1 if measure in LOWER_IS_BETTER else 1)
-    assert found.ratio == pytest.approx(labels_to_reach(LABELS[:rounds], mean, mean[-1]) / LABELS[rounds - 1])
+    fitted = isotonic_regression(mean).x
+    assert found.ratio == pytest.approx(labels_to_reach(LABELS[:rounds], fitted, mean[-1]) / LABELS[rounds - 1])
     assert found.ratio <= 1
     assert (found.low, found.high) == (None, None)
 
@@ -193,7 +198,7 @@ def test_where_random_was_as_high_before_its_end_its_own_ratio_says_so():
     values = {"random": [[0.0, 0.2, 0.5, 0.4, 0.3]], "same": [[0.0, 0.2, 0.5, 0.4, 0.3]]}
     study = study_of(values)
     own, same = (label_ratio(study, name, "minority_f1").ratio for name in ("random", "same"))
-    assert same == own == pytest.approx((200 + 100 / 3) / 500)
+    assert same == own == pytest.approx((200 + 100 / 2) / 500)  # of 0.2 and the mean of the last three, 0.4
 
 
 def test_the_interval_of_the_ratio_is_where_the_paired_t_test_cannot_tell_from_randoms_end():
@@ -229,6 +234,45 @@ def test_who_never_gets_there_has_no_ratio():
     study = study_of({"random": [[0.1, 0.5]] * 3, "margin": [[0.1, 0.4]] * 3})
     found = label_ratio(study, "margin", "minority_f1")
     assert (found.ratio, found.low, found.high) == (None, None, None)
+
+
+def test_a_peak_by_chance_is_not_where_a_level_is_reached():
+    """The monotone curve nearest to 0, .6, 0, .6 is 0, .3, .3, .6; the interval holds what is read from it."""
+    values = {"random": [[0.45] * 4] * 2, "margin": [[0.0, 0.6, 0.0, 0.6]] * 2}
+    found = label_ratio(study_of(values), "margin", "minority_f1")
+    assert found.ratio == pytest.approx(350 / 400)
+    assert found.low <= found.ratio <= found.high
+    assert found.most == 1
+
+
+REFERENCE = Reference(
+    source="a study",
+    labels=(50, 200),
+    macro_f1=((0.1, 0.3), (0.1, 0.5)),
+    minority_f1=((0.1, 0.2), (0.1, 0.2)),
+    accuracy=((0.1, 0.9), (0.1, 0.9)),
+)
+
+
+def test_labels_for_the_end_of_a_reference_are_a_share_of_the_references():
+    """Which had its own: 0.4 on average with 200 labels is reached with 300, and by a t-test of the differences."""
+    rng = np.random.default_rng(1)
+    noise = rng.normal(0, 0.05, (6, 5))
+    values = np.linspace(0, 0.8, 5) + noise - noise.mean(axis=0)
+    study = replace(study_of({"margin": values}, "macro_f1"), reference=REFERENCE)
+    found = reference_ratio(study, "margin", "macro_f1")
+    assert (found.ratio, found.most) == pytest.approx((300 / 200, 500 / 200))
+    tests = [stats.ttest_1samp(each, 0.4).confidence_interval(0.95) for each in values.T]
+    ends = [[getattr(each, end) for each in tests] for end in ("high", "low")]
+    low, high = (np.interp(0.4, end, LABELS[:5]) / 200 for end in ends)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_without_a_reference_or_its_measure_there_is_no_such_ratio():
+    """None; nor has a reference curves of what it is not asked for."""
+    study = make_study(strategies=["random", "margin"], seeds=2)
+    assert reference_ratio(study, "margin", "macro_f1") is None
+    assert reference_ratio(replace(study, reference=REFERENCE), "margin", "nll") is None
 
 
 def test_a_difference_that_chance_explains_has_no_sign():
@@ -274,11 +318,13 @@ def test_the_summaries_are_json():
     """With the figures that are asked for first by name."""
     study = make_study(strategies=["random", "margin"], seeds=2, rounds=3)
     document = json.loads(json.dumps(to_json(summarise(study)), allow_nan=False))
-    assert document["random"]["label_ratio_vs_random"] == document["random"]["label_ratio_macro_f1"] == 1
+    for measure in ("minority_f1", "macro_f1"):
+        assert document["random"][f"label_ratio_{measure}_vs_random"]["ratio"] <= 1
+        assert document["random"][f"label_ratio_{measure}_vs_reference"] is None
     found = summarise(study)[1]
     assert document["margin"]["aulc_macro_f1"] == found.areas["macro_f1"]
     assert document["margin"]["minority_f1_final"] == found.final["minority_f1"]
-    assert document["margin"]["label_ratio_vs_random"] == found.label_ratios["minority_f1"].ratio
+    assert document["margin"]["label_ratio_minority_f1_vs_random"] == asdict(found.label_ratios["minority_f1"])
     assert document["margin"]["aulc_minority_f1_vs_random"]["seeds"] == 2
 
 

@@ -1,0 +1,220 @@
+"""The sets of labelled images that studies are made on, each with its manifest, written once below .cache/bench.
+
+Of the developers' shared folder: CIFAR-10 and TrashNet, with long tails of several ratios and orders, and one without.
+Of Debian's packages: drawings of several dozen subjects (openclipart-png, public domain), and letters of many fonts.
+Which images are in a set is always the same.
+"""
+
+import csv
+import shutil
+import string
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from bench.model import CACHE, SHARED
+from demo.pool import write_digits
+
+CIFAR: Final = SHARED / "data" / "cifar10-lt"
+TRASHNET: Final = SHARED / "data" / "trashnet"
+_SETS: Final = CACHE / "sets"
+_TESTED_EACH: Final = 300
+"""Images of each class of CIFAR-10 to test on."""
+_DIGITS_OF_EACH: Final = 170
+
+_CLIPART: Final = "openclipart-png"
+_LEAST_DRAWINGS, _MOST_DRAWINGS = 24, 72
+_DRAWING_PX: Final = 64
+
+_FONTS: Final = (
+    "fonts-adf-accanthis", "fonts-adf-berenis", "fonts-adf-gillius", "fonts-adf-ikarius", "fonts-adf-irianis",
+    "fonts-adf-libris", "fonts-adf-mekanus", "fonts-adf-oldania", "fonts-adf-romande", "fonts-adf-solothurn",
+    "fonts-adf-switzera", "fonts-adf-tribun", "fonts-adf-universalis", "fonts-adf-verana", "fonts-cabin",
+    "fonts-comfortaa", "fonts-comic-neue", "fonts-courier-prime", "fonts-dosis", "fonts-ecolier-court",
+    "fonts-fantasque-sans", "fonts-femkeklaver", "fonts-isabella", "fonts-jura", "fonts-goudybookletter", "fonts-lato",
+    "fonts-league-mono", "fonts-linex", "fonts-montserrat", "fonts-ocr-a", "fonts-oldstandard", "fonts-open-sans",
+    "fonts-pecita", "fonts-play", "fonts-quattrocento", "fonts-rufscript", "fonts-sawarabi-gothic", "fonts-tomsontalks",
+    "fonts-tuffy", "fonts-uralic", "fonts-vollkorn", "fonts-breip", "fonts-bwht", "fonts-dustin", "fonts-kristi",
+    "fonts-prociono", "fonts-lobster", "fonts-lobstertwo", "fonts-gfs-artemisia", "fonts-gfs-neohellenic",
+)  # fmt: skip
+"""Debian's packages of fonts of Latin letters; those that cannot be had are done without."""
+_STYLES_EACH: Final = 3
+_LETTERS: Final = string.digits + string.ascii_uppercase + "abdefghnqrt"
+"""Those of EMNIST's 47 classes: a letter whose small form looks like the large one comes once."""
+_LETTER_PX: Final = 32
+_LETTERS_TAIL: Final = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """What `simulate` is told of a set."""
+
+    images: Path
+    manifest: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    path: str
+    label: str
+    test: bool
+
+
+def cifar(name: str, counts: Mapping[str, int]) -> LabelledImages:
+    """Return CIFAR-10 with so many images of each class that may be labelled; classes without are left out."""
+    rows = list(_read(CIFAR / "manifest.csv"))
+    tested = _choose(rows, {label: _TESTED_EACH for label in counts}, test=True)
+    return LabelledImages(CIFAR / "pool.zip", _write(name, [*_choose(rows, counts, test=False), *tested]))
+
+
+def trashnet(name: str = "", order: Sequence[str] = (), ratio: float = 1) -> LabelledImages:
+    """Return TrashNet, its classes in an `order` thinned out until the first is `ratio` times as large as the last."""
+    if not order:
+        return LabelledImages(TRASHNET, TRASHNET / "manifest.csv")
+    rows = list(_read(TRASHNET / "manifest.csv"))
+    largest = sum(row.label == order[0] and not row.test for row in rows)
+    counts = {label: round(largest * ratio ** (-place / (len(order) - 1))) for place, label in enumerate(order)}
+    tested = [row for row in rows if row.test]
+    return LabelledImages(TRASHNET, _write(name, [*_choose(rows, counts, test=False), *tested]))
+
+
+def digits() -> LabelledImages:
+    """Return scikit-learn's handwritten digits."""
+    folder = _SETS / "digits"
+    write_digits(folder, (_DIGITS_OF_EACH,) * 10)
+    return LabelledImages(folder)
+
+
+def clipart() -> LabelledImages:
+    """Return drawings by their subjects: small images of several dozen classes, the smallest a third of the largest.
+
+    Raises:
+        subprocess.CalledProcessError: if the package cannot be had.
+    """
+    folder = _SETS / "clipart"
+    if not folder.exists():
+        root = _unpack(_CLIPART) / "usr" / "share" / "openclipart" / "png"
+        draft = folder.with_suffix(".draft")
+        for subject in sorted(each for each in root.glob("**/") if each != root):
+            drawings = sorted(subject.glob("*.png"))
+            if "unsorted" in subject.parts or len(drawings) < _LEAST_DRAWINGS:
+                continue
+            (draft / "_".join(subject.relative_to(root).parts)).mkdir(parents=True)
+            for each in np.random.default_rng(len(drawings)).permutation(len(drawings))[:_MOST_DRAWINGS]:
+                _write_drawing(drawings[each], draft / "_".join(subject.relative_to(root).parts))
+        draft.rename(folder)
+    return LabelledImages(folder)
+
+
+def letters() -> LabelledImages:
+    """Return letters and digits of many fonts, small and of 47 classes, with a tail of 6:1 in an order of chance.
+
+    Raises:
+        FileNotFoundError: if no font can be had.
+    """
+    folder = _SETS / "letters"
+    if not folder.exists():
+        draft = folder.with_suffix(".draft")
+        fonts = list(_find_fonts())
+        if not fonts:
+            raise FileNotFoundError("none of Debian's packages of fonts can be had; check apt-get")
+        places = np.random.default_rng(0).permutation(len(_LETTERS)) / (len(_LETTERS) - 1)
+        for letter, place in zip(_LETTERS, places, strict=True):
+            label = draft / (f"small_{letter}" if letter.islower() else letter)
+            label.mkdir(parents=True)
+            rng = np.random.default_rng(ord(letter))
+            for each in rng.permutation(len(fonts))[: round(len(fonts) * _LETTERS_TAIL**-place)]:
+                _write_letter(letter, fonts[each], label / f"{each}.png", rng)
+        draft.rename(folder)
+    return LabelledImages(folder)
+
+
+# ---- manifests
+
+
+def _read(path: Path) -> Iterator[_Row]:
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield _Row(row["path"], row["label"], row["split"] == "test")
+
+
+def _choose(rows: Sequence[_Row], counts: Mapping[str, int], *, test: bool) -> list[_Row]:
+    """Return so many of each class; what a smaller number keeps is among what a larger one keeps."""
+    chosen = []
+    for label, count in counts.items():
+        members = [row for row in rows if row.label == label and row.test == test]
+        order = np.random.default_rng([0, *label.encode()]).permutation(len(members))
+        chosen += [members[each] for each in sorted(order[:count])]
+    return chosen
+
+
+def _write(name: str, rows: Sequence[_Row]) -> Path:
+    path = _SETS / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "label", "split"))
+        writer.writerows((row.path, row.label, "test" if row.test else "pool") for row in rows)
+    return path
+
+
+# ---- Debian's packages
+
+
+def _unpack(package: str) -> Path:
+    """Return a folder with what a Debian package would install."""
+    folder = CACHE / "packages" / package
+    if not folder.exists():
+        draft = folder.with_name(f"{package}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        subprocess.run(["apt-get", "-qq", "download", package], cwd=draft, check=True)
+        (archive,) = draft.glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", archive, draft], check=True)
+        archive.unlink()
+        draft.rename(folder)
+    return folder
+
+
+def _write_drawing(source: Path, folder: Path) -> None:
+    with Image.open(source) as opened:
+        image = opened.convert("RGBA")
+    paper = Image.new("RGBA", image.size, "white")
+    paper.alpha_composite(image)
+    paper.convert("RGB").resize((_DRAWING_PX, _DRAWING_PX), Image.Resampling.BOX).save(folder / source.name)
+
+
+def _find_fonts() -> Iterator[Path]:
+    for package in _FONTS:
+        try:
+            root = _unpack(package)
+        except subprocess.CalledProcessError:
+            continue
+        files = sorted(each for each in root.rglob("*") if each.suffix.lower() in (".ttf", ".otf"))
+        yield from [each for each in files if _has_letters(each)][:_STYLES_EACH]
+
+
+def _has_letters(path: Path) -> bool:
+    try:
+        font = ImageFont.truetype(path, _LETTER_PX)
+        drawn = {bytes(font.getmask(letter)) for letter in _LETTERS}
+    except OSError:
+        return False
+    return len(drawn) == len(_LETTERS)
+
+
+def _write_letter(letter: str, path: Path, file: Path, rng: np.random.Generator) -> None:
+    """Draw a letter of some size somewhere, in some grey on another."""
+    font = ImageFont.truetype(path, int(rng.integers(16, 27)))
+    left, top, right, bottom = font.getbbox(letter)
+    grey = int(rng.integers(0, 256))
+    image = Image.new("L", (_LETTER_PX, _LETTER_PX), grey)
+    x, y = (_LETTER_PX - (right - left)) * rng.random(), (_LETTER_PX - (bottom - top)) * rng.random()
+    ImageDraw.Draw(image).text((x - left, y - top), letter, fill=(grey + int(rng.integers(80, 177))) % 256, font=font)
+    noisy = np.asarray(image) + rng.normal(0, 12, (_LETTER_PX, _LETTER_PX))
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file)

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from contract.errors import ConfigError
+from trainer.study.reference import Level, read
+
+CHECKOUT = Path(__file__).parents[3]
+FILE = {
+    "source": "random labels of a study",
+    "labels": [20, 40],
+    "macro_f1": [[0.1, 0.3], [0.1, 0.5]],
+    "minority_f1": [[0.1, 0.2], [0.1, 0.2]],
+    "accuracy": [[0.1, 0.9], [0.1, 0.9]],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**changes):
+        path = tmp_path / "reference.json"
+        path.write_text(json.dumps(FILE | changes))
+        return path
+
+    return write
+
+
+def test_the_level_is_the_mean_end(write):
+    """Over the seeds, with the labels that it took."""
+    found = read(write())
+    assert found.source == "random labels of a study"
+    assert found.levels == {
+        "macro_f1": Level(pytest.approx(0.4), 40),
+        "minority_f1": Level(pytest.approx(0.2), 40),
+        "accuracy": Level(pytest.approx(0.9), 40),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": [40, 20]}, "labels must rise"),
+        ({"labels": []}, "labels: "),
+        ({"labels": [20, 40, 60]}, "each curve must have a value for each of 3 numbers of labels"),
+        ({"accuracy": [[0.1, 90]]}, "accuracy: "),
+        ({"accuracy": []}, "accuracy: "),
+        ({"source": None}, "source: "),
+        ({"loss": []}, "loss: "),
+    ],
+)
+def test_what_is_no_reference_is_refused(write, changes, says):
+    """The error names what is wrong, and where there are some."""
+    with pytest.raises(ConfigError, match=f"{says}.*name one of bench/references"):
+        read(write(**changes))
+
+
+def test_a_file_that_is_not_there_or_none_of_json_is_refused(tmp_path):
+    """By its path."""
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
+        read(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("labels")
+    with pytest.raises(ConfigError, match=r"expected a reference in .*text\.json"):
+        read(tmp_path / "text.json")
+
+
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "bench" / "references").glob("*.json")), ids=lambda path: path.stem)
+def test_those_of_the_benches_are_references(path):
+    """With at least five seeds."""
+    assert len(read(path).macro_f1) >= 5
