@@ -27,7 +27,7 @@ _PLACED: Final = ("command", "date", "machine")
 _CLASSES: Final = 20
 """Rows of a table; of more classes it shows the rarest and the largest."""
 
-_COMPARED: Final[tuple[Measure, ...]] = ("minority_f1", "macro_f1", "accuracy")
+_COMPARED: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1", "accuracy")
 
 
 def write(study: Study, folder: Path) -> None:
@@ -94,6 +94,8 @@ def render_page(study: Study, summaries: Sequence[Summary]) -> str:
         "study.html",
         study=study,
         random=RANDOM,
+        compared=_COMPARED,
+        titles=plots.TITLES,
         default=default,
         labels=labels_of(study).astype(int).tolist(),
         seeds=summaries[0].seeds,

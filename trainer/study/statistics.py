@@ -62,6 +62,7 @@ class LabelRatio:
     seeds: int
     most: float
     """All labels that the strategy had, over those of the others."""
+    has_interval: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def _reach_zero(labels: Floats, above: Floats, *, of: float, sure: bool = False)
     mean, seeds, most = above.mean(axis=0), len(above), float(labels[-1]) / of
     ratio = _share(labels, IsotonicRegression().fit_transform(labels, mean), of)
     if seeds == 1 or sure:
-        return LabelRatio(ratio, None, None, seeds, most)
+        return LabelRatio(ratio, None, None, seeds, most, has_interval=False)
     margin = _margin(above)
     stays = np.minimum.accumulate((mean - margin)[::-1])[::-1]  # the least from there on
     low, high = _share(labels, mean + margin, of), _share(labels, stays, of)

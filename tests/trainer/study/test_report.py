@@ -13,12 +13,14 @@ import pytest
 from tests.trainer.report.pages import Page
 from tests.trainer.study.studies import change, make_study
 from trainer.study.records import Round
+from trainer.study.reference import Reference
 from trainer.study.report import write
 from trainer.study.statistics import summarise
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
 ROOT = Path(__file__).parents[3]
+MEASURES = ("macro_f1", "minority_f1", "accuracy")
 FILES = {"report.html", "rounds.csv", "classes.csv", "summary.json", "curves.png"}
 
 
@@ -81,15 +83,14 @@ def test_the_first_table_says_what_the_statistics_say(study, page):
     table = page.table("results")
     assert [*table] == ["strategy", *(each.strategy for each in found)]
     for each in found:
-        macro, minority, _, _, to_random, interval, accuracy, _, seconds = table[each.strategy]
-        assert macro == f"{each.final['macro_f1']:.3f}"
-        assert minority == f"{each.final['minority_f1']:.3f}"
+        row = table[each.strategy]
+        ends, to_random, intervals, seconds = row[:3], row[3:9:2], row[4:9:2], row[9]
+        assert ends == [f"{each.final[measure]:.3f}" for measure in MEASURES]
         assert seconds == f"{each.choose_s + each.score_s:.2f}"
         if each.strategy != "random":
-            difference = each.differences["minority_f1"]
-            assert to_random == f"{difference.mean:+.3f}"
-            assert interval == f"{difference.low:+.3f} to {difference.high:+.3f}"
-            assert accuracy == f"{each.differences['accuracy'].mean:+.3f}"
+            differences = [each.differences[measure] for measure in MEASURES]
+            assert to_random == [f"{difference.mean:+.3f}" for difference in differences]
+            assert intervals == [f"{difference.low:+.3f} to {difference.high:+.3f}" for difference in differences]
 
 
 def test_the_summary_is_that_of_the_statistics(study, folder, page):
@@ -100,14 +101,37 @@ def test_the_summary_is_that_of_the_statistics(study, folder, page):
     ratio = found["labelnext"].label_ratios["minority_f1"]
     assert document["labelnext"]["label_ratio_minority_f1_vs_random"] == asdict(ratio)
     assert f"labelnext needed {ratio.ratio:.0%} of the labels ({ratio.low:.0%} to {ratio.high:.0%})" in page.words
-    assert page.table("results")["labelnext"][2] == f"{ratio.ratio:.0%}"
+    assert page.table("labels-needed")["labelnext"][2] == f"{ratio.ratio:.0%}"
+
+
+def test_the_labels_for_a_references_level_are_told(study, tmp_path):
+    """In the sentences at the top, in the table and in the summary, with where the reference comes from."""
+    curves = {measure: ((0.1, 0.3), (0.1, 0.35)) for measure in MEASURES}
+    reference = Reference(source="curves of old", labels=(100, 200), **curves)
+    found = report(replace(study, reference=reference), tmp_path)
+    ratio = {each.strategy: each for each in summarise(replace(study, reference=reference))}[
+        "labelnext"
+    ].reference_ratios
+    told = f"labelnext needed {ratio['minority_f1'].ratio:.0%} of the labels"
+    assert f"s in the end, {told}" in found.words
+    assert "The reference: curves of old." in found.words
+    row = found.table("labels-needed")["labelnext"]
+    assert row[4::2] == [f"{ratio[measure].ratio:.0%}" for measure in ("macro_f1", "minority_f1")]
+    assert json.loads((tmp_path / "summary.json").read_text())["labelnext"]["label_ratio_macro_f1_vs_reference"]
+
+
+def test_who_never_gets_to_a_level_needs_more_than_it_had(study, tmp_path):
+    """Which is told as a share of the reference's labels."""
+    curves = dict.fromkeys(MEASURES, ((0.1, 1.0),))
+    found = report(replace(study, reference=Reference(source="", labels=(100, 250), **curves)), tmp_path)
+    assert found.table("labels-needed")["labelnext"][4:6] == ["> 200%", "above 200%"]
 
 
 def test_the_default_is_held_against_each_rival(page):
     """In a table of its own, in which it does not stand itself."""
     duels, results = page.table("duels"), page.table("results")
     assert duels.keys() == {"against", "random", "baal-bald", "margin", "core-set"}
-    assert duels["random"][:2] == results["labelnext"][4:6]
+    assert duels["random"] == results["labelnext"][3:9]
     assert "labelnextdefault" in (row[0] for row in page.tables["results"])
 
 
@@ -164,6 +188,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from tests.trainer.study.studies import make_study
+from trainer.study.reference import Reference
 from trainer.study.report import write
 write(make_study(strategies=["random", "labelnext"], seeds=2, rounds=2), Path(sys.argv[1]))
 """

@@ -1,0 +1,99 @@
+import csv
+from collections import Counter
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench import sets
+from trainer.study.dataset import read_pool
+
+CLASSES = ("automobile", "cat", "frog")
+
+
+@pytest.fixture(autouse=True)
+def _folders(monkeypatch, tmp_path):
+    monkeypatch.setattr(sets, "_SETS", tmp_path / "sets")
+    monkeypatch.setattr(sets, "CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def shared(monkeypatch, tmp_path):
+    """Three classes of 60 images each to label and 20 to test on, of which 5 are."""
+    root = tmp_path / "shared"
+    for name, file in (("CIFAR", "pool.zip"), ("TRASHNET", "images")):
+        (root / name).mkdir(parents=True)
+        (root / name / file).touch()
+        with (root / name / "manifest.csv").open("w", newline="") as manifest:
+            writer = csv.writer(manifest)
+            writer.writerow(("path", "label", "split"))
+            for split, count in (("pool", 60), ("test", 20)):
+                writer.writerows((f"{split}/{each}/{n}.jpg", each, split) for each in CLASSES for n in range(count))
+        monkeypatch.setattr(sets, name, root / name)
+    monkeypatch.setattr(sets, "_TESTED_EACH", 5)
+
+
+def read(found):
+    with found.manifest.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def count(rows):
+    return Counter((row["label"], row["split"]) for row in rows)
+
+
+def test_a_set_has_as_many_of_each_class_as_is_said(shared):
+    """And the same number of each to test on; classes that are not named are not there."""
+    rows = read(sets.cifar("two", {"cat": 30, "frog": 3}))
+    assert count(rows) == {("cat", "pool"): 30, ("frog", "pool"): 3, ("cat", "test"): 5, ("frog", "test"): 5}
+    assert all(row["path"].startswith(f"{row['split']}/{row['label']}/") for row in rows)
+    assert len({row["path"] for row in rows}) == len(rows)
+
+
+def test_smaller_sets_are_parts_of_larger_ones(shared):
+    """So that what is computed of an image is computed once."""
+    small, large = ({row["path"] for row in read(sets.cifar(f"{n}", dict.fromkeys(CLASSES, n)))} for n in (7, 50))
+    assert small < large
+
+
+def test_a_tail_falls_in_the_order_that_is_asked_for(shared):
+    """By the same factor from class to class; all of the test images stay."""
+    found = count(read(sets.trashnet("tail", ["frog", "automobile", "cat"], 36)))
+    assert [found[each, "pool"] for each in ("frog", "automobile", "cat")] == [60, 10, 2]
+    assert {found[each, "test"] for each in CLASSES} == {20}
+
+
+def test_letters_are_drawn_in_many_fonts(monkeypatch):
+    """Of 47 classes, with a tail; no two images are alike, and each can be seen."""
+    fonts = sorted((Path(mpl.get_data_path()) / "fonts" / "ttf").glob("DejaVuS*.ttf"))
+    monkeypatch.setattr(sets, "_find_fonts", lambda: [each for each in fonts if sets._has_letters(each)])
+    pool = read_pool(sets.letters().images, None)
+    assert len(pool.classes) == 47
+    counts = np.bincount(pool.targets)
+    assert counts.max() >= 5 * counts.min() > 0
+    images = [np.asarray(Image.open(pool.root / each)) for each in pool.references]
+    assert len({each.tobytes() for each in images}) == len(images)
+    assert min(each.std() for each in images) > 15
+
+
+def test_without_fonts_there_are_no_letters(monkeypatch):
+    """The error says where they would come from."""
+    monkeypatch.setattr(sets, "_find_fonts", lambda: [])
+    with pytest.raises(FileNotFoundError, match="apt-get"):
+        sets.letters()
+
+
+def test_drawings_are_classed_by_their_folders(monkeypatch, tmp_path):
+    """Subjects with few are left out, as are those that nobody sorted; of many some are taken. Glass is on white."""
+    root = tmp_path / "package" / "usr" / "share" / "openclipart" / "png"
+    for subject, many in (("food/fruit", 90), ("food", 30), ("tools", 3), ("unsorted/x", 50)):
+        (root / subject).mkdir(parents=True)
+        for n in range(many):
+            Image.new("RGBA", (90, 50), (n, 0, 0, 0)).save(root / subject / f"{n}.png")
+    monkeypatch.setattr(sets, "_unpack", lambda package: tmp_path / "package")
+    folder = sets.clipart().images
+    assert {each.name: len(list(each.iterdir())) for each in folder.iterdir()} == {"food_fruit": 72, "food": 30}
+    image = Image.open(next(folder.glob("*/*")))
+    assert (image.mode, image.size, image.getextrema()) == ("RGB", (64, 64), ((255, 255),) * 3)
