@@ -22,8 +22,7 @@ class Round:
     round: int
     """0 is the initial set."""
     labels: int
-    """Given by then, those included that training does not see."""
-    trained_on: int
+    """Given by then."""
     labels_by_class: tuple[int, ...]
     """(C,)"""
     accuracy: float

@@ -14,8 +14,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from contract.scores.acquisition import rank_correlation
-from contract.scores.holdout import DEFAULT_SHARE, is_held_out
-from trainer.evaluation.advice import LEAST_IMAGES
+from contract.scores.holdout import DEFAULT_SHARE
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Indices, count_images
 from trainer.ordering import coldstart
@@ -98,11 +97,10 @@ def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
 
 def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, labelled: Indices) -> Indices:
     """Train, measure, choose, write down; return what was chosen."""
-    trained_on = _leave_out_holdout(run, labelled)
     left: Indices = np.setdiff1d(protocol.pool, labelled)
     passes = protocol.training.passes
     started = time.perf_counter()
-    model = trainer.train(np.sort(trained_on), f"study/{run.seed}/{number}")
+    model = trainer.train(np.sort(labelled), f"study/{run.seed}/{number}")
     train_s = round(time.perf_counter() - started, 3)
     counts = tuple(count_images(model.dataset.targets[labelled], len(model.dataset.classes)).tolist())
     choice, agreement = Choice(np.empty(0, np.int64), 0.0, 0.0), None
@@ -117,7 +115,6 @@ def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, la
         seed=run.seed,
         round=number,
         labels=len(labelled),
-        trained_on=len(trained_on),
         labels_by_class=counts,
         **_measure(model, protocol),
         train_s=train_s,
@@ -126,14 +123,6 @@ def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, la
     )
     append(run.path, {"round": asdict(found), "chosen": choice.images.tolist(), "agreement": agreement})
     return choice.images
-
-
-def _leave_out_holdout(run: Run, labelled: Indices) -> Indices:
-    """Return what is trained on: as in production, the random holdout is left out once it is large enough."""
-    if run.strategy != PRODUCT:
-        return labelled
-    held_out = is_held_out(run.seed, labelled, DEFAULT_SHARE)
-    return labelled[~held_out] if np.count_nonzero(held_out) >= LEAST_IMAGES else labelled
 
 
 def _measure(model: Model, protocol: Protocol) -> dict[str, Any]:

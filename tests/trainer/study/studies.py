@@ -82,7 +82,6 @@ def make_run(name, worth, seed, shares, minority, rounds, initial, query):
                 seed=seed,
                 round=number,
                 labels=labels,
-                trained_on=round(0.9 * labels),
                 labels_by_class=tuple(counts.tolist()),
                 accuracy=accuracy,
                 balanced_accuracy=float(f1.mean()),

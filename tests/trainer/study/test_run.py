@@ -147,30 +147,17 @@ def test_each_round_labels_what_the_one_before_chose(whole, strategy):
     assert (lines[-1]["round"]["score_s"], lines[-1]["round"]["choose_s"]) == (0, 0)
 
 
-def test_the_audit_slice_is_held_out_once_it_is_large_enough_by_labelnext_alone(whole):
-    """Until then it is trained on; elsewhere always."""
-    for strategy, path in whole.items():
-        lines, held_out = lines_of(path), []
-        for line, labelled in zip(lines, labelled_by_round(strategy, lines), strict=True):
-            audit = int(is_held_out(0, labelled, 0.1).sum())
-            held_out.append(line["round"]["labels"] - line["round"]["trained_on"])
-            assert held_out[-1] == (audit if strategy == PRODUCT and audit >= 30 else 0)
-        if strategy == PRODUCT:
-            assert held_out[0] == 0 < held_out[-1]
-
-
 @pytest.fixture(scope="module")
 def last(whole):
-    """Return the last round of labelnext, its model trained anew without the random holdout, and the images left."""
+    """Return the last round of labelnext, its model trained anew on all labels, and the images left."""
     lines = lines_of(whole[PRODUCT])
     labelled = labelled_by_round(PRODUCT, lines)[-1]
-    trained_on = np.sort(labelled[~is_held_out(0, labelled, 0.1)])
-    model = make_trainer(DATASET, replace(PROTOCOL.training, seed=0)).train(trained_on, "study/0/2")
+    model = make_trainer(DATASET, replace(PROTOCOL.training, seed=0)).train(np.sort(labelled), "study/0/2")
     return lines[-1], model, np.setdiff1d(PROTOCOL.pool, labelled)
 
 
 def test_figures_are_those_of_sklearn(last):
-    """On the test images, from the mean of the passes; of a model that did not see the random holdout."""
+    """On the test images, from the mean of the passes."""
     line, model, _ = last
     found, targets = line["round"], DATASET.targets[PROTOCOL.test]
     mean = model.passes(model.compute_features(PROTOCOL.test)).mean(axis=1)
