@@ -75,19 +75,19 @@ _OTHER_TAIL: Final = {
 _EVEN: Final = dict.fromkeys(("automobile", "airplane", "truck", "ship", "dog", "cat", "horse"), 232)
 _OTHER_WASTE: Final = ("plastic", "metal", "trash", "cardboard", "glass", "paper")
 
-_TO_900: Final = (20, 20, 20, 20, 40, 40, 60, 60, 100, 100, 200, 200)
-_TO_500: Final = (20, 20, 20, 20, 40, 40, 60, 60, 100, 100)
-_TO_220: Final = (20, 20, 20, 20, 30, 30, 30, 30)
-_MANY: Final = (50, 50, 50, 100, 100, 100)
+_TO_900: Final = (20, 20, 40, 40, 80, 80, 200, 400)
+_TO_500: Final = (20, 20, 40, 40, 80, 80, 200)
+_TO_220: Final = (20, 20, 20, 40, 40, 60)
+_MANY: Final = (50, 100, 150, 150)
 """After three labels a class."""
 
 _SETS: Final[Mapping[str, _Set]] = {
-    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 96, 128),
+    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 64, 96),
     "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 112, 224),
     "clipart": _Set(sets.clipart, _grow(*_MANY, initial=150), 64, 64),
-    "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 96, 128),
+    "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 64, 96),
     "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64, 64),
-    "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 96, 128),
+    "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 64, 96),
     "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 112, 224),
 }
 """Where the developers' shared folder is."""

@@ -23,7 +23,7 @@ from demo.pool import write_digits
 CIFAR: Final = SHARED / "data" / "cifar10-lt"
 TRASHNET: Final = SHARED / "data" / "trashnet"
 _SETS: Final = CACHE / "sets"
-_TESTED_EACH: Final = 300
+_TESTED_EACH: Final = 200
 """Images of each class of CIFAR-10 to test on."""
 _DIGITS_OF_EACH: Final = 170
 

@@ -1,7 +1,7 @@
 """What studies of several backbones come to side by side: one page, and the figures behind it as CSV and JSON.
 
-Each backbone has been studied on the same images, with the same strategies and seeds; a seed begins with the same
-labels whatever the backbone is, so that backbones, too, are compared by pairs.
+Each backbone has been studied on the same images, with the same strategies and seeds; a seed's random labels are the
+same whatever the backbone is, so that backbones, too, are compared by pairs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -62,14 +62,24 @@ def draw_measures(
     study: Study, lines: Sequence[Line], *, measures: Sequence[Measure] = MEASURES, by: str = "strategy"
 ) -> list[Markup]:
     """Return a plot of each measure over labels, by strategy or by what else the study's runs are told apart."""
-    return [_draw_curves(_curves(study, measure), lines, title=TITLES[measure], by=by) for measure in measures]
+    levels = {} if study.reference is None else study.reference.levels
+    return [
+        _draw_curves(
+            _curves(study, measure),
+            lines,
+            title=TITLES[measure],
+            level=("the reference", levels[measure].height) if measure in levels else None,
+            by=by,
+        )
+        for measure in measures
+    ]
 
 
 def draw_minority_share(study: Study, lines: Sequence[Line]) -> Markup:
     """Return a plot of how much of what is labelled is of minority classes, and how much of the pool is."""
     curves = {name: minority_share(study, name) for name in study.runs}
     pool = sum(study.pool_by_class[index] for index in study.minority) / max(1, sum(study.pool_by_class))
-    return _draw_curves(curves, lines, title="Share of minority images among the labels", level=pool)
+    return _draw_curves(curves, lines, title="Share of minority images among the labels", level=("the pool", pool))
 
 
 def _curves(study: Study, measure: Measure) -> dict[str, Curve]:
@@ -77,7 +87,12 @@ def _curves(study: Study, measure: Measure) -> dict[str, Curve]:
 
 
 def _draw_curves(
-    curves: Mapping[str, Curve], lines: Sequence[Line], *, title: str, level: float | None = None, by: str = "strategy"
+    curves: Mapping[str, Curve],
+    lines: Sequence[Line],
+    *,
+    title: str,
+    level: tuple[str, float] | None = None,
+    by: str = "strategy",
 ) -> Markup:
     figure, (axes,) = new_plots(4.4, 2.9)
     named = {line.strategy for line in lines}
@@ -86,8 +101,9 @@ def _draw_curves(
             axes.plot(curve.labels, curve.mean, color=_BEHIND, linewidth=0.9, zorder=2)
     _draw_lines(axes, curves, lines)
     if level is not None:
-        axes.axhline(level, color=TEXT, linewidth=0.9, linestyle=":")
-        axes.annotate("the pool", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=TEXT)
+        words, height = level
+        axes.axhline(height, color=TEXT, linewidth=0.9, linestyle=":")
+        axes.annotate(words, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=TEXT)
     axes.set_title(title, loc="left")
     axes.set_xlabel("labels")
     return to_svg(figure, title=f"{title} over labels, by {by}")

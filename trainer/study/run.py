@@ -27,6 +27,7 @@ from trainer.study.records import PassAgreement, Round, append, recover
 
 MANY_PASSES = 200
 """What T passes are compared with."""
+_RANKED = 2000
 _FIRST = 100
 
 
@@ -143,7 +144,8 @@ def _measure(model: Model, protocol: Protocol) -> dict[str, Any]:
 
 
 def compare_passes(model: Model, left: Indices, *, seed: int, passes: int) -> PassAgreement:
-    """Return how alike T and 200 passes rank images."""
+    """Return how alike T and 200 passes rank images; of more than 2,000, so many by chance."""
+    left = np.sort(np.random.default_rng(seed).permutation(left)[:_RANKED])
     features = model.compute_features(left)
     few, many = (model.bald(features, model.draw_masks(each)) for each in (passes, MANY_PASSES))
     tops = [set(descending(each.astype(np.float64))[:_FIRST].tolist()) for each in (few, many)]

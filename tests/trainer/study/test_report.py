@@ -115,6 +115,7 @@ def test_the_labels_for_a_references_level_are_told(study, tmp_path):
     told = f"labelnext needed {ratio['minority_f1'].ratio:.0%} of the labels"
     assert f"s in the end, {told}" in found.words
     assert "The reference: curves of old." in found.words
+    assert found.html.count(">the reference<") == 3  # at the level in each plot of a measure that it has
     row = found.table("labels-needed")["labelnext"]
     assert row[4::2] == [f"{ratio[measure].ratio:.0%}" for measure in ("macro_f1", "minority_f1")]
     assert json.loads((tmp_path / "summary.json").read_text())["labelnext"]["label_ratio_macro_f1_vs_reference"]
