@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, cast
 
@@ -47,6 +47,11 @@ class Pool:
     test: Flags
     """(N,): the images that are tested on; the others may be labelled."""
     root: Root
+
+    def take(self, kept: Flags) -> "Pool":
+        """Return the pool of some of the images, (N,)."""
+        references = tuple(each for each, keep in zip(self.references, kept.tolist(), strict=True) if keep)
+        return replace(self, references=references, targets=self.targets[kept], test=self.test[kept])
 
     def read(self, image: int) -> bytes:
         """Return the bytes of an image, by its index; any number of threads may do so at once.

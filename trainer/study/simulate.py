@@ -80,6 +80,8 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     several = len(trainings) > 1
     _check_layout(options.out, several=several)
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
+    if options.long_tail is not None:
+        pool = pool.take(pool.test | long_tail(pool.targets, ~pool.test, options.long_tail))
     title = options.name or pool.name
     plans = {name: _plan(pool, options, each, environment) for name, each in trainings.items()}
     if not several:
@@ -152,8 +154,6 @@ def _holding(out: Path) -> Iterator[None]:
 
 def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training: Training) -> Protocol:
     eligible = decoded.readable & ~pool.test
-    if options.long_tail is not None:
-        eligible = long_tail(pool.targets, eligible, options.long_tail)
     asked = queries(options)
     if (needed := options.initial + sum(asked)) > np.count_nonzero(eligible):
         raise ConfigError(

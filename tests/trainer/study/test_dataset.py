@@ -317,3 +317,17 @@ class TestLongTail:
         """Tails of several ratios can be compared."""
         longer, shorter = (long_tail(*pool, ratio) for ratio in sorted((first, second), reverse=True))
         assert not (longer & ~shorter).any()
+
+
+def test_a_pool_of_some_of_the_images_is_otherwise_the_same(tmp_path):
+    """Classes, where the images lie, and what each shows; which are tested on."""
+    pool = read_pool(write_folders(tmp_path / "images", each=8), None)
+    kept = np.arange(len(pool.targets)) % 3 != 1
+    found = pool.take(kept)
+    assert (found.name, found.classes, found.root) == (pool.name, pool.classes, pool.root)
+    rows = np.flatnonzero(kept)
+    for here, there in enumerate(rows.tolist()):
+        assert found.references[here] == pool.references[there]
+        assert (found.targets[here], found.test[here]) == (pool.targets[there], pool.test[there])
+        assert found.read(here) == pool.read(there)
+    assert len(found.references) == len(rows)
