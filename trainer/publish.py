@@ -23,7 +23,7 @@ from contract.versions.results import Metrics, ProjectState, TrainingRecord
 from contract.versions.version import PROBE_FILE, REPORT_FOLDER, Version
 from trainer.evaluation.comparison import CommonImages, compare_versions, save_predictions
 from trainer.evaluation.history import describe_advice, earlier, find_agreement
-from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide
+from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions
 from trainer.labels.dataset import Indices, Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
 from trainer.model.export import export
@@ -62,13 +62,15 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the V images held out say."""
+    """What the V images held out say of a network that has not seen them."""
 
     metrics: Metrics
     probabilities: npt.NDArray[np.float32]
     """Mean over the passes, (V, C)."""
     bald: npt.NDArray[np.floating]
     """In nats, (V,)."""
+    decided: Decisions
+    """What they are said to be, (V, C), by so many passes that chance has no say."""
     temperature: float = 1.0
     """What the probabilities are tempered with before people see them."""
 
@@ -86,6 +88,8 @@ class Trained:
     evaluation: Evaluation
     features: Features | None
     """Of all images, (N, F), by a backbone that was not trained; None where it was."""
+    refitted: bool
+    """Whether it was trained on the images held out as well, after another like it was measured on them."""
     probe: Indices
     """Which images the version is validated on, as `choose_probe` says."""
     probe_features: Features
@@ -205,13 +209,10 @@ def _add_advice(repository: Repository, described: Version, trained: Trained) ->
     data, manifest = trained.data, described.manifest
     kappa, unseen, curve, before = None, list[str](), None, earlier(repository, manifest)
     if data.parts.sample == "audit":
-        decided = decide(trained.evaluation.probabilities, multiple=manifest.multiple)
-        kappa = find_agreement(
-            repository, described, data.validation_images, known=_known(trained, data.parts.validation)
-        )
         tested = count_images(data.validation_targets, len(manifest.labels))
         unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
-        curve, predictions = compare_versions(repository, manifest, before, _take_common_images(trained, decided))
+        curve, predictions = compare_versions(repository, manifest, before, _take_common_images(trained))
+        kappa = find_agreement(predictions, before, manifest)
         save_predictions(predictions, described.path)
     advice = describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
     _log.info("%s", advice.sentence)
@@ -223,13 +224,13 @@ def _known(trained: Trained, rows: Indices) -> dict[str, Features]:
     return {} if trained.features is None else {trained.backbone.fingerprint: trained.features[rows]}
 
 
-def _take_common_images(trained: Trained, decided: Decisions) -> CommonImages:
+def _take_common_images(trained: Trained) -> CommonImages:
     """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
     held_out, pixels = trained.data.parts.validation, trained.data.pixels
     groups = pixels.groups
     others = np.setdiff1d(np.arange(len(groups)), held_out)
     unseen = ~np.isin(groups[held_out], groups[others])
-    rows = held_out[unseen]
+    rows, decided = held_out[unseen], trained.evaluation.decided
     return CommonImages(
         tasks=pixels.task_ids[rows].tolist(),
         images=pixels.images[rows],
@@ -247,6 +248,7 @@ def _describe_training(trained: Trained) -> TrainingRecord:
         images_by_class=dict(zip(data.pool.labels, map(int, counts), strict=True)),
         validation=data.parts.sample,
         validation_images=len(data.parts.validation),
+        refitted=trained.refitted,
         audit_images=data.parts.audit_images,
         audit_share=training.holdout_share,
         project=data.project,

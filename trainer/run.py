@@ -18,7 +18,7 @@ from trainer import labelstudio
 from trainer.evaluation.holdout import HeldOut, hold_out
 from trainer.labels import checks
 from trainer.labels import sources as labels
-from trainer.labels.dataset import load_pixels, open_fetcher
+from trainer.labels.dataset import count_images, load_pixels, open_fetcher
 from trainer.labels.image_cache import open_cache
 from trainer.locks import exclusive
 from trainer.model.build import open_backbone_of
@@ -70,6 +70,8 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
     for sentence in (*checks.describe_unreadable(pixels), *checks.describe_lost(pool, pixels)):
         _log.warning("%s", sentence)
     pool, pixels = checks.drop_empty_classes(pool, pixels)
+    for sentence in checks.describe_unlabelled(pool.labels, count_images(pixels.targets, len(pool.labels)).tolist()):
+        _log.info("%s", sentence)
     parts = hold_out(
         pixels,
         project=source.project,

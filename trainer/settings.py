@@ -96,9 +96,9 @@ class Training:
     dropout: Annotated[Share | None, Option(metavar="P")] = None
     """Probability of dropping a unit (default: 0.6 in layers that start fresh, 0.5 in loaded ones)."""
     validation: Annotated[Share, Option(metavar="SHARE")] = 0.2
-    """Of the images, held out to measure on where the random holdout is too small to."""
+    """Of the images, held out to measure on where the random holdout is too small to. A head is then trained on all."""
     holdout_share: HoldoutShare = DEFAULT_SHARE
-    """Of a project's tasks, drawn at random and held out to measure on; 0 for none."""
+    """Of a project's tasks, drawn at random to measure on; 0 for none."""
     passes: Annotated[int, Field(ge=2), Option(metavar="T")] = DEFAULT_PASSES
     """Stochastic passes for each image, here and, unless it is set otherwise, in the server."""
     precision: Annotated[Precision, Option(choices=get_args(Precision))] = "auto"

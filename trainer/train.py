@@ -1,8 +1,14 @@
-"""From labelled images to a version: a head on features of a backbone that stays, or the two together."""
+"""From labelled images to a version: a head on features of a backbone that stays, or the two together.
 
+A head costs seconds, so two are trained: one without the images held out, which is measured on them, and one on all
+images, which is published. What trains the backbone as well is published as it was measured.
+"""
+
+import copy
 import logging
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +21,16 @@ from contract.scores.acquisition import bald
 from contract.versions.repository import Repository
 from contract.versions.results import Metrics
 from contract.versions.version import Version
+from trainer.evaluation.comparison import COMPARED_PASSES
 from trainer.evaluation.holdout import as_decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import format_table
 from trainer.evaluation.metrics import measure as measure_predictions
 from trainer.features import open_store
+from trainer.labels.dataset import Targets
 from trainer.model.backbones import Opened
-from trainer.model.bayes import sample_passes
+from trainer.model.bayes import sample_mean, sample_passes
 from trainer.model.build import build_head_of, sample_features
-from trainer.model.fit import fit
+from trainer.model.fit import Fitted, fit
 from trainer.model.frozen import Features, FrozenBackbone, freeze
 from trainer.model.head import measure
 from trainer.model.int8 import in_best_precision
@@ -102,14 +110,48 @@ def _fit_head(
         digests = [pixels.digests[row] for row in probe]
         probe_features = exact.compute_once(pixels.images[probe], digests, store, title="probe")
     head, provenance = build_head_of(training, backbone, classes=len(data.pool.labels))
-    inputs, targets = torch.from_numpy(features[data.parts.train]), data.pixels.targets[data.parts.train]
-    measure(head, inputs)
+    start = copy.deepcopy(head.state_dict())
     _log_network(training, provenance, device)
-    recipe = choose_recipe(training, "classifier", len(targets))
-    with stage("fit"), few_threads(head):
-        fitted = fit(head.to(device), inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
+    fit_to = partial(_fit_to, classes=len(data.pool.labels), device=device)
+    seen = data.parts.train
+    if len(data.parts.validation):
+        fit_to(head, features[seen], pixels.targets[seen], training)
     evaluation = _evaluate(head, features[data.parts.validation], data, training, device=device)
-    return Trained(data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features)
+    head.load_state_dict(start)
+    _log.info("the head that is published is trained on all %d images", len(features))
+    fitted = fit_to(head, features, pixels.targets, training)
+    return Trained(
+        data,
+        training,
+        backbone,
+        head,
+        provenance,
+        fitted,
+        evaluation,
+        features,
+        refitted=True,
+        probe=probe,
+        probe_features=probe_features,
+    )
+
+
+@stage("fit")
+def _fit_to(
+    head: nn.Sequential,
+    features: Features,
+    targets: Targets,
+    training: Training,
+    *,
+    classes: int,
+    device: torch.device,
+) -> Fitted:
+    """Fit a head in place to features (n, F) and what holds of them; the same ones give the same head."""
+    torch.manual_seed(training.seed)
+    inputs = torch.from_numpy(features)
+    measure(head, inputs)
+    recipe = choose_recipe(training, "classifier", len(targets))
+    with few_threads(head):
+        return fit(head.to(device), inputs, targets, classes=classes, recipe=recipe, device=device)
 
 
 def _train_all(
@@ -133,7 +175,19 @@ def _train_all(
         evaluation = _evaluate(head, features, data, training, device=device)
         probe = choose_probe(data)
         exact = backbone.compute(data.pixels.images[probe], title="probe")
-        trained = Trained(data, training, backbone, head, provenance, fitted, evaluation, None, probe, exact)
+        trained = Trained(
+            data,
+            training,
+            backbone,
+            head,
+            provenance,
+            fitted,
+            evaluation,
+            features=None,
+            refitted=False,
+            probe=probe,
+            probe_features=exact,
+        )
         return publish(repository, trained)
 
 
@@ -149,13 +203,15 @@ def _evaluate(
     multiple, classes, targets = data.pool.multiple, len(data.pool.labels), data.validation_targets
     if not len(targets):
         no_passes = np.zeros((0, classes), np.float32)
-        evaluation = Evaluation(Metrics(images=0), no_passes, no_passes[:, 0])
+        evaluation = Evaluation(Metrics(images=0), no_passes, no_passes[:, 0], as_decisions(targets, classes))
     else:
         rows = torch.from_numpy(features)
         passes = sample_passes(head, rows, passes=training.passes, device=device, multiple=multiple)
         mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
         interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets, classes))
         metrics = replace(measure_predictions(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
-        evaluation = Evaluation(metrics, mean, nats, fit_temperature(mean, targets, multiple=multiple))
+        steady = sample_mean(head, rows, passes=COMPARED_PASSES, device=device, multiple=multiple)
+        decided = decide(steady, multiple=multiple)
+        evaluation = Evaluation(metrics, mean, nats, decided, fit_temperature(mean, targets, multiple=multiple))
     _log.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
     return evaluation

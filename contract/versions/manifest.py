@@ -151,6 +151,12 @@ class Manifest:
     files: dict[Annotated[str, AfterValidator(_check_path)], FileDigest] = field(default_factory=dict)
     """Path within the version's folder to digest; all files but manifest.json itself."""
 
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The classes that no image was labelled with when the version was trained, and of which nothing was learnt."""
+        counts = self.training.images_by_class
+        return tuple(label for label in self.labels if counts.get(label) == 0)
+
     def to_json(self) -> str:
         """Return the manifest as indented JSON that `from_json` reads back to an equal value."""
         return json.dumps({"contract": CONTRACT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"

@@ -154,6 +154,8 @@ class TrainingRecord:
     validation: str | None = None
     """`audit` or `split`: what was held out."""
     validation_images: int | None = None
+    refitted: bool = False
+    """Whether the network was trained on them too, after another one, trained without, was measured on them."""
     audit_images: int | None = None
     """Labelled ones of the random holdout."""
     audit_share: float | None = None
@@ -193,6 +195,7 @@ class TrainingRecord:
             images_by_class=_counts(fields.get("images_by_class")),
             validation=_text(fields.get("validation")),
             validation_images=_count(fields.get("validation_images")),
+            refitted=fields.get("refitted") is True,
             audit_images=_count(fields.get("audit_images")),
             audit_share=share if share != 1 else None,
             project=ProjectState.parse(fields.get("project")),

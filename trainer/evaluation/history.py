@@ -1,84 +1,52 @@
 """How the versions of a project have come on: what the advice is built on.
 
-Finds the earlier versions, and has the version in use predict what the new one was validated on. Whatever fails here
-costs a figure, never a version.
+Finds the earlier versions, and says how far the newest of them agrees with the new one. Whatever fails here costs a
+figure, never a version.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.metrics import cohen_kappa_score
 
-from contract.errors import NothingPublished, RepositoryError
+from contract.errors import RepositoryError
 from contract.scores.acquisition import greatest_bald
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.results import Advice, Comparison
-from contract.versions.version import Version
 from trainer.evaluation.advice import Measured, advise
-from trainer.evaluation.holdout import Decisions, decide
-from trainer.model.frozen import Features
-from trainer.model.validation import predict
+from trainer.evaluation.comparison import Predicted
+from trainer.evaluation.holdout import Decisions
 
 logger = logging.getLogger(__name__)
 
 _VERSIONS = 20
 """The most manifests that are read."""
 
-_COMPARED_IMAGES = 400
-"""More make kappa no surer than it has to be, and each takes a tenth of a second of two processors."""
-
-_COMPARED_PASSES = 200
-"""Of one version with itself under other masks, 20 passes give a kappa of 0.91 to 0.96 on photos, 100 one of 0.96 to
-0.99: what versions disagree in must not be the draw."""
-
 
 def find_agreement(
-    repository: Repository, version: Version, images: npt.NDArray[np.uint8], *, known: Mapping[str, Features]
+    predictions: Mapping[str, Predicted], before: Sequence[Manifest], manifest: Manifest
 ) -> float | None:
-    """Return Cohen's kappa between what the version in use and a new one predict; labels are compared by name.
+    """Return Cohen's kappa between what a new version predicts and the newest before it, of images new to both.
 
-    None if nothing is published, if the two are of another input or kind or share no label, or if one of them fails.
+    None if none before it was measured on the same images.
 
     Args:
-        repository: whose current version is asked.
-        version: the new one.
-        images: uint8 (N, H, W, 3).
-        known: features of the images, (N, F), by the fingerprint of the backbone that they are of.
+        predictions: by version, as `compare_versions` returns them.
+        before: of the same kind and with the same labels, oldest first.
+        manifest: of the new version.
     """
-    try:
-        with repository.open_verified(repository.current()) as before:
-            if not len(images) or not _comparable(before.manifest, version.manifest):
-                logger.info("the predictions are not compared with those of %s, which is of another kind", before.name)
-                return None
-            some = np.linspace(0, len(images) - 1, num=min(_COMPARED_IMAGES, len(images)), dtype=np.int64)
-            features = {backbone: rows[some] for backbone, rows in known.items()}
-            both = (before, version)
-            return kappa(*(_decide(each, images[some], both, features) for each in both))
-    except NothingPublished:
+    compared = [predictions[each.version] for each in before if each.version in predictions]
+    if not compared:
         return None
-    except Exception as err:  # onnxruntime's errors share no base class, and what was trained is not to be lost for it
-        logger.warning("the predictions could not be compared with those of the version in use: %s", err)
-        return None
-
-
-def _comparable(before: Manifest, now: Manifest) -> bool:
-    return before.input == now.input and before.multiple == now.multiple and bool({*before.labels} & {*now.labels})
-
-
-def _decide(
-    version: Version, images: npt.NDArray[np.uint8], versions: Iterable[Version], known: Mapping[str, Features]
-) -> Decisions:
-    """What a version predicts, in columns of all labels that one of the versions has, in order of their names."""
-    columns = sorted({label for each in versions for label in each.manifest.labels})
-    decided = np.zeros((len(images), len(columns)), bool)
-    places = [columns.index(label) for label in version.manifest.labels]
-    probabilities = predict(version, images, passes=_COMPARED_PASSES, known=known)
-    decided[:, places] = decide(probabilities, multiple=version.manifest.multiple)
-    return decided
+    now = predictions[manifest.version]
+    decided = np.zeros((2, len(now), len(manifest.labels)), np.bool_)
+    for row, task in enumerate(now):
+        decided[0, row, compared[-1][task]] = True
+        decided[1, row, now[task]] = True
+    return kappa(*decided)
 
 
 def kappa(first: Decisions, second: Decisions) -> float:

@@ -64,6 +64,15 @@ def describe_lost(before: LabelledPool, pixels: Pixels) -> list[str]:
     return [f"of a label, no image can be read, and {fate}: {_some(lost)}"]
 
 
+def describe_unlabelled(labels: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Name the labels that no image has yet, by how many have each."""
+    unseen = [label for label, count in zip(labels, counts, strict=True) if not count]
+    if not unseen:
+        return []
+    named = _some([repr(label) for label in unseen])
+    return [f"no image is labelled {named} yet: nothing of that is learnt; label some if you find any"]
+
+
 def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) -> list[str]:
     """Say which images have two labels: files of the same bytes under different ones.
 

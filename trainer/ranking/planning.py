@@ -16,6 +16,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.results import ProjectState
 from trainer import labelstudio
 from trainer.features import open_store
+from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio import PoolTask
 from trainer.ordering import coldstart, strategies
 from trainer.ordering.order import Arrangement, arrange
@@ -131,6 +132,8 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str) -> tuple[Pl
     strategies.check(options.strategy, multiple=manifest.multiple)
     with context.measure("labels"):
         labels_by_class = _count_labels(context, manifest)
+    for sentence in describe_unlabelled(manifest.labels, labels_by_class):
+        _log.info("%s", sentence)
     scorer = _Scorer(context, manifest)
     scores, failures = scorer.score(context.tasks)
     if not scores:

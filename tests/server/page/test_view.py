@@ -154,6 +154,10 @@ class TestVersion:
         (table,) = [t for t in show(page, manifest=publish(repository)).find("table") if "Class" in t.text]
         assert table.text.split()[-9:-1] == ["ant", "100", "0.50", "cat", "50", "1.00", "bee", "0"]
 
+    def test_classes_without_a_label_are_named(self, page, repository):
+        """They are never predicted, which nothing else on the page says."""
+        assert "No image is labelled bee yet" in show(page, manifest=publish(repository)).text
+
     def test_a_thousand_classes_are_folded_up(self, page, repository):
         """The ten weakest and the ten strongest are seen at once, the others on demand."""
         labels = tuple(f"species {i}" for i in range(1000))

@@ -26,8 +26,8 @@ NEW = "20991231T000000000Z-0a1b2c"
 OF_ALL = json.dumps({"%s": {task: [0] for task in TASKS}})
 
 
-def trained(labels, *, share=0.1, sample="audit"):
-    return TrainingRecord(images=labels, validation=sample, audit_share=share)
+def trained(labels, *, share=0.1, sample="audit", refitted=False):
+    return TrainingRecord(images=labels, validation=sample, audit_share=share, refitted=refitted)
 
 
 def publish(repository, seed, labels, *, predictions=None):
@@ -80,7 +80,7 @@ def compare(repository, before, *, count=40):
 
 
 def macro_f1_of(repository, manifest):
-    means = predict(repository.open(manifest.version), IMAGES, passes=manifest.passes)
+    means = predict(repository.open(manifest.version), IMAGES, passes=200)
     return f1_score(CLASSES, means.argmax(axis=1), average="macro")
 
 
@@ -119,6 +119,19 @@ def test_a_version_that_may_have_trained_on_the_images_is_not_measured_on_them(r
     curve, _ = compare(repository, [replace(before[0], training=trained(100, **different)), before[1]])
     assert labels_of(curve) == [200, 300]
     assert asked.keys() == {before[1].version}
+
+
+def test_a_version_that_has_learnt_the_images_since_is_held_to_what_was_said_before(repository, before, asked):
+    """It is asked about those alone that were labelled later; where what was said is lost, it is left out."""
+    learnt = [replace(each, training=trained(100, refitted=True)) for each in before]
+    assert labels_of(compare(repository, learnt)[0]) == [300]
+    assert not asked
+    said = {learnt[0].version: {task: [0] for task in TASKS[:30]}}
+    new = publish(repository, 3, 250, predictions=json.dumps(said))
+    curve, predictions = compare(repository, [*learnt, new])
+    assert labels_of(curve) == [100, 250, 300]
+    assert asked == {learnt[0].version: 10, new.version: 40}
+    assert all(predictions[learnt[0].version][task] == [0] for task in TASKS[:30])
 
 
 def test_a_version_that_fails_costs_its_point_alone(repository, before, caplog):

@@ -1,4 +1,3 @@
-import logging
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -6,124 +5,46 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from contract.graph.lowering import load_graph, lower
-from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
 from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
-from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import manifest, write_files
 from trainer.evaluation.history import describe_advice, earlier, find_agreement, kappa
-from trainer.model.sessions import open_session
-from trainer.model.validation import predict
-
-pytestmark = pytest.mark.slow  # trains or exports networks
-
-IMAGES, _ = coloured_images(np.random.default_rng(0), 40)
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A repository whose current version is a network that has learnt nothing."""
-    repository = Repository(tmp_path_factory.mktemp("models"))
-    publish_small(repository, lively_network(1), IMAGES[:4])
-    return repository
+def version(name, labels=("a", "b", "c")):
+    return replace(manifest(name), labels=labels)
 
 
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    """A version of other weights."""
-    return publish_small(Repository(tmp_path_factory.mktemp("other")), lively_network(2), IMAGES[:4])
+BEFORE = [version(f"2026010{day}T000000000Z-0a1b2c") for day in (1, 2, 3)]
+NOW = version("20991231T000000000Z-0a1b2c")
 
 
-def described(version, /, **fields):
-    """The same files with another manifest."""
-    return replace(version, manifest=replace(version.manifest, **fields))
+def predict(classes):
+    return {task: [int(each)] for task, each in enumerate(classes, start=101)}
 
 
-def test_a_version_agrees_with_itself_as_far_as_masks_let_it(published):
-    """Kappa is all but 1: what is left is the draw."""
-    version = published.open(published.current())
-    assert find_agreement(published, version, IMAGES, known={}) == 1
-    renamed = described(version, version="20991231T000000000Z-0a1b2c")
-    assert find_agreement(published, renamed, IMAGES, known={}) > 0.9
+def test_agreement_is_cohens_kappa_with_the_newest_version_before():
+    """As scikit-learn computes it; a version that was not measured on the images is passed over."""
+    classes = np.random.default_rng(0).integers(0, 3, (3, 40))
+    classes[1:, :25] = classes[0, :25]
+    names = (BEFORE[0].version, BEFORE[1].version, NOW.version)
+    predictions = {name: predict(each) for name, each in zip(names, classes, strict=True)}
+    expected = cohen_kappa_score(classes[1], classes[2])
+    assert find_agreement(predictions, BEFORE, NOW) == pytest.approx(expected)
+    assert 0.3 < expected < 0.9
 
 
-def test_agreement_is_cohens_kappa(published, other):
-    """As scikit-learn computes it."""
-    version = published.open(published.current())
-    predicted = [predict(each, IMAGES, passes=200).argmax(axis=1) for each in (version, other)]
-    assert find_agreement(published, other, IMAGES, known={}) == pytest.approx(cohen_kappa_score(*predicted))
+def test_images_are_compared_by_task():
+    """In whichever order they come, and those alone that the new version has."""
+    predictions = {BEFORE[2].version: {103: [2], 102: [1], 101: [0], 104: [1]}, NOW.version: {101: [0], 103: [2]}}
+    assert find_agreement(predictions, BEFORE, NOW) == 1
 
 
-def test_features_that_are_known_stand_in_for_the_images(published, other):
-    """Of the versions of that backbone, at the rows that are compared; those of another one compute their own."""
-    version = published.open(published.current())
-    expected = find_agreement(published, other, IMAGES, known={})
-    features = {each.manifest.backbone.fingerprint: features_of(each) for each in (version, other)}
-    black = np.zeros_like(IMAGES)
-    assert find_agreement(published, other, black, known=features) == expected
-    features.pop(other.manifest.backbone.fingerprint)
-    predicted = [
-        predict(version, IMAGES, passes=200).argmax(axis=1),
-        predict(other, black, passes=200).argmax(axis=1),
-    ]
-    assert find_agreement(published, other, black, known=features) == pytest.approx(cohen_kappa_score(*predicted))
-
-
-def features_of(version):
-    """What a version's backbone gives of the images."""
-    lowered = lower(load_graph(version.model_path, weights_bytes=version.weights_bytes), cut="features")
-    session = open_session(lowered.backbone, version.path)
-    return session.run(["features"], {"images": IMAGES})[0]
-
-
-def test_labels_are_compared_by_name(published, other, monkeypatch):
-    """Their order may have changed, and others have come."""
-    classes = np.random.default_rng(0).integers(0, 3, len(IMAGES))
-    names = np.array(other.manifest.labels)[classes]
-
-    def predict_names(version, images, *, passes, known):
-        return (np.array(version.manifest.labels) == names[:, None]).astype(np.float32)
-
-    monkeypatch.setattr("trainer.evaluation.history.predict", predict_names)
-    assert find_agreement(published, described(other, labels=("red", "cow", "blue", "green")), IMAGES, known={}) == 1
-
-
-@pytest.mark.parametrize(
-    "difference", [{"labels": ("x", "y", "z")}, {"multiple": True}, {"input": InputSpec(16, 16)}], ids=str
-)
-def test_versions_of_another_kind_are_not_compared(published, other, difference):
-    """That is no error."""
-    assert find_agreement(published, described(other, **difference), IMAGES, known={}) is None
-
-
-def test_without_images_there_is_nothing_to_compare(published, other):
-    """Nor without a version before."""
-    assert find_agreement(published, other, IMAGES[:0], known={}) is None
-    assert find_agreement(Repository(published.root / "none"), other, IMAGES, known={}) is None
-
-
-def test_a_version_that_fails_costs_the_comparison_alone(tmp_path, other, caplog):
-    """With a warning that says why."""
-    repository = Repository(tmp_path)
-    path = publish_small(repository, lively_network(1), IMAGES[:4]).path
-    (path / "model.onnx").write_bytes(b"x" * (path / "model.onnx").stat().st_size)
-    with caplog.at_level(logging.WARNING):
-        assert find_agreement(repository, other, IMAGES, known={}) is None
-    assert "could not be compared" in caplog.text
-
-
-def test_of_many_images_some_are_compared(published, other, monkeypatch):
-    """Spread over all of them."""
-    asked = []
-
-    def note(version, images, *, passes, known):
-        asked.append(len(images))
-        return np.eye(3)[[0] * len(images)]
-
-    monkeypatch.setattr("trainer.evaluation.history.predict", note)
-    assert find_agreement(published, other, np.zeros((2000, 32, 32, 3), np.uint8), known={}) == 1
-    assert asked == [400, 400]
+def test_without_a_version_before_there_is_nothing_to_compare():
+    """Nor with one that was measured on other images."""
+    predictions = {NOW.version: predict([0, 1, 2])}
+    assert find_agreement(predictions, BEFORE, NOW) is None
+    assert find_agreement(predictions, [], NOW) is None
 
 
 def test_of_several_labels_each_is_a_rating():

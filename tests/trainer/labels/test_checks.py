@@ -4,7 +4,13 @@ import dataclasses
 
 import numpy as np
 
-from trainer.labels.checks import describe_contradictions, describe_lost, describe_unreadable, drop_empty_classes
+from trainer.labels.checks import (
+    describe_contradictions,
+    describe_lost,
+    describe_unlabelled,
+    describe_unreadable,
+    drop_empty_classes,
+)
 from trainer.labels.dataset import Pixels, Unreadable
 from trainer.labels.sources import LabelledImage, LabelledPool
 
@@ -53,6 +59,15 @@ class TestUnreadable:
         pixels = pixels_of(pool, unreadable=[(1, "got 0 bytes")])
         assert describe_unreadable(pixels) == ["1 image cannot be read: got 0 bytes (1.png)"]
         assert describe_unreadable(pixels_of(pool)) == []
+
+
+def test_labels_that_no_image_has_are_named():
+    """Of many the first few, and how many more."""
+    assert describe_unlabelled(("a", "b", "c"), (3, 0, 1)) == [
+        "no image is labelled 'b' yet: nothing of that is learnt; label some if you find any"
+    ]
+    assert describe_unlabelled(("a", "b"), (3, 1)) == []
+    assert "'5', '6' and 2 more yet" in describe_unlabelled([*"0123456789"], (1, 1) + (0,) * 7 + (1,))[0]
 
 
 class TestEmptyClasses:
