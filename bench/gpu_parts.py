@@ -182,7 +182,7 @@ def _validate(setting: Setting, precision: Precision) -> Row:
         admitted = admit(
             Repository(setting.subject.root),
             version.name,
-            lambda version, _: Engine(version, setting.options(precision)),
+            lambda version: Engine(version, setting.options(precision)),
         )
     probe, engine = Probe.load(version.probe_path), admitted.engine
     row = {

@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with serving(repository.root, log=folder / "server.log", settings=settings) as server:
             client = Client(server.url, first.version.manifest.labels)
             bench = Bench(server, client, [host.reference(photo) for photo in photos])
-            engine = engine_loader(Settings.read(settings))(first.version, None)
+            engine = engine_loader(Settings.read(settings))(first.version)
             engine.warm()
             assert engine.precision == options.precision, f"{options.precision} cannot be had here: see the warning"
             images = np.stack([decode_image(photo.read_bytes(), engine.manifest.input) for photo in photos])

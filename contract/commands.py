@@ -7,6 +7,7 @@ the usage and its errors, which end the process with status 2; knows no command.
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, get_args
 
@@ -31,6 +32,8 @@ class Option:
     """Whether it is given by its place instead of its name."""
     once: str = ""
     """What is said if it is given again; by default the last one counts."""
+    each: bool = False
+    """Whether it may be given again; the values, which are tuples, then follow each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +169,8 @@ def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
         [option.name or f"--{name.replace('_', '-')}", name],
         type=None if switch else kind,
         is_flag=switch or None,  # False would have click read an option out of --control=-x
-        multiple=bool(option.once),
-        callback=_only(option.once) if option.once else None,
+        multiple=bool(option.once) or option.each,
+        callback=_only(option.once) if option.once else _join if option.each else None,
         required=required,
         metavar=None if switch or option.choices else option.metavar or _metavar(info).upper(),
         help=_help(info, about),
@@ -183,6 +186,11 @@ def _only(otherwise: str) -> Callable[[click.Context, click.Parameter, tuple[Any
         return values[0] if values else None
 
     return take
+
+
+def _join(_: click.Context, __: click.Parameter, values: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...] | None:
+    """Make one value of all that an option was given; None where it was given none."""
+    return tuple(chain.from_iterable(values)) or None
 
 
 def _metavar(info: FieldInfo) -> str:

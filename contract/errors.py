@@ -3,6 +3,7 @@
     LabelnextError
     +-- ConfigError             settings, arguments or a labelling config that cannot work
     |   +-- LabelMismatch       a project whose labels are not those of the model
+    |   |   +-- AmbiguousProject    a project that several models could answer for
     +-- DiskFull                a disk or quota that takes no more; an OSError, too
     +-- RepositoryError         what stands between a reader and a published version
     |   +-- NothingPublished
@@ -25,6 +26,7 @@
     |   +-- DecodeError         its bytes are not an image that can be scored
     +-- RequestError            a request that is not what Label Studio sends
     +-- Unavailable             the server cannot answer now; later it may
+    +-- UnknownModel            a request for a model that there is not
     +-- OtherVersion            a request for a version that is not in use
     +-- LabelError              labels that no classifier can be trained on
     +-- TrainingError           training that did not end in a usable model
@@ -68,6 +70,12 @@ class LabelMismatch(ConfigError):
     """Met a project whose labels are not those that a model was trained on."""
 
     code = "label_mismatch"
+
+
+class AmbiguousProject(LabelMismatch):
+    """Met a project whose labels several models know, and nothing that tells which of them is its own."""
+
+    code = "ambiguous_project"
 
 
 class DiskFull(LabelnextError, OSError):
@@ -211,6 +219,13 @@ class Unavailable(LabelnextError):
 
     status = 503
     code = "unavailable"
+
+
+class UnknownModel(LabelnextError):
+    """Was asked for a model that the repository does not hold."""
+
+    status = 404
+    code = "unknown_model"
 
 
 class OtherVersion(LabelnextError):

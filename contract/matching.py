@@ -33,13 +33,28 @@ def match_control(
     """
     known = [control for control in controls if _is_known(control, labels)]
     if not known:
-        lists = "; ".join(f"{control.from_name}: {_say(control.labels)}" for control in controls[:_LISTS])
         raise LabelMismatch(
-            f"expected a project with the labels of version {version} ({_say(labels)}), its labelling config has "
-            f"others ({lists}); train a version on this project, or set LABELNEXT_MODEL to the model that was trained "
-            "on it"
+            f"expected a project with the labels of version {version} ({name_labels(labels)}), its labelling config "
+            f"has others ({name_controls(controls)}); train a version on this project, or set LABELNEXT_MODEL to the "
+            "model that was trained on it"
         )
     return choose_control(known, name=name, labels=labels)
+
+
+def knows(controls: Sequence[ChoicesControl], labels: Sequence[str]) -> bool:
+    """Say whether one who has learnt these labels answers for one of the controls."""
+    return any(_is_known(control, labels) for control in controls)
+
+
+def name_labels(labels: Sequence[str]) -> str:
+    """Return labels as messages name them: many are counted, long ones cut."""
+    named = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..." for label in labels]
+    return name_some(named, most=_NAMED)
+
+
+def name_controls(controls: Sequence[ChoicesControl]) -> str:
+    """Return the labels of controls as messages name them."""
+    return "; ".join(f"{control.from_name}: {name_labels(control.labels)}" for control in controls[:_LISTS])
 
 
 def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:
@@ -62,8 +77,3 @@ def _is_known(control: ChoicesControl, labels: Sequence[str]) -> bool:
 def _count_shared(control: ChoicesControl, labels: Sequence[str]) -> int:
     wanted = set(labels)
     return sum(choice.stored in wanted or choice.shown in wanted for choice in control.choices)
-
-
-def _say(labels: Sequence[str]) -> str:
-    named = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..." for label in labels]
-    return name_some(named, most=_NAMED)

@@ -23,6 +23,9 @@ from contract.versions.signatures import read_public_key
 
 PREFIX: Final = "LABELNEXT_"
 
+DEFAULT_MODEL: Final = "default"
+"""The model of who names none."""
+
 DECLARED: Final = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
 """Of all classes whose fields are settings or options: a field's docstring describes it to people, too."""
 
@@ -77,8 +80,6 @@ class SharedSettings:
     models: Annotated[str | Path, text(parse_location)] = Path("models")
     """The model repository: a folder, or `s3://bucket/prefix` with the usual `AWS_*` variables and
     `requirements/s3.txt`."""
-    model: str = "default"
-    """Which model in it: the name of its folder."""
     mirror: Path | None = None
     """Where versions from a bucket are copied to and read; by default a folder below `~/.cache`. It holds two versions,
     and three while one is fetched."""

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, NoReturn
 
-from flask import Flask, Response, g, jsonify, redirect, request
+from flask import Blueprint, Flask, Response, g, jsonify, redirect, request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import (
@@ -22,15 +24,17 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wrappers import Response as BaseResponse
 
-from contract.errors import LabelMismatch, LabelnextError, RequestError, Unavailable
+from contract.errors import LabelMismatch, LabelnextError, RequestError, Unavailable, UnknownModel
 from contract.images.fetch import Fetcher
 from contract.versions.manifest import check_version
 from server.http.auth import OPEN, Guard
 from server.http.concurrency_limiter import ConcurrencyLimiter, Overloaded
 from server.http.origins import Origins
+from server.http.projects import PREFIX
+from server.inference.model import Model
 from server.observe import logs, metrics
 from server.page import reports
-from server.page.view import HEADERS, Page
+from server.page.view import HEADERS, ModelSummary, Page, render_models
 from server.service import Scored, Service
 from server.settings import Settings
 
@@ -50,6 +54,12 @@ _STATUS_LINE = 1000
 
 _WANTS_BODY = "labelnext.wants_body"
 """Where the application holds what says of a request's head, as a WSGI environment, whether the body will be read."""
+
+_BY_NAME = f"{PREFIX}<model>"
+"""What stands before the routes of a model that is named."""
+
+_PAGES_REMEMBERED = 64
+"""Models of whose versions it is remembered what was read."""
 
 _PAGES = 4
 """Other requests that are handled at a time: they read the repository, whose volume may hang."""
@@ -84,7 +94,10 @@ def create_app(settings: Settings | None = None, *, fetcher: Fetcher | None = No
     check_head = _make_check(settings)
     app.extensions[_WANTS_BODY] = lambda environ: _wants_body(app, environ, check_head)
     _add_routes(app, service)
-    _add_page(app, service)
+    routes = _routes_of_models(service)
+    _add_pages(routes, service)
+    app.register_blueprint(routes, name="by_project")
+    app.register_blueprint(routes, name="by_name", url_prefix=_BY_NAME)
     _add_hooks(app, service, check_head)
     app.register_error_handler(Exception, lambda error: _to_json(error, service.metrics))
     service.start()
@@ -97,14 +110,6 @@ def close_app(app: Flask) -> None:
 
 
 def _add_routes(app: Flask, service: Service) -> None:
-    @app.get("/health")
-    def health() -> tuple[dict[str, Any], int]:
-        if wanted := request.args.get("version"):  # of who waits for it
-            service.models.look_soon(wanted)
-        report = asdict(service.health())
-        up = report.pop("up")
-        return {"status": "UP" if up else "DOWN", **report}, 200 if up else 503
-
     @app.get("/health/live")
     def live() -> tuple[dict[str, Any], int]:
         return {"live": service.live, "detail": service.fault}, 200 if service.live else 503
@@ -113,29 +118,53 @@ def _add_routes(app: Flask, service: Service) -> None:
     def ready() -> tuple[dict[str, Any], int]:
         return {"ready": (is_ready := service.ready), "detail": service.health().detail}, 200 if is_ready else 503
 
-    @app.post("/setup")
-    def setup() -> Response:
-        return jsonify(service.setup(_read_body()))
-
-    @app.post("/predict")
-    def predict() -> Response:
-        return _answer(service.predict(_read_body(), deadline=g.deadline))
-
-    @app.post("/score")
-    def score() -> Response:
-        return _answer(service.score(_read_body(), deadline=g.deadline))
-
-    @app.post("/webhook")
-    def webhook() -> Response:
-        return jsonify(service.notice(_read_body()))
-
-    @app.get("/versions")
-    def versions() -> Response:
-        return jsonify(versions=service.models.repository.versions())
-
     @app.get("/metrics")
     def render_metrics() -> Response:
         return Response(service.metrics.render(), content_type=metrics.CONTENT_TYPE)
+
+
+def _routes_of_models(service: Service) -> Blueprint:
+    """Return what is there twice: for the model whose name stands in the address, and for the project that asks."""
+    routes = Blueprint("models", __name__)
+
+    @routes.url_value_preprocessor
+    def take_name(_: str | None, values: dict[str, Any] | None) -> None:
+        g.model = values.pop("model", None) if values else None
+
+    @routes.get("/health")
+    def health() -> tuple[dict[str, Any], int]:
+        if wanted := request.args.get("version"):  # of who waits for it
+            service.models.look_soon(wanted)
+        report = asdict(service.health(g.model, version=wanted))
+        up = report.pop("up")
+        return {"status": "UP" if up else "DOWN", **report}, 200 if up else 503
+
+    @routes.post("/setup")
+    def setup() -> Response:
+        return jsonify(service.setup(_read_body(), g.model))
+
+    @routes.post("/predict")
+    def predict() -> Response:
+        return _answer(service.predict(_read_body(), g.model, deadline=g.deadline))
+
+    @routes.post("/score")
+    def score() -> Response:
+        return _answer(service.score(_read_body(), g.model, deadline=g.deadline))
+
+    @routes.post("/webhook")
+    def webhook() -> Response:
+        return jsonify(service.notice(_read_body(), g.model))
+
+    @routes.get("/versions")
+    def versions() -> Response:
+        return jsonify(versions=sorted(chain.from_iterable(each.repository.versions() for each in _asked_for(service))))
+
+    return routes
+
+
+def _asked_for(service: Service) -> tuple[Model, ...]:
+    """The model whose name stands in the address; all where none does."""
+    return service.models.all if g.model is None else tuple(filter(None, [service.projects.find(g.model)]))
 
 
 def _answer(scored: Scored) -> Response:
@@ -163,30 +192,50 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _add_page(app: Flask, service: Service) -> None:
-    settings, repository = service.settings, service.models.repository
-    page = Page(repository, label_studio_url=settings.label_studio_public_url or settings.label_studio_url)
+def _add_pages(routes: Blueprint, service: Service) -> None:
+    """Add the page of one model, that of all where there are several and none is named, and the reports."""
+    address = service.settings.label_studio_public_url or service.settings.label_studio_url
+    page_of = lru_cache(_PAGES_REMEMBERED)(partial(Page, label_studio_url=address))
 
-    @app.get("/")
+    @routes.get("/")
     def show() -> Response:
-        health = service.health()
+        health, models, now = service.health(g.model), _asked_for(service), datetime.now(UTC)
         detail = health.detail or health.refused_project
-        html = page.render(up=health.up, detail=detail, serving=service.models.engine, now=datetime.now(UTC))
+        if len(models) == 1:
+            (model,) = models
+            html = page_of(model.repository).render(
+                up=health.up,
+                detail=detail,
+                serving=model.engine,
+                now=now,
+                is_one_of_several=g.model is not None and service.models.alone is None,
+            )
+        else:
+            said = health.refused_project if health.up else detail  # what models say stands beside them
+            summaries = [_summarise(model) for model in models]
+            html = render_models(summaries, up=health.up, detail=said, label_studio_url=address, now=now)
         return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
 
-    @app.get("/report/<version>/")
-    @app.get("/report/<version>/<file>")
+    @routes.get("/report/<version>/")
+    @routes.get("/report/<version>/<file>")
     def show_report(version: str, file: str = reports.INDEX) -> Response:
-        found = reports.read_report(repository, version, file)
-        if found is None:
+        of_models = (reports.read_report(model.repository, version, file) for model in _asked_for(service))
+        if (found := next(filter(None, of_models), None)) is None:
             raise NotFound("there is no such report, or no such file in it; the page at / links to those there are")
         return Response(found.content, content_type=found.content_type, headers=reports.HEADERS)
 
-    @app.get("/report/<version>")
+    @routes.get("/report/<version>")
     def add_slash(version: str) -> BaseResponse:
         if not check_version(version):  # what stands before a colon would be taken for a scheme
             raise NotFound("a report's address is /report/<version>/, where a version is named as /versions names it")
         return redirect(f"{version}/", 308)  # relative, for a proxy may have put a path or TLS in front
+
+
+def _summarise(model: Model) -> ModelSummary:
+    engine = model.engine
+    seen = engine.manifest.training.project if engine else None
+    projects = {*model.projects, *([seen.id] if seen else [])}
+    return ModelSummary(model.name, engine, model.detail, tuple(sorted(projects)))
 
 
 def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> None:
@@ -224,8 +273,8 @@ def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> 
 
 
 def _route() -> str | None:
-    """The request's route; None where there is none by its path."""
-    return request.url_rule.rule if request.url_rule else None
+    """The request's route, without a model's name before it; None where there is none by its path."""
+    return request.url_rule.rule.removeprefix(_BY_NAME) if request.url_rule else None
 
 
 def _waited_s() -> float:
@@ -290,7 +339,9 @@ def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
         detail = "the server could not answer; its log says why, under this request id"
     response = jsonify(error=code, detail=detail, request_id=logs.request_id.get())
     response.status_code = status
-    if isinstance(error, LabelMismatch):  # of an answer that is none of success, Label Studio shows this line alone
+    if isinstance(
+        error, LabelMismatch | UnknownModel
+    ):  # of an answer that is none of success, Label Studio shows this line alone
         response.status = f"{status} {_in_one_line(detail)}"
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(error.retry_after_s)

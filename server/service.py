@@ -13,6 +13,7 @@ from functools import lru_cache
 from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
 from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher, FetchSettings
+from contract.settings import DEFAULT_MODEL
 from contract.versions.local_cache import open_repository
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
@@ -20,10 +21,13 @@ from contract.versions.signatures import Keys
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
+from server.http.projects import Projects
+from server.inference.backbone import Backbones
 from server.inference.batching import Batcher, ImageScores
 from server.inference.cuda import check_device
 from server.inference.engine import Engine, EngineOptions
 from server.inference.known_images import KnownImages
+from server.inference.model import Model
 from server.inference.models import Models
 from server.inference.resources import available_cpus
 from server.inference.scoring import Outcome, Scorer
@@ -49,17 +53,26 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
-    """Whether the process can do its work, and what it would do it with."""
+class ModelHealth:
+    """What a model would do its work with."""
 
-    up: bool
-    model: str
+    model: str | None
+    """None where there are several, and none of them was asked for."""
     model_version: str | None
     provider: str | None
     precision: str | None
     detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Health(ModelHealth):
+    """Whether the process can do its work, and what it would do it with."""
+
+    up: bool
     refused_project: str | None
     """Why the project that connected last, or asked last whether it still may, gets no predictions."""
+    models: tuple[ModelHealth, ...]
+    """Each that there is."""
 
 
 class Service:
@@ -77,9 +90,11 @@ class Service:
         self.models = Models(
             open_models(settings),
             engine_loader(settings),
+            only=settings.model is not None,
             poll_s=settings.poll_s,
             metrics=self.metrics,
         )
+        self.projects = Projects(self.models)
         self._fetcher = fetcher or Fetcher(fetch_settings(settings))
         self._store = _open_store(settings, self.metrics)
         known = None
@@ -106,8 +121,8 @@ class Service:
             most_bytes=2 * settings.max_body_bytes,
         )
         self._draining = threading.Event()
-        self._refusals: Mapping[str, str] = {}
-        """By the version, for another one may know the labels: why the last /setup was refused."""
+        self._refusals: Mapping[tuple[str, ...], str] = {}
+        """By the versions in use, for others may know the labels: why the last /setup was refused."""
         self.metrics.waiting_requests.set_function(lambda: self.limiter.waiting)
         self.metrics.live.set_function(lambda: self.live)
         self.metrics.ready.set_function(lambda: self.ready)
@@ -148,77 +163,111 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether the process should be sent requests."""
-        has_what_there_is = self.models.engine is not None or self.models.unpublished
-        return self.live and has_what_there_is and not self._draining.is_set()
+        return self.live and self.models.ready and not self._draining.is_set()
 
     @property
-    def version(self) -> str:
-        """The version that predictions are stamped with."""
-        engine = self.models.engine
-        return engine.version if engine else labelstudio.NO_VERSION
+    def _versions(self) -> tuple[str, ...]:
+        """All that are in use."""
+        return tuple(model.engine.version for model in self.models.all if model.engine)
 
-    def health(self) -> Health:
-        """Look at every part without waiting for any."""
-        engine, fault = self.models.engine, self.fault
+    def health(self, name: str | None = None, *, version: str | None = None) -> Health:
+        """Look at every part without waiting for any.
+
+        Args:
+            name: the model that is asked for.
+            version: one whose model is told of, if it is in use.
+
+        Raises:
+            UnknownModel: if there is no model of that name.
+        """
+        fault = self.fault
         if self._draining.is_set():
             fault = fault or "the server is shutting down"
+        asked = self.models.alone if name is None else self.projects.find(name)
+        if asked is None and version is not None:
+            asked = self.models.find_version(version)
+        told = _describe(asked) if asked else ModelHealth(name, None, None, None, self._detail(name))
         return Health(
             up=fault is None,
-            model=self.settings.model,
-            model_version=engine.version if engine else None,
-            provider=engine.provider if engine else None,
-            precision=engine.precision if engine else None,
-            detail=fault or self.models.detail,
-            refused_project=self._refusals.get(self.version),
+            model=told.model,
+            model_version=told.model_version,
+            provider=told.provider,
+            precision=told.precision,
+            detail=fault or told.detail,
+            refused_project=self._refusals.get(self._versions),
+            models=tuple(_describe(model) for model in self.models.all),
         )
 
-    def setup(self, body: object) -> Mapping[str, str]:
+    def _detail(self, name: str | None) -> str | None:
+        """What there is to say of all models together."""
+        if name is not None:
+            return "the repository has not been looked at yet"
+        details = [f"{model.name}: {model.detail}" for model in self.models.all if model.detail]
+        return "; ".join(details) or None
+
+    def setup(self, body: object, name: str | None = None) -> Mapping[str, str]:
         """Answer /setup: the version that /predict would stamp now.
 
         Raises:
             RequestError: if the request cannot be understood.
-            LabelMismatch: if the version does not know the project's labels.
+            UnknownModel: if there is no model of that name.
+            LabelMismatch: if the version does not know the project's labels, or no model, or too many.
         """
-        (label_config, project), engine = labelstudio.parse_setup(body), self.models.engine
+        label_config, project = labelstudio.parse_setup(body)
         refused, self._refusals = self._refusals, {}
-        if engine is None or label_config is None:
-            return {"model_version": self.version}
+        engine = None
         try:
-            self._find_target(label_config, engine.manifest)
+            model = self._find_at_once(name, label_config, project)
+            engine = model.engine if model else None
+            if engine is not None and label_config is not None:
+                self._find_target(label_config, engine.manifest)
         except LabelMismatch as err:
-            self._refusals = {engine.version: f"project {project}: {err}"}
+            self._refusals = {self._versions: f"project {project}: {err}"}
             if self._refusals != refused:  # Label Studio asks again for every task that is opened
                 _log.warning("a project is refused", extra={"reason": str(err), "project_id": project})
             raise
         except ConfigError:
             pass  # a config that is still being written; /predict says what it lacks
-        return {"model_version": engine.version}
+        return {"model_version": engine.version if engine else labelstudio.NO_VERSION}
+
+    def _find_at_once(self, name: str | None, label_config: str | None, project: int | None) -> Model | None:
+        """Return the model that a request is for, as far as is known now."""
+        if name is not None:
+            return self.projects.find(name)
+        if self.models.alone is None and (label_config is None or not self.models.settled):
+            return None
+        return self.projects.choose(label_config or "", project)
 
     def deadline(self) -> float:
         """Return when a request that comes now must have been answered, on the clock of `time.monotonic`."""
         return time.monotonic() + self.settings.deadline_s
 
-    def predict(self, body: object, *, deadline: float) -> Scored:
+    def predict(self, body: object, name: str | None = None, *, deadline: float) -> Scored:
         """Answer /predict with one element per task, in order, all of one version.
 
         Raises:
             RequestError, ConfigError: if the request cannot be understood.
+            UnknownModel: if there is no model of that name.
+            LabelMismatch: if no model knows the project's labels, or it cannot be told which is to answer.
             Unavailable, InferenceError: if the server cannot score.
         """
         request = labelstudio.parse_predict(body)
-        if (engine := self._find_engine(deadline)) is None:
+        self._await_models(deadline)
+        model = self._find_at_once(name, request.label_config, request.project_id)
+        if (engine := _engine_of(model)) is None or model is None:
             return Scored([{} for _ in request.tasks], len(request.tasks), None)
-        target, outcomes = self._score(request, engine, deadline)
+        target, outcomes = self._score(request, engine, model.name, deadline)
         predictions = labelstudio.build_predictions(outcomes, engine.manifest, target, self.settings.score)
         results = labelstudio.withhold_labels(request, predictions, engine.manifest)
         return Scored(results, _count_failed(outcomes), engine.version)
 
-    def score(self, body: object, *, deadline: float) -> Scored:
+    def score(self, body: object, name: str | None = None, *, deadline: float) -> Scored:
         """Answer /score: what a ranking needs to know of each task, in order, all of the version that was asked for.
 
         Raises:
             RequestError, ConfigError: if the request cannot be understood, or asks for passes under fresh masks.
-            OtherVersion: if the version in use is another.
+            UnknownModel: if there is no model of that name.
+            OtherVersion: if no model has that version in use.
             Unavailable, InferenceError: if the server cannot score.
         """
         request, version = labelstudio.parse_score(body)
@@ -226,14 +275,16 @@ class Service:
             raise ConfigError(
                 "passes of several images belong together only under the same masks; serve with LABELNEXT_MASKS=fixed"
             )
-        engine = self._find_engine(deadline)
-        if engine is None or engine.version != version:
+        self._await_models(deadline)
+        model = self.projects.find(name) if name is not None else self.models.alone or self.models.find_version(version)
+        engine = _engine_of(model)
+        if engine is None or model is None or engine.version != version:
             self.models.look_soon(version)
             raise OtherVersion(
-                f"version {version[:40]} was asked for, {engine.version if engine else 'none'} is in use; "
+                f"version {version[:40]} was asked for, {', '.join(self._versions) or 'none'} is in use; "
                 "ask again when it has been loaded, or ask for the one in use"
             )
-        target, outcomes = self._score(request, engine, deadline)
+        target, outcomes = self._score(request, engine, model.name, deadline)
         manifest = engine.manifest
         results = labelstudio.build_scores(
             request, outcomes, manifest=manifest, target=target, direction=self.settings.score
@@ -241,50 +292,79 @@ class Service:
         about = {"model_version": version, "labels": manifest.labels, "multiple": manifest.multiple}
         return Scored(results, _count_failed(outcomes), version, about)
 
-    def _find_engine(self, deadline: float) -> Engine | None:
-        """Return the engine in use, after the first look at the repository; None if nothing has been published.
+    def _await_models(self, deadline: float) -> None:
+        """Wait for the first look at the repository.
 
-        Another replica may have the version that this one could not get, so it is not for this one to say "nothing".
+        Raises:
+            Unavailable: if it is not over in time, or nothing can be scored.
         """
         if (fault := self.batcher.fault) is not None:
             raise Unavailable(fault)
-        self.models.wait(max(0.0, deadline - time.monotonic()))
-        if (engine := self.models.engine) is None and not self.models.unpublished:
-            raise Unavailable(f"no version is in use: {self.models.detail}")
-        return engine
+        if not self.models.wait(max(0.0, deadline - time.monotonic())):
+            raise Unavailable(f"no version is in use: {self._detail(None)}")
 
     def _score(
-        self, request: labelstudio.PredictRequest, engine: Engine, deadline: float
+        self, request: labelstudio.PredictRequest, engine: Engine, model: str, deadline: float
     ) -> tuple[labelstudio.Target, list[Outcome]]:
         target = self._find_target(request.label_config, engine.manifest)
         images = labelstudio.find_images(request, target)
-        return target, self.scorer.score(images, engine, deadline=deadline, extras=request.extras)
+        return target, self.scorer.score(images, engine, deadline=deadline, extras=request.extras, model=model)
 
     def _find_target(self, label_config: str, manifest: Manifest) -> labelstudio.Target:
         return self._resolve_target(label_config, manifest.version, manifest.control, manifest.labels)
 
-    def notice(self, body: object) -> Mapping[str, str]:
+    def notice(self, body: object, name: str | None = None) -> Mapping[str, str]:
         """Take note of a webhook, and ask for a training where somebody pressed Start Training.
 
         All else is only logged: labels are read by polling, so an event that is lost costs nothing.
 
         Raises:
             RequestError: if the body is not what Label Studio sends.
+            UnknownModel: if there is no model of that name.
         """
-        action, project = labelstudio.parse_webhook(body)
-        _log.info("webhook", extra={"action": action, "project_id": project})
-        if action != labelstudio.START_TRAINING:
+        event = labelstudio.parse_webhook(body)
+        _log.info("webhook", extra={"action": event.action, "project_id": event.project})
+        if event.action != labelstudio.START_TRAINING:
             return {"status": "noted"}
         try:
-            leave_request(self.models.repository, project)
+            model = self._find_at_once(name, event.label_config, event.project)
+        except ConfigError:  # nobody has learnt its labels yet
+            model = None
+        try:
+            asked = model or self.models.all[0]
+            leave_request(asked.repository, event.project, any_model=model is None)
         except OSError as err:
             reason = (
                 f"the request to train could not be left ({err.strerror}); the server must be able to write the "
                 f"folder {REQUESTS_FOLDER!r} beside the models"
             )
-            _log.warning(reason, extra={"project_id": project})
+            _log.warning(reason, extra={"project_id": event.project})
             return {"status": "not_requested", "detail": reason}
         return {"status": "requested", "detail": "python -m trainer watch, where it runs, starts the training"}
+
+
+def _engine_of(model: Model | None) -> Engine | None:
+    """Return the engine in use; None if nothing has been published.
+
+    Another replica may have the version that this one could not get, so it is not for this one to say "nothing".
+
+    Raises:
+        Unavailable: if something was published, and cannot be used.
+    """
+    if model is not None and model.engine is None and not model.unpublished:
+        raise Unavailable(f"no version is in use: {model.detail}")
+    return model.engine if model else None
+
+
+def _describe(model: Model) -> ModelHealth:
+    engine = model.engine
+    return ModelHealth(
+        model.name,
+        engine.version if engine else None,
+        engine.provider if engine else None,
+        engine.precision if engine else None,
+        model.detail,
+    )
 
 
 def _count_failed(outcomes: Sequence[Outcome]) -> int:
@@ -292,17 +372,22 @@ def _count_failed(outcomes: Sequence[Outcome]) -> int:
 
 
 def open_models(settings: Settings) -> Repository:
-    """Return the repository that the settings name; versions in it are verified where a key is set.
+    """Return the repository of the model that the settings name, else of `default`.
+
+    Versions in it are verified where a key is set.
 
     Raises:
         ConfigError: if it cannot be opened, or the key cannot be used.
     """
     keys = Keys.read(verifying=settings.verify_key)
-    return open_repository(settings.models, settings.model, settings.mirror, keys=keys)
+    return open_repository(settings.models, settings.model or DEFAULT_MODEL, settings.mirror, keys=keys)
 
 
 def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngine:
-    """Return what turns a version into an engine under these settings; None takes every processor there is."""
+    """Return what turns a version into an engine under these settings; None takes every processor there is.
+
+    Engines that it has opened have a backbone in common where it is the same.
+    """
     options = EngineOptions(
         device=settings.provider,
         threads=threads or available_cpus(),
@@ -311,7 +396,8 @@ def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngi
         masks=settings.masks,
         precision=settings.precision,
     )
-    return lambda version, former: Engine(version, options, former=former)
+    backbones = Backbones()
+    return lambda version: Engine(version, options, backbones=backbones)
 
 
 def _open_store(settings: Settings, metrics: Metrics) -> FeatureStore | None:

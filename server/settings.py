@@ -73,6 +73,9 @@ def _parse_hosts(value: str) -> tuple[str, ...]:
 class Settings(SharedSettings):
     """Everything that can be set. The defaults serve a laptop."""
 
+    model: str | None = None
+    """Serve this model of the repository and no other: the name of its folder. By default all are served
+    ([Several projects](operations.md#several-projects)); `score-pool` then takes `default`."""
     bind: Annotated[str, text(_parse_bind)] = "127.0.0.1:9090"
     """Address and port to listen on; the images set `0.0.0.0:9090`."""
     allowed_hosts: Annotated[tuple[str, ...], text(_parse_hosts)] = ()

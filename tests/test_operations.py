@@ -95,8 +95,8 @@ def test_labels_that_are_asked_for_exist(where):
 @pytest.mark.parametrize(
     "series",
     [
-        'labelnext_model_reloads_total{result="rejected"}',
-        'labelnext_images_total{outcome="not_finite"}',
+        'labelnext_model_reloads_total{model="default",result="rejected"}',
+        'labelnext_images_total{model="default",outcome="not_finite"}',
         'labelnext_rejected_requests_total{reason="queue_full"}',
         'labelnext_rejected_requests_total{reason="deadline"}',
         'labelnext_rejected_requests_total{reason="auth"}',
@@ -107,7 +107,9 @@ def test_labels_that_are_asked_for_exist(where):
 )
 def test_what_alerts_wait_for_is_counted_from_nought(series):
     """Prometheus sees no increase in a series that begins at 1, so the first refusal would go unnoticed."""
-    assert f"{series} 0.0" in Metrics().render().decode().splitlines()
+    metrics = Metrics()
+    metrics.begin("default")
+    assert f"{series} 0.0" in metrics.render().decode().splitlines()
 
 
 def test_the_buckets_that_are_asked_for_exist():
@@ -118,10 +120,10 @@ def test_the_buckets_that_are_asked_for_exist():
         for name, bound in re.findall(r'(labelnext_\w+)_bucket\{[^}]*le="([^"]+)"', expression)
     }
     metrics = Metrics()
-    metrics.bald.observe(0.5)
+    metrics.bald.labels("default").observe(0.5)
     text = metrics.render().decode()
     assert asked
-    assert all(f'{name}_bucket{{le="{bound}"}}' in text for name, bound in asked)
+    assert all(f'{name}_bucket{{le="{bound}",model="default"}}' in text for name, bound in asked)
 
 
 def test_every_alert_has_its_section():

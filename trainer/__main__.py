@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir
@@ -25,10 +26,10 @@ from pydantic.dataclasses import dataclass
 from contract.commands import Command, Option, parse
 from contract.errors import ConfigError, LabelError, LabelMismatch, LabelnextError, RepositoryError, TrainingError
 from contract.files import explain
-from contract.settings import DECLARED, Count
+from contract.settings import DECLARED, PREFIX, Count
 from contract.versions.manifest import Manifest
 from contract.versions.signatures import generate_keys
-from trainer.ranking.options import RankOptions
+from trainer.ranking.options import Ranking, RankOptions
 from trainer.settings import Environment, Project, Server, Source, Training, check_weights
 from trainer.stages import collecting
 from trainer.study.options import StudyOptions
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("trainer").setLevel(logging.INFO)
     try:
-        return _do(*read(sys.argv[1:] if arguments is None else arguments))
+        given = sys.argv[1:] if arguments is None else arguments
+        return _do(*(_read_stdin(given[0]) if given[1:] == [FROM_STDIN] else read(given)))
     except LabelnextError as err:
         print(f"error: {err}", file=sys.stderr)
         return LABELS_AT_FAULT if isinstance(err, (LabelError, LabelMismatch, TrainingError)) else 1
@@ -60,23 +62,28 @@ def read(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
         ConfigError: if options contradict each other.
         SystemExit: after the usage, or after an error in it.
     """
-    if arguments[1:] == [FROM_STDIN]:
-        command = COMMANDS[arguments[0]]
-        if module := _MODULES.get(arguments[0]):
-            import_module(module)  # while nobody waits
-        if not (options := sys.stdin.read()):
-            sys.exit()  # who has started it has ended, or has no use for it
-        return command, command.values(json.loads(options))
     about = "Train, publish and look after versions."
     return parse("python -m trainer", COMMANDS, arguments, about=about, renamed=_RENAMED)
 
 
-def _do(command: Command, values: Sequence[Any]) -> int:
+def _read_stdin(name: str) -> tuple[Command, list[Any], Mapping[str, str]]:
+    """Return the command of that name, the values that stdin has for it, and the environment that it is to read."""
+    command = COMMANDS[name]
+    if module := _MODULES.get(name):
+        import_module(module)  # while nobody waits
+    if not (text := sys.stdin.read()):
+        sys.exit()  # who has started it has ended, or has no use for it
+    options = json.loads(text)
+    model = {f"{PREFIX}MODEL": options.pop("model")} if "model" in options else {}
+    return command, command.values(options), {**os.environ, **model}
+
+
+def _do(command: Command, values: Sequence[Any], environ: Mapping[str, str] = os.environ) -> int:
     try:
         if os.environ.get("WORLD_SIZE", "1") != "1":  # as torchrun sets it: each process would do all of the work
             raise ConfigError("the trainer runs in one process: start it without torchrun, or unset WORLD_SIZE")
         with _unwinding_on_sigterm():
-            return command.do(Environment.read(), *values) or 0
+            return command.do(Environment.read(environ), *values) or 0
     except OSError as err:
         if err.errno not in _OUTSIDE:
             raise
@@ -132,12 +139,11 @@ def _rank(environment: Environment, options: RankOptions) -> None:
     _print_json(summary.to_json())
 
 
-def _watch(environment: Environment, options: WatchOptions, training: Training, ranking: RankOptions) -> int:
+def _watch(environment: Environment, options: WatchOptions, training: Training, ranking: Ranking) -> int:
     check_weights(training.weights)
     from trainer.watching.watch import watch
 
-    source = Source(project=options.project, control=ranking.control)
-    return watch(options, environment, run=(source, training), rank=(ranking,))
+    return watch(options, environment, run={**asdict(training), "control": ranking.control}, rank=asdict(ranking))
 
 
 def _simulate(environment: Environment, options: StudyOptions, training: Training) -> None:
@@ -299,7 +305,7 @@ COMMANDS: Final = {
     "watch": Command(
         _watch,
         "Run and rank whenever labels have come in, or somebody presses Start Training.",
-        {"watching": WatchOptions, "training": Training, "ranking": RankOptions},
+        {"watching": WatchOptions, "training": Training, "ranking": Ranking},
         without=("force", "dry_run"),
         interrupted="the watch is over",
     ),

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from contract.commands import Option
 from contract.errors import ConfigError
 from contract.scores.holdout import DEFAULT_SHARE
-from contract.settings import DECLARED, Count, SharedSettings, Url
+from contract.settings import DECLARED, DEFAULT_MODEL, Count, SharedSettings, Url
 from contract.versions.local_cache import open_repository
 from contract.versions.manifest import DEFAULT_PASSES
 from contract.versions.repository import Repository
@@ -118,6 +118,9 @@ class Training:
 class Environment(SharedSettings):
     """What the environment says, for all commands."""
 
+    model: str = DEFAULT_MODEL
+    """Which model in the repository: the name of its folder. `watch` of several projects has one for each
+    ([Several projects](operations.md#several-projects))."""
     signing_key: Path | None = None
     """The path of a minisign secret key without a password, with which versions are signed; `python -m trainer keygen
     FOLDER` makes a pair. What is in the file is secret."""

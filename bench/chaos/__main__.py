@@ -106,8 +106,8 @@ class Run:
     def swaps(self) -> int:
         """Return how many versions the spared server took into use after its first."""
         reloads = self._spared.metrics()
-        taken = [reloads.get(f'labelnext_model_reloads_total{{result="{name}"}}', 0) for name in ("ok", "rolled_back")]
-        return int(sum(taken)) - 1
+        counted = 'labelnext_model_reloads_total{{model="default",result="{}"}}'
+        return int(sum(reloads.get(counted.format(result), 0) for result in ("ok", "rolled_back"))) - 1
 
     def growth_mb(self) -> float:
         """Return what the spared server has grown by since it was warm; infinite if it is another process."""

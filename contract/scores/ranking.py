@@ -17,9 +17,8 @@ from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 from pydantic_core import from_json
 
 from contract.versions.documents import Documents
-from contract.versions.repository import Repository
+from contract.versions.repository import RANKINGS_FOLDER, Repository
 
-RANKINGS_FOLDER: Final = "rankings"
 _SUFFIX: Final = ".json"
 
 _logger = logging.getLogger(__name__)
@@ -112,6 +111,17 @@ def load_rankings(repository: Repository) -> list[Ranking]:
     records = repository.documents(RANKINGS_FOLDER)
     found = [ranking for file in records.names() if file.endswith(_SUFFIX) and (ranking := _load(records, file))]
     return sorted(found, key=lambda ranking: ranking.created_at, reverse=True)
+
+
+def ranked_projects(repository: Repository) -> dict[int, float]:
+    """Return which projects a model has ranked, and when it last did, in seconds since 1970. No record is read.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    times = repository.documents(RANKINGS_FOLDER).times()
+    names = {file: file.removesuffix(_SUFFIX) for file in times if file.endswith(_SUFFIX)}
+    return {int(name): times[file] for file, name in names.items() if name.isascii() and name.isdecimal()}
 
 
 def _load(records: Documents, file: str) -> Ranking | None:

@@ -106,6 +106,17 @@ class Bucket:
                 for found in chunk
             ]
 
+    def names(self, prefix: str) -> list[str]:
+        """Return what lies in a folder, sorted, without what lies below its folders.
+
+        Raises:
+            RepositoryUnreachable: if it cannot be listed.
+        """
+        with self._asking(f"listed ({prefix})"):
+            found = obstore.list_with_delimiter(self._small, prefix or None)
+        paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
+        return sorted(path.rpartition("/")[2] for path in paths)
+
     def size(self, key: str) -> int | None:
         """Return an object's length in bytes; None if there is none.
 

@@ -32,6 +32,14 @@ class Documents:
             return []
         return sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
 
+    def times(self) -> dict[str, float]:
+        """Return when each file was written, in seconds since 1970; none where there is no folder yet."""
+        found = {}
+        for name in self.names():
+            with suppress(FileNotFoundError):  # removed a moment ago
+                found[name] = (self._folder / name).stat().st_mtime
+        return found
+
     def read(self, name: str) -> bytes:
         """Return what a file holds; raises FileNotFoundError if there is none."""
         return (self._folder / name).read_bytes()
@@ -63,8 +71,13 @@ class BucketDocuments(Documents):
 
     def names(self) -> list[str]:
         """Return the objects' names, sorted."""
-        keys = (entry.key.removeprefix(f"{self._prefix}/") for entry in self._bucket.entries(self._prefix))
-        return sorted(name for name in keys if "/" not in name)
+        return sorted(self.times())
+
+    def times(self) -> dict[str, float]:
+        """Return when each object was written."""
+        entries = self._bucket.entries(self._prefix)
+        found = {entry.key.removeprefix(f"{self._prefix}/"): entry.modified.timestamp() for entry in entries}
+        return {name: at for name, at in found.items() if "/" not in name}
 
     def read(self, name: str) -> bytes:
         """Return what an object holds."""

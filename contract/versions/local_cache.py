@@ -145,6 +145,13 @@ class CachedRepository(Repository):
         self._before: str | None = None
         """The tag that CURRENT had when the staging began."""
 
+    def beside(self, model: str) -> "CachedRepository":
+        """Return the repository of another model in the same bucket."""
+        return CachedRepository(self._bucket, self.root, model, keys=self.keys)
+
+    def _names(self, folder: str = "") -> list[str]:
+        return self._bucket.names(folder)
+
     def versions(self) -> list[str]:
         """Return the names of all published versions, oldest first."""
         files = self._list_files()

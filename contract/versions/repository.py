@@ -25,7 +25,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,6 +57,7 @@ from contract.versions.version import (
 )
 
 CURRENT_FILE = "CURRENT"
+RANKINGS_FOLDER = "rankings"
 MOST_POINTER_BYTES = 4096
 _STAGING = ".staging-"
 _RETIRED = ".retired"
@@ -113,7 +114,7 @@ class Repository:
     _remedy = "make room there, as `python -m trainer prune` does, or set LABELNEXT_MODELS to a folder on another disk"
 
     def __init__(self, root: Path, model: str = "default", *, keys: Keys = Keys()) -> None:
-        if not model or model.startswith(".") or "/" in model or "\\" in model:
+        if not is_model_name(model):
             raise ConfigError(f"a model's name must be a plain folder name, got {model!r}; set LABELNEXT_MODEL to one")
         self.root = root
         self.model = model
@@ -180,6 +181,35 @@ class Repository:
             OSError: if there is no such file, or something else.
         """
         return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, most_bytes)
+
+    def beside(self, model: str) -> "Repository":
+        """Return the repository of another model, at the same place.
+
+        Raises:
+            ConfigError: if that is no name of a model.
+        """
+        return Repository(self.root, model, keys=self.keys)
+
+    def models(self, known: Collection[str] = ()) -> list[str]:
+        """Return the names of all models at this place, sorted: of each folder with CURRENT, a version or rankings.
+
+        Args:
+            known: models that are not looked into again while their folders are there.
+
+        Raises:
+            OSError: if the place cannot be read.
+        """
+        folders = [name for name in self._names() if is_model_name(name)]
+        return [name for name in folders if name in known or any(map(_marks_model, self._names(name)))]
+
+    def _names(self, folder: str = "") -> list[str]:
+        """What lies in a folder below the root, sorted; nothing where it may not be looked into, as in lost+found."""
+        try:
+            return sorted(path.name for path in (self.root / folder).iterdir())
+        except (NotADirectoryError, PermissionError, FileNotFoundError):
+            if folder:
+                return []
+            raise
 
     def documents(self, folder: str) -> Documents:
         """Return the small files that are kept beside the model's versions in a folder of that name."""
@@ -411,6 +441,16 @@ class Repository:
 
     def _load_manifest(self, folder: Path) -> Manifest:
         return read_manifest(folder, self.keys.verifying)
+
+
+def is_model_name(name: str) -> bool:
+    """Say whether a model may be called so: it is a folder."""
+    return bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
+
+
+def _marks_model(name: str) -> bool:
+    """Say whether what holds something of this name is a model's folder."""
+    return name in {CURRENT_FILE, RANKINGS_FOLDER} or check_version(name)
 
 
 def new_version(now: datetime, *, after: str | None = None) -> str:

@@ -1,6 +1,7 @@
 """Requests to train: left by servers that were told of one, found by the trainer that watches.
 
-They share nothing but the repository's root, so a request is a file there: `requests/<model>.<project>-<token>.json`.
+They share nothing but the repository's root, so a request is a file there: `requests/<model>.<project>-<token>.json`,
+or `requests/<project>-<token>.json` where the server does not know whose project it is.
 The folder stands beside the models', so that a server may be given it to write and the versions only to read. Asking
 twice is asking once. A file is never written again, so whoever removes the files that were read removes nothing that
 came since: in a folder and in a bucket alike, and without a lock.
@@ -39,21 +40,27 @@ class TrainingRequest:
     """Their names in the folder: one, unless servers were told at the same moment."""
 
 
-def leave_request(repository: Repository, project: int | None) -> None:
-    """Ask for a training of the repository's model on a project, in place of an earlier request for the same.
+def leave_request(repository: Repository, project: int | None, *, any_model: bool = False) -> None:
+    """Ask for a training on a project, in place of an earlier request for the same.
+
+    Args:
+        repository: of the model that is to be trained.
+        project: the project; None where it is not known.
+        any_model: whether it is for whichever model the project is watched for, rather than for the repository's.
 
     Raises:
         OSError: if the folder cannot be written, or holds too many already.
     """
     requests = _requests(repository)
     waiting = _files(requests)
-    former = [file for file in waiting if _asks_for(file) == (repository.model, _name(project))]
+    model = "" if any_model else repository.model
+    former = [file for file in waiting if _asks_for(file) == (model, _name(project))]
     if max(len(former), len(waiting) - len(former)) >= MOST_REQUESTS:
         raise OSError(
             errno.EDQUOT, f"{MOST_REQUESTS} requests wait already; remove those that nobody answers", requests.location
         )
     request = {"project": project, "at": datetime.now(UTC).isoformat(timespec="microseconds")}
-    file = f"{repository.model}.{_name(project)}-{secrets.token_hex(8)}{_SUFFIX}"
+    file = f"{model}{model and '.'}{_name(project)}-{secrets.token_hex(8)}{_SUFFIX}"
     requests.write(file, json.dumps(request).encode())
     with suppress(OSError):  # they are the same request, and go with it
         for each in former:
@@ -61,7 +68,7 @@ def leave_request(repository: Repository, project: int | None) -> None:
 
 
 def find_requests(repository: Repository) -> list[TrainingRequest]:
-    """Return what is asked of the repository's model, oldest first, one for each project.
+    """Return what is asked of the repository's model or of any, oldest first, one for each project.
 
     A file that is no request is left out.
 
@@ -71,7 +78,7 @@ def find_requests(repository: Repository) -> list[TrainingRequest]:
     requests = _requests(repository)
     found: dict[int | None, TrainingRequest] = {}
     for file in _files(requests):
-        if _asks_for(file)[0] == repository.model and (request := _read(requests, file)):
+        if _asks_for(file)[0] in {repository.model, ""} and (request := _read(requests, file)):
             same = found.get(request.project, request)
             files = tuple(sorted({*same.files, file}))
             found[request.project] = replace(max(same, request, key=lambda each: each.at), files=files)
@@ -102,7 +109,7 @@ def _name(project: int | None) -> str:
 
 
 def _asks_for(file: str) -> tuple[str, str]:
-    """Return the model's name, which may hold dots, and the project's, which does not."""
+    """Return the model's name, which may hold dots or be empty, and the project's, which does not."""
     model, _, project = file.removesuffix(_SUFFIX).rpartition(".")
     return model, project.partition("-")[0]
 

@@ -69,6 +69,16 @@ class PredictRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """The body of /webhook."""
+
+    action: str
+    project: int | None
+    label_config: str | None
+    """The project's, where the event brings it along, as START_TRAINING does."""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """The control that a version's predictions are for, and what each of its labels is stored as there."""
 
@@ -124,8 +134,8 @@ def parse_setup(body: object) -> tuple[str | None, int | None]:
     return label_config or None, _project_id(fields.get("project"))
 
 
-def parse_webhook(body: object) -> tuple[str, int | None]:
-    """Read the body of /webhook: the action and the project.
+def parse_webhook(body: object) -> Event:
+    """Read the body of /webhook.
 
     Raises:
         RequestError: if the body names no action.
@@ -135,7 +145,10 @@ def parse_webhook(body: object) -> tuple[str, int | None]:
     if len(action) > _MOST_ACTION:
         raise RequestError(f"action must have at most {_MOST_ACTION} characters, got {len(action)}")
     project = fields.get("project")
-    return action, _project_id(project.get("id")) if isinstance(project, dict) else None
+    if not isinstance(project, dict):
+        return Event(action, None, None)
+    label_config = project.get("label_config")
+    return Event(action, _project_id(project.get("id")), label_config if isinstance(label_config, str) else None)
 
 
 def resolve_target(label_config: str, version: str, control: str | None, labels: tuple[str, ...]) -> Target:

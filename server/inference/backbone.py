@@ -6,6 +6,7 @@ Versions of one backbone share it, so that a new head takes neither its memory a
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ _IMAGES_A_RUN = 16
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Backbone:
     """A backbone in an onnxruntime session."""
 
@@ -61,8 +62,26 @@ class Backbone:
         return np.concatenate(parts)
 
 
+class Backbones:
+    """The backbones that somebody uses, by what they compute: one session for all versions of all models that share it.
+
+    A backbone leaves with the last engine that has it.
+    """
+
+    def __init__(self) -> None:
+        self._used: WeakValueDictionary[tuple[str, SessionOptions], Backbone] = WeakValueDictionary()
+
+    def find(self, key: str, options: SessionOptions) -> Backbone | None:
+        """Return the one that computes these features, run like this; None if nobody uses it."""
+        return self._used.get((key, options))
+
+    def add(self, backbone: Backbone) -> None:
+        """Have others find it."""
+        self._used[backbone.key, backbone.options] = backbone
+
+
 def open_backbone(
-    version: Version, graph: ModelProto, wanted: Precision, options: SessionOptions, *, former: Backbone | None = None
+    version: Version, graph: ModelProto, wanted: Precision, options: SessionOptions, *, used: Backbones
 ) -> Backbone:
     """Open a version's backbone in the precision that is wanted, or in float32 where that fails.
 
@@ -71,28 +90,33 @@ def open_backbone(
         graph: the backbone in float32, of which the weights lie in the version's folder.
         wanted: the precision.
         options: how it is run.
-        former: the one of the version in use, which is taken where it is the same.
+        used: those of other versions: one that is the same is taken, and a new one joins them.
 
     Raises:
         ConfigError: if CUDA is demanded and the session would run elsewhere.
     """
     precision = _choose_precision(wanted, version, options.device)
     key = _key(version, precision)
-    if former is not None and former.key == key and former.options == options:
-        return former
+    if (found := used.find(key, options)) is not None:
+        return found
     if precision is not Precision.FP32:
         try:
-            return _open(key, precision, options, graph=_reduced(graph, version, precision), folder=version.path)
+            reduced = _reduced(graph, version, precision)
+            return _open(key, precision, options, graph=reduced, folder=version.path, used=used)
         except Exception as err:  # of a converter, a processor without the instructions, a file that is no backbone
             _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
-        return open_backbone(version, graph, Precision.FP32, options, former=former)
-    return _open(key, precision, options, graph=graph, folder=version.path)
+        return open_backbone(version, graph, Precision.FP32, options, used=used)
+    return _open(key, precision, options, graph=graph, folder=version.path, used=used)
 
 
-def _open(key: str, precision: Precision, options: SessionOptions, *, graph: ModelProto, folder: Path) -> Backbone:
+def _open(
+    key: str, precision: Precision, options: SessionOptions, *, graph: ModelProto, folder: Path, used: Backbones
+) -> Backbone:
     session = open_session(graph, folder, options)
     (output,) = session.get_outputs()
-    return Backbone(key, precision, int(output.shape[1]), session, options)
+    opened = Backbone(key, precision, int(output.shape[1]), session, options)
+    used.add(opened)
+    return opened
 
 
 def _key(version: Version, precision: Precision) -> str:

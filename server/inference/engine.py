@@ -13,7 +13,7 @@ from contract.graph.lowering import FEATURES, PassOutputs, load_graph, lower
 from contract.graph.masks import Masks, draw_masks, fresh_masks
 from contract.versions.manifest import Manifest
 from contract.versions.version import Version
-from server.inference.backbone import Backbone, Features, Images, open_backbone
+from server.inference.backbone import Backbone, Backbones, Features, Images, open_backbone
 from server.inference.cuda import choose_device
 from server.inference.sessions import SessionOptions, batch_buckets, open_session, run
 from server.settings import Device, MaskPolicy, Precision
@@ -40,8 +40,8 @@ class EngineOptions:
 class Engine:
     """One version, backbone and head each in an onnxruntime session, with its masks."""
 
-    def __init__(self, version: Version, options: EngineOptions, *, former: "Engine | None" = None) -> None:
-        """Lower the version's graph and open the sessions; the backbone is that of `former` where it is the same.
+    def __init__(self, version: Version, options: EngineOptions, *, backbones: Backbones | None = None) -> None:
+        """Lower the version's graph and open the sessions, but for a backbone that is among `backbones`.
 
         Raises:
             InvalidVersion: if the graph cannot be lowered.
@@ -58,8 +58,9 @@ class Engine:
         how = SessionOptions(
             choose_device(options.device), options.device is Device.CUDA, options.threads, self.buckets
         )
+        self._backbones = Backbones() if backbones is None else backbones
         self._backbone: Backbone = open_backbone(
-            version, lowered.backbone, options.precision, how, former=former._backbone if former else None
+            version, lowered.backbone, options.precision, how, used=self._backbones
         )
         self._head = open_session(lowered.head, version.path, how)
         self.masks: Masks | None = None
@@ -98,9 +99,9 @@ class Engine:
         """Names all that features depend on besides the image: engines of equal keys compute equal features."""
         return self._backbone.key
 
-    def in_fp32(self, former: "Engine | None" = None) -> "Engine":
+    def in_fp32(self) -> "Engine":
         """Return an engine of the same version and options, but in full precision."""
-        return Engine(self._opened, replace(self._options, precision=Precision.FP32), former=former)
+        return Engine(self._opened, replace(self._options, precision=Precision.FP32), backbones=self._backbones)
 
     def run(self, images: Images, masks: Masks | None = None) -> PassOutputs:
         """Compute all passes of uint8 (N, H, W, 3), as `run_passes` does of their features."""

@@ -22,6 +22,7 @@ from contract.errors import ImageError
 from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
+from contract.settings import DEFAULT_MODEL
 from server.inference.backbone import Features
 from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, ImageScores, Pixels, Scored, Work
 from server.inference.engine import Engine
@@ -82,10 +83,11 @@ class Scorer:
         *,
         deadline: float,
         extras: Extras = Extras(),
+        model: str = DEFAULT_MODEL,
     ) -> list[Outcome]:
         """Return one outcome per image, in order; those not reached by `deadline` (time.monotonic) are Expired.
 
-        An image that is an error already stays one.
+        An image that is an error already stays one. `model` is whose the engine is, for the metrics.
 
         Raises:
             Unavailable, InferenceError: if the failure is the server's and not an image's.
@@ -96,7 +98,7 @@ class Scorer:
         for indices, outcome in self._start(references, work):
             for index, found in zip(indices, self._collect(outcome, len(indices), deadline), strict=True):
                 outcomes[index] = found
-        self._report(images, outcomes)
+        self._report(images, outcomes, model)
         return outcomes
 
     def _start(self, images: Mapping[int, ImageReference], work: Work) -> list[_Started]:
@@ -162,12 +164,13 @@ class Scorer:
         except ImageError as err:
             return [err] * images
 
-    def _report(self, images: Sequence[ImageReference | ImageError], outcomes: Sequence[Outcome]) -> None:
+    def _report(self, images: Sequence[ImageReference | ImageError], outcomes: Sequence[Outcome], model: str) -> None:
         for label, count in Counter(map(_outcome_label, outcomes)).items():
-            self._metrics.images.labels(label).inc(count)
+            self._metrics.images.labels(model, label).inc(count)
+        bald = self._metrics.bald.labels(model)
         for outcome in outcomes:
             if isinstance(outcome, ImageScores):
-                self._metrics.bald.observe(outcome.bald)
+                bald.observe(outcome.bald)
         failures = [
             _name_failure(image, outcome)
             for image, outcome in zip(images, outcomes, strict=True)

@@ -20,8 +20,8 @@ from server.settings import Precision
 
 _log = logging.getLogger(__name__)
 
-LoadEngine = Callable[[Version, Engine | None], Engine]
-"""Opens a version; the other engine is the one in use, whose backbone may be the same."""
+LoadEngine = Callable[[Version], Engine]
+"""Opens a version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,8 @@ class Admitted:
     validation: Validation
 
 
-def admit(repository: Repository, name: str, load: LoadEngine, *, former: Engine | None = None) -> Admitted:
+def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
     """Verify the version's files, load it, warm it, and have it reproduce the trainer's probe.
-
-    `former` is the engine in use, whose backbone is taken where it is the same.
 
     Raises:
         RepositoryError: if a file is not the one that was published.
@@ -43,26 +41,26 @@ def admit(repository: Repository, name: str, load: LoadEngine, *, former: Engine
     """
     try:
         with repository.open_verified(name) as version:
-            return _admit(version, load, former)
+            return _admit(version, load)
     except DigestError as err:
         raise DigestError(f"{err}{_diagnose(repository, name)}") from err
 
 
-def _admit(version: Version, load: LoadEngine, former: Engine | None) -> Admitted:
+def _admit(version: Version, load: LoadEngine) -> Admitted:
     probe = Probe.load(version.probe_path)
-    engine = _load(version, load, former)
+    engine = _load(version, load)
     if engine.precision is not Precision.FP32:
         try:
             return _validate(engine, probe)
         except Exception as err:  # whatever reduced precision does, in full precision the version may be sound
             _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
-        engine = engine.in_fp32(former)
+        engine = engine.in_fp32()
     return _validate(engine, probe)
 
 
-def _load(version: Version, load: LoadEngine, former: Engine | None) -> Engine:
+def _load(version: Version, load: LoadEngine) -> Engine:
     try:
-        return load(version, former)
+        return load(version)
     except (LabelnextError, MemoryError, OSError):  # the last two may pass, and say nothing of the version
         raise
     except Exception as err:  # an engine refuses a graph in its own words, which are not for everybody

@@ -40,7 +40,7 @@ class Metrics:
             ("route",),
             buckets=_SECONDS,
         )
-        self.images = counter("labelnext_images", "Images of predict requests.", ("outcome",))
+        self.images = counter("labelnext_images", "Images of predict requests.", ("model", "outcome"))
         self.queue_images = gauge("labelnext_queue_images", "Images of requests in hand that are not finished.")
         self.waiting_requests = gauge("labelnext_waiting_requests", "Requests waiting to be taken in hand.")
         self.rejected_requests = counter(
@@ -71,10 +71,14 @@ class Metrics:
             ("result",),
         )
         self.model_info = gauge(
-            "labelnext_model_info", "1 for the version in use.", ("version", "provider", "precision")
+            "labelnext_model_info",
+            "1 for a model's version in use.",
+            ("model", "version", "provider", "precision"),
         )
         self.model_reloads = counter(
-            "labelnext_model_reloads", "Versions taken into use (ok, rolled_back) or refused (rejected).", ("result",)
+            "labelnext_model_reloads",
+            "Versions taken into use (ok, rolled_back) or refused (rejected).",
+            ("model", "result"),
         )
         self.repository_faults = counter(
             "labelnext_repository_faults",
@@ -82,17 +86,18 @@ class Metrics:
             ("kind",),
         )
         self.repository_polled = gauge(
-            "labelnext_repository_polled_timestamp_seconds", "When the repository last answered."
+            "labelnext_repository_polled_timestamp_seconds", "When a model's repository last answered.", ("model",)
         )
-        self.model_loaded = gauge("labelnext_model_loaded_timestamp_seconds", "When the version in use was taken up.")
+        self.model_loaded = gauge(
+            "labelnext_model_loaded_timestamp_seconds", "When the version in use was taken up.", ("model",)
+        )
         self.bald = histogram(
             "labelnext_bald_score",
             "BALD in nats; all of it in the lowest bucket means dead dropout.",
+            ("model",),
             buckets=_BALD_NATS,
         )
-        _begin_at_nought(self.images, "ok", "fetch_error", "decode_error", "expired", "not_finite", "no_image")
         _begin_at_nought(self.rejected_requests, "queue_full", "deadline", "unavailable", "auth")
-        _begin_at_nought(self.model_reloads, "ok", "rolled_back", "rejected")
         _begin_at_nought(self.repository_faults, "read", "poll")
         _begin_at_nought(self.feature_cache_faults, "open", "damaged", "read", "write", "dropped")
         _begin_at_nought(self.image_revalidations, "unchanged", "changed", "ignored")
@@ -106,12 +111,31 @@ class Metrics:
         finally:
             self.stage_duration.labels(name).observe(time.perf_counter() - started)
 
-    def serve(self, *, version: str, provider: str, precision: str, result: str) -> None:
-        """Note that a version has been taken into use."""
-        self.model_info.clear()
-        self.model_info.labels(version, provider, precision).set(1)
-        self.model_loaded.set_to_current_time()
-        self.model_reloads.labels(result).inc()
+    def begin(self, model: str) -> None:
+        """Expose what is counted of a model before it counts."""
+        for outcome in ("ok", "fetch_error", "decode_error", "expired", "not_finite", "no_image"):
+            self.images.labels(model, outcome)
+        for result in ("ok", "rolled_back", "rejected"):
+            self.model_reloads.labels(model, result)
+
+    def serve(self, model: str, *, version: str, provider: str, precision: str, result: str) -> None:
+        """Note that a model's version has been taken into use."""
+        self.model_info.remove_by_labels({"model": model})
+        self.model_info.labels(model, version, provider, precision).set(1)
+        self.model_loaded.labels(model).set_to_current_time()
+        self.model_reloads.labels(model, result).inc()
+
+    def forget(self, model: str) -> None:
+        """Expose nothing of a model any more, which is there no more."""
+        for metric in (
+            self.images,
+            self.model_info,
+            self.model_reloads,
+            self.repository_polled,
+            self.model_loaded,
+            self.bald,
+        ):
+            metric.remove_by_labels({"model": model})
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format."""

@@ -1,4 +1,4 @@
-"""The page at `/`: which version is in use, how good it is, and what it would have labelled next.
+"""A model's page: which version is in use, how good it is, and what it would have labelled next; and all models' page.
 
 Labels, titles and reasons were written by people, so all text is escaped, and neither scripts nor anything from
 elsewhere is on the page. Reads the repository; knows no routes.
@@ -7,10 +7,10 @@ elsewhere is on the page. Reads the repository; knows no routes.
 import base64
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -51,6 +51,8 @@ _GALLERY = 24
 """Images of a gallery that are shown."""
 _TEXT = 300
 """Characters of a text that are shown."""
+_SHORT = 60
+"""Characters of a text in a narrow column."""
 _JPEG = b"\xff\xd8\xff"
 
 _log = logging.getLogger(__name__)
@@ -107,26 +109,10 @@ class Page:
         self._repository = repository
         self._label_studio_url = label_studio_url
         self._read_manifest = lru_cache(maxsize=4 * _VERSIONS)(repository.read_manifest)
-        environment = Environment(
-            loader=FileSystemLoader(_TEMPLATES),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters.update(
-            time=_parse_time,
-            text=_cut,
-            jpeg=_data_uri,
-            count="{:,}".format,
-            percent="{:.0%}".format,
-            figure="{:.2f}".format,
-            fine="{:.3f}".format,
-        )
-        environment.tests["reported"] = has_report
-        self._template = environment.get_template("page.html")
 
-    def render(self, *, up: bool, detail: str | None, serving: Serving | None, now: datetime) -> bytes:
+    def render(
+        self, *, up: bool, detail: str | None, serving: Serving | None, now: datetime, is_one_of_several: bool = False
+    ) -> bytes:
         """Return the page in UTF-8.
 
         Args:
@@ -134,14 +120,17 @@ class Page:
             detail: why it cannot, or what else there is to say; None for nothing.
             serving: the engine in use; None before the first.
             now: in UTC.
+            is_one_of_several: whether there are other models, on a page two levels above this one.
         """
         manifest = serving.manifest if serving else None
         version = manifest.version if manifest else None
         versions = self._read(Repository.history)
         points = find_points(self._read_manifests(versions[-_VERSIONS:]))
         rankings = self._read(load_rankings)
-        html = self._template.render(
-            style=Markup(_STYLE),  # noqa: S704  # a file of this package
+        return _render(
+            "page.html",
+            now,
+            is_one_of_several=is_one_of_several,
             model=self._repository.model,
             up=up,
             detail=detail,
@@ -156,10 +145,8 @@ class Page:
             former_rankings=[ranking for ranking in rankings if ranking.version != version],
             requests=self._read(find_requests),
             gallery=_GALLERY,
-            ago=lambda moment: show_ago(moment, now),
-            link=self._link,
+            link=partial(_link, self._label_studio_url),
         )
-        return html.lstrip().encode("utf-8", "replace")  # JSON may hold halves of characters, of which UTF-8 has none
 
     def _read(self, read: Callable[[Repository], list[_T]]) -> list[_T]:
         """Return what there is of something; none where it cannot be read at all, for the rest can still be shown."""
@@ -178,11 +165,66 @@ class Page:
                 _log.warning("version %s is left out of the page: %s", name, err)
         return found
 
-    def _link(self, project: int, task: int | None = None) -> str | None:
-        """Return where a project, or a task of it, is in Label Studio."""
-        if self._label_studio_url is None:
-            return None
-        return f"{self._label_studio_url}/projects/{project}/data{'' if task is None else f'?task={task}'}"
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """A model, as it stands among others."""
+
+    name: str
+    serving: Serving | None
+    detail: str | None
+    projects: tuple[int, ...]
+    """That were ranked by it, or that its version in use was trained on."""
+
+
+def render_models(
+    models: Sequence[ModelSummary], *, up: bool, detail: str | None, label_studio_url: str | None, now: datetime
+) -> bytes:
+    """Return the page of all models in UTF-8; a model's own is at `p/<model>/` below it."""
+    return _render("models.html", now, models=models, up=up, detail=detail, link=partial(_link, label_studio_url))
+
+
+def _render(template: str, now: datetime, **context: object) -> bytes:
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(_STYLE),  # noqa: S704  # a file of this package
+            ago=lambda moment: show_ago(moment, now),
+            **context,
+        )
+    )
+    return html.lstrip().encode("utf-8", "replace")  # JSON may hold halves of characters, of which UTF-8 has none
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        time=_parse_time,
+        text=_cut,
+        short=partial(_cut, most=_SHORT),
+        jpeg=_data_uri,
+        count="{:,}".format,
+        percent="{:.0%}".format,
+        figure="{:.2f}".format,
+        fine="{:.3f}".format,
+    )
+    environment.tests["reported"] = has_report
+    return environment
+
+
+def _link(label_studio_url: str | None, project: int, task: int | None = None) -> str | None:
+    """Return where a project, or a task of it, is in Label Studio."""
+    if label_studio_url is None:
+        return None
+    return f"{label_studio_url}/projects/{project}/data{'' if task is None else f'?task={task}'}"
 
 
 def arrange_classes(manifest: Manifest) -> Classes:
@@ -216,8 +258,8 @@ def _parse_time(text: str) -> datetime | None:
         return None
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"
+def _cut(text: str, most: int = _TEXT) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _data_uri(image: bytes) -> str | None:

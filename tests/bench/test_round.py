@@ -6,7 +6,7 @@ from PIL import Image
 
 from bench.photos import vary
 from bench.round import Round
-from trainer.watching.watch import _describe_stages
+from trainer.watching.watcher import _describe_stages
 
 
 def test_a_round_is_read_as_the_watch_tells_it():

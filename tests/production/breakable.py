@@ -23,12 +23,12 @@ def create_breakable_app() -> Flask:
         def fail(*_: object) -> None:
             raise SystemExit("the end")
 
-        service.models.engine.run_passes = fail
+        service.models.alone.engine.run_passes = fail
         return ""
 
     @app.post("/hang")
     def hang() -> str:
-        service.models.repository.current = threading.Event().wait
+        service.models.alone.repository.current = threading.Event().wait
         return ""
 
     @app.post("/clock/<int(signed=True):days>")

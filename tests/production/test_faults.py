@@ -117,7 +117,7 @@ class TestTheRepository:
                 assert serves(client, version)
                 repository.point_to(version)
                 await_version(client, version)
-            assert server.metrics()['labelnext_model_reloads_total{result="rejected"}'] == 8
+            assert server.metrics()['labelnext_model_reloads_total{model="default",result="rejected"}'] == 8
             refusals = [
                 json.loads(line) for line in server.process.log.read_text().splitlines() if "version refused" in line
             ]

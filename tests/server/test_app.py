@@ -50,15 +50,14 @@ class TestHealth:
     def test_it_names_version_and_provider(self, client, repository):
         """Label Studio's pages show it."""
         reply = client.get("/health", headers={"User-Agent": "heartex/1.23.2"})
-        assert reply.json == {
-            "status": "UP",
+        model = {
             "model": "default",
             "model_version": repository.current(),
             "provider": "cpu",
             "precision": "fp32",
             "detail": None,
-            "refused_project": None,
         }
+        assert reply.json == {"status": "UP", **model, "refused_project": None, "models": [model]}
 
     @pytest.mark.slow
     def test_a_refused_version_is_told_while_the_old_one_serves(self, client, repository):
@@ -252,7 +251,7 @@ class TestPredict:
         def fail(images):
             raise RuntimeError("CUDA_ERROR at 0xdeadbeef")
 
-        monkeypatch.setattr(service_of(client).models.engine, "compute_features", fail)
+        monkeypatch.setattr(service_of(client).models.alone.engine, "compute_features", fail)
         reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
         assert (reply.status_code, reply.json["error"]) == (500, "internal")
         assert "0xdeadbeef" not in reply.text
@@ -412,10 +411,11 @@ class TestObservation:
         assert reply.content_type.startswith("text/plain; version=")
         for line in (
             'labelnext_http_requests_total{route="/predict",status="200"} 1.0',
-            'labelnext_images_total{outcome="ok"} 2.0',
-            f'labelnext_model_info{{precision="fp32",provider="cpu",version="{repository.current()}"}} 1.0',
-            'labelnext_model_reloads_total{result="ok"} 1.0',
-            "labelnext_bald_score_count 2.0",
+            'labelnext_images_total{model="default",outcome="ok"} 2.0',
+            'labelnext_model_info{model="default",precision="fp32",provider="cpu",'
+            f'version="{repository.current()}"}} 1.0',
+            'labelnext_model_reloads_total{model="default",result="ok"} 1.0',
+            'labelnext_bald_score_count{model="default"} 2.0',
             "labelnext_queue_images 0.0",
             'labelnext_stage_duration_seconds_count{stage="fetch"} 3.0',
             'labelnext_stage_duration_seconds_count{stage="backbone"}',

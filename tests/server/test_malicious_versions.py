@@ -24,7 +24,7 @@ def publish_one(repository):
 
 def load_in(precision):
     options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=8, precision=precision)
-    return lambda version, former: Engine(version, options, former=former)
+    return lambda version: Engine(version, options)
 
 
 @pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
@@ -74,10 +74,10 @@ def test_a_file_that_is_swapped_while_it_is_loaded_changes_nothing(signed):
     """What is loaded is a private copy of what was verified."""
     name, other = publish_one(signed), publish(Repository(signed.root), seed=7)
 
-    def load_late(version, former):
+    def load_late(version):
         for file in ("model.onnx", "backbone.onnx.data", "head.onnx.data", "probe.npz"):
             (signed.folder / name / file).write_bytes((signed.folder / other / file).read_bytes())
-        return load_in(Precision.FP32)(version, former)
+        return load_in(Precision.FP32)(version)
 
     assert admit(signed, name, load_late).engine.version == name
     with pytest.raises(DigestError):
@@ -100,7 +100,7 @@ def test_a_graph_of_an_attacker_is_not_parsed_to_explain_its_digest(signed, monk
 def test_what_a_library_says_of_a_graph_stands_in_the_log(repository, caplog):
     """An operator can read it there; health, which is open, names its kind alone."""
 
-    def load(version, former):
+    def load(version):
         raise RuntimeError("this graph will not do")
 
     with pytest.raises(InvalidVersion, match=r"cannot be loaded \(RuntimeError, see the log\)"):

@@ -16,10 +16,10 @@ from tests.disks import fill, small_disk
 from tests.trainer.small import use_small_backbone, write_folders
 from tests.versions import publish
 from trainer import labelstudio
-from trainer.__main__ import main, read
+from trainer.__main__ import COMMANDS, main, read
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
-from trainer.ranking.options import RankOptions
+from trainer.ranking.options import Ranking, RankOptions
 from trainer.ranking.rank import Summary
 from trainer.ranking.releasing import recall
 from trainer.settings import Source, Training
@@ -27,7 +27,7 @@ from trainer.study import simulate as simulate_module
 from trainer.study.options import StudyOptions
 from trainer.watching import watch as watch_module
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
-from trainer.watching.rounds import WatchOptions
+from trainer.watching.rounds import WatchedProject, WatchOptions
 
 NAME = "20260102T030405678Z-0a1b2c"
 
@@ -60,7 +60,7 @@ def test_options_are_those_of_what_they_are_for():
     """What is not given is as the classes say."""
     assert options_of("run --export e.json") == [Source(export=Path("e.json")), Training()]
     assert options_of("rank --project 3") == [RankOptions(3)]
-    assert options_of("watch --project 3") == [WatchOptions(3), Training(), RankOptions(3)]
+    assert options_of("watch --project 3") == [WatchOptions((WatchedProject(3),)), Training(), Ranking()]
     assert options_of("simulate --images pool") == [StudyOptions(Path("pool")), Training()]
 
 
@@ -440,10 +440,14 @@ def test_watch_gives_run_and_rank_what_they_understand(monkeypatch):
     arguments += "--strategy margin --keep-sampling"
     assert main(["watch", "--project", "3", *arguments.split()]) == 7
     [(options, run, rank)] = asked
-    assert options == WatchOptions(3, labels=25, minutes=30.0, poll_s=2.0, rounds=4, keep=5, server="http://c")
+    assert options == WatchOptions(
+        (WatchedProject(3),), labels=25, minutes=30.0, poll_s=2.0, rounds=4, keep=5, server="http://c"
+    )
     both = {"holdout_share": 0.2, "weights": "none", "backbone": "vgg11", "image_size": 96}
-    assert run == (Source(3, control="-x"), Training(**both, part="all", epochs=3, precision="fp32"))
-    assert rank == (RankOptions(3, control="-x", server="http://c", strategy="margin", keep_sampling=True, **both),)
+    training = Training(**both, part="all", epochs=3, precision="fp32")
+    assert COMMANDS["run"].values({"project": 3, **run}) == [Source(3, control="-x"), training]
+    ranking = RankOptions(3, control="-x", server="http://c", strategy="margin", keep_sampling=True, **both)
+    assert COMMANDS["rank"].values({"project": 3, **rank}) == [ranking]
 
 
 def test_simulate_ends_with_one_line_of_json(monkeypatch, capsys):

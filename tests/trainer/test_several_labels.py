@@ -82,7 +82,7 @@ def engine(published):
     """The version as a server runs it, admitted."""
     repository, name = published
     options = EngineOptions(threads=1)
-    return admit(repository, name, lambda version, former: Engine(version, options, former=former)).engine
+    return admit(repository, name, lambda version: Engine(version, options)).engine
 
 
 def test_a_project_of_several_labels_becomes_a_version_of_several(published):

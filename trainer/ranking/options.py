@@ -11,12 +11,10 @@ from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
 from trainer.settings import Backbone, Control, HoldoutShare, Pixels, Project, Server, StartWeights
 
 
-@dataclass(frozen=True, slots=True, config=DECLARED)
-class RankOptions:
-    """What to rank, and how. Weights, backbone and image size are those of a cold start: a version has its own."""
+@dataclass(frozen=True, config=DECLARED)
+class Ranking:
+    """How to rank. Weights, backbone and image size are those of a cold start: a version has its own."""
 
-    project: Annotated[Project, Option(metavar="ID")]
-    """A Label Studio project's number."""
     server: Server = None
     """The inference server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
     strategy: Annotated[str, Option(choices=STRATEGIES)] = DEFAULT_STRATEGY
@@ -43,3 +41,14 @@ class RankOptions:
     """The network before there is a version."""
     image_size: Pixels = None
     """Of a side, before there is a version."""
+
+
+@dataclass(frozen=True, config=DECLARED)
+class _OfProject:
+    project: Annotated[Project, Option(metavar="ID")]
+    """A Label Studio project's number."""
+
+
+@dataclass(frozen=True, config=DECLARED)
+class RankOptions(Ranking, _OfProject):
+    """What to rank, and how."""

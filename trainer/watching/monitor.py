@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 class Monitor:
     """Looks at one project; connects when needed, and again after a failure."""
 
-    def __init__(self, options: WatchOptions, environment: Environment) -> None:
-        self._project = options.project
+    def __init__(self, project: int, options: WatchOptions, environment: Environment) -> None:
+        self._project = project
         self._enough = options.schedule.labels or 1
         """After so many new labels it does not matter how many were changed beside them."""
         self._server = options.server or environment.server

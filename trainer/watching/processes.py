@@ -25,7 +25,7 @@ LABELS_AT_FAULT: Final = 3
 
 PROGRAM: Final = (sys.executable, "-m", "trainer")
 FROM_STDIN: Final = "--options-from-stdin"
-"""Behind a command: its options come as one JSON object, field to value, and need no spelling."""
+"""Behind a command: its options come as one JSON object, field to value, and need no spelling; `model` is the model."""
 
 _PATIENCE_S: Final = 30.0
 """How long a child that was asked to end may take to clear up before it is killed."""

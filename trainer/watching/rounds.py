@@ -6,30 +6,55 @@ Pure but for reading manifests; who looks, trains and waits is `trainer.watching
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 import pydantic.dataclasses
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from contract.commands import Option
 from contract.errors import RepositoryError, RepositoryUnreachable, name_some
 from contract.labelconfig import ChoicesControl
 from contract.matching import choose_control
-from contract.settings import DECLARED, Count
+from contract.settings import DECLARED, Count, split, text
 from contract.versions.manifest import Manifest
-from contract.versions.repository import Repository
-from trainer.settings import Project, Server
+from contract.versions.repository import Repository, is_model_name
+from trainer.settings import Server
 
 _NAMED: Final = 3
 _DEFAULT_LABELS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedProject:
+    """A project in Label Studio, and the model that is trained on it."""
+
+    id: int
+    model: str | None = None
+    """None leaves open which."""
+
+
+def _parse_projects(value: str) -> tuple[WatchedProject, ...]:
+    found = []
+    for each in split(value):
+        number, named, model = each.partition("=")
+        if not number.isdecimal() or not number.isascii() or (named and not is_model_name(model)):
+            raise ValueError("a project's number, such as 1, with its model as in 1=cats, or several between commas")
+        found.append(WatchedProject(int(number), model or None))
+    return tuple(found)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=DECLARED)
 class WatchOptions:
     """What to watch, and when a round is due."""
 
-    project: Annotated[Project, Option(metavar="ID")]
-    """A Label Studio project's number."""
+    projects: Annotated[
+        tuple[WatchedProject, ...],
+        text(_parse_projects),
+        Field(min_length=1),
+        Option("--project", metavar="ID[=MODEL]", each=True),
+    ]
+    """A Label Studio project's number, and the model for it (default: LABELNEXT_MODEL; of several, project-ID for each
+    that LABELNEXT_MODEL was not trained on). May be given again."""
     labels: Count | None = None
     """Train when so many labels are new, edited or deleted (default: 20, unless --minutes is given)."""
     minutes: Annotated[float | None, Field(gt=0, lt=1e6, allow_inf_nan=False), Option(metavar="T")] = None
@@ -39,9 +64,16 @@ class WatchOptions:
     keep: Annotated[Count | Literal["all"], Option(metavar="N|all")] = 10
     """After each round, prune versions but for the N newest; `all` has all stay."""
     rounds: Count | None = None
-    """End after so many were trained and ranked (default: never)."""
+    """End after so many of each project were trained and ranked (default: never)."""
     server: Server = None
     """The inference server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        numbers = [project.id for project in self.projects]
+        if len({*numbers}) < len(numbers):
+            raise ValueError("give each --project once")
+        return self
 
     @property
     def schedule(self) -> "Schedule":

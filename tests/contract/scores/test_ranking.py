@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
-from contract.versions.repository import Repository
+from contract.scores.ranking import RankedImage, Ranking, load_rankings, ranked_projects, save_ranking
+from contract.versions.repository import RANKINGS_FOLDER, Repository
 
 IMAGE = RankedImage(
     task=12,
@@ -48,6 +48,18 @@ def test_a_record_is_read_as_it_was_written(repository):
     assert load_rankings(repository) == []
     save_ranking(repository, RANKING)
     assert load_rankings(repository) == [RANKING]
+
+
+def test_which_projects_were_ranked_is_known_without_reading_a_record(repository):
+    """And when; files of other names are none."""
+    assert ranked_projects(repository) == {}
+    records = repository.documents(RANKINGS_FOLDER)
+    for name in ("3.json", "12.json", "notes.txt", "x.json"):
+        records.write(name, b"no record")
+    os.utime(repository.folder / RANKINGS_FOLDER / "12.json", (0, 1_700_000_000))
+    found = ranked_projects(repository)
+    assert set(found) == {3, 12}
+    assert found[12] == 1_700_000_000 < found[3]
 
 
 def test_a_record_from_before_there_were_three_galleries_names_the_head_alone(repository):

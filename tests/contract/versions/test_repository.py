@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError, DigestError, ManifestError, NothingPublished, VersionNotFound
 from contract.versions.manifest import check_version
-from contract.versions.repository import Repository, new_version
+from contract.versions.repository import RANKINGS_FOLDER, Repository, new_version
 from tests.versions import manifest, publish, write_files
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
@@ -32,6 +33,42 @@ def test_what_one_machine_publishes_another_reads(anywhere):
         opened.verify()
     assert server.read_manifest(version.name) == version.manifest
     assert server.read_file(version.name, "report/index.html", most_bytes=100) == b"content"
+
+
+def test_models_are_the_folders_that_hold_what_a_model_holds(anywhere):
+    """A version or a ranking; requests, what volumes bring along and a folder that others use are none."""
+    birds = anywhere("trainer")
+    publish(birds, b"content")
+    birds.beside("cars").documents(RANKINGS_FOLDER).write("3.json", b"{}")
+    for folder, file in (
+        ("requests", "birds.3-0a.json"),
+        ("lost+found", "x"),
+        ("empty of ours", "y"),
+        (".hidden", "z"),
+    ):
+        birds.shared_documents(folder).write(file, b"{}")
+    server = anywhere("server")
+    assert server.models() == ["birds", "cars"]
+    assert server.models(known=["birds", "gone"]) == ["birds", "cars"]
+    assert server.beside("birds").current() == birds.current()
+
+
+def test_what_may_not_be_looked_into_is_no_model_and_a_place_that_is_away_is_an_error(repository, monkeypatch):
+    """One says nothing of the others; the other says nothing at all."""
+    with pytest.raises(FileNotFoundError):
+        repository.models()
+    publish(repository, b"content")
+    locked = repository.root / "locked"
+    locked.mkdir()
+    iterdir = Path.iterdir
+
+    def refusing(path):
+        if path == locked:
+            raise PermissionError
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    assert repository.models() == ["default"]
 
 
 def test_the_int8_backbone_is_a_versions_own_choice(repository):

@@ -45,6 +45,19 @@ def test_requests_are_of_one_model(tmp_path):
     assert find_requests(Repository(tmp_path, "bird")) == []
 
 
+def test_a_request_for_any_model_is_seen_by_all(tmp_path):
+    """Who watches the project answers it; asked for again, it is the same, and apart from that for one model."""
+    birds, cars = Repository(tmp_path, "birds"), Repository(tmp_path, "cars")
+    for project in (7, None, 7):
+        leave_request(birds, project, any_model=True)
+    leave_request(birds, 8)
+    assert [request.project for request in find_requests(cars)] == [None, 7]
+    assert {request.project for request in find_requests(birds)} == {None, 7, 8}
+    for request in find_requests(cars):
+        remove(cars, request)
+    assert [request.project for request in find_requests(birds)] == [8]
+
+
 @pytest.mark.parametrize("while_removed", [False, True])
 def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, while_removed):
     """Who answers an old request does not swallow the new one, whenever somebody asks again."""

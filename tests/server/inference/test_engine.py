@@ -26,7 +26,7 @@ def version(repository):
 
 def make_engine(version, *, former=None, max_batch_images=8, **options):
     how = EngineOptions(device=Device.CPU, threads=1, max_batch_images=max_batch_images, **options)
-    return Engine(version, how, former=former)
+    return Engine(version, how, backbones=former._backbones if former else None)
 
 
 def test_bald_is_that_of_the_versions_masks(version):

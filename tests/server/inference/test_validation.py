@@ -9,6 +9,7 @@ from bench.tiny_model import TinyModel, publish, save_graph
 from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
 from contract.versions.manifest import Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
+from server.inference.backbone import Backbones
 from server.inference.engine import Engine, EngineOptions
 from server.inference.validation import admit
 from server.settings import Device, Precision
@@ -18,8 +19,8 @@ from tests.versions import fix_names
 OPTIONS = EngineOptions(device=Device.CPU, threads=1, max_batch_images=4)
 
 
-def load(version, former):
-    return Engine(version, OPTIONS, former=former)
+def load(version):
+    return Engine(version, OPTIONS)
 
 
 def sign_again(repository, name):
@@ -107,8 +108,8 @@ def test_an_engine_that_deletes_dropout_is_refused(repository):
             ones = {key: mask * 0 + 1 for key, mask in (masks or self.masks).items()}
             return super().run_passes(features, ones)
 
-    def load_dead(version, former):
-        return Dead(version, OPTIONS, former=former)
+    def load_dead(version):
+        return Dead(version, OPTIONS)
 
     with pytest.raises(DropoutDead):
         admit(repository, name, load_dead)
@@ -118,18 +119,20 @@ def test_the_backbone_of_the_version_in_use_is_taken_and_validated_again(reposit
     """Another head on it needs no second one; a probe of other numbers is noticed all the same."""
     model, other = TinyModel.draw(0), TinyModel.draw(1)
     first, second = (publish(repository, model=model.with_head_of(each)) for each in (model, other))
+    backbones = Backbones()
+    load = lambda version: Engine(version, OPTIONS, backbones=backbones)  # noqa: E731
     in_use = admit(repository, first, load).engine
-    assert admit(repository, second, load, former=in_use).engine._backbone is in_use._backbone
+    assert admit(repository, second, load).engine._backbone is in_use._backbone
     wrong = publish(repository, model=model, probe_of=other.with_head_of(model))
     with pytest.raises(ProbeMismatch):
-        admit(repository, wrong, load, former=in_use)
+        admit(repository, wrong, load)
 
 
 IMAGES, _ = coloured_images(np.random.default_rng(0), 16)
 
 
-def load_int8(version, former):
-    return Engine(version, dataclasses.replace(OPTIONS, precision=Precision.INT8), former=former)
+def load_int8(version):
+    return Engine(version, dataclasses.replace(OPTIONS, precision=Precision.INT8))
 
 
 @pytest.mark.slow

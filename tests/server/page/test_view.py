@@ -16,9 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from contract.scores.ranking import RANKINGS_FOLDER, RankedImage, Ranking, save_ranking
+from contract.scores.ranking import RankedImage, Ranking, save_ranking
 from contract.versions.manifest import DropoutSite
-from contract.versions.repository import Repository
+from contract.versions.repository import RANKINGS_FOLDER, Repository
 from contract.versions.results import Metrics, TrainingRecord
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from contract.versions.version import MODEL_FILE, PROBE_FILE

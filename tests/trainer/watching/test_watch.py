@@ -3,8 +3,9 @@
 import errno
 import logging
 import os
+import re
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -23,11 +24,12 @@ from tests.versions import manifest, publish, write_files
 from trainer import labelstudio
 from trainer.__main__ import COMMANDS
 from trainer.pruning import prune
-from trainer.ranking.options import RankOptions
+from trainer.ranking.options import Ranking, RankOptions
 from trainer.settings import Environment, Source, Training
-from trainer.watching.processes import Outcome, Supervisor
-from trainer.watching.rounds import WatchOptions
-from trainer.watching.watch import _Backoff, _describe_stages, watch
+from trainer.watching.processes import Outcome, Stopped, Supervisor
+from trainer.watching.rounds import WatchedProject, WatchOptions
+from trainer.watching.watch import watch
+from trainer.watching.watcher import _Backoff, _describe_stages
 
 POLL_S = 0.01
 
@@ -35,9 +37,11 @@ POLL_S = 0.01
 class Watched(Studio):
     """A project of 100 tasks, what happens to it at which look, and what the commands come to."""
 
-    def __init__(self, models):
+    def __init__(self, models, number=5, model="default"):
         super().__init__(tasks=100)
         self.models = models
+        self.number = number
+        self.model = model
         self.webhooks[9] = {"id": 9, "url": "http://localhost:9090/webhook", "headers": {}}
         self.looks = 0
         self.counted = 0
@@ -91,7 +95,7 @@ class Watched(Studio):
 
     @property
     def repository(self):
-        return Repository(self.models)
+        return Repository(self.models, self.model)
 
     def do(self, command, options):
         """Stand in for `Supervisor.run`."""
@@ -106,7 +110,7 @@ class Watched(Studio):
 
     def run(self, _):
         newest = max((self.tasks[task]["updated_at"] for task in self.labelled()), default="")
-        seen = ProjectState(5, self.counters()["total_annotations_number"], newest)
+        seen = ProjectState(self.number, self.counters()["total_annotations_number"], newest)
         labels = parse_label_config(self.project["label_config"])[0].labels
         with self.repository.stage(datetime.now(UTC)) as staged:
             write_files(staged.path, b"x")
@@ -124,7 +128,7 @@ class Watched(Studio):
         try:
             self.project["model_version"] = version = self.repository.current()
         except NothingPublished:
-            self.project["model_version"], version = "cold-start-default", None
+            self.project["model_version"], version = f"cold-start-{self.model}", None
         return {"version": version, "strategy": "margin", "tasks": len(self.tasks), "waiting": len(self.tasks)}
 
     def prune(self, options):
@@ -135,7 +139,7 @@ class Watched(Studio):
 def studio(tmp_path, monkeypatch):
     """Stops the watch at its 60th look, should nothing else."""
     monkeypatch.setattr("contract.label_studio.PATIENCE", Patience(longest_s=0.0))
-    monkeypatch.setattr("trainer.watching.watch._LONGEST_POLL_S", 0.1)
+    monkeypatch.setattr("trainer.watching.watcher._LONGEST_POLL_S", 0.1)
     state = Watched(tmp_path / "models")
     monkeypatch.setattr(Supervisor, "run", lambda _, command, options: state.do(command, options))
     monkeypatch.setattr(Supervisor, "prepare", lambda _, command: state.prepared.append((command, len(state.ran))))
@@ -159,8 +163,8 @@ def watch_it(studio, caplog, *, environment=None, **options):
     """Watch until the end, and return the exit status, the names of commands that ran and the lines that were said."""
     environment = environment or environment_of(studio)
     caplog.set_level(logging.INFO, "trainer")
-    wanted = WatchOptions(5, poll_s=POLL_S, **options)
-    run, rank = (Source(5, control="-x"), Training(epochs=3)), (RankOptions(5, batch_size=50),)
+    wanted = WatchOptions((WatchedProject(5),), poll_s=POLL_S, **options)
+    run, rank = {**asdict(Training(epochs=3)), "control": "-x"}, asdict(Ranking(batch_size=50))
     status = watch(wanted, environment, run=run, rank=rank)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
     return status, [command for command, _ in studio.ran], said
@@ -309,7 +313,7 @@ def test_old_versions_are_removed_after_each_round(studio, caplog):
     for _ in range(4):
         studio.label(30)
         _, ran, _ = watch_it(studio, caplog, rounds=1, keep=2)
-    assert studio.ran[-1] == ("prune", {"keep": 2})
+    assert studio.ran[-1] == ("prune", {"model": "default", "keep": 2})
     assert ran[-3:] == ["run", "rank", "prune"]
     repository = studio.repository
     assert repository.versions() == repository.history()[-2:]
@@ -416,7 +420,7 @@ def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog):
     studio.plan = {"run": [(1, "no room")]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "trainer.watching.watch._Backoff.fail", lambda self, *, least_s=0.0: setattr(self, "_until", 1e18) or 1e18
+            "trainer.watching.watcher._Backoff.fail", lambda self, *, least_s=0.0: setattr(self, "_until", 1e18) or 1e18
         )
         studio.events[20] = lambda: leave_request(studio.repository, 5)
         _, ran, _ = watch_it(studio, caplog, rounds=1)
@@ -432,7 +436,7 @@ def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monke
     def refuse(repository, request):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("trainer.watching.watch.remove", refuse)
+    monkeypatch.setattr("trainer.watching.watcher.remove", refuse)
     leave_request(studio.repository, 5)
     studio.events = {10: lambda: leave_request(studio.repository, 5), 30: stop}
     _, ran, said = watch_it(studio, caplog)
@@ -499,10 +503,10 @@ def test_a_ranking_that_failed_is_tried_again_alone(studio, caplog):
 @pytest.mark.slow
 def test_images_that_could_not_be_scored_are_tried_again_without_a_new_label(studio, caplog, monkeypatch):
     """After a wait that grows as long as none of them can be, and begins anew when some could."""
-    monkeypatch.setattr("trainer.watching.watch._RETRY_S", 0.001)
+    monkeypatch.setattr("trainer.watching.watcher._RETRY_S", 0.001)
     waits = []
     fail = _Backoff.fail
-    monkeypatch.setattr("trainer.watching.watch._Backoff.fail", lambda self: waits.append(fail(self)) or waits[-1])
+    monkeypatch.setattr("trainer.watching.watcher._Backoff.fail", lambda self: waits.append(fail(self)) or waits[-1])
     studio.plan = {"rank": [{"failed": failed} for failed in (7, 7, 7, 3, 3)]}
     _, ran, said = watch_it(studio, caplog, labels=1000)
     assert ran == ["rank"] * 6
@@ -680,3 +684,152 @@ def test_half_of_the_labels_have_the_training_prepared(studio, caplog):
     assert set(studio.prepared) == {("run", 1), ("rank", 1)}
     assert studio.prepared[-1] == ("rank", 1)
     assert 1 <= studio.prepared.count(("run", 1)) <= 3
+
+
+# ---- several projects
+
+
+class Both:
+    """Two projects of one Label Studio, 5 and 7, each of which answers as if it were the only one."""
+
+    def __init__(self, models, names):
+        self.models = models
+        self.projects = {number: Watched(models, number, name) for number, name in names.items()}
+        self.ran = []
+        """Command, project and model."""
+
+    def answer(self, handler, request):
+        [number, *_] = re.findall(r"projects?[/=](\d+)", request.path) or ["5"]
+        path = re.sub(r"(projects?[/=])\d+", r"\g<1>5", request.path)
+        self.projects[int(number)].answer(handler, replace(request, path=path))
+
+    def do(self, command, options):
+        mine = {each.model: number for number, each in self.projects.items()}
+        number = options.get("project", mine.get(options["model"]))
+        self.ran.append((command, number, options["model"]))
+        return self.projects[number].do(command, options)
+
+
+@pytest.fixture
+def both(tmp_path, monkeypatch):
+    """Two projects, given the models that theirs are expected to be; the watch ends at the 60th look at one."""
+    monkeypatch.setattr("contract.label_studio.PATIENCE", Patience(longest_s=0.0))
+    monkeypatch.setattr("trainer.watching.watcher._LONGEST_POLL_S", 0.1)
+    monkeypatch.setattr(Supervisor, "prepare", lambda *_: None)
+    with host() as server:
+
+        def make(first="project-5", second="project-7"):
+            state = Both(tmp_path / "models", {5: first, 7: second})
+            monkeypatch.setattr(Supervisor, "run", lambda _, command, options: state.do(command, options))
+            for studio in state.projects.values():
+                studio.events[60] = stop
+            server.otherwise, state.url = state.answer, server.url
+            return state
+
+        yield make
+
+
+def watch_both(both, caplog, *projects, **options):
+    """Watch until the end; return the exit status and what was said."""
+    caplog.set_level(logging.INFO, "trainer")
+    told = tuple(WatchedProject(*each) for each in projects or ((5,), (7,)))
+    status = watch(WatchOptions(told, poll_s=POLL_S, **options), environment_of(both), run={}, rank={})
+    return status, [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
+
+
+def test_two_projects_have_a_model_each_and_lines_of_their_own(both, caplog):
+    """One thing is done at a time, and the watch ends when both have had their rounds."""
+    both = both()
+    for studio in both.projects.values():
+        studio.label(25)
+    status, said = watch_both(both, caplog, rounds=1)
+    assert status == 0
+    assert both.ran == [(command, 5, "project-5") for command in ("run", "rank")] + [
+        (command, 7, "project-7") for command in ("run", "rank")
+    ]
+    versions = [studio.repository.current() for studio in both.projects.values()]
+    assert [studio.project["model_version"] for studio in both.projects.values()] == versions
+    assert said[:2] == [
+        f"watching project {number} for model project-{number}: a round after 20 new or changed labels"
+        for number in (5, 7)
+    ]
+    for number, version, line in zip((5, 7), versions, said[2:], strict=True):
+        assert line.startswith(f"project {number}: 25 new labels (20 asked for): trained {version} on 25 labels")
+
+
+def test_a_project_that_fails_holds_up_no_other(both, caplog):
+    """Be it that it cannot be seen, or that it cannot be trained on."""
+    both = both()
+    both.projects[5].before = lambda request: "/projects/" in request.path and refuse(502)
+    both.projects[7].label(25)
+    both.projects[7].plan = {"run": [(1, "no room")]}
+    both.projects[7].events[20] = stop
+    _, said = watch_both(both, caplog)
+    assert [ran for ran in both.ran if ran[0] == "run"] == [("run", 7, "project-7")] * 2
+    assert any(line.startswith("project 5: ") and "502" in line and "looking again" in line for line in said)
+    assert any(
+        line.startswith("project 7: 25 new labels (20 asked for), but nothing was trained: no room") for line in said
+    )
+    assert any(line.startswith("project 7: 25 new labels (20 asked for): trained") for line in said)
+
+
+def test_start_training_is_for_the_project_where_it_was_pressed(both, caplog):
+    """Whether the server knew the model, or only the project."""
+    both = both()
+    leave_request(both.projects[7].repository, 7)
+    leave_request(Repository(both.models), 5, any_model=True)
+    _, said = watch_both(both, caplog, rounds=1)
+    pressed = [line.partition(": trained")[0] for line in said if "Start Training" in line]
+    assert pressed == [f"project {number}: Start Training was pressed" for number in (5, 7)]
+    assert find_requests(both.projects[5].repository) == find_requests(both.projects[7].repository) == []
+
+
+def test_a_project_goes_on_with_the_model_that_was_trained_on_it(both, caplog):
+    """When a second one joins: LABELNEXT_MODEL is not taken from the first."""
+    both = both("default", "project-7")
+    both.projects[5].label(25)
+    assert watch_both(both, caplog, (5,), rounds=1)[0] == 0
+    first = both.projects[5].repository.current()
+    both.projects[5].label(25)
+    both.projects[7].label(25)
+    watch_both(both, caplog, rounds=1)
+    assert both.projects[5].repository.versions()[0] == first
+    assert {(number, model) for _, number, model in both.ran} == {(5, "default"), (7, "project-7")}
+
+
+def test_models_may_be_named_and_shared(both, caplog):
+    """Then each round of one has the other ranked anew, by a version that was trained on other labels."""
+    both = both("pets", "pets")
+    both.projects[5].label(25)
+    both.projects[7].events[12] = stop
+    watch_both(both, caplog, (5, "pets"), (7, "pets"))
+    version = Repository(both.models, "pets").current()
+    assert [studio.project["model_version"] for studio in both.projects.values()] == [version] * 2
+    assert ("rank", 7, "pets") in both.ran
+
+
+def test_a_model_that_another_watch_works_for_is_refused_before_anything_is_done(both, caplog):
+    """Of whichever project it is."""
+    both = both("pets", "cars")
+    both.models.mkdir()
+    with (
+        FileLock(both.models / ".cars.watch.lock"),
+        pytest.raises(ConfigError, match="another watch is at work for model 'cars'"),
+    ):
+        watch_both(both, caplog, (5, "pets"), (7, "cars"))
+    assert both.ran == []
+
+
+def test_what_a_signal_cuts_short_is_told_of_the_project_that_was_at_work(both, caplog, monkeypatch):
+    """Not of the first."""
+    both = both()
+    both.projects[7].label(25)
+
+    def interrupted(_, command, options):
+        if command == "run":
+            raise Stopped(signal.SIGTERM)
+        return both.do(command, options)
+
+    monkeypatch.setattr(Supervisor, "run", interrupted)
+    _, said = watch_both(both, caplog)
+    assert said[-1] == "SIGTERM: the watch is over; project 7: training was abandoned, and nothing published"

@@ -1,0 +1,97 @@
+"""Which model answers for a project that asks at the root, where there are several.
+
+Of the models that know the project's labels it is the one that ranked the project last, else the one whose version in
+use was trained on it, of several the newest, else the only one. Nothing is guessed: a project that several models could
+answer for is refused, and told to ask for one by its address. Reads nothing but memory.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+from contract.errors import AmbiguousProject, LabelMismatch, UnknownModel, name_some
+from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.matching import knows, name_controls, name_labels
+from server.inference.engine import Engine
+from server.inference.model import Model
+from server.inference.models import Models
+
+PREFIX: Final = "/p/"
+"""Of the address by which a project asks for a model by name."""
+
+_NAMED: Final = 5
+_CONFIGS_REMEMBERED: Final = 64
+
+
+class Projects:
+    """Finds the model that a request is for."""
+
+    def __init__(self, models: Models) -> None:
+        """Choose among these."""
+        self._models = models
+        self._parse = lru_cache(_CONFIGS_REMEMBERED)(parse_label_config)
+
+    def find(self, name: str) -> Model | None:
+        """Return the model of that name; None before the first look at the repository, when nobody knows.
+
+        Raises:
+            UnknownModel: if there is none.
+        """
+        if (model := self._models.find(name)) is None and self._models.settled:
+            names = [each.name for each in self._models.all]
+            raise UnknownModel(f"there is no model {name[:40]!r}; there are: {name_some(names, most=_NAMED)}")
+        return model
+
+    def choose(self, label_config: str, project: int | None) -> Model:
+        """Return the model that answers for a project of this labelling config.
+
+        Raises:
+            ConfigError: if the config classifies no image.
+            LabelMismatch: if none does, or if it cannot be told which.
+        """
+        if (alone := self._models.alone) is not None:
+            return alone
+        controls = self._parse(label_config)
+        engines = {model: model.engine for model in self._models.all}
+        fit = [model for model, engine in engines.items() if engine and knows(controls, engine.manifest.labels)]
+        found = _own(fit or [model for model in engines if model.unpublished], project)
+        if found is not None:
+            return found
+        if len(fit) == 1:
+            return fit[0]
+        raise _refuse_ambiguous(fit, project) if fit else _refuse_unknown(controls, engines)
+
+
+def _own(models: Sequence[Model], project: int | None) -> Model | None:
+    """Return the one that ranked the project last or, where none has, the newest that was trained on it."""
+    if project is None:
+        return None
+    if ranked := [model for model in models if project in model.projects]:
+        return max(ranked, key=lambda model: model.projects[project])
+    trained = {model.engine.version: model for model in models if model.engine and _is_of(model.engine, project)}
+    return trained[max(trained)] if trained else None
+
+
+def _is_of(engine: Engine, project: int) -> bool:
+    seen = engine.manifest.training.project
+    return seen is not None and seen.id == project
+
+
+def _refuse_ambiguous(models: Sequence[Model], project: int | None) -> AmbiguousProject:
+    names = name_some([model.name for model in models], most=_NAMED)
+    return AmbiguousProject(
+        f"{len(models)} models know the labels of this project ({names}), and none was trained on project {project} or "
+        f"has ranked it; give Label Studio the address that ends in {PREFIX}NAME, with the model's name, or train on "
+        "the project"
+    )
+
+
+def _refuse_unknown(controls: Sequence[ChoicesControl], engines: dict[Model, Engine | None]) -> LabelMismatch:
+    known = [
+        f"{model.name}: {name_labels(engine.manifest.labels) if engine else 'no version in use'}"
+        for model, engine in engines.items()
+    ]
+    return LabelMismatch(
+        f"expected a project with the labels of a model ({name_some(known, most=_NAMED, between='; ')}), its labelling "
+        f"config has others ({name_controls(controls)}); train a version on this project"
+    )

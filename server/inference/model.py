@@ -1,0 +1,221 @@
+"""A model's version in use: follows the repository's CURRENT, and changes only for a version that passed validation.
+
+One thread polls and loads, `server.inference.models`; everybody else reads one reference.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from contract.errors import (
+    LabelnextError,
+    ManifestError,
+    NothingPublished,
+    RepositoryError,
+    SignatureError,
+    VersionNotFound,
+)
+from contract.versions.repository import Repository
+from server.inference.engine import Engine
+from server.inference.validation import Admitted, LoadEngine, admit
+from server.observe.metrics import Metrics
+
+_SILENT_S: Final = 60.0
+"""A repository that has not answered for so long, and for ten polls, is said to be silent: a volume may hang."""
+_RETRY_S: Final = 30.0
+"""After which a version is tried again that failed for reasons which may pass; doubled each time."""
+_LONGEST_RETRY_S: Final = 600.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Refusal:
+    version: str
+    reason: str
+    retry_at: float
+    """On the clock; infinite for a version that cannot become better."""
+    attempts: int
+
+
+class Model:
+    """One model: follows its repository, and holds the engine of the version in use."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        load: LoadEngine,
+        *,
+        poll_s: float,
+        metrics: Metrics,
+        is_waiting: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the repository to follow and what turns a version into an engine; `poll` follows it.
+
+        `is_waiting` says whether whoever polls is at work on another model.
+        """
+        self.repository = repository
+        self._load = load
+        self._poll_s = poll_s
+        self._metrics = metrics
+        self._is_waiting = is_waiting
+        self._engine: Engine | None = None
+        self._hold = ExitStack()
+        """Keeps the version in use from being removed."""
+        self._refused: _Refusal | None = None
+        self._fault: str | None = "the repository has not been looked at yet"
+        """Why the last look did not tell which version is published; None if it did."""
+        self._loading: str | None = None
+        """The version that is being loaded."""
+        self._clock = clock
+        self._answered_at = clock()
+        self._unpublished = False
+        metrics.begin(self.name)
+        self.projects: Mapping[int, float] = {}
+        """Which projects it has ranked, and when it last did, in seconds since 1970; filled where there are others."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.repository.model
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine in use; None before the first. Read it once per request."""
+        return self._engine
+
+    @property
+    def detail(self) -> str | None:
+        """Why the version in use is not the published one, or may not be; None if it is."""
+        silent_s = self._clock() - self._answered_at
+        loading, refused = self._loading, self._refused
+        if loading is not None:
+            return f"loading version {loading}"
+        if silent_s > max(_SILENT_S, 10 * self._poll_s) and not self._is_waiting():
+            return f"the repository has not answered for {silent_s:.0f} s; look at its volume"
+        return self._fault or (refused.reason if refused else None)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a version is being loaded."""
+        return self._loading is not None
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether no version is in use because none has been published."""
+        return self._engine is None and self._unpublished
+
+    def close(self) -> None:
+        """Let go of the version in use, which may then be removed."""
+        self._hold.close()
+
+    def forget(self) -> None:
+        """Close, and leave no trace in the metrics: the model is there no more."""
+        self.close()
+        self._metrics.forget(self.name)
+
+    def note(self, fault: str) -> None:
+        """Have `detail` say what has made a look fail, until the next one."""
+        self._fault = fault
+
+    def poll(self) -> None:
+        """Look at CURRENT once, and take up what it names if that is new and validates."""
+        try:
+            published = self.repository.current()
+        except NothingPublished as err:
+            # A folder that is away, or whose pointer is being replaced by hand, says nothing of what was published.
+            self._unpublished = self.repository.root.is_dir() and not self.repository.versions()
+            self._note(str(err))
+        except (LabelnextError, OSError) as err:
+            self._metrics.repository_faults.labels("read").inc()
+            if isinstance(err, VersionNotFound):
+                self._unpublished = False
+            self._note(f"the repository cannot be read: {err}")
+            return
+        else:
+            self._unpublished = False
+            self._note(None)
+            self._follow(published)
+        self._answered_at = self._clock()
+        self._metrics.repository_polled.labels(self.name).set_to_current_time()
+
+    def _follow(self, published: str) -> None:
+        refused = self._refused
+        if self._engine is not None and published == self._engine.version:
+            self._refused = None
+        elif refused is None or refused.version != published or self._clock() >= refused.retry_at:
+            self._take_up(published)
+
+    def _take_up(self, published: str) -> None:
+        _log.info("loading version %s", published, extra={"model": self.name})
+        self._loading = published
+        try:
+            with self.repository.holding(published):
+                admitted = admit(self.repository, published, self._load)
+        except Exception as err:  # whatever a bad version does, the one in use stays in use
+            self._refuse(published, err)
+        else:
+            self._swap(admitted)
+        finally:
+            self._loading = None
+
+    def _swap(self, admitted: Admitted) -> None:
+        engine, former = admitted.engine, self._engine
+        rolled_back = former is not None and engine.version < former.version
+        self._engine, self._refused = engine, None
+        self._hold.close()
+        self._hold.enter_context(self.repository.holding(engine.version))
+        self._metrics.serve(
+            self.name,
+            version=engine.version,
+            provider=engine.provider,
+            precision=engine.precision,
+            result="rolled_back" if rolled_back else "ok",
+        )
+        _log.info(
+            "version taken into use",
+            extra={
+                "model": self.name,
+                "model_version": engine.version,
+                "former_version": former.version if former else None,
+                "provider": engine.provider,
+                "precision": engine.precision,
+                "passes": engine.passes,
+                "mean_bald": admitted.validation.mean_bald,
+            },
+        )
+
+    def _refuse(self, published: str, err: Exception) -> None:
+        former = self._refused
+        attempts = former.attempts + 1 if former and former.version == published else 1
+        retry_s = min(_LONGEST_RETRY_S, _RETRY_S * 2.0 ** min(attempts - 1, 30)) if _may_pass(err) else float("inf")
+        self._metrics.model_reloads.labels(self.name, "rejected").inc()
+        reason = str(err) if isinstance(err, LabelnextError) else "an unexpected error, see the server's log"
+        kept = f"; {self._engine.version} stays in use" if self._engine else ""
+        detail = f"version {published} was refused: {reason}{kept}"
+        self._refused = _Refusal(published, detail, self._clock() + retry_s, attempts)
+        _log.error(
+            "version refused",
+            exc_info=not isinstance(err, LabelnextError),
+            extra={"model": self.name, "model_version": published, "reason": str(err), "error": type(err).__name__},
+        )
+
+    def _note(self, fault: str | None) -> None:
+        if fault != self._fault:
+            self._fault = fault
+            _log.info(fault or "the repository can be read")
+
+
+def _may_pass(err: Exception) -> bool:
+    """Say whether a version may be admitted later that was refused now.
+
+    What was published does not change; but what memory, a volume or a bucket makes of it may: files that cannot be
+    read, or not whole, may be there again when the volume is.
+    """
+    if not isinstance(err, LabelnextError) or isinstance(err, OSError) or isinstance(err.__cause__, OSError):
+        return True
+    return isinstance(err, RepositoryError) and not isinstance(err, (ManifestError, SignatureError))

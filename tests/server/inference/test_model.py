@@ -1,0 +1,250 @@
+import itertools
+
+import pytest
+
+from bench.tiny_model import TinyModel, publish
+from contract.errors import VersionInUse
+from server.inference.engine import Engine, EngineOptions
+from server.inference.model import Model
+from server.observe.metrics import Metrics
+from server.settings import Device
+
+
+def load(version):
+    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def now():
+    """The clock, in a list."""
+    return [0.0]
+
+
+@pytest.fixture
+def follow(repository, metrics, now):
+    """Follow the repository by what loads versions."""
+
+    def follow(load=load, poll_s=3600):
+        return Model(repository, load, poll_s=poll_s, metrics=metrics, clock=lambda: now[0])
+
+    return follow
+
+
+@pytest.fixture
+def model(follow):
+    return follow()
+
+
+@pytest.fixture
+def count(metrics):
+    """Return the value of a metric."""
+
+    def count(name, **labels):
+        return metrics.registry.get_sample_value(f"labelnext_{name}", labels)
+
+    return count
+
+
+def publish_bad(repository):
+    return publish(repository, probe_of=TinyModel.draw(seed=7))
+
+
+def test_the_published_version_is_taken_up_and_replaced_in_one_step(model, repository, count):
+    """The first poll after publishing serves it; before any the detail says what to run; one is shown as in use."""
+    model.poll()
+    assert (model.engine, model.unpublished) == (None, True)
+    assert "python -m trainer run" in model.detail
+    shown = {"model": "default", "provider": "cpu", "precision": "fp32"}
+    old = publish(repository, seed=0)
+    model.poll()
+    assert (model.engine.version, model.detail) == (old, None)
+    assert count("model_info", version=old, **shown) == count("model_reloads_total", model="default", result="ok") == 1
+    new = publish(repository, seed=1)
+    model.poll()
+    assert model.engine.version == new
+    assert (count("model_info", version=old, **shown), count("model_info", version=new, **shown)) == (None, 1)
+
+
+def test_a_version_in_use_is_not_loaded_again(follow, repository):
+    """Polling costs one small file."""
+    loaded = []
+    model = follow(lambda version: loaded.append(version) or load(version))
+    publish(repository)
+    model.poll()
+    model.poll()
+    assert len(loaded) == 1
+
+
+def test_a_refused_version_leaves_the_one_in_use(model, repository, count):
+    """Health says which was refused, why, and what serves."""
+    good = publish(repository)
+    model.poll()
+    bad = publish_bad(repository)
+    model.poll()
+    assert model.engine.version == good
+    assert model.detail.startswith(f"version {bad} was refused: ")
+    assert model.detail.endswith(f"{good} stays in use")
+    assert count("model_reloads_total", model="default", result="rejected") == 1
+
+
+def test_a_refused_version_is_tried_and_told_once_until_current_changed(model, repository, count, caplog):
+    """The log does not fill; pointing away and back is how an operator asks for another try."""
+    good = publish(repository)
+    model.poll()
+    bad = publish_bad(repository)
+    for _ in range(3):
+        model.poll()
+    assert count("model_reloads_total", model="default", result="rejected") == 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["version refused"]
+    repository.point_to(good)
+    model.poll()
+    assert model.detail is None
+    repository.point_to(bad)
+    model.poll()
+    assert count("model_reloads_total", model="default", result="rejected") == 2
+
+
+def test_an_earlier_version_is_a_rollback(model, repository, count):
+    """Rolling back is counted apart from moving on."""
+    first = publish(repository, seed=0)
+    publish(repository, seed=1)
+    model.poll()
+    repository.rollback(first)
+    model.poll()
+    assert model.engine.version == first
+    assert count("model_reloads_total", model="default", result="rolled_back") == 1
+
+
+def test_the_version_in_use_cannot_be_removed_and_the_one_before_it_can(model, repository):
+    """Not even when another one is current that this server has not taken up."""
+    first = publish(repository, seed=0)
+    model.poll()
+    second = publish(repository, seed=1)
+    with pytest.raises(VersionInUse):
+        repository.retire(first)
+    model.poll()
+    repository.retire(first)
+    repository.point_to(publish_bad(repository))
+    model.poll()
+    with pytest.raises(VersionInUse):
+        repository.retire(second)
+    model.close()
+    repository.retire(second)
+
+
+def test_a_version_cannot_be_removed_while_it_is_loaded(follow, repository):
+    """It is read for as long as that takes."""
+    refused = []
+
+    def load_and_remove(version):
+        publish(repository)
+        with pytest.raises(VersionInUse) as raised:
+            repository.retire(version.name)
+        refused.append(raised.value)
+        return load(version)
+
+    publish(repository)
+    follow(load_and_remove).poll()
+    assert len(refused) == 1
+
+
+def test_a_current_that_names_no_version_is_told(model, repository, count):
+    """A typo in CURRENT is said in health, counted for alerts, and mended by the next poll."""
+    name = publish(repository)
+    (repository.folder / "CURRENT").write_text("nonsense\n")
+    model.poll()
+    assert model.engine is None
+    assert "nonsense" in model.detail
+    assert count("repository_faults_total", kind="read") == 1
+    repository.point_to(name)
+    model.poll()
+    assert model.engine.version == name
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "probe.npz"])
+def test_a_version_of_which_an_outage_hid_a_file_is_taken_up_when_it_is_back(model, repository, now, name):
+    """It was refused for what may pass, so it is tried again without anybody moving CURRENT."""
+    version = publish(repository)
+    path = repository.folder / version / name
+    path.rename(path.with_suffix(".away"))
+    model.poll()
+    assert f"version {version} was refused" in model.detail
+    path.with_suffix(".away").rename(path)
+    now[0] = 31
+    model.poll()
+    assert model.engine.version == version
+    assert model.detail is None
+
+
+def test_what_may_pass_is_tried_again_later(follow, repository, now):
+    """A version that failed for want of memory, or of a volume, is not given up; the pauses grow to ten minutes."""
+    attempts = []
+
+    def fail(version):
+        attempts.append(now[0])
+        raise MemoryError
+
+    model = follow(fail)
+    publish(repository)
+    for second in range(0, 10_000, 5):
+        now[0] = second
+        model.poll()
+    assert attempts[:4] == [0, 30, 90, 210]
+    assert {later - earlier for earlier, later in itertools.pairwise(attempts[5:])} == {600}
+
+
+def test_what_was_published_and_cannot_be_found_is_not_nothing(model, repository):
+    """A server that was ready because nothing was published is not while CURRENT names what is not there."""
+    model.poll()
+    assert model.unpublished
+    repository.folder.mkdir(parents=True)
+    (repository.folder / "CURRENT").write_text("20990101T000000000Z-abcdef\n")
+    model.poll()
+    assert not model.unpublished
+
+
+def test_a_repository_that_hangs_is_told(follow, repository, now):
+    """A volume that does not answer raises nothing, so its silence is what is told; the version in use stays."""
+    model = follow(poll_s=1)
+    name = publish(repository)
+    model.poll()
+    now[0] = 59
+    assert model.detail is None
+    now[0] = 61
+    assert "has not answered for 61 s" in model.detail
+    assert model.engine.version == name
+    model.poll()
+    assert model.detail is None
+
+
+def test_a_version_that_loads_for_long_is_no_silence(follow, repository, now):
+    """Loading takes as long as it takes."""
+    details = []
+
+    def slow(version):
+        now[0] = 500
+        details.append(model.detail)
+        return load(version)
+
+    model = follow(slow, poll_s=1)
+    name = publish(repository)
+    model.poll()
+    assert details == [f"loading version {name}"]
+
+
+def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(follow, repository, caplog):
+    """Whatever loading raises, the thread goes on, and health gives no internals away."""
+
+    def explode(version):
+        raise RuntimeError("secret internals")
+
+    model = follow(explode)
+    publish(repository)
+    model.poll()
+    assert "secret internals" not in model.detail
+    assert "secret internals" in caplog.text

@@ -1,0 +1,385 @@
+"""One project that is watched: trains and ranks anew when labels have come in, or when somebody asks for it.
+
+Owns what is done when, what is tried again and after how long. Training and ranking are commands run as children, so
+that neither their memory nor their end is this process's, which never imports torch. What a version was trained on is
+read from its manifest: a watch that is started again goes on where it was.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from contract.errors import LabelnextError, NothingPublished
+from contract.label_studio import Unreachable
+from contract.versions.repository import Repository
+from contract.versions.training_requests import TrainingRequest, find_requests, remove
+from trainer import labelstudio
+from trainer.ranking.names import base_name
+from trainer.settings import Environment
+from trainer.stages import CLEAR
+from trainer.watching.monitor import Monitor
+from trainer.watching.processes import LABELS_AT_FAULT, Outcome, Supervisor
+from trainer.watching.rounds import Changes, Trained, WatchOptions, read_trained, why_train
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_POLL_S: Final = 60.0
+_NEAR_POLL_S: Final = 2.0
+"""The most between two looks when half of the labels have come that are asked for."""
+_LONGEST_WAIT_S: Final = 600.0
+_RETRY_S: Final = 60.0
+"""Until images that could not be scored are tried again; doubled for as long as none of them can be."""
+_LONGEST_RETRY_S: Final = 3600.0
+
+
+class _Named(logging.LoggerAdapter[logging.Logger]):
+    """Puts in front of each line whose it is."""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        return f"{self.extra['name']}{msg}" if self.extra else msg, kwargs
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """How project and repository stand at one look."""
+
+    state: labelstudio.State
+    changes: Changes
+    """Of labels, since the newest version was trained."""
+    current: str | None
+    """The version in use; None if nothing is published."""
+    target: str
+    """What the project should be ranked by."""
+    trained: Trained | None
+    requests: tuple[TrainingRequest, ...]
+    """To train; those that were answered left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainedRound:
+    """A round that waits for its ranking."""
+
+    trained: str
+    """Why and what, for people."""
+    advice: str
+    stages: Mapping[str, float]
+    """What those of the training took, in seconds."""
+    started: float
+    """By the monotonic clock."""
+
+
+class _Backoff:
+    """A wait that doubles with each failure, from `first_s` to `longest_s`."""
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._failures = 0
+        self._until = -float("inf")
+
+    def fail(self, *, least_s: float = 0.0) -> float:
+        """Note a failure, and return the seconds until the next attempt."""
+        wait_s = max(least_s, min(self._longest_s, self._first_s * 2.0 ** min(self._failures, 30)))
+        self._failures += 1
+        self._until = time.monotonic() + wait_s
+        return wait_s
+
+    def succeed(self) -> bool:
+        """Forget the failures, and return whether there were any."""
+        failed, self._failures, self._until = bool(self._failures), 0, -float("inf")
+        return failed
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._until
+
+
+class Watcher:
+    """What was done for one project, and what it waits for."""
+
+    def __init__(
+        self,
+        project: int,
+        options: WatchOptions,
+        environment: Environment,
+        repository: Repository,
+        *,
+        supervisor: Supervisor,
+        commands: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self._project = project
+        self._options = options
+        self._repository = repository
+        self.name = f"project {project}: " if len(options.projects) > 1 else ""
+        """Stands before what is said of it, where there are others."""
+        self._log = _Named(_log, {"name": self.name})
+        self._supervisor = supervisor
+        self._commands = commands
+        self._monitor = Monitor(project, options, environment)
+        self._look_again = _Backoff(options.poll_s, max(_LONGEST_POLL_S, options.poll_s))
+        self._train_again = _Backoff(options.poll_s, _LONGEST_WAIT_S)
+        self._rank_again = _Backoff(options.poll_s, _LONGEST_WAIT_S)
+        self._since = datetime.now(UTC)
+        """When watching began, or the last training ended."""
+        self._attempted = False
+        self._rounds = 0
+        self._unranked_round: _TrainedRound | None = None
+        self._running = ""
+        self._last_error = ""
+        self._version_before: str | None = None
+        """What was current before the last training."""
+        self._answered: tuple[TrainingRequest, ...] = ()
+        self._untrainable: labelstudio.State | None = None
+        """The state whose labels cannot be trained on."""
+        self._refused: tuple[str | None, str] | None = None
+        """The version that does not know the labels of a labelling config, and that config's digest."""
+        self._unscored = 0
+        """Images that could not be scored the last time."""
+        self._score_again = _Backoff(_RETRY_S, _LONGEST_RETRY_S)
+        self._ranked = ""
+        """What the project is ranked by, as far as is known."""
+        self._ranked_tasks = 0
+        self._seen_tasks = 0
+
+    def announce(self, *, by_model: bool) -> None:
+        """Say what is watched, and for which model where that is not said elsewhere."""
+        model = f" for model {self._repository.model}" if by_model else ""
+        _log.info("watching project %d%s: a round %s", self._project, model, self._options.schedule)
+
+    def take_turn(self) -> float:
+        """Look, and do what is due; return the seconds until the next look.
+
+        Raises:
+            Stopped: on a signal.
+        """
+        pause_s = self._options.poll_s
+        try:
+            with self._supervisor.interruptible():
+                snapshot = self._look()
+            self._act(snapshot)
+            if self._options.schedule.is_near(snapshot.changes):
+                pause_s = min(pause_s, _NEAR_POLL_S)
+        except Exception as err:  # whatever Label Studio or the disk answers, the next look may find it mended
+            pause_s = self._look_again.fail()
+            self._log_once(err)
+        else:
+            self._last_error = ""
+            if self._look_again.succeed():
+                _log.info("watching project %d again", self._project)
+        return pause_s
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there were as many rounds as were asked for."""
+        return self._options.rounds is not None and self._rounds >= self._options.rounds
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a command is at work for it."""
+        return bool(self._running)
+
+    def describe_abandoned(self) -> str:
+        """Say what a signal has cut short."""
+        if self._running == "rank":
+            return "ranking was abandoned, and goes on where it was with the next"
+        if self._running == "prune":
+            return "removing old versions was abandoned, and goes on with the next"
+        with suppress(LabelnextError, OSError):
+            if self._running == "run" and (now := self._current()) != self._version_before:
+                return f"{now} is published, and not ranked yet"
+        return "training was abandoned, and nothing published" if self._running else "nothing was under way"
+
+    # ---- looking
+
+    def _look(self) -> _Snapshot:
+        trained, current = read_trained(self._repository, self._project), self._current()
+        state, changes = self._monitor.look(trained)
+        return _Snapshot(
+            state,
+            changes,
+            current=current,
+            target=base_name(current, self._repository.model),
+            trained=trained,
+            requests=self._find_requests(),
+        )
+
+    def _current(self) -> str | None:
+        try:
+            return self._repository.current()
+        except NothingPublished:
+            return None
+
+    def _find_requests(self) -> tuple[TrainingRequest, ...]:
+        found = find_requests(self._repository)
+        mine = (request for request in found if request.project in {None, self._project})
+        return tuple(request for request in mine if request not in self._answered)
+
+    def _log_once(self, err: Exception) -> None:
+        """One that does not answer does so in many ways, and not each is worth a line."""
+        foreseen = isinstance(err, LabelnextError | OSError)
+        named = type(err).__name__ if isinstance(err, Unreachable) else f"{type(err).__name__} {err}"
+        if named != self._last_error:
+            message = str(err) if foreseen else f"an unforeseen {named.strip()}"
+            self._log.warning("%s; looking again", message, exc_info=None if foreseen else err)
+        self._last_error = named
+
+    # ---- deciding
+
+    def _act(self, snapshot: _Snapshot) -> None:
+        self._ranked_tasks = min(self._ranked_tasks, snapshot.state.tasks)  # some may have been deleted
+        if (self._train_again.over or self._asked_again(snapshot)) and (why := self._why_train(snapshot)):
+            self._train(why, snapshot)
+        elif self._rank_again.over and (why := self._why_rank(snapshot)):
+            self._rank(why, snapshot)
+        elif self._options.schedule.is_near(snapshot.changes):
+            self._supervisor.prepare("run")
+        self._seen_tasks = snapshot.state.tasks
+
+    def _asked_again(self, snapshot: _Snapshot) -> bool:
+        """Whether somebody has asked since the last attempt, and is not to wait for the next one."""
+        return any(request.at > self._since.isoformat() for request in snapshot.requests)
+
+    def _why_train(self, snapshot: _Snapshot) -> str | None:
+        if snapshot.requests:
+            return "Start Training was pressed"
+        if snapshot.state == self._untrainable:
+            return None
+        since = self._since
+        if snapshot.trained:
+            since = max(since, snapshot.trained.at) if self._attempted else snapshot.trained.at
+        idle_s = (datetime.now(UTC) - since).total_seconds()
+        return why_train(
+            self._options.schedule, snapshot.trained, snapshot.changes, controls=self._monitor.controls, idle_s=idle_s
+        )
+
+    def _why_rank(self, snapshot: _Snapshot) -> str | None:
+        tasks = snapshot.state.tasks
+        if not tasks or self._refused == (snapshot.current, snapshot.state.label_config):
+            return None
+        if not self._ranked and snapshot.current is None:
+            return "nothing is published yet"
+        if not self._ranked:
+            return "the watch begins"  # another may have ended with tasks unranked; if none are, this is soon over
+        if self._ranked != snapshot.target:
+            return f"not ranked by {snapshot.target} yet"
+        if tasks > self._ranked_tasks and tasks == self._seen_tasks:  # else more are on their way
+            return f"{tasks - self._ranked_tasks} more tasks"
+        due = self._unscored and self._score_again.over
+        return f"{self._unscored} images that could not be scored" if due else None
+
+    # ---- acting
+
+    def _train(self, why: str, snapshot: _Snapshot) -> None:
+        started, self._version_before = time.monotonic(), self._current()
+        self._supervisor.prepare("rank")
+        outcome = self._run("run")
+        self._since, self._attempted = datetime.now(UTC), True
+        if not outcome.status:
+            self._train_again.succeed()
+            self._answer(snapshot.requests)
+            done = f"{why}: {_describe_trained(outcome.report)}"
+            advice, stages = str(outcome.report.get("advice") or ""), _stages(outcome.report)
+            self._unranked_round = _TrainedRound(done, advice, stages, started)
+            self._rank(why, snapshot)
+            return
+        wait_s = self._train_again.fail(least_s=outcome.seconds)
+        if outcome.status == LABELS_AT_FAULT:
+            self._untrainable = snapshot.state
+            self._answer(snapshot.requests)
+            self._log.warning("%s, but nothing was trained: %s; waiting for other labels", why, outcome.reason)
+        else:
+            self._log.warning("%s, but nothing was trained: %s; again in %.0f s", why, outcome.reason, wait_s)
+
+    def _rank(self, why: str, snapshot: _Snapshot) -> None:
+        outcome = self._run("rank")
+        if outcome.status == LABELS_AT_FAULT:
+            self._refused = (self._current(), snapshot.state.label_config)
+            self._log.warning("%s; not ranked: %s; waiting for a version that knows them", why, outcome.reason)
+        elif outcome.status:
+            wait_s = self._rank_again.fail(least_s=outcome.seconds)
+            context = self._unranked_round.trained if self._unranked_round else why
+            self._log.warning("%s; not ranked: %s; again in %.0f s", context, outcome.reason, wait_s)
+        else:
+            self._rank_again.succeed()
+            self._ranked = base_name(outcome.report.get("version"), self._repository.model)
+            self._ranked_tasks = snapshot.state.tasks
+            self._end_round(why, outcome)
+
+    def _end_round(self, why: str, ranking: Outcome) -> None:
+        done, self._unranked_round = self._unranked_round, None
+        ranked = _describe_ranked(ranking.report) + self._note_unscored(ranking.report)
+        if done is None:
+            self._log.info("%s: %s; %.0f s", why, ranked, ranking.seconds)
+            return
+        self._rounds += 1
+        took = _describe_stages(done.stages, _stages(ranking.report), seconds=time.monotonic() - done.started)
+        parts = (done.trained, ranked, done.advice, took)
+        self._log.info("%s", "; ".join(part for part in parts if part))
+        keep = self._options.keep
+        if keep != "all" and len(self._repository.versions()) > keep:
+            self._prune()
+
+    def _prune(self) -> None:
+        outcome = self._run("prune")
+        if outcome.status:
+            self._log.warning("old versions were not removed: %s; again after the next round", outcome.reason)
+
+    def _note_unscored(self, report: Mapping[str, Any]) -> str:
+        """Have images that could not be scored tried again, and say so: later and later as long as none can be."""
+        failed = int(report.get("failed") or 0)
+        if failed < self._unscored:
+            self._score_again.succeed()
+        self._unscored = failed
+        return f"; {failed} images could not be scored, again in {self._score_again.fail():.0f} s" if failed else ""
+
+    def _run(self, command: str) -> Outcome:
+        """Run a command; on a signal, what was being done stays known."""
+        self._running = command
+        outcome = self._supervisor.run(command, {"model": self._repository.model, **self._commands[command]})
+        self._running = ""
+        return outcome
+
+    def _answer(self, requests: tuple[TrainingRequest, ...]) -> None:
+        """Forget requests, here too: where the folder cannot be written they would be answered for ever."""
+        self._answered = (*self._answered, *requests)
+        try:
+            for request in requests:
+                remove(self._repository, request)
+            waiting = find_requests(self._repository)
+            self._answered = tuple(request for request in self._answered if request in waiting)
+        except OSError as err:
+            self._log.warning("a request to train that was answered cannot be removed: %s", err)
+
+
+def _describe_trained(report: Mapping[str, Any]) -> str:
+    macro_f1 = report.get("macro_f1")
+    quality = f", macro-F1 {macro_f1:.2f}" if isinstance(macro_f1, float) else ""
+    return f"trained {report.get('version')} on {report.get('labels')} labels{quality}"
+
+
+def _describe_ranked(report: Mapping[str, Any]) -> str:
+    tasks = report.get("tasks")
+    if tasks:
+        return f"ranked {tasks} tasks by {report.get('strategy')}"
+    waiting = report.get("waiting")
+    return f"nothing new to rank, {waiting} tasks wait in their order" if waiting else "no task is left to label"
+
+
+def _stages(report: Mapping[str, Any]) -> Mapping[str, float]:
+    return dict(report.get("stages") or {})
+
+
+def _describe_stages(training: Mapping[str, float], ranking: Mapping[str, float], *, seconds: float) -> str:
+    """Say what a round of so many seconds took until the new order stood, and what of that each stage did.
+
+    What no stage accounts for, such as the start of the commands, is "start". What came after is said apart.
+    """
+    stages = {stage: training.get(stage, 0.0) + ranking.get(stage, 0.0) for stage in {**training, **ranking}}
+    after = stages.pop(CLEAR, 0.0)
+    start = max(0.0, seconds - after - sum(stages.values()))
+    told = ", ".join(f"{stage} {took:.1f}" for stage, took in {"start": start, **stages}.items())
+    return f"round {seconds - after:.1f} s: {told}" + (f"; {CLEAR} {after:.1f} s" if after else "")
