@@ -24,6 +24,7 @@ RAY := .venv-ray/.complete-score-pool
 # Stands in for .venv's onnxruntime, which is for the CPU; CUDA's libraries come with torch.
 ONNXRUNTIME_GPU := .cache/onnxruntime-gpu/.complete
 AUDIT := .venv-audit/.complete
+DOCS := .venv-docs/.complete
 LABEL_STUDIO := .venv-label-studio/.complete
 LABEL_STUDIO_ML := .venv-label-studio-ml/.complete
 
@@ -32,7 +33,7 @@ IN_TOOLS := .venv/bin/python -m
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist
 SOURCES := contract trainer server demo bench deploy tests
 
-.PHONY: help demo test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
+.PHONY: help demo docs test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
 .PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-evidence bench-score-pool bench-gpu
 
 help: ## this list
@@ -44,6 +45,10 @@ help: ## this list
 demo: ## Label Studio, trainer and server on this machine: what to label next among real images
 	@$(MAKE) --silent -j3 $(TOOLS) $(SERVER) $(LABEL_STUDIO)
 	@$(IN_TOOLS) demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(ONCE),--once)
+
+docs: $(DOCS) ## all documentation as a site with a search, to be read offline: .cache/site/index.html
+	@$(<D)/bin/mkdocs --quiet build --clean
+	@echo "open .cache/site/index.html"
 
 test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j5 environments browser
@@ -107,18 +112,19 @@ bench-score-pool: $(TOOLS) $(RAY) ## what scoring a pool of 10^8 images would co
 bench-gpu: $(TOOLS) $(ONNXRUNTIME_GPU) ## on an NVIDIA GPU: what runs on it, how exactly and how fast, without network (eight minutes)
 	@PYTHONPATH=$(CURDIR)/$(dir $(ONNXRUNTIME_GPU)) $(IN_TOOLS) bench.gpu
 
-fix: $(TOOLS) ## format, and mend what the linter can mend
+fix: $(TOOLS) ## format, mend what the linter can mend, and write the tables of docs/settings.md
 	$(IN_TOOLS) ruff format .
 	$(IN_TOOLS) ruff check --fix .
+	$(IN_TOOLS) deploy.settings_page
 
 clean: ## remove caches and the demo's data; environments and published models stay
 	rm -rf .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(wildcard $(SOURCES)) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environments too
-	rm -rf .venv .venv-server .venv-ray .venv-label-studio .venv-label-studio-ml .venv-audit
+	rm -rf .venv .venv-server .venv-ray .venv-label-studio .venv-label-studio-ml .venv-audit .venv-docs
 
-environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) ## set up all Python environments, and do nothing else
+environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) $(DOCS) ## set up all Python environments, and do nothing else
 
 # For `make test-system`; a test whose program is not there skips, saying so.
 DEBIAN_TOOLS = haproxy:haproxy promtool:prometheus debootstrap:debootstrap minisign:minisign $(PODMAN)
@@ -170,6 +176,9 @@ $(RAY): requirements/score-pool.txt $(RAY_SERVER)
 	@touch $@
 
 $(AUDIT): requirements/audit.txt
+	$(install)
+
+$(DOCS): requirements/docs.txt
 	$(install)
 
 $(LABEL_STUDIO): requirements/label-studio.txt

@@ -62,6 +62,30 @@ class Command:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An option, or what is given by its place, as people read of it."""
+
+    usage: str
+    """Such as `--keep N`."""
+    default: str
+    """Empty where there is none."""
+    about: str
+
+
+def declared(kind: type, *, without: Sequence[str] = ()) -> Iterator[Declared]:
+    """Yield the options that the fields of a class are."""
+    for name, info in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]  # of pydantic's dataclasses
+        if name in without:
+            continue
+        given = _parameter(name, info, "")
+        value = "|".join(given.type.choices) if isinstance(given.type, click.Choice) else given.metavar
+        usage = f"{given.opts[0]} {value or ''}".strip() if isinstance(given, click.Option) else name.upper()
+        about, _, said = describe(kind, name).removesuffix(".").partition(" (default: ")
+        default = "required" if given.required else f"`{text}`" if (text := written(info.default)) else said[:-1]
+        yield Declared(usage, "off" if info.annotation is bool else default, f"{about}.")
+
+
 def parse(
     program: str,
     commands: Mapping[str, Command],

@@ -26,7 +26,7 @@ from server.settings import Settings
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
-    command, values = parse("python -m server", _COMMANDS, arguments, about="Labelnext's inference server.")
+    command, values = parse("python -m server", COMMANDS, arguments, about="Labelnext's inference server.")
     try:
         return command.do(*values) or 0
     except LabelnextError as err:
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @dataclass(frozen=True, config=DECLARED)
 class _Check:
     models: Annotated[str | Path | None, text(parse_location), Option(argument=True)] = None
+    """A model repository (default: LABELNEXT_MODELS)."""
 
 
 def _check(options: _Check) -> int:
@@ -124,7 +125,7 @@ def _score_pool(options: _Pool) -> None:
     print(json.dumps(job.score_pool(wanted, partial(cluster.run, workers=options.workers, cpus=options.cpus))))
 
 
-_COMMANDS: Final = {
+COMMANDS: Final = {
     "check": Command(
         _check,
         "Validate the version published in MODELS, by default LABELNEXT_MODELS, on this machine.",

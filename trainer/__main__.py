@@ -221,6 +221,7 @@ def _figure(value: float | None) -> str:
 @dataclass(frozen=True, config=DECLARED)
 class _Rollback:
     version: Annotated[str, Option(argument=True)]
+    """Its name, as `versions` lists it."""
 
 
 def _rollback(environment: Environment, options: _Rollback) -> None:
@@ -245,6 +246,7 @@ def _prune(environment: Environment, options: _Prune) -> None:
 @dataclass(frozen=True, config=DECLARED)
 class _Keygen:
     folder: Annotated[Path, Option(argument=True)]
+    """Where the two files go."""
 
 
 def _keygen(_: Environment, options: _Keygen) -> None:

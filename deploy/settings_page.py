@@ -1,0 +1,87 @@
+"""Writes the tables of docs/settings.md from what is declared in the code: python -m deploy.settings_page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import server.__main__
+import trainer.__main__
+from contract.commands import Command, declared
+from contract.settings import PREFIX, SharedSettings, describe, written
+from server.settings import Settings
+from trainer.settings import Environment
+
+PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+
+_COMMANDS: Final[Mapping[str, Mapping[str, Command]]] = {
+    "trainer": trainer.__main__.COMMANDS,
+    "server": server.__main__.COMMANDS,
+}
+_ITS_OWN: Final = "options"
+"""The heading of options that no other command shares."""
+_NONE: Final = "not set"
+_SHARED: Final = tuple(SharedSettings.__pydantic_fields__)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def render(page: str) -> str:
+    """Return the page with its tables as they should be; what stands before them in each section is left as it is.
+
+    Raises:
+        ValueError: if the page lacks a section, or one has no table.
+    """
+    variables = {"Both": (SharedSettings, ()), "Server": (Settings, _SHARED), "Trainer": (Environment, _SHARED)}
+    sections = {title: _variables(kind, without=shared) for title, (kind, shared) in variables.items()}
+    for title, tables in {**sections, "Command line": "\n\n".join(_commands())}.items():
+        page, count = re.subn(
+            rf"(?ms)^(## {title}\n.*?)^\|.*?(?=^## |\Z)", lambda found, tables=tables: f"{found[1]}{tables}\n\n", page
+        )
+        if count != 1:
+            raise ValueError(f"{PAGE.name} needs one section '## {title}' with a table in it, found {count}")
+    return page.rstrip() + "\n"
+
+
+def _variables(kind: Any, *, without: Sequence[str]) -> str:
+    rows = [
+        (f"`{PREFIX}{name.upper()}`", f"`{text}`" if (text := written(info.default)) else _NONE, describe(kind, name))
+        for name, info in kind.__pydantic_fields__.items()
+        if name not in without
+    ]
+    return _table(("variable", "default", "meaning"), rows)
+
+
+def _commands() -> Iterator[str]:
+    """Yield the table of commands, and for each group of options, under its heading, their table."""
+    named = [(f"{program} {name}", each) for program, found in _COMMANDS.items() for name, each in found.items()]
+    groups = {_title(name, heading): kind for name, command in named for heading, kind in command.takes.items()}
+    overview = [(f"`{name}`", command.help, ", ".join(_takes(name, command)) or "none") for name, command in named]
+    yield _table(("command", "what it does", "options"), overview)
+    for title, kind in groups.items():
+        rows = [(f"`{each.usage}`".replace("|", r"\|"), each.default or _NONE, each.about) for each in declared(kind)]
+        yield f"### {title}\n\n{_table(('option', 'default', 'meaning'), rows)}"
+
+
+def _takes(name: str, command: Command) -> Iterator[str]:
+    for heading, kind in command.takes.items():
+        left_out = [f"`--{each.replace('_', '-')}`" for each in command.without if each in kind.__pydantic_fields__]
+        link = f"[{heading}](#{_title(name, heading).lower().replace(' ', '-')})"
+        yield f"{link} but {', '.join(left_out)}" if left_out else link
+
+
+def _title(name: str, heading: str) -> str:
+    return name if heading == _ITS_OWN else heading.capitalize()
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+if __name__ == "__main__":
+    main()
