@@ -14,9 +14,9 @@ from pydantic.dataclasses import dataclass
 from contract.settings import DECLARED, Count, Seconds, SharedSettings, split, text
 
 _CACHE_MB_IN_MEMORY = 256
-"""About 25,000 images of VGG-16."""
+"""About 60,000 images of VGG-16."""
 _CACHE_MB_IN_A_FOLDER = 4096
-"""About 400,000 of them."""
+"""About a million of them."""
 
 
 class Score(StrEnum):
@@ -121,7 +121,7 @@ class Settings(SharedSettings):
     """Seconds for which a source of images is taken at its word: a known image is scored without asking whether its
     file has changed, unless its host answered with `no-store`. `0` asks each time."""
     cache_mb: Annotated[int, Field(ge=0)] | None = None
-    """The most of them in MiB: by default 256 in memory, some 25,000 images, and 4096 in a folder; `0` keeps none."""
+    """The most of them in MiB: by default 256 in memory, some 60,000 images, and 4096 in a folder; `0` keeps none."""
 
     @property
     def images_under_way(self) -> int:
