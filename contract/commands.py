@@ -4,6 +4,7 @@ A field's name, type, default and docstring are those of its option, so that non
 the usage and its errors, which end the process with status 2; knows no command.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -230,5 +231,6 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 
 
 def _help(info: FieldInfo, about: str) -> str:
+    about = re.sub(r" \(\[[^]]*\]\([^)]*\)\)", "", about)  # a terminal has no links
     default = "" if info.is_required() else written(info.default)
     return f"{about.replace('`', '').removesuffix('.')}{default and f' (default: {default})'}"

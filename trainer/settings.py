@@ -72,41 +72,42 @@ class Training:
     """How to train."""
 
     weights: StartWeights = "imagenet"
-    """To start from; FILE is a state dict in torchvision's keys."""
+    """Weights to start from; FILE is a state dict in the network's own keys."""
     backbone: Backbone = "vgg16"
     """The network that turns an image into features: a classifier of torchvision's, efficientnet_lite0, one of timm's
     where that is installed, or an ONNX file ([Backbones](backbones.md))."""
     part: Annotated[Part | None, Option("--train", choices=get_args(Part))] = None
-    """The head alone, or the backbone too (default: classifier, or all with no weights)."""
+    """What is trained: the head alone, or the backbone too (default: classifier, or all with `--weights none`)."""
     head: Annotated[Head, Option(choices=get_args(Head))] = "small"
-    """Behind the backbone: two hidden layers, or VGG's own classifier of 4,096 units, which starts from the weights as
-    far as they have it."""
+    """Behind the backbone: two hidden layers, or VGG's own classifier of 4,096 units, loaded from the weights where they
+    have it."""
     image_size: Pixels = None
-    """Of a side (default: what the backbone was trained on, 224 for VGG)."""
+    """Pixels a side of the network's input (default: what the backbone was trained on, 224 for VGG)."""
     epochs: Count | None = None
-    """Passes over the images (default: by their number)."""
+    """Passes over the training images (default: by their number)."""
     learning_rate: Annotated[float | None, Field(gt=0, lt=10, allow_inf_nan=False), Option(metavar="RATE")] = None
-    """Of the optimiser (default: by `--train`)."""
+    """Learning rate of the optimiser (default: by `--train`)."""
     weight_decay: Annotated[float | None, Field(ge=0, lt=1, allow_inf_nan=False), Option(metavar="RATE")] = None
-    """Of the optimiser (default: by `--train`)."""
+    """Weight decay of the optimiser (default: by `--train`)."""
     class_balance: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False), Option(metavar="POWER")] = None
-    """Of one over its count that a class weighs with: 1 has all classes weigh alike, 0 all images (default: 1)."""
+    """Power of the inverse class frequency in the loss: 1 weights all classes alike, 0 all images (default: 1)."""
     units: Count | None = None
-    """Of each hidden layer of the small head (default: 256)."""
+    """Units in each hidden layer of the small head (default: 256)."""
     dropout: Annotated[Share | None, Option(metavar="P")] = None
-    """Probability of dropping a unit (default: 0.6 in layers that start fresh, 0.5 in loaded ones)."""
+    """Dropout probability (default: 0.6 in new layers, 0.5 in loaded ones)."""
     validation: Annotated[Share, Option(metavar="SHARE")] = 0.2
-    """Of the images, held out to measure on where the random holdout is too small to. A head is then trained on all."""
+    """Share of the labelled images to measure on while the random holdout is too small; the head is then
+    trained on all."""
     holdout_share: HoldoutShare = DEFAULT_SHARE
-    """Of a project's tasks, drawn at random to measure on; 0 for none."""
+    """Share of a project's tasks in the random holdout, to measure on; 0 for none."""
     passes: Annotated[int, Field(ge=2), Option(metavar="T")] = DEFAULT_PASSES
-    """Stochastic passes for each image, here and, unless it is set otherwise, in the server."""
+    """Stochastic passes for each image, here and by default in the server."""
     precision: Annotated[Precision, Option(choices=get_args(Precision))] = "auto"
-    """Of a frozen backbone: auto has it in 8-bit integers where these are as good and faster on this processor."""
+    """Of a frozen backbone: auto takes 8-bit integers where they are as good and faster on this processor."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of all that is drawn."""
+    """Seed of all random numbers."""
     device: Annotated[Device, Option(choices=get_args(Device))] = "auto"
-    """To train on."""
+    """Device to train on."""
 
     @property
     def trained_part(self) -> Part:

@@ -16,31 +16,31 @@ class Ranking:
     """How to rank. Weights, backbone and image size are those of a cold start: a version has its own."""
 
     server: Server = None
-    """The inference server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
+    """The server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
     strategy: Annotated[str, Option(choices=STRATEGIES)] = DEFAULT_STRATEGY
-    """What comes first."""
+    """What comes first ([Strategies](strategies.md))."""
     holdout_share: HoldoutShare = DEFAULT_SHARE
-    """Of the tasks, drawn at random to measure on, which the strategy never places; 0 for none."""
+    """Share of the tasks in the random holdout, which the strategy never places; 0 for none."""
     batch_size: Annotated[Count, Option(metavar="K")] = 200
-    """How many are about to be labelled: so many are chosen with regard to each other."""
+    """How many tasks are labelled before the next ranking: so many are chosen jointly."""
     keep_duplicates: bool = False
-    """Do not put near-duplicates of an image behind all others."""
+    """Leave near-duplicates where the strategy puts them."""
     keep_sampling: bool = False
     """Leave the project's task sampling as it is set in Label Studio."""
     force: bool = False
-    """Rank all unlabelled tasks anew, although this version has ranked them."""
+    """Rank all unlabelled tasks anew, even if this version has ranked them."""
     incomplete: bool = False
-    """Replace a ranking even if more than 5 % of its tasks cannot be scored now; these keep their places."""
+    """Rank even if more than 5 % of the tasks cannot be scored now; these keep their places."""
     dry_run: bool = False
-    """Only score and say which would come first."""
+    """Only score, and say which tasks would come first."""
     control: Control = None
     """Name of the Choices whose labels are counted, where the version does not say."""
     weights: StartWeights = "imagenet"
-    """To start from before there is a version; FILE is a state dict in torchvision's keys."""
+    """Weights of the cold start's network; FILE is a state dict in its own keys."""
     backbone: Backbone = "vgg16"
-    """The network before there is a version."""
+    """The cold start's network."""
     image_size: Pixels = None
-    """Of a side, before there is a version."""
+    """Pixels a side of the cold start's network."""
 
 
 @dataclass(frozen=True, config=DECLARED)

@@ -41,9 +41,9 @@ class StudyOptions:
     """What to simulate."""
 
     images: Annotated[Path, Option(metavar="DIR|ZIP")]
-    """Class folders, or what `--manifest` describes."""
+    """A folder or archive of class folders, or what `--manifest` describes."""
     out: Annotated[Path, Option(metavar="DIR")] = Path("study")
-    """For the report, and for what a study that was interrupted goes on from."""
+    """Where the report goes, and what an interrupted study goes on from."""
     strategies: Annotated[tuple[str, ...], text(split), Option(metavar="A,B,C")] = STUDIED
     """`labelnext` is the default strategy with near-duplicates, random holdout and the first labels that it chooses;
     `+start` behind a name, as in `margin+start`, has another one begin with these too."""
@@ -54,17 +54,17 @@ class StudyOptions:
     manifest: Annotated[Path | None, Option(metavar="CSV")] = None
     """Columns path, label and perhaps split."""
     test_share: Annotated[Share, Option("--test", metavar="SHARE")] = 0.25
-    """Of each class, to test on, if the manifest marks none."""
+    """Share of each class to test on, unless the manifest marks a test set."""
     long_tail: Annotated[float | None, Field(gt=1, lt=1e6, allow_inf_nan=False), Option(metavar="RATIO")] = None
     """Thin the pool out until the largest class has so many times the images of the smallest."""
     seeds: Count = 5
-    """So many times, each with its own chance."""
+    """Repetitions with different random seeds."""
     initial: Annotated[int, Field(ge=2)] = 20
     """Labels to begin with."""
     query: Annotated[tuple[Count, ...], text(split), Field(min_length=1), Option(metavar="K[,K...]")] = (20, 20, 40)
     """Labels between two trainings; of several numbers, the last one is that of all further rounds."""
     rounds: Annotated[Count, Option(metavar="R")] = 8
-    """Of labelling and training."""
+    """Rounds of labelling and training."""
     workers: Count | None = None
     """Processes (default: one for each processor)."""
 

@@ -53,20 +53,20 @@ class WatchOptions:
         Field(min_length=1),
         Option("--project", metavar="ID[=MODEL]", each=True),
     ]
-    """A Label Studio project's number, and the model for it (default: LABELNEXT_MODEL; of several, project-ID for each
-    that LABELNEXT_MODEL was not trained on). May be given again."""
+    """A Label Studio project's number, and its model; may be given again (default: the model LABELNEXT_MODEL; of several
+    projects, project-ID for each that LABELNEXT_MODEL was not trained on)."""
     labels: Count | None = None
-    """Train when so many labels are new, edited or deleted (default: 20, unless --minutes is given)."""
+    """Train after so many labels that are new, edited or deleted (default: 20, unless `--minutes` is given)."""
     minutes: Annotated[float | None, Field(gt=0, lt=1e6, allow_inf_nan=False), Option(metavar="T")] = None
-    """Train when so long has passed and labels have changed."""
+    """Train after so many minutes in which labels have changed."""
     poll_s: Annotated[float, Field(gt=0, lt=3600, allow_inf_nan=False), Option("--poll", metavar="S")] = 10.0
-    """Seconds between two looks at Label Studio; 2 at most when half of --labels have come."""
+    """Seconds between two looks at Label Studio; at most 2 once half of `--labels` have come."""
     keep: Annotated[Count | Literal["all"], Option(metavar="N|all")] = 10
-    """After each round, prune versions but for the N newest; `all` has all stay."""
+    """How many of the newest versions stay after each round."""
     rounds: Count | None = None
-    """End after so many of each project were trained and ranked (default: never)."""
+    """End after so many rounds of each project (default: never)."""
     server: Server = None
-    """The inference server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
+    """The server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
