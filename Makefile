@@ -47,7 +47,7 @@ demo: ## Label Studio, trainer and server on this machine: what to label next am
 	@$(IN_TOOLS) demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(ONCE),--once)
 
 docs: $(DOCS) ## all documentation as a site with a search, to be read offline: .cache/site/index.html
-	@$(<D)/bin/mkdocs --quiet build --clean
+	@NO_MKDOCS_2_WARNING=1 $(<D)/bin/mkdocs --quiet build --clean
 	@echo "open .cache/site/index.html"
 
 test: ## every test, those that start Label Studio, trainer and server included
