@@ -79,8 +79,8 @@ class Training:
     part: Annotated[Part | None, Option("--train", choices=get_args(Part))] = None
     """What is trained: the head alone, or the backbone too (default: classifier, or all with `--weights none`)."""
     head: Annotated[Head, Option(choices=get_args(Head))] = "small"
-    """Behind the backbone: two hidden layers, or VGG's own classifier of 4,096 units, loaded from the weights where they
-    have it."""
+    """Behind the backbone: two hidden layers, or VGG's own classifier of 4,096 units, loaded from the weights where
+    they have it."""
     image_size: Pixels = None
     """Pixels a side of the network's input (default: what the backbone was trained on, 224 for VGG)."""
     epochs: Count | None = None
