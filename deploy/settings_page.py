@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ _COMMANDS: Final[Mapping[str, Mapping[str, Command]]] = {
 _ITS_OWN: Final = "options"
 """The heading of options that no other command shares."""
 _NONE: Final = "not set"
-_SHARED: Final = tuple(SharedSettings.__pydantic_fields__)
+_SHARED: Final = tuple(item.name for item in fields(SharedSettings))
 
 
 def main() -> None:
@@ -40,11 +41,10 @@ def render(page: str) -> str:
     variables = {"Both": (SharedSettings, ()), "Server": (Settings, _SHARED), "Trainer": (Environment, _SHARED)}
     sections = {title: _variables(kind, without=shared) for title, (kind, shared) in variables.items()}
     for title, tables in {**sections, "Command line": "\n\n".join(_commands())}.items():
-        page, count = re.subn(
-            rf"(?ms)^(## {title}\n.*?)^\|.*?(?=^## |\Z)", lambda found, tables=tables: f"{found[1]}{tables}\n\n", page
-        )
-        if count != 1:
-            raise ValueError(f"{PAGE.name} needs one section '## {title}' with a table in it, found {count}")
+        found = list(re.finditer(rf"(?ms)^(## {title}\n.*?)^\|.*?(?=^## |\Z)", page))
+        if len(found) != 1:
+            raise ValueError(f"{PAGE.name} needs one section '## {title}' with a table in it, found {len(found)}")
+        page = f"{page[: found[0].end(1)]}{tables}\n\n{page[found[0].end() :]}"
     return page.rstrip() + "\n"
 
 
