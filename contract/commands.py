@@ -82,9 +82,14 @@ def declared(kind: type, *, without: Sequence[str] = ()) -> Iterator[Declared]:
         given = _parameter(name, info, "")
         value = "|".join(given.type.choices) if isinstance(given.type, click.Choice) else given.metavar
         usage = f"{given.opts[0]} {value or ''}".strip() if isinstance(given, click.Option) else name.upper()
-        about, _, said = describe(kind, name).removesuffix(".").partition(" (default: ")
-        default = "required" if given.required else f"`{text}`" if (text := written(info.default)) else said[:-1]
-        yield Declared(usage, "off" if info.annotation is bool else default, f"{about}.")
+        about, default = describe(kind, name), "off" if info.annotation is bool else written(info.default)
+        if given.required:
+            default = "required"
+        elif default and info.annotation is not bool:
+            default = f"`{default}`"
+        elif said := re.search(r" \(default: (.*?)\)(?=\.)", about):
+            about, default = about.replace(said[0], ""), said[1]
+        yield Declared(usage, default, about)
 
 
 def parse(

@@ -60,19 +60,31 @@ def _variables(kind: Any, *, without: Sequence[str]) -> str:
 def _commands() -> Iterator[str]:
     """Yield the table of commands, and for each group of options, under its heading, their table."""
     named = [(f"{program} {name}", each) for program, found in _COMMANDS.items() for name, each in found.items()]
-    groups = {_title(name, heading): kind for name, command in named for heading, kind in command.takes.items()}
-    overview = [(f"`{name}`", command.help, ", ".join(_takes(name, command)) or "none") for name, command in named]
+    groups: dict[str, Any] = {}
+    for name, command in named:
+        for heading, kind in command.takes.items():
+            groups.setdefault(_title(name, heading), kind)
+    overview = [
+        (f"`{name}`", command.help, ", ".join(_takes(name, command, groups)) or "none") for name, command in named
+    ]
     yield _table(("command", "what it does", "options"), overview)
     for title, kind in groups.items():
         rows = [(f"`{each.usage}`".replace("|", r"\|"), each.default or _NONE, each.about) for each in declared(kind)]
         yield f"### {title}\n\n{_table(('option', 'default', 'meaning'), rows)}"
 
 
-def _takes(name: str, command: Command) -> Iterator[str]:
-    for heading, kind in command.takes.items():
-        left_out = [f"`--{each.replace('_', '-')}`" for each in command.without if each in kind.__pydantic_fields__]
-        link = f"[{heading}](#{_title(name, heading).lower().replace(' ', '-')})"
+def _takes(name: str, command: Command, groups: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the groups of a command's options, and which of a group it has not."""
+    own = {option for kind in command.takes.values() for option in _names(kind, command.without)}
+    for heading in command.takes:
+        title = _title(name, heading)
+        left_out = [f"`{option}`" for option in _names(groups[title]) if option not in own]
+        link = f"[{heading}](#{title.lower().replace(' ', '-')})"
         yield f"{link} but {', '.join(left_out)}" if left_out else link
+
+
+def _names(kind: Any, without: Sequence[str] = ()) -> list[str]:
+    return [each.usage.split()[0] for each in declared(kind, without=without)]
 
 
 def _title(name: str, heading: str) -> str:

@@ -53,8 +53,8 @@ class WatchOptions:
         Field(min_length=1),
         Option("--project", metavar="ID[=MODEL]", each=True),
     ]
-    """A Label Studio project's number, and its model; may be given again (default: the model LABELNEXT_MODEL; of several
-    projects, project-ID for each that LABELNEXT_MODEL was not trained on)."""
+    """A Label Studio project's number, and its model; may be given again. Without a model it is LABELNEXT_MODEL, or of
+    several projects project-ID for each that LABELNEXT_MODEL was not trained on."""
     labels: Count | None = None
     """Train after so many labels that are new, edited or deleted (default: 20, unless `--minutes` is given)."""
     minutes: Annotated[float | None, Field(gt=0, lt=1e6, allow_inf_nan=False), Option(metavar="T")] = None
