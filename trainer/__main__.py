@@ -121,6 +121,7 @@ def _run(environment: Environment, source: Source, training: Training) -> None:
     summary = {
         "version": manifest.version,
         "labels": manifest.training.images,
+        "confirmed": manifest.training.confirmed,
         "classes": len(manifest.labels),
         **{name: getattr(metrics, name) for name in ("accuracy", "macro_f1", "nll", "ece")},
         "seconds": time.monotonic() - started,

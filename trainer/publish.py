@@ -246,6 +246,7 @@ def _describe_training(trained: Trained) -> TrainingRecord:
     return TrainingRecord(
         images=len(data.pixels.targets),
         images_by_class=dict(zip(data.pool.labels, map(int, counts), strict=True)),
+        confirmed=len(data.pixels.confirmed),
         validation=data.parts.sample,
         validation_images=len(data.parts.validation),
         refitted=trained.refitted,

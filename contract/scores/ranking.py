@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 from pydantic_core import from_json
 
+from contract.scores.sure import Sure
 from contract.versions.documents import Documents
 from contract.versions.repository import RANKINGS_FOLDER, Repository
 
@@ -81,6 +82,8 @@ class Ranking:
     """Tasks whose images could not be scored, to be tried again; some keep a place of an earlier ranking."""
     first: tuple[RankedImage, ...] = ()
     """Those at its head, in order."""
+    sure: Sure | None = None
+    """What may be confirmed in bulk; None where nothing was asked."""
 
 
 def save_ranking(repository: Repository, ranking: Ranking) -> None:

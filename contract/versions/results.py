@@ -151,6 +151,8 @@ class TrainingRecord:
     images: int | None = None
     """Labelled ones that were used, those held out included."""
     images_by_class: Mapping[str, int] = field(default_factory=dict)
+    confirmed: int | None = None
+    """Of these images, those whose labels are predictions that somebody confirmed in bulk."""
     validation: str | None = None
     """`audit` or `split`: what was held out."""
     validation_images: int | None = None
@@ -193,6 +195,7 @@ class TrainingRecord:
         return cls(
             images=_count(fields.get("images")),
             images_by_class=_counts(fields.get("images_by_class")),
+            confirmed=_count(fields.get("confirmed")),
             validation=_text(fields.get("validation")),
             validation_images=_count(fields.get("validation_images")),
             refitted=fields.get("refitted") is True,

@@ -42,7 +42,8 @@ def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: flo
     """Hold out the labelled part of the random holdout, or a part of each class where that would say too little.
 
     The slice says too little with fewer than 30 images, or if it, or what remains to be trained on, does not hold two
-    classes. Images whose files equal one of the slice are neither trained nor validated on.
+    classes. Images whose files equal one of the slice are neither trained nor validated on. Labels confirmed in
+    bulk validate nothing: they are the model's own; those of the slice are not trained on either.
 
     Args:
         pixels: N images.
@@ -54,13 +55,17 @@ def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: flo
     Raises:
         ConfigError: unless 0 <= `share` < 1.
     """
-    audit = np.zeros(len(pixels.task_ids), bool) if project is None else is_held_out(project, pixels.task_ids, share)
+    drawn = np.zeros(len(pixels.task_ids), bool) if project is None else is_held_out(project, pixels.task_ids, share)
+    confirmed = np.isin(np.arange(len(drawn)), [*pixels.confirmed])
+    audit = drawn & ~confirmed
     sliced = np.flatnonzero(audit)
-    others = np.flatnonzero(~np.isin(pixels.groups, pixels.groups[audit]))
+    others = np.flatnonzero(~np.isin(pixels.groups, pixels.groups[audit]) & ~drawn)
     if len(sliced) >= LEAST_IMAGES and all(_differ(pixels.targets[part]) for part in (sliced, others)):
         return HeldOut(others, sliced, "audit", len(sliced))
-    parts = split(pixels.targets, fraction=fraction, seed=seed, groups=pixels.groups)
-    return HeldOut(*parts, "split", len(sliced))
+    chosen = np.flatnonzero(~confirmed)
+    train, validation = split(pixels.targets[chosen], fraction=fraction, seed=seed, groups=pixels.groups[chosen])
+    apart = confirmed & ~np.isin(pixels.groups, pixels.groups[chosen[validation]])
+    return HeldOut(np.sort([*chosen[train], *np.flatnonzero(apart)]), chosen[validation], "split", len(sliced))
 
 
 def _differ(targets: Targets) -> bool:

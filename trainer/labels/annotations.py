@@ -2,9 +2,10 @@
 
 Owns the rules by which several, skipped, empty and outdated annotations become a label: drafts and predictions never
 count, skipped and empty annotations neither, nor what was chosen for a region; ground truth goes before the rest; of
-each annotator the newest counts; then the majority, and a tie is no label. Where several labels may hold, each is put
-to the vote by itself; and since an annotation without a choice may mean that none holds as well as that nobody looked,
-it counts only as ground truth. That none holds must be the majority's word, too: who agree on nothing have not said it.
+each annotator the newest counts; then the majority, and a tie is no label. What was confirmed in bulk counts where
+nobody looked at the task by itself. Where several labels may hold, each is put to the vote by itself; and since an
+annotation without a choice may mean that none holds as well as that nobody looked, it counts only as ground truth.
+That none holds must be the majority's word, too: who agree on nothing have not said it.
 """
 
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from contract.scores.sure import MARK, parse_mark
 from contract.tasks import labels_in
 
 Annotation = Mapping[str, Any]
@@ -60,9 +62,10 @@ def decide(task: Task, control: str, known: Container[str], *, multiple: bool = 
     if not annotations:
         raise LeftOut(_why_none(task))
     trusted = [annotation for annotation in annotations if annotation.get("ground_truth")]
+    by_people = [annotation for annotation in annotations if not was_confirmed(annotation)]
     ballots: list[frozenset[str]] = []
     spoilt: list[LeftOut] = []
-    for annotation in _newest_of_each(trusted or annotations):
+    for annotation in _newest_of_each(trusted or by_people or annotations):
         try:
             ballots.append(_ballot(annotation, control, known, multiple))
         except LeftOut as reason:
@@ -71,6 +74,41 @@ def decide(task: Task, control: str, known: Container[str], *, multiple: bool = 
         most, _ = Counter(map(str, spoilt)).most_common(1)[0]
         raise LeftOut(most, {label for reason in spoilt if str(reason) == most for label in reason.lost})
     return _vote_on_each(ballots) if multiple else _vote(ballots)
+
+
+def was_confirmed(annotation: Annotation) -> bool:
+    """Whether an annotation was made of a prediction in bulk, and saved by nobody since.
+
+    Label Studio's action notes no time that it took, which its editor always does, also where a prediction was ticked
+    and submitted. The prediction that it was made of is named until that is removed; a copy of one of Labelnext's is
+    known by the `meta` of its regions after that, too.
+    """
+    if annotation.get("lead_time") is not None or annotation.get("ground_truth") or not annotation.get("result"):
+        return False
+    return annotation.get("parent_prediction") is not None or any(map(_OURS.intersection, _metas(annotation)))
+
+
+_OURS: Final = frozenset({MARK, "bald"})
+"""Keys of a region's `meta` that Labelnext writes."""
+
+
+def _metas(annotation: Annotation) -> list[Mapping[str, Any]]:
+    result = annotation.get("result")
+    items = [item for item in (result if isinstance(result, list) else []) if isinstance(item, Mapping)]
+    return [meta for item in items if isinstance(meta := item.get("meta"), Mapping)]
+
+
+def is_confirmed(task: Task) -> bool:
+    """Whether a task has no label but what was confirmed in bulk."""
+    said = [each for each in _annotations(task) if not each.get("was_cancelled") and each.get("result")]
+    return bool(said) and all(map(was_confirmed, said))
+
+
+def confirmed_groups(task: Task) -> frozenset[tuple[str, int]]:
+    """Return by which rankings a task was offered whose offer was confirmed, and as which label's index."""
+    confirmed = [each for each in _annotations(task) if was_confirmed(each)]
+    marks = (parse_mark(meta.get(MARK)) for each in confirmed for meta in _metas(each))
+    return frozenset(found for found in marks if found)
 
 
 def _vote(ballots: Sequence[frozenset[str]]) -> frozenset[str]:

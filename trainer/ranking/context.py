@@ -19,7 +19,7 @@ from trainer.ranking.options import RankOptions
 from trainer.ranking.scores import ScoreLog, digest
 from trainer.settings import Environment
 from trainer.stages import Stages
-from trainer.task_lists import list_unlabelled
+from trainer.task_lists import Task, list_annotated, list_unlabelled
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,12 @@ class RankingContext:
             tasks = self.list_tasks()
         _log.info("project %d (%s): %d unlabelled tasks", self.options.project, self.project.title, len(tasks))
         return tasks
+
+    @cached_property
+    def annotated(self) -> list[Task]:
+        """The tasks that somebody labelled or skipped."""
+        project = self.options.project
+        return list_annotated(self.client, project, task_lists.kept_folder(self.environment, project))
 
     def list_tasks(self) -> list[PoolTask]:
         """Return the unlabelled tasks as they are now."""

@@ -6,9 +6,10 @@ from pydantic.dataclasses import dataclass
 
 from contract.commands import Option
 from contract.scores.holdout import DEFAULT_SHARE
+from contract.scores.sure import DEFAULT_PRECISION
 from contract.settings import DECLARED, Count
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
-from trainer.settings import Backbone, Control, HoldoutShare, Pixels, Project, Server, StartWeights
+from trainer.settings import Backbone, Control, HoldoutShare, Pixels, Project, Server, ShareOrNone, StartWeights
 
 
 @dataclass(frozen=True, config=DECLARED)
@@ -23,6 +24,8 @@ class Ranking:
     """Share of the tasks in the random holdout, which the strategy never places; 0 for none."""
     batch_size: Annotated[Count, Option(metavar="K")] = 200
     """How many tasks are labelled before the next ranking: so many are chosen jointly."""
+    sure: Annotated[ShareOrNone, Option(metavar="PRECISION")] = DEFAULT_PRECISION
+    """Least share of right labels among those offered to be confirmed in bulk; 0 offers none."""
     keep_duplicates: bool = False
     """Leave near-duplicates where the strategy puts them."""
     keep_sampling: bool = False

@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from contract.errors import ConfigError
 from contract.scores.embedding import embed
+from contract.scores.holdout import share_of
 from contract.scores.ranking import Ranking
+from contract.scores.sure import Sure
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
 from contract.versions.results import ProjectState
@@ -27,8 +29,8 @@ from trainer.ranking.predictions import Plan, keep_places, place, place_later, t
 from trainer.ranking.retries import FEW, are_few, ask_again
 from trainer.ranking.scores import Failure, Score
 from trainer.ranking.server import Question, Server
+from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
 from trainer.settings import Environment, Training
-from trainer.task_lists import kept_folder, list_annotated
 
 if TYPE_CHECKING:
     from trainer.model.int8 import InBestPrecision
@@ -49,10 +51,11 @@ class Shown:
     """Tasks that could not be scored for it already."""
 
 
-def plan_all(context: RankingContext, name: str, shown: Shown | None) -> Plan:
+def plan_all(context: RankingContext, name: str, shown: Shown | None, *, former: Ranking | None = None) -> Plan:
     """Score and arrange the whole pool, as a ranking of this name in the place of the one that is shown.
 
-    Tasks that cannot be scored now keep the place that they had.
+    Tasks that cannot be scored now keep the place that they had. What came of what the former one offered to be
+    confirmed decides what this one offers.
 
     Raises:
         ConfigError: if too few of the tasks that are ranked can be scored to replace their ranking.
@@ -63,7 +66,7 @@ def plan_all(context: RankingContext, name: str, shown: Shown | None) -> Plan:
     if context.version is None:
         plan, failures = _cover(context, context.tasks, name)
     else:
-        plan, failures = _arrange(context, context.version.manifest, name)
+        plan, failures = _arrange(context, context.version.manifest, name, former.sure if former else None)
     if failures and shown:
         plan = _keep_places(context, plan, shown, failures)
     if not plan.items:
@@ -102,6 +105,8 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
             multiple=manifest.multiple,
         )
         plan = Plan(former.name, former.strategy, unscored=_tasks_of(failures), items=items)
+        if options.sure and former.sure:
+            plan = _offering(plan, find_later(scores, _ask(context, manifest), former.sure))
     return replace(plan, kept=sum(task in ranked for task in plan.unscored))
 
 
@@ -127,7 +132,7 @@ def _tasks_of(failures: Sequence[Failure]) -> tuple[int, ...]:
 # ---- by a version
 
 
-def _arrange(context: RankingContext, manifest: Manifest, name: str) -> tuple[Plan, list[Failure]]:
+def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sure | None) -> tuple[Plan, list[Failure]]:
     options = context.options
     strategies.check(options.strategy, multiple=manifest.multiple)
     with context.measure("labels"):
@@ -152,7 +157,52 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str) -> tuple[Pl
             passes=lambda indices: scorer.passes([scores[index] for index in indices]),
             labels=manifest.labels,
         )
-    return place(scores, arrangement, name=name, strategy=options.strategy, unscored=_tasks_of(failures)), failures
+    plan = place(scores, arrangement, name=name, strategy=options.strategy, unscored=_tasks_of(failures))
+    if options.sure:
+        found = _find_sure(context, manifest, scorer, scores, name=name, former=former)
+        _log.info("%s", found.sure.sentence)
+        plan = _offering(plan, found)
+    return plan, failures
+
+
+def _find_sure(
+    context: RankingContext,
+    manifest: Manifest,
+    scorer: "_Scorer",
+    scores: Sequence[Score],
+    *,
+    name: str,
+    former: Sure | None,
+) -> Found:
+    """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
+    asked, control, measured = _ask(context, manifest), context.control, manifest.training.is_on_random_sample
+    with context.measure("labels"):
+        tasks = context.annotated if measured or (former and former.tasks) else []
+        labelled = Labelled.read(tasks, control.from_name, control.labels, multiple=manifest.multiple)
+    data = {task["id"]: task["data"] for task in tasks}
+    evidence = tasks_to_score(labelled, asked) if measured else []
+    scored, _ = scorer.score([PoolTask(task, data[task]) for task in evidence])
+    with context.measure("arrange"):
+        return find_sure(scores, scored, labelled, asked, name=name, former=former)
+
+
+def _ask(context: RankingContext, manifest: Manifest) -> Asked:
+    """Return what is asked for: of the random holdout what the version kept from its training, and no more."""
+    options = context.options
+    return Asked(
+        options.sure,
+        options.project,
+        options.holdout_share,
+        share_of(manifest),
+        manifest.training.audit_images or 0,
+        context.control.labels,
+        manifest.multiple,
+    )
+
+
+def _offering(plan: Plan, found: Found) -> Plan:
+    items = tuple(replace(item, sure=found.reasons.get(item.task, "")) for item in plan.items)
+    return replace(plan, items=items, sure=found.sure)
 
 
 def _count_labels(context: RankingContext, manifest: Manifest) -> Sequence[int]:
@@ -165,8 +215,7 @@ def _count_labels(context: RankingContext, manifest: Manifest) -> Sequence[int]:
     unchanged = record.project == ProjectState(project, state.total_annotations, state.newest_updated_at)
     if unchanged and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
         return [record.images_by_class.get(label, 0) for label in manifest.labels]
-    annotated = list_annotated(client, project, kept_folder(context.environment, project))
-    return count_labels(annotated, context.control, manifest)
+    return count_labels(context.annotated, context.control, manifest)
 
 
 class _Scorer:

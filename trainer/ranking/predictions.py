@@ -18,6 +18,7 @@ from contract.errors import ConfigError
 from contract.files import explain
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
+from contract.scores.sure import Sure, dump_sure, load_sure
 from trainer.labelstudio import StoredPrediction
 from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
@@ -50,6 +51,8 @@ class Planned:
     """Whether it is of the random holdout."""
     kept: bool = False
     """Whether it could not be scored and keeps the place that it had in the ranking before."""
+    sure: str = ""
+    """Why its label may be confirmed in bulk; empty where it may not."""
 
 
 _FIELDS: Final = tuple(field.name for field in fields(Planned))
@@ -68,6 +71,8 @@ class Plan:
     kept: int = 0
     """How many of these keep a place."""
     items: tuple[Planned, ...] = ()
+    sure: Sure | None = None
+    """What may be confirmed in bulk, and on what evidence; None where nothing was asked."""
 
     @property
     def scored(self) -> tuple[Planned, ...]:
@@ -83,6 +88,7 @@ def save_plan(path: Path, plan: Plan) -> None:
     """
     head = {"name": plan.name, "strategy": plan.strategy, "count": len(plan.items)}
     head |= {"near_duplicates": plan.near_duplicates, "unscored": plan.unscored, "kept": plan.kept}
+    head |= {"sure": plan.sure and dump_sure(plan.sure)}
     draft = path.with_suffix(".draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +112,9 @@ def load_plan(path: Path) -> Plan | None:
             head = json.loads(file.readline())
             count = head.pop("count")
             items = tuple(Planned(**json.loads(line)) for line in file)
-            unscored = tuple(head.pop("unscored"))
-            return Plan(items=items, unscored=unscored, **head) if len(items) == count else None
+            unscored, sure = tuple(head.pop("unscored")), head.pop("sure", None)
+            plan = Plan(items=items, unscored=unscored, sure=sure and load_sure(sure), **head)
+            return plan if len(items) == count else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -165,7 +165,7 @@ class _Ranking:
 
     def _plan_all(self) -> Plan:
         name = self._choose_name()
-        return plan_all(self._context, name, self._find_shown(but=name))
+        return plan_all(self._context, name, self._find_shown(but=name), former=self._record_of_last)
 
     def _find_shown(self, *, but: str) -> Shown | None:
         """The ranking of ours that the project goes by, or went by before somebody chose another backend's scores."""
@@ -287,6 +287,7 @@ class _Ranking:
             failed=len(plan.unscored),
             unscored=plan.unscored,
             mean_bald=float(np.mean(balds)) if balds else None,
+            sure=plan.sure,
             first=_shown(chosen.first, images),
             most_uncertain=_shown(chosen.uncertain, images),
             most_confident=_shown(chosen.confident, images),
@@ -346,4 +347,5 @@ def _extended(former: Ranking, plan: Plan) -> Ranking:
         audit=former.audit + _count_held_out(plan.items),
         failed=len(plan.unscored),
         unscored=plan.unscored,
+        sure=plan.sure or former.sure,
     )

@@ -220,3 +220,45 @@ class TestSeveralLabels:
             assert self.reason_of(*made) == annotations.TIED
         else:
             assert self.decide(*made) == {label for label, count in counts.items() if count > len(votes) / 2}
+
+
+OURS = {"bald": 0.1, "reason": "none", "tab": "20261129T050102123Z-0a1b2c/sure/1."}
+
+
+def confirmed(*labels, meta=OURS, **more):
+    """What Label Studio's action makes of a prediction: a copy of its result, without a time that it took."""
+    made = annotation(result=[choice(*labels) | {"meta": meta}], lead_time=None, parent_prediction=None)
+    return made | more
+
+
+class TestConfirmedInBulk:
+    def test_a_copy_of_a_prediction_is_known_by_what_stands_in_it(self):
+        """Also after the prediction was removed; one of another backend is known for as long as it is there."""
+        assert annotations.was_confirmed(confirmed("cat"))
+        assert annotations.was_confirmed(confirmed("cat", meta={"bald": 0.1}))
+        assert annotations.was_confirmed(confirmed("cat", meta={}, parent_prediction=7))
+        assert not annotations.was_confirmed(confirmed("cat", meta={}))
+
+    def test_what_was_ticked_and_submitted_is_a_person_s_label(self):
+        """The editor notes how long that took; it copies all else."""
+        assert not annotations.was_confirmed(confirmed("cat", lead_time=3.2, parent_prediction=7))
+        assert not annotations.was_confirmed(confirmed("cat", lead_time=0.0, parent_prediction=7))
+
+    def test_a_reviewer_s_word_and_an_empty_copy_are_none(self):
+        """Nothing was predicted, or somebody has said that it is right."""
+        assert not annotations.was_confirmed(confirmed("cat", ground_truth=True))
+        assert not annotations.was_confirmed(confirmed(result=[], parent_prediction=7))
+
+    def test_it_counts_where_nobody_has_looked(self):
+        """A person's label goes before it, however old."""
+        assert decide(task(confirmed("cat")), "label", KNOWN) == {"cat"}
+        assert annotations.is_confirmed(task(confirmed("cat"), annotation("dog", was_cancelled=True)))
+        both = task(annotation("dog", by=1, at="2026-11-01T10:00:00Z"), confirmed("cat", completed_by=1))
+        assert decide(both, "label", KNOWN) == {"dog"}
+        assert not annotations.is_confirmed(both)
+        assert not annotations.is_confirmed(task())
+
+    def test_its_group_is_known(self):
+        """By the mark, where there is one."""
+        assert annotations.confirmed_groups(task(confirmed("cat"))) == {("20261129T050102123Z-0a1b2c", 1)}
+        assert annotations.confirmed_groups(task(confirmed("cat", meta={"bald": 1}), annotation("dog"))) == set()

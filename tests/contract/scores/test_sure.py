@@ -1,0 +1,31 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.scores.sure import Shadow, Sure, dump_sure, load_sure, mark, parse_mark
+
+NAMES = st.text(min_size=1, max_size=20)
+
+
+class TestMarks:
+    @given(NAMES, st.integers(0, 10**6), st.booleans())
+    def test_a_mark_names_its_ranking_and_label(self, ranking, label, other):
+        """Whatever the ranking is called."""
+        assert parse_mark(mark(ranking, label, other=other)) == (ranking, label)
+
+    @given(st.integers(0, 300), st.integers(0, 300), st.booleans(), st.booleans())
+    def test_no_mark_is_found_in_another_one(self, one, other, rest, others):
+        """They are searched for as text."""
+        if (one, rest) != (other, others):
+            assert mark("20261129-1", one, other=rest) not in mark("20261129-1", other, other=others)
+
+    def test_other_texts_are_no_marks(self):
+        """Nor is what is no text."""
+        for text in ("", "/sure/1.", "a/sure/.", "a/sure/1", "a/sure/1. ", None, 3, ["a/sure/1."]):
+            assert parse_mark(text) is None
+
+
+def test_what_is_kept_comes_back():
+    """As JSON, whose keys are texts."""
+    shadow = Shadow(4, "name", 1, ("cat",), confirmed=True)
+    sure = Sure("name", 0.98, {"cat": 2}, 0.5, 200, 1, 0.97, shadows=(shadow,), passed_over=(3,), tasks={7: 0, 8: 0})
+    assert load_sure(dump_sure(sure)) == sure

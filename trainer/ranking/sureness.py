@@ -1,0 +1,305 @@
+"""Which of a ranking's tasks may be confirmed in bulk: from scores, labels, and what came of the ranking before.
+
+The tasks of the random holdout play along: of each it is noted what would have become of it, were it not held out. So
+it is known what share of all that was confirmed so far is right. Pure functions of what was read; the tests are
+`trainer.evaluation.sure`'s.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from contract.scores.acquisition import margin
+from contract.scores.holdout import is_held_out
+from contract.scores.keyed_uniforms import keyed_uniforms
+from contract.scores.sure import Shadow, Sure
+from contract.tasks import labels_in
+from trainer.evaluation.sure import (
+    ERROR_RATE,
+    Evidence,
+    Sample,
+    find_margin,
+    images_wanted,
+    least_images,
+    lower_end,
+)
+from trainer.labels.annotations import LeftOut, Task, confirmed_groups, decide, is_confirmed
+from trainer.ordering.duplicates import Outlook, find_representatives
+from trainer.ordering.strategies import Floats
+from trainer.ranking.predictions import to_candidates
+from trainer.ranking.scores import Score
+
+_MOSTLY: Final = 0.5
+"""Share of a group from which on what is left of it was passed over, and has not only not been reached yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What annotators have said so far."""
+
+    by_people: Mapping[int, frozenset[str]]
+    """By task: its labels, of tasks whose labels somebody chose."""
+    confirmed: Mapping[tuple[str, int], int]
+    """How many tasks were confirmed in bulk, by the ranking that offered them and the label's index."""
+
+    @classmethod
+    def read(cls, tasks: Iterable[Task], control: str, labels: Collection[str], *, multiple: bool) -> "Labelled":
+        """Read annotated tasks, as Label Studio gives them."""
+        by_people, confirmed = dict[int, frozenset[str]](), Counter[tuple[str, int]]()
+        for task in tasks:
+            confirmed.update(confirmed_groups(task))
+            try:
+                chosen = decide(task, control, labels, multiple=multiple)
+            except LeftOut:
+                continue
+            if not is_confirmed(task):
+                by_people[int(task["id"])] = chosen
+        return cls(by_people, confirmed)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for, and of which project."""
+
+    precision: float
+    project: int
+    holdout_share: float
+    """Of the tasks, that are ranked by chance and predicted without a label."""
+    unseen_share: float
+    """Of the tasks, that the version kept from its training; what is above it is no evidence."""
+    random_labels: int
+    """How many of it were labelled when the version was trained."""
+    labels: tuple[str, ...]
+    """Of the labelling config."""
+    multiple: bool
+
+    def held_out(self, tasks: Iterable[int]) -> frozenset[int]:
+        """Return those that are of the random holdout."""
+        return self._drawn(tasks, self.holdout_share)
+
+    def evidence(self, tasks: Iterable[int]) -> frozenset[int]:
+        """Return those of the random holdout that the version kept from its training."""
+        return self._drawn(tasks, min(self.holdout_share, self.unseen_share))
+
+    def _drawn(self, tasks: Iterable[int], share: float) -> frozenset[int]:
+        found = np.array(sorted(tasks), np.int64)
+        return frozenset(found[is_held_out(self.project, found, share)].tolist())
+
+    def margins(self, scores: Sequence[Score]) -> Floats:
+        """Return the margins of predictions, float64 (n,): which owe nothing to labels of the holdout."""
+        if not scores:
+            return np.empty(0, np.float64)
+        mean = np.stack([score.probabilities for score in scores])  # (n, C)
+        return margin(mean, multiple=self.multiple).astype(np.float64)
+
+    def predicted(self, score: Score) -> frozenset[str]:
+        """What the prediction says, in the labelling config's words."""
+        return frozenset(label for region in score.result for label in labels_in(region.get("value")))
+
+    def group(self, predicted: frozenset[str]) -> int | None:
+        """Return the index of a prediction's first label; None where there is none to confirm."""
+        return min((index for index, label in enumerate(self.labels) if label in predicted), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What may be confirmed, and why each task may."""
+
+    sure: Sure
+    reasons: Mapping[int, str]
+    """By task."""
+
+
+def tasks_to_score(labelled: Labelled, asked: Asked) -> list[int]:
+    """Return the labelled tasks whose scores are evidence: the random holdout's, and all where copies may count."""
+    evidence = asked.evidence(labelled.by_people)
+    if len(evidence) < least_images(0, asked.precision):
+        return []
+    return sorted(labelled.by_people if len(evidence) >= _least_copies(asked) else evidence)
+
+
+def find_sure(
+    pool: Sequence[Score],
+    scored: Sequence[Score],
+    labelled: Labelled,
+    asked: Asked,
+    *,
+    name: str,
+    former: Sure | None,
+) -> Found:
+    """Say which tasks of a pool may be confirmed.
+
+    Args:
+        pool: scores of the unlabelled tasks.
+        scored: those of `tasks_to_score`, by the same version.
+        labelled: what annotators have said.
+        asked: what is asked for.
+        name: of the ranking in the making.
+        former: what was offered last.
+    """
+    past, truth = _look_back(pool, labelled, former), labelled.by_people
+    drawn = asked.evidence(truth)
+    witnesses = [each for each in scored if each.task in drawn and each.task not in past.shadowed]
+    copies, of_copies = _judge_copies(_find_copies(pool, scored, truth, asked), witnesses, truth, asked)
+    sample = _sample([each for each in witnesses if each.task not in copies], past, truth, asked)
+    error_rate = ERROR_RATE / 2 if copies else ERROR_RATE
+    evidence = find_margin(sample, asked.precision, error_rate=error_rate)
+    wanted, so_far = 0, max(len(drawn), asked.random_labels)
+    if evidence is None and of_copies is None:
+        wanted = images_wanted(sample, asked.precision) if scored else _missing(so_far, asked.precision)
+    sure = Sure(
+        name,
+        asked.precision,
+        least_margin=evidence.least_margin if evidence else None,
+        images=sum(each.images for each in (evidence, of_copies) if each),
+        wrong=sum(each.wrong for each in (evidence, of_copies) if each),
+        low=min((each.low for each in (evidence, of_copies) if each), default=None),
+        near_duplicates=of_copies is not None,
+        wanted=wanted,
+        shadows=past.shadows,
+        passed_over=past.passed_over,
+    )
+    offered = copies if of_copies else {}
+    found = _offer(sure, [*pool, *witnesses], asked, copies=offered, labelled=truth.keys())
+    left = len(asked.held_out(score.task for score in pool))
+    return replace(found, sure=replace(found.sure, sentence=say(found.sure, so_far=so_far, left=left)))
+
+
+def find_later(scores: Sequence[Score], asked: Asked, sure: Sure) -> Found:
+    """Say which tasks may be confirmed that came after a ranking: by the margin that it found."""
+    return _offer(sure, scores, asked, copies={}, labelled=())
+
+
+def say(sure: Sure, *, so_far: int, left: int) -> str:
+    """Say what may be confirmed, or what that would take: so many random labels there are, so many are left to make."""
+    if sure.low is not None:
+        count = sum(sure.offered.values())
+        return (
+            f"{count:,} labels may be confirmed in bulk: of {sure.images} random images like them {sure.wrong} would "
+            f"be wrong, so at least {100 * sure.low:.1f} % are right"
+        )
+    sentence = (
+        f"no label may be confirmed in bulk yet: about {sure.wanted} more random labels would do ({so_far} so far)"
+    )
+    if sure.wanted <= left:
+        return sentence
+    return f"{sentence}, which is more than the random holdout has left ({left}); a larger --holdout-share would do"
+
+
+def _missing(images: int, precision: float) -> int:
+    return max(1, least_images(0, precision) - images)
+
+
+def _sample(witnesses: Sequence[Score], past: "_Past", truth: Mapping[int, frozenset[str]], asked: Asked) -> Sample:
+    right = [asked.predicted(each) == truth[each.task] for each in witnesses]
+    before = [frozenset(each.predicted) == truth[each.task] for each in past.shadows if each.task in truth]
+    return Sample(asked.margins(witnesses), np.array(right, np.bool_), len(before), before.count(False))
+
+
+# ---- what may be confirmed now
+
+
+def _offer(
+    sure: Sure,
+    scores: Sequence[Score],
+    asked: Asked,
+    *,
+    copies: Mapping[int, str],
+    labelled: Collection[int],
+) -> Found:
+    """Offer those scored that are far enough from the next label, or copies; of the random holdout, note it only."""
+    reasons, tasks, offered, shadows = dict[int, str](), dict(sure.tasks), Counter(sure.offered), [*sure.shadows]
+    noted, out = {shadow.task for shadow in shadows}, asked.held_out(score.task for score in scores)
+    by_margin = f"at least {100 * sure.precision:.3g} % of such labels are right"
+    for score, lead in zip(scores, asked.margins(scores).tolist(), strict=True):
+        reason = copies.get(score.task) or (by_margin if _reaches(lead, sure.least_margin) else None)
+        predicted = asked.predicted(score)
+        group = asked.group(predicted)
+        if reason is None or group is None:
+            continue
+        if score.task in out:
+            if score.task not in noted:
+                shadows.append(Shadow(score.task, sure.ranking, group, tuple(sorted(predicted)), confirmed=False))
+        elif score.task not in labelled and score.task not in sure.passed_over:
+            reasons[score.task], tasks[score.task] = reason, group
+            offered[", ".join(sorted(predicted))] += 1
+    return Found(replace(sure, offered=dict(offered), tasks=tasks, shadows=tuple(shadows)), reasons)
+
+
+def _reaches(lead: float, least: float | None) -> bool:
+    return least is not None and lead >= least
+
+
+# ---- near-duplicates of what people labelled
+
+
+def _least_copies(asked: Asked) -> int:
+    """They are tested beside margins: each of the two may err half as often."""
+    return least_images(0, asked.precision, error_rate=ERROR_RATE / 2)
+
+
+def _judge_copies(
+    copies: Mapping[int, str], witnesses: Sequence[Score], truth: Mapping[int, frozenset[str]], asked: Asked
+) -> tuple[Mapping[int, str], Evidence | None]:
+    """Judge near-duplicates; none are told apart from others where the holdout has too few of them to pass."""
+    copied = [each for each in witnesses if each.task in copies]
+    if len(copied) < _least_copies(asked):
+        return {}, None
+    wrong = sum(asked.predicted(each) != truth[each.task] for each in copied)
+    low = lower_end(len(copied), wrong, error_rate=ERROR_RATE / 2)
+    return copies, Evidence(0.0, len(copied), wrong, low) if low >= asked.precision else None
+
+
+def _find_copies(
+    pool: Sequence[Score], scored: Sequence[Score], truth: Mapping[int, frozenset[str]], asked: Asked
+) -> dict[int, str]:
+    """Return those that nearly duplicate a labelled image outside of the holdout, and are predicted what it is: why."""
+    held_out = asked.held_out(truth)
+    leaders = [score for score in scored if score.task not in held_out]
+    if not leaders:
+        return {}
+    others = [*(score for score in scored if score.task in held_out), *pool]
+    candidates = to_candidates([*leaders, *others], multiple=asked.multiple)
+    order = np.arange(len(leaders) + len(others))
+    stands = find_representatives(candidates.embeddings, order, Outlook.of(candidates))
+    found = {}
+    for score, leader in zip(others, stands[len(leaders) :].tolist(), strict=True):
+        if leader < len(leaders) and asked.predicted(score) == truth[leaders[leader].task]:
+            found[score.task] = f"nearly duplicates task {leaders[leader].task}, which is labelled so"
+    return found
+
+
+# ---- what came of the ranking before
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What is known of earlier rankings' offers."""
+
+    shadows: tuple[Shadow, ...]
+    """Of the random holdout: what would have been confirmed."""
+    passed_over: tuple[int, ...]
+
+    @property
+    def shadowed(self) -> frozenset[int]:
+        return frozenset(shadow.task for shadow in self.shadows)
+
+
+def _look_back(pool: Sequence[Score], labelled: Labelled, sure: Sure | None) -> _Past:
+    """Settle what was offered last: groups of which enough was confirmed are done with."""
+    if sure is None:
+        return _Past((), ())
+    sizes, waiting = Counter(sure.tasks.values()), {score.task for score in pool}
+    shares = {group: labelled.confirmed.get((sure.ranking, group), 0) / size for group, size in sizes.items()}
+    done = {group for group, share in shares.items() if share >= _MOSTLY}
+    unticked = {task for task, group in sure.tasks.items() if group in done and task in waiting}
+    chance = keyed_uniforms(f"confirmed/{sure.ranking}", np.array([each.task for each in sure.shadows], np.int64))
+    shadows = [
+        replace(shadow, confirmed=True)
+        for shadow, drawn in zip(sure.shadows, chance.tolist(), strict=True)
+        if shadow.confirmed or shadow.label in done or drawn < shares.get(shadow.label, 0.0)
+    ]
+    return _Past(tuple(shadows), tuple(sorted({*sure.passed_over, *unticked} & waiting)))
