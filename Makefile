@@ -34,7 +34,7 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist
 SOURCES := contract trainer server demo bench deploy tests
 
 .PHONY: help demo docs test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
-.PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-evidence bench-score-pool bench-gpu
+.PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-evidence bench-score-pool bench-actions bench-gpu
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -108,6 +108,9 @@ bench-evidence: $(TOOLS) ## which strategy saves how many labels, and against wh
 
 bench-score-pool: $(TOOLS) $(RAY) ## what scoring a pool of 10^8 images would cost, by what a few hundred do (10 minutes, once 5 to train)
 	@$(IN_TOOLS) bench.score_pool
+
+bench-actions: $(TOOLS) ## how many human actions all labels of a pool take, bulk confirmation included (QUICK=1: a minute; else an hour)
+	@$(IN_TOOLS) bench.actions $(if $(QUICK),--quick) $(if $(SAVE),--save)
 
 bench-gpu: $(TOOLS) $(ONNXRUNTIME_GPU) ## on an NVIDIA GPU: what runs on it, how exactly and how fast, without network (eight minutes)
 	@PYTHONPATH=$(CURDIR)/$(dir $(ONNXRUNTIME_GPU)) $(IN_TOOLS) bench.gpu

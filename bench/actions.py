@@ -1,0 +1,348 @@
+"""How many human actions do all labels of a pool take? `python -m bench.actions [--quick] [--save]`.
+
+On real images whose labels are hidden, an oracle plays the annotator of a project from nothing to the last label: it
+labels what the product's order brings up, and confirms what the product offers to be confirmed in bulk. Models, scores,
+order, random holdout and what is offered are the product's own. Counted are
+
+    actions    labels given one by one, wrong ones unticked, and confirmations, one for each group of a label; over the
+               number of images
+    looks      pages of 30 images that were looked over before a group was confirmed
+    purity     share of all labels in the end that are the hidden ones, and of those that were confirmed
+
+by two annotators: one unticks every wrong label that it is shown, and one unticks none, so that its purity shows what
+the guarantee is worth. What was computed stays below .cache/bench. `--quick` takes one seed, small images and a part of
+the pool; `--save` puts the table below bench/results.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.frame import describe, print_table, say
+from bench.model import CACHE, SHARED, WEIGHTS
+from contract.scores.embedding import embed
+from contract.scores.holdout import holdout_order, is_held_out
+from contract.scores.keyed_uniforms import keyed_uniforms
+from contract.scores.sure import DEFAULT_PRECISION, Sure
+from demo.product import CHECKOUT
+from server.inference.resources import available_cpus
+from trainer.evaluation.advice import LEAST_IMAGES
+from trainer.features import open_store
+from trainer.labels.dataset import Indices
+from trainer.model.build import open_backbone_of
+from trainer.model.frozen import FrozenBackbone
+from trainer.ordering import coldstart
+from trainer.ordering.order import arrange
+from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
+from trainer.ranking.scores import Score
+from trainer.ranking.sureness import Asked, Labelled, find_sure, tasks_to_score
+from trainer.settings import Environment, Training
+from trainer.study.dataset import read_pool
+from trainer.study.features import compute, decode
+from trainer.study.model import Dataset, Floats, Model, Scores, Trainer
+
+_RESULTS: Final = CHECKOUT / "bench" / "results"
+LITE0: Final = "efficientnet_lite0"
+_PAGE: Final = 30
+"""Images of a page of the Data Manager's grid."""
+_LEAST_GROUP: Final = 10
+"""Images for which a group is worth a confirmation."""
+_BARS: Final = {"trashnet": 1 / 3, "cifar10-lt": 1 / 5}
+"""Actions over images that are aimed at."""
+_SHOWN: Final = (
+    *("images", "pool", "backbone", "attentive", "actions", "labels", "random_labels", "unticks", "confirmations"),
+    *("confirmed", "looks", "purity", "purity_of_confirmed", "seconds"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One project: which images, by which backbone, and how it is run."""
+
+    images: str
+    """The folder of the developers' that holds them."""
+    backbone: str
+    image_size: int
+    first: int
+    """Labels before the first training."""
+    growth: float = 0.15
+    """Share of the labels so far that are made between two trainings."""
+    holdout_share: float = 0.1
+    follow: bool = True
+    """Whether the random labels are made that Sure says would do."""
+    train_on_confirmed: float = 1.0
+    """Share of what was confirmed that is trained on."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What an annotator has done."""
+
+    labels: int = 0
+    random_labels: int = 0
+    unticks: int = 0
+    confirmations: int = 0
+    confirmed: int = 0
+    confirmed_wrong: int = 0
+    looks: int = 0
+
+    @property
+    def actions(self) -> int:
+        """Labels, unticks and confirmations."""
+        return self.labels + self.unticks + self.confirmations
+
+
+class Play:
+    """A project from its first label to its last one."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        dataset: Dataset,
+        pool: Indices,
+        *,
+        last_stage: int | None,
+        seed: int,
+        attentive: bool,
+        precision: float = DEFAULT_PRECISION,
+    ) -> None:
+        """Take a data set, of which the images of the pool are to be labelled."""
+        self._plan, self._pool, self._attentive, self._precision = plan, pool, attentive, precision
+        self._last_stage = last_stage
+        self._truth, self._features = dataset.targets, cast(Floats, dataset.features)
+        self._given = dataset.targets.copy()
+        """What images are labelled as, where they are; what was confirmed may be wrong."""
+        self._dataset = replace(dataset, targets=self._given)
+        self._seed = seed
+        self._trainer = Trainer(self._dataset, training_of(plan, seed), device=torch.device("cpu"))
+        self._by_people = np.zeros(len(dataset.targets), bool)
+        self._confirmed = np.zeros(len(dataset.targets), bool)
+        self._groups = Counter[tuple[str, int]]()
+        self._sure: Sure | None = None
+        self.tally = Tally()
+
+    @property
+    def _left(self) -> Indices:
+        return np.setdiff1d(self._pool, self._labelled)
+
+    def go(self) -> dict[str, Any]:
+        """Label all, and return what it took."""
+        started = time.perf_counter()
+        self._label(self._cold_start()[: self._plan.first])
+        number = 0
+        while len(self._left):
+            self._round(f"actions/{self._seed}/{number}")
+            number += 1
+        tally, images = self.tally, len(self._pool)
+        wrong = int((self._given != self._truth)[self._pool].sum())
+        return {
+            **asdict(tally),
+            "pool": images,
+            "rounds": number,
+            "actions": tally.actions / images,
+            "purity": 1 - wrong / images,
+            "purity_of_confirmed": 1 - tally.confirmed_wrong / tally.confirmed if tally.confirmed else None,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _cold_start(self) -> Indices:
+        """Return the pool in the order before there is a model."""
+        order = coldstart.arrange(
+            self._pool,
+            embed(self._features[self._pool], last=self._last_stage),
+            project=self._seed,
+            holdout_share=self._plan.holdout_share,
+            batch_size=self._plan.first,
+        ).order
+        return self._pool[order]
+
+    def _round(self, name: str) -> None:
+        """Train, confirm what is offered, and label what comes first."""
+        model = self._trainer.train(self._training_part(), name)
+        left = self._left
+        candidates = as_candidates(left, model.score(self._features[left]))
+        wanted = max(self._plan.first, round(self._plan.growth * np.count_nonzero(self._by_people)))
+        order = arrange(
+            candidates,
+            strategy=DEFAULT_STRATEGY,
+            project=self._seed,
+            name=name,
+            labels_by_class=np.bincount(self._given[self._labelled], minlength=len(self._dataset.classes)).tolist(),
+            holdout_share=self._plan.holdout_share,
+            batch_size=wanted,
+        ).order
+        self._sure = self._find_sure(model, candidates, name)
+        self._confirm(self._sure)
+        queue = left[order]
+        queue = queue[~self._confirmed[queue]]
+        more = min(self._sure.wanted, wanted) if self._plan.follow and self._judged else 0
+        drawn = self._held_out(queue)
+        at_random = queue[drawn][np.argsort(holdout_order(self._seed, queue[drawn]))][:more]
+        self._label(np.concatenate([at_random, np.setdiff1d(queue[:wanted], at_random)]))
+
+    @property
+    def _labelled(self) -> Indices:
+        return np.flatnonzero(self._by_people | self._confirmed)
+
+    def _held_out(self, images: Indices) -> npt.NDArray[np.bool_]:
+        return is_held_out(self._seed, images, self._plan.holdout_share)
+
+    @property
+    def _judged(self) -> bool:
+        """Whether versions are measured on the random holdout, and not trained on it."""
+        by_people = np.flatnonzero(self._by_people)
+        return bool(np.count_nonzero(self._held_out(by_people)) >= LEAST_IMAGES)
+
+    def _training_part(self) -> Indices:
+        by_people, confirmed = np.flatnonzero(self._by_people), np.flatnonzero(self._confirmed)
+        if self._judged:
+            by_people = by_people[~self._held_out(by_people)]
+        taken = keyed_uniforms("trained on", confirmed) < self._plan.train_on_confirmed
+        return np.sort(np.concatenate([by_people, confirmed[taken]]))
+
+    def _find_sure(self, model: Model, candidates: Candidates, name: str) -> Sure:
+        by_people = {int(image): frozenset({self._name(image)}) for image in np.flatnonzero(self._by_people)}
+        labelled = Labelled(by_people, self._groups)
+        asked = Asked(
+            self._precision,
+            self._seed,
+            self._plan.holdout_share,
+            self._plan.holdout_share,
+            len(by_people),
+            self._dataset.classes,
+            multiple=False,
+        )
+        evidence = np.array(tasks_to_score(labelled, asked) if self._judged else [], np.int64)
+        scored = model.score(self._features[evidence])
+        return find_sure(
+            self._as_scores(candidates),
+            self._as_scores(as_candidates(evidence, scored)),
+            labelled,
+            asked,
+            name=name,
+            former=self._sure,
+        ).sure
+
+    def _name(self, image: int) -> str:
+        return str(self._dataset.classes[self._given[image]])
+
+    def _as_scores(self, candidates: Candidates) -> list[Score]:
+        classes = self._dataset.classes
+        results = [[{"value": {"choices": [name]}}] for name in classes]
+        likeliest = candidates.probabilities.argmax(axis=1) if len(candidates.task_ids) else []
+        return [
+            Score(int(task), results[label], probabilities, float(bald), float(entropy), embedding)
+            for task, label, probabilities, bald, entropy, embedding in zip(
+                candidates.task_ids,
+                likeliest,
+                candidates.probabilities,
+                candidates.bald,
+                candidates.entropy,
+                candidates.embeddings,
+                strict=True,
+            )
+        ]
+
+    def _confirm(self, sure: Sure) -> None:
+        """Look over the groups that are worth it, untick what is seen to be wrong, and confirm the others."""
+        tasks, labels = np.array([*sure.tasks], np.int64), np.array([*sure.tasks.values()], np.int64)
+        for label in np.unique(labels):
+            group = tasks[labels == label]
+            if len(group) < _LEAST_GROUP:
+                continue
+            right = self._truth[group] == label
+            kept = group[right] if self._attentive else group
+            self._given[kept], self._confirmed[kept] = label, True
+            self._groups[sure.ranking, int(label)] += len(kept)
+            self.tally.looks += math.ceil(len(group) / _PAGE)
+            self.tally.unticks += len(group) - len(kept)
+            self.tally.confirmations += 1
+            self.tally.confirmed += len(kept)
+            self.tally.confirmed_wrong += int((self._truth[kept] != label).sum())
+
+    def _label(self, images: Indices) -> None:
+        self._by_people[images] = True
+        self.tally.labels += len(images)
+        self.tally.random_labels += int(np.count_nonzero(self._held_out(images)))
+
+
+def as_candidates(images: Indices, scores: Scores) -> Candidates:
+    """Return what a model says of images, each of which is a task of its own number."""
+    return Candidates(images, scores.probabilities, scores.bald, scores.entropy, scores.embeddings, multiple=False)
+
+
+# ---- what is played on
+
+
+def training_of(plan: Plan, seed: int) -> Training:
+    """Return how versions are trained."""
+    weights = str(WEIGHTS) if plan.backbone == "vgg16" else "imagenet"
+    return Training(weights=weights, backbone=plan.backbone, image_size=plan.image_size, part="classifier", seed=seed)
+
+
+def open_dataset(plan: Plan) -> tuple[Dataset, Indices, int | None]:
+    """Return a plan's images with their features, which of them are the pool, and where the last stage begins."""
+    folder = SHARED / "data" / plan.images
+    zipped = folder / "pool.zip"
+    found = read_pool(zipped if zipped.is_file() else folder, folder / "manifest.csv")
+    rows = np.flatnonzero(~found.test)
+    references = tuple(found.references[row] for row in rows)
+    found = replace(found, references=references, targets=found.targets[rows], test=found.test[rows])
+    environment = Environment(cache=CACHE / "images", cache_dir=CACHE / "features")
+    backbone = open_backbone_of(training_of(plan, 0), cache=environment.cache_dir)
+    assert isinstance(backbone, FrozenBackbone)
+    decoded = decode(found, image_size=backbone.spec.height, cache=CACHE / "study")
+    with open_store(environment) as store:
+        path = compute(found, decoded, backbone=backbone, store=store, cache=CACHE / "study")
+    features = np.load(path, mmap_mode="r")
+    dataset = Dataset(found.classes, found.targets, decoded.images, features, environment.cache_dir)
+    return dataset, np.flatnonzero(decoded.readable), backbone.last_stage
+
+
+def plan_projects(*, quick: bool) -> list[Plan]:
+    """Return what is played."""
+    trashnet = Plan("trashnet", "vgg16", 224, first=20)
+    cifar = Plan("cifar10-lt", "vgg16", 64, first=100)
+    lite0 = [replace(trashnet, backbone=LITE0), replace(cifar, backbone=LITE0, image_size=96)]
+    return [replace(lite0[0], image_size=96, growth=0.5)] if quick else [trashnet, cifar, *lite0]
+
+
+def main() -> None:
+    """Play all projects, print a table and one line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench.actions", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a minute, for a first impression")
+    parser.add_argument("--save", action="store_true", help="put the figures below bench/results")
+    parser.add_argument("--seeds", type=int, default=1, help="so often each, with its own chance (default: 1)")
+    options = parser.parse_args()
+    if not (SHARED / "data").is_dir():
+        parser.error(f"expected images in {SHARED / 'data'}, there are none; the bench needs the developers' folder")
+    torch.set_num_threads(available_cpus())
+    rows = []
+    for plan in plan_projects(quick=options.quick):
+        say(f"{plan.images}, {plan.backbone} at {plan.image_size} pixels")
+        dataset, pool, last_stage = open_dataset(plan)
+        for seed in range(1 if options.quick else options.seeds):
+            for attentive in (True, False):
+                play = Play(plan, dataset, pool, last_stage=last_stage, seed=seed, attentive=attentive)
+                row = {**asdict(plan), "seed": seed, "attentive": attentive, **play.go()}
+                rows.append(row)
+                print_table([{name: row[name] for name in _SHOWN}])
+    told = {"bench": "actions", "quick": options.quick, "sure": DEFAULT_PRECISION, "bars": _BARS, "projects": rows}
+    line = json.dumps({**told, "machine": describe()})
+    if options.save:
+        path = _RESULTS / f"{datetime.now(UTC).date().isoformat()}-actions.json"
+        path.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
