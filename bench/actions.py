@@ -167,7 +167,9 @@ class Play:
 
     def _round(self, name: str) -> None:
         """Train, confirm what is offered, and label what comes first."""
-        model = self._trainer.train(self._training_part(), name)
+        judged = self._judged
+        measured = self._trainer.train(self._training_part(held_out=False), f"{name}/measured") if judged else None
+        model = self._trainer.train(self._training_part(held_out=True), name)
         left = self._left
         candidates = as_candidates(left, model.score(self._features[left]))
         wanted = max(self._plan.first, round(self._plan.growth * np.count_nonzero(self._by_people)))
@@ -180,11 +182,11 @@ class Play:
             holdout_share=self._plan.holdout_share,
             batch_size=wanted,
         ).order
-        self._sure = self._find_sure(model, candidates, name)
+        self._sure = self._find_sure(model, measured, candidates, name)
         self._confirm(self._sure)
         queue = left[order]
         queue = queue[~self._confirmed[queue]]
-        more = min(self._sure.wanted, wanted) if self._plan.follow and self._judged else 0
+        more = min(self._sure.wanted, wanted) if self._plan.follow and judged else 0
         drawn = self._held_out(queue)
         at_random = queue[drawn][np.argsort(holdout_order(self._seed, queue[drawn]))][:more]
         self._label(np.concatenate([at_random, np.setdiff1d(queue[:wanted], at_random)]))
@@ -198,39 +200,37 @@ class Play:
 
     @property
     def _judged(self) -> bool:
-        """Whether versions are measured on the random holdout, and not trained on it."""
+        """Whether versions are measured on the random holdout."""
         by_people = np.flatnonzero(self._by_people)
         return bool(np.count_nonzero(self._held_out(by_people)) >= LEAST_IMAGES)
 
-    def _training_part(self) -> Indices:
+    def _training_part(self, *, held_out: bool) -> Indices:
         by_people, confirmed = np.flatnonzero(self._by_people), np.flatnonzero(self._confirmed)
-        if self._judged:
+        if not held_out:
             by_people = by_people[~self._held_out(by_people)]
         taken = keyed_uniforms("trained on", confirmed) < self._plan.train_on_confirmed
         return np.sort(np.concatenate([by_people, confirmed[taken]]))
 
-    def _find_sure(self, model: Model, candidates: Candidates, name: str) -> Sure:
-        by_people = {int(image): frozenset({self._name(image)}) for image in np.flatnonzero(self._by_people)}
-        labelled = Labelled(by_people, self._groups)
+    def _find_sure(self, model: Model, measured: Model | None, candidates: Candidates, name: str) -> Sure:
+        """Return what is offered, on the evidence of a model that has not seen the labelled random holdout."""
+        by_people = np.flatnonzero(self._by_people)
+        labelled = Labelled({int(image): frozenset({self._name(image)}) for image in by_people}, self._groups)
+        drawn = by_people[self._held_out(by_people)]
         asked = Asked(
             self._precision,
             self._seed,
             self._plan.holdout_share,
-            self._plan.holdout_share,
-            len(by_people),
+            len(drawn),
             self._dataset.classes,
             multiple=False,
         )
-        evidence = np.array(tasks_to_score(labelled, asked) if self._judged else [], np.int64)
-        scored = model.score(self._features[evidence])
-        return find_sure(
-            self._as_scores(candidates),
-            self._as_scores(as_candidates(evidence, scored)),
-            labelled,
-            asked,
-            name=name,
-            former=self._sure,
-        ).sure
+        witnesses = asked.read(self._score(measured, drawn)) if measured else []
+        scored = self._score(model, np.array(tasks_to_score(labelled, witnesses, asked), np.int64))
+        pool = self._as_scores(candidates)
+        return find_sure(pool, witnesses, labelled, asked, name=name, scored=scored, former=self._sure).sure
+
+    def _score(self, model: Model, images: Indices) -> list[Score]:
+        return self._as_scores(as_candidates(images, model.score(self._features[images]))) if len(images) else []
 
     def _name(self, image: int) -> str:
         return str(self._dataset.classes[self._given[image]])

@@ -24,6 +24,7 @@ from contract.versions.version import PROBE_FILE, REPORT_FOLDER, Version
 from trainer.evaluation.comparison import CommonImages, compare_versions, save_predictions
 from trainer.evaluation.history import describe_advice, earlier, find_agreement
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions
+from trainer.evaluation.witnesses import save_witnesses
 from trainer.labels.dataset import Indices, Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
 from trainer.model.export import export
@@ -122,6 +123,9 @@ def publish(repository: Repository, trained: Trained) -> Version:
             probe.save(staged.path / PROBE_FILE)
         described = staged.describe(manifest)
         _validate(described, trained)
+        if data.parts.sample == "audit":
+            held_out, probabilities = data.pixels.task_ids[data.parts.validation], trained.evaluation.probabilities
+            save_witnesses(staged.path, held_out.tolist(), probabilities, manifest.labels, multiple=manifest.multiple)
         if data.project is not None and training.holdout_share:
             manifest = _add_advice(repository, described, trained)
         manifest = _add_report(repository, staged, manifest, trained)

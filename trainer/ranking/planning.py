@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from contract.errors import ConfigError
 from contract.scores.embedding import embed
-from contract.scores.holdout import share_of
 from contract.scores.ranking import Ranking
 from contract.scores.sure import Sure
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
 from contract.versions.results import ProjectState
 from trainer import labelstudio
+from trainer.evaluation.witnesses import read_witnesses
 from trainer.features import open_store
 from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio import PoolTask
@@ -175,25 +175,23 @@ def _find_sure(
     former: Sure | None,
 ) -> Found:
     """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
-    asked, control, measured = _ask(context, manifest), context.control, manifest.training.is_on_random_sample
+    asked, control = _ask(context, manifest), context.control
     with context.measure("labels"):
-        tasks = context.annotated if measured or (former and former.tasks) else []
+        witnesses = read_witnesses(context.repository, manifest)
+        tasks = context.annotated if witnesses or (former and former.tasks) else []
         labelled = Labelled.read(tasks, control.from_name, control.labels, multiple=manifest.multiple)
     data = {task["id"]: task["data"] for task in tasks}
-    evidence = tasks_to_score(labelled, asked) if measured else []
-    scored, _ = scorer.score([PoolTask(task, data[task]) for task in evidence])
+    scored, _ = scorer.score([PoolTask(task, data[task]) for task in tasks_to_score(labelled, witnesses, asked)])
     with context.measure("arrange"):
-        return find_sure(scores, scored, labelled, asked, name=name, former=former)
+        return find_sure(scores, witnesses, labelled, asked, name=name, scored=scored, former=former)
 
 
 def _ask(context: RankingContext, manifest: Manifest) -> Asked:
-    """Return what is asked for: of the random holdout what the version kept from its training, and no more."""
     options = context.options
     return Asked(
         options.sure,
         options.project,
         options.holdout_share,
-        share_of(manifest),
         manifest.training.audit_images or 0,
         context.control.labels,
         manifest.multiple,

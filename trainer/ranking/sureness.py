@@ -26,9 +26,9 @@ from trainer.evaluation.sure import (
     least_images,
     lower_end,
 )
+from trainer.evaluation.witnesses import Predicted
 from trainer.labels.annotations import LeftOut, Task, confirmed_groups, decide, is_confirmed
 from trainer.ordering.duplicates import Outlook, find_representatives
-from trainer.ordering.strategies import Floats
 from trainer.ranking.predictions import to_candidates
 from trainer.ranking.scores import Score
 
@@ -68,8 +68,6 @@ class Asked:
     project: int
     holdout_share: float
     """Of the tasks, that are ranked by chance and predicted without a label."""
-    unseen_share: float
-    """Of the tasks, that the version kept from its training; what is above it is no evidence."""
     random_labels: int
     """How many of it were labelled when the version was trained."""
     labels: tuple[str, ...]
@@ -78,26 +76,16 @@ class Asked:
 
     def held_out(self, tasks: Iterable[int]) -> frozenset[int]:
         """Return those that are of the random holdout."""
-        return self._drawn(tasks, self.holdout_share)
-
-    def evidence(self, tasks: Iterable[int]) -> frozenset[int]:
-        """Return those of the random holdout that the version kept from its training."""
-        return self._drawn(tasks, min(self.holdout_share, self.unseen_share))
-
-    def _drawn(self, tasks: Iterable[int], share: float) -> frozenset[int]:
         found = np.array(sorted(tasks), np.int64)
-        return frozenset(found[is_held_out(self.project, found, share)].tolist())
+        return frozenset(found[is_held_out(self.project, found, self.holdout_share)].tolist())
 
-    def margins(self, scores: Sequence[Score]) -> Floats:
-        """Return the margins of predictions, float64 (n,): which owe nothing to labels of the holdout."""
+    def read(self, scores: Sequence[Score]) -> list[Predicted]:
+        """Return what is predicted, in the labelling config's words; nothing where no label is."""
         if not scores:
-            return np.empty(0, np.float64)
-        mean = np.stack([score.probabilities for score in scores])  # (n, C)
-        return margin(mean, multiple=self.multiple).astype(np.float64)
-
-    def predicted(self, score: Score) -> frozenset[str]:
-        """What the prediction says, in the labelling config's words."""
-        return frozenset(label for region in score.result for label in labels_in(region.get("value")))
+            return []
+        mean = np.stack([score.probabilities for score in scores]).astype(np.float64)  # (n, C)
+        margins = margin(mean, multiple=self.multiple).tolist()
+        return [Predicted(score.task, lead, _labels(score)) for score, lead in zip(scores, margins, strict=True)]
 
     def group(self, predicted: frozenset[str]) -> int | None:
         """Return the index of a prediction's first label; None where there is none to confirm."""
@@ -113,43 +101,44 @@ class Found:
     """By task."""
 
 
-def tasks_to_score(labelled: Labelled, asked: Asked) -> list[int]:
-    """Return the labelled tasks whose scores are evidence: the random holdout's, and all where copies may count."""
-    evidence = asked.evidence(labelled.by_people)
-    if len(evidence) < least_images(0, asked.precision):
-        return []
-    return sorted(labelled.by_people if len(evidence) >= _least_copies(asked) else evidence)
+def tasks_to_score(labelled: Labelled, witnesses: Sequence[Predicted], asked: Asked) -> list[int]:
+    """Return the labelled tasks whose embeddings are needed: all, where near-duplicates of them may count."""
+    return sorted(labelled.by_people) if len(witnesses) >= _least_copies(asked) else []
 
 
 def find_sure(
     pool: Sequence[Score],
-    scored: Sequence[Score],
+    witnesses: Sequence[Predicted],
     labelled: Labelled,
     asked: Asked,
     *,
     name: str,
-    former: Sure | None,
+    scored: Sequence[Score] = (),
+    former: Sure | None = None,
 ) -> Found:
     """Say which tasks of a pool may be confirmed.
 
     Args:
         pool: scores of the unlabelled tasks.
-        scored: those of `tasks_to_score`, by the same version.
+        witnesses: what is said of labelled tasks of the random holdout by a network that has not seen them.
         labelled: what annotators have said.
         asked: what is asked for.
         name: of the ranking in the making.
+        scored: scores of `tasks_to_score`.
         former: what was offered last.
     """
     past, truth = _look_back(pool, labelled, former), labelled.by_people
-    drawn = asked.evidence(truth)
-    witnesses = [each for each in scored if each.task in drawn and each.task not in past.shadowed]
-    copies, of_copies = _judge_copies(_find_copies(pool, scored, truth, asked), witnesses, truth, asked)
-    sample = _sample([each for each in witnesses if each.task not in copies], past, truth, asked)
+    drawn = asked.held_out(truth)
+    fresh = [each for each in witnesses if each.task in drawn and each.task not in past.shadowed]
+    predicted = asked.read(pool)
+    copies = _find_copies(pool, scored, [*predicted, *fresh], truth=truth, asked=asked)
+    copies, of_copies = _judge_copies(copies, fresh, truth, asked)
+    sample = _sample([each for each in fresh if each.task not in copies], past, truth)
     error_rate = ERROR_RATE / 2 if copies else ERROR_RATE
     evidence = find_margin(sample, asked.precision, error_rate=error_rate)
     wanted, so_far = 0, max(len(drawn), asked.random_labels)
     if evidence is None and of_copies is None:
-        wanted = images_wanted(sample, asked.precision) if scored else _missing(so_far, asked.precision)
+        wanted = images_wanted(sample, asked.precision) if fresh else _missing(so_far, asked.precision)
     sure = Sure(
         name,
         asked.precision,
@@ -163,14 +152,14 @@ def find_sure(
         passed_over=past.passed_over,
     )
     offered = copies if of_copies else {}
-    found = _offer(sure, [*pool, *witnesses], asked, copies=offered, labelled=truth.keys())
+    found = _offer(sure, [*predicted, *fresh], asked, copies=offered)
     left = len(asked.held_out(score.task for score in pool))
     return replace(found, sure=replace(found.sure, sentence=say(found.sure, so_far=so_far, left=left)))
 
 
 def find_later(scores: Sequence[Score], asked: Asked, sure: Sure) -> Found:
     """Say which tasks may be confirmed that came after a ranking: by the margin that it found."""
-    return _offer(sure, scores, asked, copies={}, labelled=())
+    return _offer(sure, asked.read(scores), asked, copies={})
 
 
 def say(sure: Sure, *, so_far: int, left: int) -> str:
@@ -193,44 +182,37 @@ def _missing(images: int, precision: float) -> int:
     return max(1, least_images(0, precision) - images)
 
 
-def _sample(witnesses: Sequence[Score], past: "_Past", truth: Mapping[int, frozenset[str]], asked: Asked) -> Sample:
-    right = [asked.predicted(each) == truth[each.task] for each in witnesses]
+def _labels(score: Score) -> frozenset[str]:
+    return frozenset(label for region in score.result for label in labels_in(region.get("value")))
+
+
+def _sample(witnesses: Sequence[Predicted], past: "_Past", truth: Mapping[int, frozenset[str]]) -> Sample:
+    margins, right = [each.margin for each in witnesses], [each.labels == truth[each.task] for each in witnesses]
     before = [frozenset(each.predicted) == truth[each.task] for each in past.shadows if each.task in truth]
-    return Sample(asked.margins(witnesses), np.array(right, np.bool_), len(before), before.count(False))
+    return Sample(
+        np.array(margins, np.float64), np.array(right, np.bool_), len(before), confirmed_wrong=before.count(False)
+    )
 
 
 # ---- what may be confirmed now
 
 
-def _offer(
-    sure: Sure,
-    scores: Sequence[Score],
-    asked: Asked,
-    *,
-    copies: Mapping[int, str],
-    labelled: Collection[int],
-) -> Found:
-    """Offer those scored that are far enough from the next label, or copies; of the random holdout, note it only."""
+def _offer(sure: Sure, predicted: Sequence[Predicted], asked: Asked, *, copies: Mapping[int, str]) -> Found:
+    """Offer what is far enough from the next label, or a copy; of the random holdout, note it only."""
     reasons, tasks, offered, shadows = dict[int, str](), dict(sure.tasks), Counter(sure.offered), [*sure.shadows]
-    noted, out = {shadow.task for shadow in shadows}, asked.held_out(score.task for score in scores)
+    out, noted = asked.held_out(each.task for each in predicted), {shadow.task for shadow in sure.shadows}
     by_margin = f"at least {100 * sure.precision:.3g} % of such labels are right"
-    for score, lead in zip(scores, asked.margins(scores).tolist(), strict=True):
-        reason = copies.get(score.task) or (by_margin if _reaches(lead, sure.least_margin) else None)
-        predicted = asked.predicted(score)
-        group = asked.group(predicted)
-        if reason is None or group is None:
+    for each in predicted:
+        enough = sure.least_margin is not None and each.margin >= sure.least_margin
+        reason, group = copies.get(each.task, by_margin if enough else None), asked.group(each.labels)
+        if reason is None or group is None or each.task in noted or each.task in sure.passed_over:
             continue
-        if score.task in out:
-            if score.task not in noted:
-                shadows.append(Shadow(score.task, sure.ranking, group, tuple(sorted(predicted)), confirmed=False))
-        elif score.task not in labelled and score.task not in sure.passed_over:
-            reasons[score.task], tasks[score.task] = reason, group
-            offered[", ".join(sorted(predicted))] += 1
+        if each.task in out:
+            shadows.append(Shadow(each.task, sure.ranking, group, tuple(sorted(each.labels)), confirmed=False))
+        else:
+            reasons[each.task], tasks[each.task] = reason, group
+            offered[", ".join(sorted(each.labels))] += 1
     return Found(replace(sure, offered=dict(offered), tasks=tasks, shadows=tuple(shadows)), reasons)
-
-
-def _reaches(lead: float, least: float | None) -> bool:
-    return least is not None and lead >= least
 
 
 # ---- near-duplicates of what people labelled
@@ -242,20 +224,25 @@ def _least_copies(asked: Asked) -> int:
 
 
 def _judge_copies(
-    copies: Mapping[int, str], witnesses: Sequence[Score], truth: Mapping[int, frozenset[str]], asked: Asked
+    copies: Mapping[int, str], witnesses: Sequence[Predicted], truth: Mapping[int, frozenset[str]], asked: Asked
 ) -> tuple[Mapping[int, str], Evidence | None]:
     """Judge near-duplicates; none are told apart from others where the holdout has too few of them to pass."""
     copied = [each for each in witnesses if each.task in copies]
     if len(copied) < _least_copies(asked):
         return {}, None
-    wrong = sum(asked.predicted(each) != truth[each.task] for each in copied)
+    wrong = sum(each.labels != truth[each.task] for each in copied)
     low = lower_end(len(copied), wrong, error_rate=ERROR_RATE / 2)
     return copies, Evidence(0.0, len(copied), wrong, low) if low >= asked.precision else None
 
 
 def _find_copies(
-    pool: Sequence[Score], scored: Sequence[Score], truth: Mapping[int, frozenset[str]], asked: Asked
-) -> dict[int, str]:
+    pool: Sequence[Score],
+    scored: Sequence[Score],
+    predicted: Sequence[Predicted],
+    *,
+    truth: Mapping[int, frozenset[str]],
+    asked: Asked,
+) -> Mapping[int, str]:
     """Return those that nearly duplicate a labelled image outside of the holdout, and are predicted what it is: why."""
     held_out = asked.held_out(truth)
     leaders = [score for score in scored if score.task not in held_out]
@@ -265,11 +252,16 @@ def _find_copies(
     candidates = to_candidates([*leaders, *others], multiple=asked.multiple)
     order = np.arange(len(leaders) + len(others))
     stands = find_representatives(candidates.embeddings, order, Outlook.of(candidates))
-    found = {}
-    for score, leader in zip(others, stands[len(leaders) :].tolist(), strict=True):
-        if leader < len(leaders) and asked.predicted(score) == truth[leaders[leader].task]:
-            found[score.task] = f"nearly duplicates task {leaders[leader].task}, which is labelled so"
-    return found
+    claimed = {
+        score.task: leaders[leader].task
+        for score, leader in zip(others, stands[len(leaders) :].tolist(), strict=True)
+        if leader < len(leaders)
+    }
+    return {
+        each.task: f"nearly duplicates task {claimed[each.task]}, which is labelled so"
+        for each in predicted
+        if each.task in claimed and each.labels == truth[claimed[each.task]]
+    }
 
 
 # ---- what came of the ranking before

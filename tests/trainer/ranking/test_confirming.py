@@ -1,5 +1,7 @@
 """What rankings offer to be confirmed in bulk, from Label Studio's tasks to the record that the page shows."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from contract.scores.ranking import load_rankings
 from contract.versions.results import TrainingRecord
 from tests.trainer.ranking.rig import picture
 from tests.trainer.scorer import LABELS, passes_of
+from tests.versions import manifest, write_files
+from trainer.evaluation.witnesses import save_witnesses
 from trainer.ranking.predictions import load_plan
 
 SHARE = 0.5
@@ -19,9 +23,14 @@ def measured(rig):
     while len(rig.studio.tasks) < 420:
         rig.studio.add_task(**picture(len(rig.studio.tasks)))
     tasks = np.array([*rig.studio.tasks], np.int64)
-    for task in tasks[is_held_out(5, tasks, SHARE)].tolist():
+    drawn = tasks[is_held_out(5, tasks, SHARE)].tolist()
+    for task in drawn:
         rig.studio.annotate(task, predicted(rig, task))
-    rig.publish(training=TrainingRecord(validation="audit", audit_share=SHARE, audit_images=200))
+    said = np.stack([passes_of(rig.studio.tasks[task]).mean(axis=0) for task in drawn])  # (n, C)
+    with rig.repository.stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, b"measured")
+        save_witnesses(staged.path, drawn, said, LABELS, multiple=False)
+        rig.version = rig.server.version = staged.publish(manifest(staged.version)).name
     return rig
 
 
@@ -50,7 +59,7 @@ def test_nothing_is_asked_about_labels_where_none_is_to_be_confirmed(measured):
 
 
 def test_a_version_that_was_not_measured_on_the_holdout_offers_nothing(measured):
-    """It may have been trained on it."""
+    """Of no label is it known what it would have said."""
     measured.publish(training=TrainingRecord(validation="split", audit_share=SHARE, audit_images=20))
     measured.rank(holdout_share=SHARE)
     sure = load_rankings(measured.repository)[0].sure

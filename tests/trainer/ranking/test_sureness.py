@@ -10,7 +10,7 @@ from trainer.ranking.scores import Score
 from trainer.ranking.sureness import Asked, Labelled, find_later, find_sure, tasks_to_score
 
 LABELS = ("cat", "dog")
-ASKED = Asked(0.98, 1, 0.5, 0.5, 0, LABELS, multiple=False)
+ASKED = Asked(0.98, 1, 0.5, 0, LABELS, multiple=False)
 RNG = np.random.default_rng(0)
 
 
@@ -32,8 +32,13 @@ def labelled(tasks, label="cat", **confirmed):
     return Labelled({task: frozenset({label}) for task in tasks}, confirmed)
 
 
-def find(pool, scored, known, *, asked=ASKED, former=None):
-    return find_sure(pool, scored, known, asked, name="now", former=former)
+def map_scores(tasks):
+    return [score(task) for task in tasks]
+
+
+def find(pool, said, known, *, scored=(), former=None):
+    """Of the tasks whose scores are `said`, these are what is said by a network that has not seen them."""
+    return find_sure(pool, ASKED.read(said), known, ASKED, name="now", scored=scored, former=former)
 
 
 class TestWhatIsOffered:
@@ -47,8 +52,7 @@ class TestWhatIsOffered:
             [score(task, lead=lead) for task, lead in zip(random, leads, strict=True)],
             labelled(random),
         )
-        margins = np.array([2 * np.float32((1 + lead) / 2) - 1 for lead in leads])
-        expected = find_margin(Sample(margins, np.ones(400, bool)), 0.98)
+        expected = find_margin(Sample(leads, np.ones(400, bool)), 0.98)
         assert found.sure.least_margin == pytest.approx(expected.least_margin, abs=1e-6)
         assert (found.sure.images, found.sure.wrong, found.sure.wanted) == (expected.images, 0, 0)
         enough = [
@@ -63,8 +67,9 @@ class TestWhatIsOffered:
     def test_nothing_while_too_few_are_labelled(self):
         """It says how many more would do, and where these come from."""
         random = drawn(100, held_out=True)
-        assert tasks_to_score(labelled(random), ASKED) == []
-        found = find([score(task) for task in drawn(50, held_out=False)], [], labelled(random))
+        said = [score(task) for task in random]
+        assert tasks_to_score(labelled(random), ASKED.read(said), ASKED) == []
+        found = find([score(task) for task in drawn(50, held_out=False)], said, labelled(random))
         assert (found.reasons, found.sure.wanted, found.sure.low) == ({}, 83, None)
         assert "about 83 more random labels would do (100 so far)" in found.sure.sentence
         assert "a larger --holdout-share would do" in found.sure.sentence
@@ -78,13 +83,14 @@ class TestWhatIsOffered:
         found = find([score(task) for task in drawn(900, held_out=True, start=9000)], scored, Labelled(said, {}))
         right = np.arange(300) % 20 != 0
         assert not found.reasons
-        assert found.sure.wanted == images_wanted(Sample(ASKED.margins(scored), right), 0.98)
+        assert found.sure.wanted == images_wanted(Sample(leads, right), 0.98)
 
     def test_labels_confirmed_in_bulk_are_no_evidence(self):
-        """Nor are those that the version may have been trained on."""
-        random = drawn(400, held_out=True)
-        assert tasks_to_score(Labelled({}, {("before", 0): 400}), ASKED) == []
-        assert set(tasks_to_score(labelled(random), replace(ASKED, unseen_share=0.2))) < set(random)
+        """Nor is what is not of the holdout."""
+        for tasks in (drawn(400, held_out=False), drawn(400, held_out=True)):
+            known = Labelled({}, {("before", 0): 400}) if tasks == drawn(400, held_out=True) else labelled(tasks)
+            found = find([score(task) for task in drawn(5, held_out=False, start=9000)], map_scores(tasks), known)
+            assert not found.reasons
 
     def test_what_has_no_label_cannot_be_confirmed(self):
         """An annotation without a choice says nothing."""
@@ -178,7 +184,8 @@ class TestNearDuplicates:
         }
         scored = [score(task, embedding=vectors[task]) for task in leaders] + [scores[task] for task in random]
         pool = [each for task, each in scores.items() if task not in said]
-        return find(pool, scored, Labelled(said, {})), {each.task for each in pool}
+        witnesses = [scores[task] for task in random]
+        return find(pool, witnesses, Labelled(said, {}), scored=scored), {each.task for each in pool}
 
     def test_they_are_judged_for_themselves(self):
         """However small their margins are."""

@@ -1,0 +1,54 @@
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from contract.versions.repository import Repository
+from tests.versions import manifest, write_files
+from trainer.evaluation.witnesses import WITNESSES_FILE, read_witnesses, save_witnesses
+
+MEANS = np.array([[0.75, 0.25], [0.1, 0.9]], np.float32)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A repository, and a function that publishes a version with witnesses of these probabilities."""
+    repository = Repository(tmp_path / "models")
+
+    def publish(means=MEANS, *, multiple=False):
+        with repository.stage(datetime.now(UTC)) as staged:
+            write_files(staged.path, b"one")
+            save_witnesses(staged.path, range(7, 7 + len(means)), means, ("cat", "dog"), multiple=multiple)
+            return staged.publish(manifest(staged.version))
+
+    return repository, publish
+
+
+def test_what_was_said_comes_back(published):
+    """By task: the margin, and the labels predicted."""
+    repository, publish = published
+    found = read_witnesses(repository, publish().manifest)
+    assert [(each.task, each.labels) for each in found] == [(7, {"cat"}), (8, {"dog"})]
+    assert [each.margin for each in found] == pytest.approx([0.5, 0.8], abs=1e-6)
+
+
+def test_several_labels_or_none_may_be_predicted(published):
+    """The margin is that of the least sure one."""
+    repository, publish = published
+    found = read_witnesses(repository, publish(np.array([[0.9, 0.8], [0.2, 0.1]], np.float32), multiple=True).manifest)
+    assert [each.labels for each in found] == [{"cat", "dog"}, frozenset()]
+    assert [each.margin for each in found] == pytest.approx([0.6, 0.6], abs=1e-6)
+
+
+def test_what_was_changed_is_no_evidence(published, caplog):
+    """Nor is what is not there."""
+    repository, publish = published
+    version = publish()
+    path = version.path / WITNESSES_FILE
+    rows = json.loads(path.read_text())
+    path.chmod(0o600)
+    path.write_text(json.dumps([[task, 1.0, labels] for task, _, labels in rows]))
+    assert read_witnesses(repository, version.manifest) == []
+    assert "is not what the manifest says" in caplog.text
+    assert read_witnesses(repository, manifest("20260102T000000000Z-0a1b2c")) == []

@@ -1,0 +1,67 @@
+"""What is said of the random holdout's labelled images by a network that has not seen them, kept beside the version.
+
+It is what a ranking tests on which labels may be confirmed in bulk: the network that is published may have been trained
+on these images since, and then says nothing about others by them.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import LabelnextError
+from contract.scores.acquisition import margin
+from contract.versions.manifest import Manifest
+from contract.versions.repository import Repository
+from trainer.evaluation.holdout import decide
+
+_log = logging.getLogger(__name__)
+
+WITNESSES_FILE: Final = "witnesses.json"
+"""Within a version's folder."""
+
+_MOST_BYTES: Final = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What is said of one task's image."""
+
+    task: int
+    margin: float
+    """Of the mean prediction."""
+    labels: frozenset[str]
+    """Those that are predicted."""
+
+
+def save_witnesses(
+    folder: Path, tasks: Sequence[int], probabilities: npt.NDArray[np.float32], labels: Sequence[str], *, multiple: bool
+) -> None:
+    """Keep in a version's folder what is said of N tasks: mean probabilities (N, C), of C labels."""
+    margins = margin(probabilities.astype(np.float64), multiple=multiple)
+    decided = decide(probabilities, multiple=multiple)
+    rows = [
+        [task, lead, [labels[label] for label in np.flatnonzero(row)]]
+        for task, lead, row in zip(tasks, margins.tolist(), decided, strict=True)
+    ]
+    (folder / WITNESSES_FILE).write_text(json.dumps(rows, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
+def read_witnesses(repository: Repository, manifest: Manifest) -> list[Predicted]:
+    """Return what `save_witnesses` kept with a version; nothing where that cannot be had."""
+    if WITNESSES_FILE not in manifest.files:
+        return []
+    try:
+        text = repository.read_file(manifest.version, WITNESSES_FILE, most_bytes=_MOST_BYTES)
+        if sha256(text).hexdigest() != manifest.files[WITNESSES_FILE].sha256:
+            raise ValueError("it is not what the manifest says")
+        return [Predicted(int(task), float(lead), frozenset(map(str, names))) for task, lead, names in json.loads(text)]
+    except (LabelnextError, OSError, ValueError, TypeError) as err:
+        _log.warning("%s of %s is passed over: %s", WITNESSES_FILE, manifest.version, err)
+        return []
