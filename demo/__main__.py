@@ -6,23 +6,28 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from contract.errors import LabelnextError
+from demo import clipart
 from demo.label_studio import EMAIL, PASSWORD, label_studio
-from demo.pool import Pool, read_pool, write_digits
+from demo.loop import MODEL, Loop
+from demo.pool import Pool, PoolImage, read_pool, write_digits
 from demo.processes import Child, DemoError, ProcessError, free_port
-from demo.product import CHECKOUT, Workplace, rank, serving, train
-from demo.project import Project, Task
-from demo.report import Scored, contact_sheet, table, worth
+from demo.product import CHECKOUT, Server, Workplace
+from demo.project import Project
+from demo.report import write_page
+from demo.screen import Screen
 from demo.weights import choose_start
+from demo.worth import Worth, count_rare
 
 _LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # preferred, since people know them
 _WATCH_S = 0.5
-_BY_SCORE = "tasks:predictions_score"  # ascending: the lowest score is what the model knows least about
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -32,6 +37,18 @@ class _Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """What is to be labelled, and where it is from."""
+
+    pool: Pool
+    origin: str
+    first: int
+    """So many are labelled at random."""
+    then: int
+    """So many are labelled in the order of the first round."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--images", type=Path, help="a folder of class folders; handwritten digits by default")
+    parser.add_argument("--images", type=Path, help="a folder of class folders; drawings by default")
     parser.add_argument("--weights", help="imagenet, none, or a file; by default imagenet")
-    parser.add_argument("--backbone", help="any of the trainer's; by default vgg16 where its weights can be had")
+    parser.add_argument("--backbone", help="any of the trainer's; by default efficientnet_lite0")
     parser.add_argument("--once", action="store_true", help="end after the report instead of serving on")
     parser.add_argument("--data", type=Path, default=CHECKOUT / ".demo", help="where everything is kept")
-    parser.add_argument("--limit", type=_count, default=500, help="use at most so many images (default 500)")
-    parser.add_argument("--labelled", type=_count, default=150, help="label so many at first (default 150)")
+    parser.add_argument("--limit", type=_count, default=1000, help="use at most so many images (default 1000)")
+    parser.add_argument("--labelled", type=_count, help="label so many at first (default 80, of few images a quarter)")
+    parser.add_argument("--round", type=_count, help="label so many in the new order (default 60, or a quarter)")
     parser.add_argument("--epochs", type=_count, help="train for so many passes over the labels")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the images (default 0)")
     return parser.parse_args(arguments)
@@ -78,96 +96,117 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    started = time.monotonic()
-
-    def tell(text: str) -> None:
-        print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
-
     data: Path = options.data.resolve()
-    pool = _pool(options, data)
+    screen = Screen()
+    screen.title("Labelnext: which image should be labelled next?")
+    images = _find_images(options, data, screen)
     start = choose_start(options.weights, options.backbone)
-    counts = ", ".join(f"{label}: {count}" for label, count in pool.counts.items())
-    print(f"images:  {len(pool.images)} ({counts}); rare: {', '.join(sorted(pool.rare))}")
-    print(f"weights: {start.explanation}", flush=True)
+    screen.note("Network", start.explanation)
+    training = [*start.options, *(["--epochs", str(options.epochs)] if options.epochs else [])]
     with ExitStack() as stack:
-        python = CHECKOUT / ".venv-label-studio" / "bin" / "python"
-        studio = stack.enter_context(
-            label_studio(data / "label-studio", python=python, port=free_port(_LABEL_STUDIO_PORT))
-        )
-        tell(f"Label Studio answers on {studio.url}")
-        workplace = Workplace(data / "models", data / "cache", studio.url, studio.token)
-        project = Project.create(studio.client(), title="Labelnext demo", labels=pool.labels)
-        _label_first(project, pool, options.labelled)
-        tell(f"{len(pool.images)} images uploaded, {options.labelled} of them labelled at random; the trainer starts")
-        epochs = ["--epochs", str(options.epochs)] if options.epochs else []
-        training = train(workplace, project.id, [*start.options, *epochs])
-        measured = f"accuracy {training.accuracy:.0%} on labels held out" if training.accuracy is not None else ""
-        tell(f"trained in {training.seconds:.0f} s: {measured or 'too few labels to hold any out and measure'}")
-        server = stack.enter_context(
-            serving(
-                workplace,
-                python=CHECKOUT / ".venv-server" / "bin" / "python",
-                port=free_port(_SERVER_PORT),
-                log=data / "server.log",
-                version=training.version,
-            )
-        )
-        tell(f"the server answers on {server.url} with version {training.version}")
-        scored = _rank(workplace, project, pool, server=server.url)
-        tell(f"{len(scored)} unlabelled images ranked: what teaches the model most comes first")
-        tab = project.add_tab("Label these first", ordering=_BY_SCORE)
-        _report(scored, tab, data / "contact-sheet.png")
+        with screen.step("Label Studio", "starting; the first time it makes its database, for a minute") as step:
+            python = CHECKOUT / ".venv-label-studio" / "bin" / "python"
+            running = label_studio(data / "label-studio", python=python, port=free_port(_LABEL_STUDIO_PORT))
+            studio = stack.enter_context(running)
+            step.outcome = f"answers on {studio.url}"
+        folders = (data / "models", data / "cache")
+        workplace = Workplace(*folders, studio.url, studio.token, model=MODEL, features=data / "features")
+        project = Project.create(studio.client(), title="Labelnext demo", labels=images.pool.labels)
+        loop = Loop(workplace, project, images.pool, training, data)
+        server = _label_and_rank(loop, images, screen, stack)
         if not options.once:
             _serve_on(studio.process, server.process)
 
 
-def _pool(options: argparse.Namespace, data: Path) -> Pool:
-    root: Path | None = options.images
-    if root is None:
-        root = data / "digits"
-        write_digits(root)
-    pool = read_pool(root, limit=options.limit, seed=options.seed)
-    if options.labelled >= len(pool.images):
-        raise DemoError(f"{root} gives {len(pool.images)} images, of which {options.labelled} are to be labelled first")
-    return pool
+def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Images:
+    """Return a person's own images, else the drawings, else digits."""
+    with screen.step("Images", "downloading a package of drawings, once") as step:
+        root, origin = options.images, "images"
+        if root is None:
+            root, origin = _provide_images(data)
+        pool = read_pool(root, limit=options.limit, seed=options.seed)
+        quarter = len(pool.images) // 4
+        first, then = options.labelled or min(80, quarter), options.round or min(60, quarter)
+        if not 0 < first + then < len(pool.images):
+            raise DemoError(
+                f"{root} gives {len(pool.images)} images, too few to label {first}, then {then}, and have some left"
+            )
+        step.outcome = f"{len(pool.images)} {origin}"
+    counts = [f"{label} {count}" + ("*" if label in pool.rare else "") for label, count in pool.counts.items()]
+    screen.say(", ".join(counts) + "  (* rare)")
+    return _Images(pool, origin, first, then)
 
 
-def _label_first(project: Project, pool: Pool, labelled: int) -> None:
-    """Upload the pool, and label the first images of its random order as a person would."""
-    project.upload({image.name: image.path.read_bytes() for image in pool.images})
-    task_ids = {task.file: task.id for task in project.tasks()}
-    for image in pool.images[:labelled]:
-        project.annotate(task_ids[image.name], image.label)
+def _provide_images(data: Path) -> tuple[Path, str]:
+    """Return a folder of class folders that need not be given, and what lies there."""
+    drawings = CHECKOUT / ".cache" / clipart.PACKAGE
+    try:
+        clipart.provide_drawings(drawings)
+    except clipart.PackageError as err:
+        write_digits(data / "digits")
+        return data / "digits", f"handwritten digits, since there are no drawings: {err}"
+    return drawings, clipart.ORIGIN
 
 
-def _rank(workplace: Workplace, project: Project, pool: Pool, *, server: str) -> list[Scored]:
-    """Have the trainer rank all unlabelled images, and return them as the Data Manager sorts them."""
-    project.connect(server, title="Labelnext")
-    rank(workplace, project.id, server)
-    tasks = [task for task in project.tasks(ordering=_BY_SCORE) if task.predictions]
-    _check_order(project, tasks)
-    images = {image.name: image for image in pool.images}
-    unlabelled = [task for task in tasks if not task.labelled]
-    return [Scored(task, images[task.file], images[task.file].label in pool.rare) for task in unlabelled]
+def _label_and_rank(loop: Loop, images: _Images, screen: Screen, stack: ExitStack) -> Server:
+    """Go through both rounds, show what they were worth, and return the server, which runs on."""
+    pool, then = images.pool, images.then
+    with screen.step("Project", "uploading the images and labelling the first") as step:
+        loop.upload()
+        loop.label(pool.images[: images.first])
+        step.outcome = f"{len(pool.images)} tasks, of which {images.first} are labelled, drawn at random"
+    with screen.step("Round 1", f"training on {images.first} labels") as step:
+        loop.train()
+        step.say("starting the server")
+        server = stack.enter_context(loop.serve(port=_SERVER_PORT))
+        step.say("ranking what is left")
+        first = loop.rank(server.url)
+        step.outcome = f"trained on {images.first} labels; {_first_of(first, then, pool)}"
+    with screen.step("Round 2", f"labelling the {then} that came first") as step, ThreadPoolExecutor(1) as beside:
+        random = beside.submit(loop.measure_random, pool.images[: images.first + then])
+        loop.label(first[:then])
+        step.say(f"training on {len(loop.labelled)} labels, and on as many drawn at random")
+        loop.train()
+        step.say("ranking what is left")
+        second = loop.rank(server.url)
+        step.say("counting what is right")
+        worths = {"in this order": loop.measure(server), "at random": random.result()}
+        step.outcome = f"trained on {len(loop.labelled)} labels; {_first_of(second, then, pool)}"
+    page = loop.data / "report.html"
+    by_chance = pool.images[images.first :]
+    orders = {"First in round 1": first, "First in round 2": second, "First at random": by_chance}
+    write_page(page, pool, orders, worths, origin=images.origin)
+    _show(worths, pool, screen)
+    screen.links(
+        {
+            "Label next": loop.project.add_tab("Label these first", ordering="tasks:predictions_score"),
+            "Log in": f"{EMAIL}, password {PASSWORD}",
+            "The model": server.url,
+            "Comparison": page.as_uri(),
+        }
+    )
+    return server
 
 
-def _check_order(project: Project, tasks: Sequence[Task]) -> None:
-    """Raise DemoError unless table and label stream both begin with the lowest score."""
-    scores = [task.predictions[0].score for task in tasks]
-    if not scores or scores != sorted(scores):
-        raise DemoError(f"expected the Data Manager to sort by ascending score, got {scores[:10]}")
-    served = project.next_task_id()
-    if served not in {task.id for task, score in zip(tasks, scores, strict=True) if score == scores[0]}:
-        raise DemoError(f"expected the label stream to serve task {tasks[0].id}, the lowest score, got task {served}")
+def _first_of(order: Sequence[PoolImage], count: int, pool: Pool) -> str:
+    """Say how many of the first are rare, and how many chance would give."""
+    rare = count_rare(pool, order[:count])
+    expected = count * count_rare(pool, order) / len(order)
+    return f"{rare} of the next {min(count, len(order))} are rare, by chance {expected:.0f}"
 
 
-def _report(scored: Sequence[Scored], tab: str, sheet: Path) -> None:
-    contact_sheet(scored).save(sheet)
-    print(f"\nThe ten tasks to label first (lowest score first; BALD in nats)\n{table(scored)}\n")
-    print(f"{worth(scored)}\n")
-    print(f"  contact sheet  {sheet}")
-    print(f"  Label Studio   {tab}")
-    print(f"  login          {EMAIL}  password {PASSWORD}", flush=True)
+def _show(worths: Mapping[str, Worth], pool: Pool, screen: Screen) -> None:
+    rare = count_rare(pool, pool.images)
+    labels = next(iter(worths.values())).labels
+    screen.table(
+        f"What {labels} labels came to",
+        list(worths),
+        {
+            "rare images labelled": [f"{worth.rare_labelled} of {rare}" for worth in worths.values()],
+            "rare images right, labelled or guessed": [f"{worth.rare_right} of {rare}" for worth in worths.values()],
+            "all images right, labelled or guessed": [f"{worth.right:.1%}" for worth in worths.values()],
+        },
+    )
 
 
 def _serve_on(*children: Child) -> None:

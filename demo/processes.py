@@ -47,9 +47,9 @@ class Child:
         with urllib3.PoolManager(retries=False, timeout=2.0) as http:
             while not _answers(http, url, until):
                 if self.popen.poll() is not None:
-                    raise ProcessError(f"{self.name} ended with status {self.popen.returncode}.\n{self._tail()}")
+                    raise ProcessError(f"{self.name} ended with status {self.popen.returncode}; {self._last_words()}")
                 if time.monotonic() > deadline:
-                    raise ProcessError(f"{self.name} did not answer {url} within {timeout_s:.0f} s.\n{self._tail()}")
+                    raise ProcessError(f"{self.name} gave {url} no answer in {timeout_s:.0f} s; {self._last_words()}")
                 time.sleep(_POLL_S)
 
     def stop(self, *, patience_s: float = 10.0) -> None:
@@ -65,9 +65,8 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, number)
 
-    def _tail(self) -> str:
-        text = self.log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
-        return f"The end of its log, {self.log}:\n{text}"
+    def _last_words(self) -> str:
+        return f"the end of {self.log}:\n{tail(self.log)}"
 
 
 @contextlib.contextmanager
@@ -100,6 +99,11 @@ def running(
         yield child
     finally:
         child.stop()
+
+
+def tail(log: Path) -> str:
+    """Return the end of what a process wrote."""
+    return log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
 
 
 def free_port(preferred: int | None = None) -> int:

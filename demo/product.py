@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from demo.processes import Child, ProcessError, running
+import urllib3
+
+from demo.processes import Child, ProcessError, running, tail
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +33,10 @@ class Workplace:
     cache: Path
     label_studio_url: str
     token: str
+    model: str | None = None
+    """The one that is trained and served; by default the trainer's default and all of them."""
+    features: Path | None = None
+    """Where both keep what a backbone has made of an image; each in its own way by default."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -40,6 +46,8 @@ class Workplace:
             "LABELNEXT_CACHE": str(self.cache),
             "LABELNEXT_LABEL_STUDIO_URL": self.label_studio_url,
             "LABELNEXT_LABEL_STUDIO_TOKEN": self.token,
+            **({"LABELNEXT_MODEL": self.model} if self.model else {}),
+            **({"LABELNEXT_CACHE_DIR": str(self.features)} if self.features else {}),
         }
 
 
@@ -65,32 +73,46 @@ class Server:
         """Return once it serves `version`; None takes any, or none."""
         self.process.wait_for(f"{self.url}/health", timeout_s=_SERVER_TIMEOUT_S, until=partial(_serves, version))
 
+    def predict(self, references: Sequence[str], config: str) -> list[str]:
+        """Return what it takes each image for, asked as Label Studio asks; `config` is the labelling config.
+
+        Raises:
+            ProcessError: it refuses to answer.
+        """
+        tasks = [{"id": number, "data": {"image": reference}} for number, reference in enumerate(references, 1)]
+        reply = urllib3.request(
+            "POST",
+            f"{self.url}/predict",
+            json={"tasks": tasks, "label_config": config},
+            timeout=_SERVER_TIMEOUT_S,
+            retries=False,
+        )
+        if reply.status != 200:
+            raise ProcessError(f"the server answered {reply.status} when asked to predict: {reply.data[:500]!r}")
+        return [found["result"][0]["value"]["choices"][0] for found in reply.json()["results"]]
+
 
 def train(
-    workplace: Workplace, project_id: int, options: Sequence[str] = (), *, progress: IO[bytes] | None = None
+    workplace: Workplace, source: int | Path, options: Sequence[str] = (), *, log: Path | None = None
 ) -> Training:
-    """Run the trainer on a project's labels until it has published.
+    """Run the trainer on labels until it has published.
 
     Args:
         workplace: where it publishes, and where the project is.
-        project_id: the project's number.
+        source: a project's number, or a folder of class folders.
         options: further arguments of `python -m trainer run`.
-        progress: takes what the trainer shows people; this process's stderr by default.
+        log: takes what the trainer says, in a folder that is there; this process's stderr by default.
 
     Raises:
-        ProcessError: it failed; what it says is in `progress`.
+        ProcessError: it failed; the message says why, or that it stands above.
     """
-    report = json.loads(_trainer(workplace, "run", "--project", str(project_id), *options, progress=progress))
+    labels = ["--images" if isinstance(source, Path) else "--project", str(source)]
+    report = json.loads(_trainer(workplace, "run", *labels, *options, log=log))
     return Training(**{name: report[name] for name in ("version", "accuracy", "macro_f1", "seconds", "labels")})
 
 
 def rank(
-    workplace: Workplace,
-    project_id: int,
-    server: str,
-    options: Sequence[str] = (),
-    *,
-    progress: IO[bytes] | None = None,
+    workplace: Workplace, project_id: int, server: str, options: Sequence[str] = (), *, log: Path | None = None
 ) -> Mapping[str, Any]:
     """Run the trainer's ranking of a project's unlabelled tasks, and return what its last line says.
 
@@ -99,13 +121,13 @@ def rank(
         project_id: the project's number.
         server: where a server of the current version answers.
         options: further arguments of `python -m trainer rank`.
-        progress: takes what the trainer shows people; this process's stderr by default.
+        log: takes what the trainer says, in a folder that is there; this process's stderr by default.
 
     Raises:
-        ProcessError: it failed; what it says is in `progress`.
+        ProcessError: it failed; the message says why, or that it stands above.
     """
     arguments = ["rank", "--project", str(project_id), "--server", server, *options]
-    summary: dict[str, Any] = json.loads(_trainer(workplace, *arguments, progress=progress))
+    summary: dict[str, Any] = json.loads(_trainer(workplace, *arguments, log=log))
     return summary
 
 
@@ -118,19 +140,23 @@ def activate(workplace: Workplace, project_id: int, version: str) -> None:
     _trainer(workplace, "activate", "--project", str(project_id), "--version", version)
 
 
-def _trainer(workplace: Workplace, *arguments: str, progress: IO[bytes] | None = None) -> str:
+def _trainer(workplace: Workplace, *arguments: str, log: Path | None = None) -> str:
     """Run a command of the trainer, and return the last line that it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments],
-        cwd=CHECKOUT,
-        env={**os.environ, **workplace.environment},
-        stdout=subprocess.PIPE,
-        stderr=progress,
-        text=True,
-        check=False,
-    )
+    with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as written:
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments],
+            cwd=CHECKOUT,
+            env={**os.environ, **workplace.environment},
+            stdout=subprocess.PIPE,
+            stderr=written,
+            text=True,
+            check=False,
+        )
+        if written:
+            written.write(done.stdout)
     if done.returncode != 0:
-        raise ProcessError(f"the trainer ended with status {done.returncode}; its own words are above")
+        words = f"the end of {log}:\n{tail(log)}" if log else "its own words are above"
+        raise ProcessError(f"the trainer ended with status {done.returncode}; {words}")
     return "".join(done.stdout.splitlines()[-1:])
 
 

@@ -28,7 +28,7 @@ CONFINED = {
     "urllib3": {"contract", "contract/images", "demo", "trainer/ranking"},
     "minisign": {"contract/versions"},
     "obstore": {"contract/versions"},
-    "jinja2": {"server/page", "trainer/report"},
+    "jinja2": {"demo", "server/page", "trainer/report"},
     "matplotlib": {"trainer/report"},
     "cleanlab": {"trainer/report"},
     "baal": {"trainer/model"},

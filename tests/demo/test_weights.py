@@ -11,23 +11,15 @@ from demo.weights import choose_start
 from trainer.__main__ import read
 
 
-@pytest.fixture(params=[True, False], ids=["online", "offline"])
-def online(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the weights of a VGG-16 can be had."""
-    monkeypatch.setattr(weights, "_vgg_can_be_had", lambda: request.param)
-    return bool(request.param)
-
-
-def test_the_demo_is_pretrained_everywhere(online: bool):
-    """A VGG-16 where its weights can be had; else Lite0, whose weights are installed, and it is said why."""
+def test_the_demo_is_pretrained_everywhere():
+    """Nobody waits for a download unless they ask for it: the weights of Lite0 are installed."""
     start = choose_start(None)
-    assert start.options[:4] == ("--weights", "imagenet", "--backbone", "vgg16" if online else "efficientnet_lite0")
-    assert ("cannot be fetched here" in start.explanation) is not online
+    assert start.options[:4] == ("--weights", "imagenet", "--backbone", "efficientnet_lite0")
+    assert "EfficientNet-Lite0" in start.explanation
 
 
-@pytest.mark.usefixtures("online")
 def test_what_is_asked_for_stands_above(tmp_path: Path):
-    """Weights by name or as a file, and a backbone, whatever can be had; files must be there."""
+    """Weights by name or as a file, and a backbone; files must be there."""
     file, graph = tmp_path / "vgg16.pth", tmp_path / "net.onnx"
     file.touch()
     graph.touch()

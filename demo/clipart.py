@@ -1,0 +1,150 @@
+"""Drawings of the Open Clip Art Library in class folders: public domain, from the package that Debian makes of them.
+
+Knows apt and the folders of the package. Nothing is installed: what the package holds is unpacked beside what is made
+of it, and goes when that is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from demo.processes import DemoError
+
+PACKAGE = "openclipart-png"
+ORIGIN = f"drawings of the Open Clip Art Library, public domain, from Debian's {PACKAGE}"
+
+# Animals, plants and things as the package sorts them, by the name that the demo gives the class.
+CLASSES = {
+    "bird": "animals/birds",
+    "bug": "animals/bugs",
+    "dinosaur": "animals/dinosaurs",
+    "fish": "animals/fish",
+    "flower": "plants/flowers",
+    "food": "food",
+    "mammal": "animals/mammals",
+    "vehicle": "transportation/vehicles",
+}
+_LEAST_IMAGES = 10  # of each class; with fewer it is not the package that is known here
+
+_BELOW = Path("usr/share/openclipart/png")
+_SIDE_PX = 320
+_MOST_PIXELS = 10_000_000  # eleven have 17 times as many, and would take longer than all others together
+_TIMEOUT_S = 600.0
+# Where root runs apt, it would download as a user who cannot write into our folder.
+_APT = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root", "--option", "Acquire::Retries=1")
+
+
+class PackageError(DemoError):
+    """The drawings cannot be had; the message says why, in a few words."""
+
+
+def provide_drawings(root: Path) -> None:
+    """Write the drawings into class folders below `root`, unless they are there: RGB on white, 320 pixels at most.
+
+    A drawing that the package has in folders of two classes is left out, and of equal ones all but one are.
+
+    Raises:
+        PackageError: there is no package to be had, or it is not what is known here.
+    """
+    if root.exists():
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{root.name}-", dir=root.parent) as scratch:
+        source = Path("/") / _BELOW  # a person may have installed it
+        if not source.is_dir():
+            source = _unpack(Path(scratch)) / _BELOW
+        made = Path(scratch) / "made"
+        _write(_choose(source), made)
+        made.rename(root)
+
+
+def _unpack(scratch: Path) -> Path:
+    """Download the package, with lists of packages of our own where the system has none, and return its content."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise PackageError(f"apt-get, which could bring {PACKAGE}, is not on this machine")
+    own = ("--option", f"Dir::State={scratch / 'state'}", "--option", f"Dir::Cache={scratch / 'cache'}")
+    for folder in ("state/lists/partial", "cache/archives/partial"):
+        (scratch / folder).mkdir(parents=True)
+    try:
+        _run([*_APT, "download", PACKAGE], scratch)
+    except PackageError:
+        _run([*_APT, *own, "update"], scratch)
+        _run([*_APT, *own, "download", PACKAGE], scratch)
+    [package] = scratch.glob(f"{PACKAGE}_*.deb")
+    _run(["dpkg-deb", "--extract", package, scratch / "content"], scratch)
+    return scratch / "content"
+
+
+def _run(command: Sequence[str | Path], folder: Path) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise PackageError(f"{command[0]} did not end within {_TIMEOUT_S:.0f} s") from err
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise PackageError(f"{command[0]} could not bring {PACKAGE} ({said[-1]})")
+
+
+def _choose(source: Path) -> Mapping[str, Sequence[Path]]:
+    """Return the drawings of each class, each of them once, without those that are as large as a wall."""
+    copies: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    for label, folder in CLASSES.items():
+        for path in sorted((source / folder).rglob("*.png")):
+            content = path.read_bytes()
+            width, height = struct.unpack(">II", content[16:24])  # where every PNG file has them
+            if width * height <= _MOST_PIXELS:
+                copies[hashlib.sha256(content).hexdigest()].append((label, path))
+    chosen: dict[str, list[Path]] = {label: [] for label in CLASSES}
+    for same in copies.values():
+        if len({label for label, _ in same}) == 1:
+            label, path = same[0]
+            chosen[label].append(path)
+    if few := [f"{len(paths)} of {label}" for label, paths in chosen.items() if len(paths) < _LEAST_IMAGES]:
+        raise PackageError(f"{PACKAGE} holds too few drawings ({', '.join(few)}; at least {_LEAST_IMAGES} of each)")
+    return chosen
+
+
+def _write(chosen: Mapping[str, Sequence[Path]], root: Path) -> None:
+    for label in chosen:
+        (root / label).mkdir(parents=True)
+    numbered = chain.from_iterable(
+        ((path, root / label / f"{number:03}.png") for number, path in enumerate(paths))
+        for label, paths in chosen.items()
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in threads.map(lambda pair: _draw(*pair), numbered):
+            pass
+
+
+def _draw(source: Path, target: Path) -> None:
+    """Save a drawing as it looks on white paper, unless there is nothing to be seen of it."""
+    try:
+        with Image.open(source) as opened:
+            drawing = opened.convert("RGBA")
+    except (UnidentifiedImageError, OSError) as err:
+        raise PackageError(f"{source.name} of {PACKAGE} is no image that can be read ({err})") from err
+    drawing.thumbnail((_SIDE_PX, _SIDE_PX), reducing_gap=2.0)
+    paper = Image.new("RGB", drawing.size, "white")
+    paper.paste(drawing, mask=drawing)
+    if paper.getcolors(maxcolors=1) is None:  # there are more
+        paper.save(target)

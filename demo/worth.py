@@ -1,0 +1,46 @@
+"""What the order is worth: how far as many labels come that were given in it, and at random.
+
+Pure: counts images and what is known of them; asks nobody for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from demo.pool import Pool, PoolImage
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """How far labels have come: what people have labelled is right, and so is what the model guesses rightly."""
+
+    labels: int
+    rare_labelled: int
+    """Images of rare classes among them."""
+    rare_right: int
+    """Images of rare classes in the whole pool whose label or guess is right."""
+    right: float
+    """The share of the whole pool, in [0, 1], whose label or guess is right."""
+
+
+def measure(pool: Pool, labelled: Collection[str], guesses: Mapping[str, str]) -> Worth:
+    """Count what is right in a pool.
+
+    Args:
+        pool: the images and the truth.
+        labelled: the names of those that a person has labelled.
+        guesses: what a model takes the others for, by name.
+    """
+    right = [image for image in pool.images if image.name in labelled or guesses.get(image.name) == image.label]
+    return Worth(
+        labels=len(labelled),
+        rare_labelled=count_rare(pool, [image for image in pool.images if image.name in labelled]),
+        rare_right=count_rare(pool, right),
+        right=len(right) / len(pool.images),
+    )
+
+
+def count_rare(pool: Pool, images: Sequence[PoolImage]) -> int:
+    """Return how many are of a rare class."""
+    return sum(image.label in pool.rare for image in images)

@@ -1,0 +1,85 @@
+"""The drawings of the demo, from a package as small as the facts need it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from demo import clipart
+from demo.clipart import CLASSES, PackageError, provide_drawings
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What an installed package would hold: ten drawings of each class, all different."""
+    below = tmp_path / "system" / "openclipart"
+    for shade, folder in enumerate(CLASSES.values()):
+        for number in range(10):
+            drawing = Image.new("RGBA", (400, 100))
+            ImageDraw.Draw(drawing).rectangle((100, 10, 120 + number, 60), fill=(shade * 20, number * 20, 90, 255))
+            path = below / folder / "deeper" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawing.save(path)
+    monkeypatch.setattr(clipart, "_BELOW", below)
+    return below
+
+
+@pytest.mark.usefixtures("package")
+def test_drawings_are_written_as_they_look_on_white_paper(tmp_path: Path):
+    """Each is RGB, no larger than a person needs it, and white where it was transparent."""
+    provide_drawings(tmp_path / "drawings")
+    paths = sorted((tmp_path / "drawings").glob("*/*.png"))
+    assert [path.parent.name for path in paths] == [label for label in CLASSES for _ in range(10)]
+    with Image.open(paths[0]) as drawing:
+        assert (drawing.mode, drawing.size) == ("RGB", (320, 80))
+        assert (drawing.getpixel((0, 0)), drawing.getpixel((88, 20))) == ((255, 255, 255), (0, 0, 90))
+
+
+def test_a_drawing_counts_once_and_for_one_class(package: Path, tmp_path: Path):
+    """Equal files are one drawing, which is of no class where they lie in folders of two; what is empty is none."""
+    fish, birds = package / CLASSES["fish"], package / CLASSES["bird"]
+    for number, name in enumerate(("trout", "whale")):
+        picture = Image.new("RGB", (9, 9), "navy")
+        picture.putpixel((4, number), (255, 0, 0))
+        picture.save(fish / f"{name}.png")
+    (fish / "trout again.png").symlink_to(fish / "trout.png")
+    (birds / "whale.png").symlink_to(fish / "whale.png")
+    Image.new("RGBA", (9, 9)).save(birds / "nothing.png")
+    provide_drawings(tmp_path / "drawings")
+    counts = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "drawings").iterdir()}
+    assert counts == dict.fromkeys(CLASSES, 10) | {"fish": 11}
+
+
+@pytest.mark.usefixtures("package")
+def test_drawings_that_are_there_are_left_alone(tmp_path: Path):
+    """Nothing is asked for a second time."""
+    (tmp_path / "drawings").mkdir()
+    provide_drawings(tmp_path / "drawings")
+    assert list((tmp_path / "drawings").iterdir()) == []
+
+
+def test_another_package_of_the_same_name_is_refused(package: Path, tmp_path: Path):
+    """What does not hold the classes that are known here leaves nothing behind."""
+    for path in (package / CLASSES["fish"]).rglob("*.png"):
+        path.unlink()
+    with pytest.raises(PackageError, match=r"too few drawings .*0 of fish; at least 10"):
+        provide_drawings(tmp_path / "drawings")
+    assert not (tmp_path / "drawings").exists()
+
+
+def test_a_machine_without_the_package_is_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without apt, and where apt fails, with what it says; our own lists are tried before it is given up."""
+    monkeypatch.setattr(clipart, "_BELOW", Path("nowhere"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PackageError, match="apt-get, which could bring openclipart-png, is not on this machine"):
+        provide_drawings(tmp_path / "drawings")
+    for name in ("apt-get", "dpkg-deb"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho "E: no network" >&2\nexit 100\n')
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    with pytest.raises(PackageError, match=r"apt-get could not bring openclipart-png \(E: no network\)"):
+        provide_drawings(tmp_path / "drawings")
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.split()[-1] for line in asked] == ["openclipart-png", "update"]

@@ -1,0 +1,24 @@
+"""Which images the demo takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from demo import __main__ as demo
+from demo import clipart
+from demo.clipart import PackageError
+
+
+def test_digits_remain_where_there_are_no_drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without the package the demo goes on, and says why there are digits."""
+
+    def refuse(_root: Path) -> None:
+        raise PackageError("there is no apt")
+
+    monkeypatch.setattr(clipart, "provide_drawings", refuse)
+    monkeypatch.setattr(demo, "write_digits", lambda root: (root / "3").mkdir(parents=True))
+    root, what = demo._provide_images(tmp_path)
+    assert [folder.name for folder in root.iterdir()] == ["3"]
+    assert what == "handwritten digits, since there are no drawings: there is no apt"
