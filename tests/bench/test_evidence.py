@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
 from bench import evidence, sets
 from bench.evidence import plan_studies
+from bench.sets import LabelledImages
 from trainer.__main__ import read
 from trainer.study.options import queries
+from trainer.study.reference import read as read_reference
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
@@ -25,7 +29,41 @@ def test_there_is_a_study_without_the_shared_folder(nothing_shared, quick):
     _, [options, training] = read(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
     assert name == ("digits-quick" if quick else "digits")
     assert len(list(options.images.glob("*/*.png"))) == 1700
-    assert options.initial + sum(queries(options)) == (100 if quick else 220)
+    assert options.initial + sum(queries(options)) == (80 if quick else 220)
     assert (options.seeds, options.long_tail) == (2 if quick else 8, 20)
     assert {"random", "labelnext"} < set(options.strategies)
     assert (training.head, training.units) == ("small", None)
+
+
+@pytest.fixture
+def all_shared(monkeypatch, tmp_path):
+    """Photos and weights lie beside the checkout."""
+    (tmp_path / "weights.pth").touch()
+    monkeypatch.setattr(evidence, "WEIGHTS", tmp_path / "weights.pth")
+    for name in ("CIFAR", "TRASHNET"):
+        monkeypatch.setattr(sets, name, tmp_path)
+    found = {
+        name: replace(each, images=lambda: LabelledImages(tmp_path / "images")) for name, each in evidence._SETS.items()
+    }
+    monkeypatch.setattr(evidence, "_SETS", found)
+
+
+def test_each_set_is_studied_on_two_backbones(all_shared):
+    """With at least eight seeds and, where there is one, with a reference that had as many labels."""
+    plans = plan_studies(quick=False)
+    assert {name.removesuffix("-lite0") for name in plans} == set(evidence._SETS)
+    assert len(plans) == 2 * len(evidence._SETS)
+    for name, plan in plans.items():
+        _, [options, training] = read(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
+        assert training.backbone == ("efficientnet_lite0" if name.endswith("-lite0") else "vgg16")
+        assert options.seeds >= 8
+        assert {"random", "labelnext"} <= set(options.strategies)
+        if options.reference is not None:
+            assert read_reference(options.reference).labels[-1] == options.initial + sum(queries(options))
+    assert {name for name, plan in plans.items() if "reference" in plan} >= {"cifar10-lt", "trashnet-lite0"}
+
+
+def test_some_sets_may_be_named(all_shared):
+    """Quick, two of them and one backbone are enough."""
+    assert [*plan_studies(quick=False, only=["letters"])] == ["letters", "letters-lite0"]
+    assert [*plan_studies(quick=True)] == ["cifar10-lt-quick", "trashnet-quick"]
