@@ -51,8 +51,8 @@ class _Set:
 
     images: Callable[[], LabelledImages]
     options: Options
-    pixels: int
-    """Of a side, for VGG-16."""
+    pixels: int | None
+    """Of a side, for VGG-16; None for a set that is studied on EfficientNet-Lite0 alone."""
     pixels_lite0: int
 
 
@@ -78,15 +78,15 @@ _OTHER_WASTE: Final = ("plastic", "metal", "trash", "cardboard", "glass", "paper
 _TO_900: Final = (20, 20, 40, 40, 80, 80, 200, 400)
 _TO_500: Final = (20, 20, 40, 40, 80, 80, 200)
 _TO_220: Final = (20, 20, 20, 40, 40, 60)
-_MANY: Final = (50, 100, 150, 150)
+_MANY: Final = (75, 150, 200)
 """After three labels a class."""
 
 _SETS: Final[Mapping[str, _Set]] = {
     "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 64, 96),
     "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 112, 224),
-    "clipart": _Set(sets.clipart, _grow(*_MANY, initial=150), 64, 64),
+    "clipart": _Set(sets.clipart, _grow(*_MANY, initial=225), None, 64),
     "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 64, 96),
-    "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64, 64),
+    "letters": _Set(sets.letters, _grow(*_MANY, initial=141), None, 64),
     "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 64, 96),
     "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 112, 224),
 }
@@ -112,10 +112,13 @@ def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]
         **({"reference": reference} if reference.exists() else {}),
         "seeds": _SEEDS,
     }
+    lite0 = {"backbone": "efficientnet_lite0", "image-size": each.pixels_lite0}
+    if each.pixels is None:
+        yield name, {**common, **lite0, "strategies": _STRATEGIES}
+        return
     yield name, {**common, "weights": WEIGHTS, "image-size": each.pixels, "strategies": _STRATEGIES}
     if not quick:
-        lite0 = {"backbone": "efficientnet_lite0", "image-size": each.pixels_lite0, "strategies": _OF_LITE0}
-        yield f"{name}-lite0", {**common, **lite0}
+        yield f"{name}-lite0", {**common, **lite0, "strategies": _OF_LITE0}
 
 
 def _where(images: LabelledImages) -> Options:

@@ -102,7 +102,7 @@ def clipart() -> LabelledImages:
         draft = folder.with_suffix(".draft")
         for subject in sorted(each for each in root.glob("**/") if each != root):
             drawings = sorted(subject.glob("*.png"))
-            if "unsorted" in subject.parts or len(drawings) < _LEAST_DRAWINGS:
+            if {"special", "unsorted"} & {*subject.parts} or len(drawings) < _LEAST_DRAWINGS:
                 continue
             (draft / "_".join(subject.relative_to(root).parts)).mkdir(parents=True)
             for each in np.random.default_rng(len(drawings)).permutation(len(drawings))[:_MOST_DRAWINGS]:

@@ -52,10 +52,10 @@ def test_each_set_is_studied_on_two_backbones(all_shared):
     """With at least eight seeds and, where there is one, with a reference that had as many labels."""
     plans = plan_studies(quick=False)
     assert {name.removesuffix("-lite0") for name in plans} == set(evidence._SETS)
-    assert len(plans) == 2 * len(evidence._SETS)
     for name, plan in plans.items():
         _, [options, training] = read(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
-        assert training.backbone == ("efficientnet_lite0" if name.endswith("-lite0") else "vgg16")
+        on_lite0 = name.endswith("-lite0") or f"{name}-lite0" not in plans
+        assert training.backbone == ("efficientnet_lite0" if on_lite0 else "vgg16")
         assert options.seeds >= 8
         assert {"random", "labelnext"} <= set(options.strategies)
         if options.reference is not None:
@@ -65,5 +65,5 @@ def test_each_set_is_studied_on_two_backbones(all_shared):
 
 def test_some_sets_may_be_named(all_shared):
     """Quick, two of them and one backbone are enough."""
-    assert [*plan_studies(quick=False, only=["letters"])] == ["letters", "letters-lite0"]
+    assert [*plan_studies(quick=False, only=["letters", "trashnet"])] == ["trashnet", "trashnet-lite0", "letters"]
     assert [*plan_studies(quick=True)] == ["cifar10-lt-quick", "trashnet-quick"]
