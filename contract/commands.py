@@ -81,8 +81,9 @@ def declared(kind: type, *, without: Sequence[str] = ()) -> Iterator[Declared]:
             continue
         given = _parameter(name, info, "")
         value = "|".join(given.type.choices) if isinstance(given.type, click.Choice) else given.metavar
-        usage = f"{given.opts[0]} {value or ''}".strip() if isinstance(given, click.Option) else name.upper()
-        about, default = describe(kind, name), "off" if info.annotation is bool else written(info.default)
+        names = "/".join([given.opts[0], *given.secondary_opts])
+        usage = f"{names} {value or ''}".strip() if isinstance(given, click.Option) else name.upper()
+        about, default = describe(kind, name), written(info.default) or ("off" if info.annotation is bool else "")
         if given.required:
             default = "required"
         elif default and info.annotation is not bool:
@@ -158,7 +159,7 @@ class _Parsed(click.Command):
         )
 
     def _call(self, **given: Any) -> tuple[Command, list[Any]]:
-        told = {name: value for name, value in given.items() if value is not None and value is not False}
+        told = {name: value for name, value in given.items() if value is not None}
         try:
             return self._command, self._command.values(told)
         except ValidationError as err:
@@ -195,13 +196,15 @@ def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
     if option.argument:
         return click.Argument([name], type=kind, required=required)
     switch = info.annotation is bool
+    spelled = option.name or f"--{name.replace('_', '-')}"
     return click.Option(
-        [option.name or f"--{name.replace('_', '-')}", name],
+        [f"{spelled}/--no-{spelled[2:]}" if info.default is True else spelled, name],
         type=None if switch else kind,
         is_flag=switch or None,  # False would have click read an option out of --control=-x
         multiple=bool(option.once) or option.each,
         callback=_only(option.once) if option.once else _join if option.each else None,
         required=required,
+        default=None,  # what is not given is for the field to say
         metavar=None if switch or option.choices else option.metavar or _metavar(info).upper(),
         help=_help(info, about),
     )

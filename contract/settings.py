@@ -165,4 +165,6 @@ def written(default: object) -> str:
     """Return a default as people would write it, empty where there is none."""
     if default is None or default is False or default == ():
         return ""
+    if default is True:
+        return "on"
     return (",".join(map(str, default)) if isinstance(default, tuple) else f"{default}").removesuffix(".0")

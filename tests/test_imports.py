@@ -18,7 +18,14 @@ FORBIDDEN = {
 LAYERS = {
     "contract": [{"versions"}, {"images", "scores"}, {"features", "graph"}],
     "server": [{"observe"}, {"inference"}, {"http", "page"}, {"pool"}],
-    "trainer": [{"labels"}, {"model"}, {"evaluation"}, {"ordering", "report"}, {"ranking", "study"}, {"watching"}],
+    "trainer": [
+        {"labels"},
+        {"model"},
+        {"evaluation"},
+        {"ordering", "report", "tabs"},
+        {"ranking", "study"},
+        {"watching"},
+    ],
 }
 """The sub-packages of each package, from the bottom to the top. One imports those of lower layers, and modules beside
 the sub-packages that rely on nothing but these."""

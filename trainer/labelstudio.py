@@ -20,6 +20,8 @@ _WRITE_TIMEOUT_S: Final = 3600.0
 """Label Studio stores 10,000 predictions in 12 s on SQLite, and takes 75 s to delete them."""
 _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
+_NAMED_TASKS: Final = 200
+"""Whose numbers fit into an address."""
 _WITH_ANNOTATIONS: Final = {"fields": "all"}
 _AS_IMPORTED: Final = {"resolve_uri": "false"}
 _RULES: Final = ("maximum_annotations", "overlap_cohort_percentage", "show_overlap_first", "skip_queue")
@@ -38,6 +40,10 @@ class Project:
     """Whose predictions are shown and sorted by; empty if nobody has chosen."""
     sampling: str = ""
     """How the label stream chooses the next task."""
+    skip_queue: str = ""
+    """What becomes of a task that somebody skips."""
+    created_at: str = ""
+    """As Label Studio writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +110,12 @@ def connect(url: str, token: str, patience: Patience | None = None) -> LabelStud
 
 
 def read_project(client: LabelStudioClient, project_id: int) -> Project:
-    """Return the project's title, labelling config, model version and sampling."""
+    """Return the project's title, labelling config, model version and sampling, and what else tabs need."""
 
     def make(project: Mapping[str, Any]) -> Project:
-        fields = ("title", "label_config", "model_version", "sampling")
-        return Project(project_id, **{name: project[name] or "" for name in fields})
+        needed = {name: project[name] for name in ("title", "label_config", "model_version", "sampling")}
+        more = {name: project.get(name) for name in ("skip_queue", "created_at")}
+        return Project(project_id, **{name: value or "" for name, value in {**needed, **more}.items()})
 
     return client.read(_project(project_id), make, what=f"project {project_id}")
 
@@ -139,7 +146,7 @@ def count_labels_since(client: LabelStudioClient, project_id: int, moment: str, 
     annotations' whenever somebody opens it and a prediction is fetched. Both moments are as Label Studio writes them;
     what came after `until` does not count, so that the numbers fit the project's state of that moment.
     """
-    later = _filter("updated_at", "greater", moment, "Datetime")
+    later = condition("updated_at", "greater", moment, "Datetime")
     made = edited = 0
     for task in _pages(client, project_id, [_ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, fields="all"):
         for each in task["annotations"] or []:
@@ -189,9 +196,21 @@ def tasks_since(
 
     A task changes with its data and with its annotations, not when predictions are imported. Deleted ones do not show.
     """
-    later = _filter("updated_at", "greater_or_equal", moment, "Datetime")
+    later = condition("updated_at", "greater_or_equal", moment, "Datetime")
     size, fields = (_ANNOTATED_PAGE_TASKS, _WITH_ANNOTATIONS) if annotations else (_PAGE_TASKS, _AS_IMPORTED)
     yield from _pages(client, project_id, [later], page_size=size, **fields)
+
+
+def tasks_by_number(client: LabelStudioClient, project_id: int, numbers: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+    """Yield those of some tasks that are there, with their annotations and all else."""
+    for start in range(0, len(numbers), _NAMED_TASKS):
+        named = condition("id", "in_list", list(numbers[start : start + _NAMED_TASKS]))
+        yield from _pages(client, project_id, [named], page_size=_NAMED_TASKS, **_WITH_ANNOTATIONS)
+
+
+def count_tasks(client: LabelStudioClient, project_id: int, filters: Sequence[Mapping[str, object]]) -> int:
+    """Return for how many tasks all filters hold, by one small request."""
+    return _list_tasks(client, project_id, {"filters": _all_of(*filters)}, page_size=1).total
 
 
 def is_unlabelled(task: Mapping[str, Any]) -> bool:
@@ -210,8 +229,7 @@ def count_annotations(client: LabelStudioClient, project_id: int) -> tuple[int, 
 
 def count_unlabelled(client: LabelStudioClient, project_id: int) -> int:
     """Return how many tasks `unlabelled_tasks` would give, by one small request."""
-    query = {"filters": _all_of(_NOT_ANNOTATED, _NOT_DONE)}
-    return _list_tasks(client, project_id, query, page_size=1).total
+    return count_tasks(client, project_id, [_NOT_ANNOTATED, _NOT_DONE])
 
 
 # ---- predictions
@@ -331,14 +349,15 @@ class _Page:
     """How many tasks there are from here on."""
 
 
-def _filter(column: str, operator: str, value: float | str, kind: str = "Number") -> dict[str, object]:
+def condition(column: str, operator: str, value: float | str | Sequence[int], kind: str = "Number") -> dict[str, Any]:
+    """Return a filter of tasks, as the Data Manager and its API write it."""
     return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
 
 
-_ANNOTATED: Final = _filter("total_annotations", "greater", 0)
-_NOT_ANNOTATED: Final = _filter("total_annotations", "equal", 0)
-_SKIPPED: Final = _filter("cancelled_annotations", "greater", 0)
-_NOT_DONE: Final = _filter("is_labeled", "equal", "false", "Boolean")
+_ANNOTATED: Final = condition("total_annotations", "greater", 0)
+_NOT_ANNOTATED: Final = condition("total_annotations", "equal", 0)
+_SKIPPED: Final = condition("cancelled_annotations", "greater", 0)
+_NOT_DONE: Final = condition("is_labeled", "equal", "false", "Boolean")
 """What the label stream itself goes by."""
 
 
@@ -360,7 +379,7 @@ def _pages(
     """
     last, remaining = 0, True  # 0 is below every task's number
     while remaining:
-        query = {"filters": _all_of(*filters, _filter("id", "greater", last)), "ordering": ["tasks:id"]}
+        query = {"filters": _all_of(*filters, condition("id", "greater", last)), "ordering": ["tasks:id"]}
         page = _list_tasks(client, project_id, query, page_size=page_size, **parameters)
         yield from page.tasks
         remaining = 0 < len(page.tasks) < page.total

@@ -31,6 +31,8 @@ class Told(Base):
     """Where."""
     dry: bool = False
     """Do nothing."""
+    loud: bool = True
+    """Say so."""
     most: Count | Literal["all"] = "all"
     """At most."""
 
@@ -62,6 +64,13 @@ def test_what_is_given_goes_to_all_classes_that_have_it():
     """Under the name of the field, as its type."""
     _, values = read("both", "--many", "5", "--name=-x,y", "--folder", "f", "--kind", "b", "--dry", "here")
     assert values == [Told(5, Path("f"), ("-x", "y"), "b", dry=True), Other("here", 5)]
+
+
+@pytest.mark.parametrize(("arguments", "loud"), [([], True), (["--loud"], True), (["--no-loud"], False)], ids=str)
+def test_what_is_on_can_be_switched_off(arguments, loud):
+    """By its name with no- before it."""
+    _, [value] = read("do", *arguments)
+    assert value == Told(loud=loud)
 
 
 def test_values_come_from_their_fields_again():
@@ -104,4 +113,5 @@ def test_help_is_what_is_declared(capsys):
     assert ["--folder", "PATH", "Where", "they", "are", "(default:", "here)"] in lines
     assert ["--kind", "[a|b]", "Which", "(default:", "a)"] in lines
     assert ["--dry", "Do", "nothing"] in lines
+    assert ["--loud", "/", "--no-loud", "Say", "so", "(default:", "on)"] in lines
     assert lines.index(["those:"]) < lines.index(["PLACE"])

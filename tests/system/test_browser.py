@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,62 +12,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from contract.labelconfig import parse_label_config
 from contract.tasks import find_reference
-from demo.label_studio import EMAIL, PASSWORD, LabelStudio
-from demo.product import CHECKOUT, Workplace, rank, train
+from demo.label_studio import LabelStudio
+from demo.product import Workplace, rank, train
 from demo.project import Project
 from server.http.labelstudio import build_predictions, resolve_target
 from server.inference.batching import ImageScores
 from server.settings import Score
 from tests.contract.images import test_spelling
-from tests.system.conftest import QUICK_TRAINING, Annotator, Serve
+from tests.system.conftest import PATIENCE_MS, QUICK_TRAINING, Annotator, Serve, keep_picture
 from tests.versions import manifest
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, decide
 from trainer.ranking.reconcile import Wanted, reconcile
 
-ARTIFACTS = CHECKOUT / "tests" / "artifacts"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LABELLED = 20
 VERSION = "20261129T050102123Z-0a1b2c"
-PATIENCE_MS = 60_000  # Label Studio's own code is some megabytes to load
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A headless Chromium of this machine's own."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"needs a browser, found none of {', '.join(BROWSERS)}; apt install chromium brings one")
-    # Chromium's own sandbox refuses to run for root.
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=options)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, studio: LabelStudio) -> Iterator[Page]:
-    """A page of somebody who is logged in; what is not on this machine is not asked for."""
-    page = browser.new_page(viewport={"width": 1360, "height": 820})
-    page.set_default_timeout(PATIENCE_MS)
-    page.route(lambda url: not url.startswith(("http://127.0.0.1:", "data:", "blob:")), _refuse)
-    page.goto(f"{studio.url}/user/login/")
-    page.fill("input[name=email]", EMAIL)
-    page.fill("input[name=password]", PASSWORD)
-    page.click("button[type=submit]")
-    page.wait_for_url(lambda url: "login" not in url, wait_until="domcontentloaded")
-    yield page
-    page.close()
-
-
-def _refuse(route: Route) -> None:
-    route.abort()
 
 
 def test_an_annotator_gets_the_ranking_s_first_task(
@@ -89,14 +51,14 @@ def test_an_annotator_gets_the_ranking_s_first_task(
     rows = page.get_by_test_id("table-row-wrapper")
     rows.first.wait_for()
     shown = [int(rows.nth(number).inner_text().split()[0]) for number in range(5)]
-    _keep(page, "data-manager")
+    keep_picture(page, "data-manager")
     assert shown == [task.id for task in ranked[:5]]
     assert version in re.sub(r"\s", "", rows.first.inner_text())
 
     page.get_by_text("Label All Tasks").click()
     page.get_by_role("button", name="Submit").first.wait_for()
     served = page.locator("[class*=current-task__task-id]").inner_text().split()[0]
-    _keep(page, "label-stream")
+    keep_picture(page, "label-stream")
     assert int(served) == first.id
 
 
@@ -161,7 +123,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     (control,) = parse_label_config(config)
     assert find_reference(task.data, control.value_key) == IMAGE
     wanted = {task.id: Wanted(0.5, _predict_last(config, control.labels))}
-    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: {task.id})
+    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_there=lambda: {task.id})
     labelstudio.switch_model_version(client, number, VERSION)
 
     _open_prelabelled(page, f"{studio.url}/projects/{number}/data?task={task.id}")
@@ -189,7 +151,7 @@ def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
     ids = [task.id for task in labelstudio.unlabelled_tasks(client, number)]
     regions = _predict_last(config, ("red", "b"))
     wanted = dict(zip(ids, (Wanted(0.3, regions), Wanted(0.1, ()), Wanted(0.2, regions)), strict=True))
-    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: set(ids))
+    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_there=lambda: set(ids))
     labelstudio.switch_model_version(client, number, VERSION)
     project, by_score = Project(session, number), "tasks:predictions_score"
     assert [task.id for task in project.tasks(ordering=by_score)] == [ids[1], ids[2], ids[0]]
@@ -215,7 +177,7 @@ def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
     expect(toggle).to_be_checked(timeout=PATIENCE_MS)
     page.get_by_text("Use predictions to prelabel tasks").first.click()
     expect(toggle).not_to_be_checked()
-    _keep(page, "prelabelling")
+    keep_picture(page, "prelabelling")
     page.get_by_role("button", name="Save annotation settings").click()
     page.get_by_text("Saved!").wait_for()
     assert labelstudio.read_project(client, number).model_version == ""
@@ -273,16 +235,10 @@ def _look_at_product(page: Page, url: str, version: str) -> None:
     """Open the server's own page, wide and as narrow as a phone; nothing on it is wider than the screen."""
     page.goto(url)
     assert version in page.inner_text("body")
-    _keep(page, "server", full=True)
+    keep_picture(page, "server", full=True)
     wide = page.viewport_size
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    _keep(page, "server-phone", full=True)
+    keep_picture(page, "server-phone", full=True)
     assert wide
     page.set_viewport_size(wide)
-
-
-def _keep(page: Page, name: str, *, full: bool = False) -> None:
-    """Leave a screenshot for people to look at."""
-    ARTIFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=full)

@@ -37,6 +37,8 @@ class Studio:
 
     def __init__(self, tasks=0):
         self.project = {"id": 5, "title": "Pets", "label_config": CONFIG, "model_version": "", "sampling": "Sequential"}
+        self.project |= {"created_at": "2026-11-01T00:00:00.000001Z", "skip_queue": "REQUEUE_FOR_OTHERS"}
+        self.views = {}
         self.tasks = {}
         self.predictions = {}
         self.webhooks = {}
@@ -135,12 +137,59 @@ class Studio:
                 return self.remove(body["model_version"])
             case "POST", ["projects", "5", "import", "predictions"]:
                 return self.take(body)
+            case _, ["dm", *rest]:
+                return self.manage(request.method, rest, body)
             case "GET", ["webhooks"]:
                 return 200, list(self.webhooks.values())
             case "PATCH", ["webhooks", number]:
                 self.webhooks[int(number)].update(body)
                 return 200, self.webhooks[int(number)]
         return 404, {"detail": "Not found."}
+
+    # ---- the Data Manager
+
+    def manage(self, method, steps, body):  # noqa: PLR0911 - a table of routes
+        match method, steps:
+            case "GET", ["columns"]:
+                return 200, {"columns": COLUMNS}
+            case "GET", ["views"]:
+                return 200, [self.view(number) for number in self.views]
+            case "POST", ["views"]:
+                number = next(self.numbers)
+                self.views[number] = {"ordering": [], **body["data"]}
+                return 201, self.view(number)
+            case "POST", ["views", "order"]:
+                first = {number: self.views[number] for number in body["ids"]}
+                self.views = {**first, **self.views}
+                return 200, None
+            case "PATCH", ["views", number]:
+                if int(number) not in self.views:
+                    return 404, {"detail": "Not found."}
+                former = {name: self.views[int(number)].get(name) for name in ("filters", "ordering")}
+                self.views[int(number)] = {**former, **body["data"]}  # the rest is replaced
+                return 200, self.view(int(number))
+            case "DELETE", ["views", number]:
+                return (204, None) if self.views.pop(int(number), None) else (404, {})
+        return 404, {"detail": "Not found."}
+
+    def view(self, number):
+        return {"id": number, "project": 5, "order": 0, "user": 1, "data": self.views[number]}
+
+    def tabs(self):
+        """The tasks that each tab holds, in its order, by its title."""
+        found = {}
+        for data in self.views.values():
+            query = {"filters": data.get("filters") or {"items": []}, "ordering": data["ordering"] or ["tasks:id"]}
+            page = self.page({"query": json.dumps(query), "page_size": 1000})
+            found[data["title"]] = [task["id"] for task in page["tasks"]]
+        return found
+
+    def score(self, task):
+        scores = self.scores(self.project["model_version"]).get(task)
+        return sum(scores) / len(scores) if scores else None
+
+    def results(self, task):
+        return [json.dumps(each["result"]) for each in self.predictions.values() if each["task"] == task]
 
     def counters(self):
         counts = [self.counts(task) for task in self.tasks]
@@ -164,8 +213,14 @@ class Studio:
         asked = json.loads(query["query"])
         found = [task for task in self.tasks.values() if all(self.passes(task, f) for f in asked["filters"]["items"])]
         [ordering] = asked.get("ordering", ["tasks:id"])
-        key = ordering.removeprefix("-").removeprefix("tasks:")
-        found.sort(key=lambda task: task[key], reverse=ordering.startswith("-"))
+        key, falling = ordering.removeprefix("-").removeprefix("tasks:"), ordering.startswith("-")
+        if key == "predictions_score":
+            unscored = [task for task in found if self.score(task["id"]) is None]
+            found = [task for task in found if self.score(task["id"]) is not None]
+            found.sort(key=lambda task: self.score(task["id"]), reverse=falling)
+            found += unscored
+        else:
+            found.sort(key=lambda task: task[key], reverse=falling)
         return {"tasks": [self.shown(task) for task in found[: int(query["page_size"])]], "total": len(found)}
 
     def shown(self, task):
@@ -181,6 +236,7 @@ class Studio:
             "cancelled_annotations": cancelled,
             "is_labeled": "true" if total else "false",
             "updated_at": task["updated_at"],
+            "predictions_results": self.results(task["id"]),
         }[column]
         return _OPERATORS[condition["operator"]](value, condition["value"])
 
@@ -200,7 +256,30 @@ class Studio:
         return 201, {"created": len(kept)}
 
 
-_OPERATORS = {"equal": operator.eq, "greater": operator.gt, "greater_or_equal": operator.ge}
+def _equal(value, wanted):
+    return wanted in value if isinstance(value, list) else value == wanted
+
+
+_OPERATORS = {
+    "equal": _equal,
+    "greater": operator.gt,
+    "greater_or_equal": operator.ge,
+    "less": operator.lt,
+    "in_list": lambda value, wanted: value in wanted,
+    "contains": lambda values, wanted: any(wanted in value for value in values),
+    "not_contains": lambda values, wanted: not any(wanted in value for value in values),
+}
+COLUMNS = [
+    {"id": "image", "type": "Image", "target": "tasks", "parent": "data", "visibility_defaults": {"labeling": True}},
+    {"id": "source", "type": "Unknown", "target": "tasks", "parent": "data", "visibility_defaults": {"labeling": True}},
+    {"id": "id", "type": "Number", "target": "tasks", "visibility_defaults": {"labeling": False}},
+    {"id": "total_annotations", "type": "Number", "target": "tasks", "visibility_defaults": {"labeling": True}},
+    {"id": "predictions_score", "type": "Number", "target": "tasks", "visibility_defaults": {"labeling": False}},
+    {"id": "predictions_results", "type": "String", "target": "tasks", "visibility_defaults": {"labeling": False}},
+    {"id": "annotations_results", "type": "String", "target": "tasks", "visibility_defaults": {"labeling": False}},
+    {"id": "data", "type": "List", "target": "tasks", "children": ["image", "source"]},
+]
+"""Of the Data Manager, some of them."""
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from trainer.ranking.options import RankOptions
 from trainer.ranking.scores import ScoreLog, digest
 from trainer.settings import Environment
 from trainer.stages import Stages
+from trainer.tabs.record import TabRecord, load_record
 from trainer.task_lists import Task, list_annotated, list_unlabelled
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,11 @@ class RankingContext:
         """The tasks that somebody labelled or skipped."""
         project = self.options.project
         return list_annotated(self.client, project, task_lists.kept_folder(self.environment, project))
+
+    @cached_property
+    def tab_record(self) -> TabRecord:
+        """What is remembered of the project's tabs."""
+        return load_record(self.repository, self.options.project, self.project.created_at)
 
     def list_tasks(self) -> list[PoolTask]:
         """Return the unlabelled tasks as they are now."""

@@ -85,7 +85,7 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
     """
     options = context.options
     held = labelstudio.list_predictions(context.client, options.project, former.name)
-    ranked = {each.task: each.score for each in held}
+    ranked = {each.task: each.score for each in held if each.task not in context.tab_record.listed}
     unscored = set(former.unscored)
     later = [task for task in context.tasks if task.id not in ranked or task.id in unscored]
     if not later:
@@ -113,7 +113,8 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
 def _keep_places(context: RankingContext, plan: Plan, shown: Shown, failures: Sequence[Failure]) -> Plan:
     """Add the tasks that keep their places; a ranking is not replaced by one of far fewer tasks."""
     options = context.options
-    held = labelstudio.list_predictions(context.client, options.project, shown.name, results_of=plan.unscored)
+    predictions = labelstudio.list_predictions(context.client, options.project, shown.name, results_of=plan.unscored)
+    held = [each for each in predictions if each.task not in context.tab_record.listed]
     scored_before = {each.task for each in held} & context.data.keys() - set(shown.unscored)
     lost = [failure for failure in failures if failure.task in scored_before]
     if not are_few(len(lost), len(scored_before)) and not options.incomplete:

@@ -32,8 +32,8 @@ SCORED_LATER: Final = "could not be scored with the others, placed by its own sc
 KEPT: Final = "could not be scored, keeps the place that it had"
 """The same for one whose image cannot be had now, and could be before."""
 
-_PLACE: Final = {"rank", "strategy", "reason"}
-"""What `meta` says of a task's place."""
+_PLACE: Final = {"rank", "strategy", "reason", "sure", "tab"}
+"""What `meta` says of a task's place, and of the tab that it stands in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,18 +239,26 @@ def place_later(
 
 def _planned(score: Score, value: float, *, reason: str, held_out: bool, meta: Mapping[str, Any]) -> Planned:
     bald = float(score.bald) if len(score.probabilities) else None
-    result = _shown(score.result, {**meta, "reason": reason}, held_out=held_out)
+    result = _shown(score.result, {"reason": reason, **meta}, held_out=held_out)
     return Planned(score.task, float(value), result, reason=reason, bald=bald, held_out=bool(held_out))
 
 
 def _shown(result: Sequence[Mapping[str, Any]], meta: Mapping[str, Any], *, held_out: bool) -> list[Mapping[str, Any]]:
     """Say in each region's `meta` why the task stands where it stands; what another ranking said goes.
 
-    Of the random holdout nothing is shown: Label Studio ticks what is, and what is measured on must not be agreed to.
+    Label and reason come first, for the Data Manager shows a region as it is written, and only its beginning. Of the
+    random holdout nothing is shown: Label Studio ticks what is, and what is measured on must not be agreed to.
     """
     if held_out:
         return []
-    return [{**region, "meta": {**_apart_from_place(region.get("meta") or {}), **meta}} for region in result]
+    return [
+        {"value": region["value"], "meta": {**meta, **_apart_from_place(region.get("meta") or {})}, **_apart(region)}
+        for region in result
+    ]
+
+
+def _apart(region: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in region.items() if name not in {"value", "meta"}}
 
 
 def _apart_from_place(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
 from trainer.ranking.reconcile import Wanted, reconcile
 from trainer.ranking.releasing import remember
 from trainer.ranking.retries import are_few
+from trainer.ranking.tabs import RankingTabs
 from trainer.settings import Environment
 from trainer.stages import CLEAR, Stages
 
@@ -67,7 +68,7 @@ class Summary:
     """Predictions of earlier rankings."""
     stages: Mapping[str, float] = field(default_factory=dict)
     """Seconds by stage: tasks, labels, swap, score, arrange, import and switch, at whose end the project sorts by the
-    ranking, and clear: the record is written, and what the ranking replaces is removed."""
+    ranking; tabs, which show it; and clear: the record is written, and what the ranking replaces is removed."""
     seconds: float = 0.0
     """All in all."""
 
@@ -145,6 +146,7 @@ class _Ranking:
                 former, plan = None, self._plan_all()
         if self._options.dry_run:
             return self._only_show(plan)
+        plan = RankingTabs(self._context, plan.name).mark(plan)
         if former is None and plan.items:
             with self._context.measure("arrange"):
                 save_plan(self._plan_path, plan)
@@ -203,30 +205,38 @@ class _Ranking:
     # ---- what is changed in Label Studio
 
     def _put(self, plan: Plan, former: Ranking | None) -> Summary:
-        """Import what is planned, switch to it, and clear away what it replaces."""
+        """Import what is planned, switch to it, show it in tabs, and clear away what it replaces."""
+        tabs = RankingTabs(self._context, plan.name)
         with self._context.measure("import"):
-            imported = self._import(plan)
+            imported = self._import(plan, tabs)
         removed = 0
-        if labelstudio.count_predictions(self._client, self._options.project).get(plan.name):
+        there = labelstudio.count_predictions(self._client, self._options.project).get(plan.name)
+        if there:
             with self._context.measure("switch"):
                 self._switch(plan.name)
+        with self._context.measure("tabs"):
+            tabs.keep(plan)
+        if there:
             with self._context.measure(CLEAR):
                 self._record(plan, former)
                 removed = self._remove_superseded(plan.name)
         shutil.rmtree(self._context.kept, ignore_errors=True)
         return self._summarise(plan, imported=imported, removed=removed)
 
-    def _import(self, plan: Plan) -> int:
+    def _import(self, plan: Plan, tabs: RankingTabs) -> int:
         unlabelled = set(self._context.data)
         if labelstudio.count_unlabelled(self._client, self._options.project) != len(unlabelled):
             unlabelled = self._find_unlabelled()
+        doubted = tabs.find_doubted()
+        places = {item.task: Wanted(item.score, item.result) for item in plan.items if item.task in unlabelled}
         return reconcile(
             self._client,
             self._options.project,
             name=plan.name,
-            wanted={item.task: Wanted(item.score, item.result) for item in plan.items if item.task in unlabelled},
+            wanted={**doubted, **places},
+            unwanted=tabs.settled,
             note=self._context.kept / "import.json",
-            find_unlabelled=self._find_unlabelled,
+            find_there=lambda: self._find_unlabelled() | tabs.find_doubted().keys(),
         )
 
     def _find_unlabelled(self) -> set[int]:

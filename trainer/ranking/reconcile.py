@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -55,8 +55,10 @@ class Changes:
     """Numbers of predictions."""
 
 
-def compare(wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction]) -> Changes:
-    """Find what to create and delete so that each task has one prediction, and a wanted one its score.
+def compare(
+    wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction], *, unwanted: Container[int] = ()
+) -> Changes:
+    """Find what to create and delete so that a task has one prediction, a wanted one its score, an unwanted one none.
 
     Where no label is wanted there must be none. Where one is, its score will do without: Label Studio drops labels that
     the labelling config has lost. Of predictions that are as good as each other the first one stays.
@@ -67,14 +69,16 @@ def compare(wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction]) -> C
     create = set(wanted)
     delete: list[int] = []
     for task, predictions in by_task.items():
-        good = [each for each in predictions if task not in wanted or _has(each, wanted[task])]
+        good = [each for each in predictions if _is_good(each, wanted.get(task), unwanted=task in unwanted)]
         create -= {task} if good else set()
         kept = good[0].id if good else None
         delete += [each.id for each in predictions if each.id != kept]
     return Changes(tuple(sorted(create)), tuple(sorted(delete)))
 
 
-def _has(prediction: StoredPrediction, wanted: Wanted) -> bool:
+def _is_good(prediction: StoredPrediction, wanted: Wanted | None, *, unwanted: bool) -> bool:
+    if wanted is None:
+        return not unwanted
     placed = prediction.score is not None and abs(prediction.score - wanted.score) < _SAME_SCORE
     return placed and (prediction.blank or bool(wanted.result))
 
@@ -85,8 +89,9 @@ def reconcile(
     *,
     name: str,
     wanted: Mapping[int, Wanted],
+    unwanted: Container[int] = (),
     note: Path,
-    find_unlabelled: Callable[[], Collection[int]],
+    find_there: Callable[[], Collection[int]],
 ) -> int:
     """Have each wanted task hold one prediction of that name with that score, and every other task at most one.
 
@@ -95,8 +100,9 @@ def reconcile(
         project_id: the number in the project's address.
         name: what the predictions are stamped with.
         wanted: by task. Tasks that turn out to be gone or labelled meanwhile are left alone.
+        unwanted: tasks that are to have none.
         note: a file, made when needed, that tells a later call of an import whose end nobody saw.
-        find_unlabelled: the numbers of the tasks that are there and unlabelled.
+        find_there: the numbers of the tasks that may have one still.
 
     Returns:
         How many predictions were created.
@@ -110,7 +116,7 @@ def reconcile(
     taken = Counter[int]()
     fewest, vain = len(wanted) + 1, 0
     while vain < _ROUNDS:
-        changes = compare(wanted, _list(client, project_id, name))
+        changes = compare(wanted, _list(client, project_id, name), unwanted=unwanted)
         _check_taken([task for task in changes.create if taken[task] >= _TIMES_TAKEN])
         if not changes.create and not changes.delete:
             return taken.total()
@@ -121,7 +127,7 @@ def reconcile(
             try:
                 flight.send([_prediction(task, name, wanted[task], bare=taken[task] > 0) for task in tasks])
             except Refused:
-                _keep_only(wanted, find_unlabelled())
+                _keep_only(wanted, find_there())
                 break
             except Unreachable as err:
                 _log.warning("an import was cut short; waiting for what Label Studio makes of it: %s", err)
@@ -161,8 +167,8 @@ def _say_stripped(count: int) -> None:
         )
 
 
-def _keep_only(wanted: dict[int, Wanted], unlabelled: Collection[int]) -> None:
-    gone = [task for task in wanted if task not in unlabelled]
+def _keep_only(wanted: dict[int, Wanted], there: Collection[int]) -> None:
+    gone = [task for task in wanted if task not in there]
     if not gone:
         raise ConfigError(
             "Label Studio refuses the import although all its tasks are there; look into its log for the reason"

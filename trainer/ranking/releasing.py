@@ -24,6 +24,8 @@ from trainer.locks import exclusive
 from trainer.ranking.context import kept_folder
 from trainer.ranking.names import own_names
 from trainer.settings import Environment
+from trainer.tabs.keeping import remove_tabs
+from trainer.tabs.record import load_record
 from trainer.webhooks import clear_webhook_token
 
 PROJECTS_FOLDER: Final = "projects"
@@ -98,6 +100,8 @@ class Released:
     model_version: str
     webhooks: int
     """That no longer carry our secret."""
+    tabs: int
+    """Ours, that were removed."""
     recorded: bool
     """Whether it was written down how the project was; if not, it has Label Studio's defaults where it had ours."""
 
@@ -110,13 +114,13 @@ class Released:
         shown = self.model_version or "none"
         guess = "" if self.recorded else " (how it was before was not written down)"
         return (
-            f"project {self.project} is released: {self.predictions} predictions removed, {self.webhooks} webhooks "
-            f"cleared; sampling: {self.sampling}; model version: {shown}{guess}"
+            f"project {self.project} is released: {self.predictions} predictions and {self.tabs} tabs removed, "
+            f"{self.webhooks} webhooks cleared; sampling: {self.sampling}; model version: {shown}{guess}"
         )
 
 
 def release(project_id: int, environment: Environment, *, server: str | None = None) -> Released:
-    """Remove our predictions from a project, and put its sampling, model version and webhooks back as they were.
+    """Remove our tabs and predictions from a project, and put sampling, model version and webhooks back as they were.
 
     Args:
         project_id: the number in the project's address.
@@ -137,6 +141,8 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         client = labelstudio.connect(*environment.label_studio())
         before = recall(repository, project_id)
         webhooks = clear_webhook_token(client, project_id, [server or environment.server])
+        created_at = labelstudio.read_project(client, project_id).created_at
+        tabs = remove_tabs(client, project_id, repository, load_record(repository, project_id, created_at))
         predictions = _put_back(client, repository, project_id, before or _DEFAULT)
         shutil.rmtree(kept_folder(environment, project_id), ignore_errors=True)
         shutil.rmtree(task_lists.kept_folder(environment, project_id), ignore_errors=True)
@@ -146,7 +152,8 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         forget_ranking(repository, project_id)
         now = labelstudio.read_project(client, project_id)
         forget(repository, project_id)
-    return Released(project_id, predictions, now.sampling, now.model_version, webhooks, recorded=before is not None)
+    recorded = before is not None
+    return Released(project_id, predictions, now.sampling, now.model_version, webhooks, tabs, recorded=recorded)
 
 
 def _put_back(client: LabelStudioClient, repository: Repository, project_id: int, before: Before) -> int:

@@ -28,7 +28,9 @@ LEAST_JUDGED: Final = 100
 more or less (95 %), and a bin holds a few of them."""
 
 ERRORS_SHOWN: Final = 24
-"""The most label errors that are named."""
+"""The most label errors that are shown."""
+ERRORS_NAMED: Final = 1000
+"""The most that are named by their tasks, for people to look at them again there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,9 @@ class ReportData:
     """`cross-validation` or `validation`: how the images whose labels were judged had been kept from the judge."""
     judgement: Judgement
     names: Mapping[int, str]
-    """What the images are found by that are shown or named, by row."""
+    """What the images are found by that are shown, by row."""
+    doubted_tasks: tuple[int, ...]
+    """The tasks of the label errors, -1 where an image is of none; the likeliest, up to a thousand."""
     curve: tuple[Point, ...]
     """The version itself comes last, if it was measured."""
 
@@ -131,6 +135,7 @@ def work_out(inputs: Inputs) -> ReportData:
         judged_by="validation" if inputs.embeddings is None else "cross-validation",
         judgement=judgement,
         names={each.image: name_image(inputs, each.image) for each in named},
+        doubted_tasks=tuple(int(inputs.pixels.task_ids[each.image]) for each in judgement.found[:ERRORS_NAMED]),
         curve=tuple(find_points([*inputs.earlier, manifest])),
     )
 
@@ -221,6 +226,11 @@ def to_json(data: ReportData, manifest: Manifest) -> dict[str, Any]:
             "found": len(judgement.found),
             "too_few": judgement.too_few,
             "likeliest": [{**asdict(each), "name": data.names[each.image]} for each in judgement.found[:ERRORS_SHOWN]],
+            "tasks": [
+                {**asdict(each), "task": task}
+                for each, task in zip(judgement.found[:ERRORS_NAMED], data.doubted_tasks, strict=True)
+                if task >= 0
+            ],
         },
         "curve": [_describe(each) for each in data.curve],
         "training": asdict(manifest.training),

@@ -58,7 +58,8 @@ class TestKilled:
                 done = finished(rig)
             rig.studio.delete_task(rig.unlabelled[0])
             rig.studio.annotate(rig.unlabelled[0], "cat")
-            rig.studio.add_task(**picture(1000 + steps))
+            for number in range(2):
+                rig.studio.add_task(**picture(1000 + 2 * steps + number))
             rig.rank()
             rig.check_whole(rig.version)
             assert rig.studio.scores("yolo") or 3 not in rig.studio.tasks

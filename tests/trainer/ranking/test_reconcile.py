@@ -41,7 +41,7 @@ def bring(state, tmp_path, wanted=None):
         name=NAME,
         wanted=wanted_of(state.tasks) if wanted is None else wanted,
         note=tmp_path / "import.json",
-        find_unlabelled=lambda: {task.id for task in labelstudio.unlabelled_tasks(client, 5)},
+        find_there=lambda: {task.id for task in labelstudio.unlabelled_tasks(client, 5)},
     )
 
 
@@ -70,10 +70,12 @@ REGION = {"from_name": "label", "to_name": "image", "type": "choices", "value": 
         st.integers(1, 6), st.builds(Wanted, st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([(), (REGION,)]))
     ),
     st.lists(stored, unique_by=lambda each: each.id, max_size=12),
+    st.sets(st.integers(1, 6)),
 )
-def test_after_the_changes_each_task_has_one_prediction(wanted, held):
-    """A wanted one its score, without a label where none is wanted; any other at most one; nothing is left to do."""
-    changes = compare(wanted, held)
+def test_after_the_changes_each_task_has_one_prediction(wanted, held, others):
+    """A wanted one its score, without a label where none is wanted, an unwanted one none; any other at most one."""
+    unwanted = others - set(wanted)
+    changes = compare(wanted, held, unwanted=unwanted)
     after = [each for each in held if each.id not in changes.delete]
     after += [
         StoredPrediction(10**7 + task, task, NAME, wanted[task].score, not wanted[task].result)
@@ -84,8 +86,8 @@ def test_after_the_changes_each_task_has_one_prediction(wanted, held):
         task: each.score for task, each in wanted.items()
     }
     assert all(each.blank for each in after if each.task in wanted and not wanted[each.task].result)
-    assert {each.task for each in after} == set(wanted) | {each.task for each in held}
-    assert compare(wanted, after) == Changes((), ())
+    assert {each.task for each in after} == set(wanted) | ({each.task for each in held} - unwanted)
+    assert compare(wanted, after, unwanted=unwanted) == Changes((), ())
     good = {each.task for each in held if each.blank and each.task in wanted and wanted[each.task].score == each.score}
     assert not set(changes.create) & good
 

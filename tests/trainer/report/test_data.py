@@ -66,6 +66,21 @@ def test_a_wrong_label_is_named_by_image_and_labels():
     assert (first.image, data.names[6], first.given, first.suggested) == (6, "0/006.png", ("cat",), ("dog",))
 
 
+def test_all_labels_that_look_wrong_are_named_by_their_tasks():
+    """In the figures, for people to be led to them; images of no task are not."""
+    inputs = make_inputs()
+    found = work_out(inputs)
+    assert len(found.judgement.found) > 24
+    assert to_json(found, inputs.manifest)["label_errors"]["tasks"] == []
+    tasks = np.arange(90) * 10
+    tasks[found.judgement.found[1].image] = -1
+    numbered = replace(inputs, pixels=replace(inputs.pixels, task_ids=tasks))
+    named = to_json(work_out(numbered), inputs.manifest)["label_errors"]["tasks"]
+    others = [each for rank, each in enumerate(found.judgement.found) if rank != 1]
+    assert [each["task"] for each in named] == [10 * each.image for each in others]
+    assert [each["given"] for each in named] == [each.given for each in others]
+
+
 def test_an_image_is_named_by_its_task_or_its_file():
     """What a task refers to may hold a secret, which is not shown."""
     inputs = make_inputs()

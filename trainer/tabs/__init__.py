@@ -1,0 +1,1 @@
+"""The tabs of Label Studio's Data Manager that rankings make and keep up to date."""

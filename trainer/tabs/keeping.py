@@ -1,0 +1,164 @@
+"""Having a project's tabs be what they should: made, changed as far as they are ours, and taken away.
+
+Ours are those that we remember by number and that still bear our title: a tab that was renamed is its owner's, and one
+that was deleted stays so. Of ours only the filters are ours, and whatever else people filter by, show or set stays.
+What is about to be done is written down first, so that it may be cut short anywhere and begun again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from contract.label_studio import LabelStudioClient
+from contract.versions.repository import Repository
+from trainer import labelstudio
+from trainer.tabs import views
+from trainer.tabs.record import Kept, TabRecord, forget_record, save_record
+from trainer.tabs.tabs import Tab
+from trainer.tabs.views import Column, Filter, View
+
+_REMEMBERED: Final = 5
+"""Filters that a tab of ours had: what a browser puts back that has been open since."""
+_NUMBER: Final = "tasks:id"
+_WIDTHS: Final = {"tasks:predictions_results": 520, "tasks:annotations_results": 260}
+"""Of the columns with text in them, in pixels."""
+_GRID_COLUMNS: Final = 6
+_TICKED: Final = {"selected": {"all": True, "list": []}}
+"""As the Data Manager reads it, which forgets it when people change a tab."""
+_EVERYTHING: Final = {"title": "Default"}
+"""What Label Studio makes itself where there is no tab, with the columns that it shows by default."""
+
+
+def keep_tabs(
+    client: LabelStudioClient, project_id: int, repository: Repository, *, record: TabRecord, wanted: Sequence[Tab]
+) -> list[str]:
+    """Have a project show the tabs that are wanted and hold a task, and none of ours beside them.
+
+    Args:
+        client: from `labelstudio.connect`.
+        project_id: the number in the project's address.
+        repository: where it is written down which are ours.
+        record: what is remembered of the project; it is saved, too.
+        wanted: from left to right.
+
+    Returns:
+        the titles of those that hold a task.
+
+    Raises:
+        ConfigError: if Label Studio does not answer or refuses, or the record cannot be written.
+    """
+    there = views.list_views(client, project_id)
+    filled = {tab.key: tab for tab in wanted if labelstudio.count_tasks(client, project_id, tab.filters)}
+    tabs = _recognise(record.tabs, there)
+    shown = {key: view for key, kept in tabs.items() for view in there if view.id == kept.id}
+    gone = {key: replace(tabs[key], leaving=True) for key in shown if key not in filled}
+    new = {key: Kept(None, tab.title, (tab.filters,)) for key, tab in filled.items() if key not in tabs}
+    changed = {key: _written(tabs[key], filled[key].filters) for key in shown if key in filled}
+    tabs = {**tabs, **gone, **new, **changed}
+    save_record(repository, project_id, replace(record, tabs=tabs))
+    for key in gone:
+        views.delete_view(client, shown[key].id)
+    for key in changed:
+        if (filters := _follow(shown[key].filters, record.tabs[key].written, filled[key].filters)) is not None:
+            settings = _TICKED if filled[key].ticked else {}
+            views.change_view(client, project_id, shown[key], filters=filters, settings=settings)
+    made = _make(client, project_id, [filled[key] for key in new], alone=not there) if new else {}
+    if gone or made:
+        tabs = {key: replace(kept, id=made.get(key, kept.id)) for key, kept in tabs.items() if key not in gone}
+        save_record(repository, project_id, replace(record, tabs=tabs))
+    return [tab.title for tab in filled.values()]
+
+
+def remove_tabs(client: LabelStudioClient, project_id: int, repository: Repository, record: TabRecord) -> int:
+    """Remove the tabs that are ours and forget about the project; return how many there were.
+
+    Raises:
+        ConfigError: if Label Studio does not answer or refuses.
+        OSError: if the record cannot be removed.
+    """
+    there = views.list_views(client, project_id) if record.tabs else []
+    numbers = {kept.id for kept in _recognise(record.tabs, there).values()}
+    ours = [view.id for view in there if view.id in numbers]
+    for view_id in ours:
+        views.delete_view(client, view_id)
+    forget_record(repository, project_id)
+    return len(ours)
+
+
+def _recognise(tabs: Mapping[str, Kept], there: Sequence[View]) -> dict[str, Kept]:
+    """Return those that are ours still, deleted ones among them, with the numbers that they have."""
+    by_number = {view.id: view for view in there}
+    found = {}
+    for key, kept in tabs.items():
+        number = _find_unnumbered(kept, there) if kept.id is None else kept.id
+        view = by_number.get(number) if number is not None else None
+        if view is not None and view.title == kept.title:
+            found[key] = replace(kept, id=number, leaving=False)
+        elif number is not None and view is None and not kept.leaving:
+            found[key] = kept
+    return found
+
+
+def _find_unnumbered(kept: Kept, there: Sequence[View]) -> int | None:
+    """The number of a tab that was made when its maker was cut short."""
+    same = [view.id for view in there if view.title == kept.title and view.filters in kept.written]
+    return same[-1] if same else None
+
+
+def _written(kept: Kept, filters: tuple[Filter, ...]) -> Kept:
+    others = tuple(each for each in kept.written if each != filters)
+    return replace(kept, written=(*others, filters)[-_REMEMBERED:])
+
+
+def _follow(
+    there: Sequence[Filter], written: Sequence[Sequence[Filter]], wanted: Sequence[Filter]
+) -> list[Filter] | None:
+    """Return the filters that a tab is to have, None if they stay: what people have made of them does.
+
+    Args:
+        there: what it has.
+        written: what it was given so far, the last ones last.
+        wanted: what it is to be given.
+    """
+    ours = [item for items in written for item in items]
+    outdated = any(item in ours and item not in wanted for item in there)
+    if not outdated and list(written[-1]) == list(wanted):
+        return None
+    filters = [*wanted, *(item for item in there if item not in ours and item not in wanted)]
+    return filters if filters != list(there) else None
+
+
+def _make(client: LabelStudioClient, project_id: int, tabs: Iterable[Tab], *, alone: bool) -> dict[str, int]:
+    """Make tabs, and return their numbers; where they are alone, one with everything behind them."""
+    columns = views.list_columns(client, project_id)
+    made = {
+        tab.key: views.create_view(client, project_id, _settings(tab, columns), filters=tab.filters, order=tab.ordering)
+        for tab in tabs
+    }
+    if alone:
+        everything = views.create_view(client, project_id, _EVERYTHING)
+        views.order_views(client, project_id, [*made.values(), everything])
+    return made
+
+
+def _settings(tab: Tab, columns: Sequence[Column]) -> dict[str, Any]:
+    """What a tab looks like at first."""
+    images = [column.id for column in columns if column.is_image]
+    grid = tab.grid and len(images) == 1
+    shown = {_NUMBER, *tab.columns, *images} if grid else {_NUMBER, *tab.columns, *_data(columns)}
+    return {
+        "title": tab.title,
+        "type": "grid" if grid else "list",
+        "target": "tasks",
+        "hiddenColumns": {
+            "explore": [column.id for column in columns if column.id not in shown],
+            "labeling": [column.id for column in columns if not column.beside_editor],
+        },
+        "columnsWidth": {column: width for column, width in _WIDTHS.items() if column in shown},
+        "gridWidth": _GRID_COLUMNS,
+        **(_TICKED if tab.ticked else {}),
+    }
+
+
+def _data(columns: Iterable[Column]) -> list[str]:
+    return [column.id for column in columns if column.is_data]

@@ -1,0 +1,111 @@
+"""Which tabs of a project are ours, and what was said in them of tasks that people may answer.
+
+    models/<model>/tabs/<project>.json
+
+is replaced whole. Owns what is remembered; knows no Label Studio.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from contract.errors import ConfigError
+from contract.files import explain
+from contract.versions.repository import Repository
+
+TABS_FOLDER: Final = "tabs"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One tab of ours."""
+
+    id: int | None
+    """Its number; None if it was about to be made."""
+    title: str
+    written: tuple[tuple[Mapping[str, Any], ...], ...]
+    """The filters that it was given, the last ones last: a browser that has been open for long puts older ones back."""
+    leaving: bool = False
+    """Whether it was about to be removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A labelled task that stood in *Look again*."""
+
+    since: str
+    """When it had last changed when it came to stand there, as Label Studio writes it."""
+    given: tuple[str, ...]
+    """What it was labelled as."""
+
+
+@dataclass(frozen=True, slots=True)
+class TabRecord:
+    """What is remembered of a project."""
+
+    created_at: str = ""
+    """When the project was made: another one may come to bear its number."""
+    tabs: Mapping[str, Kept] = field(default_factory=dict)
+    """By what they are for."""
+    listed: Mapping[int, Listed] = field(default_factory=dict)
+    """By task."""
+    sure: Mapping[str, str] = field(default_factory=dict)
+    """Labels, by the marker that predictions of them carry that may be confirmed."""
+
+
+def load_record(repository: Repository, project_id: int, created_at: str) -> TabRecord:
+    """Return what is remembered of a project; nothing of another that bore its number, or if it cannot be understood.
+
+    Raises:
+        OSError: if the record is there and cannot be read.
+    """
+    try:
+        found = json.loads(repository.documents(TABS_FOLDER).read(_file(project_id)))
+        record = TabRecord(
+            created_at=str(found["created_at"]),
+            tabs={str(key): _kept(each) for key, each in found["tabs"].items()},
+            listed={
+                int(task): Listed(str(each["since"]), tuple(map(str, each["given"])))
+                for task, each in found["listed"].items()
+            },
+            sure={str(marker): str(label) for marker, label in found["sure"].items()},
+        )
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return TabRecord(created_at)
+    return record if record.created_at == created_at else TabRecord(created_at)
+
+
+def _kept(each: Mapping[str, Any]) -> Kept:
+    number = each["id"]
+    written = tuple(tuple(dict(item) for item in items) for items in each["written"])
+    return Kept(None if number is None else int(number), str(each["title"]), written, leaving=bool(each["leaving"]))
+
+
+def save_record(repository: Repository, project_id: int, record: TabRecord) -> None:
+    """Put a record in the place of the last one, in one step.
+
+    Raises:
+        ConfigError: if it cannot be written; nothing is to be changed then.
+    """
+    text = json.dumps(asdict(record), ensure_ascii=False)
+    try:
+        repository.documents(TABS_FOLDER).write(_file(project_id), text.encode())
+    except OSError as err:
+        raise ConfigError(
+            f"expected to write down the tabs of project {project_id} in {repository.location}, got "
+            f"{explain(err, repository.root)}; give the trainer the folder to write, or go without by --no-tabs"
+        ) from err
+
+
+def forget_record(repository: Repository, project_id: int) -> None:
+    """Remove the record, if there is one.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    repository.documents(TABS_FOLDER).remove(_file(project_id))
+
+
+def _file(project_id: int) -> str:
+    return f"{project_id}.json"

@@ -1,0 +1,130 @@
+"""Tabs of Label Studio's Data Manager, as its API takes and gives them; it calls them views.
+
+Knows nothing of which tabs there should be. All functions raise ConfigError if Label Studio does not answer.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from contract.label_studio import LabelStudioClient
+
+Filter = Mapping[str, Any]
+"""One condition: `filter`, `operator`, `type` and `value`."""
+
+_VIEWS: Final = "/api/dm/views/"
+_SERVED: Final = ("filters", "ordering", "selectedItems")
+"""What is shown among a tab's data and kept elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tab that is there."""
+
+    id: int
+    title: str
+    conjunction: str
+    """Whether all of its filters must hold: "and", or "or"."""
+    filters: tuple[Filter, ...]
+    settings: Mapping[str, Any]
+    """What else is known of it: its title, columns, widths, and what later versions of Label Studio may add."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that a project's tabs may show."""
+
+    id: str
+    """Such as `tasks:data.image`."""
+    is_image: bool
+    is_data: bool
+    """Whether it is of the tasks' own data."""
+    beside_editor: bool
+    """Whether it is shown by default in the narrow list beside a task that is open."""
+
+
+def list_views(client: LabelStudioClient, project_id: int) -> list[View]:
+    """Return a project's tabs, from left to right."""
+    return client.read(
+        _VIEWS, lambda views: [_parse(view) for view in views], what=_tabs_of(project_id), query={"project": project_id}
+    )
+
+
+def _parse(view: Mapping[str, Any]) -> View:
+    data = view["data"] or {}
+    filters = data.get("filters") or {}
+    return View(
+        id=int(view["id"]),
+        title=str(data.get("title", "")),
+        conjunction=str(filters.get("conjunction", "and")),
+        filters=tuple(filters.get("items") or ()),
+        settings={name: value for name, value in data.items() if name not in _SERVED},
+    )
+
+
+def list_columns(client: LabelStudioClient, project_id: int) -> list[Column]:
+    """Return the columns that a project's tabs may show."""
+
+    def make(reply: Mapping[str, Any]) -> list[Column]:
+        return [
+            Column(
+                id=f"tasks:{'data.' if each.get('parent') == 'data' else ''}{each['id']}",
+                is_image=each["type"] == "Image",
+                is_data=each.get("parent") == "data",
+                beside_editor=bool(each.get("visibility_defaults", {}).get("labeling")),
+            )
+            for each in reply["columns"]
+            if each["target"] == "tasks" and not each.get("children")
+        ]
+
+    return client.read("/api/dm/columns/", make, what=_tabs_of(project_id), query={"project": project_id})
+
+
+def create_view(
+    client: LabelStudioClient,
+    project_id: int,
+    settings: Mapping[str, Any],
+    *,
+    filters: Iterable[Filter] = (),
+    order: str = "",
+) -> int:
+    """Add a tab at the right end, and return its number."""
+    data = {**settings, "filters": _all_of(filters), "ordering": [order] if order else []}
+    return int(client.post(_VIEWS, {"project": project_id, "data": data})["id"])
+
+
+def change_view(
+    client: LabelStudioClient,
+    project_id: int,
+    view: View,
+    *,
+    filters: Iterable[Filter],
+    settings: Mapping[str, Any],
+) -> None:
+    """Have a tab filter otherwise, and change some of its settings; all else of it stays.
+
+    Label Studio replaces the settings by what it is sent, and fails without any, so all are sent.
+    """
+    data = {**view.settings, **settings, "filters": {**_all_of(filters), "conjunction": view.conjunction}}
+    path = f"{_VIEWS}{view.id}/"
+    client.send("PATCH", path, what=f"tab {view.id}", body={"project": project_id, "data": data}, accepted=(404,))
+
+
+def delete_view(client: LabelStudioClient, view_id: int) -> None:
+    """Remove a tab; one that is gone already is none the worse."""
+    client.send("DELETE", f"{_VIEWS}{view_id}/", what=f"tab {view_id}", accepted=(404,))
+
+
+def order_views(client: LabelStudioClient, project_id: int, view_ids: Sequence[int]) -> None:
+    """Put tabs in this order, from the left."""
+    client.send(
+        "POST", f"{_VIEWS}order/", what=_tabs_of(project_id), body={"project": project_id, "ids": list(view_ids)}
+    )
+
+
+def _all_of(filters: Iterable[Filter]) -> dict[str, Any]:
+    return {"conjunction": "and", "items": list(filters)}
+
+
+def _tabs_of(project_id: int) -> str:
+    return f"tabs of project {project_id}"
