@@ -100,13 +100,18 @@ def test_commands_parse(line):
     assert command in COMMANDS[program].values()
 
 
+def options(declarations):
+    """The names of options; one that is on by default has two."""
+    return {name for each in declarations for name in each.usage.split()[0].split("/")}
+
+
 @pytest.mark.parametrize(("page", "usage"), found(r"`(?:python -m )?((?:trainer|server) [a-z-]+ [^`]*--[^`]*)`"))
 def test_options_are_the_command_s(page, usage):
     """Where a sentence shows how a command is called, its --help lists them."""
     program, name, *rest = usage.split()
     command = COMMANDS[program][name]
     kinds = command.takes.values()
-    known = {each.usage.split()[0] for kind in kinds for each in declared(kind, without=command.without)}
+    known = options(each for kind in kinds for each in declared(kind, without=command.without))
     assert set(re.findall(r"(?<![\w-])--[a-z-]+", " ".join(rest))) <= known | {"--help"}
 
 
@@ -114,7 +119,7 @@ def test_options_are_the_command_s(page, usage):
 def test_options_that_stand_alone_are_ones(page, option):
     """Of some command, of the GPU's bench or of Docker's."""
     kinds = [kind for each in COMMANDS.values() for command in each.values() for kind in command.takes.values()]
-    known = {each.usage.split()[0] for kind in kinds for each in declared(kind)}
+    known = options(each for kind in kinds for each in declared(kind))
     assert option in known | {"--parts", "--build-arg", "--profile"}
 
 

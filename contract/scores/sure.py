@@ -32,7 +32,12 @@ def mark(ranking: str, label: int, *, other: bool = False) -> str:
         label: the index in the labelling config of what is predicted, the first of several.
         other: whether it is one of the labels that are offered together.
     """
-    return f"{ranking}/sure/{'other/' if other else ''}{label}."
+    return f"{common_mark(ranking) if other else f'{ranking}/sure/'}{label}."
+
+
+def common_mark(ranking: str) -> str:
+    """Return how the marks begin of a ranking's labels that are offered together."""
+    return f"{ranking}/sure/other/"
 
 
 def parse_mark(text: object) -> tuple[str, int] | None:

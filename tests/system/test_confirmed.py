@@ -27,7 +27,7 @@ def test_what_was_confirmed_in_bulk_is_known_for_good(page: Page, studio: LabelS
     marked = [{**region, "meta": {**region["meta"], "tab": mark(VERSION, 1)}} for region in regions]
     wanted = {task: Wanted(0.5, marked) for task in (offered, submitted)}
     wanted |= {other: Wanted(0.5, regions), held_out: Wanted(0.5, ())}
-    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_unlabelled=lambda: {*wanted})
+    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_there=lambda: {*wanted})
     labelstudio.switch_model_version(client, number, VERSION)
 
     path = f"/api/dm/actions?id=predictions_to_annotations&project={number}"

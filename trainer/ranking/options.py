@@ -31,7 +31,8 @@ class Ranking:
     keep_sampling: bool = False
     """Leave the project's task sampling as it is set in Label Studio."""
     tabs: bool = True
-    """Keep tabs in the Data Manager: what to label next, to confirm, and to look at again ([Tabs](label-studio.md#tabs))."""
+    """Keep tabs in the Data Manager: what to label next, to confirm and to look at again
+    ([Tabs](label-studio.md#tabs))."""
     force: bool = False
     """Rank all unlabelled tasks anew, even if this version has ranked them."""
     incomplete: bool = False

@@ -18,7 +18,7 @@ from contract.errors import ConfigError
 from contract.files import explain
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
-from contract.scores.sure import Sure, dump_sure, load_sure
+from contract.scores.sure import MARK, Sure, dump_sure, load_sure
 from trainer.labelstudio import StoredPrediction
 from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
@@ -32,7 +32,7 @@ SCORED_LATER: Final = "could not be scored with the others, placed by its own sc
 KEPT: Final = "could not be scored, keeps the place that it had"
 """The same for one whose image cannot be had now, and could be before."""
 
-_PLACE: Final = {"rank", "strategy", "reason", "sure", "tab"}
+_PLACE: Final = {"rank", "strategy", "reason", "sure", MARK}
 """What `meta` says of a task's place, and of the tab that it stands in."""
 
 

@@ -215,7 +215,7 @@ class _Ranking:
             with self._context.measure("switch"):
                 self._switch(plan.name)
         with self._context.measure("tabs"):
-            tabs.keep(plan)
+            tabs.keep(plan, plan.sure or (former.sure if former else None))
         if there:
             with self._context.measure(CLEAR):
                 self._record(plan, former)

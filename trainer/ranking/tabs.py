@@ -10,6 +10,7 @@ from typing import Final
 
 from contract.errors import LabelnextError
 from contract.scores.holdout import share_of
+from contract.scores.sure import Sure
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan
@@ -69,8 +70,13 @@ class RankingTabs:
             if marker.startswith(f"{self._name}/")
         }
 
-    def keep(self, plan: Plan) -> None:
-        """Have the project show the tabs, or none where none are asked for."""
+    def keep(self, plan: Plan, offered: Sure | None) -> None:
+        """Have the project show the tabs, or none where none are asked for.
+
+        Args:
+            plan: what was imported now.
+            offered: what the ranking offers to be confirmed, and what it would take to offer something.
+        """
         context = self._context
         try:
             if not context.options.tabs:
@@ -79,24 +85,25 @@ class RankingTabs:
             sure = {**self._groups, **tabs.find_groups(plan.items, self._name)}
             listed = note_listed(context.tab_record.listed, self._doubts, unlabelled=context.data)
             record = replace(context.tab_record, listed=listed, sure=sure)
-            wanted = self._choose([tabs.sure(marker, label) for marker, label in sure.items()])
+            lacking = bool(offered and offered.wanted)
+            wanted = self._choose([tabs.sure(marker, label) for marker, label in sure.items()], lacking=lacking)
             shown = keep_tabs(context.client, self._project, context.repository, record=record, wanted=wanted)
         except (LabelnextError, OSError) as err:
             _log.warning("the project's tabs may be those of an earlier ranking; the next one mends them: %s", err)
         else:
             _log.info("tabs: %s", ", ".join(shown) or "none, for none would hold a task")
 
-    def _choose(self, sure: list[Tab]) -> list[Tab]:
+    def _choose(self, sure: list[Tab], *, lacking: bool) -> list[Tab]:
         skipped_are_done = self._context.project.skip_queue == _SKIPPED_ARE_DONE
         chosen = [tabs.label_next(skipped_are_done=skipped_are_done), *sure]
         if changed_before := just_after(self._doubts):
             chosen.append(tabs.look_again(tabs.doubt_marker(self._name), changed_before))
-        if self._needs_holdout:
+        if lacking or self._too_few_held_out:
             chosen.append(tabs.random_holdout())
         return chosen
 
     @property
-    def _needs_holdout(self) -> bool:
+    def _too_few_held_out(self) -> bool:
         """Whether too little of the random holdout is labelled to advise by."""
         version = self._context.version
         if version is None or not self._context.options.holdout_share or not share_of(version.manifest):

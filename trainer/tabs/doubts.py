@@ -15,6 +15,7 @@ from typing import Any, Final
 from contract.errors import LabelnextError
 from contract.label_studio import LabelStudioClient
 from contract.labelconfig import ChoicesControl
+from contract.scores.sure import MARK
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.version import REPORT_FOLDER
@@ -115,7 +116,7 @@ def find_doubts(
             continue
         region = {  # the Data Manager shows it as it is written
             "value": {"choices": [forms[label] for label in suspect.suggested]},
-            "meta": {"reason": _explain(suspect), "tab": marker},
+            "meta": {"reason": _explain(suspect), MARK: marker},
             "from_name": control.from_name,
             "to_name": control.to_name,
             "type": "choices",

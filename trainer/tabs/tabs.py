@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
+from contract.scores.sure import MARK, common_mark, mark
 from contract.tasks import labels_in
 from trainer import labelstudio
 from trainer.tabs.views import Filter
@@ -17,7 +18,6 @@ MOST_SURE_TABS: Final = 8
 """Labels with a tab of their own, those of most tasks; the others share one."""
 OTHER_LABELS: Final = "other labels"
 
-_OTHER: Final = "other/"
 
 _SCORE: Final = "tasks:predictions_score"
 _PREDICTION: Final = "tasks:predictions_results"
@@ -91,11 +91,6 @@ def doubt_marker(ranking: str) -> str:
     return f"{ranking}/again."
 
 
-def sure_marker(ranking: str, label: int, *, other: bool) -> str:
-    """Return what stands in predictions of a label that may be confirmed, by its place among the config's labels."""
-    return f"{ranking}/sure/{_OTHER if other else ''}{label}."
-
-
 class Predicted(Protocol):
     """A task's prediction, as far as it is looked at here; a dataclass."""
 
@@ -124,16 +119,16 @@ def mark_sure(items: Sequence[_P], ranking: str, *, labels: Sequence[str], group
     counts = Counter(label for item in items if item.sure and (label := _label_of(item)) in labels)
     new = [label for label, _ in counts.most_common() if label not in known]
     own = known | set(new[: max(0, MOST_SURE_TABS - len(known - {OTHER_LABELS}))])
-    markers = {label: sure_marker(ranking, labels.index(label), other=label not in own) for label in counts}
+    markers = {label: mark(ranking, labels.index(label), other=label not in own) for label in counts}
     return [_marked(item, marker) if item.sure and (marker := markers.get(_label_of(item))) else item for item in items]
 
 
 def find_groups(items: Collection[Predicted], ranking: str) -> dict[str, str]:
     """Return what tabs are to look for among predictions of a ranking that were marked, and the labels of each."""
-    others = f"{ranking}/sure/{_OTHER}"
+    others = common_mark(ranking)
     found = {}
     for item in items:
-        for marker in {region["meta"]["tab"] for region in item.result if item.sure and "tab" in region["meta"]}:
+        for marker in {region["meta"][MARK] for region in item.result if item.sure and MARK in region["meta"]}:
             is_other = marker.startswith(others)
             found[others if is_other else marker] = OTHER_LABELS if is_other else _label_of(item)
     return found
@@ -146,5 +141,5 @@ def _label_of(item: Predicted) -> str:
 
 
 def _marked(item: _P, marker: str) -> _P:
-    result = [{**region, "meta": {"sure": item.sure, **region["meta"], "tab": marker}} for region in item.result]
+    result = [{**region, "meta": {"sure": item.sure, **region["meta"], MARK: marker}} for region in item.result]
     return replace(item, result=result)  # type: ignore[type-var]  # a dataclass

@@ -54,8 +54,10 @@ def confident(monkeypatch):
     """What may be confirmed: tasks by why."""
     found = {}
 
-    def arrange(context, manifest, name, _former=planning._arrange):
-        plan, failures = _former(context, manifest, name)
+    original = planning._arrange
+
+    def arrange(context, manifest, name, former):
+        plan, failures = original(context, manifest, name, former)
         items = [
             replace(each, sure="as good as certain") if each.task in found and not each.held_out else each
             for each in plan.items
