@@ -167,8 +167,10 @@ def test_the_holdout_is_shown_for_as_long_as_too_little_of_it_is_labelled(labell
     assert sorted(labelled.studio.tabs()["Random holdout"]) == held != []
     assert "tasks:data.source" in views(labelled)["Random holdout"]["hiddenColumns"]["explore"]
     publish(labelled, audit_images=30)
-    labelled.rank()
+    labelled.rank(holdout_share=0.3, sure=0)
     assert "Random holdout" not in views(labelled)
+    labelled.rank(holdout_share=0.3, sure=0.98, force=True)  # more of it has to be labelled to offer anything by
+    assert sorted(labelled.studio.tabs()["Random holdout"]) == held
 
 
 def test_what_may_be_confirmed_is_shown_by_label(labelled, confident):
@@ -305,10 +307,10 @@ def test_one_that_is_cut_short_goes_on_where_it_was(labelled, confident, monkeyp
         labelled.studio.views.clear()
         if not fresh:
             publish(labelled, audit_images=3)
-            labelled.rank(holdout_share=0.3)
+            labelled.rank(holdout_share=0.3, sure=0)
         publish(labelled, doubted=(6, 4))
         steps.append(_rank_until(step, labelled, monkeypatch, after=after))
-        labelled.rank(holdout_share=0.3)
+        labelled.rank(holdout_share=0.3, sure=0)
         tabs = labelled.studio.tabs()
         assert sorted(tabs.keys() - {"Default"}) == ["Label next", "Look again", "Sure: cat", "Sure: dog"]
         assert len(labelled.studio.views) == len(tabs)
@@ -337,7 +339,7 @@ def _rank_until(step, rig, monkeypatch, *, after):
     with monkeypatch.context() as patch:
         patch.setattr(labelstudio.LabelStudioClient, "_exchange", exchange)
         try:
-            rig.rank(holdout_share=0.3)
+            rig.rank(holdout_share=0.3, sure=0)
         except BaseException as err:
             if type(err).__name__ != "Killed":
                 raise
