@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 from flask import Blueprint, Flask, Response, g, jsonify, redirect, request
 from flask.json.provider import DefaultJSONProvider
@@ -95,7 +96,7 @@ def create_app(settings: Settings | None = None, *, fetcher: Fetcher | None = No
     app.extensions[_WANTS_BODY] = lambda environ: _wants_body(app, environ, check_head)
     _add_routes(app, service)
     routes = _routes_of_models(service)
-    _add_pages(routes, service)
+    _add_pages(app, routes, service)
     app.register_blueprint(routes, name="by_project")
     app.register_blueprint(routes, name="by_name", url_prefix=_BY_NAME)
     _add_hooks(app, service, check_head)
@@ -192,7 +193,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _add_pages(routes: Blueprint, service: Service) -> None:
+def _add_pages(app: Flask, routes: Blueprint, service: Service) -> None:
     """Add the page of one model, that of all where there are several and none is named, and the reports."""
     address = service.settings.label_studio_public_url or service.settings.label_studio_url
     page_of = lru_cache(_PAGES_REMEMBERED)(partial(Page, label_studio_url=address))
@@ -215,6 +216,10 @@ def _add_pages(routes: Blueprint, service: Service) -> None:
             summaries = [_summarise(model) for model in models]
             html = render_models(summaries, up=health.up, detail=said, label_studio_url=address, now=now)
         return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
+
+    @app.get(_BY_NAME)
+    def add_slash_to_model(model: str) -> BaseResponse:
+        return redirect(f"./{quote(model, safe='')}/", 308)
 
     @routes.get("/report/<version>/")
     @routes.get("/report/<version>/<file>")
@@ -274,7 +279,7 @@ def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> 
 
 def _route() -> str | None:
     """The request's route, without a model's name before it; None where there is none by its path."""
-    return request.url_rule.rule.removeprefix(_BY_NAME) if request.url_rule else None
+    return request.url_rule.rule.removeprefix(_BY_NAME) or "/" if request.url_rule else None
 
 
 def _waited_s() -> float:

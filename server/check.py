@@ -13,7 +13,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
@@ -49,7 +50,8 @@ class Report:
 
     checks: tuple[Check, ...]
     figures: Mapping[str, object]
-    """What is known of the version in use and of this machine; empty without a version."""
+    """What is known of the version in use and of this machine; empty without a version. Where there are several models,
+    what is known of their versions stands in `models`, by name."""
 
     @property
     def ok(self) -> bool:
@@ -83,24 +85,35 @@ class _Questions:
 
     def __init__(self, settings: Settings) -> None:
         self.checks: list[Check] = []
-        self.figures: dict[str, object] = {}
+        self.figures: dict[str, Any] = {}
         self._settings = settings
         self._before = resident()
-        self._repository: Repository | None = None
-        self._engine: Engine | None = None
+        self._repositories: tuple[Repository, ...] = ()
+        self._load = engine_loader(settings)
+        self._engines: list[Engine] = []
+        """Of the versions that are valid, which are in memory together as they are when they are served."""
 
     def ask_all(self) -> None:
         self._ask("settings", lambda: "all are valid")
         self._ask("repository", self._read_repository)
-        if (repository := self._repository) is not None:
-            self._ask("version", lambda: self._validate(repository))
-        if (engine := self._engine) is not None:
-            self._ask("provider", lambda: f"runs on {engine.provider}, LABELNEXT_PROVIDER is {self._settings.provider}")
-            self._ask("precision", lambda: self._compare_precision(engine))
-            self._ask("speed", lambda: self._time(engine))
+        for repository in self._repositories:
+            self._ask_of(repository)
+        if self._engines:
             self._ask("memory", self._weigh)  # after the largest batch has been run
         self._ask("cache", lambda: _use_cache(self._settings))
         self._ask("label_studio", lambda: _reach_label_studio(self._settings))
+
+    def _ask_of(self, repository: Repository) -> None:
+        """Ask what is asked of each model; where there are several, the questions and the figures name it."""
+        of, figures, before = "", self.figures, len(self._engines)
+        if len(self._repositories) > 1:
+            of, figures = f" of {repository.model}", {}
+            self.figures.setdefault("models", {})[repository.model] = figures
+        self._ask(f"version{of}", lambda: self._validate(repository, figures))
+        for engine in self._engines[before:]:
+            self._ask(f"provider{of}", partial(self._say_provider, engine))
+            self._ask(f"precision{of}", partial(self._compare_precision, engine))
+            self._ask(f"speed{of}", partial(self._time, engine, figures))
 
     def _ask(self, name: str, question: Callable[[], str]) -> None:
         try:
@@ -114,15 +127,21 @@ class _Questions:
 
     def _read_repository(self) -> str:
         repository = open_models(self._settings)
+        names = repository.models() if self._settings.model is None and repository.root.is_dir() else []
+        if len(names) > 1:
+            self._repositories = tuple(repository.beside(name) for name in names)
+            return f"{len(names)} models: {', '.join(names)}"
+        [name] = names or [repository.model]
+        repository = repository.beside(name)
         current, versions = repository.current(), repository.versions()
-        self._repository = repository
+        self._repositories = (repository,)
         return f"{current} is the current version of {repository.model}, of {len(versions)}"
 
-    def _validate(self, repository: Repository) -> str:
-        admitted = admit(repository, repository.current(), engine_loader(self._settings))
+    def _validate(self, repository: Repository, figures: dict[str, Any]) -> str:
+        admitted = admit(repository, repository.current(), self._load)
         engine, found = admitted.engine, admitted.validation
-        self._engine = engine
-        self.figures |= {
+        self._engines.append(engine)
+        figures |= {
             "version": engine.version,
             "passes": engine.passes,
             "dropout_sites": len(engine.sites),
@@ -138,6 +157,9 @@ class _Questions:
             f"mean BALD of the probe {found.mean_bald:.3g} nats"
         )
 
+    def _say_provider(self, engine: Engine) -> str:
+        return f"runs on {engine.provider}, LABELNEXT_PROVIDER is {self._settings.provider}"
+
     def _compare_precision(self, engine: Engine) -> str:
         wanted = self._settings.precision
         if wanted not in (Precision.AUTO, engine.precision):
@@ -148,10 +170,10 @@ class _Questions:
             )
         return f"the backbone computes in {engine.precision}, LABELNEXT_PRECISION is {wanted}"
 
-    def _time(self, engine: Engine) -> str:
+    def _time(self, engine: Engine, figures: dict[str, Any]) -> str:
         images, deadline_s = self._settings.max_batch_images, self._settings.deadline_s
         one_s, batch_s = _seconds(engine, 1), _seconds(engine, images)
-        self.figures |= {"image_ms": round(one_s * 1000, 3), "batch_ms": round(batch_s * 1000, 3)}
+        figures |= {"image_ms": round(one_s * 1000, 3), "batch_ms": round(batch_s * 1000, 3)}
         if batch_s > deadline_s:
             raise ConfigError(
                 f"one batch of {images} takes {batch_s:.0f} s, a request may take {deadline_s:g}; set "

@@ -1,10 +1,14 @@
 """How far a task is: a bar on a terminal; elsewhere, as in a container's log, a line every few seconds.
 
-A bar draws itself anew ten times a second, which a log keeps: thousands of characters, and no end of the line.
+A bar draws itself anew ten times a second, which a log keeps: thousands of characters, and no end of the line. What
+cannot be counted says from time to time what it is and how long it has been at work.
 """
 
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from tqdm import tqdm
@@ -25,12 +29,16 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
         if self.total is None:
             self.bar_format = None
 
+    last_shown = -float("inf")
+    """When one of them last showed how far it is, by the monotonic clock."""
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Show how far the task is, or the message; a task that has not begun has nothing to show in a line."""
         if not self._in_lines:
+            Bar.last_shown = time.monotonic()
             super().display(msg, pos)
         elif msg is None and self.n not in {self.initial, self._shown}:
-            self._shown = self.n
+            self._shown, Bar.last_shown = self.n, time.monotonic()
             self.fp.write(f"{self}\n")
             self.fp.flush()
 
@@ -40,6 +48,34 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
             self.leave = False  # else tqdm adds the end of the line that a bar has not got yet
             self.display()
         super().close()
+
+
+_at_work: list[str] = []
+"""What is said to be at work, the innermost last."""
+
+
+@contextmanager
+def showing_life(title: str) -> Iterator[None]:
+    """Say every few seconds, while the block lasts and no bar tells more, that it is at work: `backbone: 15 s`."""
+    over = threading.Event()
+    _at_work.append(title)
+    ticker = threading.Thread(target=_tick, args=(title, len(_at_work), over), name="progress", daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticker.join()
+        _at_work.pop()
+
+
+def _tick(title: str, depth: int, over: threading.Event) -> None:
+    started = time.monotonic()
+    while not over.wait(_SECONDS_A_LINE):
+        now = time.monotonic()
+        if len(_at_work) == depth and now - Bar.last_shown >= _SECONDS_A_LINE:
+            sys.stderr.write(f"{title}: {now - started:.0f} s\n")
+            sys.stderr.flush()
 
 
 def lock_within_process() -> None:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
+from trainer.progress_bar import showing_life
+
 CLEAR: Final = "clear"
 """The stage that comes after the new order stands."""
 
@@ -20,11 +22,15 @@ class Stages:
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Add what the block takes to a stage, whether it ends well or not; a stage within counts for itself alone."""
+        """Add what the block takes to a stage, whether it ends well or not; a stage within counts for itself alone.
+
+        Where it takes long, it says so meanwhile.
+        """
         self._seconds.setdefault(stage, 0.0)
         started, before = self._clock(), sum(self._seconds.values())
         try:
-            yield
+            with showing_life(stage):
+                yield
         finally:
             within = sum(self._seconds.values()) - before
             self._seconds[stage] += self._clock() - started - within

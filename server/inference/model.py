@@ -21,6 +21,7 @@ from contract.errors import (
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.validation import Admitted, LoadEngine, admit
+from server.observe.logs import showing_life
 from server.observe.metrics import Metrics
 
 _SILENT_S: Final = 60.0
@@ -154,7 +155,8 @@ class Model:
         _log.info("loading version %s", published, extra={"model": self.name})
         self._loading = published
         try:
-            with self.repository.holding(published):
+            still = f"still loading version {published}"
+            with self.repository.holding(published), showing_life(_log, still, model=self.name):
                 admitted = admit(self.repository, published, self._load)
         except Exception as err:  # whatever a bad version does, the one in use stays in use
             self._refuse(published, err)

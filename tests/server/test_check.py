@@ -75,6 +75,28 @@ def test_all_is_well_with_a_sound_version(repository, settings):
     assert [each["name"] for each in json.loads(line)["checks"]] == NAMES
 
 
+def test_several_models_are_asked_about_one_by_one(repository, settings):
+    """What is wrong with one is told with its name, and keeps no other from being asked about."""
+    good = publish(repository.beside("birds"))
+    publish(repository.beside("cars"), probe_of=TinyModel.draw(seed=7))
+    report = check(settings)
+    names = ["version of birds", "provider of birds", "precision of birds", "speed of birds", "version of cars"]
+    assert [each.name for each in report.checks] == [
+        "settings",
+        "repository",
+        *names,
+        "memory",
+        "cache",
+        "label_studio",
+    ]
+    assert [each.name for each in report.checks if not each.ok] == ["version of cars"]
+    assert report.figures["models"]["birds"]["version"] == good
+    assert report.figures["models"]["cars"] == {}
+    report = check(dataclasses.replace(settings, model="birds"))
+    assert [each.name for each in report.checks] == NAMES
+    assert report.ok
+
+
 def test_without_a_version_the_rest_is_still_asked(settings):
     """An operator gets the whole list, and not the first fault alone."""
     report = check(settings)

@@ -218,6 +218,14 @@ class TestPages:
         assert of_cars not in page
         assert 'href="../../"' in page
 
+    def test_an_address_without_its_slash_leads_on(self, start_app, repository):
+        """Whatever a proxy has put in front, and whatever the model is called."""
+        publish(repository.beside("a:b c"))
+        client = start_app().test_client()
+        reply = client.get("/p/a%3Ab%20c")
+        assert (reply.status_code, reply.headers["Location"]) == (308, "./a%3Ab%20c/")
+        assert client.get("/p/a%3Ab%20c/").status_code == 200
+
     def test_with_one_model_its_page_is_at_the_root(self, start_app, repository):
         """And there is no other page to lead to."""
         version = publish(repository)

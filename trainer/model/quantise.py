@@ -15,6 +15,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from trainer.progress_bar import Bar
+
 Vector = npt.NDArray[np.float64]
 
 CALIBRATION_IMAGES = 64
@@ -138,7 +140,8 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ship
 
     def __init__(self, name: str, images: npt.NDArray[np.uint8]) -> None:
         starts = range(0, len(images), _IMAGES_A_RUN)
-        self._feeds = iter([{name: images[start : start + _IMAGES_A_RUN]} for start in starts])
+        feeds = [{name: images[start : start + _IMAGES_A_RUN]} for start in starts]
+        self._feeds = iter(Bar(feeds, "int8: calibrating", unit="run"))
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
         return next(self._feeds, None)

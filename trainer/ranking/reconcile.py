@@ -123,17 +123,19 @@ def reconcile(
         vain = 0 if len(changes.create) < fewest else vain + 1
         fewest = min(fewest, len(changes.create))
         _say_stripped(sum(taken[task] > 0 for task in changes.create))
-        for tasks in _portions(changes.create):
-            try:
-                flight.send([_prediction(task, name, wanted[task], bare=taken[task] > 0) for task in tasks])
-            except Refused:
-                _keep_only(wanted, find_there())
-                break
-            except Unreachable as err:
-                _log.warning("an import was cut short; waiting for what Label Studio makes of it: %s", err)
-                flight.settle(afresh=True)
-                break
-            taken.update(tasks)
+        with Bar(total=len(changes.create), desc="importing", unit="prediction") as bar:
+            for tasks in _portions(changes.create):
+                try:
+                    flight.send([_prediction(task, name, wanted[task], bare=taken[task] > 0) for task in tasks])
+                except Refused:
+                    _keep_only(wanted, find_there())
+                    break
+                except Unreachable as err:
+                    _log.warning("an import was cut short; waiting for what Label Studio makes of it: %s", err)
+                    flight.settle(afresh=True)
+                    break
+                taken.update(tasks)
+                bar.update(len(tasks))
         for number in Bar(changes.delete, "removing duplicates", unit="prediction", disable=not changes.delete):
             labelstudio.delete_prediction(client, number)
     raise ConfigError(

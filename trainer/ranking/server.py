@@ -267,7 +267,7 @@ def _explain(url: str, version: str, state: _State) -> str:
         return f"no server answers at {url} ({state.detail}); start one, or name it with --server or LABELNEXT_SERVER"
     served = f"{state.version or 'no version'}, not {version}"
     return (
-        f"the server at {url} serves {served}{state.detail and f': {state.detail}'}; have LABELNEXT_MODELS and "
-        "LABELNEXT_MODEL name the same folder for server and trainer, and see in the server's log whether it refused "
-        "the version"
+        f"the server at {url} serves {served}{state.detail and f': {state.detail}'}; have LABELNEXT_MODELS "
+        "name the same place for server and trainer, leave LABELNEXT_MODEL unset for the server, and see in its log "
+        "whether it refused the version"
     )

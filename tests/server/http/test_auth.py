@@ -24,10 +24,17 @@ REQUESTS = {
     "/score": ("POST", make_predict_body([])),
     "/webhook": ("POST", EVENT),
 }
+BY_NAME = "/p/<model>"
+OF_MODELS = REQUESTS.keys() - {"/health/live", "/health/ready", "/metrics"}
+REQUESTS |= {BY_NAME + path: REQUESTS[path] for path in OF_MODELS} | {BY_NAME: ("GET", None)}
 
-
-ANSWERED = {**dict.fromkeys(REQUESTS, 200), "/report/<version>": 308}
+ANSWERED = {**dict.fromkeys(REQUESTS, 200), "/report/<version>": 308, f"{BY_NAME}/report/<version>": 308, BY_NAME: 308}
 """What each replies to whoever may ask."""
+
+
+def is_of(path, routes):
+    """Whether a route is one of these, for the model of the project or for one that is named."""
+    return path.removeprefix(BY_NAME) in routes
 
 
 def basic(user, password, encoding="utf-8"):
@@ -76,7 +83,7 @@ def start(start_app, settings, repository):
         def ask(path, authorization=None):
             method, body = REQUESTS[path]
             headers = {} if authorization is None else {"Authorization": authorization}
-            address = path.replace("<version>", version).replace("<file>", "figures.json")
+            address = path.replace("<version>", version).replace("<file>", "figures.json").replace("<model>", "default")
             return client.open(address, method=method, json=body and {**body, "version": version}, headers=headers)
 
         return ask
@@ -104,8 +111,8 @@ def test_a_password_protects_all_but_what_monitoring_asks(start, authorization):
     ask = start(f"{USER}:{PASSWORD}", SECRET)
     for path in REQUESTS:
         reply = ask(path, authorization)
-        assert reply.status_code == (200 if path in OPEN else 401)
-        if path not in OPEN:
+        assert reply.status_code == (200 if is_of(path, OPEN) else 401)
+        if not is_of(path, OPEN):
             assert reply.headers["WWW-Authenticate"] == 'Basic realm="Labelnext server"'
             assert reply.json["error"] == "unauthorized"
 
@@ -128,7 +135,7 @@ def test_the_secret_opens_nothing_else(start):
     """Whoever can read a project's webhooks can not read its images here."""
     ask = start(f"{USER}:{PASSWORD}", SECRET)
     codes = {path: ask(path, f"Bearer {SECRET}").status_code for path in REQUESTS}
-    assert codes == {path: 200 if path in OPEN or path == "/webhook" else 401 for path in REQUESTS}
+    assert codes == {path: 200 if is_of(path, {*OPEN, "/webhook"}) else 401 for path in REQUESTS}
 
 
 @pytest.mark.slow
@@ -137,7 +144,7 @@ def test_a_secret_alone_protects_the_webhook_alone(start, authorization):
     """The other routes stay as open as they were."""
     ask = start(None, SECRET)
     codes = {path: ask(path, authorization).status_code for path in REQUESTS}
-    assert codes == {**ANSWERED, "/webhook": 401}
+    assert codes == {**ANSWERED, "/webhook": 401, f"{BY_NAME}/webhook": 401}
     assert ask("/webhook", authorization).headers["WWW-Authenticate"] == 'Bearer realm="Labelnext server"'
 
 
@@ -163,7 +170,7 @@ def test_nothing_secret_is_logged(start, caplog):
     for authorization in (RIGHT, basic(USER, "guess-1"), "Bearer guess-2", f"Bearer {SECRET}"):
         for path in REQUESTS:
             ask(path, authorization)
-    assert sum("webhook without valid credentials" in record.message for record in caplog.records) == 2
+    assert sum("webhook without valid credentials" in record.message for record in caplog.records) == 4
     text = " ".join(str(vars(record)) for record in caplog.records)
     for hidden in (PASSWORD, SECRET, "guess", RIGHT.partition(" ")[2]):
         assert hidden not in text

@@ -11,6 +11,7 @@ from contract.scores.holdout import is_held_out
 from contract.versions.manifest import Backbone, InputSpec, Manifest
 from contract.versions.results import TrainingRecord
 from server.http.labelstudio import (
+    Event,
     NoImage,
     build_predictions,
     find_images,
@@ -272,8 +273,11 @@ def test_setup_and_webhook_bodies_are_checked():
     """Both must be objects with the fields that Label Studio sends."""
     assert parse_setup({"project": "1.2", "schema": "<View/>"}) == ("<View/>", 1)
     assert parse_setup({"project": "1.2"}) == (None, 1)
-    assert parse_webhook({"action": "START_TRAINING", "project": {"id": 3}}) == ("START_TRAINING", 3)
-    assert parse_webhook({"action": "TASKS_DELETED"}) == ("TASKS_DELETED", None)
+    project = {"id": 3, "label_config": "<View/>"}
+    assert parse_webhook({"action": "START_TRAINING", "project": project}) == Event("START_TRAINING", 3, "<View/>")
+    for project in ({"id": 3}, {"id": 3, "label_config": 7}):
+        assert parse_webhook({"action": "START_TRAINING", "project": project}) == Event("START_TRAINING", 3, None)
+    assert parse_webhook({"action": "TASKS_DELETED"}) == Event("TASKS_DELETED", None, None)
     for parse, body in [(parse_setup, []), (parse_setup, {"schema": 1}), (parse_webhook, {}), (parse_webhook, "x")]:
         with pytest.raises(RequestError):
             parse(body)

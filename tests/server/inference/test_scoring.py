@@ -133,7 +133,9 @@ def test_one_images_failure_is_its_own(make_scorer, metrics, caplog):
     outcomes = scorer.score(images, Engine(), deadline=soon())
     kinds = [o.code if isinstance(o, ImageError) else "ok" for o in outcomes]
     assert kinds == ["ok", "fetch", "decode", "image", "ok"]
-    counted = [count(metrics, "images", outcome=outcome) for outcome in ("ok", "fetch_error", "decode_error")]
+    counted = [
+        count(metrics, "images", model="default", outcome=outcome) for outcome in ("ok", "fetch_error", "decode_error")
+    ]
     assert counted == [2, 1, 1]
     (record,) = caplog.records
     assert record.failed == 3
@@ -306,7 +308,7 @@ class TestCache:
         for _ in range(2):
             with pytest.raises(AttributeError):  # an error has no probabilities
                 score(Engine())
-        assert count(metrics, "images", outcome="decode_error") == 2
+        assert count(metrics, "images", model="default", outcome="decode_error") == 2
         serve(make_png(9), tag='"two"')
         assert score(Engine()) == 9
 

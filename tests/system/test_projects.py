@@ -1,0 +1,66 @@
+"""Two projects of one Label Studio with different labels: one server answers both, one watch trains for both."""
+
+from __future__ import annotations
+
+import urllib.request
+from pathlib import Path
+
+from contract.versions.repository import Repository
+from demo.label_studio import LabelStudio
+from demo.pool import Pool, read_pool, write_digits
+from demo.product import Workplace
+from demo.project import Project
+from tests.system.conftest import Annotator, Serve
+from tests.system.test_watch import ROUND, watching
+
+
+def fill(studio: LabelStudio, pool: Pool) -> Annotator:
+    """Make another project of a pool, whose tasks are in the order of the pool."""
+    project = Project.create(studio.client(), title="Other digits", labels=pool.labels)
+    project.upload({image.name: image.path.read_bytes() for image in pool.images})
+    truth = {image.name: image.label for image in pool.images}
+    return Annotator(project, {task.id: truth[task.file] for task in project.tasks()})
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 - a server of this test
+        return str(reply.read().decode())
+
+
+def test_each_project_gets_predictions_of_its_own_model_on_its_own_page(
+    studio: LabelStudio, workplace: Workplace, annotator: Annotator, digits: Pool, serve: Serve, tmp_path: Path
+) -> None:
+    """Connected to the same address before either has a model; labels come in turn, and each has its round."""
+    write_digits(tmp_path / "others", counts=(0, 0, 0, 24, 16))
+    others = read_pool(tmp_path / "others", limit=40, seed=2)
+    annotators, pools = [annotator, fill(studio, others)], [digits, others]
+    projects = [each.project for each in annotators]
+    repositories = [Repository(workplace.models, f"project-{project.id}") for project in projects]
+    with serve(workplace) as server:
+        for project in projects:
+            project.connect(server.url, title="Labelnext")
+        for task in zip(*(list(each.truth)[:ROUND] for each in annotators), strict=True):
+            for each, number in zip(annotators, task, strict=True):
+                each.label(number)
+        second = ("--project", str(projects[1].id))
+        with watching(workplace, projects[0], server.url, *second, "--labels", str(ROUND), "--rounds", "1") as watch:
+            assert watch.wait_for_end() == 0
+        versions = [repository.current() for repository in repositories]
+        for project, pool, version, repository in zip(projects, pools, versions, repositories, strict=True):
+            assert f"watching project {project.id} for model {repository.model}: " in watch.said
+            assert f"project {project.id}: {ROUND} new labels ({ROUND} asked for): trained {version}" in watch.said
+            assert project.settings()["model_version"] == version
+            before = {task.id for task in project.tasks()}
+            project.upload({"new.png": pool.images[0].path.read_bytes()})
+            [new] = {task.id for task in project.tasks()} - before
+            project.retrieve_predictions([new])
+            tasks = [task for task in project.tasks() if task.predictions]
+            assert new in {task.id for task in tasks}
+            assert {each.model_version for task in tasks for each in task.predictions} == {version}
+            shown = {each.shown.label for task in tasks for each in task.predictions if each.shown}
+            assert shown
+            assert shown <= set(pool.labels)
+        for version, repository in zip(versions, repositories, strict=True):
+            assert f'href="p/{repository.model}/"' in read(f"{server.url}/")
+            page = read(f"{server.url}/p/{repository.model}/")
+            assert [each in page for each in versions] == [each == version for each in versions]
