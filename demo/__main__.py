@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from contract.errors import LabelnextError
+from contract.errors import LabelnextError, name_some
 from demo import clipart
 from demo.label_studio import EMAIL, PASSWORD, label_studio
 from demo.loop import MODEL, Loop
@@ -28,6 +28,7 @@ from demo.worth import Worth, count_rare
 
 _LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # preferred, since people know them
 _WATCH_S = 0.5
+_NAMED = 6  # classes in a line
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -132,8 +133,9 @@ def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Im
                 f"{root} gives {len(pool.images)} images, too few to label {first}, then {then}, and have some left"
             )
         step.outcome = f"{len(pool.images)} {origin}"
-    counts = [f"{label} {count}" + ("*" if label in pool.rare else "") for label, count in pool.counts.items()]
-    screen.say(", ".join(counts) + "  (* rare)")
+    counts = {label: f"{label} {count}" for label, count in pool.counts.items()}
+    screen.say(name_some([text for label, text in counts.items() if label not in pool.rare], most=_NAMED))
+    screen.say("rare: " + name_some([counts[label] for label in counts if label in pool.rare], most=_NAMED))
     return _Images(pool, origin, first, then)
 
 
@@ -179,7 +181,7 @@ def _label_and_rank(loop: Loop, images: _Images, screen: Screen, stack: ExitStac
     _show(worths, pool, screen)
     screen.links(
         {
-            "Label next": loop.project.add_tab("Label these first", ordering="tasks:predictions_score"),
+            "Label next": loop.project.tab("Label next"),
             "Log in": f"{EMAIL}, password {PASSWORD}",
             "The model": server.url,
             "Comparison": page.as_uri(),

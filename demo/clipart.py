@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from demo.processes import DemoError
 
 PACKAGE = "openclipart-png"
-ORIGIN = f"drawings of the Open Clip Art Library, public domain, from Debian's {PACKAGE}"
+ORIGIN = "drawings from the Open Clip Art Library, public domain"
 
 # Animals, plants and things as the package sorts them, by the name that the demo gives the class.
 CLASSES = {

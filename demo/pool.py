@@ -19,7 +19,6 @@ from demo.processes import DemoError
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SIDE_PX = 64  # scikit-learn's digits are 8 x 8; a person is to see what they label
-_RARE_SHARE = 0.05
 
 # How many of each digit there are: a long tail, one class in front. scikit-learn has at least 174 of each.
 DIGIT_COUNTS = (170, 90, 60, 45, 35, 28, 22, 18, 16, 14)
@@ -48,9 +47,9 @@ class Pool:
 
     @property
     def rare(self) -> frozenset[str]:
-        """The classes with under a twentieth of the images each; the rarest one where all have more."""
+        """The classes with under half of what each would have if all had as many; the rarest where none has so few."""
         counts = self.counts
-        few = {label for label, count in counts.items() if count < _RARE_SHARE * len(self.images)}
+        few = {label for label, count in counts.items() if 2 * len(counts) * count < len(self.images)}
         return frozenset(few or {min(counts, key=lambda label: counts[label])})
 
 

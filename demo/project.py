@@ -16,27 +16,6 @@ from contract.label_studio import LabelStudioClient
 
 _FILES_PER_UPLOAD = 100  # Label Studio refuses more in one form
 _TASKS_PER_PAGE = 1000
-# What remains beside the image: its number, score, predicted label and model version.
-_HIDDEN_COLUMNS = [
-    f"tasks:{name}"
-    for name in (
-        "inner_id",
-        "completed_at",
-        "total_annotations",
-        "cancelled_annotations",
-        "total_predictions",
-        "annotators",
-        "annotations_results",
-        "annotations_ids",
-        "file_upload",
-        "storage_filename",
-        "created_at",
-        "updated_at",
-        "updated_by",
-        "avg_lead_time",
-        "draft_exists",
-    )
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +67,11 @@ class Project:
         """Where a person opens the project."""
         return f"{self._client.url}/projects/{self.id}/data"
 
-    def add_tab(self, title: str, *, ordering: str) -> str:
-        """Add a tab of unlabelled tasks to the Data Manager, and return where a person opens it."""
-        unlabelled = {"filter": "filter:tasks:total_annotations", "operator": "equal", "value": 0, "type": "Number"}
-        settings = {
-            "title": title,
-            "type": "list",
-            "target": "tasks",
-            "ordering": [ordering],
-            "filters": {"conjunction": "and", "items": [unlabelled]},
-            "hiddenColumns": {"explore": _HIDDEN_COLUMNS, "labeling": []},
-        }
-        tab = self._client.post("/api/dm/views", {"project": self.id, "data": settings})
-        return f"{self.url}?tab={tab['id']}"
+    def tab(self, title: str) -> str:
+        """Return where a person opens a tab of the Data Manager, or the project where it has none of that title."""
+        tabs = self._client.get("/api/dm/views", project=self.id)
+        found = [f"{self.url}?tab={tab['id']}" for tab in tabs if tab["data"].get("title") == title]
+        return found[0] if found else self.url
 
     @classmethod
     def create(cls, client: LabelStudioClient, *, title: str, labels: Sequence[str]) -> Project:

@@ -20,6 +20,15 @@ def test_digits_have_a_long_tail(tmp_path: Path):
     assert pool.rare == {"6", "7", "8", "9"}
 
 
+def test_of_many_classes_few_are_rare(tmp_path: Path):
+    """Where all classes have as many images, one stands for the rare ones; what has less than half of that is rare."""
+    write_digits(tmp_path, counts=(8,) * 10)
+    assert len(read_pool(tmp_path, limit=80, seed=0).rare) == 1
+    for path in [*sorted((tmp_path / "4").iterdir())[3:], *sorted((tmp_path / "7").iterdir())[4:]]:
+        path.unlink()
+    assert read_pool(tmp_path, limit=80, seed=0).rare == {"4"}
+
+
 def test_digits_are_real_image_files(tmp_path: Path):
     """Each is a PNG in colour that a person can read."""
     write_digits(tmp_path, counts=(2,))
