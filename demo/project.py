@@ -36,7 +36,7 @@ class Prediction:
     model_version: str
     score: float
     shown: Shown | None
-    """None of the random sample, in which nobody is told what is predicted."""
+    """None of the random sample, in which nobody is told what is predicted, and of labels to be looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _task(document: Mapping[str, Any]) -> Task:
 
 
 def _prediction(document: Mapping[str, Any]) -> Prediction:
-    shown = [_shown(region) for region in document["result"]]
+    shown = [_shown(region) for region in document["result"] if "bald" in region["meta"]]
     return Prediction(document["model_version"], document["score"], shown[0] if shown else None)
 
 

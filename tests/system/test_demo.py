@@ -55,6 +55,7 @@ def test_the_demo_ranks_reports_serves_and_stops(demo: subprocess.Popen[str], da
     assert "a VGG-11 that starts from nothing, as asked" in report
     assert len(re.findall(r"trained on (?:30|40) labels; \d+ of the next 10 are rare, by chance \d", report)) == 2
     assert re.search(r"rare images labelled +\d+ of \d+ +\d+ of \d+", report)
+    assert re.search(r"Label next +http://127\.0\.0\.1:\d+/projects/\d+/data\?tab=\d+\n", report)
     [page] = re.findall(r"Comparison +file://(\S+)", report)
     assert Path(page).read_text(encoding="utf-8").count("<img") == 24 + 20 + 24
     [label_studio] = set(re.findall(r"http://127\.0\.0\.1:\d+(?=/projects/)", report))
