@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -47,13 +46,12 @@ def test_an_annotator_gets_the_ranking_s_first_task(
     first = ranked[0]
     assert [prediction.model_version for prediction in first.predictions] == [version]
 
-    page.goto(project.add_tab("Label these first", ordering="tasks:predictions_score"))
+    page.goto(project.tab("Label next"))
     rows = page.get_by_test_id("table-row-wrapper")
     rows.first.wait_for()
     shown = [int(rows.nth(number).inner_text().split()[0]) for number in range(5)]
     keep_picture(page, "data-manager")
     assert shown == [task.id for task in ranked[:5]]
-    assert version in re.sub(r"\s", "", rows.first.inner_text())
 
     page.get_by_text("Label All Tasks").click()
     page.get_by_role("button", name="Submit").first.wait_for()
