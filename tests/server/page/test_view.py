@@ -22,7 +22,17 @@ from contract.versions.repository import RANKINGS_FOLDER, Repository
 from contract.versions.results import Metrics, TrainingRecord
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from contract.versions.version import MODEL_FILE, PROBE_FILE
-from server.page.view import ENDS, HEADERS, LISTED_CLASSES, ClassMetrics, Page, arrange_classes, show_ago
+from server.page.view import (
+    ENDS,
+    HEADERS,
+    LISTED_CLASSES,
+    ClassMetrics,
+    ModelSummary,
+    Page,
+    arrange_classes,
+    render_models,
+    show_ago,
+)
 from tests import versions
 from tests.contract.versions.test_results import METRICS, TRAINING
 
@@ -540,3 +550,32 @@ def test_times_are_told_in_words(seconds, text):
 def test_any_time_can_be_shown(text):
     """One that is none is shown as it is; one at the end of the calendar is no exception."""
     assert "Version in use" in show(NOWHERE, manifest=dataclasses.replace(make_manifest(), created_at=text)).headings
+
+
+class TestModels:
+    """The page of all models."""
+
+    def show(self, *models, detail=None):
+        return Document(render_models(models, up=True, detail=detail, label_studio_url=STUDIO, now=NOW))
+
+    def test_names_and_labels_are_text_whatever_they_hold(self):
+        """Folders are called as somebody called them; addresses are encoded, and stay below the page's own."""
+        manifest = dataclasses.replace(versions.manifest("20260102T030405678Z-0a1b2c"), labels=(HOSTILE, "cat"))
+        serving = SimpleNamespace(manifest=manifest)
+        document = self.show(
+            ModelSummary(HOSTILE, serving, HOSTILE, (3,)), ModelSummary("javascript:x", None, None, ()), detail=HOSTILE
+        )
+        assert not document.find("script")
+        links = [element.attrs["href"] for element in document.find("a")]
+        assert links.count("p/javascript%3Ax/") == 1
+        assert {link for link in links if not link.startswith("p/")} == {f"{STUDIO}/projects/3/data"}
+        assert not any(set(link) & set("<>\"' ") for link in links)
+
+    def test_a_model_without_a_version_says_so(self):
+        """It stands in the list, with what there is to say of it."""
+        document = self.show(
+            ModelSummary("cats", None, "loading version v1", ()), ModelSummary("cars", None, None, (7,))
+        )
+        assert "Model cats: loading version v1" in document.text
+        assert document.text.count("none yet") == 2
+        assert "Waiting for versions" in document.text
