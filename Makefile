@@ -42,7 +42,7 @@ help: ## this list
 	@echo "  make demo takes IMAGES=folder (your own class folders), WEIGHTS=imagenet|none|file, BACKBONE=name, ONCE=1 (do not keep serving)"
 	@echo "  PYTHON=python3.12 picks the interpreter that the environments are made with"
 
-demo: ## Label Studio, trainer and server on this machine: what to label next among real images
+demo: ## Label Studio, trainer and server on this machine: what to label next among 650 drawings, three of eight classes rare
 	@$(MAKE) --silent -j3 $(TOOLS) $(SERVER) $(LABEL_STUDIO)
 	@$(IN_TOOLS) demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(ONCE),--once)
 
