@@ -360,7 +360,7 @@ def test_a_second_annotator_and_labels_of_another_control_change_nothing(ranked:
     for task in ranked.unlabelled()[:2]:
         ranked.label(task, "quality", "good")
     ranked.label(next(iter(ranked.truth)))
-    ranked.check_whole(ranked.rank("--force", "--strategy", "balanced-margin")["ranking"])
+    ranked.check_whole(ranked.rank("--force", "--strategy", "balanced-bald-margin")["ranking"])
 
 
 def test_a_labelling_config_that_changed_since_the_training(ranked: Ranked) -> None:

@@ -207,6 +207,7 @@ def _rank(
         candidates,
         base,
         strategy=strategy,
+        name=name,
         eligible=eligible & (representative == own),
         labels_by_class=labels_by_class,
         batch_size=batch_size,

@@ -7,15 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.scores.acquisition import margin
-from trainer.ordering.strategies import BALANCED, BATCH_BALD, Candidates, Preference
+from trainer.ordering.strategies import BALANCED, BATCH_BALD, DRAWN, Candidates, Preference
 
 HELD_OUT: Final = "random sample, for measuring"
 COVERS: Final = "covers a part of the pool not seen yet"
 BY_CHANCE: Final = "drawn by chance"
 
 _BALD_NATS = (0.02, 0.1)
-_ENTROPY_NATS = (0.2, 0.7)
-"""The second is ln 2, two labels that are equally likely."""
 _LEADS = (0.2, 0.6)
 _FEW = 0.5
 """Share of the labels of an average class below which a class has few."""
@@ -44,25 +42,21 @@ def explain(
         few = _ask_for(candidates.probabilities, labels_by_class)
         for index in np.flatnonzero(few >= 0):
             reasons[index] += f", and few labels are {labels[few[index]] if labels else 'like it'} yet"
-    if strategy == BATCH_BALD:
-        for index in preference.chosen:
-            reasons[index] += ", and it adds to the images before it"
+    adds = {BATCH_BALD: ", and it adds to the images before it", **dict.fromkeys(DRAWN, ", and it differs from others")}
+    for index in preference.chosen:
+        reasons[index] += adds.get(strategy, "")
     return reasons
 
 
 def _explain_base(candidates: Candidates, strategy: str) -> list[str]:
     if strategy == "random":
         return [BY_CHANCE] * len(candidates.task_ids)
-    if strategy in ("margin", "balanced-margin"):
+    if strategy == "margin" or strategy in DRAWN:
         lead = margin(candidates.probabilities, multiple=candidates.multiple)
         close = "a label is as likely as not" if candidates.multiple else "two labels are about equally likely"
         return _in_words(lead, _LEADS, (close, "the label is not sure", "the label is fairly sure"))
-    if strategy == "entropy":
-        words = ("the label is fairly sure", "the label is not sure", "several labels are likely")
-        return _in_words(candidates.entropy, _ENTROPY_NATS, words)
     words = ("the passes agree", "the passes disagree a little", "the passes disagree")
-    reasons = _in_words(candidates.bald, _BALD_NATS, words)
-    return [f"{reason}, and chance had a say" for reason in reasons] if strategy == "power-bald" else reasons
+    return _in_words(candidates.bald, _BALD_NATS, words)
 
 
 def _in_words(values: npt.NDArray[np.float32], bounds: tuple[float, float], words: tuple[str, str, str]) -> list[str]:

@@ -7,7 +7,7 @@ depends on those chosen before it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,34 +15,43 @@ import numpy.typing as npt
 from contract.errors import ConfigError
 from contract.scores.acquisition import margin
 from contract.scores.keyed_uniforms import keyed_uniforms
-from trainer.ordering import batchbald
+from trainer.ordering import badge, batchbald
 from trainer.ordering.batchbald import Passes
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-Base = Literal["bald", "margin", "bald-margin", "entropy", "random", "power-bald"]
+Base = Literal["gradient", "bald-margin", "bald", "margin", "random"]
 """What a strategy goes by before it looks at other images."""
 
 _BASES: Final[Mapping[str, Base]] = {
+    "balanced-badge": "gradient",
     "balanced-bald-margin": "bald-margin",
-    "balanced-bald": "bald",
-    "balanced-margin": "margin",
+    "badge": "gradient",
     "bald": "bald",
     "batch-bald": "bald",
-    "power-bald": "power-bald",
     "margin": "margin",
-    "entropy": "entropy",
     "random": "random",
 }
 STRATEGIES: Final = tuple(_BASES)
-DEFAULT_STRATEGY: Final = "balanced-bald-margin"
+DEFAULT_STRATEGY: Final = "balanced-badge"
 BATCH_BALD: Final = "batch-bald"
-BALANCED: Final = frozenset({"balanced-bald-margin", "balanced-bald", "balanced-margin"})
+BALANCED: Final = frozenset({"balanced-badge", "balanced-bald-margin"})
+DRAWN: Final = frozenset({"balanced-badge", "badge"})
+"""Those that draw their first places, each with regard to those before it."""
 
-_LEAST_BALD = 1e-12
-"""In nats: has a logarithm, and one so low that no noise lifts it above a BALD that can be told from rounding."""
+_FORMER: Final[Mapping[str, str]] = {
+    "balanced-bald": "balanced-bald-margin",
+    "balanced-margin": "balanced-bald-margin",
+    "power-bald": "bald",
+    "entropy": "margin",
+}
+"""What was never better than another on any set, and that other."""
+
+
+_LONGEST: Final = 50_000
+"""Images, those with the longest gradients, that are drawn from; of the others hardly one ever would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,10 @@ def check(strategy: str, *, multiple: bool) -> None:
     Raises:
         ConfigError: if there is none.
     """
+    if strategy in _FORMER:
+        raise ConfigError(
+            f"the strategy {strategy} is no more; use {_FORMER[strategy]} or, by default, {DEFAULT_STRATEGY}"
+        )
     if strategy not in STRATEGIES:
         raise ConfigError(f"the strategy must be one of {', '.join(STRATEGIES)}; got {strategy!r}")
     if strategy == BATCH_BALD and multiple:
@@ -148,8 +161,9 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     `name` is the ranking's: in another one chance falls otherwise.
     """
     base = _BASES[strategy]
-    if base == "entropy":
-        return candidates.entropy.astype(np.float64)
+    if base == "gradient":
+        surprise = badge.surprise(candidates.probabilities, multiple=candidates.multiple)
+        return badge.squared_lengths(surprise).astype(np.float64)
     if base == "random":
         return keyed_uniforms(f"random/{name}", candidates.task_ids)
     doubt = 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
@@ -158,11 +172,7 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     bald = candidates.bald.astype(np.float64)
     if base == "bald":
         return bald
-    if base == "bald-margin":
-        return np.sqrt(np.maximum(bald, 0) * doubt)
-    return cast(
-        Floats, np.log(np.maximum(bald, _LEAST_BALD)) + _gumbel(keyed_uniforms(f"power/{name}", candidates.task_ids))
-    )
+    return np.sqrt(np.maximum(bald, 0) * doubt)
 
 
 def prefer(
@@ -170,6 +180,7 @@ def prefer(
     base: Floats,
     *,
     strategy: str,
+    name: str,
     eligible: Bools,
     labels_by_class: Sequence[int],
     batch_size: int,
@@ -183,6 +194,7 @@ def prefer(
         candidates: N images.
         base: float64 (N,), from `base_utility`.
         strategy: one of `STRATEGIES`.
+        name: the ranking's: in another one chance falls otherwise.
         eligible: which may be chosen.
         labels_by_class: (C,), how many labels there are already.
         batch_size: the most that are chosen one after the other.
@@ -191,6 +203,11 @@ def prefer(
     Raises:
         ValueError: if batch-bald is given no passes.
     """
+    if strategy in DRAWN:
+        scales = np.ones(len(base), np.float32)
+        if strategy in BALANCED:
+            scales = rarity(candidates.probabilities, np.array(labels_by_class, np.float64))
+        return _draw(candidates, base, scales, eligible=eligible, batch_size=batch_size, purpose=f"badge/{name}")
     if strategy in BALANCED:
         return _balance(
             candidates.probabilities, base, eligible=eligible, labels_by_class=labels_by_class, batch_size=batch_size
@@ -216,6 +233,29 @@ def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> n
     return probabilities @ (1.0 / (labels_by_class + 1.0)).astype(np.float32)
 
 
+def _draw(
+    candidates: Candidates,
+    base: Floats,
+    scales: npt.NDArray[np.float32],
+    *,
+    eligible: Bools,
+    batch_size: int,
+    purpose: str,
+) -> Preference:
+    """Draw by gradient embeddings times scales (N,); the base utility is the squared length of one before that."""
+    utility = base * scales.astype(np.float64) ** 2
+    falling = descending(utility)
+    considered = np.sort(falling[eligible[falling]][:_LONGEST])
+    surprise = badge.surprise(candidates.probabilities[considered], multiple=candidates.multiple)
+    chosen = badge.draw(
+        surprise * scales[considered, None],
+        badge.directions(candidates.embeddings)[considered],
+        count=batch_size,
+        purpose=purpose,
+    )
+    return Preference(considered[chosen], utility)
+
+
 def _balance(
     probabilities: npt.NDArray[np.float32],
     base: Floats,
@@ -235,9 +275,3 @@ def _balance(
         labels += probabilities[best]
         utility = base * rarity(probabilities, labels)
     return Preference(np.array(chosen, np.int64), utility)
-
-
-def _gumbel(uniform: Floats) -> Floats:
-    """Return standard Gumbel noise from uniform numbers in [0, 1)."""
-    noise: Floats = -np.log(-np.log(np.maximum(uniform, np.finfo(np.float64).tiny)))
-    return noise

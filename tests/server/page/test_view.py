@@ -135,7 +135,7 @@ def make_ranking(version, **fields):
         "project": 3,
         "title": "Beetles",
         "created_at": (NOW - timedelta(hours=3)).isoformat(),
-        "strategy": "balanced-bald",
+        "strategy": "balanced-bald-margin",
         "tasks": 12850,
         "audit": 1285,
         "near_duplicates": 412,
@@ -322,7 +322,7 @@ class TestRankings:
         manifest = publish(repository)
         save_ranking(repository, make_ranking(manifest.version))
         document = show(page, manifest=manifest)
-        for text in ("Project 3", "3 hours ago", "balanced-bald", "12,850 tasks", "1,285", "412", "0.210"):
+        for text in ("Project 3", "3 hours ago", "balanced-bald-margin", "12,850 tasks", "1,285", "412", "0.210"):
             assert text in document.text
         for text in ("62%", "the passes disagree", "score 0.125", "BALD 0.250", "task 7", "99%"):
             assert text in document.text

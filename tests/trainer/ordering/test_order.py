@@ -13,7 +13,7 @@ from trainer.ordering.order import arrange, interleave
 from trainer.ordering.strategies import STRATEGIES
 
 ORDINARY = {
-    "strategy": "balanced-bald",
+    "strategy": "balanced-bald-margin",
     "project": 3,
     "name": "v1",
     "holdout_share": 0.1,

@@ -49,16 +49,10 @@ def test_the_margin_is_said_in_words(probabilities, multiple, expected):
     assert explained(candidates([probabilities], multiple=multiple), "margin") == [expected]
 
 
-def test_the_entropy_is_said_in_words():
-    """From two equally likely labels on there are several."""
-    words = [explained(candidates([[0.5, 0.5]], entropy=nats), "entropy")[0] for nats in (0.0, 0.5, 0.75)]
-    assert words == ["the label is fairly sure", "the label is not sure", "several labels are likely"]
-
-
 def test_a_class_with_few_labels_is_named_where_it_is_why():
     """Of three classes one has few labels; it is named for the image that is likely of it, not for one that is not."""
     pool = candidates([[0.1, 0.1, 0.8], [0.98, 0.015, 0.005]], bald=0.5)
-    reasons = explained(pool, "balanced-bald", labels_by_class=[50, 40, 3], labels=("car", "van", "bike"))
+    reasons = explained(pool, "balanced-bald-margin", labels_by_class=[50, 40, 3], labels=("car", "van", "bike"))
     assert reasons == ["the passes disagree, and few labels are bike yet", "the passes disagree"]
 
 
@@ -66,13 +60,22 @@ def test_a_class_with_few_labels_is_named_where_it_is_why():
 def test_no_class_is_named_where_all_have_as_many(counts):
     """Few is said in comparison."""
     pool = candidates([[0.1, 0.1, 0.8]], bald=0.5)
-    assert explained(pool, "balanced-bald", labels_by_class=counts) == ["the passes disagree"]
+    assert explained(pool, "balanced-bald-margin", labels_by_class=counts) == ["the passes disagree"]
 
 
 def test_images_chosen_jointly_say_so():
     """Those behind them go by BALD alone."""
     reasons = explained(candidates([[0.5, 0.5]] * 2, bald=0.5), "batch-bald", chosen=[1])
     assert reasons == ["the passes disagree", "the passes disagree, and it adds to the images before it"]
+
+
+def test_images_that_were_drawn_say_so():
+    """Those behind them go by how sure their label is."""
+    reasons = explained(candidates([[0.5, 0.5]] * 2), "badge", chosen=[1])
+    assert reasons == [
+        "two labels are about equally likely",
+        "two labels are about equally likely, and it differs from others",
+    ]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -8,7 +8,7 @@ from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
 REGION = {"from_name": "label", "value": {"choices": ["Kätzchen 🐈\n"]}, "meta": {"rank": 1}}
 PLAN = Plan(
     "20261123T050102123Z-0a1b2c.r2",
-    "balanced-bald",
+    "balanced-bald-margin",
     near_duplicates=1,
     unscored=(3, 11),
     kept=1,

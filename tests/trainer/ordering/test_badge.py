@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import pairwise_distances
+
+from contract.scores.acquisition import softmax
+from trainer.ordering.badge import directions, draw, squared_lengths, surprise
+
+
+def factors(images, *, classes=4, numbers=6, seed=0):
+    rng = np.random.default_rng(seed)
+    probabilities = softmax(3 * rng.normal(size=(images, classes))).astype(np.float32)
+    return surprise(probabilities, multiple=False), directions(rng.random((images, numbers), np.float32))
+
+
+def test_a_gradient_embedding_is_the_gradient_of_the_last_layer():
+    """As torch's autograd has it, of the loss under the label that is predicted."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    hidden, layer = torch.tensor(rng.normal(size=5)), torch.nn.Linear(5, 3, dtype=torch.float64)
+    logits = layer(hidden)
+    torch.nn.functional.cross_entropy(logits, logits.argmax()).backward()
+    probabilities = logits.softmax(0).detach().numpy()[None].astype(np.float32)
+    expected = np.outer(surprise(probabilities, multiple=False)[0], hidden.numpy())
+    np.testing.assert_allclose(layer.weight.grad.numpy(), expected, atol=1e-6)
+
+
+def test_of_several_labels_each_is_predicted_or_not():
+    """Signed by which of the two it is."""
+    found = surprise(np.array([[0.7, 0.5, 0.2]], np.float32), multiple=True)
+    np.testing.assert_allclose(found, [[-0.3, -0.5, 0.2]], atol=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_a_draw_is_that_of_the_outer_products(seed, images, count):
+    """The same chance, looked up in distances between outer products that are formed, gives the same images."""
+    first, second = factors(images, seed=seed)
+    outer = np.einsum("ic,ie->ice", first, second).reshape(images, -1).astype(np.float64)
+    between = pairwise_distances(outer) ** 2
+    chosen = draw(first, second, count=count, purpose="x")
+    assert len(chosen) == len(set(chosen.tolist())) <= min(count, images)
+    if not len(chosen):
+        assert not count or not squared_lengths(outer.astype(np.float32)).any()
+        return
+    assert (outer**2).sum(axis=1)[chosen[0]] == pytest.approx((outer**2).sum(axis=1).max())
+    for place in range(1, len(chosen)):
+        assert between[chosen[place], chosen[:place]].min() > 1e-9
+
+
+def test_chances_are_in_proportion_to_squared_distances():
+    """Of three images as far as 1, 2 and 3 from the one that comes first, by 1, 4 and 9 in 14."""
+    first, second = np.array([[10], [9], [8], [7]], np.float32), np.ones((4, 1), np.float32)
+    seconds = [draw(first, second, count=2, purpose=str(number))[1] for number in range(3000)]
+    shares = np.bincount(seconds, minlength=4) / 3000
+    np.testing.assert_allclose(shares, [0, 1 / 14, 4 / 14, 9 / 14], atol=0.03)
+
+
+def test_copies_are_not_drawn_twice():
+    """Of ten images of which each is there five times, ten are drawn."""
+    first, second = factors(10)
+    chosen = draw(first.repeat(5, axis=0), second.repeat(5, axis=0), count=50, purpose="x")
+    assert sorted(set((chosen // 5).tolist())) == list(range(10))
+    assert len(chosen) < 15  # rounding may leave a copy at a distance
+
+
+def test_directions_are_from_the_mean():
+    """Of length 1, but for an image that is the mean."""
+    found = directions(np.array([[1, 0], [3, 0], [2, 0], [2, 4], [2, -4]], np.float32))
+    np.testing.assert_allclose(found, [[-1, 0], [1, 0], [0, 0], [0, 1], [0, -1]], atol=1e-6)
