@@ -15,10 +15,12 @@ the pool; `--save` puts the table below bench/results.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, cast
@@ -34,7 +36,6 @@ from contract.scores.holdout import holdout_order, is_held_out
 from contract.scores.keyed_uniforms import keyed_uniforms
 from contract.scores.sure import DEFAULT_PRECISION, Sure
 from demo.product import CHECKOUT
-from server.inference.resources import available_cpus
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.features import open_store
 from trainer.labels.dataset import Indices
@@ -58,8 +59,21 @@ _LEAST_GROUP: Final = 10
 """Images for which a group is worth a confirmation."""
 _BARS: Final = {"trashnet": 1 / 3, "cifar10-lt": 1 / 5}
 """Actions over images that are aimed at."""
+_PRECISIONS: Final = (DEFAULT_PRECISION, 0.95, 0.9)
+"""What is asked of labels that are offered."""
 _SHOWN: Final = (
-    *("images", "pool", "backbone", "attentive", "actions", "labels", "random_labels", "unticks", "confirmations"),
+    *(
+        "images",
+        "pool",
+        "backbone",
+        "sure",
+        "attentive",
+        "actions",
+        "labels",
+        "random_labels",
+        "unticks",
+        "confirmations",
+    ),
     *("confirmed", "looks", "purity", "purity_of_confirmed", "seconds"),
 )
 
@@ -74,11 +88,13 @@ class Plan:
     image_size: int
     first: int
     """Labels before the first training."""
-    growth: float = 0.15
+    growth: float = 1.0
     """Share of the labels so far that are made between two trainings."""
     holdout_share: float = 0.1
+    until: float = 0.4
+    """Share of the pool that is labelled by people, after which nothing is trained and they label what is left."""
     follow: bool = True
-    """Whether the random labels are made that Sure says would do."""
+    """Whether the random labels are made that would do for something to be offered."""
     train_on_confirmed: float = 1.0
     """Share of what was confirmed that is trained on."""
 
@@ -113,11 +129,12 @@ class Play:
         last_stage: int | None,
         seed: int,
         attentive: bool,
-        precision: float = DEFAULT_PRECISION,
+        precision: float,
+        known: dict[bytes, Model],
     ) -> None:
-        """Take a data set, of which the images of the pool are to be labelled."""
+        """Take a data set, of which the images of the pool are to be labelled, and models of the same seed."""
         self._plan, self._pool, self._attentive, self._precision = plan, pool, attentive, precision
-        self._last_stage = last_stage
+        self._last_stage, self._known = last_stage, known
         self._truth, self._features = dataset.targets, cast(Floats, dataset.features)
         self._given = dataset.targets.copy()
         """What images are labelled as, where they are; what was confirmed may be wrong."""
@@ -139,9 +156,10 @@ class Play:
         started = time.perf_counter()
         self._label(self._cold_start()[: self._plan.first])
         number = 0
-        while len(self._left):
+        while len(self._left) and self.tally.labels < self._plan.until * len(self._pool):
             self._round(f"actions/{self._seed}/{number}")
             number += 1
+        self._label(self._left)
         tally, images = self.tally, len(self._pool)
         wrong = int((self._given != self._truth)[self._pool].sum())
         return {
@@ -168,8 +186,8 @@ class Play:
     def _round(self, name: str) -> None:
         """Train, confirm what is offered, and label what comes first."""
         judged = self._judged
-        measured = self._trainer.train(self._training_part(held_out=False), f"{name}/measured") if judged else None
-        model = self._trainer.train(self._training_part(held_out=True), name)
+        measured = self._train(self._training_part(held_out=False), f"{name}/measured") if judged else None
+        model = self._train(self._training_part(held_out=True), name)
         left = self._left
         candidates = as_candidates(left, model.score(self._features[left]))
         wanted = max(self._plan.first, round(self._plan.growth * np.count_nonzero(self._by_people)))
@@ -190,6 +208,13 @@ class Play:
         drawn = self._held_out(queue)
         at_random = queue[drawn][np.argsort(holdout_order(self._seed, queue[drawn]))][:more]
         self._label(np.concatenate([at_random, np.setdiff1d(queue[:wanted], at_random)]))
+
+    def _train(self, images: Indices, name: str) -> Model:
+        """Train on images as they are labelled; what was trained on them before is the same."""
+        key = hashlib.sha256(name.encode() + images.tobytes() + self._given[images].tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = self._trainer.train(images, name)
+        return self._known[key]
 
     @property
     def _labelled(self) -> Indices:
@@ -308,40 +333,58 @@ def open_dataset(plan: Plan) -> tuple[Dataset, Indices, int | None]:
     return dataset, np.flatnonzero(decoded.readable), backbone.last_stage
 
 
-def plan_projects(*, quick: bool) -> list[Plan]:
+def plan_projects(*, quick: bool, only: str | None) -> list[Plan]:
     """Return what is played."""
-    trashnet = Plan("trashnet", "vgg16", 224, first=20)
-    cifar = Plan("cifar10-lt", "vgg16", 64, first=100)
-    lite0 = [replace(trashnet, backbone=LITE0), replace(cifar, backbone=LITE0, image_size=96)]
-    return [replace(lite0[0], image_size=96, growth=0.5)] if quick else [trashnet, cifar, *lite0]
+    trashnet, cifar = Plan("trashnet", LITE0, 224, first=40), Plan("cifar10-lt", LITE0, 96, first=100)
+    plans = [trashnet, cifar, replace(trashnet, backbone="vgg16", image_size=112)]
+    plans += [replace(cifar, backbone="vgg16", image_size=64)]
+    return [trashnet] if quick else [plan for plan in plans if only in (None, plan.images)]
+
+
+def play(plan: Plan, precisions: Sequence[float], *, seeds: int) -> list[dict[str, Any]]:
+    """Play a plan under each precision, by both annotators, and return and print what came of it."""
+    dataset, pool, last_stage = open_dataset(plan)
+    rows = []
+    for seed in range(seeds):
+        known: dict[bytes, Model] = {}
+        for precision in precisions:
+            for attentive in (True, False):
+                project = Play(
+                    plan,
+                    dataset,
+                    pool,
+                    last_stage=last_stage,
+                    seed=seed,
+                    attentive=attentive,
+                    precision=precision,
+                    known=known,
+                )
+                found = {**asdict(plan), "sure": precision, "seed": seed, "attentive": attentive, **project.go()}
+                say(json.dumps(found))
+                rows.append(found)
+    print_table([{name: row[name] for name in _SHOWN} for row in rows])
+    return rows
 
 
 def main() -> None:
-    """Play all projects, print a table and one line of JSON."""
+    """Play all projects, print a table of each and one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.actions", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a minute, for a first impression")
     parser.add_argument("--save", action="store_true", help="put the figures below bench/results")
+    parser.add_argument("--only", choices=[*_BARS], help="one of the two")
     parser.add_argument("--seeds", type=int, default=1, help="so often each, with its own chance (default: 1)")
     options = parser.parse_args()
     if not (SHARED / "data").is_dir():
         parser.error(f"expected images in {SHARED / 'data'}, there are none; the bench needs the developers' folder")
-    torch.set_num_threads(available_cpus())
-    rows = []
-    for plan in plan_projects(quick=options.quick):
+    torch.set_num_threads(1)  # a small head, for which two threads mostly wait for each other
+    for plan in plan_projects(quick=options.quick, only=options.only):
         say(f"{plan.images}, {plan.backbone} at {plan.image_size} pixels")
-        dataset, pool, last_stage = open_dataset(plan)
-        for seed in range(1 if options.quick else options.seeds):
-            for attentive in (True, False):
-                play = Play(plan, dataset, pool, last_stage=last_stage, seed=seed, attentive=attentive)
-                row = {**asdict(plan), "seed": seed, "attentive": attentive, **play.go()}
-                rows.append(row)
-                print_table([{name: row[name] for name in _SHOWN}])
-    told = {"bench": "actions", "quick": options.quick, "sure": DEFAULT_PRECISION, "bars": _BARS, "projects": rows}
-    line = json.dumps({**told, "machine": describe()})
-    if options.save:
-        path = _RESULTS / f"{datetime.now(UTC).date().isoformat()}-actions.json"
-        path.write_text(line + "\n", encoding="utf-8")
-    print(line)
+        rows = play(plan, _PRECISIONS[:1] if options.quick else _PRECISIONS, seeds=options.seeds)
+        line = json.dumps({"bench": "actions", "bar": _BARS[plan.images], "projects": rows, "machine": describe()})
+        if options.save:
+            name = f"{datetime.now(UTC).date().isoformat()}-actions-{plan.images}-{plan.backbone}.json"
+            (_RESULTS / name).write_text(line + "\n", encoding="utf-8")
+        print(line)
 
 
 if __name__ == "__main__":
