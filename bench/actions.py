@@ -59,7 +59,7 @@ _LEAST_GROUP: Final = 10
 """Images for which a group is worth a confirmation."""
 _BARS: Final = {"trashnet": 1 / 3, "cifar10-lt": 1 / 5}
 """Actions over images that are aimed at."""
-_PRECISIONS: Final = (DEFAULT_PRECISION, 0.95, 0.9)
+_PRECISIONS: Final = (DEFAULT_PRECISION, 0.95, 0.9, 0.8, 0.7)
 """What is asked of labels that are offered."""
 _SHOWN: Final = (
     *(
@@ -88,10 +88,10 @@ class Plan:
     image_size: int
     first: int
     """Labels before the first training."""
-    growth: float = 1.0
+    growth: float = 0.5
     """Share of the labels so far that are made between two trainings."""
     holdout_share: float = 0.1
-    until: float = 0.4
+    until: float = 0.65
     """Share of the pool that is labelled by people, after which nothing is trained and they label what is left."""
     follow: bool = True
     """Whether the random labels are made that would do for something to be offered."""
