@@ -95,7 +95,7 @@ class Plan:
     """Share of the pool that is labelled by people, after which nothing is trained and they label what is left."""
     follow: bool = True
     """Whether the random labels are made that would do for something to be offered."""
-    train_on_confirmed: float = 1.0
+    train_on_confirmed: float = 0.0
     """Share of what was confirmed that is trained on."""
 
 
@@ -196,7 +196,7 @@ class Play:
             strategy=DEFAULT_STRATEGY,
             project=self._seed,
             name=name,
-            labels_by_class=np.bincount(self._given[self._labelled], minlength=len(self._dataset.classes)).tolist(),
+            labels_by_class=np.bincount(self._given[self._by_people], minlength=len(self._dataset.classes)).tolist(),
             holdout_share=self._plan.holdout_share,
             batch_size=wanted,
         ).order

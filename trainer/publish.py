@@ -25,6 +25,7 @@ from trainer.evaluation.comparison import CommonImages, compare_versions, save_p
 from trainer.evaluation.history import describe_advice, earlier, find_agreement
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions
 from trainer.evaluation.witnesses import save_witnesses
+from trainer.labels.annotations import CONFIRMED
 from trainer.labels.dataset import Indices, Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
 from trainer.model.export import export
@@ -250,7 +251,7 @@ def _describe_training(trained: Trained) -> TrainingRecord:
     return TrainingRecord(
         images=len(data.pixels.targets),
         images_by_class=dict(zip(data.pool.labels, map(int, counts), strict=True)),
-        confirmed=len(data.pixels.confirmed),
+        confirmed=len(data.pool.left_out.get(CONFIRMED, ())),
         validation=data.parts.sample,
         validation_images=len(data.parts.validation),
         refitted=trained.refitted,

@@ -152,7 +152,7 @@ class TrainingRecord:
     """Labelled ones that were used, those held out included."""
     images_by_class: Mapping[str, int] = field(default_factory=dict)
     confirmed: int | None = None
-    """Of these images, those whose labels are predictions that somebody confirmed in bulk."""
+    """Further ones whose labels somebody confirmed in bulk, which were neither trained nor measured on."""
     validation: str | None = None
     """`audit` or `split`: what was held out."""
     validation_images: int | None = None

@@ -42,8 +42,7 @@ def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: flo
     """Hold out the labelled part of the random holdout, or a part of each class where that would say too little.
 
     The slice says too little with fewer than 30 images, or if it, or what remains to be trained on, does not hold two
-    classes. Images whose files equal one of the slice are neither trained nor validated on. Labels confirmed in
-    bulk validate nothing: they are the model's own; those of the slice are not trained on either.
+    classes. Images whose files equal one of the slice are neither trained nor validated on.
 
     Args:
         pixels: N images.
@@ -55,17 +54,13 @@ def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: flo
     Raises:
         ConfigError: unless 0 <= `share` < 1.
     """
-    drawn = np.zeros(len(pixels.task_ids), bool) if project is None else is_held_out(project, pixels.task_ids, share)
-    confirmed = np.isin(np.arange(len(drawn)), [*pixels.confirmed])
-    audit = drawn & ~confirmed
+    audit = np.zeros(len(pixels.task_ids), bool) if project is None else is_held_out(project, pixels.task_ids, share)
     sliced = np.flatnonzero(audit)
-    others = np.flatnonzero(~np.isin(pixels.groups, pixels.groups[audit]) & ~drawn)
+    others = np.flatnonzero(~np.isin(pixels.groups, pixels.groups[audit]))
     if len(sliced) >= LEAST_IMAGES and all(_differ(pixels.targets[part]) for part in (sliced, others)):
         return HeldOut(others, sliced, "audit", len(sliced))
-    chosen = np.flatnonzero(~confirmed)
-    train, validation = split(pixels.targets[chosen], fraction=fraction, seed=seed, groups=pixels.groups[chosen])
-    apart = confirmed & ~np.isin(pixels.groups, pixels.groups[chosen[validation]])
-    return HeldOut(np.sort([*chosen[train], *np.flatnonzero(apart)]), chosen[validation], "split", len(sliced))
+    parts = split(pixels.targets, fraction=fraction, seed=seed, groups=pixels.groups)
+    return HeldOut(*parts, "split", len(sliced))
 
 
 def _differ(targets: Targets) -> bool:

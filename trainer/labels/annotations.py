@@ -38,6 +38,8 @@ FOR_A_REGION: Final = "choice made for a region or one of several images"
 SEVERAL_CHOICES: Final = "more than one choice made"
 OUTDATED: Final = "label no longer in the labelling config"
 TIED: Final = "annotators disagree evenly"
+CONFIRMED: Final = "confirmed in bulk"
+"""Not the label of whoever looked at the task: for models to be measured and trained on, it is none."""
 
 
 def find_answers(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:

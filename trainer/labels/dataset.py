@@ -58,8 +58,6 @@ class Pixels:
     references: tuple[str, ...]
     """N paths or references, as in the pool."""
     unreadable: tuple[Unreadable, ...]
-    confirmed: frozenset[int] = frozenset()
-    """Rows of images whose labels somebody confirmed in bulk: predictions that nobody looked at one by one."""
 
     @property
     def groups(self) -> Indices:
@@ -132,7 +130,6 @@ def load_pixels(
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=unreadable,
-        confirmed=frozenset(row for row, image in enumerate(kept) if image.confirmed),
     )
 
 

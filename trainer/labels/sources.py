@@ -17,7 +17,17 @@ from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import choose_control
 from contract.tasks import find_reference
 from trainer import labelstudio
-from trainer.labels.annotations import EMPTY, NO_CHOICE, OUTDATED, LeftOut, Task, decide, find_answers, is_confirmed
+from trainer.labels.annotations import (
+    CONFIRMED,
+    EMPTY,
+    NO_CHOICE,
+    OUTDATED,
+    LeftOut,
+    Task,
+    decide,
+    find_answers,
+    is_confirmed,
+)
 from trainer.labels.class_folders import BROKEN_LINK, IMAGE_SUFFIXES, NESTED, UNREADABLE, find_images
 from trainer.labels.exports import read_export
 from trainer.task_lists import list_annotated
@@ -46,8 +56,6 @@ class LabelledImage:
     """Indices into the pool's labels, rising: one, unless several may hold; then any number."""
     task_id: int | None = None
     """The task in Label Studio, where there is one."""
-    confirmed: bool = False
-    """Whether its labels are predictions that somebody confirmed in bulk, and nobody's choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +260,9 @@ def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPo
             chosen = decide(task, question.control, index, multiple=question.multiple)
             held = tuple(sorted(index[label] for label in chosen))
             reference = _reference(task, question.value_key)
-            images.append(LabelledImage(reference, held, number, confirmed=is_confirmed(task)))
+            if is_confirmed(task):
+                raise LeftOut(CONFIRMED)
+            images.append(LabelledImage(reference, held, number))
         except LeftOut as reason:
             left_out[str(reason)].append(number)
             for label in sorted(reason.lost):

@@ -21,7 +21,7 @@ from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.labelconfig import ChoicesControl
 from contract.tasks import find_reference
 from contract.versions.manifest import InputSpec, Manifest
-from trainer.labels.annotations import LeftOut, Task, decide
+from trainer.labels.annotations import LeftOut, Task, decide, is_confirmed
 from trainer.labels.dataset import THREADS
 from trainer.labelstudio import PoolTask
 from trainer.progress_bar import Bar
@@ -127,6 +127,8 @@ def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manif
     """How many tasks have each of a version's labels by now: (C,), 0 for one that the labelling config has lost."""
     counts = Counter[str]()
     for task in tasks:
+        if is_confirmed(task):  # nothing is learnt from it
+            continue
         try:
             counts.update(decide(task, control.from_name, set(control.labels), multiple=manifest.multiple))
         except LeftOut:

@@ -358,7 +358,7 @@ class Watcher:
 def _describe_trained(report: Mapping[str, Any]) -> str:
     macro_f1 = report.get("macro_f1")
     quality = f", macro-F1 {macro_f1:.2f}" if isinstance(macro_f1, float) else ""
-    confirmed = f", of these {report['confirmed']} confirmed in bulk" if report.get("confirmed") else ""
+    confirmed = f" beside {report['confirmed']} confirmed in bulk" if report.get("confirmed") else ""
     return f"trained {report.get('version')} on {report.get('labels')} labels{confirmed}{quality}"
 
 

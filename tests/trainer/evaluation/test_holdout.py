@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,27 +38,6 @@ def test_the_audit_slice_validates_where_it_is_large_enough():
     assert (parts.sample, parts.audit_images) == ("audit", audit.sum())
     np.testing.assert_array_equal(parts.validation, np.flatnonzero(audit))
     np.testing.assert_array_equal(parts.train, np.flatnonzero(~audit))
-
-
-class TestLabelsConfirmedInBulk:
-    def test_they_never_validate(self):
-        """Those of the holdout are not trained on either: somebody may label them yet."""
-        drawn = is_held_out(PROJECT, np.arange(600), SHARE)
-        confirmed = np.arange(600) % 4 == 0
-        parts = split_up(replace(pixels(np.arange(600) % 3), confirmed=frozenset(np.flatnonzero(confirmed).tolist())))
-        assert (parts.sample, parts.audit_images) == ("audit", np.count_nonzero(drawn & ~confirmed))
-        np.testing.assert_array_equal(parts.validation, np.flatnonzero(drawn & ~confirmed))
-        np.testing.assert_array_equal(parts.train, np.flatnonzero(~drawn))
-
-    def test_nor_where_a_part_of_each_class_validates(self):
-        """And no file is on both sides."""
-        confirmed = frozenset(range(0, 100, 4))
-        found = replace(pixels(np.arange(100) % 2, groups=np.arange(100) // 2 * 2), confirmed=confirmed)
-        parts = split_up(found, project=None)
-        assert parts.sample == "split"
-        assert not confirmed & set(parts.validation.tolist())
-        assert not set(found.groups[parts.validation]) & set(found.groups[parts.train])
-        assert confirmed - set(parts.train.tolist()) <= set((parts.validation - 1).tolist())
 
 
 def audit_tasks(count, *, project=PROJECT, share=SHARE):

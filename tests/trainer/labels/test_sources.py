@@ -464,3 +464,18 @@ def test_a_project_is_read_with_its_own_config(monkeypatch):
     assert pool.labels == ("dog", "cat", "bird")
     assert [image.task_id for image in pool.images] == [1, 2]
     assert "project 5 (Pets)" in pool.origin
+
+
+def test_what_was_confirmed_in_bulk_is_counted_and_not_learnt_from(export):
+    """Until somebody labels the task."""
+    confirmed = {"meta": {"bald": 0.1}}
+    tasks = [
+        task(1, item("dog")),
+        task(2, item("cat")),
+        task(3, item("cat") | confirmed),
+        task(4, item("cat") | confirmed),
+    ]
+    tasks[3]["annotations"].append({"result": [item("dog")], "completed_by": 2, "lead_time": 2.0})
+    pool = from_export(export(tasks), CONFIG)
+    assert [(image.task_id, image.labels) for image in pool.images] == [(1, (0,)), (2, (1,)), (4, (0,))]
+    assert pool.left_out == {annotations.CONFIRMED: [3]}
