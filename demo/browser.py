@@ -13,7 +13,7 @@ from demo.label_studio import EMAIL, PASSWORD
 from demo.processes import DemoError
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_PATIENCE_MS = 60_000  # Label Studio's own code is some megabytes to load
+PATIENCE_MS = 60_000  # Label Studio's own code is some megabytes to load
 _OWN = ("http://127.0.0.1:", "data:", "blob:")
 
 
@@ -39,7 +39,7 @@ def open_browser() -> Iterator[Browser]:
 def logged_in(browser: Browser, url: str, *, width: int = 1360, height: int = 820) -> Iterator[Page]:
     """Open a page of somebody who is logged in to the Label Studio at `url`; it asks nothing of other machines."""
     page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(_PATIENCE_MS)
+    page.set_default_timeout(PATIENCE_MS)
     page.route(lambda address: not address.startswith(_OWN), _refuse)
     page.goto(f"{url}/user/login/")
     page.fill("input[name=email]", EMAIL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -12,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from demo.label_studio import EMAIL, PASSWORD, LabelStudio, label_studio
+from demo.browser import logged_in, open_browser
+from demo.label_studio import LabelStudio, label_studio
 from demo.pool import Pool, read_pool, write_digits
-from demo.processes import free_port
+from demo.processes import DemoError, free_port
 from demo.product import CHECKOUT, Server, Workplace, serving
 from demo.project import Project
 
@@ -37,8 +37,6 @@ QUICK_TRAINING = (
 )
 
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_MS = 60_000  # Label Studio's own code is some megabytes to load
 
 Serve = Callable[..., AbstractContextManager[Server]]
 
@@ -182,34 +180,19 @@ def serve(tmp_path: Path) -> Serve:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium of this machine's own."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"needs a browser, found none of {', '.join(BROWSERS)}; apt install chromium brings one")
-    # Chromium's own sandbox refuses to run for root.
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=options)
+    with ExitStack() as stack:
+        try:
+            browser = stack.enter_context(open_browser())
+        except DemoError as err:
+            pytest.skip(str(err))
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: Browser, studio: LabelStudio) -> Iterator[Page]:
     """A page of somebody who is logged in; what is not on this machine is not asked for."""
-    page = browser.new_page(viewport={"width": 1360, "height": 820})
-    page.set_default_timeout(PATIENCE_MS)
-    page.route(lambda url: not url.startswith(("http://127.0.0.1:", "data:", "blob:")), _refuse)
-    page.goto(f"{studio.url}/user/login/")
-    page.fill("input[name=email]", EMAIL)
-    page.fill("input[name=password]", PASSWORD)
-    page.click("button[type=submit]")
-    page.wait_for_url(lambda url: "login" not in url, wait_until="domcontentloaded")
-    yield page
-    page.close()
-
-
-def _refuse(route: Route) -> None:
-    route.abort()
+    with logged_in(browser, studio.url) as page:
+        yield page
 
 
 def keep_picture(page: Page, name: str, *, full: bool = False) -> None:

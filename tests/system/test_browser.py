@@ -16,6 +16,7 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from contract.labelconfig import parse_label_config
 from contract.tasks import find_reference
+from demo.browser import PATIENCE_MS
 from demo.label_studio import LabelStudio
 from demo.product import Workplace, rank, train
 from demo.project import Project
@@ -23,7 +24,7 @@ from server.http.labelstudio import build_predictions, resolve_target
 from server.inference.batching import ImageScores
 from server.settings import Score
 from tests.contract.images import test_spelling
-from tests.system.conftest import PATIENCE_MS, QUICK_TRAINING, Annotator, Serve, keep_picture
+from tests.system.conftest import QUICK_TRAINING, Annotator, Serve, keep_picture
 from tests.versions import manifest
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, decide

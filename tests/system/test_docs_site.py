@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from demo.browser import open_browser
-from demo.processes import DemoError
 from demo.product import CHECKOUT
 
 FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
@@ -71,14 +69,10 @@ def test_links_lead_to_files_of_the_site(site):
                 assert (path.parent / link.partition("#")[0]).resolve().exists(), f"{path.name}: {link}"
 
 
-def test_the_search_finds_a_setting_on_pages_opened_from_the_disk(site):
+def test_the_search_finds_a_setting_on_pages_opened_from_the_disk(site, browser):
     """By its name, and leads to the page of settings."""
-    try:
-        with open_browser() as browser:
-            page = browser.new_page()
-            page.goto((site / "index.html").as_uri())
-            page.get_by_placeholder("Search").fill("LABELNEXT_MASKS")
-            page.locator(".md-search-result__link").first.click()
-            page.wait_for_url("**/settings.html*")
-    except DemoError as err:
-        pytest.skip(str(err))
+    page = browser.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.get_by_placeholder("Search").fill("LABELNEXT_MASKS")
+    page.locator(".md-search-result__link").first.click()
+    page.wait_for_url("**/settings.html*")

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from demo.browser import PATIENCE_MS
 from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace, rank, train
 from demo.project import Project
-from tests.system.conftest import PATIENCE_MS, Serve, keep_picture
+from tests.system.conftest import Serve, keep_picture
 
 TRAINING = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32", "--train", "classifier")
 LABELLED = 60
