@@ -204,7 +204,7 @@ def prefer(
         ValueError: if batch-bald is given no passes.
     """
     if strategy in DRAWN:
-        scales = np.ones(len(base), np.float32)
+        scales: npt.NDArray[np.float32] = np.ones(len(base), np.float32)
         if strategy in BALANCED:
             scales = rarity(candidates.probabilities, np.array(labels_by_class, np.float64))
         return _draw(candidates, base, scales, eligible=eligible, batch_size=batch_size, purpose=f"badge/{name}")
