@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
-from demo.browser import PATIENCE_MS
 from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace, rank, train
 from demo.project import Project
-from tests.system.conftest import Serve, keep_picture
+from tests.system.conftest import PATIENCE_MS, Serve, keep_picture
+from trainer.labels.annotations import decide, is_confirmed
 
 TRAINING = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32", "--train", "classifier")
-LABELLED = 60
+HOLDOUT = ("--holdout-share", "0.3")
+RANKING = (*HOLDOUT, "--sure", "0.5")
+LABELLED = 100
 WRONG = 3
 
 
@@ -25,44 +26,93 @@ WRONG = 3
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     """Handwritten digits of three classes."""
     root = tmp_path_factory.mktemp("digits")
-    write_digits(root, counts=(50, 40, 30))
-    return read_pool(root, limit=120, seed=1)
+    write_digits(root, counts=(80, 70, 50))
+    return read_pool(root, limit=200, seed=1)
 
 
-def test_tabs_hold_what_they_say(
+class DataManager:
+    """A project's tabs: as the API has them, and as a browser shows them."""
+
+    def __init__(self, page: Page, studio: LabelStudio, project: Project) -> None:
+        self.page = page
+        self._client = studio.client()
+        self._project = project
+
+    def tabs(self) -> dict[str, int]:
+        """Numbers by title, from left to right."""
+        views: Any = self._client.get("/api/dm/views/", project=self._project.id)
+        return {view["data"]["title"]: view["id"] for view in views}
+
+    def held(self, title: str) -> Sequence[int]:
+        """The tasks of a tab, in its order."""
+        reply: Any = self._client.get("/api/tasks/", view=self.tabs()[title], page_size=1000)
+        assert reply["total"] == len(reply["tasks"])
+        return [task["id"] for task in reply["tasks"]]
+
+    def task(self, number: int) -> Any:
+        return self._client.get(f"/api/tasks/{number}/")
+
+    def open(self, title: str, *, grid: bool = False) -> Locator:
+        """Open a tab, see that it shows what the API says, leave a picture, and return its rows or cells."""
+        self.page.goto(f"{self._project.url}?tab={self.tabs()[title]}")
+        return self.check(title, grid=grid)
+
+    def check(self, title: str, *, grid: bool = False) -> Locator:
+        held = self.held(title)
+        shown = self.page.locator(".lsf-grid-view__cell") if grid else self.page.get_by_test_id("table-row-wrapper")
+        shown.first.wait_for()
+        expect(self.page.get_by_title("Filtered tasks")).to_have_text(str(len(held)), timeout=PATIENCE_MS)
+        first = [int(shown.nth(number).inner_text().split()[0]) for number in range(min(5, len(held)))]
+        assert first == list(held[: len(first)])
+        keep_picture(self.page, f"tab-{title.lower().replace(': ', '-').replace(' ', '-')}")
+        return shown
+
+
+def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
     page: Page, studio: LabelStudio, workplace: Workplace, project: Project, digits: Pool, serve: Serve
 ):
-    """First tasks, columns and counts are the API's; who keeps a doubted label is not asked about it again."""
+    """First tasks, columns and counts are the API's; what is confirmed or kept there is known to the next round."""
     truth = _fill(project, digits)
-    tasks = list(truth)
-    wrong = tasks[:WRONG]
-    for task in tasks[:LABELLED]:
+    wrong = list(truth)[:WRONG]
+    for task in list(truth)[:LABELLED]:
         others = [label for label in digits.labels if label != truth[task]]
         project.annotate(task, others[0] if task in wrong else truth[task])
-    version = train(workplace, project.id, TRAINING).version
-    with serve(workplace, version=version) as server:
-        rank(workplace, project.id, server.url)
-        tabs = _tabs(studio, project)
-        assert list(tabs)[:1] == ["Label next"]
-        assert list(tabs)[-1] == "Default"
+    manager = DataManager(page, studio, project)
+    before = train(workplace, project.id, (*TRAINING, *HOLDOUT))
+    with serve(workplace, version=before.version) as server:
+        rank(workplace, project.id, server.url, RANKING)
+        sure = [title for title in manager.tabs() if title.startswith("Sure: ")]
+        assert list(manager.tabs()) == ["Label next", *sure, "Look again", "Random holdout", "Default"]
+        assert sure
 
         page.goto(project.url)  # whoever opens the project is shown what comes next
-        _check_list(page, studio, tabs["Label next"])
-        expect(page.get_by_text("Prediction score")).to_be_visible()
-        keep_picture(page, "tab-label-next")
+        row = manager.check("Label next").filter(has_text="reason: ").first
+        expect(row).to_contain_text("value: {choices: [")
+        expect(page.get_by_text("Prediction score").first).to_be_visible()
+        _check_stream(page, manager.held("Label next")[0])
 
-        _open(page, project, tabs["Look again"])
-        doubted = _check_list(page, studio, tabs["Look again"])
-        assert set(wrong) & set(doubted)
-        row = _rows(page).first
-        expect(row).to_contain_text("looks like")
-        keep_picture(page, "tab-look-again")
+        kept = _keep_a_doubted_label(manager, digits, wrong)
+        held = manager.held("Random holdout")
+        manager.open("Random holdout", grid=True)
+        assert not any(manager.task(task)["predictions"][0]["result"] for task in held[:5])
 
-        _open(page, project, tabs["Random holdout"])
-        held = _check_grid(page, studio, tabs["Random holdout"])
-        blank = {task.id for task in project.tasks() if not task.labelled and not task.predictions[0].shown}
-        assert set(held) <= blank
-        keep_picture(page, "tab-random-holdout")
+        title = max(sure, key=lambda each: len(manager.held(each)))
+        confirmed, unticked = _confirm_all_but_one(manager, title)
+        label = title.removeprefix("Sure: ")
+        for task in confirmed:
+            assert decide(manager.task(task), "label", {*digits.labels}) == {label}
+            assert is_confirmed(manager.task(task))
+        assert manager.held(title) == [unticked]
+
+        after = train(workplace, project.id, (*TRAINING, *HOLDOUT))
+        assert after.labels == before.labels + len(confirmed)
+        server.wait_for(after.version)
+        rank(workplace, project.id, server.url, RANKING)
+        offered = [task for each in manager.tabs() if each.startswith("Sure: ") for task in manager.held(each)]
+        assert not {*confirmed, unticked} & {*offered}
+        assert unticked in manager.held("Label next")
+        if "Look again" in manager.tabs():
+            assert kept not in manager.held("Look again")
 
 
 def _fill(project: Project, digits: Pool) -> Mapping[int, str]:
@@ -72,47 +122,53 @@ def _fill(project: Project, digits: Pool) -> Mapping[int, str]:
     return {task.id: truth[task.file] for task in project.tasks()}
 
 
-def _tabs(studio: LabelStudio, project: Project) -> dict[str, int]:
-    """Numbers by title, from left to right."""
-    return {view["data"]["title"]: view["id"] for view in studio.client().get("/api/dm/views/", project=project.id)}
+def _check_stream(page: Page, first: int) -> None:
+    """See that Label All Tasks begins with what comes first."""
+    page.get_by_text("Label All Tasks").click()
+    page.get_by_role("button", name="Submit").first.wait_for()
+    assert page.locator("[class*=current-task__task-id]").inner_text().split()[0] == str(first)
 
 
-def _held(studio: LabelStudio, tab: int) -> Sequence[int]:
-    """The tasks of a tab, in its order."""
-    reply: Any = studio.client().get("/api/tasks/", view=tab, page_size=1000)
-    assert reply["total"] == len(reply["tasks"])
-    return [task["id"] for task in reply["tasks"]]
+def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[int]) -> int:
+    """Say of the label that is doubted most that it is right, and see that its task leaves; return that."""
+    rows = manager.open("Look again")
+    doubted = manager.held("Look again")
+    assert {*wrong} & {*doubted}
+    expect(rows.first).to_contain_text("looks like ")
+    [given] = decide(manager.task(doubted[0]), "label", {*digits.labels})
+    rows.first.click()
+    page = manager.page
+    update = page.get_by_text("Update", exact=True).first
+    update.wait_for()
+    page.wait_for_function("window.Htx?.annotationStore?.selected?.serializeAnnotation().length > 0")
+    page.wait_for_timeout(1000)
+    key = str(1 + digits.labels.index(given))
+    page.keyboard.press(key)
+    page.wait_for_function("window.Htx.annotationStore.selected.serializeAnnotation().length === 0")
+    page.keyboard.press(key)
+    page.wait_for_function("window.Htx.annotationStore.selected.serializeAnnotation().length > 0")
+    with page.expect_response(lambda reply: reply.request.method == "PATCH" and "/annotations" in reply.url):
+        update.click()
+    assert decide(manager.task(doubted[0]), "label", {*digits.labels}) == {given}
+    assert doubted[0] not in (manager.held("Look again") if len(doubted) > 1 else ())
+    return doubted[0]
 
 
-def _open(page: Page, project: Project, tab: int) -> None:
-    page.goto(f"{project.url}?tab={tab}")
-
-
-def _rows(page: Page) -> Any:
-    return page.get_by_test_id("table-row-wrapper")
-
-
-def _check_list(page: Page, studio: LabelStudio, tab: int) -> Sequence[int]:
-    """Compare what is shown of a tab with what the API says; return that."""
-    held = _held(studio, tab)
-    _rows(page).first.wait_for()
-    expect(page.get_by_title("Filtered tasks")).to_have_text(str(len(held)), timeout=PATIENCE_MS)
-    count = min(5, len(held))
-    assert [int(_rows(page).nth(number).inner_text().split()[0]) for number in range(count)] == list(held[:count])
-    return held
-
-
-def _check_grid(page: Page, studio: LabelStudio, tab: int) -> Sequence[int]:
-    """The same for a grid of images."""
-    held = _held(studio, tab)
-    cells = page.locator(".dm-grid-view__cell")
-    cells.first.wait_for()
-    expect(page.get_by_title("Filtered tasks")).to_have_text(str(len(held)), timeout=PATIENCE_MS)
-    count = min(5, len(held))
-    assert [int(cells.nth(number).inner_text().split()[0]) for number in range(count)] == list(held[:count])
-    return held
-
-
-def _data(studio: LabelStudio, tab: int) -> dict[str, Any]:
-    data: dict[str, Any] = studio.client().get(f"/api/dm/views/{tab}/")["data"]
-    return json.loads(json.dumps(data))
+def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int], int]:
+    """Untick the first, confirm the others, and return those and that."""
+    cells, page = manager.open(title, grid=True), manager.page
+    unticked, *confirmed = manager.held(title)
+    menu = page.get_by_label("Tasks Actions")
+    expect(menu).to_have_text(f"{len(confirmed) + 1} Tasks")
+    cells.first.get_by_role("checkbox").click()
+    expect(menu).to_have_text(f"{len(confirmed)} Task{'s' * (len(confirmed) > 1)}")
+    menu.click()
+    page.get_by_text("Create Annotations From Predictions").first.click()
+    page.get_by_text("Choose predictions").wait_for()
+    keep_picture(page, "tab-sure-confirming")
+    with page.expect_response(
+        lambda reply: "predictions_to_annotations" in reply.url and reply.request.method == "POST"
+    ):
+        page.get_by_text("OK", exact=True).click()
+    expect(page.get_by_title("Filtered tasks")).to_have_text("1", timeout=PATIENCE_MS)
+    return confirmed, unticked

@@ -120,6 +120,7 @@ def find_doubts(
             "from_name": control.from_name,
             "to_name": control.to_name,
             "type": "choices",
+            "score": suspect.suggested_probability,
         }
         score = min(1.0, max(0.0, 1 - suspect.given_probability))
         found.append(Doubt(suspect.task, score, [region], str(task["updated_at"]), suspect.given))
