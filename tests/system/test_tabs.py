@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from contract.scores.holdout import is_held_out
 from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace, rank, train
@@ -17,9 +19,9 @@ from trainer.labels.annotations import decide, is_confirmed
 
 TRAINING = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32", "--train", "classifier")
 HOLDOUT = ("--holdout-share", "0.3")
-RANKING = (*HOLDOUT, "--sure", "0.5")
-LABELLED = 100
-WRONG = 3
+RANKING = (*HOLDOUT, "--sure", "0.3")
+HELD_OUT, OTHERS, WRONG = 26, 70, 3
+"""Labels of the random holdout, enough to offer something by and too few to advise by; others; wrong ones of those."""
 
 
 @pytest.fixture
@@ -73,10 +75,13 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
 ):
     """First tasks, columns and counts are the API's; what is confirmed or kept there is known to the next round."""
     truth = _fill(project, digits)
-    wrong = list(truth)[:WRONG]
-    for task in list(truth)[:LABELLED]:
-        others = [label for label in digits.labels if label != truth[task]]
-        project.annotate(task, others[0] if task in wrong else truth[task])
+    numbers = np.array(list(truth))
+    held_out = is_held_out(project.id, numbers, 0.3)
+    others = numbers[~held_out][:OTHERS].tolist()
+    wrong = others[:WRONG]
+    for task in [*numbers[held_out][:HELD_OUT].tolist(), *others]:
+        false = next(label for label in digits.labels if label != truth[task])
+        project.annotate(task, false if task in wrong else truth[task])
     manager = DataManager(page, studio, project)
     before = train(workplace, project.id, (*TRAINING, *HOLDOUT))
     with serve(workplace, version=before.version) as server:
