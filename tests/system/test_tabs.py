@@ -10,11 +10,13 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from contract.scores.holdout import is_held_out
+from contract.versions.repository import Repository
+from demo.browser import PATIENCE_MS
 from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace, rank, train
 from demo.project import Project
-from tests.system.conftest import PATIENCE_MS, Serve, keep_picture
+from tests.system.conftest import Serve, keep_picture
 from trainer.labels.annotations import decide, is_confirmed
 
 TRAINING = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32", "--train", "classifier")
@@ -110,7 +112,8 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         assert manager.held(title) == [unticked]
 
         after = train(workplace, project.id, (*TRAINING, *HOLDOUT))
-        assert after.labels == before.labels + len(confirmed)
+        manifest = Repository(workplace.models).read_manifest(after.version)
+        assert (after.labels, manifest.training.confirmed) == (before.labels, len(confirmed))
         server.wait_for(after.version)
         rank(workplace, project.id, server.url, RANKING)
         offered = [task for each in manager.tabs() if each.startswith("Sure: ") for task in manager.held(each)]
