@@ -25,7 +25,7 @@ REQUESTS = {
     "/webhook": ("POST", EVENT),
 }
 BY_NAME = "/p/<model>"
-OF_MODELS = REQUESTS.keys() - {"/health/live", "/health/ready", "/metrics"}
+OF_MODELS = [path for path in REQUESTS if path not in {"/health/live", "/health/ready", "/metrics"}]
 REQUESTS |= {BY_NAME + path: REQUESTS[path] for path in OF_MODELS} | {BY_NAME: ("GET", None)}
 
 ANSWERED = {**dict.fromkeys(REQUESTS, 200), "/report/<version>": 308, f"{BY_NAME}/report/<version>": 308, BY_NAME: 308}
