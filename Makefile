@@ -33,7 +33,7 @@ IN_TOOLS := .venv/bin/python -m
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist
 SOURCES := contract trainer server demo bench deploy tests
 
-.PHONY: help demo docs test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
+.PHONY: help demo docs pictures test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
 .PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-evidence bench-score-pool bench-actions bench-gpu
 
 help: ## this list
@@ -49,6 +49,9 @@ demo: ## Label Studio, trainer and server on this machine: what to label next am
 docs: $(DOCS) ## all documentation as a site with a search, to be read offline: .cache/site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(<D)/bin/mkdocs --quiet build --clean
 	@echo "open .cache/site/index.html"
+
+pictures: $(TOOLS) $(SERVER) $(LABEL_STUDIO) browser ## the pictures of README and docs, from a real Label Studio in a real browser (five minutes)
+	@$(IN_TOOLS) demo.pictures
 
 test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j5 environments browser

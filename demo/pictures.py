@@ -1,0 +1,196 @@
+"""Pictures of the product for README and docs, a moving one among them: `python -m demo.pictures`.
+
+Labels, trains and ranks the demo's drawings on a real Label Studio, and looks at it in a real browser as people would.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Page
+
+from contract.scores.holdout import is_held_out
+from demo import clipart
+from demo.browser import logged_in, open_browser
+from demo.film import Film
+from demo.label_studio import LabelStudio, label_studio
+from demo.pool import read_pool
+from demo.processes import DemoError, free_port
+from demo.product import CHECKOUT, Server, Workplace, rank, serving, train
+from demo.project import Project
+from demo.weights import choose_start
+
+_IMAGES: Final = CHECKOUT / "docs" / "images"
+_COLOURS: Final = 128
+_FILM_WIDTH: Final = 960
+
+_FIRST, _THEN = 80, 60
+_HOLDOUT: Final = ("--holdout-share", "0.3")
+"""More than anybody would take, so that a pool of a few hundred images has enough to test the surest labels on."""
+_SURE: Final = ("--sure", "0.8")
+"""The drawings are few and hard."""
+_MISTAKES: Final = 5
+"""Labels that are wrong on purpose, to be found."""
+_SUBMITTED: Final = 3
+
+_CHOSEN: Final = "window.Htx?.annotationStore?.selected?.names?.get('label')?.selectedValues() ?? []"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """A project that was labelled, trained on and ranked, and who plays in it."""
+
+    studio: LabelStudio
+    server: Server
+    project: Project
+    truth: Mapping[int, str]
+    """Of each task, by its number."""
+
+    def tabs(self) -> dict[str, str]:
+        """Return where the Data Manager's tabs are, by title."""
+        views = self.studio.client().get("/api/dm/views", project=self.project.id)
+        return {view["data"]["title"]: f"{self.project.url}?tab={view['id']}" for view in views}
+
+
+def main() -> int:
+    """Make all pictures; return the exit status."""
+    try:
+        with ExitStack() as stack:
+            scene = _play(stack)
+            browser = stack.enter_context(open_browser())
+            page = stack.enter_context(logged_in(browser, scene.studio.url, width=1200, height=720))
+            _take_pictures(page, scene)
+            _film(page, scene)
+    except DemoError as err:
+        print(f"There can be no pictures: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _play(stack: ExitStack) -> _Scene:
+    """Go through two rounds with the true classes, but for a few mistakes."""
+    data = CHECKOUT / ".cache" / "pictures"
+    drawings = CHECKOUT / ".cache" / clipart.PACKAGE
+    clipart.provide_drawings(drawings)
+    pool = read_pool(drawings, limit=1000, seed=0)
+    python = CHECKOUT / ".venv-label-studio" / "bin" / "python"
+    studio = stack.enter_context(label_studio(data / "label-studio", python=python, port=free_port()))
+    folders = (data / "models", data / "cache")
+    workplace = Workplace(*folders, studio.url, studio.token, features=data / "features")
+    project = Project.create(studio.client(), title="Animals, plants and things", labels=pool.labels)
+    project.upload({image.name: image.path.read_bytes() for image in pool.images})
+    labels = {image.name: image.label for image in pool.images}
+    truth = {task.id: labels[task.file] for task in project.tasks()}
+    tasks = list(truth)
+    for task in tasks[:_FIRST]:
+        wrong = next(label for label in pool.labels if label != truth[task])
+        project.annotate(task, wrong if task in tasks[:_MISTAKES] else truth[task])
+    server_python = CHECKOUT / ".venv-server" / "bin" / "python"
+    server = stack.enter_context(serving(workplace, python=server_python, port=free_port(), log=data / "server.log"))
+    scene = _Scene(studio, server, project, truth)
+    _round(scene, workplace)
+    ordered = [task.id for task in project.tasks(ordering="tasks:predictions_score") if not task.labelled]
+    held_out = is_held_out(project.id, np.array(ordered), float(_HOLDOUT[1]))
+    for number, task in enumerate(ordered):
+        if held_out[number] or number < _THEN:
+            project.annotate(task, truth[task])
+    _round(scene, workplace)
+    project.connect(server.url, title="Labelnext")
+    return scene
+
+
+def _round(scene: _Scene, workplace: Workplace) -> None:
+    train(workplace, scene.project.id, [*choose_start(None, None).options, *_HOLDOUT])
+    rank(workplace, scene.project.id, scene.server.url, [*_HOLDOUT, *_SURE])
+
+
+def _take_pictures(page: Page, scene: _Scene) -> None:
+    tabs = scene.tabs()
+    page.goto(tabs["Label next"])
+    _wait_for_list(page)
+    _keep(page, "label-next")
+    page.goto(_largest_sure(scene))
+    _wait_for_grid(page)
+    _keep(page, "sure")
+    page.goto(tabs["Look again"])
+    _wait_for_list(page)
+    _keep(page, "look-again")
+    page.goto(scene.server.url)
+    page.wait_for_timeout(1000)
+    _keep(page, "server")
+
+
+def _film(page: Page, scene: _Scene) -> None:
+    """Label a few, confirm many, and see what came of it."""
+    film = Film(page, _FILM_WIDTH)
+    page.goto(scene.tabs()["Label next"])
+    _wait_for_list(page)
+    film.shoot("1. Label next: what teaches the model most comes first, and why", 3)
+    page.get_by_text("Label All Tasks").click()
+    for _ in range(_SUBMITTED):
+        _label(page, scene, film)
+    page.goto(_largest_sure(scene))
+    _wait_for_grid(page)
+    film.shoot("3. Sure: look over many labels at once, untick what is wrong", 3)
+    page.get_by_text(re.compile(r"^\d+ Tasks?$")).first.click()
+    page.get_by_text("Create Annotations From Predictions").hover()
+    film.shoot("4. ... and confirm them all", 2)
+    page.goto(scene.server.url)
+    page.wait_for_timeout(1000)
+    film.shoot("5. Each round: how good it is, and whether more labels would help", 4)
+    film.save(_IMAGES / "loop.gif")
+
+
+def _label(page: Page, scene: _Scene, film: Film) -> None:
+    caption = "2. Label as always: the prediction is ticked, a key corrects it"
+    page.get_by_role("button", name="Submit").first.wait_for()
+    page.wait_for_timeout(1500)
+    task = page.locator("[class*=current-task__task-id]").inner_text().split()[0]
+    film.shoot(caption, 1)
+    label = scene.truth[int(task)]
+    if page.evaluate(_CHOSEN) != [label]:
+        page.get_by_label(label).first.click()
+        film.shoot(caption, 0.8)
+    page.get_by_role("button", name="Submit").first.click()
+    page.wait_for_function(
+        "before => document.querySelector('[class*=current-task__task-id]')?.innerText.split(/\\s/)[0] !== before",
+        arg=task,
+    )
+
+
+def _largest_sure(scene: _Scene) -> str:
+    """Return the tab of what may be confirmed of the most frequent label."""
+    frequent = Counter(scene.truth.values()).most_common(1)[0][0]
+    title = f"Sure: {frequent}"
+    if title not in (tabs := scene.tabs()):
+        raise DemoError(f"no label {frequent} may be confirmed: the holdout is too small, or the model too poor")
+    return tabs[title]
+
+
+def _wait_for_list(page: Page) -> None:
+    page.get_by_test_id("table-row-wrapper").first.wait_for()
+    page.wait_for_timeout(2000)  # for the images
+
+
+def _wait_for_grid(page: Page) -> None:
+    page.get_by_title("Filtered tasks").wait_for()
+    page.wait_for_timeout(4000)  # for the images
+
+
+def _keep(page: Page, name: str) -> None:
+    """Write what is to be seen now; few colours keep the file small."""
+    path = _IMAGES / f"{name}.png"
+    page.screenshot(path=path, animations="disabled")
+    Image.open(path).convert("RGB").quantize(_COLOURS).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
