@@ -14,8 +14,8 @@ _CAPTION = """text => {
   const line = document.getElementById('caption') ?? document.body.appendChild(document.createElement('div'));
   line.id = 'caption';
   line.textContent = text;
-  line.style = 'position:fixed; left:0; right:0; bottom:0; z-index:99999; padding:12px 20px; background:#1f3a5f;' +
-    'color:#fff; font:600 20px sans-serif';
+  line.style = 'position:fixed; left:0; right:0; bottom:0; z-index:99999; pointer-events:none; padding:12px 20px;' +
+    'background:#1f3a5f; color:#fff; font:600 20px sans-serif';
 }"""
 
 
