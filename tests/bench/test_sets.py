@@ -82,7 +82,7 @@ def test_drawings_are_classed_by_their_folders(monkeypatch, tmp_path):
     """Subjects with few are left out, as are those that nobody sorted; of many some are taken. Glass is on white."""
     root = tmp_path / "package" / "openclipart-png" / "usr" / "share" / "openclipart" / "png"
     for subject, many in (("food/fruit", 90), ("food", 30), ("tools", 3), ("unsorted/x", 50)):
-        (root / subject).mkdir(parents=True)
+        (root / subject).mkdir(parents=True, exist_ok=True)
         for n in range(many):
             Image.new("RGBA", (90, 50), (n, 0, 0, 0)).save(root / subject / f"{n}.png")
     monkeypatch.setattr(sets, "_unpack", lambda package: tmp_path / "package")

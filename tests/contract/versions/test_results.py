@@ -24,6 +24,8 @@ COMPARED = {"version": "v1", "labels": 90, "macro_f1": 0.5, "low": 0.25, "high":
 TRAINING = {
     "images": 150,
     "images_by_class": {"ant": 100, "bee": 0, "cat": 50},
+    "confirmed": 12,
+    "refitted": True,
     "validation": "audit",
     "validation_images": 64,
     "audit_images": 64,

@@ -102,7 +102,7 @@ class TestLabelnext:
         copies = [image for image in same if not is_held_out(7, np.array([image]), 0.1)]
         assert len(copies) > 3
         assert set(same) <= set(chosen_by("bald").tolist())
-        assert len(set(copies) & set(chosen_by("labelnext").tolist())) == 1
+        assert len(set(copies) & set(chosen_by("labelnext").tolist())) <= 1
 
 
 def is_like(model, image, other):
