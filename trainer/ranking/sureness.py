@@ -17,6 +17,7 @@ from contract.scores.holdout import is_held_out
 from contract.scores.keyed_uniforms import keyed_uniforms
 from contract.scores.sure import Shadow, Sure
 from contract.tasks import labels_in
+from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.evaluation.sure import (
     ERROR_RATE,
     Evidence,
@@ -179,7 +180,8 @@ def say(sure: Sure, *, so_far: int, left: int) -> str:
 
 
 def _missing(images: int, precision: float) -> int:
-    return max(1, least_images(0, precision) - images)
+    """How many more random labels it takes before any is a witness, and for those to do if none is wrong."""
+    return max(1, max(LEAST_IMAGES, least_images(0, precision)) - images)
 
 
 def _labels(score: Score) -> frozenset[str]:
