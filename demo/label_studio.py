@@ -19,7 +19,7 @@ EMAIL = "demo@example.com"
 PASSWORD = "labelnext"  # noqa: S105  # of a throw-away account on the loopback address, printed by the demo
 
 _TIMEOUT_S = 300.0  # retrieving predictions answers only when all are stored
-_START_TIMEOUT_S = 300.0  # the first start migrates the database: 50 s on two idle cores
+_START_TIMEOUT_S = 480.0  # the first start migrates the database: 50 s on two idle cores, over 300 on busy slow ones
 
 
 @dataclass(frozen=True, slots=True)
