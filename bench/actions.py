@@ -33,7 +33,6 @@ from bench.frame import describe, print_table, say
 from bench.model import CACHE, SHARED, WEIGHTS
 from contract.scores.embedding import embed
 from contract.scores.holdout import holdout_order, is_held_out
-from contract.scores.keyed_uniforms import keyed_uniforms
 from contract.scores.sure import DEFAULT_PRECISION, Sure
 from demo.product import CHECKOUT
 from trainer.evaluation.advice import LEAST_IMAGES
@@ -62,19 +61,21 @@ _BARS: Final = {"trashnet": 1 / 3, "cifar10-lt": 1 / 5}
 _PRECISIONS: Final = (DEFAULT_PRECISION, 0.95, 0.9, 0.8, 0.7)
 """What is asked of labels that are offered."""
 _SHOWN: Final = (
-    *(
-        "images",
-        "pool",
-        "backbone",
-        "sure",
-        "attentive",
-        "actions",
-        "labels",
-        "random_labels",
-        "unticks",
-        "confirmations",
-    ),
-    *("confirmed", "looks", "purity", "purity_of_confirmed", "seconds"),
+    "images",
+    "pool",
+    "backbone",
+    "sure",
+    "attentive",
+    "actions",
+    "labels",
+    "random_labels",
+    "unticks",
+    "confirmations",
+    "confirmed",
+    "looks",
+    "purity",
+    "purity_of_confirmed",
+    "seconds",
 )
 
 
@@ -95,8 +96,6 @@ class Plan:
     """Share of the pool that is labelled by people, after which nothing is trained and they label what is left."""
     follow: bool = True
     """Whether the random labels are made that would do for something to be offered."""
-    train_on_confirmed: float = 0.0
-    """Share of what was confirmed that is trained on."""
 
 
 @dataclass(slots=True)
@@ -230,11 +229,8 @@ class Play:
         return bool(np.count_nonzero(self._held_out(by_people)) >= LEAST_IMAGES)
 
     def _training_part(self, *, held_out: bool) -> Indices:
-        by_people, confirmed = np.flatnonzero(self._by_people), np.flatnonzero(self._confirmed)
-        if not held_out:
-            by_people = by_people[~self._held_out(by_people)]
-        taken = keyed_uniforms("trained on", confirmed) < self._plan.train_on_confirmed
-        return np.sort(np.concatenate([by_people, confirmed[taken]]))
+        by_people = np.flatnonzero(self._by_people)
+        return by_people if held_out else by_people[~self._held_out(by_people)]
 
     def _find_sure(self, model: Model, measured: Model | None, candidates: Candidates, name: str) -> Sure:
         """Return what is offered, on the evidence of a model that has not seen the labelled random holdout."""

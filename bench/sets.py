@@ -98,9 +98,10 @@ def clipart() -> LabelledImages:
             drawings = sorted(subject.glob("*.png"))
             if {"special", "unsorted"} & {*subject.parts} or len(drawings) < _LEAST_DRAWINGS:
                 continue
-            (draft / "_".join(subject.relative_to(root).parts)).mkdir(parents=True)
+            label = draft / "_".join(subject.relative_to(root).parts)
+            label.mkdir(parents=True)
             for each in np.random.default_rng(len(drawings)).permutation(len(drawings))[:_MOST_DRAWINGS]:
-                _write_drawing(drawings[each], draft / "_".join(subject.relative_to(root).parts))
+                _write_drawing(drawings[each], label)
         draft.rename(folder)
     return LabelledImages(folder)
 

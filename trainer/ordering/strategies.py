@@ -47,7 +47,7 @@ _FORMER: Final[Mapping[str, str]] = {
     "power-bald": "bald",
     "entropy": "margin",
 }
-"""What was never better than another on any set, and that other."""
+"""Strategies of earlier versions, and what to use in their place."""
 
 
 _LONGEST: Final = 50_000

@@ -18,7 +18,6 @@ MOST_SURE_TABS: Final = 8
 """Labels with a tab of their own, those of most tasks; the others share one."""
 OTHER_LABELS: Final = "other labels"
 
-
 _SCORE: Final = "tasks:predictions_score"
 _PREDICTION: Final = "tasks:predictions_results"
 _ANNOTATION: Final = "tasks:annotations_results"
