@@ -27,7 +27,8 @@ class TestTasks:
     def test_a_project_is_read(self, pets):
         """What the trainer needs to know of it; an unknown one is named by its number."""
         pets.project["model_version"] = "v0"
-        assert labelstudio.read_project(pets.client, 5) == labelstudio.Project(5, "Pets", CONFIG, "v0", "Sequential")
+        rest = ("Sequential", "REQUEUE_FOR_OTHERS", "2026-11-01T00:00:00.000001Z")
+        assert labelstudio.read_project(pets.client, 5) == labelstudio.Project(5, "Pets", CONFIG, "v0", *rest)
         with pytest.raises(ConfigError, match="has no project 6"):
             labelstudio.read_project(pets.client, 6)
 

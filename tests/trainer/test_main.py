@@ -109,8 +109,8 @@ TOLD = {
         "--test 0.4": ("test_share", 0.4),
         "--long-tail 50": ("long_tail", 50.0),
         "--seeds 3": ("seeds", 3),
-        "--initial 20": ("initial", 20),
-        "--query 10": ("query", 10),
+        "--initial 30": ("initial", 30),
+        "--query 10": ("query", (10,)),
         "--rounds 4": ("rounds", 4),
         "--workers 6": ("workers", 6),
         "--units 32": ("units", 32),
@@ -222,7 +222,7 @@ def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, mode
     (line,) = out.splitlines()
     document = json.loads(line)
     figures = ["accuracy", "macro_f1", "nll", "ece"]
-    assert list(document) == ["version", "labels", "classes", *figures, "seconds", "advice", "stages"]
+    assert list(document) == ["version", "labels", "confirmed", "classes", *figures, "seconds", "advice", "stages"]
     assert {"labels", "images", "fit", "validate", "publish"} <= document["stages"].keys()
     assert sum(document["stages"].values()) <= document["seconds"]
     assert (document["labels"], document["classes"]) == (12, 3)
