@@ -114,13 +114,11 @@ class Engine:
             ValueError: if the images are not what the manifest says.
             InferenceError: if onnxruntime fails.
         """
-        spec = self.manifest.input
-        if images.dtype != np.uint8 or images.shape[1:] != (spec.height, spec.width, 3) or not len(images):
-            raise ValueError(
-                f"expected uint8 images of shape (N, {spec.height}, {spec.width}, 3), "
-                f"got {images.dtype} of shape {images.shape}"
-            )
-        return self._backbone.compute(images)
+        return self._backbone.compute(self._check(images))
+
+    def compute_probe_features(self, images: Images) -> Features:
+        """As `compute_features`, of a probe: mostly known where the version before had this backbone."""
+        return self._backbone.compute_probe(self._check(images))
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
         """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given.
@@ -140,6 +138,15 @@ class Engine:
         ]
         return PassOutputs(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))
 
+    def _check(self, images: Images) -> Images:
+        spec = self.manifest.input
+        if images.dtype != np.uint8 or images.shape[1:] != (spec.height, spec.width, 3) or not len(images):
+            raise ValueError(
+                f"expected uint8 images of shape (N, {spec.height}, {spec.width}, 3), "
+                f"got {images.dtype} of shape {images.shape}"
+            )
+        return images
+
     def _run_head(self, features: Features, masks: Masks) -> list[npt.NDArray[np.float32]]:
         feeds = {FEATURES: self._backbone.options.pad(features), **masks}
         return [output[: len(features)] for output in run(self._head, OUTPUTS, feeds)]
@@ -147,8 +154,10 @@ class Engine:
     def warm(self) -> None:
         """Run what a first request would pay for: on a GPU every bucket, for each has an algorithm search of its own.
 
-        On the CPU no bucket is slower for being the first of its size, and the smallest stands for all.
+        On the CPU no bucket is slower for being the first of its size, and the smallest stands for all. A backbone that
+        another version has warmed is not run again.
         """
         spec = self.manifest.input
         for size in reversed(self.buckets if self.provider == Device.CUDA else self.buckets[:1]):
-            self.run(np.zeros((size, spec.height, spec.width, 3), np.uint8))
+            self._backbone.warm(np.zeros((size, spec.height, spec.width, 3), np.uint8))
+            self.run_passes(np.zeros((size, self.features), np.float32))

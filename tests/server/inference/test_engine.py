@@ -11,6 +11,7 @@ from contract.graph.lowering import FEATURES
 from contract.graph.masks import draw_masks
 from server.inference import backbone as backbone_module
 from server.inference import engine as engine_module
+from server.inference.backbone import Backbone
 from server.inference.cuda import check_device
 from server.inference.engine import Engine, EngineOptions
 from server.inference.sessions import InferenceError, batch_buckets
@@ -68,9 +69,33 @@ def test_warming_leaves_nothing_cold(version, monkeypatch, provider, warmed):
     """A GPU searches an algorithm for each batch size that can occur; a CPU has nothing to search."""
     engine, sizes = make_engine(version), []
     monkeypatch.setattr(Engine, "provider", provider)
-    monkeypatch.setattr(engine, "run", lambda images: sizes.append(len(images)))
+    monkeypatch.setattr(Backbone, "compute", lambda self, images: sizes.append(len(images)))
+    monkeypatch.setattr(engine, "run_passes", lambda features: sizes.append(len(features)))
     engine.warm()
-    assert sizes == warmed
+    assert sizes == [size for size in warmed for _ in ("backbone", "head")]
+
+
+def test_what_a_backbone_has_computed_of_probes_is_not_computed_again(repository, monkeypatch):
+    """Of a swap to another head only images that are new to the backbone cost anything; numbers stay what they are."""
+    model, computed = TinyModel.draw(0), []
+    first = make_engine(repository.open(publish(repository, model=model)))
+    retrained = model.with_head_of(TinyModel.draw(1))
+    second = make_engine(repository.open(publish(repository, model=retrained)), former=first)
+    images = draw_images(80)
+    expected, compute = first.compute_features(images), Backbone.compute
+    monkeypatch.setattr(Backbone, "compute", lambda self, images: computed.append(len(images)) or compute(self, images))
+    for engine, rows, new in (
+        (first, range(16), 16),
+        (second, [3, *range(1, 16), 16, 3], 1),
+        (second, range(80), 63),
+        (first, range(16, 80), 0),
+        (first, range(1), 1),
+    ):
+        engine.warm()
+        found = engine.compute_probe_features(images[[*rows]])
+        np.testing.assert_allclose(found, expected[[*rows]], atol=1e-5)
+        assert sum(computed) == new + (rows == range(16))
+        computed.clear()
 
 
 @pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (32, (1, 2, 4, 8, 16, 32))])
