@@ -6,9 +6,7 @@ Which images are in a set is always the same.
 """
 
 import csv
-import shutil
 import string
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +16,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.model import CACHE, SHARED
+from demo.clipart import PACKAGE
+from demo.packages import unpack
 from demo.pool import write_digits
 
 CIFAR: Final = SHARED / "data" / "cifar10-lt"
 TRASHNET: Final = SHARED / "data" / "trashnet"
 _SETS: Final = CACHE / "sets"
+_PACKAGES: Final = CACHE / "packages"
 _TESTED_EACH: Final = 200
 """Images of each class of CIFAR-10 to test on."""
 _DIGITS_OF_EACH: Final = 170
 
-_CLIPART: Final = "openclipart-png"
 _LEAST_DRAWINGS, _MOST_DRAWINGS = 24, 72
 _DRAWING_PX: Final = 64
 
@@ -88,11 +88,11 @@ def clipart() -> LabelledImages:
     """Return drawings by their subjects: small images of several dozen classes, the smallest a third of the largest.
 
     Raises:
-        subprocess.CalledProcessError: if the package cannot be had.
+        PackageError: if the package cannot be had.
     """
     folder = _SETS / "clipart"
     if not folder.exists():
-        root = _unpack(_CLIPART) / _CLIPART / "usr" / "share" / "openclipart" / "png"
+        root = unpack([PACKAGE], _PACKAGES / PACKAGE) / PACKAGE / "usr" / "share" / "openclipart" / "png"
         draft = folder.with_suffix(".draft")
         for subject in sorted(each for each in root.glob("**/") if each != root):
             drawings = sorted(subject.glob("*.png"))
@@ -110,7 +110,7 @@ def letters() -> LabelledImages:
     """Return letters and digits of many fonts, small and of 47 classes, with a tail of 6:1 in an order of chance.
 
     Raises:
-        subprocess.CalledProcessError: if the packages cannot be had.
+        PackageError: if the packages cannot be had.
     """
     folder = _SETS / "letters"
     if not folder.exists():
@@ -159,21 +159,6 @@ def _write(name: str, rows: Sequence[_Row]) -> Path:
 # ---- Debian's packages
 
 
-def _unpack(*packages: str) -> Path:
-    """Return a folder that has for each of some Debian packages a folder with what it would install."""
-    folder = CACHE / "packages" / packages[0]
-    if not folder.exists():
-        draft = folder.with_name(f"{packages[0]}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        subprocess.run(["apt-get", "-qq", "download", *packages], cwd=draft, check=True)
-        for archive in sorted(draft.glob("*.deb")):
-            subprocess.run(["dpkg-deb", "-x", archive, draft / archive.name.partition("_")[0]], check=True)
-            archive.unlink()
-        draft.rename(folder)
-    return folder
-
-
 def _write_drawing(source: Path, folder: Path) -> None:
     with Image.open(source) as opened:
         image = opened.convert("RGBA")
@@ -183,7 +168,7 @@ def _write_drawing(source: Path, folder: Path) -> None:
 
 
 def _find_fonts() -> Iterator[Path]:
-    for package in sorted(_unpack(*_FONTS).iterdir()):
+    for package in sorted(unpack(_FONTS, _PACKAGES / "fonts").iterdir()):
         files = sorted(each for each in package.rglob("*") if each.suffix.lower() in (".ttf", ".otf"))
         yield from [each for each in files if _has_letters(each)][:_STYLES_EACH]
 

@@ -1,16 +1,14 @@
 """Drawings of the Open Clip Art Library in class folders: public domain, from the package that Debian makes of them.
 
-Knows apt and the folders of the package. Nothing is installed: what the package holds is unpacked beside what is made
-of it, and goes when that is done.
+Knows the folders of the package. Nothing is installed: what the package holds is unpacked beside what is made of it,
+and goes when that is done.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import struct
-import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from demo.processes import DemoError
+from demo.packages import PackageError, unpack
 
 PACKAGE = "openclipart-png"
 ORIGIN = "drawings from the Open Clip Art Library, public domain"
@@ -41,13 +39,6 @@ _LEAST_IMAGES = 10  # of each class; with fewer it is not the package that is kn
 _BELOW = Path("usr/share/openclipart/png")
 _SIDE_PX = 320
 _MOST_PIXELS = 10_000_000  # eleven have 17 times as many, and would take longer than all others together
-_TIMEOUT_S = 600.0
-# Where root runs apt, it would download as a user who cannot write into our folder.
-_APT = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root", "--option", "Acquire::Retries=1")
-
-
-class PackageError(DemoError):
-    """The drawings cannot be had; the message says why, in a few words."""
 
 
 def provide_drawings(root: Path) -> None:
@@ -64,45 +55,10 @@ def provide_drawings(root: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{root.name}-", dir=root.parent) as scratch:
         source = Path("/") / _BELOW  # a person may have installed it
         if not source.is_dir():
-            source = _unpack(Path(scratch)) / _BELOW
+            source = unpack([PACKAGE], Path(scratch) / "content") / PACKAGE / _BELOW
         made = Path(scratch) / "made"
         _write(_choose(source), made)
         made.rename(root)
-
-
-def _unpack(scratch: Path) -> Path:
-    """Download the package, with lists of packages of our own where the system has none, and return its content."""
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise PackageError(f"apt-get, which could bring {PACKAGE}, is not on this machine")
-    own = ("--option", f"Dir::State={scratch / 'state'}", "--option", f"Dir::Cache={scratch / 'cache'}")
-    for folder in ("state/lists/partial", "cache/archives/partial"):
-        (scratch / folder).mkdir(parents=True)
-    try:
-        _run([*_APT, "download", PACKAGE], scratch)
-    except PackageError:
-        _run([*_APT, *own, "update"], scratch)
-        _run([*_APT, *own, "download", PACKAGE], scratch)
-    [package] = scratch.glob(f"{PACKAGE}_*.deb")
-    _run(["dpkg-deb", "--extract", package, scratch / "content"], scratch)
-    return scratch / "content"
-
-
-def _run(command: Sequence[str | Path], folder: Path) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired as err:
-        raise PackageError(f"{command[0]} did not end within {_TIMEOUT_S:.0f} s") from err
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise PackageError(f"{command[0]} could not bring {PACKAGE} ({said[-1]})")
 
 
 def _choose(source: Path) -> Mapping[str, Sequence[Path]]:

@@ -16,7 +16,7 @@ CLASSES = ("automobile", "cat", "frog")
 @pytest.fixture(autouse=True)
 def _folders(monkeypatch, tmp_path):
     monkeypatch.setattr(sets, "_SETS", tmp_path / "sets")
-    monkeypatch.setattr(sets, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sets, "_PACKAGES", tmp_path / "packages")
 
 
 @pytest.fixture
@@ -80,12 +80,11 @@ def test_letters_are_drawn_in_many_fonts(monkeypatch):
 
 def test_drawings_are_classed_by_their_folders(monkeypatch, tmp_path):
     """Subjects with few are left out, as are those that nobody sorted; of many some are taken. Glass is on white."""
-    root = tmp_path / "package" / "openclipart-png" / "usr" / "share" / "openclipart" / "png"
+    root = tmp_path / "packages" / "openclipart-png" / "openclipart-png" / "usr" / "share" / "openclipart" / "png"
     for subject, many in (("food/fruit", 90), ("food", 30), ("tools", 3), ("unsorted/x", 50)):
         (root / subject).mkdir(parents=True, exist_ok=True)
         for n in range(many):
             Image.new("RGBA", (90, 50), (n, 0, 0, 0)).save(root / subject / f"{n}.png")
-    monkeypatch.setattr(sets, "_unpack", lambda package: tmp_path / "package")
     folder = sets.clipart().images
     assert {each.name: len(list(each.iterdir())) for each in folder.iterdir()} == {"food_fruit": 72, "food": 30}
     image = Image.open(next(folder.glob("*/*")))

@@ -1,0 +1,76 @@
+"""What Debian's packages hold, unpacked without being installed.
+
+Knows apt and dpkg; asks for no rights, and leaves the system's own lists of packages alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from demo.processes import DemoError
+
+_TIMEOUT_S = 600.0
+# Where root runs apt, it would download as a user who cannot write into our folder.
+_APT = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root", "--option", "Acquire::Retries=1")
+
+
+class PackageError(DemoError):
+    """A package cannot be had, or is not what is known here; the message says why, in a few words."""
+
+
+def unpack(packages: Sequence[str], folder: Path) -> Path:
+    """Have for each package a folder of its name in `folder`, with what it would install, and return `folder`.
+
+    What is there is not asked for again. Where the system has no lists of packages, own ones are downloaded.
+
+    Raises:
+        PackageError: if they cannot be had; then `folder` is not there.
+    """
+    if folder.exists():
+        return folder
+    names = ", ".join(packages)
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise PackageError(f"apt-get, which could bring {names}, is not on this machine")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        archives = _download(packages, Path(scratch), names=names)
+        for name, archive in zip(packages, archives, strict=True):
+            _run(["dpkg-deb", "--extract", archive, made / name], Path(scratch), names=names)
+        made.rename(folder)
+    return folder
+
+
+def _download(packages: Sequence[str], scratch: Path, *, names: str) -> list[Path]:
+    own = ("--option", f"Dir::State={scratch / 'state'}", "--option", f"Dir::Cache={scratch / 'cache'}")
+    for each in ("state/lists/partial", "cache/archives/partial"):
+        (scratch / each).mkdir(parents=True)
+    try:
+        _run([*_APT, "download", *packages], scratch, names=names)
+    except PackageError:
+        _run([*_APT, *own, "update"], scratch, names=names)
+        _run([*_APT, *own, "download", *packages], scratch, names=names)
+    return [next(scratch.glob(f"{each}_*.deb")) for each in packages]
+
+
+def _run(command: Sequence[str | Path], folder: Path, *, names: str) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise PackageError(f"{command[0]} did not end within {_TIMEOUT_S:.0f} s") from err
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise PackageError(f"{command[0]} could not bring {names} ({said[-1]})")

@@ -1,0 +1,55 @@
+"""Debian's packages, from an apt and a dpkg that stand in for the real ones."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from demo.packages import PackageError, unpack
+
+APT = """#!/bin/sh
+echo "$@" >> {asked}
+case "$*" in *update) exit 0;; esac
+[ -e {lists} ] || {{ echo "no such list" >&2; exit 100; }}
+for each; do case $each in fonts-*) : > "${{each}}_1.0_all.deb";; esac; done
+"""
+DPKG = """#!/bin/sh
+[ "$1" = --extract ] && mkdir -p "$3/usr" && cp "$2" "$3/usr/$(basename "$2")"
+"""
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What apt was asked for, a line each; it knows the packages once there is a file `lists`."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    found = tmp_path / "asked"
+    for name, script in (("apt-get", APT.format(asked=found, lists=tmp_path / "lists")), ("dpkg-deb", DPKG)):
+        (tools / name).write_text(script)
+        (tools / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    return found
+
+
+def test_each_package_is_unpacked_into_a_folder_of_its_own_and_asked_for_once(asked: Path, tmp_path: Path):
+    """What is there is left alone; what was downloaded to get there is gone."""
+    (tmp_path / "lists").touch()
+    packages = ["fonts-b", "fonts-a"]
+    folder = unpack(packages, tmp_path / "fonts")
+    assert [str(each.relative_to(folder)) for each in sorted(folder.glob("*/usr/*"))] == [
+        "fonts-a/usr/fonts-a_1.0_all.deb",
+        "fonts-b/usr/fonts-b_1.0_all.deb",
+    ]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["asked", "fonts", "lists", "tools"]
+    unpack(packages, folder)
+    assert len(asked.read_text().splitlines()) == 1
+
+
+def test_a_package_that_cannot_be_had_leaves_nothing_behind(asked: Path, tmp_path: Path):
+    """It is asked for again with lists of our own."""
+    with pytest.raises(PackageError, match=r"could not bring fonts-a \(no such list\)"):
+        unpack(["fonts-a"], tmp_path / "fonts")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["asked", "tools"]
+    assert [line.split()[-1] for line in asked.read_text().splitlines()] == ["fonts-a", "update", "fonts-a"]
