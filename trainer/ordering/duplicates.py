@@ -4,6 +4,10 @@ Leader clustering (Hartigan 1975, ch. 3): in a given order, each image that nobo
 claims all that resemble it. Unlike with chains of pairs, each image resembles the one that stands for it. Numpy over
 embeddings; every pair is compared, by matrix products over blocks, so that memory is bounded also where thousands are
 alike. What is compared, and from which similarity on, was measured: docs/decisions/0011-near-duplicates.md.
+
+Products are of sketches, a quarter as long: an embedding's coordinates along the directions in which embeddings differ
+most, and the length of what is left of it. By Cauchy and Schwarz the product of two sketches is no less than that of
+their embeddings, so that only pairs whose sketches come near each other need be compared in full.
 """
 
 import math
@@ -52,6 +56,14 @@ _LEAST_LENGTH: Final = 1e-3
 
 _ROWS, _LEADERS = 512, 8192
 """How many are compared with how many at once: 4 million similarities, 16 MB."""
+_SKETCH: Final = 64
+"""Numbers in a sketch."""
+_SKETCHED: Final = 4096
+"""How many embeddings the directions of sketches are taken from."""
+_FEW_PAIRS: Final = 2**14
+"""Of a block of sketches, up to so many pairs are compared one by one; of more, the whole block is."""
+_ROUNDING: Final = 1e-5
+"""Of products in single precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +96,10 @@ class Outlook:
         """Return that of some of the images."""
         return Outlook(self.predicted[indices], self.excluded[indices], self.entropy[indices])
 
-    def narrow(self, alike: Bools, leaders: Ints, rows: Ints) -> Bools:
-        """Return of the pairs that are alike, bool (m, n), those in which the leader may stand for the row."""
-        one, other = np.nonzero(alike)
-        leader, row = leaders[one], rows[other]
+    def allows(self, leader: Ints, row: Ints) -> Bools:
+        """Return in which pairs of images, (P,) and (P,), the leader may stand for the row."""
         differ = (self.excluded[row] & self.predicted[leader]) | (self.predicted[row] & self.excluded[leader])
-        alike[one, other] = ~differ.any(axis=1) & (self.entropy[row] <= self.entropy[leader] + LESS_CERTAIN)
+        alike: Bools = ~differ.any(axis=1) & (self.entropy[row] <= self.entropy[leader] + LESS_CERTAIN)
         return alike
 
 
@@ -137,11 +147,21 @@ def _centre(vectors: Vectors) -> Vectors:
     return vectors
 
 
+def sketch(vectors: Vectors) -> Vectors:
+    """Return vectors (N, E) as fewer numbers, (N, S), whose products are no less than those of the vectors."""
+    some = vectors[:: -(-len(vectors) // _SKETCHED) or 1]
+    _, directions = np.linalg.eigh(some.T @ some)  # rising
+    within = vectors @ directions[:, 1 - _SKETCH :]
+    left = np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", within, within)
+    return np.concatenate([within, np.sqrt(np.maximum(left, 0))[:, None]], axis=1)
+
+
 class _Leaders:
     """Those that stand for themselves, of vectors (N, E) in order; they take the places of vectors already compared."""
 
     def __init__(self, vectors: Vectors, outlook: Outlook, distance: float) -> None:
         self._vectors = vectors
+        self._sketches = sketch(vectors)
         self._outlook = outlook
         self._distance = distance
         self._places = np.empty(len(vectors), np.int64)
@@ -153,29 +173,46 @@ class _Leaders:
         claimed_by = rows.copy()
         left: Ints = np.arange(len(rows))
         for start in range(0, self._count, _LEADERS):
-            stop = min(start + _LEADERS, self._count)
-            cosines = self._vectors[start:stop] @ self._vectors[rows[left]].T  # (m, n)
-            alike = self._find_alike(cosines, distance, self._places[start:stop], rows[left])
-            found = alike.any(axis=0)
-            claimed_by[left[found]] = self._places[start + alike[:, found].argmax(axis=0)]
-            left = left[~found]
+            leader, other = self._find_alike(slice(start, min(start + _LEADERS, self._count)), rows[left], distance)
+            found, first = np.unique(other, return_index=True)  # pairs come by leaders, the earliest first
+            claimed_by[left[found]] = self._places[start + leader[first]]
+            left = np.delete(left, found)
         claimed_by[left] = self._claim_among(rows[left], distance)
         return claimed_by
 
-    def _find_alike(self, cosines: Vectors, distance: float, leaders: Ints, rows: Ints) -> Bools:
-        """Return in which pairs, (m, n), the leader may stand for the row."""
-        near: Bools = cosines >= 1 - distance
-        return self._outlook.narrow(near, leaders, rows) | (cosines >= 1 - SURELY * distance)
+    def _find_alike(self, leaders: slice, rows: Ints, distance: float) -> tuple[Ints, Ints]:
+        """Return the pairs in which the leader may stand for the row, as indices into both, by leaders."""
+        near = self._sketches[leaders] @ self._sketches[rows].T >= 1 - distance - _ROUNDING  # (m, n)
+        if np.count_nonzero(near) > _FEW_PAIRS:
+            block = self._vectors[leaders] @ self._vectors[rows].T
+            one, other = np.nonzero(block >= 1 - distance)
+            cosines = block[one, other]
+        else:
+            one, other = np.nonzero(near)
+            cosines = np.einsum("ij,ij->i", self._vectors[leaders][one], self._vectors[rows[other]])
+        kept = self._are_alike(self._places[leaders][one], rows[other], cosines, distance)
+        return one[kept], other[kept]
+
+    def _are_alike(self, leader: Ints, row: Ints, cosines: Vectors, distance: float) -> Bools:
+        """Return in which of P pairs the leader may stand for the row."""
+        alike: Bools = cosines >= 1 - distance
+        allowed = self._outlook.allows(leader[alike], row[alike])
+        alike[alike] = allowed | (cosines[alike] >= 1 - SURELY * distance)
+        return alike
 
     def _claim_among(self, rows: Ints, distance: float) -> Ints:
         """Let rows that no earlier leader claimed claim each other."""
-        vectors = self._vectors[rows]
-        alike = self._find_alike(vectors @ vectors.T, distance, rows, rows)
+        vectors, sketches = self._vectors[rows], self._sketches[rows]
+        cosines = vectors @ vectors.T
+        alike = cosines >= 1 - distance
+        one, other = np.nonzero(alike)
+        alike[one, other] = self._are_alike(rows[one], rows[other], cosines[one, other], distance)
         claimed_by = np.full(len(rows), -1)
         for i, row in enumerate(rows):
             if claimed_by[i] < 0:
                 claimed_by[(claimed_by < 0) & alike[i]] = row
                 claimed_by[i] = row  # a vector of zeros resembles nothing, not even itself
-                self._vectors[self._count], self._places[self._count] = vectors[i], row
+                self._vectors[self._count], self._sketches[self._count] = vectors[i], sketches[i]
+                self._places[self._count] = row
                 self._count += 1
         return claimed_by

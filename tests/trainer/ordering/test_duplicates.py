@@ -20,6 +20,7 @@ from trainer.ordering.duplicates import (
     find_representatives,
     resembling_distance,
     shrink,
+    sketch,
 )
 
 
@@ -86,9 +87,11 @@ def test_images_are_claimed_as_the_definition_says(seed, originals, copies, nois
     np.testing.assert_array_equal(found, claim_one_by_one(embeddings, order, probabilities, entropy))
 
 
-def test_leaders_of_earlier_blocks_claim(monkeypatch):
-    """2,000 images are several blocks, and a copy is found wherever its original was."""
+@pytest.mark.parametrize("one_by_one", [0, 2**14])
+def test_leaders_of_earlier_blocks_claim(monkeypatch, one_by_one):
+    """2,000 images are several blocks, and a copy is found wherever its original was, few pairs being near or many."""
     monkeypatch.setattr(duplicates, "_LEADERS", 300)
+    monkeypatch.setattr(duplicates, "_FEW_PAIRS", one_by_one)
     rng = np.random.default_rng(0)
     embeddings = noisy_copies(rng, originals=1000, copies=2, noise=0.2, size=256)
     order = np.concatenate([np.arange(0, 2000, 2), np.arange(1, 2000, 2)])
@@ -115,7 +118,17 @@ def test_leaders_of_earlier_blocks_claim(monkeypatch):
 def test_predictions_differ_where_one_label_is_clearly_ahead_of_the_other(one, other, multiple, same):
     """By more than 0.2 to either, or to its absence where several may hold; by less, which is predicted is chance."""
     outlook = outlook_of([one, other], entropy=np.zeros(2), multiple=multiple)
-    assert outlook.narrow(np.ones((1, 1), bool), np.array([0]), np.array([1])) == same
+    assert outlook.allows(np.array([0]), np.array([1])) == same
+
+
+@pytest.mark.parametrize("size", [8, 64, 256])
+def test_sketches_never_part_what_is_alike(size):
+    """The product of two is no less than that of the vectors, be these of length 1, shorter or zeros."""
+    rng = np.random.default_rng(size)
+    vectors = noisy_copies(rng, originals=20, copies=10, noise=0.5, size=size) * rng.choice([0, 1e-3, 1], (200, 1))
+    sketches = sketch(vectors.astype(np.float32))
+    assert sketches.shape[1] <= min(size + 1, 64)
+    assert (sketches @ sketches.T - vectors @ vectors.T).min() > -1e-5
 
 
 def test_what_all_images_share_does_not_make_them_alike():
