@@ -316,7 +316,7 @@ COMMANDS: Final = {
         _simulate,
         "Measure on labelled images what each strategy, and each of several backbones, would save.",
         {"study": StudyOptions, "training": Training},
-        without=("validation", "holdout_share", "precision", "seed"),
+        without=("validation", "holdout_share", "seed"),
         epilog="--backbone A,B@PIXELS compares backbones; --weights is then one for all, or one for each in order. "
         "Run again, it goes on where it was. Features are kept beside the folder LABELNEXT_CACHE.",
         interrupted=_GOES_ON,

@@ -57,7 +57,9 @@ class InBestPrecision:
         return self._backbone.compute_once(images, digests, store)
 
 
-def in_best_precision(backbone: FrozenBackbone, images: Images, *, repository: Repository) -> FrozenBackbone:
+def in_best_precision(
+    backbone: FrozenBackbone, images: Images, *, repository: Repository | None = None
+) -> FrozenBackbone:
     """Return a backbone in 8-bit integers if it is as good there and faster, else in float32.
 
     What versions in the repository have is taken as it is; else it is made and judged now, unless it was before.
@@ -65,10 +67,10 @@ def in_best_precision(backbone: FrozenBackbone, images: Images, *, repository: R
     Args:
         backbone: in float32.
         images: uint8 (N, H, W, 3), to calibrate and to judge on.
-        repository: of the versions.
+        repository: of the versions; None where there need be none.
     """
     target, verdict = backbone.folder / INT8_BACKBONE_FILE, backbone.folder / _VERDICT_FILE
-    if _take_published(repository, backbone.fingerprint, target):
+    if repository is not None and _take_published(repository, backbone.fingerprint, target):
         return replace(backbone, precision="int8")
     better = _read_verdict(verdict, target)
     if better is None:

@@ -30,6 +30,7 @@ from trainer.locks import alone
 from trainer.model.backbones import Opened
 from trainer.model.build import open_backbone_of
 from trainer.model.frozen import FrozenBackbone
+from trainer.model.int8 import in_best_precision
 from trainer.model.network import choose_device
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import DEFAULT_STRATEGY
@@ -52,6 +53,8 @@ _NOT_IDENTITY: Final = ("command", "date", "machine", "name", "reference", "seed
 """Settings in which a study may differ from what lies in its folder and still go on there."""
 
 
+_CALIBRATED: Final = 256
+"""Images that a backbone in 8-bit integers is made and judged on."""
 _FILES: Final = ("images", "manifest", "out", "reference")
 """Options that are paths."""
 
@@ -115,7 +118,10 @@ def _plan(pool: Pool, options: StudyOptions, training: Training, environment: En
     decoded = decode(pool, image_size=size, cache=_cache(environment), max_megapixels=environment.max_megapixels)
     _log_unreadable(decoded)
     protocol = _make_protocol(pool, decoded, options, training)
-    settings = _describe(options, decoded, protocol, image_size=size)
+    if isinstance(backbone, FrozenBackbone) and training.precision == "auto":
+        some = protocol.pool[:: -(-len(protocol.pool) // _CALIBRATED)]
+        backbone = in_best_precision(backbone, decoded.images[some])
+    settings = _describe(options, decoded, protocol, backbone)
     return _Plan(backbone, decoded, protocol, settings, reference)
 
 
@@ -182,7 +188,9 @@ def find_minority(counts: Indices) -> tuple[int, ...]:
     return tuple(np.argsort(counts, kind="stable")[: max(1, round(len(counts) / 3))].tolist())
 
 
-def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, image_size: int) -> dict[str, Any]:
+def _describe(
+    options: StudyOptions, decoded: Decoded, protocol: Protocol, backbone: FrozenBackbone | Opened
+) -> dict[str, Any]:
     """Return the study's settings as JSON; files go by their names, since where they lie changes no figure."""
     training = protocol.training
     recipe = choose_recipe(training, training.trained_part, options.initial, pretrained=training.weights != "none")
@@ -194,9 +202,10 @@ def _describe(options: StudyOptions, decoded: Decoded, protocol: Protocol, *, im
         "pixels": decoded.key[:16],
         **{name: value for name, value in asdict(options).items() if name not in _FILES},
         "reference": options.reference and options.reference.name,
-        **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation", "precision")},
+        **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation")},
         "backbone": Path(training.backbone).name,
-        "image_size": image_size,
+        "precision": backbone.precision if isinstance(backbone, FrozenBackbone) else "fp32",
+        "image_size": backbone.spec.height,
         "part": training.trained_part,
         "weights": training.weights if training.weights in ("imagenet", "none") else Path(training.weights).name,
         "device": protocol.device.type,
