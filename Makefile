@@ -34,7 +34,7 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist
 SOURCES := contract trainer server demo bench deploy tests
 
 .PHONY: help demo docs pictures test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
-.PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-evidence bench-score-pool bench-actions bench-gpu
+.PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-choosing bench-evidence bench-score-pool bench-actions bench-gpu
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -105,6 +105,9 @@ bench-round: $(TOOLS) $(SERVER) $(LABEL_STUDIO) ## how soon the new order of 10,
 
 bench-duplicates: $(TOOLS) ## how many different images the first hundred are where each has nine near-copies (4 minutes, once 3 to train)
 	@$(IN_TOOLS) bench.duplicates
+
+bench-choosing: $(TOOLS) ## what it takes to choose among 100,000 scored images (a minute)
+	@$(IN_TOOLS) bench.choosing
 
 bench-evidence: $(TOOLS) ## which strategy saves how many labels, and against whom (QUICK=1: under ten minutes; else an hour)
 	@$(IN_TOOLS) bench.evidence $(if $(QUICK),--quick) $(if $(SAVE),--save)

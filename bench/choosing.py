@@ -1,0 +1,78 @@
+"""How long does choosing take? `python -m bench.choosing [--images 100000] [--batch 100]`.
+
+The whole path from what servers say of a pool to its order, by the default strategy, near-duplicates looked for and
+not, on made-up scores of 10 and of 100 classes. Embeddings are of as few directions as those of photos: features of a
+random network with one hidden layer, on points of a space of some dozens. Some of the images are labelled.
+"""
+
+import json
+import time
+from itertools import product
+from typing import Final
+
+import numpy as np
+
+from bench.frame import describe, print_table, read_options
+from contract.scores.acquisition import entropy, softmax
+from contract.scores.embedding import embed
+from trainer.ordering.order import arrange
+from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
+
+_OPTIONS = {"images": (100_000, "without a label"), "batch": (100, "that are about to be labelled")}
+_CLASSES: Final = (10, 100)
+_DIRECTIONS, _HIDDEN = 48, 320
+_SPREAD: Final = 4.0
+"""Of the logits."""
+_AT_ONCE: Final = 10_000
+
+
+def make_candidates(images: int, *, classes: int) -> Candidates:
+    """Return candidates of which few are sure and few are rare, and whose embeddings are all different."""
+    rng = np.random.default_rng(classes)
+    scales = 1 / np.sqrt(1 + np.arange(_DIRECTIONS))
+    layer = rng.normal(size=(_DIRECTIONS, _HIDDEN)).astype(np.float32)
+    embeddings = np.concatenate(
+        [
+            embed(np.maximum((rng.normal(size=(len(part), _DIRECTIONS)) * scales).astype(np.float32) @ layer, 0))
+            for part in np.array_split(np.arange(images), -(-images // _AT_ONCE))
+        ]
+    )
+    commonness = np.linspace(_SPREAD / 2, -_SPREAD / 2, classes)
+    probabilities = softmax(_SPREAD * rng.normal(size=(images, classes)) + commonness).astype(np.float32)
+    nats = entropy(probabilities).astype(np.float32)
+    bald = (nats * rng.random(images)).astype(np.float32)
+    sent = embeddings.astype(np.float16).astype(np.float32)
+    return Candidates(np.arange(images), probabilities, bald, nats, sent, multiple=False)
+
+
+def measure(candidates: Candidates, *, batch: int, duplicates: bool) -> float:
+    """Return the seconds that it takes to put candidates in order."""
+    classes = candidates.probabilities.shape[1]
+    started = time.perf_counter()
+    arrange(
+        candidates,
+        strategy=DEFAULT_STRATEGY,
+        project=1,
+        name="v1",
+        labels_by_class=range(1, classes + 1),
+        holdout_share=0.1,
+        batch_size=batch,
+        duplicates=duplicates,
+    )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure, and print a table and one line of JSON."""
+    options = read_options("choosing", __doc__, _OPTIONS)
+    rows = []
+    for classes, duplicates in product(_CLASSES, (False, True)):
+        candidates = make_candidates(options.images, classes=classes)
+        seconds = measure(candidates, batch=options.batch, duplicates=duplicates)
+        rows.append({"classes": classes, "near-duplicates": duplicates, "seconds": round(seconds, 2)})
+    print_table(rows)
+    print(json.dumps({"bench": "choosing", "images": options.images, "rows": rows, "machine": describe()}))
+
+
+if __name__ == "__main__":
+    main()
