@@ -16,6 +16,7 @@ from contract.errors import TrainingError
 from tests.trainer.report.pages import Page
 from tests.trainer.small import write_folders
 from trainer.__main__ import main
+from trainer.model import int8
 from trainer.study import simulate as simulate_module
 from trainer.study.records import recover
 from trainer.study.simulate import find_minority
@@ -249,6 +250,16 @@ def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path,
         assert "set a lower --learning-rate" in capsys.readouterr().err
     assert json.loads((tmp_path / "study" / "settings.json").read_text())["learning_rate"] == 0.01
     assert not recover(tmp_path / "study" / "chains" / "random-0.jsonl")
+
+
+@pytest.mark.slow
+def test_features_are_in_the_precision_that_is_served(diverging, simulate, tmp_path, monkeypatch):
+    """In 8-bit integers where these are as good and faster, unless float32 is asked for."""
+    monkeypatch.setenv("LABELNEXT_CACHE_DIR", str(tmp_path / "features"))
+    monkeypatch.setattr(int8, "LEAST_SPEEDUP", 0.0)
+    for precision, found in (("auto", "int8"), ("fp32", "fp32")):
+        simulate(tmp_path / precision, "--precision", precision)
+        assert json.loads((tmp_path / precision / "settings.json").read_text())["precision"] == found
 
 
 @pytest.mark.slow
