@@ -17,6 +17,7 @@ from contract.errors import LabelnextError, name_some
 from demo import clipart
 from demo.label_studio import EMAIL, PASSWORD, label_studio
 from demo.loop import MODEL, Loop
+from demo.packages import PackageError
 from demo.pool import Pool, PoolImage, read_pool, write_digits
 from demo.processes import Child, DemoError, ProcessError, free_port
 from demo.product import CHECKOUT, Server, Workplace
@@ -144,7 +145,7 @@ def _provide_images(data: Path) -> tuple[Path, str]:
     drawings = CHECKOUT / ".cache" / clipart.PACKAGE
     try:
         clipart.provide_drawings(drawings)
-    except clipart.PackageError as err:
+    except PackageError as err:
         write_digits(data / "digits")
         return data / "digits", f"handwritten digits, since there are no drawings: {err}"
     return drawings, clipart.ORIGIN

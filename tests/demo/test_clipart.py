@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from demo import clipart
-from demo.clipart import CLASSES, PackageError, provide_drawings
+from demo.clipart import CLASSES, provide_drawings
+from demo.packages import PackageError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from demo import __main__ as demo
 from demo import clipart
-from demo.clipart import PackageError
+from demo.packages import PackageError
 
 
 def test_digits_remain_where_there_are_no_drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
