@@ -9,8 +9,8 @@ have it, with the server's cache off: every image pays for its backbone. Measure
                server by one client with a large request, then by 16 clients with requests of 16; ratios are taken
                within a round, so that a machine whose speed drifts does not matter
     load       the server by 1 to 32 clients with requests of 1 and 16: p50, p99, and in which stages the time went
-    swaps      4 clients with requests of 1, while two versions take turns in CURRENT: requests under way between the
-               change of CURRENT and the new version's taking over, against those of the quiet times between
+    swaps      4 clients with requests of 1, while two versions, a round apart, take turns in CURRENT: requests
+               under way between the change of CURRENT and the new version's taking over, against those of quiet times
 
 Ends with status 1 if any image got no score.
 """
@@ -53,6 +53,8 @@ _LOADS = ((1, 1), (4, 1), (16, 1), (32, 1), (1, 16), (4, 16), (32, 16))
 """Clients and tasks a request, beside the two of the rounds."""
 _MANY = (16, 16)
 _SWAP_CLIENTS = 4
+_LABELS_A_ROUND = 50
+"""Which one of the two versions that take turns knows more than the other."""
 _FEWEST_SWAPS = 3
 _MOST_SWAPS = 40
 _SHORTEST_QUIET_S = 2.0
@@ -166,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options("server", __doc__, _OPTIONS, arguments)
     precision: Literal["auto", "fp32"] = "auto" if options.precision == "int8" else "fp32"
     first, second = (
-        trained(image_size=options.image_size, labels=options.labels, precision=precision, seed=seed) for seed in (0, 1)
+        trained(image_size=options.image_size, labels=labels, precision=precision)
+        for labels in (options.labels, options.labels + _LABELS_A_ROUND)
     )
     photos = first.photos[: options.images]
     settings = {"LABELNEXT_CACHE_MB": "0", "LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900"}

@@ -175,18 +175,17 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
 
 
 def choose_probe(data: Data) -> Indices:
-    """Take images that the network is less sure of than of those it has learnt, from each class in turn.
+    """Take images from each class in turn, of a class those of the least digests.
 
-    Of a class those of the least digests: mostly the same from one round to the next, their features known.
+    These are mostly the same from one round to the next, and so known to trainer and server by their features.
     """
-    chosen = data.parts.validation if len(data.parts.validation) else data.parts.train
-    classes = strata(data.pixels.targets[chosen])
-    turn = np.empty(len(chosen), np.int64)
+    classes = strata(data.pixels.targets)
+    turn = np.empty(len(classes), np.int64)
     seen = Counter[int]()
-    for place in sorted(range(len(chosen)), key=lambda place: data.pixels.digests[chosen[place]]):
+    for place in sorted(range(len(classes)), key=lambda place: data.pixels.digests[place]):
         turn[place] = seen[classes[place]]
         seen[classes[place]] += 1
-    in_turn: Indices = chosen[np.lexsort((classes, turn))]
+    in_turn: Indices = np.lexsort((classes, turn))
     return in_turn[:PROBE_IMAGES]
 
 

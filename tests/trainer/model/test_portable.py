@@ -90,19 +90,19 @@ def test_images_of_a_batch_are_dropped_apart(passes):
 _IN_OPENVINO = """
 import sys
 import numpy as np, openvino
-folder = sys.argv[1]
+folder, passes, arrays = sys.argv[1:]
 model = openvino.Core().compile_model(f"{folder}/portable.onnx", "CPU")
-images = np.load(f"{folder}/images.npy")
-np.save(f"{folder}/passes.npy", np.stack([model([images])[0].copy() for _ in range(int(sys.argv[2]))]))
+images = np.load(f"{arrays}/images.npy")
+np.save(f"{arrays}/passes.npy", np.stack([model([images])[0].copy() for _ in range(int(passes))]))
 """
 
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino, of requirements/bench.txt")
-def test_passes_of_openvino_are_torchs(folder, torch_passes):
+def test_passes_of_openvino_are_torchs(folder, torch_passes, tmp_path):
     """In a process of its own, since it and torch's exporter do not get on; twenty runs differ here, too."""
-    np.save(folder / "images.npy", IMAGES)
-    subprocess.run([sys.executable, "-c", _IN_OPENVINO, str(folder), str(PASSES)], check=True)
-    found = np.load(folder / "passes.npy")
+    np.save(tmp_path / "images.npy", IMAGES)
+    subprocess.run([sys.executable, "-c", _IN_OPENVINO, str(folder), str(PASSES), str(tmp_path)], check=True)
+    found = np.load(tmp_path / "passes.npy")
     assert len({each.tobytes() for each in found[:20]}) == 20
     assert deviations(found, torch_passes).max() < 5
 
