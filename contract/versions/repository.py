@@ -47,6 +47,7 @@ from contract.versions.version import (
     MANIFEST_FILE,
     MODEL_FILE,
     SIGNATURE_FILE,
+    FileState,
     Version,
     digest_folder,
     link,
@@ -121,6 +122,8 @@ class Repository:
         self.folder = root / model
         self.location = str(self.folder)
         self.keys = keys
+        self._known = set[FileState]()
+        """Backbones that were compared with their digests: a version that shares one need not read it again."""
 
     def current(self) -> str:
         """Return the name of the version in use.
@@ -232,7 +235,7 @@ class Repository:
         """
         version = self.open(name)
         if self.keys.verifying is None:
-            version.verify()
+            version.verify(self._known)
             yield version
             return
         with ExitStack() as stack:

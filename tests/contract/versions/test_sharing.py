@@ -6,9 +6,17 @@ from datetime import UTC, datetime
 
 import pytest
 
+from contract.errors import DigestError
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
-from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, INT8_BACKBONE_FILE, SHARED_FILES
+from contract.versions.version import (
+    BACKBONE_WEIGHTS_FILE,
+    HEAD_WEIGHTS_FILE,
+    INT8_BACKBONE_FILE,
+    MODEL_FILE,
+    SHARED_FILES,
+    Version,
+)
 from tests.versions import manifest, write_files
 from tests.versions import publish_backbone as publish
 
@@ -120,6 +128,29 @@ def test_removing_one_of_them_takes_nothing_from_the_other(repository):
     assert names_of(second)[BACKBONE_WEIGHTS_FILE] == 1
     repository.open(second.name).verify()
     assert are_one(second, publish(repository, b"one"))
+
+
+def test_a_backbone_is_read_once_for_all_versions_that_have_it(repository, monkeypatch):
+    """For as long as nobody writes to it; not if its time might not yet show a write."""
+    read, compare = [], Version._compare
+    monkeypatch.setattr(Version, "_compare", lambda self, name: read.append(name) or compare(self, name))
+
+    def verify(version):
+        read.clear()
+        with repository.open_verified(version.name):
+            return SHARED_FILES & {*read}
+
+    first, second = publish(repository, b"right"), publish(repository, b"right")
+    backbone = first.path / BACKBONE_WEIGHTS_FILE
+    assert verify(first) == verify(second) == SHARED_FILES
+    for file in SHARED_FILES:
+        os.utime(first.path / file, (1_000_000_000, 1_000_000_000))
+    assert verify(first) == SHARED_FILES
+    assert verify(second) == verify(first) == set()
+    assert {MODEL_FILE, HEAD_WEIGHTS_FILE} <= {*read}
+    damage(backbone)
+    with pytest.raises(DigestError, match=BACKBONE_WEIGHTS_FILE):
+        verify(second)
 
 
 class TestSigned:
