@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from bench.chaos.probes import probing
-from bench.hosts import Handler, Host, Request, host, reply, silence
+from bench.hosts import Handler, Host, Request, host, reply
 from bench.load import percentile
 from bench.serving import Server, serving
 from bench.tiny_model import publish
 from contract.versions.repository import Repository
 from tests.production.driving import Client, idle_connections
-from tests.server.conftest import make_task, make_tasks
+from tests.server.conftest import make_task
 from tests.server.inference.test_scoring import make_png
 
 Serve = Callable[..., AbstractContextManager[tuple[Client, Server]]]
@@ -88,43 +88,6 @@ def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(se
         assert server.metrics()['labelnext_rejected_requests_total{reason="deadline"}'] == statuses[503]
 
 
-def test_a_host_that_hangs_does_not_hold_up_the_others(serve: Serve):
-    """While half of the requests wait for it, images from elsewhere are scored at once."""
-    with host() as hanging, host() as good:
-        hanging.otherwise = silence()
-        good.serve("/image.png", make_png(7))
-        with serve(deadline_s=20, allowed_origins=f"{hanging.url},{good.url}") as (client, _):
-            stuck = [
-                client.start_predict([make_task(i, f"{hanging.url}/{i}.png") for i in range(40)] + make_tasks(2))
-                for _ in range(8)
-            ]
-            time.sleep(1)
-            for _ in range(10):
-                reply = client.predict(slow_tasks(good, 4) + make_tasks(2))
-                assert scored(reply) == 6
-            assert not any(reply.done() for reply in stuck)
-            assert [scored(reply.result(60)) for reply in stuck] == [2] * 8
-
-
-def test_clients_that_do_not_finish_are_let_go(serve: Serve):
-    """Heads that do not arrive, and bodies that do not, end after their time and cost nobody else anything."""
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with serve(deadline_s=8) as (client, server):
-        with (
-            probing([server]) as health,
-            idle_connections(client.url, 30, head) as heads,
-            idle_connections(client.url, 8, head + b"Content-Length: 1000\r\n\r\n{") as bodies,
-        ):
-            assert scored(client.predict(make_tasks(3))) == 3
-            for connection in heads:
-                connection.settimeout(30)
-                assert connection.recv(100) == b""
-            for connection in bodies:
-                connection.settimeout(30)
-                assert b" 408 " in connection.recv(1000).partition(b"\r\n")[0]
-        assert percentile(health, 0.99) < 1.0
-
-
 def test_a_server_that_is_told_to_stop_answers_what_it_has_accepted(serve: Serve, slow_host: Host):
     """In hand or in line: each request gets its scores, then the process ends with status 0."""
     with serve(threads=4, allowed_origins=slow_host.url) as (client, server):
@@ -134,18 +97,3 @@ def test_a_server_that_is_told_to_stop_answers_what_it_has_accepted(serve: Serve
         server.process.popen.send_signal(signal.SIGTERM)
         assert [scored(reply.result(60)) for reply in replies] == [8] * 16
         assert server.process.popen.wait(30) == 0
-
-
-def test_a_request_that_breaks_off_costs_nobody_anything(serve: Serve, slow_host: Host):
-    """Clients that go away while they wait leave no trace but the work that they asked for."""
-    with serve(threads=4, deadline_s=10, allowed_origins=slow_host.url) as (client, server):
-        body = b'{"tasks": [], "label_config": ""}'
-        request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-        for _ in range(50):
-            with idle_connections(client.url, 1, request + body):
-                pass
-        assert scored(client.predict(make_tasks(3))) == 3
-        end = time.monotonic() + 10
-        while server.metrics()["labelnext_waiting_requests"] > 0:
-            assert time.monotonic() < end
-            time.sleep(0.05)

@@ -19,7 +19,7 @@ import urllib3
 
 from bench.chaos.pictures import Picture, draw_pictures
 from bench.hosts import Handler, ImageHost, Request, host, image_host, reply
-from bench.load import Client, Reply, sending, split
+from bench.load import Client, sending, split
 from bench.serving import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
 from bench.tiny_model import LABELS, publish
 from contract.versions.repository import Repository
@@ -67,15 +67,6 @@ def references(images: ImageHost, pictures: tuple[Picture, ...]) -> list[str]:
     return [images.reference(picture.path) for picture in pictures]
 
 
-def scores_by_version(replies: list[Reply], requests: list[list[str]]):
-    """All scores that an image got of a version."""
-    found: dict = {}
-    for answered, references in zip(replies, requests, strict=True):
-        for reference, score in zip(references, answered.scores, strict=True):
-            found.setdefault((reference, answered.versions), set()).add(score)
-    return found
-
-
 def test_nothing_is_lost_while_servers_die_drain_and_change_versions(
     servers: Fleet, repository: Repository, references: list[str]
 ):
@@ -101,16 +92,6 @@ def test_nothing_is_lost_while_servers_die_drain_and_change_versions(
     assert sum(reply.failed for reply in replies) == 0
     assert max(reply.seconds for reply in replies) < 15
     assert {version for reply in replies for version in reply.versions} == set(repository.versions())
-
-
-def test_servers_give_an_image_the_same_score(servers: Fleet, references: list[str]):
-    """To 1e-6, whichever is asked, and in whatever company the image comes."""
-    requests = [references, *([reference] for reference in references)]
-    asked = [Client(url, LABELS) for url in (servers.url, *(replica.url for replica in servers.replicas))]
-    replies = [client.ask(request) for client in asked for request in requests]
-    found = scores_by_version(replies, requests * len(asked))
-    assert len(found) == len(references)
-    assert all(None not in scores and max(scores) - min(scores) <= 1e-6 for scores in found.values())
 
 
 def test_a_request_in_hand_goes_to_another_server_when_its_own_dies(

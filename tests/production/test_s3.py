@@ -63,24 +63,6 @@ with open_repository(location, mirror=mirror).stage(datetime.now(UTC)) as staged
     staged.publish(manifest(staged.version))
 """
 
-RACE = """
-import sys
-from datetime import UTC, datetime
-from pathlib import Path
-from contract.errors import PublishConflict
-from contract.versions.local_cache import open_repository
-from tests.versions import manifest, write_files
-
-with open_repository(sys.argv[1], mirror=Path(sys.argv[2])).stage(datetime.now(UTC)) as staged:
-    write_files(staged.path, b"x")
-    print("ready", flush=True)
-    sys.stdin.readline()
-    try:
-        print("won", staged.publish(manifest(staged.version)).name)
-    except PublishConflict:
-        print("lost", staged.version)
-"""
-
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
@@ -280,49 +262,6 @@ def test_a_publisher_killed_within_a_large_file_is_never_seen(port: int, tmp_pat
             repository.current()
         whole = publish(open_repository(LOCATION, mirror=tmp_path / "dying"), seed=1)
         assert repository.versions() == [whole] == [repository.current()]
-
-
-def test_of_publishers_that_race_one_wins(port: int, tmp_path: Path) -> None:
-    """In processes of their own, all of which began before any had published."""
-    with running_store(tmp_path, port=port) as store:
-        store.make("models")
-        publish(open_repository(LOCATION, mirror=tmp_path / "first"), seed=1)
-        racers = [
-            subprocess.Popen(
-                [sys.executable, "-c", RACE, LOCATION, str(tmp_path / f"racer-{number}")],
-                cwd=CHECKOUT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(4)
-        ]
-        try:
-            for racer in racers:
-                assert racer.stdout is not None
-                assert racer.stdout.readline() == "ready\n"
-            said = []
-            for racer in racers:
-                assert racer.stdin is not None
-                racer.stdin.write("\n")
-                racer.stdin.flush()
-            said = [racer.communicate(timeout=120)[0].split() for racer in racers]
-        finally:
-            for racer in racers:
-                racer.kill()
-                racer.wait()
-        repository = open_repository(LOCATION, mirror=tmp_path / "after")
-        assert sorted(outcome for outcome, _ in said) == ["lost", "lost", "lost", "won"]
-        assert {"won": repository.current()}.items() <= dict(said).items()
-        assert len(repository.versions()) == 5
-
-
-def test_a_publisher_without_a_bucket_says_so_soon(port: int, tmp_path: Path) -> None:
-    """Before it has trained anything for nothing, and within seconds."""
-    started = time.monotonic()
-    with pytest.raises(RepositoryUnreachable, match="no answer"):
-        publish(open_repository(LOCATION, mirror=tmp_path), seed=1)
-    assert time.monotonic() - started < 20
 
 
 @pytest.mark.rare

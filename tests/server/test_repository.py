@@ -1,13 +1,18 @@
 """What the server opens for what it is told."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from bench.tiny_model import publish
 from contract.errors import ConfigError
+from contract.versions.repository import Repository
+from contract.versions.signatures import Keys, generate_keys
 from server.service import open_models
 from server.settings import Settings
 from tests.buckets import environment
+from tests.server.conftest import make_predict_body, make_tasks, service_of
 
 
 def test_a_bucket_is_opened_through_its_mirror(monkeypatch, tmp_path):
@@ -32,3 +37,25 @@ def test_a_place_that_is_none_is_a_setting_that_is_wrong(location):
     """It is named with what it must be."""
     with pytest.raises(ConfigError, match="LABELNEXT_MODELS must be a folder or s3://bucket/prefix"):
         Settings.read({"LABELNEXT_MODELS": location})
+
+
+def test_with_a_key_set_only_what_it_has_signed_is_ever_served(start_app, settings, repository, tmp_path):
+    """Whoever writes the repository without the key changes nothing but which one is used: CURRENT is not signed."""
+    pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
+    keys, strangers = (Keys.read(signing=generate_keys(tmp_path / whose)[0]) for whose in ("ours", "a stranger's"))
+    signed = Repository(repository.root, keys=keys)
+    first, second = publish(signed), publish(signed, seed=1)
+    client = start_app(dataclasses.replace(settings, verify_key=keys.verifying.line)).test_client()
+
+    def served():
+        service_of(client).models.poll()
+        (result,) = client.post("/predict", json=make_predict_body(make_tasks(1))).json["results"]
+        return result["model_version"]
+
+    assert served() == second
+    for of_others in (repository, Repository(repository.root, keys=strangers)):
+        refused = publish(of_others, seed=2)
+        assert served() == second
+        assert f"version {refused} was refused" in client.get("/health").json["detail"]
+    repository.point_to(first)
+    assert served() == first

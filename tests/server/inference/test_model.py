@@ -2,21 +2,10 @@ import itertools
 
 import pytest
 
-from bench.tiny_model import TinyModel, publish
+from bench.tiny_model import publish
 from contract.errors import VersionInUse
-from server.inference.engine import Engine, EngineOptions
 from server.inference.model import Model
-from server.observe.metrics import Metrics
-from server.settings import Device
-
-
-def load(version):
-    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
-
-
-@pytest.fixture
-def metrics():
-    return Metrics()
+from tests.server.inference.conftest import load, publish_bad
 
 
 @pytest.fixture
@@ -38,20 +27,6 @@ def follow(repository, metrics, now):
 @pytest.fixture
 def model(follow):
     return follow()
-
-
-@pytest.fixture
-def count(metrics):
-    """Return the value of a metric."""
-
-    def count(name, **labels):
-        return metrics.registry.get_sample_value(f"labelnext_{name}", labels)
-
-    return count
-
-
-def publish_bad(repository):
-    return publish(repository, probe_of=TinyModel.draw(seed=7))
 
 
 def test_the_published_version_is_taken_up_and_replaced_in_one_step(model, repository, count):

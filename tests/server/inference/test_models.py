@@ -7,20 +7,10 @@ import pytest
 
 from bench.tiny_model import TinyModel, draw_images, expected_bald, publish
 from server.inference.backbone import Backbones
-from server.inference.engine import Engine, EngineOptions
+from server.inference.engine import Engine
 from server.inference.models import Models
-from server.observe.metrics import Metrics
-from server.settings import Device
 from tests.server.conftest import wait_until
-
-
-def load(version):
-    return Engine(version, EngineOptions(device=Device.CPU, threads=1, max_batch_images=4))
-
-
-@pytest.fixture
-def metrics():
-    return Metrics()
+from tests.server.inference.conftest import OPTIONS, load, publish_bad
 
 
 @pytest.fixture
@@ -36,20 +26,6 @@ def follow(repository, metrics):
 @pytest.fixture
 def models(follow):
     return follow()
-
-
-@pytest.fixture
-def count(metrics):
-    """Return the value of a metric."""
-
-    def count(name, **labels):
-        return metrics.registry.get_sample_value(f"labelnext_{name}", labels)
-
-    return count
-
-
-def publish_bad(repository):
-    return publish(repository, probe_of=TinyModel.draw(seed=7))
 
 
 @pytest.mark.parametrize("former", [True, False], ids=["beside one in use", "alone"])
@@ -198,8 +174,7 @@ def test_a_volume_that_is_away_makes_no_model_vanish(models, repository):
 def test_models_of_one_backbone_have_one_session(follow, repository):
     """Another model takes the memory of a head, and its own numbers come of it."""
     backbones = Backbones()
-    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=4)
-    models = follow(lambda version: Engine(version, options, backbones=backbones))
+    models = follow(lambda version: Engine(version, OPTIONS, backbones=backbones))
     model, other = TinyModel.draw(0), TinyModel.draw(1)
     publish(repository.beside("birds"), model=model)
     retrained = publish(repository.beside("cars"), model=model.with_head_of(other))
@@ -216,8 +191,7 @@ def test_models_of_one_backbone_have_one_session(follow, repository):
 def test_a_backbone_leaves_with_the_last_engine_that_has_it(repository):
     """Versions that were replaced hold no memory."""
     backbones = Backbones()
-    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=4)
-    engines = [Engine(repository.open(publish(repository)), options, backbones=backbones) for _ in range(2)]
+    engines = [Engine(repository.open(publish(repository)), OPTIONS, backbones=backbones) for _ in range(2)]
     key, how = engines[0].backbone_key, engines[0]._backbone.options
     assert backbones.find(key, how) is engines[0]._backbone is engines[1]._backbone
     del engines[0]

@@ -18,7 +18,6 @@ from server.inference.batching import Batcher, Expired, ImageScores
 from server.inference.known_images import ImageReference, KnownImages
 from server.inference.scoring import Scorer
 from server.observe.logs import request_id
-from server.observe.metrics import Metrics
 from tests.server.conftest import CallFetcher, to_data_uri, wait_until
 from tests.server.inference.test_batching import EchoEngine
 
@@ -46,11 +45,6 @@ def serve(files):
 def make_png(value):
     pixels = np.full((SPEC.height, SPEC.width, 3), value, np.uint8)
     return base64.b64decode(to_data_uri(pixels).partition(",")[2])
-
-
-@pytest.fixture
-def metrics():
-    return Metrics()
 
 
 @pytest.fixture

@@ -10,17 +10,12 @@ from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismat
 from contract.versions.manifest import Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
 from server.inference.backbone import Backbones
-from server.inference.engine import Engine, EngineOptions
+from server.inference.engine import Engine
 from server.inference.validation import admit
-from server.settings import Device, Precision
+from server.settings import Precision
+from tests.server.inference.conftest import OPTIONS, load
 from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import fix_names
-
-OPTIONS = EngineOptions(device=Device.CPU, threads=1, max_batch_images=4)
-
-
-def load(version):
-    return Engine(version, OPTIONS)
 
 
 def sign_again(repository, name):
