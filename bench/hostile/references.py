@@ -36,7 +36,7 @@ _UNHINDERED_S = 5.0
 _PLACES = 8
 """For images of hosts that the server does not know, at a time."""
 
-_THIS_MACHINE = {
+THIS_MACHINE = {
     "dotted": "127.0.0.1",
     "another-of-127": "127.0.0.2",
     "hexadecimal": "0x7f000001",
@@ -56,7 +56,7 @@ _THIS_MACHINE = {
     "ipv6-mapped-hexadecimal": "[::ffff:7f00:1]",
     "ipv6-compatible": "[::127.0.0.1]",
 }
-_ELSEWHERE = {
+ELSEWHERE = {
     "10": "10.0.0.1",
     "172-16": "172.16.0.1",
     "192-168": "192.168.0.1",
@@ -80,6 +80,9 @@ _ELSEWHERE = {
     "ipv6-multicast": "[ff02::1]",
     "ipv6-documentation": "[2001:db8::1]",
     "ipv6-mapped-10": "[::ffff:10.0.0.1]",
+    "ipv6-mapped-shared": "[::ffff:100.64.0.1]",
+    "ipv6-mapped-multicast": "[::ffff:224.0.0.1]",
+    "ipv6-of-nobody": "[4000::1]",
     "ipv6-translated": "[::ffff:0:10.0.0.1]",
     "nat64": "[64:ff9b::10.0.0.1]",
     "nat64-local": "[64:ff9b:1::10.0.0.1]",
@@ -170,7 +173,7 @@ _S3_KEYS = {
     "empty": "",
     "quotes": "'\"><script>",
 }
-_LOCAL_FILES = {
+LOCAL_FILES = {
     "climbing": "../secret.png",
     "climbing-escaped": "%2e%2e/secret.png",
     "climbing-twice-escaped": "%252e%252e/secret.png",
@@ -261,11 +264,11 @@ def _addresses() -> list[Case]:
             _UNKNOWN if name == "localhost-with-dot" else _PRIVATE,
             f"http://{host}:{{port}}/a.png",
         )
-        for name, host in _THIS_MACHINE.items()
+        for name, host in THIS_MACHINE.items()
     }
     return [
         *(given(name, outcome, reference) for name, (outcome, reference) in this_machine.items()),
-        *(given(f"private-{name}", _PRIVATE, f"http://{host}/a.png") for name, host in _ELSEWHERE.items()),
+        *(given(f"private-{name}", _PRIVATE, f"http://{host}/a.png") for name, host in ELSEWHERE.items()),
         *(
             given(f"spelling-{name}", _GONE if name == "backslash-before-at" else _UNKNOWN, template)
             for name, template in _SPELLINGS.items()
@@ -469,7 +472,7 @@ def _paths() -> list[Case]:
         *(made(f"s3-key-{name}", PLAIN, partial(_resolved, f"s3://bucket/{key}")) for name, key in _S3_KEYS.items()),
         given("s3-key-of-9-kb", _TOO_LONG, "s3://bucket/" + "a" * 9_000),
         given("local-good", PLAIN, f"{local}sub/good.png"),
-        *(given(f"local-{name}", _NOT_BELOW, local + path) for name, path in _LOCAL_FILES.items()),
+        *(given(f"local-{name}", _NOT_BELOW, local + path) for name, path in LOCAL_FILES.items()),
         given("local-100-gb", _TOO_LARGE, f"{local}sparse.png"),
         given("local-twice", PLAIN, f"{local}sub/good.png&d=../secret.png"),  # the first counts
     ]

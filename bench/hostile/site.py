@@ -236,7 +236,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
     with ExitStack() as stack:
         folder, hidden = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-"))), Secrets()
         version = tiny_model.publish(Repository(folder / "models"))
-        files = _write_files(folder, hidden)
+        files = write_files(folder, hidden.file)
         certificate = _make_certificate(folder / "tls", "localhost") if can_make_certificates() else None
         images, studio, *slow = (stack.enter_context(host()) for _ in range(2 + _SLOW_HOSTS))
         tls = stack.enter_context(host(tls=_context(certificate) if certificate else None))
@@ -298,9 +298,9 @@ def _context(certificate: Path) -> ssl.SSLContext:
     return context
 
 
-def _write_files(folder: Path, hidden: Secrets) -> Path:
+def write_files(folder: Path, secret: str) -> Path:
     """Write the folder behind /data/local-files, a file beside it, and what leads out of it or cannot be read."""
-    (folder / "secret.png").write_bytes(pictures.plain() + hidden.file.encode())
+    (folder / "secret.png").write_bytes(pictures.plain() + secret.encode())
     files = folder / "files"
     (files / "sub").mkdir(parents=True)
     (files / "sub" / "good.png").write_bytes(pictures.plain())
