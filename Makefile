@@ -34,7 +34,7 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(IN_TOOLS) pytest --numprocesses auto --dist
 SOURCES := contract trainer server demo bench deploy tests
 
 .PHONY: help demo docs pictures test test-system chaos hostile check check-code check-tests images sbom fix clean distclean environments browser debian-tools
-.PHONY: bench-passes bench-server bench-rerank bench-rank bench-round bench-duplicates bench-choosing bench-evidence bench-score-pool bench-actions bench-gpu
+.PHONY: bench-passes bench-server bench-rerank bench-round bench-duplicates bench-choosing bench-evidence bench-score-pool bench-actions bench-gpu
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -96,9 +96,6 @@ bench-server: $(TOOLS) $(BENCH) ## what serving costs over scoring, and a swap o
 
 bench-rerank: $(TOOLS) $(BENCH) ## what scoring a pool again costs after the head was retrained (6 minutes, once 3 to train)
 	@$(IN_TOOLS) bench.rerank
-
-bench-rank: $(TOOLS) $(SERVER) $(LABEL_STUDIO) ## what ranking 10,000 tasks of a real Label Studio takes (12 minutes, once 3 to train)
-	@$(IN_TOOLS) bench.rank
 
 bench-round: $(TOOLS) $(SERVER) $(LABEL_STUDIO) ## how soon the new order of 10,000 known tasks stands after the last label (5 minutes, once 15 more for their features)
 	@$(IN_TOOLS) bench.round

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,18 +70,6 @@ class Photos:
     weights: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Labelled photos to train on, and the weights to start from."""
-
-    name: str
-    """As in names of folders."""
-    description: str
-    weights: str
-    photos: Callable[[], list[tuple[Path, str]]]
-    """Finds the files and their classes."""
-
-
 def trained(
     *, image_size: int = 224, labels: int = 400, precision: Literal["auto", "fp32"] = "auto", seed: int = 0
 ) -> Subject:
@@ -99,30 +87,32 @@ def trained(
         subprocess.CalledProcessError: if the trainer fails; stderr says why.
         ValueError: if there are not more photos than `labels`.
     """
-    source = _source()
-    found = source.photos()
-    photos = random.Random(_ORDER).sample(found, len(found))  # noqa: S311  # an order, not a secret
-    if not 0 < labels < len(photos):
-        raise ValueError(f"expected labels between 1 and {len(photos) - 1}, since photos must be left; got {labels}")
-    arguments = f"{source.name}-{image_size}px-{labels}-{precision}-seed{seed}"
+    photos = labelled_photos()
+    if not 0 < labels < len(photos.files):
+        most = len(photos.files) - 1
+        raise ValueError(f"expected labels between 1 and {most}, since photos must be left; got {labels}")
+    arguments = f"{photos.name}-{image_size}px-{labels}-{precision}-seed{seed}"
     folder = CACHE / f"{arguments}-{_digest_of_sources()}"
     repository = Repository(folder / "models")
     with suppress(NothingPublished):
-        return _subject(repository, photos[labels:], source)
+        return _subject(repository, photos, labels)
     for stale in CACHE.glob(f"{arguments}-*"):
         shutil.rmtree(stale)
-    _write_folder(folder / "labelled", photos[:labels])
+    _write_folder(folder / "labelled", photos.files[:labels])
     options = ["--image-size", str(image_size), "--precision", precision, "--seed", str(seed)]
-    _train(folder, [*options, "--train", "classifier", "--weights", source.weights])
-    return _subject(repository, photos[labels:], source)
+    _train(folder, [*options, "--train", "classifier", "--weights", photos.weights])
+    return _subject(repository, photos, labels)
 
 
 def labelled_photos() -> Photos:
     """Return all photos, in the order that `trained` takes them in."""
-    source = _source()
-    found = source.photos()
+    if _TRASHNET.is_dir() and WEIGHTS.is_file():
+        found, name, weights = _trashnet(), "trashnet", str(WEIGHTS)
+        description = "trashnet photos, VGG-16 from shared weights"
+    else:
+        found, name, weights, description = _digits(), "digits", "none", "digits"
     files = random.Random(_ORDER).sample(found, len(found))  # noqa: S311  # an order, not a secret
-    return Photos(tuple(files), source.name, source.description, source.weights)
+    return Photos(tuple(files), name, description, weights)
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
@@ -162,12 +152,6 @@ def workplace(*versions: Version) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _source() -> _Source:
-    if _TRASHNET.is_dir() and WEIGHTS.is_file():
-        return _Source("trashnet", "trashnet photos, VGG-16 from shared weights", str(WEIGHTS), _trashnet)
-    return _Source("digits", "digits", "none", _digits)
-
-
 def _trashnet() -> list[tuple[Path, str]]:
     with (_TRASHNET / "manifest.csv").open(encoding="utf-8", newline="") as file:
         return [(_TRASHNET / row["path"], row["label"]) for row in csv.DictReader(file)]
@@ -200,6 +184,6 @@ def _train(folder: Path, options: Sequence[str]) -> None:
     subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=sys.stderr, check=True)
 
 
-def _subject(repository: Repository, photos: Sequence[tuple[Path, str]], source: _Source) -> Subject:
+def _subject(repository: Repository, photos: Photos, labels: int) -> Subject:
     version = repository.open(repository.current())
-    return Subject(version, repository.root, tuple(path for path, _ in photos), source.description)
+    return Subject(version, repository.root, tuple(path for path, _ in photos.files[labels:]), photos.description)

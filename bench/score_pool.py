@@ -13,13 +13,12 @@ Every image must get a score, otherwise the bench fails. Core-seconds are those 
 something on a machine that has other work, too.
 """
 
-import argparse
 import io
 import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet as pq
 
-from bench.frame import describe
+from bench.frame import print_table, read_options, report
 from bench.hosts import ImageHost, image_host
 from bench.model import clean_environment, trained, workplace
 from contract.images.fetch import Fetcher, FetchSettings
@@ -43,6 +42,11 @@ from server.pool.worker import build_table, make_schema
 from server.settings import Precision, Score
 
 _PYTHON = CHECKOUT / ".venv-ray" / "bin" / "python"
+_OPTIONS: Mapping[str, tuple[object, str]] = {
+    "image_size": (224, "in pixels"),
+    "labels": (400, "photos that the version is trained on"),
+    "images": (256, "photos to score in each run"),
+}
 _POOL = 100_000_000
 _ROWS = 100_000
 _SIZES_PX = ((1024, 768), (4000, 3000))
@@ -51,7 +55,7 @@ _ENLARGED = 8
 
 def main() -> None:
     """Measure, print a table and one line of JSON."""
-    options = _parse()
+    options = read_options("score_pool", __doc__, _OPTIONS)
     subject = trained(image_size=options.image_size, labels=options.labels)
     cores = available_cpus()
     with (
@@ -69,32 +73,25 @@ def main() -> None:
         ]
         assert all(run["images"] == len(photos) for run in runs), f"every image a score, got {runs}"
         parts = {
-            "image_bytes": round(sum(photo.stat().st_size for photo in photos) / len(photos)),
+            "image_bytes": sum(photo.stat().st_size for photo in photos) / len(photos),
             **_measure_fetching(host, references, subject.version),
             **_measure_decoding(photos[:_ENLARGED], subject.version),
         }
     output = _measure_output(subject.version.manifest)
     result = {
-        "bench": "score-pool",
-        "source": subject.source,
-        "backbone": subject.version.manifest.backbone.name,
-        "passes": subject.version.manifest.passes,
         "classes": len(subject.version.manifest.labels),
-        **vars(options),
         "runs": runs,
         **parts,
         **output,
         "pool_of_100_million": {
-            "output_gb": round(output["output_bytes_per_image"] * _POOL / 1e9, 2),
+            "output_gb": output["output_bytes_per_image"] * _POOL / 1e9,
             "core_hours": {
-                f"{run['precision']}, {run['workers']} workers": round(run["core_s_per_image"] * _POOL / 3600)
-                for run in runs
+                f"{run['precision']}, {run['workers']} workers": run["core_s_per_image"] * _POOL / 3600 for run in runs
             },
         },
-        "machine": describe(),
     }
-    _print_table(runs)
-    print(json.dumps(result))
+    print_table(runs)
+    report("score-pool", options, subject, result)
 
 
 def _write_shards(folder: Path, references: Sequence[str], shards: int) -> None:
@@ -122,10 +119,10 @@ def _run(models: Path, host: ImageHost, folder: Path, *, precision: Precision, w
         "precision": "/".join(summary["precisions"]),
         "workers": workers,
         "images": summary["images"] - summary["failed"],
-        "images_per_s": round(summary["images"] / scoring_s, 2),
-        "core_s_per_image": round(summary["core_seconds"] / summary["images"], 4),
+        "images_per_s": summary["images"] / scoring_s,
+        "core_s_per_image": summary["core_seconds"] / summary["images"],
         "worker_peak_rss_mb": summary["worker_peak_rss_mb"],
-        "seconds_beside_scoring": round(summary["seconds"] - scoring_s, 1),
+        "seconds_beside_scoring": summary["seconds"] - scoring_s,
     }
 
 
@@ -140,7 +137,7 @@ def _measure_fetching(host: ImageHost, references: Sequence[str], version: Versi
             decode_image(data, version.manifest.input)
             fetching, decoding = fetching + fetched - started, decoding + time.thread_time() - fetched
     each_ms = 1000 / len(references)
-    return {"fetch_core_ms": round(fetching * each_ms, 3), "decode_core_ms": round(decoding * each_ms, 3)}
+    return {"fetch_core_ms": fetching * each_ms, "decode_core_ms": decoding * each_ms}
 
 
 def _measure_decoding(photos: Sequence[Path], version: Version) -> dict[str, float]:
@@ -151,7 +148,7 @@ def _measure_decoding(photos: Sequence[Path], version: Version) -> dict[str, flo
         started = time.thread_time()
         for data in files:
             decode_image(data, version.manifest.input)
-        found[f"decode_core_ms_{width}x{height}"] = round(1000 * (time.thread_time() - started) / len(files), 3)
+        found[f"decode_core_ms_{width}x{height}"] = 1000 * (time.thread_time() - started) / len(files)
     return found
 
 
@@ -171,24 +168,7 @@ def _measure_output(manifest: Manifest) -> dict[str, float]:
     table = build_table(pa.array(range(_ROWS)), outcomes, schema=schema, manifest=manifest, direction=Score.AGREEMENT)
     with tempfile.TemporaryDirectory() as folder:
         Folder(folder).write("shard.parquet", table)
-        return {"output_bytes_per_image": round((Path(folder) / "shard.parquet").stat().st_size / _ROWS, 1)}
-
-
-def _print_table(runs: Sequence[dict[str, Any]]) -> None:
-    print(f"{'precision':<10} {'workers':>7} {'images/s':>9} {'core-s/image':>13} {'peak MB':>8} {'beside s':>9}")
-    for run in runs:
-        print(
-            f"{run['precision']:<10} {run['workers']:>7} {run['images_per_s']:>9} {run['core_s_per_image']:>13} "
-            f"{run['worker_peak_rss_mb']:>8} {run['seconds_beside_scoring']:>9}"
-        )
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.score_pool", description=__doc__.partition("\n")[0])
-    parser.add_argument("--image-size", type=int, default=224, help="in pixels")
-    parser.add_argument("--labels", type=int, default=400, help="photos that the version is trained on")
-    parser.add_argument("--images", type=int, default=256, help="photos to score in each run")
-    return parser.parse_args()
+        return {"output_bytes_per_image": (Path(folder) / "shard.parquet").stat().st_size / _ROWS}
 
 
 if __name__ == "__main__":

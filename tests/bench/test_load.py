@@ -13,7 +13,6 @@ from bench.load import (
     percentile,
     send,
     sending,
-    split,
 )
 from contract.labelconfig import parse_label_config
 from contract.matching import choose_control
@@ -52,14 +51,6 @@ def test_a_percentile_is_the_least_value_that_covers_its_share(values, share):
     assert sum(value <= found for value in values) >= share * len(values) - 1e-9
     assert sum(value < found for value in values) < share * len(values) + 1e-9
     assert found in values
-
-
-@given(st.lists(st.integers()), st.integers(1, 20))
-def test_splitting_loses_nothing(references, size):
-    """The requests joined are the references, and only the last is smaller than asked."""
-    requests = split(references, size)
-    assert [reference for request in requests for reference in request] == references
-    assert all(len(request) == size for request in requests[:-1])
 
 
 def test_the_rate_counts_scored_images_from_the_first_start_to_the_last_end():

@@ -2,7 +2,7 @@ import pytest
 
 from bench import server
 from bench.load import Reply
-from bench.server import Load, Round, Swaps, shares, summarise_rounds
+from bench.server import Load, Round, Swaps, summarise_rounds
 
 
 def make_load(*, images=4, seconds=1.0, clients=1, tasks=4):
@@ -16,24 +16,12 @@ def make_round(speed):
     return Round(10.0 * speed, (one, many))
 
 
-def test_waiting_for_a_batch_is_no_work():
-    """Shares are of the stages' seconds without the queue's, and add up to 1."""
-    assert shares({"fetch": 1.0, "queue": 50.0, "backbone": 3.0}) == {"fetch": 0.25, "backbone": 0.75}
-
-
 def test_ratios_are_taken_within_a_round():
     """A machine that gets twice as fast between two rounds leaves the ratio as it is."""
     found = summarise_rounds([make_round(speed) for speed in (1, 2, 4)])
     ratios = {"clients_1_tasks_500": pytest.approx(0.9), "clients_16_tasks_16": pytest.approx(0.8)}
     assert found["server_over_engine"] == ratios
     assert found["images_per_s"] == {"engine_alone": 20, "clients_1_tasks_500": 18, "clients_16_tasks_16": 16}
-
-
-def test_a_load_says_what_an_image_cost():
-    """Seconds of a stage are shared out among the images."""
-    found = make_load(images=4, seconds=2).to_json()
-    assert found["images_per_s"] == 2
-    assert found["stage_ms_per_image"] == {"fetch": 250.0, "backbone": 750.0}
 
 
 def make_replies(*seconds, score=0.5):
@@ -45,13 +33,6 @@ def test_the_ratio_is_that_of_the_slowest_hundredths():
     quiet, one, two = make_replies(*[1.0] * 100), make_replies(*[1.0] * 99, 5.0), make_replies(*[1.0] * 98, 5.0, 5.0)
     assert Swaps((1.0,), quiet, one).p99_ratio == pytest.approx(1)
     assert Swaps((1.0,), quiet, two).p99_ratio == pytest.approx(5)
-
-
-def test_the_result_says_how_much_it_rests_on():
-    """Swaps and requests are counted beside the figures."""
-    found = Swaps((1.0, 3.0, 2.0), make_replies(1.0, 1.0), make_replies(2.0)).to_json()
-    assert (found["swaps"], found["seconds_median"]) == (3, 2.0)
-    assert (found["quiet"]["requests"], found["during"]["requests"]) == (2, 1)
 
 
 @pytest.mark.slow
