@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import urllib3
 
 from bench.chaos.__main__ import Result
 from bench.chaos.client import Answer, send
@@ -13,8 +12,7 @@ from bench.chaos.faults import KILLS, KINDS, Faults
 from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import growth_mb, probing
-from bench.chaos.traffic import BAD_ANSWERS, Manner, Sampler, bad_host
-from bench.chaos.traffic import KINDS as REQUESTS
+from bench.chaos.traffic import Manner, Sampler
 from bench.hosts import host, reply
 from bench.serving import Fleet, Server, wait_until
 from bench.tiny_model import publish
@@ -45,12 +43,6 @@ def judge(repository, pictures):
     return Judge(repository, pictures, bad_versions=())
 
 
-@pytest.fixture(scope="module")
-def bad_url(pictures):
-    with bad_host(pictures) as each:
-        yield each
-
-
 @pytest.fixture
 def right(judge, repository, drawn):
     """The right answer to a request for several images of which some cannot be had."""
@@ -67,12 +59,6 @@ class TestTraffic:
         again = Sampler(pictures, good="http://good", bad="http://bad", seed=seed)
         assert ([again.draw(number) for number in range(50)] == drawn[:50]) is same
 
-    def test_every_kind_gets_its_share(self, drawn):
-        """In per cent of all requests."""
-        counts = Counter(request.kind for request in drawn)
-        assert sum(kind.share for kind in REQUESTS.values()) == 100
-        assert all(abs(counts[name] / 30 - kind.share) < 3 for name, kind in REQUESTS.items())
-
     def test_the_large_body_is_one_that_the_proxy_can_keep(self, drawn):
         """About a megabyte, and less than the buffer of deploy/haproxy/haproxy.cfg."""
         (size,) = {len(request.body) // 10**5 for request in drawn if request.kind == "1 MB"}
@@ -80,22 +66,6 @@ class TestTraffic:
 
 
 class TestClient:
-    @pytest.mark.parametrize(
-        ("answer", "found"),
-        [
-            (reply(b'{"results": [{"score": 0.5, "model_version": "v"}, {}]}'), (200, (0.5, None), {"v"}, None)),
-            (reply(b"too much", status=503), (503, None, set(), "too much")),
-        ],
-    )
-    def test_an_answer_is_read_and_a_refusal_kept(self, drawn, answer, found):
-        """Scores, versions, and which tasks have none; the report quotes what is no answer."""
-        request = next(each for each in drawn if each.kind == "by URL")
-        with host() as server:
-            server.serve("/predict", answer)
-            sent = send(server.url, request)
-            assert server.asked("/predict")[0].body == request.body
-        assert (sent.status, sent.scores, sent.versions, sent.fault) == found
-
     def test_what_is_no_answer_is_a_fault(self, drawn):
         """A server that is not there, and one that answers nonsense."""
         with host() as server:
@@ -195,28 +165,6 @@ def test_a_damaged_version_is_refused(faults, fault, monkeypatch):
     assert bad in repository.versions()
     with pytest.raises(Exception, match=r"manifest|sha256|bytes"):
         repository.open(bad).verify()
-
-
-def get(url, timeout_s=10):
-    return urllib3.request("GET", url, retries=False, timeout=timeout_s)
-
-
-@pytest.mark.slow
-def test_slow_images_are_whole_and_what_hangs_hangs(bad_url, pictures):
-    """They only take their time; until the client has had enough."""
-    assert get(f"{bad_url}/slow/1.png").data == pictures[1].data
-    with pytest.raises(urllib3.exceptions.ReadTimeoutError):
-        get(f"{bad_url}/hanging?1", timeout_s=0.5)
-
-
-@pytest.mark.parametrize("kind", BAD_ANSWERS)
-def test_nothing_else_is_an_image(bad_url, kind):
-    """Whatever comes, it ends at once."""
-    try:
-        found = get(f"{bad_url}/{kind}")
-    except urllib3.exceptions.HTTPError:
-        return
-    assert found.status != 200 or len(found.data) < 20
 
 
 class TestProbing:

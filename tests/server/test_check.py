@@ -213,7 +213,9 @@ def test_wrong_settings_are_reported_all_at_once(monkeypatch, capsys):
     monkeypatch.setenv("LABELNEXT_THREADS", "none")
     monkeypatch.setenv("LABELNEXT_POLL_S", "-1")
     assert main(["check"]) == 1
-    report = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("labelnext: LABELNEXT_")
+    report = json.loads(printed.out)
     assert report["ok"] is False
     [found] = report["checks"]
     assert found["name"] == "settings"

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from bench.tiny_model import PASSES, TinyModel, publish, save_graph
+from bench.tiny_model import PASSES, publish
 from server.__main__ import main
 
 
@@ -35,16 +35,6 @@ def test_check_takes_the_repository_from_the_environment(repository, monkeypatch
     assert json.loads(capsys.readouterr().out)["version"] == name
 
 
-def test_check_names_removed_dropout(repository, capsys):
-    """A copy without its Dropout nodes is said to be one."""
-    name = publish(repository)
-    save_graph(TinyModel.draw().graph(dropouts=0), repository.folder / name)
-    assert main(["check", str(repository.root)]) == 1
-    printed = capsys.readouterr()
-    assert json.loads(printed.out)["ok"] is False
-    assert "model.onnx has 0 active Dropout nodes, manifest.json says 2" in printed.err
-
-
 def test_check_names_weights_cut_short(repository, capsys):
     """A copy whose weights are incomplete is said to be one, with both lengths."""
     name = publish(repository)
@@ -60,10 +50,3 @@ def test_check_of_an_empty_repository_says_what_to_run(tmp_path, capsys):
     """The first thing a person meets is a remedy."""
     assert main(["check", str(tmp_path)]) == 1
     assert "python -m trainer run" in capsys.readouterr().err
-
-
-def test_wrong_settings_are_told_without_a_traceback(monkeypatch, capsys):
-    """All of them, in one line."""
-    monkeypatch.setenv("LABELNEXT_THREADS", "none")
-    assert main(["check"]) == 1
-    assert capsys.readouterr().err.startswith("labelnext: LABELNEXT_THREADS must be ")

@@ -165,12 +165,6 @@ class TestPlaces:
         assert counted(client, "rejected_requests_total", reason="auth") == 1
 
     @pytest.mark.slow
-    def test_an_error_gives_the_place_back(self, narrow):
-        """Bad requests do not fill the server."""
-        for _ in range(4):
-            assert narrow().post("/predict", data=b"no json", content_type="application/json").status_code == 400
-
-    @pytest.mark.slow
     def test_a_request_waits_for_the_version_that_is_being_loaded(self, settings, repository, monkeypatch):
         """A server that has just started does not say that it knows nothing."""
         begin, poll = threading.Event(), Models.poll
