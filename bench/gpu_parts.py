@@ -89,18 +89,6 @@ class Setting:
     device: Device
     sizes: Sizes
     subject: Subject
-    ends: float
-    """As `time.monotonic` counts."""
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until the end."""
-        return self.ends - time.monotonic()
-
-    def check_time(self) -> None:
-        """Raise Skipped if no time is left."""
-        if self.left_s <= 0:
-            raise Skipped("no time was left; ask for it with --parts")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,6 @@ from demo.product import CHECKOUT
 from server.settings import Device, Precision
 
 _LAST_LINES = 5
-_TO_END_S = 30
 _TOLD_ONCE = {"bench", "machine", "source", "options", "backbone"}
 """Of another bench's result, since it stands in that of `bench.gpu`."""
 
@@ -35,7 +33,7 @@ def run_trainer(setting: Setting) -> Row:
         options = ["--images", str(folder / "labelled"), "--image-size", str(setting.sizes.image_size)]
         options += ["--weights", "none", "--train", "all", "--epochs", "1", "--learning-rate", str(RATE)]
         places = {"LABELNEXT_MODELS": str(folder / "models"), "LABELNEXT_CACHE_DIR": str(folder / "cache")}
-        told = _run(["trainer", "run", *options, "--device", setting.device.value], places, setting)
+        told = _run(["trainer", "run", *options, "--device", setting.device.value], **places)
     return {"images": setting.sizes.run_images, **json.loads(told.splitlines()[-1])}
 
 
@@ -66,42 +64,22 @@ def _check_packages(*names: str) -> None:
 def _run_bench(name: str, options: Sequence[str], setting: Setting) -> Row:
     own = ["--provider", setting.device.value, "--image-size", str(setting.sizes.image_size)]
     labels = ["--labels", str(setting.sizes.labels)]
-    told = json.loads(_run([f"bench.{name}", *own, *labels, *options], {}, setting).splitlines()[-1])
+    told = json.loads(_run([f"bench.{name}", *own, *labels, *options]).splitlines()[-1])
     return {key: value for key, value in told.items() if key not in _TOLD_ONCE}
 
 
-def _run(module: Sequence[str], environment: dict[str, str], setting: Setting) -> str:
+def _run(module: Sequence[str], **settings: str) -> str:
     """Run a module with its options, and return what it prints.
 
     Raises:
-        RuntimeError: if it fails, or takes longer than there is time, with its last words.
+        RuntimeError: if it fails, with its last words.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", *module],
-        cwd=CHECKOUT,
-        env=clean_environment(**_where_libraries_are(), **environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    fault = "failed"
-    try:
-        output, messages = process.communicate(timeout=setting.left_s)
-    except subprocess.TimeoutExpired:
-        fault = "took longer than there was time"
-        process.send_signal(signal.SIGINT)  # lets it end what it has started
-        output, messages = _end(process)
-    if process.returncode:
-        raise RuntimeError(f"{module[0]} {fault}: {' / '.join(messages.splitlines()[-_LAST_LINES:])}")
-    return output
-
-
-def _end(process: "subprocess.Popen[str]") -> tuple[str, str]:
-    try:
-        return process.communicate(timeout=_TO_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.communicate()
+    environment = clean_environment(**_where_libraries_are(), **settings)
+    command = [sys.executable, "-m", *module]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{module[0]} failed: {' / '.join(done.stderr.splitlines()[-_LAST_LINES:])}")
+    return done.stdout
 
 
 def _where_libraries_are() -> dict[str, str]:

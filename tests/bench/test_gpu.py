@@ -47,12 +47,6 @@ def test_a_part_that_fails_leaves_the_others(run_bench, monkeypatch):
     assert "fp32" in result["parts"]["gate"]
 
 
-def test_nothing_begins_when_the_time_is_over(run_bench):
-    """What was left out is told."""
-    result = run_bench(gpu, "--device", "cpu", "--quick", "--limit-s", "0", "--parts", "gate")
-    assert "no time was left" in result["parts"]["gate"]["skipped"]
-
-
 def test_parts_that_do_not_exist_are_refused():
     """Before anything is trained."""
     with pytest.raises(SystemExit, match=r"expected some of placement,gate,.*got gates"):
@@ -76,7 +70,7 @@ def test_a_precision_that_is_refused_fails_the_part(tmp_path, monkeypatch):
     subject = Subject(version, repository.root, (), "noise")
     monkeypatch.setattr(Setting, "precisions", (Precision.INT8,))
     monkeypatch.setattr("contract.graph.probe.NO_DIFFERENCE", 0.0)
-    row = measure_gate(Setting(Device.CPU, QUICK, subject, ends=0))
+    row = measure_gate(Setting(Device.CPU, QUICK, subject))
     assert row["int8"]["precision"] == "fp32"
     assert row["failed"].startswith("int8: refused: in reduced precision BALD ranks")
 
