@@ -1,39 +1,26 @@
 """One HTTP request to a host that is not trusted, and the whole of its answer within limits of time and size.
 
-Owns the connections: kept alive, without proxies from the environment, to trusted origins wherever they are and to
-others only at public addresses. Follows no redirect and knows nothing of tokens, tasks or images.
+Follows no redirect and knows nothing of tokens, tasks or images.
 """
 
 import re
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.client import HTTPException
-from typing import Any, Final, NamedTuple
+from typing import Final
 from urllib.parse import urljoin
 
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, PoolManager
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    LocationParseError,
-    NameResolutionError,
-    NewConnectionError,
-    ProtocolError,
-)
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, NewConnectionError, ProtocolError
 from urllib3.exceptions import TimeoutError as PoolTimeoutError
 from urllib3.util import Timeout, parse_url
-from urllib3.util.connection import create_connection
 
 from contract.errors import FetchError, TemporaryFetchError
-from contract.images.addresses import Resolver, is_public
+from contract.images.addresses import Resolver
+from contract.images.connections import Origin, cut_off, open_pools
 from contract.images.spelling import as_browsers_read, is_data_uri, with_plain_host
 
 _CHUNK_BYTES: Final = 1 << 16
@@ -43,18 +30,6 @@ LONGEST_REFERENCE: Final = 8192
 _PORTS: Final = {"http": 80, "https": 443}
 _ETAG: Final = re.compile(r'(W/)?"[!#-~]{0,512}"')
 _SETTLED: Final = timedelta(seconds=2)  # a file that is younger may change again within the second of its date
-
-
-class Origin(NamedTuple):
-    """Scheme, host and port: what a token is bound to."""
-
-    scheme: str
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
-        return f"{self.scheme}://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +163,8 @@ class Downloader:
         self._max_bytes = max_bytes
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
-        self._anywhere = _pools(None)
-        self._public = _pools(resolve)
+        self._anywhere = open_pools(None)
+        self._public = open_pools(resolve)
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
@@ -254,7 +229,7 @@ class Downloader:
         if (response.length_remaining or 0) > self._max_bytes:
             raise too_large(context.asked, self._max_bytes)
         body = bytearray()
-        with _cut_off(context.remaining(), response.shutdown):
+        with cut_off(context.remaining(), response.shutdown):
             while chunk := response.read1(_CHUNK_BYTES):
                 body += chunk
                 if len(body) > self._max_bytes:
@@ -308,100 +283,3 @@ def _broken(target: HttpUrl, context: FetchContext, err: Exception) -> Temporary
     return TemporaryFetchError(
         f"{context.at(target)} cannot be reached or broke off ({type(err).__name__}); check the address and the network"
     )
-
-
-class _Bounded(HTTPConnection):
-    """A connection whose time-outs hold for a step as a whole.
-
-    Those of a socket hold for each piece received, so that a host which sends a byte now and then is never too slow.
-    """
-
-    def connect(self) -> None:
-        """Connect, with TLS where the scheme says so."""
-        with _cut_off(self.timeout, self._shut):
-            super().connect()
-
-    def getresponse(self) -> Any:
-        """Read the head of the answer."""
-        with _cut_off(self.timeout, self._shut):
-            return super().getresponse()
-
-    def _shut(self) -> None:
-        if self.sock is not None:
-            self.sock.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def _cut_off(after_s: object, shut: Callable[[], None]) -> Iterator[None]:
-    """End a blocking read in this thread from another one when its time is over; raises TimeoutError if so."""
-    over = threading.Event()
-
-    def cut() -> None:
-        over.set()
-        with suppress(OSError, ValueError, RuntimeError):  # it ended by itself just now
-            shut()
-
-    if not isinstance(after_s, (int, float)):
-        raise TypeError(f"expected a time-out in seconds, got {after_s!r}; every request must set one")
-    timer = threading.Timer(after_s, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except (HTTPError, HTTPException, OSError) as err:
-        if over.is_set():
-            raise TimeoutError("cut off") from err
-        raise
-    finally:
-        timer.cancel()
-    if over.is_set():  # what was read of an answer of unknown length looks complete
-        raise TimeoutError("cut off")
-
-
-def _pools(resolve: Resolver | None) -> PoolManager:
-    """Connections to anywhere, or with a resolver to public addresses only.
-
-    The check is made where the socket is opened, to the addresses that were checked: there is no way around it, and no
-    time between check and use in which a name could change. TLS still verifies the name.
-    """
-
-    class Plain(_Bounded):
-        def _new_conn(self) -> socket.socket:
-            return super()._new_conn() if resolve is None else _connect_public(self, resolve)
-
-    class Tls(Plain, HTTPSConnection):
-        pass
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class TlsPool(HTTPSConnectionPool):
-        ConnectionCls = Tls
-
-    manager = PoolManager(maxsize=16)
-    manager.pool_classes_by_scheme = {"http": PlainPool, "https": TlsPool}
-    return manager
-
-
-def _connect_public(connection: HTTPConnection, resolve: Resolver) -> socket.socket:
-    """Open a socket to the host, if all its addresses are public; the first that answers in time is taken."""
-    host, port = connection.host.strip("[]"), connection.port
-    try:
-        addresses = resolve(host, port)
-    except socket.gaierror as err:
-        raise NameResolutionError(host, connection, err) from err
-    except (OSError, UnicodeError) as err:
-        raise NewConnectionError(connection, f"{host} has no address") from err
-    if not addresses or not all(is_public(address) for address in addresses):
-        origin = Origin("https" if isinstance(connection, HTTPSConnection) else "http", host, port)
-        raise FetchError(
-            f"{host} is not on the public internet, where only Label Studio and allowed origins are asked; if images "
-            f"lie there, add {origin} to LABELNEXT_ALLOWED_ORIGINS; if that is Label Studio as browsers see it, set "
-            "LABELNEXT_LABEL_STUDIO_PUBLIC_URL"
-        )
-    end = time.monotonic() + float(connection.timeout or 0)
-    for address in addresses:
-        left = max(end - time.monotonic(), 0.001)
-        with suppress(OSError):
-            return create_connection((address, port), left, socket_options=connection.socket_options)
-    raise NewConnectionError(connection, f"none of {len(addresses)} addresses of {host} answered")

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from contract.images.download import HttpUrl, Origin
+from contract.images.connections import Origin
+from contract.images.download import HttpUrl
 from contract.images.spelling import is_loopback
 
 _SERVES_IMAGES: Final = re.compile(

@@ -11,7 +11,7 @@ from email.utils import formatdate
 
 import pytest
 
-import contract.images.download
+import contract.images.connections
 import contract.images.local
 from bench.hostile import pictures
 from bench.hostile.references import ELSEWHERE, LOCAL_FILES, THIS_MACHINE
@@ -352,7 +352,7 @@ class TestPublicAddress:
         elsewhere.serve(path.partition("?")[0], b"what people see")
         connect = socket.create_connection
         monkeypatch.setattr(
-            contract.images.download,
+            contract.images.connections,
             "create_connection",
             lambda _, timeout, **__: connect(("127.0.0.1", elsewhere.port), timeout),
         )
@@ -852,7 +852,7 @@ class TestAddresses:
     )
     def test_addresses_off_the_public_internet_are_not_asked(self, make, monkeypatch, name):
         """However an address is written, no connection to a private, local or multicast one is opened."""
-        monkeypatch.setattr(contract.images.download, "create_connection", lambda *_, **__: pytest.fail("connected"))
+        monkeypatch.setattr(contract.images.connections, "create_connection", lambda *_, **__: pytest.fail("connected"))
         with pytest.raises(FetchError, match="LABELNEXT_ALLOWED_ORIGINS"):
             make(label_studio_url="http://10.0.0.9:8080").fetch(f"http://{name}/a.png")
 
@@ -913,7 +913,7 @@ class TestAddresses:
             connected.append(address)
             return socket.create_connection(("127.0.0.1", elsewhere.port), timeout)
 
-        monkeypatch.setattr(contract.images.download, "create_connection", connect)
+        monkeypatch.setattr(contract.images.connections, "create_connection", connect)
         return connected
 
     def test_the_connection_goes_to_the_address_that_was_checked(self, elsewhere, internet, make):
