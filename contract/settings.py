@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from contract.errors import ConfigError
 from contract.images.download import HttpUrl
 from contract.images.preprocess import MAX_MEGAPIXELS
-from contract.versions.local_cache import parse_location
+from contract.versions.location import parse_location
 from contract.versions.signatures import read_public_key
 
 PREFIX: Final = "LABELNEXT_"

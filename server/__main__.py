@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from contract.commands import Command, Option, parse
 from contract.errors import ConfigError, LabelnextError
 from contract.settings import DECLARED, Count, text
-from contract.versions.local_cache import parse_location
+from contract.versions.location import parse_location
 from server.observe.logs import logging_config
 from server.settings import Settings
 

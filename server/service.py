@@ -14,7 +14,7 @@ from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailabl
 from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.settings import DEFAULT_MODEL
-from contract.versions.local_cache import open_repository
+from contract.versions.location import open_repository
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys

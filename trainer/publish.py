@@ -18,8 +18,9 @@ from torch import nn
 from contract.graph.lowering import Lowered
 from contract.scores.embedding import embed
 from contract.versions.manifest import Manifest
-from contract.versions.repository import Repository, StagedVersion
+from contract.versions.repository import Repository
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
+from contract.versions.staging import StagedVersion
 from contract.versions.version import PROBE_FILE, REPORT_FOLDER, Version
 from trainer.evaluation.comparison import CommonImages, compare_versions, save_predictions
 from trainer.evaluation.history import describe_advice, earlier, find_agreement

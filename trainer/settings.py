@@ -15,7 +15,7 @@ from contract.commands import Option
 from contract.errors import ConfigError
 from contract.scores.holdout import DEFAULT_SHARE
 from contract.settings import DECLARED, DEFAULT_MODEL, Count, SharedSettings, Url
-from contract.versions.local_cache import open_repository
+from contract.versions.location import open_repository
 from contract.versions.manifest import DEFAULT_PASSES
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys

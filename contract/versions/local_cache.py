@@ -12,10 +12,8 @@ machines one is told that it lost. Knows no library for buckets.
 """
 
 import fcntl
-import hashlib
 import logging
 import os
-import re
 import shutil
 import time
 from collections import defaultdict
@@ -26,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from contract.errors import (
-    ConfigError,
     DigestError,
     ManifestError,
     PublishConflict,
@@ -36,16 +33,12 @@ from contract.errors import (
 )
 from contract.files import sync, sync_tree
 from contract.versions.documents import BucketDocuments, Documents
+from contract.versions.locks import exclusive_lock
 from contract.versions.manifest import FileDigest, Manifest, check_version
-from contract.versions.repository import (
-    CURRENT_FILE,
-    MOST_POINTER_BYTES,
-    Repository,
-    StagedVersion,
-    exclusive_lock,
-)
+from contract.versions.repository import CURRENT_FILE, MOST_POINTER_BYTES, Repository
 from contract.versions.shared_objects import SHARED_FOLDER, SharedObjects
 from contract.versions.signatures import MOST_SIGNATURE_BYTES, Keys
+from contract.versions.staging import StagedVersion
 from contract.versions.version import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -72,60 +65,7 @@ _MANIFESTS = ".manifests"
 RETIRED_FILE: Final = "RETIRED"
 """No manifest lists it; releases that do not know it find a version without a graph."""
 
-_LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#\\]*))?")
 _log = logging.getLogger(__name__)
-
-
-def parse_location(text: str) -> str | Path:
-    """Return where a repository is: an `s3://bucket/prefix` as it stands, a folder as a path.
-
-    Raises:
-        ValueError: saying what is expected.
-    """
-    if not re.match(r"\w+://", text):
-        return Path(text)
-    _split(text)
-    return text
-
-
-def open_repository(
-    location: str | Path, model: str = "default", mirror: Path | None = None, *, keys: Keys = Keys()
-) -> Repository:
-    """Return a model's repository, in a folder or in a bucket.
-
-    Args:
-        location: a folder, or `s3://bucket/prefix`.
-        model: the model's name.
-        mirror: the folder that local caches of buckets are kept in; None for one below the user's cache.
-        keys: what versions are signed and verified with.
-
-    Raises:
-        ConfigError: if the location or an AWS_ variable cannot be used, obstore is not installed, or the local
-            cache cannot be written.
-    """
-    try:
-        where = location if isinstance(location, Path) else parse_location(location)
-    except ValueError as err:
-        raise ConfigError(f"a model repository must be {err}, got {location!r}; set LABELNEXT_MODELS to one") from err
-    if isinstance(where, Path):
-        return Repository(where, model, keys=keys)
-    try:
-        from contract.versions.bucket import Bucket
-    except ImportError as err:
-        raise ConfigError(
-            f"{where} needs a package that is not installed here; run `pip install -r requirements/s3.txt`"
-        ) from err
-    name, prefix = _split(where)
-    bucket = Bucket(name, prefix)
-    unique = hashlib.sha256(bucket.location.encode()).hexdigest()[:12]
-    root = (mirror or _default_cache()) / f"{name}-{unique}"
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(root, os.W_OK | os.X_OK):
-            raise PermissionError("it is not this user's to write")
-    except OSError as err:
-        raise ConfigError(f"the local cache {root} cannot be made ({err}); set LABELNEXT_MIRROR to a folder") from err
-    return CachedRepository(bucket, root, model, keys=keys)
 
 
 class CachedRepository(Repository):
@@ -453,20 +393,3 @@ def _is_whole(version: Version) -> bool:
         _log.warning("version %s is fetched again: %s", version.name, err)
         return False
     return True
-
-
-def _split(location: str) -> tuple[str, str]:
-    """Return bucket and prefix."""
-    found = _LOCATION.fullmatch(location)
-    prefix = (found[2] or "").removesuffix("/") if found else ""
-    if not found or not prefix.isprintable() or any(part in {"", ".", ".."} for part in prefix.split("/") if prefix):
-        raise ValueError("a folder or s3://bucket/prefix, with a prefix that has no empty parts, . or ..")
-    return found[1], prefix
-
-
-def _default_cache() -> Path:
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as err:
-        raise ConfigError("this user has no home for a local cache; set LABELNEXT_MIRROR to a folder") from err
-    return cache / "labelnext" / "mirror"

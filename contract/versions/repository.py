@@ -19,9 +19,6 @@ Where signatures are demanded, the folder may be anybody's to write: a version i
 its digests, and the copy is what is opened; and a version is written in a private folder before it is put here.
 """
 
-import dataclasses
-import fcntl
-import logging
 import secrets
 import shutil
 import tempfile
@@ -39,21 +36,19 @@ from contract.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from contract.files import explaining_full, read_regular, sync, sync_tree, write_synced
+from contract.files import explaining_full, read_regular, sync, write_synced
 from contract.versions.documents import Documents
+from contract.versions.locks import exclusive_lock, shared_lock
 from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.signatures import Keys
+from contract.versions.staging import StagedVersion
 from contract.versions.version import (
-    MANIFEST_FILE,
     MODEL_FILE,
-    SIGNATURE_FILE,
     FileState,
     Version,
-    digest_folder,
     link,
     read_beginning,
     read_manifest,
-    shared_files,
     strip,
 )
 
@@ -63,50 +58,6 @@ MOST_POINTER_BYTES = 4096
 _STAGING = ".staging-"
 _RETIRED = ".retired"
 _STAMP = "%Y%m%dT%H%M%S"
-
-_log = logging.getLogger(__name__)
-
-
-class StagedVersion:
-    """A version being written. What is put into `path` becomes the version when `publish` is called."""
-
-    def __init__(self, repository: "Repository", version: str, path: Path) -> None:
-        self.version = version
-        self.path = path
-        self._repository = repository
-
-    def describe(self, manifest: Manifest) -> Version:
-        """Write manifest.json with the digests of all files written so far, and return the version as a reader sees it.
-
-        Raises:
-            ManifestError: if `manifest` names another version.
-        """
-        if manifest.version != self.version:
-            raise ManifestError(f"staged version {self.version}, got the manifest of {manifest.version}")
-        complete = dataclasses.replace(manifest, files=digest_folder(self.path))
-        (self.path / MANIFEST_FILE).write_text(complete.to_json(), encoding="utf-8")
-        return Version(self.path, complete)
-
-    def publish(self, manifest: Manifest) -> Version:
-        """Sign the version if there is a key, and make it visible and current.
-
-        Files that it shares with a version that is there become links to that one's. Every step leaves the repository
-        usable if the process dies in it.
-        """
-        described = self.describe(manifest)
-        if signing := self._repository.keys.signing:
-            content = (self.path / MANIFEST_FILE).read_bytes()
-            (self.path / SIGNATURE_FILE).write_bytes(signing.sign(content, version=self.version))
-        staging = self._repository.staging_folder(self.version)
-        is_private = self.path != staging
-        if is_private:
-            staging.mkdir()
-        shared = shared_files(described.manifest).items()
-        linked = [file for file, digest in shared if self._repository.link_shared(file, digest, staging / file)]
-        if is_private:
-            shutil.copytree(self.path, staging, ignore=shutil.ignore_patterns(*linked), dirs_exist_ok=True)
-        sync_tree(staging)
-        return self._repository.put(Version(staging, described.manifest))
 
 
 class Repository:
@@ -276,22 +227,12 @@ class Repository:
 
     # ---- removing versions
 
-    @contextmanager
-    def holding(self, name: str) -> Iterator[bool]:
+    def holding(self, name: str) -> AbstractContextManager[bool]:
         """Keep a version from being removed for as long as the block lasts, where the file system knows locks.
 
         Gives False for one that is being removed at this moment, which is not kept.
         """
-        with ExitStack() as stack:
-            is_held = True
-            try:
-                file = stack.enter_context((self.folder / name / MANIFEST_FILE).open("rb"))
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                is_held = False
-            except OSError:  # there is no such version, or no locks
-                pass
-            yield is_held
+        return shared_lock(self.folder / name)
 
     def retire(self, name: str) -> None:
         """Remove a version but for its manifest and its report, which are small. Each step may be the last.
@@ -465,24 +406,6 @@ def new_version(now: datetime, *, after: str | None = None) -> str:
     if after is not None:
         moment = max(moment, _moment(after) + timedelta(milliseconds=1))
     return f"{moment:{_STAMP}}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(3)}"
-
-
-@contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Let nobody else hold a version while the block lasts, as far as the file system can tell.
-
-    Raises:
-        VersionInUse: if somebody does.
-    """
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context((path / MANIFEST_FILE).open("r+b"))  # on NFS only what may be written is locked
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise VersionInUse(f"a server or trainer has version {path.name} open") from err
-        except OSError as err:
-            _log.debug("version %s cannot be locked: %s", path.name, err)
-        yield
 
 
 def _versions_in(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from bench.serving import Server, serving
 from bench.tiny_model import publish
 from contract.errors import NothingPublished, PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
-from contract.versions.local_cache import open_repository
+from contract.versions.location import open_repository
 from demo.processes import free_port
 from demo.product import CHECKOUT
 from tests.buckets import environment, running_store
@@ -36,7 +36,7 @@ PUBLISH = """
 import os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from contract.versions.local_cache import open_repository
+from contract.versions.location import open_repository
 from contract.versions.bucket import Bucket
 from tests.versions import manifest, write_files
 

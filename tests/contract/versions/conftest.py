@@ -3,7 +3,7 @@
 import pytest
 
 from contract.versions.bucket import Bucket
-from contract.versions.local_cache import open_repository
+from contract.versions.location import open_repository
 from tests.buckets import environment, running_store
 
 

@@ -21,7 +21,7 @@ from contract.errors import (
     VersionNotFound,
 )
 from contract.versions.bucket import Bucket
-from contract.versions.local_cache import open_repository, parse_location
+from contract.versions.location import open_repository, parse_location
 from contract.versions.repository import Repository, new_version
 from contract.versions.signatures import Keys, generate_keys
 from tests.buckets import environment

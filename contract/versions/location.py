@@ -1,0 +1,82 @@
+"""Where a model repository is, and how it is opened there: in a folder, or in a bucket through a local cache."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from contract.errors import ConfigError
+from contract.versions.local_cache import CachedRepository
+from contract.versions.repository import Repository
+from contract.versions.signatures import Keys
+
+_LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#\\]*))?")
+
+
+def parse_location(text: str) -> str | Path:
+    """Return where a repository is: an `s3://bucket/prefix` as it stands, a folder as a path.
+
+    Raises:
+        ValueError: saying what is expected.
+    """
+    if not re.match(r"\w+://", text):
+        return Path(text)
+    _split(text)
+    return text
+
+
+def open_repository(
+    location: str | Path, model: str = "default", mirror: Path | None = None, *, keys: Keys = Keys()
+) -> Repository:
+    """Return a model's repository, in a folder or in a bucket.
+
+    Args:
+        location: a folder, or `s3://bucket/prefix`.
+        model: the model's name.
+        mirror: the folder that local caches of buckets are kept in; None for one below the user's cache.
+        keys: what versions are signed and verified with.
+
+    Raises:
+        ConfigError: if the location or an AWS_ variable cannot be used, obstore is not installed, or the local
+            cache cannot be written.
+    """
+    try:
+        where = location if isinstance(location, Path) else parse_location(location)
+    except ValueError as err:
+        raise ConfigError(f"a model repository must be {err}, got {location!r}; set LABELNEXT_MODELS to one") from err
+    if isinstance(where, Path):
+        return Repository(where, model, keys=keys)
+    try:
+        from contract.versions.bucket import Bucket
+    except ImportError as err:
+        raise ConfigError(
+            f"{where} needs a package that is not installed here; run `pip install -r requirements/s3.txt`"
+        ) from err
+    name, prefix = _split(where)
+    bucket = Bucket(name, prefix)
+    unique = hashlib.sha256(bucket.location.encode()).hexdigest()[:12]
+    root = (mirror or _default_cache()) / f"{name}-{unique}"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError("it is not this user's to write")
+    except OSError as err:
+        raise ConfigError(f"the local cache {root} cannot be made ({err}); set LABELNEXT_MIRROR to a folder") from err
+    return CachedRepository(bucket, root, model, keys=keys)
+
+
+def _split(location: str) -> tuple[str, str]:
+    """Return bucket and prefix."""
+    found = _LOCATION.fullmatch(location)
+    prefix = (found[2] or "").removesuffix("/") if found else ""
+    if not found or not prefix.isprintable() or any(part in {"", ".", ".."} for part in prefix.split("/") if prefix):
+        raise ValueError("a folder or s3://bucket/prefix, with a prefix that has no empty parts, . or ..")
+    return found[1], prefix
+
+
+def _default_cache() -> Path:
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as err:
+        raise ConfigError("this user has no home for a local cache; set LABELNEXT_MIRROR to a folder") from err
+    return cache / "labelnext" / "mirror"
