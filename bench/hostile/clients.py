@@ -16,7 +16,7 @@ from functools import partial
 
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Attack, Case, Kind
-from bench.hostile.requests import Answered, head, in_chunks, post, read_reply
+from bench.hostile.exchange import Answered, head, in_chunks, post, read_reply
 from bench.hostile.site import LIVE_S, Escaped, Site, data_uri, predict_body
 from bench.serving import serving
 

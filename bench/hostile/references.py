@@ -1,40 +1,29 @@
 """References in tasks: addresses that must not be asked, hosts that misbehave, and paths that lead astray."""
 
 import base64
-import gzip
-import time
 import urllib.parse
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from textwrap import wrap
 
 from bench import hosts
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Attack, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
-from bench.hostile.site import CROWD, Escaped, Site, can_make_certificates, data_uri
+from bench.hostile.site import Site, data_uri
 from bench.hosts import Answer
 
-_PRIVATE = refused_fetch("is not on the public internet")
+PRIVATE = refused_fetch("is not on the public internet")
 _UNKNOWN = refused_fetch("import the task again|not a URL|is not on the public internet|cannot be reached")
 _NO_REFERENCE = refused_fetch("import the task again")
 _NOT_BELOW = refused_fetch("the local file .* (is not a file below|cannot be read)")
 _NO_IMAGE_PATH = refused_fetch("a path on which Label Studio serves images")
-_BROKE_OFF = refused_fetch("cannot be reached or broke off")
-_ENDED = refused_fetch("broke off|more than")
-_LATE = refused_fetch("took too long to answer")
-_TOO_LARGE = refused_fetch("more than 20971520 bytes")
+TOO_LARGE = refused_fetch("more than 20971520 bytes")
 _TOO_LONG = refused_fetch("at most 8192")
-_TOO_FAR = refused_fetch("redirects more than 3 times")
 _FORBIDDEN = refused_fetch("answered 403")
 _GONE = refused_fetch("answered 404")
 _NOT_BASE64 = refused_fetch("not valid base64")
 _OTHER_FORMAT = refused_decode("expected one of")
 
-_UNHINDERED_S = 5.0
-_PLACES = 8
-"""For images of hosts that the server does not know, at a time."""
 
 THIS_MACHINE = {
     "dotted": "127.0.0.1",
@@ -127,23 +116,6 @@ _SPELLINGS = {
 }
 """Addresses that one parser may take for an allowed origin and another for something else."""
 
-_TO_PRIVATE = {
-    "to-this-machine": "http://127.0.0.1:{port}/a.png",
-    "to-this-machine-ipv6": "http://[::1]:{port}/a.png",
-    "to-metadata": "http://169.254.169.254/latest/meta-data/",
-    "without-scheme": "//127.0.0.1:{port}/a.png",
-    "with-user": "http://{allowed}@127.0.0.1:{port}/a.png",
-}
-_TO_NO_URL = (
-    "file:///etc/passwd",
-    "ftp://127.0.0.1/a.png",
-    "gopher://127.0.0.1:6379/_FLUSHALL",
-    "data:image/png;base64,AAAA",
-    "javascript:alert(1)",
-    "dict://127.0.0.1/",
-    "unix:///run/docker.sock",
-)
-
 _TOKEN_ELSEWHERE = {
     "name-begins-alike": "http://127.0.0.1.evil.test:{studio}/data/upload/1/a.png",
     "name-ends-alike": "http://evil127.0.0.1:{studio}/data/upload/1/a.png",
@@ -226,26 +198,16 @@ def made(name: str, outcome: Outcome, make: Callable[[Site], object], *, seconds
 
 def given(name: str, outcome: Outcome, reference: object) -> Case:
     """A reference as it stands; a text may name ports and the allowed origin in braces."""
-    return made(name, outcome, lambda site: _fill(reference, site) if isinstance(reference, str) else reference)
-
-
-def answer(name: str, outcome: Outcome, make: Answer) -> Case:
-    """An answer of a host that may be asked."""
-    return made(name, outcome, lambda site: site.images.serve(f"/{name}", make))
-
-
-def slow_answer(name: str, outcome: Outcome, make: Answer, *, seconds: float = 15) -> Case:
-    """An answer that takes its time, of a host of its own."""
-    case = made(name, outcome, lambda site: site.slow_host().serve(f"/{name}", make), seconds=seconds)
-    return replace(case, patient=True)
+    return made(name, outcome, lambda site: fill(reference, site) if isinstance(reference, str) else reference)
 
 
 def cases() -> list[Case]:
     """Every reference."""
-    return [*_addresses(), *_redirects(), *_slow_hosts(), *_answers(), *_tls(), *_tokens(), *_paths(), *_no_addresses()]
+    return [*_addresses(), *_tokens(), *_paths(), *_no_addresses()]
 
 
-def _fill(template: str, site: Site) -> str:
+def fill(template: str, site: Site) -> str:
+    """Put ports and origins of a site into a reference."""
     places = {
         "{allowed}": f"127.0.0.1:{site.images.port}",
         "{canary}": f"127.0.0.1:{site.canary.port}",
@@ -261,14 +223,14 @@ def _fill(template: str, site: Site) -> str:
 def _addresses() -> list[Case]:
     this_machine = {
         f"this-machine-{name}": (
-            _UNKNOWN if name == "localhost-with-dot" else _PRIVATE,
+            _UNKNOWN if name == "localhost-with-dot" else PRIVATE,
             f"http://{host}:{{port}}/a.png",
         )
         for name, host in THIS_MACHINE.items()
     }
     return [
         *(given(name, outcome, reference) for name, (outcome, reference) in this_machine.items()),
-        *(given(f"private-{name}", _PRIVATE, f"http://{host}/a.png") for name, host in ELSEWHERE.items()),
+        *(given(f"private-{name}", PRIVATE, f"http://{host}/a.png") for name, host in ELSEWHERE.items()),
         *(
             given(f"spelling-{name}", _GONE if name == "backslash-before-at" else _UNKNOWN, template)
             for name, template in _SPELLINGS.items()
@@ -289,156 +251,9 @@ def redirect(location: str, status: str = "302 Found") -> Answer:
     return hosts.reply(status=status, location=location, connection="close")
 
 
-def _redirected(name: str, outcome: Outcome, location: str, status: str = "302 Found") -> Case:
-    return made(name, outcome, lambda site: site.images.serve(f"/{name}", redirect(_fill(location, site), status)))
-
-
-def _redirects() -> list[Case]:
-    no_url = refused_fetch("redirects to what is not a URL")
-    broken = refused_fetch("redirects to what is|broke off")
-    line_break = refused_fetch("answered 404|redirects to what|broke off|cannot be reached")
-    here = _TO_PRIVATE["to-this-machine"]
-    return [
-        *(_redirected(f"redirect-{name}", _PRIVATE, location) for name, location in _TO_PRIVATE.items()),
-        *(_redirected(f"redirect-to-{location.partition(':')[0]}", no_url, location) for location in _TO_NO_URL),
-        *(
-            _redirected(f"redirect-{status}-to-this-machine", _PRIVATE, here, f"{status} Moved")
-            for status in (301, 303, 307, 308)
-        ),
-        answer("redirect-without-location", refused_fetch("answered 302"), _status("302 Found")),
-        answer("redirect-loop", _TOO_FAR, redirect("/redirect-loop")),
-        made("redirect-chain-of-4", _TOO_FAR, partial(_chain, 4)),
-        made("redirect-chain-of-3", PLAIN, partial(_chain, 3)),
-        answer("redirect-of-64-kb", broken, redirect("/" + "a" * 60_000)),
-        answer("redirect-with-line-break", line_break, redirect("/gone\r\n Host: evil")),
-    ]
-
-
-def _chain(length: int, site: Site) -> str:
-    for hop in range(length):
-        site.images.serve(f"/chain-{length}-{hop}", redirect(f"/chain-{length}-{hop + 1}"))
-    site.images.serve(f"/chain-{length}-{length}", _picture())
-    return f"{site.images.url}/chain-{length}-0"
-
-
-def _picture(**headers: str) -> Answer:
+def send_picture(**headers: str) -> Answer:
+    """Send the picture, under these headers."""
     return hosts.reply(pictures.plain(), connection="close", **headers)
-
-
-def _status(status: str, data: bytes = b"", **headers: str) -> Answer:
-    return hosts.reply(data, status=status, connection="close", **headers)
-
-
-_OK = b"HTTP/1.1 200 OK\r\n"
-_ANNOUNCED = _OK + b"Content-Length: 1000000\r\n\r\n"
-_CHUNKED = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-def _slow_hosts() -> list[Case]:
-    """Hosts that take their time, alone and to hold up others."""
-    late_or_large, late_or_broken = (
-        refused_fetch(f"took too long|{other}") for other in ("more than 20971520", "broke off")
-    )
-    slow = 90.0  # what an image may take, and some more
-    tiny_chunks = hosts.endless(_CHUNKED, b"1\r\na\r\n" * 1_000)
-    continued = hosts.endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
-    return [
-        slow_answer("host-silent", _LATE, hosts.silence()),
-        slow_answer("host-silent-in-head", _LATE, hosts.silence(_OK)),
-        slow_answer("host-silent-in-body", _LATE, hosts.silence(_ANNOUNCED + pictures.plain()[:100])),
-        slow_answer("host-trickles-head", _LATE, hosts.trickle(_OK + b"X-Slow: ")),
-        slow_answer("host-trickles-body", _LATE, hosts.trickle(_ANNOUNCED), seconds=slow),
-        slow_answer("body-endless-tiny-chunks", late_or_large, tiny_chunks, seconds=slow),
-        slow_answer("head-continues-for-ever", late_or_broken, continued),
-        Case("host-silent-under-64-names", Kind.ADDRESS, _many_names, 120, patient=True),
-        Case("host-silent-for-200-images", Kind.ADDRESS, _many_silent, 120, patient=True),
-    ]
-
-
-def _answers() -> list[Case]:
-    """Answers whose head or body is not in order."""
-    half = pictures.plain()[:100]
-    chunks = b"10000\r\n" + bytes(65_536) + b"\r\n"
-    two_lengths = _OK + b"Content-Length: 10\r\nContent-Length: 20\r\n\r\n" + half
-    not_modified = b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\n\r\n'
-    return [
-        answer("body-endless", _TOO_LARGE, hosts.endless(_OK + b"Connection: close\r\n\r\n", bytes(65_536))),
-        answer("body-endless-chunks", _TOO_LARGE, hosts.endless(_CHUNKED, chunks)),
-        answer("head-endless", _BROKE_OFF, hosts.endless(_OK, b"X-Header: a\r\n" * 100)),
-        answer("head-endless-line", _BROKE_OFF, hosts.endless(_OK + b"X-Header: ", b"a" * 65_536)),
-        answer("length-too-large", _TOO_LARGE, _status("200 OK", half, content_length="10000000000000")),
-        answer("length-longer-than-body", _BROKE_OFF, _status("200 OK", half, content_length="5000")),
-        answer("length-shorter-than-body", refused_decode("cannot be decoded"), _picture(content_length="100")),
-        answer("length-negative", PLAIN, _picture(content_length="-1")),
-        answer("length-no-number", PLAIN, _picture(content_length="many")),
-        answer("length-twice", _BROKE_OFF, hosts.raw(two_lengths)),
-        answer("chunk-garbage", _BROKE_OFF, hosts.raw(_CHUNKED + b"size\r\n" + half)),
-        answer("chunk-of-16-exabytes", _ENDED, hosts.raw(_CHUNKED + b"ffffffffffffffff\r\n" + half)),
-        answer("chunk-negative", _ENDED, hosts.raw(_CHUNKED + b"-1\r\n" + half)),
-        made("body-gzip-bomb", _OTHER_FORMAT, _gzip_bomb, seconds=20),
-        answer("body-gzip", _OTHER_FORMAT, _status("200 OK", gzip.compress(pictures.plain()), content_encoding="gzip")),
-        answer("http-0-9", _BROKE_OFF, hosts.raw(pictures.plain())),
-        answer("http-garbage", _BROKE_OFF, hosts.raw(bytes(1 << 20))),
-        answer("http-nothing", _BROKE_OFF, hosts.raw(b"")),
-        answer("status-204", refused_fetch("answered 204"), hosts.raw(b"HTTP/1.1 204 No Content\r\n\r\n")),
-        answer("status-206", refused_fetch("answered 206"), _status("206 Partial Content", half)),
-        answer("status-304", refused_fetch("answered 304"), hosts.raw(not_modified)),
-        answer(
-            "status-401", refused_fetch("answered 401"), _status("401 Unauthorized", www_authenticate="Basic realm=a")
-        ),
-        answer("status-999", refused_fetch("answered 999|broke off"), _status("999 Nonsense")),
-        answer("status-500-with-picture", refused_fetch("answered 500"), _status("500 Error", pictures.plain())),
-        answer("etag-with-line-break", PLAIN, _picture(etag='"a\tb"')),
-    ]
-
-
-def _gzip_bomb(site: Site) -> str:
-    bomb = gzip.compress(bytes(200 << 20))
-    return site.images.serve("/body-gzip-bomb", _status("200 OK", bomb, content_encoding="gzip"))
-
-
-def _tls() -> list[Case]:
-    """A certificate for localhost, where one can be made."""
-    with_certificate = [
-        given("tls-right-name", PLAIN, "https://localhost:{tls}/a.png"),
-        given("tls-wrong-name", refused_fetch("broke off"), "https://127.0.0.1:{tls}/a.png"),
-        given("tls-spoken-plainly", _PRIVATE, "http://127.0.0.1:{tls}/a.png"),
-    ]
-    return [
-        *(with_certificate if can_make_certificates() else []),
-        given("tls-to-plain-host", _PRIVATE, "https://{allowed}/a.png"),
-    ]
-
-
-def _many_names(site: Site) -> Attack:
-    """There are more of them than threads; who asks for another host's image must not wait for any."""
-    site.crowd.otherwise = hosts.silence()
-    silent = [f"http://{address}:{site.crowd.port}/{number}.png" for number in range(3) for address in CROWD]
-    good = [site.images.serve(f"/unhindered-{number}.png", _picture()) for number in range(5)]
-    return partial(_score_beside, site, silent, good, lambda: len(site.crowd.requests) >= _PLACES)
-
-
-def _many_silent(site: Site) -> Attack:
-    """Half of the fetching threads hang; who asks for another host's image must not wait for them."""
-    host = site.slow_host()
-    silent = host.serve("/a.png", hosts.silence())
-    references = [f"{silent}?{number}" for number in range(200)]
-    return partial(_score_beside, site, references, ["/data/local-files/?d=sub/good.png"], lambda: bool(host.requests))
-
-
-def _score_beside(site: Site, silent: list[str], good: list[str], hangs: Callable[[], bool]) -> None:
-    """Score good images while silent ones hang: each at once, and in the end the silent ones not at all."""
-    with ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(site.score, silent)
-        while not hangs():
-            time.sleep(0.05)
-        for reference in good:
-            started = time.perf_counter()
-            PLAIN.check(site, site.score_among_good(reference))
-            if (seconds := time.perf_counter() - started) > _UNHINDERED_S:
-                raise Escaped(f"a good image waited {seconds:.1f} s for those of another host")
-        for result in hanging.result():
-            Refused("(fetch|expired)", "").check(site, result)
 
 
 def _tokens() -> list[Case]:
@@ -446,14 +261,14 @@ def _tokens() -> list[Case]:
     return [
         *(given(f"token-{name}", _UNKNOWN, template) for name, template in _TOKEN_ELSEWHERE.items()),
         *(given(f"token-{name}", _FORBIDDEN, template) for name, template in _TOKEN_AT_HOME.items()),
-        made("token-to-allowed-origin", PLAIN, lambda site: site.images.serve("/data/upload/1/a.png", _picture())),
+        made("token-to-allowed-origin", PLAIN, lambda site: site.images.serve("/data/upload/1/a.png", send_picture())),
         made("token-through-redirect", PLAIN, _leads_away),
         made("token-there-and-back", _FORBIDDEN, _leads_to_api),
     ]
 
 
 def _leads_away(site: Site) -> str:
-    site.studio.serve("/data/upload/1/away.png", redirect(site.images.serve("/away.png", _picture())))
+    site.studio.serve("/data/upload/1/away.png", redirect(site.images.serve("/away.png", send_picture())))
     return "/data/upload/1/away.png"
 
 
@@ -473,13 +288,13 @@ def _paths() -> list[Case]:
         given("s3-key-of-9-kb", _TOO_LONG, "s3://bucket/" + "a" * 9_000),
         given("local-good", PLAIN, f"{local}sub/good.png"),
         *(given(f"local-{name}", _NOT_BELOW, local + path) for name, path in LOCAL_FILES.items()),
-        given("local-100-gb", _TOO_LARGE, f"{local}sparse.png"),
+        given("local-100-gb", TOO_LARGE, f"{local}sparse.png"),
         given("local-twice", PLAIN, f"{local}sub/good.png&d=../secret.png"),  # the first counts
     ]
 
 
 def _resolved(key: str, site: Site) -> str:
-    site.studio.serve("/tasks/2/resolve/", _picture())
+    site.studio.serve("/tasks/2/resolve/", send_picture())
     return key
 
 

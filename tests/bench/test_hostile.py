@@ -6,7 +6,7 @@ import pytest
 
 from bench.hostile import pictures
 from bench.hostile.case import Case, Kind, Refused, Scored
-from bench.hostile.requests import Answered, Reply
+from bench.hostile.exchange import Answered, Reply
 from bench.hostile.runner import CASES, run
 from bench.hostile.site import Baseline, Escaped, serves_images
 from contract.images.preprocess import decode_image

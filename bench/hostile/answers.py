@@ -1,0 +1,206 @@
+"""Answers of hosts that may be asked: redirects, slow, endless and broken ones, and certificates of others."""
+
+import gzip
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+from bench import hosts
+from bench.hostile import pictures
+from bench.hostile.case import PLAIN, Attack, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
+from bench.hostile.references import PRIVATE, TOO_LARGE, fill, given, made, redirect, send_picture
+from bench.hostile.site import CROWD, Escaped, Site, can_make_certificates
+from bench.hosts import Answer
+
+_BROKE_OFF = refused_fetch("cannot be reached or broke off")
+_ENDED = refused_fetch("broke off|more than")
+_LATE = refused_fetch("took too long to answer")
+_TOO_FAR = refused_fetch("redirects more than 3 times")
+_OTHER_FORMAT = refused_decode("expected one of")
+
+_UNHINDERED_S = 5.0
+_PLACES = 8
+"""For images of hosts that the server does not know, at a time."""
+
+_TO_PRIVATE = {
+    "to-this-machine": "http://127.0.0.1:{port}/a.png",
+    "to-this-machine-ipv6": "http://[::1]:{port}/a.png",
+    "to-metadata": "http://169.254.169.254/latest/meta-data/",
+    "without-scheme": "//127.0.0.1:{port}/a.png",
+    "with-user": "http://{allowed}@127.0.0.1:{port}/a.png",
+}
+_TO_NO_URL = (
+    "file:///etc/passwd",
+    "ftp://127.0.0.1/a.png",
+    "gopher://127.0.0.1:6379/_FLUSHALL",
+    "data:image/png;base64,AAAA",
+    "javascript:alert(1)",
+    "dict://127.0.0.1/",
+    "unix:///run/docker.sock",
+)
+
+
+def cases() -> list[Case]:
+    """Every answer."""
+    return [*_redirects(), *_slow_hosts(), *_answers(), *_tls()]
+
+
+def answer(name: str, outcome: Outcome, make: Answer) -> Case:
+    """An answer of a host that may be asked."""
+    return made(name, outcome, lambda site: site.images.serve(f"/{name}", make))
+
+
+def slow_answer(name: str, outcome: Outcome, make: Answer, *, seconds: float = 15) -> Case:
+    """An answer that takes its time, of a host of its own."""
+    case = made(name, outcome, lambda site: site.slow_host().serve(f"/{name}", make), seconds=seconds)
+    return replace(case, patient=True)
+
+
+def _redirected(name: str, outcome: Outcome, location: str, status: str = "302 Found") -> Case:
+    return made(name, outcome, lambda site: site.images.serve(f"/{name}", redirect(fill(location, site), status)))
+
+
+def _redirects() -> list[Case]:
+    no_url = refused_fetch("redirects to what is not a URL")
+    broken = refused_fetch("redirects to what is|broke off")
+    line_break = refused_fetch("answered 404|redirects to what|broke off|cannot be reached")
+    here = _TO_PRIVATE["to-this-machine"]
+    return [
+        *(_redirected(f"redirect-{name}", PRIVATE, location) for name, location in _TO_PRIVATE.items()),
+        *(_redirected(f"redirect-to-{location.partition(':')[0]}", no_url, location) for location in _TO_NO_URL),
+        *(
+            _redirected(f"redirect-{status}-to-this-machine", PRIVATE, here, f"{status} Moved")
+            for status in (301, 303, 307, 308)
+        ),
+        answer("redirect-without-location", refused_fetch("answered 302"), _status("302 Found")),
+        answer("redirect-loop", _TOO_FAR, redirect("/redirect-loop")),
+        made("redirect-chain-of-4", _TOO_FAR, partial(_chain, 4)),
+        made("redirect-chain-of-3", PLAIN, partial(_chain, 3)),
+        answer("redirect-of-64-kb", broken, redirect("/" + "a" * 60_000)),
+        answer("redirect-with-line-break", line_break, redirect("/gone\r\n Host: evil")),
+    ]
+
+
+def _chain(length: int, site: Site) -> str:
+    for hop in range(length):
+        site.images.serve(f"/chain-{length}-{hop}", redirect(f"/chain-{length}-{hop + 1}"))
+    site.images.serve(f"/chain-{length}-{length}", send_picture())
+    return f"{site.images.url}/chain-{length}-0"
+
+
+def _status(status: str, data: bytes = b"", **headers: str) -> Answer:
+    return hosts.reply(data, status=status, connection="close", **headers)
+
+
+_OK = b"HTTP/1.1 200 OK\r\n"
+_ANNOUNCED = _OK + b"Content-Length: 1000000\r\n\r\n"
+_CHUNKED = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def _slow_hosts() -> list[Case]:
+    """Hosts that take their time, alone and to hold up others."""
+    late_or_large, late_or_broken = (
+        refused_fetch(f"took too long|{other}") for other in ("more than 20971520", "broke off")
+    )
+    slow = 90.0  # what an image may take, and some more
+    tiny_chunks = hosts.endless(_CHUNKED, b"1\r\na\r\n" * 1_000)
+    continued = hosts.endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+    return [
+        slow_answer("host-silent", _LATE, hosts.silence()),
+        slow_answer("host-silent-in-head", _LATE, hosts.silence(_OK)),
+        slow_answer("host-silent-in-body", _LATE, hosts.silence(_ANNOUNCED + pictures.plain()[:100])),
+        slow_answer("host-trickles-head", _LATE, hosts.trickle(_OK + b"X-Slow: ")),
+        slow_answer("host-trickles-body", _LATE, hosts.trickle(_ANNOUNCED), seconds=slow),
+        slow_answer("body-endless-tiny-chunks", late_or_large, tiny_chunks, seconds=slow),
+        slow_answer("head-continues-for-ever", late_or_broken, continued),
+        Case("host-silent-under-64-names", Kind.ADDRESS, _many_names, 120, patient=True),
+        Case("host-silent-for-200-images", Kind.ADDRESS, _many_silent, 120, patient=True),
+    ]
+
+
+def _answers() -> list[Case]:
+    """Answers whose head or body is not in order."""
+    half = pictures.plain()[:100]
+    chunks = b"10000\r\n" + bytes(65_536) + b"\r\n"
+    two_lengths = _OK + b"Content-Length: 10\r\nContent-Length: 20\r\n\r\n" + half
+    not_modified = b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\n\r\n'
+    return [
+        answer("body-endless", TOO_LARGE, hosts.endless(_OK + b"Connection: close\r\n\r\n", bytes(65_536))),
+        answer("body-endless-chunks", TOO_LARGE, hosts.endless(_CHUNKED, chunks)),
+        answer("head-endless", _BROKE_OFF, hosts.endless(_OK, b"X-Header: a\r\n" * 100)),
+        answer("head-endless-line", _BROKE_OFF, hosts.endless(_OK + b"X-Header: ", b"a" * 65_536)),
+        answer("length-too-large", TOO_LARGE, _status("200 OK", half, content_length="10000000000000")),
+        answer("length-longer-than-body", _BROKE_OFF, _status("200 OK", half, content_length="5000")),
+        answer("length-shorter-than-body", refused_decode("cannot be decoded"), send_picture(content_length="100")),
+        answer("length-negative", PLAIN, send_picture(content_length="-1")),
+        answer("length-no-number", PLAIN, send_picture(content_length="many")),
+        answer("length-twice", _BROKE_OFF, hosts.raw(two_lengths)),
+        answer("chunk-garbage", _BROKE_OFF, hosts.raw(_CHUNKED + b"size\r\n" + half)),
+        answer("chunk-of-16-exabytes", _ENDED, hosts.raw(_CHUNKED + b"ffffffffffffffff\r\n" + half)),
+        answer("chunk-negative", _ENDED, hosts.raw(_CHUNKED + b"-1\r\n" + half)),
+        made("body-gzip-bomb", _OTHER_FORMAT, _gzip_bomb, seconds=20),
+        answer("body-gzip", _OTHER_FORMAT, _status("200 OK", gzip.compress(pictures.plain()), content_encoding="gzip")),
+        answer("http-0-9", _BROKE_OFF, hosts.raw(pictures.plain())),
+        answer("http-garbage", _BROKE_OFF, hosts.raw(bytes(1 << 20))),
+        answer("http-nothing", _BROKE_OFF, hosts.raw(b"")),
+        answer("status-204", refused_fetch("answered 204"), hosts.raw(b"HTTP/1.1 204 No Content\r\n\r\n")),
+        answer("status-206", refused_fetch("answered 206"), _status("206 Partial Content", half)),
+        answer("status-304", refused_fetch("answered 304"), hosts.raw(not_modified)),
+        answer(
+            "status-401", refused_fetch("answered 401"), _status("401 Unauthorized", www_authenticate="Basic realm=a")
+        ),
+        answer("status-999", refused_fetch("answered 999|broke off"), _status("999 Nonsense")),
+        answer("status-500-with-picture", refused_fetch("answered 500"), _status("500 Error", pictures.plain())),
+        answer("etag-with-line-break", PLAIN, send_picture(etag='"a\tb"')),
+    ]
+
+
+def _gzip_bomb(site: Site) -> str:
+    bomb = gzip.compress(bytes(200 << 20))
+    return site.images.serve("/body-gzip-bomb", _status("200 OK", bomb, content_encoding="gzip"))
+
+
+def _tls() -> list[Case]:
+    """A certificate for localhost, where one can be made."""
+    with_certificate = [
+        given("tls-right-name", PLAIN, "https://localhost:{tls}/a.png"),
+        given("tls-wrong-name", refused_fetch("broke off"), "https://127.0.0.1:{tls}/a.png"),
+        given("tls-spoken-plainly", PRIVATE, "http://127.0.0.1:{tls}/a.png"),
+    ]
+    return [
+        *(with_certificate if can_make_certificates() else []),
+        given("tls-to-plain-host", PRIVATE, "https://{allowed}/a.png"),
+    ]
+
+
+def _many_names(site: Site) -> Attack:
+    """There are more of them than threads; who asks for another host's image must not wait for any."""
+    site.crowd.otherwise = hosts.silence()
+    silent = [f"http://{address}:{site.crowd.port}/{number}.png" for number in range(3) for address in CROWD]
+    good = [site.images.serve(f"/unhindered-{number}.png", send_picture()) for number in range(5)]
+    return partial(_score_beside, site, silent, good, lambda: len(site.crowd.requests) >= _PLACES)
+
+
+def _many_silent(site: Site) -> Attack:
+    """Half of the fetching threads hang; who asks for another host's image must not wait for them."""
+    host = site.slow_host()
+    silent = host.serve("/a.png", hosts.silence())
+    references = [f"{silent}?{number}" for number in range(200)]
+    return partial(_score_beside, site, references, ["/data/local-files/?d=sub/good.png"], lambda: bool(host.requests))
+
+
+def _score_beside(site: Site, silent: list[str], good: list[str], hangs: Callable[[], bool]) -> None:
+    """Score good images while silent ones hang: each at once, and in the end the silent ones not at all."""
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(site.score, silent)
+        while not hangs():
+            time.sleep(0.05)
+        for reference in good:
+            started = time.perf_counter()
+            PLAIN.check(site, site.score_among_good(reference))
+            if (seconds := time.perf_counter() - started) > _UNHINDERED_S:
+                raise Escaped(f"a good image waited {seconds:.1f} s for those of another host")
+        for result in hanging.result():
+            Refused("(fetch|expired)", "").check(site, result)

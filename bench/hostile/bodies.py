@@ -1,0 +1,226 @@
+"""Bodies that are none, hold something else than belongs there, or are too large; and odd ones, which are scored."""
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from bench.hostile import pictures
+from bench.hostile.case import Attack, Case, Kind
+from bench.hostile.exchange import (
+    BAD,
+    BODY_BYTES,
+    MEBIBYTE,
+    SERVED,
+    SERVED_OR_NOT,
+    Answered,
+    in_chunks,
+    post,
+    posted,
+    request,
+)
+from bench.hostile.site import Escaped, Site, data_uri, predict_body
+from bench.load import label_config
+
+_BAD_CONFIG = Answered({400, 413}, "bad_config|bad_request|request_entity_too_large")
+_CONFLICT = Answered({409})
+_TOO_LARGE = Answered({413}, "request_entity_too_large|content_too_large")
+
+_BODIES = {
+    "empty": b"",
+    "cut-short": b'{"tasks": [',
+    "words": b"tasks",
+    "html": b"<html></html>",
+    "form": b"tasks=1&label_config=2",
+    "nan": b'{"tasks": [], "label_config": NaN}',
+    "infinity": b'{"tasks": [{"id": -Infinity}]}',
+    "number-of-100000-digits": b'{"tasks": [{"id": ' + b"9" * 100_000 + b"}]}",
+    "not-utf-8": b'{"tasks": "\xff\xfe"}',
+    "utf-8-overlong": b'{"tasks": "\xc0\xaf"}',
+    "100000-lists": b"[" * 100_000,
+    "100000-closed-lists": b"[" * 100_000 + b"]" * 100_000,
+    "100000-objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "nul": b"\0" * 100,
+    "byte-order-mark-only": b"\xef\xbb\xbf",
+    "two-documents": b"{}{}",
+    "pickle": b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00\x8c\x01a\x94.",
+}
+_OBJECTS: tuple[object, ...] = (None, 1, [], {})
+_TASKS: tuple[object, ...] = (
+    *(None, True, 1, 1.5, "text", {}),
+    *([1], [None], [[]], [{}], [{"id": 1, "data": []}], [{"data": None}]),
+)
+_PROJECT_IDS: tuple[object, ...] = (
+    *("1e400", "../../../etc/cron.d/a", "\0", "9" * 400, "\ud800", "1.\r\n"),
+    *(-1, 1.5, {}, [], None),
+)
+_ODD: dict[str, tuple[object, ...]] = {
+    "task-id": (None, True, -1, 2**63, 10**4_000, 1.5, 1e308, "text", [], {}, "\ud800"),
+    "project": (None, 1, [], {}, "x", "\ud800", "1.a", "9" * 5_000),
+    "params": (None, 1, [], "x"),
+}
+"""By field of a body that is scored nevertheless."""
+
+
+def cases() -> list[Case]:
+    """Every body."""
+    return [*_bodies(), *_fields(), *_odd_but_scored(), *_configs(), *_sizes()]
+
+
+def _bodies() -> list[Case]:
+    elsewhere = [(name, path) for name in ("empty", "100000-lists") for path in ("/score", "/webhook", "/setup")]
+    return [
+        *(posted(f"body-{name}", BAD, content) for name, content in _BODIES.items()),
+        *(posted(f"body-{name}-{path[1:]}", BAD, _BODIES[name], path=path) for name, path in elsewhere),
+        request("body-gzipped", BAD, _gzipped),
+    ]
+
+
+def _gzipped(site: Site) -> bytes:
+    return post(site, "/predict", gzip.compress(bytes(200 * MEBIBYTE)), content_encoding="gzip")
+
+
+def _fields() -> list[Case]:
+    """JSON with something else in a field than belongs there."""
+    good = predict_body(["data:,a"])
+    of_score = {**good, "version": "a"}
+    wrong: tuple[tuple[str, str, Callable[[object], object], tuple[object, ...]], ...] = (
+        ("tasks", "/predict", lambda value: {**good, "tasks": value}, _TASKS),
+        ("label-config", "/predict", lambda value: {**good, "label_config": value}, (None, True, 1, [], {})),
+        ("body-of", "/predict", lambda value: value, (None, "text", 1, [], [[]])),
+        ("score-version", "/score", lambda value: {**of_score, "version": value}, (None, 5, {})),
+        ("score-embeddings", "/score", lambda value: {**of_score, "embeddings": value}, ("yes", 1)),
+        ("score-passes", "/score", lambda value: {**of_score, "passes": value}, ([],)),
+        ("webhook-action", "/webhook", lambda value: {"action": value}, _OBJECTS),
+    )
+    projects = {_named(value): {"action": "ANNOTATION_CREATED", "project": {"id": value}} for value in _PROJECT_IDS}
+    return [
+        *(
+            posted(f"{name}-{_named(value)}", BAD, body(value), path=path)
+            for name, path, body, values in wrong
+            for value in values
+        ),
+        posted("score-version-of-1-mb", _CONFLICT, {**good, "version": "v" * MEBIBYTE}, path="/score"),
+        posted("score-version-climbing", _CONFLICT, {**good, "version": "../../etc"}, path="/score"),
+        posted("setup-schema-nonetype-null-text", SERVED, {"schema": None}, path="/setup"),
+        *(
+            posted(f"setup-schema-{_named(value)}-text", Answered({400}), {"schema": value}, path="/setup")
+            for value in _OBJECTS[1:]
+        ),
+        *(posted(f"webhook-project-{name}", SERVED_OR_NOT, body, path="/webhook") for name, body in projects.items()),
+    ]
+
+
+def _named(value: object) -> str:
+    shown = re.sub(r"[^a-z0-9]+", "-", json.dumps(value).lower()).strip("-")[:16]
+    depth = json.dumps(value).count("[")
+    return "-".join(part for part in (type(value).__name__.lower() + "s" * (depth - 1), shown) if part)
+
+
+def _odd_but_scored() -> list[Case]:
+    """What is odd and no harm: images are scored, and where there is none the prediction is empty."""
+    one = [data_uri(pictures.plain())]
+    (task,) = predict_body(one)["tasks"]
+    twice = b'{"tasks": [1, 2, 3],' + json.dumps(predict_body(one)).encode()[1:]
+    keys = {'\n{"forged": true}\n': 1, "\ud800": 2, "\x1b[2J": 3}
+    no_images = [{"id": number, "data": {}} for number in range(100_000)]
+    return [
+        *(scored(f"task-id-{_named(value)}", {"tasks": [{**task, "id": value}]}) for value in _ODD["task-id"]),
+        *(scored(f"{name}-{_named(value)}", {name: value}) for name in ("project", "params") for value in _ODD[name]),
+        Case("duplicate-keys", Kind.REQUEST, lambda site: partial(_expect_scored, site, twice)),
+        Case("task-keys-forge-log", Kind.REQUEST, lambda site: partial(_expect_empty, site, [{"id": 1, "data": keys}])),
+        Case("task-keys-of-10-mb", Kind.REQUEST, _long_keys),
+        Case("100000-tasks", Kind.REQUEST, lambda site: partial(_expect_empty, site, no_images), 30),
+        Case("2000-broken-images", Kind.REQUEST, _many_broken, 30),
+    ]
+
+
+def scored(name: str, fields: Mapping[str, object]) -> Case:
+    """A body of one image with such fields."""
+    body = json.dumps({**predict_body([data_uri(pictures.plain())]), **fields}).encode()
+    return Case(name, Kind.REQUEST, lambda site: partial(_expect_scored, site, body))
+
+
+def _expect_scored(site: Site, body: bytes) -> None:
+    status, answer = site.ask("/predict", body)
+    if status != 200 or len(answer["results"]) != 1 or not all(answer["results"]):
+        raise Escaped(f"expected one prediction, got {status} {str(answer)[:200]}")
+
+
+def _expect_empty(site: Site, tasks: list[dict[str, object]]) -> None:
+    status, answer = site.ask("/predict", {**predict_body([]), "tasks": tasks})
+    if status != 200 or answer["results"] != [{}] * len(tasks):
+        raise Escaped(f"expected {len(tasks)} empty predictions, got {status} {str(answer)[:200]}")
+
+
+def _many_broken(site: Site) -> Attack:
+    return partial(_expect_empty, site, predict_body(["data:,x"] * 2_000)["tasks"])
+
+
+def _long_keys(site: Site) -> Attack:
+    """Keys of 10 MB leave a short line in the log."""
+
+    def attack() -> None:
+        before = site.server.process.log.stat().st_size
+        _expect_empty(site, [{"id": 1, "data": {f"{number}{'a' * MEBIBYTE}": 1 for number in range(10)}}])
+        if (written := site.server.process.log.stat().st_size - before) > MEBIBYTE:
+            raise Escaped(f"{written} bytes were logged")
+
+    return attack
+
+
+def _configs() -> list[Case]:
+    """Labelling configs, of /predict and as the schema of /setup."""
+    found = []
+    for name, text in _config_texts().items():
+        harmless = name in {"100000-levels", "other-encoding"}  # no worse than others, once they have been read
+        body = predict_body(["data:,a"], label_config=text)
+        found.append(posted(f"config-{name}", SERVED_OR_NOT if harmless else _BAD_CONFIG, body))
+        found.append(posted(f"setup-{name}", SERVED_OR_NOT, {"schema": text}, path="/setup"))
+    return found
+
+
+def _config_texts() -> dict[str, str]:
+    config = label_config(["ant"])
+    entities = "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
+    nested = '<Choices name="a" toName="image">' * 20_000 + "</Choices>" * 20_000  # each is read with all that it holds
+    return {
+        "billion-laughs": f'<!DOCTYPE x [<!ENTITY a "{"lol" * 10}">{entities}]><View>&j;{config}</View>',
+        "external-entity": f'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><View>&a;{config}</View>',
+        "external-dtd": f'<!DOCTYPE x SYSTEM "http://127.0.0.1/x.dtd">{config}',
+        "parameter-entity": f'<!DOCTYPE x [<!ENTITY % a SYSTEM "http://127.0.0.1/x.dtd"> %a;]>{config}',
+        "unknown-entity": f"<View>&nothing;{config}</View>",
+        "empty": "",
+        "no-xml": "choices: ant",
+        "no-image": "<View/>",
+        "cut-short": config[:-10],
+        "nul": f"<View>\0{config}</View>",
+        "surrogate": f"<View>\ud800{config}</View>",
+        "other-encoding": f'<?xml version="1.0" encoding="UTF-7"?>{config}',
+        "100000-levels": "<View>" * 100_000 + config + "</View>" * 100_000,
+        "16-mb": f"<View>{config}{'<!-- -->' * 2_000_000}</View>",
+        "20000-nested-choices": f'<View><Image name="image" value="$image"/>{nested}</View>',
+        "200000-attributes": "<View " + " ".join(f'a{i}="1"' for i in range(200_000)) + "/>",
+    }
+
+
+def _sizes() -> list[Case]:
+    endless = (b"100000\r\n" + b" " * MEBIBYTE + b"\r\n") * 40
+    return [
+        request(
+            "body-larger-than-may-be",
+            _TOO_LARGE,
+            lambda site: post(site, "/predict", b" " * (BODY_BYTES + 1)),
+            seconds=20,
+        ),
+        request("length-of-10-tb", _TOO_LARGE, lambda site: post(site, "/predict", b"{}", content_length=str(10**13))),
+        request(
+            "body-in-endless-chunks", Answered({400, 411, 413}), lambda site: in_chunks(site) + endless, seconds=20
+        ),
+        request("body-in-40-million-chunks", Answered({0, 400, 408, 411, 413}, ours=False), _tiny_chunks, seconds=40),
+    ]
+
+
+def _tiny_chunks(site: Site) -> bytes:
+    return in_chunks(site) + b"1\r\n \r\n" * 4_000_000

@@ -1,0 +1,125 @@
+"""A request, byte by byte, and what must come back."""
+
+import json
+import re
+import socket
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from typing import Any
+
+from bench.hostile.case import Attack, Case, Kind
+from bench.hostile.site import Escaped, Site
+
+MEBIBYTE = 1 << 20
+BODY_BYTES = 32 * MEBIBYTE
+"""That a body may have."""
+
+Head = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back; a connection that was closed without an answer has the status 0."""
+
+    status: int
+    headers: Head
+    content: bytes
+
+    def json(self) -> Any:
+        """Return the body; raises Escaped if it is no JSON."""
+        try:
+            return json.loads(self.content)
+        except ValueError as err:
+            raise Escaped(f"{self.status} with a body that is no JSON: {self.content[:100]!r}") from err
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What must come back."""
+
+    statuses: Collection[int]
+    error: str = r"\w+"
+    """A regular expression for the code in the body."""
+    ours: bool = True
+    """Whether the application answers, and not gunicorn, which knows no request that it could not read."""
+
+    def check(self, reply: Reply) -> None:
+        """Raise Escaped if it is anything else."""
+        if reply.status not in self.statuses:
+            raise Escaped(f"expected one of {sorted(self.statuses)}, got {reply.status} {reply.content[:200]!r}")
+        if self.ours and reply.status >= 400:
+            found = reply.json()
+            if not {"error", "detail", "request_id"} <= set(found) or not re.fullmatch(self.error, found["error"]):
+                raise Escaped(f"expected an error {self.error!r}, got {found}")
+        if b"Traceback" in reply.content:
+            raise Escaped("the answer shows a traceback")
+
+
+SERVED = Answered({200})
+SERVED_OR_NOT = Answered({200, 400})
+BAD = Answered({400}, "bad_request")
+
+
+def request(name: str, outcome: Answered, make: Callable[[Site], bytes], *, seconds: float = 10) -> Case:
+    """Bytes on a connection of its own."""
+
+    def prepare(site: Site) -> Attack:
+        data = make(site)
+        return lambda: outcome.check(exchange(site, data))
+
+    return Case(name, Kind.REQUEST, prepare, seconds)
+
+
+def posted(name: str, outcome: Answered, content: object, *, path: str = "/predict") -> Case:
+    """A body, JSON or bytes as they are, by somebody who may ask."""
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return request(name, outcome, lambda site: post(site, path, data))
+
+
+def asked(name: str, outcome: Answered, line: str, headers: Head | None = None, *, host: str = "labelnext") -> Case:
+    """A head without a body, by somebody who may ask; VERSION stands for the version in use."""
+
+    def make(site: Site) -> bytes:
+        return head(line.replace("VERSION", site.version), {**site.authorization(), **(headers or {})}, host=host)
+
+    return request(name, outcome, make)
+
+
+def post(site: Site, path: str, content: bytes, **headers: str) -> bytes:
+    """Return a request by somebody who may ask; `x_a="b"` adds or replaces a header."""
+    named = {"content_length": str(len(content)), "content_type": "application/json", **headers}
+    titled = {name.replace("_", "-").title(): value for name, value in named.items()}
+    return head(f"POST {path} HTTP/1.1", {**site.authorization(), **titled}) + content
+
+
+def head(line: str, headers: Head, *, host: str = "labelnext") -> bytes:
+    """Return the head of a request; values may hold any bytes, as characters up to 255."""
+    lines = [line, f"Host: {host}", "Connection: close", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def exchange(site: Site, data: bytes, *, timeout_s: float = 150) -> Reply:
+    """Send bytes and read the answer, even one that comes before they have been taken."""
+    with socket.create_connection(site.address(), timeout=timeout_s) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(data)
+        return read_reply(connection)
+
+
+def read_reply(connection: socket.socket) -> Reply:
+    """Read an answer, or that there is none."""
+    response = HTTPResponse(connection)
+    try:
+        response.begin()
+        return Reply(response.status, dict(response.getheaders()), response.read())
+    except (HTTPException, ConnectionError):
+        return Reply(0, {}, b"")
+    finally:
+        response.close()
+
+
+def in_chunks(site: Site) -> bytes:
+    """Return the head of a request whose body comes in chunks."""
+    return head("POST /predict HTTP/1.1", {**site.authorization(), "Transfer-Encoding": "chunked"})
