@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from bench.hostile import pictures
@@ -79,6 +80,9 @@ class Scored:
 Outcome = Refused | Scored
 
 PLAIN = Scored(pictures.plain)
+LOSSY = 0.05
+"""Of a probability, which a mirror image moves by more."""
+ALIKE = Scored(pictures.plain, within=LOSSY)
 
 
 def refused_fetch(reason: str) -> Refused:
@@ -89,3 +93,29 @@ def refused_fetch(reason: str) -> Refused:
 def refused_decode(reason: str) -> Refused:
     """The outcome of bytes that must not or cannot be decoded."""
     return Refused("decode", reason)
+
+
+def of(colour: str) -> Scored:
+    """The outcome of an image of one colour."""
+    return Scored(partial(pictures.flat, colour))
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file from a host that may be asked, and what must come of it."""
+
+    name: str
+    outcome: Outcome
+    make: Callable[[], bytes]
+    kind: str = "image/png"
+    """The content type that it is sent under."""
+    seconds: float = 10
+
+    def prepare(self, site: Site) -> Attack:
+        """Have the host send it."""
+        address = site.images.serve(f"/{self.name}", self.make(), content_type=self.kind, connection="close")
+        return lambda: self.outcome.check(site, site.score_among_good(address))
+
+    def case(self) -> Case:
+        """Return the case that it is."""
+        return Case(self.name, Kind.IMAGE, self.prepare, self.seconds)

@@ -54,7 +54,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, *, depth: int, colour: int, data: bytes) -> bytes:
+def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 2) -> bytes:
     """Return a PNG of a header and rows that are compressed already."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -120,3 +120,34 @@ def tiff_tags(
         277: (SHORT, [len(bits)]),
         278: (LONG, [height if rows is None else rows]),
     }
+
+
+def flat(colour: str, width: int = 8, height: int = 8) -> bytes:
+    """Return a PNG of one colour."""
+    return save(Image.new("RGB", (width, height), colour), "PNG")
+
+
+def replace(file: bytes, at: int, content: bytes) -> bytes:
+    """Return a file in which other bytes stand at a place."""
+    return file[:at] + content + file[at + len(content) :]
+
+
+def gif(screen: tuple[int, int], frame: tuple[int, int], data: bytes = b"\x04\x04\x05") -> bytes:
+    """Return a GIF of one frame."""
+    head = b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + bytes(6)
+    descriptor = b"," + struct.pack("<HHHHB", 0, 0, *frame, 0)
+    return head + descriptor + b"\x02" + bytes([len(data)]) + data + b"\0;"
+
+
+def bmp(width: int, height: int, data: bytes = b"", *, bits: int = 24, palette: bytes = b"") -> bytes:
+    """Return a BMP; of 8 bits it is in runs."""
+    compression, colours = (1, 256) if bits == 8 else (0, 0)
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 0, 0, colours, 0)
+    data_at = 54 + len(palette)
+    return b"BM" + struct.pack("<IHHI", data_at + len(data), 0, 0, data_at) + head + palette + data
+
+
+def tiff_of(data: bytes, *, bits: Sequence[int], extra: dict[int, Tag] | None = None, then: int = 0) -> bytes:
+    """Return a TIFF of 64 x 64 pixels with further tags, and the offset of another directory."""
+    tags = {**tiff_tags(64, 64, bits=bits), 279: (LONG, [len(data)]), **(extra or {})}
+    return tiff(tags, data, next_directory=then)

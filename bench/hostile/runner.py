@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from bench.hostile import answers, bodies, clients, heads, images, references
+from bench.hostile import answers, bodies, bombs, clients, heads, images, references
 from bench.hostile.case import Attack, Case
 from bench.hostile.site import Baseline, Escaped, Site
 
-CASES = tuple(case for each in (images, references, answers, bodies, heads, clients) for case in each.cases())
+CASES = tuple(case for each in (bombs, images, references, answers, bodies, heads, clients) for case in each.cases())
 
 _AT_ONCE = 16
 

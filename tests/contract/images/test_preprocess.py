@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from bench.hostile import pictures
+from bench.hostile import bombs, images, pictures
 from bench.hostile.case import Refused
-from bench.hostile.images import small_files
 from bench.hostile.site import SAME
 from contract.errors import DecodeError
 from contract.images import preprocess
@@ -46,7 +45,7 @@ def test_large_jpeg_gives_almost_the_pixels_of_a_full_decode():
 
 
 @pytest.mark.filterwarnings("ignore:.*orrupt EXIF data")  # Pillow says so, and goes on
-@pytest.mark.parametrize("file", small_files(), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [*bombs.small_files(), *images.small_files()], ids=lambda file: file.name)
 def test_a_file_is_decoded_to_what_it_shows_or_refused_with_what_it_is(file):
     """Of those that bench/hostile sends to a server, all that are made in a moment."""
     if isinstance(file.outcome, Refused):

@@ -1,0 +1,217 @@
+"""Files that claim, or unpack to, more than they hold, and such of very many parts, each of which takes a moment."""
+
+import struct
+import zlib
+
+from PIL import Image
+
+from bench import hosts
+from bench.hostile import pictures
+from bench.hostile.case import ALIKE, PLAIN, Attack, Case, File, Kind, of, refused_decode, refused_fetch
+from bench.hostile.pictures import (
+    LONG,
+    SHORT,
+    chunk,
+    insert_chunk,
+    insert_segments,
+    jpeg,
+    picture,
+    pixels,
+    plain,
+    save,
+    segment,
+)
+from bench.hostile.site import Site
+
+MEBIBYTE = 1 << 20
+_MANY = 5_000_000
+_CHUNKS = 1_700_000
+
+_TOO_LARGE = refused_decode("at most 50000000")
+_BROKEN = refused_decode("cannot be decoded|expected one of JPEG")
+_TOO_LONG = refused_decode("which no image needs|which take too long")
+
+
+def cases() -> list[Case]:
+    """Every such file, and many at once."""
+    files = [*small_files(), *_bombs(), *_slow_ones()]
+    return [*(file.case() for file in files), Case("sixteen-50-megapixels-at-once", Kind.IMAGE, _many_large, 60)]
+
+
+def small_files() -> list[File]:
+    """Files that claim more than they hold."""
+    return [
+        File("png-2-billion-wide", _TOO_LARGE, lambda: pictures.png(2**31 - 1, 2**31 - 1, zlib.compress(b""))),
+        File("png-zero-wide", _BROKEN, lambda: pictures.png(0, 64, zlib.compress(b""))),
+        File("gif-huge-screen", _TOO_LARGE, lambda: pictures.gif((65_535, 65_535), (8, 8))),
+        File("gif-huge-frame", _TOO_LARGE, lambda: pictures.gif((1, 1), (65_535, 65_535))),
+        File(
+            "jpeg-65500x65500",
+            refused_decode("8188 x 8188 pixels, at most 50000000"),
+            lambda: _claim(jpeg(), 65_500),
+            kind="image/jpeg",
+        ),
+        File("jpeg-scan-for-each-component", _TOO_LARGE, _jpeg_parted, kind="image/jpeg"),
+        File("avif-100-megapixels", _TOO_LARGE, _avif_bomb, kind="image/avif"),
+        File("bmp-2-billion-wide", _TOO_LARGE, lambda: pictures.bmp(2**31 - 1, 2**31 - 1)),
+        File("tiff-1-gigapixel", _TOO_LARGE, lambda: _tiff(31_623, 31_623)),
+        File("tiff-giant-tile", _TOO_LARGE, _tiff_tile),
+        File("tiff-giant-strip", _BROKEN, lambda: _tiff(64, 64, rows=4_000_000_000)),
+        File("tiff-strip-of-4-gb", _BROKEN, lambda: _tiff(64, 64, size=4_000_000_000)),
+    ]
+
+
+def _bombs() -> list[File]:
+    """Files that hold as much as may be, or unpack to more."""
+    most = 20 * MEBIBYTE
+    return [
+        File("png-400-megapixels", _TOO_LARGE, lambda: _zeros(20_000, 20_000)),
+        File("png-100-megapixels", _TOO_LARGE, lambda: _zeros(10_000, 10_000, colour=2)),  # of which Pillow only warns
+        File("png-1-bit-400-megapixels", _TOO_LARGE, lambda: _zeros(20_000, 20_000, depth=1)),
+        File("png-65535x1000", _TOO_LARGE, lambda: _zeros(65_535, 1_000)),
+        File("png-rgba-50-megapixels", of("white"), _largest, seconds=20),
+        File("png-16-bit-50-megapixels", of("black"), lambda: _zeros(7_071, 7_071, depth=16), seconds=20),
+        File("webp-200-megapixels", _TOO_LARGE, _webp_bomb, kind="image/webp"),
+        File("jpeg-progressive-400-megapixels", _TOO_LARGE, lambda: _black_jpeg(progressive=True), kind="image/jpeg"),
+        File("jpeg-400-megapixels", of("black"), _black_jpeg, kind="image/jpeg", seconds=20),  # decoded at an eighth
+        File("png-ztxt-bomb", _BROKEN, lambda: _with(b"zTXt", 200 * MEBIBYTE)),
+        File("png-many-ztxt-bombs", _BROKEN, lambda: _with(b"zTXt", MEBIBYTE - 1, times=1_000)),
+        File("png-iccp-bomb", _BROKEN, lambda: _with(b"iCCP", 200 * MEBIBYTE)),
+        File(
+            "file-one-byte-too-large", refused_fetch(f"more than {most} bytes"), lambda: plain().ljust(most + 1, b"\0")
+        ),
+        File("file-as-large-as-may-be", PLAIN, lambda: plain().ljust(most, b"\0")),
+    ]
+
+
+def _slow_ones() -> list[File]:
+    """Files of very many parts, each of which takes a moment."""
+    return [
+        File("jpeg-1000-scans", _TOO_LONG, lambda: _scans(7_000, 1_000)),
+        File("jpeg-100000-scans", ALIKE, lambda: _scans(64, 100_000)),
+        File("jpeg-5-million-segments", _TOO_LONG, lambda: insert_segments(jpeg(), segment(0xEF, b"") * _MANY)),
+        File("jpeg-5-million-comments", _TOO_LONG, lambda: insert_segments(jpeg(), segment(0xFE, b"") * _MANY)),
+        File("jpeg-5-million-tables", _TOO_LONG, lambda: insert_segments(jpeg(), segment(0xDB, b"") * _MANY)),
+        File("jpeg-20-million-fill-bytes", _TOO_LONG, lambda: insert_segments(jpeg(), b"\xff" * 20_000_000)),
+        File("jpeg-huge-tables", _BROKEN, _jpeg_tables),
+        File("png-million-chunks-before", _TOO_LONG, lambda: insert_chunk(plain(), chunk(b"prVt", b"") * _CHUNKS)),
+        File("png-million-chunks-behind", _TOO_LONG, _chunks_behind),
+        File("png-million-data-chunks", _TOO_LONG, lambda: insert_chunk(plain(), chunk(b"IDAT", b"") * _CHUNKS)),
+        File("bmp-million-runs", _TOO_LONG, _bmp_runs),
+        File("gif-million-comments", _TOO_LONG, _gif_comments),
+        File("gif-10000-frames", ALIKE, _gif_frames),
+        File("tiff-65535-tags", _BROKEN, lambda: pictures.tiff({tag: (SHORT, [1]) for tag in range(65_535)})),
+        File("tiff-directory-loop", PLAIN, lambda: _good_tiff(next_directory=8)),
+        File("tiff-exif-loop", PLAIN, lambda: _good_tiff(exif_at=8)),
+    ]
+
+
+def _many_large(site: Site) -> Attack:
+    """Sixteen as large as may be, in one request: memory is bounded."""
+    address = site.images.serve("/sixteen-50-megapixels-at-once", hosts.reply(_largest(), connection="close"))
+
+    def attack() -> None:
+        for result in site.score([f"{address}?{number}" for number in range(16)]):
+            of("white").check(site, result)
+
+    return attack
+
+
+def _zeros(width: int, height: int, *, depth: int = 8, colour: int = 0) -> bytes:
+    """Return a PNG of zeros: of grey, RGB (colour 2) or RGBA (6)."""
+    row_bytes = 1 + width * depth * {0: 1, 2: 3, 6: 4}[colour] // 8
+    data = pictures.squeezed_zeros(height * row_bytes)
+    return pictures.png(width, height, data, depth=depth, colour=colour)
+
+
+def _largest() -> bytes:
+    """Return as many pixels as are decoded, transparent ones."""
+    return _zeros(7_071, 7_071, colour=6)
+
+
+def _with(kind: bytes, size: int, *, times: int = 1) -> bytes:
+    """Return a PNG with a text or a profile that unpacks to so many bytes."""
+    return insert_chunk(plain(), chunk(kind, b"a\0\0" + pictures.squeezed_zeros(size)) * times)
+
+
+def _chunks_behind() -> bytes:
+    return plain()[:-12] + chunk(b"prVt", b"") * _CHUNKS + plain()[-12:]
+
+
+def _webp_bomb() -> bytes:
+    return save(Image.new("RGB", (16_000, 12_500)), "WEBP", lossless=True, method=0)
+
+
+def _claim(file: bytes, side: int) -> bytes:
+    """Return a JPEG whose header claims other sides."""
+    return pictures.replace(file, file.index(b"\xff\xc0") + 5, struct.pack(">HH", side, side))
+
+
+def _black_jpeg(*, progressive: bool = False) -> bytes:
+    """Return 400 million pixels; progressive ones must be held before they are reduced."""
+    return save(Image.new("L", (20_000, 20_000)), "JPEG", progressive=progressive)
+
+
+def _jpeg_parted() -> bytes:
+    """Return a JPEG that claims 400 million pixels, and whose first scan says that it holds one component of three."""
+    file = jpeg()
+    scan = file.index(b"\xff\xda")
+    return _claim(file[:scan] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + file[scan + 14 :], 20_000)
+
+
+def _avif_bomb() -> bytes:
+    """Return a small picture whose property says that it is large."""
+    file = save(picture(), "AVIF")
+    return pictures.replace(file, file.index(b"ispe") + 8, struct.pack(">II", 10_000, 10_000))
+
+
+def _jpeg_tables() -> bytes:
+    return insert_segments(jpeg(), segment(0xDB, b"\xff" * 65_000) + segment(0xC4, b"\xff" * 65_000))
+
+
+def _scans(side: int, count: int) -> bytes:
+    file = save(picture(side), "JPEG", progressive=True, quality=95)
+    last = file[file.rindex(b"\xff\xda") : -2]
+    return file[:-2] + last * count + file[-2:]
+
+
+def _gif_comments() -> bytes:
+    file = save(picture(), "GIF")
+    at = _behind_palette(file)
+    return file[:at] + b"!\xfe\0" * 3_000_000 + file[at:]
+
+
+def _gif_frames() -> bytes:
+    file = save(picture(), "GIF")
+    at = file.index(b",", _behind_palette(file))
+    return file[:-1] + file[at:-1] * 10_000 + b";"
+
+
+def _bmp_runs() -> bytes:
+    """Return ten million runs of one pixel."""
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    return pictures.bmp(4_000, 2_500, b"\1\5" * 10_000_000, bits=8, palette=palette)
+
+
+def _tiff(width: int, height: int, *, rows: int | None = None, size: int = 100) -> bytes:
+    tags = pictures.tiff_tags(width, height, bits=[8, 8, 8], compression=8, rows=rows)
+    return pictures.tiff({**tags, 279: (LONG, [size])}, zlib.compress(bytes(1_000)))
+
+
+def _tiff_tile() -> bytes:
+    """Return 64 x 64 pixels in a tile of 30000 x 23000, 2 GB."""
+    data = zlib.compress(bytes(1_000))
+    tags = pictures.tiff_tags(64, 64, bits=[8, 8, 8], compression=8)
+    del tags[273], tags[278]
+    tiles = {322: 30_000, 323: 23_000, 324: -1, 325: len(data)}
+    return pictures.tiff({**tags, **{tag: (LONG, [value]) for tag, value in tiles.items()}}, data)
+
+
+def _behind_palette(file: bytes) -> int:
+    """Return where a GIF's global palette ends."""
+    return 13 + (6 << (file[10] & 7))
+
+
+def _good_tiff(*, next_directory: int = 0, exif_at: int | None = None) -> bytes:
+    exif: dict[int, pictures.Tag] = {} if exif_at is None else {34665: (LONG, [exif_at])}
+    return pictures.tiff_of(pixels().tobytes(), bits=[8, 8, 8], extra=exif, then=next_directory)
