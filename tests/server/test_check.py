@@ -11,6 +11,7 @@ from server import check as checking
 from server.__main__ import main
 from server.check import check
 from server.settings import Precision
+from tests.contract.images.conftest import jwt
 
 NAMES = [
     "settings",
@@ -25,11 +26,6 @@ NAMES = [
 ]
 KEY = base64.b64encode(b"Ed" + bytes(40)).decode()
 LEGACY = "f00dfeedf00dfeed"
-
-
-def jwt(kind):
-    claims = base64.urlsafe_b64encode(json.dumps({"token_type": kind}).encode()).decode().rstrip("=")
-    return f"e30.{claims}.c2ln"
 
 
 def ask(settings, name, **changed):
