@@ -35,7 +35,7 @@ from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.resources import available_cpus
-from server.service import engine_loader
+from server.opening import engine_loader
 from server.settings import Settings
 
 Images = npt.NDArray[np.uint8]

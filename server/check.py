@@ -24,7 +24,7 @@ from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.resources import memory_limit, resident
 from server.inference.validation import admit
-from server.service import engine_loader, open_models
+from server.opening import engine_loader, open_models
 from server.settings import Precision, Settings
 
 _ASKING_S: Final = 10.0

@@ -11,28 +11,21 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
-from contract.features.store import FeatureStore
-from contract.images.fetch import Fetcher, FetchSettings
-from contract.settings import DEFAULT_MODEL
-from contract.versions.location import open_repository
+from contract.images.fetch import Fetcher
 from contract.versions.manifest import Manifest
-from contract.versions.repository import Repository
-from contract.versions.signatures import Keys
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
 from server.http.projects import Projects
-from server.inference.backbone import Backbones
 from server.inference.batching import Batcher, ImageScores
 from server.inference.cuda import check_device
-from server.inference.engine import Engine, EngineOptions
+from server.inference.engine import Engine
 from server.inference.known_images import KnownImages
 from server.inference.model import Model
 from server.inference.models import Models
-from server.inference.resources import available_cpus
 from server.inference.scoring import Outcome, Scorer
-from server.inference.validation import LoadEngine
 from server.observe.metrics import Metrics
+from server.opening import engine_loader, fetch_settings, open_models, open_store
 from server.settings import MaskPolicy, Settings
 
 _log = logging.getLogger(__name__)
@@ -96,7 +89,7 @@ class Service:
         )
         self.projects = Projects(self.models)
         self._fetcher = fetcher or Fetcher(fetch_settings(settings))
-        self._store = _open_store(settings, self.metrics)
+        self._store = open_store(settings, self.metrics)
         known = None
         if self._store is not None:
             known = KnownImages(self._store, self._fetcher, recheck_s=settings.recheck_s, metrics=self.metrics)
@@ -369,56 +362,3 @@ def _describe(model: Model) -> ModelHealth:
 
 def _count_failed(outcomes: Sequence[Outcome]) -> int:
     return sum(not isinstance(outcome, ImageScores) for outcome in outcomes)
-
-
-def open_models(settings: Settings) -> Repository:
-    """Return the repository of the model that the settings name, else of `default`.
-
-    Versions in it are verified where a key is set.
-
-    Raises:
-        ConfigError: if it cannot be opened, or the key cannot be used.
-    """
-    keys = Keys.read(verifying=settings.verify_key)
-    return open_repository(settings.models, settings.model or DEFAULT_MODEL, settings.mirror, keys=keys)
-
-
-def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngine:
-    """Return what turns a version into an engine under these settings; None takes every processor there is.
-
-    Engines that it has opened have a backbone in common where it is the same.
-    """
-    options = EngineOptions(
-        device=settings.provider,
-        threads=threads or available_cpus(),
-        max_batch_images=settings.max_batch_images,
-        passes=settings.passes,
-        masks=settings.masks,
-        precision=settings.precision,
-    )
-    backbones = Backbones()
-    return lambda version: Engine(version, options, backbones=backbones)
-
-
-def _open_store(settings: Settings, metrics: Metrics) -> FeatureStore | None:
-    """Open the feature store that the settings ask for; None if they ask for none."""
-    if not settings.cache_bytes:
-        return None
-    store = FeatureStore(
-        settings.cache_dir,
-        max_bytes=settings.cache_bytes,
-        count_fault=lambda kind: metrics.feature_cache_faults.labels(kind).inc(),
-    )
-    metrics.feature_cache_bytes.set_function(lambda: store.size_bytes)
-    return store
-
-
-def fetch_settings(settings: Settings) -> FetchSettings:
-    """Return what the fetcher is to know."""
-    return FetchSettings(
-        label_studio_url=settings.label_studio_url,
-        label_studio_public_url=settings.label_studio_public_url,
-        api_token=settings.label_studio_token,
-        local_files_root=settings.local_files_root,
-        allowed_origins=settings.allowed_origins,
-    )

@@ -12,7 +12,7 @@ from contract.images.preprocess import decode_image
 from contract.scores.acquisition import label_studio_score
 from contract.versions.repository import Repository
 from server.inference.validation import admit
-from server.service import engine_loader
+from server.opening import engine_loader
 from server.settings import Device, Settings
 
 TOLERANCE = 1e-6

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from server.opening import open_models
 from server.pool.shards import Folder, Shard, find_shards
-from server.service import open_models
 from server.settings import Settings
 
 

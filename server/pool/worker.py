@@ -24,9 +24,10 @@ from server.inference.batching import ImageScores
 from server.inference.known_images import ImageReference
 from server.inference.scoring import Outcome
 from server.inference.validation import admit
+from server.opening import engine_loader, open_models
 from server.pool.job import Done, Job
 from server.pool.shards import Folder, PoolError, Shard
-from server.service import Service, engine_loader, open_models
+from server.service import Service
 from server.settings import Score
 
 _AHEAD = 2

@@ -9,7 +9,7 @@ from bench.tiny_model import publish
 from contract.errors import ConfigError
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
-from server.service import open_models
+from server.opening import open_models
 from server.settings import Settings
 from tests.buckets import environment
 from tests.server.conftest import make_predict_body, make_tasks, service_of

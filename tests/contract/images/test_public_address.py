@@ -10,7 +10,7 @@ import contract.images.connections
 import contract.images.local
 from contract.errors import FetchError
 from contract.images.fetch import Fetcher
-from server.service import fetch_settings
+from server.opening import fetch_settings
 from server.settings import Settings
 from tests.contract.images.conftest import IMAGE, LEGACY, PUBLIC, Clock, unknown
 from trainer.labels.dataset import open_fetcher
