@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -24,6 +24,7 @@ from contract.versions.learning_curve import find_line, find_points
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests
+from server.inference.engine import Engine
 from server.page.reports import has_report
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -59,26 +60,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Serving(Protocol):
-    """What is shown of an engine."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """That of the version in use."""
-
-    @property
-    def passes(self) -> int:
-        """T."""
-
-    @property
-    def provider(self) -> str:
-        """The device."""
-
-    @property
-    def precision(self) -> str | None:
-        """Of the backbone."""
-
-
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
     """A class of a version."""
@@ -111,7 +92,7 @@ class Page:
         self._read_manifest = lru_cache(maxsize=4 * _VERSIONS)(repository.read_manifest)
 
     def render(
-        self, *, up: bool, detail: str | None, serving: Serving | None, now: datetime, is_one_of_several: bool = False
+        self, *, up: bool, detail: str | None, serving: Engine | None, now: datetime, is_one_of_several: bool = False
     ) -> bytes:
         """Return the page in UTF-8.
 
@@ -171,7 +152,7 @@ class ModelSummary:
     """A model, as it stands among others."""
 
     name: str
-    serving: Serving | None
+    serving: Engine | None
     detail: str | None
     projects: tuple[int, ...]
     """That were ranked by it, or that its version in use was trained on."""
