@@ -9,9 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from tqdm import tqdm
+
+from contract.life import showing_life
 
 _SECONDS_A_LINE: Final = 5.0
 _LINE: Final = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {rate_fmt}, {remaining} left{postfix}"
@@ -55,27 +58,20 @@ _at_work: list[str] = []
 
 
 @contextmanager
-def showing_life(title: str) -> Iterator[None]:
+def showing_stage(title: str) -> Iterator[None]:
     """Say every few seconds, while the block lasts and no bar tells more, that it is at work: `backbone: 15 s`."""
-    over = threading.Event()
     _at_work.append(title)
-    ticker = threading.Thread(target=_tick, args=(title, len(_at_work), over), name="progress", daemon=True)
-    ticker.start()
     try:
-        yield
+        with showing_life(partial(_tell, title, len(_at_work)), every_s=_SECONDS_A_LINE):
+            yield
     finally:
-        over.set()
-        ticker.join()
         _at_work.pop()
 
 
-def _tick(title: str, depth: int, over: threading.Event) -> None:
-    started = time.monotonic()
-    while not over.wait(_SECONDS_A_LINE):
-        now = time.monotonic()
-        if len(_at_work) == depth and now - Bar.last_shown >= _SECONDS_A_LINE:
-            sys.stderr.write(f"{title}: {now - started:.0f} s\n")
-            sys.stderr.flush()
+def _tell(title: str, depth: int, seconds: float) -> None:
+    if len(_at_work) == depth and time.monotonic() - Bar.last_shown >= _SECONDS_A_LINE:
+        sys.stderr.write(f"{title}: {seconds:.0f} s\n")
+        sys.stderr.flush()
 
 
 def lock_within_process() -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-from trainer.progress_bar import showing_life
+from trainer.progress_bar import showing_stage
 
 CLEAR: Final = "clear"
 """The stage that comes after the new order stands."""
@@ -29,7 +29,7 @@ class Stages:
         self._seconds.setdefault(stage, 0.0)
         started, before = self._clock(), sum(self._seconds.values())
         try:
-            with showing_life(stage):
+            with showing_stage(stage):
                 yield
         finally:
             within = sum(self._seconds.values()) - before

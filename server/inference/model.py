@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from contract.errors import (
@@ -18,10 +19,10 @@ from contract.errors import (
     SignatureError,
     VersionNotFound,
 )
+from contract.life import showing_life
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.validation import Admitted, LoadEngine, admit
-from server.observe.logs import showing_life
 from server.observe.metrics import Metrics
 
 _SILENT_S: Final = 60.0
@@ -155,8 +156,7 @@ class Model:
         _log.info("loading version %s", published, extra={"model": self.name})
         self._loading = published
         try:
-            still = f"still loading version {published}"
-            with self.repository.holding(published), showing_life(_log, still, model=self.name):
+            with self.repository.holding(published), showing_life(partial(self._say_loading, published)):
                 admitted = admit(self.repository, published, self._load)
         except Exception as err:  # whatever a bad version does, the one in use stays in use
             self._refuse(published, err)
@@ -164,6 +164,9 @@ class Model:
             self._swap(admitted)
         finally:
             self._loading = None
+
+    def _say_loading(self, version: str, seconds: float) -> None:
+        _log.info("still loading version %s", version, extra={"model": self.name, "seconds": round(seconds, 1)})
 
     def _swap(self, admitted: Admitted) -> None:
         engine, former = admitted.engine, self._engine

@@ -7,10 +7,6 @@ import json
 import logging
 import re
 import secrets
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -18,8 +14,6 @@ from typing import Any
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request being served; None outside of one."""
 
-_LIFE_S = 5.0
-"""Between two lines of what takes long."""
 _ACCEPTABLE = re.compile(r"[\w-]{1,64}", re.ASCII)
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
@@ -46,24 +40,6 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False, default=str)
-
-
-@contextmanager
-def showing_life(logger: logging.Logger, message: str, *, every_s: float = _LIFE_S, **extra: object) -> Iterator[None]:
-    """Log a message every few seconds while the block lasts, with the `seconds` that it has taken."""
-    over, started = threading.Event(), time.monotonic()
-
-    def tick() -> None:
-        while not over.wait(every_s):
-            logger.info(message, extra={**extra, "seconds": round(time.monotonic() - started, 1)})
-
-    ticker = threading.Thread(target=tick, name="life", daemon=True)
-    ticker.start()
-    try:
-        yield
-    finally:
-        over.set()
-        ticker.join()
 
 
 def logging_config(level: str = "INFO") -> dict[str, Any]:

@@ -7,6 +7,7 @@ elsewhere is on the page. Reads the repository; knows no routes.
 import base64
 import hashlib
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from markupsafe import Markup
 
 from contract.errors import LabelnextError
 from contract.scores.ranking import load_rankings
+from contract.settings import DEFAULT_MODEL
 from contract.versions import learning_curve
 from contract.versions.learning_curve import find_line, find_points
 from contract.versions.manifest import Manifest
@@ -196,7 +198,9 @@ def _environment() -> Environment:
         percent="{:.0%}".format,
         figure="{:.2f}".format,
         fine="{:.3f}".format,
+        shell=shlex.quote,
     )
+    environment.globals["default_model"] = DEFAULT_MODEL
     environment.tests["reported"] = has_report
     return environment
 

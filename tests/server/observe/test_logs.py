@@ -1,11 +1,10 @@
 import json
 import logging
 import logging.config
-import threading
 
 import pytest
 
-from server.observe.logs import JsonFormatter, accept_request_id, logging_config, request_id, showing_life
+from server.observe.logs import JsonFormatter, accept_request_id, logging_config, request_id
 
 
 def make_record(message="hello %s", *values, **extra):
@@ -67,18 +66,3 @@ def test_any_other_request_id_is_replaced(offered):
     made = accept_request_id(offered)
     assert made != offered
     assert accept_request_id(made) == made
-
-
-def test_what_takes_long_says_so_meanwhile(caplog):
-    """With the seconds so far; what is soon over says nothing."""
-    caplog.set_level(logging.INFO)
-    logger, said = logging.getLogger("test"), threading.Event()
-    logger.addFilter(lambda record: said.set() or True)
-    with showing_life(logger, "still at it", every_s=0.01, model="birds"):
-        assert said.wait(10)
-    count = len(caplog.records)
-    with showing_life(logger, "still at it", every_s=60):
-        pass
-    assert len(caplog.records) == count
-    assert {(record.message, record.model) for record in caplog.records} == {("still at it", "birds")}
-    assert caplog.records[0].seconds >= 0

@@ -308,6 +308,13 @@ class TestStates:
         assert {"Not ranked yet", "Ranked by another version"} <= set(document.headings)
         assert "Moths" in document.text
 
+    def test_commands_name_a_model_that_is_not_the_default(self, tmp_path):
+        """Else the trainer would work for the default one; a shell reads the name as it is."""
+        page = Page(Repository(tmp_path, "moths & co"), label_studio_url=None)
+        shown = {element.text for element in show(page).find("code")}
+        commands = ("run --project ID", "rank --project ID", "watch --project ID")
+        assert {f"LABELNEXT_MODEL='moths & co' python -m trainer {command}" for command in commands} <= shown
+
     def test_a_request_to_train_is_shown_until_it_is_answered(self, page, repository):
         """Whoever pressed Start Training sees that it arrived, and what answers it."""
         leave_request(repository, 3)

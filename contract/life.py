@@ -1,0 +1,33 @@
+"""Telling from time to time that what takes long is still at work."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+EVERY_S: Final = 5.0
+"""Between two signs of life."""
+
+
+@contextmanager
+def showing_life(tell: Callable[[float], object], *, every_s: float = EVERY_S) -> Iterator[None]:
+    """Call `tell` every few seconds while the block lasts, from a thread of its own.
+
+    Args:
+        tell: takes the seconds since the block began.
+        every_s: seconds between two calls.
+    """
+    over, started = threading.Event(), time.monotonic()
+
+    def tick() -> None:
+        while not over.wait(every_s):
+            tell(time.monotonic() - started)
+
+    ticker = threading.Thread(target=tick, name="life", daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticker.join()

@@ -1,0 +1,29 @@
+import threading
+
+from contract.life import showing_life
+
+
+def test_what_takes_long_tells_so_meanwhile():
+    """With the seconds so far, and no more once it is over."""
+    told, twice = [], threading.Event()
+
+    def tell(seconds):
+        told.append(seconds)
+        if len(told) == 2:
+            twice.set()
+
+    with showing_life(tell, every_s=0.01):
+        assert twice.wait(10)
+    count = len(told)
+    assert told == sorted(told)
+    assert told[0] >= 0.01
+    assert not any(thread.name == "life" for thread in threading.enumerate())
+    assert len(told) == count
+
+
+def test_what_is_soon_over_tells_nothing():
+    """There is nothing to tell."""
+    told = []
+    with showing_life(told.append, every_s=60):
+        pass
+    assert told == []
