@@ -13,13 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
-from contract.scores.holdout import is_held_out
 from demo import clipart
-from demo.browser import logged_in, open_browser
+from demo.browser import PATIENCE_MS, logged_in, open_browser
 from demo.film import Film
 from demo.label_studio import LabelStudio, label_studio
 from demo.pool import read_pool
@@ -32,11 +30,7 @@ _IMAGES: Final = CHECKOUT / "docs" / "images"
 _COLOURS: Final = 128
 _FILM_WIDTH: Final = 960
 
-_FIRST, _THEN = 80, 60
-_HOLDOUT: Final = ("--holdout-share", "0.3")
-"""More than anybody would take, so that a pool of a few hundred images has enough to test the surest labels on."""
-_SURE: Final = ("--sure", "0.8")
-"""The drawings are few and hard."""
+_FIRST, _THEN, _ROUNDS = 80, 60, 3
 _MISTAKES: Final = 5
 """Labels that are wrong on purpose, to be found."""
 _SUBMITTED: Final = 3
@@ -51,6 +45,7 @@ class _Scene:
     studio: LabelStudio
     server: Server
     project: Project
+    workplace: Workplace
     truth: Mapping[int, str]
     """Of each task, by its number."""
 
@@ -95,21 +90,27 @@ def _play(stack: ExitStack) -> _Scene:
         project.annotate(task, wrong if task in tasks[:_MISTAKES] else truth[task])
     server_python = CHECKOUT / ".venv-server" / "bin" / "python"
     server = stack.enter_context(serving(workplace, python=server_python, port=free_port(), log=data / "server.log"))
-    scene = _Scene(studio, server, project, truth)
-    _round(scene, workplace)
-    ordered = [task.id for task in project.tasks(ordering="tasks:predictions_score") if not task.labelled]
-    held_out = is_held_out(project.id, np.array(ordered), float(_HOLDOUT[1]))
-    for number, task in enumerate(ordered):
-        if held_out[number] or number < _THEN:
-            project.annotate(task, truth[task])
-    _round(scene, workplace)
+    scene = _Scene(studio, server, project, workplace, truth)
+    _round(scene)
+    _label_tab(scene, "Random holdout")
+    for _ in range(_ROUNDS - 1):
+        _label_tab(scene, "Label next", most=_THEN)
+        _round(scene)
     project.connect(server.url, title="Labelnext")
     return scene
 
 
-def _round(scene: _Scene, workplace: Workplace) -> None:
-    train(workplace, scene.project.id, [*choose_start(None, None).options, *_HOLDOUT])
-    rank(workplace, scene.project.id, scene.server.url, [*_HOLDOUT, *_SURE])
+def _label_tab(scene: _Scene, title: str, *, most: int | None = None) -> None:
+    """Label what a tab shows, from its beginning."""
+    view = scene.tabs()[title].partition("?tab=")[2]
+    reply = scene.studio.client().get("/api/tasks/", view=view, page_size=len(scene.truth))
+    for task in reply["tasks"][:most]:
+        scene.project.annotate(task["id"], scene.truth[task["id"]])
+
+
+def _round(scene: _Scene) -> None:
+    train(scene.workplace, scene.project.id, choose_start(None, None).options)
+    rank(scene.workplace, scene.project.id, scene.server.url)
 
 
 def _take_pictures(page: Page, scene: _Scene) -> None:
@@ -139,13 +140,21 @@ def _film(page: Page, scene: _Scene) -> None:
         _label(page, scene, film)
     page.goto(_largest_sure(scene))
     _wait_for_grid(page)
-    film.shoot("3. Sure: look over many labels at once, untick what is wrong", 3)
+    count = int(page.get_by_title("Filtered tasks").inner_text())
+    film.shoot("3. Sure: look over many labels at once, open what is wrong and label it", 3)
     page.get_by_text(re.compile(r"^\d+ Tasks?$")).first.click()
-    page.get_by_text("Create Annotations From Predictions").hover()
-    film.shoot("4. ... and confirm them all", 2)
+    action = page.get_by_text("Create Annotations From Predictions").first
+    action.hover()
+    film.shoot("4. ... and confirm all others", 2)
+    action.click()
+    page.get_by_text("OK", exact=True).click()
+    expect(page.get_by_title("Filtered tasks")).to_have_text("0", timeout=PATIENCE_MS)
+    page.wait_for_timeout(1000)
+    film.shoot(f"5. {count} labels at once", 2)
+    _round(scene)
     page.goto(scene.server.url)
     page.wait_for_timeout(1000)
-    film.shoot("5. Each round: how good it is, and whether more labels would help", 4)
+    film.shoot("6. Each round: how good it is, and whether more labels would help", 4)
     film.save(_IMAGES / "loop.gif")
 
 
@@ -169,10 +178,10 @@ def _label(page: Page, scene: _Scene, film: Film) -> None:
 def _largest_sure(scene: _Scene) -> str:
     """Return the tab of what may be confirmed of the most frequent label."""
     frequent = Counter(scene.truth.values()).most_common(1)[0][0]
-    title = f"Sure: {frequent}"
-    if title not in (tabs := scene.tabs()):
+    sure = [address for title, address in scene.tabs().items() if title.startswith(f"Sure: {frequent} ")]
+    if not sure:
         raise DemoError(f"no label {frequent} may be confirmed: the holdout is too small, or the model too poor")
-    return tabs[title]
+    return sure[0]
 
 
 def _wait_for_list(page: Page) -> None:

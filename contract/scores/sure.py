@@ -4,6 +4,7 @@ Label Studio's *Create Annotations From Predictions* copies a prediction into an
 forgotten as soon as a newer ranking removes it; what stays is the copy, and the mark in its regions' `meta`.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ MARK: Final = "tab"
 """The key of a region's `meta` under which the mark stands."""
 
 _MARK: Final = re.compile(r"(?s)(.+)/sure/(?:other/)?(\d{1,9})\.")
+
+_ROUNDED: Final = 1e-9
 
 _Count = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -44,6 +47,11 @@ def parse_mark(text: object) -> tuple[str, int] | None:
     """Return the ranking and the label's index that a mark names; None where it is none."""
     found = _MARK.fullmatch(text) if isinstance(text, str) else None
     return (found[1], int(found[2])) if found else None
+
+
+def percent_below(share: float) -> int:
+    """Return a share in whole per cent, never more than it is; what a float cannot hold exactly is let off."""
+    return math.floor(100 * share + _ROUNDED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from contract.scores.acquisition import margin
 from contract.scores.holdout import is_held_out
 from contract.scores.keyed_uniforms import keyed_uniforms
-from contract.scores.sure import Shadow, Sure
+from contract.scores.sure import Shadow, Sure, percent_below
 from contract.tasks import labels_in
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.evaluation.sure import (
@@ -203,7 +203,7 @@ def _offer(sure: Sure, predicted: Sequence[Predicted], asked: Asked, *, copies: 
     """Offer what is far enough from the next label, or a copy; of the random holdout, note it only."""
     reasons, tasks, offered, shadows = dict[int, str](), dict(sure.tasks), Counter(sure.offered), [*sure.shadows]
     out, noted = asked.held_out(each.task for each in predicted), {shadow.task for shadow in sure.shadows}
-    by_margin = f"at least {100 * sure.precision:.3g} % of such labels are right"
+    by_margin = f"at least {percent_below(sure.low or sure.precision)} % of such labels are right"
     for each in predicted:
         enough = sure.least_margin is not None and each.margin >= sure.least_margin
         reason, group = copies.get(each.task, by_margin if enough else None), asked.group(each.labels)

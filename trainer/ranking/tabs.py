@@ -86,7 +86,8 @@ class RankingTabs:
             listed = note_listed(context.tab_record.listed, self._doubts, unlabelled=context.data)
             record = replace(context.tab_record, listed=listed, sure=sure)
             lacking = bool(offered and offered.wanted)
-            wanted = self._choose([tabs.sure(marker, label) for marker, label in sure.items()], lacking=lacking)
+            low = offered.low if offered else None
+            wanted = self._choose([tabs.sure(marker, label, low) for marker, label in sure.items()], lacking=lacking)
             shown = keep_tabs(context.client, self._project, context.repository, record=record, wanted=wanted)
         except (LabelnextError, OSError) as err:
             _log.warning("the project's tabs may be those of an earlier ranking; the next one mends them: %s", err)

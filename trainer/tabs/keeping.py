@@ -1,8 +1,8 @@
 """Having a project's tabs be what they should: made, changed as far as they are ours, and taken away.
 
-Ours are those that we remember by number and that still bear our title: a tab that was renamed is its owner's, and one
-that was deleted stays so. Of ours only the filters are ours, and whatever else people filter by, show or set stays.
-What is about to be done is written down first, so that it may be cut short anywhere and begun again.
+Ours are those that we remember by number and that still bear a title of ours: one that was renamed is its owner's, and
+one that was deleted stays so. Of ours only title and filters are ours, and whatever else people filter by, show or set
+stays. What is about to be done is written down first, so that it may be cut short anywhere and begun again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +18,10 @@ from trainer.tabs.tabs import Tab
 from trainer.tabs.views import Column, Filter, View
 
 _REMEMBERED: Final = 5
-"""Filters that a tab of ours had: what a browser puts back that has been open since."""
+"""Filters and titles that a tab of ours had: what a browser puts back that has been open since."""
 _NUMBER: Final = "tasks:id"
-_WIDTHS: Final = {"tasks:predictions_results": 520, "tasks:annotations_results": 260}
-"""Of the columns with text in them, in pixels."""
+_WIDTHS: Final = {"tasks:predictions_results": 470, "tasks:annotations_results": 220}
+"""Of the columns with text in them, in pixels: both and an image beside them are to be seen where 1,200 are wide."""
 _GRID_COLUMNS: Final = 6
 _TICKED: Final = {"selected": {"all": True, "list": []}}
 """As the Data Manager reads it, which forgets it when people change a tab."""
@@ -52,16 +52,19 @@ def keep_tabs(
     tabs = _recognise(record.tabs, there)
     shown = {key: view for key, kept in tabs.items() for view in there if view.id == kept.id}
     gone = {key: replace(tabs[key], leaving=True) for key in shown if key not in filled}
-    new = {key: Kept(None, tab.title, (tab.filters,)) for key, tab in filled.items() if key not in tabs}
-    changed = {key: _written(tabs[key], filled[key].filters) for key in shown if key in filled}
+    new = {key: Kept(None, tab.title, (), (tab.filters,)) for key, tab in filled.items() if key not in tabs}
+    changed = {key: _written(tabs[key], filled[key]) for key in shown if key in filled}
     tabs = {**tabs, **gone, **new, **changed}
     save_record(repository, project_id, replace(record, tabs=tabs))
     for key in gone:
         views.delete_view(client, shown[key].id)
     for key in changed:
-        if (filters := _follow(shown[key].filters, record.tabs[key].written, filled[key].filters)) is not None:
-            settings = _TICKED if filled[key].ticked else {}
-            views.change_view(client, project_id, shown[key], filters=filters, settings=settings)
+        view, tab = shown[key], filled[key]
+        filters = _follow(view.filters, record.tabs[key].written, tab.filters)
+        if filters is not None or view.title != tab.title:
+            settings = {"title": tab.title, **(_TICKED if tab.ticked else {})}
+            there_now = list(view.filters) if filters is None else filters
+            views.change_view(client, project_id, view, filters=there_now, settings=settings)
     made = _make(client, project_id, [filled[key] for key in new], alone=not there) if new else {}
     if gone or made:
         tabs = {key: replace(kept, id=made.get(key, kept.id)) for key, kept in tabs.items() if key not in gone}
@@ -92,7 +95,7 @@ def _recognise(tabs: Mapping[str, Kept], there: Sequence[View]) -> dict[str, Kep
     for key, kept in tabs.items():
         number = _find_unnumbered(kept, there) if kept.id is None else kept.id
         view = by_number.get(number) if number is not None else None
-        if view is not None and view.title == kept.title:
+        if view is not None and view.title in (kept.title, *kept.former):
             found[key] = replace(kept, id=number, leaving=False)
         elif number is not None and view is None and not kept.leaving:
             found[key] = kept
@@ -105,9 +108,12 @@ def _find_unnumbered(kept: Kept, there: Sequence[View]) -> int | None:
     return same[-1] if same else None
 
 
-def _written(kept: Kept, filters: tuple[Filter, ...]) -> Kept:
-    others = tuple(each for each in kept.written if each != filters)
-    return replace(kept, written=(*others, filters)[-_REMEMBERED:])
+def _written(kept: Kept, tab: Tab) -> Kept:
+    """What is remembered once a tab of ours is made what it is to be."""
+    filters = tuple(each for each in kept.written if each != tab.filters)
+    titles = tuple(each for each in (*kept.former, kept.title) if each != tab.title)
+    written = (*filters, tab.filters)[-_REMEMBERED:]
+    return replace(kept, title=tab.title, former=titles[-_REMEMBERED:], written=written)
 
 
 def _follow(

@@ -24,6 +24,8 @@ class Kept:
     id: int | None
     """Its number; None if it was about to be made."""
     title: str
+    former: tuple[str, ...]
+    """Titles that it was given before: a browser that has been open for long puts one back."""
     written: tuple[tuple[Mapping[str, Any], ...], ...]
     """The filters that it was given, the last ones last: a browser that has been open for long puts older ones back."""
     leaving: bool = False
@@ -79,7 +81,10 @@ def load_record(repository: Repository, project_id: int, created_at: str) -> Tab
 def _kept(each: Mapping[str, Any]) -> Kept:
     number = each["id"]
     written = tuple(tuple(dict(item) for item in items) for items in each["written"])
-    return Kept(None if number is None else int(number), str(each["title"]), written, leaving=bool(each["leaving"]))
+    titles = tuple(map(str, each.get("former", ())))
+    return Kept(
+        None if number is None else int(number), str(each["title"]), titles, written, leaving=bool(each["leaving"])
+    )
 
 
 def save_record(repository: Repository, project_id: int, record: TabRecord) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
-from contract.scores.sure import MARK, common_mark, mark
+from contract.scores.sure import MARK, common_mark, mark, percent_below
 from contract.tasks import labels_in
 from trainer import labelstudio
 from trainer.tabs.views import Filter
@@ -72,10 +72,14 @@ def random_holdout() -> Tab:
     return Tab("holdout", "Random holdout", filters, _SCORE, (), grid=True)
 
 
-def sure(marker: str, label: str) -> Tab:
-    """Return the tab of tasks whose predicted label may be confirmed, the surest first."""
+def sure(marker: str, label: str, low: float | None) -> Tab:
+    """Return the tab of tasks whose predicted label may be confirmed, the surest first.
+
+    Its title says how closely to look: at least a share `low` of such labels is right.
+    """
     filters = (_UNLABELLED, _holds(marker))
-    return Tab(f"sure/{label}", f"Sure: {label}", filters, f"-{_SCORE}", (_SCORE, _PREDICTION), grid=True, ticked=True)
+    title = f"Sure: {label}" if low is None else f"Sure: {label} ≥{percent_below(low)} %"
+    return Tab(f"sure/{label}", title, filters, f"-{_SCORE}", (_SCORE, _PREDICTION), grid=True, ticked=True)
 
 
 def _holds(marker: str) -> Filter:

@@ -49,10 +49,17 @@ def labelled(rig):
     return rig
 
 
+class Confident(dict):
+    """What may be confirmed: tasks by why."""
+
+    low = None
+    """The lower end of the interval of the share of them that is right."""
+
+
 @pytest.fixture
 def confident(monkeypatch):
-    """What may be confirmed: tasks by why."""
-    found = {}
+    """What rankings say that may be confirmed."""
+    found = Confident()
 
     original = planning._arrange
 
@@ -62,7 +69,7 @@ def confident(monkeypatch):
             replace(each, sure="as good as certain") if each.task in found and not each.held_out else each
             for each in plan.items
         ]
-        return replace(plan, items=tuple(items)), failures
+        return replace(plan, items=tuple(items), sure=plan.sure and replace(plan.sure, low=found.low)), failures
 
     monkeypatch.setattr(planning, "_arrange", arrange)
     return found
@@ -236,6 +243,27 @@ def test_a_browser_that_was_open_for_long_puts_nothing_back(labelled, confident)
     assert labelled.studio.tabs()["Sure: dog"] == [] != held
     labelled.rank(holdout_share=0)
     assert labelled.studio.tabs()["Sure: dog"] == held
+
+
+def test_titles_say_how_many_are_right_and_follow_what_is_measured(labelled, confident):
+    """Never more than that; a browser that puts an earlier title back does not make the tab its owner's."""
+    confident.update(dict.fromkeys(labelled.unlabelled))
+    confident.low = 0.8199
+    labelled.rank(holdout_share=0)
+    number = number_of(labelled, "Sure: dog ≥81 %")
+    labelled.studio.views[number]["gridWidth"] = 3
+    for low, title in ((0.93, "Sure: dog ≥93 %"), (0.99, "Sure: dog ≥99 %")):
+        publish(labelled)
+        confident.low = low
+        labelled.rank(holdout_share=0)
+        assert labelled.studio.views[number]["title"] == title
+        labelled.studio.views[number]["title"] = "Sure: dog ≥81 %"
+    assert sorted(views(labelled)) == ["Default", "Label next", "Sure: cat ≥99 %", "Sure: dog ≥81 %"]
+    assert labelled.studio.views[number]["gridWidth"] == 3
+    labelled.studio.views[number]["title"] = "Mine ≥81 %"
+    publish(labelled)
+    labelled.rank(holdout_share=0)
+    assert {"Mine ≥81 %", "Sure: dog ≥99 %"} <= set(views(labelled))
 
 
 def test_filters_that_people_change_stay_if_nothing_must_follow(labelled):
