@@ -4,12 +4,14 @@ Tabs are made when the project goes by the ranking, and no ranking fails for the
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+
 from contract.errors import LabelnextError
-from contract.scores.holdout import share_of
+from contract.scores.holdout import is_held_out, share_of
 from contract.scores.sure import Sure
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.ranking.context import RankingContext
@@ -85,28 +87,43 @@ class RankingTabs:
             sure = {**self._groups, **tabs.find_groups(plan.items, self._name)}
             listed = note_listed(context.tab_record.listed, self._doubts, unlabelled=context.data)
             record = replace(context.tab_record, listed=listed, sure=sure)
-            lacking = bool(offered and offered.wanted)
-            low = offered.low if offered else None
-            wanted = self._choose([tabs.sure(marker, label, low) for marker, label in sure.items()], lacking=lacking)
+            wanted = self._choose(sure, offered)
             shown = keep_tabs(context.client, self._project, context.repository, record=record, wanted=wanted)
         except (LabelnextError, OSError) as err:
             _log.warning("the project's tabs may be those of an earlier ranking; the next one mends them: %s", err)
         else:
             _log.info("tabs: %s", ", ".join(shown) or "none, for none would hold a task")
 
-    def _choose(self, sure: list[Tab], *, lacking: bool) -> list[Tab]:
-        skipped_are_done = self._context.project.skip_queue == _SKIPPED_ARE_DONE
-        chosen = [tabs.label_next(skipped_are_done=skipped_are_done), *sure]
+    def _choose(self, sure: Mapping[str, str], offered: Sure | None) -> list[Tab]:
+        """Return the tabs that hold a task, from what the ranking knows: Label Studio would have to search all of them.
+
+        Args:
+            sure: what those look for whose labels may be confirmed, and the label of each.
+            offered: what may be confirmed.
+        """
+        unlabelled, chosen = self._context.data, list[Tab]()
+        if unlabelled:
+            skipped_are_done = self._context.project.skip_queue == _SKIPPED_ARE_DONE
+            chosen.append(tabs.label_next(skipped_are_done=skipped_are_done))
+        if offered:
+            left = {label for task, label in offered.tasks.items() if task in unlabelled}
+            there = tabs.with_a_task(sure, self._name, left)
+            chosen += [tabs.sure(marker, label, offered.low) for marker, label in sure.items() if marker in there]
         if changed_before := just_after(self._doubts):
             chosen.append(tabs.look_again(tabs.doubt_marker(self._name), changed_before))
-        if lacking or self._too_few_held_out:
+        lacking = bool(offered and offered.wanted) or self._too_few_held_out
+        if lacking and is_held_out(self._project, np.array([*unlabelled], np.int64), self._holdout_share).any():
             chosen.append(tabs.random_holdout())
         return chosen
+
+    @property
+    def _holdout_share(self) -> float:
+        return self._context.options.holdout_share
 
     @property
     def _too_few_held_out(self) -> bool:
         """Whether too little of the random holdout is labelled to advise by."""
         version = self._context.version
-        if version is None or not self._context.options.holdout_share or not share_of(version.manifest):
+        if version is None or not self._holdout_share or not share_of(version.manifest):
             return False
         return (version.manifest.training.audit_images or 0) < LEAST_IMAGES

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from contract.label_studio import LabelStudioClient
 from contract.versions.repository import Repository
-from trainer import labelstudio
 from trainer.tabs import views
 from trainer.tabs.record import Kept, TabRecord, forget_record, save_record
 from trainer.tabs.tabs import Tab
@@ -32,7 +31,7 @@ _EVERYTHING: Final = {"title": "Default"}
 def keep_tabs(
     client: LabelStudioClient, project_id: int, repository: Repository, *, record: TabRecord, wanted: Sequence[Tab]
 ) -> list[str]:
-    """Have a project show the tabs that are wanted and hold a task, and none of ours beside them.
+    """Have a project show the tabs that are wanted, and none of ours beside them.
 
     Args:
         client: from `labelstudio.connect`.
@@ -42,34 +41,34 @@ def keep_tabs(
         wanted: from left to right.
 
     Returns:
-        the titles of those that hold a task.
+        their titles.
 
     Raises:
         ConfigError: if Label Studio does not answer or refuses, or the record cannot be written.
     """
     there = views.list_views(client, project_id)
-    filled = {tab.key: tab for tab in wanted if labelstudio.count_tasks(client, project_id, tab.filters)}
+    shall = {tab.key: tab for tab in wanted}
     tabs = _recognise(record.tabs, there)
     shown = {key: view for key, kept in tabs.items() for view in there if view.id == kept.id}
-    gone = {key: replace(tabs[key], leaving=True) for key in shown if key not in filled}
-    new = {key: Kept(None, tab.title, (), (tab.filters,)) for key, tab in filled.items() if key not in tabs}
-    changed = {key: _written(tabs[key], filled[key]) for key in shown if key in filled}
+    gone = {key: replace(tabs[key], leaving=True) for key in shown if key not in shall}
+    new = {key: Kept(None, tab.title, (), (tab.filters,)) for key, tab in shall.items() if key not in tabs}
+    changed = {key: _written(tabs[key], shall[key]) for key in shown if key in shall}
     tabs = {**tabs, **gone, **new, **changed}
     save_record(repository, project_id, replace(record, tabs=tabs))
     for key in gone:
         views.delete_view(client, shown[key].id)
     for key in changed:
-        view, tab = shown[key], filled[key]
+        view, tab = shown[key], shall[key]
         filters = _follow(view.filters, record.tabs[key].written, tab.filters)
         if filters is not None or view.title != tab.title:
             settings = {"title": tab.title, **(_TICKED if tab.ticked else {})}
             there_now = list(view.filters) if filters is None else filters
             views.change_view(client, project_id, view, filters=there_now, settings=settings)
-    made = _make(client, project_id, [filled[key] for key in new], alone=not there) if new else {}
+    made = _make(client, project_id, [shall[key] for key in new], alone=not there) if new else {}
     if gone or made:
         tabs = {key: replace(kept, id=made.get(key, kept.id)) for key, kept in tabs.items() if key not in gone}
         save_record(repository, project_id, replace(record, tabs=tabs))
-    return [tab.title for tab in filled.values()]
+    return [tab.title for tab in shall.values()]
 
 
 def remove_tabs(client: LabelStudioClient, project_id: int, repository: Repository, record: TabRecord) -> int:

@@ -137,6 +137,14 @@ def find_groups(items: Collection[Predicted], ranking: str) -> dict[str, str]:
     return found
 
 
+def with_a_task(groups: Collection[str], ranking: str, labels: Collection[int]) -> set[str]:
+    """Return what of that which tabs look for is on tasks of these labels, by their indices."""
+    others = common_mark(ranking)
+    own = {mark(ranking, label) for label in labels}
+    is_other = any(mark(ranking, label) not in groups for label in labels)
+    return {marker for marker in groups if marker in own or (marker == others and is_other)}
+
+
 def _label_of(item: Predicted) -> str:
     """The first of its labels."""
     labels = [label for region in item.result for label in labels_in(region.get("value"))]

@@ -9,6 +9,7 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.scores.holdout import is_held_out
+from contract.scores.sure import Sure
 from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.ranking.rig import raise_killed
 from tests.trainer.studio import Gone
@@ -69,7 +70,10 @@ def confident(monkeypatch):
             replace(each, sure="as good as certain") if each.task in found and not each.held_out else each
             for each in plan.items
         ]
-        return replace(plan, items=tuple(items), sure=plan.sure and replace(plan.sure, low=found.low)), failures
+        labels = {each.task: each.result[0]["value"]["choices"][0] for each in items if each.sure}
+        tasks = {task: context.control.labels.index(label) for task, label in labels.items()}
+        sure = replace(plan.sure or Sure(name, 0.98), low=found.low, tasks=tasks)
+        return replace(plan, items=tuple(items), sure=sure), failures
 
     monkeypatch.setattr(planning, "_arrange", arrange)
     return found
@@ -204,7 +208,8 @@ def test_what_is_sure_follows_the_version(labelled, confident):
     confident.update(dict.fromkeys(dogs[:2]))
     labelled.studio.before = lambda request: _refuse(request, "DELETE", "/model-versions")
     labelled.rank(holdout_share=0)
-    assert len([each for each in labelled.studio.predictions.values() if each["task"] == dogs[2]]) == 2
+    ours = [each for each in labelled.studio.predictions.values() if each["model_version"] != "yolo"]
+    assert len([each for each in ours if each["task"] == dogs[2]]) == 2
     assert sorted(labelled.studio.tabs()["Sure: dog"]) == sorted(dogs[:2])
     assert "Sure: cat" not in views(labelled)
 
@@ -322,6 +327,7 @@ def test_ranked_again_nothing_is_changed(labelled, confident):
     assert json.dumps(labelled.studio.views) == before
     managed = [request for request in labelled.studio.requests if "/dm/" in request.path]
     assert [request.method for request in managed] == ["GET"]
+    assert not [request for request in labelled.studio.requests if "predictions_results" in str(request.path)]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
