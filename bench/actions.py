@@ -4,14 +4,14 @@ On real images whose labels are hidden, an oracle plays the annotator of a proje
 labels what the product's order brings up, and confirms what the product offers to be confirmed in bulk. Models, scores,
 order, random holdout and what is offered are the product's own. Counted are
 
-    actions    labels given one by one, and confirmations, one for each group of a label; over the number of images
+    actions    labels given one by one, wrong ones unticked, and confirmations, one for each group of a label; over the
+               number of images
     looks      pages of 30 images that were looked over before a group was confirmed
     purity     share of all labels in the end that are the hidden ones, and of those that were confirmed
 
-by two annotators: one opens every wrong one in a group and labels it, which takes it out of the group and is an action
-as any label is (`corrections` counts these), and one confirms whatever it is shown, so that its purity shows what the
-guarantee is worth. What was computed stays below .cache/bench. `--quick` takes one seed, small images and a part of the
-pool; `--save` puts the table below bench/results.
+by two annotators: one unticks every wrong label that it is shown, and labels these as soon as the others are confirmed,
+and one unticks none, so that its purity shows what the guarantee is worth. What was computed stays below .cache/bench.
+`--quick` takes one seed, small images and a part of the pool; `--save` puts the table below bench/results.
 """
 
 import argparse
@@ -69,7 +69,7 @@ _SHOWN: Final = (
     "actions",
     "labels",
     "random_labels",
-    "corrections",
+    "unticks",
     "confirmations",
     "confirmed",
     "looks",
@@ -105,8 +105,7 @@ class Tally:
     labels: int = 0
     random_labels: int = 0
     """Of the random holdout."""
-    corrections: int = 0
-    """Labels of what was seen to be wrong in a group."""
+    unticks: int = 0
     confirmations: int = 0
     confirmed: int = 0
     confirmed_wrong: int = 0
@@ -114,8 +113,8 @@ class Tally:
 
     @property
     def actions(self) -> int:
-        """Labels and confirmations."""
-        return self.labels + self.confirmations
+        """Labels, unticks and confirmations."""
+        return self.labels + self.unticks + self.confirmations
 
 
 class Play:
@@ -276,7 +275,7 @@ class Play:
         ]
 
     def _confirm(self, sure: Sure) -> None:
-        """Look over the groups that are worth it, label what is seen to be wrong, and confirm the others."""
+        """Look over the groups that are worth it, untick what is seen to be wrong, confirm the others, and label it."""
         tasks, labels = np.array([*sure.tasks], np.int64), np.array([*sure.tasks.values()], np.int64)
         for label in np.unique(labels):
             group = tasks[labels == label]
@@ -288,7 +287,7 @@ class Play:
             self._given[kept], self._confirmed[kept] = label, True
             self._groups[sure.ranking, int(label)] += len(kept)
             self.tally.looks += math.ceil(len(group) / _PAGE)
-            self.tally.corrections += int(np.count_nonzero(wrong))
+            self.tally.unticks += int(np.count_nonzero(wrong))
             self.tally.confirmations += 1
             self.tally.confirmed += len(kept)
             self.tally.confirmed_wrong += int((self._truth[kept] != label).sum())

@@ -52,13 +52,13 @@ def test_purity_is_that_of_the_hidden_labels(careless):
     assert careless["purity_of_confirmed"] >= 0.9
 
 
-def test_who_corrects_what_is_wrong_has_no_wrong_label():
-    """Each correction is a label, and so an action."""
+def test_who_unticks_what_is_wrong_has_no_wrong_label():
+    """Each is an action, and is labelled, which is another."""
     found = play(attentive=True)
     assert found["purity"] == found["purity_of_confirmed"] == 1
     assert found["labels"] + found["confirmed"] == len(POOL)
-    assert 0 < found["corrections"] <= found["labels"]
-    assert found["actions"] == pytest.approx((found["labels"] + found["confirmations"]) / len(POOL))
+    assert 0 < found["unticks"] <= found["labels"]
+    assert found["actions"] == pytest.approx((found["labels"] + found["unticks"] + found["confirmations"]) / len(POOL))
 
 
 def test_where_nothing_is_sure_all_is_labelled():

@@ -6,7 +6,7 @@ the same order in whichever order they come.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -17,7 +17,7 @@ from contract.scores.holdout import holdout_order, is_held_out
 from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
 from trainer.ordering.duplicates import Outlook, find_representatives
-from trainer.ordering.reasons import HELD_OUT, explain, near_duplicate
+from trainer.ordering.reasons import HELD_OUT, UNTICKED, explain, near_duplicate
 from trainer.ordering.strategies import Bools, Candidates, Floats, Ints, Preference, descending
 
 _GAP: Final = 1e-9
@@ -54,6 +54,7 @@ def arrange(
     duplicates: bool = True,
     passes: Passes | None = None,
     labels: Sequence[str] = (),
+    unticked: Collection[int] = (),
 ) -> Arrangement:
     """Put candidates in the order in which they are to be labelled.
 
@@ -68,6 +69,8 @@ def arrange(
         duplicates: whether near-duplicates are put behind all others.
         passes: gives the probabilities of the passes of candidates by index; needed by batch-bald.
         labels: (C,), the classes' names, to be used in the reasons.
+        unticked: tasks of which a person saw that the predicted label is wrong: no label teaches more, so they come
+            before all others.
 
     Raises:
         ConfigError: if there is no such strategy for such labels, or the share is not one.
@@ -95,13 +98,16 @@ def arrange(
         labels=labels,
     )
     places = np.argsort(by_task)
+    seen = np.isin(candidates.task_ids, np.array([*unticked], np.int64))
+    queue = by_task[ranked.queue]
+    reasons = [ranked.reasons[place] for place in places]
     return compose(
-        by_task[ranked.queue],
+        queue[np.argsort(~seen[queue], kind="stable")],
         task_ids=candidates.task_ids,
         project=project,
         holdout_share=holdout_share,
         scores=_agreement(candidates),
-        reasons=[ranked.reasons[place] for place in places],
+        reasons=[UNTICKED if known else reason for known, reason in zip(seen.tolist(), reasons, strict=True)],
         representative=by_task[ranked.representative[places]],
     )
 

@@ -10,6 +10,7 @@ from contract.scores.acquisition import margin
 from trainer.ordering.strategies import BALANCED, BATCH_BALD, DRAWN, Candidates, Preference
 
 HELD_OUT: Final = "random sample, for measuring"
+UNTICKED: Final = "unticked: it is not what the model takes it for"
 COVERS: Final = "covers a part of the pool not seen yet"
 BY_CHANCE: Final = "drawn by chance"
 

@@ -144,6 +144,7 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sur
     scores, failures = scorer.score(context.tasks)
     if not scores:
         return Plan(name, options.strategy, unscored=_tasks_of(failures)), failures
+    found = _find_sure(context, manifest, scorer, scores, name=name, former=former) if options.sure else None
     _log.info("arranging %d images by %s", len(scores), options.strategy)
     with context.measure("arrange"):
         arrangement: Arrangement = arrange(
@@ -157,13 +158,13 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sur
             duplicates=not options.keep_duplicates,
             passes=lambda indices: scorer.passes([scores[index] for index in indices]),
             labels=manifest.labels,
+            unticked=found.sure.passed_over if found else (),
         )
     plan = place(scores, arrangement, name=name, strategy=options.strategy, unscored=_tasks_of(failures))
-    if options.sure:
-        found = _find_sure(context, manifest, scorer, scores, name=name, former=former)
-        _log.info("%s", found.sure.sentence)
-        plan = _offering(plan, found)
-    return plan, failures
+    if found is None:
+        return plan, failures
+    _log.info("%s", found.sure.sentence)
+    return _offering(plan, found), failures
 
 
 def _find_sure(

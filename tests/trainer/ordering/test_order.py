@@ -10,6 +10,7 @@ from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from tests.trainer.candidates import make_candidates, make_passes
 from trainer.ordering.order import arrange, interleave
+from trainer.ordering.reasons import UNTICKED
 from trainer.ordering.strategies import STRATEGIES
 
 ORDINARY = {
@@ -89,6 +90,22 @@ def test_an_arrangement_is_one(data, given_pool, share, duplicates, batch_size):
     np.testing.assert_allclose(along, np.sort(agreement(candidates)), atol=1e-6)
     assert len(found.reasons) == count
     assert all(found.reasons)
+
+
+def test_what_was_unticked_comes_first():
+    """In the order that they would have among themselves, and all others in theirs; it says why."""
+    candidates, _ = pool(40)
+    plain = arranged(candidates, holdout_share=0.1)
+    unticked = candidates.task_ids[plain.order[[30, 12, 7]]]
+    found = arranged(candidates, holdout_share=0.1, unticked=[*unticked.tolist(), 10**9])
+    queue = [place for place in plain.order if not plain.held_out[place]]
+    first = [place for place in queue if candidates.task_ids[place] in unticked]
+    assert [place for place in found.order if not found.held_out[place]] == [
+        *first,
+        *(place for place in queue if place not in first),
+    ]
+    assert {found.reasons[place] for place in first} == {UNTICKED}
+    assert UNTICKED not in {found.reasons[place] for place in queue if place not in first}
 
 
 @pytest.mark.slow
