@@ -58,7 +58,7 @@ _LEAST_GROUP: Final = 10
 """Images for which a group is worth a confirmation."""
 _BARS: Final = {"trashnet": 1 / 3, "cifar10-lt": 1 / 5}
 """Actions over images that are aimed at."""
-_PRECISIONS: Final = (DEFAULT_PRECISION, 0.95, 0.9, 0.8, 0.7)
+_PRECISIONS: Final = (DEFAULT_PRECISION, 0.98, 0.9, 0.7)
 """What is asked of labels that are offered."""
 _SHOWN: Final = (
     "images",
@@ -89,7 +89,7 @@ class Plan:
     image_size: int
     first: int
     """Labels before the first training, and between two at least."""
-    growth: float = 0.5
+    growth: float = 0.25
     """Share of the labels so far that are made between two trainings."""
     holdout_share: float = 0.1
     until: float = 0.65
@@ -204,7 +204,7 @@ class Play:
         self._confirm(self._sure)
         queue = left[order]
         queue = queue[~(self._confirmed | self._by_people)[queue]]
-        more = min(self._sure.wanted, wanted) if self._plan.follow and judged else 0
+        more = min(self._sure.wanted, wanted) if self._plan.follow else 0
         drawn = self._held_out(queue)
         at_random = queue[drawn][np.argsort(holdout_order(self._seed, queue[drawn]))][:more]
         self._label(np.concatenate([at_random, np.setdiff1d(queue[:wanted], at_random)]))
@@ -333,7 +333,7 @@ def open_dataset(plan: Plan) -> tuple[Dataset, Indices, int | None]:
 
 def plan_projects(*, quick: bool, only: str | None) -> list[Plan]:
     """Return what is played."""
-    trashnet, cifar = Plan("trashnet", LITE0, 224, first=40), Plan("cifar10-lt", LITE0, 96, first=100)
+    trashnet, cifar = Plan("trashnet", LITE0, 224, first=20), Plan("cifar10-lt", LITE0, 224, first=100)
     plans = [trashnet, cifar, replace(trashnet, backbone="vgg16", image_size=112)]
     plans += [replace(cifar, backbone="vgg16", image_size=64)]
     return [trashnet] if quick else [plan for plan in plans if only in (None, plan.images)]

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, TypeAdapter
 
-DEFAULT_PRECISION: Final = 0.98
-"""Of what is offered to be confirmed in bulk."""
+DEFAULT_PRECISION: Final = 0.8
+"""Of what is offered to be confirmed in bulk, once somebody has looked it over."""
 
 MARK: Final = "tab"
 """The key of a region's `meta` under which the mark stands."""

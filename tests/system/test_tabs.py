@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ class DataManager:
         expect(self.page.get_by_title("Filtered tasks")).to_have_text(str(len(held)), timeout=PATIENCE_MS)
         first = [int(shown.nth(number).inner_text().split()[0]) for number in range(min(5, len(held)))]
         assert first == list(held[: len(first)])
-        keep_picture(self.page, f"tab-{title.lower().replace(': ', '-').replace(' ', '-')}")
+        keep_picture(self.page, "tab-" + re.sub(r"\W+", "-", title.lower()).strip("-"))
         return shown
 
 
@@ -87,7 +88,7 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
     manager = DataManager(page, studio, project)
     before = train(workplace, project.id, (*TRAINING, *HOLDOUT))
     with serve(workplace, version=before.version) as server:
-        rank(workplace, project.id, server.url, HOLDOUT)
+        rank(workplace, project.id, server.url, (*HOLDOUT, "--sure", "0.98"))
         assert list(manager.tabs()) == ["Label next", "Look again", "Random holdout", "Default"]
         held = manager.held("Random holdout")
         manager.open("Random holdout", grid=True)
@@ -107,7 +108,10 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         kept = _keep_a_doubted_label(manager, digits, wrong)
         title = max(sure, key=lambda each: len(manager.held(each)))
         confirmed, unticked = _confirm_all_but_one(manager, title)
-        label = title.removeprefix("Sure: ")
+        found = re.fullmatch(r"Sure: (.+) ≥(\d+) %", title)
+        assert found
+        label, least = found[1], int(found[2])
+        assert 30 <= least < 100
         for task in confirmed:
             assert decide(manager.task(task), "label", {*digits.labels}) == {label}
             assert is_confirmed(manager.task(task))
@@ -120,7 +124,7 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         rank(workplace, project.id, server.url, RANKING)
         offered = [task for each in manager.tabs() if each.startswith("Sure: ") for task in manager.held(each)]
         assert not {*confirmed, unticked} & {*offered}
-        assert unticked in manager.held("Label next")
+        assert manager.held("Label next")[0] == unticked
         if "Look again" in manager.tabs():
             assert kept not in manager.held("Look again")
 

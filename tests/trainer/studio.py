@@ -67,6 +67,17 @@ class Studio:
         by["created_at"] = by["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
         self.tasks[task]["annotations"].append(by)
 
+    def confirm(self, task):
+        """Make the prediction of the project's model version an annotation, as is done in bulk."""
+        version = self.project["model_version"]
+        [parent] = [
+            each for each in self.predictions.values() if (each["task"], each["model_version"]) == (task, version)
+        ]
+        by = {"result": parent["result"], "parent_prediction": parent["id"], "lead_time": None, "was_cancelled": False}
+        by |= {"completed_by": 1, "id": next(self.numbers)}
+        by["created_at"] = by["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
+        self.tasks[task]["annotations"].append(by)
+
     def edit(self, task):
         """Have a task's first annotation saved again."""
         self.tasks[task]["annotations"][0]["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
