@@ -27,7 +27,7 @@ _BAD_CONFIG = Answered({400, 413}, "bad_config|bad_request|request_entity_too_la
 _CONFLICT = Answered({409})
 _TOO_LARGE = Answered({413}, "request_entity_too_large|content_too_large")
 
-_BODIES = {
+BODIES = {
     "empty": b"",
     "cut-short": b'{"tasks": [',
     "words": b"tasks",
@@ -71,8 +71,8 @@ def cases() -> list[Case]:
 def _bodies() -> list[Case]:
     elsewhere = [(name, path) for name in ("empty", "100000-lists") for path in ("/score", "/webhook", "/setup")]
     return [
-        *(posted(f"body-{name}", BAD, content) for name, content in _BODIES.items()),
-        *(posted(f"body-{name}-{path[1:]}", BAD, _BODIES[name], path=path) for name, path in elsewhere),
+        *(posted(f"body-{name}", BAD, content) for name, content in BODIES.items()),
+        *(posted(f"body-{name}-{path[1:]}", BAD, BODIES[name], path=path) for name, path in elsewhere),
         request("body-gzipped", BAD, _gzipped),
     ]
 
