@@ -1,18 +1,15 @@
 """A repository in a bucket: what is published on one machine is read on another."""
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contract.errors import (
-    ConfigError,
     DigestError,
     PublishConflict,
     RepositoryUnreachable,
@@ -21,8 +18,8 @@ from contract.errors import (
     VersionNotFound,
 )
 from contract.versions.bucket import Bucket
-from contract.versions.location import open_repository, parse_location
-from contract.versions.repository import Repository, new_version
+from contract.versions.location import open_repository
+from contract.versions.repository import new_version
 from contract.versions.signatures import Keys, generate_keys
 from tests.buckets import environment
 from tests.versions import manifest, publish, write_files
@@ -40,14 +37,6 @@ def objects(store, location):
 
 def files_of(path):
     return {found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file()}
-
-
-def test_a_folder_is_a_repository_as_ever(tmp_path):
-    """Nothing is copied, and nothing imported for it."""
-    for location in (tmp_path, str(tmp_path)):
-        repository = open_repository(location, "birds")
-        assert type(repository) is Repository
-        assert repository.folder == tmp_path / "birds"
 
 
 def test_files_lie_in_the_bucket_and_in_the_cache_as_they_would_in_a_folder(machine, store, location):
@@ -239,28 +228,6 @@ class TestLocalCache:
                 opened.verify()
         assert len(fetched) == len(FILES) - 1
 
-    def test_two_repositories_do_not_share_one(self, machine, location, tmp_path):
-        """Models and prefixes keep apart below the same folder."""
-        roots = {
-            open_repository(where, model, tmp_path / "cache").folder
-            for where in (location, f"{location}/x", "s3://models")
-            for model in ("a", "b")
-        }
-        assert len(roots) == 6
-
-    def test_a_folder_that_cannot_be_one_is_told(self, location, tmp_path):
-        """The message names the setting."""
-        (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(ConfigError, match="set LABELNEXT_MIRROR to a folder"):
-            open_repository(location, "birds", tmp_path / "file")
-
-    def test_it_is_below_the_users_cache_unless_it_is_said(self, location, monkeypatch, tmp_path):
-        """And nobody else reads it."""
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        root = open_repository(location).root
-        assert root.parent == tmp_path / "cache" / "labelnext" / "mirror"
-        assert root.stat().st_mode & 0o077 == 0
-
     def test_the_version_in_use_needs_no_bucket(self, machine, monkeypatch):
         """Only what is new has to be asked for."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
@@ -441,68 +408,3 @@ def test_other_objects_are_no_versions(store, tmp_path_factory, keys):
         assert repository.versions() == []
         name = publish(repository, b"1").name if ["birds", "CURRENT"] not in keys else None
         assert repository.versions() == [name] * bool(name)
-
-
-@pytest.mark.parametrize(
-    "location",
-    ["s3://bucket", "s3://bucket/", "s3://bucket/a/b/", "s3://b.c-1/ü x", "models", "../models", "s3:/bucket"],
-)
-def test_a_place_is_taken_as_it_stands(location):
-    """With and without a prefix or a slash at its end; anything without a scheme is a folder, also if misspelt."""
-    assert parse_location(location) == (location if "://" in location else Path(location))
-
-
-@pytest.mark.parametrize(
-    "location",
-    [
-        "s3://",
-        "s3:///prefix",
-        "s3://Bucket/x",
-        "s3://b",
-        "s3://bucket//x",
-        "s3://bucket/x//",
-        "s3://bucket/../x",
-        "s3://bucket/x/..",
-        "s3://bucket/./x",
-        "s3://bucket/x?versionId=1",
-        "s3://bucket/x#y",
-        "s3://bucket/x\\y",
-        "s3://bucket/x\ny",
-        "s3://key:secret@bucket/x",
-        "s3://bucket:9000/x",
-        "gs://bucket/x",
-        "https://bucket/x",
-        "file:///models",
-    ],
-)
-def test_a_place_that_is_none_is_refused(location):
-    """The message says what one looks like."""
-    with pytest.raises(ValueError, match="a folder or s3://bucket/prefix"):
-        parse_location(location)
-    with pytest.raises(ConfigError, match="set LABELNEXT_MODELS"):
-        open_repository(location)
-
-
-def test_a_slash_at_the_end_makes_no_other_place(location, tmp_path):
-    """Nor another local cache."""
-    with_slash, without = (open_repository(where, "birds", tmp_path) for where in (f"{location}/", location))
-    assert with_slash.location == without.location
-    assert with_slash.root == without.root
-    published = publish(with_slash, b"1")
-    assert without.current() == published.name
-
-
-def test_the_whole_bucket_may_be_the_repository(store, location, tmp_path):
-    """Without a prefix."""
-    store.make("whole")
-    published = publish(open_repository("s3://whole", "birds", tmp_path / "a"), b"1")
-    assert open_repository("s3://whole/", "birds", tmp_path / "b").open(published.name).manifest == published.manifest
-
-
-def test_without_the_library_it_is_said_what_to_install(location, monkeypatch, tmp_path):
-    """And a folder does not need it."""
-    monkeypatch.setitem(sys.modules, "obstore", None)
-    monkeypatch.delitem(sys.modules, "contract.versions.bucket", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install -r requirements/s3\.txt"):
-        open_repository(location, "birds", tmp_path)
-    assert open_repository(tmp_path).versions() == []

@@ -1,30 +1,17 @@
 import base64
 import dataclasses
-import hashlib
-import io
-import json
-import math
 import re
-from datetime import UTC, datetime, timedelta
-from html.parser import HTMLParser
-from itertools import pairwise
-from pathlib import Path
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
 
-from contract.scores.ranking import RankedImage, Ranking, save_ranking
-from contract.versions.manifest import DropoutSite
-from contract.versions.repository import RANKINGS_FOLDER, Repository
-from contract.versions.results import Metrics, TrainingRecord
-from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
-from contract.versions.version import MODEL_FILE, PROBE_FILE
+from contract.scores.ranking import save_ranking
+from contract.versions.training_requests import leave_request
 from server.page.view import (
     ENDS,
-    HEADERS,
     LISTED_CLASSES,
     ClassMetrics,
     ModelSummary,
@@ -34,118 +21,21 @@ from server.page.view import (
     show_ago,
 )
 from tests import versions
-from tests.contract.versions.test_results import METRICS, TRAINING
-
-NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
-STUDIO = "https://studio.example.org"
-HOSTILE = "<script>alert('1')</script>\"onerror=x '&amp; \u202e"
-NOWHERE = Page(Repository(Path("/nowhere")), label_studio_url=None)
-OWN = {**TRAINING, "curve": None}
-"""Of a version that was measured on its own images alone."""
-VOID = {"meta", "link", "img"}
-
-
-class Document(HTMLParser):
-    """A page as a browser sees it: elements with their attributes, and the text of each."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.open = [], []
-        self.feed(html.decode())
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        element = SimpleNamespace(tag=tag, attrs=dict(attrs), text="")
-        self.elements.append(element)
-        if tag not in VOID:
-            self.open.append(element)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append(SimpleNamespace(tag=tag, attrs=dict(attrs), text=""))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop().tag == tag
-
-    def handle_data(self, data):
-        for element in self.open:
-            element.text += data
-
-    def find(self, tag, **attrs):
-        return [e for e in self.elements if e.tag == tag and attrs.items() <= e.attrs.items()]
-
-    @property
-    def text(self):
-        (body,) = self.find("body")
-        return re.sub(r"\s+", " ", body.text)
-
-    @property
-    def headings(self):
-        return [re.sub(r"\s+", " ", e.text).strip() for e in self.elements if e.tag in ("h1", "h2", "h3")]
-
-
-@pytest.fixture
-def page(repository):
-    return Page(repository, label_studio_url=STUDIO)
-
-
-def show(page, *, manifest=None, up=True, detail=None):
-    serving = manifest and SimpleNamespace(manifest=manifest, passes=20, provider="cpu", precision="int8")
-    return Document(page.render(up=up, detail=detail, serving=serving, now=NOW))
-
-
-def make_manifest(metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat")):
-    return dataclasses.replace(
-        versions.manifest("20260102T030405000Z-0a1b2c"),
-        labels=labels,
-        control="label",
-        dropout_sites=(DropoutSite((16,), 0.5),),
-        metrics=Metrics.parse(metrics, classes=len(labels)),
-        training=TrainingRecord.parse(training),
-    )
-
-
-def publish(repository, *, metrics=METRICS, training=OWN, labels=("ant", "bee", "cat"), at=NOW, report=()):
-    """Publish a version of which only the manifest is what it would be."""
-    with repository.stage(at) as staged:
-        for name in (MODEL_FILE, PROBE_FILE):
-            (staged.path / name).write_bytes(b"")
-        for name in report:
-            (staged.path / "report").mkdir(exist_ok=True)
-            (staged.path / "report" / name).write_bytes(b"")
-        manifest = make_manifest(metrics, training, labels)
-        described = dataclasses.replace(manifest, version=staged.version, created_at=at.isoformat(timespec="seconds"))
-        return staged.publish(described).manifest
-
-
-def thumbnail():
-    file = io.BytesIO()
-    Image.new("RGB", (16, 12), "teal").save(file, "JPEG")
-    return file.getvalue()
-
-
-def make_image(task=7, **fields):
-    known = {"label": "ant", "probability": 0.625, "bald": 0.25, "score": 0.125, "reason": "the passes disagree"}
-    return RankedImage(task=task, **{**known, "thumbnail": thumbnail(), **fields})
-
-
-def make_ranking(version, **fields):
-    known = {
-        "name": version or "cold-start-default",
-        "version": version,
-        "project": 3,
-        "title": "Beetles",
-        "created_at": (NOW - timedelta(hours=3)).isoformat(),
-        "strategy": "balanced-bald-margin",
-        "tasks": 12850,
-        "audit": 1285,
-        "near_duplicates": 412,
-        "failed": 5,
-        "mean_bald": 0.21,
-        "first": (make_image(6, label=None, probability=None, reason="random sample, for measuring"), make_image(5)),
-        "most_uncertain": (make_image(7), make_image(8)),
-        "most_confident": (make_image(9, probability=0.99),),
-    }
-    return Ranking(**{**known, **fields})
+from tests.contract.versions.test_results import METRICS
+from tests.server.page.conftest import (
+    HOSTILE,
+    NOW,
+    NOWHERE,
+    OWN,
+    STUDIO,
+    Document,
+    make_image,
+    make_manifest,
+    make_ranking,
+    publish,
+    show,
+    thumbnail,
+)
 
 
 class TestVersion:
@@ -378,161 +268,6 @@ class TestRankings:
         galleries = dict.fromkeys(("first", "most_uncertain", "most_confident"), many)
         save_ranking(repository, make_ranking(manifest.version, **galleries))
         assert len(show(page, manifest=manifest).find("img")) == 72
-
-
-class TestHostileContent:
-    def test_text_of_people_is_never_markup(self, page, repository):
-        """Labels, titles, reasons, names and advice come out as the text that they are."""
-        training = {**TRAINING, "images_by_class": {HOSTILE: 3}, "advice": {"sentence": HOSTILE}}
-        manifest = publish(repository, labels=(HOSTILE, "bee", "cat"), training=training)
-        image = make_image(label=HOSTILE, reason=HOSTILE)
-        texts = {"title": HOSTILE, "strategy": HOSTILE, "name": HOSTILE, "created_at": HOSTILE}
-        save_ranking(repository, make_ranking(manifest.version, first=(image,), most_uncertain=(image,), **texts))
-        save_ranking(repository, make_ranking("another", project=4, most_uncertain=(image,), **texts))
-        document = show(page, manifest=dataclasses.replace(manifest, created_at=HOSTILE), detail=HOSTILE)
-        assert document.find("script") == []
-        assert not any(name.startswith("on") for e in document.elements for name in e.attrs)
-        assert document.text.count("<script>") >= 11
-
-    def test_a_label_that_writes_from_right_to_left_turns_only_itself(self, page, repository):
-        """Each stands in an element that isolates its direction."""
-        manifest = publish(repository, labels=("\u202eant", "bee", "cat"))
-        assert any(e.text == "\u202eant" for e in show(page, manifest=manifest).find("bdi"))
-
-    def test_half_a_character_is_replaced(self, page, repository):
-        """JSON may hold one; UTF-8 may not."""
-        assert "ant?" in show(page, manifest=make_manifest(labels=("ant\ud800", "bee", "cat"))).text
-
-    def test_long_texts_are_cut(self, page, repository):
-        """A label of a megabyte is shown as one of some hundred characters."""
-        manifest = publish(repository, labels=("a" * 10**6, "bee", "cat"))
-        assert len(page.render(up=True, detail="x" * 10**6, serving=None, now=NOW)) < 50_000
-        assert len(show(page, manifest=manifest).text) < 5_000
-
-    @pytest.mark.parametrize(
-        "value", [math.nan, math.inf, -1, 10**400, "0.5", None, [], {"a": []}], ids=lambda value: f"{value!r:.9}"
-    )
-    def test_strange_figures_are_left_out(self, page, repository, value):
-        """The page is there without them, with no NaN on it."""
-        metrics, training = dict.fromkeys(METRICS, value), dict.fromkeys(TRAINING, value)
-        document = show(page, manifest=publish(repository, metrics=metrics, training=training))
-        assert "Version in use" in document.headings
-        assert not re.search(r"\b(nan|inf|None)\b", document.text, re.IGNORECASE)
-
-    def test_versions_that_were_removed_stay_on_the_curve_and_keep_their_reports(self, page, repository):
-        """What is removed is what takes room."""
-        for day in range(3):
-            publish(repository, at=NOW + timedelta(days=day), report=["index.html"])
-        before = show(page)
-        for name in repository.versions()[:2]:
-            repository.retire(name)
-        after = show(Page(repository, label_studio_url=STUDIO))
-        assert len(repository.versions()) == 1
-        assert len(before.find("circle")) == 3
-        assert [e.attrs for e in after.find("circle")] == [e.attrs for e in before.find("circle")]
-        assert [e.attrs for e in after.find("a")] == [e.attrs for e in before.find("a")]
-        assert after.text == before.text
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "",
-            "{",
-            "[]",
-            "[" * 100_000,
-            '{"contract": 2}',
-            '{"contract": ' + "9" * 5000 + "}",
-            "\ud800",
-        ],
-        ids=["empty", "cut", "list", "deep", "old", "huge-number", "not-utf-8"],
-    )
-    def test_a_version_that_cannot_be_read_is_off_the_curve(self, page, repository, text):
-        """The others stay on it."""
-        broken, manifest = publish(repository), publish(repository)
-        path = repository.folder / broken.version / "manifest.json"
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        assert len(show(page, manifest=manifest).find("circle")) == 1
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Ranking)])
-    def test_a_record_that_is_none_costs_only_itself(self, page, repository, name):
-        """Other projects' rankings are still shown."""
-        manifest = publish(repository)
-        save_ranking(repository, make_ranking(manifest.version, project=4, title="Moths"))
-        path, record = self.save(repository, manifest)
-        for value in (None, "x", -1, True, [], {}, [3], math.nan, math.inf):
-            path.write_text(json.dumps({**record, name: value}))
-            assert "Moths" in show(page, manifest=manifest).headings
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RankedImage)])
-    def test_an_image_with_a_strange_figure_is_no_reason_to_fail(self, page, repository, name):
-        """However large, small or absent it is."""
-        manifest = publish(repository)
-        path, record = self.save(repository, manifest)
-        for value in (None, "x", -1, 10**300, 10**400, 1e308, -1e308, [], math.nan):
-            image = {**record["most_uncertain"][0], name: value}
-            path.write_text(json.dumps({**record, "most_uncertain": [image]}))
-            assert "Version in use" in show(page, manifest=manifest).headings
-
-    @staticmethod
-    def save(repository, manifest):
-        save_ranking(repository, make_ranking(manifest.version))
-        path = repository.folder / RANKINGS_FOLDER / "3.json"
-        return path, json.loads(path.read_text())
-
-    @pytest.mark.parametrize("folder", [f"default/{RANKINGS_FOLDER}", REQUESTS_FOLDER])
-    @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "null", "\0"], ids=["deep", "huge", "null", "binary"])
-    def test_files_that_somebody_else_put_there_are_no_reason_to_fail(self, page, repository, folder, text):
-        """Among the rankings, and among the requests to train."""
-        manifest = publish(repository)
-        (repository.root / folder).mkdir()
-        (repository.root / folder / "default.3.json").write_text(text)
-        assert "Version in use" in show(page, manifest=manifest).headings
-
-    def test_folders_that_are_files_are_no_reason_to_fail(self, page, repository):
-        """Whatever lies where the rankings and requests would be."""
-        manifest = publish(repository)
-        for path in (repository.folder / RANKINGS_FOLDER, repository.root / REQUESTS_FOLDER):
-            path.write_text("not a folder")
-        assert "Version in use" in show(page, manifest=manifest).headings
-
-
-class TestMarkup:
-    @pytest.fixture
-    def document(self, page, repository):
-        manifest = publish(repository)
-        save_ranking(repository, make_ranking(manifest.version))
-        return show(page, manifest=manifest)
-
-    def test_it_needs_no_script_and_nothing_from_elsewhere(self, document):
-        """The policy allows only what is in the page: its one stylesheet, by digest, and images in data: URIs."""
-        policy = HEADERS["Content-Security-Policy"]
-        (style,) = document.find("style")
-        digest = base64.b64encode(hashlib.sha256(style.text.encode()).digest()).decode()
-        assert f"style-src 'sha256-{digest}'" in policy
-        assert policy.startswith("default-src 'none'; img-src data:;")
-        assert not any("style" in element.attrs for element in document.elements)
-        addresses = [e.attrs.get("src") or e.attrs["href"] for e in document.elements if e.tag in ("img", "link")]
-        assert all(address.startswith("data:image/") for address in addresses)
-        assert "url(" not in style.text
-        assert "@import" not in style.text
-
-    def test_it_can_be_read_on_a_phone_and_by_a_screen_reader(self, document):
-        """A type, viewport and language, one main heading, and headings, tables and pictures that have names."""
-        assert NOWHERE.render(up=True, detail=None, serving=None, now=NOW).startswith(b"<!DOCTYPE html>")
-        assert document.find("meta", name="viewport", content="width=device-width, initial-scale=1")
-        assert document.find("html", lang="en")
-        levels = [int(e.tag[1]) for e in document.elements if re.fullmatch("h[1-6]", e.tag)]
-        assert levels.count(1) == 1
-        assert all(below - above <= 1 for above, below in pairwise(levels))
-        assert all(image.attrs.get("alt") for image in document.find("img"))
-        ids = [e.attrs["id"] for e in document.elements if "id" in e.attrs]
-        assert len(ids) == len(set(ids))
-        named = [e for e in document.elements if "aria-labelledby" in e.attrs]
-        assert {e.attrs["aria-labelledby"] for e in named} <= set(ids)
-        assert all(e.attrs.get("scope") in ("col", "row") for e in document.find("th"))
-        assert all("aria-hidden" in e.attrs or e.attrs.get("role") == "img" for e in document.find("svg"))
 
 
 @pytest.mark.parametrize(
