@@ -19,7 +19,7 @@ from bench.tiny_model import publish
 from contract.versions.repository import Repository
 from tests.production.driving import Client, idle_connections
 from tests.server.conftest import make_task
-from tests.server.inference.test_scoring import make_png
+from tests.server.inference.conftest import make_png
 
 Serve = Callable[..., AbstractContextManager[tuple[Client, Server]]]
 

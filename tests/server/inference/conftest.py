@@ -1,11 +1,26 @@
-"""How versions are loaded, and what is counted meanwhile."""
+"""How versions are loaded and images scored, and what is counted meanwhile."""
 
+import base64
+import contextlib
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
-from bench.tiny_model import TinyModel, publish
+from bench.hosts import host
+from bench.tiny_model import SPEC, TinyModel, publish
+from contract.features.store import FeatureStore
+from contract.graph.lowering import PassOutputs
+from contract.images.fetch import Fetcher, FetchSettings
+from server.inference.batching import Batcher
 from server.inference.engine import Engine, EngineOptions
+from server.inference.known_images import ImageReference, KnownImages
+from server.inference.scoring import Scorer
 from server.observe.metrics import Metrics
 from server.settings import Device
+from tests.server.conftest import CallFetcher, to_data_uri
 
 OPTIONS = EngineOptions(device=Device.CPU, threads=1, max_batch_images=4)
 
@@ -28,3 +43,105 @@ def metrics():
 def count(metrics):
     """Return the value of a metric."""
     return lambda name, **labels: metrics.registry.get_sample_value(f"labelnext_{name}", labels)
+
+
+class EchoEngine:
+    """Says of each image who scored it and what its first pixel is, its one feature; can be held at a gate."""
+
+    features = 1
+    last_stage = None
+    manifest = SimpleNamespace(input=SPEC)
+
+    def __init__(self, number=0, gate=None):
+        self.number = number
+        self.gate = gate
+        self.backbone_key = f"backbone of {number}"
+        self.entered = threading.Event()
+        self.batches = []
+        self.backbone_batches = []
+
+    def compute_features(self, images):
+        self.backbone_batches.append([int(image[0, 0, 0]) for image in images])
+        return images[:, 0, 0, :1].astype(np.float32)
+
+    def run_passes(self, features, masks=None):
+        self.entered.set()
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        self.batches.append([int(row[0]) for row in features])
+        mean = np.array([[self.number, row[0]] for row in features], np.float32)
+        zeros = np.zeros(len(features), np.float32)
+        return PassOutputs(mean, zeros, zeros, mean[:, None])
+
+
+def serve(files):
+    """Serve bytes by reference; an exception is raised; a callable is called."""
+
+    def fetch(reference):
+        found = files[reference]
+        if isinstance(found, Exception):
+            raise found
+        return found() if callable(found) else found
+
+    return CallFetcher(fetch)
+
+
+def make_png(value):
+    pixels = np.full((SPEC.height, SPEC.width, 3), value, np.uint8)
+    return base64.b64decode(to_data_uri(pixels).partition(",")[2])
+
+
+@pytest.fixture
+def make_scorer(metrics):
+    closing = []
+
+    def make(files, *, fetch_threads=6, queue_images=8, store=None, clock=time.monotonic, recheck_s=0.0, now=time.time):
+        fetcher = serve(files) if isinstance(files, dict) else files
+        batcher = Batcher(max_batch_images=4, metrics=metrics, store=store)
+        batcher.start()
+        scorer = Scorer(
+            fetcher,
+            batcher,
+            fetch_threads=fetch_threads,
+            queue_images=queue_images,
+            metrics=metrics,
+            known=store and KnownImages(store, fetcher, recheck_s=recheck_s, metrics=metrics, clock=now),
+            clock=clock,
+        )
+        closing.extend([batcher, scorer])
+        return scorer
+
+    yield make
+    for part in reversed(closing):
+        part.close()
+
+
+@pytest.fixture
+def store():
+    with contextlib.closing(FeatureStore(None, max_bytes=2**20, count_fault=pytest.fail)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def image_host():
+    with host() as each:
+        yield each
+
+
+@pytest.fixture
+def fetcher(image_host):
+    with Fetcher(FetchSettings(label_studio_url=image_host.url)) as each:
+        yield each
+
+
+def total(metrics, name, **labels):
+    """Return what a counter has come to."""
+    return metrics.registry.get_sample_value(f"labelnext_{name}_total", labels) or 0
+
+
+def references(*names):
+    return [ImageReference(name, task_id=i) for i, name in enumerate(names)]
+
+
+def soon():
+    return time.monotonic() + 30

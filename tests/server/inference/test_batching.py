@@ -9,40 +9,12 @@ from hypothesis import strategies as st
 
 from contract.errors import Unavailable
 from contract.features.store import FeatureStore
-from contract.graph.lowering import PassOutputs
 from contract.scores.embedding import embed
 from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, NotFinite, Pixels, Work
 from server.observe.metrics import Metrics
+from tests.server.inference.conftest import EchoEngine
 
 FOREVER = float("inf")
-
-
-class EchoEngine:
-    """Says of each image who scored it and what its first pixel is, its one feature; can be held at a gate."""
-
-    features = 1
-    last_stage = None
-
-    def __init__(self, number=0, gate=None):
-        self.number = number
-        self.gate = gate
-        self.backbone_key = f"backbone of {number}"
-        self.entered = threading.Event()
-        self.batches = []
-        self.backbone_batches = []
-
-    def compute_features(self, images):
-        self.backbone_batches.append([int(image[0, 0, 0]) for image in images])
-        return images[:, 0, 0, :1].astype(np.float32)
-
-    def run_passes(self, features, masks=None):
-        self.entered.set()
-        if self.gate is not None:
-            assert self.gate.wait(10)
-        self.batches.append([int(row[0]) for row in features])
-        mean = np.array([[self.number, row[0]] for row in features], np.float32)
-        zeros = np.zeros(len(features), np.float32)
-        return PassOutputs(mean, zeros, zeros, mean[:, None])
 
 
 class BrokenEngine(EchoEngine):
