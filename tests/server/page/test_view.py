@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract.scores.ranking import save_ranking
+from contract.versions.repository import Repository
 from contract.versions.training_requests import leave_request
 from server.page.view import (
     ENDS,
