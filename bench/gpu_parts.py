@@ -6,10 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from statistics import median
 
@@ -153,13 +153,15 @@ def _place(setting: Setting, precision: Precision) -> Row:
 
 
 def _validate(setting: Setting, precision: Precision) -> Row:
-    version = setting.subject.version
-    with _reasons() as reasons:
-        admitted = admit(
-            Repository(setting.subject.root),
-            version.name,
-            lambda version: Engine(version, setting.options(precision)),
-        )
+    version, told, logger = setting.subject.version, BufferingHandler(1000), logging.getLogger("server.inference")
+    told.setLevel(logging.WARNING)
+    logger.addHandler(told)
+    try:
+        repository = Repository(setting.subject.root)
+        admitted = admit(repository, version.name, lambda version: Engine(version, setting.options(precision)))
+    finally:
+        logger.removeHandler(told)
+    reasons = [str(getattr(record, "reason", record.getMessage())) for record in told.buffer]
     probe, engine = Probe.load(version.probe_path), admitted.engine
     row = {
         "precision": engine.precision.value,
@@ -171,23 +173,6 @@ def _validate(setting: Setting, precision: Precision) -> Row:
         "features_largest": float(np.abs(probe.features).max()),
     }
     return with_faults(row, [] if engine.precision is precision else [f"refused: {'; '.join(reasons)}"])
-
-
-@contextmanager
-def _reasons() -> Iterator[list[str]]:
-    """Collect why the server does not do as it was asked to, which it logs."""
-    reasons: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            reasons.append(str(getattr(record, "reason", record.getMessage())))
-
-    handler, logger = Collect(logging.WARNING), logging.getLogger("server.inference")
-    logger.addHandler(handler)
-    try:
-        yield reasons
-    finally:
-        logger.removeHandler(handler)
 
 
 def _time(setting: Setting, precision: Precision) -> Row:
