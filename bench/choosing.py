@@ -1,8 +1,8 @@
 """How long does choosing take? `python -m bench.choosing [--images 100000] [--batch 100]`.
 
-The whole path from what servers say of a pool to its order, by the default strategy, near-duplicates looked for and
-not, on made-up scores of 10 and of 100 classes. Embeddings are of as few directions as those of photos: features of a
-random network with one hidden layer, on points of a space of some dozens. Some of the images are labelled.
+The whole path from what servers say of a pool to its order, by the default strategy, with few labels and with many,
+near-duplicates looked for and not, on made-up scores of 10 and of 100 classes. Embeddings are of as few directions as
+those of photos: features of a random network with one hidden layer, on points of a space of some dozens.
 """
 
 import json
@@ -24,6 +24,8 @@ _DIRECTIONS, _HIDDEN = 48, 320
 _SPREAD: Final = 4.0
 """Of the logits."""
 _AT_ONCE: Final = 10_000
+_LABELS_A_CLASS: Final = (1, 40)
+"""On average: few, and many."""
 
 
 def make_candidates(images: int, *, classes: int) -> Candidates:
@@ -45,8 +47,8 @@ def make_candidates(images: int, *, classes: int) -> Candidates:
     return Candidates(np.arange(images), probabilities, bald, nats, sent, multiple=False)
 
 
-def measure(candidates: Candidates, *, batch: int, duplicates: bool) -> float:
-    """Return the seconds that it takes to put candidates in order."""
+def measure(candidates: Candidates, *, batch: int, labels: int, duplicates: bool) -> float:
+    """Return the seconds that it takes to put candidates in order, with so many labels of each class."""
     classes = candidates.probabilities.shape[1]
     started = time.perf_counter()
     arrange(
@@ -54,7 +56,8 @@ def measure(candidates: Candidates, *, batch: int, duplicates: bool) -> float:
         strategy=DEFAULT_STRATEGY,
         project=1,
         name="v1",
-        labels_by_class=range(1, classes + 1),
+        labels_by_class=[labels] * classes,
+        labelled=candidates.embeddings[: labels * classes] + np.float32(0.01),
         holdout_share=0.1,
         batch_size=batch,
         duplicates=duplicates,
@@ -66,10 +69,12 @@ def main() -> None:
     """Measure, and print a table and one line of JSON."""
     options = read_options("choosing", __doc__, _OPTIONS)
     rows = []
-    for classes, duplicates in product(_CLASSES, (False, True)):
+    for classes in _CLASSES:
         candidates = make_candidates(options.images, classes=classes)
-        seconds = measure(candidates, batch=options.batch, duplicates=duplicates)
-        rows.append({"classes": classes, "near-duplicates": duplicates, "seconds": round(seconds, 2)})
+        for labels, duplicates in product(_LABELS_A_CLASS, (False, True)):
+            seconds = measure(candidates, batch=options.batch, labels=labels, duplicates=duplicates)
+            row = {"classes": classes, "labels a class": labels, "near-duplicates": duplicates}
+            rows.append({**row, "seconds": round(seconds, 2)})
     print_table(rows)
     print(json.dumps({"bench": "choosing", "images": options.images, "rows": rows, "machine": describe()}))
 

@@ -37,7 +37,7 @@ _REFERENCES = CHECKOUT / "bench" / "references"
 _SAVED: Final = ("report.html", "rounds.csv", "summary.json", "settings.json", "curves.png")
 _LITE0: Final = "efficientnet_lite0"
 _STRATEGIES: Final = "random,labelnext,margin,bald,badge,baal-bald,batch-bald,core-set,oracle"
-_OF_VGG16: Final = "random,labelnext"
+_OF_VGG16: Final = "random,labelnext,oracle"
 _QUICK_STRATEGIES: Final = "random,labelnext,margin,bald,baal-bald"
 _QUICK_SETS: Final = ("cifar10-lt", "trashnet")
 _MEASURES: Final = ("macro_f1", "minority_f1", "accuracy")
@@ -85,12 +85,12 @@ _MANY: Final = (75, 150, 200)
 """After three labels a class."""
 
 _SETS: Final[Mapping[str, _Set]] = {
-    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 96, 64),
-    "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 224, 112),
+    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 224, 64),
+    "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 224, 224),
     "clipart": _Set(sets.clipart, _grow(*_MANY, initial=225), 64),
-    "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 96),
+    "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224),
     "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64),
-    "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 96),
+    "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 224),
     "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 224),
 }
 """Where the developers' shared folder is."""

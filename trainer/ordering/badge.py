@@ -40,12 +40,12 @@ def squared_lengths(vectors: Singles) -> Singles:
     return lengths
 
 
-def directions(embeddings: Singles) -> Singles:
-    """Return in which direction each embedding differs from their mean, as vectors of length 1: (N, E) to (N, E).
+def directions(embeddings: Singles, pool: Singles) -> Singles:
+    """Return in which direction embeddings (N, E) differ from a pool's mean, (M, E), as vectors of length 1: (N, E).
 
     Embeddings are all positive before they are projected, so that any two point much the same way.
     """
-    centred = embeddings - embeddings.sum(axis=0) / max(1, len(embeddings))
+    centred = embeddings - pool.sum(axis=0) / max(1, len(pool))
     lengths = np.sqrt(squared_lengths(centred))[:, None]
     found: Singles = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > _LEAST_LENGTH)
     return found

@@ -16,7 +16,7 @@ from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
-from trainer.ordering.duplicates import Outlook, find_representatives
+from trainer.ordering.duplicates import Outlook, Vectors, find_representatives
 from trainer.ordering.reasons import HELD_OUT, UNTICKED, explain, near_duplicate
 from trainer.ordering.strategies import Bools, Candidates, Floats, Ints, Preference, descending
 
@@ -24,6 +24,7 @@ _GAP: Final = 1e-9
 """Between scores that would be equal, so that Label Studio cannot swap them."""
 _FARTHEST: Final = 1e-6
 """How far gaps may push a score altogether."""
+_NONE: Final[Vectors] = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def arrange(
     labels_by_class: Sequence[int],
     holdout_share: float,
     batch_size: int,
+    labelled: Vectors = _NONE,
     duplicates: bool = True,
     passes: Passes | None = None,
     labels: Sequence[str] = (),
@@ -66,6 +68,7 @@ def arrange(
         labels_by_class: (C,), how many labels there are already.
         holdout_share: of the tasks, those whose place is left to chance.
         batch_size: how many are about to be labelled: so many are chosen with regard to each other.
+        labelled: float32 (M, E), embeddings of images that have a label, or of some of many.
         duplicates: whether near-duplicates are put behind all others.
         passes: gives the probabilities of the passes of candidates by index; needed by batch-bald.
         labels: (C,), the classes' names, to be used in the reasons.
@@ -92,6 +95,7 @@ def arrange(
         soon=soon,
         name=name,
         labels_by_class=labels_by_class,
+        labelled=labelled,
         batch_size=batch_size,
         duplicates=duplicates,
         passes=given,
@@ -195,6 +199,7 @@ def _rank(
     soon: Ints,
     name: str,
     labels_by_class: Sequence[int],
+    labelled: Vectors,
     batch_size: int,
     duplicates: bool,
     passes: Passes | None,
@@ -216,6 +221,7 @@ def _rank(
         name=name,
         eligible=eligible & (representative == own),
         labels_by_class=labels_by_class,
+        labelled=labelled,
         batch_size=batch_size,
         passes=passes,
     )

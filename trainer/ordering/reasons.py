@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.scores.acquisition import margin
-from trainer.ordering.strategies import BALANCED, BATCH_BALD, DRAWN, Candidates, Preference
+from trainer.ordering.strategies import BALANCED, BATCH_BALD, COVER, DRAWN, Candidates, Preference, are_few
 
 HELD_OUT: Final = "random sample, for measuring"
 UNTICKED: Final = "unticked: it is not what the model takes it for"
@@ -43,6 +43,10 @@ def explain(
         few = _ask_for(candidates.probabilities, labels_by_class)
         for index in np.flatnonzero(few >= 0):
             reasons[index] += f", and few labels are {labels[few[index]] if labels else 'like it'} yet"
+    if strategy == COVER and are_few(labels_by_class):
+        for index in preference.chosen:
+            reasons[index] = COVERS
+        return reasons
     adds = {BATCH_BALD: ", and it adds to the images before it", **dict.fromkeys(DRAWN, ", and it differs from others")}
     for index in preference.chosen:
         reasons[index] += adds.get(strategy, "")

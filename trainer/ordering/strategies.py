@@ -15,7 +15,7 @@ import numpy.typing as npt
 from contract.errors import ConfigError
 from contract.scores.acquisition import margin
 from contract.scores.keyed_uniforms import keyed_uniforms
-from trainer.ordering import badge, batchbald
+from trainer.ordering import badge, batchbald, covering
 from trainer.ordering.batchbald import Passes
 
 Floats = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ Base = Literal["gradient", "bald-margin", "bald", "margin", "random"]
 """What a strategy goes by before it looks at other images."""
 
 _BASES: Final[Mapping[str, Base]] = {
-    "balanced-badge": "gradient",
+    "balanced-cover": "gradient",
     "balanced-bald-margin": "bald-margin",
     "badge": "gradient",
     "bald": "bald",
@@ -35,10 +35,12 @@ _BASES: Final[Mapping[str, Base]] = {
     "random": "random",
 }
 STRATEGIES: Final = tuple(_BASES)
-DEFAULT_STRATEGY: Final = "balanced-badge"
+DEFAULT_STRATEGY: Final = "balanced-cover"
+COVER: Final = "balanced-cover"
+BADGE: Final = "badge"
 BATCH_BALD: Final = "batch-bald"
-BALANCED: Final = frozenset({"balanced-badge", "balanced-bald-margin"})
-DRAWN: Final = frozenset({"balanced-badge", "badge"})
+BALANCED: Final = frozenset({COVER, "balanced-bald-margin"})
+DRAWN: Final = frozenset({COVER, BADGE})
 """Those that draw their first places, each with regard to those before it."""
 
 _FORMER: Final[Mapping[str, str]] = {
@@ -50,8 +52,10 @@ _FORMER: Final[Mapping[str, str]] = {
 """Strategies of earlier versions, and what to use in their place."""
 
 
-_LONGEST: Final = 50_000
-"""Images, those with the longest gradients, that are drawn from; of the others hardly one ever would be."""
+_FEW_LABELS: Final = 5
+"""A class, on average, below which a model is not asked which images it wants."""
+_CONSIDERED: Final = 50_000
+"""Images, those with the highest utility, that are drawn from; of the others hardly one ever would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,7 @@ def prefer(
     name: str,
     eligible: Bools,
     labels_by_class: Sequence[int],
+    labelled: npt.NDArray[np.float32],
     batch_size: int,
     passes: Passes | None,
 ) -> Preference:
@@ -197,17 +202,25 @@ def prefer(
         name: the ranking's: in another one chance falls otherwise.
         eligible: which may be chosen.
         labels_by_class: (C,), how many labels there are already.
+        labelled: (M, E), embeddings of images that have one.
         batch_size: the most that are chosen one after the other.
         passes: gives the probabilities of the passes; needed by batch-bald.
 
     Raises:
         ValueError: if batch-bald is given no passes.
     """
-    if strategy in DRAWN:
-        scales: npt.NDArray[np.float32] = np.ones(len(base), np.float32)
-        if strategy in BALANCED:
-            scales = rarity(candidates.probabilities, np.array(labels_by_class, np.float64))
-        return _draw(candidates, base, scales, eligible=eligible, batch_size=batch_size, purpose=f"badge/{name}")
+    if strategy == COVER:
+        return _cover(
+            candidates,
+            base,
+            eligible=eligible,
+            labels_by_class=labels_by_class,
+            labelled=labelled,
+            batch_size=batch_size,
+            purpose=f"{strategy}/{name}",
+        )
+    if strategy == BADGE:
+        return _draw(candidates, base, eligible=eligible, batch_size=batch_size, purpose=f"{strategy}/{name}")
     if strategy in BALANCED:
         return _balance(
             candidates.probabilities, base, eligible=eligible, labels_by_class=labels_by_class, batch_size=batch_size
@@ -218,6 +231,11 @@ def prefer(
         falling = descending(base)
         return Preference(batchbald.choose(falling[eligible[falling]], passes, batch_size=batch_size), base)
     return Preference(np.empty(0, np.int64), base)
+
+
+def are_few(labels_by_class: Sequence[int]) -> bool:
+    """Whether labels are too few for a model to know which images it needs."""
+    return sum(labels_by_class) < _FEW_LABELS * len(labels_by_class)
 
 
 def descending(utility: Floats) -> Ints:
@@ -233,27 +251,49 @@ def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> n
     return probabilities @ (1.0 / (labels_by_class + 1.0)).astype(np.float32)
 
 
-def _draw(
+def _cover(
     candidates: Candidates,
     base: Floats,
-    scales: npt.NDArray[np.float32],
     *,
     eligible: Bools,
+    labels_by_class: Sequence[int],
+    labelled: npt.NDArray[np.float32],
     batch_size: int,
     purpose: str,
 ) -> Preference:
-    """Draw by gradient embeddings times scales (N,); the base utility is the squared length of one before that."""
-    utility = base * scales.astype(np.float64) ** 2
-    falling = descending(utility)
-    considered = np.sort(falling[eligible[falling]][:_LONGEST])
-    surprise = badge.surprise(candidates.probabilities[considered], multiple=candidates.multiple)
+    """Choose far from what has labels: by distance alone while these are few, then drawn by gradient and rarity."""
+    pool = candidates.embeddings
+    utility = base * rarity(candidates.probabilities, np.array(labels_by_class, np.float64)).astype(np.float64) ** 4
+    known = badge.directions(labelled.reshape(-1, pool.shape[1]), pool)
+    if are_few(labels_by_class):
+        considered = np.flatnonzero(eligible)
+        considered = considered[:: -(-len(considered) // _CONSIDERED) or 1]
+        ways = badge.directions(pool[considered], pool)
+        chosen = covering.choose(ways, known, covering.neighbour_distances(ways), count=batch_size)
+    else:
+        considered = _consider(utility, eligible)
+        ways = badge.directions(pool[considered], pool)
+        chosen = covering.draw(utility[considered], ways, known, count=batch_size, purpose=purpose)
+    return Preference(considered[chosen], utility)
+
+
+def _draw(candidates: Candidates, base: Floats, *, eligible: Bools, batch_size: int, purpose: str) -> Preference:
+    """Draw by gradient embeddings, whose squared lengths are the base utility."""
+    considered = _consider(base, eligible)
     chosen = badge.draw(
-        surprise * scales[considered, None],
-        badge.directions(candidates.embeddings)[considered],
+        badge.surprise(candidates.probabilities[considered], multiple=candidates.multiple),
+        badge.directions(candidates.embeddings[considered], candidates.embeddings),
         count=batch_size,
         purpose=purpose,
     )
-    return Preference(considered[chosen], utility)
+    return Preference(considered[chosen], base)
+
+
+def _consider(utility: Floats, eligible: Bools) -> Ints:
+    """Return the eligible of the highest utility, by index."""
+    falling = descending(utility)
+    considered: Ints = np.sort(falling[eligible[falling]][:_CONSIDERED])
+    return considered
 
 
 def _balance(

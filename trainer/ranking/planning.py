@@ -40,6 +40,10 @@ _log = logging.getLogger(__name__)
 COLD_START: Final = "cold-start"
 """The strategy before there is a version."""
 
+_MOST_LABELLED: Final = 4000
+"""Labelled images that others are to differ from."""
+_NO_EMBEDDINGS: Final[npt.NDArray[np.float32]] = np.empty((0, 0), np.float32)
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -145,6 +149,7 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sur
     if not scores:
         return Plan(name, options.strategy, unscored=_tasks_of(failures)), failures
     found = _find_sure(context, manifest, scorer, scores, name=name, former=former) if options.sure else None
+    labelled = _embed_labelled(context, scorer) if options.strategy == strategies.COVER else _NO_EMBEDDINGS
     _log.info("arranging %d images by %s", len(scores), options.strategy)
     with context.measure("arrange"):
         arrangement: Arrangement = arrange(
@@ -155,6 +160,7 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sur
             labels_by_class=labels_by_class,
             holdout_share=options.holdout_share,
             batch_size=options.batch_size,
+            labelled=labelled,
             duplicates=not options.keep_duplicates,
             passes=lambda indices: scorer.passes([scores[index] for index in indices]),
             labels=manifest.labels,
@@ -165,6 +171,15 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sur
         return plan, failures
     _log.info("%s", found.sure.sentence)
     return _offering(plan, found), failures
+
+
+def _embed_labelled(context: RankingContext, scorer: "_Scorer") -> npt.NDArray[np.float32]:
+    """Return embeddings of images that people labelled, of some of many: (M, E)."""
+    with context.measure("labels"):
+        tasks = [each for each in context.annotated if not all(one["was_cancelled"] for one in each["annotations"])]
+    some = [PoolTask(task["id"], task["data"]) for task in tasks[:: -(-len(tasks) // _MOST_LABELLED) or 1]]
+    scores, _ = scorer.score(some)
+    return np.stack([score.embedding for score in scores]) if scores else _NO_EMBEDDINGS
 
 
 def _find_sure(

@@ -81,6 +81,7 @@ def _arrange(
         labels_by_class=situation.labels_by_class,
         holdout_share=DEFAULT_SHARE if product else 0.0,
         batch_size=query,
+        labelled=model.as_sent(model.compute_features(situation.labelled)),
         duplicates=product,
         passes=lambda indices: model.passes(features[indices]),
     ).order

@@ -167,12 +167,16 @@ class Model:
             np.concatenate([each.mean_probabilities for each in outputs]),
             np.concatenate([each.bald for each in outputs]),
             np.concatenate([each.entropy for each in outputs]),
-            _as_they_travel(self.embed(features)),
+            self.as_sent(features),
         )
 
     def embed(self, features: Floats) -> Floats:
         """Return embeddings of features (n, F): (n, 256)."""
         return embed(features, last=self._last_stage)
+
+    def as_sent(self, features: Floats) -> Floats:
+        """Return embeddings of features (n, F) as servers send them: (n, 256)."""
+        return _as_they_travel(self.embed(features))
 
     def bald(self, features: Floats, masks: Masks) -> Floats:
         """Return BALD in nats under other masks: (n, F) to (n,)."""

@@ -27,7 +27,7 @@ TITLES: Final[Mapping[Measure, str]] = {
 _BEHIND: Final = "#bcc6ce"
 """Of the strategies that are not named."""
 _RIVALS: Final = ("#c2570c", "#4053b4", "#a0306f", "#8a5200", "#3f7fb0", "#17703f", "#6d5ba8")
-_KNOWN: Final = ("baal-bald", "bald", "margin", "badge", "balanced-bald-margin", "balanced-badge", "batch-bald")
+_KNOWN: Final = ("baal-bald", "bald", "margin", "badge", "balanced-bald-margin", "balanced-cover", "batch-bald")
 """Whom to show first where not all can be; of the first two, which both are plain BALD, only one."""
 _FEW: Final = 4
 """Strategies that may all have a colour on one plot."""

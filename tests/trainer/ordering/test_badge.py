@@ -11,7 +11,8 @@ from trainer.ordering.badge import directions, draw, squared_lengths, surprise
 def factors(images, *, classes=4, numbers=6, seed=0):
     rng = np.random.default_rng(seed)
     probabilities = softmax(3 * rng.normal(size=(images, classes))).astype(np.float32)
-    return surprise(probabilities, multiple=False), directions(rng.random((images, numbers), np.float32))
+    pool = rng.random((images, numbers), np.float32)
+    return surprise(probabilities, multiple=False), directions(pool, pool)
 
 
 def test_a_gradient_embedding_is_the_gradient_of_the_last_layer():
@@ -68,5 +69,7 @@ def test_copies_are_not_drawn_twice():
 
 def test_directions_are_from_the_mean():
     """Of length 1, but for an image that is the mean."""
-    found = directions(np.array([[1, 0], [3, 0], [2, 0], [2, 4], [2, -4]], np.float32))
-    np.testing.assert_allclose(found, [[-1, 0], [1, 0], [0, 0], [0, 1], [0, -1]], atol=1e-6)
+    pool = np.array([[1, 0], [3, 0], [2, 0], [2, 4], [2, -4]], np.float32)
+    np.testing.assert_allclose(directions(pool, pool), [[-1, 0], [1, 0], [0, 0], [0, 1], [0, -1]], atol=1e-6)
+    other = np.array([[1, 1]], np.float32)
+    np.testing.assert_allclose(directions(other, pool), [[-(0.5**0.5), 0.5**0.5]], atol=1e-6)

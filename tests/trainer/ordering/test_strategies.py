@@ -22,6 +22,7 @@ def preferred(pool, strategy, *, labels_by_class=None, batch_size=20, eligible=N
         strategy=strategy,
         name=name,
         eligible=np.ones(len(pool.task_ids), np.bool_) if eligible is None else eligible,
+        labelled=np.empty((0, pool.embeddings.shape[1]), np.float32),
         labels_by_class=labels_by_class or [7] * pool.probabilities.shape[1],
         batch_size=batch_size,
         passes=passes,
@@ -46,7 +47,7 @@ def test_chance_falls_otherwise_in_another_ranking_only():
     once, again, other = (base_utility(pool, "random", name=name) for name in ("v1", "v1", "v1.r2"))
     np.testing.assert_array_equal(once, again)
     assert abs(np.corrcoef(once, other)[0, 1]) < 0.9
-    drawn = [preferred(pool, "balanced-badge", name=name).chosen.tolist() for name in ("v1", "v1", "v1.r2")]
+    drawn = [preferred(pool, "balanced-cover", name=name).chosen.tolist() for name in ("v1", "v1", "v1.r2")]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -117,7 +118,7 @@ def test_batch_bald_needs_passes():
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones():
     """The message lists them."""
-    with pytest.raises(ConfigError, match=r"balanced-badge, .*'best'") as refused:
+    with pytest.raises(ConfigError, match=r"balanced-cover, .*'best'") as refused:
         check("best", multiple=False)
     assert all(strategy in str(refused.value) for strategy in STRATEGIES)
 
@@ -127,7 +128,7 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones():
 )
 def test_a_strategy_that_is_no_more_names_what_to_use(former, now):
     """So that a command in somebody's crontab says how it goes on."""
-    with pytest.raises(ConfigError, match=f"{former} is no more; use {now} or, by default, balanced-badge"):
+    with pytest.raises(ConfigError, match=f"{former} is no more; use {now} or, by default, balanced-cover"):
         check(former, multiple=False)
 
 
@@ -174,11 +175,12 @@ def test_a_task_comes_once():
         pool.take(np.array([0, 2, 2]))
 
 
-@pytest.mark.parametrize("strategy", ["badge", "balanced-badge"])
-def test_drawn_images_are_eligible_and_different(strategy):
+@pytest.mark.parametrize("strategy", ["badge", "balanced-cover"])
+@pytest.mark.parametrize("labels", [1, 7])
+def test_drawn_images_are_eligible_and_different(strategy, labels):
     """None twice, none of those that may not be chosen, and as many as are asked for."""
     eligible = np.arange(200) % 3 > 0
-    chosen = preferred(candidates(), strategy, eligible=eligible, batch_size=50).chosen
+    chosen = preferred(candidates(), strategy, eligible=eligible, batch_size=50, labels_by_class=[labels] * 5).chosen
     assert len(set(chosen.tolist())) == 50
     assert eligible[chosen].all()
 
@@ -193,7 +195,7 @@ def test_a_draw_favours_classes_with_few_labels():
         np.concatenate(
             [preferred(pool, strategy, name=f"v{i}", labels_by_class=labels, batch_size=21).chosen for i in range(20)]
         )
-        for strategy in ("balanced-badge", "badge")
+        for strategy in ("balanced-cover", "badge")
     )
     assert np.mean(balanced >= 300) > 0.75
     assert np.mean(plain >= 300) == pytest.approx(1 / 2, abs=0.1)
@@ -201,8 +203,42 @@ def test_a_draw_favours_classes_with_few_labels():
 
 def test_longest_gradients_are_considered_in_a_large_pool(monkeypatch):
     """Others are hardly ever drawn, and need not be looked at."""
-    monkeypatch.setattr("trainer.ordering.strategies._LONGEST", 30)
+    monkeypatch.setattr("trainer.ordering.strategies._CONSIDERED", 30)
     pool = candidates()
     chosen = preferred(pool, "badge", batch_size=30).chosen
     lengths = base_utility(pool, "badge", name="v1")
     assert set(chosen.tolist()) == set(descending(lengths)[:30].tolist())
+
+
+class TestCover:
+    """The default, before and after a model knows enough to be asked."""
+
+    def pool(self):
+        """Images of ten directions, ten each; a model is torn on those of the last five, and sure of the others."""
+        embeddings = np.eye(10, dtype=np.float32).repeat(10, axis=0) + 0.02 * np.eye(100, 10, dtype=np.float32)
+        probabilities = np.where(np.arange(100)[:, None] < 50, [1.0, 0.0], [0.5, 0.5]).astype(np.float32)
+        nats = np.full(100, 0.3, np.float32)
+        return Candidates(np.arange(100), probabilities, nats, nats, embeddings, multiple=False)
+
+    def choose(self, labels, labelled):
+        pool = self.pool()
+        base = base_utility(pool, "balanced-cover", name="v1")
+        options = {"strategy": "balanced-cover", "name": "v1", "eligible": np.ones(100, bool), "passes": None}
+        return prefer(
+            pool,
+            base,
+            labels_by_class=labels,
+            labelled=pool.embeddings[labelled],
+            batch_size=5,
+            **options,
+        ).chosen
+
+    def test_of_few_labels_images_are_far_from_them_whatever_a_model_says(self):
+        """One of each direction that has no label."""
+        assert sorted((self.choose([3, 3], [0, 10, 20, 30, 95]) // 10).tolist()) == [4, 5, 6, 7, 8]
+
+    def test_then_they_are_what_it_is_torn_on_and_still_far_from_labels(self):
+        """Of the five directions that it is torn on, those without a label, and none twice while there are others."""
+        chosen = self.choose([20, 20], [0, 10, 20, 50]) // 10
+        assert (chosen >= 5).all()
+        assert set(chosen[:4].tolist()) == {6, 7, 8, 9}

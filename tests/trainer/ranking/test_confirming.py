@@ -55,7 +55,7 @@ def test_a_ranking_offers_what_the_holdout_bears_out(measured, caplog):
 
 def test_nothing_is_asked_about_labels_where_none_is_to_be_confirmed(measured):
     """Nor is anything said of it."""
-    measured.rank(holdout_share=SHARE, sure=0)
+    measured.rank(holdout_share=SHARE, sure=0, strategy="margin")
     assert load_rankings(measured.repository)[0].sure is None
     assert measured.server.tasks_asked == measured.unlabelled
 
@@ -63,7 +63,7 @@ def test_nothing_is_asked_about_labels_where_none_is_to_be_confirmed(measured):
 def test_a_version_that_was_not_measured_on_the_holdout_offers_nothing(measured):
     """Of no label is it known what it would have said."""
     measured.publish(training=TrainingRecord(validation="split", audit_share=SHARE, audit_images=20))
-    measured.rank(holdout_share=SHARE, sure=0.98)
+    measured.rank(holdout_share=SHARE, sure=0.98, strategy="margin")
     sure = load_rankings(measured.repository)[0].sure
     assert (sure.tasks, sure.wanted) == ({}, 163)
     assert measured.server.tasks_asked == measured.unlabelled

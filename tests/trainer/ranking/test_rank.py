@@ -11,7 +11,7 @@ from contract.scores.holdout import is_held_out
 from contract.scores.ranking import load_rankings
 from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.ranking.rig import TASKS, ours, picture
-from tests.trainer.scorer import bald_of, passes_of
+from tests.trainer.scorer import bald_of, embedding_of, passes_of
 from tests.trainer.studio import CONFIG, TOKEN
 from trainer import labelstudio
 from trainer.ordering.strategies import DEFAULT_STRATEGY
@@ -37,6 +37,21 @@ class TestRanking:
         rig.studio.annotate(2, "cat", cancelled=True)
         rig.rank()
         assert set(rig.studio.scores(rig.version)) == set(rig.studio.tasks) - {1}
+
+    def test_the_default_order_knows_the_images_that_have_labels(self, rig, monkeypatch):
+        """By their embeddings; one that was skipped, or cannot be had, is none of them."""
+        known, arrange = [], planning.arrange
+        monkeypatch.setattr(
+            planning,
+            "arrange",
+            lambda *args, labelled, **more: known.append(labelled) or arrange(*args, labelled=labelled, **more),
+        )
+        for task in (1, 2, 3):
+            rig.studio.annotate(task, "cat", cancelled=task == 2)
+        rig.server.broken = {3}
+        rig.rank()
+        expected = embedding_of({"data": {"image": rig.studio.tasks[1]["data"]["image"]}})
+        np.testing.assert_array_equal(known[0], [expected])
 
     @pytest.mark.parametrize("key", ["image.url", "image[0]"])
     def test_images_may_lie_deeper_in_the_tasks_data(self, rig, key):
@@ -65,10 +80,10 @@ class TestRanking:
         seen = ProjectState(5, state.total_annotations, state.newest_updated_at)
         training = TrainingRecord(project=seen, images_by_class={"cat": 3, "dog": 7})
         rig.publish(training=training)
-        rig.rank()
+        rig.rank(strategy="margin")
         assert not any("fields=all" in request.path for request in rig.studio.requests)
         rig.studio.edit(1)
-        rig.rank(force=True)
+        rig.rank(strategy="margin", force=True)
         assert any("fields=all" in request.path for request in rig.studio.requests)
         assert weighed == [[3, 7], [0, 1]]
 

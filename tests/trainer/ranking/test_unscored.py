@@ -82,7 +82,7 @@ class TestNothingIsLost:
         reasons = {each["result"][0]["meta"]["reason"] for each in ours(ranked)}
         assert not reasons & {LATER, SCORED_LATER, KEPT}
 
-    @pytest.mark.parametrize("strategy", ["balanced-badge", "balanced-bald-margin", "batch-bald"])
+    @pytest.mark.parametrize("strategy", ["balanced-cover", "balanced-bald-margin", "batch-bald"])
     def test_a_few_images_that_cannot_be_had_keep_their_places_and_are_marked(self, ranked, strategy):
         """The share of the queue before them stays what it was; their labels are still the former version's."""
         before = ranked.studio.order()

@@ -10,7 +10,7 @@ STRATEGIES = {
     "random": 1.0,
     "baal-bald": 1.5,
     "labelnext": 2.6,
-    "balanced-badge": 2.7,
+    "balanced-cover": 2.7,
     "balanced-bald-margin": 2.5,
     "margin": 1.8,
     "badge": 1.3,

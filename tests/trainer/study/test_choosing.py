@@ -63,6 +63,7 @@ def arranged(model, candidates, **how):
         name="study/1/0",
         labels_by_class=(30, 15, 5),
         batch_size=QUERY,
+        labelled=model.as_sent(model.compute_features(LABELLED)),
         passes=lambda indices: model.passes(features[indices]),
         **how,
     ).order
@@ -81,7 +82,10 @@ def test_as_many_different_images_are_chosen_as_were_asked_for(chosen_by, strate
 
 @pytest.mark.parametrize("strategy", [each for each in STRATEGIES if each != "random"])
 def test_production_orders_by_the_same_code(model, candidates, chosen_by, strategy):
-    """What comes first is what `trainer rank` would put first, without duplicates put back and without a holdout."""
+    """What comes first is what `trainer rank` would put first, without duplicates put back and without a holdout.
+
+    What has labels is known to it.
+    """
     expected = arranged(model, candidates, strategy=strategy, holdout_share=0.0, duplicates=False)
     np.testing.assert_array_equal(chosen_by(strategy), expected)
 

@@ -70,7 +70,7 @@ def test_what_is_no_query_is_refused(tmp_path, capsys, query):
 )
 def test_others_none_and_one_twice_are_refused(strategies, got):
     """The error names those that there are."""
-    with pytest.raises(ConfigError, match=f"labelnext, balanced-badge.*core-set.*each once, got {got}; "):
+    with pytest.raises(ConfigError, match=f"labelnext, balanced-cover.*core-set.*each once, got {got}; "):
         check(strategies)
 
 

@@ -1,0 +1,97 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from trainer.ordering.covering import choose, draw, neighbour_distances
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def nearest(vector, others):
+    return min((1 - float(vector @ other) for other in others), default=2.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(0, 5), st.integers(0, 35))
+@settings(max_examples=60, deadline=None)
+def test_each_is_the_farthest_for_where_it_lies(seed, images, known, count):
+    """By the squared distance to what is labelled or was chosen before, over that to its neighbours; by brute force."""
+    rng = np.random.default_rng(seed)
+    vectors, labelled = unit(rng.normal(size=(images, 4))), unit(rng.normal(size=(known, 4)))
+    neighbours = rng.random(images) + 0.1
+    chosen = choose(vectors, labelled, neighbours, count=count).tolist()
+    assert len(set(chosen)) == len(chosen) == min(count, images)
+    before = [*labelled]
+    for place, index in enumerate(chosen):
+        worth = {i: nearest(vectors[i], before) ** 2 / neighbours[i] for i in set(range(images)) - set(chosen[:place])}
+        assert worth[index] >= max(worth.values()) * (1 - 1e-4)
+        before.append(vectors[index])
+
+
+def test_nothing_like_what_is_labelled_is_chosen_or_drawn():
+    """Copies of it are at no distance, and neither is an image from itself."""
+    vectors = unit(np.random.default_rng(0).normal(size=(20, 8)))
+    copies = vectors.repeat(3, axis=0)
+    ones = np.ones(60)
+    for found in (choose(copies, vectors[:5], ones, count=60), draw(ones, copies, vectors[:5], count=60, purpose="x")):
+        assert sorted(set((found // 3).tolist()) - set(range(5))) == list(range(5, 20))
+        assert len(found) < 25  # rounding may leave a copy at a distance
+
+
+def test_chances_are_in_proportion_to_weights_and_powers_of_distance():
+    """Three images at 1 - cosine of 1, 0.5 and 0.5, the last one of twice the weight: 16, 1 and 2 in 19."""
+    half = [0.5, np.sqrt(0.75), 0]
+    vectors = np.array([[0, 0, 1], half, half], np.float32)
+    labelled = np.array([[1, 0, 0]], np.float32)
+    weights = np.array([1.0, 1.0, 2.0])
+    drawn = [draw(weights, vectors, labelled, count=1, purpose=str(number))[0] for number in range(4000)]
+    np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 4000, [16 / 19, 1 / 19, 2 / 19], atol=0.02)
+
+
+def test_a_draw_belongs_to_its_purpose():
+    """The same again for the same, another for another."""
+    vectors = unit(np.random.default_rng(0).normal(size=(100, 8)))
+    once, again, other = (
+        draw(np.ones(100), vectors, vectors[:1], count=10, purpose=each).tolist() for each in ("v1", "v1", "v1.r2")
+    )
+    assert once == again != other
+
+
+def test_odd_images_wait_for_those_that_have_others_like_them():
+    """Of a crowd, a group and one far from everything, the group has its image before the odd one has its place."""
+    rng = np.random.default_rng(0)
+    crowd, group = (rng.normal(centre, 0.2, (20, 4)) for centre in ([5, 0, 0, 0], [0, 5, 0, 0]))
+    vectors = unit(np.concatenate([crowd, group, [[0, 0, 5, 0]]]))
+    chosen = choose(vectors, vectors[:1], neighbour_distances(vectors), count=2)
+    assert 20 <= chosen[0] < 40
+    assert choose(vectors, vectors[:1], np.ones(41), count=2).tolist() != chosen.tolist()
+
+
+def test_neighbours_are_the_nearest_ten():
+    """With the image itself, at no distance; of copies it is not quite none, and of few images fewer count."""
+    vectors = unit(np.random.default_rng(0).normal(size=(60, 8)))
+    distances = np.sort(1 - vectors @ vectors.T, axis=1)
+    np.testing.assert_allclose(neighbour_distances(vectors), distances[:, :11].mean(axis=1), atol=1e-5)
+    assert (neighbour_distances(np.ones((20, 1), np.float32)) > 0).all()
+    np.testing.assert_allclose(
+        neighbour_distances(vectors[:3]), 1 - (vectors[:3] @ vectors[:3].T).mean(axis=1), atol=1e-5
+    )
+
+
+def test_neighbours_are_sought_in_a_part_of_a_large_pool(monkeypatch):
+    """Which ranks images much alike."""
+    monkeypatch.setattr("trainer.ordering.covering._SAMPLED", 500)
+    rng = np.random.default_rng(0)
+    spread = np.linspace(0.2, 3, 2000)[:, None]
+    vectors = unit(np.eye(8)[0] + spread * rng.normal(size=(2000, 8)))
+    exact = np.sort(1 - vectors @ vectors.T, axis=1)[:, :11].mean(axis=1)
+    assert spearmanr(exact, neighbour_distances(vectors)).statistic > 0.85
+
+
+def test_there_may_be_no_image():
+    """Then none is chosen."""
+    none, nobody = np.empty((0, 4), np.float32), np.empty(0)
+    assert not len(choose(none, none, neighbour_distances(none), count=3))
+    assert not len(draw(nobody, none, none, count=3, purpose="x"))

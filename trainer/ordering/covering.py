@@ -1,0 +1,103 @@
+"""Images unlike all that are labelled: how they are found, without and with regard to what a model says of them.
+
+While a model knows too little to tell what it does not know, each image is the one farthest from all that are labelled
+or were chosen before it, as for a core-set (Sener & Savarese 2018, arXiv 1708.00489), but by its
+distance over that to its own neighbours: what is far from everything is odd and teaches nothing about other images.
+Later images are drawn, each with a chance in proportion to a weight, which says how much it would teach, and to a power
+of its distance, as k-means++ has it with squares (Arthur & Vassilvitskii 2007). What was measured:
+docs/decisions/0014-default-order.md.
+
+Distances are 1 - cosine of directions from the pool's mean.
+"""
+
+import hashlib
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Singles = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_FAR: Final = 2
+"""Power of the distance over that to an image's own neighbours."""
+_FARTHER: Final = 4
+"""Power of the distance in a draw."""
+_NEIGHBOURS: Final = 10
+_SAMPLED: Final = 2000
+"""Images of the pool that an image's neighbours are sought among."""
+_ROWS: Final = 1024
+"""How many are compared at once."""
+_LEAST: Final = 1e-3
+"""Distance to the neighbours below which images are copies of each other."""
+
+
+def choose(directions: Singles, labelled: Singles, neighbours: Doubles, *, count: int) -> Ints:
+    """Choose up to `count` of N images, each the farthest from those labelled or chosen before it: int64 (K,).
+
+    How far is the square of its distance over that to its neighbours. None is chosen at no distance.
+
+    Args:
+        directions: (N, E), of length 1 or zeros.
+        labelled: (M, E), likewise: images that are labelled.
+        neighbours: (N,), from `neighbour_distances`.
+        count: how many.
+    """
+    distances = _distances(directions, labelled)
+    chosen = list[int]()
+    while len(chosen) < min(count, len(directions)):
+        utility = distances**_FAR / neighbours
+        pick = int(utility.argmax())
+        if not utility[pick] > 0:
+            break
+        distances = np.minimum(distances, _distances(directions, directions[pick : pick + 1]))
+        distances[pick] = 0
+        chosen.append(pick)
+    return np.array(chosen, np.int64)
+
+
+def draw(weights: Doubles, directions: Singles, labelled: Singles, *, count: int, purpose: str) -> Ints:
+    """Draw up to `count` of N images: their indices, int64 (K,), in the order drawn; none at no distance or weight.
+
+    Args:
+        weights: (N,), from 0.
+        directions: (N, E), of length 1 or zeros.
+        labelled: (M, E), likewise: images that are labelled.
+        count: how many.
+        purpose: decides what falls to chance; the same one with the same images gives the same draw.
+    """
+    key = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key)))
+    distances, chosen = _distances(directions, labelled), list[int]()
+    while len(chosen) < min(count, len(weights)):
+        edges = np.cumsum(weights * distances**_FARTHER)
+        if not edges[-1] > 0:
+            break
+        pick = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
+        distances = np.minimum(distances, _distances(directions, directions[pick : pick + 1]))
+        distances[pick] = 0
+        chosen.append(pick)
+    return np.array(chosen, np.int64)
+
+
+def neighbour_distances(directions: Singles) -> Doubles:
+    """Return how far each image is from the images nearest to it, in the mean: (N, E) to (N,).
+
+    Of a large pool these are sought in a part of it, every so many images, which puts all of them a little farther.
+    """
+    some = directions[:: -(-len(directions) // _SAMPLED) or 1]
+    nearest = min(_NEIGHBOURS, len(some) - 1)
+    found = np.empty(len(directions))
+    for start in range(0, len(directions), _ROWS):
+        cosines = directions[start : start + _ROWS] @ some.T
+        found[start : start + _ROWS] = 1 - np.partition(cosines, -nearest - 1, axis=1)[:, -nearest - 1 :].mean(axis=1)
+    return np.maximum(found, _LEAST)
+
+
+def _distances(directions: Singles, others: Singles) -> Doubles:
+    """Return the distance of each image to the nearest of others, (N, E) and (M, E) to (N,): 2 where there are none."""
+    nearest = np.full(len(directions), -1.0, np.float32)
+    for start in range(0, len(others), _ROWS):
+        nearest = np.maximum(nearest, (directions @ others[start : start + _ROWS].T).max(axis=1))
+    return np.maximum(1.0 - nearest.astype(np.float64), 0.0)
