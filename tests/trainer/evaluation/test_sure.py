@@ -105,7 +105,7 @@ class TestTheGuarantee:
     @pytest.mark.parametrize(("precision", "rate"), [(PRECISION, 0.05), (0.8, 0.1)])
     @pytest.mark.parametrize("curve", [(0.021, 0.0, 1), (0.012, 0.4, 2), (0.002, 0.25, 3)])
     def test_of_a_project_it_holds_over_its_versions(self, curve, precision, rate):
-        """Of all that ten versions had confirmed too much is wrong in one project in twenty or fewer, at 80 % in ten."""
+        """Of all that ten versions had confirmed too much is wrong in one project in twenty; at 80 %, in ten."""
         rng = np.random.default_rng(1)
         shares = [self.play_project(rng, curve, precision) for _ in range(300)]
         broken = sum(share is not None and share > 1 - precision for share in shares)
