@@ -331,12 +331,13 @@ def open_dataset(plan: Plan) -> tuple[Dataset, Indices, int | None]:
     return dataset, np.flatnonzero(decoded.readable), backbone.last_stage
 
 
-def plan_projects(*, quick: bool, only: str | None) -> list[Plan]:
+def plan_projects(*, quick: bool, only: str | None = None, backbone: str | None = None) -> list[Plan]:
     """Return what is played."""
     trashnet, cifar = Plan("trashnet", LITE0, 224, first=20), Plan("cifar10-lt", LITE0, 224, first=100)
     plans = [trashnet, cifar, replace(trashnet, backbone="vgg16", image_size=112)]
     plans += [replace(cifar, backbone="vgg16", image_size=64)]
-    return [trashnet] if quick else [plan for plan in plans if only in (None, plan.images)]
+    wanted = [plan for plan in plans if only in (None, plan.images) and backbone in (None, plan.backbone)]
+    return [trashnet] if quick else wanted
 
 
 def play(plan: Plan, precisions: Sequence[float], *, seeds: int) -> list[dict[str, Any]]:
@@ -370,14 +371,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute, for a first impression")
     parser.add_argument("--save", action="store_true", help="put the figures below bench/results")
     parser.add_argument("--only", choices=[*_BARS], help="one of the two")
+    parser.add_argument("--backbone", choices=[LITE0, "vgg16"], help="one of the two")
+    parser.add_argument("--sure", type=float, action="append", help="a precision; may be given again")
     parser.add_argument("--seeds", type=int, default=1, help="so often each, with its own chance (default: 1)")
     options = parser.parse_args()
     if not (SHARED / "data").is_dir():
         parser.error(f"expected images in {SHARED / 'data'}, there are none; the bench needs the developers' folder")
     torch.set_num_threads(1)  # a small head, for which two threads mostly wait for each other
-    for plan in plan_projects(quick=options.quick, only=options.only):
+    for plan in plan_projects(quick=options.quick, only=options.only, backbone=options.backbone):
         say(f"{plan.images}, {plan.backbone} at {plan.image_size} pixels")
-        rows = play(plan, _PRECISIONS[:1] if options.quick else _PRECISIONS, seeds=options.seeds)
+        rows = play(plan, options.sure or (_PRECISIONS[:1] if options.quick else _PRECISIONS), seeds=options.seeds)
         line = json.dumps({"bench": "actions", "bar": _BARS[plan.images], "projects": rows, "machine": describe()})
         if options.save:
             name = f"{datetime.now(UTC).date().isoformat()}-actions-{plan.images}-{plan.backbone}.json"
