@@ -81,21 +81,6 @@ class TestHealth:
         assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
 
 
-class TestSetup:
-    def test_it_names_the_version_that_predict_stamps(self, client):
-        """Else Label Studio would store every prediction again at every call."""
-        body = {
-            "project": "3.1770000000",
-            "schema": CONFIG,
-            "hostname": "http://studio.example.org",
-            "access_token": "f" * 40,
-            "extra_params": None,
-        }
-        named = client.post("/setup", json=body).json["model_version"]
-        (element,) = client.post("/predict", json=make_predict_body(make_tasks(1))).json["results"]
-        assert element["model_version"] == named
-
-
 class TestOtherLabels:
     """A project whose labels the model does not have."""
 

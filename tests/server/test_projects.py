@@ -59,7 +59,10 @@ def two(start_app, birds, cars):
 
 class TestChoice:
     def test_each_project_is_answered_by_the_model_of_its_labels(self, two):
-        """By the labelling config alone, in /setup as in /predict; scores are of that model."""
+        """By the labelling config alone; /setup names the version that predictions are stamped with.
+
+        Else Label Studio would store every prediction again at every call.
+        """
         client, of_birds, of_cars = two
         assert (answering(client), answering(client, CARS_CONFIG)) == (of_birds, of_cars)
         for config, version in ((CONFIG, of_birds), (CARS_CONFIG, of_cars)):
