@@ -78,6 +78,19 @@ def test_images_that_were_drawn_say_so():
     ]
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([5, 4], "covers a part of the pool not seen yet"),
+        ([5, 5], "the label is fairly sure, and it differs from others"),
+    ],
+)
+def test_images_that_cover_say_so_while_labels_are_few(labels, expected):
+    """Whatever a model makes of them; from five labels a class on it has its say."""
+    reasons = explained(candidates([[0.9, 0.1]] * 2), "balanced-cover", labels_by_class=labels, chosen=[1])
+    assert reasons == ["the label is fairly sure", expected]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_has_reasons(strategy):
     """Short, and one for each image, in pools of more than one bite."""
