@@ -90,9 +90,8 @@ class Trained:
     fitted: Fitted
     evaluation: Evaluation
     features: Features | None
-    """Of all images, (N, F), by a backbone that was not trained; None where it was."""
-    refitted: bool
-    """Whether it was trained on the images held out as well, after another like it was measured on them."""
+    """Of all images, (N, F), by a backbone that was not trained; None where it was. A head alone was trained on the
+    images held out as well, after another like it was measured on them."""
     probe: Indices
     """Which images the version is validated on, as `choose_probe` says."""
     probe_features: Features
@@ -254,7 +253,7 @@ def _describe_training(trained: Trained) -> TrainingRecord:
         confirmed=len(data.pool.left_out.get(CONFIRMED, ())),
         validation=data.parts.sample,
         validation_images=len(data.parts.validation),
-        refitted=trained.refitted,
+        refitted=trained.features is not None,
         audit_images=data.parts.audit_images,
         audit_share=training.holdout_share,
         project=data.project,

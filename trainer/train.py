@@ -121,17 +121,7 @@ def _fit_head(
     _log.info("the head that is published is trained on all %d images", len(features))
     fitted = fit_to(head, features, pixels.targets, training)
     return Trained(
-        data,
-        training,
-        backbone,
-        head,
-        provenance,
-        fitted,
-        evaluation,
-        features,
-        refitted=True,
-        probe=probe,
-        probe_features=probe_features,
+        data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features=probe_features
     )
 
 
@@ -176,17 +166,7 @@ def _train_all(
         probe = choose_probe(data)
         exact = backbone.compute(data.pixels.images[probe], title="probe")
         trained = Trained(
-            data,
-            training,
-            backbone,
-            head,
-            provenance,
-            fitted,
-            evaluation,
-            features=None,
-            refitted=False,
-            probe=probe,
-            probe_features=exact,
+            data, training, backbone, head, provenance, fitted, evaluation, None, probe, probe_features=exact
         )
         return publish(repository, trained)
 

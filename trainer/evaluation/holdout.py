@@ -97,16 +97,12 @@ def macro_f1_interval(decided: Decisions, true: Decisions) -> tuple[float, float
     found = counts > 0
     if not found.any():
         return None
-    macro_f1 = _mean_f1(hits[:, found].sum(axis=0), counts[found])
+    macro_f1 = float(np.mean(2 * hits.sum(axis=0)[found] / counts[found]))
     images = float(found.sum() ** 2 / (2 / counts[found]).sum())
     if 0 < macro_f1 < 1:
         variance = _jackknife(hits[:, found], either[:, found])
         images = min(images, macro_f1 * (1 - macro_f1) / max(variance, _NOTHING))
     return _wilson(macro_f1, images, float(stats.t.ppf((1 + _CONFIDENCE) / 2, max(1, len(true) - 1))))
-
-
-def _mean_f1(hits: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> float:
-    return float(np.mean(2 * hits / counts))
 
 
 def _jackknife(hits: npt.NDArray[np.float64], either: npt.NDArray[np.float64]) -> float:

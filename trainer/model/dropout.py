@@ -26,11 +26,8 @@ def activate_dropout(module: nn.Module) -> None:
     dropouts = {name: child for name, child in module.named_modules() if isinstance(child, _DropoutNd)}
     if not dropouts:
         raise TrainingError("the network has no Dropout layer, so its passes would all be equal: use one that has")
-    if dead := [f"{name} ({type(child).__name__})" for name, child in dropouts.items() if not _is_active(child)]:
+    alive = {name for name, child in dropouts.items() if isinstance(child, ActiveDropout) and 0 < child.p < 1}
+    if dead := [f"{name} ({type(child).__name__})" for name, child in dropouts.items() if name not in alive]:
         raise TrainingError(
             f"baal leaves these dropout layers dead: {', '.join(dead)}; use torch.nn.Dropout, 0 < p < 1"
         )
-
-
-def _is_active(dropout: nn.Module) -> bool:
-    return isinstance(dropout, ActiveDropout) and 0 < dropout.p < 1

@@ -8,10 +8,10 @@ random numbers of its own. Knows no engine; whether the literal graph computes w
 validation to say.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from google.protobuf.message import Message
 from onnx import ModelProto, external_data_helper, helper, inliner, numpy_helper
@@ -126,15 +126,10 @@ def _messages(message: Message) -> Iterator[Message]:
                 yield from _messages(child)
 
 
-def _is_same(found: float, expected: float) -> bool:
-    """The graph holds probabilities in float32."""
-    return math.isclose(found, expected, rel_tol=1e-6)
-
-
 def _check_dropout(lowered: Lowered, head: nn.Module) -> None:
     found = [site.probability for site in lowered.sites]
     expected = dropout_probabilities(head)
-    if len(found) != len(expected) or not all(map(_is_same, found, expected)):
+    if len(found) != len(expected) or not np.allclose(found, expected, rtol=1e-6):  # the graph has them in float32
         raise TrainingError(
             f"the head drops with probabilities {list(expected)}, the graph with {found}: a Dropout was lost or changed"
         )

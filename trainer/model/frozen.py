@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -21,6 +21,7 @@ import onnx
 import torch
 import torchvision
 from onnx import ModelProto
+from pydantic import TypeAdapter
 
 from contract.errors import ConfigError, TrainingError
 from contract.features.store import FeatureStore
@@ -59,8 +60,8 @@ class FrozenBackbone:
     """F"""
     channels: int
     """D, of which each has F / D cells."""
-    mean: tuple[float, float, float]
-    deviation: tuple[float, float, float]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
     """What pixels are normalised by, from 0 to 1."""
     provenance: Provenance
     last_stage: int | None
@@ -80,10 +81,6 @@ class FrozenBackbone:
         graph.CopyFrom(self.graph)
         onnx.load_external_data_for_model(graph, str(self.folder))
         return graph
-
-    def in_fp32(self) -> "FrozenBackbone":
-        """Return the same in float32."""
-        return self if self.precision == "fp32" else replace(self, precision="fp32")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -146,6 +143,9 @@ class FrozenBackbone:
         return open_session(graph, self.folder)
 
 
+_DESCRIPTION: Final = TypeAdapter(FrozenBackbone)
+
+
 def open_frozen(
     name: str, *, image_size: int | None, weights: str | Path, grid: int | None, cache: Path
 ) -> FrozenBackbone:
@@ -161,13 +161,9 @@ def open_frozen(
     Raises:
         ConfigError: if there is no such backbone, its weights cannot be had, or the cache cannot be written.
     """
-    key = _digest(
-        [
-            *(_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid),
-            *(torch.__version__, torchvision.__version__),
-        ]
-    )
-    folder = cache / key
+    libraries = (torch.__version__, torchvision.__version__)
+    makings = [_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid, *libraries]
+    folder = cache / hashlib.sha256(json.dumps(makings).encode()).hexdigest()[:32]
     if not _is_whole(folder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of weights that start from nothing, so that they are the same in the next run
@@ -196,21 +192,22 @@ def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
         graph = export_backbone(backbone, image_size=opened.image_size)
     moved = write_backbone(graph, folder)
     (folder / _GRAPH_FILE).write_bytes(moved.SerializeToString(deterministic=True))
-    spec = opened.spec
-    described = {
-        "name": opened.name,
-        "spec": asdict(spec),
-        "fingerprint": fingerprint(moved, folder, spec),
-        "features": opened.features,
-        "channels": opened.channels,
-        "mean": opened.mean,
-        "deviation": opened.deviation,
-        "provenance": asdict(opened.provenance),
-        "last_stage": opened.last_stage,
-        "sizes": _sizes(folder),
-    }
-    (folder / _DESCRIPTION_FILE).write_text(json.dumps(described, indent=2), encoding="utf-8")
-    return read(folder)
+    backbone = FrozenBackbone(
+        folder,
+        name=opened.name,
+        spec=opened.spec,
+        fingerprint=fingerprint(moved, folder, opened.spec),
+        features=opened.features,
+        channels=opened.channels,
+        mean=opened.mean,
+        deviation=opened.deviation,
+        provenance=opened.provenance,
+        last_stage=opened.last_stage,
+    )
+    described = _DESCRIPTION.dump_python(backbone, mode="json", exclude={"folder"})
+    text = json.dumps({**described, "sizes": _sizes(folder)}, indent=2)
+    (folder / _DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+    return backbone
 
 
 def _is_whole(folder: Path) -> bool:
@@ -227,21 +224,8 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def read(folder: Path) -> FrozenBackbone:
     """Return the backbone that was written into a folder."""
-    fields = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
-    origin = fields["provenance"]
-    provenance = Provenance(origin["origin"], origin["sha256"], tuple(origin["loaded"]), tuple(origin["fresh"]))
-    return FrozenBackbone(
-        folder,
-        name=fields["name"],
-        spec=InputSpec(**fields["spec"]),
-        fingerprint=fields["fingerprint"],
-        features=fields["features"],
-        channels=fields["channels"],
-        mean=tuple(fields["mean"]),
-        deviation=tuple(fields["deviation"]),
-        provenance=provenance,
-        last_stage=fields["last_stage"],
-    )
+    described = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    return _DESCRIPTION.validate_python({**described, "folder": folder})
 
 
 def _identify(source: str | Path) -> str | list[str]:
@@ -270,7 +254,3 @@ def _folder_to_write(folder: Path) -> Iterator[Path]:
         except OSError:
             if not _is_whole(folder):
                 raise
-
-
-def _digest(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

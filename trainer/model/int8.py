@@ -7,7 +7,6 @@ servers have kept would be lost.
 import json
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import Final
 import numpy as np
 
 from contract.errors import LabelnextError
-from contract.features.store import FeatureStore
-from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
 from contract.versions.version import INT8_BACKBONE_FILE, digest_file
 from trainer.model.frozen import Features, FrozenBackbone, Images
@@ -31,30 +28,6 @@ _COMPARED_IMAGES: Final = 16
 _VERDICT_FILE: Final = "int8.json"
 
 _log = logging.getLogger(__name__)
-
-
-class InBestPrecision:
-    """A backbone that computes in 8-bit integers as soon as there are images to find out whether these are as good."""
-
-    def __init__(self, backbone: FrozenBackbone, repository: Repository) -> None:
-        self._backbone = backbone
-        self._repository = repository
-
-    @property
-    def spec(self) -> InputSpec:
-        """Of the images."""
-        return self._backbone.spec
-
-    @property
-    def last_stage(self) -> int | None:
-        """How many of the features, the last ones, are of its last stage; None for all."""
-        return self._backbone.last_stage
-
-    def compute_once(self, images: Images, digests: Sequence[bytes], store: FeatureStore) -> Features:
-        """Compute features as `FrozenBackbone.compute_once` does."""
-        if self._backbone.precision == "fp32":
-            self._backbone = in_best_precision(self._backbone, images, repository=self._repository)
-        return self._backbone.compute_once(images, digests, store)
 
 
 def in_best_precision(

@@ -52,6 +52,7 @@ def quantise(
     centre = round(255 * float(np.mean(mean)))
     _fold_normalisation(model, np.array(mean), np.array(deviation), centre)
     helper.set_model_props(model, _PREPARED)
+    of_pixels = {"scale": np.array(1, np.float32), "zero_point": np.array(centre, np.uint8)}
     quantize_static(
         model,
         target,
@@ -62,15 +63,11 @@ def quantise(
         per_channel=True,
         calibrate_method=CalibrationMethod.MinMax,
         op_types_to_quantize=_OPERATORS,
-        extra_options={"TensorQuantOverrides": {"centred": [_scale_of_pixels(centre)]}},
+        extra_options={"TensorQuantOverrides": {"centred": [of_pixels]}},
     )
     quantised = onnx.load(target)
     _read_pixels_directly(quantised)
     onnx.save(quantised, target)
-
-
-def _scale_of_pixels(centre: int) -> dict[str, npt.NDArray[np.generic]]:
-    return {"scale": np.array(1, np.float32), "zero_point": np.array(centre, np.uint8)}
 
 
 def _fold_normalisation(model: ModelProto, mean: Vector, deviation: Vector, centre: int) -> None:

@@ -18,7 +18,7 @@ from trainer.ranking.names import base_name
 from trainer.ranking.options import RankOptions
 from trainer.ranking.scores import ScoreLog, digest
 from trainer.settings import Environment
-from trainer.stages import Stages
+from trainer.stages import stage
 from trainer.tabs.record import TabRecord, load_record
 from trainer.task_lists import Task, list_annotated, list_unlabelled
 
@@ -31,14 +31,13 @@ PATIENCE: Final = Patience(longest_s=180.0, pause_s=1.0)
 class RankingContext:
     """What a ranking reads of project and repository; of Label Studio what it needs, when it needs it, and once."""
 
-    def __init__(self, options: RankOptions, environment: Environment, fetcher: Fetcher, stages: Stages) -> None:
+    def __init__(self, options: RankOptions, environment: Environment, fetcher: Fetcher) -> None:
         """Connect to Label Studio, and see that the version knows the project's labels before anything is changed.
 
         Args:
             options: what to rank.
             environment: which Label Studio, server and repository.
             fetcher: gets images.
-            stages: takes how long those of the ranking took.
 
         Raises:
             LabelMismatch: if the version knows the labels of no control.
@@ -58,12 +57,11 @@ class RankingContext:
         """The `<Choices>` that the version answers for."""
         self.kept = kept_folder(environment, options.project)
         """The folder for what outlives a run that is killed."""
-        self.measure = stages.measure
 
     @cached_property
     def tasks(self) -> list[PoolTask]:
         """The unlabelled tasks."""
-        with self.measure("tasks"):
+        with stage("tasks"):
             tasks = self.list_tasks()
         _log.info("project %d (%s): %d unlabelled tasks", self.options.project, self.project.title, len(tasks))
         return tasks

@@ -3,17 +3,18 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError
+from contract.features.store import FeatureStore
 from contract.scores.embedding import embed
 from contract.scores.ranking import Ranking
 from contract.scores.sure import Sure
 from contract.tasks import find_reference
-from contract.versions.manifest import Manifest
+from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.results import ProjectState
 from trainer import labelstudio
 from trainer.evaluation.witnesses import read_witnesses
@@ -23,17 +24,14 @@ from trainer.labelstudio import PoolTask
 from trainer.ordering import coldstart, strategies
 from trainer.ordering.order import Arrangement, arrange
 from trainer.ranking.context import RankingContext
-from trainer.ranking.options import RankOptions
-from trainer.ranking.pool import count_labels, embed_tasks, group_failures, score_tasks
+from trainer.ranking.pool import Embed, count_labels, embed_tasks, group_failures, score_tasks
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
 from trainer.ranking.retries import FEW, are_few, ask_again
 from trainer.ranking.scores import Failure, Score
 from trainer.ranking.server import Question, Server
 from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
-from trainer.settings import Environment, Training
-
-if TYPE_CHECKING:
-    from trainer.model.int8 import InBestPrecision
+from trainer.settings import Training
+from trainer.stages import stage
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +138,7 @@ def _tasks_of(failures: Sequence[Failure]) -> tuple[int, ...]:
 def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sure | None) -> tuple[Plan, list[Failure]]:
     options = context.options
     strategies.check(options.strategy, multiple=manifest.multiple)
-    with context.measure("labels"):
+    with stage("labels"):
         labels_by_class = _count_labels(context, manifest)
     for sentence in describe_unlabelled(manifest.labels, labels_by_class):
         _log.info("%s", sentence)
@@ -151,7 +149,7 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sur
     found = _find_sure(context, manifest, scorer, scores, name=name, former=former) if options.sure else None
     labelled = _embed_labelled(context, scorer) if options.strategy == strategies.COVER else _NO_EMBEDDINGS
     _log.info("arranging %d images by %s", len(scores), options.strategy)
-    with context.measure("arrange"):
+    with stage("arrange"):
         arrangement: Arrangement = arrange(
             to_candidates(scores, multiple=manifest.multiple),
             strategy=options.strategy,
@@ -193,13 +191,13 @@ def _find_sure(
 ) -> Found:
     """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
     asked, control = _ask(context, manifest), context.control
-    with context.measure("labels"):
+    with stage("labels"):
         witnesses = read_witnesses(context.repository, manifest)
         tasks = context.annotated if witnesses or (former and former.tasks) else []
         labelled = Labelled.read(tasks, control.from_name, control.labels, multiple=manifest.multiple)
     data = {task["id"]: task["data"] for task in tasks}
     scored, _ = scorer.score([PoolTask(task, data[task]) for task in tasks_to_score(labelled, witnesses, asked)])
-    with context.measure("arrange"):
+    with stage("arrange"):
         return find_sure(scores, witnesses, labelled, asked, name=name, scored=scored, former=former)
 
 
@@ -239,7 +237,7 @@ class _Scorer:
     def __init__(self, context: RankingContext, manifest: Manifest) -> None:
         self._context = context
         self._server = Server(context.options.server or context.environment.server, context.environment.basic_auth)
-        with context.measure("swap"):
+        with stage("swap"):
             self._server.wait_for(manifest.version)
         _log.info("scored by %s", self._server.url)
         project = context.options.project
@@ -247,7 +245,7 @@ class _Scorer:
 
     def score(self, tasks: Sequence[PoolTask]) -> tuple[list[Score], list[Failure]]:
         context, version = self._context, self._question.version
-        with context.measure("score"):
+        with stage("score"):
             return score_tasks(
                 [self._only_image(task) for task in tasks],
                 context.scores(),
@@ -285,23 +283,21 @@ def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tup
     options = context.options
     if options.strategy != strategies.DEFAULT_STRATEGY:
         _log.warning("there is no version yet to rank by: --strategy has to wait for one")
-    with context.measure("score"), open_store(context.environment) as store:
-        backbone = _open_backbone(options, context.environment)
+    with stage("score"), open_store(context.environment) as store:
+        spec, embed_images = _open_backbone(context, store)
         scores, failures = embed_tasks(
             tasks,
             context.scores(),
             context.fetcher,
             key=context.control.value_key,
             project=options.project,
-            embed=lambda images, digests: embed(
-                backbone.compute_once(images, digests, store), last=backbone.last_stage
-            ),
-            spec=backbone.spec,
+            embed=embed_images,
+            spec=spec,
             max_megapixels=context.environment.max_megapixels,
         )
     if not scores:
         return Plan(name, COLD_START, unscored=_tasks_of(failures)), failures
-    with context.measure("arrange"):
+    with stage("arrange"):
         arrangement = coldstart.arrange(
             np.array([score.task for score in scores], np.int64),
             np.stack([score.embedding for score in scores]),  # (N, E)
@@ -312,10 +308,20 @@ def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tup
     return place(scores, arrangement, name=name, strategy=COLD_START, unscored=_tasks_of(failures)), failures
 
 
-def _open_backbone(options: RankOptions, environment: Environment) -> "InBestPrecision":
-    """Imports torch, which rankings by a version do without."""
-    from trainer.model.build import open_frozen_of
-    from trainer.model.int8 import InBestPrecision
+def _open_backbone(context: RankingContext, store: FeatureStore) -> tuple[InputSpec, Embed]:
+    """Return what images the network takes, and how it embeds them: in 8-bit integers once these are known to do.
 
+    Imports torch, which rankings by a version do without.
+    """
+    from trainer.model.build import open_frozen_of
+    from trainer.model.int8 import in_best_precision
+
+    options = context.options
     asked = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)
-    return InBestPrecision(open_frozen_of(asked, cache=environment.cache_dir), environment.repository())
+    exact = open_frozen_of(asked, cache=context.environment.cache_dir)
+
+    def embed_images(images: npt.NDArray[np.uint8], digests: Sequence[bytes]) -> npt.NDArray[np.float32]:
+        backbone = in_best_precision(exact, images, repository=context.repository)
+        return embed(backbone.compute_once(images, digests, store), last=exact.last_stage)
+
+    return exact.spec, embed_images

@@ -252,14 +252,14 @@ def _shown(result: Sequence[Mapping[str, Any]], meta: Mapping[str, Any], *, held
     if held_out:
         return []
     return [
-        {"value": region["value"], "meta": {**meta, **_apart_from_place(region.get("meta") or {})}, **_apart(region)}
+        {
+            "value": region["value"],
+            "meta": {**meta, **_without(region.get("meta") or {}, _PLACE)},
+            **_without(region, {"value", "meta"}),
+        }
         for region in result
     ]
 
 
-def _apart(region: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in region.items() if name not in {"value", "meta"}}
-
-
-def _apart_from_place(meta: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in meta.items() if name not in _PLACE}
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}

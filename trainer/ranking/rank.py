@@ -35,7 +35,7 @@ from trainer.ranking.releasing import remember
 from trainer.ranking.retries import are_few
 from trainer.ranking.tabs import RankingTabs
 from trainer.settings import Environment
-from trainer.stages import CLEAR, Stages
+from trainer.stages import CLEAR, collecting, stage
 
 _log = logging.getLogger(__name__)
 
@@ -98,17 +98,17 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         LabelnextError: if a step fails; the project then sorts as before, and the next call goes on from there.
     """
     started = time.monotonic()
-    stages = Stages()
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
     with (
         exclusive(environment.repository(), work=f".rank.{options.project}", refusal=busy),
         open_fetcher(environment) as fetcher,
+        collecting() as stages,
     ):
-        first = RankingContext(options, environment, fetcher, stages)
+        first = RankingContext(options, environment, fetcher)
         begun = _Ranking(first).finish()
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
             options = replace(options, force=False)  # it is what was asked for
-        later = _Ranking(RankingContext(options, environment, fetcher, stages)).run()
+        later = _Ranking(RankingContext(options, environment, fetcher)).run()
     return replace(_together(begun, later), stages=stages.to_json(), seconds=time.monotonic() - started)
 
 
@@ -138,7 +138,8 @@ class _Ranking:
         if former is None or self._options.force:
             former, plan = None, self._plan_all()
         else:
-            self._say_strategy(former)
+            if former.strategy not in {self._options.strategy, COLD_START}:
+                _log.info("ranked by %s before; --force ranks anew by %s", former.strategy, self._options.strategy)
             plan = plan_later(self._context, former)
             found = len({item.task for item in plan.items}.intersection(former.unscored))
             if not are_few(found, former.tasks):
@@ -148,7 +149,7 @@ class _Ranking:
             return self._only_show(plan)
         plan = RankingTabs(self._context, plan.name).mark(plan)
         if former is None and plan.items:
-            with self._context.measure("arrange"):
+            with stage("arrange"):
                 save_plan(self._plan_path, plan)
         return self._put(plan, former)
 
@@ -192,10 +193,6 @@ class _Ranking:
             return base
         return next_name(base, names)
 
-    def _say_strategy(self, former: Ranking) -> None:
-        if former.strategy not in {self._options.strategy, COLD_START}:
-            _log.info("ranked by %s before; --force ranks anew by %s", former.strategy, self._options.strategy)
-
     def _only_show(self, plan: Plan) -> Summary:
         for item in plan.items[:_SHOWN_DRY]:
             _log.info("  task %d, score %.6f: %s", item.task, item.score, item.reason)
@@ -207,17 +204,17 @@ class _Ranking:
     def _put(self, plan: Plan, former: Ranking | None) -> Summary:
         """Import what is planned, switch to it, show it in tabs, and clear away what it replaces."""
         tabs = RankingTabs(self._context, plan.name)
-        with self._context.measure("import"):
+        with stage("import"):
             imported = self._import(plan, tabs)
         removed = 0
         there = labelstudio.count_predictions(self._client, self._options.project).get(plan.name)
         if there:
-            with self._context.measure("switch"):
+            with stage("switch"):
                 self._switch(plan.name)
-        with self._context.measure("tabs"):
+        with stage("tabs"):
             tabs.keep(plan, plan.sure or (former.sure if former else None))
         if there:
-            with self._context.measure(CLEAR):
+            with stage(CLEAR):
                 self._record(plan, former)
                 removed = self._remove_superseded(plan.name)
         shutil.rmtree(self._context.kept, ignore_errors=True)

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -124,7 +124,8 @@ def reconcile(
         fewest = min(fewest, len(changes.create))
         _say_stripped(sum(taken[task] > 0 for task in changes.create))
         with Bar(total=len(changes.create), desc="importing", unit="prediction") as bar:
-            for tasks in _portions(changes.create):
+            for start in range(0, len(changes.create), IMPORT_TASKS):
+                tasks = changes.create[start : start + IMPORT_TASKS]
                 try:
                     flight.send([_prediction(task, name, wanted[task], bare=taken[task] > 0) for task in tasks])
                 except Refused:
@@ -178,11 +179,6 @@ def _keep_only(wanted: dict[int, Wanted], there: Collection[int]) -> None:
     for task in gone:
         del wanted[task]
     _log.info("%d tasks were labelled or deleted meanwhile and are left alone", len(gone))
-
-
-def _portions(tasks: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(tasks), IMPORT_TASKS):
-        yield tasks[start : start + IMPORT_TASKS]
 
 
 def _prediction(task: int, name: str, wanted: Wanted, *, bare: bool) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _page(inputs: Inputs, found: ReportData) -> str:
         advice=manifest.training.advice,
         found=found,
         measured=measured,
-        curve=_draw_curve(found, manifest.version) if len(found.curve) > 1 else None,
+        curve=Markup(draw(found.curve, in_use=manifest.version)) if len(found.curve) > 1 else None,  # noqa: S704  # numbers
         line=find_line(found.curve),
         reliability=_draw_calibration(found, manifest),
         least_judged=data.LEAST_JUDGED,
@@ -83,10 +83,6 @@ def _page(inputs: Inputs, found: ReportData) -> str:
         settings=_settings(inputs),
         versions={name: version_of(name) for name in _LIBRARIES} | {"Python": platform.python_version()},
     )
-
-
-def _draw_curve(found: ReportData, version: str) -> Markup:
-    return Markup(draw(found.curve, in_use=version))  # noqa: S704  # of numbers
 
 
 def _draw_calibration(found: ReportData, manifest: Manifest) -> Markup | None:

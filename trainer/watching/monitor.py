@@ -42,7 +42,8 @@ class Monitor:
         Raises:
             ConfigError: if Label Studio cannot be asked, or the config classifies no image.
         """
-        client, self._client = self._client or self._connect(), None  # kept only if it works
+        client = self._client or labelstudio.connect(*self._environment.label_studio())
+        self._client = None  # kept only if it works
         state = labelstudio.project_state(client, self._project)
         if state.label_config != self._config:
             self.controls = parse_label_config(labelstudio.read_project(client, self._project).label_config)
@@ -53,9 +54,6 @@ class Monitor:
         self._give_secret(client)
         self._client = client
         return state, changes
-
-    def _connect(self) -> LabelStudioClient:
-        return labelstudio.connect(*self._environment.label_studio())
 
     def _count_changes(self, client: LabelStudioClient, state: labelstudio.State, trained: Trained | None) -> Changes:
         """Count what has changed since; where counters do not tell, Label Studio is asked once for each state."""

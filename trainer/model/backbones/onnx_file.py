@@ -113,7 +113,7 @@ def read_description(path: Path) -> Description:
     try:
         with beside.open("rb") as file:
             content = file.read(_MOST_JSON_BYTES)
-        return _adapter().validate_json(content)
+        return TypeAdapter(Description).validate_json(content)
     except OSError as err:
         raise ConfigError(
             f"--backbone {path}: {beside.name} is expected beside it, to say how images are made for it, such as "
@@ -122,10 +122,6 @@ def read_description(path: Path) -> Description:
     except ValidationError as err:
         faults = "; ".join(f"{where}: {what}" if where else what for where, what in explain(err))
         raise ConfigError(f"{beside}: {faults}; expected is the like of {json.dumps(wanted)}") from err
-
-
-def _adapter() -> TypeAdapter[Description]:
-    return TypeAdapter(Description)
 
 
 def _load(path: Path) -> ModelProto:
