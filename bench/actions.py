@@ -43,8 +43,8 @@ from trainer.model.frozen import FrozenBackbone
 from trainer.ordering import coldstart
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
-from trainer.ranking.scores import Score
 from trainer.ranking.sureness import Asked, Labelled, find_sure, tasks_to_score
+from trainer.scoring.scores import Score
 from trainer.settings import Environment, Training
 from trainer.study.dataset import read_pool
 from trainer.study.features import compute, decode

@@ -19,10 +19,11 @@ LAYERS = {
     "contract": [{"versions"}, {"images", "scores"}, {"features", "graph"}],
     "server": [{"observe"}, {"inference"}, {"http", "page"}, {"pool"}],
     "trainer": [
+        {"labelstudio"},
         {"labels"},
         {"model"},
         {"evaluation"},
-        {"ordering", "report", "tabs"},
+        {"ordering", "report", "scoring", "tabs"},
         {"ranking", "study"},
         {"watching"},
     ],
@@ -30,9 +31,9 @@ LAYERS = {
 """The sub-packages of each package, from the bottom to the top. One imports those of lower layers, and modules beside
 the sub-packages that rely on nothing but these."""
 CONFINED = {
-    "onnxruntime": {"server/inference", "trainer/model", "trainer/model/backbones"},
+    "onnxruntime": {"server/inference", "trainer/model/backbones", "trainer/model/graphs"},
     "flask": {"server"},
-    "urllib3": {"contract", "contract/images", "demo", "trainer/ranking"},
+    "urllib3": {"contract", "contract/images", "demo", "trainer/scoring"},
     "minisign": {"contract/versions"},
     "obstore": {"contract/versions"},
     "jinja2": {"demo", "server/page", "trainer/report"},

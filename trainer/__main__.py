@@ -258,7 +258,7 @@ def _keygen(_: Environment, options: _Keygen) -> None:
 
 
 def _check(environment: Environment) -> None:
-    from trainer.model.validation import validate_version
+    from trainer.model.graphs.validation import validate_version
 
     repository = environment.repository()
     with repository.open_verified(repository.current()) as version:

@@ -29,11 +29,11 @@ from trainer.evaluation.witnesses import save_witnesses
 from trainer.labels.annotations import CONFIRMED
 from trainer.labels.dataset import Indices, Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
-from trainer.model.export import export
 from trainer.model.fit import Fitted
 from trainer.model.frozen import Features, FrozenBackbone
+from trainer.model.graphs.export import export
+from trainer.model.graphs.validation import validate_version
 from trainer.model.probe import PROBE_IMAGES, compute_probe
-from trainer.model.validation import validate_version
 from trainer.model.weights import Provenance
 from trainer.report.data import Inputs
 from trainer.report.page import write_report

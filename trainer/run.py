@@ -20,12 +20,12 @@ from trainer.labels import checks
 from trainer.labels import sources as labels
 from trainer.labels.dataset import count_images, load_pixels, open_fetcher
 from trainer.labels.image_cache import open_cache
+from trainer.labelstudio.task_lists import kept_folder
 from trainer.locks import exclusive
 from trainer.model.build import open_backbone_of
 from trainer.publish import Data
 from trainer.settings import Environment, Source, Training
 from trainer.stages import stage
-from trainer.task_lists import kept_folder
 from trainer.train import train
 
 _log = logging.getLogger(__name__)

@@ -31,8 +31,8 @@ from demo.product import CHECKOUT, Server, Workplace, serving, train
 from demo.project import Project
 from tests.system.conftest import QUICK_TRAINING, RestartableLabelStudio, python_of
 from trainer.labelstudio import connect
+from trainer.labelstudio.webhooks import set_webhook_token
 from trainer.ranking.names import next_name
-from trainer.webhooks import set_webhook_token
 
 LABELS = ("Nul·la", 'Eins 🐈 <&> "x"', "שתיים")
 """As people write them: what has to be escaped, what reads from right to left, and what is no letter."""

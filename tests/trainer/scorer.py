@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from bench.hosts import host, reply
-from trainer.ranking.scores import digest
+from trainer.scoring.scores import digest
 
 LABELS = ("cat", "dog")
 

@@ -6,7 +6,7 @@ from bench.tiny_model import TinyModel, publish
 from contract.errors import LabelnextError
 from contract.versions.repository import Repository
 from tests.malicious import ONE_OF_EACH
-from trainer.model.validation import validate_version
+from trainer.model.graphs.validation import validate_version
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -37,9 +37,9 @@ from trainer.model import build, frozen, int8
 from trainer.model.backbones import open_backbone
 from trainer.model.fit import fit
 from trainer.model.frozen import FrozenBackbone
+from trainer.model.graphs.validation import validate_version
 from trainer.model.head import to_onnx
 from trainer.model.probe import PROBE_IMAGES
-from trainer.model.validation import validate_version
 from trainer.publish import choose_probe
 from trainer.run import run
 from trainer.settings import Environment, Source, Training

@@ -25,7 +25,7 @@ from contract.versions.results import Compared, Comparison
 from trainer.evaluation.holdout import Decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import macro_f1
 from trainer.model.frozen import Features
-from trainer.model.validation import predict
+from trainer.model.graphs.validation import predict
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from trainer.labels.annotations import (
 )
 from trainer.labels.class_folders import BROKEN_LINK, IMAGE_SUFFIXES, NESTED, UNREADABLE, find_images
 from trainer.labels.exports import read_export
-from trainer.task_lists import list_annotated
+from trainer.labelstudio.task_lists import list_annotated
 
 logger = logging.getLogger(__name__)
 

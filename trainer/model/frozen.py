@@ -32,9 +32,9 @@ from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Backbone, InputSpec
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE, digest_file
 from trainer.model.backbones import Opened, open_backbone
-from trainer.model.export import export_backbone, write_backbone
+from trainer.model.graphs.export import export_backbone, write_backbone
+from trainer.model.graphs.sessions import open_session, run
 from trainer.model.network import Round
-from trainer.model.sessions import open_session, run
 from trainer.model.weights import Provenance
 from trainer.progress_bar import Bar
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from contract.errors import TrainingError
 from contract.graph.lowering import FEATURES
-from trainer.model.bayes import ActiveDropout
-from trainer.model.dropout import activate_dropout
+from trainer.model.bayes import ActiveDropout, activate_dropout
 
 OPSET: Final = 20
 """Of the graphs that are written here; what a head is made of means the same in those before and behind it."""

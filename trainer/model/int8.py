@@ -18,7 +18,7 @@ from contract.errors import LabelnextError
 from contract.versions.repository import Repository
 from contract.versions.version import INT8_BACKBONE_FILE, digest_file
 from trainer.model.frozen import Features, FrozenBackbone, Images
-from trainer.model.quantise import quantise
+from trainer.model.graphs.quantise import quantise
 
 LEAST_IMAGES: Final = 32
 """To calibrate on: the range that activations take is one of few images, and kept for good."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from contract.errors import ConfigError
 from trainer.model.backbones.layers import pooling_matrix
-from trainer.model.dropout import activate_dropout
+from trainer.model.bayes import activate_dropout
 from trainer.model.head import DROPOUT, Standardise, initialise
 from trainer.model.weights import Provenance, load_weights
 

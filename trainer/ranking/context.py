@@ -12,15 +12,15 @@ from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import choose_control, match_control
 from contract.versions.repository import Repository
 from contract.versions.version import Version
-from trainer import labelstudio, task_lists
-from trainer.labelstudio import PoolTask
+from trainer import labelstudio
+from trainer.labelstudio import PoolTask, task_lists
+from trainer.labelstudio.task_lists import Task, list_annotated, list_unlabelled
 from trainer.ranking.names import base_name
 from trainer.ranking.options import RankOptions
-from trainer.ranking.scores import ScoreLog, digest
+from trainer.scoring.scores import ScoreLog, digest
 from trainer.settings import Environment
 from trainer.stages import stage
 from trainer.tabs.record import TabRecord, load_record
-from trainer.task_lists import Task, list_annotated, list_unlabelled
 
 _log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from trainer.labelstudio import PoolTask
 from trainer.ordering import coldstart, strategies
 from trainer.ordering.order import Arrangement, arrange
 from trainer.ranking.context import RankingContext
-from trainer.ranking.pool import Embed, count_labels, embed_tasks, group_failures, score_tasks
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
-from trainer.ranking.retries import FEW, are_few, ask_again
-from trainer.ranking.scores import Failure, Score
-from trainer.ranking.server import Question, Server
 from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
+from trainer.scoring.pool import Embed, count_labels, embed_tasks, group_failures, score_tasks
+from trainer.scoring.retries import FEW, are_few, ask_again
+from trainer.scoring.scores import Failure, Score
+from trainer.scoring.server import Question, Server
 from trainer.settings import Training
 from trainer.stages import stage
 

@@ -23,7 +23,7 @@ from trainer.labelstudio import StoredPrediction
 from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
 from trainer.ordering.strategies import Candidates
-from trainer.ranking.scores import Score
+from trainer.scoring.scores import Score
 
 LATER: Final = "came after the ranking, placed by its own score"
 """Why a task stands where it stands that was not there when the others were ranked."""

@@ -32,8 +32,8 @@ from trainer.ranking.planning import COLD_START, Shown, plan_all, plan_later
 from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
 from trainer.ranking.reconcile import Wanted, reconcile
 from trainer.ranking.releasing import remember
-from trainer.ranking.retries import are_few
 from trainer.ranking.tabs import RankingTabs
+from trainer.scoring.retries import are_few
 from trainer.settings import Environment
 from trainer.stages import CLEAR, collecting, stage
 

@@ -18,15 +18,15 @@ from contract.label_studio import LabelStudioClient
 from contract.scores.ranking import forget_ranking
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, remove
-from trainer import labelstudio, task_lists
-from trainer.labelstudio import Project
+from trainer import labelstudio
+from trainer.labelstudio import Project, task_lists
+from trainer.labelstudio.webhooks import clear_webhook_token
 from trainer.locks import exclusive
 from trainer.ranking.context import kept_folder
 from trainer.ranking.names import own_names
 from trainer.settings import Environment
 from trainer.tabs.keeping import remove_tabs
 from trainer.tabs.record import load_record
-from trainer.webhooks import clear_webhook_token
 
 PROJECTS_FOLDER: Final = "projects"
 

@@ -31,7 +31,7 @@ from trainer.evaluation.witnesses import Predicted
 from trainer.labels.annotations import LeftOut, Task, confirmed_groups, decide, is_confirmed
 from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ranking.predictions import to_candidates
-from trainer.ranking.scores import Score
+from trainer.scoring.scores import Score
 
 _MOSTLY: Final = 0.5
 """Share of a group from which on what is left of it was passed over, and has not only not been reached yet."""

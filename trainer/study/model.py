@@ -23,10 +23,10 @@ from trainer.model.backbones import Opened
 from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
 from trainer.model.build import build_head_of, open_backbone_of, sample_features
 from trainer.model.fit import fit
+from trainer.model.graphs.sessions import open_head
 from trainer.model.head import measure, to_onnx
 from trainer.model.network import Network
 from trainer.model.recipe import choose_recipe
-from trainer.model.sessions import open_head
 from trainer.settings import Training
 
 Floats = npt.NDArray[np.float32]

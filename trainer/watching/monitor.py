@@ -10,9 +10,9 @@ from contract.errors import ConfigError
 from contract.label_studio import LabelStudioClient
 from contract.labelconfig import ChoicesControl, parse_label_config
 from trainer import labelstudio
+from trainer.labelstudio.webhooks import set_webhook_token
 from trainer.settings import Environment
 from trainer.watching.rounds import Changes, Trained, WatchOptions
-from trainer.webhooks import set_webhook_token
 
 _log = logging.getLogger(__name__)
 

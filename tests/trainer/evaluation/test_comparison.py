@@ -14,7 +14,7 @@ from tests.trainer.small import coloured_images, lively_network, stage_files
 from trainer.evaluation import comparison
 from trainer.evaluation.comparison import PREDICTIONS_FILE, CommonImages, compare_versions, save_predictions
 from trainer.evaluation.holdout import as_decisions
-from trainer.model.validation import predict
+from trainer.model.graphs.validation import predict
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 

@@ -9,8 +9,7 @@ from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import lower
 from contract.graph.masks import draw_masks
 from tests.networks import Engine
-from trainer.model.bayes import ActiveDropout
-from trainer.model.dropout import activate_dropout, dropout_probabilities
+from trainer.model.bayes import ActiveDropout, activate_dropout, dropout_probabilities
 from trainer.model.head import Standardise, build_head, measure, to_onnx
 from trainer.model.probe import masked_passes
 

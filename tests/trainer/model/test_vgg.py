@@ -7,8 +7,7 @@ from torch import nn
 from contract.errors import ConfigError
 from trainer.model.backbones import open_backbone
 from trainer.model.backbones.layers import Normalise
-from trainer.model.bayes import ActiveDropout
-from trainer.model.dropout import dropout_probabilities
+from trainer.model.bayes import ActiveDropout, dropout_probabilities
 from trainer.model.head import Standardise
 from trainer.model.vgg import fold_pooling, vgg_grid, vgg_head
 

@@ -10,8 +10,9 @@ from tests.trainer.ranking.rig import TASKS, Rig, picture
 from tests.trainer.scorer import scorer
 from tests.trainer.studio import studio
 from tests.versions import publish
-from trainer.ranking import reconcile, retries
-from trainer.ranking.retries import Insistence
+from trainer.ranking import reconcile
+from trainer.scoring import retries
+from trainer.scoring.retries import Insistence
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from contract.scores.ranking import load_rankings
 from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
 from tests.trainer.ranking.rig import TASKS, Killed, picture
-from trainer.ranking import planning, pool
+from trainer.ranking import planning
+from trainer.scoring import pool
 
 
 class Colours:

@@ -9,7 +9,7 @@ from tests.trainer.ranking.rig import TASKS, Killed, ours, picture, raise_killed
 from tests.trainer.studio import Gone
 from trainer import labelstudio
 from trainer.ranking import planning, reconcile
-from trainer.ranking.server import Patience, Server
+from trainer.scoring.server import Patience, Server
 
 
 def killed_at(step, *, after, monkeypatch):
@@ -78,9 +78,9 @@ class TestKilled:
 
     def test_scores_that_were_got_are_not_got_again(self, rig, monkeypatch):
         """Scoring is what takes the time."""
-        monkeypatch.setattr("trainer.ranking.portions.LEAST_TASKS", 7)
-        monkeypatch.setattr("trainer.ranking.portions.MOST_TASKS", 7)
-        monkeypatch.setattr("trainer.ranking.server._REQUESTS_AT_ONCE", 1)
+        monkeypatch.setattr("trainer.scoring.portions.LEAST_TASKS", 7)
+        monkeypatch.setattr("trainer.scoring.portions.MOST_TASKS", 7)
+        monkeypatch.setattr("trainer.scoring.server._REQUESTS_AT_ONCE", 1)
         rig.server.before = lambda body: (401, {}) if len(rig.server.asked) > 2 else None
         with pytest.raises(ConfigError, match="LABELNEXT_BASIC_AUTH"):
             rig.rank()

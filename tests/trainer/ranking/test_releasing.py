@@ -14,9 +14,9 @@ from tests.disks import fill, small_disk
 from tests.trainer.studio import Gone
 from trainer import labelstudio
 from trainer.__main__ import main
+from trainer.labelstudio.webhooks import set_webhook_token
 from trainer.ranking.context import kept_folder
 from trainer.ranking.releasing import recall, release
-from trainer.webhooks import set_webhook_token
 
 
 @pytest.fixture

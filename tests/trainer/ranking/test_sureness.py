@@ -6,8 +6,8 @@ import pytest
 from contract.scores.holdout import is_held_out
 from contract.scores.sure import Shadow, Sure
 from trainer.evaluation.sure import Sample, find_margin, images_wanted
-from trainer.ranking.scores import Score
 from trainer.ranking.sureness import Asked, Labelled, find_later, find_sure, tasks_to_score
+from trainer.scoring.scores import Score
 
 LABELS = ("cat", "dog")
 ASKED = Asked(0.98, 1, 0.5, 0, LABELS, multiple=False)

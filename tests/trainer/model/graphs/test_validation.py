@@ -14,9 +14,9 @@ from contract.scores.acquisition import bald
 from contract.versions.repository import Repository
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, MODEL_FILE, PROBE_FILE
 from tests.trainer.small import coloured_images, freeze_network, lively_network, small_network, stage_files
-from trainer.model import sessions
-from trainer.model.export import export
-from trainer.model.validation import validate_version
+from trainer.model.graphs import sessions
+from trainer.model.graphs.export import export
+from trainer.model.graphs.validation import validate_version
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
@@ -131,7 +131,7 @@ def test_where_features_are_known_the_backbone_is_run_on_two_images(staged, monk
         images.extend(len(feeds[name]) for name in feeds if name == "images")
         return sessions.run(session, outputs, feeds)
 
-    monkeypatch.setattr("trainer.model.validation.run", run)
+    monkeypatch.setattr("trainer.model.graphs.validation.run", run)
     found = validate_version(described, known=known)
     assert found.mean_bald == pytest.approx(whole.mean_bald, rel=1e-4)
     assert images == [2]

@@ -10,11 +10,11 @@ from contract.errors import ConfigError, Unavailable
 from tests.trainer.scorer import scorer
 from tests.trainer.studio import CONFIG
 from trainer.labelstudio import PoolTask
-from trainer.ranking import portions
-from trainer.ranking import server as server_module
-from trainer.ranking.portions import LEAST_TASKS
-from trainer.ranking.scores import Failure
-from trainer.ranking.server import Patience, Question, Server
+from trainer.scoring import portions
+from trainer.scoring import server as server_module
+from trainer.scoring.portions import LEAST_TASKS
+from trainer.scoring.scores import Failure
+from trainer.scoring.server import Patience, Question, Server
 
 VERSION = "20261123T050102123Z-0a1b2c"
 OTHER = "20261124T050102123Z-0a1b2c"

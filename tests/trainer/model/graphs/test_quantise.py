@@ -7,7 +7,7 @@ from onnx import TensorProto
 from contract.versions.version import INT8_BACKBONE_FILE
 from tests.networks import open_session
 from tests.trainer.small import coloured_images, freeze_network, lively_network
-from trainer.model.quantise import quantise
+from trainer.model.graphs.quantise import quantise
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 

@@ -2,7 +2,7 @@ import pytest
 
 from tests.trainer.studio import TOKEN, studio
 from trainer import labelstudio
-from trainer.webhooks import clear_webhook_token, set_webhook_token
+from trainer.labelstudio.webhooks import clear_webhook_token, set_webhook_token
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 from trainer.labelstudio import PoolTask
-from trainer.ranking import portions
-from trainer.ranking.portions import LEAST_TASKS, MOST_TASKS, Portions
+from trainer.scoring import portions
+from trainer.scoring.portions import LEAST_TASKS, MOST_TASKS, Portions
 
 
 def pool(count):

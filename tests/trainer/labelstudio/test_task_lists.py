@@ -8,8 +8,9 @@ import pytest
 
 from contract.label_studio import LabelStudioClient
 from tests.trainer.studio import TOKEN, studio
-from trainer import labelstudio, task_lists
-from trainer.task_lists import list_annotated, list_unlabelled
+from trainer import labelstudio
+from trainer.labelstudio import task_lists
+from trainer.labelstudio.task_lists import list_annotated, list_unlabelled
 
 TASKS = 40
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from trainer.ranking.scores import Failure, Score, ScoreLog, digest, parse_score
+from trainer.scoring.scores import Failure, Score, ScoreLog, digest, parse_score
 
 
 def score(task, classes=3):

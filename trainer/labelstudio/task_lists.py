@@ -19,7 +19,8 @@ from typing import Any, Final, Self
 
 from contract.label_studio import LabelStudioClient
 from trainer import labelstudio
-from trainer.labelstudio import Extent, PoolTask
+from trainer.labelstudio.projects import Extent
+from trainer.labelstudio.tasks import PoolTask
 from trainer.settings import Environment
 
 Task = Mapping[str, Any]

@@ -20,9 +20,9 @@ from torch import nn
 from contract.errors import TrainingError
 from contract.graph.lowering import FEATURES, Lowered, lower
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, MODEL_FILE, PORTABLE_FILE
-from trainer.model.dropout import dropout_probabilities
+from trainer.model.bayes import dropout_probabilities
+from trainer.model.graphs.portable import make_portable
 from trainer.model.head import OPSET, to_onnx
-from trainer.model.portable import make_portable
 
 _SAMPLE_IMAGES = 2
 """The exporter would take a batch of 1 for a constant."""

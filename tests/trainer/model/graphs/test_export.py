@@ -14,9 +14,9 @@ from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, 
 from tests.networks import Engine
 from tests.trainer.small import coloured_images, freeze_network, small_head, small_network
 from trainer.model.backbones import open_backbone
-from trainer.model.dropout import dropout_probabilities
-from trainer.model.export import export
+from trainer.model.bayes import dropout_probabilities
 from trainer.model.frozen import freeze
+from trainer.model.graphs.export import export
 from trainer.model.head import build_head, measure, to_onnx
 from trainer.model.network import Network
 from trainer.model.probe import masked_passes
@@ -178,6 +178,6 @@ def test_a_dropout_that_the_export_loses_is_an_error(exported, network, tmp_path
     (last,) = [node for node in head.graph.node if node.op_type == "Dropout"][1:]
     last.op_type = "Identity"
     del last.input[1:]
-    monkeypatch.setattr("trainer.model.export.to_onnx", lambda _: head)
+    monkeypatch.setattr("trainer.model.graphs.export.to_onnx", lambda _: head)
     with pytest.raises(TrainingError, match=r"\[0.5, 0.25\], the graph with \[0.5\]"):
         write(network, tmp_path)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from trainer.labelstudio import PoolTask
-from trainer.ranking.retries import Insistence, are_few, ask_again
-from trainer.ranking.scores import Failure, Score
+from trainer.scoring.retries import Insistence, are_few, ask_again
+from trainer.scoring.scores import Failure, Score
 
 
 class Pool:

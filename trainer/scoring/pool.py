@@ -25,9 +25,9 @@ from trainer.labels.annotations import LeftOut, Task, decide, is_confirmed
 from trainer.labels.dataset import THREADS
 from trainer.labelstudio import PoolTask
 from trainer.progress_bar import Bar
-from trainer.ranking.retries import Ask, ask_again
-from trainer.ranking.scores import Failure, Score, ScoreLog, digest
-from trainer.ranking.server import Question, Server
+from trainer.scoring.retries import Ask, ask_again
+from trainer.scoring.scores import Failure, Score, ScoreLog, digest
+from trainer.scoring.server import Question, Server
 
 _log = logging.getLogger(__name__)
 

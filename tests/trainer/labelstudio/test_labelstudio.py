@@ -7,6 +7,7 @@ from contract.errors import ConfigError
 from contract.label_studio import Refused, Unreachable
 from tests.trainer.studio import CONFIG, TOKEN, Gone, studio
 from trainer import labelstudio
+from trainer.labelstudio import tasks
 
 
 @pytest.fixture
@@ -19,8 +20,8 @@ def pets():
 
 @pytest.fixture(autouse=True)
 def _small_pages(monkeypatch):
-    monkeypatch.setattr(labelstudio, "_PAGE_TASKS", 5)
-    monkeypatch.setattr(labelstudio, "_ANNOTATED_PAGE_TASKS", 2)
+    monkeypatch.setattr(tasks, "_PAGE_TASKS", 5)
+    monkeypatch.setattr(tasks, "_ANNOTATED_PAGE_TASKS", 2)
 
 
 class TestTasks:

@@ -17,8 +17,8 @@ import urllib3
 
 from contract.errors import ConfigError, Unavailable
 from trainer.labelstudio import PoolTask
-from trainer.ranking.portions import Portions
-from trainer.ranking.scores import Failure, Score, parse_score
+from trainer.scoring.portions import Portions
+from trainer.scoring.scores import Failure, Score, parse_score
 
 _log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import pytest
 
 from contract.labelconfig import Choice, ChoicesControl
 from tests.versions import manifest
-from trainer.ranking.pool import count_labels, group_failures
-from trainer.ranking.scores import Failure
+from trainer.scoring.pool import count_labels, group_failures
+from trainer.scoring.scores import Failure
 
 CONTROL = ChoicesControl("label", "image", "image", (Choice("Cat", "cat"), Choice("Dog"), Choice("Eel")), multiple=True)
 

@@ -19,9 +19,9 @@ from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, 
 from demo.product import CHECKOUT
 from tests.networks import build_small
 from tests.networks import export as export_small
-from tests.trainer.model.test_export import large, write
+from tests.trainer.model.graphs.test_export import large, write
 from tests.trainer.small import coloured_images, small_network
-from trainer.model.portable import make_portable
+from trainer.model.graphs.portable import make_portable
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 

@@ -15,7 +15,7 @@ from contract.graph.lowering import FEATURES, load_graph, lower
 from contract.graph.masks import draw_masks
 from contract.graph.probe import ComputeFeatures, Probe, RunPasses, Validation, validate
 from contract.versions.version import INT8_BACKBONE_FILE, Version
-from trainer.model.sessions import open_head, open_session, run
+from trainer.model.graphs.sessions import open_head, open_session, run
 
 _BATCH_IMAGES = 16
 _WITNESSES = 2

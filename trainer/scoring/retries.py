@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.labelstudio import PoolTask
-from trainer.ranking.scores import Failure, Score
+from trainer.scoring.scores import Failure, Score
 
 _log = logging.getLogger(__name__)
 

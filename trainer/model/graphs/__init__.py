@@ -1,0 +1,1 @@
+"""The network as graphs: exported, quantised, run by onnxruntime, and validated against torch."""
