@@ -1,4 +1,3 @@
-import ast
 import errno
 import io
 import json
@@ -11,6 +10,7 @@ import pytest
 
 from contract.errors import TrainingError
 from contract.versions.repository import Repository
+from contract.versions.results import Metrics, TrainingRecord
 from contract.versions.version import BACKBONE_WEIGHTS_FILE
 from tests.disks import fill, small_disk
 from tests.trainer.small import use_small_backbone, write_folders
@@ -57,7 +57,7 @@ def options_of(*arguments):
 
 
 def test_options_are_those_of_what_they_are_for():
-    """What is not given is as the classes say."""
+    """What is not given is as the classes say; docs/settings.md, which is made of them, has all."""
     assert options_of("run --export e.json") == [Source(export=Path("e.json")), Training()]
     assert options_of("rank --project 3") == [RankOptions(3)]
     assert options_of("watch --project 3") == [WatchOptions((WatchedProject(3),)), Training(), Ranking()]
@@ -68,58 +68,31 @@ TOLD = {
     "run --export e.json": {
         "--label-config c.xml": ("label_config", Path("c.xml")),
         "--control=-x": ("control", "-x"),
-        "--weights none": ("weights", "none"),
         "--train all": ("part", "all"),
-        "--backbone resnet18": ("backbone", "resnet18"),
         "--head vgg": ("head", "vgg"),
         "--image-size 64": ("image_size", 64),
-        "--epochs 3": ("epochs", 3),
-        "--learning-rate 0.5": ("learning_rate", 0.5),
         "--weight-decay 0": ("weight_decay", 0.0),
-        "--class-balance 0.5": ("class_balance", 0.5),
-        "--units 32": ("units", 32),
-        "--dropout 0.3": ("dropout", 0.3),
-        "--validation 0.4": ("validation", 0.4),
         "--holdout-share 0": ("holdout_share", 0.0),
-        "--passes 7": ("passes", 7),
-        "--precision fp32": ("precision", "fp32"),
-        "--seed 4": ("seed", 4),
-        "--device cpu": ("device", "cpu"),
     },
     "rank --project 3": {
         "--server http://c": ("server", "http://c"),
         "--strategy margin": ("strategy", "margin"),
-        "--holdout-share 0": ("holdout_share", 0.0),
         "--batch-size 50": ("batch_size", 50),
         "--keep-duplicates": ("keep_duplicates", True),
-        "--keep-sampling": ("keep_sampling", True),
-        "--force": ("force", True),
-        "--incomplete": ("incomplete", True),
-        "--dry-run": ("dry_run", True),
-        "--control=-x": ("control", "-x"),
-        "--weights none": ("weights", "none"),
-        "--backbone vgg11": ("backbone", "vgg11"),
-        "--image-size 96": ("image_size", 96),
+        "--no-tabs": ("tabs", False),
     },
     "simulate --images pool": {
         "--out there": ("out", Path("there")),
         "--strategies margin,random": ("strategies", ("margin", "random")),
-        "--name Pets": ("name", "Pets"),
-        "--manifest pool.csv": ("manifest", Path("pool.csv")),
         "--test 0.4": ("test_share", 0.4),
-        "--long-tail 50": ("long_tail", 50.0),
-        "--seeds 3": ("seeds", 3),
-        "--initial 30": ("initial", 30),
         "--query 10": ("query", (10,)),
-        "--rounds 4": ("rounds", 4),
-        "--workers 6": ("workers", 6),
         "--units 32": ("units", 32),
     },
 }
 
 
 @pytest.mark.parametrize(("command", "options"), TOLD.items(), ids=TOLD)
-def test_every_option_reaches_its_field(command, options):
+def test_an_option_of_each_kind_reaches_its_field(command, options):
     """And changes nothing else; alone, and all together."""
     plain = options_of(command)
     for option, (name, value) in options.items():
@@ -240,7 +213,7 @@ def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, mode
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [0, 10, 30], ids="{} kB".format)
+@pytest.mark.parametrize("room", [0, 30], ids="{} kB".format)
 def test_a_training_on_a_full_disk_ends_in_one_line_and_is_done_when_there_is_room(train, models, capsys, room):
     """Wherever in the publishing it was; the line names the folder and how much is free."""
     with small_disk(models, "2m"):
@@ -324,27 +297,23 @@ def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
 def test_what_training_was_told_reaches_the_network_and_the_manifest(train, models):
     """Decay and balance in the recipe; width and dropout in the head."""
     assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4") == 0
-    assert train() == 0
     repository = Repository(models)
-    told, plain = (repository.open(name).manifest for name in sorted(repository.versions()))
-    assert (told.training.recipe["weight_decay"], told.training.recipe["class_balance"]) == (0.003, 0)
-    assert plain.training.recipe["class_balance"] == 1
-    for manifest, features, probability in ((told, (64,), 0.4), (plain, (256,), 0.6)):
-        assert [site.features for site in manifest.dropout_sites] == [features, features]
-        assert [site.probability for site in manifest.dropout_sites] == pytest.approx([probability] * 2)
+    manifest = repository.open(repository.current()).manifest
+    assert (manifest.training.recipe["weight_decay"], manifest.training.recipe["class_balance"]) == (0.003, 0)
+    assert [site.features for site in manifest.dropout_sites] == [(64,), (64,)]
+    assert [site.probability for site in manifest.dropout_sites] == pytest.approx([0.4, 0.4])
 
 
-@pytest.mark.slow
-def test_versions_marks_the_current_one_and_rollback_moves_the_mark(train, models, capsys):
+def test_versions_marks_the_current_one_and_rollback_moves_the_mark(models, capsys):
     """A row a version: name, when, images and figures. One that is not there is refused with those that are."""
-    assert train() == 0
-    older, newer = Repository(models).current(), publish(Repository(models), b"newer").name
+    measured = {"training": TrainingRecord(images=12), "metrics": Metrics(images=3, accuracy=0.75, macro_f1=0.5)}
+    older, newer = (publish(Repository(models), b"1", **more).name for more in (measured, {}))
     assert main(["rollback", older]) == 0
     capsys.readouterr()
     assert main(["versions"]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [row[:28] for row in rows] == [f"* {older}", f"  {newer}"]
-    assert rows[0].split()[3] == "12"
+    assert rows[0].split()[3:] == ["12", "0.750", "0.500"]
     assert rows[1].split()[2:] == ["-", "-", "-"]
     assert main(["rollback", NAME]) == 1
     assert newer in capsys.readouterr().err
@@ -456,33 +425,3 @@ def test_simulate_ends_with_one_line_of_json(monkeypatch, capsys):
     monkeypatch.setattr(simulate_module, "simulate", lambda options, training, environment: figures)
     assert main(["simulate", "--images", "pool"]) == 0
     assert json.loads(capsys.readouterr().out) == figures
-
-
-def imported_at_start(module, seen):
-    """Collect what a module imports when it is imported, through our own packages."""
-    if module in seen:
-        return seen
-    seen.add(module)
-    path = Path(*module.split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    if file.is_file():
-        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(statement, ast.ImportFrom) and statement.module:
-                imported_at_start(statement.module, seen)
-            elif isinstance(statement, ast.Import):
-                seen.update(alias.name for alias in statement.names)
-    return seen
-
-
-def test_the_command_line_does_not_import_torch():
-    """--help, versions and rollback answer at once."""
-    seen = imported_at_start("trainer.__main__", set())
-    assert "contract.versions.repository" in seen
-    assert not {name.split(".")[0] for name in seen} & {
-        "torch",
-        "torchvision",
-        "baal",
-        "onnx",
-        "onnxruntime",
-        "sklearn",
-    }

@@ -39,7 +39,7 @@ class Rig:
         )
 
     def rank(self, **options):
-        return rank(RankOptions(5, **{"first": 5, **options}), self.environment)
+        return rank(RankOptions(5, **options), self.environment)
 
     def publish(self, **more):
         """Have the server serve another version."""

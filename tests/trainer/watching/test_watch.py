@@ -7,6 +7,7 @@ import re
 import signal
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from filelock import FileLock
@@ -174,6 +175,14 @@ def environment_of(studio, **fields):
     return Environment(models=studio.models, label_studio_url=studio.url, label_studio_token=TOKEN, **fields)
 
 
+@pytest.fixture
+def trained(studio, caplog):
+    """A project that has had its first round, of 30 labels."""
+    studio.label(30)
+    watch_it(studio, caplog, rounds=1)
+    return studio
+
+
 def test_enough_labels_start_a_round(studio, caplog):
     """First a cold start; then training and ranking, each as a command, and one line that says all."""
     studio.events[3] = lambda: studio.label(25)
@@ -202,30 +211,26 @@ def test_twenty_labels_are_asked_for_unless_somebody_says(studio, caplog):
 
 
 @pytest.mark.slow
-def test_a_watch_that_is_started_again_goes_on_where_it_was(studio, caplog):
+def test_a_watch_that_is_started_again_goes_on_where_it_was(trained, caplog):
     """Labels that the newest version has seen are not new."""
-    studio.label(30)
-    watch_it(studio, caplog, rounds=1)
-    studio.label(19)
-    studio.events = {studio.looks + 20: stop}
-    _, ran, said = watch_it(studio, caplog, rounds=1)
+    trained.label(19)
+    trained.events = {trained.looks + 20: stop}
+    _, ran, said = watch_it(trained, caplog, rounds=1)
     assert ran == ["run", "rank", "rank"]  # the former watch may have ended before it had ranked all
     assert said[-2].startswith("the watch begins: ranked 100 tasks")
-    studio.label(1)
-    _, ran, _ = watch_it(studio, caplog, rounds=1)
+    trained.label(1)
+    _, ran, _ = watch_it(trained, caplog, rounds=1)
     assert ran == ["run", "rank", "rank", "run", "rank"]
 
 
-def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
+def test_after_some_minutes_any_change_starts_a_round(trained, caplog):
     """Without a change none; nor for a task that was only opened."""
-    studio.label(10)
-    watch_it(studio, caplog, rounds=1, labels=1)
-    studio.open()
-    studio.events = {studio.looks + 10: lambda: studio.edit(1)}
-    _, ran, said = watch_it(studio, caplog, rounds=1, minutes=1e-4)
+    trained.open()
+    trained.events = {trained.looks + 10: lambda: trained.edit(1)}
+    _, ran, said = watch_it(trained, caplog, rounds=1, minutes=1e-4)
     assert ran == ["run", "rank", "rank", "run", "rank"]
     assert "1 edited label in 0 min" in said[-1]
-    assert studio.looks > 10
+    assert trained.looks > 10
 
 
 @pytest.mark.slow
@@ -237,28 +242,24 @@ def test_after_some_minutes_any_change_starts_a_round(studio, caplog):
     ],
     ids=["opened", "nearly enough"],
 )
-def test_what_does_not_suffice_starts_nothing_and_is_asked_for_once(studio, caplog, change):
+def test_what_does_not_suffice_starts_nothing_and_is_asked_for_once(trained, caplog, change):
     """Label Studio dates a task anew that somebody opens; and however often one label is edited, it counts once."""
-    studio.label(30)
-    watch_it(studio, caplog, rounds=1)
-    studio.events = {studio.looks + 5: lambda: change(studio), studio.looks + 25: stop}
-    _, ran, _ = watch_it(studio, caplog, rounds=1, labels=20)
+    trained.events = {trained.looks + 5: lambda: change(trained), trained.looks + 25: stop}
+    _, ran, _ = watch_it(trained, caplog, rounds=1, labels=20)
     assert ran == ["run", "rank", "rank"]
-    assert studio.counted == 1
+    assert trained.counted == 1
 
 
-def test_edited_and_deleted_labels_count_like_new_ones(studio, caplog):
+def test_edited_and_deleted_labels_count_like_new_ones(trained, caplog):
     """Correcting twenty labels is as good a reason to train again as adding twenty."""
-    studio.label(30)
-    watch_it(studio, caplog, rounds=1)
 
     def change():
-        studio.delete(4)
-        studio.edit(6)
-        studio.label(10)
+        trained.delete(4)
+        trained.edit(6)
+        trained.label(10)
 
-    studio.events = {studio.looks + 5: change}
-    _, ran, said = watch_it(studio, caplog, rounds=1, labels=20)
+    trained.events = {trained.looks + 5: change}
+    _, ran, said = watch_it(trained, caplog, rounds=1, labels=20)
     assert ran[-2:] == ["run", "rank"]
     assert said[-1].startswith("10 new labels, 6 edited, 4 deleted (20 asked for)")
 
@@ -343,43 +344,35 @@ def test_versions_that_cannot_be_removed_are_said_and_tried_again(studio, caplog
     assert said[-1] == "old versions were not removed: the volume is read-only; again after the next round"
 
 
-def test_a_rollback_ranks_and_does_not_train(studio, caplog):
+def test_a_rollback_ranks_and_does_not_train(trained, caplog):
     """The version that somebody went back to serves, and is not replaced for labels that were there before."""
-    studio.label(30)
-    watch_it(studio, caplog, rounds=1)
-    first = studio.repository.current()
-    studio.label(30)
-    watch_it(studio, caplog, rounds=1)
-    studio.repository.rollback(first)
-    studio.events = {studio.looks + 10: stop}
-    _, ran, said = watch_it(studio, caplog)
+    first = trained.repository.current()
+    trained.label(30)
+    watch_it(trained, caplog, rounds=1)
+    trained.repository.rollback(first)
+    trained.events = {trained.looks + 10: stop}
+    _, ran, said = watch_it(trained, caplog)
     assert ran == ["run", "rank", "run", "rank", "rank"]
     assert said[-2].startswith("the watch begins: ranked 100 tasks")
-    assert studio.project["model_version"] == first
+    assert trained.project["model_version"] == first
 
 
 @pytest.mark.slow
-def test_more_tasks_are_ranked_when_they_have_all_come(studio, caplog):
-    """Not at every look while they come."""
+@pytest.mark.parametrize(
+    ("tasks", "why"),
+    [
+        ({4: 107, 5: 114, 6: 121}, "21 more tasks: ranked 121 tasks"),
+        ({4: 40, 8: 60}, "20 more tasks: ranked 60 tasks"),
+    ],
+    ids=["more", "in place of deleted ones"],
+)
+def test_new_tasks_are_ranked_when_they_have_all_come(studio, caplog, tasks, why):
+    """Not at every look while they come, and though there are fewer than were ranked."""
     studio.label(30)
-
-    def come():
-        studio.resize(len(studio.tasks) + 7)
-
-    studio.events |= {4: come, 5: come, 6: come, 20: stop}
+    studio.events |= {look: partial(studio.resize, count) for look, count in tasks.items()} | {20: stop}
     _, ran, said = watch_it(studio, caplog)
     assert ran == ["run", "rank", "rank"]
-    assert said[-2].startswith("21 more tasks: ranked 121 tasks")
-
-
-@pytest.mark.slow
-def test_tasks_in_place_of_deleted_ones_are_ranked(studio, caplog):
-    """Though there are fewer than were ranked."""
-    studio.label(30)
-    studio.events |= {4: lambda: studio.resize(40), 8: lambda: studio.resize(60), 20: stop}
-    _, ran, said = watch_it(studio, caplog)
-    assert ran == ["run", "rank", "rank"]
-    assert said[-2].startswith("20 more tasks: ranked 60 tasks")
+    assert said[-2].startswith(why)
 
 
 def test_an_empty_project_is_left_alone(studio, caplog):
@@ -389,16 +382,14 @@ def test_an_empty_project_is_left_alone(studio, caplog):
     assert watch_it(studio, caplog)[1] == []
 
 
-def test_a_request_starts_a_round_without_a_new_label(studio, caplog):
+def test_a_request_starts_a_round_without_a_new_label(trained, caplog):
     """And is removed; those for other projects stay."""
-    studio.label(30)
-    watch_it(studio, caplog, rounds=1)
     for project in (5, 6, None):
-        leave_request(studio.repository, project)
-    _, ran, said = watch_it(studio, caplog, rounds=1)
+        leave_request(trained.repository, project)
+    _, ran, said = watch_it(trained, caplog, rounds=1)
     assert ran == ["run", "rank", "run", "rank"]
     assert said[-1].startswith("Start Training was pressed: trained")
-    assert [request.project for request in find_requests(studio.repository)] == [6]
+    assert [request.project for request in find_requests(trained.repository)] == [6]
 
 
 def test_a_request_that_failed_for_a_reason_that_passes_is_tried_again(studio, caplog):
@@ -525,25 +516,23 @@ def test_what_could_not_be_scored_keeps_no_round_waiting(studio, caplog):
 
 
 @pytest.mark.slow
-def test_a_version_that_does_not_know_the_projects_labels_is_not_asked_again(studio, caplog):
-    """Labels for the project's own lead to one that does, which then ranks."""
+@pytest.mark.parametrize(
+    ("change", "commands"),
+    [
+        (lambda studio: studio.label(20), ["rank", "run", "rank"]),
+        (lambda studio: studio.name("a", "b"), ["rank", "rank"]),
+    ],
+    ids=["labels", "config"],
+)
+def test_a_version_that_does_not_know_the_projects_labels_is_not_asked_again(studio, caplog, change, commands):
+    """Until labels for the project's own have led to one that does, or its labels may be those that it knows."""
     publish(studio.repository, b"of another project")
     studio.plan = {"rank": [(3, "expected the labels of version 1")]}
-    studio.events[30] = lambda: studio.label(20)
-    _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert ran == ["rank", "run", "rank"]
+    studio.events |= {30: lambda: change(studio), 45: stop}
+    _, ran, said = watch_it(studio, caplog)
+    assert ran == commands
     why = "the watch begins; not ranked: expected the labels of version 1; waiting for a version that knows them"
     assert said[1] == why
-
-
-@pytest.mark.slow
-def test_a_version_is_asked_again_when_the_labels_have_changed(studio, caplog):
-    """They may be those that it knows."""
-    publish(studio.repository, b"of another project")
-    studio.plan = {"rank": [(3, "others")]}
-    studio.events |= {20: lambda: studio.name("a", "b"), 40: stop}
-    _, ran, _ = watch_it(studio, caplog)
-    assert ran == ["rank", "rank"]
 
 
 @pytest.mark.slow
@@ -575,12 +564,10 @@ def test_a_config_that_classifies_nothing_is_waited_for(studio, caplog):
     assert studio.looks >= 6
 
 
-def test_other_classes_start_a_round(studio, caplog):
+def test_other_classes_start_a_round(trained, caplog):
     """Without a new label."""
-    studio.label(20)
-    watch_it(studio, caplog, rounds=1)
-    studio.name("cat", "dog", "cow")
-    _, ran, said = watch_it(studio, caplog, rounds=1)
+    trained.name("cat", "dog", "cow")
+    _, ran, said = watch_it(trained, caplog, rounds=1)
     assert ran == ["run", "rank", "run", "rank"]
     assert said[-1].startswith("the labelling config has changed (new: cow): trained")
 
