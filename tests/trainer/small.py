@@ -1,10 +1,13 @@
 """A network of the trainer's kind that trains and exports in a moment, and class folders for it."""
 
+import atexit
+import hashlib
 import shutil
 import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from contract.versions.version import INT8_BACKBONE_FILE, PROBE_FILE
 from trainer.model.backbones import Opened
 from trainer.model.backbones.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Normalise
 from trainer.model.bayes import activate_dropout
-from trainer.model.frozen import freeze
+from trainer.model.frozen import freeze, read
 from trainer.model.graphs.export import export
 from trainer.model.graphs.quantise import quantise
 from trainer.model.network import Network
@@ -98,10 +101,23 @@ def lively_network(seed=0):
     return network
 
 
-def freeze_network(network, folder):
-    """Write a network's backbone into a folder, as it is by now."""
-    folder.mkdir()
-    return freeze(replace(small_backbone(), module=network.backbone[0]), folder)
+_EXPORTED = tempfile.TemporaryDirectory(prefix="labelnext-")
+"""Folders with backbones, named by what these are made of."""
+atexit.register(_EXPORTED.cleanup)
+
+
+def freeze_network(network, folder, *, anew=False):
+    """Write a network's backbone into a folder, as it is by now; what was exported before is copied, unless `anew`."""
+    module = network.backbone[0]
+    made = hashlib.sha256(repr(module).encode())
+    for tensor in module.state_dict().values():
+        made.update(tensor.numpy().tobytes())
+    exported = Path(_EXPORTED.name) / (str(uuid4()) if anew else made.hexdigest())
+    if not exported.exists():
+        exported.mkdir()
+        freeze(replace(small_backbone(), module=module), exported)
+    shutil.copytree(exported, folder)
+    return read(folder)
 
 
 def stage_files(staged, network, images, *, passes=20, multiple=False, int8=None):

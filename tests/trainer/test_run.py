@@ -105,7 +105,7 @@ def left_behind(environment):
 
 
 def test_publishes_a_version_that_is_valid_and_has_learnt(published):
-    """Labels in the order of the source, as images held out are recognised; honest counts, and enough to train again."""
+    """Labels in the order of the source, as images held out are recognised; honest counts, enough to train again."""
     published.verify()
     validate_version(published)
     manifest, training = published.manifest, published.manifest.training

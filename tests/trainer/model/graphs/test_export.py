@@ -46,9 +46,9 @@ def network():
     return large(small_network())
 
 
-def write(network, folder):
+def write(network, folder, *, anew=False):
     """Write the network's files into a folder as the trainer does, and return the lowered graph."""
-    backbone = freeze_network(network, folder / "backbone")
+    backbone = freeze_network(network, folder / "backbone", anew=anew)
     shutil.copyfile(backbone.folder / BACKBONE_WEIGHTS_FILE, folder / BACKBONE_WEIGHTS_FILE)
     return export(backbone.graph, network.head, folder)
 
@@ -155,7 +155,7 @@ def test_features_are_a_tensor_of_the_graph_rounded_to_float16(exported, network
 
 def test_equal_networks_export_to_equal_bytes(exported, network, tmp_path):
     """Nothing of the process or the time is in the files."""
-    write(network, tmp_path)
+    write(network, tmp_path, anew=True)
     for name in (MODEL_FILE, PORTABLE_FILE, BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE):
         assert (tmp_path / name).read_bytes() == (exported[0] / name).read_bytes()
 
