@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contract.scores.embedding import embed
 from contract.scores.ranking import load_rankings
 from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
@@ -16,28 +17,36 @@ from trainer.scoring import pool
 
 
 class Colours:
-    """A backbone whose features are the mean of each channel; it may fail at one of its turns."""
-
-    last_stage = None
+    """A network that embeds images by the mean of each channel; it may fail at one of its turns."""
 
     def __init__(self, *, size=32, fails_at=None):
         self.spec = InputSpec(size, size)
         self.shapes = []
         self._fails_at = fails_at
 
-    def compute_once(self, images, digests, store):
+    def __call__(self, images, digests):
         assert len(set(digests)) == len(images)
         self.shapes.append(images.shape)
         if len(self.shapes) == self._fails_at:
             raise Killed
-        return images.mean(axis=(1, 2)) / 255
+        return embed(images.mean(axis=(1, 2)) / 255)
+
+
+def use(monkeypatch, make):
+    """Have a cold start embed by what is made of its options."""
+
+    def open_backbone(context, _):
+        made = make(context.options)
+        return made.spec, made
+
+    monkeypatch.setattr(planning, "_open_backbone", open_backbone)
 
 
 class TestColdStart:
     @pytest.fixture
     def cold(self, rig, monkeypatch):
         """No version yet; features that follow from the pixels' colour."""
-        monkeypatch.setattr(planning, "_open_backbone", lambda *_: Colours())
+        use(monkeypatch, lambda _: Colours())
         empty = Repository(rig.repository.root, "birds")
         rig.environment = dataclasses.replace(rig.environment, model="birds")
         rig.repository = empty
@@ -84,11 +93,7 @@ class TestColdStart:
         """What was embedded at another size before is embedded anew."""
         opened = []
 
-        def open_backbone(options, _):
-            opened.append(Colours(size=options.image_size))
-            return opened[-1]
-
-        monkeypatch.setattr(planning, "_open_backbone", open_backbone)
+        use(monkeypatch, lambda options: opened.append(Colours(size=options.image_size)) or opened[-1])
         for size in (96, 32):
             cold.rank(image_size=size, dry_run=True)
         assert [each.shapes for each in opened] == [[(TASKS, 96, 96, 3)], [(TASKS, 32, 32, 3)]]
@@ -109,7 +114,7 @@ class TestColdStart:
         """Memory is bounded, and a run that was killed goes on."""
         monkeypatch.setattr(pool, "_EMBEDDED_AT_ONCE", 8)
         backbone = Colours(fails_at=3)
-        monkeypatch.setattr(planning, "_open_backbone", lambda *_: backbone)
+        use(monkeypatch, lambda _: backbone)
         with pytest.raises(Killed):
             cold.rank()
         cold.rank()

@@ -13,7 +13,7 @@ OTHERS = CONFIG.replace("cat", "car").replace("dog", "b\u00fcs")
 class TestOtherLabels:
     """A project whose labels the version does not have."""
 
-    @pytest.mark.parametrize("options", [{}, {"dry_run": True}, {"again": True}])
+    @pytest.mark.parametrize("options", [{}, {"dry_run": True}, {"force": True}])
     @pytest.mark.parametrize("ranked", [False, True])
     def test_it_is_refused_with_both_lists_and_nothing_changes(self, rig, options, ranked):
         """Neither its order nor its sampling, and no server is asked."""
