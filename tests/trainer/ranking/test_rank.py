@@ -19,6 +19,16 @@ from trainer.ranking import planning
 from trainer.ranking import rank as rank_module
 
 
+@pytest.fixture
+def weighed(monkeypatch):
+    """The labels by class that there were so far, as each arrangement was given them."""
+    seen, arrange = [], planning.arrange
+    monkeypatch.setattr(
+        planning, "arrange", lambda *of, **given: seen.append(list(given["labels_by_class"])) or arrange(*of, **given)
+    )
+    return seen
+
+
 class TestRanking:
     def test_the_pool_is_served_in_the_order_of_the_ranking(self, rig):
         """Every task has one prediction, and the project sorts by it."""
@@ -64,17 +74,8 @@ class TestRanking:
         assert set(rig.studio.scores(rig.version)) == set(rig.studio.tasks)
         assert all(list(task["data"]) == [key] for body in rig.server.asked for task in body["tasks"])
 
-    def test_labels_that_the_version_has_seen_are_not_read_again(self, rig, monkeypatch):
+    def test_labels_that_the_version_has_seen_are_not_read_again(self, rig, weighed):
         """Its record says how many there are of each class; once a label has changed, all are read."""
-        weighed = []
-        arrange = planning.arrange
-        monkeypatch.setattr(
-            planning,
-            "arrange",
-            lambda *args, labels_by_class, **more: (
-                weighed.append(list(labels_by_class)) or arrange(*args, labels_by_class=labels_by_class, **more)
-            ),
-        )
         rig.studio.annotate(1, "dog")
         state = labelstudio.project_state(labelstudio.connect(rig.studio.url, TOKEN), 5)
         seen = ProjectState(5, state.total_annotations, state.newest_updated_at)
@@ -87,20 +88,13 @@ class TestRanking:
         assert any("fields=all" in request.path for request in rig.studio.requests)
         assert weighed == [[3, 7], [0, 1]]
 
-    def test_labels_so_far_weigh_in(self, rig, monkeypatch):
+    def test_labels_so_far_weigh_in(self, rig, weighed):
         """By the version's order of classes, whatever else was chosen."""
-        seen = []
-        arrange = planning.arrange
-        monkeypatch.setattr(
-            planning,
-            "arrange",
-            lambda *args, **given: seen.append(given["labels_by_class"]) or arrange(*args, **given),
-        )
         for task, label in ((1, "dog"), (2, "dog"), (3, "cat"), (4, "bird")):
             rig.studio.annotate(task, label)
         rig.studio.annotate(5, "cat", cancelled=True)
         rig.rank()
-        assert seen == [[1, 2]]
+        assert weighed == [[1, 2]]
 
     @pytest.mark.parametrize("strategy", ["bald", "batch-bald", "random", "margin"])
     def test_any_strategy_serves(self, rig, strategy):
