@@ -51,6 +51,16 @@ class Studio:
         for _ in range(tasks):
             self.add_task()
 
+    def refuse(self, method, status, *, after=lambda request: None):
+        """Answer requests by a method with a status, whatever is done with them first."""
+
+        def before(request):
+            if request.method == method:
+                after(request)
+                raise Gone(status)
+
+        self.before = before
+
     def add_task(self, **data):
         number = next(self.numbers)
         self.tasks[number] = {

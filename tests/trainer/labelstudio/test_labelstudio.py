@@ -5,7 +5,7 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.label_studio import Refused, Unreachable
-from tests.trainer.studio import CONFIG, TOKEN, Gone, studio
+from tests.trainer.studio import CONFIG, TOKEN, studio
 from trainer import labelstudio
 from trainer.labelstudio import tasks
 
@@ -139,11 +139,7 @@ class TestPredictions:
         """The one is known to have stored nothing; neither is sent again."""
         with pytest.raises(Refused):
             labelstudio.import_predictions(pets.client, 5, [{"task": 99, "score": 0.5, "result": []}])
-
-        def fail(request):
-            raise Gone(502)
-
-        pets.before = fail
+        pets.refuse("POST", 502)
         before = len(pets.requests)
         with pytest.raises(Unreachable):
             labelstudio.import_predictions(pets.client, 5, [])

@@ -6,7 +6,6 @@ import pytest
 from contract.errors import ConfigError
 from contract.label_studio import LabelStudioClient
 from tests.trainer.ranking.rig import TASKS, Killed, ours, picture, raise_killed
-from tests.trainer.studio import Gone
 from trainer import labelstudio
 from trainer.ranking import planning, reconcile
 from trainer.scoring.server import Patience, Server
@@ -155,12 +154,7 @@ class TestMeanwhile:
         """The next ranking removes them."""
         rig.rank()
         rig.publish()
-
-        def refuse(request):
-            if request.method == "DELETE":
-                raise Gone(504)
-
-        rig.studio.before = refuse
+        rig.studio.refuse("DELETE", 504)
         assert rig.rank().removed == 0
         assert rig.studio.project["model_version"] == rig.version
         assert "does no harm" in caplog.text

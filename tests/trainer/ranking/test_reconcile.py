@@ -62,7 +62,6 @@ stored = st.builds(
     score=st.sampled_from([0.25, 0.5, 0.75, None]),
     blank=st.booleans(),
 )
-REGION = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
 
 
 @given(
@@ -127,12 +126,7 @@ def test_tasks_that_were_deleted_or_labelled_meanwhile_cost_the_others_nothing(p
 
 def test_a_refusal_for_another_reason_is_an_error(pets, tmp_path):
     """Asking again would not help."""
-
-    def refuse(request):
-        if request.method == "POST":
-            raise Gone(400)
-
-    pets.before = refuse
+    pets.refuse("POST", 400)
     with pytest.raises(ConfigError, match="refuses the import although all its tasks are there"):
         bring(pets, tmp_path)
 
@@ -225,12 +219,7 @@ def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monke
 @pytest.mark.slow
 def test_a_label_studio_that_never_gets_there_is_given_up(pets, tmp_path):
     """With what to do."""
-
-    def fail(request):
-        if request.method == "POST":
-            raise Gone(500)
-
-    pets.before = fail
+    pets.refuse("POST", 500)
     with pytest.raises(ConfigError, match="after 6 attempts that changed nothing it does not"):
         bring(pets, tmp_path)
 
@@ -239,12 +228,6 @@ def test_imports_that_are_cut_short_and_arrive_are_no_failures(pets, tmp_path, m
     """Behind a proxy that waits for less than an import takes, each still brings the end nearer."""
     monkeypatch.setattr(reconcile_module, "IMPORT_TASKS", 1)
     monkeypatch.setattr(reconcile_module, "_ROUNDS", 2)
-
-    def cut_short(request):
-        if request.method == "POST":
-            pets.route(request)
-            raise Gone(502)
-
-    pets.before = cut_short
+    pets.refuse("POST", 502, after=pets.route)
     bring(pets, tmp_path)
     assert is_whole(pets)
