@@ -314,7 +314,7 @@ def test_killed_while_label_studio_imports_the_next_run_makes_it_whole(ranked: R
     shown = ranked.settings()[0]
     assert shown in {before, name}
     assert any(each["model_version"] == shown for each in ranked.predictions())
-    planned = any((ranked.workplace.cache / "rank").rglob("plan.jsonl"))
+    planned = any((ranked.workplace.cache / "rank").rglob("plan.json"))
     assert ranked.rank(*([] if planned else ["--force"]))["ranking"] == name
     ranked.check_whole(name, foreign=foreign)
 

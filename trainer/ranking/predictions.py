@@ -4,21 +4,21 @@ They are made of scores and an order, by arithmetic alone, and are on disk befor
 that was killed goes on with the order that it had begun with, although labels have come in meanwhile.
 """
 
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from contract.errors import ConfigError
 from contract.files import explain
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
-from contract.scores.sure import MARK, Sure, dump_sure, load_sure
+from contract.scores.sure import MARK, Sure
 from trainer.labelstudio import StoredPrediction
 from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
@@ -55,9 +55,6 @@ class Planned:
     """Why its label may be confirmed in bulk; empty where it may not."""
 
 
-_FIELDS: Final = tuple(field.name for field in fields(Planned))
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A ranking's predictions, in the order in which the tasks are to be labelled."""
@@ -80,21 +77,20 @@ class Plan:
         return tuple(item for item in self.items if not item.kept)
 
 
+_PLAN: Final = TypeAdapter(Plan)
+
+
 def save_plan(path: Path, plan: Plan) -> None:
     """Write a plan in one step.
 
     Raises:
         ConfigError: if it cannot be written.
     """
-    head = {"name": plan.name, "strategy": plan.strategy, "count": len(plan.items)}
-    head |= {"near_duplicates": plan.near_duplicates, "unscored": plan.unscored, "kept": plan.kept}
-    head |= {"sure": plan.sure and dump_sure(plan.sure)}
     draft = path.with_suffix(".draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(head) + "\n")
-            file.writelines(json.dumps({name: getattr(item, name) for name in _FIELDS}) + "\n" for item in plan.items)
+        with draft.open("wb") as file:
+            file.write(_PLAN.dump_json(plan))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -108,14 +104,8 @@ def save_plan(path: Path, plan: Plan) -> None:
 def load_plan(path: Path) -> Plan | None:
     """Read a plan; None if there is none that can be read."""
     try:
-        with path.open(encoding="utf-8") as file:
-            head = json.loads(file.readline())
-            count = head.pop("count")
-            items = tuple(Planned(**json.loads(line)) for line in file)
-            unscored, sure = tuple(head.pop("unscored")), head.pop("sure", None)
-            plan = Plan(items=items, unscored=unscored, sure=sure and load_sure(sure), **head)
-            return plan if len(items) == count else None
-    except (OSError, ValueError, LookupError, TypeError):
+        return _PLAN.validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
 
 

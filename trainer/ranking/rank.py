@@ -120,7 +120,7 @@ class _Ranking:
         self._options = context.options
         self._client = context.client
         self._repository = context.repository
-        self._plan_path = context.kept / "plan.jsonl"
+        self._plan_path = context.kept / "plan.json"
         self._counts = labelstudio.count_predictions(context.client, context.options.project)
         """Of predictions by the name they are stamped with, at the start."""
 

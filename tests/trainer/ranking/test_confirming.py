@@ -105,7 +105,7 @@ def test_what_may_be_confirmed_outlives_a_ranking_that_is_killed(measured, monke
     )
     with pytest.raises(KeyboardInterrupt):
         measured.rank(holdout_share=SHARE, sure=0.98)
-    [path] = (measured.environment.cache / "rank").rglob("plan.jsonl")
+    [path] = (measured.environment.cache / "rank").rglob("plan.json")
     plan = load_plan(path)
     assert {item.task for item in plan.items if item.sure} == set(plan.sure.tasks) != set()
     monkeypatch.undo()

@@ -21,20 +21,20 @@ PLAN = Plan(
 
 def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     """To the last bit of each score, by which predictions are recognised."""
-    save_plan(tmp_path / "new" / "plan.jsonl", PLAN)
-    assert load_plan(tmp_path / "new" / "plan.jsonl") == PLAN
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.jsonl"]
+    save_plan(tmp_path / "new" / "plan.json", PLAN)
+    assert load_plan(tmp_path / "new" / "plan.json") == PLAN
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.json"]
 
 
 def test_where_there_is_none_there_is_none(tmp_path):
     """Which is how most runs begin."""
-    assert load_plan(tmp_path / "plan.jsonl") is None
+    assert load_plan(tmp_path / "plan.json") is None
 
 
 @given(st.data())
 def test_a_plan_that_was_cut_short_is_none(tmp_path_factory, data):
     """Half a ranking is not to be taken for a whole one."""
-    path = tmp_path_factory.mktemp("plan") / "plan.jsonl"
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
     save_plan(path, PLAN)
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 2))])
@@ -45,4 +45,4 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     """The message names the setting."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="LABELNEXT_CACHE"):
-        save_plan(tmp_path / "file" / "plan.jsonl", PLAN)
+        save_plan(tmp_path / "file" / "plan.json", PLAN)
