@@ -111,7 +111,10 @@ def test_an_option_of_each_kind_reaches_its_field(command, options):
         ("rank --project 3", "--strategy bold,--holdout-share 1,--holdout-share -0.1,--batch-size 0,--poll 1"),
         ("watch --project 3", "--labels 0,--minutes 0,--poll 3600,--keep 0,--keep none,--rounds 0,--dry-run,--force"),
         ("simulate --images pool", "--seeds 0,--initial 1,--query 0,--rounds 0,--test 0,--test 1,--long-tail 0.5"),
-        ("simulate --images pool", "--workers 0,--class-balance 1.1,--dropout 0,--units 0,--precision fp32,--seed 1"),
+        (
+            "simulate --images pool",
+            "--workers 0,--class-balance 1.1,--dropout 0,--units 0,--holdout-share 0.1,--seed 1",
+        ),
         ("prune", "--keep 0"),
     ],
 )

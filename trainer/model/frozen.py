@@ -192,7 +192,7 @@ def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
         graph = export_backbone(backbone, image_size=opened.image_size)
     moved = write_backbone(graph, folder)
     (folder / _GRAPH_FILE).write_bytes(moved.SerializeToString(deterministic=True))
-    backbone = FrozenBackbone(
+    frozen = FrozenBackbone(
         folder,
         name=opened.name,
         spec=opened.spec,
@@ -204,10 +204,10 @@ def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
         provenance=opened.provenance,
         last_stage=opened.last_stage,
     )
-    described = _DESCRIPTION.dump_python(backbone, mode="json", exclude={"folder"})
+    described = _DESCRIPTION.dump_python(frozen, mode="json", exclude={"folder"})
     text = json.dumps({**described, "sizes": _sizes(folder)}, indent=2)
     (folder / _DESCRIPTION_FILE).write_text(text, encoding="utf-8")
-    return backbone
+    return frozen
 
 
 def _is_whole(folder: Path) -> bool:

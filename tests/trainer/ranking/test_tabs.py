@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError
+from contract.label_studio import LabelStudioClient
 from contract.scores.holdout import is_held_out
 from contract.scores.sure import Sure
 from contract.versions.results import ProjectState, TrainingRecord
@@ -359,7 +360,7 @@ def test_one_that_is_cut_short_goes_on_where_it_was(labelled, confident, monkeyp
 def _rank_until(step, rig, monkeypatch, *, after):
     """Have the process end at a change of tabs; return whether there were so many."""
     changes = iter(range(1, 1000))
-    send = labelstudio.LabelStudioClient._exchange
+    send = LabelStudioClient._exchange
 
     def exchange(client, request, authorization):
         ends = "/dm/views" in request.path and request.method != "GET" and next(changes) == step
@@ -371,7 +372,7 @@ def _rank_until(step, rig, monkeypatch, *, after):
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(labelstudio.LabelStudioClient, "_exchange", exchange)
+        patch.setattr(LabelStudioClient, "_exchange", exchange)
         try:
             rig.rank(holdout_share=0.3, sure=0)
         except BaseException as err:
