@@ -7,19 +7,16 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePath
-from typing import Final
+from functools import partial
 
 import numpy as np
 
 from contract.errors import name_some
-from contract.images.download import public_name
-from trainer.labels.class_folders import as_text
 from trainer.labels.dataset import Pixels, count_images
 from trainer.labels.sources import LabelledPool
 
-_NAMED: Final = 5
-"""How many tasks, files or labels are named; the rest are counted."""
+_some = partial(name_some, most=5)
+"""Names tasks, files or labels; the rest are counted."""
 
 
 def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool, Pixels]:
@@ -42,7 +39,7 @@ def describe_unreadable(pixels: Pixels) -> list[str]:
     for image in pixels.unreadable:
         text = image.reason.removeprefix(image.name).strip()
         kind = re.sub(r"\d+", "0", text)  # reasons differ in sizes, too
-        names[kind].append(_name(image.task_id, image.name))
+        names[kind].append(image.name if image.task_id is None else f"task {image.task_id}")
         texts.setdefault(kind, text)
     by_count = sorted(names.items(), key=lambda item: -len(item[1]))
     return [f"{_count(len(named), 'image')} cannot be read: {texts[kind]} ({_some(named)})" for kind, named in by_count]
@@ -97,18 +94,8 @@ def _labelled(pool: LabelledPool, pixels: Pixels, row: int) -> str:
     target = pixels.targets[row]
     held = np.flatnonzero(target) if pool.multiple else [int(target)]
     labels = " and ".join(repr(pool.labels[label]) for label in held) or "no label"
-    task, reference = int(pixels.task_ids[row]), pixels.references[row]
-    name = as_text("/".join(PurePath(reference).parts[-2:])) if pool.control is None else public_name(reference)
-    return f"{_name(None if task < 0 else task, name)} {labels}"
-
-
-def _name(task: int | None, name: str) -> str:
-    return f"task {task}" if task is not None else name
+    return f"{pixels.name(row, is_file=pool.control is None)} {labels}"
 
 
 def _count(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _some(names: Sequence[str], between: str = ", ") -> str:
-    return name_some(names, most=_NAMED, between=between)

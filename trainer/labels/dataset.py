@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -63,6 +63,13 @@ class Pixels:
     def groups(self) -> Indices:
         """Shape (N,): equal for images whose files hold the same bytes; `split` keeps them together."""
         return _numbered(self.digests)
+
+    def name(self, row: int, *, is_file: bool) -> str:
+        """Return what an image is found by: its task, or its file and the folder that this lies in; never a secret."""
+        task, reference = int(self.task_ids[row]), self.references[row]
+        if task >= 0:
+            return f"task {task}"
+        return as_text("/".join(PurePath(reference).parts[-2:])) if is_file else public_name(reference)
 
 
 def open_fetcher(environment: Environment) -> Fetcher:

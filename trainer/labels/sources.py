@@ -8,12 +8,13 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import LabelError, name_some
 from contract.label_studio import LabelStudioClient
-from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.labelconfig import Choice, ChoicesControl, parse_label_config
 from contract.matching import choose_control
 from contract.tasks import find_reference
 from trainer import labelstudio
@@ -98,12 +99,8 @@ def _named(those: Sequence[int | str | None]) -> str:
     return f" ({kind}{_some(known)})"
 
 
-def _some(names: Sequence[str]) -> str:
-    return name_some(names, most=_NAMED)
-
-
-_NAMED: Final = 5
-"""How many tasks, labels or keys are named; the rest are counted."""
+_some = partial(name_some, most=5)
+"""Names tasks, labels or keys; the rest are counted."""
 
 NO_IMAGE: Final = "no image reference in the task"
 
@@ -142,11 +139,11 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
     tasks = read_export(path)
     if label_config is not None:
         chosen = _choose(label_config, control, tasks)
-        return _pool(tasks, _Question.of(chosen), f"{path}, labels in the order of the labelling config")
-    question = _guess(tasks, control)
+        return _pool(tasks, chosen, f"{path}, labels in the order of the labelling config")
+    guessed = _guess(tasks, control)
     origin = f"{path}, labels seen in it, sorted: give the labelling config to keep the order of the project"
     logger.warning("no labelling config was given with %s: taking the labels seen, sorted", path)
-    return _pool(tasks, question, origin)
+    return _pool(tasks, guessed, origin)
 
 
 def from_project(
@@ -168,24 +165,10 @@ def from_project(
     tasks = list_annotated(client, project_id, kept) if kept else list(labelstudio.annotated_tasks(client, project_id))
     chosen = _choose(project.label_config, control, tasks)
     origin = f"project {project_id} ({project.title}), labels in the order of its labelling config"
-    return _pool(tasks, _Question.of(chosen), origin)
+    return _pool(tasks, chosen, origin)
 
 
 # ---- which control, which key
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What is read from each task."""
-
-    control: str
-    value_key: str
-    labels: tuple[str, ...]
-    multiple: bool
-
-    @classmethod
-    def of(cls, control: ChoicesControl) -> "_Question":
-        return cls(control.from_name, control.value_key, control.labels, control.multiple)
 
 
 def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
@@ -200,7 +183,7 @@ def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> Choic
     return chosen
 
 
-def _guess(tasks: Sequence[Task], control: str | None) -> _Question:
+def _guess(tasks: Sequence[Task], control: str | None) -> ChoicesControl:
     """Without a config, what was asked shows only in the answers."""
     answers = find_answers(tasks)
     names = sorted({name for answer in answers for name in answer})
@@ -213,8 +196,9 @@ def _guess(tasks: Sequence[Task], control: str | None) -> _Question:
         )
     name = control or names[0]
     chosen = [answer[name] for answer in answers if name in answer]
-    labels = tuple(sorted(frozenset().union(*chosen)))
-    return _Question(name, _guess_key(tasks), labels, multiple=any(len(each) > 1 for each in chosen))
+    choices = tuple(map(Choice, sorted(frozenset().union(*chosen))))
+    multiple = any(len(each) > 1 for each in chosen)
+    return ChoicesControl(name, to_name="", value_key=_guess_key(tasks), choices=choices, multiple=multiple)
 
 
 def _guess_key(tasks: Sequence[Task]) -> str:
@@ -249,17 +233,19 @@ def _looks_like_image(value: str) -> bool:
 # ---- from tasks to a pool
 
 
-def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPool:
-    index = {label: number for number, label in enumerate(question.labels)}
+def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> LabelledPool:
+    index = {label: number for number, label in enumerate(control.labels)}
     images: list[LabelledImage] = []
     left_out = defaultdict[str, list[int | str | None]](list)
     lost_labels = defaultdict[str, list[int | None]](list)
     for task in tasks:
         number = task["id"] if isinstance(task.get("id"), int) else None
         try:
-            chosen = decide(task, question.control, index, multiple=question.multiple)
+            chosen = decide(task, control.from_name, index, multiple=control.multiple)
             held = tuple(sorted(index[label] for label in chosen))
-            reference = _reference(task, question.value_key)
+            reference = find_reference(_data(task), control.value_key)
+            if reference is None:
+                raise LeftOut(NO_IMAGE)
             if is_confirmed(task):
                 raise LeftOut(CONFIRMED)
             images.append(LabelledImage(reference, held, number))
@@ -267,10 +253,10 @@ def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPo
             left_out[str(reason)].append(number)
             for label in sorted(reason.lost):
                 lost_labels[label].append(number)
-    if question.multiple and (without := sum(len(left_out.get(reason, ())) for reason in (EMPTY, NO_CHOICE))):
+    if control.multiple and (without := sum(len(left_out.get(reason, ())) for reason in (EMPTY, NO_CHOICE))):
         logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
     pool = LabelledPool(
-        question.labels, tuple(images), question.control, origin, dict(left_out), question.multiple, dict(lost_labels)
+        control.labels, tuple(images), control.from_name, origin, dict(left_out), control.multiple, dict(lost_labels)
     )
     return _checked(pool)
 
@@ -278,13 +264,6 @@ def _pool(tasks: Iterable[Task], question: _Question, origin: str) -> LabelledPo
 def _data(task: Task) -> Mapping[str, Any]:
     data = task.get("data")
     return data if isinstance(data, Mapping) else {}
-
-
-def _reference(task: Task, key: str) -> str:
-    reference = find_reference(_data(task), key)
-    if reference is None:
-        raise LeftOut(NO_IMAGE)
-    return reference
 
 
 def _checked(pool: LabelledPool) -> LabelledPool:

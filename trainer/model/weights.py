@@ -178,7 +178,7 @@ def _check_weights(
     for fault, keys in (("has keys unknown to it", unknown), ("has other shapes", shapes), ("lacks", missing)):
         if keys:
             raise ConfigError(
-                f"--weights {origin} does not belong to {name}: it {fault}: {_some(keys)}; "
+                f"--weights {origin} does not belong to {name}: it {fault}: {name_some(keys, most=3)}; "
                 "name the network it was made for with --backbone, or give another file"
             )
 
@@ -187,10 +187,6 @@ def digest(path: Path) -> str:
     """Return the sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _some(names: list[str]) -> str:
-    return name_some(names, most=3)
 
 
 def first_line(err: Exception) -> str:

@@ -3,19 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
-from pathlib import PurePath
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from contract.images.download import public_name
 from contract.scores.calibration import temper
 from contract.versions.learning_curve import Point, find_points
 from contract.versions.manifest import Manifest
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide
 from trainer.evaluation.metrics import measure
-from trainer.labels.class_folders import as_text
 from trainer.labels.dataset import Indices, Pixels
 from trainer.report import label_errors, metrics
 from trainer.report.calibration import Bin, cross_fit, error_by_chance, reliability
@@ -134,7 +131,7 @@ def work_out(inputs: Inputs) -> ReportData:
         confident=confident,
         judged_by="validation" if inputs.embeddings is None else "cross-validation",
         judgement=judgement,
-        names={each.image: name_image(inputs, each.image) for each in named},
+        names={each.image: inputs.pixels.name(each.image, is_file=manifest.control is None) for each in named},
         doubted_tasks=tuple(int(inputs.pixels.task_ids[each.image]) for each in judgement.found[:ERRORS_NAMED]),
         curve=tuple(find_points([*inputs.earlier, manifest])),
     )
@@ -191,16 +188,6 @@ def _certainty(inputs: Inputs) -> npt.NDArray[np.floating]:
     if multiple:
         return np.asarray(np.maximum(tempered, 1 - tempered).min(axis=1))
     return np.asarray(tempered.max(axis=1))
-
-
-def name_image(inputs: Inputs, image: int) -> str:
-    """Return what an image is found by: its task, or its file and the folder that this lies in."""
-    task, reference = int(inputs.pixels.task_ids[image]), inputs.pixels.references[image]
-    if task >= 0:
-        return f"task {task}"
-    if inputs.manifest.control is not None:
-        return public_name(reference)
-    return as_text("/".join(PurePath(reference).parts[-2:]))
 
 
 def to_json(data: ReportData, manifest: Manifest) -> dict[str, Any]:

@@ -197,11 +197,8 @@ def _config_changes(trained: Trained, controls: Sequence[ChoicesControl]) -> str
     now = choose_control(controls, name=trained.control, labels=trained.labels).labels
     added = [label for label in now if label not in trained.labels]
     gone = [label for label in trained.labels if label not in now]
-    return ", ".join(f"{sign}{_name(labels)}" for sign, labels in (("new: ", added), ("gone: ", gone)) if labels)
-
-
-def _name(labels: Sequence[str]) -> str:
-    return name_some(labels, most=_NAMED)
+    changes = (("new: ", added), ("gone: ", gone))
+    return ", ".join(f"{sign}{name_some(labels, most=_NAMED)}" for sign, labels in changes if labels)
 
 
 def _plural(noun: str, count: int) -> str:

@@ -7,7 +7,7 @@ import pytest
 from contract.scores.calibration import temper
 from contract.versions.results import Metrics
 from tests.trainer.report.examples import make_inputs
-from trainer.report.data import name_image, to_json, work_out
+from trainer.report.data import to_json, work_out
 
 
 @pytest.mark.parametrize("multiple", [False, True])
@@ -83,13 +83,11 @@ def test_all_labels_that_look_wrong_are_named_by_their_tasks():
 
 def test_an_image_is_named_by_its_task_or_its_file():
     """What a task refers to may hold a secret, which is not shown."""
-    inputs = make_inputs()
-    assert name_image(inputs, 4) == "1/004.png"
-    pixels = replace(inputs.pixels, references=("https://user:word@host/a.png?key=secret",) * 90)
-    of_tasks = replace(inputs, manifest=replace(inputs.manifest, control="choice"), pixels=pixels)
-    assert name_image(of_tasks, 4) == "https://host/a.png"
-    numbered = replace(of_tasks, pixels=replace(pixels, task_ids=np.arange(90)))
-    assert name_image(numbered, 4) == "task 4"
+    pixels = make_inputs().pixels
+    assert pixels.name(4, is_file=True) == "1/004.png"
+    of_tasks = replace(pixels, references=("https://user:word@host/a.png?key=secret",) * 90)
+    assert of_tasks.name(4, is_file=False) == "https://host/a.png"
+    assert replace(of_tasks, task_ids=np.arange(90)).name(4, is_file=False) == "task 4"
 
 
 def test_the_curve_ends_with_the_version_itself():
