@@ -173,7 +173,7 @@ def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sur
 
 def _embed_labelled(context: RankingContext, scorer: "_Scorer") -> npt.NDArray[np.float32]:
     """Return embeddings of images that people labelled, of some of many: (M, E)."""
-    with context.measure("labels"):
+    with stage("labels"):
         tasks = [each for each in context.annotated if not all(one["was_cancelled"] for one in each["annotations"])]
     some = [PoolTask(task["id"], task["data"]) for task in tasks[:: -(-len(tasks) // _MOST_LABELLED) or 1]]
     scores, _ = scorer.score(some)
