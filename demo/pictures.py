@@ -141,7 +141,7 @@ def _film(page: Page, scene: _Scene) -> None:
     page.goto(_largest_sure(scene))
     _wait_for_grid(page)
     count = int(page.get_by_title("Filtered tasks").inner_text())
-    film.shoot("3. Sure: look over many labels at once, open what is wrong and label it", 3)
+    film.shoot("3. Sure: look over many labels at once, untick what is wrong", 3)
     page.get_by_text(re.compile(r"^\d+ Tasks?$")).first.click()
     action = page.get_by_text("Create Annotations From Predictions").first
     action.hover()

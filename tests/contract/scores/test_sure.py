@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.scores.sure import Shadow, Sure, dump_sure, load_sure, mark, parse_mark
+from contract.scores.sure import Shadow, Sure, dump_sure, load_sure, mark, parse_mark, percent_below
 
 NAMES = st.text(min_size=1, max_size=20)
 
@@ -29,3 +30,9 @@ def test_what_is_kept_comes_back():
     shadow = Shadow(4, "name", 1, ("cat",), confirmed=True)
     sure = Sure("name", 0.98, {"cat": 2}, 0.5, 200, 1, 0.97, shadows=(shadow,), passed_over=(3,), tasks={7: 0, 8: 0})
     assert load_sure(dump_sure(sure)) == sure
+
+
+@pytest.mark.parametrize(("share", "percent"), [(0.8199, 81), (0.29, 29), (0.98, 98), (0.0, 0), (1.0, 100)])
+def test_a_share_is_never_said_to_be_more_than_it_is(share, percent):
+    """Nor a whole per cent less, because 100 times 0.29 is a little below 29."""
+    assert percent_below(share) == percent
