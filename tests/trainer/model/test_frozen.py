@@ -14,6 +14,8 @@ from contract.versions.version import BACKBONE_WEIGHTS_FILE
 from tests.trainer.small import coloured_images, freeze_network, lively_network, small_backbone
 from trainer.model import frozen
 from trainer.model.frozen import freeze, open_frozen
+from trainer.model.graphs.export import export_backbone
+from trainer.model.network import Round
 
 pytestmark = pytest.mark.slow  # exports networks
 
@@ -38,9 +40,15 @@ def store(tmp_path):
     store.close()
 
 
+@pytest.fixture(scope="module")
+def graph():
+    """What a small backbone is exported to."""
+    return export_backbone(nn.Sequential(small_backbone().module, Round()), image_size=32)
+
+
 @pytest.fixture
-def asked(monkeypatch):
-    """What was opened, in place of networks that take seconds to draw; their weights come from torch's seed."""
+def asked(monkeypatch, graph):
+    """What was opened, in place of networks that take seconds to draw and to export."""
     names = []
 
     def open_small(name, *, image_size, weights, grid):
@@ -48,6 +56,7 @@ def asked(monkeypatch):
         return small_backbone()
 
     monkeypatch.setattr(frozen, "open_backbone", open_small)
+    monkeypatch.setattr(frozen, "export_backbone", lambda *_, **__: graph)
     return names
 
 
@@ -138,8 +147,9 @@ class TestOpenFrozen:
         assert first.spec.height == first.spec.width == 32
         np.testing.assert_array_equal(first.compute(IMAGES), second.compute(IMAGES))
 
-    def test_what_starts_from_nothing_starts_alike(self, opened, tmp_path):
+    def test_what_starts_from_nothing_starts_alike(self, opened, tmp_path, monkeypatch):
         """In every cache, whatever torch's generator has drawn, which is left as it was."""
+        monkeypatch.setattr(frozen, "export_backbone", export_backbone)
         first = opened()
         torch.manual_seed(77)
         state = torch.get_rng_state()

@@ -64,17 +64,14 @@ def test_folded_layer_is_pooling_and_layer(cells):
     assert folded.weight.shape == (6, 512 * cells * cells)
 
 
-@pytest.mark.parametrize("size", [64, 224])
-def test_loaded_it_computes_what_torchvision_computes(vgg, whole_file, size):
+def test_loaded_it_computes_what_torchvision_computes(vgg, whole_file):
     """Behind a backbone of the same file: up to the last layer, which is its own, with Dropout left out of both."""
-    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, size, size, 3), dtype=np.uint8))
-    cells = vgg_grid(size)
-    backbone = open_backbone("vgg11", image_size=size, weights=whole_file, grid=cells)
-    head, provenance = vgg_head("vgg11", classes=4, cells=cells, weights=whole_file)
+    backbone = open_backbone("vgg11", image_size=64, weights=whole_file, grid=2)
+    head, provenance = vgg_head("vgg11", classes=4, cells=2, weights=whole_file)
     hidden = nn.Sequential(*(layer for layer in head[:-1] if not isinstance(layer, ActiveDropout)))
     with torch.no_grad():
-        expected = vgg.classifier[:-1](vgg.avgpool(vgg.features(Normalise()(images))).flatten(1))
-        torch.testing.assert_close(hidden(backbone.module(images)), expected, rtol=1e-3, atol=1e-5)
+        expected = vgg.classifier[:-1](vgg.avgpool(vgg.features(Normalise()(IMAGES))).flatten(1))
+        torch.testing.assert_close(hidden(backbone.module(IMAGES)), expected, rtol=1e-3, atol=1e-5)
     assert not any(isinstance(layer, Standardise) for layer in head)
     assert provenance.fresh == ("classifier.6",)
 
