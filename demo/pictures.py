@@ -32,7 +32,7 @@ _FILM_WIDTH: Final = 960
 
 _FIRST, _THEN, _ROUNDS = 80, 30, 3
 _HOLDOUT: Final = ("--holdout-share", "0.3")
-"""More than anybody would take: by a tenth of a few hundred drawings there is at times nothing that may be confirmed."""
+"""More than anybody would take: a tenth of a few hundred drawings is at times too few to confirm anything by."""
 _MISTAKES: Final = 5
 """Labels that are wrong on purpose, to be found."""
 _SUBMITTED: Final = 3
