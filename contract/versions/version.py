@@ -168,11 +168,6 @@ class Version:
             )
 
 
-def weights_in(folder: Path) -> dict[str, int]:
-    """Return the length of each file in a folder that a literal graph there may keep weights in."""
-    return {name: (folder / name).stat().st_size for name in WEIGHTS_FILES if (folder / name).exists()}
-
-
 def shared_files(manifest: Manifest) -> dict[str, FileDigest]:
     """Return the digests of the files that other versions may have, too."""
     return {file: digest for file, digest in manifest.files.items() if file in SHARED_FILES}
