@@ -20,11 +20,11 @@ sys.exit(f"{modules} import {found}" if found else 0)
     [
         (("server.app", "server.__main__", "server.inference.validation", "server.gunicorn_conf"), "torch baal"),
         (("trainer.watching.watch",), "torch baal"),
-        (("trainer.__main__",), "torch torchvision baal onnx onnxruntime sklearn"),
+        (("trainer.__main__",), "torch torchvision baal onnx onnxruntime sklearn minisign"),
     ],
     ids=["server", "watch", "command line"],
 )
 def test_it_imports_no_torch(modules, heavy):
-    """Starting it stays quick, and its memory small: --help, versions and rollback answer at once."""
+    """Starting it stays quick, and its memory small: --help, versions and rollback answer at once, without keys too."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, heavy, *modules], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

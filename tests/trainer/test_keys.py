@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -87,10 +84,3 @@ def test_a_path_does_for_the_public_key(settings, tmp_path):
     assert environment.verify_key == settings["LABELNEXT_VERIFY_KEY"]
     with pytest.raises(ConfigError):
         Environment.read({"LABELNEXT_SIGNING_KEY": str(path)}).keys()
-
-
-@pytest.mark.slow
-def test_without_keys_the_library_is_not_imported():
-    """It is optional."""
-    code = "import sys, trainer.__main__, contract.versions.repository; sys.exit('minisign' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0

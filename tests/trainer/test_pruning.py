@@ -113,11 +113,6 @@ class TestTheCommand:
         assert list(report["kept"]) == names[:0:-1]
         assert printed.err == "1 version removed, 3 MiB; kept: 1 current, 4 newest\n"
 
-    def test_none_may_not_be_kept(self, names):
-        """The current one stays anyway; which it is may change at any moment."""
-        with pytest.raises(SystemExit):
-            main(["prune", "--keep", "0"])
-
     def test_the_list_of_versions_remembers_those_that_are_gone(self, names, capsys):
         """With their figures, marked; a rollback to one of them is told why it cannot be."""
         main(["prune", "--keep", "5"])

@@ -14,7 +14,7 @@ import torchvision
 from filelock import FileLock
 from PIL import Image
 
-from contract.errors import ConfigError, LabelError, ProbeMismatch, TrainingError
+from contract.errors import ConfigError, ProbeMismatch, TrainingError
 from contract.graph import probe
 from contract.scores.holdout import is_held_out
 from contract.versions.manifest import InputSpec
@@ -136,16 +136,6 @@ def test_two_images_a_class_are_enough(tmp_path, environment, part):
     folders = write_folders(tmp_path / "few", each=2)
     training = train(folders, replace(TRAINING, part=part), environment).manifest.training
     assert (training.validation_images, training.part) == (3, part)
-
-
-def test_one_class_is_refused(tmp_path, environment):
-    """There is nothing to tell apart."""
-    folders = write_folders(tmp_path / "one", each=2)
-    for name in ("blue", "green"):
-        shutil.rmtree(folders / name)
-    with pytest.raises(LabelError):
-        train(folders, TRAINING, environment)
-    assert left_behind(environment) == []
 
 
 def test_what_cannot_be_read_is_named_and_a_class_folder_of_nothing_else_is_no_label(folders, environment, caplog):
@@ -427,12 +417,6 @@ def test_the_probe_is_mostly_that_of_the_round_before(folders, environment):
     assert len(before) == len(now) == PROBE_IMAGES
     assert len(before & now) >= PROBE_IMAGES - 4
     assert np.ptp(np.bincount(targets[chosen[1]])) <= 1
-
-
-def test_a_source_that_cannot_be_read_says_what_is_missing(environment):
-    """Settings are named by the names they are set by."""
-    with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_URL"):
-        run(Source(project=1), TRAINING, environment)
 
 
 CONFIG = (
