@@ -90,6 +90,10 @@ class Candidates:
                 )
             check_finite(name, values, self.task_ids)
 
+    def surprise(self) -> npt.NDArray[np.float32]:
+        """Return probabilities less the labels that they amount to: (N, C)."""
+        return badge.surprise(self.probabilities, multiple=self.multiple)
+
     def take(self, indices: Ints) -> "Candidates":
         """Return some of the candidates, by index."""
         return Candidates(
@@ -166,8 +170,7 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     """
     base = _BASES[strategy]
     if base == "gradient":
-        surprise = badge.surprise(candidates.probabilities, multiple=candidates.multiple)
-        return badge.squared_lengths(surprise).astype(np.float64)
+        return badge.squared_lengths(candidates.surprise()).astype(np.float64)
     if base == "random":
         return keyed_uniforms(f"random/{name}", candidates.task_ids)
     doubt = 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
@@ -281,7 +284,7 @@ def _draw(candidates: Candidates, base: Floats, *, eligible: Bools, batch_size: 
     """Draw by gradient embeddings, whose squared lengths are the base utility."""
     considered = _consider(base, eligible)
     chosen = badge.draw(
-        badge.surprise(candidates.probabilities[considered], multiple=candidates.multiple),
+        candidates.surprise()[considered],
         badge.directions(candidates.embeddings[considered], candidates.embeddings),
         count=batch_size,
         purpose=purpose,
