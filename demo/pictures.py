@@ -30,7 +30,7 @@ _IMAGES: Final = CHECKOUT / "docs" / "images"
 _COLOURS: Final = 128
 _FILM_WIDTH: Final = 960
 
-_FIRST, _THEN, _ROUNDS = 80, 30, 3
+_FIRST, _THEN, _ROUNDS = 80, 60, 3
 _HOLDOUT: Final = ("--holdout-share", "0.3")
 """More than anybody would take: a tenth of a few hundred drawings is at times too few to confirm anything by."""
 _MISTAKES: Final = 5
