@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from contract.errors import TrainingError
 from tests.trainer.report.pages import Page
 from tests.trainer.small import write_folders
 from trainer.__main__ import main
-from trainer.model import int8
 from trainer.study import simulate as simulate_module
 from trainer.study.records import recover
 from trainer.study.simulate import find_minority
@@ -255,12 +255,17 @@ def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path,
 @pytest.mark.slow
 def test_features_are_in_the_precision_that_is_served(diverging, simulate, tmp_path, monkeypatch):
     """In 8-bit integers where these are as good and faster, unless float32 is asked for."""
-    monkeypatch.setenv("LABELNEXT_CACHE_DIR", str(tmp_path / "features"))
-    for least in ("LEAST_SPEEDUP", "LEAST_LIKENESS"):  # of a network as small as this one
-        monkeypatch.setattr(int8, least, 0.0)
+    judged = []
+    monkeypatch.setattr(simulate_module, "compute", lambda *args, **options: tmp_path)
+    monkeypatch.setattr(
+        simulate_module,
+        "in_best_precision",
+        lambda backbone, images: judged.append(images.shape) or replace(backbone, precision="int8"),
+    )
     for precision, found in (("auto", "int8"), ("fp32", "fp32")):
         simulate(tmp_path / precision, "--precision", precision)
         assert json.loads((tmp_path / precision / "settings.json").read_text())["precision"] == found
+    assert judged == [(45, 32, 32, 3)]
 
 
 @pytest.mark.slow
