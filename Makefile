@@ -115,7 +115,7 @@ bench-score-pool: $(TOOLS) $(RAY) ## what scoring a pool of 10^8 images would co
 bench-actions: $(TOOLS) ## how many human actions all labels of a pool take, bulk confirmation included (QUICK=1: a minute; else an hour)
 	@$(IN_TOOLS) bench.actions $(if $(QUICK),--quick) $(if $(SAVE),--save)
 
-bench-gpu: $(TOOLS) $(ONNXRUNTIME_GPU) ## on an NVIDIA GPU: what runs on it, how exactly and how fast, without network (five minutes)
+bench-gpu: $(TOOLS) $(ONNXRUNTIME_GPU) ## on an NVIDIA GPU: what runs on it, how exactly and how fast, without network (eight minutes)
 	@PYTHONPATH=$(CURDIR)/$(dir $(ONNXRUNTIME_GPU)) $(IN_TOOLS) bench.gpu
 
 fix: $(TOOLS) ## format, mend what the linter can mend, and write the tables of docs/settings.md

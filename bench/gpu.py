@@ -1,15 +1,17 @@
 """Does all of it really run on the GPU, how exactly, how fast? `python -m bench.gpu [--parts gate,server]`.
 
-Needs no network. Parts, each with its seconds, or why it failed:
+Needs no network, and some eight minutes. Parts, each with its seconds, or why it was skipped or failed:
 
     placement   which nodes of backbone and head ran on which provider; a convolution or product elsewhere is a failure
     gate        the server's validation in fp32 and in fp16: the largest difference from torch, and how
                 alike they rank
     roofline    images/s of the backbone with copies to the card and back, and its share of the card's peak, which may
                 pass 1 in fp32, since cuDNN has ways to convolve with fewer multiplications
-    run         `python -m trainer run --train all`, one epoch, from images to a published version
+    training    images/s of an epoch of `--train all` in torch
+    run         `python -m trainer run --train all`, from images to a published version
+    passes      bench.passes, short
+    server      bench.server, short
 
-`--provider cuda` has `bench.passes` and `bench.server` measure there, too, each by itself.
 `--device cpu --quick` shows, where there is no GPU, that the bench itself works. Ends with status 1 if a part failed.
 """
 
@@ -21,7 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench.cards import describe_card
 from bench.frame import Row, read_options, report, say
-from bench.gpu_parts import FULL, QUICK, Setting, measure_gate, measure_placement, measure_roofline, run_trainer
+from bench.gpu_parts import FULL, QUICK, Setting, Skipped, measure_gate, measure_placement, measure_roofline
+from bench.gpu_programs import run_passes, run_server, run_trainer
+from bench.gpu_training import measure_training
 from bench.model import trained
 from server.inference.cuda import check_device
 from server.settings import Device
@@ -62,6 +66,8 @@ def _measure(name: str, setting: Setting) -> Row:
     started, part = time.monotonic(), dict[str, object]()
     try:
         part.update(_PARTS[name](setting))
+    except Skipped as err:
+        part["skipped"] = str(err)
     except Exception as err:  # whatever one part meets, the others are to be measured
         traceback.print_exc()
         part["failed"] = f"{type(err).__name__}: {err}"
@@ -74,7 +80,10 @@ _PARTS: Mapping[str, Callable[[Setting], Row]] = {
     "placement": measure_placement,
     "gate": measure_gate,
     "roofline": measure_roofline,
+    "training": measure_training,
     "run": run_trainer,
+    "passes": run_passes,
+    "server": run_server,
 }
 
 

@@ -1,15 +1,12 @@
 """What `bench.gpu` measures of the server's engine: where it computes, how exactly, and how fast."""
 
-import json
 import logging
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from statistics import median
 
@@ -19,13 +16,12 @@ import torch
 
 from bench.cards import peak_tflops
 from bench.frame import Row
-from bench.model import Subject, clean_environment, labelled_photos, write_class_folders
+from bench.model import Subject
 from bench.placement import Placement, recording
 from contract.graph.lowering import FEATURES
 from contract.graph.probe import Probe
 from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
-from demo.product import CHECKOUT
 from server.inference.cuda import CUDA
 from server.inference.engine import Engine, EngineOptions
 from server.inference.resources import available_cpus
@@ -39,6 +35,10 @@ _VGG16_MULTIPLY_ADDS = 15.35e9
 _WARM_UP_RUNS = 3
 
 
+class Skipped(Exception):
+    """Could not be measured here, which is no fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much is measured."""
@@ -50,10 +50,36 @@ class Sizes:
     """Of the roofline, rising."""
     runs: int
     """Of each batch."""
+    images: int
+    """That an epoch in torch is of."""
+    run_images: int
+    """That the trainer's run is of."""
+    passes: str
+    """Options of bench.passes."""
+    server: str
+    """Options of bench.server."""
 
 
-FULL = Sizes(image_size=224, labels=400, batches=(32, 128), runs=20)
-QUICK = Sizes(image_size=32, labels=40, batches=(2, 4), runs=2)
+FULL = Sizes(
+    image_size=224,
+    labels=400,
+    batches=(32, 128),
+    runs=20,
+    images=640,
+    run_images=200,
+    passes="--photos 300 --rounds 5 --slow-rounds 1 --batches 1,16,32 --passes 20,50 --reference 1000",
+    server="--images 400 --rounds 1 --swap-requests 60",
+)
+QUICK = Sizes(
+    image_size=32,
+    labels=40,
+    batches=(2, 4),
+    runs=2,
+    images=16,
+    run_images=40,
+    passes="--photos 40 --rounds 1 --slow-rounds 1 --batches 1,2 --passes 20 --reference 100 --sets 2",
+    server="--images 8 --rounds 1 --swap-requests 4",
+)
 
 
 @dataclass(frozen=True)
@@ -105,20 +131,6 @@ def measure_roofline(setting: Setting) -> Row:
     return _by_precision(setting, _time)
 
 
-def run_trainer(setting: Setting) -> Row:
-    """Have the trainer train all layers for one epoch on the device and publish; tell what it tells."""
-    photos, sizes = labelled_photos(), setting.sizes
-    with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
-        write_class_folders(Path(folder, "labelled"), photos.files[: sizes.labels])
-        options = ["--images", f"{folder}/labelled", "--image-size", str(sizes.image_size), "--weights", photos.weights]
-        options += ["--train", "all", "--epochs", "1", "--device", setting.device.value]
-        environment = clean_environment(LABELNEXT_MODELS=f"{folder}/models", LABELNEXT_CACHE_DIR=f"{folder}/cache")
-        command = [sys.executable, "-m", "trainer", "run", *options]
-        done = subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, check=True)
-    told: Row = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
 def _by_precision(setting: Setting, measure: Callable[[Setting, Precision], Row]) -> Row:
     rows: dict[str, Row] = {precision.value: measure(setting, precision) for precision in setting.precisions}
     faults = [f"{name}: {row['failed']}" for name, row in rows.items() if "failed" in row]
@@ -153,15 +165,13 @@ def _place(setting: Setting, precision: Precision) -> Row:
 
 
 def _validate(setting: Setting, precision: Precision) -> Row:
-    version, told, logger = setting.subject.version, BufferingHandler(1000), logging.getLogger("server.inference")
-    told.setLevel(logging.WARNING)
-    logger.addHandler(told)
-    try:
-        repository = Repository(setting.subject.root)
-        admitted = admit(repository, version.name, lambda version: Engine(version, setting.options(precision)))
-    finally:
-        logger.removeHandler(told)
-    reasons = [str(getattr(record, "reason", record.getMessage())) for record in told.buffer]
+    version = setting.subject.version
+    with _reasons() as reasons:
+        admitted = admit(
+            Repository(setting.subject.root),
+            version.name,
+            lambda version: Engine(version, setting.options(precision)),
+        )
     probe, engine = Probe.load(version.probe_path), admitted.engine
     row = {
         "precision": engine.precision.value,
@@ -173,6 +183,23 @@ def _validate(setting: Setting, precision: Precision) -> Row:
         "features_largest": float(np.abs(probe.features).max()),
     }
     return with_faults(row, [] if engine.precision is precision else [f"refused: {'; '.join(reasons)}"])
+
+
+@contextmanager
+def _reasons() -> Iterator[list[str]]:
+    """Collect why the server does not do as it was asked to, which it logs."""
+    reasons: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reasons.append(str(getattr(record, "reason", record.getMessage())))
+
+    handler, logger = Collect(logging.WARNING), logging.getLogger("server.inference")
+    logger.addHandler(handler)
+    try:
+        yield reasons
+    finally:
+        logger.removeHandler(handler)
 
 
 def _time(setting: Setting, precision: Precision) -> Row:

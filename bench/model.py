@@ -98,7 +98,7 @@ def trained(
         return _subject(repository, photos, labels)
     for stale in CACHE.glob(f"{arguments}-*"):
         shutil.rmtree(stale)
-    write_class_folders(folder / "labelled", photos.files[:labels])
+    _write_class_folders(folder / "labelled", photos.files[:labels])
     options = ["--image-size", str(image_size), "--precision", precision, "--seed", str(seed)]
     _train(folder, [*options, "--train", "classifier", "--weights", photos.weights])
     return _subject(repository, photos, labels)
@@ -170,7 +170,7 @@ def _digest_of_sources() -> str:
     return sha256.hexdigest()[:12]
 
 
-def write_class_folders(folder: Path, photos: Sequence[tuple[Path, str]]) -> None:
+def _write_class_folders(folder: Path, photos: Sequence[tuple[Path, str]]) -> None:
     """Copy the photos into class folders, which is what the trainer reads."""
     for path, label in photos:
         (folder / label).mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@ import pytest
 
 from bench import gpu, gpu_parts
 from bench.cards import peak_tflops
-from bench.gpu_parts import QUICK, Setting, measure_gate
+from bench.gpu_parts import QUICK, Setting, Skipped, measure_gate
+from bench.gpu_programs import find_library_folders
 from bench.model import Subject
 from bench.placement import Placement, recording
 from bench.tiny_model import TinyModel, draw_images, publish
@@ -29,16 +30,20 @@ def test_without_a_gpu_it_measures_what_can_be(run_bench):
 
 
 def test_a_part_that_fails_leaves_the_others(run_bench, monkeypatch):
-    """It is named in the result."""
+    """It is named in the result, as is one that cannot be measured here."""
 
     def fail(_):
         raise RuntimeError("the card fell off the bus")
 
-    parts = {"roofline": fail, "gate": gpu._PARTS["gate"]}
+    def skip(_):
+        raise Skipped("not installed: flask")
+
+    parts = {"passes": fail, "server": skip, "gate": gpu._PARTS["gate"]}
     monkeypatch.setattr(gpu, "_PARTS", parts)
     result = run_bench(gpu, "--device", "cpu", "--quick")
-    assert result["failed"] == ["roofline"]
-    assert result["parts"]["roofline"]["failed"] == "RuntimeError: the card fell off the bus"
+    assert result["failed"] == ["passes"]
+    assert result["parts"]["passes"]["failed"] == "RuntimeError: the card fell off the bus"
+    assert result["parts"]["server"]["skipped"] == "not installed: flask"
     assert "fp32" in result["parts"]["gate"]
 
 
@@ -71,9 +76,10 @@ def test_a_precision_that_is_refused_fails_the_part(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_version_is_trained_whole(run_bench):
-    """On the processor too, where an epoch of small images takes seconds."""
-    assert run_bench(gpu, "--device", "cpu", "--quick", "--parts", "run")["parts"]["run"]["version"]
+def test_an_epoch_of_all_of_vgg16_is_timed(run_bench):
+    """On the processor too, where a batch of small images takes seconds."""
+    training = run_bench(gpu, "--device", "cpu", "--quick", "--parts", "training")["parts"]["training"]
+    assert training["images_per_s"] == pytest.approx(training["images"] / training["epoch_s"], rel=0.01)
 
 
 def test_work_that_ran_elsewhere_is_seen(tmp_path):
@@ -122,3 +128,12 @@ def test_only_sessions_of_the_block_are_recorded(tmp_path):
 def test_peaks_are_of_the_very_card(name, precision, expected):
     """A card with a similar name has another one, and of an unknown card none is known."""
     assert peak_tflops(name, precision) == expected
+
+
+def test_libraries_are_found_wherever_pip_put_them(tmp_path):
+    """Of all folders `nvidia` on the path."""
+    for file in ("a/nvidia/cu13/lib/libcublas.so.13", "b/nvidia/cudnn/lib/libcudnn.so.9", "b/nvidia/nccl/include/x.h"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    found = find_library_folders([str(tmp_path / "a/nvidia"), str(tmp_path / "b/nvidia")])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a/nvidia/cu13/lib", "b/nvidia/cudnn/lib"]
