@@ -177,6 +177,7 @@ class Batcher:
                 self._busy_since = self._clock()
                 self._score(batch)
                 self._busy_since = None
+                del batch  # it would keep its version alive until the next one
         except BaseException:
             _log.exception("the batcher failed; no image can be scored until the server is restarted")
             self._abandon("the batcher failed; restart the server")

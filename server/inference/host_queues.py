@@ -133,6 +133,7 @@ class HostQueues:
                 if not outcome.done():
                     outcome.set_exception(err)
             self._put_back(host, started)
+            del begun, run, outcome  # while it waits, a thread keeps alive no version that is in use no more
 
     def _wait_for_turn(self) -> tuple[_Host, Job, float] | None:
         with self._changed:

@@ -1,4 +1,5 @@
 import threading
+import weakref
 from concurrent.futures import Future
 from contextlib import closing
 
@@ -12,6 +13,7 @@ from contract.features.store import FeatureStore
 from contract.scores.embedding import embed
 from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, NotFinite, Pixels, Work
 from server.observe.metrics import Metrics
+from tests.server.conftest import wait_until
 from tests.server.inference.conftest import EchoEngine
 
 FOREVER = float("inf")
@@ -74,6 +76,17 @@ def scores_of(outcome):
 def answer(outcome):
     number, pixel = scores_of(outcome).mean_probabilities
     return int(number), int(pixel)
+
+
+def test_a_batcher_that_waits_holds_no_version(make_batcher):
+    """The last batch's may have been swapped for another, and is then to leave memory."""
+    gate = threading.Event()
+    gate.set()
+    engine = EchoEngine(1, gate)
+    assert answer(submit(make_batcher(), engine, 5)) == (1, 5)
+    left = weakref.ref(engine)
+    del engine
+    wait_until(lambda: left() is None)
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,5 +1,6 @@
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from contextlib import closing
 
@@ -174,6 +175,13 @@ def test_closing_abandons_what_waits_and_does_not_wait_for_what_hangs(make_queue
         with pytest.raises(Unavailable, match="shutting down"):
             job.outcome.result(timeout=0)
     hang.set()
+
+
+def test_threads_that_wait_hold_nothing_of_what_they_did(make_queues):
+    """A job holds the version that it was for, which a swap is to free."""
+    queues = make_queues()
+    left = [weakref.ref(Job(queues, "a")) for _ in range(8)]
+    wait_until(lambda: not any(job() for job in left))
 
 
 def test_what_a_job_raises_is_its_outcome(make_queues):
