@@ -85,7 +85,7 @@ _MANY: Final = (75, 150, 200)
 """After three labels a class."""
 
 _SETS: Final[Mapping[str, _Set]] = {
-    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 224, 64),
+    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 224, 128),
     "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 224, 224),
     "clipart": _Set(sets.clipart, _grow(*_MANY, initial=225), 64),
     "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224),

@@ -1,4 +1,4 @@
-"""What does serving cost over scoring? `python -m bench.server [--image-size 224] [--rounds 3] [--precision fp32]`.
+"""What does serving cost over scoring? `python -m bench.server [--image-size 224] [--rounds 3] [--precision int8]`.
 
 JPEGs are fetched from a host in a process of its own and scored by the server under gunicorn, as Label Studio would
 have it, with the server's cache off: every image pays for its backbone. Measured are
@@ -45,7 +45,7 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "images": (500, "in the largest request"),
     "rounds": (3, "and starts"),
     "labels": (400, "to train on"),
-    "precision": (("fp32", "int8", "fp16"), "of the backbone"),
+    "precision": (("int8", "fp32", "fp16"), "of the backbone"),
     "provider": (("cpu", "cuda"), "of the server"),
     "swap_requests": (300, "to meet a swap"),
 }
