@@ -38,7 +38,7 @@ def test_the_ratio_is_that_of_the_slowest_hundredths():
 @pytest.mark.slow
 def test_the_bench_runs(run_bench):
     """It ends well, and its last line is JSON with the figures that it is for."""
-    result = run_bench(server, "--images", "16", "--rounds", "1", "--swap-requests", "8")
+    result = run_bench(server, "--images", "16", "--rounds", "1", "--swap-requests", "8", "--precision", "fp32")
     assert result["images_failed"] == 0
     assert result["swap"]["swaps"] >= 3
     keys = (
