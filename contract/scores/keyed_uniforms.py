@@ -1,4 +1,4 @@
-"""Random numbers that belong to a task: the same in every process, whoever draws them and beside whichever others."""
+"""Random numbers that belong to a purpose, or to a task of it: the same in every process, whoever draws them."""
 
 import hashlib
 
@@ -22,3 +22,9 @@ def keyed_uniforms(purpose: str, task_ids: Ints) -> npt.NDArray[np.float64]:
         for task in task_ids.tolist()
     )
     return (np.frombuffer(digests, "<u8") >> np.uint64(64 - _BITS)) / 2.0**_BITS
+
+
+def keyed_generator(purpose: str) -> np.random.Generator:
+    """Return a generator that begins alike for the same purpose: Philox, its key the purpose's BLAKE2b (RFC 7693)."""
+    key = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key)))

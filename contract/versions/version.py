@@ -110,11 +110,11 @@ class Version:
         """
         known = set() if known is None else known
         for name in self.manifest.files:
-            state = self._state(name)
-            if name in SHARED_FILES and state in known:
+            state = self._state(name) if name in SHARED_FILES else None
+            if state in known:
                 continue
             self._compare(name)
-            if name in SHARED_FILES and time.time_ns() - state.modified_ns > _SETTLED_NS:
+            if state is not None and time.time_ns() - state.modified_ns > _SETTLED_NS:
                 known.add(state)
 
     def copy(self, name: str, target: Path) -> None:

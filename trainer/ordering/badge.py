@@ -10,13 +10,13 @@ Outer products are never formed. The squared distance of two is |g|^2 + |g'|^2 -
 of their first factors times that of their second ones.
 """
 
-import hashlib
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.scores.acquisition import HOLDS
+from contract.scores.keyed_uniforms import keyed_generator
 
 Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -62,8 +62,7 @@ def draw(first: Singles, second: Singles, *, count: int, purpose: str) -> Ints:
         count: how many.
         purpose: decides what falls to chance; the same one with the same vectors gives the same draw.
     """
-    key = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key)))
+    rng = keyed_generator(purpose)
     lengths: Singles = squared_lengths(first) * squared_lengths(second)  # (N,)
     nearest, chosen = lengths, list[int]()
     while len(chosen) < min(count, len(lengths)):

@@ -10,11 +10,12 @@ docs/decisions/0014-default-order.md.
 Distances are 1 - cosine of directions from the pool's mean.
 """
 
-import hashlib
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+from contract.scores.keyed_uniforms import keyed_generator
 
 Singles = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -67,8 +68,7 @@ def draw(weights: Doubles, directions: Singles, labelled: Singles, *, count: int
         count: how many.
         purpose: decides what falls to chance; the same one with the same images gives the same draw.
     """
-    key = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key)))
+    rng = keyed_generator(purpose)
     distances, chosen = _distances(directions, labelled), list[int]()
     while len(chosen) < min(count, len(weights)):
         edges = np.cumsum(weights * distances**_FARTHER)
