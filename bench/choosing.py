@@ -5,14 +5,13 @@ near-duplicates looked for and not, on made-up scores of 10 and of 100 classes. 
 those of photos: features of a random network with one hidden layer, on points of a space of some dozens.
 """
 
-import json
 import time
 from itertools import product
 from typing import Final
 
 import numpy as np
 
-from bench.frame import describe, print_table, read_options
+from bench.frame import print_table, read_options, report
 from contract.scores.acquisition import entropy, softmax
 from contract.scores.embedding import embed
 from trainer.ordering.order import arrange
@@ -76,7 +75,7 @@ def main() -> None:
             row = {"classes": classes, "labels a class": labels, "near-duplicates": duplicates}
             rows.append({**row, "seconds": round(seconds, 2)})
     print_table(rows)
-    print(json.dumps({"bench": "choosing", "images": options.images, "rows": rows, "machine": describe()}))
+    report("choosing", options, None, {"rows": rows})
 
 
 if __name__ == "__main__":

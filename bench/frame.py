@@ -61,14 +61,18 @@ def read_options(
     return parser.parse_args(arguments)
 
 
-def report(name: str, options: argparse.Namespace, subject: Subject, result: Row) -> None:
-    """Print the last line, JSON of what was measured, with which options and on what; save it if that is asked for."""
-    manifest = subject.version.manifest
+def report(name: str, options: argparse.Namespace, subject: Subject | None, result: Row) -> None:
+    """Print the last line, JSON of what was measured, with which options and on what; save it if that is asked for.
+
+    `subject` is None where no version was measured.
+    """
+    about: dict[str, object] = {}
+    if subject is not None:
+        manifest = subject.version.manifest
+        about = {"source": subject.source, "backbone": manifest.backbone.name, "passes": manifest.passes}
     told = {
         "bench": name,
-        "source": subject.source,
-        "backbone": manifest.backbone.name,
-        "passes": manifest.passes,
+        **about,
         "options": {option: value for option, value in vars(options).items() if option != "save"},
         **result,
         "machine": describe(),
