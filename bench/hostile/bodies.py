@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from bench.hostile import pictures
-from bench.hostile.case import Attack, Case, Kind
+from bench.hostile.case import MEBIBYTE, Attack, Case, Kind
 from bench.hostile.exchange import (
     BAD,
     BODY_BYTES,
-    MEBIBYTE,
     SERVED,
     SERVED_OR_NOT,
     Answered,

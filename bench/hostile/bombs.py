@@ -7,7 +7,7 @@ from PIL import Image
 
 from bench import hosts
 from bench.hostile import pictures
-from bench.hostile.case import ALIKE, PLAIN, Attack, Case, File, Kind, of, refused_decode, refused_fetch
+from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Attack, Case, File, Kind, of, refused_decode, refused_fetch
 from bench.hostile.pictures import (
     LONG,
     SHORT,
@@ -23,7 +23,6 @@ from bench.hostile.pictures import (
 )
 from bench.hostile.site import Site
 
-MEBIBYTE = 1 << 20
 _MANY = 5_000_000
 _CHUNKS = 1_700_000
 

@@ -10,6 +10,8 @@ from typing import Any
 from bench.hostile import pictures
 from bench.hostile.site import SAME, Escaped, Site
 
+MEBIBYTE = 1 << 20
+
 Result = Mapping[str, Any]
 """What /score says of one image."""
 

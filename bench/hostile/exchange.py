@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
-from bench.hostile.case import Attack, Case, Kind
+from bench.hostile.case import MEBIBYTE, Attack, Case, Kind
 from bench.hostile.site import Escaped, Site
 
-MEBIBYTE = 1 << 20
 BODY_BYTES = 32 * MEBIBYTE
 """That a body may have."""
 

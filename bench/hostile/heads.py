@@ -4,8 +4,8 @@ import base64
 import re
 from functools import partial
 
-from bench.hostile.case import Attack, Case, Kind
-from bench.hostile.exchange import BODY_BYTES, MEBIBYTE, SERVED, Answered, asked, exchange, head, request
+from bench.hostile.case import MEBIBYTE, Attack, Case, Kind
+from bench.hostile.exchange import BODY_BYTES, SERVED, Answered, asked, exchange, head, request
 from bench.hostile.site import Escaped, Site
 
 _UNAUTHORIZED = Answered({401}, "unauthorized")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms
 
 from bench.hostile import pictures
-from bench.hostile.case import ALIKE, LOSSY, PLAIN, Case, File, Scored, of, refused_decode
+from bench.hostile.case import ALIKE, LOSSY, MEBIBYTE, PLAIN, Case, File, Scored, of, refused_decode
 from bench.hostile.pictures import (
     chunk,
     insert_chunk,
@@ -25,8 +25,6 @@ from bench.hostile.pictures import (
     save,
     segment,
 )
-
-MEBIBYTE = 1 << 20
 
 _NO_IMAGE = refused_decode("expected one of JPEG, PNG")
 _BROKEN = refused_decode("cannot be decoded|expected one of JPEG")
