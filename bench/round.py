@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         server = Server(settings["LABELNEXT_MODELS"], log=_FOLDER / "server.log", settings=settings)
         told = [f"--project={pool.project.id}", f"--labels={options.new_labels}", "--rounds=2"]
-        told += [f"--weights={photos.weights}", f"--image-size={options.image_size}"]
+        told += ["--train=classifier", f"--weights={photos.weights}", f"--image-size={options.image_size}"]
         own = {"LABELNEXT_CACHE": str(Path(folder) / "cache"), "LABELNEXT_SERVER": server.url}
         with _running(server), _watching(told, settings | own) as watch:
             result = _measure(watch, pool, options.labels, options.new_labels, label_s=options.label_s)
