@@ -225,15 +225,23 @@ class Pool:
         return str(self.project.settings()["model_version"])
 
     def check(self, unlabelled: int) -> None:
-        """Make sure that so many tasks have one prediction each of what the project shows, and none of another.
+        """Make sure that so many unlabelled tasks have one prediction each, and all are of what the project shows.
 
         Raises:
             AssertionError: if not.
         """
         versions = self.client.get(f"/api/projects/{self.project.id}/model-versions/", extended="true")["static"]
-        counts = {each["model_version"]: each["count"] for each in versions}
-        expected = {self.shows(): unlabelled}
-        assert counts == expected, f"one prediction of each unlabelled task was expected, {expected}; found {counts}"
+        found = [each["model_version"] for each in versions]
+        assert found == [self.shows()], f"predictions of {self.shows()} alone were expected, found {found}"
+        once = [_equal("total_annotations", 0), _equal("total_predictions", 1)]
+        query = json.dumps({"filters": {"conjunction": "and", "items": once}})
+        count = self.client.get("/api/tasks", project=self.project.id, query=query, page_size=1)["total"]
+        assert count == unlabelled, f"{unlabelled} unlabelled tasks with one prediction were expected, found {count}"
+
+
+def _equal(column: str, number: int) -> dict[str, object]:
+    """Return a filter of the Data Manager's."""
+    return {"filter": f"filter:tasks:{column}", "operator": "equal", "type": "Number", "value": number}
 
 
 def _measure(watch: Watch, pool: Pool, labels: int, new_labels: int, *, label_s: float) -> dict[str, object]:
