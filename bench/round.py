@@ -39,6 +39,7 @@ from demo.label_studio import LabelStudio, label_studio
 from demo.processes import free_port
 from demo.product import CHECKOUT
 from demo.project import Project, choice
+from trainer.labelstudio.tasks import condition, count_tasks
 
 _OPTIONS: Mapping[str, tuple[object, str]] = {
     "tasks": (10_000, "in the project"),
@@ -233,15 +234,9 @@ class Pool:
         versions = self.client.get(f"/api/projects/{self.project.id}/model-versions/", extended="true")["static"]
         found = [each["model_version"] for each in versions]
         assert found == [self.shows()], f"predictions of {self.shows()} alone were expected, found {found}"
-        once = [_equal("total_annotations", 0), _equal("total_predictions", 1)]
-        query = json.dumps({"filters": {"conjunction": "and", "items": once}})
-        count = self.client.get("/api/tasks", project=self.project.id, query=query, page_size=1)["total"]
+        once = [condition("total_annotations", "equal", 0), condition("total_predictions", "equal", 1)]
+        count = count_tasks(self.client, self.project.id, once)
         assert count == unlabelled, f"{unlabelled} unlabelled tasks with one prediction were expected, found {count}"
-
-
-def _equal(column: str, number: int) -> dict[str, object]:
-    """Return a filter of the Data Manager's."""
-    return {"filter": f"filter:tasks:{column}", "operator": "equal", "type": "Number", "value": number}
 
 
 def _measure(watch: Watch, pool: Pool, labels: int, new_labels: int, *, label_s: float) -> dict[str, object]:
