@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+from weakref import WeakSet
 
 from tqdm import tqdm
 
@@ -21,9 +22,13 @@ _LINE: Final = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {rate_fmt}, {re
 
 
 class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
-    """tqdm, and takes what it takes; where stderr is no terminal it writes lines, with the rate and the time left."""
+    """tqdm, and takes what it takes; where stderr is no terminal it writes lines, with the rate and the time left.
+
+    Within another one it shows nothing: the outer one tells how far the whole is.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
+        options["disable"] = options.get("disable") or bool(Bar._open)
         self._in_lines = not sys.stderr.isatty()
         if self._in_lines:
             options |= {"mininterval": _SECONDS_A_LINE, "miniters": 1, "bar_format": _LINE}
@@ -31,7 +36,10 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
         super().__init__(*arguments, **options)
         if self.total is None:
             self.bar_format = None
+        if not self.disable:
+            Bar._open.add(self)
 
+    _open: ClassVar[WeakSet["Bar"]] = WeakSet()
     last_shown = -float("inf")
     """When one of them last showed how far it is, by the monotonic clock."""
 
@@ -51,6 +59,7 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
             self.leave = False  # else tqdm adds the end of the line that a bar has not got yet
             self.display()
         super().close()
+        Bar._open.discard(self)
 
 
 _at_work: list[str] = []

@@ -65,6 +65,18 @@ def test_on_a_terminal_it_is_a_bar():
     assert b"100%|" in drawn
 
 
+def test_a_bar_within_another_one_shows_nothing(capsys):
+    """Or a line would come for each part of a task, and say that all is done."""
+    with Bar(total=2, desc="whole") as whole:
+        for _ in range(2):
+            with Bar(total=1, desc="part") as part:
+                part.update()
+            whole.update()
+    with Bar(total=1, desc="next") as after:
+        after.update()
+    assert re.findall(r"whole|part|next", capsys.readouterr().err) == ["whole", "next"]
+
+
 AT_WORK = """
 import time
 from trainer import progress_bar
