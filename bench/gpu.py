@@ -16,25 +16,150 @@ Needs no network, and some eight minutes. Parts, each with its seconds, or why i
 """
 
 import json
+import logging
+import os
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
 
-from bench.cards import describe_card
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from bench.cards import describe_card, peak_tflops
 from bench.frame import Row, read_options, report, say
-from bench.gpu_parts import FULL, QUICK, Setting, Skipped, measure_gate, measure_placement, measure_roofline
-from bench.gpu_programs import run_passes, run_server, run_trainer
-from bench.gpu_training import measure_training
-from bench.model import trained
-from server.inference.cuda import check_device
-from server.settings import Device
+from bench.model import Subject, clean_environment, trained
+from bench.noise import coloured_noise
+from bench.placement import Placement, recording
+from contract.graph.lowering import FEATURES
+from contract.graph.probe import Probe
+from contract.images.preprocess import decode_image
+from contract.versions.repository import Repository
+from demo.product import CHECKOUT
+from server.inference.cuda import CUDA, check_device
+from server.inference.engine import Engine, EngineOptions
+from server.inference.resources import available_cpus
+from server.inference.validation import admit
+from server.settings import Device, Precision
+from trainer.model.backbones import Opened
+from trainer.model.build import build_head_of, open_backbone_of, sample_features
+from trainer.model.fit import fit
+from trainer.model.head import measure
+from trainer.model.network import Network
+from trainer.model.recipe import choose_recipe
+from trainer.settings import Training
 
 _OPTIONS: Mapping[str, tuple[object, str]] = {
     "device": (("cuda", "cpu"), "that all is to run on"),
     "quick": (False, "images of 32 pixels, and few of them"),
     "parts": ("all", "those to run, with commas between them"),
 }
+
+_NO_CUDA = "no CUDA here"
+_CPU = "CPUExecutionProvider"
+_VGG16_MULTIPLY_ADDS = 15.35e9
+"""Of the convolutions, for an image of 224 x 224 pixels."""
+_WARM_UP_RUNS = 3
+
+_LAST_LINES = 5
+_TOLD_ONCE = {"bench", "machine", "source", "options", "backbone"}
+"""Of another bench's result, since it stands in this one."""
+_CLASSES = 10
+_DIFFERENT = 32
+"""Images of noise, which are repeated: how long an epoch takes does not depend on them."""
+_RATE = 1e-3
+"""Too low to diverge in an epoch."""
+
+
+class Skipped(Exception):
+    """Could not be measured here, which is no fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured."""
+
+    image_size: int
+    labels: int
+    """Photos that the version is trained on."""
+    batches: tuple[int, ...]
+    """Of the roofline, rising."""
+    runs: int
+    """Of each batch."""
+    images: int
+    """That an epoch in torch is of."""
+    run_images: int
+    """That the trainer's run is of."""
+    passes: str
+    """Options of bench.passes."""
+    server: str
+    """Options of bench.server."""
+
+
+FULL = Sizes(
+    image_size=224,
+    labels=400,
+    batches=(32, 128),
+    runs=20,
+    images=640,
+    run_images=200,
+    passes="--photos 300 --rounds 5 --slow-rounds 1 --batches 1,16,32 --passes 20,50 --reference 1000",
+    server="--images 400 --rounds 1 --swap-requests 60",
+)
+QUICK = Sizes(
+    image_size=32,
+    labels=40,
+    batches=(2, 4),
+    runs=2,
+    images=16,
+    run_images=40,
+    passes="--photos 40 --rounds 1 --slow-rounds 1 --batches 1,2 --passes 20 --reference 100 --sets 2",
+    server="--images 8 --rounds 1 --swap-requests 4",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured on, and until when."""
+
+    device: Device
+    sizes: Sizes
+    subject: Subject
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What the device is for."""
+        return (Precision.FP32, Precision.FP16) if self.device is Device.CUDA else (Precision.FP32,)
+
+    @cached_property
+    def images(self) -> npt.NDArray[np.uint8]:
+        """As many photos as the largest batch takes, uint8 (N, H, W, 3), repeated where there are fewer."""
+        spec, count = self.subject.version.manifest.input, self.sizes.batches[-1]
+        photos = [decode_image(photo.read_bytes(), spec) for photo in self.subject.photos[:count]]
+        return np.stack([photos[i % len(photos)] for i in range(count)])
+
+    def options(self, precision: Precision) -> EngineOptions:
+        """Return how an engine is to run."""
+        return EngineOptions(
+            device=self.device,
+            threads=available_cpus(),
+            max_batch_images=self.sizes.batches[-1],
+            precision=precision,
+        )
+
+    def open(self, precision: Precision) -> Engine:
+        """Open the version in a precision."""
+        return Engine(self.subject.version, self.options(precision))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,14 +201,247 @@ def _measure(name: str, setting: Setting) -> Row:
     return part
 
 
+# Of the server's engine: where it computes, how exactly, and how fast.
+
+
+def _by_precision(measure: Callable[[Setting, Precision], Row], setting: Setting) -> Row:
+    rows: dict[str, Row] = {precision.value: measure(setting, precision) for precision in setting.precisions}
+    faults = [f"{name}: {row['failed']}" for name, row in rows.items() if "failed" in row]
+    if Precision.FP16.value not in rows:
+        rows[Precision.FP16.value] = {"skipped": _NO_CUDA}
+    return _with_faults(rows, faults)
+
+
+def _with_faults(row: Row, faults: list[str]) -> Row:
+    """Return what was measured, and under `failed` what is wrong with it, if anything is."""
+    return {**row, "failed": "; ".join(faults)} if faults else row
+
+
+def _place(setting: Setting, precision: Precision) -> Row:
+    """Tell where the nodes of backbone and head ran."""
+    with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
+        with recording(Path(folder)) as sessions:
+            engine = setting.open(precision)
+            engine.run(setting.images[: setting.sizes.batches[0]])
+        placed: dict[str, Placement] = {}
+        for session in sessions:
+            placement = Placement.read(Path(session.end_profiling()))
+            if FEATURES in [tensor.name for tensor in session.get_outputs()]:
+                placed["backbone"] = placement
+            elif FEATURES in [tensor.name for tensor in session.get_inputs()]:
+                placed["head"] = placement
+    expected = CUDA if setting.device is Device.CUDA else _CPU
+    faults = [] if engine.precision is precision else [f"the backbone computes in {engine.precision}"]
+    for name, placement in placed.items():
+        if set(work := placement.work_by_provider()) != {expected}:
+            faults.append(f"expected the {name}'s convolutions and products on {expected}, got {work}")
+    return _with_faults({name: placement.nodes for name, placement in placed.items()}, faults)
+
+
+def _validate(setting: Setting, precision: Precision) -> Row:
+    """Tell what the server's own validation says of the version."""
+    version = setting.subject.version
+    with _reasons() as reasons:
+        admitted = admit(
+            Repository(setting.subject.root),
+            version.name,
+            lambda version: Engine(version, setting.options(precision)),
+        )
+    probe, engine = Probe.load(version.probe_path), admitted.engine
+    row = {
+        "precision": engine.precision.value,
+        "provider": engine.provider,
+        "largest_difference": admitted.validation.largest_difference,
+        "rank_correlation": admitted.validation.rank_correlation,
+        "mean_bald": admitted.validation.mean_bald,
+        "features_largest_difference": float(np.abs(engine.compute_features(probe.images) - probe.features).max()),
+        "features_largest": float(np.abs(probe.features).max()),
+    }
+    return _with_faults(row, [] if engine.precision is precision else [f"refused: {'; '.join(reasons)}"])
+
+
+@contextmanager
+def _reasons() -> Iterator[list[str]]:
+    """Collect why the server does not do as it was asked to, which it logs."""
+    reasons: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reasons.append(str(getattr(record, "reason", record.getMessage())))
+
+    handler, logger = Collect(logging.WARNING), logging.getLogger("server.inference")
+    logger.addHandler(handler)
+    try:
+        yield reasons
+    finally:
+        logger.removeHandler(handler)
+
+
+def _time(setting: Setting, precision: Precision) -> Row:
+    """Tell how many images/s the backbone takes, by batch, and what share of the card's peak that is."""
+    engine = setting.open(precision)
+    peak = peak_tflops(torch.cuda.get_device_name(0), precision) if setting.device is Device.CUDA else None
+    operations = _count_operations(engine)
+    rows: dict[str, Row] = {}
+    for batch in setting.sizes.batches:
+        rate = _images_per_s(engine, setting.images[:batch], setting.sizes.runs)
+        tflops = None if operations is None else rate * operations / 1e12
+        share = None if tflops is None or peak is None else tflops / peak
+        rows[f"batch_{batch}"] = {"images_per_s": rate, "tflops": tflops, "share_of_peak": share or "unknown"}
+    return {**rows, "peak_tflops": peak or "unknown"}
+
+
+def _images_per_s(engine: Engine, images: npt.NDArray[np.uint8], runs: int) -> float:
+    seconds = []
+    for run in range(_WARM_UP_RUNS + runs):
+        started = time.perf_counter()
+        engine.compute_features(images)
+        if run >= _WARM_UP_RUNS:
+            seconds.append(time.perf_counter() - started)
+    return len(images) / median(seconds)
+
+
+def _count_operations(engine: Engine) -> float | None:
+    """Return the operations that an image takes, two for each multiplication and addition; None but for VGG-16."""
+    spec = engine.manifest.input
+    if engine.manifest.backbone.name != "vgg16":
+        return None
+    return 2 * _VGG16_MULTIPLY_ADDS * spec.height * spec.width / 224**2
+
+
+def _train_an_epoch(setting: Setting) -> Row:
+    """Time an epoch of VGG-16, all of it, behind one on a batch that warms up."""
+    device = torch.device(setting.device.value)
+    training = Training(weights="none", image_size=setting.sizes.image_size, epochs=1, learning_rate=_RATE)
+    torch.manual_seed(training.seed)
+    opened = open_backbone_of(training, cache=Path())
+    assert isinstance(opened, Opened)
+    assert opened.module is not None
+    head, _ = build_head_of(training, opened, classes=_CLASSES)
+    network = Network(opened.module, head).to(device)
+    images = _draw_images(setting.sizes.images, setting.sizes.image_size)
+    targets = np.arange(len(images)) % _CLASSES
+    recipe = choose_recipe(training, "all", len(images))
+    measure(head, sample_features(network.backbone, images, device=device))
+    for count in (recipe.batch_images, len(images)):
+        started = time.perf_counter()
+        fitted = fit(
+            network,
+            torch.from_numpy(images[:count]),
+            targets[:count],
+            classes=_CLASSES,
+            recipe=recipe,
+            device=device,
+        )
+        seconds = time.perf_counter() - started
+    return {
+        "images": len(images),
+        "batch_images": recipe.batch_images,
+        "attempts": fitted.attempts,
+        "epoch_s": seconds / fitted.attempts,
+        "images_per_s": len(images) * fitted.attempts / seconds,
+        "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if setting.device is Device.CUDA else None,
+    }
+
+
+def _draw_images(count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Return so many images, uint8 (N, size, size, 3), the classes of which differ in colour."""
+    different = coloured_noise(min(count, _DIFFERENT), size=size)
+    tints = np.random.default_rng(0).integers(-60, 61, (_CLASSES, 3)).astype(np.int16)
+    images = np.empty((count, size, size, 3), np.uint8)
+    for number in range(count):
+        images[number] = (different[number % len(different)] + tints[number % _CLASSES]).clip(0, 255)
+    return images
+
+
+# Of other programs, each in a process of its own: trainer, bench.passes, bench.server.
+
+
+def _run_trainer(setting: Setting) -> Row:
+    """Have the trainer train everything for one epoch on the device, and publish."""
+    with tempfile.TemporaryDirectory(prefix="labelnext-") as path:
+        folder = Path(path)
+        _write_classes(folder / "labelled", _draw_images(setting.sizes.run_images, setting.sizes.image_size))
+        options = ["--images", str(folder / "labelled"), "--image-size", str(setting.sizes.image_size)]
+        options += ["--weights", "none", "--train", "all", "--epochs", "1", "--learning-rate", str(_RATE)]
+        places = {"LABELNEXT_MODELS": str(folder / "models"), "LABELNEXT_CACHE_DIR": str(folder / "cache")}
+        told = _run(["trainer", "run", *options, "--device", setting.device.value], **places)
+    return {"images": setting.sizes.run_images, **json.loads(told.splitlines()[-1])}
+
+
+def _run_passes(setting: Setting) -> Row:
+    """Have bench.passes measure."""
+    if setting.device is Device.CPU:
+        _check_packages("openvino", "nncf")
+    return _run_bench("passes", ["--precision", "fp32", *setting.sizes.passes.split()], setting)
+
+
+def _run_server(setting: Setting) -> Row:
+    """Have bench.server measure in the precision that servers take by default on a GPU; else in float32."""
+    _check_packages("flask", "gunicorn", "prometheus_client")
+    precision = Precision.FP16 if setting.device is Device.CUDA else Precision.FP32
+    return _run_bench("server", ["--precision", precision.value, *setting.sizes.server.split()], setting)
+
+
+def find_library_folders(roots: Iterable[str]) -> list[Path]:
+    """Return the folders of CUDA's libraries below folders `nvidia` in which pip puts them."""
+    return sorted({library.parent for root in roots for library in Path(root).glob("*/lib/lib*.so*")})
+
+
+def _check_packages(*names: str) -> None:
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise Skipped(f"not installed: {', '.join(missing)}")
+
+
+def _run_bench(name: str, options: Sequence[str], setting: Setting) -> Row:
+    own = ["--provider", setting.device.value, "--image-size", str(setting.sizes.image_size)]
+    labels = ["--labels", str(setting.sizes.labels)]
+    told = json.loads(_run([f"bench.{name}", *own, *labels, *options]).splitlines()[-1])
+    return {key: value for key, value in told.items() if key not in _TOLD_ONCE}
+
+
+def _run(module: Sequence[str], **settings: str) -> str:
+    """Run a module with its options, and return what it prints.
+
+    Raises:
+        RuntimeError: if it fails, with its last words.
+    """
+    environment = clean_environment(**_where_libraries_are(), **settings)
+    command = [sys.executable, "-m", *module]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{module[0]} failed: {' / '.join(done.stderr.splitlines()[-_LAST_LINES:])}")
+    return done.stdout
+
+
+def _where_libraries_are() -> dict[str, str]:
+    """Return where the dynamic loader is to look.
+
+    onnxruntime looks for CUDA's libraries beside itself alone. Where it lies in another folder than torch, a process
+    that imports torch has them loaded already, and a server, which does not, finds them so.
+    """
+    spec = find_spec("nvidia")
+    folders = find_library_folders(spec.submodule_search_locations or () if spec else ())
+    before = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
+    return {"LD_LIBRARY_PATH": os.pathsep.join([*map(str, folders), *before])} if folders else {}
+
+
+def _write_classes(folder: Path, images: npt.NDArray[np.uint8]) -> None:
+    """Write images into class folders."""
+    for number, pixels in enumerate(images):
+        path = folder / f"class-{number % _CLASSES}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
 _PARTS: Mapping[str, Callable[[Setting], Row]] = {
-    "placement": measure_placement,
-    "gate": measure_gate,
-    "roofline": measure_roofline,
-    "training": measure_training,
-    "run": run_trainer,
-    "passes": run_passes,
-    "server": run_server,
+    "placement": partial(_by_precision, _place),
+    "gate": partial(_by_precision, _validate),
+    "roofline": partial(_by_precision, _time),
+    "training": _train_an_epoch,
+    "run": _run_trainer,
+    "passes": _run_passes,
+    "server": _run_server,
 }
 
 

@@ -156,12 +156,12 @@ class LabelStudioClient:
     """Requests to one Label Studio. What fails for a reason that passes is sent again, unless it is to be sent once.
 
     Raises:
-        ConfigError: if the address is none, or the token cannot be one. So do all requests, if they are not answered
-            with a status of success: `Unreachable`, `TokenRefused` and `Refused` tell three reasons apart.
+        ConfigError: if the token cannot be one. So do all requests, if they are not answered with a status of success:
+            `Unreachable`, `TokenRefused` and `Refused` tell three reasons apart.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, patience: Patience | None = None) -> None:
-        self.url = _checked(url)
+        self.url = url.rstrip("/")
         """Without a slash at its end."""
         self._token = Token(token)
         self._timeout_s = timeout_s
@@ -341,16 +341,3 @@ class LabelStudioClient:
             return Refused(f"{answered}: {data[:_SHOWN].decode(errors='replace')}")
         kind = Unreachable if status == 429 or status >= 500 else ConfigError
         return kind(f"{answered}; look into its log")
-
-
-def _checked(url: str) -> str:
-    try:
-        parts = urllib3.util.parse_url(url)
-        if parts.scheme in {"http", "https"} and parts.host and not parts.auth:
-            return url.rstrip("/")
-    except urllib3.exceptions.LocationParseError:
-        pass
-    raise ConfigError(
-        "expected Label Studio's address, such as http://localhost:8080 and without user and password, got something "
-        "else; correct LABELNEXT_LABEL_STUDIO_URL"
-    )

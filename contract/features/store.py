@@ -105,17 +105,13 @@ class FeatureStore:
             return table.size_bytes if table else 0
         return 0
 
-    def get(self, backbone: str, digest: bytes) -> Features | None:
-        """Return what the backbone made of the file with this sha256, float32 (F,), or None where it is not known.
+    def get_many(self, backbone: str, digests: Sequence[bytes]) -> list[Features | None]:
+        """Return what the backbone made of files with these sha256, float32 (F,) each, or None where it is not known.
 
         Args:
             backbone: names all that features depend on besides the file.
-            digest: 32 bytes.
+            digests: of 32 bytes each.
         """
-        return self.get_many(backbone, [digest])[0]
-
-    def get_many(self, backbone: str, digests: Sequence[bytes]) -> list[Features | None]:
-        """Return what `get` does of each, in order, at a fraction of the cost."""
         rows = self._get([_features_key(backbone, digest) for digest in digests])
         return [None if row is None else _read_row(row) for row in rows]
 

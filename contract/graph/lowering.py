@@ -360,18 +360,10 @@ def _check_nodes(model: ModelProto) -> None:
             f"the graph draws random numbers in {', '.join(random)}; only Dropout nodes can be given masks: use "
             "torch.nn.Dropout, with inplace=False, for noise, Dropout2d and other kinds"
         )
-    if nested := sorted({node.op_type for node in nodes for a in node.attribute if a.HasField("g")}):
-        raise LoweringError(
-            f"the graph branches or loops in {', '.join(nested)}; export a network without control flow"
-        )
-    active = dropout_nodes(model)
-    if not active:
+    if not dropout_nodes(model):
         found = sum(node.op_type == "Dropout" for node in nodes)
         raise DropoutDead(
             f"none of the graph's {found} Dropout nodes is active, so all passes would be equal and BALD 0 for every "
             "image; use torch.nn.Dropout, and keep it in training mode as baal's patch_module does: AlphaDropout, and "
             "torch.nn.functional.dropout that goes by self.training, are gone from what is exported"
         )
-    masks = {name for node in active for name in node.output[1:] if name}
-    if masks.intersection(name for node in nodes for name in node.input):
-        raise LoweringError("the graph uses the mask that a Dropout returns; only its output can be lowered")

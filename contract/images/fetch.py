@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import parse_qs, quote
 
-from contract.errors import ConfigError, FetchError, TemporaryFetchError
+from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import Resolver, resolve_addresses
 from contract.images.download import (
     LONGEST_REFERENCE,
@@ -95,16 +95,17 @@ class Fetcher:
         """Open no connection yet.
 
         Raises:
-            ConfigError: if an address in the settings is not a URL of http or https.
+            ConfigError: if the token cannot be one.
+            ValueError: if an address is not a URL of http or https.
         """
         self._settings = settings
         self._clock = clock
         home, public = (
-            _configured(url) if url else None for url in (settings.label_studio_url, settings.label_studio_public_url)
+            HttpUrl.parse(url) if url else None for url in (settings.label_studio_url, settings.label_studio_public_url)
         )
         self._base = home.url.rstrip("/") if home else ""
         self._token = Token(settings.api_token or "", clock=clock)
-        allowed = frozenset(_configured(text).origin for text in settings.allowed_origins)
+        allowed = frozenset(HttpUrl.parse(text).origin for text in settings.allowed_origins)
         self._studio = Studio(home, public, describe=self._describe_label_studio, others=allowed, clock=clock)
         self._downloader = Downloader(
             trusted=allowed | {home.origin} if home else allowed,
@@ -123,11 +124,6 @@ class Fetcher:
     def close(self) -> None:
         """Close the connections that are kept alive."""
         self._downloader.close()
-
-    @property
-    def scope(self) -> str:
-        """What references without a host are relative to: Label Studio's base URL, empty where none is set."""
-        return self._base
 
     def is_remote(self, reference: str) -> bool:
         """Whether fetching the reference asks another machine.
@@ -321,16 +317,6 @@ def _check_text(reference: str) -> None:
     except UnicodeEncodeError as err:  # JSON can write a surrogate by itself, which nothing else can
         raise FetchError(
             "an image's address holds half a character, \\ud800 to \\udfff; import the task again"
-        ) from err
-
-
-def _configured(url: str) -> HttpUrl:
-    try:
-        return HttpUrl.parse(url)
-    except ValueError as err:
-        raise ConfigError(
-            f"expected an address of http or https such as http://minio:9000, got {public_name(url)}; correct "
-            "LABELNEXT_LABEL_STUDIO_URL, LABELNEXT_LABEL_STUDIO_PUBLIC_URL or LABELNEXT_ALLOWED_ORIGINS"
         ) from err
 
 

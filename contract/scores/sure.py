@@ -8,10 +8,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 DEFAULT_PRECISION: Final = 0.8
 """Of what is offered to be confirmed in bulk, once somebody has looked it over."""
@@ -98,22 +97,3 @@ class Sure:
     """Tasks that were offered while others of their group were confirmed: they are not offered again."""
     tasks: Mapping[_Count, _Count] = field(default_factory=dict)
     """The tasks offered, each with its label's index."""
-
-
-def dump_sure(sure: Sure) -> dict[str, Any]:
-    """Return it as a JSON object."""
-    return dict(_adapter().dump_python(sure, mode="json"))
-
-
-def load_sure(document: object) -> Sure:
-    """Read what `dump_sure` gave.
-
-    Raises:
-        ValueError: if it is another thing.
-    """
-    return _adapter().validate_python(document)
-
-
-@cache
-def _adapter() -> TypeAdapter[Sure]:
-    return TypeAdapter(Sure)

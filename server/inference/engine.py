@@ -111,41 +111,26 @@ class Engine:
         """Run the backbone, once per image: uint8 (N, H, W, 3) to float32 (N, F).
 
         Raises:
-            ValueError: if the images are not what the manifest says.
             InferenceError: if onnxruntime fails.
         """
-        return self._backbone.compute(self._check(images))
+        return self._backbone.compute(images)
 
     def compute_probe_features(self, images: Images) -> Features:
         """As `compute_features`, of a probe: mostly known where the version before had this backbone."""
-        return self._backbone.compute_probe(self._check(images))
+        return self._backbone.compute_probe(images)
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
         """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given.
 
         Raises:
-            ValueError: if the features are not of this backbone's shape.
             InferenceError: if onnxruntime fails.
         """
-        if features.dtype != np.float32 or features.shape[1:] != (self.features,) or not len(features):
-            raise ValueError(
-                f"expected float32 features of shape (N, {self.features}), got {features.dtype} of {features.shape}"
-            )
         chosen = masks or self.masks or fresh_masks(self._rng, self.sites, self.passes)
         parts = [
             self._run_head(features[start : start + _ROWS_A_RUN], chosen)
             for start in range(0, len(features), _ROWS_A_RUN)
         ]
         return PassOutputs(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))
-
-    def _check(self, images: Images) -> Images:
-        spec = self.manifest.input
-        if images.dtype != np.uint8 or images.shape[1:] != (spec.height, spec.width, 3) or not len(images):
-            raise ValueError(
-                f"expected uint8 images of shape (N, {spec.height}, {spec.width}, 3), "
-                f"got {images.dtype} of shape {images.shape}"
-            )
-        return images
 
     def _run_head(self, features: Features, masks: Masks) -> list[npt.NDArray[np.float32]]:
         feeds = {FEATURES: self._backbone.options.pad(features), **masks}

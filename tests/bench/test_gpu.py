@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu, gpu_parts
+from bench import gpu
 from bench.cards import peak_tflops
-from bench.gpu_parts import QUICK, Setting, Skipped, measure_gate
-from bench.gpu_programs import find_library_folders
+from bench.gpu import QUICK, Setting, Skipped, find_library_folders
 from bench.model import Subject
 from bench.placement import Placement, recording
 from bench.tiny_model import TinyModel, draw_images, publish
@@ -55,7 +54,7 @@ def test_parts_that_do_not_exist_are_refused():
 
 def test_work_on_another_device_fails_the_part(run_bench, monkeypatch):
     """Backbone and head are named, with where they ran instead."""
-    monkeypatch.setattr(gpu_parts, "_CPU", "CUDAExecutionProvider")
+    monkeypatch.setattr(gpu, "_CPU", "CUDAExecutionProvider")
     result = run_bench(gpu, "--device", "cpu", "--quick", "--parts", "placement")
     assert result["failed"] == ["placement"]
     for name, work in (("backbone", 1), ("head", 2)):
@@ -70,7 +69,7 @@ def test_a_precision_that_is_refused_fails_the_part(tmp_path, monkeypatch):
     subject = Subject(version, repository.root, (), "noise")
     monkeypatch.setattr(Setting, "precisions", (Precision.INT8,))
     monkeypatch.setattr("contract.graph.probe.NO_DIFFERENCE", 0.0)
-    row = measure_gate(Setting(Device.CPU, QUICK, subject))
+    row = gpu._PARTS["gate"](Setting(Device.CPU, QUICK, subject))
     assert row["int8"]["precision"] == "fp32"
     assert row["failed"].startswith("int8: refused: in reduced precision BALD ranks")
 

@@ -9,8 +9,6 @@ from bench.hostile.case import Case, Kind, Refused, Scored
 from bench.hostile.exchange import Answered, Reply
 from bench.hostile.runner import CASES, run
 from bench.hostile.site import Baseline, Escaped, serves_images
-from contract.images.preprocess import decode_image
-from contract.versions.manifest import InputSpec
 
 SCORED = {"task": 1, "probabilities": [0.2, 0.3, 0.5]}
 REFUSED = {"task": 1, "error": {"code": "fetch", "detail": "a.png answered 404, expected 200"}}
@@ -26,14 +24,6 @@ def test_no_turn_of_the_picture_is_the_same():
     """Else an orientation that is left alone would not be noticed."""
     turns = [np.rot90(side, times) for side in (pictures.pixels(), pictures.pixels()[:, ::-1]) for times in range(4)]
     assert len({turn.tobytes() for turn in turns}) == 8
-
-
-def test_files_made_by_hand_are_what_they_are_said_to_be():
-    """A PNG and a TIFF that are written here byte by byte hold the picture."""
-    data = pictures.pixels().tobytes()
-    tags = {**pictures.tiff_tags(64, 64, bits=[8, 8, 8]), 279: (pictures.LONG, [len(data)])}
-    for file in (pictures.plain(), pictures.tiff(tags, data)):
-        np.testing.assert_array_equal(decode_image(file, InputSpec(64, 64)), pictures.pixels())
 
 
 def test_an_image_that_is_scored_is_not_refused():

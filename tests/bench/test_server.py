@@ -2,7 +2,7 @@ import pytest
 
 from bench import server
 from bench.load import Reply
-from bench.server import Load, Round, Swaps, summarise_rounds
+from bench.server import Load, Round, summarise_rounds
 
 
 def make_load(*, images=4, seconds=1.0, clients=1, tasks=4):
@@ -22,17 +22,6 @@ def test_ratios_are_taken_within_a_round():
     ratios = {"clients_1_tasks_500": pytest.approx(0.9), "clients_16_tasks_16": pytest.approx(0.8)}
     assert found["server_over_engine"] == ratios
     assert found["images_per_s"] == {"engine_alone": 20, "clients_1_tasks_500": 18, "clients_16_tasks_16": 16}
-
-
-def make_replies(*seconds, score=0.5):
-    return tuple(Reply(0, each, (score,), frozenset({"v"})) for each in seconds)
-
-
-def test_the_ratio_is_that_of_the_slowest_hundredths():
-    """One request in a hundred that is slow leaves the p99 as it is; two do not."""
-    quiet, one, two = make_replies(*[1.0] * 100), make_replies(*[1.0] * 99, 5.0), make_replies(*[1.0] * 98, 5.0, 5.0)
-    assert Swaps((1.0,), quiet, one).p99_ratio == pytest.approx(1)
-    assert Swaps((1.0,), quiet, two).p99_ratio == pytest.approx(5)
 
 
 @pytest.mark.slow

@@ -39,14 +39,6 @@ def make_folder(path):
     return path
 
 
-def test_a_regular_file_is_read(tmp_path):
-    """Whole, up to as many bytes as it may have."""
-    path = make_file(tmp_path / "file")
-    assert read_regular(path, most_bytes=7) == b"content"
-    with open_regular(path) as file:
-        assert file.read() == b"content"
-
-
 def test_a_link_among_the_folders_is_followed(tmp_path):
     """Where the repository is mounted is the operator's choice."""
     (tmp_path / "link").symlink_to(tmp_path)

@@ -123,15 +123,6 @@ class TestParsing:
         (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
         assert control.labels == ("Rouge", "green", "a &amp; b")
 
-    @pytest.mark.parametrize("more", ['layout="select"', 'visibleWhen="choice-selected"', 'showInline="true"'])
-    def test_how_choices_are_shown_changes_nothing(self, more):
-        """Nor do hints, hotkeys, markup and styles of a choice."""
-        inner = (
-            '<Choice value="a" hint="first" hotkey="1" html="&lt;b&gt;A&lt;/b&gt;"/><Choice value="b" style="x: y"/>'
-        )
-        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image" {more}>{inner}</Choices>'))
-        assert control.labels == ("a", "b")
-
     @pytest.mark.parametrize(
         "xml",
         [
@@ -187,13 +178,6 @@ class TestParsing:
 
 
 class TestRefusal:
-    def test_an_image_without_a_name_is_classified_by_nothing(self):
-        """A control without a target does not point to it."""
-        with pytest.raises(ConfigError, match=r"no named tag|got <Choices"):
-            parse_label_config(
-                config('<Image value="$picture"/>', '<Choices name="label" toName=""><Choice value="a"/></Choices>')
-            )
-
     def test_half_a_character_is_refused(self):
         """JSON can hold what no XML does."""
         with pytest.raises(ConfigError, match="Code view"):

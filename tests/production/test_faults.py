@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import time
@@ -86,22 +85,6 @@ class TestTheRepository:
 
 
 class TestTheDisk:
-    def test_a_full_one_stops_publishing_and_nothing_else(self, tmp_path: Path):
-        """The publisher is told, leaves nothing behind, and the last version is served."""
-        with small_disk(tmp_path / "models", "200k"):
-            repository = Repository(tmp_path / "models")
-            version = publish(repository)
-            fill(tmp_path / "models")
-            with server_of(repository) as (client, _):
-                with pytest.raises(OSError, match="No space left") as full:
-                    publish(repository)
-                assert full.value.errno == errno.ENOSPC
-                assert repository.current() == version
-                assert sorted(path.name for path in repository.folder.iterdir()) == sorted(["CURRENT", version])
-                assert serves(client, version)
-                (tmp_path / "models" / "rest").unlink()
-                await_version(client, publish(repository))
-
     def test_a_full_one_under_the_feature_cache_costs_time_only(self, repository: Repository, tmp_path: Path):
         """Features are computed again; the counters say why."""
         with small_disk(tmp_path / "features", "300k"), ExitStack() as stack:
@@ -113,19 +96,6 @@ class TestTheDisk:
                 results = client.predict(make_tasks(20, seed)).body["results"]
                 assert all("score" in element for element in results)
             assert server.metrics()['labelnext_feature_cache_faults_total{kind="write"}'] > 0
-
-    def test_a_request_to_train_that_cannot_be_left_is_told(self, tmp_path: Path):
-        """Label Studio's user sees that nothing was started."""
-        with small_disk(tmp_path / "models", "200k"):
-            repository = Repository(tmp_path / "models")
-            publish(repository)
-            (tmp_path / "models" / "requests").mkdir()
-            fill(tmp_path / "models")
-            with server_of(repository) as (client, _):
-                reply = urllib3.request(
-                    "POST", client.url + "/webhook", json={"action": "START_TRAINING", "project": {"id": 1}}
-                )
-                assert (reply.status, reply.json()["status"]) == (200, "not_requested")
 
 
 class TestProcesses:

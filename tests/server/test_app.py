@@ -60,26 +60,6 @@ class TestHealth:
         }
         assert reply.json == {"status": "UP", **model, "refused_project": None, "models": [model]}
 
-    @pytest.mark.slow
-    def test_a_refused_version_is_told_while_the_old_one_serves(self, client, repository):
-        """An operator sees it without reading logs; what /predict stamps counts, not what CURRENT says."""
-        good = repository.current()
-        publish(repository, probe_of=TinyModel.draw(seed=3))
-        service_of(client).models.poll()
-        assert client.post("/setup", json={"project": "3.1", "schema": CONFIG}).json == {"model_version": good}
-        reply = client.get("/health")
-        assert reply.status_code == 200
-        assert reply.json["model_version"] == good
-        assert "was refused" in reply.json["detail"]
-
-    def test_a_dead_batcher_is_unhealthy_and_predict_does_not_hang(self, client):
-        """An orchestrator can restart what cannot score any more."""
-        service_of(client).batcher.close()
-        health = client.get("/health")
-        assert (health.status_code, health.json["status"]) == (503, "DOWN")
-        assert "Cannot score" in client.get("/").text
-        assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
-
 
 class TestOtherLabels:
     """A project whose labels the model does not have."""
@@ -226,18 +206,6 @@ class TestPredict:
         reply = client.post("/predict", data=body, content_type="application/json")
         assert (reply.status_code, reply.json["error"]) == (400, error)
         assert reply.json["detail"]
-
-    def test_an_engine_that_fails_is_told_without_internals(self, client, monkeypatch, caplog):
-        """The client learns that it is the server's fault, the log learns why."""
-
-        def fail(images):
-            raise RuntimeError("CUDA_ERROR at 0xdeadbeef")
-
-        monkeypatch.setattr(service_of(client).models.alone.engine, "compute_features", fail)
-        reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
-        assert (reply.status_code, reply.json["error"]) == (500, "internal")
-        assert "0xdeadbeef" not in reply.text
-        assert "0xdeadbeef" in caplog.text
 
 
 class TestFeatureCache:

@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 
@@ -9,8 +8,6 @@ from server.__main__ import main
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("LABELNEXT_")]:
-        monkeypatch.delenv(name)
     monkeypatch.setenv("LABELNEXT_PROVIDER", "cpu")
 
 
@@ -33,20 +30,3 @@ def test_check_takes_the_repository_from_the_environment(repository, monkeypatch
     monkeypatch.setenv("LABELNEXT_MODELS", str(repository.root))
     assert main(["check"]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == name
-
-
-def test_check_names_weights_cut_short(repository, capsys):
-    """A copy whose weights are incomplete is said to be one, with both lengths."""
-    name = publish(repository)
-    os.truncate(repository.folder / name / "backbone.onnx.data", 1000)
-    assert main(["check", str(repository.root)]) == 1
-    error = capsys.readouterr().err
-    assert "backbone.onnx.data" in error
-    assert "has 1000 bytes" in error
-    assert "Dropout" not in error
-
-
-def test_check_of_an_empty_repository_says_what_to_run(tmp_path, capsys):
-    """The first thing a person meets is a remedy."""
-    assert main(["check", str(tmp_path)]) == 1
-    assert "python -m trainer run" in capsys.readouterr().err

@@ -1,12 +1,10 @@
 """What the server opens for what it is told."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
 from bench.tiny_model import publish
-from contract.errors import ConfigError
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
 from server.opening import open_models
@@ -25,18 +23,6 @@ def test_a_bucket_is_opened_through_its_mirror(monkeypatch, tmp_path):
     assert repository.folder.is_relative_to(tmp_path)
     assert settings.describe()["models"] == "s3://models/x/"
     assert "not-to-be-seen" not in str(settings.describe())
-
-
-def test_a_folder_is_opened_as_it_is():
-    """Where the settings say nothing, it is the one beside the server."""
-    assert open_models(Settings.read({})).root == Path("models")
-
-
-@pytest.mark.parametrize("location", ["s3://models/../x", "gs://models"])
-def test_a_place_that_is_none_is_a_setting_that_is_wrong(location):
-    """It is named with what it must be."""
-    with pytest.raises(ConfigError, match="LABELNEXT_MODELS must be a folder or s3://bucket/prefix"):
-        Settings.read({"LABELNEXT_MODELS": location})
 
 
 def test_with_a_key_set_only_what_it_has_signed_is_ever_served(start_app, settings, repository, tmp_path):

@@ -11,9 +11,7 @@ import pytest
 
 from bench.hosts import host, reply
 from bench.tiny_model import draw_images, publish
-from contract.errors import ConfigError
 from server.observe.logs import JsonFormatter, logging_config
-from server.settings import Settings
 from tests.server.conftest import CONFIG, make_predict_body, make_task, to_data_uri
 
 USER = "labeller"
@@ -221,28 +219,10 @@ def test_a_failure_that_nobody_foresaw_tells_clients_nothing(client, web, logged
 
     monkeypatch.setattr(client.application.extensions["labelnext"], "setup", fail)
     answer = client.post("/setup", json={"project": "1.1"}, headers=basic(SECRETS["password"]))
-    assert answer.status_code == 500
+    assert (answer.status_code, answer.json["error"]) == (500, "internal")
     assert "/srv/labelnext" not in answer.get_data(as_text=True)
     assert answer.json["request_id"] in logged.getvalue()
     assert "/srv/labelnext" in logged.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("LABELNEXT_BASIC_AUTH", SECRETS["password"]),
-        ("LABELNEXT_BASIC_AUTH", f":{SECRETS['password']}"),
-        ("LABELNEXT_WEBHOOK_SECRET", f"a {SECRETS['webhook']}"),
-        ("LABELNEXT_LABEL_STUDIO_URL", f"http://u:{SECRETS['userinfo']}@host"),
-        ("LABELNEXT_ALLOWED_ORIGINS", f"http://u:{SECRETS['userinfo']}@host"),
-    ],
-)
-def test_a_wrong_setting_is_not_shown_if_it_may_be_secret(name, value):
-    """The message says which variable it is, and what it should be."""
-    with pytest.raises(ConfigError) as raised:
-        Settings.read({name: value})
-    assert name in str(raised.value)
-    assert found(str(raised.value)) == set()
 
 
 def test_what_is_looked_for_would_be_found():

@@ -18,47 +18,18 @@ from contract.labelconfig import parse_label_config
 from contract.tasks import find_reference
 from demo.browser import PATIENCE_MS
 from demo.label_studio import LabelStudio
-from demo.product import Workplace, rank, train
 from demo.project import Project
 from server.http.labelstudio import build_predictions, resolve_target
 from server.inference.batching import ImageScores
 from server.settings import Score
 from tests.contract.images import test_spelling
-from tests.system.conftest import QUICK_TRAINING, Annotator, Serve, keep_picture
+from tests.system.conftest import keep_picture
 from tests.versions import manifest
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, decide
 from trainer.ranking.reconcile import Wanted, reconcile
 
-LABELLED = 20
 VERSION = "20261129T050102123Z-0a1b2c"
-
-
-def test_an_annotator_gets_the_ranking_s_first_task(
-    page: Page, workplace: Workplace, project: Project, annotator: Annotator, serve: Serve
-):
-    """The Data Manager sorted by prediction score begins with it, and the label stream serves it."""
-    annotator.label_first(LABELLED)
-    version = train(workplace, project.id, QUICK_TRAINING).version
-    with serve(workplace, version=version) as server:
-        rank(workplace, project.id, server.url)
-        _look_at_product(page, server.url, version)
-    ranked = [task for task in project.tasks(ordering="tasks:predictions_score") if not task.labelled]
-    first = ranked[0]
-    assert [prediction.model_version for prediction in first.predictions] == [version]
-
-    page.goto(project.tab("Label next"))
-    rows = page.get_by_test_id("table-row-wrapper")
-    rows.first.wait_for()
-    shown = [int(rows.nth(number).inner_text().split()[0]) for number in range(5)]
-    keep_picture(page, "data-manager")
-    assert shown == [task.id for task in ranked[:5]]
-
-    page.get_by_text("Label All Tasks").click()
-    page.get_by_role("button", name="Submit").first.wait_for()
-    served = page.locator("[class*=current-task__task-id]").inner_text().split()[0]
-    keep_picture(page, "label-stream")
-    assert int(served) == first.id
 
 
 def test_addresses_are_read_as_this_browser_reads_them(browser: Browser):
@@ -228,16 +199,3 @@ def _predict_last(config: str, labels: tuple[str, ...]) -> Sequence[Mapping[str,
     [prediction] = build_predictions([scores], version, target, Score.AGREEMENT)
     found: Sequence[Mapping[str, Any]] = prediction["result"]
     return found
-
-
-def _look_at_product(page: Page, url: str, version: str) -> None:
-    """Open the server's own page, wide and as narrow as a phone; nothing on it is wider than the screen."""
-    page.goto(url)
-    assert version in page.inner_text("body")
-    keep_picture(page, "server", full=True)
-    wide = page.viewport_size
-    page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    keep_picture(page, "server-phone", full=True)
-    assert wide
-    page.set_viewport_size(wide)

@@ -99,6 +99,7 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         assert sure
         assert {*manager.tabs()} == {"Label next", *sure, "Look again", "Default"}
 
+        _look_at_product(page, server.url, before.version)
         page.goto(project.url)  # whoever opens the project is shown what comes next
         row = manager.check("Label next").filter(has_text="reason: ").first
         expect(row).to_contain_text("value: {choices: [")
@@ -186,3 +187,16 @@ def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int
         page.get_by_text("OK", exact=True).click()
     expect(page.get_by_title("Filtered tasks")).to_have_text("1", timeout=PATIENCE_MS)
     return confirmed, unticked
+
+
+def _look_at_product(page: Page, url: str, version: str) -> None:
+    """Open the server's own page, wide and as narrow as a phone; nothing on it is wider than the screen."""
+    page.goto(url)
+    assert version in page.inner_text("body")
+    keep_picture(page, "server", full=True)
+    wide = page.viewport_size
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    keep_picture(page, "server-phone", full=True)
+    assert wide
+    page.set_viewport_size(wide)

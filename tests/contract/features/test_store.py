@@ -64,7 +64,7 @@ def put(store, name, number=1, features=4):
 
 def get(store, name):
     """Return the number, None where there is none."""
-    found = store.get(BACKBONE, digest(name))
+    (found,) = store.get_many(BACKBONE, [digest(name)])
     return None if found is None else found[0]
 
 
@@ -110,9 +110,9 @@ def test_rows_come_back_rounded_to_float16(open_store):
     rows = np.random.default_rng(0).normal(0, 10, (40, LONG)).astype(np.float32)
     for store in (open_store(), open_store()):
         for number, row in enumerate(rows):
-            if store.get(BACKBONE, digest(number)) is None:
+            if get(store, number) is None:
                 store.put(BACKBONE, digest(number), row)
-            found = store.get(BACKBONE, digest(number))
+            (found,) = store.get_many(BACKBONE, [digest(number)])
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, row.astype(np.float16))
         store.close()
@@ -135,23 +135,10 @@ def test_many_come_back_in_the_order_in_which_they_are_asked_for(store):
     assert store.get_many(BACKBONE, []) == store.recall_many([]) == []
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_the_newest_value_counts(open_store, folder, in_memory):
-    """Before it is written as after."""
-    store = open_store(None if in_memory else folder)
-    for number in (1, 2):
-        put(store, "key", number)
-        assert get(store, "key") == number
-    wait_until(lambda: not store._pending)
-    assert get(store, "key") == 2
-    assert get(store, "other") is None
-    assert store.size_bytes > 0
-
-
 def test_a_row_is_that_of_its_backbone_and_its_file(store):
     """Another backbone, precision or provider computes other features."""
     put(store, "file")
-    assert store.get("backbone/int8/cpu", digest("file")) is None
+    assert store.get_many("backbone/int8/cpu", [digest("file")]) == [None]
     assert get(store, "another") is None
 
 

@@ -1,25 +1,14 @@
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.features.table import Foreign, Table, is_damaged
+from contract.features.table import Table
 
 MAX_BYTES = 2**18
 BUNCH_BYTES = MAX_BYTES // 8
-
-OPEN = """
-import sys
-from pathlib import Path
-from contract.features.table import Table
-table = Table(Path(sys.argv[1]), max_bytes=2**20)
-table.write({sys.argv[2].encode(): b"here"})
-table.close()
-"""
 
 
 def key_of(number):
@@ -73,13 +62,6 @@ def test_the_bound_holds_and_who_was_written_longest_ago_leaves_first(transactio
     table.close()
 
 
-def test_the_bound_is_that_of_the_file(path):
-    """Ten times what fits is written, and the file on the disk is not larger than it may be."""
-    with closing(Table(path, max_bytes=MAX_BYTES)) as table:
-        fill(table, 300)
-    assert MAX_BYTES / 2 < path.stat().st_size <= MAX_BYTES
-
-
 def test_a_bound_that_was_lowered_shrinks_the_file(path):
     """The next transaction makes the room, and gives it back."""
     with closing(Table(path, max_bytes=4 * MAX_BYTES)) as table:
@@ -121,40 +103,3 @@ def test_a_transaction_that_a_bug_ends_is_undone(table):
         table.write({b"b": None})
     table.write({b"b": b"two"})
     assert table.get([b"a", b"b"]) == {b"a": b"one", b"b": b"two"}
-
-
-def test_any_number_of_values_is_read_at_once(path):
-    """Those that are there, however many are asked for and in whichever order."""
-    with closing(Table(path, max_bytes=2**20)) as table:
-        table.write({key_of(number): bytes([number % 256]) for number in range(0, 2000, 2)})
-        found = table.get([key_of(number) for number in reversed(range(2000))])
-    assert found == {key_of(number): bytes([number % 256]) for number in range(0, 2000, 2)}
-
-
-def test_another_programs_database_is_left_alone(path):
-    """Its form may be anything, its rows are not ours."""
-    with closing(sqlite3.connect(path)) as other:
-        other.execute("CREATE TABLE entries (theirs)")
-        other.commit()
-    before = path.read_bytes()
-    with pytest.raises(Foreign, match="something else") as caught:
-        Table(path, max_bytes=MAX_BYTES)
-    assert not is_damaged(caught.value)
-    assert path.read_bytes() == before
-
-
-def test_what_is_no_database_is_damaged(path):
-    """It is told from one that is locked or out of reach."""
-    path.write_bytes(b"no database" * 1000)
-    with pytest.raises(sqlite3.DatabaseError) as caught:
-        Table(path, max_bytes=MAX_BYTES)
-    assert is_damaged(caught.value)
-
-
-def test_processes_that_begin_a_file_at_once_share_it(path):
-    """None is refused, and none undoes what another has done."""
-    started = [subprocess.Popen([sys.executable, "-c", OPEN, str(path), f"process {number}"]) for number in range(4)]
-    assert [process.wait(30) for process in started] == [0] * 4
-    keys = [b"process %d" % number for number in range(4)]
-    with closing(Table(path, max_bytes=2**20)) as table:
-        assert table.get(keys) == dict.fromkeys(keys, b"here")

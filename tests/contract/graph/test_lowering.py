@@ -7,7 +7,6 @@ import onnx
 import pytest
 import torch
 import torchvision
-from baal.active.heuristics import BALD
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -186,15 +185,6 @@ def shape_of(info):
     return [axis.dim_param or axis.dim_value for axis in info.type.tensor_type.shape.dim]
 
 
-def test_graph_computes_the_bald_that_baal_computes(small_graph):
-    """The reduction in the graph is baal's formula on the same passes."""
-    lowered = lower(small_graph, cut=FEATURES)
-    images = np.random.default_rng(0).random((9, 3, 8, 8), dtype=np.float32)
-    outputs = Engine(lowered)(images, draw_masks(VERSION, lowered.sites, 20))
-    logits = np.log(outputs.pass_probabilities).transpose(0, 2, 1)  # (N, C, T), as baal takes them
-    np.testing.assert_allclose(outputs.bald, BALD().get_uncertainties(logits), atol=1e-5)
-
-
 @given(
     hnp.arrays(
         np.float32,
@@ -303,19 +293,6 @@ def test_shapes_of_the_batch_are_measured_again_from_the_features(measure, cut):
         ("features", ["N", 4 if cut == "images" else 2]),
         ("mask_0", ["T", 2]),
     ]
-
-
-def test_score_depends_on_neither_batch_nor_order(small_graph):
-    """Batches of 1, 7 and 32 and a shuffled order give the same BALD to 1e-6."""
-    lowered = lower(small_graph, cut=FEATURES)
-    engine, masks = Engine(lowered), draw_masks(VERSION, lowered.sites, 20)
-    images = np.random.default_rng(5).random((32, 3, 8, 8), dtype=np.float32)
-    whole = engine(images, masks).bald
-    for size in (1, 7):
-        parts = [engine(images[i : i + size], masks).bald for i in range(0, 32, size)]
-        np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
-    order = np.random.default_rng(6).permutation(32)
-    np.testing.assert_allclose(engine(images[order], masks).bald, whole[order], atol=1e-6)
 
 
 def test_graph_without_active_dropout_is_refused(small_graph):

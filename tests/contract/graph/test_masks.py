@@ -52,15 +52,6 @@ def test_each_unit_is_on_in_its_share_of_the_passes(probability, passes, feature
     np.testing.assert_array_equal(masks, np.where(masks > 0, np.float32(1 / (1 - probability)), np.float32(0)))
 
 
-@given(data=st.data(), passes=st.integers(2, 60), features=shapes)
-def test_where_its_share_is_whole_a_unit_is_on_in_exactly_so_many_passes(data, passes, features):
-    """All units alike, so that the mean of each over the passes is 1, whatever the probability."""
-    kept = data.draw(st.integers(1, passes - 1))
-    masks = draw(features, 1 - kept / passes, passes)
-    assert ((masks > 0).sum(axis=0) == kept).all()
-    np.testing.assert_allclose(masks.mean(axis=0), 1, rtol=1e-5)
-
-
 @pytest.mark.parametrize("probability", [0.5, 0.1, 0.37, 0.9])
 def test_a_pass_by_itself_drops_units_as_dropout_does(probability):
     """Each unit with probability p, and one unit whatever its neighbour does, in every pass."""

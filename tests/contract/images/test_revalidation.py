@@ -51,15 +51,6 @@ class TestRevalidation:
         assert home.requests[1].headers["Authorization"] == f"Token {LEGACY}"
         assert len({request.connection for request in home.requests}) == 1
 
-    def test_a_changed_file_is_sent_with_its_new_validators(self, home, make):
-        """The next question is asked with these."""
-        home.answers[UPLOAD] = dated(None, etag='"old"')
-        fetcher = make(label_studio_url=home.url)
-        known = fetcher.fetch_if_changed(UPLOAD, known=None).validators
-        home.answers[UPLOAD] = dated(None, etag='"new"')
-        fetched = fetcher.fetch_if_changed(UPLOAD, known=known)
-        assert (fetched.data, fetched.unchanged, fetched.validators.etag) == (IMAGE, False, '"new"')
-
     def test_only_who_gave_validators_is_asked_with_them(self, home, elsewhere, make):
         """Behind a redirect, the host that has the file; what redirects to it might mean something else by 304."""
         home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=1")
@@ -132,12 +123,6 @@ class TestRevalidation:
         assert (fetched.data, fetched.validators) == (IMAGE, Validators("", None, None))
         assert not fetched.validators.can_ask
         assert fetcher.fetch_if_changed(UPLOAD, known=fetched.validators).data == IMAGE
-
-    def test_what_a_host_wants_forgotten_is(self, home, make):
-        """However it could be asked."""
-        home.serve(UPLOAD, IMAGE, etag='"tag"', cache_control="private, No-Store")
-        fetched = make(label_studio_url=home.url).fetch_if_changed(UPLOAD, known=None)
-        assert (fetched.data, fetched.validators) == (IMAGE, None)
 
     def test_a_date_within_whose_second_the_file_may_change_is_not_kept(self, home, make):
         """Dates count seconds, and the file that comes next may have the same one."""

@@ -82,13 +82,6 @@ class TestToken:
         make(label_studio_url=home.url, api_token=jwt("access")).fetch(UPLOAD)
         assert tokens(home) == [f"Bearer {jwt('access')}"]
 
-    def test_another_origin_gets_no_token(self, home, elsewhere, make):
-        """Another port on the same host is another origin, allowed or not."""
-        elsewhere.serve(UPLOAD, IMAGE)
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
-        assert fetcher.fetch(elsewhere.url + UPLOAD) == IMAGE
-        assert tokens(elsewhere) == [None]
-
     @pytest.mark.parametrize("path", ["/api/projects", "/data/upload/%2e%2e/%2e%2e/api/projects", "/static/a.png"])
     def test_other_paths_of_label_studio_get_no_token(self, home, make, path):
         """A task that names Label Studio's API by a full URL asks it as a stranger."""

@@ -41,13 +41,6 @@ def test_entropy_and_margin_equal_baals(passes):
     np.testing.assert_allclose(acquisition.margin(mean), Margin().get_uncertainties(swapped), atol=1e-5)
 
 
-def test_bald_is_what_passes_disagree_on():
-    """Two certain ones with different labels carry ln 2 nats; where all agree, it is 0, however uncertain they are."""
-    torn = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-    assert acquisition.bald(torn)[0] == pytest.approx(math.log(2))
-    assert acquisition.bald(np.full((1, 20, 4), 0.25))[0] == 0
-
-
 @given(logits)
 def test_bald_lies_between_0_and_the_smaller_logarithm(values):
     """0 <= BALD <= min(ln C, ln T), up to rounding above."""
@@ -55,15 +48,6 @@ def test_bald_lies_between_0_and_the_smaller_logarithm(values):
     _, passes, classes = values.shape
     assert (nats >= 0).all()
     assert (nats <= min(math.log(classes), math.log(passes)) + 1e-5).all()
-
-
-@pytest.mark.slow
-@given(logits, st.randoms(use_true_random=False))
-def test_bald_does_not_depend_on_the_order_of_passes(values, random):
-    """Passes are exchangeable."""
-    order = random.sample(range(values.shape[1]), values.shape[1])
-    probabilities = acquisition.softmax(values)
-    np.testing.assert_allclose(acquisition.bald(probabilities[:, order]), acquisition.bald(probabilities), atol=1e-5)
 
 
 def test_most_uncertain_image_has_the_lowest_score():
@@ -116,14 +100,6 @@ def test_of_several_labels_bald_lies_between_0_and_its_greatest(probabilities):
     np.testing.assert_allclose(acquisition.normalised_bald(nats, classes, multiple=True), 1 - scores, atol=1e-6)
 
 
-def test_certain_passes_that_disagree_on_every_label_are_worth_c_ln_2():
-    """The greatest value is reached, and gives the score 0."""
-    torn = np.stack([np.ones((1, 5)), np.zeros((1, 5))], axis=1)  # (1, 2, 5)
-    assert acquisition.bald(torn, multiple=True)[0] == pytest.approx(5 * math.log(2))
-    assert acquisition.greatest_bald(5, multiple=True) == pytest.approx(5 * math.log(2))
-    assert acquisition.label_studio_score(acquisition.bald(torn, multiple=True), 5, multiple=True)[0] == 0
-
-
 def test_of_several_labels_the_margin_is_that_of_the_least_certain():
     """One label in doubt is enough."""
     means = np.array([[0.99, 0.5, 0.01], [0.9, 0.2, 0.0]])
@@ -151,14 +127,6 @@ def test_rank_correlation_equals_scipys(data, count):
     first, second = (np.array(data.draw(values), dtype=np.float32) / 7 for _ in range(2))
     expected = spearmanr(first, second).statistic
     assert acquisition.rank_correlation(first, second) == pytest.approx(expected, abs=1e-12)
-
-
-@given(arrays(np.float32, st.integers(2, 30), elements=st.floats(-1e6, 1e6, width=32), unique=True))
-def test_rank_correlation_sees_only_the_order(values):
-    """1 for whatever rises with the values, -1 for whatever falls."""
-    order = np.argsort(np.argsort(values))
-    assert acquisition.rank_correlation(values, np.exp(order / 3)) == pytest.approx(1)
-    assert acquisition.rank_correlation(values, -order.astype(float)) == pytest.approx(-1)
 
 
 def test_rank_correlation_of_constants_is_defined():

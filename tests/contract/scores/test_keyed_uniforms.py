@@ -18,11 +18,6 @@ def test_draws_are_uniform():
     assert abs(np.corrcoef(keyed_uniforms("a", IDS)[1:], keyed_uniforms("a", IDS)[:-1])[0, 1]) < 0.05
 
 
-def test_purposes_draw_independently():
-    """What one purpose draws says nothing about another."""
-    assert abs(np.corrcoef(keyed_uniforms("a", IDS), keyed_uniforms("b", IDS))[0, 1]) < 0.05
-
-
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=30))
 def test_a_draw_belongs_to_its_task(ids):
     """Whatever tasks are asked for beside it and in whatever order; and it lies in [0, 1)."""

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.scores.sure import Shadow, Sure, dump_sure, load_sure, mark, parse_mark, percent_below
+from contract.scores.sure import mark, parse_mark, percent_below
 
 NAMES = st.text(min_size=1, max_size=20)
 
@@ -23,13 +23,6 @@ class TestMarks:
         """Nor is what is no text."""
         for text in ("", "/sure/1.", "a/sure/.", "a/sure/1", "a/sure/1. ", None, 3, ["a/sure/1."]):
             assert parse_mark(text) is None
-
-
-def test_what_is_kept_comes_back():
-    """As JSON, whose keys are texts."""
-    shadow = Shadow(4, "name", 1, ("cat",), confirmed=True)
-    sure = Sure("name", 0.98, {"cat": 2}, 0.5, 200, 1, 0.97, shadows=(shadow,), passed_over=(3,), tasks={7: 0, 8: 0})
-    assert load_sure(dump_sure(sure)) == sure
 
 
 @pytest.mark.parametrize(("share", "percent"), [(0.8199, 81), (0.29, 29), (0.98, 98), (0.0, 0), (1.0, 100)])

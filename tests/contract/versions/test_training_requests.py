@@ -1,6 +1,4 @@
 import os
-import threading
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -99,39 +97,6 @@ def test_no_order_of_steps_loses_a_request(steps):
                     remove(repository, request)
         if last > seen:
             assert [request.at for request in find_requests(repository)] == [last]
-
-
-def test_servers_that_ask_while_a_trainer_answers_lose_nothing(repository):
-    """Three servers are told again and again, and of the last time for each project the trainer hears."""
-    heard, over = set(), threading.Event()
-
-    def press(project):
-        for _ in range(60):
-            leave_request(repository, project)
-
-    def answer():
-        while True:
-            last_round = over.is_set()
-            for request in find_requests(repository):
-                remove(repository, request)
-                heard.add((request.project, request.at))
-            if last_round:
-                return
-
-    trainer = threading.Thread(target=answer)
-    trainer.start()
-    servers = [threading.Thread(target=press, args=(project,)) for project in (1, 2, 2)]
-    for server in servers:
-        server.start()
-    for server in servers:
-        server.join()
-    before = datetime.now(UTC).isoformat(timespec="microseconds")
-    for project in (1, 2):
-        leave_request(repository, project)
-    over.set()
-    trainer.join()
-    assert find_requests(repository) == []
-    assert all(max(at for project, at in heard if project == each) > before for each in (1, 2))
 
 
 def test_requests_for_one_project_that_came_at_once_are_one(repository):

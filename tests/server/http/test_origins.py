@@ -8,7 +8,7 @@ from server.app import close_app, create_app
 from server.http.auth import OPEN
 from server.settings import Device, Settings
 from tests.server.conftest import CONFIG
-from tests.server.http.test_auth import ANSWERED, REQUESTS, is_of
+from tests.server.http.test_auth import REQUESTS, is_of
 
 EVENT = {"action": "START_TRAINING", "project": {"id": 3}}
 SETUP = {"project": "3.1", "schema": CONFIG}
@@ -152,8 +152,3 @@ def test_a_body_has_to_be_said_to_be_json(client, path, kind, status):
         body = {**body, "version": client.get("/versions").json["versions"][-1]}
     data = client.application.json.dumps(body)
     assert client.post(path, data=data, content_type=kind).status_code == status
-
-
-def test_what_is_asked_of_whom_is_known_to_the_tests():
-    """Every route is in the table."""
-    assert set(ANSWERED) == set(REQUESTS)

@@ -194,7 +194,7 @@ def test_what_the_backbone_computes_is_kept(make_batcher):
         batcher = make_batcher(store=store)
         for digest in (b"d" * 32, None):
             assert answer(submit(batcher, engine, Pixels(make_sample(5).image, digest))) == (0, 5)
-        np.testing.assert_array_equal(store.get(engine.backbone_key, b"d" * 32), make_features(5)[0])
+        np.testing.assert_array_equal(store.get_many(engine.backbone_key, [b"d" * 32]), make_features(5))
 
 
 def test_an_image_past_its_deadline_is_not_run(make_batcher):

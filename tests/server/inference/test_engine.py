@@ -5,8 +5,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from bench.tiny_model import HIDDEN, PASSES, SITES, TinyModel, draw_images, expected_bald, publish, save_graph
-from contract.errors import ConfigError, DropoutDead
+from bench.tiny_model import HIDDEN, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+from contract.errors import ConfigError
 from contract.graph.lowering import FEATURES
 from contract.graph.masks import draw_masks
 from server.inference import backbone as backbone_module
@@ -39,15 +39,6 @@ def test_bald_is_that_of_the_versions_masks(version):
     assert expected.min() > 0.01
 
 
-def test_outputs_have_the_documented_shapes(version):
-    """N, T and C are those of the request, the settings, or else the manifest, and the labels."""
-    assert make_engine(version).passes == PASSES
-    outputs = make_engine(version, passes=7).run(draw_images(3))
-    assert outputs.mean_probabilities.shape == (3, 3)
-    assert outputs.bald.shape == outputs.entropy.shape == (3,)
-    assert outputs.pass_probabilities.shape == (3, 7, 3)
-
-
 def test_scores_depend_neither_on_the_batch_nor_on_the_engine(version):
     """Padding and company change no score; replicas give the same to the last bit."""
     engine, images = make_engine(version), draw_images(7)
@@ -55,13 +46,6 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_engine(version):
     alone = np.concatenate([engine.run(image[None]).bald for image in images])
     np.testing.assert_allclose(together.bald, alone, atol=1e-6)
     assert np.array_equal(together.pass_probabilities, make_engine(version).run(images).pass_probabilities)
-
-
-def test_given_masks_replace_the_engines(version):
-    """The probe's masks are used when they are given."""
-    images, masks = draw_images(2), draw_masks("another", SITES, 5)
-    outputs = make_engine(version).run(images, masks)
-    np.testing.assert_allclose(outputs.pass_probabilities, TinyModel.draw().passes(images, masks), atol=1e-5)
 
 
 @pytest.mark.parametrize(("provider", "warmed"), [("cuda", [8, 4, 2, 1]), ("cpu", [1])])
@@ -232,19 +216,6 @@ def test_int8_that_cannot_be_opened_falls_back_on_the_backbone_in_use(repository
     assert "backbone.int8.onnx" in record.reason
 
 
-def test_versions_of_one_backbone_share_the_key_of_its_features(repository):
-    """After a retrain of the head alone the features that are kept still hold; those of another backbone do not."""
-    model, other = TinyModel.draw(0), TinyModel.draw(1)
-    first, retrained, new = (
-        make_engine(repository.open(publish(repository, model=published)))
-        for published in (model, model.with_head_of(other), other)
-    )
-    images = draw_images(4)
-    assert first.backbone_key == retrained.backbone_key != new.backbone_key
-    assert np.array_equal(first.compute_features(images), retrained.compute_features(images))
-    assert not np.array_equal(first.run(images).bald, retrained.run(images).bald)
-
-
 def test_the_key_names_precision_and_how_pixels_are_made(repository, monkeypatch):
     """Each makes other features, and so do two backbones in 8-bit integers; a version outlives a server's pixels."""
     model = TinyModel.draw()
@@ -326,28 +297,10 @@ def test_the_conversion_to_fp16_keeps_what_the_backbone_takes_and_gives(tmp_path
     assert {tensor.data_type for tensor in converted.graph.initializer if tensor.dims} >= {onnx.TensorProto.FLOAT16}
 
 
-def test_what_is_of_another_shape_or_type_is_refused(version):
-    """Kept features may be of another backbone; the message names both."""
-    engine = make_engine(version)
-    for images in (np.zeros((1, 9, 8, 3), np.uint8), np.zeros((1, 8, 8, 3)), draw_images(0)):
-        with pytest.raises(ValueError, match=r"expected uint8 images of shape \(N, 8, 8, 3\), got"):
-            engine.run(images)
-    for features in (np.zeros((1, HIDDEN + 1), np.float32), np.zeros((1, HIDDEN)), np.zeros((0, HIDDEN), np.float32)):
-        with pytest.raises(ValueError, match=r"expected float32 features of shape \(N, 16\), got"):
-            engine.run_passes(features)
-
-
 def test_a_failing_run_is_an_inference_error(version):
     """What onnxruntime raises does not get out."""
     with pytest.raises(InferenceError, match="onnxruntime failed on a batch of 1: "):
         make_engine(version).run(draw_images(1), {"mask_0": np.ones((2, 16), np.float32)})
-
-
-def test_a_graph_without_active_dropout_is_refused(version):
-    """Dead dropout is noticed when the graph is lowered."""
-    save_graph(TinyModel.draw().graph(active=False), version.path)
-    with pytest.raises(DropoutDead):
-        make_engine(version)
 
 
 @pytest.mark.skipif(

@@ -170,7 +170,7 @@ class TestKnown:
 
     def test_what_a_host_wants_forgotten_is_downloaded_each_time(self, serve, score, image_host):
         """`no-store` stands above the setting."""
-        serve("/data/upload/a.png", 7, etag='"tag"', cache_control="no-store")
+        serve("/data/upload/a.png", 7, etag='"tag"', cache_control="private, No-Store")
         assert [score("/data/upload/a.png") for _ in range(2)] == [[7], [7]]
         assert len(image_host.requests) == 2
 

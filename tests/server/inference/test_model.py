@@ -55,18 +55,6 @@ def test_a_version_in_use_is_not_loaded_again(follow, repository):
     assert len(loaded) == 1
 
 
-def test_a_refused_version_leaves_the_one_in_use(model, repository, count):
-    """Health says which was refused, why, and what serves."""
-    good = publish(repository)
-    model.poll()
-    bad = publish_bad(repository)
-    model.poll()
-    assert model.engine.version == good
-    assert model.detail.startswith(f"version {bad} was refused: ")
-    assert model.detail.endswith(f"{good} stays in use")
-    assert count("model_reloads_total", model="default", result="rejected") == 1
-
-
 def test_a_refused_version_is_tried_and_told_once_until_current_changed(model, repository, count, caplog):
     """The log does not fill; pointing away and back is how an operator asks for another try."""
     good = publish(repository)
@@ -195,21 +183,6 @@ def test_a_repository_that_hangs_is_told(follow, repository, now):
     assert model.engine.version == name
     model.poll()
     assert model.detail is None
-
-
-def test_a_version_that_loads_for_long_is_no_silence(follow, repository, now):
-    """Loading takes as long as it takes."""
-    details = []
-
-    def slow(version):
-        now[0] = 500
-        details.append(model.detail)
-        return load(version)
-
-    model = follow(slow, poll_s=1)
-    name = publish(repository)
-    model.poll()
-    assert details == [f"loading version {name}"]
 
 
 def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(follow, repository, caplog):

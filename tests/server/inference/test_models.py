@@ -2,10 +2,9 @@ import gc
 import threading
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 
-from bench.tiny_model import TinyModel, draw_images, expected_bald, publish
+from bench.tiny_model import draw_images, publish
 from server.inference.backbone import Backbones
 from server.inference.engine import Engine
 from server.inference.models import Models
@@ -169,23 +168,6 @@ def test_a_volume_that_is_away_makes_no_model_vanish(models, repository):
         models.poll()
         assert names(models) == ["birds", "cars"]
         assert models.ready
-
-
-def test_models_of_one_backbone_have_one_session(follow, repository):
-    """Another model takes the memory of a head, and its own numbers come of it."""
-    backbones = Backbones()
-    models = follow(lambda version: Engine(version, OPTIONS, backbones=backbones))
-    model, other = TinyModel.draw(0), TinyModel.draw(1)
-    publish(repository.beside("birds"), model=model)
-    retrained = publish(repository.beside("cars"), model=model.with_head_of(other))
-    publish(repository.beside("trees"), model=other)
-    models.poll()
-    first, second, third = (model.engine for model in models.all)
-    assert second._backbone is first._backbone
-    assert third._backbone is not first._backbone
-    images = draw_images(3)
-    expected = expected_bald(model.with_head_of(other), retrained, images)
-    np.testing.assert_allclose(second.run(images).bald, expected, atol=1e-5)
 
 
 def test_a_backbone_leaves_with_the_last_engine_that_has_it(repository):

@@ -87,29 +87,6 @@ def test_files_that_are_not_those_that_were_published_are_refused(repository):
         admit(repository, name, load)
 
 
-def test_a_model_that_is_not_the_probes_is_refused(repository):
-    """Numbers that differ from torch's do not get served."""
-    name = publish(repository, probe_of=TinyModel.draw(seed=5))
-    with pytest.raises(ProbeMismatch):
-        admit(repository, name, load)
-
-
-def test_an_engine_that_deletes_dropout_is_refused(repository):
-    """What onnxruntime does by default to a literal graph would be caught."""
-    name = publish(repository)
-
-    class Dead(Engine):
-        def run_passes(self, features, masks=None):
-            ones = {key: mask * 0 + 1 for key, mask in (masks or self.masks).items()}
-            return super().run_passes(features, ones)
-
-    def load_dead(version):
-        return Dead(version, OPTIONS)
-
-    with pytest.raises(DropoutDead):
-        admit(repository, name, load_dead)
-
-
 def test_the_backbone_of_the_version_in_use_is_taken_and_validated_again(repository):
     """Another head on it needs no second one; a probe of other numbers is noticed all the same."""
     model, other = TinyModel.draw(0), TinyModel.draw(1)

@@ -14,7 +14,6 @@ from contract.versions.training_requests import leave_request
 from server.page.view import (
     ENDS,
     LISTED_CLASSES,
-    ClassMetrics,
     ModelSummary,
     Page,
     arrange_classes,
@@ -68,14 +67,6 @@ class TestVersion:
         assert [t.text.count("species") for t in (weakest, strongest, others)] == [10, 10, 980]
         assert "species 999" in strongest.text
         assert any("980 more classes" in details.text for details in document.find("details"))
-
-    def test_few_classes_are_listed_whole(self):
-        """The weakest first, and last those that cannot be judged."""
-        assert arrange_classes(make_manifest()).weakest == (
-            ClassMetrics("ant", 100, 0.5),
-            ClassMetrics("cat", 50, 1.0),
-            ClassMetrics("bee", 0, None),
-        )
 
     @given(st.lists(st.none() | st.floats(0, 1), min_size=2, max_size=100))
     @example([None] * 20 + [i / 20 for i in range(15)])
