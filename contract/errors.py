@@ -1,36 +1,5 @@
 """Every error that the product raises on purpose.
 
-    LabelnextError
-    +-- ConfigError             settings, arguments or a labelling config that cannot work
-    |   +-- LabelMismatch       a project whose labels are not those of the model
-    |   |   +-- AmbiguousProject    a project that several models could answer for
-    +-- DiskFull                a disk or quota that takes no more; an OSError, too
-    +-- RepositoryError         what stands between a reader and a published version
-    |   +-- NothingPublished
-    |   +-- VersionNotFound
-    |   +-- VersionInUse        a version that cannot be removed now
-    |   +-- ManifestError       manifest.json is not what the contract says
-    |   +-- DigestError         a file is not the one that the manifest describes
-    |   +-- SignatureError      the manifest is not signed by the key that is trusted
-    |   +-- PublishConflict     another version became current while this one was published
-    |   +-- RepositoryUnreachable   a bucket that does not answer as it must; an OSError, too
-    +-- InvalidVersion         a version that did not pass its validation
-    |   +-- UnsafeGraph         the graph reaches out of its version, or claims what is not in it
-    |   +-- LoweringError       the graph cannot be turned into masked passes
-    |   +-- DropoutDead         the passes do not differ
-    |   +-- ProbeMismatch       the passes differ from those that the trainer computed
-    |   +-- PrecisionRefused    in reduced precision, the passes rank images otherwise; in fp32 they may not
-    +-- ImageError              one image, never a whole request
-    |   +-- FetchError          its bytes could not be had
-    |   |   +-- TemporaryFetchError   for a reason that passes: later they may
-    |   +-- DecodeError         its bytes are not an image that can be scored
-    +-- RequestError            a request that is not what Label Studio sends
-    +-- Unavailable             the server cannot answer now; later it may
-    +-- UnknownModel            a request for a model that there is not
-    +-- OtherVersion            a request for a version that is not in use
-    +-- LabelError              labels that no classifier can be trained on
-    +-- TrainingError           training that did not end in a usable model
-
 Bytes become a decoded image (FetchError, DecodeError), an artefact becomes a verified version (RepositoryError) and
 then a validated one (InvalidVersion): the class names the step that failed. Messages say what was expected, what
 came and what to do. `status` and `code` are what an HTTP client sees; classes that no request meets keep the defaults.
@@ -81,9 +50,6 @@ class AmbiguousProject(LabelMismatch):
 class DiskFull(LabelnextError, OSError):
     """Found no room to write: what callers do about a disk that fails holds for it, too."""
 
-    status = 507
-    code = "disk_full"
-
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
         self.strerror = message
@@ -104,43 +70,29 @@ class RepositoryError(LabelnextError):
 class NothingPublished(RepositoryError):
     """Found a repository in which no version has been published yet."""
 
-    code = "nothing_published"
-
 
 class VersionNotFound(RepositoryError):
     """Was asked for a version that the repository does not hold."""
-
-    code = "version_not_found"
 
 
 class VersionInUse(RepositoryError):
     """Was to remove a version that is current, or that somebody has open."""
 
-    code = "version_in_use"
-
 
 class ManifestError(RepositoryError):
     """Read a manifest that does not follow the contract."""
-
-    code = "bad_manifest"
 
 
 class DigestError(RepositoryError):
     """Found a file that differs from the one its manifest describes."""
 
-    code = "bad_digest"
-
 
 class SignatureError(RepositoryError):
     """Found a manifest without a signature by the key that is trusted."""
 
-    code = "bad_signature"
-
 
 class PublishConflict(RepositoryError):
     """Found that another version had become current while this one was published."""
-
-    code = "publish_conflict"
 
 
 class RepositoryUnreachable(RepositoryError, OSError):
@@ -155,9 +107,6 @@ class RepositoryUnreachable(RepositoryError, OSError):
 
 class InvalidVersion(LabelnextError):
     """Refused a version that did not pass its validation."""
-
-    status = 503
-    code = "validation"
 
 
 class UnsafeGraph(InvalidVersion):

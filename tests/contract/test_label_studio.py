@@ -45,13 +45,6 @@ def client(url, token=LEGACY, patience=HASTY):
     return LabelStudioClient(url, token, patience=patience)
 
 
-def test_a_legacy_token_is_sent_as_it_is(studio):
-    """Organisations may still allow these."""
-    serve_json(studio, WHOAMI, {"id": 1})
-    assert client(studio.url + "/").get(WHOAMI) == {"id": 1}
-    assert studio.requests[-1].headers["Authorization"] == f"Token {LEGACY}"
-
-
 @pytest.mark.parametrize("prefix", ["", "/studio"])
 def test_a_personal_access_token_is_exchanged_once(studio, prefix):
     """Sent as it is, it would get 401; behind a path the exchange is behind it too."""

@@ -19,11 +19,3 @@ def test_what_takes_long_tells_so_meanwhile():
     assert told[0] >= 0.01
     assert not any(thread.name == "life" for thread in threading.enumerate())
     assert len(told) == count
-
-
-def test_what_is_soon_over_tells_nothing():
-    """There is nothing to tell."""
-    told = []
-    with showing_life(told.append, every_s=60):
-        pass
-    assert told == []

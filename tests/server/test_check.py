@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from bench.hosts import host, reply
-from bench.tiny_model import TinyModel, publish
+from bench.tiny_model import PASSES, TinyModel, publish
 from server import check as checking
 from server.__main__ import main
 from server.check import check
@@ -202,6 +202,18 @@ def test_a_package_that_is_missing_is_a_fault_of_the_repository(monkeypatch, cap
     assert [name for name, each in checks.items() if not each["ok"]] == ["repository"]
     assert wanted in checks["repository"]["detail"]
     assert wanted in printed.err
+
+
+def test_the_command_prints_one_line_of_json(repository, monkeypatch, capsys):
+    """It tells what would be served, and exits 0."""
+    monkeypatch.setenv("LABELNEXT_PROVIDER", "cpu")
+    name = publish(repository)
+    assert main(["check", str(repository.root)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    report = json.loads(line)
+    assert (report["ok"], report["version"]) == (True, name)
+    assert (report["passes"], report["dropout_sites"], report["provider"]) == (PASSES, 2, "cpu")
+    assert 0 < report["mean_bald"] < 1.1
 
 
 def test_wrong_settings_are_reported_all_at_once(monkeypatch, capsys):

@@ -428,16 +428,6 @@ def test_a_tensor_that_bypasses_the_cut_is_refused(past, cut):
         lower(make_cuttable(past), cut=cut)
 
 
-def test_what_reaches_the_logits_past_the_dropout_may_be_downstream_of_the_cut():
-    """It runs once an image, and its rows are repeated."""
-    lowered = lower(make_cuttable(past="hidden"), cut="hidden")
-    images, masks = np.random.default_rng(0).random((3, 4), dtype=np.float32), draw_masks(VERSION, lowered.sites, 5)
-    hidden = images.astype(np.float16).astype(np.float32)
-    logits = (np.tanh(hidden) + hidden)[:, None] * masks["mask_0"] + hidden[:, None]  # (N, T, C)
-    expected = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-    np.testing.assert_allclose(Engine(lowered)(images, masks).pass_probabilities, expected, atol=1e-6)
-
-
 DROPPING = {"ratio": np.array(0.5, dtype=np.float32), "training": np.array(True)}
 
 

@@ -80,20 +80,6 @@ def test_rounding_is_unbiased(probability, passes):
     assert abs((on == math.floor(share) + 1).mean() - rest) < 5 * math.sqrt(rest * (1 - rest) / on.size)
 
 
-def test_what_is_linear_in_the_masks_cancels_in_the_mean_of_the_passes():
-    """The mean of a linear layer's passes is the same in all versions where (1 - p) T is whole, else it varies less."""
-    rng = np.random.default_rng(0)
-    features, weights = rng.normal(size=64), rng.normal(size=64)
-
-    def means(probability, passes):
-        return [(draw((64,), probability, passes, f"v{i}") @ (features * weights)).mean() for i in range(200)]
-
-    assert np.std(means(0.5, 20)) < 1e-6
-    np.testing.assert_allclose(means(0.75, 20), features @ weights, atol=1e-5)
-    independent = np.sqrt(((features * weights) ** 2).sum() * 0.3 / 0.7 / 7)  # of 7 passes that know nothing of another
-    assert 0.05 * independent < np.std(means(0.3, 7)) < 0.5 * independent
-
-
 def test_fresh_masks_differ_from_draw_to_draw():
     """Every draw from a generator gives other masks of the same form, balanced as well."""
     rng, sites = np.random.default_rng(0), (DropoutSite((64,), 0.5),)

@@ -284,16 +284,6 @@ def test_all_but_certain_model_of_several_labels_is_not_refused(several, flips_i
     assert validate_with(None, rare, manifest, backbone=lambda _: probe.features, head=run).mean_bald == 0
 
 
-def test_probe_survives_the_disk(probe, tmp_path):
-    """What is saved is loaded back equal."""
-    probe = dataclasses.replace(probe, images=np.zeros((len(probe.images), 8, 8, 3), np.uint8))
-    probe.save(tmp_path / "probe.npz")
-    loaded = Probe.load(tmp_path / "probe.npz")
-    for name in Probe.__slots__:
-        np.testing.assert_array_equal(getattr(loaded, name), getattr(probe, name))
-    assert isinstance(loaded.passes, int)
-
-
 @pytest.mark.parametrize("name", ["features", "mean", "variance", "masked_probabilities"])
 def test_a_probe_of_numbers_that_are_not_finite_is_refused(probe, tmp_path, name):
     """They would differ from nothing by more than is allowed, and so validate any graph."""

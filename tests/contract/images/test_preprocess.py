@@ -279,14 +279,6 @@ def test_a_large_jpeg_out_of_the_ordinary_counts_whole(large, change):
         decode_image(change(large["plain"]), SPEC)
 
 
-def test_the_bound_can_be_raised():
-    """In millions of pixels."""
-    data = encode(Image.new("L", (1100, 1000), 7))
-    with pytest.raises(DecodeError, match="1100 x 1000 pixels, at most 1000000 in all"):
-        decode_image(data, SPEC, max_megapixels=1)
-    assert (decode_image(data, SPEC, max_megapixels=2) == 7).all()
-
-
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "I", "F"])
 def test_strips_change_no_pixel(mode, monkeypatch):
     """An image that is converted in many strips comes out as one that is converted as a whole."""

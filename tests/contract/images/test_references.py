@@ -171,11 +171,3 @@ class TestLocalFiles:
         """The size limit holds for files as for hosts."""
         with pytest.raises(FetchError, match="more than 5 bytes"):
             make(local_files_root=root, max_bytes=5).fetch("/data/local-files/?d=sub/b c.png")
-
-    def test_without_a_root_label_studio_is_asked(self, home, make):
-        """Label Studio serves its local files to whoever brings a token."""
-        home.serve("/data/local-files/", IMAGE)
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
-        assert fetcher.fetch("/data/local-files/?d=sub/b.png") == IMAGE
-        assert home.requests[0].path == "/data/local-files/?d=sub/b.png"
-        assert home.requests[0].headers["Authorization"] == f"Token {LEGACY}"

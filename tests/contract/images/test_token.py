@@ -99,13 +99,6 @@ class TestToken:
         assert fetcher.fetch(UPLOAD) == IMAGE
         assert tokens(home) + tokens(elsewhere) == [f"Token {LEGACY}", None, None]
 
-    def test_a_redirect_within_label_studio_keeps_the_token(self, home, make):
-        """Label Studio redirects its own uploads when they move."""
-        home.serve(UPLOAD, status=301, location="/storage-data/uploaded/?filepath=upload/1/a.png")
-        home.serve("/storage-data/uploaded/", IMAGE)
-        assert make(label_studio_url=home.url, api_token=LEGACY).fetch(UPLOAD) == IMAGE
-        assert tokens(home) == [f"Token {LEGACY}"] * 2
-
     def test_the_settings_do_not_show_the_token(self):
         """Settings end up in logs."""
         assert LEGACY not in repr(FetchSettings(api_token=LEGACY))

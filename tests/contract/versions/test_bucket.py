@@ -36,14 +36,6 @@ def keys(bucket, prefix):
     return sorted(entry.key for entry in bucket.entries(prefix))
 
 
-def test_a_prefix_ends_with_its_last_part(bucket):
-    """Objects of longer names are not below it."""
-    bucket.write("model/x", b"")
-    bucket.write("model2/x", b"")
-    bucket.write("modelx", b"")
-    assert keys(bucket, "model") == ["model/x"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 8 * 2**20, 8 * 2**20 + 1, 20 * 2**20])
 def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):

@@ -75,15 +75,6 @@ def test_a_good_signature_of_something_else_is_refused(request, keys, manifest, 
         request.getfixturevalue(key).verifying.verify(manifest, signature, version=version)
 
 
-@pytest.mark.parametrize(
-    "signature", [b"", b"\n" * 4, b"\xff" * 400, b"untrusted comment: x\nRU\ntrusted comment: x\nRU\n"]
-)
-def test_what_is_no_signature_is_refused(keys, signature):
-    """With an error of this program."""
-    with pytest.raises(SignatureError):
-        keys.verifying.verify(b"manifest", signature, version=VERSION)
-
-
 @program
 def test_minisign_verifies_what_is_signed(pair, keys, tmp_path):
     """And shows the version; of another manifest it says that the signature is wrong."""
@@ -257,13 +248,6 @@ def test_a_version_without_a_good_signature_is_refused(repository, spoil, messag
     for use in (repository.open, repository.rollback):
         with pytest.raises(SignatureError, match=message):
             use(name)
-
-
-def test_a_version_signed_by_somebody_else_is_refused(repository, others):
-    """Any key is not enough."""
-    version = publish(Repository(repository.root, keys=others), b"content")
-    with pytest.raises(SignatureError, match="signed by somebody else"):
-        repository.open(version.name)
 
 
 def test_what_is_verified_is_what_is_opened(repository):
