@@ -11,6 +11,7 @@ import pytest
 
 from bench.hosts import host, reply
 from bench.tiny_model import draw_images, publish
+from contract.errors import LabelnextError
 from server.observe.logs import JsonFormatter, logging_config
 from tests.server.conftest import CONFIG, make_predict_body, make_task, to_data_uri
 
@@ -211,11 +212,12 @@ def test_the_token_goes_to_images_of_label_studio_only(client, web):
     assert all(path.startswith(("/data/", "/tasks/")) for path in told)
 
 
-def test_a_failure_that_nobody_foresaw_tells_clients_nothing(client, web, logged, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, LabelnextError])
+def test_a_failure_of_the_server_tells_clients_nothing(client, web, logged, monkeypatch, kind):
     """The log has the traceback; the answer has an id to find it by."""
 
     def fail(*_, **__):
-        raise RuntimeError("at /srv/labelnext/secret.py")
+        raise kind("at /srv/labelnext/secret.py")
 
     monkeypatch.setattr(client.application.extensions["labelnext"], "setup", fail)
     answer = client.post("/setup", json={"project": "1.1"}, headers=basic(SECRETS["password"]))

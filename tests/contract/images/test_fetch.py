@@ -16,7 +16,7 @@ from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import is_public
 from contract.images.download import HttpUrl
 from server.settings import Settings
-from tests.contract.images.conftest import IMAGE, PUBLIC, UPLOAD, jwt, unknown
+from tests.contract.images.conftest import IMAGE, LEGACY, PUBLIC, UPLOAD, jwt, unknown
 
 
 class TestLimits:
@@ -293,6 +293,16 @@ class TestLater:
 
 
 class TestMessages:
+    def test_messages_hold_neither_query_nor_password_nor_token(self, home, make):
+        """Signed URLs and tokens are secrets, and messages end up in logs."""
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
+        url = f"http://me:password@127.0.0.1:{home.port}/data/upload/1/gone.png?signature=hidden#part"
+        with pytest.raises(FetchError) as caught:
+            fetcher.fetch(url)
+        message = str(caught.value)
+        assert f"127.0.0.1:{home.port}/data/upload/1/gone.png answered 404" in message
+        assert not [word for word in ("password", "hidden", "part", LEGACY) if word in message]
+
     def test_messages_are_one_line_of_bounded_length(self, make):
         """A reference is a stranger's text; it must not forge lines of a log."""
         with pytest.raises(FetchError) as caught:

@@ -9,9 +9,9 @@ from bench.tiny_model import TinyModel, publish, save_graph
 from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
 from contract.versions.manifest import Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, MANIFEST_FILE, PROBE_FILE, digest_file
-from server.inference.backbone import Backbones
 from server.inference.engine import Engine
 from server.inference.validation import admit
+from server.opening import engine_loader
 from server.settings import Precision
 from tests.server.inference.conftest import OPTIONS, load
 from tests.trainer.small import coloured_images, lively_network, publish_small
@@ -87,12 +87,11 @@ def test_files_that_are_not_those_that_were_published_are_refused(repository):
         admit(repository, name, load)
 
 
-def test_the_backbone_of_the_version_in_use_is_taken_and_validated_again(repository):
+def test_the_backbone_of_the_version_in_use_is_taken_and_validated_again(repository, settings):
     """Another head on it needs no second one; a probe of other numbers is noticed all the same."""
     model, other = TinyModel.draw(0), TinyModel.draw(1)
     first, second = (publish(repository, model=model.with_head_of(each)) for each in (model, other))
-    backbones = Backbones()
-    load = lambda version: Engine(version, OPTIONS, backbones=backbones)  # noqa: E731
+    load = engine_loader(settings, threads=1)
     in_use = admit(repository, first, load).engine
     assert admit(repository, second, load).engine._backbone is in_use._backbone
     wrong = publish(repository, model=model, probe_of=other.with_head_of(model))
