@@ -4,6 +4,7 @@ Owns the reading of the XML: which `<Choices>` classify which `<Image>`, and wha
 The text is written by whoever may edit a project, so it is read without entities or document types.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,8 @@ MOST_CHARACTERS: Final = 2_000_000
 _MOST_PATH_CHARACTERS: Final = 4 * MOST_CHARACTERS
 """Of all paths of a control together, in which a choice's text stands once for each choice below it."""
 _MOST_KEY_CHARACTERS: Final = 1000
+_OF_A_TASK: Final = re.compile(r"\$[\w[\].{}]+", re.ASCII)
+"""What the editor puts a task's data in place of, wherever it stands in a value."""
 _NAMED: Final = 5
 """How many refused controls are given their reason."""
 
@@ -101,8 +104,8 @@ def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesCont
     """Find every `<Choices>` that classifies an `<Image>`, in the order of the config.
 
     Left out are `<Choices>` for anything but an image, those for each region (`perRegion`) or each image of a list
-    (`perItem`), those whose choices come with each task (`<Choices value="$key">`), what is repeated for each item of a
-    task, and images other than `value="$key"`.
+    (`perItem`), those whose choices come with each task (`<Choices value="$key">`, or `<Choice value="$key">` without
+    an alias), what is repeated for each item of a task, and images other than `value="$key"`.
 
     Args:
         xml: the labelling config.
@@ -192,12 +195,12 @@ def _tag(element: ElementTree.Element, repeated: bool = False) -> _Tag:
 
 def _key_of(image: _Tag) -> str:
     """The key in `$key`; a value with text around the key is not one reference to one image."""
-    value = image.get("value")
+    value = image.get("value").strip()  # browsers strip addresses
     if image.repeated:
         raise _Refused("is repeated for each image of a task; make a task of each image")
     if image.get("valuelist"):
         raise _Refused(f'shows a list of images (valueList="{image.get("valuelist")}"); make a task of each image')
-    if not value.startswith("$") or not 1 < len(value) <= _MOST_KEY_CHARACTERS:
+    if not value.startswith("$") or "$" in value[1:] or not 1 < len(value) <= _MOST_KEY_CHARACTERS:
         raise _Refused(
             f'takes its address from value="{value[:_MOST_KEY_CHARACTERS]}", not from one key as in "$image"'
         )
@@ -259,6 +262,10 @@ def _choices(control: ElementTree.Element, *, nested: bool) -> tuple[Choice, ...
         characters += len(choice.stored)
         if characters > _MOST_PATH_CHARACTERS:
             raise _Refused(f"has paths of more than {_MOST_PATH_CHARACTERS} characters in all; nest its choices less")
+        for text in (*(choice.around or ()), *(() if choice.alias else (choice.value,))):
+            if _OF_A_TASK.search(text):
+                shown = text[:_MOST_KEY_CHARACTERS]
+                raise _Refused(f'has a choice whose text comes from each task (value="{shown}"); give it an alias')
         if found.setdefault(choice.stored, choice).form != choice.form:
             raise _Refused(f"has two choices that would both be called {choice.stored!r}; rename one")
     return tuple(found.values())

@@ -35,13 +35,15 @@ def _steps_of(choice: object) -> tuple[str, ...]:
 
 
 def find_reference(data: Mapping[str, object], key: str) -> str | None:
-    """The image's reference in a task's data, or None if there is no text.
+    """The image's reference in a task's data, or None if there is no text, nor a list of nothing but one text.
 
     Args:
         data: of a task.
         key: as in `value="$key"`: a key of the data, or else a path such as `image.url` or `images[0]`.
     """
     found = data[key] if key in data else _follow(data, key)
+    if isinstance(found, list) and len(found) == 1:  # the editor shows the first of a list, and all of it beside that
+        found = found[0]
     return found if isinstance(found, str) and found else None
 
 

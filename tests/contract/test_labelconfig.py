@@ -136,6 +136,16 @@ class TestParsing:
         """Label Studio takes such a config."""
         assert parse_label_config(xml)[0].labels == ("cat", "dog")
 
+    def test_an_alias_makes_a_choice_that_comes_from_each_task_a_label(self):
+        """It is what is stored, whatever the task's text is; a $ that begins no key is only that."""
+        inner = '<Choice value="$first" alias="1"/><Choice value="the other: $second" alias="2"/><Choice value="US$ -"/>'
+        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
+        assert control.labels == ("1", "2", "US$ -")
+
+    def test_spaces_around_the_image_s_key_do_not_matter(self):
+        """Browsers strip what the editor makes of them."""
+        assert parse_label_config(config(image(value=" $image "), choices("a")))[0].value_key == "image"
+
     def test_the_same_stored_text_is_one_label(self):
         """Two choices that Label Studio stores alike cannot be told apart in its results."""
         assert parse_label_config(config(image(), choices("a", "b", "a")))[0].labels == ("a", "b")
@@ -146,8 +156,8 @@ class TestParsing:
 
     @given(st.lists(st.text(string.printable + "äß猫", min_size=1), min_size=1, unique=True))
     def test_any_text_is_a_label(self, labels):
-        """Spaces, quotes and scripts of all kinds come through as Label Studio stores them."""
-        printable = [label for label in labels if label.isprintable()]
+        """Spaces, quotes and scripts of all kinds come through as Label Studio stores them; it reads $ itself."""
+        printable = [label for label in labels if label.isprintable() and "$" not in label]
         if printable:
             assert parse_label_config(config(image(), choices(*printable)))[0].labels == tuple(printable)
 
@@ -238,6 +248,14 @@ class TestRefusal:
             (
                 [image("url", "https://host/$file"), choices("a", to_name="url")],
                 r'takes its address from value="https://host/\$file", not from one key',
+            ),
+            (
+                [image("url", "$folder$file"), choices("a", to_name="url")],
+                r'takes its address from value="\$folder\$file", not from one key',
+            ),
+            (
+                [choices("fixed", "$other")],
+                r'choice whose text comes from each task \(value="\$other"\); give it an alias',
             ),
             (
                 [

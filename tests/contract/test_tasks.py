@@ -46,7 +46,11 @@ class TestReferences:
             ({"images": ["a.png"]}, "images[1]", None),
             ({"images": ["a.png"]}, "images[00]", None),
             ({"images": ["a.png"]}, "images[-1]", None),
-            ({"images": ["a.png"]}, "images", None),
+            ({"images": ["a.png"]}, "images", "a.png"),
+            ({"image": {"urls": ["a.png"]}}, "image.urls", "a.png"),
+            ({"images": ["a.png", "b.png"]}, "images", None),
+            ({"images": [["a.png"]]}, "images", None),
+            ({"images": []}, "images", None),
             ({"image": {"url": 3}}, "image.url", None),
             ({"image": "a.png"}, "image[0]", None),
             ({"image": ""}, "image", None),
@@ -54,5 +58,5 @@ class TestReferences:
         ],
     )
     def test_a_path_leads_where_it_does_in_label_studio(self, data, key, found):
-        """A key that is spelt like the path goes before it."""
+        """A key that is spelt like the path goes before it; where it shows several images, none is the task's."""
         assert find_reference(data, key) == found
