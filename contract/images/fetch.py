@@ -215,7 +215,7 @@ class Fetcher:
         path, _, query = plain.partition("?")
         if self._settings.local_files_root is None or path.rstrip("/") != "/data/local-files":
             return None
-        return parse_qs(query).get("d", [""])[0]
+        return parse_qs(query).get("d", [""])[0].lstrip("/")  # Label Studio begins at the root, too
 
     def _url_of(self, plain: str, task_id: int | None, project_id: int | None) -> str:
         if plain.startswith(("http://", "https://")):

@@ -111,12 +111,13 @@ class TestLocalFiles:
         return root
 
     def test_files_below_the_root_are_read(self, root, make):
-        """The path comes from the query, with its escapes undone, also in a full URL of Label Studio."""
+        """By the path in the query, in whichever spelling Label Studio takes, also in a full URL of Label Studio."""
         fetcher = make(local_files_root=root, label_studio_url="http://127.0.0.1:9/studio")
         for prefix in ("", "/studio", "http://127.0.0.1:9/studio"):
-            reference = f"{prefix}/data/local-files/?d=sub%2Fb%20c.png"
-            assert fetcher.fetch(reference) == IMAGE
-            assert not fetcher.is_remote(reference)
+            for name in ("sub%2Fb%20c.png", "/sub/b c.png", "sub/../sub//b+c.png"):
+                reference = f"{prefix}/data/local-files/?d={name}"
+                assert fetcher.fetch(reference) == IMAGE
+                assert not fetcher.is_remote(reference)
 
     @pytest.mark.parametrize("name", LOCAL_FILES.values(), ids=list(LOCAL_FILES))
     def test_nothing_else_is_read(self, tmp_path, make, name):
