@@ -89,6 +89,9 @@ def _no_images() -> list[File]:
         "dicom": ("DICOM", bytes(128) + b"DICM"),
         "ppm": ("Netpbm", save(picture(), "PPM")),
         "ico": ("an icon", save(picture(), "ICO")),
+        "tiff-64-bit": ("TIFF that is broken or of a rare kind", pictures.tiff_of(bytes(8 * 64 * 64), bits=[64])),
+        "png-of-a-signature": ("PNG that is broken", plain()[:8]),
+        "git-lfs": ("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
         **{name.lower(): ("something else", save(picture(), name)) for name in ("TGA", "PCX", "SGI")},
     }
     return [

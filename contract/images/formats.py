@@ -13,7 +13,16 @@ _BRANDS_OF_MANY: Final = {
 }
 """Of ISO media files; those of the second kind stand beside one that says more."""
 
+_RARE_TIFF: Final = "TIFF that is broken or of a rare kind, such as of 64 bits or two channels"
 _STARTS: Final = (
+    (b"\x89PNG", "PNG that is broken"),
+    (b"\xff\xd8", "JPEG that is broken"),
+    (b"GIF8", "GIF that is broken"),
+    (b"II*\0", _RARE_TIFF),
+    (b"MM\0*", _RARE_TIFF),
+    (b"II+\0", _RARE_TIFF),
+    (b"MM\0+", _RARE_TIFF),
+    (b"version https://git-lfs", "a pointer of Git LFS (git lfs pull brings the image)"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),

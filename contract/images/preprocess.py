@@ -51,8 +51,10 @@ _SEQUENTIAL: Final = frozenset({b"\xff\xc0", b"\xff\xc1"})
 
 _STRIP_PIXELS: Final = 1 << 20
 
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_BITS_PER_SAMPLE, _PLANES, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 284, 322, 323, 339
 """TIFF's tags."""
+_APART, _SIGNED = 2, 2
+"""Values of those: colours each in a plane of their own, levels with a sign."""
 
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -145,6 +147,7 @@ def decode_image(data: bytes, spec: InputSpec, *, max_megapixels: int = MAX_MEGA
 
 
 def _to_pixels(image: Image.Image, data: bytes, spec: InputSpec, max_megapixels: int) -> npt.NDArray[np.uint8]:
+    _check_read_rightly(image)
     longest, stored = max(spec.width, spec.height) * _DRAFT_MARGIN, image.size
     most = max_megapixels * 1_000_000
     image.draft("RGB", (longest, longest))
@@ -160,6 +163,16 @@ def _to_pixels(image: Image.Image, data: bytes, spec: InputSpec, max_megapixels:
         upright = _turn_upright(_to_rgb(image, data), _orientation(image))
         resized = upright.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
     return np.array(resized, dtype=np.uint8)  # (H, W, 3)
+
+
+def _check_read_rightly(image: Image.Image) -> None:
+    """Refuse the TIFFs that Pillow 13 opens and takes for others: bytes of 16 bits for levels, minus one for white."""
+    tags = getattr(image, "tag_v2", {})
+    in_planes = tags.get(_PLANES) == _APART and max(tags.get(_BITS_PER_SAMPLE, (1,))) > 8
+    if in_planes and any(tile.codec_name == "raw" for tile in getattr(image, "tile", ())):
+        raise DecodeError("the TIFF has colours of 16 bits in planes, which are not decoded; save it as PNG")
+    if image.mode == "L" and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise DecodeError("the TIFF has levels of 8 bits with a sign, which are not decoded; save it as PNG")
 
 
 def _is_jpeg(image: Image.Image) -> bool:

@@ -3,6 +3,7 @@
 import io
 import struct
 import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -211,6 +212,32 @@ def test_16_bits_stored_as_a_negative_are_inverted():
     tags = {**pictures.tiff_tags(16, 16, bits=[16]), 262: (pictures.SHORT, [0]), 279: (pictures.LONG, [512])}
     data = pictures.tiff(tags, (RAMP * 257).astype("<u2").tobytes())
     np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], 255 - RAMP)
+
+
+@pytest.mark.parametrize(
+    ("bits", "tags", "reason"),
+    [
+        ([16] * 3, {284: (pictures.SHORT, [2]), 273: (pictures.LONG, [-1] * 3)}, "colours of 16 bits in planes"),
+        ([8], {339: (pictures.SHORT, [2])}, "levels of 8 bits with a sign"),
+    ],
+)
+def test_a_tiff_that_pillow_takes_for_another_is_refused(bits, tags, reason):
+    """It would read bytes for levels, and a level below 0 as one above 127."""
+    levels = np.arange(64 * 64, dtype=np.uint16) * 16
+    with pytest.raises(DecodeError, match=reason):
+        decode_image(pictures.tiff_of(levels.tobytes(), bits=bits, extra=tags), SQUARE)
+
+
+def test_planes_that_are_compressed_are_read():
+    """libtiff, which Pillow leaves them to, knows how many bits a level has."""
+    planes = [np.full((64, 64), level * 257, "<u2") for level in (200, 100, 50)]
+    squeezed = [zlib.compress(plane.tobytes()) for plane in planes]
+    tags = {**pictures.tiff_tags(64, 64, bits=[16] * 3, compression=8), 284: (pictures.SHORT, [2])}
+    sizes = {279: (pictures.LONG, [len(each) for each in squeezed])}
+    head = len(pictures.tiff({**tags, **sizes, 273: (pictures.LONG, [0] * 3)}))
+    offsets = [head + sum(map(len, squeezed[:before])) for before in range(3)]
+    data = pictures.tiff({**tags, **sizes, 273: (pictures.LONG, offsets)}, b"".join(squeezed))
+    assert (decode_image(data, SQUARE) == [200, 100, 50]).all()
 
 
 def test_a_transparent_level_of_16_bits_is_white():
