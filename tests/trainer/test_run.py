@@ -163,7 +163,7 @@ def test_the_same_files_under_two_labels_are_named_and_nothing_is_measured(folde
     shutil.copytree(folders / "red", folders / "scarlet")
     caplog.set_level("INFO", "trainer")
     version = train(folders, QUICK, environment)
-    assert "10 images have two labels, for equal files are labelled differently: " in caplog.text
+    assert "10 images have two labels, for equal images are labelled differently: " in caplog.text
     assert "cannot be held out" in caplog.text
     assert "nothing can be held out, and so nothing is measured" in caplog.text
     assert "Error" not in caplog.text

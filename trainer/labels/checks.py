@@ -71,7 +71,7 @@ def describe_unlabelled(labels: Sequence[str], counts: Sequence[int]) -> list[st
 
 
 def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) -> list[str]:
-    """Say which images have two labels: files of the same bytes under different ones.
+    """Say which images have two labels: equal pixels under different ones.
 
     Where a part of each class is held out (`split`), such images never are.
     """
@@ -86,7 +86,7 @@ def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) 
     kept = " and cannot be held out to measure on" if split else ""
     return [
         f"{len(groups)} image{'s have' if len(groups) > 1 else ' has'} two labels{' or more' if most > 2 else ''}, for "
-        f"equal files are labelled differently: {examples}; they are trained on as they are{kept}; correct their labels"
+        f"equal images are labelled differently: {examples}; they are trained on as they are{kept}; correct their labels"
     ]
 
 

@@ -53,16 +53,13 @@ class Pixels:
     """Shape (N,), indices into the pool's labels; or (N, C), 1 where a label holds, of a pool of multiple labels."""
     digests: tuple[bytes, ...]
     """N: the sha256 of each file."""
+    groups: Indices
+    """Shape (N,): equal for images of equal pixels, be their files copies or not; `split` keeps them together."""
     task_ids: Indices
     """Shape (N,): the tasks in Label Studio, -1 where there is none."""
     references: tuple[str, ...]
     """N paths or references, as in the pool."""
     unreadable: tuple[Unreadable, ...]
-
-    @property
-    def groups(self) -> Indices:
-        """Shape (N,): equal for images whose files hold the same bytes; `split` keeps them together."""
-        return _numbered(self.digests)
 
     def name(self, row: int, *, is_file: bool) -> str:
         """Return what an image is found by: its task, or its file and the folder that this lies in; never a secret."""
@@ -110,17 +107,18 @@ def load_pixels(
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
     read = _read_file if pool.control is None else _downloading(fetcher, cache)
 
-    def load(position: int) -> bytes | ImageError:
+    def load(position: int) -> Loaded:
         image = pool.images[position]
         try:
             data, images[position] = read(image, decode)
         except ImageError as err:
             return err
-        return hashlib.sha256(data).digest()
+        return hashlib.sha256(data).digest(), hashlib.sha256(images[position]).digest()
 
     loaded = _in_threads(load, range(len(images)))
     outcomes = list(Bar(loaded, "images", len(images), unit="image"))
-    readable = [position for position, outcome in enumerate(outcomes) if isinstance(outcome, bytes)]
+    digests = [outcome for outcome in outcomes if not isinstance(outcome, ImageError)]
+    readable = [position for position, outcome in enumerate(outcomes) if not isinstance(outcome, ImageError)]
     for row, position in enumerate(readable):  # in place: a copy might not fit beside it
         images[row] = images[position]
     kept = [pool.images[position] for position in readable]
@@ -133,7 +131,8 @@ def load_pixels(
     return Pixels(
         images=images[: len(kept)],  # (N, H, W, 3)
         targets=_targets(kept, pool),
-        digests=tuple(outcome for outcome in outcomes if isinstance(outcome, bytes)),
+        digests=tuple(of_file for of_file, _ in digests),
+        groups=_numbered([of_pixels for _, of_pixels in digests]),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=unreadable,
@@ -217,7 +216,11 @@ def _to_hold_out(
     return chosen
 
 
-def _in_threads(load: Callable[[int], bytes | ImageError], positions: Sequence[int]) -> Iterator[bytes | ImageError]:
+Loaded = tuple[bytes, bytes] | ImageError
+"""The sha256 of an image's file and that of its pixels, or why there are none."""
+
+
+def _in_threads(load: Callable[[int], Loaded], positions: Sequence[int]) -> Iterator[Loaded]:
     """Results in order; on an error or Ctrl-C, what has not begun is dropped."""
     executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
     try:

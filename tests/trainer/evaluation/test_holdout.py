@@ -20,7 +20,8 @@ def pixels(targets, *, task_ids=None, groups=None):
     return Pixels(
         images=np.zeros((count, 1, 1, 3), np.uint8),
         targets=np.asarray(targets),
-        digests=tuple(int(group).to_bytes(32) for group in (np.arange(count) if groups is None else groups)),
+        digests=tuple(row.to_bytes(32) for row in range(count)),
+        groups=np.arange(count) if groups is None else groups,
         task_ids=np.arange(count) if task_ids is None else task_ids,
         references=(),
         unreadable=(),

@@ -33,7 +33,8 @@ def pixels_of(pool, *, groups=None, unreadable=()):
     return Pixels(
         images=np.zeros((len(kept), 1, 1, 3), np.uint8),
         targets=targets,
-        digests=tuple(group.to_bytes(32) for group in (groups or range(len(kept)))),
+        digests=tuple(row.to_bytes(32) for row in range(len(kept))),
+        groups=np.array(groups or range(len(kept))),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept]),
         references=tuple(image.reference for image in kept),
         unreadable=tuple(
@@ -109,7 +110,7 @@ class TestContradictions:
         """As tasks or files, each with its label; copies that agree are no matter."""
         pool = pool_of(("a", "b"), [(0,), (1,), (0,), (0,), (1,), (1,)])
         (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 2, 2, 4, 0]), split=True)
-        assert sentence.startswith("1 image has two labels, for equal files are labelled differently: ")
+        assert sentence.startswith("1 image has two labels, for equal images are labelled differently: ")
         assert "0.png 'a'; 1.png 'b'; 5.png 'b'; they" in sentence
         assert "cannot be held out" in sentence
 
@@ -117,7 +118,7 @@ class TestContradictions:
         """And what is held out at random is: of these nothing is said."""
         pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (0,), (1,)], control="label")
         (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3, 3]), split=False)
-        assert sentence.startswith("2 images have two labels or more, for equal files are labelled differently: ")
+        assert sentence.startswith("2 images have two labels or more, for equal images are labelled differently: ")
         assert "task 100 'a'; task 101 'b'; task 102 'c' | task 103 'a'; task 104 'b'; they" in sentence
         assert "held out" not in sentence
 

@@ -123,9 +123,13 @@ class TestFolders:
             assert all("raise LABELNEXT_MAX_MEGAPIXELS" in each.reason for each in pixels.unreadable)
 
     def test_copies_are_one_group(self, tmp_path):
-        """Files with the same bytes are recognised, whatever their names and classes."""
+        """Equal pixels are recognised, whatever their names and classes are, and however they are stored."""
         write(tmp_path, {"a/1.png": 1, "a/2.png": 2, "a/3.png": 1, "b/4.png": 1, "b/5.png": 5})
-        assert load(tmp_path).groups.tolist() == [0, 1, 0, 0, 4]
+        with Image.open(tmp_path / "a" / "2.png") as image:
+            image.save(tmp_path / "b" / "6.bmp")
+        pixels = load(tmp_path)
+        assert pixels.groups.tolist() == [0, 1, 0, 0, 4, 1]
+        assert len(set(pixels.digests)) == 4
 
     def test_an_unreadable_class_is_refused(self, tmp_path):
         """One readable class is as little to learn from as one labelled one."""
