@@ -183,7 +183,17 @@ _NO_REFERENCES = (
     "chrome://settings",
     "view-source:http://127.0.0.1/",
 )
-_NO_TEXTS: tuple[object, ...] = (None, True, 7, 1.5, [], ["http://127.0.0.1/", ""], {}, {"url": "http://127.0.0.1/"}, "")
+_NO_TEXTS: tuple[object, ...] = (
+    None,
+    True,
+    7,
+    1.5,
+    [],
+    ["http://127.0.0.1/", ""],
+    {},
+    {"url": "http://127.0.0.1/"},
+    "",
+)
 
 
 def made(name: str, outcome: Outcome, make: Callable[[Site], object], *, seconds: float = 10) -> Case:

@@ -138,7 +138,9 @@ class TestParsing:
 
     def test_an_alias_makes_a_choice_that_comes_from_each_task_a_label(self):
         """It is what is stored, whatever the task's text is; a $ that begins no key is only that."""
-        inner = '<Choice value="$first" alias="1"/><Choice value="the other: $second" alias="2"/><Choice value="US$ -"/>'
+        inner = (
+            '<Choice value="$first" alias="1"/><Choice value="the other: $second" alias="2"/><Choice value="US$ -"/>'
+        )
         (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
         assert control.labels == ("1", "2", "US$ -")
 

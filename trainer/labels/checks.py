@@ -85,8 +85,9 @@ def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) 
     examples = _some(["; ".join(_labelled(pool, pixels, row) for row in each) for each in groups], between=" | ")
     kept = " and cannot be held out to measure on" if split else ""
     return [
-        f"{len(groups)} image{'s have' if len(groups) > 1 else ' has'} two labels{' or more' if most > 2 else ''}, for "
-        f"equal images are labelled differently: {examples}; they are trained on as they are{kept}; correct their labels"
+        f"{len(groups)} image{'s have' if len(groups) > 1 else ' has'} two labels{' or more' if most > 2 else ''}, "
+        f"for equal images are labelled differently: {examples}; "
+        f"they are trained on as they are{kept}; correct their labels"
     ]
 
 

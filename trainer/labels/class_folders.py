@@ -6,6 +6,7 @@ folders and on those in a zip. Opens no file.
 """
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 """What a file in a class folder must end with, in either case, to be taken for an image."""
 
-NOT_AN_IMAGE: Final = "file without an image suffix"
+NOT_AN_IMAGE: Final = "file not named as an image that is decoded"
 NOT_IN_A_CLASS: Final = "file outside a class folder"
 NESTED: Final = "image in a folder below a class folder"
 BROKEN_LINK: Final = "broken link"
 UNREADABLE: Final = "folder or file that must not be read"
+EMPTY_FOLDER: Final = "folder without an image"
 
 _FOLDER: Final = "folder"
 _IMAGE: Final = "image"
@@ -35,7 +37,8 @@ def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, 
     """Look through a folder of class folders; what systems and people hide is passed over, and links are followed.
 
     Returns:
-        The images by class, all sorted by name; a folder without an image of its own is no class.
+        The images by class, all sorted by name; a folder without an image of its own is no class. Names of classes
+        are composed (NFC): macOS takes letters apart that people type as one.
         Paths below `root`, by why they are no images of a class.
     """
     images, left_out = defaultdict[str, list[Path]](list), defaultdict[str, list[str]](list)
@@ -52,18 +55,26 @@ def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, 
         content = _look(folder)
         for kind, entry in content:
             if kind == _IMAGE:
-                images[folder.name].append(entry)
+                images[composed(folder.name)].append(entry)
             elif kind != _FOLDER:
                 leave_out(kind, entry)
-        for kind, entry in _look_below(content, {os.path.realpath(str(folder))}):
+        below = list(_look_below(content, {os.path.realpath(str(folder))}))
+        if all(kind == NOT_AN_IMAGE for kind, _ in below) and all(kind == _FOLDER for kind, _ in content):
+            leave_out(EMPTY_FOLDER, folder)
+        for kind, entry in below:
             if kind != NOT_AN_IMAGE:
                 leave_out(NESTED if kind == _IMAGE else kind, entry)
-    return dict(images), dict(left_out)
+    return dict(sorted(images.items())), dict(left_out)
 
 
 def is_passed_over(name: str) -> bool:
     """Whether a file or folder of that name is hidden, or something that systems leave behind."""
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
+def composed(name: str) -> str:
+    """Return the name of a class as people type it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def as_text(path: str) -> str:

@@ -2,12 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Final
 
 from contract.errors import LabelError
 from trainer.labels.annotations import Task
-
-_EXPORT_AGAIN: Final = "choose JSON in the project's Export dialog"
 
 
 def read_export(path: Path) -> list[Task]:
@@ -26,10 +23,12 @@ def read_export(path: Path) -> list[Task]:
         tasks = json.loads(content)
     except (ValueError, RecursionError) as err:
         raise _other_export(path, _name_text(content)) from err
-    if not isinstance(tasks, list) or not tasks or not all(_is_task(task) for task in tasks):
+    if tasks == []:
+        raise LabelError(f"expected a Label Studio export with tasks, {path} has none; label some, and export again")
+    if not isinstance(tasks, list) or not all(_is_task(task) for task in tasks):
         raise _other_export(path, _name_document(tasks))
     if any("completions" in task for task in tasks):
-        raise _other_export(path, "of Label Studio before 1.0")
+        raise _other_export(path, "of Label Studio before 1.0", "open the project in a newer one, and export it there")
     return tasks
 
 
@@ -37,8 +36,8 @@ def _is_task(task: object) -> bool:
     return isinstance(task, dict) and isinstance(task.get("data"), dict)
 
 
-def _other_export(path: Path, found: str) -> LabelError:
-    return LabelError(f"expected a Label Studio export of type JSON, {path} is {found}; {_EXPORT_AGAIN}")
+def _other_export(path: Path, found: str, remedy: str = "choose JSON in the project's Export dialog") -> LabelError:
+    return LabelError(f"expected a Label Studio export of type JSON, {path} is {found}; {remedy}")
 
 
 def _name_text(content: bytes) -> str:
@@ -58,6 +57,6 @@ def _name_document(document: object) -> str:
     """What an export is that is JSON, but not of tasks."""
     if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
         return "of the type COCO"
-    if not isinstance(document, list) or not document:
+    if not isinstance(document, list):
         return "no list of tasks"
     return "a list of what has no 'data', as of the type JSON-MIN"

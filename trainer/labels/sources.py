@@ -29,7 +29,16 @@ from trainer.labels.annotations import (
     find_answers,
     is_confirmed,
 )
-from trainer.labels.class_folders import BROKEN_LINK, IMAGE_SUFFIXES, NESTED, UNREADABLE, find_images
+from trainer.labels.class_folders import (
+    BROKEN_LINK,
+    IMAGE_SUFFIXES,
+    NESTED,
+    NOT_AN_IMAGE,
+    NOT_IN_A_CLASS,
+    UNREADABLE,
+    composed,
+    find_images,
+)
 from trainer.labels.exports import read_export
 from trainer.labelstudio.task_lists import list_annotated
 
@@ -102,7 +111,7 @@ def _named(those: Sequence[int | str | None]) -> str:
 _some = partial(name_some, most=5)
 """Names tasks, labels or keys; the rest are counted."""
 
-NO_IMAGE: Final = "no image reference in the task"
+NO_IMAGE: Final = "no image reference in the task, or several"
 
 
 def from_folder(root: Path) -> LabelledPool:
@@ -117,7 +126,7 @@ def from_folder(root: Path) -> LabelledPool:
         raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
     found, left_out = find_images(root)
     labels = tuple(found)
-    nested = {path.partition("/")[0] for path in left_out.get(NESTED, ())}
+    nested = {composed(path.partition("/")[0]) for path in left_out.get(NESTED, ())}
     if emptied := sorted(nested - set(labels)):
         logger.warning("no class, for all images lie in folders below: %s", _some(emptied))
     images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found[name]]
@@ -286,12 +295,16 @@ def _checked(pool: LabelledPool) -> LabelledPool:
 def _advise(pool: LabelledPool) -> str:
     """What to do about a pool of fewer than two classes."""
     if nested := pool.left_out.get(NESTED):
-        folder = str(nested[0]).partition("/")[0]
+        folder = Path(str(nested[0])).parent.parent
         return f"the images lie one folder deeper: give a folder whose folders are the classes, as {folder} may be"
     if BROKEN_LINK in pool.left_out:
         return "images are broken links: copy what they lead to, or mount it where they say that it is"
     if UNREADABLE in pool.left_out:
         return "let the user that the trainer runs as read them"
+    if not pool.images and NOT_AN_IMAGE in pool.left_out:
+        return f"save images as JPEG or PNG; of these suffixes all are read: {', '.join(sorted(IMAGE_SUFFIXES))}"
+    if not pool.images and NOT_IN_A_CLASS in pool.left_out:
+        return "put each image into a folder that is called like its class"
     return "label images of another class"
 
 

@@ -37,7 +37,7 @@ def item(*labels, control="label"):
 _AS_REFERENCES = {character: f"&#{ord(character)};" for character in "\t\n\r"}
 """XML reads such characters in attributes as spaces unless they are written so."""
 
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="$"), min_size=1, max_size=12).filter(
     lambda name: all(each in "\t\n\r" or (each >= " " and each not in "\ufffe\uffff") for each in name)
 ) | st.sampled_from(
     [
@@ -157,12 +157,28 @@ class TestFolders:
         ]
         assert "no class, for all images lie in folders below: dog" in caplog.text
 
-    def test_folders_of_splits_above_the_classes_are_refused(self, tmp_path):
+    @pytest.mark.parametrize("above", ["", "data/images/"])
+    def test_folders_of_splits_above_the_classes_are_refused(self, tmp_path, above):
         """They are not taken for classes, and the message says which folder to give."""
-        self.make(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "val") for name in ("cat", "dog")))
-        with pytest.raises(LabelError, match=r"4 image in a folder below .* one folder deeper: .* as train may be"):
+        self.make(tmp_path, *(f"{above}{split}/{name}/1.png" for split in ("train", "val") for name in ("cat", "dog")))
+        reason = rf"4 image in a folder below .* one folder deeper: .* as {above}train may be"
+        with pytest.raises(LabelError, match=reason):
             from_folder(tmp_path)
-        assert from_folder(tmp_path / "train").labels == ("cat", "dog")
+        assert from_folder(tmp_path / f"{above}train").labels == ("cat", "dog")
+
+    def test_an_empty_folder_is_no_class_and_named(self, tmp_path):
+        """Somebody may think that there are images in it."""
+        self.make(tmp_path, "a/1.png", "b/1.png", "notes/more/readme.md", "hidden/.DS_Store")
+        pool = from_folder(tmp_path)
+        assert (pool.labels, pool.left_out) == (("a", "b"), {class_folders.EMPTY_FOLDER: ["hidden", "notes"]})
+
+    def test_a_name_whose_letters_macos_takes_apart_is_one_class(self, tmp_path, caplog):
+        """And one that a labelling config has, where people typed it."""
+        apart = unicodedata.normalize("NFD", "Äpfel")
+        pool = from_folder(self.make(tmp_path, "Äpfel/1.png", f"{apart}/2.png", f"{apart}/old/3.png", "b/1.png"))
+        assert pool.labels == ("b", "Äpfel")
+        assert [image.labels for image in pool.images] == [(0,), (1,), (1,)]
+        assert "no class" not in caplog.text
 
     def test_broken_links_are_left_out_and_named(self, tmp_path):
         """Of images and of class folders; where nothing else is left, the message says so."""
@@ -206,10 +222,19 @@ class TestFolders:
         (sentence,) = labels.describe_left_out(from_folder(tmp_path))
         assert sentence.encode() == f"1 {class_folders.NOT_AN_IMAGE} (a/caf\ufffd.txt)".encode()
 
-    @pytest.mark.parametrize("names", [[], ["a/1.png"], ["a/1.png", "b/readme.md"], ["1.png", "2.png"]])
-    def test_fewer_than_two_classes_are_refused(self, tmp_path, names):
-        """There is nothing to tell apart."""
-        with pytest.raises(LabelError, match="at least 2 classes"):
+    @pytest.mark.parametrize(
+        ("names", "advice"),
+        [
+            ([], "label images of another class"),
+            (["a/1.png"], "label images of another class"),
+            (["a/1.png", "b/readme.md"], "label images of another class"),
+            (["1.png", "2.png"], "put each image into a folder that is called like its class"),
+            (["a/1.heic", "b/1.HEIC", "readme.md"], r"save images as JPEG or PNG; .*\.jpg, \.png"),
+        ],
+    )
+    def test_fewer_than_two_classes_are_refused(self, tmp_path, names, advice):
+        """There is nothing to tell apart; the message says what to do about what was found."""
+        with pytest.raises(LabelError, match=f"at least 2 classes.*{advice}"):
             from_folder(self.make(tmp_path, *names))
 
     def test_a_folder_whose_name_is_no_text_is_refused(self, tmp_path):
@@ -325,16 +350,30 @@ class TestExports:
             ("PK\x03\x04", "YOLO"),
             ('[{"id": 1,\n"data": {}, ', "broken JSON"),
             ("{}", "no list of tasks"),
-            ("[]", "no list of tasks"),
-            ('[{"id": 1, "data": {"image": "a.png"}, "completions": []}]', "before 1.0"),
         ],
-        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off", "object", "empty", "before 1.0"],
+        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off", "object"],
     )
     def test_another_type_of_export_is_refused_by_its_name(self, export, text, name):
         """Whoever chose it in the dialog knows it by that; the message names the type to choose."""
         with pytest.raises(
             LabelError, match=f"export of type JSON.*{name}.*choose JSON in the project's Export dialog"
         ):
+            from_export(export(text), CONFIG)
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("[]", "has none; label some, and export again"),
+            (
+                '[{"id": 1, "data": {"image": "a.png"}, "completions": []}]',
+                "is of Label Studio before 1.0; open the project in a newer one",
+            ),
+        ],
+        ids=["empty", "before 1.0"],
+    )
+    def test_what_the_dialog_s_json_may_hold_besides_is_refused(self, export, text, reason):
+        """Nothing else can be chosen there that would help."""
+        with pytest.raises(LabelError, match=reason):
             from_export(export(text), CONFIG)
 
     def test_the_control_that_was_answered_most_often_is_chosen(self, export):
