@@ -97,10 +97,15 @@ class Studio:
         if at_home and (own := _image_path(path, self._prefix) or _image_path(path, "")):
             return own
         if public := self._public_url():
-            known = at_home or target.origin == public.origin
+            known = at_home or target.origin == public.origin or self._is_spelt_otherwise(target.origin, public.origin)
             return _image_path(path, public.path.rstrip("/")) if known else None
         known = at_home or (is_loopback(target.origin.host) and target.origin not in self._others)
         return path[found.start() :] if known else None
+
+    def _is_spelt_otherwise(self, origin: Origin, public: Origin) -> bool:
+        """Whether both are the same port of the machine of whoever reads them, as localhost and 127.0.0.1 are."""
+        alike = (origin.scheme, origin.port) == (public.scheme, public.port) and origin not in self._others
+        return alike and is_loopback(origin.host) and is_loopback(public.host)
 
 
 def _image_path(path: str, prefix: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -106,6 +106,24 @@ class TestPublicAddress:
         assert fetcher.fetch(f"http://images.example.org{path}") == b"what people see"
         assert "Authorization" not in elsewhere.requests[0].headers
         assert self.images(home) == []
+
+    @pytest.mark.parametrize(
+        ("reference", "own"),
+        [
+            ("http://127.0.0.1:8080", True),
+            ("http://[::1]:8080", True),
+            ("http://127.0.0.1:8081", False),
+            ("https://127.0.0.1:8080", False),
+            ("http://10.0.0.1:8080", False),
+        ],
+    )
+    def test_this_machine_has_several_names(self, home, says, make, reference, own):
+        """One port is one program, whichever of them its pages were opened by; another port is somebody else's."""
+        says("http://localhost:8080")
+        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
+        with nullcontext() if own else pytest.raises(FetchError, match="not on the public internet"):
+            assert fetcher.fetch(f"{reference}/data/upload/1/a.png") == IMAGE
+        assert self.images(home) == ([("/data/upload/1/a.png", f"Token {LEGACY}")] if own else [])
 
     @pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1:1", "[::1]:8080", "studio.localhost"])
     @pytest.mark.parametrize("start", ["http://{}", "https://{}", "http://{}/any/prefix"])
