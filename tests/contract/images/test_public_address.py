@@ -134,9 +134,10 @@ class TestPublicAddress:
         assert fetcher.fetch(start.format(host) + "/data/upload/1/a.png") == IMAGE
         assert self.images(home) == [("/data/upload/1/a.png", f"Token {LEGACY}")]
 
-    def test_an_allowed_origin_is_itself(self, home, elsewhere, says, make):
+    @pytest.mark.parametrize("said", ["", "http://localhost:{}"])
+    def test_an_allowed_origin_is_itself(self, home, elsewhere, says, make, said):
         """Whoever allows an origin of this machine says that images lie there."""
-        says("")
+        says(said.format(elsewhere.port))
         elsewhere.serve("/data/upload/1/a.png", b"what people see")
         fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
         assert fetcher.fetch(f"{elsewhere.url}/data/upload/1/a.png") == b"what people see"
