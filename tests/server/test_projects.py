@@ -229,13 +229,6 @@ class TestPages:
         assert (reply.status_code, reply.headers["Location"]) == (308, "./a%3Ab%20c/")
         assert client.get("/p/a%3Ab%20c/").status_code == 200
 
-    def test_with_one_model_its_page_is_at_the_root(self, start_app, repository):
-        """And there is no other page to lead to."""
-        version = publish(repository)
-        text = start_app().test_client().get("/").text
-        assert version in text
-        assert "all models" not in text
-
     def test_reports_are_found_by_the_version_and_below_the_model(self, start_app, birds, cars):
         """Addresses that were noted while there was one model go on."""
         publish(cars)

@@ -39,16 +39,6 @@ def files_of(path):
     return {found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file()}
 
 
-def test_files_lie_in_the_bucket_and_in_the_cache_as_they_would_in_a_folder(machine, store, location):
-    """All of them, as they were."""
-    published = publish(machine("trainer"), b"content")
-    opened = machine("server").open(published.name)
-    assert files_of(opened.path) == files_of(published.path) == FILES
-    assert sorted(objects(store, location)) == sorted(
-        ["birds/CURRENT", *(f"birds/{published.name}/{file}" for file in FILES)]
-    )
-
-
 def test_the_publisher_has_its_version_already(machine):
     """What was uploaded is not downloaded again."""
     trainer = machine("trainer")

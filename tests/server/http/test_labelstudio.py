@@ -1,11 +1,10 @@
-import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from contract.errors import ImageError, RequestError
+from contract.errors import RequestError
 from contract.scores.calibration import temper
 from contract.scores.holdout import is_held_out
 from contract.versions.manifest import Backbone, InputSpec, Manifest
@@ -69,12 +68,6 @@ def test_a_prediction_has_the_form_that_label_studio_stores():
             }
         ],
     }
-
-
-def test_the_score_can_be_turned_round():
-    """LABELNEXT_SCORE=bald gives BALD / ln C, highest first."""
-    (element,) = predict(make_scores(0.4, 0.3, 0.3, bald=0.9), direction=Score.BALD)
-    assert element["score"] == pytest.approx(0.9 / math.log(3))
 
 
 @pytest.mark.parametrize("direction", list(Score))
@@ -169,13 +162,6 @@ def test_a_control_that_takes_one_label_is_sent_one():
     assert element["score"] == pytest.approx(1 - 0.25 / (3 * math.log(2)))
 
 
-def test_an_image_without_a_score_is_an_empty_element_in_its_place():
-    """Label Studio skips it and keeps the others; a shorter list would lose them all."""
-    elements = predict(make_scores(1, 0, 0), ImageError("bad"), make_scores(0, 0, 1))
-    assert [bool(element) for element in elements] == [True, False, True]
-    assert json.loads(json.dumps(elements))[1] == {}
-
-
 def test_a_label_that_the_config_lost_is_logged_and_never_sent(caplog):
     """The image keeps its score, so that it still sorts."""
     config = CONFIG.replace('<Choice value="cat"/>', '<Choice value="dog"/>')
@@ -214,14 +200,6 @@ def test_nested_choices_are_predicted_as_the_paths_to_them(several):
     found = [each["result"][0]["value"] for each in build_predictions(outcomes, manifest, target, Score.AGREEMENT)]
     both = [["cat"], ["insect", "bee"]]
     assert found == [{"choices": both if several else both[:1]}, {"choices": [["insect", "bee"]]}]
-
-
-def test_predict_bodies_are_read():
-    """Of all that Label Studio sends, the tasks' ids and data, the config and the project's id count."""
-    request = parse_predict(make_predict_body([make_task(7, "/data/upload/3/x.png")]))
-    assert [task.id for task in request.tasks] == [7]
-    assert (request.label_config, request.project_id) == (CONFIG, 3)
-    assert find_images(request, target_of()) == [ImageReference("/data/upload/3/x.png", task_id=7, project_id=3)]
 
 
 @pytest.mark.parametrize(

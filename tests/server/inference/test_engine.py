@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from bench.tiny_model import HIDDEN, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+from bench.tiny_model import PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import ConfigError
 from contract.graph.lowering import FEATURES
 from contract.graph.masks import draw_masks
@@ -28,15 +28,6 @@ def version(repository):
 def make_engine(version, *, former=None, max_batch_images=8, **options):
     how = EngineOptions(device=Device.CPU, threads=1, max_batch_images=max_batch_images, **options)
     return Engine(version, how, backbones=former._backbones if former else None)
-
-
-def test_bald_is_that_of_the_versions_masks(version):
-    """The graph's BALD is the definition's, computed pass by pass in float64."""
-    images = draw_images(5)
-    outputs = make_engine(version).run(images)
-    expected = expected_bald(TinyModel.draw(), version.name, images)
-    np.testing.assert_allclose(outputs.bald, expected, atol=1e-5)
-    assert expected.min() > 0.01
 
 
 def test_scores_depend_neither_on_the_batch_nor_on_the_engine(version):
@@ -86,18 +77,6 @@ def test_what_a_backbone_has_computed_of_probes_is_not_computed_again(repository
 def test_buckets_are_powers_of_two_up_to_the_limit(most, buckets):
     """The largest bucket is the limit itself."""
     assert batch_buckets(most) == buckets
-
-
-def test_features_are_computed_once_and_passes_from_them(version):
-    """The backbone's features are the definition's, and backbone and head one after the other are a run."""
-    engine, images = make_engine(version), draw_images(3)
-    features = engine.compute_features(images)
-    assert features.dtype == np.float32
-    assert features.shape == (3, engine.features) == (3, HIDDEN)
-    np.testing.assert_allclose(features, TinyModel.draw().features(images), atol=1e-5)
-    apart, whole = engine.run_passes(features), engine.run(images)
-    for name in ("mean_probabilities", "bald", "entropy", "pass_probabilities"):
-        assert np.array_equal(getattr(apart, name), getattr(whole, name))
 
 
 class Recorder:
@@ -167,22 +146,6 @@ def opened(monkeypatch):
     noting(backbone_module)
     noting(engine_module)
     return graphs
-
-
-def test_a_new_head_on_the_backbone_in_use_opens_no_second_one(repository, opened):
-    """Neither its memory nor its time is paid for again, and it computes with its own head."""
-    model, other = TinyModel.draw(0), TinyModel.draw(1)
-    first, retrained = (
-        repository.open(publish(repository, model=published)) for published in (model, model.with_head_of(other))
-    )
-    in_use = make_engine(first)
-    engine = make_engine(retrained, former=in_use)
-    assert opened == [FEATURES, "mean_probabilities", "mean_probabilities"]
-    assert engine._backbone is in_use._backbone
-    images = draw_images(4)
-    np.testing.assert_allclose(
-        engine.run(images).bald, expected_bald(model.with_head_of(other), retrained.name, images), atol=1e-5
-    )
 
 
 @pytest.mark.parametrize(

@@ -68,16 +68,6 @@ class TestCache:
         assert [engine.backbone_batches for engine in engines] == [[[7]], [], [[7]]]
         assert (total(metrics, "feature_cache_hits"), total(metrics, "feature_cache_misses")) == (1, 2)
 
-    def test_an_unchanged_source_is_not_downloaded_again(self, serve, score, metrics):
-        """It is asked each time, and answers without a body."""
-        sent = serve(make_png(7), tag='"one"')
-        engine = EchoEngine()
-        assert [score(engine) for _ in range(3)] == [7] * 3
-        assert len(sent) == 1
-        assert engine.backbone_batches == [[7]]
-        assert total(metrics, "image_revalidations", result="unchanged") == 2
-        assert total(metrics, "feature_cache_hits") == 2
-
     def test_a_changed_source_is_downloaded_and_scored_anew(self, serve, score, metrics):
         """And from then on remembered as it is now; the same bytes under another tag are a hit."""
         sent = serve(make_png(7), tag='"one"')
