@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 import pytest
 import urllib3
-from PIL import Image
 
-from bench.hosts import Answer, host, reply
 from bench.load import make_task, predict_body
-from bench.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
+from bench.tiny_model import draw_images, publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from demo.product import CHECKOUT, Workplace, serving
+from tests.server.conftest import to_data_uri
 from tests.system.conftest import python_of
 
 LABEL_CONFIG = (
@@ -40,7 +34,6 @@ SETUP = {
     "extra_params": None,
 }
 RECORDED = CHECKOUT.parent / "shared" / "labelstudio" / "requests.json"
-PIXELS = draw_images(6, seed=5)
 
 # A model as the users of label-studio-ml write one, and how `label-studio-ml start` serves it.
 ORACLE = """
@@ -60,63 +53,10 @@ init_app(Guess, model_dir=sys.argv[1]).run(host="127.0.0.1", port=int(sys.argv[2
 """
 
 
-def to_png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-IMAGES = {
-    **{f"/data/upload/7/0a1b2c3d-{index}.png": to_png(pixels) for index, pixels in enumerate(PIXELS)},
-    "s3://bucket/key.png": to_png(PIXELS[0]),
-}
-UPLOADS = list(IMAGES)[: len(PIXELS)]
-DATA_URI = "data:image/png;base64," + base64.b64encode(to_png(PIXELS[0])).decode()
-ACCESS_TOKEN = "an-access-token"
-
-
 def predict(references: list[Any]) -> dict[str, Any]:
     """The body of /predict, of tasks that are no part of the project's random holdout, where labels are withheld."""
     tasks = [make_task(101 + index, reference) for index, reference in enumerate(references)]
     return predict_body(tasks, LABEL_CONFIG)
-
-
-def _refresh_token() -> str:
-    """What looks like a personal access token: a JSON web token that says it is for refreshing."""
-    parts = ({"alg": "HS256", "typ": "JWT"}, {"token_type": "refresh", "exp": 8071266800})
-    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
-    return ".".join([*encoded, "c2lnbmVk"])
-
-
-def _serve_images(token: str) -> Answer:
-    """As much of Label Studio as serves images: access tokens for a personal one, uploads, and objects of a storage."""
-
-    def answer(handler: Any, request: Any) -> None:
-        if request.path == "/api/token/refresh/":
-            known = json.loads(request.body) == {"refresh": token}
-            reply(json.dumps({"access": ACCESS_TOKEN}).encode(), status=200 if known else 401)(handler, request)
-            return
-        parts = urlsplit(request.path)
-        resolved = parts.path.endswith("/resolve/")
-        reference = base64.urlsafe_b64decode(parse_qs(parts.query)["fileuri"][0]).decode() if resolved else parts.path
-        allowed = request.headers.get("Authorization") == f"Bearer {ACCESS_TOKEN}"
-        status = 401 if not allowed else 200 if reference in IMAGES else 404
-        reply(IMAGES.get(reference, b"") if allowed else b"", status=status)(handler, request)
-
-    return answer
-
-
-class Backend:
-    """The server, the version that it serves, and how Label Studio asks it."""
-
-    def __init__(self, url: str, version: str) -> None:
-        self.version = version
-        self.ask = partial(_ask, url)
-
-    def predict(self, references: list[Any]) -> list[dict[str, Any]]:
-        """Return the results of a predict call."""
-        found: list[dict[str, Any]] = self.ask("POST", "/predict", predict(references))["results"]
-        return found
 
 
 def _ask(url: str, method: str, path: str, body: object = None) -> Any:
@@ -127,18 +67,15 @@ def _ask(url: str, method: str, path: str, body: object = None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """The server under gunicorn with a tiny version, beside what serves images as Label Studio does."""
+def ask_ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Ask the server under gunicorn, with a tiny version."""
     folder = tmp_path_factory.mktemp("requests")
     version = publish(Repository(folder / "models"))
-    with host() as studio:
-        token = _refresh_token()
-        studio.otherwise = _serve_images(token)
-        workplace = Workplace(folder / "models", folder / "cache", studio.url, token)
-        with serving(
-            workplace, python=python_of("server"), port=free_port(), log=folder / "log", version=version
-        ) as server:
-            yield Backend(server.url, version)
+    workplace = Workplace(folder / "models", folder / "cache", "http://127.0.0.1:1", "")
+    with serving(
+        workplace, python=python_of("server"), port=free_port(), log=folder / "log", version=version
+    ) as server:
+        yield partial(_ask, server.url)
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +95,15 @@ def ask_oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     [
         (("GET", "/health", None), "status"),
         (("POST", "/setup", SETUP), "model_version"),
-        (("POST", "/predict", predict([DATA_URI, DATA_URI])), "results"),
+        (("POST", "/predict", predict([to_data_uri(pixels) for pixels in draw_images(2)])), "results"),
     ],
     ids=["health", "setup", "predict"],
 )
 def test_replies_have_the_oracles_shape(
-    ask_oracle: Callable[..., Any], backend: Backend, call: tuple[str, str, object], read: str
+    ask_oracle: Callable[..., Any], ask_ours: Callable[..., Any], call: tuple[str, str, object], read: str
 ):
     """What Label Studio reads of the oracle's reply is in ours, and of the same type, down to each region."""
-    oracle, ours = ask_oracle(*call), backend.ask(*call)
+    oracle, ours = ask_oracle(*call), ask_ours(*call)
     assert _shape(ours[read], like=oracle[read]) == _shape(oracle[read])
 
 
@@ -179,29 +116,10 @@ def _shape(value: Any, *, like: Any = None) -> Any:
     return type(value).__name__
 
 
-def test_uploads_are_scored_in_order(backend: Backend):
-    """Each task gets its own score, 1 - BALD / ln C, and a region of the labelling config's control."""
-    results = backend.predict(UPLOADS)
-    bald = expected_bald(TinyModel.draw(0), backend.version, PIXELS)
-    assert [result["score"] for result in results] == pytest.approx(1 - bald / math.log(len(LABELS)), abs=1e-4)
-    assert {result["model_version"] for result in results} == {backend.version}
-    for result, expected in zip(results, bald, strict=True):
-        [region] = result["result"]
-        assert (region["from_name"], region["to_name"], region["type"]) == ("kind", "photo", "choices")
-        assert region["value"]["choices"][0] in LABELS
-        assert region["meta"]["bald"] == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("reference", ["s3://bucket/key.png", DATA_URI], ids=["storage", "data-uri"])
-def test_the_same_image_is_scored_alike_wherever_it_lies(backend: Backend, reference: str):
-    """An object of a bucket is had from Label Studio; an image within the task needs no request."""
-    assert backend.predict([reference]) == backend.predict(UPLOADS[:1])
-
-
 @pytest.mark.skipif(not RECORDED.exists(), reason="the recorded requests are not on this machine")
 def test_these_requests_have_the_shapes_of_recorded_ones():
     """What these tests send is part of what Label Studio 1.23.2 was seen to send."""
-    ours = {"/setup": SETUP, "/predict": predict(UPLOADS)}
+    ours = {"/setup": SETUP, "/predict": predict(["/data/upload/7/0a1b2c3d-0.png"])}
     for request in json.loads(RECORDED.read_text()):
         if request["path"] not in ours:
             continue
