@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from contract.versions.training_requests import REQUESTS_FOLDER
 from demo.product import CHECKOUT
 from server.settings import Settings
+from trainer.settings import Environment
 
 RECIPES = ("Dockerfile.server", "Dockerfile.trainer")
 SERVICES = yaml.safe_load((CHECKOUT / "compose.yaml").read_text(encoding="utf-8"))["services"]
@@ -99,6 +101,29 @@ def test_the_place_of_the_requests_is_there_before_it_is_mounted(recipe: str):
     """A new volume of models has it whichever container comes first; in a read-only one it could not be made."""
     [made] = re.findall(r"install --directory --owner labelnext ([^&]*)", " ".join(values(recipe, "RUN")))
     assert {"/models", f"/models/{REQUESTS_FOLDER}"} <= set(made.split())
+
+
+@pytest.mark.parametrize(("recipe", "settings"), [("Dockerfile.server", Settings), ("Dockerfile.trainer", Environment)])
+def test_no_folder_of_an_image_lies_where_its_user_may_not_write(
+    recipe: str, settings: type[Settings] | type[Environment]
+):
+    """The folder that the program is started in belongs to root: each default that is relative to it is replaced."""
+    environment = dict(part.split("=", 1) for value in values(recipe, "ENV") for part in shlex.split(value))
+    relative = {f"LABELNEXT_{field.name.upper()}" for field in fields(settings) if isinstance(field.default, Path)}
+    [made] = re.findall(r"install --directory --owner labelnext ([^&]*)", " ".join(values(recipe, "RUN")))
+    outside = {
+        name
+        for name in relative
+        if not any(Path(environment.get(name, "")).is_relative_to(root) for root in made.split())
+    }
+    assert "LABELNEXT_MODELS" in relative
+    assert outside == set()
+
+
+def test_server_and_trainer_of_a_host_share_features():
+    """What one has computed the other need not; the head learns from what is known of unlabelled images."""
+    [folder] = {SERVICES[program]["environment"]["LABELNEXT_CACHE_DIR"] for program in ("server", "trainer", "watch")}
+    assert all(f"features:{folder}" in SERVICES[program]["volumes"] for program in ("server", "trainer", "watch"))
 
 
 @pytest.mark.parametrize("program", ["server", "trainer", "watch"])
