@@ -211,9 +211,11 @@ class Play:
 
     def _train(self, images: Indices, name: str) -> Model:
         """Train on images as they are labelled; what was trained on them before is the same."""
-        key = hashlib.sha256(name.encode() + images.tobytes() + self._given[images].tobytes()).digest()
+        left = self._left[~self._held_out(self._left)]
+        parts = (images, self._given[images], left)
+        key = hashlib.sha256(name.encode() + b"".join(part.tobytes() for part in parts)).digest()
         if key not in self._known:
-            self._known[key] = self._trainer.train(images, name)
+            self._known[key] = self._trainer.train(images, name, unlabelled=left)
         return self._known[key]
 
     @property

@@ -51,6 +51,8 @@ class Data:
     pixels: Pixels
     parts: HeldOut
     project: ProjectState | None
+    unlabelled: tuple[str, ...] = ()
+    """Where images without a label are asked for whose features may be known, none of the random holdout among them."""
 
     @property
     def validation_images(self) -> npt.NDArray[np.uint8]:

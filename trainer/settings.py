@@ -91,6 +91,9 @@ class Training:
     """Weight decay of the optimiser (default: by `--train`)."""
     class_balance: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False), Option(metavar="POWER")] = None
     """Power of the inverse class frequency in the loss: 1 weights all classes alike, 0 all images (default: 1)."""
+    pseudo_labels: bool = True
+    """Train the head also on unlabelled images, as what it is surest that they show: in a project those whose features
+    are known here, in `simulate` the pool."""
     units: Count | None = None
     """Units in each hidden layer of the small head (default: 256)."""
     dropout: Annotated[Share | None, Option(metavar="P")] = None

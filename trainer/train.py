@@ -26,17 +26,17 @@ from trainer.evaluation.holdout import as_decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import format_table
 from trainer.evaluation.metrics import measure as measure_predictions
 from trainer.features import open_store
-from trainer.labels.dataset import Targets
+from trainer.labels.unlabelled import recall
 from trainer.model.backbones import Opened
 from trainer.model.bayes import sample_mean, sample_passes
 from trainer.model.build import build_head_of, sample_features
-from trainer.model.fit import Fitted, fit
+from trainer.model.fit import fit
+from trainer.model.fit_head import fit_head
 from trainer.model.frozen import Features, FrozenBackbone, freeze
 from trainer.model.head import measure
 from trainer.model.int8 import in_best_precision
 from trainer.model.network import Network, choose_device
 from trainer.model.recipe import choose_recipe
-from trainer.model.threads import few_threads
 from trainer.model.weights import Provenance
 from trainer.publish import Data, Evaluation, Trained, choose_probe, publish
 from trainer.report.calibration import fit_temperature
@@ -112,8 +112,10 @@ def _fit_head(
     head, provenance = build_head_of(training, backbone, classes=len(data.pool.labels))
     start = copy.deepcopy(head.state_dict())
     _log_network(training, provenance, device)
-    fit_to = partial(_fit_to, classes=len(data.pool.labels), device=device)
-    seen = data.parts.train
+    with stage("features"):
+        unlabelled = recall(data.unlabelled, store, backbone.key, backbone.features, but=pixels.digests)
+    classes, seen = len(data.pool.labels), data.parts.train
+    fit_to = stage("fit")(partial(fit_head, classes=classes, device=device, unlabelled=unlabelled))
     if len(data.parts.validation):
         fit_to(head, features[seen], pixels.targets[seen], training)
     evaluation = _evaluate(head, features[data.parts.validation], data, training, device=device)
@@ -123,25 +125,6 @@ def _fit_head(
     return Trained(
         data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features=probe_features
     )
-
-
-@stage("fit")
-def _fit_to(
-    head: nn.Sequential,
-    features: Features,
-    targets: Targets,
-    training: Training,
-    *,
-    classes: int,
-    device: torch.device,
-) -> Fitted:
-    """Fit a head in place to features (n, F) and what holds of them; the same ones give the same head."""
-    torch.manual_seed(training.seed)
-    inputs = torch.from_numpy(features)
-    measure(head, inputs)
-    recipe = choose_recipe(training, "classifier", len(targets))
-    with few_threads(head):
-        return fit(head.to(device), inputs, targets, classes=classes, recipe=recipe, device=device)
 
 
 def _train_all(

@@ -4,6 +4,7 @@ import shutil
 import signal
 from base64 import b64encode
 from dataclasses import asdict, replace
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from filelock import FileLock
 from PIL import Image
 
 from contract.errors import ConfigError, ProbeMismatch, TrainingError
+from contract.features.store import Download
 from contract.graph import probe
+from contract.images.download import Validators
 from contract.scores.holdout import is_held_out
 from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
@@ -33,6 +36,9 @@ from tests.trainer.small import (
 from tests.trainer.studio import TOKEN, studio
 from tests.versions import fix_names, publish
 from trainer import run as run_module
+from trainer.features import open_store
+from trainer.labelstudio import connect
+from trainer.labelstudio.task_lists import kept_folder, list_unlabelled
 from trainer.model import build, frozen, int8
 from trainer.model.backbones import open_backbone
 from trainer.model.fit import fit
@@ -180,7 +186,8 @@ def diverge(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("step", "failure"), [("publish.validate_version", refuse), ("train.fit", diverge), ("publish.export", diverge)]
+    ("step", "failure"),
+    [("publish.validate_version", refuse), ("model.fit_head.fit", diverge), ("publish.export", diverge)],
 )
 def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatch, step, failure):
     """What was current stays current, and no staging folder is left."""
@@ -265,8 +272,7 @@ def test_studies_train_the_same_head_as_versions(folders, environment, monkeypat
         begun.append((to_onnx(module).SerializeToString(deterministic=True), inputs, targets))
         return fit(module, inputs, targets, **options)
 
-    for module in ("trainer.train", "trainer.study.model"):
-        monkeypatch.setattr(f"{module}.fit", note)
+    monkeypatch.setattr("trainer.model.fit_head.fit", note)
     training = replace(CLASSIFIER, seed=4, units=16)
     train(folders, training, environment)
     _, (version, features, targets) = begun
@@ -285,7 +291,7 @@ def test_a_head_is_measured_without_the_images_held_out_and_published_with_them(
         fitted.append(len(inputs))
         return fit(module, inputs, targets, **options)
 
-    monkeypatch.setattr("trainer.train.fit", note)
+    monkeypatch.setattr("trainer.model.fit_head.fit", note)
     training = train(folders, CLASSIFIER, environment).manifest.training
     assert fitted == [24, 30]
     assert (training.images, training.validation_images, training.refitted) == (30, 6, True)
@@ -495,6 +501,42 @@ def test_a_copy_of_an_image_that_was_trained_on_is_not_measured_on(project, envi
     project.tasks[sliced]["data"] = project.tasks[other]["data"]
     manifest = train_on_project(project, environment, part="classifier")
     assert (manifest.training.validation_images, manifest.training.curve.images) == (33, 32)
+
+
+def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, environment, monkeypatch, caplog):
+    """But for the random sample: the measured head has seen none of it. Without them both heads are as from labels."""
+    caplog.set_level("INFO", "trainer")
+    connected = replace(environment, label_studio_url=project.url, label_studio_token=TOKEN)
+    tasks = list_unlabelled(connect(project.url, TOKEN), 5, kept_folder(connected, 5))
+    images, _ = coloured_images(np.random.default_rng(8), len(tasks))
+    sliced = is_held_out(5, np.array([task.id for task in tasks]), 0.1)
+    shown = []
+
+    def note(module, inputs, targets, *, trust=None, **options):
+        shown.append((inputs.numpy(), len(targets) if trust is None else int((trust == 1).sum())))
+        return fit(module, inputs, targets, trust=trust, **options)
+
+    monkeypatch.setattr("trainer.model.fit_head.fit", note)
+    train_on_project(project, environment, part="classifier", epochs=20)
+    assert [len(inputs) for inputs, _ in shown] == [39, 72]
+    frozen_backbone = build.open_frozen_of(replace(TRAINING, part="classifier"), cache=connected.cache_dir)
+    digests = [sha256(str(task.id).encode()).digest() for task in tasks]
+    with open_store(connected) as store:
+        rows = frozen_backbone.compute_once(images, digests, store)
+        for task, digest in zip(tasks, digests, strict=True):
+            store.remember(task.data["image"], Download(Validators("", None, None), digest, 0))
+    shown.clear()
+    train_on_project(project, environment, part="classifier", epochs=20)
+    assert [labelled for _, labelled in shown] == [39, 39, 72, 72]
+    held_out, others = ({row.tobytes() for row in rows[which]} for which in (sliced, ~sliced))
+    for inputs, labelled in shown[1::2]:
+        learnt = {row.tobytes() for row in inputs[labelled:]}
+        assert len(learnt) > labelled
+        assert learnt <= others - held_out
+    assert f"of {len(others)} unlabelled images the features of {len(others)} are known here" in caplog.text
+    shown.clear()
+    train_on_project(project, environment, part="classifier", epochs=20, pseudo_labels=False)
+    assert [len(inputs) for inputs, _ in shown] == [39, 72]
 
 
 def test_without_a_random_sample_there_is_no_advice(project, environment, published):

@@ -86,6 +86,8 @@ class LabelledPool:
     """Whether several labels may hold of an image, and none."""
     lost_labels: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
     """The tasks left out for a label that the labelling config no longer has, by label; None for one without number."""
+    image_key: str = ""
+    """Where tasks have their images' references in their data; empty for folders."""
 
 
 def describe_left_out(pool: LabelledPool) -> list[str]:
@@ -265,7 +267,14 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
     if control.multiple and (without := sum(len(left_out.get(reason, ())) for reason in (EMPTY, NO_CHOICE))):
         logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
     pool = LabelledPool(
-        control.labels, tuple(images), control.from_name, origin, dict(left_out), control.multiple, dict(lost_labels)
+        control.labels,
+        tuple(images),
+        control.from_name,
+        origin,
+        dict(left_out),
+        control.multiple,
+        dict(lost_labels),
+        control.value_key,
     )
     return _checked(pool)
 

@@ -61,6 +61,13 @@ def list_unlabelled(client: LabelStudioClient, project_id: int, folder: Path) ->
     return [PoolTask(number, task["data"]) for number, task in sorted(tasks.items())]
 
 
+def recall_unlabelled(folder: Path) -> list[PoolTask]:
+    """Return what `list_unlabelled` last gave, as far as the folder holds it; Label Studio is not asked."""
+    nobody = _Kind(("data",), whole=list, since=lambda _: [], belongs=bool, is_whole=bool)
+    kept = _Kept.load(folder / "unlabelled.json", nobody)
+    return [PoolTask(number, task["data"]) for number, task in sorted(kept.tasks.items())] if kept else []
+
+
 def list_annotated(client: LabelStudioClient, project_id: int, folder: Path) -> list[Task]:
     """Return what `labelstudio.annotated_tasks` gives, by few requests where the folder holds an earlier list.
 

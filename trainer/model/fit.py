@@ -26,6 +26,9 @@ from trainer.progress_bar import Bar
 
 logger = logging.getLogger(__name__)
 
+Trust = npt.NDArray[np.float32]
+"""Above 0, of each image: 1 for a label that somebody gave."""
+
 _WARM_UP = 0.05
 """Share of the steps over which the rate rises from nothing."""
 _SLOWER = 0.1
@@ -52,12 +55,20 @@ class _Diverged(Exception):
 
 
 def fit(
-    module: nn.Module, inputs: Tensor, targets: Targets, *, classes: int, recipe: Recipe, device: torch.device
+    module: nn.Module,
+    inputs: Tensor,
+    targets: Targets,
+    *,
+    classes: int,
+    recipe: Recipe,
+    device: torch.device,
+    trust: Trust | None = None,
 ) -> Fitted:
     """Train a module in place on inputs (N, ...) and what holds of them, and leave it in evaluation mode.
 
     The loss is cross-entropy between the classes or, with targets (N, C), the sum of those between each label and its
-    absence.
+    absence. `trust`, (N,), is what each image counts for before classes are balanced, 1 each without it; it takes
+    targets (N,).
 
     Shuffling and dropout draw from torch's global generator: seed it first. A fit that diverges starts again once, at a
     tenth of the rate.
@@ -66,7 +77,7 @@ def fit(
         TrainingError: if it diverges again; the module is then of no use.
     """
     start = copy.deepcopy(module.state_dict())
-    loss = _Loss.over(targets, classes, recipe, device)
+    loss = _Loss.over(targets, classes, recipe, device, trust=trust)
     try:
         return Fitted(recipe, _descend(module, inputs, loss, recipe), attempts=1)
     except _Diverged as err:
@@ -133,24 +144,28 @@ class _Loss:
     of one step that is many times as long as the others."""
     targets: Tensor
     weights: Tensor
-    """(C,): of each class or, where targets are (N, C), of each label where it holds."""
+    """(N,): of each image or, where targets are (N, C), of each label where it holds, (C,)."""
     guessing: float
     """The loss of equal probabilities."""
 
     @classmethod
-    def over(cls, targets: Targets, classes: int, recipe: Recipe, device: torch.device) -> "_Loss":
-        """Weigh the images by the recipe's class balance."""
+    def over(
+        cls, targets: Targets, classes: int, recipe: Recipe, device: torch.device, *, trust: Trust | None
+    ) -> "_Loss":
+        """Weigh the images by their trust and the recipe's class balance."""
         held = torch.from_numpy(targets).to(device)
         rows = np.arange(len(targets))
         if targets.ndim == 2:
             weights = torch.from_numpy(label_weights(targets, power=recipe.class_balance)).to(device)
             guessing = float(_binary_cross_entropy(torch.zeros(1, device=device).expand(held.shape), held, weights))
             return cls(torch.from_numpy(rows), held, weights, guessing)
-        of_classes = class_weights(targets, classes, power=recipe.class_balance)
-        repeats = count_repeats(of_classes, most=recipe.batch_images)
-        rows = np.repeat(rows, repeats[targets])
-        of_classes = (of_classes / repeats * (len(rows) / len(targets))).astype(np.float32)  # still 1 on average
-        return cls(torch.from_numpy(rows), held, torch.from_numpy(of_classes).to(device), math.log(classes))
+        of_images = class_weights(targets, classes, power=recipe.class_balance, trust=trust)[targets]
+        if trust is not None:
+            of_images *= trust
+        repeats = count_repeats(of_images, most=recipe.batch_images)
+        rows = np.repeat(rows, repeats)
+        of_images = (of_images / repeats * (len(rows) / len(targets))).astype(np.float32)  # still 1 on average
+        return cls(torch.from_numpy(rows), held, torch.from_numpy(of_images).to(device), math.log(classes))
 
     @property
     def device(self) -> torch.device:
@@ -158,10 +173,11 @@ class _Loss:
 
     def __call__(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, float]:
         """Return the loss of a batch's logits (N, C), and what its images weigh: 1 each on average over an epoch."""
-        targets = self.targets[rows.to(self.device)]
+        rows = rows.to(self.device)
+        targets = self.targets[rows]
         if targets.ndim == 2:
             return _binary_cross_entropy(logits, targets, self.weights), float(len(rows))
-        weights = self.weights[targets]
+        weights = self.weights[rows]
         each = nn.functional.cross_entropy(logits, targets, reduction="none")
         return (each * weights).mean(), weights.sum().item()
 
@@ -174,18 +190,21 @@ def _binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> T
     return each.sum(dim=1).mean()
 
 
-def class_weights(targets: Targets, classes: int, *, power: float = 1.0) -> npt.NDArray[np.float32]:
+def class_weights(
+    targets: Targets, classes: int, *, power: float = 1.0, trust: Trust | None = None
+) -> npt.NDArray[np.float32]:
     """Return the loss weight of each class, (C,), 1 / count ** power, scaled to 1 on average over the images.
 
-    A class without an image gets no weight; no image asks for it.
+    Each image counts for as much as its `trust`, (N,), 1 without it. A class without an image gets no weight; no image
+    asks for it.
     """
-    counts = np.bincount(targets, minlength=classes)
+    counts = np.bincount(targets, weights=trust, minlength=classes)
     weights = np.power(counts, -power, out=np.zeros(classes), where=counts > 0)
     return cast(npt.NDArray[np.float32], (weights * len(targets) / (weights @ counts)).astype(np.float32))
 
 
 def count_repeats(weights: npt.NDArray[np.float32], *, most: float) -> npt.NDArray[np.int64]:
-    """Return how often an epoch has each image of a class, (C,), so that it weighs no more than `most` at a time."""
+    """Return how often an epoch has each image, (N,), so that it weighs no more than `most` at a time."""
     return cast(npt.NDArray[np.int64], np.maximum(1, np.ceil(weights / most)).astype(np.int64))
 
 

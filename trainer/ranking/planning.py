@@ -292,6 +292,7 @@ def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tup
             key=context.control.value_key,
             project=options.project,
             embed=embed_images,
+            store=store,
             spec=spec,
             max_megapixels=context.environment.max_megapixels,
         )

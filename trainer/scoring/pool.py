@@ -5,6 +5,7 @@ Owns that nothing is computed twice: what was scored before the trainer was kill
 
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ImageError, name_once
+from contract.features.store import Download, FeatureStore
 from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.labelconfig import ChoicesControl
@@ -68,6 +70,7 @@ def embed_tasks(
     key: str,
     project: int,
     embed: Embed,
+    store: FeatureStore,
     spec: InputSpec,
     max_megapixels: int = MAX_MEGAPIXELS,
 ) -> tuple[list[Score], list[Failure]]:
@@ -80,6 +83,7 @@ def embed_tasks(
         key: of the tasks' data.
         project: its number.
         embed: the network.
+        store: is told which file each source sent, as servers tell theirs.
         spec: of the images that it is given.
         max_megapixels: of one image in memory, as in `decode_image`.
     """
@@ -90,8 +94,12 @@ def embed_tasks(
         if reference is None:
             return Failure(task.id, "no_image", f"its data holds no image reference under {key!r}")
         try:
-            data = fetcher.fetch(reference, task_id=task.id, project_id=project)
-            return sha256(data).digest(), decode(data)
+            fetched = fetcher.fetch_if_changed(reference, known=None, task_id=task.id, project_id=project)
+            found = sha256(fetched.data).digest()
+            source = fetcher.source(reference, task_id=task.id, project_id=project)
+            if source and fetched.validators:
+                store.remember(source, Download(fetched.validators, found, int(time.time())))
+            return found, decode(fetched.data)
         except ImageError as err:
             return Failure(task.id, err.code, str(err), later=err.later)
 

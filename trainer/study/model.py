@@ -23,6 +23,7 @@ from trainer.model.backbones import Opened
 from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
 from trainer.model.build import build_head_of, open_backbone_of, sample_features
 from trainer.model.fit import fit
+from trainer.model.fit_head import fit_head
 from trainer.model.graphs.sessions import open_head
 from trainer.model.head import measure, to_onnx
 from trainer.model.network import Network
@@ -93,26 +94,37 @@ class Trainer:
     def _trained(self) -> nn.Module:
         return self._network or self._head
 
-    def train(self, labelled: Indices, name: str) -> "Model":
+    def train(self, labelled: Indices, name: str, *, unlabelled: Indices | None = None) -> "Model":
         """Return a model trained on some of the images; its name decides its masks.
+
+        A head on features that stay gets pseudo-labels of the unlabelled ones.
 
         Raises:
             TrainingError: if training diverges; no model comes of it.
         """
         dataset, training = self._dataset, self._training
         self._trained.load_state_dict(self._start)
-        self._trained.to(self._device)
-        torch.manual_seed(training.seed)
-        if self._network is not None:
-            inputs = torch.from_numpy(dataset.images[labelled])
-            measure(self._head, sample_features(self._network.backbone, dataset.images[labelled], device=self._device))
+        targets, classes = dataset.targets[labelled], len(dataset.classes)
+        if self._network is None:
+            features = cast(Floats, dataset.features)
+            fit_head(
+                self._head,
+                features[labelled],
+                targets,
+                training,
+                classes=classes,
+                device=self._device,
+                unlabelled=None if unlabelled is None else features[unlabelled],
+            )
         else:
-            inputs = torch.from_numpy(cast(Floats, dataset.features)[labelled])
-            measure(self._head, inputs)
-        pretrained = bool(self._backbone.provenance.loaded)
-        recipe = choose_recipe(training, training.trained_part, len(labelled), pretrained=pretrained)
-        targets = dataset.targets[labelled]
-        fit(self._trained, inputs, targets, classes=len(dataset.classes), recipe=recipe, device=self._device)
+            images = dataset.images[labelled]
+            self._network.to(self._device)
+            torch.manual_seed(training.seed)
+            measure(self._head, sample_features(self._network.backbone, images, device=self._device))
+            pretrained = bool(self._backbone.provenance.loaded)
+            recipe = choose_recipe(training, "all", len(labelled), pretrained=pretrained)
+            inputs = torch.from_numpy(images)
+            fit(self._network, inputs, targets, classes=classes, recipe=recipe, device=self._device)
         return Model(
             self._head,
             dataset,

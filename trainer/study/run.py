@@ -101,7 +101,7 @@ def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, la
     left: Indices = np.setdiff1d(protocol.pool, labelled)
     passes = protocol.training.passes
     started = time.perf_counter()
-    model = trainer.train(np.sort(labelled), f"study/{run.seed}/{number}")
+    model = trainer.train(np.sort(labelled), f"study/{run.seed}/{number}", unlabelled=left)
     train_s = round(time.perf_counter() - started, 3)
     counts = tuple(count_images(model.dataset.targets[labelled], len(model.dataset.classes)).tolist())
     choice, agreement = Choice(np.empty(0, np.int64), 0.0, 0.0), None

@@ -1,7 +1,9 @@
 import base64
 import dataclasses
+import hashlib
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from contract.scores.ranking import load_rankings
 from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
 from tests.trainer.ranking.rig import TASKS, Killed, picture
+from trainer.features import open_store
 from trainer.ranking import planning
 from trainer.scoring import pool
 
@@ -109,6 +112,19 @@ class TestColdStart:
         assert "raise LABELNEXT_MAX_MEGAPIXELS" in caplog.text
         cold.environment = dataclasses.replace(cold.environment, max_megapixels=2)
         assert cold.rank(dry_run=True).failed == 0
+
+    def test_the_store_is_told_which_file_each_source_sent(self, cold, tmp_path):
+        """As a server tells it: so the first version finds what is known of the unlabelled images."""
+        root = tmp_path / "local"
+        root.mkdir()
+        Image.new("RGB", (40, 40), "teal").save(root / "one.png")
+        cold.studio.tasks[1]["data"] = {"image": "/data/local-files/?d=one.png"}
+        cold.environment = dataclasses.replace(cold.environment, local_files_root=root)
+        cold.rank(dry_run=True)
+        with open_store(cold.environment) as store:
+            found = store.recall(f"file:{root}/one.png")
+        assert found.digest == hashlib.sha256((root / "one.png").read_bytes()).digest()
+        assert abs(found.checked_at - time.time()) < 600
 
     def test_images_are_embedded_a_portion_at_a_time_and_once(self, cold, monkeypatch):
         """Memory is bounded, and a run that was killed goes on."""

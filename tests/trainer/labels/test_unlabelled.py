@@ -1,0 +1,113 @@
+"""What is known of a project's unlabelled images, without asking anybody."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from contract.features.store import Download, FeatureStore
+from contract.images.download import Validators
+from contract.images.fetch import Fetcher, FetchSettings
+from contract.scores.holdout import is_held_out
+from tests.trainer.studio import TOKEN, studio
+from trainer import labelstudio
+from trainer.labels import unlabelled
+from trainer.labels.sources import from_project
+from trainer.labels.unlabelled import find_sources, recall
+from trainer.labelstudio.task_lists import list_unlabelled, recall_unlabelled
+
+TASKS = 60
+NOTHING = Validators("", None, None)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A project of which five tasks are labelled and one is skipped, and the list of the others."""
+    with studio(TASKS) as state:
+        state.client = labelstudio.connect(state.url, TOKEN)
+        state.kept = tmp_path / "tasks"
+        for task in range(1, 6):
+            state.annotate(task, "cat" if task % 2 else "dog")
+        state.annotate(6, "cat", cancelled=True)
+        list_unlabelled(state.client, 5, state.kept)
+        yield state
+
+
+@pytest.fixture
+def fetcher():
+    with Fetcher(FetchSettings()) as found:
+        yield found
+
+
+def find(pets, fetcher, *, share=0.1):
+    pool = from_project(5, pets.client)
+    asked = len(pets.requests)
+    found = find_sources(pool, 5, pets.kept, fetcher, holdout_share=share)
+    assert len(pets.requests) == asked, "nobody is asked"
+    return found
+
+
+def address(task):
+    return f"http://images/{task}.png"
+
+
+def test_the_last_list_is_recalled_and_none_is_nothing(pets, tmp_path):
+    """As it was given, without a request; a folder without a list, or with one that is none, holds no task."""
+    listed = list_unlabelled(pets.client, 5, pets.kept)
+    asked = len(pets.requests)
+    assert recall_unlabelled(pets.kept) == listed
+    assert [task.id for task in listed] == list(range(6, TASKS + 1))  # one that was skipped comes again
+    assert recall_unlabelled(tmp_path / "nowhere") == []
+    (pets.kept / "unlabelled.json").write_text("[")
+    assert recall_unlabelled(pets.kept) == []
+    assert len(pets.requests) == asked
+
+
+def test_sources_are_those_of_unlabelled_tasks_outside_the_random_holdout(pets, fetcher):
+    """What was labelled or skipped since the list was made is not among them, and neither is what leads nowhere."""
+    pets.annotate(10, "dog")
+    pets.annotate(11, "dog", cancelled=True)
+    numbers = np.arange(6, TASKS + 1)
+    expected = set(numbers[~is_held_out(5, numbers, 0.1)].tolist()) - {6, 10, 11}
+    assert len(expected) < TASKS - 8
+    assert set(find(pets, fetcher)) == {address(task) for task in expected}
+    everything = set(numbers.tolist()) - {6, 10, 11}
+    assert set(find(pets, fetcher, share=0.0)) == {address(task) for task in everything}
+    pets.add_task(image="ftp://elsewhere/1.png")
+    pets.add_task(text="no image")
+    list_unlabelled(pets.client, 5, pets.kept)
+    assert set(find(pets, fetcher)) == {address(task) for task in expected}
+
+
+def test_of_many_tasks_a_random_sample_is_looked_up(pets, fetcher, monkeypatch):
+    """The same each time, and of a longer list in part the same."""
+    whole = find(pets, fetcher)
+    monkeypatch.setattr(unlabelled, "MOST", 20)
+    some = find(pets, fetcher)
+    assert len(some) == 20
+    assert set(some) < set(whole)
+    assert some != whole[:20]
+    assert find(pets, fetcher) == some
+
+
+def test_features_are_recalled_once_for_each_file(tmp_path, caplog):
+    """Of files that are known, have a row of the right length and are not left out; the log says how many."""
+    caplog.set_level("INFO", "trainer")
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(6, 8)).astype(np.float16).astype(np.float32)
+    digests = [hashlib.sha256(bytes([each])).digest() for each in range(6)]
+    store = FeatureStore(tmp_path, max_bytes=2**20, count_fault=lambda fault: None)
+    try:
+        for each, digest in enumerate(digests):
+            store.remember(address(each), Download(NOTHING, digest, 0))
+            store.put("backbone", digest, rows[each] if each != 3 else rows[each, :5])
+        store.remember(address(6), Download(NOTHING, digests[0], 0))  # a copy of the first
+        store.remember(address(7), Download(NOTHING, hashlib.sha256(b"unknown").digest(), 0))
+        sources = [address(each) for each in range(9)]
+        found = recall(sources, store, "backbone", 8, but=[digests[1]])
+        assert {row.tobytes() for row in found} == {rows[each].tobytes() for each in (0, 2, 4, 5)}
+        assert "of 9 unlabelled images the features of 4 are known here" in caplog.text
+        assert recall(sources, store, "another", 8, but=[]).shape == (0, 8)
+        assert recall([], store, "backbone", 8, but=[]).shape == (0, 8)
+    finally:
+        store.close()

@@ -1,0 +1,155 @@
+"""A head learns from labels, and from images without one that it is sure of."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.datasets import load_digits
+
+from trainer.model.fit_head import PER_LABEL, TRUST, choose_surest, fit_head, predict
+from trainer.model.head import build_head
+from trainer.settings import Training
+
+CPU = torch.device("cpu")
+TRAINING = Training(weights="none", device="cpu", seed=3)
+
+
+def clouds(count, *, seed=0):
+    """Return two round clouds in 16 dimensions that hardly overlap: float32 (count, 16), and which is which."""
+    rng = np.random.default_rng(seed)
+    targets = np.arange(count) % 2
+    points = rng.normal(size=(count, 16)) + np.where(np.arange(16) < 8, targets[:, None], 0) * 1.3
+    return points.astype(np.float32), targets
+
+
+def fitted_head(features, targets, *, training=TRAINING, unlabelled=None):
+    torch.manual_seed(training.seed)
+    head = build_head(16, 16, classes=2, units=32)
+    fitted = fit_head(head, features, targets, training, classes=2, device=CPU, unlabelled=unlabelled)
+    return head, fitted
+
+
+def weights_of(head):
+    return np.concatenate([parameter.detach().numpy().ravel() for parameter in head.parameters()])
+
+
+@pytest.mark.slow
+def test_handwritten_digits_are_told_apart_better_with_unlabelled_ones_beside_them():
+    """With 30 labels, on digits that nobody has seen, on average over three draws."""
+    digits = load_digits()
+    points, truth = digits.data.astype(np.float32), digits.target.astype(np.int64)
+    gained = []
+    for draw in range(3):
+        labelled, unlabelled, others = np.split(np.random.default_rng(draw).permutation(len(points)), [30, 1000])
+        right = []
+        for given_too in (None, points[unlabelled]):
+            torch.manual_seed(0)
+            head = build_head(64, 64, classes=10, units=64)
+            given = {"classes": 10, "device": CPU, "unlabelled": given_too}
+            fit_head(head, points[labelled], truth[labelled], TRAINING, **given)
+            predicted = predict(head, points[others], device=CPU).argmax(axis=1)
+            right.append((predicted == truth[others]).mean())
+        gained.append(right[1] - right[0])
+    assert np.mean(gained) > 0
+
+
+def test_the_same_images_give_the_same_head_and_the_option_decides():
+    """To the last bit; without pseudo-labels, with no image or with several labels it is that of the labels alone."""
+    features, targets = clouds(12)
+    unlabelled, _ = clouds(60, seed=1)
+    both = weights_of(fitted_head(features, targets, unlabelled=unlabelled)[0])
+    np.testing.assert_array_equal(both, weights_of(fitted_head(features, targets, unlabelled=unlabelled)[0]))
+    alone = weights_of(fitted_head(features, targets)[0])
+    assert not np.array_equal(both, alone)
+    off = replace(TRAINING, pseudo_labels=False)
+    for given_too in ({"training": off, "unlabelled": unlabelled}, {"unlabelled": unlabelled[:0]}):
+        np.testing.assert_array_equal(weights_of(fitted_head(features, targets, **given_too)[0]), alone)
+    several = np.eye(2, dtype=np.uint8)[targets]
+    with_them = weights_of(fitted_head(features, several, unlabelled=unlabelled)[0])
+    np.testing.assert_array_equal(with_them, weights_of(fitted_head(features, several)[0]))
+
+
+def test_the_second_fit_has_the_labels_and_the_surest_images_at_half_their_weight(monkeypatch):
+    """Standardised by the labelled images, from the same start as the first."""
+    from trainer.model import fit_head as module
+
+    seen, fit = [], module.fit
+
+    def note(head, inputs, targets, *, trust, **options):
+        seen.append((inputs.numpy(), targets, trust, weights_of(head), head[0].shift.numpy().copy()))
+        return fit(head, inputs, targets, trust=trust, **options)
+
+    monkeypatch.setattr(module, "fit", note)
+    features, targets = clouds(12)
+    unlabelled, _ = clouds(200, seed=1)
+    fitted_head(features, targets, unlabelled=unlabelled)
+    (first, *_, first_weights, shift), (inputs, labels, trust, weights, second_shift) = seen
+    np.testing.assert_array_equal(inputs[:12], first)
+    np.testing.assert_array_equal(labels[:12], targets)
+    assert np.bincount(labels[12:], minlength=2).tolist() == [6 * PER_LABEL] * 2
+    assert {row.tobytes() for row in inputs[12:]} <= {row.tobytes() for row in unlabelled}
+    np.testing.assert_array_equal(trust, [1] * 12 + [TRUST] * len(labels[12:]))
+    np.testing.assert_array_equal(weights, first_weights)
+    np.testing.assert_array_equal(shift, second_shift)
+    np.testing.assert_allclose(shift, features.mean(axis=0), atol=1e-5)
+
+
+def test_predictions_are_those_of_the_mean_over_many_passes():
+    """Nearly: nothing is dropped, where passes drop and scale what stays."""
+    features, targets = clouds(40)
+    head, _ = fitted_head(features, targets)
+    points, _ = clouds(300, seed=4)
+    found = predict(head, points, device=CPU)
+    with torch.no_grad():
+        passes = torch.stack([head(torch.from_numpy(points)).softmax(dim=1) for _ in range(400)])
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert (found.argmax(axis=1) == passes.mean(dim=0).argmax(dim=1).numpy()).mean() > 0.97
+
+
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(0, 60), st.just(3)), elements=st.floats(0.01, 1)),
+    st.lists(st.integers(0, 4), min_size=3, max_size=3),
+)
+def test_of_each_class_the_surest_are_chosen(scores, labels_by_class):
+    """No more than four a label, of those for which no class is likelier, and none that is less sure than one left."""
+    probabilities = scores / scores.sum(axis=1, keepdims=True)
+    rows, labels = choose_surest(probabilities, np.array(labels_by_class))
+    assert len({*rows.tolist()}) == len(rows) == len(labels)
+    for label in range(3):
+        shown = np.flatnonzero(probabilities.argmax(axis=1) == label)
+        chosen = rows[labels == label]
+        assert len(chosen) == min(PER_LABEL * labels_by_class[label], len(shown))
+        assert set(chosen) <= set(shown)
+        left = np.setdiff1d(shown, chosen)
+        if len(left) and len(chosen):
+            assert probabilities[left, label].max() <= probabilities[chosen, label].min()
+
+
+def test_with_many_labels_there_are_fewer_pseudo_labels_a_label():
+    """So that they are 2,000 at most, in the proportion of the labels."""
+    probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 20_000)
+    _, labels = choose_surest(probabilities, np.array([2000, 1500, 500]))
+    assert np.bincount(labels).tolist() == [1000, 750, 250]
+
+
+@pytest.mark.parametrize("trust", [0.25, 0.5])
+def test_classes_weigh_alike_whatever_pseudo_labels_count_for(trust):
+    """Against a weighted cross-entropy by hand, of a head that is not moved."""
+    from trainer.model.fit import fit
+    from trainer.model.recipe import Recipe
+
+    rng = np.random.default_rng(0)
+    points, targets = torch.from_numpy(rng.normal(size=(12, 4))).float(), np.array([0] * 9 + [1] * 3)
+    each = np.where(np.arange(12) % 2, 1, trust).astype(np.float32)
+    torch.manual_seed(0)
+    module = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        log_p = module(points).log_softmax(dim=1).double().numpy()
+    weights = each / np.bincount(targets, weights=each)[targets]
+    expected = -(weights * log_p[np.arange(12), targets]).sum() / weights.sum()
+    fitted = fit(module, points, targets, classes=2, recipe=Recipe(0.0, 1, 4), device=CPU, trust=each)
+    assert fitted.losses[0] == pytest.approx(expected, rel=1e-5)
