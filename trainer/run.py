@@ -60,7 +60,7 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
     unlabelled: tuple[str, ...] = ()
     with open_fetcher(environment) as fetcher:
         pool, project = _read_labels(source, environment)
-        if project is not None and training.pseudo_labels:
+        if project is not None and training.takes_unlabelled and not pool.multiple:
             with stage("unlabelled"):
                 kept = kept_folder(environment, project.id)
                 unlabelled = find_sources(pool, project.id, kept, fetcher, holdout_share=training.holdout_share)

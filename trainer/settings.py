@@ -92,8 +92,8 @@ class Training:
     class_balance: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False), Option(metavar="POWER")] = None
     """Power of the inverse class frequency in the loss: 1 weights all classes alike, 0 all images (default: 1)."""
     pseudo_labels: bool = True
-    """Train the head also on unlabelled images, as what it is surest that they show: in a project those whose features
-    are known here, in `simulate` the pool."""
+    """Train the small head also on unlabelled images, as what it is surest that they show: in a project those whose
+    features are known here, in `simulate` the pool."""
     units: Count | None = None
     """Units in each hidden layer of the small head (default: 256)."""
     dropout: Annotated[Share | None, Option(metavar="P")] = None
@@ -116,6 +116,11 @@ class Training:
     def trained_part(self) -> Part:
         """What is trained, also where that was left open."""
         return self.part or ("all" if self.weights == "none" else "classifier")
+
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether there are pseudo-labels: for the small head alone, as the others take long to train twice."""
+        return self.pseudo_labels and self.trained_part == "classifier" and self.head == "small"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=DECLARED)

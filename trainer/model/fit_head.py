@@ -71,7 +71,7 @@ def fit_head(
             return fit(head, inputs, targets, classes=classes, recipe=recipe, device=device, trust=trust)
 
     fitted = fit_to(inputs, targets)
-    if unlabelled is None or not training.pseudo_labels or targets.ndim == 2:
+    if unlabelled is None or not training.takes_unlabelled or targets.ndim == 2:
         return fitted
     rows, labels = choose_surest(predict(head, unlabelled, device=device), count_images(targets, classes))
     if not len(rows):

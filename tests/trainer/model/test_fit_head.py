@@ -15,7 +15,7 @@ from trainer.model.head import build_head
 from trainer.settings import Training
 
 CPU = torch.device("cpu")
-TRAINING = Training(weights="none", device="cpu", seed=3)
+TRAINING = Training(weights="none", part="classifier", device="cpu", seed=3)
 
 
 def clouds(count, *, seed=0):
@@ -58,15 +58,18 @@ def test_handwritten_digits_are_told_apart_better_with_unlabelled_ones_beside_th
 
 
 def test_the_same_images_give_the_same_head_and_the_option_decides():
-    """To the last bit; without pseudo-labels, with no image or with several labels it is that of the labels alone."""
+    """To the last bit; without the option, for another head, with no image or several labels it is that of the labels."""
     features, targets = clouds(12)
     unlabelled, _ = clouds(60, seed=1)
     both = weights_of(fitted_head(features, targets, unlabelled=unlabelled)[0])
     np.testing.assert_array_equal(both, weights_of(fitted_head(features, targets, unlabelled=unlabelled)[0]))
     alone = weights_of(fitted_head(features, targets)[0])
     assert not np.array_equal(both, alone)
-    off = replace(TRAINING, pseudo_labels=False)
-    for given_too in ({"training": off, "unlabelled": unlabelled}, {"unlabelled": unlabelled[:0]}):
+    off, other = replace(TRAINING, pseudo_labels=False), replace(TRAINING, head="vgg")
+    for training in (off, other):
+        found = weights_of(fitted_head(features, targets, training=training, unlabelled=unlabelled)[0])
+        np.testing.assert_array_equal(found, alone)
+    for given_too in ({}, {"unlabelled": unlabelled[:0]}):
         np.testing.assert_array_equal(weights_of(fitted_head(features, targets, **given_too)[0]), alone)
     several = np.eye(2, dtype=np.uint8)[targets]
     with_them = weights_of(fitted_head(features, several, unlabelled=unlabelled)[0])
