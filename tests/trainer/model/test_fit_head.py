@@ -58,7 +58,7 @@ def test_handwritten_digits_are_told_apart_better_with_unlabelled_ones_beside_th
 
 
 def test_the_same_images_give_the_same_head_and_the_option_decides():
-    """To the last bit; without the option, for another head, with no image or several labels it is that of the labels."""
+    """To the last bit; without the option, for another head, with no image or several labels it is that of labels."""
     features, targets = clouds(12)
     unlabelled, _ = clouds(60, seed=1)
     both = weights_of(fitted_head(features, targets, unlabelled=unlabelled)[0])
