@@ -28,7 +28,8 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        options["disable"] = options.get("disable") or bool(Bar._open)
+        if Bar._open:
+            options["disable"] = True
         self._in_lines = not sys.stderr.isatty()
         if self._in_lines:
             options |= {"mininterval": _SECONDS_A_LINE, "miniters": 1, "bar_format": _LINE}

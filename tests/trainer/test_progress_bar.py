@@ -15,6 +15,7 @@ from bench.hosts import host
 from trainer import progress_bar as bars
 from trainer.model import weights
 from trainer.progress_bar import Bar
+from trainer.study import workers
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"images: (\d+)/200 \((\d+)%\), +[\d.]+image/s, \d\d:\d\d left, loss=0\.1")
@@ -47,6 +48,13 @@ def test_without_a_terminal_progress_is_a_line_now_and_then():
     assert done == sorted(set(done))
     assert done[-1] == 200
     assert 2 <= len(lines) < 100  # of 200 images
+
+
+@pytest.mark.slow
+def test_workers_of_a_study_show_none():
+    """The study itself tells how far all of them are."""
+    with workers._silent_workers():
+        assert run(stderr=subprocess.PIPE).stderr == b""
 
 
 @pytest.mark.slow
