@@ -364,6 +364,7 @@ def _check_nodes(model: ModelProto) -> None:
         found = sum(node.op_type == "Dropout" for node in nodes)
         raise DropoutDead(
             f"none of the graph's {found} Dropout nodes is active, so all passes would be equal and BALD 0 for every "
-            "image; use torch.nn.Dropout, and keep it in training mode as baal's patch_module does: AlphaDropout, and "
-            "torch.nn.functional.dropout that goes by self.training, are gone from what is exported"
+            "image; use torch.nn.Dropout, and keep it in training mode as baal's patch_module does: AlphaDropout, "
+            "Dropout1d, that of MultiheadAttention, and torch.nn.functional.dropout that goes by self.training, are "
+            "gone from what is exported"
         )

@@ -327,7 +327,7 @@ class Functional(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gone", [torch.nn.AlphaDropout(), Functional()])
+@pytest.mark.parametrize("gone", [torch.nn.AlphaDropout(), torch.nn.Dropout1d(), Functional()])
 def test_dropout_that_an_export_has_lost_is_told_of(gone):
     """It is not in the graph, which therefore cannot name it: all kinds that vanish are."""
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8), gone, torch.nn.Linear(8, 3))
