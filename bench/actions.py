@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.frame import describe, print_table, say
-from bench.model import CACHE, SHARED, WEIGHTS
+from bench.harness.frame import describe, print_table, say
+from bench.subjects.model import CACHE, SHARED, WEIGHTS
 from contract.scores.embedding import embed
 from contract.scores.holdout import holdout_order, is_held_out
 from contract.scores.sure import DEFAULT_PRECISION, Sure

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from bench.frame import print_table, read_options, report
+from bench.harness.frame import print_table, read_options, report
 from contract.scores.acquisition import entropy, softmax
 from contract.scores.embedding import embed
 from trainer.ordering.order import arrange

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter
 
-from bench.frame import print_table, read_options, report
-from bench.model import Subject, trained
+from bench.harness.frame import print_table, read_options, report
+from bench.subjects.model import Subject, trained
 from contract.images.preprocess import decode_image
 from contract.scores.embedding import embed
 from contract.scores.holdout import DEFAULT_SHARE

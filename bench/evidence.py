@@ -2,9 +2,9 @@
 
 Runs `python -m trainer simulate` on real images, on the features of an EfficientNet-Lite0 that was trained on
 ImageNet: CIFAR-10 with tails of 100:1 and 200:1 and without one, TrashNet with tails of 20:1 and 50:1, drawings of
-several dozen subjects, letters of many fonts (bench/sets.py); the default against random on those of a VGG-16, too.
-Where the developers' shared folder is not there, on scikit-learn's handwritten digits and convolutions that nobody has
-trained. Prints for each strategy
+several dozen subjects, letters of many fonts (bench/subjects/sets.py); the default against random on those of a
+VGG-16, too. Where the developers' shared folder is not there, on scikit-learn's handwritten digits and convolutions
+that nobody has trained. Prints for each strategy
 
     macro_f1, minority_f1, accuracy   area over labels less random's, marked where its interval leaves out zero
     of random: ...                    labels that it needs for random's final level, over all of random's
@@ -25,10 +25,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from bench import sets
-from bench.frame import describe, print_table
-from bench.model import CACHE, WEIGHTS, clean_environment
-from bench.sets import LabelledImages
+from bench.harness.frame import describe, print_table
+from bench.subjects import sets
+from bench.subjects.model import CACHE, WEIGHTS, clean_environment
+from bench.subjects.sets import LabelledImages
 from contract.settings import split
 from demo.product import CHECKOUT
 

@@ -24,11 +24,11 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from bench.frame import print_table, read_options, report, say
-from bench.hosts import common_folder, image_host
-from bench.load import Client, images_per_s, send, split
-from bench.model import Subject, small_images, trained, workplace
-from bench.serving import serving
+from bench.harness.frame import print_table, read_options, report, say
+from bench.harness.hosts import common_folder, image_host
+from bench.harness.load import Client, images_per_s, send, split
+from bench.harness.serving import serving
+from bench.subjects.model import Subject, small_images, trained, workplace
 from contract.versions.repository import Repository
 from contract.versions.version import Version
 

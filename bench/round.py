@@ -28,11 +28,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, Self
 
-from bench.frame import print_table, read_options, report, say
-from bench.hosts import image_host
-from bench.model import CACHE, Subject, clean_environment, labelled_photos
-from bench.photos import vary
-from bench.serving import Server, wait_until
+from bench.harness.frame import print_table, read_options, report, say
+from bench.harness.hosts import image_host
+from bench.harness.serving import Server, wait_until
+from bench.subjects.model import CACHE, Subject, clean_environment, labelled_photos
+from bench.subjects.photos import vary
 from contract.label_studio import LabelStudioClient
 from contract.versions.repository import Repository
 from demo.label_studio import LabelStudio, label_studio

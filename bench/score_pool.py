@@ -27,9 +27,9 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet as pq
 
-from bench.frame import print_table, read_options, report
-from bench.hosts import ImageHost, image_host
-from bench.model import clean_environment, trained, workplace
+from bench.harness.frame import print_table, read_options, report
+from bench.harness.hosts import ImageHost, image_host
+from bench.subjects.model import clean_environment, trained, workplace
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import Manifest

@@ -26,11 +26,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.frame import print_table, read_options, report, say
-from bench.hosts import image_host
-from bench.load import Client, Reply, images_per_s, latencies, overlapping, percentile, send, sending, split
-from bench.model import trained, workplace
-from bench.serving import Server, serving, stage_seconds
+from bench.harness.frame import print_table, read_options, report, say
+from bench.harness.hosts import image_host
+from bench.harness.load import Client, Reply, images_per_s, latencies, overlapping, percentile, send, sending, split
+from bench.harness.serving import Server, serving, stage_seconds
+from bench.subjects.model import trained, workplace
 from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
 from server.inference.engine import Engine

@@ -34,11 +34,11 @@ from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import Resident, growth_mb, probing
 from bench.chaos.traffic import KINDS, Sampler, bad_host
-from bench.frame import print_table, say
-from bench.hosts import image_host
-from bench.load import percentile
-from bench.serving import Fleet, Server, fleet, has_haproxy
-from bench.tiny_model import publish
+from bench.harness.frame import print_table, say
+from bench.harness.hosts import image_host
+from bench.harness.load import percentile
+from bench.harness.serving import Fleet, Server, fleet, has_haproxy
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 
 _CLIENTS = 12

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.serving import Fleet, Server, wait_until
-from bench.tiny_model import TinyModel, publish
+from bench.harness.serving import Fleet, Server, wait_until
+from bench.subjects.tiny_model import TinyModel, publish
 from contract.versions.repository import Repository, new_version
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, MANIFEST_FILE
 from demo.product import CHECKOUT
@@ -71,7 +71,14 @@ class Faults:
 
     def kill_publisher(self) -> None:
         """Kill a program while it publishes one version after the other."""
-        command = [sys.executable, "-m", "bench.tiny_model", str(self._repository.root), str(self._next_seed()), "1000"]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.subjects.tiny_model",
+            str(self._repository.root),
+            str(self._next_seed()),
+            "1000",
+        ]
         with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as publisher:
             assert publisher.stdout is not None
             publisher.stdout.readline()

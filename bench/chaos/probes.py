@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from bench.serving import Fleet, Server
+from bench.harness.serving import Fleet, Server
 
 _INTERVAL_S = 0.05
 _FAILED_S = 10.0

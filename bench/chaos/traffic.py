@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bench import hosts
 from bench.chaos.pictures import Picture
-from bench.load import label_config
-from bench.tiny_model import LABELS
+from bench.harness import hosts
+from bench.harness.load import label_config
+from bench.subjects.tiny_model import LABELS
 
 _MOST_TASKS = 20
 _MOST_SMALL = 4

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
-from bench import hosts
+from bench.harness import hosts
+from bench.harness.hosts import Answer
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Attack, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
 from bench.hostile.references import PRIVATE, TOO_LARGE, fill, given, made, redirect, send_picture
 from bench.hostile.site import CROWD, Escaped, Site, can_make_certificates
-from bench.hosts import Answer
 
 _BROKE_OFF = refused_fetch("cannot be reached or broke off")
 _ENDED = refused_fetch("broke off|more than")

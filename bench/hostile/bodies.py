@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from bench.harness.load import label_config
 from bench.hostile import pictures
 from bench.hostile.case import MEBIBYTE, Attack, Case, Kind
 from bench.hostile.exchange import (
@@ -20,7 +21,6 @@ from bench.hostile.exchange import (
     request,
 )
 from bench.hostile.site import Escaped, Site, data_uri, predict_body
-from bench.load import label_config
 
 _BAD_CONFIG = Answered({400, 413}, "bad_config|bad_request|request_entity_too_large")
 _CONFLICT = Answered({409})

@@ -5,7 +5,7 @@ import zlib
 
 from PIL import Image
 
-from bench import hosts
+from bench.harness import hosts
 from bench.hostile import pictures
 from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Attack, Case, File, Kind, of, refused_decode, refused_fetch
 from bench.hostile.pictures import (

@@ -14,11 +14,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
+from bench.harness.serving import serving
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Attack, Case, Kind
 from bench.hostile.exchange import Answered, head, in_chunks, post, read_reply
 from bench.hostile.site import LIVE_S, Escaped, Site, data_uri, predict_body
-from bench.serving import serving
 
 _SLOW_CLIENTS = 2000
 _SLOW_FOR_S = 4.0

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from textwrap import wrap
 
-from bench import hosts
+from bench.harness import hosts
+from bench.harness.hosts import Answer
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Attack, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
 from bench.hostile.site import Site, data_uri
-from bench.hosts import Answer
 
 PRIVATE = refused_fetch("is not on the public internet")
 _UNKNOWN = refused_fetch("import the task again|not a URL|is not on the public internet|cannot be reached")

@@ -23,10 +23,11 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from bench import load, tiny_model
+from bench.harness import load
+from bench.harness.hosts import Host, host, reply
+from bench.harness.serving import Server, serving
 from bench.hostile import pictures
-from bench.hosts import Host, host, reply
-from bench.serving import Server, serving
+from bench.subjects import tiny_model
 from contract.versions.repository import Repository
 
 LIVE_S = 1.0

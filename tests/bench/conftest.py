@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from bench import model
 from bench.chaos.pictures import draw_pictures
-from bench.model import Subject
-from bench.tiny_model import LABELS, TinyModel, publish
+from bench.subjects import model
+from bench.subjects.model import Subject
+from bench.subjects.tiny_model import LABELS, TinyModel, publish
 from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
 

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from bench.agreement import (
+from bench.passes.agreement import (
     compare,
     compute_bald,
     compute_features,
     independent_masks,
     reference_bald,
 )
-from bench.tiny_model import SITES, draw_images, publish
+from bench.subjects.tiny_model import SITES, draw_images, publish
 from contract.graph.masks import draw_masks
 from contract.scores.acquisition import bald
 from contract.versions.repository import Repository

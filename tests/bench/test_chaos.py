@@ -13,9 +13,9 @@ from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
 from bench.chaos.probes import growth_mb, probing
 from bench.chaos.traffic import Manner, Sampler
-from bench.hosts import host, reply
-from bench.serving import Fleet, Server, wait_until
-from bench.tiny_model import publish
+from bench.harness.hosts import host, reply
+from bench.harness.serving import Fleet, Server, wait_until
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 from demo.processes import free_port
 

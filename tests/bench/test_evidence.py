@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from bench import evidence, sets
+from bench import evidence
 from bench.evidence import plan_studies
-from bench.sets import LabelledImages
+from bench.subjects import sets
+from bench.subjects.sets import LabelledImages
 from trainer.__main__ import read
 from trainer.study.options import queries
 from trainer.study.reference import read as read_reference

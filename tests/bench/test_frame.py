@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import frame
-from bench.frame import print_table, read_options, report
+from bench.harness import frame
+from bench.harness.frame import print_table, read_options, report
 
 OPTIONS = {
     "image_size": (224, "in pixels"),

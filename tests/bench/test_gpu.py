@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu
-from bench.cards import peak_tflops
-from bench.gpu import QUICK, Setting, Skipped, find_library_folders
-from bench.model import Subject
-from bench.placement import Placement, recording
-from bench.tiny_model import TinyModel, draw_images, publish
+from bench.gpu import __main__ as gpu
+from bench.gpu.__main__ import QUICK, Setting, Skipped, find_library_folders
+from bench.gpu.cards import peak_tflops
+from bench.gpu.placement import Placement, recording
+from bench.subjects.model import Subject
+from bench.subjects.tiny_model import TinyModel, draw_images, publish
 from contract.versions.repository import Repository
 from server.inference.engine import Engine, EngineOptions
 from server.settings import Device, Precision

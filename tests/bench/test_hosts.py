@@ -3,7 +3,7 @@ import socket
 import pytest
 import urllib3
 
-from bench.hosts import host, image_host, reply, trickle
+from bench.harness.hosts import host, image_host, reply, trickle
 from contract.errors import FetchError
 from contract.images.fetch import Fetcher, FetchSettings
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.hosts import host, reply
-from bench.load import (
+from bench.harness.hosts import host, reply
+from bench.harness.load import (
     Client,
     Reply,
     images_per_s,

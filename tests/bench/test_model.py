@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import model
-from bench.model import small_images, trained, workplace
-from bench.tiny_model import publish
+from bench.subjects import model
+from bench.subjects.model import small_images, trained, workplace
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 
 

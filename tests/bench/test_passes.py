@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("openvino", reason="needs requirements/bench.txt, which make bench-passes installs")
 
-from bench.passes import main
+from bench.passes.__main__ import main
 
 SIZE = "--image-size=32 --labels=40 --photos=60 --batches=1,2"
 EFFORT = "--rounds=2 --slow-rounds=1 --passes=5,20 --reference=100 --sets=2"

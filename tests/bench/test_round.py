@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.photos import vary
 from bench.round import Round
+from bench.subjects.photos import vary
 from trainer.watching.watcher import _describe_stages
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bench.rounds import Contender, Timings, time_in_turn
+from bench.passes.rounds import Contender, Timings, time_in_turn
 
 IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from bench import server
-from bench.load import Reply
+from bench.harness.load import Reply
 from bench.server import Load, Round, summarise_rounds
 
 

@@ -1,7 +1,7 @@
 import pytest
 import urllib3
 
-from bench.serving import Server, parse_metrics, stage_seconds, wait_until
+from bench.harness.serving import Server, parse_metrics, stage_seconds, wait_until
 from server.observe.metrics import Metrics
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import sets
+from bench.subjects import sets
 from trainer.study.dataset import read_pool
 
 CLASSES = ("automobile", "cat", "frog")

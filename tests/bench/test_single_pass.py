@@ -2,13 +2,13 @@ import numpy as np
 import onnx
 import pytest
 
-from bench.tiny_model import PASSES, TinyModel, draw_images, publish
+from bench.subjects.tiny_model import PASSES, TinyModel, draw_images, publish
 from contract.versions.repository import Repository
 from server.settings import Device
 
 pytest.importorskip("openvino", reason="needs requirements/bench.txt, which make bench-passes installs")
 
-from bench.single_pass import compile_by_batch, open_session, read_plain, remove_dropout
+from bench.passes.single_pass import compile_by_batch, open_session, read_plain, remove_dropout
 
 
 @pytest.fixture

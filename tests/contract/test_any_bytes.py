@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto
 
-from bench.tiny_model import TinyModel, draw_probe
+from bench.subjects.tiny_model import TinyModel, draw_probe
 from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError, SignatureError
 from contract.graph.lowering import FEATURES, lower
 from contract.graph.probe import Probe

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.hosts import host, raw, reply
+from bench.harness.hosts import host, raw, reply
 from contract import label_studio
 from contract.errors import ConfigError
 from contract.label_studio import WHOAMI, LabelStudioClient, Patience, Refused, TokenRefused, Unreachable

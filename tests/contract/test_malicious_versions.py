@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bench.tiny_model import TinyModel, publish
+from bench.subjects.tiny_model import TinyModel, publish
 from contract.errors import LabelnextError, ManifestError, SignatureError, VersionNotFound
 from contract.graph.lowering import load_graph, lower
 from contract.graph.probe import Probe

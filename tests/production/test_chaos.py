@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.serving import has_haproxy
+from bench.harness.serving import has_haproxy
 from demo.product import CHECKOUT
 
 pytestmark = pytest.mark.rare

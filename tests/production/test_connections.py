@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from bench.chaos.probes import probing
-from bench.load import percentile
-from bench.serving import Server, fleet, has_haproxy, serving
-from bench.tiny_model import publish
+from bench.harness.load import percentile
+from bench.harness.serving import Server, fleet, has_haproxy, serving
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 from tests.production.driving import idle_connections
 from tests.server.conftest import make_predict_body, make_tasks

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from bench.serving import Server, serving
-from bench.tiny_model import publish
+from bench.harness.serving import Server, serving
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 from tests.disks import fill, small_disk
 from tests.production.driving import Client

@@ -23,7 +23,7 @@ import pytest
 import urllib3
 from PIL import Image
 
-from bench.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
+from bench.subjects.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 from contract.versions.repository import Repository
 from demo.processes import Child, free_port, running
 from deploy.images.__main__ import SERVER, SERVER_LIMIT_MB, TRAINER

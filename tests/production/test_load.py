@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from bench.chaos.probes import probing
-from bench.hosts import Handler, Host, Request, host, reply
-from bench.load import percentile
-from bench.serving import Server, serving
-from bench.tiny_model import publish
+from bench.harness.hosts import Handler, Host, Request, host, reply
+from bench.harness.load import percentile
+from bench.harness.serving import Server, serving
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 from tests.production.driving import Client, idle_connections
 from tests.server.conftest import make_task

@@ -12,8 +12,8 @@ import pytest
 import urllib3
 import yaml
 
-from bench.serving import serving
-from bench.tiny_model import publish
+from bench.harness.serving import serving
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from demo.product import CHECKOUT

@@ -18,10 +18,10 @@ import pytest
 import urllib3
 
 from bench.chaos.pictures import Picture, draw_pictures
-from bench.hosts import Handler, ImageHost, Request, host, image_host, reply
-from bench.load import Client, sending, split
-from bench.serving import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
-from bench.tiny_model import LABELS, publish
+from bench.harness.hosts import Handler, ImageHost, Request, host, image_host, reply
+from bench.harness.load import Client, sending, split
+from bench.harness.serving import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until
+from bench.subjects.tiny_model import LABELS, publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from bench.serving import Server, serving
-from bench.tiny_model import publish
+from bench.harness.serving import Server, serving
+from bench.subjects.tiny_model import publish
 from contract.errors import NothingPublished, PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
 from contract.versions.location import open_repository

@@ -13,9 +13,9 @@ import urllib3
 from PIL import Image
 from pyarrow import parquet as pq
 
-from bench.hosts import image_host
-from bench.serving import serving
-from bench.tiny_model import draw_images, publish
+from bench.harness.hosts import image_host
+from bench.harness.serving import serving
+from bench.subjects.tiny_model import draw_images, publish
 from contract.versions.repository import Repository
 from demo.processes import running
 from demo.product import CHECKOUT

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import load, serving
-from bench.tiny_model import draw_images, publish
+from bench.harness import load, serving
+from bench.subjects.tiny_model import draw_images, publish
 from contract.images.fetch import Fetched
 from contract.versions.repository import Repository
 from server.app import close_app, create_app

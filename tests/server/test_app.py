@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.hostile.bodies import BODIES
-from bench.tiny_model import PASSES, TinyModel, draw_images, expected_bald, publish
+from bench.subjects.tiny_model import PASSES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import FetchError
 from contract.scores.acquisition import label_studio_score
 from contract.versions.training_requests import REQUESTS_FOLDER, find_requests, leave_request

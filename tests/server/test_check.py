@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from bench.hosts import host, reply
-from bench.tiny_model import PASSES, TinyModel, publish
+from bench.harness.hosts import host, reply
+from bench.subjects.tiny_model import PASSES, TinyModel, publish
 from server import check as checking
 from server.__main__ import main
 from server.check import check

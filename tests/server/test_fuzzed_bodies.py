@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.tiny_model import publish
+from bench.subjects.tiny_model import publish
 from server.settings import Device, Settings
 from tests.mutation import mutate_json
 from tests.server.conftest import make_predict_body, make_task, make_tasks

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.tiny_model import TinyModel, draw_images, publish
+from bench.subjects.tiny_model import TinyModel, draw_images, publish
 from contract.errors import DigestError, LabelnextError
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys

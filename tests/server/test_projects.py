@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bench.tiny_model import TinyModel, publish
+from bench.subjects.tiny_model import TinyModel, publish
 from contract.versions.repository import RANKINGS_FOLDER
 from contract.versions.results import ProjectState, TrainingRecord
 from contract.versions.training_requests import find_requests

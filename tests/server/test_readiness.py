@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.tiny_model import TinyModel, draw_images, publish
+from bench.subjects.tiny_model import TinyModel, draw_images, publish
 from server.app import close_app, create_app
 from server.inference.models import Models
 from tests.server.conftest import (

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from bench.tiny_model import publish
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
 from server.opening import open_models

@@ -8,7 +8,7 @@ from base64 import b64decode
 import numpy as np
 import pytest
 
-from bench.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+from bench.subjects.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import FetchError, TemporaryFetchError
 from contract.graph.masks import draw_masks
 from contract.scores.calibration import temper

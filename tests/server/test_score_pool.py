@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 from pyarrow import parquet as pq
 
-from bench.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+from bench.subjects.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import ConfigError, VersionNotFound
 from contract.graph.masks import draw_masks
 from server.__main__ import main

@@ -9,8 +9,8 @@ import socket
 
 import pytest
 
-from bench.hosts import host, reply
-from bench.tiny_model import draw_images, publish
+from bench.harness.hosts import host, reply
+from bench.subjects.tiny_model import draw_images, publish
 from contract.errors import LabelnextError
 from server.observe.logs import JsonFormatter, logging_config
 from tests.server.conftest import CONFIG, make_predict_body, make_task, to_data_uri

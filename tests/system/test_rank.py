@@ -21,7 +21,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pytest
 
-from bench.hosts import host, reply
+from bench.harness.hosts import host, reply
 from contract.scores.holdout import is_held_out
 from demo.label_studio import LabelStudio
 from demo.pool import Pool

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import urllib3
 
-from bench.load import make_task, predict_body
-from bench.tiny_model import draw_images, publish
+from bench.harness.load import make_task, predict_body
+from bench.subjects.tiny_model import draw_images, publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
 from demo.product import CHECKOUT, Workplace, serving

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from bench.hosts import host, reply
+from bench.harness.hosts import host, reply
 from trainer.scoring.scores import digest
 
 LABELS = ("cat", "dog")

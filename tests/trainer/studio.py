@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from urllib.parse import parse_qs, urlsplit
 
-from bench.hosts import Request, host, reply
+from bench.harness.hosts import Request, host, reply
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = (

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from bench.tiny_model import publish
+from bench.subjects.tiny_model import publish
 from contract.errors import ConfigError
 from contract.versions.repository import Repository
 from contract.versions.version import SIGNATURE_FILE

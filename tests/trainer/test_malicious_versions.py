@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.tiny_model import TinyModel, publish
+from bench.subjects.tiny_model import TinyModel, publish
 from contract.errors import LabelnextError
 from contract.versions.repository import Repository
 from tests.malicious import ONE_OF_EACH

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.hosts import host
+from bench.harness.hosts import host
 from trainer import progress_bar as bars
 from trainer.model import weights
 from trainer.progress_bar import Bar

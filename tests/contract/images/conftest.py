@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bench.hosts import host
+from bench.harness.hosts import host
 from contract.images.addresses import resolve_addresses
 from contract.images.fetch import Fetcher, FetchSettings
 

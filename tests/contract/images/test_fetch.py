@@ -10,8 +10,8 @@ import pytest
 
 import contract.images.connections
 import contract.images.local
+from bench.harness.hosts import endless, host, raw, reply, silence, trickle
 from bench.hostile.references import ELSEWHERE, THIS_MACHINE
-from bench.hosts import endless, host, raw, reply, silence, trickle
 from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import is_public
 from contract.images.download import HttpUrl

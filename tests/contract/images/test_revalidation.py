@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from bench.hosts import Handler, Request, reply
+from bench.harness.hosts import Handler, Request, reply
 from contract.errors import FetchError
 from contract.images.download import Validators
 from tests.contract.images.conftest import IMAGE, LEGACY, LONG_AGO, UPLOAD, jwt

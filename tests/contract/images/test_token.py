@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from bench.hosts import Handler, Host, Request, reply
+from bench.harness.hosts import Handler, Host, Request, reply
 from contract.errors import ConfigError, FetchError
 from contract.images.fetch import FetchSettings
 from tests.contract.images.conftest import IMAGE, LEGACY, UPLOAD, Clock, jwt, tokens

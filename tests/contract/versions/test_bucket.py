@@ -4,7 +4,7 @@ import traceback
 
 import pytest
 
-from bench.hosts import host, reply
+from bench.harness.hosts import host, reply
 from contract.errors import ConfigError, PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
 from tests.buckets import environment

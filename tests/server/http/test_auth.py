@@ -3,7 +3,7 @@ from base64 import b64encode
 
 import pytest
 
-from bench.tiny_model import publish
+from bench.subjects.tiny_model import publish
 from server.http.auth import OPEN
 from tests.server.conftest import CONFIG, make_predict_body
 

@@ -2,7 +2,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from bench.tiny_model import publish
+from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 from server.app import close_app, create_app
 from server.http.auth import OPEN

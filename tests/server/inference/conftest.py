@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bench.hosts import host
-from bench.tiny_model import SPEC, TinyModel, publish
+from bench.harness.hosts import host
+from bench.subjects.tiny_model import SPEC, TinyModel, publish
 from contract.features.store import FeatureStore
 from contract.graph.lowering import PassOutputs
 from contract.images.fetch import Fetcher, FetchSettings

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from bench.tiny_model import PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+from bench.subjects.tiny_model import PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import ConfigError
 from contract.graph.lowering import FEATURES
 from contract.graph.masks import draw_masks

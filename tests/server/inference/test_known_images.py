@@ -9,7 +9,7 @@ from concurrent.futures import wait
 import numpy as np
 import pytest
 
-from bench.hosts import reply
+from bench.harness.hosts import reply
 from contract.errors import ImageError
 from server.inference.batching import Expired, ImageScores
 from tests.server.inference.conftest import EchoEngine, make_png, references, soon, total

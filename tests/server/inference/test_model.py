@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from bench.tiny_model import publish
+from bench.subjects.tiny_model import publish
 from contract.errors import VersionInUse
 from server.inference.model import Model
 from tests.server.inference.conftest import load, publish_bad

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.tiny_model import draw_images, publish
+from bench.subjects.tiny_model import draw_images, publish
 from server.inference.backbone import Backbones
 from server.inference.engine import Engine
 from server.inference.models import Models

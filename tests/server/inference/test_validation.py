@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from bench.tiny_model import TinyModel, publish, save_graph
+from bench.subjects.tiny_model import TinyModel, publish, save_graph
 from contract.errors import DigestError, DropoutDead, LoweringError, ProbeMismatch
 from contract.versions.manifest import Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, MANIFEST_FILE, PROBE_FILE, digest_file

@@ -6,7 +6,7 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
-from bench.tiny_model import publish
+from bench.subjects.tiny_model import publish
 from contract.errors import DigestError
 from contract.versions.manifest import FileDigest
 from contract.versions.version import digest_file

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from bench.hosts import host, reply
+from bench.harness.hosts import host, reply
 from contract.errors import ConfigError, LabelError
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.preprocess import decode_image

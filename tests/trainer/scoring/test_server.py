@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.hosts import host
+from bench.harness.hosts import host
 from contract.errors import ConfigError, Unavailable
 from tests.trainer.scorer import scorer
 from tests.trainer.studio import CONFIG

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.serving import wait_until
+from bench.harness.serving import wait_until
 from contract.errors import TrainingError
 from tests.trainer.report.pages import Page
 from tests.trainer.small import write_folders

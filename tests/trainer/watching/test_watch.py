@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from filelock import FileLock
 
-from bench.hosts import host
+from bench.harness.hosts import host
 from contract.errors import ConfigError, LabelnextError, NothingPublished
 from contract.label_studio import LabelStudioClient, Patience
 from contract.labelconfig import parse_label_config

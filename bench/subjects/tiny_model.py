@@ -1,8 +1,8 @@
 """A network small enough to read, as a literal ONNX graph and as the numpy that the graph must agree with.
 
 Its versions are published in a moment and without torch, for whoever asks how a server behaves and not how fast it
-scores. `python -m bench.tiny_model MODELS SEED` publishes one from a process of its own; with a number behind the seed,
-so many, one after the other.
+scores. `python -m bench.subjects.tiny_model MODELS SEED` publishes one from a process of its own; with a number behind
+the seed, so many, one after the other.
 """
 
 import sys

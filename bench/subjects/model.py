@@ -123,7 +123,7 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 def small_images(count: int) -> list[Path]:
     """Return different images of few pixels, as rough as photos are, written once."""
-    from bench.noise import coloured_noise
+    from bench.subjects.noise import coloured_noise
 
     folder = CACHE / "small-images"
     paths = [folder / f"{number}.png" for number in range(count)]

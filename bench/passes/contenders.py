@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from bench.rounds import Contender, Images
-from bench.single_pass import compile_by_batch, open_session, quantise, read_plain
+from bench.passes.rounds import Contender, Images
+from bench.passes.single_pass import compile_by_batch, open_session, quantise, read_plain
 from contract.versions.version import Version
 from server.inference.engine import Engine
 from server.settings import Device, Precision

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from bench.rounds import Images
+from bench.passes.rounds import Images
 from contract.graph.masks import Masks, draw_masks, mask_name
 from contract.scores.acquisition import entropy
 from contract.versions.manifest import DropoutSite

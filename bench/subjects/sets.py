@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.model import CACHE, SHARED
+from bench.subjects.model import CACHE, SHARED
 from demo.clipart import PACKAGE
 from demo.packages import unpack
 from demo.pool import write_digits

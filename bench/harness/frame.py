@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bench.model import Subject
+from bench.subjects.model import Subject
 from demo.product import CHECKOUT
 from server.inference.resources import available_cpus
 

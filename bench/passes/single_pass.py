@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from onnx import ModelProto
 
-from bench.rounds import Images
+from bench.passes.rounds import Images
 from contract.versions.version import Version
 from server.settings import Device
 

@@ -36,11 +36,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from bench.cards import describe_card, peak_tflops
-from bench.frame import Row, read_options, report, say
-from bench.model import Subject, clean_environment, trained
-from bench.noise import coloured_noise
-from bench.placement import Placement, recording
+from bench.gpu.cards import describe_card, peak_tflops
+from bench.gpu.placement import Placement, recording
+from bench.harness.frame import Row, read_options, report, say
+from bench.subjects.model import Subject, clean_environment, trained
+from bench.subjects.noise import coloured_noise
 from contract.graph.lowering import FEATURES
 from contract.graph.probe import Probe
 from contract.images.preprocess import decode_image

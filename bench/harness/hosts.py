@@ -1,6 +1,6 @@
 """HTTP hosts whose answers one writes, good or bad, and which remember what they were asked.
 
-`python -m bench.hosts FOLDER PORT` serves the images of a folder from a process of its own, lest it share the
+`python -m bench.harness.hosts FOLDER PORT` serves the images of a folder from a process of its own, lest it share the
 interpreter of what is measured. They carry an ETag, so that a client may ask whether one has changed; /counts says as
 JSON how many were sent ("200") and how many had not changed ("304").
 """
@@ -221,7 +221,7 @@ def image_host(images: Sequence[Path]) -> Iterator[ImageHost]:
     folder = common_folder(images)
     port = free_port()
     served = ImageHost(f"http://127.0.0.1:{port}", folder)
-    command: list[str | Path] = [sys.executable, "-m", "bench.hosts", folder, str(port)]
+    command: list[str | Path] = [sys.executable, "-m", "bench.harness.hosts", folder, str(port)]
     with (
         tempfile.TemporaryDirectory() as logs,
         running("The image host", command, log=Path(logs) / "log", environment={}, cwd=CHECKOUT) as child,

@@ -13,7 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 import urllib3
 
-from bench.frame import say
+from bench.harness.frame import say
 
 _TIMEOUT_S = 900
 _CREATED = "2026-10-05T08:15:30.250001Z"

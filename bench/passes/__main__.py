@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from bench import contenders
-from bench.agreement import (
+from bench.harness.frame import Row, print_table, read_options, report, say
+from bench.passes import contenders
+from bench.passes.agreement import (
     balanced_sets,
     compare,
     compute_bald,
@@ -29,11 +30,10 @@ from bench.agreement import (
     rank,
     reference_bald,
 )
-from bench.contenders import NAMES
-from bench.frame import Row, print_table, read_options, report, say
-from bench.model import trained
-from bench.rounds import Contender, Images, Timings, time_in_turn
-from bench.single_pass import open_session
+from bench.passes.contenders import NAMES
+from bench.passes.rounds import Contender, Images, Timings, time_in_turn
+from bench.passes.single_pass import open_session
+from bench.subjects.model import trained
 from contract.images.preprocess import decode_image
 from contract.versions.version import Version
 from server.inference.engine import Engine, EngineOptions

@@ -1,0 +1,1 @@
+"""`python -m bench.passes`: what T passes cost and are worth."""

@@ -1,0 +1,1 @@
+"""What is measured on: versions, photos, sets of labelled images."""
