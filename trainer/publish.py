@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -29,6 +29,7 @@ from trainer.evaluation.witnesses import save_witnesses
 from trainer.labels.annotations import CONFIRMED
 from trainer.labels.dataset import Indices, Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
+from trainer.labels.unlabelled import Unlabelled
 from trainer.model.fit import Fitted
 from trainer.model.frozen import Features, FrozenBackbone
 from trainer.model.graphs.export import export
@@ -51,8 +52,8 @@ class Data:
     pixels: Pixels
     parts: HeldOut
     project: ProjectState | None
-    unlabelled: tuple[str, ...] = ()
-    """Where images without a label are asked for whose features may be known, none of the random holdout among them."""
+    unlabelled: Unlabelled = field(default_factory=Unlabelled)
+    """Images without a label whose features may be known."""
 
     @property
     def validation_images(self) -> npt.NDArray[np.uint8]:

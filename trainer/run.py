@@ -20,7 +20,7 @@ from trainer.labels import checks
 from trainer.labels import sources as labels
 from trainer.labels.dataset import count_images, load_pixels, open_fetcher
 from trainer.labels.image_cache import open_cache
-from trainer.labels.unlabelled import find_sources
+from trainer.labels.unlabelled import Unlabelled, find_unlabelled
 from trainer.labelstudio.task_lists import kept_folder
 from trainer.locks import exclusive
 from trainer.model.build import open_backbone_of
@@ -57,13 +57,13 @@ def run(source: Source, training: Training, environment: Environment) -> Version
 
 
 def _read(source: Source, training: Training, environment: Environment, spec: InputSpec) -> Data:
-    unlabelled: tuple[str, ...] = ()
+    unlabelled = Unlabelled()
     with open_fetcher(environment) as fetcher:
         pool, project = _read_labels(source, environment)
         if project is not None and training.takes_unlabelled and not pool.multiple:
             with stage("unlabelled"):
                 kept = kept_folder(environment, project.id)
-                unlabelled = find_sources(pool, project.id, kept, fetcher, holdout_share=training.holdout_share)
+                unlabelled = find_unlabelled(pool, project.id, kept, fetcher)
         _log_pool(pool)
         with stage("images"):
             pixels = load_pixels(

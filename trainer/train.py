@@ -26,7 +26,7 @@ from trainer.evaluation.holdout import as_decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import format_table
 from trainer.evaluation.metrics import measure as measure_predictions
 from trainer.features import open_store
-from trainer.labels.unlabelled import recall
+from trainer.labels.unlabelled import draw_alike, recall
 from trainer.model.backbones import Opened
 from trainer.model.bayes import sample_mean, sample_passes
 from trainer.model.build import build_head_of, sample_features
@@ -113,15 +113,17 @@ def _fit_head(
     start = copy.deepcopy(head.state_dict())
     _log_network(training, provenance, device)
     with stage("features"):
-        unlabelled = recall(data.unlabelled, store, backbone.key, backbone.features, but=pixels.digests)
-    classes, seen = len(data.pool.labels), data.parts.train
-    fit_to = stage("fit")(partial(fit_head, classes=classes, device=device, unlabelled=unlabelled))
-    if len(data.parts.validation):
-        fit_to(head, features[seen], pixels.targets[seen], training)
-    evaluation = _evaluate(head, features[data.parts.validation], data, training, device=device)
+        unlabelled = recall(data.unlabelled.sources, store, backbone.key, backbone.features, but=pixels.digests)
+    fit_to = stage("fit")(partial(fit_head, classes=len(data.pool.labels), device=device))
+    seen, held_out = data.parts.train, data.parts.validation
+    if len(held_out):
+        alike = held_out[draw_alike(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
+        others = np.concatenate([unlabelled, features[alike]])
+        fit_to(head, features[seen], pixels.targets[seen], training, unlabelled=others)
+    evaluation = _evaluate(head, features[held_out], data, training, device=device)
     head.load_state_dict(start)
     _log.info("the head that is published is trained on all %d images", len(features))
-    fitted = fit_to(head, features, pixels.targets, training)
+    fitted = fit_to(head, features, pixels.targets, training, unlabelled=unlabelled)
     return Trained(
         data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features=probe_features
     )

@@ -6,6 +6,7 @@ Asks nobody: no image is fetched, and no features are computed. What is not know
 import logging
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,44 +16,64 @@ import numpy.typing as npt
 from contract.errors import ImageError
 from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher
-from contract.scores.holdout import is_held_out
 from contract.scores.keyed_uniforms import keyed_uniforms
 from contract.tasks import find_reference
+from trainer.labels.dataset import Indices
 from trainer.labels.sources import LabelledPool
 from trainer.labelstudio.task_lists import recall_unlabelled
 
 MOST: Final = 10_000
 """Images that are looked up; of more, a random sample, which is always the same."""
 
+_DRAW: Final = "pseudo-labels"
+
 _log = logging.getLogger(__name__)
 
 
-def find_sources(
-    pool: LabelledPool, project: int, kept: Path, fetcher: Fetcher, *, holdout_share: float
-) -> tuple[str, ...]:
-    """Return where the images of unlabelled tasks are asked for, as `Fetcher.source` names it: `MOST` at most.
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """The unlabelled tasks of a project, as far as their images may be known."""
 
-    The random holdout is left out, and so is what has been annotated since the list was made.
+    tasks: int = 0
+    """How many there are."""
+    sources: tuple[str, ...] = ()
+    """Where images of them are asked for, as `Fetcher.source` names it: `MOST` at most."""
+
+
+def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetcher) -> Unlabelled:
+    """Return what the last list of unlabelled tasks says, but for those that have been annotated since it was made.
 
     Args:
         pool: the project's labels.
         project: its number.
         kept: the folder that the project's lists are kept in.
         fetcher: as the server has it that shares the store.
-        holdout_share: of the tasks.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
     tasks = {task.id: task for task in recall_unlabelled(kept) if task.id not in annotated}
     numbers = np.array([*tasks], np.int64)
-    numbers = numbers[~is_held_out(project, numbers, holdout_share)]
-    chosen = numbers[np.argsort(keyed_uniforms(f"pseudo-labels/{project}", numbers), kind="stable")[:MOST]]
+    chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MOST]]
     sources = []
     for number in np.sort(chosen).tolist():
         reference = find_reference(tasks[number].data, pool.image_key)
         with suppress(ImageError):
             if reference and (source := fetcher.source(reference, task_id=number, project_id=project)):
                 sources.append(source)
-    return tuple(sources)
+    return Unlabelled(len(tasks), tuple(sources))
+
+
+def draw_alike(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:
+    """Return which labelled tasks (N,) would be among the known images, were they unlabelled: (N,).
+
+    What held-out images say of unlabelled ones they say if they are treated alike: so large a share of them has to be
+    there, without its labels, when pseudo-labels are chosen.
+
+    Args:
+        tasks: their numbers.
+        unlabelled: the tasks that are.
+        known: how many of these have features that are known.
+    """
+    return keyed_uniforms(_DRAW, tasks) < known / max(1, unlabelled.tasks)
 
 
 def recall(
@@ -61,7 +82,7 @@ def recall(
     """Return what a store knows of what a backbone made of images, each file once: float32 (U, F).
 
     Args:
-        sources: as `find_sources` returns them.
+        sources: of an `Unlabelled`.
         store: of this host.
         backbone: as features are kept under.
         length: F.

@@ -8,12 +8,11 @@ import pytest
 from contract.features.store import Download, FeatureStore
 from contract.images.download import Validators
 from contract.images.fetch import Fetcher, FetchSettings
-from contract.scores.holdout import is_held_out
 from tests.trainer.studio import TOKEN, studio
 from trainer import labelstudio
 from trainer.labels import unlabelled
 from trainer.labels.sources import from_project
-from trainer.labels.unlabelled import find_sources, recall
+from trainer.labels.unlabelled import Unlabelled, draw_alike, find_unlabelled, recall
 from trainer.labelstudio.task_lists import list_unlabelled, recall_unlabelled
 
 TASKS = 60
@@ -39,10 +38,10 @@ def fetcher():
         yield found
 
 
-def find(pets, fetcher, *, share=0.1):
+def find(pets, fetcher):
     pool = from_project(5, pets.client)
     asked = len(pets.requests)
-    found = find_sources(pool, 5, pets.kept, fetcher, holdout_share=share)
+    found = find_unlabelled(pool, 5, pets.kept, fetcher)
     assert len(pets.requests) == asked, "nobody is asked"
     return found
 
@@ -63,20 +62,20 @@ def test_the_last_list_is_recalled_and_none_is_nothing(pets, tmp_path):
     assert len(pets.requests) == asked
 
 
-def test_sources_are_those_of_unlabelled_tasks_outside_the_random_holdout(pets, fetcher):
+def test_sources_are_those_of_tasks_without_an_annotation(pets, fetcher):
     """What was labelled or skipped since the list was made is not among them, and neither is what leads nowhere."""
     pets.annotate(10, "dog")
     pets.annotate(11, "dog", cancelled=True)
-    numbers = np.arange(6, TASKS + 1)
-    expected = set(numbers[~is_held_out(5, numbers, 0.1)].tolist()) - {6, 10, 11}
-    assert len(expected) < TASKS - 8
-    assert set(find(pets, fetcher)) == {address(task) for task in expected}
-    everything = set(numbers.tolist()) - {6, 10, 11}
-    assert set(find(pets, fetcher, share=0.0)) == {address(task) for task in everything}
+    expected = {address(task) for task in range(7, TASKS + 1) if task not in {10, 11}}
+    found = find(pets, fetcher)
+    assert set(found.sources) == expected
+    assert found.tasks == len(expected)
     pets.add_task(image="ftp://elsewhere/1.png")
     pets.add_task(text="no image")
     list_unlabelled(pets.client, 5, pets.kept)
-    assert set(find(pets, fetcher)) == {address(task) for task in expected}
+    found = find(pets, fetcher)
+    assert set(found.sources) == expected
+    assert found.tasks == len(expected) + 2
 
 
 def test_of_many_tasks_a_random_sample_is_looked_up(pets, fetcher, monkeypatch):
@@ -84,10 +83,22 @@ def test_of_many_tasks_a_random_sample_is_looked_up(pets, fetcher, monkeypatch):
     whole = find(pets, fetcher)
     monkeypatch.setattr(unlabelled, "MOST", 20)
     some = find(pets, fetcher)
-    assert len(some) == 20
-    assert set(some) < set(whole)
-    assert some != whole[:20]
+    assert len(some.sources) == 20
+    assert set(some.sources) < set(whole.sources)
+    assert some.sources != whole.sources[:20]
+    assert some.tasks == whole.tasks
     assert find(pets, fetcher) == some
+
+
+def test_held_out_images_are_drawn_like_unlabelled_ones():
+    """All where all of these are known, none where none is, and else as large a share, by the same chance."""
+    tasks = np.arange(10_000)
+    assert draw_alike(tasks, Unlabelled(500), 500).all()
+    assert not draw_alike(tasks, Unlabelled(500), 0).any()
+    assert not draw_alike(tasks, Unlabelled(), 0).any()
+    third = draw_alike(tasks, Unlabelled(600), 200)
+    assert third.mean() == pytest.approx(1 / 3, abs=0.02)
+    assert (third <= draw_alike(tasks, Unlabelled(600), 300)).all()
 
 
 def test_features_are_recalled_once_for_each_file(tmp_path, caplog):
