@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
-from contract.errors import DiskFull, LabelnextError
+from contract.errors import ConfigError, DiskFull, LabelnextError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NONE_BYTES: Final = 2**20
@@ -88,6 +88,20 @@ def explaining_full(*folders: Path, remedy: str) -> Iterator[None]:
         if isinstance(err, LabelnextError) or not _is_full(err, full):
             raise
         raise DiskFull(f"expected to write to {full}, got {explain(err, full)}; {remedy}", err.errno) from err
+
+
+@contextmanager
+def explaining(what: str, folder: Path, *, remedy: str, place: str | None = None) -> Iterator[None]:
+    """Have what the block writes to a folder fail with one sentence, whatever is the matter.
+
+    Raises:
+        ConfigError: naming what was to be written and where (`place`, or the folder), and what to do.
+    """
+    try:
+        yield
+    except OSError as err:
+        said = f"expected to write {what} to {place or folder}, got {explain(err, folder)}"
+        raise ConfigError(f"{said}; {remedy}") from err
 
 
 def explain(err: OSError, folder: Path) -> str:

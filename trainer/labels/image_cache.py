@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from contract.errors import ConfigError
-from contract.files import explain
+from contract.files import explaining
 from contract.images.download import Validators
 from trainer.settings import Environment
 
@@ -77,18 +76,12 @@ class ImageCache:
         content = json.dumps(head).encode() + b"\n" + kept.data
         if len(content) > self._max_bytes:
             return
-        path = self._path(source)
-        try:
-            with self._lock:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._make_room(len(content))
-                self._write(path, content)
-                self._size = (self._size or 0) + len(content)
-        except OSError as err:
-            raise ConfigError(
-                f"expected to write images to {self._folder}, got {explain(err, self._folder)}; "
-                "set LABELNEXT_CACHE to a folder with room, or LABELNEXT_IMAGE_CACHE_MB to less"
-            ) from err
+        remedy = "set LABELNEXT_CACHE to a folder with room, or LABELNEXT_IMAGE_CACHE_MB to less"
+        with explaining("images", self._folder, remedy=remedy), self._lock:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(len(content))
+            self._write(self._path(source), content)
+            self._size = (self._size or 0) + len(content)
 
     def _path(self, source: str) -> Path:
         """Named by a digest: sources may hold signatures."""

@@ -4,7 +4,6 @@ They are made of scores and an order, by arithmetic alone, and are on disk befor
 that was killed goes on with the order that it had begun with, although labels have come in meanwhile.
 """
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from contract.errors import ConfigError
-from contract.files import explain
+from contract.files import explaining, write_synced
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from contract.scores.sure import MARK, Sure
@@ -87,18 +85,10 @@ def save_plan(path: Path, plan: Plan) -> None:
         ConfigError: if it cannot be written.
     """
     draft = path.with_suffix(".draft")
-    try:
+    with explaining("a plan", path.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            file.write(_PLAN.dump_json(plan))
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(draft, _PLAN.dump_json(plan))
         draft.replace(path)
-    except OSError as err:
-        raise ConfigError(
-            f"expected to write a plan to {path.parent}, got {explain(err, path.parent)}; set LABELNEXT_CACHE to a "
-            "folder with room"
-        ) from err
 
 
 def load_plan(path: Path) -> Plan | None:

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from contract.errors import ConfigError, FetchError
-from contract.files import explain
+from contract.errors import FetchError
+from contract.files import explaining
 from contract.label_studio import Unreachable
 from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
@@ -265,13 +265,10 @@ class _Ranking:
         if former is not None and not plan.items:
             return
         record = self._describe(plan) if former is None else _extended(former, plan)
-        try:
+        remedy = "give the trainer the folder to write, then rank again"
+        place = self._repository.location
+        with explaining("the ranking's record", self._repository.root, place=place, remedy=remedy):
             save_ranking(self._repository, record)
-        except OSError as err:
-            raise ConfigError(
-                f"expected to write the ranking's record to {self._repository.location}, got "
-                f"{explain(err, self._repository.root)}; give the trainer the folder to write, then rank again"
-            ) from err
 
     def _describe(self, plan: Plan) -> Ranking:
         chosen = thumbnails.choose(plan.items)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import ConfigError
-from contract.files import explain
+from contract.files import explaining
 from contract.label_studio import LabelStudioClient, Refused, Unreachable
 from trainer import labelstudio
 from trainer.labelstudio import StoredPrediction
@@ -239,11 +239,6 @@ class _Flight:
         return labelstudio.count_predictions(self._client, self._project_id).get(self._name, 0)
 
     def _write(self, before: int, sent: int) -> None:
-        try:
+        with explaining("a note", self._note.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
             self._note.parent.mkdir(parents=True, exist_ok=True)
             self._note.write_text(json.dumps({"before": before, "sent": sent, "at": time.time()}))
-        except OSError as err:
-            raise ConfigError(
-                f"expected to write to {self._note.parent}, got {explain(err, self._note.parent)}; set "
-                "LABELNEXT_CACHE to a folder with room"
-            ) from err

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from contract.errors import ConfigError
-from contract.files import explain
+from contract.files import explaining
 from contract.label_studio import LabelStudioClient
 from contract.scores.ranking import forget_ranking
 from contract.versions.repository import Repository
@@ -48,15 +47,11 @@ def remember(repository: Repository, project: Project) -> None:
     Raises:
         ConfigError: if that cannot be written; nothing is to be changed then.
     """
-    try:
+    what, remedy = f"how project {project.project_id} was", "give the trainer the folder to write, then try again"
+    with explaining(what, repository.root, place=repository.location, remedy=remedy):
         if recall(repository, project.project_id) is None and not own_names(repository, [project.model_version]):
             before = Before(project.sampling, project.model_version, datetime.now(UTC).isoformat(timespec="seconds"))
             repository.documents(PROJECTS_FOLDER).write(_file(project.project_id), json.dumps(asdict(before)).encode())
-    except OSError as err:
-        raise ConfigError(
-            f"expected to write how project {project.project_id} was to {repository.location}, got "
-            f"{explain(err, repository.root)}; give the trainer the folder to write, then try again"
-        ) from err
 
 
 def recall(repository: Repository, project_id: int) -> Before | None:

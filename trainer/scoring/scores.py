@@ -7,6 +7,7 @@ import base64
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import ConfigError
-from contract.files import explain
+from contract.files import explaining
 
 Floats = npt.NDArray[np.float32]
 
@@ -99,20 +99,17 @@ class ScoreLog:
         """
         found: dict[int, Score] = {}
         whole = 0
-        try:
-            with self._path.open("rb") as file:
-                for line in file:
-                    entry = _parse_line(line)
-                    if entry is None:
-                        break
-                    whole += len(line)
-                    if digests.get(entry[1].task) == entry[0]:
-                        found[entry[1].task] = entry[1]
-            os.truncate(self._path, whole)
-        except FileNotFoundError:
+        if not self._path.exists():
             return {}
-        except OSError as err:
-            raise _unwritable(self._path, err) from err
+        with self._explaining(), self._path.open("r+b") as file:
+            for line in file:
+                entry = _parse_line(line)
+                if entry is None:
+                    break
+                whole += len(line)
+                if digests.get(entry[1].task) == entry[0]:
+                    found[entry[1].task] = entry[1]
+            file.truncate(whole)
         return found
 
     def append(self, scores: Iterable[Score], digests: Mapping[int, str]) -> None:
@@ -122,14 +119,15 @@ class ScoreLog:
             ConfigError: if they cannot be written.
         """
         lines = b"".join(_format_line(score, digests[score.task]) for score in scores)
-        try:
+        with self._explaining():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
                 file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as err:
-            raise _unwritable(self._path, err) from err
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        return explaining("scores", self._path.parent, remedy="set LABELNEXT_CACHE to a folder with room")
 
 
 def _format_line(score: Score, key: str) -> bytes:
@@ -169,10 +167,3 @@ def _encode(array: Floats, kind: str) -> str:
 
 def _decode(text: str, kind: str) -> Floats:
     return np.frombuffer(base64.b64decode(text, validate=True), kind).astype(np.float32)
-
-
-def _unwritable(path: Path, err: OSError) -> ConfigError:
-    return ConfigError(
-        f"expected to keep scores in {path.parent}, got {explain(err, path.parent)}; set LABELNEXT_CACHE to a folder "
-        "with room"
-    )

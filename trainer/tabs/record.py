@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from contract.errors import ConfigError
-from contract.files import explain
+from contract.files import explaining
 from contract.versions.repository import Repository
 
 TABS_FOLDER: Final = "tabs"
@@ -94,13 +93,9 @@ def save_record(repository: Repository, project_id: int, record: TabRecord) -> N
         ConfigError: if it cannot be written; nothing is to be changed then.
     """
     text = json.dumps(asdict(record), ensure_ascii=False)
-    try:
+    remedy = "give the trainer the folder to write, or go without by --no-tabs"
+    with explaining(f"the tabs of project {project_id}", repository.root, place=repository.location, remedy=remedy):
         repository.documents(TABS_FOLDER).write(_file(project_id), text.encode())
-    except OSError as err:
-        raise ConfigError(
-            f"expected to write down the tabs of project {project_id} in {repository.location}, got "
-            f"{explain(err, repository.root)}; give the trainer the folder to write, or go without by --no-tabs"
-        ) from err
 
 
 def forget_record(repository: Repository, project_id: int) -> None:
