@@ -7,7 +7,6 @@ import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -106,13 +105,13 @@ _EXPORTED = tempfile.TemporaryDirectory(prefix="labelnext-")
 atexit.register(_EXPORTED.cleanup)
 
 
-def freeze_network(network, folder, *, anew=False):
-    """Write a network's backbone into a folder, as it is by now; what was exported before is copied, unless `anew`."""
+def freeze_network(network, folder):
+    """Write a network's backbone into a folder, as it is by now; what was exported before is copied."""
     module = network.backbone[0]
     made = hashlib.sha256(repr(module).encode())
     for tensor in module.state_dict().values():
         made.update(tensor.numpy().tobytes())
-    exported = Path(_EXPORTED.name) / (str(uuid4()) if anew else made.hexdigest())
+    exported = Path(_EXPORTED.name) / made.hexdigest()
     if not exported.exists():
         exported.mkdir()
         freeze(replace(small_backbone(), module=module), exported)

@@ -3,7 +3,7 @@ import io
 import json
 import os
 import signal
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -64,46 +64,6 @@ def test_options_are_those_of_what_they_are_for():
     assert options_of("simulate --images pool") == [StudyOptions(Path("pool")), Training()]
 
 
-TOLD = {
-    "run --export e.json": {
-        "--label-config c.xml": ("label_config", Path("c.xml")),
-        "--control=-x": ("control", "-x"),
-        "--train all": ("part", "all"),
-        "--head vgg": ("head", "vgg"),
-        "--image-size 64": ("image_size", 64),
-        "--weight-decay 0": ("weight_decay", 0.0),
-        "--holdout-share 0": ("holdout_share", 0.0),
-    },
-    "rank --project 3": {
-        "--server http://c": ("server", "http://c"),
-        "--strategy margin": ("strategy", "margin"),
-        "--batch-size 50": ("batch_size", 50),
-        "--keep-duplicates": ("keep_duplicates", True),
-        "--no-tabs": ("tabs", False),
-    },
-    "simulate --images pool": {
-        "--out there": ("out", Path("there")),
-        "--strategies margin,random": ("strategies", ("margin", "random")),
-        "--test 0.4": ("test_share", 0.4),
-        "--query 10": ("query", (10,)),
-        "--units 32": ("units", 32),
-    },
-}
-
-
-@pytest.mark.parametrize(("command", "options"), TOLD.items(), ids=TOLD)
-def test_an_option_of_each_kind_reaches_its_field(command, options):
-    """And changes nothing else; alone, and all together."""
-    plain = options_of(command)
-    for option, (name, value) in options.items():
-        expected = [replace(each, **{name: value}) if hasattr(each, name) else each for each in plain]
-        assert options_of(command, option) == expected != plain
-    together = options_of(command, *options)
-    assert all(
-        getattr(each, name) == value for each in together for name, value in options.values() if hasattr(each, name)
-    )
-
-
 @pytest.mark.parametrize(
     ("command", "options"),
     [
@@ -124,24 +84,6 @@ def test_what_cannot_be_is_refused_with_the_usage(capsys, command, options):
         with pytest.raises(SystemExit, match="2"):
             main([*command.split(), *option.split()])
         assert option.split()[0] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("command", "old", "new"),
-    [
-        ("rank --project 3", "first", "batch-size"),
-        ("rank --project 3", "again", "force"),
-        ("rank --project 3", "audit", "holdout-share"),
-        ("rank --project 3", "arch", "backbone"),
-        ("run --images pool", "arch", "backbone"),
-        ("run --images pool", "int8", "precision"),
-    ],
-)
-def test_an_old_spelling_is_an_error_that_names_the_new_one(capsys, command, old, new):
-    """Whether it has a value or not."""
-    with pytest.raises(SystemExit, match="2"):
-        main([*command.split(), f"--{old}", "1"])
-    assert f"--{old} is now called --{new}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -420,11 +362,3 @@ def test_watch_gives_run_and_rank_what_they_understand(monkeypatch):
     assert COMMANDS["run"].values({"project": 3, **run}) == [Source(3, control="-x"), training]
     ranking = RankOptions(3, control="-x", server="http://c", strategy="margin", keep_sampling=True, **both)
     assert COMMANDS["rank"].values({"project": 3, **rank}) == [ranking]
-
-
-def test_simulate_ends_with_one_line_of_json(monkeypatch, capsys):
-    """The figures by strategy."""
-    figures = {"random": {"seeds": 5}, "labelnext": {"seeds": 5}}
-    monkeypatch.setattr(simulate_module, "simulate", lambda options, training, environment: figures)
-    assert main(["simulate", "--images", "pool"]) == 0
-    assert json.loads(capsys.readouterr().out) == figures

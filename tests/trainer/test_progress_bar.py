@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness.hosts import host
-from trainer import progress_bar as bars
-from trainer.model import weights
 from trainer.progress_bar import Bar
 from trainer.study import workers
 
@@ -116,16 +113,6 @@ def test_a_stage_that_cannot_be_counted_says_that_it_is_at_work():
     assert re.search(r"^export: \d+ s$", text, re.MULTILINE)
 
 
-def test_what_has_not_begun_says_nothing(capsys):
-    """Nor does what has nothing to do, or what is not to be shown."""
-    for options in ({"total": 0}, {"total": 9}, {"total": 9, "initial": 4}):
-        with Bar(**options):
-            pass
-    for _ in Bar(range(3), disable=True):
-        pass
-    assert capsys.readouterr().err == ""
-
-
 def test_without_an_end_there_is_no_share_of_it(capsys):
     """Only how much and how fast."""
     for _ in Bar(iter(range(3)), "rows"):
@@ -139,24 +126,3 @@ def test_no_module_draws_bars_of_its_own():
     sources = [path for folder in ("trainer", "bench", "demo", "server") for path in (ROOT / folder).rglob("*.py")]
     named = {path.relative_to(ROOT).as_posix() for path in sources if "from tqdm" in path.read_text(encoding="utf-8")}
     assert named == {"trainer/progress_bar.py"}
-
-
-def test_weights_are_downloaded_with_lines(capsys, monkeypatch, tmp_path):
-    """torch.hub draws a bar of its own, which half a gigabyte keeps at work for minutes."""
-    monkeypatch.setattr(bars, "_SECONDS_A_LINE", 0.0)
-
-    class Weights:
-        def get_state_dict(self, **_):
-            weights.torch.hub.download_url_to_file(f"{source.url}/weights", str(tmp_path / "weights"))
-            return {}
-
-    class Known:
-        IMAGENET1K_V1 = DEFAULT = Weights()
-
-    monkeypatch.setattr(weights.torchvision.models, "get_model_weights", lambda _: Known)
-    with host() as source:
-        source.serve("/weights", bytes(1 << 20))
-        weights._download_weights("vgg11")
-    said = capsys.readouterr().err
-    assert re.search(r"^weights: 1\.00M/1\.00M \(100%\), .*B/s, 00:00 left$", said, re.MULTILINE)
-    assert "\r" not in said

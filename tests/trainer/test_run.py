@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import signal
 from base64 import b64encode
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -200,14 +199,6 @@ def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatc
     assert sorted(path.name for path in repository.folder.iterdir()) == sorted([before, "CURRENT"])
 
 
-def test_ctrl_c_leaves_no_staging_folder(folders, environment, monkeypatch):
-    """An interrupted run cleans up."""
-    monkeypatch.setattr("trainer.publish.validate_version", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        train(folders, CLASSIFIER, environment)
-    assert left_behind(environment) == []
-
-
 @pytest.fixture
 def many(tmp_path, monkeypatch):
     """Enough images for a probe whose ranks one swap does not turn over."""
@@ -295,18 +286,6 @@ def test_a_head_is_measured_without_the_images_held_out_and_published_with_them(
     training = train(folders, CLASSIFIER, environment).manifest.training
     assert fitted == [24, 30]
     assert (training.images, training.validation_images, training.refitted) == (30, 6, True)
-
-
-def test_labels_that_change_cost_no_image(folders, environment, computed):
-    """An image that gets another label is the same image, wherever its file has gone."""
-    train(folders, CLASSIFIER, environment)
-    (folders / "red" / "002.png").rename(folders / "blue" / "moved.png")
-    (folders / "scarlet").mkdir()
-    for number in (5, 8):
-        (folders / "red" / f"{number:03}.png").rename(folders / "scarlet" / f"{number}.png")
-    version = train(folders, CLASSIFIER, environment)
-    assert computed == [30]
-    assert version.manifest.labels == ("blue", "green", "red", "scarlet")
 
 
 @pytest.mark.usefixtures("_accepted")

@@ -186,11 +186,7 @@ def split(targets: Targets, *, fraction: float, seed: int, groups: Integers | No
         seed: a whole number from 0.
         groups: shape (N,), equal for images that must not be separated; by default each stands alone.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"expected a fraction between 0 and 1 to hold out, got {fraction}")
     groups = np.arange(len(targets)) if groups is None else groups
-    if groups.shape != targets.shape[:1]:
-        raise ValueError(f"expected a group for each of {len(targets)} targets, got {len(groups)}")
     classes = strata(targets)
     held_out = np.zeros(len(targets), bool)
     for label in np.unique(classes):

@@ -77,12 +77,9 @@ def arrange(
 
     Raises:
         ConfigError: if there is no such strategy for such labels, or the share is not one.
-        ValueError: if `labels_by_class` has another length than C, or batch-bald is given no passes.
+        ValueError: if batch-bald is given no passes.
     """
     strategies.check(strategy, multiple=candidates.multiple)
-    classes = candidates.probabilities.shape[1]
-    if len(labels_by_class) != classes:
-        raise ValueError(f"labels_by_class must have {classes} numbers, one for each class; got {len(labels_by_class)}")
     by_task = np.argsort(candidates.task_ids)
     task_ids = candidates.task_ids[by_task]
     sampled = is_held_out(project, task_ids, holdout_share)

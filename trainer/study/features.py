@@ -1,13 +1,17 @@
 """Pixels and features of a study's images, each computed once and then mapped from disk by whoever needs them.
 
 Files are named after all that they depend on: the images, how they become pixels, and the weights and layers that turn
-pixels into features. What changes one of these asks for another file.
+pixels into features. What changes one of these asks for another file. Of features that are interrupted, the store keeps
+those that are there.
 """
 
 import hashlib
 import json
-from collections.abc import Generator
+import logging
+import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +19,22 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
+from numpy.lib import format as npy
 
 from contract.errors import ImageError
 from contract.features.store import FeatureStore
+from contract.files import explaining
 from contract.images.preprocess import MAX_MEGAPIXELS, RECIPE, decode_image
 from contract.versions.manifest import InputSpec
 from trainer.labels.dataset import THREADS
 from trainer.model.frozen import FrozenBackbone
-from trainer.study.arrays import Array, compute_once
+from trainer.progress_bar import Bar
 from trainer.study.dataset import Pool
-from trainer.study.records import append, recover
+
+_log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
 
 _IMAGES_A_BATCH: Final = 32
 
@@ -58,31 +68,28 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
     """
     spec, count = InputSpec(image_size, image_size), len(pool.references)
     key = _digest([RECIPE, image_size, max_megapixels, pool.state()])
-    faults = cache / f"decoded-{key}.jsonl"  # a line for each image that cannot be read, written before its row
+    path, told = cache / f"pixels-{key}.npy", cache / f"pixels-{key}.json"
 
-    def batches(start: int) -> Generator[Array, None, None]:
-        recover(faults)
+    def batches() -> Iterator[Array]:
+        faults = {}
         with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
-            for first in range(start, count, _IMAGES_A_BATCH):
+            for first in range(0, count, _IMAGES_A_BATCH):
                 images = range(first, min(count, first + _IMAGES_A_BATCH))
                 rows = np.zeros((len(images), spec.height, spec.width, 3), np.uint8)
                 decoded = executor.map(partial(_decode_one, pool, spec, max_megapixels), images)
                 for image, row, outcome in zip(images, rows, decoded, strict=True):
                     if isinstance(outcome, ImageError):
-                        append(faults, {"image": image, "reason": str(outcome)})
+                        faults[image] = str(outcome)
                     else:
                         row[:] = outcome
                 yield rows
+        told.write_text(json.dumps(faults), encoding="utf-8")  # before the array has its name
 
-    path = cache / f"decoded-{key}.npy"
-    compute_once(path, batches, count=count, title="images")
-    images = np.load(path, mmap_mode="r")
-    reasons = {  # of an image that could be read after all, there are pixels
-        fault["image"]: fault["reason"] for fault in recover(faults) if not images[fault["image"]].any()
-    }
+    _write_once(path, batches(), count=count, title="images")
+    reasons = {int(image): reason for image, reason in json.loads(told.read_text(encoding="utf-8")).items()}
     readable = np.ones(count, bool)
     readable[list(reasons)] = False
-    unreadable = tuple((pool.references[image], reason) for image, reason in sorted(reasons.items()))
+    unreadable = tuple((pool.references[image], reason) for image, reason in reasons.items())
     return Decoded(path, unreadable, readable, key)
 
 
@@ -103,14 +110,14 @@ def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: Fe
     """
     images = decoded.images
 
-    def batches(start: int) -> Generator[Array, None, None]:
-        for first in range(start, len(images), _IMAGES_A_BATCH):
+    def batches() -> Iterator[Array]:
+        for first in range(0, len(images), _IMAGES_A_BATCH):
             rows = range(first, min(len(images), first + _IMAGES_A_BATCH))
             digests = [_sha256(pool, row) for row in rows]
             yield backbone.compute_once(np.array(images[first : rows.stop]), digests, store)
 
     path = cache / f"features-{_digest([decoded.key, backbone.key])}.npy"
-    compute_once(path, batches, count=len(images), title="features")
+    _write_once(path, batches(), count=len(images), title="features")
     return path
 
 
@@ -124,3 +131,41 @@ def _sha256(pool: Pool, image: int) -> bytes:
 
 def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _write_once(path: Path, batches: Iterable[Array], *, count: int, title: str) -> None:
+    """Have N rows in a file, as numpy's own, unless it is there; who comes to one that is being written waits for it.
+
+    Raises:
+        ConfigError: if the file cannot be written.
+    """
+    if path.exists():
+        return
+    remedy = "make room and run it again, or set LABELNEXT_CACHE to another folder"
+    with explaining(path.name, path.parent, remedy=remedy), _alone(path):
+        if not path.exists():
+            draft = path.with_suffix(".partial")
+            with draft.open("wb") as file, Bar(desc=title, total=count, unit="image") as bar:
+                for batch in batches:
+                    if not file.tell():
+                        header = {"descr": batch.dtype.str, "fortran_order": False, "shape": (count, *batch.shape[1:])}
+                        npy.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+                    # Through a map of the file, a full disk would end the process by a signal and not in an error.
+                    file.write(batch.data)
+                    bar.update(len(batch))
+            os.replace(draft, path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info("waiting for another process that is computing %s", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -112,13 +112,6 @@ def test_labels_that_the_config_dropped_are_left_out():
     assert decide(task(annotation("fish", by=1), annotation("cat", by=2)), "label", KNOWN) == {"cat"}
 
 
-def test_the_labels_that_are_lost_are_told():
-    """Of all annotators whose labels the config no longer has."""
-    with pytest.raises(LeftOut) as caught:
-        decide(task(annotation("fish", by=1), annotation("fowl", by=2), annotation("cat", "dog", by=3)), "label", KNOWN)
-    assert (str(caught.value), caught.value.lost) == (annotations.OUTDATED, {"fish", "fowl"})
-
-
 BOX = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 0}
 
 
@@ -139,11 +132,6 @@ def test_what_is_chosen_for_a_region_says_nothing_of_the_image(items):
     with pytest.raises(LeftOut, match=annotations.FOR_A_REGION):
         decide(task(annotation(result=items, ground_truth=True)), "label", KNOWN, multiple=True)
     assert decide(task(annotation(result=[*items, choice("dog") | {"id": "b"}])), "label", KNOWN) == {"dog"}
-
-
-def test_one_choice_made_twice_is_one_choice():
-    """Neither more than one of them nor two votes."""
-    assert decide(task(annotation("cat", "cat")), "label", KNOWN) == {"cat"}
 
 
 @given(st.lists(st.sampled_from(KNOWN), min_size=1, max_size=9), st.randoms())

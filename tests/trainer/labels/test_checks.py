@@ -1,7 +1,5 @@
 """What people are told of images as they were read."""
 
-import dataclasses
-
 import numpy as np
 
 from trainer.labels.checks import (
@@ -53,13 +51,6 @@ class TestUnreadable:
             "7 images cannot be read: answered 404 (task 101, task 102, task 103, task 104, task 105 and 2 more)",
             "2 images cannot be read: got 7 bytes of HEIC (task 100, task 108)",
         ]
-
-    def test_files_are_named_by_their_paths(self):
-        """They have no tasks."""
-        pool = pool_of(("a",), [(0,)] * 2)
-        pixels = pixels_of(pool, unreadable=[(1, "got 0 bytes")])
-        assert describe_unreadable(pixels) == ["1 image cannot be read: got 0 bytes (1.png)"]
-        assert describe_unreadable(pixels_of(pool)) == []
 
 
 def test_labels_that_no_image_has_are_named():
@@ -122,30 +113,9 @@ class TestContradictions:
         assert "task 100 'a'; task 101 'b'; task 102 'c' | task 103 'a'; task 104 'b'; they" in sentence
         assert "held out" not in sentence
 
-    def test_what_has_no_number_is_named_without_secrets(self):
-        """An export may lack them, and its images may lie behind signed addresses."""
-        images = [LabelledImage("https://host/a.png?signature=hidden", (label,)) for label in (0, 1)]
-        pool = LabelledPool(("a", "b"), tuple(images), "label", "a test", {})
-        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0]), split=True)
-        assert "https://host/a.png 'a'; https://host/a.png 'b'" in sentence
-        assert "hidden" not in sentence
-
     def test_of_several_labels_the_sets_must_be_the_same(self):
         """No label among them."""
         pool = pool_of(("a", "b"), [(0, 1), (0,), (), (0, 1)], control="label", multiple=True)
         assert describe_contradictions(pool, pixels_of(pool, groups=[0, 1, 2, 0]), split=True) == []
         (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3]), split=True)
         assert "task 100 'a' and 'b'; task 101 'a'; task 102 no label" in sentence
-
-    def test_a_few_are_named_and_the_rest_counted(self):
-        """A log is read by people."""
-        pool = pool_of(("a", "b"), [(row % 2,) for row in range(40)])
-        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[row // 2 for row in range(40)]), split=True)
-        assert sentence.startswith("20 images have two labels, ")
-        assert "and 15 more" in sentence
-
-    def test_what_agrees_is_not_mentioned(self):
-        """Nothing is said where nothing is wrong."""
-        pool = pool_of(("a", "b"), [(0,), (1,)])
-        assert describe_contradictions(pool, pixels_of(pool), split=True) == []
-        assert dataclasses.replace(pool) == drop_empty_classes(pool, pixels_of(pool))[0]

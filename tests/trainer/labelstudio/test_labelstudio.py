@@ -3,7 +3,6 @@ import re
 
 import pytest
 
-from contract.errors import ConfigError
 from contract.label_studio import Refused, Unreachable
 from tests.trainer.studio import CONFIG, TOKEN, studio
 from trainer import labelstudio
@@ -25,14 +24,6 @@ def _small_pages(monkeypatch):
 
 
 class TestTasks:
-    def test_a_project_is_read(self, pets):
-        """What the trainer needs to know of it; an unknown one is named by its number."""
-        pets.project["model_version"] = "v0"
-        rest = ("Sequential", "REQUEUE_FOR_OTHERS", "2026-11-01T00:00:00.000001Z")
-        assert labelstudio.read_project(pets.client, 5) == labelstudio.Project(5, "Pets", CONFIG, "v0", *rest)
-        with pytest.raises(ConfigError, match="has no project 6"):
-            labelstudio.read_project(pets.client, 6)
-
     def test_annotated_tasks_are_those_labelled_and_then_those_skipped(self, pets):
         """With their annotations; the thousands without any are not read."""
         for task in (9, 2, 5, 7):
@@ -109,12 +100,6 @@ class TestState:
         assert labelstudio.count_labels_since(pets.client, 5, moment, until=until) == (2, 1)
         assert labelstudio.count_labels_since(pets.client, 5, until, until=pets.moment()) == (0, 1)
 
-    def test_it_takes_two_requests(self, pets):
-        """It is asked for every few seconds."""
-        before = len(pets.requests)
-        labelstudio.project_state(pets.client, 5)
-        assert len(pets.requests) == before + 2
-
 
 class TestPredictions:
     def test_those_of_one_version_are_listed(self, pets):
@@ -126,14 +111,6 @@ class TestPredictions:
         found = labelstudio.list_predictions(pets.client, 5, "v1")
         assert [(each.task, each.score) for each in found] == [(1, 0.25), (1, None)]
         assert labelstudio.count_predictions(pets.client, 5) == {"v1": 2, "v2": 1}
-
-    def test_regions_come_where_they_are_asked_for(self, pets):
-        """Those of a large pool would fill the memory."""
-        region = {"type": "choices", "value": {"choices": ["cat"]}, "meta": {"model_version": "v1", "task": "x"}}
-        for task in (1, 2):
-            pets.predictions[pets.predict(task, "v1")]["result"] = [region]
-        found = {each.task: each.result for each in labelstudio.list_predictions(pets.client, 5, "v1", results_of=[2])}
-        assert found == {1: (), 2: [region]}
 
     def test_an_unknown_task_is_a_refusal_and_a_fault_leaves_open_what_became_of_an_import(self, pets):
         """The one is known to have stored nothing; neither is sent again."""

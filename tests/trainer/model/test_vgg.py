@@ -116,15 +116,6 @@ def test_fresh_hidden_layers_are_drawn_from_the_seed(features_file, fresh):
     torch.testing.assert_close(again.state_dict(), fresh[0].state_dict(), rtol=0, atol=0)
 
 
-def test_the_last_layer_is_never_loaded(vgg, tmp_path):
-    """A file made for another number of classes is as good."""
-    last = {"classifier.6.weight": torch.ones(1000, 4096), "classifier.6.bias": torch.ones(1000)}
-    torch.save({**vgg.state_dict(), **last}, tmp_path / "weights.pth")
-    head, provenance = vgg_head("vgg11", classes=9, cells=1, weights=tmp_path / "weights.pth")
-    assert head[-1].out_features == 9
-    assert provenance.fresh == ("classifier.6",)
-
-
 def test_another_networks_features_have_no_vggs_classifier():
     """It is said which head there is."""
     with pytest.raises(ConfigError, match="--backbone is resnet18; use --head small"):

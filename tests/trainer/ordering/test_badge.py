@@ -59,14 +59,6 @@ def test_chances_are_in_proportion_to_squared_distances():
     np.testing.assert_allclose(shares, [0, 1 / 14, 4 / 14, 9 / 14], atol=0.03)
 
 
-def test_copies_are_not_drawn_twice():
-    """Of ten images of which each is there five times, ten are drawn."""
-    first, second = factors(10)
-    chosen = draw(first.repeat(5, axis=0), second.repeat(5, axis=0), count=50, purpose="x")
-    assert sorted(set((chosen // 5).tolist())) == list(range(10))
-    assert len(chosen) < 15  # rounding may leave a copy at a distance
-
-
 def test_directions_are_from_the_mean():
     """Of length 1, but for an image that is the mean."""
     pool = np.array([[1, 0], [3, 0], [2, 0], [2, 4], [2, -4]], np.float32)

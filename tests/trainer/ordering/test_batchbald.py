@@ -61,15 +61,6 @@ def test_drawn_configurations_choose_nearly_as_well():
     assert joint_information(passes[exact]) > joint_information(passes[order[:6]])
 
 
-def test_images_alike_are_not_chosen_twice():
-    """Four copies each of three images that are torn: BALD takes copies of one, the joint takes each once."""
-    rng = np.random.default_rng(0)
-    originals = np.eye(2, dtype=np.float32)[rng.integers(0, 2, size=(3, 16))]  # (3, T, C), sure in each pass
-    passes = np.repeat(originals * 0.98 + 0.01, 4, axis=0)
-    chosen = batchbald.choose(np.arange(12), lambda indices: passes[indices], batch_size=3)
-    assert sorted(chosen // 4) == [0, 1, 2]
-
-
 def test_a_saturated_joint_gives_way_to_a_fresh_one():
     """The first image tells four passes apart but for two, a little; what is most uncertain by itself comes next."""
     apart = np.array([[0.97, 0.03, 0, 0], [0.03, 0.97, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])

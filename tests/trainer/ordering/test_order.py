@@ -212,21 +212,6 @@ def test_a_thousand_equal_scores_are_told_apart():
         np.testing.assert_allclose(along, float(equal == 0), atol=1e-6)
 
 
-def test_of_equal_images_the_earlier_task_comes_first():
-    """Of a thousand on which nothing decides."""
-    candidates, _ = pool(1000)
-    candidates.bald[:] = 0.25
-    found = arranged(candidates, strategy="bald", holdout_share=0, duplicates=False)
-    assert (np.diff(candidates.task_ids[found.order]) > 0).all()
-
-
-def test_a_thousand_classes_are_arranged():
-    """For one label and for several."""
-    for multiple in (False, True):
-        candidates, _ = pool(50, classes=1000, multiple=multiple)
-        assert len(set(arranged(candidates).order)) == 50
-
-
 def test_reasons_name_the_class_that_is_asked_for():
     """With the labels' names, and without; only where few labels are of it."""
     candidates, _ = pool(300, classes=3)
@@ -242,7 +227,6 @@ def test_reasons_name_the_class_that_is_asked_for():
     [
         ({"strategy": "best"}, ConfigError, "must be one of"),
         ({"holdout_share": 1.0}, ConfigError, "below 1"),
-        ({"labels_by_class": [1, 2]}, ValueError, "must have 4 numbers, one for each class; got 2"),
         ({"strategy": "batch-bald"}, ValueError, "needs the passes"),
     ],
 )

@@ -86,16 +86,6 @@ def test_bald_and_margin_together_are_a_geometric_mean():
     np.testing.assert_allclose(base_utility(pool, "balanced-bald-margin", name="v1") ** 2, expected, atol=1e-5)
 
 
-def test_balancing_asks_for_the_class_with_few_labels():
-    """Of images equally uncertain, those that may be of a rare class come first, until enough of it are expected."""
-    probabilities = np.repeat(np.array([[0.8, 0.2], [0.2, 0.8]], np.float32), 30, axis=0)
-    nats = np.full(60, 0.3, np.float32)
-    pool = Candidates(np.arange(60), probabilities, nats, nats, np.ones((60, 1), np.float32), multiple=False)
-    chosen = preferred(pool, "balanced-bald-margin", labels_by_class=[20, 2], batch_size=40).chosen
-    assert (chosen[:15] >= 30).all()
-    assert (chosen < 30).any()
-
-
 def test_batch_bald_passes_over_what_is_not_eligible():
     """Its first places are eligible, and its passes are asked for by index."""
     rng = np.random.default_rng(3)

@@ -4,16 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.ranking.names import base_name, next_name, own_names, round_of
+from trainer.ranking.names import next_name, own_names, round_of
 
 VERSION = "20261123T050102123Z-0a1b2c"
 OTHER = "20261124T050102123Z-0a1b2c"
-
-
-def test_a_ranking_is_called_after_its_version():
-    """Before there is one, after the model."""
-    assert base_name(VERSION, "default") == VERSION
-    assert base_name(None, "birds") == "cold-start-birds"
 
 
 @pytest.mark.parametrize(

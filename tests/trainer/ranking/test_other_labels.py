@@ -38,9 +38,3 @@ class TestOtherLabels:
         with pytest.raises(LabelMismatch):
             rig.rank()
         assert rig.studio.project["model_version"] == ""
-
-    def test_labels_that_came_or_went_are_no_reason(self, rig):
-        """A labelling config may grow."""
-        rig.studio.project["label_config"] = CONFIG.replace('<Choice value="dog"/>', '<Choice value="eel"/>')
-        rig.rank()
-        rig.check_whole(rig.version)

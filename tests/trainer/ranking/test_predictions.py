@@ -26,11 +26,6 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.json"]
 
 
-def test_where_there_is_none_there_is_none(tmp_path):
-    """Which is how most runs begin."""
-    assert load_plan(tmp_path / "plan.json") is None
-
-
 @given(st.data())
 def test_a_plan_that_was_cut_short_is_none(tmp_path_factory, data):
     """Half a ranking is not to be taken for a whole one."""

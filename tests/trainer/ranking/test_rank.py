@@ -88,20 +88,6 @@ class TestRanking:
         assert any("fields=all" in request.path for request in rig.studio.requests)
         assert weighed == [[3, 7], [0, 1]]
 
-    def test_labels_so_far_weigh_in(self, rig, weighed):
-        """By the version's order of classes, whatever else was chosen."""
-        for task, label in ((1, "dog"), (2, "dog"), (3, "cat"), (4, "bird")):
-            rig.studio.annotate(task, label)
-        rig.studio.annotate(5, "cat", cancelled=True)
-        rig.rank()
-        assert weighed == [[1, 2]]
-
-    @pytest.mark.parametrize("strategy", ["bald", "batch-bald", "random", "margin"])
-    def test_any_strategy_serves(self, rig, strategy):
-        """Those that need the passes ask for them."""
-        assert rig.rank(strategy=strategy).strategy == strategy
-        rig.check_whole(rig.version)
-
     def test_images_that_cannot_be_scored_are_counted_and_named(self, rig, caplog):
         """The others are ranked without them."""
         rig.server.broken = {4, 5}
@@ -189,19 +175,6 @@ class TestRecord:
         assert {each["task"] for each in ours(rig) if not each["result"]} == sampled | set(sampled_later)
         assert all(0 <= score <= 1 for [score] in rig.studio.scores(rig.version).values())
 
-    def test_without_an_random_holdout_every_prediction_has_its_label(self, rig):
-        """`--holdout-share 0`."""
-        rig.rank(holdout_share=0.0)
-        assert all(each["result"] for each in ours(rig))
-
-    def test_an_image_that_cannot_be_fetched_is_left_out(self, rig):
-        """A record is worth having without it."""
-        rig.rank(strategy="bald")
-        first = load_rankings(rig.repository)[0].first[0].task
-        rig.studio.tasks[first]["data"] = {"image": "data:image/png;base64,AAAA"}
-        rig.rank(force=True, strategy="bald")
-        assert first not in {image.task for image in load_rankings(rig.repository)[0].first}
-
 
 class TestAgain:
     def test_a_second_ranking_places_only_what_is_new(self, rig):
@@ -275,25 +248,6 @@ class TestAgain:
         assert rig.rank().tasks == TASKS
         rig.check_whole(rig.version)
         assert all(old)
-
-    def test_a_version_that_was_rolled_back_to_ranks_again(self, rig):
-        """Its predictions were removed when it was replaced."""
-        first = rig.version
-        rig.rank()
-        rig.publish()
-        rig.rank()
-        rig.repository.rollback(first)
-        rig.version = rig.server.version = first
-        rig.rank()
-        rig.check_whole(first)
-
-    def test_predictions_that_label_studio_fetched_by_itself_are_replaced(self, rig):
-        """A task that is opened before the ranking is scored by /predict, under the same version."""
-        for task in (1, 2, 3):
-            rig.studio.predict(task, rig.version, 0.123)
-        rig.rank()
-        rig.check_whole(rig.version)
-        assert 0.123 not in [score for [score] in rig.studio.scores(rig.version).values()]
 
     def test_where_label_studio_fetched_many_the_ranking_takes_the_next_name(self, rig, monkeypatch):
         """To remove a name at once is far cheaper than to remove predictions one by one."""

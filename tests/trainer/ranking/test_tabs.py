@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from contract.errors import ConfigError
 from contract.label_studio import LabelStudioClient
 from contract.scores.holdout import is_held_out
 from contract.scores.sure import Sure
@@ -146,16 +145,6 @@ def test_a_label_that_a_person_has_looked_at_and_kept_does_not_come_back(labelle
     labelled.studio.tasks[4]["annotations"][0]["ground_truth"] = True
     labelled.rank()
     assert "Look again" not in views(labelled)
-
-
-def test_a_label_that_was_changed_is_judged_anew(labelled):
-    """As another label it is another matter."""
-    publish(labelled, doubted=(6, 4))
-    labelled.rank()
-    labelled.studio.tasks[6]["annotations"].clear()
-    labelled.studio.annotate(6, "dog")
-    labelled.rank()
-    assert labelled.studio.tabs()["Look again"] == [4]
 
 
 def test_a_task_that_lost_its_label_gets_a_place(labelled):
@@ -426,14 +415,3 @@ def test_without_tabs_nothing_is_asked_of_the_data_manager(labelled):
     labelled.rank(tabs=False)
     assert not [request for request in labelled.studio.requests if "/dm/" in request.path]
     assert not set(LABELLED) & {each["task"] for each in labelled.studio.predictions.values()}
-
-
-def test_a_token_that_is_refused_is_told(labelled):
-    """As everywhere."""
-    labelled.studio.before = _forbid
-    with pytest.raises(ConfigError, match="refuses the token"):
-        labelled.rank()
-
-
-def _forbid(request):
-    raise Gone(403)

@@ -36,13 +36,6 @@ def test_each_kind_holds_what_its_name_says(planned):
     assert not any(item.held_out for item in (*chosen.uncertain, *chosen.confident))
 
 
-def test_an_image_on_which_the_passes_agree_at_27_percent_is_not_among_the_most_confident():
-    """Agreement on being unsure is no confidence, wherever in the order it stands."""
-    sure = [Planned(task, 0.1, [{**REGION, "score": 0.9}], "why", bald=0.3, held_out=False) for task in range(SHOWN)]
-    agreed = Planned(99, 0.9, [{**REGION, "score": 0.27}], "why", bald=0.0, held_out=False)
-    assert list(choose([*sure, agreed]).confident) == sure
-
-
 def test_images_that_cannot_be_had_are_left_out_and_the_others_keep_their_order():
     """A thumbnails with a gap is better than none."""
 
@@ -61,11 +54,3 @@ def test_images_that_cannot_be_had_are_left_out_and_the_others_keep_their_order(
         (4, "cat, dog", 0.75, 0.5),
         (5, None, None, None),
     ]
-
-
-def test_a_nested_label_is_shown_as_the_path_to_it():
-    """As the model has it."""
-    region = {"value": {"choices": [["colour", "red"], ["plain"]]}, "score": 0.75}
-    planned = Planned(task=1, score=0.5, result=[region], reason="why", bald=0.1, held_out=False)
-    shown = show([planned], lambda task: encoded(20, 20))
-    assert shown[1].label == "colour > red, plain"

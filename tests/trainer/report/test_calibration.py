@@ -122,15 +122,6 @@ def test_the_bins_amount_to_the_calibration_error(multiple, seed, images):
     assert [each.low for each in bins] == sorted({each.low for each in bins})
 
 
-def test_a_bin_holds_what_can_be_counted_by_hand():
-    """Two predictions at 0.71 and 0.73, one right, and one at 1, right."""
-    probabilities = np.array([[0.71, 0.29], [0.27, 0.73], [1, 0]], np.float32)
-    first, last = reliability(probabilities, np.array([0, 0, 0]), multiple=False, bins=10)
-    assert (first.low, first.high, first.count, first.accuracy) == (pytest.approx(0.7), pytest.approx(0.8), 2, 0.5)
-    assert first.confidence == pytest.approx(0.72)
-    assert (last.high, last.count, last.accuracy, last.confidence) == (1, 1, 1, 1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
 @pytest.mark.parametrize("images", [30, 300])

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from contract.scores.calibration import temper
-from contract.versions.results import Metrics
 from tests.trainer.report.examples import make_inputs
 from trainer.report.data import to_json, work_out
 
@@ -88,17 +87,6 @@ def test_an_image_is_named_by_its_task_or_its_file():
     of_tasks = replace(pixels, references=("https://user:word@host/a.png?key=secret",) * 90)
     assert of_tasks.name(4, is_file=False) == "https://host/a.png"
     assert replace(of_tasks, task_ids=np.arange(90)).name(4, is_file=False) == "task 4"
-
-
-def test_the_curve_ends_with_the_version_itself():
-    """Versions without the figures are passed over."""
-    inputs = make_inputs()
-    former = replace(inputs.manifest, version="20250102T030405678Z-abcdef")
-    without = replace(former, metrics=Metrics(images=0))
-    curve = work_out(replace(inputs, earlier=[former, without])).curve
-    assert [each.version for each in curve] == [former.version, inputs.manifest.version]
-    assert curve[1].macro_f1 == inputs.manifest.metrics.macro_f1
-    assert curve[1].interval == inputs.manifest.metrics.macro_f1_interval
 
 
 def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_said():

@@ -1,6 +1,5 @@
 import csv
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -80,13 +79,6 @@ def test_confusions_are_a_table_a_picture_or_a_list(tmp_path, classes, cells, pa
     assert ("Confused most" in page.text) == pairs
     listed = page.html.partition("Confused most")[2].partition("</table>")[0]
     assert 0 <= listed.count("<tr>") - pairs <= 20
-
-
-def test_a_shade_is_a_share_of_the_row(tmp_path):
-    """In each row they amount to 1, but for rounding."""
-    rows = write(make_inputs(), tmp_path).html.split('<tr><th scope="row" title=')[1:]
-    shares = [[float(share) for share in re.findall(r"--share: ([0-9.]+)", row)] for row in rows]
-    assert [sum(each) for each in shares] == pytest.approx([1, 1, 1], abs=0.02)
 
 
 @pytest.mark.parametrize("multiple", [False, pytest.param(True, marks=pytest.mark.slow)])

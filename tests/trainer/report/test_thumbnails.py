@@ -1,11 +1,10 @@
 import io
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from contract.errors import DecodeError
-from trainer.report.thumbnails import thumbnail, to_thumbnail
+from trainer.report.thumbnails import thumbnail
 
 
 def encoded(width, height, *, orientation=None, form="PNG", mode="RGB"):
@@ -42,10 +41,3 @@ def test_what_is_no_image_is_refused(data):
     """By the error that leaves it out."""
     with pytest.raises(DecodeError):
         thumbnail(data)
-
-
-@pytest.mark.parametrize(("side", "expected"), [(32, 32), (160, 160), (224, 160)])
-def test_decoded_pixels_are_shrunk_and_never_enlarged(side, expected):
-    """At most 160 a side, as JPEG."""
-    with Image.open(io.BytesIO(to_thumbnail(np.zeros((side, side, 3), np.uint8)))) as image:
-        assert (image.format, image.size) == ("JPEG", (expected, expected))

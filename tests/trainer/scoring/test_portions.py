@@ -32,14 +32,6 @@ def test_a_slow_server_is_asked_for_one_of_its_batches_at_a_time():
         waiting.note(portion, (), seconds=30.0)
 
 
-def test_every_task_is_handed_out_once():
-    """In their order, and then none."""
-    tasks = pool(LEAST_TASKS + 5)
-    waiting = Portions(tasks)
-    assert [*waiting.take(), *waiting.take()] == tasks
-    assert waiting.take() == []
-
-
 def test_tasks_that_had_to_wait_too_long_wait_again():
     """Behind the others. As many as there were of them they were too many, and nothing is held against the images."""
     waiting = Portions(pool(portions._TRIES * 4 * LEAST_TASKS))

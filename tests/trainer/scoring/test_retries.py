@@ -49,13 +49,6 @@ class Pool:
         return self.now - self.begun
 
 
-def test_images_that_can_be_had_are_asked_for_once():
-    """And nobody waits."""
-    pool = Pool(dict.fromkeys(range(9), 0))
-    assert all(pool.run().values())
-    assert (pool.asked, pool.pauses) == ([list(range(9))], [])
-
-
 def test_images_that_are_gone_or_broken_are_not_asked_for_again():
     """No waiting brings them back."""
     pool = Pool({1: None, 2: 0, 3: None})

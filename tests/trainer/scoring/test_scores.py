@@ -1,12 +1,10 @@
-import base64
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from trainer.scoring.scores import Failure, Score, ScoreLog, digest, parse_score
+from trainer.scoring.scores import Score, ScoreLog, digest
 
 
 def score(task, classes=3):
@@ -70,29 +68,3 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="LABELNEXT_CACHE"):
         ScoreLog(tmp_path / "file" / "log").append([score(1)], DIGESTS)
-
-
-def test_a_servers_answer_is_parsed():
-    """Numbers in JSON, vectors in base64."""
-    passes = np.random.default_rng(0).random((20, 3), np.float32)
-    embedding = np.linspace(-1, 1, 256).astype(np.float16)
-    found = parse_score(
-        {
-            "task": 7,
-            "prediction": {"model_version": "v", "score": 0.9, "result": [{"from_name": "label"}]},
-            "probabilities": [0.2, 0.3, 0.5],
-            "bald": 0.1,
-            "entropy": 1.0,
-            "embedding": base64.b64encode(embedding.tobytes()).decode(),
-            "passes": base64.b64encode(passes.tobytes()).decode(),
-        }
-    )
-    assert (found.task, found.bald, found.result) == (7, 0.1, [{"from_name": "label"}])
-    np.testing.assert_array_equal(found.passes, passes)
-    np.testing.assert_array_equal(found.embedding, embedding.astype(np.float32))
-
-
-def test_an_image_without_scores_is_a_failure():
-    """With the server's words."""
-    answer = {"task": 8, "error": {"code": "fetch", "detail": "no such file"}}
-    assert parse_score(answer) == Failure(8, "fetch", "no such file")

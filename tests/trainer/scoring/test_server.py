@@ -97,22 +97,12 @@ class TestScoring:
         assert outcomes[0].embedding.shape == (256,)
         assert outcomes[0].passes is None
 
-    def test_no_tasks_are_no_request(self, one):
-        """And no waiting."""
-        assert ask(of(one), []) == []
-        assert one.asked == []
-
     def test_large_tasks_go_in_smaller_requests(self, one, monkeypatch):
         """A task may hold the whole image."""
         monkeypatch.setattr(portions, "_BYTES", 1000)
         tasks = [PoolTask(number, {"image": "data:image/png;base64," + 400 * "A"}) for number in range(9)]
         assert len(ask(of(one), tasks)) == 9
         assert max(len(body["tasks"]) for body in one.asked) == 2
-
-    def test_passes_come_where_they_are_asked_for(self, one):
-        """Shape (T, C)."""
-        [outcome] = ask(of(one), pool(1), Question(5, CONFIG, VERSION, passes=True))
-        assert outcome.passes.shape == (20, 2)
 
     def test_credentials_are_sent(self, one):
         """By basic authentication."""
@@ -175,13 +165,6 @@ class TestScoring:
         assert ask(of(one), pool(1)) == [Failure(1, "expired", "no time")]
         assert len(one.asked) == 5
 
-    def test_a_failed_image_is_no_failed_request(self, one):
-        """The server's words are kept."""
-        one.broken = {2}
-        outcomes = {outcome.task: outcome for outcome in ask(of(one), pool(3))}
-        assert outcomes[2] == Failure(2, "fetch", "no such file")
-        assert len(outcomes) == 3
-
     @pytest.mark.slow
     def test_with_the_last_server_gone_the_error_says_why(self, one):
         """And that what was scored is not lost."""
@@ -196,12 +179,6 @@ class TestScoring:
         one.before = slowly
         with pytest.raises(Unavailable, match="answers no more"):
             ask(of(one), pool(count * LEAST_TASKS))
-
-    @pytest.mark.slow
-    def test_a_server_that_is_gone_is_one_clear_line(self):
-        """Connections refused are as good as an answer of 503."""
-        with pytest.raises(Unavailable, match=r"answers no more.*cannot be reached"):
-            ask(Server(nobodys_address(), patience=HASTY), pool(3))
 
     def test_patience_counts_from_the_last_answer(self, one, monkeypatch):
         """A server that refuses now and then is gone on with, however long it takes in all."""

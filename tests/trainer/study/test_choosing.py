@@ -96,23 +96,6 @@ class TestLabelnext:
         expected = arranged(model, candidates, strategy=DEFAULT_STRATEGY, holdout_share=0.1, duplicates=True)
         np.testing.assert_array_equal(chosen_by("labelnext"), expected)
 
-    def test_one_in_ten_is_of_the_random_holdout(self, chosen_by):
-        """Whatever the model says of them; the slice is the seed's, by the image's number."""
-        assert is_held_out(7, chosen_by("labelnext"), 0.1).sum() == QUERY // 10
-
-    def test_a_copy_of_what_was_chosen_is_not_chosen(self, model, chosen_by):
-        """Plain BALD has all of them labelled."""
-        same = [image for image in LEFT.tolist() if is_like(model, image, int(COPIES[0]))]
-        copies = [image for image in same if not is_held_out(7, np.array([image]), 0.1)]
-        assert len(copies) > 3
-        assert set(same) <= set(chosen_by("bald").tolist())
-        assert len(set(copies) & set(chosen_by("labelnext").tolist())) <= 1
-
-
-def is_like(model, image, other):
-    features = model.compute_features(np.array([image, other]))
-    return np.array_equal(features[0], features[1])
-
 
 class TestRandom:
     class Unneeded:

@@ -199,13 +199,6 @@ class TestManifest:
         assert rows_of(pool) == expected
         assert pool.classes == ("bleu é", "green", "red")
 
-    def test_holds_for_a_zip_as_well(self, folder):
-        """Paths in the zip are what paths in the folder are."""
-        manifest = write_manifest(folder, lines_of(folder))
-        pool, other = read_pool(folder, manifest), read_pool(zipped(folder), manifest)
-        assert rows_of(other) == rows_of(pool)
-        assert (other.name, contents(other)) == (pool.name, contents(pool))
-
     @pytest.mark.parametrize("header", ["path,label", "path,label,split"])
     def test_without_test_rows_a_share_is_for_testing(self, folder, header):
         """The same images as without a manifest."""

@@ -1,27 +1,27 @@
 import hashlib
-import os
+import resource
 import shutil
-import signal
-import subprocess
-import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from contract.errors import ConfigError
 from contract.features.store import FeatureStore
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
 from tests.trainer.small import small_backbone, write_folders
 from trainer.model.frozen import freeze
-from trainer.study import dataset
+from trainer.study import dataset, features
 from trainer.study.dataset import read_pool
 from trainer.study.features import compute, decode
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
 SIZE = 32
+WHOLE = np.random.default_rng(0).standard_normal((50, 3, 2)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +44,6 @@ def cache(tmp_path):
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def read(monkeypatch):
-    """The files that were read; after a hundred of them, it is interrupted."""
-    files, plain = [], dataset._read
-
-    def note(root, reference):
-        if len(files) == 100:
-            raise KeyboardInterrupt
-        files.append(reference)
-        return plain(root, reference)
-
-    monkeypatch.setattr(dataset, "_read", note)
-    return files
-
-
 def files(cache, kind):
     return sorted(cache.glob(f"{kind}-*.npy"))
 
@@ -73,33 +58,35 @@ class TestDecode:
         assert decoded.unreadable == ()
         assert not decoded.images.flags.writeable
 
-    def test_what_was_interrupted_goes_on_and_nothing_is_decoded_twice(self, pool, decoded, cache, read):
-        """But for one batch at most; the file is the same byte for byte."""
+    def test_what_was_interrupted_leaves_no_pixels(self, pool, decoded, cache, monkeypatch):
+        """The next one begins again; what is there is only mapped."""
+        plain, read = dataset._read, []
+
+        def note(root, reference):
+            if len(read) == 100:
+                raise KeyboardInterrupt
+            read.append(reference)
+            return plain(root, reference)
+
+        monkeypatch.setattr(dataset, "_read", note)
         with pytest.raises(KeyboardInterrupt):
             decode(pool, image_size=SIZE, cache=cache)
-        read.clear()
-        resumed = decode(pool, image_size=SIZE, cache=cache)
-        assert sorted(read) == sorted(pool.references[96:])
-        assert resumed.path.name == decoded.path.name
-        assert resumed.path.read_bytes() == decoded.path.read_bytes()
-        decode(pool, image_size=SIZE, cache=cache)
-        assert len(read) == 24
+        assert files(cache, "pixels") == []
+        monkeypatch.setattr(dataset, "_read", plain)
+        again = decode(pool, image_size=SIZE, cache=cache)
+        assert again.path.read_bytes() == decoded.path.read_bytes()
+        monkeypatch.setattr(dataset, "_read", None)
+        assert decode(pool, image_size=SIZE, cache=cache).path == again.path
 
     def test_unreadable_images_are_named_and_black(self, tmp_path, cache):
-        """The first time, from the cache, and after an interruption; the others keep their places."""
+        """The first time and from the cache; the others keep their places."""
         folder = write_folders(tmp_path / "colours", each=20)
         names = ["blue/000.png", "red/002.png", "red/059.png"]
         (folder / names[0]).write_bytes(b"not an image")
         (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:60])
         pool = read_pool(folder, None)
         (folder / names[2]).unlink()
-        decoded = decode(pool, image_size=SIZE, cache=cache)
-        for interrupted in (False, True):
-            if interrupted:
-                partial = decoded.path.rename(decoded.path.with_suffix(".partial"))
-                os.truncate(partial, 128 + 50 * SIZE * SIZE * 3)
-                faults = decoded.path.with_suffix(".jsonl")
-                faults.write_text('{"image": 7, "reason": "it was busy"}\n' + faults.read_text()[:-10])
+        for _ in range(2):
             decoded = decode(pool, image_size=SIZE, cache=cache)
             assert [pool.references[row] for row in np.flatnonzero(~decoded.readable)] == names
             assert [name for name, _ in decoded.unreadable] == names
@@ -119,7 +106,7 @@ class TestDecode:
         }
         shutil.copyfile(copy / "blue" / "003.png", copy / "blue" / "000.png")
         keys.add(decode(read_pool(copy, None), image_size=32, cache=cache).key)
-        assert len(keys) == len(files(cache, "decoded")) == 5
+        assert len(keys) == len(files(cache, "pixels")) == 5
 
     def test_targets_and_split_do_not_matter(self, pool, decoded, cache):
         """A study of other labels or another split reads the same pixels."""
@@ -179,40 +166,69 @@ class TestCompute:
         assert len(files(cache, "features")) == 3
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from contract.features.store import FeatureStore
-from trainer.model.frozen import FrozenBackbone, read
-from trainer.study.features import compute, decode
-from trainer.study.dataset import read_pool
+def test_features_that_are_interrupted_go_on_from_the_store(pool, decoded, backbone, store, cache, monkeypatch):
+    """Batches that were computed are not computed again, and no file has half of them."""
+    runs, plain = [], type(backbone).compute
 
-folder, cache, kept = map(Path, sys.argv[1:])
-runs, plain = [], FrozenBackbone.compute
+    def count(self, images, **options):
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        runs.append(len(images))
+        return plain(self, images, **options)
 
-def kill(*arguments, **options):
-    runs.append(1)
-    if len(runs) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return plain(*arguments, **options)
-
-FrozenBackbone.compute = kill
-pool = read_pool(folder, None)
-store = FeatureStore(None, max_bytes=2**24, count_fault=print)
-compute(pool, decode(pool, image_size=32, cache=cache), backbone=read(kept), store=store, cache=cache)
-"""
-
-
-def test_a_killed_run_leaves_what_the_next_goes_on_from(
-    folder, pool, decoded, backbone, store, cache, tmp_path, monkeypatch
-):
-    """The lock goes with the process; two of four batches are not computed again, and the bytes are the same."""
-    command = [sys.executable, "-c", KILLED, folder, cache, backbone.folder]
-    ended = subprocess.run(command, check=False, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(type(backbone), "compute", count)
+        with pytest.raises(KeyboardInterrupt):
+            compute(pool, decoded, backbone=backbone, store=store, cache=cache)
     assert files(cache, "features") == []
     runs = count_runs(backbone, monkeypatch)
-    resumed = compute(pool, decode(pool, image_size=SIZE, cache=cache), backbone=backbone, store=store, cache=cache)
+    compute(pool, decoded, backbone=backbone, store=store, cache=cache)
     assert runs == [32, 24]
-    whole = compute(pool, decoded, backbone=backbone, store=store, cache=tmp_path / "whole")
-    assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "folder" / "array.npy"
+
+
+def write_once(path, batches, count=50):
+    features._write_once(path, batches, count=count, title="rows")
+    return np.load(path)
+
+
+def test_two_at_once_write_once(path):
+    """The second waits for the first and then takes what that one has written."""
+    begun, may_end, results = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        assert may_end.wait(30)
+        yield WHOLE
+
+    def never():
+        raise AssertionError("not to be asked")
+        yield
+
+    first = threading.Thread(target=lambda: results.append(write_once(path, slow())))
+    first.start()
+    assert begun.wait(30)
+    second = threading.Thread(target=lambda: results.append(write_once(path, never())))
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    may_end.set()
+    for thread in (first, second):
+        thread.join(30)
+    assert [each.tobytes() == WHOLE.tobytes() for each in results] == [True, True]
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do(path):
+    """With room again, it is written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (WHOLE.nbytes // 2, before[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"array\.npy to .*; make room and run it again"):
+            write_once(path, [WHOLE])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert np.array_equal(write_once(path, [WHOLE]), WHOLE)

@@ -74,12 +74,6 @@ def test_others_none_and_one_twice_are_refused(strategies, got):
         check(strategies)
 
 
-def test_one_backbone_is_trained_as_before():
-    """Nothing of the options changes, not even where commas are in the name of a file."""
-    training = Training(backbone="vgg11", weights="none", image_size=32)
-    assert split_backbones(training) == {"vgg11": training}
-
-
 def test_a_file_may_have_commas_in_its_path(tmp_path):
     """What is there as a whole is not parted."""
     (tmp_path / "my,weights.pth").touch()

@@ -6,13 +6,10 @@ from PIL import Image
 from tests.trainer.study.studies import make_study
 from trainer.study.plots import (
     choose_lines,
-    draw_differences,
-    draw_each,
     draw_measures,
-    draw_minority_share,
     save_curves,
 )
-from trainer.study.statistics import MEASURES, Difference
+from trainer.study.statistics import MEASURES
 
 
 def texts(svg):
@@ -29,13 +26,6 @@ def test_those_come_in_colour_whom_people_ask_about():
     assert len({line.colour for line in seven}) == 7
 
 
-def test_the_default_is_drawn_on_top_and_random_dashed():
-    """Whatever else is drawn, these two are found without a look at the key."""
-    lines = {line.strategy: line for line in choose_lines(["bald", "random", "labelnext"], "labelnext")}
-    assert [name for name, line in lines.items() if line.dashed] == ["random"]
-    assert lines["labelnext"].width > max(lines["random"].width, lines["bald"].width)
-
-
 @pytest.mark.slow
 def test_each_measure_has_a_plot_with_every_strategy():
     """Those without a colour are lines too, only grey."""
@@ -45,28 +35,6 @@ def test_each_measure_has_a_plot_with_every_strategy():
     for svg in plots:
         assert svg.count("stroke: #bcc6ce") == len(study.runs) - 3
         assert "labels" in texts(svg)
-
-
-def test_small_plots_share_their_axes():
-    """So that one can be held against another."""
-    study = make_study(strategies=["random", "margin", "labelnext"], seeds=2, rounds=3)
-    plots = draw_each(study, ["labelnext", "margin", "random"], "macro_f1", "labelnext")
-    assert [texts(svg)[-1] for svg in plots] == ["labelnext", "margin", "random"]
-    assert len({tuple(texts(svg)[:-1]) for svg in plots}) == 1
-
-
-def test_the_share_of_the_pool_is_a_line_of_its_own():
-    """What strategies bring is seen against it."""
-    study = make_study(strategies=["random"], seeds=2, rounds=2)
-    assert "the pool" in texts(draw_minority_share(study, choose_lines(["random"], None)))
-
-
-def test_differences_stand_in_their_order():
-    """One without an interval is a point."""
-    svg = draw_differences(
-        {"first": Difference(0.1, 0.05, 0.2, 3), "second": Difference(-0.1, None, None, 1)}, title="Area"
-    )
-    assert [text for text in texts(svg) if text in {"first", "second", "Area"}] == ["first", "second", "Area"]
 
 
 def test_the_picture_is_on_white(tmp_path):

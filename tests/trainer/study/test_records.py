@@ -1,4 +1,3 @@
-import json
 from dataclasses import asdict
 
 import pytest
@@ -43,8 +42,3 @@ def test_what_follows_a_line_that_is_no_json_is_taken_out_too(path, damage):
     path.write_bytes(first + damage + b"\n" + second)
     assert rounds_in(path) == ROUNDS[:1]
     assert path.read_bytes() == first
-
-
-def test_a_round_is_json():
-    """Its sequences come back as tuples, so that rounds can be compared."""
-    assert Round.from_json(json.loads(json.dumps(asdict(ROUNDS[0])))) == ROUNDS[0]

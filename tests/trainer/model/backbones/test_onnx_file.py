@@ -218,22 +218,6 @@ def test_weights_from_elsewhere_are_refused(tmp_path, location):
         opened(path)
 
 
-def test_tensors_that_share_bytes_are_refused(tmp_path):
-    """A small file could otherwise fill any memory."""
-    nodes = [CONVOLUTION, node("Conv", ["x", "other"], ["z"], strides=[1, 2]), node("Add", ["y", "z"], ["sum"])]
-    path = write(
-        tmp_path, nodes, [tensor("kernel", KERNEL), tensor("other", KERNEL)], outputs=("sum",), external="weights"
-    )
-    model = onnx.load(path, load_external_data=False)
-    for each in model.graph.initializer:
-        del each.external_data[:]
-        each.external_data.add(key="location", value="weights")
-    path.write_bytes(model.SerializeToString())
-    (tmp_path / "weights").write_bytes(KERNEL.tobytes())
-    with pytest.raises(ConfigError, match="they overlap"):
-        opened(path)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

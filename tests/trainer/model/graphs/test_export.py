@@ -1,4 +1,3 @@
-import copy
 import shutil
 
 import numpy as np
@@ -12,7 +11,7 @@ from contract.graph.dropouts import dropout_nodes
 from contract.graph.masks import draw_masks
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, MODEL_FILE, PORTABLE_FILE
 from tests.networks import Engine
-from tests.trainer.small import coloured_images, freeze_network, small_head, small_network
+from tests.trainer.small import coloured_images, freeze_network, small_network
 from trainer.model.backbones import open_backbone
 from trainer.model.bayes import dropout_probabilities
 from trainer.model.frozen import freeze
@@ -46,9 +45,9 @@ def network():
     return large(small_network())
 
 
-def write(network, folder, *, anew=False):
+def write(network, folder):
     """Write the network's files into a folder as the trainer does, and return the lowered graph."""
-    backbone = freeze_network(network, folder / "backbone", anew=anew)
+    backbone = freeze_network(network, folder / "backbone")
     shutil.copyfile(backbone.folder / BACKBONE_WEIGHTS_FILE, folder / BACKBONE_WEIGHTS_FILE)
     return export(backbone.graph, network.head, folder)
 
@@ -77,19 +76,6 @@ def test_every_dropout_is_in_the_graph_and_drops(exported, network):
     folder, lowered = exported
     assert len(dropout_nodes(onnx.load(folder / MODEL_FILE, load_external_data=False))) == 2
     assert [site.probability for site in lowered.sites] == [0.5, 0.25] == list(dropout_probabilities(network))
-
-
-def test_the_graph_takes_images_and_gives_logits(exported):
-    """uint8 (N, 32, 32, 3) in, float32 (N, 3) out, under the names that servers ask for."""
-    graph = onnx.load(exported[0] / MODEL_FILE, load_external_data=False).graph
-    (images,), (logits,) = graph.input, graph.output
-    shapes = [
-        [axis.dim_param or axis.dim_value for axis in info.type.tensor_type.shape.dim] for info in (images, logits)
-    ]
-    assert (images.name, logits.name) == ("images", "logits")
-    assert shapes == [["N", 32, 32, 3], ["N", 3]]
-    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    assert logits.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
 @pytest.mark.parametrize("batch", [1, 4, 6])
@@ -138,38 +124,6 @@ def test_weights_are_stored_once_and_beside_the_graph(tmp_path):
     assert (tmp_path / HEAD_WEIGHTS_FILE).stat().st_size == 4 * sum(each.numel() for each in large)
     for file in (MODEL_FILE, PORTABLE_FILE):
         assert (tmp_path / file).stat().st_size < 20_000
-
-
-def test_features_are_a_tensor_of_the_graph_rounded_to_float16(exported, network):
-    """Where it is cut: what stands upstream is the backbone."""
-    folder, lowered = exported
-    onnx.load_external_data_for_model(lowered.backbone, str(folder))
-    found = Engine(lowered).backbone(IMAGES)
-    with torch.no_grad():
-        expected = network.eval().backbone(torch.from_numpy(IMAGES)).numpy()
-    np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float32))
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    graph = onnx.load(folder / MODEL_FILE, load_external_data=False).graph
-    assert "features" in {name for node in graph.node for name in node.output}
-
-
-def test_equal_networks_export_to_equal_bytes(exported, network, tmp_path):
-    """Nothing of the process or the time is in the files."""
-    write(network, tmp_path, anew=True)
-    for name in (MODEL_FILE, PORTABLE_FILE, BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE):
-        assert (tmp_path / name).read_bytes() == (exported[0] / name).read_bytes()
-
-
-def test_another_head_leaves_the_backbones_file_as_it_is(exported, network, tmp_path):
-    """Another number of classes as well; only the head's own file and the graph differ."""
-    other = copy.deepcopy(network)
-    other.head = small_head(7)
-    write(other, tmp_path)
-    same = {
-        name: (tmp_path / name).read_bytes() == (exported[0] / name).read_bytes()
-        for name in (MODEL_FILE, BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE)
-    }
-    assert same == {MODEL_FILE: False, BACKBONE_WEIGHTS_FILE: True, HEAD_WEIGHTS_FILE: False}
 
 
 def test_a_dropout_that_the_export_loses_is_an_error(exported, network, tmp_path, monkeypatch):

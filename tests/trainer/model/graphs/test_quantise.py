@@ -66,10 +66,3 @@ def test_equal_images_give_equal_bytes(quantised, tmp_path):
     found = (tmp_path / INT8_BACKBONE_FILE).read_bytes()
     assert found == (quantised[1].folder / INT8_BACKBONE_FILE).read_bytes()
     assert str(tmp_path).encode() not in found
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_few_images_are_enough_to_calibrate_on(quantised, tmp_path, count):
-    """Whatever a run has."""
-    quantise_frozen(quantised[1], IMAGES[:count], tmp_path / INT8_BACKBONE_FILE)
-    assert (tmp_path / INT8_BACKBONE_FILE).is_file()
