@@ -35,9 +35,11 @@ def write_files(folder, content):
         (folder / name).write_bytes(content)
 
 
-def publish(repository, content, *, int8=None, **more):
+def publish(repository, content, *, int8=None, write=lambda folder: None, **more):
+    """Publish a version whose files are `content`, with what `write` adds to its folder; `more` is in the manifest."""
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, content)
+        write(staged.path)
         if int8 is not None:
             (staged.path / INT8_BACKBONE_FILE).write_bytes(int8)
         return staged.publish(dataclasses.replace(manifest(staged.version), **more))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from contract.errors import LabelnextError
 from contract.label_studio import LabelStudioClient
 from contract.labelconfig import ChoicesControl
@@ -41,6 +43,9 @@ class Suspect:
     suggested_probability: float
 
 
+_SUSPECTS: Final = TypeAdapter(list[Suspect])
+
+
 @dataclass(frozen=True, slots=True)
 class Doubt:
     """A labelled task that is to be looked at again."""
@@ -64,22 +69,12 @@ def read_suspects(repository: Repository, manifest: Manifest, project_id: int) -
         return []
     try:
         document = json.loads(repository.read_file(manifest.version, FIGURES_FILE, most_bytes=_MOST_BYTES))
-        return [_suspect(each) for each in document["label_errors"]["tasks"]]
+        return _SUSPECTS.validate_python(document["label_errors"]["tasks"])
     except (LabelnextError, OSError):
         return []
     except (ValueError, LookupError, TypeError) as err:
         _log.info("the report of %s names no tasks whose labels look wrong (%s)", manifest.version, type(err).__name__)
         return []
-
-
-def _suspect(document: Mapping[str, Any]) -> Suspect:
-    return Suspect(
-        task=int(document["task"]),
-        given=tuple(map(str, document["given"])),
-        suggested=tuple(map(str, document["suggested"])),
-        given_probability=float(document["given_probability"]),
-        suggested_probability=float(document["suggested_probability"]),
-    )
 
 
 def find_doubts(

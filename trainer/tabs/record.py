@@ -5,10 +5,11 @@
 is replaced whole. Owns what is remembered; knows no Label Studio.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+from pydantic import TypeAdapter
 
 from contract.files import explaining
 from contract.versions.repository import Repository
@@ -55,6 +56,9 @@ class TabRecord:
     """Labels, by the marker that predictions of them carry that may be confirmed."""
 
 
+_RECORD: Final = TypeAdapter(TabRecord)
+
+
 def load_record(repository: Repository, project_id: int, created_at: str) -> TabRecord:
     """Return what is remembered of a project; nothing of another that bore its number, or if it cannot be understood.
 
@@ -62,28 +66,10 @@ def load_record(repository: Repository, project_id: int, created_at: str) -> Tab
         OSError: if the record is there and cannot be read.
     """
     try:
-        found = json.loads(repository.documents(TABS_FOLDER).read(_file(project_id)))
-        record = TabRecord(
-            created_at=str(found["created_at"]),
-            tabs={str(key): _kept(each) for key, each in found["tabs"].items()},
-            listed={
-                int(task): Listed(str(each["since"]), tuple(map(str, each["given"])))
-                for task, each in found["listed"].items()
-            },
-            sure={str(marker): str(label) for marker, label in found["sure"].items()},
-        )
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        record = _RECORD.validate_json(repository.documents(TABS_FOLDER).read(_file(project_id)))
+    except (FileNotFoundError, ValueError):
         return TabRecord(created_at)
     return record if record.created_at == created_at else TabRecord(created_at)
-
-
-def _kept(each: Mapping[str, Any]) -> Kept:
-    number = each["id"]
-    written = tuple(tuple(dict(item) for item in items) for items in each["written"])
-    titles = tuple(map(str, each.get("former", ())))
-    return Kept(
-        None if number is None else int(number), str(each["title"]), titles, written, leaving=bool(each["leaving"])
-    )
 
 
 def save_record(repository: Repository, project_id: int, record: TabRecord) -> None:
@@ -92,10 +78,9 @@ def save_record(repository: Repository, project_id: int, record: TabRecord) -> N
     Raises:
         ConfigError: if it cannot be written; nothing is to be changed then.
     """
-    text = json.dumps(asdict(record), ensure_ascii=False)
     remedy = "give the trainer the folder to write, or go without by --no-tabs"
     with explaining(f"the tabs of project {project_id}", repository.root, place=repository.location, remedy=remedy):
-        repository.documents(TABS_FOLDER).write(_file(project_id), text.encode())
+        repository.documents(TABS_FOLDER).write(_file(project_id), _RECORD.dump_json(record))
 
 
 def forget_record(repository: Repository, project_id: int) -> None:

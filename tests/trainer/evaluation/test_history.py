@@ -1,5 +1,4 @@
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -7,7 +6,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from contract.versions.repository import Repository
 from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
-from tests.versions import manifest, write_files
+from tests import versions
+from tests.versions import manifest
 from trainer.evaluation.history import describe_advice, earlier, find_agreement, kappa
 
 
@@ -70,10 +70,8 @@ METRICS = Metrics(macro_f1=0.83, macro_f1_interval=(0.78, 0.88), mean_bald=0.02)
 
 
 def publish(repository, labels, *, metrics=METRICS, fields=None, **settings):
-    with repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, b"x")
-        described = replace(manifest(staged.version), metrics=metrics, training=training(labels, **settings))
-        staged.publish(replace(described, **(fields or {})))
+    described = {"metrics": metrics, "training": training(labels, **settings), **(fields or {})}
+    versions.publish(repository, b"x", **described)
 
 
 def advise_on(repository, labels=2000, *, kappa=0.97, unseen=(), macro_f1=0.83, measured=True, **settings):

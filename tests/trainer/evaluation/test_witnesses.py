@@ -1,11 +1,12 @@
 import json
-from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import pytest
 
 from contract.versions.repository import Repository
-from tests.versions import manifest, write_files
+from tests import versions
+from tests.versions import manifest
 from trainer.evaluation.witnesses import WITNESSES_FILE, read_witnesses, save_witnesses
 
 MEANS = np.array([[0.75, 0.25], [0.1, 0.9]], np.float32)
@@ -17,10 +18,9 @@ def published(tmp_path):
     repository = Repository(tmp_path / "models")
 
     def publish(means=MEANS, *, multiple=False):
-        with repository.stage(datetime.now(UTC)) as staged:
-            write_files(staged.path, b"one")
-            save_witnesses(staged.path, range(7, 7 + len(means)), means, ("cat", "dog"), multiple=multiple)
-            return staged.publish(manifest(staged.version))
+        tasks, labels = range(7, 7 + len(means)), ("cat", "dog")
+        write = partial(save_witnesses, tasks=tasks, probabilities=means, labels=labels, multiple=multiple)
+        return versions.publish(repository, b"one", write=write)
 
     return repository, publish
 

@@ -1,15 +1,15 @@
 import json
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
+from contract.versions.manifest import Backbone
 from contract.versions.repository import Repository
 from contract.versions.version import INT8_BACKBONE_FILE
+from tests import versions
 from tests.trainer.small import coloured_images, freeze_network, lively_network
-from tests.versions import manifest, write_files
 from trainer.model import int8
 from trainer.model.int8 import LEAST_IMAGES, in_best_precision, likeness
 
@@ -44,12 +44,8 @@ def fast(monkeypatch):
 
 def publish(repository, fingerprint, content):
     """Publish a version of a backbone that has such an int8 file, or none."""
-    with repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, b"weights")
-        if content is not None:
-            (staged.path / INT8_BACKBONE_FILE).write_bytes(content)
-        described = manifest(staged.version)
-        return staged.publish(replace(described, backbone=replace(described.backbone, fingerprint=fingerprint)))
+    backbone = Backbone("none", fingerprint, "features", "fp32")
+    return versions.publish(repository, b"weights", int8=content, backbone=backbone)
 
 
 def refuse(*args, **kwargs):

@@ -63,32 +63,19 @@ def test_no_class_is_named_where_all_have_as_many(counts):
     assert explained(pool, "balanced-bald-margin", labels_by_class=counts) == ["the passes disagree"]
 
 
-def test_images_chosen_jointly_say_so():
-    """Those behind them go by BALD alone."""
-    reasons = explained(candidates([[0.5, 0.5]] * 2, bald=0.5), "batch-bald", chosen=[1])
-    assert reasons == ["the passes disagree", "the passes disagree, and it adds to the images before it"]
-
-
-def test_images_that_were_drawn_say_so():
-    """Those behind them go by how sure their label is."""
-    reasons = explained(candidates([[0.5, 0.5]] * 2), "badge", chosen=[1])
-    assert reasons == [
-        "two labels are about equally likely",
-        "two labels are about equally likely, and it differs from others",
-    ]
-
-
 @pytest.mark.parametrize(
-    ("labels", "expected"),
+    ("strategy", "labels", "behind", "chosen"),
     [
-        ([5, 4], "covers a part of the pool not seen yet"),
-        ([5, 5], "the label is fairly sure, and it differs from others"),
+        ("batch-bald", [5, 5], "the passes agree", "the passes agree, and it adds to the images before it"),
+        ("badge", [5, 5], "the label is fairly sure", "the label is fairly sure, and it differs from others"),
+        ("balanced-cover", [5, 5], "the label is fairly sure", "the label is fairly sure, and it differs from others"),
+        ("balanced-cover", [5, 4], "the label is fairly sure", "covers a part of the pool not seen yet"),
     ],
 )
-def test_images_that_cover_say_so_while_labels_are_few(labels, expected):
-    """Whatever a model makes of them; from five labels a class on it has its say."""
-    reasons = explained(candidates([[0.9, 0.1]] * 2), "balanced-cover", labels_by_class=labels, chosen=[1])
-    assert reasons == ["the label is fairly sure", expected]
+def test_images_that_were_chosen_for_what_the_others_are_say_so(strategy, labels, behind, chosen):
+    """Those behind them go by what is said of themselves; below five labels a class a model has no say."""
+    reasons = explained(candidates([[0.9, 0.1]] * 2), strategy, labels_by_class=labels, chosen=[1])
+    assert reasons == [behind, chosen]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

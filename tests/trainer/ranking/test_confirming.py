@@ -1,7 +1,6 @@
 """What rankings offer to be confirmed in bulk, from Label Studio's tasks to the record that the page shows."""
 
 from collections import Counter
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from contract.scores.ranking import load_rankings
 from contract.versions.results import TrainingRecord
 from tests.trainer.ranking.rig import ours, picture
 from tests.trainer.scorer import LABELS, passes_of
-from tests.versions import manifest, write_files
 from trainer.evaluation.witnesses import save_witnesses
 from trainer.ordering.reasons import UNTICKED
 from trainer.ranking.predictions import load_plan
@@ -29,10 +27,7 @@ def measured(rig):
     for task in drawn:
         rig.studio.annotate(task, predicted(rig, task))
     said = np.stack([passes_of(rig.studio.tasks[task]).mean(axis=0) for task in drawn])  # (n, C)
-    with rig.repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, b"measured")
-        save_witnesses(staged.path, drawn, said, LABELS, multiple=False)
-        rig.version = rig.server.version = staged.publish(manifest(staged.version)).name
+    rig.publish(write=lambda folder: save_witnesses(folder, drawn, said, LABELS, multiple=False))
     return rig
 
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from contract.scores.sure import Sure
 from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.ranking.rig import raise_killed
 from tests.trainer.studio import Gone
-from tests.versions import manifest, write_files
 from trainer import labelstudio
 from trainer.ranking import planning
 from trainer.ranking.releasing import release
@@ -34,11 +32,11 @@ def publish(rig, doubted=(), **more):
         }
         for rank, task in enumerate(doubted)
     ]
-    with rig.repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, staged.version.encode())
-        (staged.path / "report" / "figures.json").write_text(json.dumps({"label_errors": {"tasks": errors}}))
-        version = staged.publish(replace(manifest(staged.version), training=replace(TRAINED, **more)))
-    rig.version = rig.server.version = version.name
+
+    def write(folder):
+        (folder / "report" / "figures.json").write_text(json.dumps({"label_errors": {"tasks": errors}}))
+
+    rig.publish(write=write, training=replace(TRAINED, **more))
 
 
 @pytest.fixture

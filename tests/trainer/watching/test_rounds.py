@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +9,7 @@ from contract.errors import RepositoryUnreachable
 from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
-from tests.versions import manifest, write_files
+from tests import versions
 from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
 
 UPDATED_AT = "2026-11-23T05:00:00.000000Z"
@@ -92,10 +91,8 @@ def test_other_classes_are_a_reason():
 
 
 def publish(repository, project=None, **fields):
-    training = {} if project is None else {"project": project}
-    with repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, b"x")
-        return staged.publish(replace(manifest(staged.version), training=TrainingRecord.parse(training), **fields)).name
+    training = TrainingRecord.parse({} if project is None else {"project": project})
+    return versions.publish(repository, b"x", training=training, **fields).name
 
 
 SEEN = {"id": 3, "annotations": 40, "updated_at": UPDATED_AT}
@@ -142,9 +139,7 @@ def test_a_schedule_reads_as_a_sentence():
 def test_a_bucket_that_does_not_answer_is_not_one_without_versions(monkeypatch, tmp_path):
     """Otherwise the same labels would be trained on once more."""
     repository = Repository(tmp_path)
-    with repository.stage(datetime.now(UTC)) as staged:
-        write_files(staged.path, b"x")
-        staged.publish(manifest(staged.version))
+    publish(repository)
 
     def fail(name):
         raise RepositoryUnreachable("no answer")

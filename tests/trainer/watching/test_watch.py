@@ -20,7 +20,7 @@ from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
 from contract.versions.training_requests import find_requests, leave_request
 from tests.trainer.studio import TOKEN, Gone, Studio
-from tests.versions import manifest, publish, write_files
+from tests.versions import publish
 from trainer import labelstudio
 from trainer.__main__ import COMMANDS
 from trainer.pruning import prune
@@ -112,16 +112,9 @@ class Watched(Studio):
         newest = max((self.tasks[task]["updated_at"] for task in self.labelled()), default="")
         seen = ProjectState(self.number, self.counters()["total_annotations_number"], newest)
         labels = parse_label_config(self.project["label_config"])[0].labels
-        with self.repository.stage(datetime.now(UTC)) as staged:
-            write_files(staged.path, b"x")
-            version = replace(
-                manifest(staged.version),
-                created_at=datetime.now(UTC).isoformat(),
-                labels=labels,
-                control="label",
-                training=TrainingRecord(project=seen),
-            )
-            name = staged.publish(version).name
+        created_at, training = datetime.now(UTC).isoformat(), TrainingRecord(project=seen)
+        described = {"labels": labels, "control": "label", "created_at": created_at, "training": training}
+        name = publish(self.repository, b"x", **described).name
         return {"version": name, "labels": seen.annotations, "macro_f1": 0.713, "advice": "too early to say"}
 
     def rank(self, _):
