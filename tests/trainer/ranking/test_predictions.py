@@ -1,8 +1,6 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.errors import ConfigError
 from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
 
 REGION = {"from_name": "label", "value": {"choices": ["Kätzchen 🐈\n"]}, "meta": {"rank": 1}}
@@ -34,10 +32,3 @@ def test_a_plan_that_was_cut_short_is_none(tmp_path_factory, data):
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 2))])
     assert load_plan(path) is None
-
-
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
-    """The message names the setting."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="LABELNEXT_CACHE"):
-        save_plan(tmp_path / "file" / "plan.json", PLAN)

@@ -12,7 +12,6 @@ from trainer.study.options import (
     RANDOM,
     STUDIED,
     StudyOptions,
-    begins_chosen,
     check,
     queries,
     split_backbones,
@@ -26,14 +25,6 @@ def test_all_of_production_and_its_rivals_are_studied():
     assert RANDOM in STRATEGIES
     check(STUDIED)
     check([RANDOM, "margin+start", "core-set+start"])
-
-
-def test_some_choose_what_they_begin_with():
-    """The product, and those that say so."""
-    assert [each for each in (RANDOM, PRODUCT, "margin", "margin+start") if begins_chosen(each)] == [
-        PRODUCT,
-        "margin+start",
-    ]
 
 
 def test_queries_may_grow(tmp_path):

@@ -282,15 +282,6 @@ def test_a_repository_that_is_away_when_a_round_begins_does_not_end_the_watch(st
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_a_round_that_finds_all_tasks_ranked_says_how_many_wait(studio, caplog):
-    """Nothing is left only where nothing is."""
-    studio.plan = {"rank": [{"tasks": 0, "waiting": 1432}, {"tasks": 0, "waiting": 0}]}
-    studio.events |= {4: lambda: studio.resize(101), 20: stop}
-    _, _, said = watch_it(studio, caplog)
-    assert ": nothing new to rank, 1432 tasks wait in their order; " in said[1]
-    assert ": no task is left to label; " in said[2]
-
-
 def test_old_versions_are_removed_after_each_round(studio, caplog):
     """Once the project is ranked by the new one; labels that a removed version has seen are not new."""
     for _ in range(4):
@@ -314,16 +305,6 @@ def test_ten_versions_stay_unless_somebody_says(studio, caplog, options, left):
     _, ran, _ = watch_it(studio, caplog, rounds=1, **options)
     assert (ran[-1] == "prune") == (left == 10)
     assert studio.repository.versions() == studio.repository.history()[-left:]
-
-
-def test_versions_that_cannot_be_removed_are_said_and_tried_again(studio, caplog):
-    """After the next round; nothing else waits for it."""
-    publish(studio.repository, b"1")
-    studio.plan = {"prune": [(1, "the volume is read-only")]}
-    studio.label(30)
-    _, ran, said = watch_it(studio, caplog, rounds=1, keep=1)
-    assert ran[-3:] == ["run", "rank", "prune"]
-    assert said[-1] == "old versions were not removed: the volume is read-only; again after the next round"
 
 
 def test_a_rollback_ranks_and_does_not_train(trained, caplog):
