@@ -3,11 +3,12 @@ import socket
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from bench.harness.hosts import host
 from contract.errors import ConfigError, Unavailable
-from tests.trainer.scorer import scorer
+from tests.trainer.scorer import passes_of, scorer
 from tests.trainer.studio import CONFIG
 from trainer.labelstudio import PoolTask
 from trainer.scoring import portions
@@ -103,6 +104,12 @@ class TestScoring:
         tasks = [PoolTask(number, {"image": "data:image/png;base64," + 400 * "A"}) for number in range(9)]
         assert len(ask(of(one), tasks)) == 9
         assert max(len(body["tasks"]) for body in one.asked) == 2
+
+    def test_passes_come_where_they_are_asked_for(self, one):
+        """Float32 (T, C), as they were sent."""
+        [task] = pool(1)
+        [outcome] = ask(of(one), [task], Question(5, CONFIG, VERSION, passes=True))
+        np.testing.assert_array_equal(outcome.passes, passes_of({"data": task.data}).astype(np.float32))
 
     def test_credentials_are_sent(self, one):
         """By basic authentication."""
