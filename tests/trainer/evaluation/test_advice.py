@@ -43,8 +43,8 @@ def test_stops_when_everything_has_settled():
         ([SETTLED[0], replace(SETTLED[1], kappa=0.94), SETTLED[2]], "disagree on their predictions (kappa 0.94"),
         ([*SETTLED[:2], replace(SETTLED[2], kappa=None)], "could not be compared"),
         (
-            [replace(each, mean_bald=bald) for each, bald in zip(SETTLED, (0.41, 0.35, 0.30), strict=True)],
-            "uncertainty is still falling (mean BALD from 0.410 to 0.300 nats)",
+            [replace(each, mean_bald=bald) for each, bald in zip(SETTLED, (0.12, 0.10, 0.08), strict=True)],
+            "uncertainty is still falling (mean BALD from 0.120 to 0.080 nats)",
         ),
         ([replace(SETTLED[0], macro_f1=0.95), *SETTLED[1:]], "it has moved between 0.83 and 0.95"),
     ],

@@ -251,6 +251,12 @@ class TestSplit:
         _, validation = split(targets, fraction=0.2, seed=3)
         assert np.bincount(targets[validation]).tolist() == [20, 2, 1]
 
+    def test_the_seed_decides(self):
+        """The same seed gives the same split; another gives another."""
+        targets = np.repeat([0, 1], 50)
+        first, again, other = (split(targets, fraction=0.2, seed=seed)[1].tolist() for seed in (1, 1, 2))
+        assert first == again != other
+
     def test_adding_to_one_class_does_not_move_another(self):
         """So that rounds of active learning validate on what they validated on before, where they can."""
         targets = np.repeat([0, 1], [20, 20])
