@@ -13,7 +13,7 @@ from pathlib import Path
 
 from demo.pool import Pool, PoolImage
 from demo.processes import DemoError, free_port
-from demo.product import CHECKOUT, Server, Training, Workplace, rank, serving, train
+from demo.product import CHECKOUT, Server, Workplace, rank, serving, train
 from demo.project import Project, Task, label_config
 from demo.worth import Worth, measure
 
@@ -48,9 +48,9 @@ class Loop:
             self.project.annotate(self._tasks[image.name].id, image.label)
         self.labelled += images
 
-    def train(self) -> Training:
+    def train(self) -> None:
         """Train on what is labelled, and publish."""
-        return train(self.workplace, self.project.id, self.options, log=self.data / "trainer.log")
+        train(self.workplace, self.project.id, self.options, log=self.data / "trainer.log")
 
     def rank(self, server: str) -> list[PoolImage]:
         """Have a server score what is unlabelled, and return it in the order in which Label Studio now gives it.

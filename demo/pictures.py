@@ -51,11 +51,6 @@ class _Scene:
     truth: Mapping[int, str]
     """Of each task, by its number."""
 
-    def tabs(self) -> dict[str, str]:
-        """Return where the Data Manager's tabs are, by title."""
-        views = self.studio.client().get("/api/dm/views", project=self.project.id)
-        return {view["data"]["title"]: f"{self.project.url}?tab={view['id']}" for view in views}
-
 
 def main() -> int:
     """Make all pictures; return the exit status."""
@@ -104,10 +99,8 @@ def _play(stack: ExitStack) -> _Scene:
 
 def _label_tab(scene: _Scene, title: str, *, most: int | None = None) -> None:
     """Label what a tab shows, from its beginning."""
-    view = scene.tabs()[title].partition("?tab=")[2]
-    reply = scene.studio.client().get("/api/tasks/", view=view, page_size=len(scene.truth))
-    for task in reply["tasks"][:most]:
-        scene.project.annotate(task["id"], scene.truth[task["id"]])
+    for task in scene.project.held(title)[:most]:
+        scene.project.annotate(task, scene.truth[task])
 
 
 def _round(scene: _Scene) -> None:
@@ -116,14 +109,13 @@ def _round(scene: _Scene) -> None:
 
 
 def _take_pictures(page: Page, scene: _Scene) -> None:
-    tabs = scene.tabs()
-    page.goto(tabs["Label next"])
+    page.goto(scene.project.tab("Label next"))
     _wait_for_list(page)
     _keep(page, "label-next")
     page.goto(_largest_sure(scene))
     _wait_for_grid(page)
     _keep(page, "sure")
-    page.goto(tabs["Look again"])
+    page.goto(scene.project.tab("Look again"))
     _wait_for_list(page)
     _keep(page, "look-again")
     page.goto(scene.server.url)
@@ -134,7 +126,7 @@ def _take_pictures(page: Page, scene: _Scene) -> None:
 def _film(page: Page, scene: _Scene) -> None:
     """Label a few, confirm many, and see what came of it."""
     film = Film(page, _FILM_WIDTH)
-    page.goto(scene.tabs()["Label next"])
+    page.goto(scene.project.tab("Label next"))
     _wait_for_list(page)
     film.shoot("1. Label next: what teaches the model most comes first, and why", 3)
     page.get_by_text("Label All Tasks").click()
@@ -180,10 +172,10 @@ def _label(page: Page, scene: _Scene, film: Film) -> None:
 def _largest_sure(scene: _Scene) -> str:
     """Return the tab of what may be confirmed of the most frequent label."""
     frequent = Counter(scene.truth.values()).most_common(1)[0][0]
-    sure = [address for title, address in scene.tabs().items() if title.startswith(f"Sure: {frequent} ")]
+    sure = [title for title in scene.project.tabs() if title.startswith(f"Sure: {frequent} ")]
     if not sure:
         raise DemoError(f"no label {frequent} may be confirmed: the holdout is too small, or the model too poor")
-    return sure[0]
+    return scene.project.tab(sure[0])
 
 
 def _wait_for_list(page: Page) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import urllib3
 
@@ -56,9 +55,6 @@ class Training:
     """What the trainer's last line says."""
 
     version: str
-    accuracy: float | None
-    macro_f1: float | None
-    seconds: float
     labels: int
 
 
@@ -108,13 +104,13 @@ def train(
     """
     labels = ["--images" if isinstance(source, Path) else "--project", str(source)]
     report = json.loads(_trainer(workplace, "run", *labels, *options, log=log))
-    return Training(**{name: report[name] for name in ("version", "accuracy", "macro_f1", "seconds", "labels")})
+    return Training(report["version"], report["labels"])
 
 
 def rank(
     workplace: Workplace, project_id: int, server: str, options: Sequence[str] = (), *, log: Path | None = None
-) -> Mapping[str, Any]:
-    """Run the trainer's ranking of a project's unlabelled tasks, and return what its last line says.
+) -> None:
+    """Run the trainer's ranking of a project's unlabelled tasks.
 
     Args:
         workplace: where the version is, and where the project is.
@@ -126,9 +122,7 @@ def rank(
     Raises:
         ProcessError: it failed; the message says why, or that it stands above.
     """
-    arguments = ["rank", "--project", str(project_id), "--server", server, *options]
-    summary: dict[str, Any] = json.loads(_trainer(workplace, *arguments, log=log))
-    return summary
+    _trainer(workplace, "rank", "--project", str(project_id), "--server", server, *options, log=log)
 
 
 def activate(workplace: Workplace, project_id: int, version: str) -> None:

@@ -19,23 +19,12 @@ _TASKS_PER_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What people see of a prediction: probability of the label in [0, 1], BALD in nats."""
-
-    label: str
-    probability: float
-    bald: float
-    reason: str
-    """Why a ranking put it where it is; empty where none did."""
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """What Label Studio stored of one prediction."""
 
     model_version: str
     score: float
-    shown: Shown | None
+    label: str | None
     """None of the random sample, in which nobody is told what is predicted, and of labels to be looked at again."""
 
 
@@ -69,9 +58,18 @@ class Project:
 
     def tab(self, title: str) -> str:
         """Return where a person opens a tab of the Data Manager, or the project where it has none of that title."""
+        number = self.tabs().get(title)
+        return f"{self.url}?tab={number}" if number else self.url
+
+    def tabs(self) -> dict[str, int]:
+        """Return the numbers of the Data Manager's tabs by their titles, from left to right."""
         tabs = self._client.get("/api/dm/views", project=self.id)
-        found = [f"{self.url}?tab={tab['id']}" for tab in tabs if tab["data"].get("title") == title]
-        return found[0] if found else self.url
+        return {tab["data"]["title"]: tab["id"] for tab in tabs if "title" in tab["data"]}
+
+    def held(self, title: str) -> list[int]:
+        """Return the tasks that a tab shows, in its order."""
+        reply = self._client.get("/api/tasks/", view=self.tabs()[title], page_size=_TASKS_PER_PAGE)
+        return [task["id"] for task in reply["tasks"]]
 
     @classmethod
     def create(cls, client: LabelStudioClient, *, title: str, labels: Sequence[str]) -> Project:
@@ -154,15 +152,5 @@ def _task(document: Mapping[str, Any]) -> Task:
 
 
 def _prediction(document: Mapping[str, Any]) -> Prediction:
-    shown = [_shown(region) for region in document["result"] if "bald" in region["meta"]]
-    return Prediction(document["model_version"], document["score"], shown[0] if shown else None)
-
-
-def _shown(region: Mapping[str, Any]) -> Shown:
-    [label] = region["value"]["choices"]
-    return Shown(
-        label=label,
-        probability=region["score"],
-        bald=region["meta"]["bald"],
-        reason=region["meta"].get("reason", ""),
-    )
+    labels = [region["value"]["choices"][0] for region in document["result"] if "bald" in region["meta"]]
+    return Prediction(document["model_version"], document["score"], labels[0] if labels else None)

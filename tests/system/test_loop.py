@@ -101,7 +101,7 @@ def check_readable_tasks_have_predictions(loop: Loop, ranked: Round) -> None:
     assert set(ranked.order) == {image.name for image in loop.pool.images}
     assert all(0 <= score <= 1 for score in ranked.scores.values())
     task_ids = np.array([task.id for task in ranked.tasks])
-    blank = [task.predictions[-1].shown is None for task in ranked.tasks]
+    blank = [task.predictions[-1].label is None for task in ranked.tasks]
     assert blank == is_held_out(loop.project.id, task_ids, DEFAULT_SHARE).tolist()
 
 

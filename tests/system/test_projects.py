@@ -57,7 +57,7 @@ def test_each_project_gets_predictions_of_its_own_model_on_its_own_page(
             tasks = [task for task in project.tasks() if task.predictions]
             assert new in {task.id for task in tasks}
             assert {each.model_version for task in tasks for each in task.predictions} == {version}
-            shown = {each.shown.label for task in tasks for each in task.predictions if each.shown}
+            shown = {each.label for task in tasks for each in task.predictions if each.label}
             assert shown
             assert shown <= set(pool.labels)
         for version, repository in zip(versions, repositories, strict=True):

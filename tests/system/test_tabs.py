@@ -41,29 +41,18 @@ class DataManager:
     def __init__(self, page: Page, studio: LabelStudio, project: Project) -> None:
         self.page = page
         self._client = studio.client()
-        self._project = project
-
-    def tabs(self) -> dict[str, int]:
-        """Numbers by title, from left to right."""
-        views: Any = self._client.get("/api/dm/views/", project=self._project.id)
-        return {view["data"]["title"]: view["id"] for view in views}
-
-    def held(self, title: str) -> Sequence[int]:
-        """The tasks of a tab, in its order."""
-        reply: Any = self._client.get("/api/tasks/", view=self.tabs()[title], page_size=1000)
-        assert reply["total"] == len(reply["tasks"])
-        return [task["id"] for task in reply["tasks"]]
+        self.project = project
 
     def task(self, number: int) -> Any:
         return self._client.get(f"/api/tasks/{number}/")
 
     def open(self, title: str, *, grid: bool = False) -> Locator:
         """Open a tab, see that it shows what the API says, leave a picture, and return its rows or cells."""
-        self.page.goto(f"{self._project.url}?tab={self.tabs()[title]}")
+        self.page.goto(self.project.tab(title))
         return self.check(title, grid=grid)
 
     def check(self, title: str, *, grid: bool = False) -> Locator:
-        held = self.held(title)
+        held = self.project.held(title)
         shown = self.page.locator(".lsf-grid-view__cell") if grid else self.page.get_by_test_id("table-row-wrapper")
         shown.first.wait_for()
         expect(self.page.get_by_title("Filtered tasks")).to_have_text(str(len(held)), timeout=PATIENCE_MS)
@@ -89,25 +78,25 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
     before = train(workplace, project.id, (*TRAINING, *HOLDOUT))
     with serve(workplace, version=before.version) as server:
         rank(workplace, project.id, server.url, (*HOLDOUT, "--sure", "0.98"))
-        assert list(manager.tabs()) == ["Label next", "Look again", "Random holdout", "Default"]
-        held = manager.held("Random holdout")
+        assert list(project.tabs()) == ["Label next", "Look again", "Random holdout", "Default"]
+        held = project.held("Random holdout")
         manager.open("Random holdout", grid=True)
         assert not any(manager.task(task)["predictions"][0]["result"] for task in held[:5])
 
         rank(workplace, project.id, server.url, RANKING)
-        sure = [title for title in manager.tabs() if title.startswith("Sure: ")]
+        sure = [title for title in project.tabs() if title.startswith("Sure: ")]
         assert sure
-        assert {*manager.tabs()} == {"Label next", *sure, "Look again", "Default"}
+        assert {*project.tabs()} == {"Label next", *sure, "Look again", "Default"}
 
         _look_at_product(page, server.url, before.version)
         page.goto(project.url)  # whoever opens the project is shown what comes next
         row = manager.check("Label next").filter(has_text="reason: ").first
         expect(row).to_contain_text("value: {choices: [")
         expect(page.get_by_text("Prediction score").first).to_be_visible()
-        _check_stream(page, manager.held("Label next")[0])
+        _check_stream(page, project.held("Label next")[0])
 
         kept = _keep_a_doubted_label(manager, digits, wrong)
-        title = max(sure, key=lambda each: len(manager.held(each)))
+        title = max(sure, key=lambda each: len(project.held(each)))
         confirmed, unticked = _confirm_all_but_one(manager, title)
         found = re.fullmatch(r"Sure: (.+) ≥(\d+) %", title)
         assert found
@@ -116,18 +105,18 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         for task in confirmed:
             assert decide(manager.task(task), "label", {*digits.labels}) == {label}
             assert is_confirmed(manager.task(task))
-        assert manager.held(title) == [unticked]
+        assert project.held(title) == [unticked]
 
         after = train(workplace, project.id, (*TRAINING, *HOLDOUT))
         manifest = Repository(workplace.models).read_manifest(after.version)
         assert (after.labels, manifest.training.confirmed) == (before.labels, len(confirmed))
         server.wait_for(after.version)
         rank(workplace, project.id, server.url, RANKING)
-        offered = [task for each in manager.tabs() if each.startswith("Sure: ") for task in manager.held(each)]
+        offered = [task for each in project.tabs() if each.startswith("Sure: ") for task in project.held(each)]
         assert not {*confirmed, unticked} & {*offered}
-        assert manager.held("Label next")[0] == unticked
-        if "Look again" in manager.tabs():
-            assert kept not in manager.held("Look again")
+        assert project.held("Label next")[0] == unticked
+        if "Look again" in project.tabs():
+            assert kept not in project.held("Look again")
 
 
 def _fill(project: Project, digits: Pool) -> Mapping[int, str]:
@@ -147,7 +136,7 @@ def _check_stream(page: Page, first: int) -> None:
 def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[int]) -> int:
     """Say of the label that is doubted most that it is right, and see that its task leaves; return that."""
     rows = manager.open("Look again")
-    doubted = manager.held("Look again")
+    doubted = manager.project.held("Look again")
     assert {*wrong} & {*doubted}
     expect(rows.first).to_contain_text("looks like ")
     [given] = decide(manager.task(doubted[0]), "label", {*digits.labels})
@@ -165,14 +154,14 @@ def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[in
     with page.expect_response(lambda reply: reply.request.method == "PATCH" and "/annotations" in reply.url):
         update.click()
     assert decide(manager.task(doubted[0]), "label", {*digits.labels}) == {given}
-    assert doubted[0] not in (manager.held("Look again") if len(doubted) > 1 else ())
+    assert doubted[0] not in (manager.project.held("Look again") if len(doubted) > 1 else ())
     return doubted[0]
 
 
 def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int], int]:
     """Untick the first, confirm the others, and return those and that."""
     cells, page = manager.open(title, grid=True), manager.page
-    unticked, *confirmed = manager.held(title)
+    unticked, *confirmed = manager.project.held(title)
     menu = page.get_by_label("Tasks Actions")
     expect(menu).to_have_text(f"{len(confirmed) + 1} Tasks")
     cells.first.get_by_role("checkbox").click()
