@@ -52,11 +52,11 @@ class Child:
                     raise ProcessError(f"{self.name} gave {url} no answer in {timeout_s:.0f} s; {self._last_words()}")
                 time.sleep(_POLL_S)
 
-    def stop(self, *, patience_s: float = 10.0) -> None:
-        """End the process and all that it started: asked first, killed after `patience_s`."""
+    def stop(self) -> None:
+        """End the process and all that it started: asked first, killed after ten seconds."""
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(patience_s)
+            self.popen.wait(10)
         # Also when the leader is gone: what it started may have outlived it.
         self._signal(signal.SIGKILL)
         self.popen.wait()

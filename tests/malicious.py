@@ -118,10 +118,10 @@ def external_tensor(location="/etc/passwd"):
     return tensor
 
 
-def declare(dims, *, raw=b"\0" * 4):
+def declare(dims):
     def change(model):
         model.graph.initializer.append(
-            TensorProto(name="huge", data_type=TensorProto.FLOAT, dims=dims, raw_data=raw),
+            TensorProto(name="huge", data_type=TensorProto.FLOAT, dims=dims, raw_data=bytes(4)),
         )
 
     return change

@@ -116,7 +116,7 @@ def masked_passes(network, images, masks, *, multiple=False):
 class Small(torch.nn.Module):
     """A convolution and two linear layers with a Dropout before each, on (N, 3, 8, 8) floats."""
 
-    def __init__(self, classes: int = 4) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Flatten())
         self.head = torch.nn.Sequential(
@@ -124,7 +124,7 @@ class Small(torch.nn.Module):
             torch.nn.Linear(216, 32),
             torch.nn.ReLU(),
             torch.nn.Dropout(0.25),
-            torch.nn.Linear(32, classes),
+            torch.nn.Linear(32, 4),
         )
 
     def forward(self, x):

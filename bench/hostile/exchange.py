@@ -99,9 +99,9 @@ def head(line: str, headers: Head, *, host: str = "labelnext") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def exchange(site: Site, data: bytes, *, timeout_s: float = 150) -> Reply:
+def exchange(site: Site, data: bytes) -> Reply:
     """Send bytes and read the answer, even one that comes before they have been taken."""
-    with socket.create_connection(site.address(), timeout=timeout_s) as connection:
+    with socket.create_connection(site.address(), timeout=150) as connection:
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(data)
         return read_reply(connection)

@@ -79,8 +79,8 @@ class TinyModel:
         found: Doubles = exps / exps.sum(axis=2, keepdims=True)
         return found
 
-    def graph(self, *, active: bool = True, dropouts: int = 2) -> ModelProto:
-        """Return the literal graph; `active=False` leaves its Dropouts in inference mode."""
+    def graph(self, *, dropouts: int = 2) -> ModelProto:
+        """Return the literal graph."""
         nodes = [
             helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
             helper.make_node("Div", ["pixels", "full"], ["unit"]),
@@ -99,7 +99,7 @@ class TinyModel:
             "full": np.float32(255),
             "ratio_0": np.float32(SITES[0].probability),
             "ratio_1": np.float32(SITES[1].probability),
-            "training": np.bool_(active),
+            "training": np.bool_(True),
             **{f"w{i}": weights for i, weights in enumerate(self.weights)},
         }
         graph = helper.make_graph(
@@ -206,9 +206,9 @@ def draw_probe(model: TinyModel, version: str) -> Probe:
     )
 
 
-def expected_bald(model: TinyModel, version: str, images: Images, passes: int = PASSES) -> Doubles:
+def expected_bald(model: TinyModel, version: str, images: Images) -> Doubles:
     """Return BALD in nats by its definition, under the version's masks: (N, H, W, 3) to (N,)."""
-    p = model.passes(images, draw_masks(version, SITES, passes))  # (N, T, C)
+    p = model.passes(images, draw_masks(version, SITES, PASSES))  # (N, T, C)
 
     def entropy(q: Doubles) -> Doubles:
         found: Doubles = -(q * np.log(q)).sum(axis=-1)

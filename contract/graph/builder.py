@@ -37,9 +37,9 @@ class GraphBuilder:
         """Add a constant int64 vector, and return its name."""
         return self.constant(np.array(values, dtype=np.int64))
 
-    def concat(self, names: Sequence[str], axis: int = 0) -> str:
-        """Join tensors along an axis."""
-        return self.add("Concat", names, axis=axis)
+    def concat(self, names: Sequence[str]) -> str:
+        """Join tensors along their first axis."""
+        return self.add("Concat", names, axis=0)
 
     def join(self, name: str, rest: str, output: str | None = None) -> str:
         """Reshape to (-1, *rest), where `rest` names a tensor that holds a shape."""

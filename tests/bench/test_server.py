@@ -5,8 +5,8 @@ from bench.harness.load import Reply
 from bench.server import Load, Round, summarise_rounds
 
 
-def make_load(*, images=4, seconds=1.0, clients=1, tasks=4):
-    replies = (Reply(0, seconds, (0.5,) * images, frozenset({"v"})),)
+def make_load(*, images=4, clients=1, tasks=4):
+    replies = (Reply(0, 1.0, (0.5,) * images, frozenset({"v"})),)
     return Load(clients, tasks, replies, {"fetch": 1.0, "backbone": 3.0})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from typing import Any
 
 import urllib3
 
-from tests.server.conftest import make_predict_body
+from tests.server.conftest import make_predict_body, make_tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,19 @@ class Client:
 
     def start_predict(self, tasks: Sequence[object]) -> Future[Reply]:
         return self.pool.submit(self.predict, tasks)
+
+    def serves(self, version: str) -> bool:
+        reply = self.predict(make_tasks(3))
+        return reply.status == 200 and [each["model_version"] for each in reply.body["results"]] == [version] * 3
+
+    def await_health(self, met: Callable[[Mapping[str, object]], bool], seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not met(self.get("/health").body):
+            assert time.monotonic() < end, self.get("/health").body
+            time.sleep(0.05)
+
+    def await_detail(self, *words: str, seconds: float = 60) -> None:
+        self.await_health(lambda body: all(each in str(body["detail"]) for each in words), seconds)
 
     def _send(self, method: str, path: str, body: object) -> Reply:
         started = time.monotonic()

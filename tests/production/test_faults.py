@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -43,24 +43,8 @@ BREAKABLE = {"application": "tests.production.breakable:create_breakable_app()"}
 """The server, with what can only be done to it from within."""
 
 
-def await_health(client: Client, met: Callable[[Mapping[str, object]], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not met(client.get("/health").body):
-        assert time.monotonic() < end, client.get("/health").body
-        time.sleep(0.05)
-
-
-def await_detail(client: Client, words: str, seconds: float = 30) -> None:
-    await_health(client, lambda body: words in str(body["detail"]), seconds)
-
-
 def await_version(client: Client, version: str) -> None:
-    await_health(client, lambda body: body["model_version"] == version and body["detail"] is None)
-
-
-def serves(client: Client, version: str) -> bool:
-    results = client.predict(make_tasks(3)).body["results"]
-    return [element["model_version"] for element in results] == [version] * 3
+    client.await_health(lambda body: body["model_version"] == version and body["detail"] is None)
 
 
 def await_end(pid: int) -> None:
@@ -77,11 +61,11 @@ class TestTheRepository:
         with server_of(repository, **BREAKABLE) as (client, _):
             assert urllib3.request("POST", client.url + "/hang").status == 200
             time.sleep(1)
-            assert serves(client, version)
-            await_detail(client, "has not answered for", seconds=90)
+            assert client.serves(version)
+            client.await_detail("has not answered for", seconds=90)
             assert client.get("/health/live").status == 200
             assert client.get("/health/ready").status == 200
-            assert serves(client, version)
+            assert client.serves(version)
 
 
 class TestTheDisk:
@@ -102,7 +86,7 @@ class TestProcesses:
     def test_a_worker_whose_batcher_died_is_replaced(self, repository: Repository, tmp_path: Path):
         """Liveness fails, gunicorn starts a new worker, and it serves: without anybody's help."""
         with server_of(repository, **BREAKABLE) as (client, server):
-            assert serves(client, repository.current())
+            assert client.serves(repository.current())
             assert urllib3.request("POST", client.url + "/break").status == 200
             reply = client.predict(make_tasks(1))
             assert reply.status >= 500
@@ -110,7 +94,7 @@ class TestProcesses:
             while client.predict(make_tasks(3)).status != 200:
                 assert time.monotonic() < end
                 time.sleep(0.2)
-            assert serves(client, repository.current())
+            assert client.serves(repository.current())
             assert "gunicorn starts a new worker" in server.process.log.read_text()
 
     def test_a_worker_that_is_killed_is_replaced_and_waits_for_its_version(self, repository: Repository):
@@ -120,7 +104,7 @@ class TestProcesses:
                 (worker,) = server.workers
                 os.kill(worker, signal.SIGKILL)
                 await_end(worker)
-                assert serves(client, repository.current())
+                assert client.serves(repository.current())
 
 
 def test_a_clock_that_jumps_costs_nothing(repository: Repository, tmp_path: Path):
@@ -128,7 +112,7 @@ def test_a_clock_that_jumps_costs_nothing(repository: Repository, tmp_path: Path
     with server_of(repository, **BREAKABLE) as (client, _):
         for days in (2, -3, 400, 0):
             assert urllib3.request("POST", f"{client.url}/clock/{days}").status == 200
-            assert serves(client, repository.current())
+            assert client.serves(repository.current())
             await_version(client, publish(repository))
             assert client.get("/health/ready").status == 200
             assert client.predict(make_tasks(3)).status == 200

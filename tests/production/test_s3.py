@@ -27,7 +27,6 @@ from demo.product import CHECKOUT
 from tests.buckets import environment, running_store
 from tests.production import ceph
 from tests.production.driving import Client
-from tests.server.conftest import make_tasks
 from tests.versions import manifest, write_files
 
 LOCATION = "s3://models/labelnext"
@@ -81,18 +80,6 @@ def server_of(folder: Path, version: str) -> Iterator[tuple[Client, Server]]:
         yield Client(server.url), server
 
 
-def wait_for_detail(client: Client, *parts: str) -> None:
-    deadline = time.monotonic() + 60
-    while not all(part in str(client.get("/health").body["detail"]) for part in parts):
-        assert time.monotonic() < deadline, client.get("/health").body
-        time.sleep(0.1)
-
-
-def serves(client: Client, version: str) -> bool:
-    reply = client.predict(make_tasks(2))
-    return reply.status == 200 and {result["model_version"] for result in reply.body["results"]} == {version}
-
-
 def test_a_server_follows_the_bucket(port: int, tmp_path: Path) -> None:
     """A version that another machine publishes is swapped in, and a rollback swaps it back; both are shown."""
     with running_store(tmp_path, port=port) as store:
@@ -100,16 +87,16 @@ def test_a_server_follows_the_bucket(port: int, tmp_path: Path) -> None:
         trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
         first = publish(trainer, seed=1)
         with server_of(tmp_path, first) as (client, server):
-            assert serves(client, first)
+            assert client.serves(first)
             second = publish(trainer, seed=2, report={"index.html": b"<p>good"})
             server.wait_until_ready(second)
-            assert serves(client, second)
+            assert client.serves(second)
             assert client.get("/versions").body["versions"] == [first, second]
             assert client.get(f"/report/{second}/index.html").status == 200
             assert client.get("/").status == 200
             open_repository(LOCATION, mirror=tmp_path / "desk").rollback(first)
             server.wait_until_ready(first)
-            assert serves(client, first)
+            assert client.serves(first)
     assert "not-to-be-seen" not in (tmp_path / "server.log").read_text()
 
 
@@ -150,16 +137,16 @@ def test_a_bucket_that_goes_away_takes_no_server_along(port: int, tmp_path: Path
         first = publish(trainer, seed=1)
         with server_of(tmp_path, first) as (client, server):
             store.child.stop()
-            wait_for_detail(client, "the repository cannot be read", LOCATION, "no answer")
+            client.await_detail("the repository cannot be read", LOCATION, "no answer")
             assert client.get("/health").body["model_version"] == first
-            assert serves(client, first)
+            assert client.serves(first)
             assert client.get("/").status == 200
             with running_store(tmp_path, port=port) as restarted:
-                wait_for_detail(client, LOCATION, "404 (NoSuchBucket)")
-                assert serves(client, first)
+                client.await_detail(LOCATION, "404 (NoSuchBucket)")
+                assert client.serves(first)
                 restarted.make("models")
-                wait_for_detail(client, f"no version has been published in {LOCATION}")
-                assert serves(client, first)
+                client.await_detail(f"no version has been published in {LOCATION}")
+                assert client.serves(first)
                 server.wait_until_ready(publish(open_repository(LOCATION, mirror=tmp_path / "trainer"), seed=3))
 
 
@@ -175,10 +162,10 @@ def test_a_download_that_breaks_off_is_taken_up_again(port: int, tmp_path: Path)
             with (folder / ".lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the server knows of the version, and waits with the download
                 second = publish(trainer, seed=2)
-                wait_for_detail(client, f"loading version {second}")
+                client.await_detail(f"loading version {second}")
                 until_it_broke.close()
-            wait_for_detail(client, second, "no answer")
-            assert serves(client, first)
+            client.await_detail(second, "no answer")
+            assert client.serves(first)
             with running_store(tmp_path, port=port) as restarted:
                 restarted.make("models")
                 bucket = Bucket("models", "labelnext/default")
@@ -287,7 +274,7 @@ def test_a_real_store_keeps_the_conditions(port: int, tmp_path: Path, monkeypatc
         reader.open(staged.version).verify()
         loser.rollback(first)
         with server_of(tmp_path, first) as (client, _):
-            assert serves(client, first)
+            assert client.serves(first)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
         with pytest.raises(RepositoryUnreachable, match=r"403 \(SignatureDoesNotMatch\); check AWS_ACCESS_KEY_ID"):
             open_repository(LOCATION, mirror=tmp_path / "reader").current()

@@ -17,9 +17,9 @@ probabilities = st.floats(0.01, 0.99)
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
 
 
-def draw(features, probability, passes, version=VERSION):
+def draw(features, probability, passes):
     """Return the masks of one site."""
-    return draw_masks(version, (DropoutSite(features, probability),), passes)["mask_0"]
+    return draw_masks(VERSION, (DropoutSite(features, probability),), passes)["mask_0"]
 
 
 def test_masks_are_of_the_version_the_site_and_the_pass():

@@ -43,12 +43,12 @@ def make_scores(*mean, bald=0.25, entropy=0.5):
     return ImageScores(np.array(mean, np.float32), bald, entropy)
 
 
-def target_of(config=CONFIG, control="label", labels=LABELS):
-    return resolve_target(config, VERSION, control, labels)
+def target_of(config=CONFIG, labels=LABELS):
+    return resolve_target(config, VERSION, "label", labels)
 
 
-def predict(*outcomes, config=CONFIG, direction=Score.AGREEMENT):
-    return build_predictions(outcomes, MANIFEST, target_of(config), direction)
+def predict(*outcomes, config=CONFIG):
+    return build_predictions(outcomes, MANIFEST, target_of(config), Score.AGREEMENT)
 
 
 def test_a_prediction_has_the_form_that_label_studio_stores():
