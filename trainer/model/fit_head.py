@@ -27,8 +27,10 @@ Features = npt.NDArray[np.float32]
 
 PER_LABEL: Final = 4
 """Pseudo-labels of a class at most, over its labels."""
-MOST: Final = 2_000
+MOST: Final = 1_000
 """Pseudo-labels in all: with many labels they help little, and an epoch takes as long as it has images."""
+EPOCHS: Final = 10
+"""Of a large set with pseudo-labels, half as many as of one without: it has several times the images."""
 TRUST: Final = 0.5
 """What an image with a pseudo-label counts for in the loss, over one with a label."""
 
@@ -66,7 +68,8 @@ def fit_head(
 
     def fit_to(inputs: torch.Tensor, targets: Targets, trust: Trust | None = None) -> Fitted:
         torch.manual_seed(training.seed)
-        recipe = choose_recipe(training, "classifier", len(targets))
+        least = None if trust is None else EPOCHS
+        recipe = choose_recipe(training, "classifier", len(targets), least_epochs=least)
         with few_threads(head):
             return fit(head, inputs, targets, classes=classes, recipe=recipe, device=device, trust=trust)
 

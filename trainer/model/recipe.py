@@ -48,15 +48,22 @@ _GENTLY: Final = 0.1
 """Share of the rate that suits fresh convolutions at which loaded ones are trained."""
 
 
-def choose_recipe(training: Training, part: Part, images: int, *, pretrained: bool = False) -> Recipe:
+def choose_recipe(
+    training: Training, part: Part, images: int, *, pretrained: bool = False, least_epochs: int | None = None
+) -> Recipe:
     """Return the recipe for training `part` on a number of images, with what the settings insist on.
 
-    `pretrained` says whether the convolutions were loaded.
+    Args:
+        training: the settings.
+        part: what is trained.
+        images: how many.
+        pretrained: whether the convolutions were loaded.
+        least_epochs: of a large set, where they are not those of the part.
     """
     plan = _PLANS[part]
     rate = plan.learning_rate * (_GENTLY if part == "all" and pretrained else 1)
     batch_images = even_batches(images, most=plan.batch_images)
-    enough = max(plan.least_epochs, math.ceil(plan.least_steps / math.ceil(images / batch_images)))
+    enough = max(least_epochs or plan.least_epochs, math.ceil(plan.least_steps / math.ceil(images / batch_images)))
     return Recipe(
         training.learning_rate or rate,
         training.epochs or enough,
