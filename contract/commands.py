@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, NoReturn, get_args
 
 import click
 from pydantic import TypeAdapter, ValidationError
@@ -99,6 +99,7 @@ def parse(
     arguments: Sequence[str] | None = None,
     *,
     about: str,
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[Command, list[Any]]:
     """Return the command that is asked for, and the values that it takes.
 
@@ -107,6 +108,7 @@ def parse(
         commands: by name.
         arguments: those of the process by default.
         about: what the program does, for its usage.
+        renamed: options of old to what they are called now.
 
     Raises:
         SystemExit: after the usage, or after an error in it.
@@ -114,12 +116,19 @@ def parse(
     group = _Group(help=about, commands={name: _Parsed(name, command) for name, command in commands.items()})
     try:
         parsed = group.main(arguments, program, standalone_mode=False, max_content_width=_WIDTH)
+    except click.NoSuchOption as err:
+        now = (renamed or {}).get(err.option_name)
+        _end(click.UsageError(f"{err.option_name} is now called {now}", err.ctx) if now else err)
     except click.ClickException as err:
-        err.show()
-        sys.exit(err.exit_code)
+        _end(err)
     if isinstance(parsed, int):
         sys.exit(parsed)
     return parsed  # type: ignore[no-any-return]  # by a command's callback
+
+
+def _end(err: click.ClickException) -> NoReturn:
+    err.show()
+    sys.exit(err.exit_code)
 
 
 class _Group(click.Group):

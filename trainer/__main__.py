@@ -63,7 +63,7 @@ def read(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
         SystemExit: after the usage, or after an error in it.
     """
     about = "Train, publish and look after versions."
-    return parse("python -m trainer", COMMANDS, arguments, about=about)
+    return parse("python -m trainer", COMMANDS, arguments, about=about, renamed=_RENAMED)
 
 
 def _read_stdin(name: str) -> tuple[Command, list[Any], Mapping[str, str]]:
@@ -281,6 +281,13 @@ def _print_json(document: Mapping[str, Any]) -> None:
 _MODULES: Final = {"run": "trainer.run", "rank": "trainer.ranking.rank"}
 """What commands import that take a while to."""
 
+_RENAMED: Final = {
+    "--first": "--batch-size",
+    "--again": "--force",
+    "--audit": "--holdout-share",
+    "--arch": "--backbone",
+    "--int8": "--precision",
+}
 _GOES_ON: Final = "run it again, and it goes on where it was"
 
 COMMANDS: Final = {

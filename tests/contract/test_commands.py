@@ -51,7 +51,7 @@ COMMANDS = {
 
 
 def read(*arguments):
-    return parse("program", COMMANDS, arguments, about="Does.")
+    return parse("program", COMMANDS, arguments, about="Does.", renamed={"--nome": "--name"})
 
 
 def test_what_is_not_given_is_as_declared():
@@ -88,6 +88,7 @@ def test_values_come_from_their_fields_again():
         (["do", "--kind", "c"], "'c' is not one of 'a', 'b'"),
         (["do", "--folder", "f"], "No such option '--folder'"),
         (["do", "--link", "http://u:s3cret@h"], "got one with a password"),
+        (["do", "--nome", "f"], "--nome is now called --name"),
         (["do", "--where", "a", "--where", "b"], "--where may be given once only: go twice"),
         (["both"], "Missing argument 'PLACE'"),
         (["undo"], "No such command 'undo'"),
