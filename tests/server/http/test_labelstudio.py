@@ -212,7 +212,7 @@ def test_an_image_may_lie_deeper_in_a_tasks_data(key, data):
     assert found == [ImageReference("x.png", task_id=5, project_id=3)]
 
 
-@pytest.mark.parametrize("data", [{}, {"picture": None}, {"picture": ""}, {"picture": ["a"]}, {"other": "x.png"}])
+@pytest.mark.parametrize("data", [{}, {"picture": None}, {"picture": ""}, {"picture": ["a", "b"]}, {"other": "x.png"}])
 def test_a_task_without_an_image_is_that_tasks_failure(data):
     """The message names the task and the key that the config asks for."""
     body = make_predict_body([{"id": 5, "data": data}])

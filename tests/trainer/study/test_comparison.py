@@ -14,7 +14,10 @@ from trainer.study.run import complete
 from trainer.study.statistics import compare, summarise, to_json
 
 FILES = {"report.html", "rounds.csv", "classes.csv", "summary.json", "curves.png"}
-STUDY = "--train classifier --units 8 --epochs 20 --passes 4 --device cpu --seeds 1 --initial 9 --query 3 --rounds 1"
+STUDY = (
+    "--train classifier --units 8 --epochs 20 --passes 4 --device cpu --seeds 1 --initial 9 --query 3 --rounds 1 "
+    "--no-pseudo-labels"
+)
 
 
 def read_csv(path):

@@ -152,8 +152,9 @@ def last(whole):
     """Return the last round of labelnext, its model trained anew on all labels, and the images left."""
     lines = lines_of(whole[PRODUCT])
     labelled = labelled_by_round(PRODUCT, lines)[-1]
-    model = make_trainer(DATASET, replace(PROTOCOL.training, seed=0)).train(np.sort(labelled), "study/0/2")
-    return lines[-1], model, np.setdiff1d(PROTOCOL.pool, labelled)
+    left = np.setdiff1d(PROTOCOL.pool, labelled)
+    trainer = make_trainer(DATASET, replace(PROTOCOL.training, seed=0))
+    return lines[-1], trainer.train(np.sort(labelled), "study/0/2", unlabelled=left), left
 
 
 def test_figures_are_those_of_sklearn(last):
