@@ -24,9 +24,9 @@ class Kept:
     id: int | None
     """Its number; None if it was about to be made."""
     title: str
-    former: tuple[str, ...]
+    former: tuple[str, ...] = ()
     """Titles that it was given before: a browser that has been open for long puts one back."""
-    written: tuple[tuple[Mapping[str, Any], ...], ...]
+    written: tuple[tuple[Mapping[str, Any], ...], ...] = ()
     """The filters that it was given, the last ones last: a browser that has been open for long puts older ones back."""
     leaving: bool = False
     """Whether it was about to be removed."""
