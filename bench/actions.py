@@ -211,7 +211,7 @@ class Play:
 
     def _train(self, images: Indices, name: str) -> Model:
         """Train on images as they are labelled; what was trained on them before is the same."""
-        left = np.setdiff1d(self._pool, np.concatenate([images, np.flatnonzero(self._confirmed)]))
+        left = np.setdiff1d(self._pool, images)  # what was confirmed among it
         parts = (images, self._given[images], left)
         key = hashlib.sha256(name.encode() + b"".join(part.tobytes() for part in parts)).digest()
         if key not in self._known:

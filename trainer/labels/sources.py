@@ -88,6 +88,8 @@ class LabelledPool:
     """The tasks left out for a label that the labelling config no longer has, by label; None for one without number."""
     image_key: str = ""
     """Where tasks have their images' references in their data; empty for folders."""
+    confirmed: Mapping[int, str] = field(default_factory=dict)
+    """The references of tasks that were left out as confirmed in bulk, by number."""
 
 
 def describe_left_out(pool: LabelledPool) -> list[str]:
@@ -249,6 +251,7 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
     images: list[LabelledImage] = []
     left_out = defaultdict[str, list[int | str | None]](list)
     lost_labels = defaultdict[str, list[int | None]](list)
+    confirmed: dict[int, str] = {}
     for task in tasks:
         number = task["id"] if isinstance(task.get("id"), int) else None
         try:
@@ -258,6 +261,7 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
             if reference is None:
                 raise LeftOut(NO_IMAGE)
             if is_confirmed(task):
+                confirmed |= {} if number is None else {number: reference}
                 raise LeftOut(CONFIRMED)
             images.append(LabelledImage(reference, held, number))
         except LeftOut as reason:
@@ -275,6 +279,7 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
         control.multiple,
         dict(lost_labels),
         control.value_key,
+        confirmed,
     )
     return _checked(pool)
 

@@ -1,4 +1,4 @@
-"""Unlabelled images of a project that are known already: by the list of the last ranking, and by a feature store.
+"""Images of a project that no person has labelled and that are known: by the last ranking's list, by a feature store.
 
 Asks nobody: no image is fetched, and no features are computed. What is not known, nothing is learnt from.
 """
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Unlabelled:
-    """The unlabelled tasks of a project, as far as their images may be known."""
+    """The tasks of a project that no person has labelled, as far as their images may be known."""
 
     tasks: int = 0
     """How many there are."""
@@ -41,7 +41,9 @@ class Unlabelled:
 
 
 def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetcher) -> Unlabelled:
-    """Return what the last list of unlabelled tasks says, but for those that have been annotated since it was made.
+    """Return the tasks of the last list that have not been annotated since, and those that were confirmed in bulk.
+
+    A label that was confirmed in bulk is not learnt from: nobody may have looked. Its image is like an unlabelled one.
 
     Args:
         pool: the project's labels.
@@ -50,16 +52,18 @@ def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetch
         fetcher: as the server has it that shares the store.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
-    tasks = {task.id: task for task in recall_unlabelled(kept) if task.id not in annotated}
-    numbers = np.array([*tasks], np.int64)
+    listed = (task for task in recall_unlabelled(kept) if task.id not in annotated)
+    references = {task.id: find_reference(task.data, pool.image_key) for task in listed}
+    references.update(pool.confirmed)
+    numbers = np.array([*references], np.int64)
     chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MOST]]
     sources = []
     for number in np.sort(chosen).tolist():
-        reference = find_reference(tasks[number].data, pool.image_key)
+        reference = references[number]
         with suppress(ImageError):
             if reference and (source := fetcher.source(reference, task_id=number, project_id=project)):
                 sources.append(source)
-    return Unlabelled(len(tasks), tuple(sources))
+    return Unlabelled(len(references), tuple(sources))
 
 
 def draw_alike(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:

@@ -465,3 +465,4 @@ def test_what_was_confirmed_in_bulk_is_counted_and_not_learnt_from(export):
     pool = from_export(export(tasks), CONFIG)
     assert [(image.task_id, image.labels) for image in pool.images] == [(1, (0,)), (2, (1,)), (4, (0,))]
     assert pool.left_out == {annotations.CONFIRMED: [3]}
+    assert pool.confirmed == {3: tasks[2]["data"]["photo"]}

@@ -78,6 +78,19 @@ def test_sources_are_those_of_tasks_without_an_annotation(pets, fetcher):
     assert found.tasks == len(expected) + 2
 
 
+def test_what_was_confirmed_in_bulk_is_looked_up_like_what_is_unlabelled(pets, fetcher):
+    """Before the list is made anew and after; not where a person labels it after all."""
+    before = find(pets, fetcher)
+    for task in (20, 21):
+        pets.annotate(task, "cat")
+        pets.tasks[task]["annotations"][0] |= {"lead_time": None, "parent_prediction": task}
+    assert find(pets, fetcher) == before
+    list_unlabelled(pets.client, 5, pets.kept)
+    assert find(pets, fetcher) == before
+    pets.annotate(21, "dog")
+    assert set(before.sources) - set(find(pets, fetcher).sources) == {address(21)}
+
+
 def test_of_many_tasks_a_random_sample_is_looked_up(pets, fetcher, monkeypatch):
     """The same each time, and of a longer list in part the same."""
     whole = find(pets, fetcher)
