@@ -112,7 +112,7 @@ bench-evidence: $(TOOLS) ## which strategy saves how many labels, and against wh
 bench-score-pool: $(TOOLS) $(RAY) ## what scoring a pool of 10^8 images would cost, by what a few hundred do (10 minutes, once 5 to train)
 	@$(IN_TOOLS) bench.score_pool
 
-bench-actions: $(TOOLS) ## how many human actions all labels of a pool take, bulk confirmation included (QUICK=1: a minute; else an hour)
+bench-actions: $(TOOLS) ## how many human actions all labels of a pool take, bulk confirmation included (QUICK=1: a minute; else half an hour)
 	@$(IN_TOOLS) bench.actions $(if $(QUICK),--quick) $(if $(SAVE),--save)
 
 bench-gpu: $(TOOLS) $(ONNXRUNTIME_GPU) ## on an NVIDIA GPU: what runs on it, how exactly and how fast, without network (eight minutes)

@@ -20,7 +20,6 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, cast
@@ -58,8 +57,6 @@ _LEAST_GROUP: Final = 10
 """Images for which a group is worth a confirmation."""
 _BARS: Final = {"trashnet": 1 / 3, "cifar10-lt": 1 / 5}
 """Actions over images that are aimed at."""
-_PRECISIONS: Final = (DEFAULT_PRECISION, 0.98, 0.9, 0.7)
-"""What is asked of labels that are offered."""
 _SHOWN: Final = (
     "images",
     "pool",
@@ -96,6 +93,10 @@ class Plan:
     """Share of the pool that is labelled by people, after which nothing is trained and they label what is left."""
     follow: bool = True
     """Whether the random labels are made that would do for something to be offered."""
+    precisions: tuple[float, ...] = (DEFAULT_PRECISION,)
+    """What is asked of labels that are offered, one project after the other."""
+    seeds: int = 1
+    """So often each, with its own chance."""
 
 
 @dataclass(slots=True)
@@ -335,20 +336,24 @@ def open_dataset(plan: Plan) -> tuple[Dataset, Indices, int | None]:
 
 def plan_projects(*, quick: bool, only: str | None = None, backbone: str | None = None) -> list[Plan]:
     """Return what is played."""
-    trashnet, cifar = Plan("trashnet", LITE0, 224, first=20), Plan("cifar10-lt", LITE0, 224, first=100)
-    plans = [trashnet, cifar, replace(trashnet, backbone="vgg16", image_size=112)]
-    plans += [replace(cifar, backbone="vgg16", image_size=64)]
-    wanted = [plan for plan in plans if only in (None, plan.images) and backbone in (None, plan.backbone)]
-    return [trashnet] if quick else wanted
+    trashnet = Plan("trashnet", LITE0, 224, first=20)
+    if quick:
+        return [trashnet]
+    plans = [
+        replace(trashnet, precisions=(DEFAULT_PRECISION, 0.9, 0.7), seeds=4),
+        replace(trashnet, backbone="vgg16", image_size=112, precisions=(DEFAULT_PRECISION, 0.9), seeds=2),
+        Plan("cifar10-lt", LITE0, 224, first=100),
+    ]
+    return [plan for plan in plans if only in (None, plan.images) and backbone in (None, plan.backbone)]
 
 
-def play(plan: Plan, precisions: Sequence[float], *, seeds: int) -> list[dict[str, Any]]:
+def play(plan: Plan) -> list[dict[str, Any]]:
     """Play a plan under each precision, by both annotators, and return and print what came of it."""
     dataset, pool, last_stage = open_dataset(plan)
     rows = []
-    for seed in range(seeds):
+    for seed in range(plan.seeds):
         known: dict[bytes, Model] = {}
-        for precision in precisions:
+        for precision in plan.precisions:
             for attentive in (True, False):
                 project = Play(
                     plan,
@@ -374,15 +379,13 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="put the figures below bench/results")
     parser.add_argument("--only", choices=[*_BARS], help="one of the two")
     parser.add_argument("--backbone", choices=[LITE0, "vgg16"], help="one of the two")
-    parser.add_argument("--sure", type=float, action="append", help="a precision; may be given again")
-    parser.add_argument("--seeds", type=int, default=1, help="so often each, with its own chance (default: 1)")
     options = parser.parse_args()
     if not (SHARED / "data").is_dir():
         parser.error(f"expected images in {SHARED / 'data'}, there are none; the bench needs the developers' folder")
     torch.set_num_threads(1)  # a small head, for which two threads mostly wait for each other
     for plan in plan_projects(quick=options.quick, only=options.only, backbone=options.backbone):
         say(f"{plan.images}, {plan.backbone} at {plan.image_size} pixels")
-        rows = play(plan, options.sure or (_PRECISIONS[:1] if options.quick else _PRECISIONS), seeds=options.seeds)
+        rows = play(plan)
         line = json.dumps({"bench": "actions", "bar": _BARS[plan.images], "projects": rows, "machine": describe()})
         if options.save:
             name = f"{datetime.now(UTC).date().isoformat()}-actions-{plan.images}-{plan.backbone}.json"

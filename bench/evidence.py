@@ -87,7 +87,7 @@ _MANY: Final = (75, 150, 200)
 _SETS: Final[Mapping[str, _Set]] = {
     "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 224, 128),
     "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 224, 224),
-    "clipart": _Set(sets.clipart, _grow(*_MANY, initial=225), 64),
+    "clipart": _Set(sets.clipart, _grow(*_MANY, initial=225, seeds=24), 64),
     "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224),
     "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64),
     "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 224),
@@ -111,9 +111,9 @@ def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]
     reference = _REFERENCES / f"{name}.json"
     common = {
         **_where(each.images()),
+        "seeds": _SEEDS,
         **each.options,
         **({"reference": reference} if reference.exists() else {}),
-        "seeds": _SEEDS,
     }
     yield name, {**common, "backbone": _LITE0, "image-size": each.pixels, "strategies": _STRATEGIES}
     if each.pixels_vgg16 and not quick:
