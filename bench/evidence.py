@@ -55,8 +55,8 @@ class _Set:
     options: Options
     pixels: int
     """Of a side, for EfficientNet-Lite0."""
-    pixels_vgg16: int | None = None
-    """For VGG-16; None for a set that is not studied on it."""
+    pixels_vgg16: int
+    """The same for VGG-16."""
 
 
 def _grow(*query: int, initial: int = 20, rounds: int = 0, **options: Any) -> Options:
@@ -87,11 +87,11 @@ _MANY: Final = (75, 150, 200)
 _SETS: Final[Mapping[str, _Set]] = {
     "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 224, 128),
     "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 224, 224),
-    "clipart": _Set(sets.clipart, _grow(*_MANY, initial=225, seeds=24), 64),
-    "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224),
-    "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64),
-    "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 224),
-    "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 224),
+    "clipart": _Set(sets.clipart, _grow(*_MANY, initial=225, seeds=24), 64, 64),
+    "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224, 128),
+    "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64, 64),
+    "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 224, 128),
+    "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 224, 224),
 }
 """Where the developers' shared folder is."""
 
@@ -116,7 +116,7 @@ def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]
         **({"reference": reference} if reference.exists() else {}),
     }
     yield name, {**common, "backbone": _LITE0, "image-size": each.pixels, "strategies": _STRATEGIES}
-    if each.pixels_vgg16 and not quick:
+    if not quick:
         vgg16 = {"weights": WEIGHTS, "image-size": each.pixels_vgg16, "strategies": _OF_VGG16}
         yield f"{name}-vgg16", {**common, **vgg16}
 
