@@ -81,34 +81,34 @@ class SharedSettings:
     """The model repository: a folder, or `s3://bucket/prefix` with the usual `AWS_*` variables and
     `requirements/s3.txt`."""
     mirror: Path | None = None
-    """Where versions from a bucket are copied to and read; by default a folder below `~/.cache`. It holds two versions,
-    and three while one is fetched."""
+    """The folder that versions from a bucket are copied to; by default below `~/.cache`. It holds two versions, and
+    three while one is downloaded."""
     verify_key: Annotated[str, text(read_public_key)] | None = None
-    """A minisign public key, or the path of its `.pub` file: versions that it has not signed are refused. Needs
-    `requirements/signatures.txt`."""
+    """A minisign public key, or the path of its `.pub` file: versions that its secret key has not signed are
+    refused. Needs `requirements/signatures.txt`."""
     label_studio_url: Url | None = None
-    """Label Studio's address as seen from here; uploads and cloud storage are read through it."""
+    """Label Studio's address as this program reaches it; uploads and cloud storage are read through it."""
     label_studio_public_url: Url | None = None
-    """The same address as browsers see it, path prefix included: what references mean, and where links on the server's
-    page lead ([two addresses](operations.md#one-label-studio-two-addresses)). By default Label Studio is asked for its
-    `LABEL_STUDIO_HOST`."""
+    """Label Studio's address as browsers reach it, path prefix included: references in tasks use it, and links on the
+    server's page lead there ([two addresses](operations.md#one-label-studio-two-addresses)). By default Label Studio is
+    asked for its `LABEL_STUDIO_HOST`."""
     label_studio_token: str | None = Field(default=None, repr=False)
     """A personal access token, or a legacy token; sent to `LABELNEXT_LABEL_STUDIO_URL` only. Secret."""
     local_files_root: Path | None = None
-    """The folder behind `/data/local-files`, to read these from disk rather than through Label Studio."""
+    """The folder behind `/data/local-files`: set it to read these files from disk instead of through Label Studio."""
     allowed_origins: Urls = ()
-    """Origins at private addresses that images may come from, separated by commas."""
+    """Origins at private addresses from which images may be fetched, separated by commas."""
     max_megapixels: Count = MAX_MEGAPIXELS
-    """The most of one image, in millions of pixels, that are decoded; of JPEGs, unless they are progressive, what
-    counts is the fraction of their size that they are decoded at. A decoded pixel takes up to 12 bytes, and two images
-    of 50 million are in memory at a time."""
+    """The largest image that is decoded, in millions of pixels. JPEGs that are not progressive may be larger: they are
+    decoded at a fraction of their size, and that counts. A decoded pixel takes up to 12 bytes, and two images of 50
+    million are in memory at a time."""
     basic_auth: Annotated[str, text(_parse_basic_auth)] | None = Field(default=None, repr=False)
-    """`user:password` that the server asks for on all routes but those under [Health](operations.md#health), and that
-    the trainer sends; enter the same where Label Studio connects the model. Secret."""
+    """`user:password` that the server requires on all routes except those under [Health](operations.md#health), and
+    that the trainer sends. Enter the same when you connect the model in Label Studio. Secret."""
     webhook_secret: Annotated[str, text(_parse_header_token)] | None = Field(default=None, repr=False)
-    """What the server's `/webhook` accepts beside it, as a bearer token: Label Studio's events carry no password, and
-    `trainer watch` has them carry this. Without `LABELNEXT_BASIC_AUTH` it is all that `/webhook` accepts, and Start
-    Training, which cannot send it, is refused. Secret."""
+    """A bearer token that the server's `/webhook` accepts besides `LABELNEXT_BASIC_AUTH`: Label Studio's events carry
+    no password, so `trainer watch` makes them carry this token. Without `LABELNEXT_BASIC_AUTH`, `/webhook` accepts
+    nothing else, and refuses Start Training, which cannot send it. Secret."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:

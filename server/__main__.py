@@ -82,17 +82,17 @@ def _parse_workers(value: str) -> tuple[int, int]:
 @dataclass(frozen=True, kw_only=True, config=DECLARED)
 class _Pool:
     input: str
-    """A folder or s3:// URI with parquet files in it."""
+    """A folder or s3:// URI with parquet files."""
     output: str
-    """Another one, which gets a file of scores for each of them."""
+    """A folder or s3:// URI that gets one file of scores for each input file."""
     id: str = "id"
     """The column that names an image."""
     column: str = "image"
-    """The column that says where it is."""
+    """The column that says where the image is."""
     version: str | None = None
     """The version to score with (default: the current one)."""
     workers: Annotated[tuple[int, int] | None, text(_parse_workers), Option(metavar="N|MIN-MAX")] = None
-    """Processes that score (default: up to one for each GPU or, where there is none, for each machine)."""
+    """Processes that score (default: up to one for each GPU or, without GPUs, for each machine)."""
     cpus: Count | None = None
     """Cores of each worker (default: an even share of all)."""
     batch: Count | None = None

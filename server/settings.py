@@ -74,54 +74,57 @@ class Settings(SharedSettings):
     """Everything that can be set. The defaults serve a laptop."""
 
     model: str | None = None
-    """Serve this model of the repository and no other: the name of its folder. By default all are served
-    ([Several projects](operations.md#several-projects)); `score-pool` then takes `default`."""
+    """Serve only this model of the repository: the name of its folder. By default all models are served
+    ([Several projects](operations.md#several-projects)), and `score-pool` uses `default`."""
     bind: Annotated[str, text(_parse_bind)] = "127.0.0.1:9090"
     """Address and port to listen on; the images set `0.0.0.0:9090`."""
     allowed_hosts: Annotated[tuple[str, ...], text(_parse_hosts)] = ()
-    """Names by which clients and proxies may ask for the server, such as `labelnext.example.org`, separated by commas;
+    """Names by which clients and proxies may address the server, such as `labelnext.example.org`, separated by commas;
     `*` for any. It always answers to IP addresses, `localhost`, names without a dot, and names that end in
-    `.localhost`, `.internal`, `.svc` or `.cluster.local`; all other requests, but those under
-    [Health](operations.md#health), get 421: else a web page could reach it by a name of its own."""
+    `.localhost`, `.internal`, `.svc` or `.cluster.local`. Other requests, except those under
+    [Health](operations.md#health), get 421, so that no web page can reach the server by a name of its own."""
     threads: Count = 16
-    """`/predict` and `/score` requests in hand at a time. Each holds its body and its answer; images are shared out
-    evenly between them."""
+    """`/predict` and `/score` requests handled at a time. Each holds its body and its answer in memory; all share the
+    fetching of images evenly."""
     queue_requests: Count = 128
-    """The most that wait for one of these places; more are refused. A thread waits with each, which costs little."""
+    """How many more requests may wait; the rest is refused. Each waits in a thread, which costs little."""
     fetch_threads: Count = 16
-    """Images fetched and decoded at a time; from one host at most half as many, and those that take long beside them,
-    up to four times as many, so that hosts that hang hold up no other."""
+    """Images fetched and decoded at a time, at most half of them from one host. Up to four times as many slow images
+    are fetched besides, so that a host that hangs does not delay others."""
     queue_images: Count | None = None
-    """The most images, of all requests, that are fetched or wait for the graph, which bounds memory; by default two
-    batches and one for each fetching thread."""
+    """How many images, of all requests, may be fetched or wait for the graph at a time, which limits memory; by default
+    two batches plus one image for each fetching thread."""
     passes: Count | None = None
-    """Stochastic passes for each image; by default what the version was evaluated with, 20."""
+    """Stochastic passes for each image; by default as many as the version was evaluated with, 20."""
     score: Annotated[Score, text(str.lower)] = Score.AGREEMENT
-    """`bald` sends BALD / ln C, for those who sort descending; not beside `trainer rank`, whose scores ascend."""
+    """`agreement` sends 1 - BALD / ln C, to sort ascending; `bald` sends BALD / ln C, to sort descending. Do not
+    combine `bald` with `trainer rank`, whose scores ascend."""
     masks: Annotated[MaskPolicy, text(str.lower)] = MaskPolicy.FIXED
-    """`fresh` draws other dropout masks for each batch: replicas then differ, and `/score` gives no passes."""
+    """`fixed` uses the version's own dropout masks; `fresh` draws new ones for each batch: replicas then give different
+    scores, and `/score` returns no passes."""
     provider: Annotated[Device, text(str.lower)] = Device.AUTO
-    """`cuda` refuses to start without a GPU, `cpu` does not look for one."""
+    """`auto` uses a GPU if there is one, `cuda` refuses to start without one, `cpu` does not look for one."""
     precision: Annotated[Precision, text(str.lower)] = Precision.AUTO
-    """Of the backbone: `int8` needs a version that has it, `fp16` a GPU, `auto` takes the fastest. What cannot be had
-    or is not valid is served in fp32, with a warning."""
+    """Precision of the backbone: `int8` needs a version that has it, `fp16` a GPU, `auto` takes the fastest. If it is
+    not available or fails validation, the server uses fp32, with a warning."""
     poll_s: Seconds = 5.0
-    """Seconds between two looks for a new version."""
+    """Seconds between two checks for a new version."""
     max_batch_images: Count = 32
     """The most images in one run of the graph."""
     deadline_s: Seconds = 90.0
-    """Seconds that a request may take, waiting included. Label Studio gives up after 100. gunicorn lets requests finish
-    for five seconds more when it stops; whoever stops gunicorn has to wait longer."""
+    """Seconds that a request may take, including waiting. Label Studio gives up after 100. When gunicorn stops, it lets
+    requests finish for five seconds more, so its supervisor must wait longer than that."""
     max_body_bytes: Count = 32 * 2**20
-    """The largest request that is read; 2,000 tasks are about 2 MB. Those in hand may have twice that together."""
+    """The largest request body; 2,000 tasks are about 2 MB. Requests handled at a time may have twice that together."""
     cache_dir: Path | None = None
-    """A folder on a local disk for features, which replicas on one host may share; by default they are kept in
-    memory."""
+    """A folder on a local disk for image features, which replicas on one host may share; by default features are kept
+    in memory."""
     recheck_s: Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)] = 86_400.0
-    """Seconds for which a source of images is taken at its word: a known image is scored without asking whether its
-    file has changed, unless its host answered with `no-store`. `0` asks each time."""
+    """Seconds after an image was checked in which it is scored without asking its source again whether the file has
+    changed, unless its host answered with `no-store`. `0` asks each time."""
     cache_mb: Annotated[int, Field(ge=0)] | None = None
-    """The most of them in MiB: by default 256 in memory, some 60,000 images, and 4096 in a folder; `0` keeps none."""
+    """Size limit of these features in MiB: by default 256 in memory (some 60,000 images) and 4096 in a folder; `0`
+    keeps none."""
 
     @property
     def images_under_way(self) -> int:

@@ -158,9 +158,9 @@ class _Activate:
     project: Annotated[Project, Option(metavar="ID")]
     """A Label Studio project's number."""
     version: Annotated[str | None, Option(metavar="VERSION")] = None
-    """What it is to sort by (default: the current version)."""
+    """The version to sort by (default: the current version)."""
     keep_sampling: bool = False
-    """Leave the project's task sampling as it is set in Label Studio."""
+    """Leave the project's task sampling as it is."""
 
 
 def _activate(environment: Environment, options: _Activate) -> None:
@@ -181,7 +181,7 @@ class _Release:
     project: Annotated[Project, Option(metavar="ID")]
     """A Label Studio project's number."""
     server: Server = None
-    """Whose webhooks are cleared (default: LABELNEXT_SERVER)."""
+    """The server whose webhooks are removed (default: LABELNEXT_SERVER)."""
 
 
 def _release(environment: Environment, options: _Release) -> None:
@@ -222,7 +222,7 @@ def _figure(value: float | None) -> str:
 @dataclass(frozen=True, config=DECLARED)
 class _Rollback:
     version: Annotated[str, Option(argument=True)]
-    """Its name, as `versions` lists it."""
+    """The version's name, as `versions` lists it."""
 
 
 def _rollback(environment: Environment, options: _Rollback) -> None:
@@ -233,7 +233,7 @@ def _rollback(environment: Environment, options: _Rollback) -> None:
 @dataclass(frozen=True, config=DECLARED)
 class _Prune:
     keep: Count
-    """How many of the newest stay."""
+    """How many of the newest versions to keep."""
 
 
 def _prune(environment: Environment, options: _Prune) -> None:
@@ -247,7 +247,7 @@ def _prune(environment: Environment, options: _Prune) -> None:
 @dataclass(frozen=True, config=DECLARED)
 class _Keygen:
     folder: Annotated[Path, Option(argument=True)]
-    """Where the two files go."""
+    """Folder for the two files."""
 
 
 def _keygen(_: Environment, options: _Keygen) -> None:
@@ -293,58 +293,58 @@ _GOES_ON: Final = "run it again, and it goes on where it was"
 COMMANDS: Final = {
     "run": Command(
         _run,
-        "Train on labels and publish the outcome.",
+        "Train on the labels and publish a version.",
         {"labels": Source, "training": Training},
         epilog="The repository is the folder, or s3://bucket/prefix, LABELNEXT_MODELS (default: models).",
         interrupted="nothing was published",
     ),
     "rank": Command(
         _rank,
-        "Have a Label Studio project's unlabelled tasks labelled in the order that teaches the model most.",
+        "Sort a Label Studio project's unlabelled tasks by what teaches the model most.",
         {"ranking": RankOptions},
-        epilog="Run again, it goes on where it was, and places the tasks that have come since.",
+        epilog="If run again, it continues where it stopped, and places new tasks.",
         interrupted=_GOES_ON,
     ),
     "watch": Command(
         _watch,
-        "Run and rank whenever labels have come in, or somebody presses Start Training.",
+        "Train and rank whenever labels have come in, or somebody presses Start Training.",
         {"watching": WatchOptions, "training": Training, "ranking": Ranking},
         without=("force", "dry_run"),
         interrupted="the watch is over",
     ),
     "simulate": Command(
         _simulate,
-        "Measure on labelled images what each strategy, and each of several backbones, would save.",
+        "Measure on labelled images how many labels each strategy, and each backbone, would save.",
         {"study": StudyOptions, "training": Training},
         without=("validation", "holdout_share", "seed"),
         epilog="--backbone A,B@PIXELS compares backbones; --weights is then one for all, or one for each in order. "
-        "Run again, it goes on where it was. Features are kept beside the folder LABELNEXT_CACHE.",
+        "If run again, it continues where it stopped. Features are kept beside the folder LABELNEXT_CACHE.",
         interrupted=_GOES_ON,
     ),
     "activate": Command(
         _activate,
-        "Have a Label Studio project sort by a version's scores, lowest first.",
+        "Sort a Label Studio project by a version's scores, lowest first.",
         {"options": _Activate},
         epilog="Label Studio must have predictions of the version already.",
     ),
     "release": Command(
         _release,
-        "Put a Label Studio project back as it was: our predictions, its sampling, model version and webhooks.",
+        "Restore a Label Studio project: remove our predictions, reset sampling, model version and webhooks.",
         {"options": _Release},
-        epilog="Labels and predictions of others are left alone. End the watch first.",
+        epilog="Labels and other models' predictions stay. Stop the watch first.",
         interrupted=_GOES_ON,
     ),
     "versions": Command(_versions, "List the published versions; * marks the current one, - those that were pruned."),
     "rollback": Command(_rollback, "Make an earlier version current again.", {"options": _Rollback}),
     "prune": Command(
         _prune,
-        "Remove old versions, but for their figures and reports.",
+        "Remove old versions, and keep their figures and reports.",
         {"options": _Prune},
         epilog="The current version, those that a project is ranked by and those that a server has open stay as well.",
         interrupted=_GOES_ON,
     ),
     "keygen": Command(
-        _keygen, "Make a pair of keys to sign versions with, two files in a folder.", {"options": _Keygen}
+        _keygen, "Create a pair of keys for signing versions, as two files in a folder.", {"options": _Keygen}
     ),
     "check": Command(_check, "Verify the current version's files and validate it again."),
 }

@@ -56,7 +56,7 @@ class Source:
     label_config: Annotated[Path | None, Option(metavar="FILE")] = None
     """The labelling config (XML) that belongs to `--export`."""
     control: Control = None
-    """Name of the Choices to go by, where there are several."""
+    """Name of the Choices control to learn, if there are several."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -74,39 +74,39 @@ class Training:
     weights: StartWeights = "imagenet"
     """Weights to start from; FILE is a state dict in the network's own keys."""
     backbone: Backbone = "vgg16"
-    """The network that turns an image into features: a classifier of torchvision's, efficientnet_lite0, one of timm's
-    where that is installed, or an ONNX file ([Backbones](backbones.md))."""
+    """The network that turns an image into features: one of torchvision's classifiers, efficientnet_lite0, one of
+    timm's networks if timm is installed, or an ONNX file ([Backbones](backbones.md))."""
     part: Annotated[Part | None, Option("--train", choices=get_args(Part))] = None
-    """What is trained: the head alone, or the backbone too (default: classifier, or all with `--weights none`)."""
+    """What to train: only the head, or the backbone too (default: classifier, or all with `--weights none`)."""
     head: Annotated[Head, Option(choices=get_args(Head))] = "small"
-    """Behind the backbone: two hidden layers, or VGG's own classifier of 4,096 units, loaded from the weights where
-    they have it."""
+    """What follows the backbone: two hidden layers (small), or VGG's own classifier of 4,096 units, loaded from the
+    weights if they have it (vgg)."""
     image_size: Pixels = None
-    """Pixels a side of the network's input (default: what the backbone was trained on, 224 for VGG)."""
+    """Width and height of the network's input, in pixels (default: what the backbone was trained on, 224 for VGG)."""
     epochs: Count | None = None
-    """Passes over the training images (default: by their number)."""
+    """Passes over the training images (default: depends on their number)."""
     learning_rate: Annotated[float | None, Field(gt=0, lt=10, allow_inf_nan=False), Option(metavar="RATE")] = None
-    """Learning rate of the optimiser (default: by `--train`)."""
+    """Learning rate of the optimiser (default: depends on `--train`)."""
     weight_decay: Annotated[float | None, Field(ge=0, lt=1, allow_inf_nan=False), Option(metavar="RATE")] = None
-    """Weight decay of the optimiser (default: by `--train`)."""
+    """Weight decay of the optimiser (default: depends on `--train`)."""
     class_balance: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False), Option(metavar="POWER")] = None
-    """Power of the inverse class frequency in the loss: 1 weights all classes alike, 0 all images (default: 1)."""
+    """Power of the inverse class frequency in the loss: 1 gives all classes equal weight, 0 all images (default: 1)."""
     pseudo_labels: bool = True
-    """Train the small head also on unlabelled images, as what it is surest that they show: in a project those whose
-    features are known here, in `simulate` the pool."""
+    """Train the small head also on unlabelled images, with its most confident predictions as labels. In a project these
+    are images whose features are known on this host, in `simulate` the pool."""
     units: Count | None = None
     """Units in each hidden layer of the small head (default: 256)."""
     dropout: Annotated[Share | None, Option(metavar="P")] = None
     """Dropout probability (default: 0.6 in new layers, 0.5 in loaded ones)."""
     validation: Annotated[Share, Option(metavar="SHARE")] = 0.2
-    """Share of the labelled images to measure on while the random holdout is too small; the head is then
-    trained on all."""
+    """Share of the labelled images to measure on while the random holdout is too small; the published
+    head is trained on all of them."""
     holdout_share: HoldoutShare = DEFAULT_SHARE
     """Share of a project's tasks in the random holdout, to measure on; 0 for none."""
     passes: Annotated[int, Field(ge=2), Option(metavar="T")] = DEFAULT_PASSES
     """Stochastic passes for each image, here and by default in the server."""
     precision: Annotated[Precision, Option(choices=get_args(Precision))] = "auto"
-    """Of a frozen backbone: auto takes 8-bit integers where they are as good and faster on this processor."""
+    """Precision of a frozen backbone: auto uses 8-bit integers if they are as good and faster on this processor."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of all random numbers."""
     device: Annotated[Device, Option(choices=get_args(Device))] = "auto"
@@ -128,22 +128,22 @@ class Environment(SharedSettings):
     """What the environment says, for all commands."""
 
     model: str = DEFAULT_MODEL
-    """Which model in the repository: the name of its folder. `watch` of several projects has one for each
+    """The model in the repository: the name of its folder. With several projects, `watch` uses one model for each
     ([Several projects](operations.md#several-projects))."""
     signing_key: Path | None = None
-    """The path of a minisign secret key without a password, with which versions are signed; `python -m trainer keygen
-    FOLDER` makes a pair. What is in the file is secret."""
+    """The path of a minisign secret key without a password, which signs versions; `python -m trainer keygen FOLDER`
+    makes a pair. The content of the file is secret."""
     cache: Path = Path(".cache/images")
-    """Where downloaded images are kept, for as long as their source says that they are unchanged; those of hosts that
-    cannot be asked, without `ETag` and `Last-Modified`, are downloaded anew."""
+    """Folder for downloaded images. An image is used as long as its source says that it is unchanged; hosts without
+    `ETag` and `Last-Modified` cannot tell, so their images are downloaded again."""
     image_cache_mb: Annotated[int, Field(ge=0)] = 8192
-    """The most of them, in MiB; those used longest ago leave first, and `0` keeps none."""
+    """Size limit of these images in MiB; the least recently used leave first, and `0` keeps none."""
     cache_dir: Path = Path(".cache/features")
-    """Where features are kept, and the backbones that gave them; servers on the same host may share the folder."""
+    """Folder for features and the backbones that computed them; servers on the same host may share it."""
     cache_mb: Count = 4096
-    """The most of the features, in MiB; those used longest ago leave first."""
+    """Size limit of the features in MiB; those written longest ago leave first."""
     server: Url = "http://localhost:9090"
-    """The server that `rank` and `watch` have score; where there are several, a proxy before them
+    """The server that scores for `rank` and `watch`, or the proxy in front of several
     ([Sizing](operations.md#sizing))."""
 
     @classmethod

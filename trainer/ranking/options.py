@@ -17,36 +17,36 @@ class Ranking:
     """How to rank. Weights, backbone and image size are those of a cold start: a version has its own."""
 
     server: Server = None
-    """The server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
+    """The server that scores, or the proxy in front of several (default: LABELNEXT_SERVER)."""
     strategy: Annotated[str, Option(choices=STRATEGIES)] = DEFAULT_STRATEGY
     """What comes first ([Strategies](strategies.md))."""
     holdout_share: HoldoutShare = DEFAULT_SHARE
-    """Share of the tasks in the random holdout, which the strategy never places; 0 for none."""
+    """Share of the tasks in the random holdout, which the strategy does not order; 0 for none."""
     batch_size: Annotated[Count, Option(metavar="K")] = 200
-    """How many tasks are labelled before the next ranking: so many are chosen jointly."""
+    """How many tasks to choose jointly: about as many as are labelled before the next ranking."""
     sure: Annotated[ShareOrNone, Option(metavar="PRECISION")] = DEFAULT_PRECISION
-    """Least share of right labels among those offered to be confirmed in bulk; 0 offers none."""
+    """Minimum share of right labels among those offered for confirming in bulk; 0 offers none."""
     keep_duplicates: bool = False
     """Leave near-duplicates where the strategy puts them."""
     keep_sampling: bool = False
-    """Leave the project's task sampling as it is set in Label Studio."""
+    """Leave the project's task sampling as it is."""
     tabs: bool = True
     """Keep tabs in the Data Manager: what to label next, to confirm and to look at again
     ([Tabs](label-studio.md#tabs))."""
     force: bool = False
     """Rank all unlabelled tasks anew, even if this version has ranked them."""
     incomplete: bool = False
-    """Rank even if more than 5 % of the tasks cannot be scored now; these keep their places."""
+    """Rank even if more than 5 % of the tasks cannot be scored now; those keep their places."""
     dry_run: bool = False
-    """Only score, and say which tasks would come first."""
+    """Only score, and show which tasks would come first."""
     control: Control = None
-    """Name of the Choices whose labels are counted, where the version does not say."""
+    """Name of the Choices control whose labels are counted, if the version does not say."""
     weights: StartWeights = "imagenet"
     """Weights of the cold start's network; FILE is a state dict in its own keys."""
     backbone: Backbone = "vgg16"
     """The cold start's network."""
     image_size: Pixels = None
-    """Pixels a side of the cold start's network."""
+    """Width and height of its input, in pixels."""
 
 
 @dataclass(frozen=True, config=DECLARED)

@@ -43,30 +43,30 @@ class StudyOptions:
     images: Annotated[Path, Option(metavar="DIR|ZIP")]
     """A folder or archive of class folders, or what `--manifest` describes."""
     out: Annotated[Path, Option(metavar="DIR")] = Path("study")
-    """Where the report goes, and what an interrupted study goes on from."""
+    """Folder for the report, and for what an interrupted study continues from."""
     strategies: Annotated[tuple[str, ...], text(split), Option(metavar="A,B,C")] = STUDIED
-    """`labelnext` is the default strategy with near-duplicates, random holdout and the first labels that it chooses;
-    `+start` behind a name, as in `margin+start`, has another one begin with these too."""
+    """`labelnext` is the default strategy with near-duplicates, random holdout and its own choice of first labels;
+    `+start` behind another name, as in `margin+start`, begins with these too."""
     reference: Annotated[Path | None, Option(metavar="FILE")] = None
-    """Curves of another study's (a `reference.json`), whose final level is to be reached."""
+    """Curves of another study (a `reference.json`): also report the labels needed to reach their final level."""
     name: str | None = None
-    """For the report's title (default: that of the images)."""
+    """Name in the report's title (default: that of the images)."""
     manifest: Annotated[Path | None, Option(metavar="CSV")] = None
-    """Columns path, label and perhaps split."""
+    """A CSV file with the columns path, label and, if you like, split."""
     test_share: Annotated[Share, Option("--test", metavar="SHARE")] = 0.25
     """Share of each class to test on, unless the manifest marks a test set."""
     long_tail: Annotated[float | None, Field(gt=1, lt=1e6, allow_inf_nan=False), Option(metavar="RATIO")] = None
-    """Thin the pool out until the largest class has so many times the images of the smallest."""
+    """Thin the pool out until the largest class has RATIO times the images of the smallest."""
     seeds: Count = 5
     """Repetitions with different random seeds."""
     initial: Annotated[int, Field(ge=2)] = 20
     """Labels to begin with."""
     query: Annotated[tuple[Count, ...], text(split), Field(min_length=1), Option(metavar="K[,K...]")] = (20, 20, 40)
-    """Labels between two trainings; of several numbers, the last one is that of all further rounds."""
+    """Labels between two trainings; the last of several numbers is that of all further rounds."""
     rounds: Annotated[Count, Option(metavar="R")] = 8
     """Rounds of labelling and training."""
     workers: Count | None = None
-    """Processes (default: one for each processor)."""
+    """Number of processes (default: one for each processor)."""
 
 
 def queries(options: StudyOptions) -> tuple[int, ...]:

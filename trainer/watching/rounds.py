@@ -53,20 +53,20 @@ class WatchOptions:
         Field(min_length=1),
         Option("--project", metavar="ID[=MODEL]", each=True),
     ]
-    """A Label Studio project's number, and its model; may be given again. Without a model it is LABELNEXT_MODEL, or of
-    several projects project-ID for each that LABELNEXT_MODEL was not trained on."""
+    """A Label Studio project's number, and its model; repeat it for several projects. The default model is
+    LABELNEXT_MODEL; of several projects, each that LABELNEXT_MODEL was not trained on has project-ID."""
     labels: Count | None = None
-    """Train after so many labels that are new, edited or deleted (default: 20, unless `--minutes` is given)."""
+    """Train after this many new, edited or deleted labels (default: 20, unless `--minutes` is given)."""
     minutes: Annotated[float | None, Field(gt=0, lt=1e6, allow_inf_nan=False), Option(metavar="T")] = None
-    """Train after so many minutes in which labels have changed."""
+    """Train this many minutes after the last round, if labels have changed."""
     poll_s: Annotated[float, Field(gt=0, lt=3600, allow_inf_nan=False), Option("--poll", metavar="S")] = 10.0
-    """Seconds between two looks at Label Studio; at most 2 once half of `--labels` have come."""
+    """Seconds between two looks at Label Studio; at most 2 once half of `--labels` have arrived."""
     keep: Annotated[Count | Literal["all"], Option(metavar="N|all")] = 10
-    """How many of the newest versions stay after each round."""
+    """How many of the newest versions to keep after each round."""
     rounds: Count | None = None
-    """End after so many rounds of each project (default: never)."""
+    """End after this many rounds of each project (default: never)."""
     server: Server = None
-    """The server to score with, or a proxy before several (default: LABELNEXT_SERVER)."""
+    """The server that scores, or the proxy in front of several (default: LABELNEXT_SERVER)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
