@@ -87,7 +87,7 @@ class Settings(SharedSettings):
     """`/predict` and `/score` requests handled at a time. Each holds its body and its answer in memory; all share the
     fetching of images evenly."""
     queue_requests: Count = 128
-    """How many more requests may wait; the rest is refused. Each waits in a thread, which costs little."""
+    """How many more requests may wait; others are refused. Each waits in a thread, which costs little."""
     fetch_threads: Count = 16
     """Images fetched and decoded at a time, at most half of them from one host. Up to four times as many slow images
     are fetched besides, so that a host that hangs does not delay others."""
