@@ -10,7 +10,6 @@ import json
 import logging
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Final
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
@@ -86,13 +85,16 @@ class Ranking:
     """What may be confirmed in bulk; None where nothing was asked."""
 
 
+_RANKING: Final = TypeAdapter(Ranking)
+
+
 def save_ranking(repository: Repository, ranking: Ranking) -> None:
     """Put a ranking in the place of the project's last one, in one step.
 
     Raises:
         OSError: if it cannot be written; the last one then stays.
     """
-    text = json.dumps(_adapter().dump_python(ranking), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_RANKING.dump_python(ranking), ensure_ascii=False, allow_nan=False)
     repository.documents(RANKINGS_FOLDER).write(f"{ranking.project}{_SUFFIX}", text.encode())
 
 
@@ -132,14 +134,9 @@ def _load(records: Documents, file: str) -> Ranking | None:
         document: Any = from_json(records.read(file))
         if "first" not in document:  # of a trainer that took the head of the order for the most uncertain
             document |= {"first": document["most_uncertain"], "most_uncertain": [], "most_confident": []}
-        return _adapter().validate_json(json.dumps(document), strict=True)
+        return _RANKING.validate_json(json.dumps(document), strict=True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as err:
         _logger.warning("%s/%s is no record of a ranking and is passed over: %s", records.location, file, err)
         return None
-
-
-@cache
-def _adapter() -> TypeAdapter[Ranking]:
-    return TypeAdapter(Ranking)

@@ -6,9 +6,7 @@ describes is the repository's business.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
@@ -63,15 +61,20 @@ def _check_path(name: str) -> str:
     return name
 
 
+_METRICS: Final = TypeAdapter(Metrics)
+_TRAINING: Final = TypeAdapter(TrainingRecord)
+
+
 def _parse_metrics(value: object, info: ValidationInfo) -> Metrics:
-    return Metrics.parse(_check_object(value), classes=len(info.data.get("labels", ())))
+    metrics = _METRICS.validate_python(_check_object(value))
+    return metrics if len(metrics.f1) == len(info.data.get("labels", ())) else replace(metrics, f1=())
 
 
 def _parse_training(value: object) -> TrainingRecord:
-    return TrainingRecord.parse(_check_object(value))
+    return _TRAINING.validate_python(_check_object(value))
 
 
-def _check_object(value: object) -> Mapping[str, object]:
+def _check_object(value: object) -> object:
     if not isinstance(value, dict):
         raise ValueError("must be an object")
     return value
@@ -162,7 +165,7 @@ class Manifest:
         return json.dumps({"contract": CONTRACT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Manifest":
+    def from_json(cls, text: str | bytes) -> "Manifest":
         """Parse a manifest.
 
         Raises:
@@ -182,7 +185,7 @@ class Manifest:
                 f"manifest.json follows contract {found}, this program reads contract {CONTRACT_VERSION}; {_REMEDY}"
             )
         try:
-            manifest = _adapter().validate_json(text, strict=True)
+            manifest = _MANIFEST.validate_json(text, strict=True)
         except ValidationError as err:
             raise ManifestError(f"{_explain(err)}; {_REMEDY}") from err
         if len(manifest.labels) < 2 and not manifest.multiple:
@@ -190,9 +193,7 @@ class Manifest:
         return manifest
 
 
-@cache
-def _adapter() -> TypeAdapter[Manifest]:
-    return TypeAdapter(Manifest)
+_MANIFEST: Final = TypeAdapter(Manifest)
 
 
 def _explain(err: ValidationError) -> str:

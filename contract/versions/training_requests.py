@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from contract.versions.documents import Documents
 from contract.versions.repository import Repository
 
@@ -36,8 +38,11 @@ class TrainingRequest:
     """None where it was not said."""
     at: str
     """UTC, ISO 8601; of the last time that it was asked for."""
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     """Their names in the folder: one, unless servers were told at the same moment."""
+
+
+_REQUEST: Final = TypeAdapter(TrainingRequest)
 
 
 def leave_request(repository: Repository, project: int | None, *, any_model: bool = False) -> None:
@@ -116,13 +121,9 @@ def _asks_for(file: str) -> tuple[str, str]:
 
 def _read(requests: Documents, file: str) -> TrainingRequest | None:
     try:
-        document = json.loads(requests.read(file))
-        project, at = document["project"], document["at"]
-        if not isinstance(at, str) or not (project is None or type(project) is int):
-            raise TypeError(f"a project's number and a time were expected, found {project!r:.40} and {at!r:.40}")
+        return replace(_REQUEST.validate_json(requests.read(file), strict=True), files=(file,))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
+    except (OSError, ValueError) as err:
         _logger.warning("%s/%s is no request to train and is passed over: %s", requests.location, file, err)
         return None
-    return TrainingRequest(project, at, (file,))

@@ -258,10 +258,7 @@ def read_manifest(folder: Path, key: VerifyKey | None) -> Manifest:
         raise ManifestError(f"manifest.json of {folder.name} cannot be read ({err}); publish again") from err
     if key is not None:
         key.verify(content, _read_signature(folder), version=folder.name)
-    try:
-        manifest = Manifest.from_json(content.decode())
-    except UnicodeDecodeError as err:
-        raise ManifestError(f"manifest.json of {folder.name} is not UTF-8 ({err}); publish again") from err
+    manifest = Manifest.from_json(content)
     if manifest.version != folder.name:
         raise ManifestError(
             f"manifest.json in {folder.name} describes version {manifest.version}: the folder was copied or renamed; "

@@ -170,6 +170,11 @@ def test_wrong_value_names_field_expected_and_found(fields, message):
     assert "publish again" in str(caught.value)
 
 
+def test_figures_of_other_classes_are_not_mixed_up():
+    """F1 is a list in the order of the labels; one of another length says nothing of any of them."""
+    assert Manifest.from_json(changed(labels=["cat", "dog"])).metrics.f1 == ()
+
+
 @pytest.mark.parametrize("text", ["", "{", MANIFEST.to_json()[:-40], "[]", "null"])
 def test_text_that_is_no_object_is_refused(text):
     """A manifest that was cut short says so."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
 from contract.scores.ranking import RankedImage, Ranking
 from contract.versions.manifest import DropoutSite
@@ -85,8 +86,8 @@ def make_manifest(metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat
         labels=labels,
         control="label",
         dropout_sites=(DropoutSite((16,), 0.5),),
-        metrics=Metrics.parse(metrics, classes=len(labels)),
-        training=TrainingRecord.parse(training),
+        metrics=TypeAdapter(Metrics).validate_python(metrics),
+        training=TypeAdapter(TrainingRecord).validate_python(training),
     )
 
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from contract.errors import RepositoryUnreachable
 from contract.labelconfig import parse_label_config
@@ -91,7 +92,7 @@ def test_other_classes_are_a_reason():
 
 
 def publish(repository, project=None, **fields):
-    training = TrainingRecord.parse({} if project is None else {"project": project})
+    training = TypeAdapter(TrainingRecord).validate_python({} if project is None else {"project": project})
     return versions.publish(repository, b"x", training=training, **fields).name
 
 
