@@ -18,7 +18,7 @@ from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
 from trainer.ordering.duplicates import Outlook, Vectors, find_representatives
 from trainer.ordering.reasons import HELD_OUT, UNTICKED, explain, near_duplicate
-from trainer.ordering.strategies import Bools, Candidates, Floats, Ints, Preference, descending
+from trainer.ordering.strategies import Aim, Bools, Candidates, Floats, Ints, Preference, descending
 
 _GAP: Final = 1e-9
 """Between scores that would be equal, so that Label Studio cannot swap them."""
@@ -84,20 +84,15 @@ def arrange(
     task_ids = candidates.task_ids[by_task]
     sampled = is_held_out(project, task_ids, holdout_share)
     soon = _in_order(project, task_ids, sampled)[: math.ceil(batch_size * holdout_share)]
-    given = None if passes is None else lambda indices: passes(by_task[indices])
-    ranked = _rank(
-        candidates.take(by_task),
+    aim = Aim(
         strategy=strategy,
-        eligible=~sampled,
-        soon=soon,
         name=name,
         labels_by_class=labels_by_class,
         labelled=labelled,
         batch_size=batch_size,
-        duplicates=duplicates,
-        passes=given,
-        labels=labels,
+        passes=None if passes is None else lambda indices: passes(by_task[indices]),
     )
+    ranked = _rank(candidates.take(by_task), aim, eligible=~sampled, soon=soon, duplicates=duplicates, labels=labels)
     places = np.argsort(by_task)
     seen = np.isin(candidates.task_ids, np.array([*unticked], np.int64))
     queue = by_task[ranked.queue]
@@ -189,20 +184,9 @@ class _Ranked:
 
 
 def _rank(
-    candidates: Candidates,
-    *,
-    strategy: str,
-    eligible: Bools,
-    soon: Ints,
-    name: str,
-    labels_by_class: Sequence[int],
-    labelled: Vectors,
-    batch_size: int,
-    duplicates: bool,
-    passes: Passes | None,
-    labels: Sequence[str],
+    candidates: Candidates, aim: Aim, *, eligible: Bools, soon: Ints, duplicates: bool, labels: Sequence[str]
 ) -> _Ranked:
-    base = strategies.base_utility(candidates, strategy, name=name)
+    base = strategies.base_utility(candidates, aim.strategy, name=aim.name)
     own = np.arange(len(base))
     representative = own.copy()
     if duplicates:
@@ -211,18 +195,8 @@ def _rank(
         found = candidates.take(leading)
         stands = find_representatives(found.embeddings, np.arange(len(leading)), Outlook.of(found))
         representative[leading[len(soon) :]] = leading[stands[len(soon) :]]
-    preference = strategies.prefer(
-        candidates,
-        base,
-        strategy=strategy,
-        name=name,
-        eligible=eligible & (representative == own),
-        labels_by_class=labels_by_class,
-        labelled=labelled,
-        batch_size=batch_size,
-        passes=passes,
-    )
-    reasons = explain(candidates, preference, strategy=strategy, labels_by_class=labels_by_class, labels=labels)
+    preference = strategies.prefer(candidates, base, aim, eligible=eligible & (representative == own))
+    reasons = explain(candidates, preference, strategy=aim.strategy, labels_by_class=aim.labels_by_class, labels=labels)
     for index in np.flatnonzero(representative != own):
         reasons[index] = near_duplicate(candidates.task_ids[representative[index]])
     return _Ranked(_queue(preference, eligible, representative == own), reasons, representative)

@@ -106,6 +106,29 @@ class Candidates:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """What images are wanted for."""
+
+    strategy: str
+    """One of `STRATEGIES`."""
+    name: str
+    """The ranking's: in another one chance falls otherwise."""
+    labels_by_class: Sequence[int]
+    """(C,), how many labels there are already."""
+    labelled: npt.NDArray[np.float32]
+    """(M, E), embeddings of images that have one."""
+    batch_size: int
+    """The most that are chosen one after the other."""
+    passes: Passes | None = None
+    """Gives the probabilities of the passes of candidates by index; needed by batch-bald."""
+
+    @property
+    def purpose(self) -> str:
+        """Decides what falls to chance."""
+        return f"{self.strategy}/{self.name}"
+
+
 @dataclass(frozen=True, slots=True)
 class Preference:
     """In which order a strategy wants images."""
@@ -182,18 +205,7 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     return np.sqrt(np.maximum(bald, 0) * doubt)
 
 
-def prefer(
-    candidates: Candidates,
-    base: Floats,
-    *,
-    strategy: str,
-    name: str,
-    eligible: Bools,
-    labels_by_class: Sequence[int],
-    labelled: npt.NDArray[np.float32],
-    batch_size: int,
-    passes: Passes | None,
-) -> Preference:
+def prefer(candidates: Candidates, base: Floats, aim: Aim, *, eligible: Bools) -> Preference:
     """Let a strategy choose the first places among the eligible, bool (N,), and value all.
 
     Candidates come in rising order of their tasks' numbers: of equals the first one is chosen.
@@ -201,38 +213,23 @@ def prefer(
     Args:
         candidates: N images.
         base: float64 (N,), from `base_utility`.
-        strategy: one of `STRATEGIES`.
-        name: the ranking's: in another one chance falls otherwise.
+        aim: what they are wanted for.
         eligible: which may be chosen.
-        labels_by_class: (C,), how many labels there are already.
-        labelled: (M, E), embeddings of images that have one.
-        batch_size: the most that are chosen one after the other.
-        passes: gives the probabilities of the passes; needed by batch-bald.
 
     Raises:
         ValueError: if batch-bald is given no passes.
     """
-    if strategy == COVER:
-        return _cover(
-            candidates,
-            base,
-            eligible=eligible,
-            labels_by_class=labels_by_class,
-            labelled=labelled,
-            batch_size=batch_size,
-            purpose=f"{strategy}/{name}",
-        )
-    if strategy == BADGE:
-        return _draw(candidates, base, eligible=eligible, batch_size=batch_size, purpose=f"{strategy}/{name}")
-    if strategy in BALANCED:
-        return _balance(
-            candidates.probabilities, base, eligible=eligible, labels_by_class=labels_by_class, batch_size=batch_size
-        )
-    if strategy == BATCH_BALD:
-        if passes is None:
+    if aim.strategy == COVER:
+        return _cover(candidates, base, aim, eligible)
+    if aim.strategy == BADGE:
+        return _draw(candidates, base, aim, eligible)
+    if aim.strategy in BALANCED:
+        return _balance(candidates.probabilities, base, aim, eligible)
+    if aim.strategy == BATCH_BALD:
+        if aim.passes is None:
             raise ValueError("batch-bald needs the passes' probabilities, got none")
         falling = descending(base)
-        return Preference(batchbald.choose(falling[eligible[falling]], passes, batch_size=batch_size), base)
+        return Preference(batchbald.choose(falling[eligible[falling]], aim.passes, batch_size=aim.batch_size), base)
     return Preference(np.empty(0, np.int64), base)
 
 
@@ -254,40 +251,31 @@ def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> n
     return probabilities @ (1.0 / (labels_by_class + 1.0)).astype(np.float32)
 
 
-def _cover(
-    candidates: Candidates,
-    base: Floats,
-    *,
-    eligible: Bools,
-    labels_by_class: Sequence[int],
-    labelled: npt.NDArray[np.float32],
-    batch_size: int,
-    purpose: str,
-) -> Preference:
+def _cover(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> Preference:
     """Choose far from what has labels: by distance alone while these are few, then drawn by gradient and rarity."""
     pool = candidates.embeddings
-    utility = base * rarity(candidates.probabilities, np.array(labels_by_class, np.float64)).astype(np.float64) ** 4
-    known = badge.directions(labelled.reshape(-1, pool.shape[1]), pool)
-    if are_few(labels_by_class):
+    utility = base * rarity(candidates.probabilities, np.array(aim.labels_by_class, np.float64)).astype(np.float64) ** 4
+    known = badge.directions(aim.labelled.reshape(-1, pool.shape[1]), pool)
+    if are_few(aim.labels_by_class):
         considered = np.flatnonzero(eligible)
         considered = considered[:: -(-len(considered) // _CONSIDERED) or 1]
         ways = badge.directions(pool[considered], pool)
-        chosen = covering.choose(ways, known, covering.neighbour_distances(ways), count=batch_size)
+        chosen = covering.choose(ways, known, covering.neighbour_distances(ways), count=aim.batch_size)
     else:
         considered = _consider(utility, eligible)
         ways = badge.directions(pool[considered], pool)
-        chosen = covering.draw(utility[considered], ways, known, count=batch_size, purpose=purpose)
+        chosen = covering.draw(utility[considered], ways, known, count=aim.batch_size, purpose=aim.purpose)
     return Preference(considered[chosen], utility)
 
 
-def _draw(candidates: Candidates, base: Floats, *, eligible: Bools, batch_size: int, purpose: str) -> Preference:
+def _draw(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> Preference:
     """Draw by gradient embeddings, whose squared lengths are the base utility."""
     considered = _consider(base, eligible)
     chosen = badge.draw(
         candidates.surprise()[considered],
         badge.directions(candidates.embeddings[considered], candidates.embeddings),
-        count=batch_size,
-        purpose=purpose,
+        count=aim.batch_size,
+        purpose=aim.purpose,
     )
     return Preference(considered[chosen], base)
 
@@ -299,19 +287,12 @@ def _consider(utility: Floats, eligible: Bools) -> Ints:
     return considered
 
 
-def _balance(
-    probabilities: npt.NDArray[np.float32],
-    base: Floats,
-    *,
-    eligible: Bools,
-    labels_by_class: Sequence[int],
-    batch_size: int,
-) -> Preference:
+def _balance(probabilities: npt.NDArray[np.float32], base: Floats, aim: Aim, eligible: Bools) -> Preference:
     """Choose greedily by base utility times rarity, counting on each image chosen the labels it is expected to get."""
-    labels = np.array(labels_by_class, np.float64)
+    labels = np.array(aim.labels_by_class, np.float64)
     open_, chosen = eligible.copy(), list[int]()
     utility = base * rarity(probabilities, labels)
-    for _ in range(min(batch_size, np.count_nonzero(eligible))):
+    for _ in range(min(aim.batch_size, np.count_nonzero(eligible))):
         best = int(np.where(open_, utility, -np.inf).argmax())
         chosen.append(best)
         open_[best] = False

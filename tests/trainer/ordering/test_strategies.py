@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError
 from tests.trainer.candidates import make_candidates, make_passes
-from trainer.ordering.strategies import STRATEGIES, Candidates, base_utility, check, descending, prefer
+from trainer.ordering.strategies import STRATEGIES, Aim, Candidates, base_utility, check, descending, prefer
 
 
 def candidates(images=200, *, classes=5, seed=0, **options):
@@ -16,17 +16,16 @@ def candidates(images=200, *, classes=5, seed=0, **options):
 
 
 def preferred(pool, strategy, *, labels_by_class=None, batch_size=20, eligible=None, name="v1", passes=None):
-    return prefer(
-        pool,
-        base_utility(pool, strategy, name=name),
+    aim = Aim(
         strategy=strategy,
         name=name,
-        eligible=np.ones(len(pool.task_ids), np.bool_) if eligible is None else eligible,
         labelled=np.empty((0, pool.embeddings.shape[1]), np.float32),
         labels_by_class=labels_by_class or [7] * pool.probabilities.shape[1],
         batch_size=batch_size,
         passes=passes,
     )
+    eligible = np.ones(len(pool.task_ids), np.bool_) if eligible is None else eligible
+    return prefer(pool, base_utility(pool, strategy, name=name), aim, eligible=eligible)
 
 
 @pytest.mark.parametrize(("strategy", "heuristic"), [("bald", BALD()), ("margin", Margin())])
@@ -213,15 +212,14 @@ class TestCover:
     def choose(self, labels, labelled):
         pool = self.pool()
         base = base_utility(pool, "balanced-cover", name="v1")
-        options = {"strategy": "balanced-cover", "name": "v1", "eligible": np.ones(100, bool), "passes": None}
-        return prefer(
-            pool,
-            base,
+        aim = Aim(
+            strategy="balanced-cover",
+            name="v1",
             labels_by_class=labels,
             labelled=pool.embeddings[labelled],
             batch_size=5,
-            **options,
-        ).chosen
+        )
+        return prefer(pool, base, aim, eligible=np.ones(100, bool)).chosen
 
     def test_of_few_labels_images_are_far_from_them_whatever_a_model_says(self):
         """One of each direction that has no label."""
