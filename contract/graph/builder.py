@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 PREFIX = "labelnext_"
 """Of all names that are added to a literal graph."""
+
+RANDOM_OPS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 OUTPUTS = ("mean_probabilities", "bald", "entropy", "pass_probabilities")
 
@@ -36,6 +40,16 @@ class GraphBuilder:
     def integers(self, *values: int) -> str:
         """Add a constant int64 vector, and return its name."""
         return self.constant(np.array(values, dtype=np.int64))
+
+    def assemble(
+        self, literal: ModelProto, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+    ) -> ModelProto:
+        """Return a graph of what the outputs need of the nodes, the constants and the literal graph's weights."""
+        nodes = prune(self.nodes, [info.name for info in outputs])
+        used = {name for node in nodes for name in node.input}
+        weights = [tensor for tensor in (*literal.graph.initializer, *self.constants) if tensor.name in used]
+        graph = helper.make_graph(nodes, literal.graph.name, inputs, outputs, weights)
+        return helper.make_model(graph, opset_imports=literal.opset_import, ir_version=literal.ir_version)
 
     def concat(self, names: Sequence[str]) -> str:
         """Join tensors along their first axis."""
@@ -103,6 +117,12 @@ def describe_outputs(batch: int | str, classes: int | str) -> list[ValueInfoProt
 def describe(name: str, shape: Sequence[int | str]) -> ValueInfoProto:
     """Return the type and shape of a float32 tensor."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def shape_of(info: ValueInfoProto) -> tuple[int | str, ...]:
+    """Return a tensor's shape: whole numbers, names of symbolic axes, or "" where nothing is known."""
+    axes = info.type.tensor_type.shape.dim
+    return tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in axes)
 
 
 def prune(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:

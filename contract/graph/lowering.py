@@ -10,7 +10,7 @@ can delete, freeze or reseed one; and features can be kept, for as long as the b
 Knows onnx and numpy; no engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,21 +19,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, inliner, shape_inference
 
 from contract.errors import DigestError, DropoutDead, LoweringError
-from contract.graph.builder import PREFIX, GraphBuilder, describe, describe_outputs, prune
+from contract.graph.builder import PREFIX, RANDOM_OPS, GraphBuilder, describe, describe_outputs, shape_of
 from contract.graph.dropouts import constants, drop_probability, dropout_nodes, is_active
 from contract.graph.masks import mask_name
 from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite
+from contract.versions.version import MANIFEST_FILE, MODEL_FILE, Version
 
 FEATURES = "features"
 """The name of the backbone's output, which is the head's input; our literal graphs call the tensor so, too."""
 
-_RANDOM_OPS = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _LEAST_OPSET = 18
 """The first in which all reductions take their axes as inputs."""
@@ -123,6 +121,30 @@ def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
         raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err
 
 
+def lower_version(version: Version) -> Lowered:
+    """Compile a version's literal graph, whose active Dropout nodes must be those that its manifest describes.
+
+    The probe runs under the manifest's, requests under the graph's: what is validated must be served.
+
+    Raises:
+        DigestError, UnsafeGraph: as `load_graph` does.
+        DropoutDead, LoweringError: as `lower` does, and if the nodes are others.
+    """
+    manifest = version.manifest
+    literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
+    lowered = lower(literal, cut=manifest.backbone.tensor, multiple=manifest.multiple)
+    if lowered.sites != manifest.dropout_sites:
+        raise LoweringError(
+            f"{MODEL_FILE} of {version.name} has active Dropout nodes on {_show(lowered.sites)}, {MANIFEST_FILE} says "
+            f"{_show(manifest.dropout_sites)}: one of them was edited; publish again or roll back to an earlier version"
+        )
+    return lowered
+
+
+def _show(sites: Sequence[DropoutSite]) -> str:
+    return ", ".join(f"{list(site.features)} with probability {site.probability:g}" for site in sites)
+
+
 class _Lowering:
     """One run of the lowering: the nodes written so far, and where each tensor of the literal graph stands.
 
@@ -132,14 +154,13 @@ class _Lowering:
     """
 
     def __init__(self, model: ModelProto, cut: str, multiple: bool) -> None:
+        self.literal = model
         self.graph = model.graph
         self.cut = cut
         self.multiple = multiple
-        self.opsets = model.opset_import
-        self.ir_version = model.ir_version
         self.constants = constants(model)
         infos = [*model.graph.input, *model.graph.value_info, *model.graph.output]
-        self.shapes = {info.name: _dimensions(info) for info in infos}
+        self.shapes = {info.name: shape_of(info) for info in infos}
         self.types = {info.name: info.type.tensor_type.elem_type for info in infos}
         self.producers = {name: node for node in model.graph.node for name in node.output}
         self.before = {model.graph.input[0].name} - {cut}
@@ -165,11 +186,11 @@ class _Lowering:
         self.head.reduce(self.head.join(logits, shape), multiple=self.multiple)  # (N, T, C)
         if self.cut != FEATURES:
             self.backbone.add("Identity", [self.cut], FEATURES)
-        batch, classes = self.shapes[self.graph.input[0].name][0], _dimensions(self.graph.output[0])[-1]
+        batch, classes = self.shapes[self.graph.input[0].name][0], shape_of(self.graph.output[0])[-1]
         features = describe(FEATURES, [batch, width])
         masks = [describe(mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)]
-        backbone = self._assemble(self.backbone, [self.graph.input[0]], [features])
-        head = self._assemble(self.head, [features, *masks], describe_outputs(batch, classes))
+        backbone = self.backbone.assemble(self.literal, [self.graph.input[0]], [features])
+        head = self.head.assemble(self.literal, [features, *masks], describe_outputs(batch, classes))
         return Lowered(backbone, head, tuple(self.sites), self.multiple)
 
     def _visit(self, node: NodeProto) -> None:
@@ -316,24 +337,8 @@ class _Lowering:
             )
         return features
 
-    def _assemble(
-        self, builder: GraphBuilder, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]
-    ) -> ModelProto:
-        nodes = prune(builder.nodes, [info.name for info in outputs])
-        used = {name for node in nodes for name in node.input}
-        weights = [tensor for tensor in [*self.graph.initializer, *builder.constants] if tensor.name in used]
-        graph = helper.make_graph(nodes, self.graph.name, inputs, outputs, weights)
-        return helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
-
     def _passes(self) -> str:
         return self.head.add("Shape", [mask_name(0)], start=0, end=1)  # (1,): T
-
-
-def _dimensions(info: ValueInfoProto) -> tuple[int | str, ...]:
-    """Return a tensor's shape: whole numbers, names of symbolic axes, or "" where nothing is known."""
-    return tuple(
-        axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in info.type.tensor_type.shape.dim
-    )
 
 
 def _check_form(model: ModelProto) -> None:
@@ -346,16 +351,16 @@ def _check_form(model: ModelProto) -> None:
             f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs; it must take images and return "
             "logits only"
         )
-    if not (shape := _dimensions(graph.input[0])) or not isinstance(shape[0], str):
+    if not (shape := shape_of(graph.input[0])) or not isinstance(shape[0], str):
         raise LoweringError(f"the graph takes images of shape {shape}; export it with a dynamic batch axis")
-    if len(shape := _dimensions(graph.output[0])) != 2:
+    if len(shape := shape_of(graph.output[0])) != 2:
         raise LoweringError(f"the graph returns a tensor of shape {shape}; logits of shape (N, C) are expected")
     _check_nodes(model)
 
 
 def _check_nodes(model: ModelProto) -> None:
     nodes = model.graph.node
-    if random := sorted({node.op_type for node in nodes} & _RANDOM_OPS):
+    if random := sorted({node.op_type for node in nodes} & RANDOM_OPS):
         raise LoweringError(
             f"the graph draws random numbers in {', '.join(random)}; only Dropout nodes can be given masks: use "
             "torch.nn.Dropout, with inplace=False, for noise, Dropout2d and other kinds"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.graph.builder import OUTPUTS
-from contract.graph.lowering import FEATURES, PassOutputs, load_graph, lower
+from contract.graph.lowering import FEATURES, PassOutputs, lower_version
 from contract.graph.masks import Masks, draw_masks, fresh_masks
 from contract.versions.manifest import Manifest
 from contract.versions.version import Version
@@ -44,11 +44,10 @@ class Engine:
         """Lower the version's graph and open the sessions, but for a backbone that is among `backbones`.
 
         Raises:
-            InvalidVersion: if the graph cannot be lowered.
+            InvalidVersion: if the graph cannot be lowered, or is not that of the manifest.
             ConfigError: if CUDA is demanded and the session would run elsewhere.
         """
-        literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
-        lowered = lower(literal, cut=version.manifest.backbone.tensor, multiple=version.manifest.multiple)
+        lowered = lower_version(version)
         self.manifest: Manifest = version.manifest
         self.passes = options.passes or version.manifest.passes
         self.sites = lowered.sites

@@ -5,14 +5,14 @@ Knows the order of the checks and nothing of when versions appear. `server check
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from contract.errors import DigestError, InvalidVersion, LabelnextError, LoweringError
+from contract.errors import DigestError, InvalidVersion, LabelnextError
 from contract.graph.dropouts import dropout_nodes
 from contract.graph.lowering import load_graph
 from contract.graph.probe import Probe, Validation, validate
-from contract.versions.manifest import DropoutSite, Manifest
+from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.version import MANIFEST_FILE, MODEL_FILE, WEIGHTS_FILES, Version
 from server.inference.engine import Engine
@@ -71,27 +71,12 @@ def _load(version: Version, load: LoadEngine) -> Engine:
 
 
 def _validate(engine: Engine, probe: Probe) -> Admitted:
-    _compare_sites(engine)
     engine.warm()
     reduced = engine.precision is not Precision.FP32
     validation = validate(
         probe, engine.manifest, backbone=engine.compute_probe_features, head=engine.run_passes, reduced=reduced
     )
     return Admitted(engine, validation)
-
-
-def _compare_sites(engine: Engine) -> None:
-    """The probe runs under the manifest's sites, requests under the graph's: what is validated must be served."""
-    found, expected = engine.sites, engine.manifest.dropout_sites
-    if found != expected:
-        raise LoweringError(
-            f"{MODEL_FILE} of {engine.version} has active Dropout nodes on {_show(found)}, {MANIFEST_FILE} says "
-            f"{_show(expected)}: one of them was edited; publish again or roll back to an earlier version"
-        )
-
-
-def _show(sites: Sequence[DropoutSite]) -> str:
-    return ", ".join(f"{list(site.features)} with probability {site.probability:g}" for site in sites)
 
 
 def _diagnose(repository: Repository, name: str) -> str:

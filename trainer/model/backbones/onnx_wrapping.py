@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, compose, helper
 
 from contract.errors import ConfigError, name_some
-from contract.graph.builder import GraphBuilder, describe, prune
+from contract.graph.builder import RANDOM_OPS, GraphBuilder, describe, prune, shape_of
 from contract.graph.lowering import FEATURES
 from trainer.model.backbones.layers import pooling_matrix
 
@@ -23,9 +23,6 @@ _IR_VERSION: Final = 10
 _INNER, _OUTER = "file/", "backbone/"
 """Of all names of somebody's graph, and of what stands around it, so that none is one of ours."""
 _FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16)
-_RANDOM: Final = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ def check_fixed(model: ModelProto) -> None:
     """
     for node in model.graph.node:
         training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
-        if node.op_type in _RANDOM or (node.op_type == "BatchNormalization" and training):
+        if node.op_type in RANDOM_OPS or (node.op_type == "BatchNormalization" and training):
             raise ConfigError(
                 f"its node {node.name[:80] or node.op_type!r} ({node.op_type}) gives an image other features each "
                 "time; export the network in evaluation mode"
@@ -71,7 +68,7 @@ def choose_output(model: ModelProto, wanted: str | None) -> str:
         return names[0]
     if wanted is not None and wanted in names:
         return wanted
-    outputs = name_some([f"{info.name} {list(_shape(info))}" for info in model.graph.output], most=8)
+    outputs = name_some([f"{info.name} {list(shape_of(info))}" for info in model.graph.output], most=8)
     got = "several" if wanted is None else f"none that is called {wanted[:80]!r}"
     raise ConfigError(f'the graph has {got}: name one of its outputs as "output" in the JSON beside it: {outputs}')
 
@@ -130,7 +127,7 @@ def _input(model: ModelProto, recipe: Recipe) -> ValueInfoProto:
         )
     side = recipe.image_size
     wanted = ("N", 3, side, side) if recipe.is_nchw else ("N", side, side, 3)
-    shape, kind = _shape(inputs[0]), inputs[0].type.tensor_type.elem_type
+    shape, kind = shape_of(inputs[0]), inputs[0].type.tensor_type.elem_type
     fits = len(shape) == 4 and isinstance(shape[0], str)
     fits = fits and all(isinstance(axis, str) or axis == expected for axis, expected in zip(shape, wanted, strict=True))
     if not fits or kind not in _FLOATS:
@@ -139,11 +136,6 @@ def _input(model: ModelProto, recipe: Recipe) -> ValueInfoProto:
             "dynamic axis; export it so, or correct image_size and layout"
         )
     return inputs[0]
-
-
-def _shape(info: ValueInfoProto) -> tuple[int | str, ...]:
-    axes = info.type.tensor_type.shape.dim
-    return tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in axes)
 
 
 def _prepare(around: GraphBuilder, target: str, recipe: Recipe, *, kind: int) -> None:

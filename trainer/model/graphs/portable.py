@@ -6,9 +6,9 @@ onnx and numpy; no engine.
 """
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
+from onnx import ModelProto, NodeProto, TensorProto, inliner
 
-from contract.graph.builder import GraphBuilder, prune
+from contract.graph.builder import GraphBuilder
 from contract.graph.dropouts import constants, drop_probability, is_active
 
 _MOST_SEED = 1 << 20
@@ -28,11 +28,7 @@ def make_portable(literal: ModelProto) -> ModelProto:
             sites += 1
         else:
             builder.nodes.append(node)
-    nodes = prune(builder.nodes, [info.name for info in portable.graph.output])
-    used = {name for node in nodes for name in node.input}
-    weights = [tensor for tensor in (*portable.graph.initializer, *builder.constants) if tensor.name in used]
-    graph = helper.make_graph(nodes, portable.graph.name, portable.graph.input, portable.graph.output, weights)
-    return helper.make_model(graph, opset_imports=portable.opset_import, ir_version=portable.ir_version)
+    return builder.assemble(portable, portable.graph.input, portable.graph.output)
 
 
 def _drop(builder: GraphBuilder, node: NodeProto, *, probability: float, site: int) -> None:

@@ -15,6 +15,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from contract.graph.builder import prune
 from trainer.progress_bar import Bar
 
 Vector = npt.NDArray[np.float64]
@@ -91,21 +92,10 @@ def _fold_normalisation(model: ModelProto, mean: Vector, deviation: Vector, cent
         helper.make_node("Sub", ["values", "centre"], ["centred"]),
     ]
     graph.initializer.append(numpy_helper.from_array(np.array(centre, np.float32), "centre"))
-    before = {node.output[0] for node in _ancestors(graph.node, first)}
+    before = {node.output[0] for node in prune(graph.node, first.input[:1])}
     kept = [node for node in graph.node if node.output[0] not in before]
     first.input[0] = "centred"
     _set_nodes(model, [*centring, *kept])
-
-
-def _ancestors(nodes: Sequence[NodeProto], node: NodeProto) -> list[NodeProto]:
-    """Return the nodes that a node's first input is computed by, in the order of the graph."""
-    needed = {node.input[0]}
-    found: list[NodeProto] = []
-    for other in reversed(nodes):
-        if needed.intersection(other.output):
-            needed.update(other.input)
-            found.append(other)
-    return found[::-1]
 
 
 def _read_pixels_directly(model: ModelProto) -> None:

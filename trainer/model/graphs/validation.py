@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from contract.errors import ManifestError
-from contract.graph.lowering import FEATURES, load_graph, lower
+from contract.graph.lowering import FEATURES, load_graph, lower_version
 from contract.graph.masks import draw_masks
 from contract.graph.probe import ComputeFeatures, Probe, RunPasses, Validation, validate
 from contract.versions.version import INT8_BACKBONE_FILE, Version
@@ -35,9 +34,8 @@ def validate_version(
 
     Raises:
         DigestError: if a file cannot be read.
-        ManifestError: if the manifest describes other Dropout sites than the graph has.
-        InvalidVersion: if the graph cannot be lowered or run, its passes do not differ, or they differ from torch's;
-            PrecisionRefused, if they do so in 8-bit integers only.
+        InvalidVersion: if the graph cannot be lowered or run, its Dropout sites are not those of the manifest, its
+            passes do not differ, or they differ from torch's; PrecisionRefused, if they do so in 8-bit integers only.
     """
     backbone, head = _open_version(version, int8=int8)
     if known is not None:
@@ -61,7 +59,7 @@ def predict(
     Features of the images, (N, F), that are `known` by the fingerprint of a backbone, are not computed again.
 
     Raises:
-        DigestError, ManifestError, InvalidVersion: as `validate_version` does; no numbers are compared again.
+        DigestError, InvalidVersion: as `validate_version` does; no numbers are compared again.
     """
     manifest = version.manifest
     backbone, head = _open_version(version, int8=manifest.backbone.precision == "int8")
@@ -76,14 +74,7 @@ def predict(
 
 
 def _open_version(version: Version, *, int8: bool) -> tuple[ComputeFeatures, RunPasses]:
-    manifest = version.manifest
-    literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
-    lowered = lower(literal, cut=manifest.backbone.tensor, multiple=manifest.multiple)
-    if lowered.sites != manifest.dropout_sites:
-        raise ManifestError(
-            f"manifest.json describes the Dropout sites {manifest.dropout_sites}, the graph has "
-            f"{lowered.sites}: they are of different models; publish again"
-        )
+    lowered = lower_version(version)
     graph = load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes={}) if int8 else lowered.backbone
 
     @cache

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from contract.errors import ManifestError, ProbeMismatch
+from contract.errors import LoweringError, ProbeMismatch
 from contract.graph.probe import Probe
 from contract.scores.acquisition import bald
 from contract.versions.repository import Repository
@@ -54,7 +54,7 @@ def test_a_manifest_of_another_graph_is_refused(staged):
     network = small_network()
     network.head[5].p = 0.4
     write_graph(network, stage.path)
-    with pytest.raises(ManifestError, match=r"0\.25.*0\.4"):
+    with pytest.raises(LoweringError, match=r"0\.4.*0\.25"):
         validate_version(stage.describe(manifest))
 
 
