@@ -8,13 +8,15 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from contract.errors import ConfigError, DiskFull, LabelnextError
+
+_T = TypeVar("_T")
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NONE_BYTES: Final = 2**20
@@ -57,6 +59,34 @@ def write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def recover_lines(path: Path, parse: Callable[[bytes], _T]) -> list[_T]:
+    """Return what the lines of a file hold; one that was cut short is taken off it, with all that follows.
+
+    Args:
+        path: of the file, which need not be there.
+        parse: of a whole line; raises ValueError, LookupError or TypeError of one that is broken.
+
+    Raises:
+        OSError: if the file is there and cannot be read or written.
+    """
+    found: list[_T] = []
+    if not path.exists():
+        return found
+    whole = 0
+    with path.open("r+b") as file:
+        for line in file:
+            try:
+                parsed = parse(line) if line.endswith(b"\n") else None
+            except (ValueError, LookupError, TypeError):
+                parsed = None
+            if parsed is None:
+                break
+            found.append(parsed)
+            whole += len(line)
+        file.truncate(whole)
+    return found
 
 
 def sync_tree(folder: Path) -> None:

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from contract.errors import ConfigError
 from contract.images.download import HttpUrl
+from contract.images.fetch import FetchSettings
 from contract.images.preprocess import MAX_MEGAPIXELS
 from contract.versions.location import parse_location
 from contract.versions.signatures import read_public_key
@@ -128,6 +129,16 @@ class SharedSettings:
                 for name, expected in explain(err)
             ]
         raise ConfigError("; ".join(faults))
+
+    def fetch_settings(self) -> FetchSettings:
+        """Return where images may come from, with the default limits."""
+        return FetchSettings(
+            label_studio_url=self.label_studio_url,
+            label_studio_public_url=self.label_studio_public_url,
+            api_token=self.label_studio_token,
+            local_files_root=self.local_files_root,
+            allowed_origins=self.allowed_origins,
+        )
 
     def describe(self) -> dict[str, object]:
         """Return all settings for the log; of a secret only whether it is set."""

@@ -1,7 +1,6 @@
-"""What the settings say is to be opened: repository, engines, feature store, and where images come from."""
+"""What the settings say is to be opened: repository, engines and feature store."""
 
 from contract.features.store import FeatureStore
-from contract.images.fetch import FetchSettings
 from contract.settings import DEFAULT_MODEL
 from contract.versions.location import open_repository
 from contract.versions.repository import Repository
@@ -54,14 +53,3 @@ def open_store(settings: Settings, metrics: Metrics) -> FeatureStore | None:
     )
     metrics.feature_cache_bytes.set_function(lambda: store.size_bytes)
     return store
-
-
-def fetch_settings(settings: Settings) -> FetchSettings:
-    """Return what the fetcher is to know."""
-    return FetchSettings(
-        label_studio_url=settings.label_studio_url,
-        label_studio_public_url=settings.label_studio_public_url,
-        api_token=settings.label_studio_token,
-        local_files_root=settings.local_files_root,
-        allowed_origins=settings.allowed_origins,
-    )

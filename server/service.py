@@ -25,7 +25,7 @@ from server.inference.model import Model
 from server.inference.models import Models
 from server.inference.scoring import Outcome, Scorer
 from server.observe.metrics import Metrics
-from server.opening import engine_loader, fetch_settings, open_models, open_store
+from server.opening import engine_loader, open_models, open_store
 from server.settings import MaskPolicy, Settings
 
 _log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Service:
             metrics=self.metrics,
         )
         self.projects = Projects(self.models)
-        self._fetcher = fetcher or Fetcher(fetch_settings(settings))
+        self._fetcher = fetcher or Fetcher(settings.fetch_settings())
         self._store = open_store(settings, self.metrics)
         known = None
         if self._store is not None:

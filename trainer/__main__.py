@@ -29,8 +29,8 @@ from contract.files import explain
 from contract.settings import DECLARED, PREFIX, Count
 from contract.versions.manifest import Manifest
 from contract.versions.signatures import generate_keys
-from trainer.ranking.options import Ranking, RankOptions
-from trainer.settings import Environment, Project, Server, Source, Training, check_weights
+from trainer.ranking.options import OfProject, Ranking, RankOptions
+from trainer.settings import Environment, Server, Source, Training, check_weights
 from trainer.stages import collecting
 from trainer.study.options import StudyOptions
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
@@ -154,9 +154,7 @@ def _simulate(environment: Environment, options: StudyOptions, training: Trainin
 
 
 @dataclass(frozen=True, config=DECLARED)
-class _Activate:
-    project: Annotated[Project, Option(metavar="ID")]
-    """A Label Studio project's number."""
+class _Activate(OfProject):
     version: Annotated[str | None, Option(metavar="VERSION")] = None
     """The version to sort by (default: the current version)."""
     keep_sampling: bool = False
@@ -177,9 +175,7 @@ def _activate(environment: Environment, options: _Activate) -> None:
 
 
 @dataclass(frozen=True, config=DECLARED)
-class _Release:
-    project: Annotated[Project, Option(metavar="ID")]
-    """A Label Studio project's number."""
+class _Release(OfProject):
     server: Server = None
     """The server whose webhooks are removed (default: LABELNEXT_SERVER)."""
 

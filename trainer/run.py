@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from contract.errors import ConfigError
+from contract.images.fetch import Fetcher
 from contract.versions.manifest import InputSpec
 from contract.versions.results import ProjectState
 from contract.versions.version import Version
@@ -18,7 +19,7 @@ from trainer import labelstudio
 from trainer.evaluation.holdout import HeldOut, hold_out
 from trainer.labels import checks
 from trainer.labels import sources as labels
-from trainer.labels.dataset import count_images, load_pixels, open_fetcher
+from trainer.labels.dataset import count_images, load_pixels
 from trainer.labels.image_cache import open_cache
 from trainer.labels.unlabelled import Unlabelled, find_unlabelled
 from trainer.labelstudio.task_lists import kept_folder
@@ -58,7 +59,7 @@ def run(source: Source, training: Training, environment: Environment) -> Version
 
 def _read(source: Source, training: Training, environment: Environment, spec: InputSpec) -> Data:
     unlabelled = Unlabelled()
-    with open_fetcher(environment) as fetcher:
+    with Fetcher(environment.fetch_settings()) as fetcher:
         pool, project = _read_labels(source, environment)
         if project is not None and training.takes_unlabelled and not pool.multiple:
             with stage("unlabelled"):

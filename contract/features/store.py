@@ -130,11 +130,18 @@ class FeatureStore:
         """Return what `recall` does of each, in order, at a fraction of the cost."""
         return [_read_download(value) for value in self._get([_source_key(source) for source in sources])]
 
-    def remember(self, source: str, download: Download) -> None:
-        """Keep what a source has sent. Of its name only a digest is kept: URLs may hold signatures."""
-        validators = download.validators
-        said = [validators.place, validators.etag, validators.last_modified, download.checked_at]
-        self._put(_source_key(source), download.digest + json.dumps(said).encode())
+    def remember(self, source: str | None, validators: Validators | None, digest: bytes, *, at: float) -> None:
+        """Keep that a source sent a file, or said that it still is that one.
+
+        Args:
+            source: of its name only a digest is kept, for URLs may hold signatures; None where there is none.
+            validators: None where nothing may be remembered of the source.
+            digest: sha256 of the file.
+            at: when, in seconds as `time.time` counts them.
+        """
+        if source and validators:
+            said = [validators.place, validators.etag, validators.last_modified, int(at)]
+            self._put(_source_key(source), digest + json.dumps(said).encode())
 
     def close(self) -> None:
         """Write what waits, and close the file."""

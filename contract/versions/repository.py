@@ -19,6 +19,7 @@ Where signatures are demanded, the folder may be anybody's to write: a version i
 its digests, and the copy is what is opened; and a version is written in a private folder before it is put here.
 """
 
+import hashlib
 import secrets
 import shutil
 import tempfile
@@ -135,6 +136,24 @@ class Repository:
             OSError: if there is no such file, or something else.
         """
         return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, most_bytes)
+
+    def read_published(self, manifest: Manifest, file: str, *, most_bytes: int) -> bytes:
+        """Return a file that a version's manifest lists, as it was published.
+
+        Raises:
+            VersionNotFound, OSError: as `read_file` does.
+            DigestError: if it is not what the manifest describes, or has more than so many bytes.
+        """
+        expected = manifest.files[file]
+        if expected.size_bytes > most_bytes:
+            raise DigestError(f"{file} has {expected.size_bytes} bytes, at most {most_bytes} are read; publish again")
+        content = self.read_file(manifest.version, file, most_bytes=expected.size_bytes + 1)
+        if (sha256 := hashlib.sha256(content).hexdigest()) != expected.sha256:
+            raise DigestError(
+                f"{file} has sha256 {sha256}, manifest.json says {expected.sha256}: it was changed after it was "
+                "published; publish again"
+            )
+        return content
 
     def beside(self, model: str) -> "Repository":
         """Return the repository of another model, at the same place.

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import ImageError, RequestError
+from contract.errors import RequestError
 from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import match_control
 from contract.scores.acquisition import HOLDS, label_studio_score, normalised_bald
@@ -21,7 +21,7 @@ from contract.scores.holdout import is_held_out, share_of
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
 from server.inference.batching import Extras, ImageScores
-from server.inference.known_images import ImageReference
+from server.inference.known_images import ImageReference, NoImage
 from server.inference.scoring import Outcome
 from server.settings import Score
 
@@ -42,12 +42,6 @@ _log = logging.getLogger(__name__)
 JsonObject = dict[str, Any]
 
 _T = TypeVar("_T")
-
-
-class NoImage(ImageError):
-    """Found no image reference in a task's data."""
-
-    code = "no_image"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,12 @@ class ImageReference:
     project_id: int | None = None
 
 
+class NoImage(ImageError):
+    """Found no image reference in a task's data, or in a row."""
+
+    code = "no_image"
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """An image whose features are not known."""
@@ -87,18 +93,14 @@ class KnownImages:
         fetched = fetch(self._fetcher, image, deadline, known.validators if known else None)
         if known and row is not None and fetched.unchanged:
             self._metrics.image_revalidations.labels("unchanged").inc()
-            self._remember(source, fetched, known.digest)
+            self._store.remember(source, fetched.validators, known.digest, at=self._clock())
             return row
         digest = hashlib.sha256(fetched.data).digest()
         if known and known.validators.can_ask:
             self._metrics.image_revalidations.labels("ignored" if digest == known.digest else "changed").inc()
-        self._remember(source, fetched, digest)
+        self._store.remember(source, fetched.validators, digest, at=self._clock())
         (row,) = self._rows([digest], engine)
         return File(fetched.data, digest) if row is None else row
-
-    def _remember(self, source: str | None, fetched: Fetched, digest: bytes) -> None:
-        if source and fetched.validators:
-            self._store.remember(source, Download(fetched.validators, digest, int(self._clock())))
 
     def _is_fresh(self, download: Download) -> bool:
         return 0 <= self._clock() - download.checked_at < self._recheck_s

@@ -3,14 +3,13 @@
 Only what a version's manifest lists below `report/` is read, and only as it was published. Knows no routes.
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-from contract.errors import DigestError, LabelnextError, VersionNotFound
-from contract.versions.manifest import FileDigest, Manifest
+from contract.errors import LabelnextError, VersionNotFound
+from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.version import REPORT_FOLDER
 
@@ -59,30 +58,14 @@ def read_report(repository: Repository, version: str, name: str) -> ReportFile |
     """
     try:
         file = f"{REPORT_FOLDER}/{name}"
-        expected = repository.read_manifest(version).files.get(file)
-        content = None if expected is None else _read(repository, version, file, expected)
+        manifest = repository.read_manifest(version)
+        if file not in manifest.files:
+            return None
+        content = repository.read_published(manifest, file, most_bytes=_MOST_BYTES)
     except VersionNotFound:
         return None
     except (LabelnextError, OSError, ValueError, RecursionError) as err:
         _log.warning("the report of version %s cannot be shown: %s", version, err)
         return None
     kind = _TYPES.get(PurePosixPath(name).suffix, "application/octet-stream")
-    return None if content is None else ReportFile(content, kind)
-
-
-def _read(repository: Repository, version: str, file: str, expected: FileDigest) -> bytes:
-    """Return what lies there.
-
-    Raises:
-        DigestError: if it is not what the manifest describes.
-        OSError: if it is no file within the version's folder.
-    """
-    if expected.size_bytes > _MOST_BYTES:
-        raise DigestError(f"{file} has {expected.size_bytes} bytes, at most {_MOST_BYTES} are sent; publish again")
-    content = repository.read_file(version, file, most_bytes=expected.size_bytes + 1)
-    if (sha256 := hashlib.sha256(content).hexdigest()) != expected.sha256:
-        raise DigestError(
-            f"{file} has sha256 {sha256}, manifest.json says {expected.sha256}: it was changed after it was published; "
-            "publish again"
-        )
-    return content
+    return ReportFile(content, kind)

@@ -21,7 +21,7 @@ from contract.images.fetch import FetchSettings
 from contract.scores.acquisition import label_studio_score, normalised_bald
 from contract.versions.manifest import Manifest
 from server.inference.batching import ImageScores
-from server.inference.known_images import ImageReference
+from server.inference.known_images import ImageReference, NoImage
 from server.inference.scoring import Outcome
 from server.inference.validation import admit
 from server.opening import engine_loader, open_models
@@ -32,12 +32,6 @@ from server.settings import Score
 
 _AHEAD = 2
 """Requests to the scorer at a time: while the last images of one run, the first of the next are fetched."""
-
-
-class NoImage(ImageError):
-    """Found no image reference in a row."""
-
-    code = "no_image"
 
 
 class Worker:

@@ -15,7 +15,6 @@ from filelock import FileLock
 from PIL import Image
 
 from contract.errors import ConfigError, ProbeMismatch, TrainingError
-from contract.features.store import Download
 from contract.graph import probe
 from contract.images.download import Validators
 from contract.scores.holdout import is_held_out
@@ -505,7 +504,7 @@ def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, env
     with open_store(connected) as store:
         rows = frozen_backbone.compute_once(images, digests, store)
         for task, digest in zip(tasks, digests, strict=True):
-            store.remember(task.data["image"], Download(Validators("", None, None), digest, 0))
+            store.remember(task.data["image"], Validators("", None, None), digest, at=0)
     shown.clear()
     train_on_project(project, environment, part="classifier", epochs=20)
     assert [labelled for _, labelled in shown] == [39, 39, 72, 72]

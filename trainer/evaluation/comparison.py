@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -113,9 +112,7 @@ def _read_predictions(repository: Repository, versions: Sequence[Manifest]) -> M
         if PREDICTIONS_FILE not in each.files:
             continue
         try:
-            text = repository.read_file(each.version, PREDICTIONS_FILE, most_bytes=_MOST_BYTES)
-            if sha256(text).hexdigest() != each.files[PREDICTIONS_FILE].sha256:
-                raise ValueError("it is not what the manifest says")
+            text = repository.read_published(each, PREDICTIONS_FILE, most_bytes=_MOST_BYTES)
             return {name: _parse(found, len(each.labels)) for name, found in json.loads(text).items()}
         except (LabelnextError, OSError, ValueError, TypeError, AttributeError) as err:
             logger.info("%s of %s is passed over: %s", PREDICTIONS_FILE, each.version, err)

@@ -118,22 +118,22 @@ def steps(images: int, precision: float, *, error_rate: float = ERROR_RATE) -> t
     return tuple(step for step in found[max(0, len(small) - 1) :] if step <= images)
 
 
-def images_wanted(sample: Sample, precision: float, *, error_rate: float = ERROR_RATE) -> int:
+def images_wanted(sample: Sample, precision: float) -> int:
     """Return how many more images would probably do, should further ones be right as often as those so far are.
 
     That is the fewest with which some margin would pass if as large a share of them came to lie beyond it, and as large
     a share of these was wrong. At least 1.
     """
-    least = least_images(0, precision, error_rate=error_rate)
+    least = least_images(0, precision)
     falling = np.argsort(-sample.margins, kind="stable")
     counts = sample.confirmed + np.arange(1.0, len(falling) + 1)
     wrong = sample.confirmed_wrong + np.cumsum(~sample.right[falling])
-    growth = float(_growth(counts, wrong, precision, error_rate).min(initial=least))
+    growth = float(_growth(counts, wrong, precision).min(initial=least))
     return max(1, least - sample.images, math.ceil((growth - 1) * sample.images))
 
 
 def _growth(
-    images: npt.NDArray[np.floating], wrong: npt.NDArray[np.int64], precision: float, error_rate: float
+    images: npt.NDArray[np.floating], wrong: npt.NDArray[np.int64], precision: float
 ) -> npt.NDArray[np.floating]:
     """Return by what samples (n,) must be multiplied for so large a share of wrong labels to pass.
 
@@ -142,7 +142,7 @@ def _growth(
     below, above = np.ones_like(images), np.full_like(images, _MOST_GROWTH)
     for _ in range(_HALVINGS):
         middle = np.sqrt(below * above)
-        low = stats.beta.ppf(error_rate, middle * (images - wrong), middle * wrong + 1)
+        low = stats.beta.ppf(ERROR_RATE, middle * (images - wrong), middle * wrong + 1)
         passes = (wrong < images) & (low >= precision)
         below, above = np.where(passes, below, middle), np.where(passes, middle, above)
     return above

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -58,9 +57,7 @@ def read_witnesses(repository: Repository, manifest: Manifest) -> list[Predicted
     if WITNESSES_FILE not in manifest.files:
         return []
     try:
-        text = repository.read_file(manifest.version, WITNESSES_FILE, most_bytes=_MOST_BYTES)
-        if sha256(text).hexdigest() != manifest.files[WITNESSES_FILE].sha256:
-            raise ValueError("it is not what the manifest says")
+        text = repository.read_published(manifest, WITNESSES_FILE, most_bytes=_MOST_BYTES)
         return [Predicted(int(task), float(lead), frozenset(map(str, names))) for task, lead, names in json.loads(text)]
     except (LabelnextError, OSError, ValueError, TypeError) as err:
         _log.warning("%s of %s is passed over: %s", WITNESSES_FILE, manifest.version, err)

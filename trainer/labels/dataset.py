@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 from contract.errors import FetchError, ImageError, LabelError, name_once
 from contract.images.download import public_name
-from contract.images.fetch import Fetcher, FetchSettings
+from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.versions.manifest import InputSpec
 from trainer.labels.class_folders import as_text
 from trainer.labels.image_cache import ImageCache, Kept
 from trainer.labels.sources import LabelledImage, LabelledPool
 from trainer.progress_bar import Bar
-from trainer.settings import Environment
 
 THREADS: Final = 8
 """Images fetched and decoded at once; Pillow decodes outside Python's lock."""
@@ -67,19 +66,6 @@ class Pixels:
         if task >= 0:
             return f"task {task}"
         return as_text("/".join(PurePath(reference).parts[-2:])) if is_file else public_name(reference)
-
-
-def open_fetcher(environment: Environment) -> Fetcher:
-    """Return what gets images under the environment's settings; to be closed by its user."""
-    return Fetcher(
-        FetchSettings(
-            label_studio_url=environment.label_studio_url,
-            label_studio_public_url=environment.label_studio_public_url,
-            api_token=environment.label_studio_token,
-            local_files_root=environment.local_files_root,
-            allowed_origins=environment.allowed_origins,
-        )
-    )
 
 
 def load_pixels(
@@ -132,7 +118,7 @@ def load_pixels(
         images=images[: len(kept)],  # (N, H, W, 3)
         targets=_targets(kept, pool),
         digests=tuple(of_file for of_file, _ in digests),
-        groups=_numbered([of_pixels for _, of_pixels in digests]),
+        groups=number_alike([of_pixels for _, of_pixels in digests]),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=unreadable,
@@ -225,8 +211,8 @@ def _in_threads(load: Callable[[int], Loaded], positions: Sequence[int]) -> Iter
         executor.shutdown(cancel_futures=True)
 
 
-def _numbered(digests: Sequence[bytes]) -> Indices:
-    """For each digest the position at which it first came."""
+def number_alike(digests: Sequence[bytes]) -> Indices:
+    """Return for each digest the position at which it first came, (N,)."""
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
 

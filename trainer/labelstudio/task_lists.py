@@ -63,8 +63,7 @@ def list_unlabelled(client: LabelStudioClient, project_id: int, folder: Path) ->
 
 def recall_unlabelled(folder: Path) -> list[PoolTask]:
     """Return what `list_unlabelled` last gave, as far as the folder holds it; Label Studio is not asked."""
-    nobody = _Kind(("data",), whole=list, since=lambda _: [], belongs=bool, is_whole=bool)
-    kept = _Kept.load(folder / "unlabelled.json", nobody)
+    kept = _Kept.load(folder / "unlabelled.json", ("data",))
     return [PoolTask(number, task["data"]) for number, task in sorted(kept.tasks.items())] if kept else []
 
 
@@ -106,8 +105,9 @@ class _Kind:
     is_whole: Callable[[Mapping[int, Task]], bool]
     """Whether the list is as long as Label Studio says."""
 
-    def keep(self, task: Task) -> Task:
-        return {name: task[name] for name in self.fields}
+
+def _take(task: Task, fields: Iterable[str]) -> Task:
+    return {name: task[name] for name in fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +134,11 @@ class _Kept:
             draft.replace(path)
 
     @classmethod
-    def load(cls, path: Path, kind: _Kind) -> Self | None:
+    def load(cls, path: Path, fields: Iterable[str]) -> Self | None:
         """Read it; None where there is none, or none that can be read."""
         try:
             document = json.loads(path.read_bytes())
-            tasks = {int(number): kind.keep(task) for number, task in document["tasks"].items()}
+            tasks = {int(number): _take(task, fields) for number, task in document["tasks"].items()}
             return cls(float(document["at"]), Extent(**document["extent"]), tasks)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
@@ -146,11 +146,11 @@ class _Kept:
 
 def _list(client: LabelStudioClient, project_id: int, path: Path, kind: _Kind) -> Mapping[int, Task]:
     extent = labelstudio.read_extent(client, project_id)
-    kept = _Kept.load(path, kind)
+    kept = _Kept.load(path, kind.fields)
     tasks = _follow(kept, extent, kind) if kept else None
     at = kept.at if kept and tasks is not None else time.time()
     if tasks is None:
-        tasks = {task["id"]: kind.keep(task) for task in kind.whole()}
+        tasks = {task["id"]: _take(task, kind.fields) for task in kind.whole()}
     _Kept(at, extent, tasks).save(path)
     return tasks
 
@@ -164,7 +164,7 @@ def _follow(kept: _Kept, extent: Extent, kind: _Kind) -> dict[int, Task] | None:
     for task in kind.since(since):
         tasks.pop(task["id"], None)
         if kind.belongs(task):
-            tasks[task["id"]] = kind.keep(task)
+            tasks[task["id"]] = _take(task, kind.fields)
         added += kept.extent.last < task["id"] <= extent.last
     if kept.extent.tasks + added != extent.tasks:
         return None

@@ -23,9 +23,9 @@ import torchvision
 from onnx import ModelProto
 from pydantic import TypeAdapter
 
-from contract.errors import ConfigError, TrainingError
+from contract.errors import TrainingError
 from contract.features.store import FeatureStore
-from contract.files import explain
+from contract.files import explaining
 from contract.graph.fingerprint import features_key, fingerprint
 from contract.graph.lowering import FEATURES, load_graph
 from contract.images.preprocess import RECIPE
@@ -168,14 +168,9 @@ def open_frozen(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of weights that start from nothing, so that they are the same in the next run
             opened = open_backbone(name, image_size=image_size, weights=weights, grid=grid)
-        try:
-            with _folder_to_write(folder) as path:
-                freeze(opened, path)
-        except OSError as err:
-            raise ConfigError(
-                f"expected to write the backbone to {folder}, got {explain(err, folder)}; set LABELNEXT_CACHE_DIR to "
-                "a folder with room"
-            ) from err
+        remedy = "set LABELNEXT_CACHE_DIR to a folder with room"
+        with explaining("the backbone", folder, remedy=remedy), _folder_to_write(folder) as path:
+            freeze(opened, path)
     return read(folder)
 
 

@@ -1,6 +1,5 @@
 """Weights to start from: ImageNet's, a file's or none, and which layers they leave fresh."""
 
-import hashlib
 import pickle
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from contract.errors import ConfigError, name_some
+from contract.versions.version import digest_file
 from trainer.progress_bar import Bar
 
 _DOWNLOAD_TIMEOUT_S = 30.0
@@ -67,7 +67,7 @@ def load_weights(
         state = _download_weights(name)
     elif weights != "none":
         path = Path(weights)
-        state, sha256 = read_weights(path), digest(path)
+        state, sha256 = read_weights(path), digest_file(path).sha256
     own = {key: tensor for key, tensor in state.items() if not _is_in(key, fresh)}
     fitted = adapt(own) if adapt and own else own
     return insert_weights(module, fitted, Path(weights).name, name=name, sha256=sha256, optional=optional)
@@ -181,12 +181,6 @@ def _check_weights(
                 f"--weights {origin} does not belong to {name}: it {fault}: {name_some(keys, most=3)}; "
                 "name the network it was made for with --backbone, or give another file"
             )
-
-
-def digest(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_line(err: Exception) -> str:

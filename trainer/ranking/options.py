@@ -50,11 +50,13 @@ class Ranking:
 
 
 @dataclass(frozen=True, config=DECLARED)
-class _OfProject:
+class OfProject:
+    """Which project."""
+
     project: Annotated[Project, Option(metavar="ID")]
     """A Label Studio project's number."""
 
 
 @dataclass(frozen=True, config=DECLARED)
-class RankOptions(Ranking, _OfProject):
+class RankOptions(Ranking, OfProject):
     """What to rank, and how."""

@@ -18,11 +18,11 @@ import numpy as np
 
 from contract.errors import FetchError
 from contract.files import explaining
+from contract.images.fetch import Fetcher
 from contract.label_studio import Unreachable
 from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
 from trainer import labelstudio
-from trainer.labels.dataset import open_fetcher
 from trainer.locks import exclusive
 from trainer.ranking import thumbnails
 from trainer.ranking.context import RankingContext
@@ -101,7 +101,7 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
     with (
         exclusive(environment.repository(), work=f".rank.{options.project}", refusal=busy),
-        open_fetcher(environment) as fetcher,
+        Fetcher(environment.fetch_settings()) as fetcher,
         collecting() as stages,
     ):
         first = RankingContext(options, environment, fetcher)

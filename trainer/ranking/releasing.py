@@ -6,11 +6,12 @@ is how the project was, written once, before the first change. Owns the order of
 last: run again, it goes on where it was. Labels, and predictions of others, are left alone.
 """
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from pydantic import TypeAdapter
 
 from contract.files import explaining
 from contract.label_studio import LabelStudioClient
@@ -41,6 +42,9 @@ class Before:
     """UTC, ISO 8601; when it was like this."""
 
 
+_BEFORE: Final = TypeAdapter(Before)
+
+
 def remember(repository: Repository, project: Project) -> None:
     """Write down how a project is, unless that was done before or it shows our predictions already.
 
@@ -51,7 +55,7 @@ def remember(repository: Repository, project: Project) -> None:
     with explaining(what, repository.root, place=repository.location, remedy=remedy):
         if recall(repository, project.project_id) is None and not own_names(repository, [project.model_version]):
             before = Before(project.sampling, project.model_version, datetime.now(UTC).isoformat(timespec="seconds"))
-            repository.documents(PROJECTS_FOLDER).write(_file(project.project_id), json.dumps(asdict(before)).encode())
+            repository.documents(PROJECTS_FOLDER).write(_file(project.project_id), _BEFORE.dump_json(before))
 
 
 def recall(repository: Repository, project_id: int) -> Before | None:
@@ -61,19 +65,9 @@ def recall(repository: Repository, project_id: int) -> Before | None:
         OSError: if the record is there and cannot be read.
     """
     try:
-        record = json.loads(repository.documents(PROJECTS_FOLDER).read(_file(project_id)))
-        return Before(str(record["sampling"]), str(record["model_version"]), str(record["at"]))
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return _BEFORE.validate_json(repository.documents(PROJECTS_FOLDER).read(_file(project_id)))
+    except (FileNotFoundError, ValueError):
         return None
-
-
-def forget(repository: Repository, project_id: int) -> None:
-    """Remove the record, if there is one.
-
-    Raises:
-        OSError: if it cannot be removed.
-    """
-    repository.documents(PROJECTS_FOLDER).remove(_file(project_id))
 
 
 def _file(project_id: int) -> str:
@@ -146,7 +140,7 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
                 remove(repository, request)
         forget_ranking(repository, project_id)
         now = labelstudio.read_project(client, project_id)
-        forget(repository, project_id)
+        repository.documents(PROJECTS_FOLDER).remove(_file(project_id))
     recorded = before is not None
     return Released(project_id, predictions, now.sampling, now.model_version, webhooks, tabs, recorded=recorded)
 

@@ -112,18 +112,15 @@ class RankingTabs:
         if changed_before := just_after(self._doubts):
             chosen.append(tabs.look_again(tabs.doubt_marker(self._name), changed_before))
         lacking = bool(offered and offered.wanted) or self._too_few_held_out
-        if lacking and is_held_out(self._project, np.array([*unlabelled], np.int64), self._holdout_share).any():
+        share = self._context.options.holdout_share
+        if lacking and is_held_out(self._project, np.array([*unlabelled], np.int64), share).any():
             chosen.append(tabs.random_holdout())
         return chosen
-
-    @property
-    def _holdout_share(self) -> float:
-        return self._context.options.holdout_share
 
     @property
     def _too_few_held_out(self) -> bool:
         """Whether too little of the random holdout is labelled to advise by."""
         version = self._context.version
-        if version is None or not self._holdout_share or not share_of(version.manifest):
+        if version is None or not self._context.options.holdout_share or not share_of(version.manifest):
             return False
         return (version.manifest.training.audit_images or 0) < LEAST_IMAGES

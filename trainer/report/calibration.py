@@ -22,6 +22,8 @@ LEAST_IMAGES: Final = 30
 
 _LOWEST, _HIGHEST = math.log(0.05), math.log(20)
 _AT_A_BOUND = 1e-3
+_BINS: Final = 15
+_EDGES: Final = np.linspace(0, 1, _BINS + 1)
 _CHANCES: Final = 1000
 """How often chance is asked."""
 _LEAST = 1e-12
@@ -80,7 +82,7 @@ def cross_fit(probabilities: Probabilities, targets: Targets, folds: Indices, *,
     return tempered
 
 
-def error_by_chance(probabilities: Probabilities, *, multiple: bool, bins: int = 15) -> float:
+def error_by_chance(probabilities: Probabilities, *, multiple: bool) -> float:
     """Return the expected calibration error below which 95 of 100 stay if the probabilities are right.
 
     What holds is drawn as the probabilities say, so that whatever error there is comes of there being few predictions.
@@ -89,22 +91,21 @@ def error_by_chance(probabilities: Probabilities, *, multiple: bool, bins: int =
     Args:
         probabilities: float32 (N, C).
         multiple: whether several labels may hold.
-        bins: how many, as in `reliability`.
     """
     confidence = (probabilities.ravel() if multiple else probabilities.max(axis=1, initial=0)).astype(np.float64)
     if not len(confidence):
         return 1.0
-    places = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1])
+    places = np.digitize(confidence, _EDGES[1:-1])
     rng = np.random.default_rng(0)
     errors = [
-        np.abs(np.bincount(places, confidence - (rng.random(len(confidence)) < confidence), bins)).sum()
+        np.abs(np.bincount(places, confidence - (rng.random(len(confidence)) < confidence), _BINS)).sum()
         for _ in range(_CHANCES)
     ]
     return float(np.quantile(errors, 0.95) / len(confidence))
 
 
-def reliability(probabilities: Probabilities, targets: Targets, *, multiple: bool, bins: int = 15) -> tuple[Bin, ...]:
-    """Return the bins that hold a prediction, by rising confidence; their intervals divide [0, 1] evenly.
+def reliability(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> tuple[Bin, ...]:
+    """Return those of 15 bins that hold a prediction, by rising confidence; their intervals divide [0, 1] evenly.
 
     Of one label an image, its confidence is that of the likeliest; of several, each label of each image is a
     prediction that it holds. The mean gap of confidence and accuracy, weighted by count, is the expected calibration
@@ -114,17 +115,15 @@ def reliability(probabilities: Probabilities, targets: Targets, *, multiple: boo
         probabilities: float32 (N, C).
         targets: what holds of each image.
         multiple: whether several labels may hold.
-        bins: how many.
     """
     true = as_decisions(targets, probabilities.shape[1])  # (N, C)
     predicted = np.ones_like(true) if multiple else decide(probabilities, multiple=False)
     confidence, right = probabilities[predicted].astype(np.float64), true[predicted]
-    edges = np.linspace(0, 1, bins + 1)
-    places = np.digitize(confidence, edges[1:-1])
+    places = np.digitize(confidence, _EDGES[1:-1])
     found = []
     for place in np.unique(places):
         here = places == place
-        low, high = edges[place], edges[place + 1]
+        low, high = _EDGES[place], _EDGES[place + 1]
         means = float(confidence[here].mean()), float(right[here].mean())
         found.append(Bin(float(low), float(high), *means, int(here.sum())))
     return tuple(found)

@@ -57,10 +57,10 @@ _LEAST_DOT, _DOT = 12, 160
 matplotlib.rcParams.update(_STYLE)  # for good, since titles and legends take their look when callers make them
 
 
-def new_plots(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure of a size in inches and its plots, row by row, in the house style."""
+def new_plots(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure of a size in inches and its plots, from left to right, in the house style."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+    return figure, list(figure.subplots(1, columns, squeeze=False).flat)
 
 
 def to_svg(figure: Figure, *, title: str) -> Markup:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ImageError, name_once
-from contract.features.store import Download, FeatureStore
+from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.labelconfig import ChoicesControl
@@ -97,8 +97,7 @@ def embed_tasks(
             fetched = fetcher.fetch_if_changed(reference, known=None, task_id=task.id, project_id=project)
             found = sha256(fetched.data).digest()
             source = fetcher.source(reference, task_id=task.id, project_id=project)
-            if source and fetched.validators:
-                store.remember(source, Download(fetched.validators, found, int(time.time())))
+            store.remember(source, fetched.validators, found, at=time.time())
             return found, decode(fetched.data)
         except ImageError as err:
             return Failure(task.id, err.code, str(err), later=err.later)

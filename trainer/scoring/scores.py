@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from contract.files import explaining
+from contract.files import explaining, recover_lines
 
 Floats = npt.NDArray[np.float32]
 
@@ -97,20 +97,9 @@ class ScoreLog:
         Raises:
             ConfigError: if the file cannot be read.
         """
-        found: dict[int, Score] = {}
-        whole = 0
-        if not self._path.exists():
-            return {}
-        with self._explaining(), self._path.open("r+b") as file:
-            for line in file:
-                entry = _parse_line(line)
-                if entry is None:
-                    break
-                whole += len(line)
-                if digests.get(entry[1].task) == entry[0]:
-                    found[entry[1].task] = entry[1]
-            file.truncate(whole)
-        return found
+        with self._explaining():
+            entries = recover_lines(self._path, _parse_line)
+        return {score.task: score for key, score in entries if digests.get(score.task) == key}
 
     def append(self, scores: Iterable[Score], digests: Mapping[int, str]) -> None:
         """Add scores, and return when they are on disk.
@@ -143,22 +132,17 @@ def _format_line(score: Score, key: str) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-def _parse_line(line: bytes) -> tuple[str, Score] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        document = json.loads(line)
-        score = Score(
-            task=document["task"],
-            result=document["result"],
-            probabilities=_decode(document["probabilities"], _SINGLE),
-            bald=document["bald"],
-            entropy=document["entropy"],
-            embedding=_decode(document["embedding"], _HALF),
-        )
-        return document["key"], score
-    except (ValueError, LookupError, TypeError):
-        return None
+def _parse_line(line: bytes) -> tuple[str, Score]:
+    document = json.loads(line)
+    score = Score(
+        task=document["task"],
+        result=document["result"],
+        probabilities=_decode(document["probabilities"], _SINGLE),
+        bald=document["bald"],
+        entropy=document["entropy"],
+        embedding=_decode(document["embedding"], _HALF),
+    )
+    return document["key"], score
 
 
 def _encode(array: Floats, kind: str) -> str:

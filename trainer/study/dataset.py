@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from contract.errors import ConfigError, FetchError, LabelError
 from trainer.labels.class_folders import is_passed_over
-from trainer.labels.dataset import THREADS, Indices, split
+from trainer.labels.dataset import THREADS, Indices, number_alike, split
 from trainer.labels.sources import from_folder
 
 Flags = npt.NDArray[np.bool_]
@@ -210,9 +210,7 @@ def _groups(references: Sequence[str], root: Root) -> Indices:
             return os.fsencode(reference)
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
-        digests = list(executor.map(digest, references))
-    first: dict[bytes, int] = {}
-    return np.array([first.setdefault(each, position) for position, each in enumerate(digests)], np.int64)
+        return number_alike(list(executor.map(digest, references)))
 
 
 def _check_split(classes: Sequence[str], targets: Indices, test: Flags) -> None:

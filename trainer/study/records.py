@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.files import recover_lines
 from trainer.study.reference import Reference
 
 
@@ -93,23 +94,4 @@ def append(path: Path, document: Mapping[str, Any]) -> None:
 
 def recover(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's file; one that was cut short is taken out of the file, with all that follows it."""
-    if not path.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    whole = 0
-    with path.open("r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n") or not _is_json(line):
-                break
-            lines.append(json.loads(line))
-            whole += len(line)
-        file.truncate(whole)
-    return lines
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    return recover_lines(path, json.loads)

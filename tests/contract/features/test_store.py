@@ -130,7 +130,7 @@ def test_many_come_back_in_the_order_in_which_they_are_asked_for(store):
     assert [None if row is None else row[0] for row in found] == [None if n % 3 == 2 else n for n in asked]
     downloads = [Download(TAG, digest(number), number) for number in range(3)]
     for number in (0, 2):
-        store.remember(f"http://a/{number}", downloads[number])
+        store.remember(f"http://a/{number}", TAG, digest(number), at=number)
     assert store.recall_many([f"http://a/{n}" for n in (2, 1, 0)]) == [downloads[2], None, downloads[0]]
     assert store.get_many(BACKBONE, []) == store.recall_many([]) == []
 
@@ -170,14 +170,14 @@ def test_rows_that_are_too_large_are_not_kept(open_store):
 def test_downloads_come_back(store, validators, address):
     """With the digest of the bytes that the validators belong to; addresses may hold anything."""
     download = Download(validators, digest("file"), 1_800_000_000)
-    store.remember(address, download)
+    store.remember(address, validators, digest("file"), at=1_800_000_000.5)
     assert store.recall(address) == download
     assert store.recall("http://a/other.png") is None
 
 
 def test_the_file_holds_no_address(store, folder):
     """URLs may be signed, and what is signed may be private."""
-    store.remember("http://host/private.png?signature=s3cret", Download(TAG, digest("file")))
+    store.remember("http://host/private.png?signature=s3cret", TAG, digest("file"), at=0)
     store.close()
     files = list(folder.iterdir())
     assert files

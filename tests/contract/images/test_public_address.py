@@ -10,10 +10,8 @@ import contract.images.connections
 import contract.images.local
 from contract.errors import FetchError
 from contract.images.fetch import Fetcher
-from server.opening import fetch_settings
 from server.settings import Settings
 from tests.contract.images.conftest import IMAGE, LEGACY, PUBLIC, Clock, unknown
-from trainer.labels.dataset import open_fetcher
 from trainer.settings import Environment
 
 
@@ -155,16 +153,12 @@ class TestPublicAddress:
         with pytest.raises(FetchError, match="local file"):
             fetcher.fetch(f"{url}/data/local-files/?d=../b%20c.png")
 
-    @pytest.mark.parametrize("program", ["server", "trainer"])
+    @pytest.mark.parametrize("program", [Settings, Environment])
     def test_both_programs_are_told_by_one_variable(self, tmp_path, program):
         """What the environment says reaches what fetches images."""
         (tmp_path / "a.png").write_bytes(IMAGE)
         environ = {"LABELNEXT_LABEL_STUDIO_PUBLIC_URL": self.PUBLIC, "LABELNEXT_LOCAL_FILES_ROOT": str(tmp_path)}
-        with (
-            Fetcher(fetch_settings(Settings.read(environ)))
-            if program == "server"
-            else open_fetcher(Environment.read(environ))
-        ) as fetcher:
+        with Fetcher(program.read(environ).fetch_settings()) as fetcher:
             assert fetcher.fetch(f"{self.PUBLIC}/data/local-files/?d=a.png") == IMAGE
 
     def test_label_studio_may_lead_to_itself_by_its_public_name(self, home, says, make):

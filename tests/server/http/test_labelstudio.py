@@ -11,7 +11,6 @@ from contract.versions.manifest import Backbone, InputSpec, Manifest
 from contract.versions.results import TrainingRecord
 from server.http.labelstudio import (
     Event,
-    NoImage,
     build_predictions,
     find_images,
     parse_predict,
@@ -21,7 +20,7 @@ from server.http.labelstudio import (
     withhold_labels,
 )
 from server.inference.batching import ImageScores
-from server.inference.known_images import ImageReference
+from server.inference.known_images import ImageReference, NoImage
 from server.settings import Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task
 

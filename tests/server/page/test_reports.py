@@ -117,7 +117,7 @@ class TestReading:
         """The server answers with other things meanwhile."""
         monkeypatch.setattr(reports, "_MOST_BYTES", len(PAGE) - 1)
         assert read_report(repository, version, "index.html") is None
-        assert f"at most {len(PAGE) - 1} are sent" in caplog.text
+        assert f"at most {len(PAGE) - 1} are read" in caplog.text
         assert read_report(repository, version, "figures.json") is not None
 
     @pytest.mark.parametrize(

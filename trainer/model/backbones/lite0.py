@@ -14,10 +14,11 @@ from typing import Final, cast
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
+from contract.versions.version import digest_file
 from trainer.model.backbones.layers import Normalise, StageMeans, pool_to_grid
 from trainer.model.backbones.opened import IMAGENET_SIZE, Opened
 from trainer.model.backbones.sizes import check_size, measure
-from trainer.model.weights import Provenance, digest, insert_weights, read_weights
+from trainer.model.weights import Provenance, insert_weights, read_weights
 
 NAME: Final = "efficientnet_lite0"
 MEAN: Final = (0.498, 0.498, 0.498)
@@ -125,7 +126,7 @@ def _load(network: nn.Module, weights: str | Path) -> Provenance:
         return insert_weights(network, {}, "none", name=NAME, sha256=None)
     path = _packaged_weights() if weights == "imagenet" else Path(weights)
     state = {key: tensor for key, tensor in read_weights(path).items() if not key.startswith("_fc.")}
-    sha256 = None if weights == "imagenet" else digest(path)
+    sha256 = None if weights == "imagenet" else digest_file(path).sha256
     return insert_weights(network, state, Path(weights).name, name=NAME, sha256=sha256)
 
 

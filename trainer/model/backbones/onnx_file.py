@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from contract.errors import ConfigError, UnsafeGraph
 from contract.settings import explain
 from contract.versions.inspection import REMEDY, inspect_graph
+from contract.versions.version import digest_file
 from trainer.model.backbones.onnx_wrapping import (
     IMAGES,
     OPSET,
@@ -31,7 +32,7 @@ from trainer.model.backbones.onnx_wrapping import (
     wrap,
 )
 from trainer.model.backbones.opened import Opened
-from trainer.model.weights import Provenance, digest, first_line
+from trainer.model.weights import Provenance, first_line
 
 _MOST_BYTES: Final = 2**31 - 2**20
 """Of a graph with its weights: what protobuf can hold in one piece, less what is added."""
@@ -86,7 +87,7 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     except ConfigError as err:
         raise ConfigError(f"--backbone {path}: {err}") from err
     channels = count_channels(shape, recipe)
-    provenance = Provenance(path.name, digest(path), (path.stem,), ())
+    provenance = Provenance(path.name, digest_file(path).sha256, (path.stem,), ())
     return Opened(path.stem, None, graph, features, channels, size, recipe.mean, recipe.deviation, provenance)
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
+from contract.versions.version import digest_file
 from trainer.model.backbones.layers import Normalise, pool_to_grid, remove_dropout
 from trainer.model.backbones.opened import Opened
 from trainer.model.backbones.sizes import measure, too_small
-from trainer.model.weights import Provenance, digest, first_line
+from trainer.model.weights import Provenance, first_line
 
 PREFIX: Final = "timm:"
 
@@ -117,7 +118,7 @@ def _create(name: str, settings: Mapping[str, Any], *, image_size: int, weights:
         raise ConfigError(_explain(name, settings, err, weights=weights, image_size=image_size)) from err
     layers = tuple(dict.fromkeys(key.rpartition(".")[0] for key in network.state_dict()))
     loaded, fresh = ((), layers) if weights == "none" else (layers, ())
-    return network, Provenance(path.name, digest(path) if is_file else None, loaded, fresh)
+    return network, Provenance(path.name, digest_file(path).sha256 if is_file else None, loaded, fresh)
 
 
 def _explain(name: str, settings: Mapping[str, Any], err: Exception, *, weights: str | Path, image_size: int) -> str:
