@@ -172,8 +172,11 @@ class Repository:
         Raises:
             OSError: if the place cannot be read.
         """
-        folders = [name for name in self._names() if is_model_name(name)]
-        return [name for name in folders if name in known or any(map(_marks_model, self._names(name)))]
+
+        def holds_a_model(folder: str) -> bool:
+            return any(name in {CURRENT_FILE, RANKINGS_FOLDER} or check_version(name) for name in self._names(folder))
+
+        return [name for name in self._names() if is_model_name(name) and (name in known or holds_a_model(name))]
 
     def _names(self, folder: str = "") -> list[str]:
         """What lies in a folder below the root, sorted; nothing where it may not be looked into, as in lost+found."""
@@ -411,11 +414,6 @@ def is_model_name(name: str) -> bool:
     return bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
 
 
-def _marks_model(name: str) -> bool:
-    """Say whether what holds something of this name is a model's folder."""
-    return name in {CURRENT_FILE, RANKINGS_FOLDER} or check_version(name)
-
-
 def new_version(now: datetime, *, after: str | None = None) -> str:
     """Return a new version name that sorts after `after`, even if the clock went back since.
 
@@ -423,7 +421,8 @@ def new_version(now: datetime, *, after: str | None = None) -> str:
     """
     moment = now.astimezone(UTC)
     if after is not None:
-        moment = max(moment, _moment(after) + timedelta(milliseconds=1))
+        last = datetime.strptime(f"{after[:18]}000+0000", f"{_STAMP}%f%z")
+        moment = max(moment, last + timedelta(milliseconds=1))
     return f"{moment:{_STAMP}}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(3)}"
 
 
@@ -431,7 +430,3 @@ def _versions_in(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(path.name for path in folder.iterdir() if check_version(path.name) and path.is_dir())
-
-
-def _moment(version: str) -> datetime:
-    return datetime.strptime(f"{version[:18]}000+0000", f"{_STAMP}%f%z")

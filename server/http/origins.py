@@ -57,7 +57,8 @@ class Origins:
             UnsupportedMediaType: if its body is not said to be JSON, as browsers say it for own pages only.
         """
         origin = headers.get("Origin")
-        if origin is not None and not self._may_send(origin.lower(), headers.get("Host", "").lower()):
+        own = headers.get("Host", "").lower()
+        if origin is not None and origin.lower() not in self._pages and urlsplit(origin.lower()).netloc != own:
             _log.warning("a web page's request was refused", extra={"origin": _shown(origin)})
             raise Forbidden(
                 f"a web page of {_shown(origin)} may not send requests here; pages of Label Studio may, at "
@@ -73,9 +74,6 @@ class Origins:
             return False
         name = (found["name"] or "").removesuffix(".")
         return _is_address(found["address"] or name) or "." not in name or name.endswith(_OURS) or name in self._hosts
-
-    def _may_send(self, origin: str, host: str) -> bool:
-        return origin in self._pages or urlsplit(origin).netloc == host
 
 
 def _is_address(text: str) -> bool:

@@ -32,7 +32,7 @@ from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Backbone, InputSpec
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE, digest_file
 from trainer.model.backbones import Opened, open_backbone
-from trainer.model.graphs.export import export_backbone, write_backbone
+from trainer.model.graphs.export import export_backbone, move_weights
 from trainer.model.graphs.sessions import open_session, run
 from trainer.model.network import Round
 from trainer.model.weights import Provenance
@@ -185,7 +185,7 @@ def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
     else:
         backbone = torch.nn.Sequential(cast(torch.nn.Module, opened.module), Round())
         graph = export_backbone(backbone, image_size=opened.image_size)
-    moved = write_backbone(graph, folder)
+    moved = move_weights(graph, folder / BACKBONE_WEIGHTS_FILE)
     (folder / _GRAPH_FILE).write_bytes(moved.SerializeToString(deterministic=True))
     frozen = FrozenBackbone(
         folder,

@@ -51,10 +51,7 @@ def vgg_head(
     classifier = cast(nn.Sequential, vgg.classifier)
     linear = [layer for layer in classifier if isinstance(layer, nn.Linear)]
     is_loaded = _LAYERS[0] in provenance.loaded
-    if is_loaded:
-        initialise(linear[-1:])
-    else:
-        initialise(linear)
+    initialise(linear[-1:] if is_loaded else linear)
     for layer in classifier:
         if isinstance(layer, nn.Dropout):
             layer.p = dropout or (_LOADED_DROPOUT if is_loaded else DROPOUT)

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from contract.files import explaining, write_synced
+from contract.files import explaining
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from contract.scores.sure import MARK, Sure
+from contract.versions.documents import Documents
 from trainer.labelstudio import StoredPrediction
 from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
@@ -84,11 +85,8 @@ def save_plan(path: Path, plan: Plan) -> None:
     Raises:
         ConfigError: if it cannot be written.
     """
-    draft = path.with_suffix(".draft")
     with explaining("a plan", path.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(draft, _PLAN.dump_json(plan))
-        draft.replace(path)
+        Documents(path.parent).write(path.name, _PLAN.dump_json(plan))
 
 
 def load_plan(path: Path) -> Plan | None:

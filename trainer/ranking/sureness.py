@@ -130,7 +130,8 @@ def find_sure(
     """
     past, truth = _look_back(pool, labelled, former), labelled.by_people
     drawn = asked.held_out(truth)
-    fresh = [each for each in witnesses if each.task in drawn and each.task not in past.shadowed]
+    shadowed = {shadow.task for shadow in past.shadows}
+    fresh = [each for each in witnesses if each.task in drawn and each.task not in shadowed]
     predicted = asked.read(pool)
     copies = _find_copies(pool, scored, [*predicted, *fresh], truth=truth, asked=asked)
     copies, of_copies = _judge_copies(copies, fresh, truth, asked)
@@ -276,10 +277,6 @@ class _Past:
     shadows: tuple[Shadow, ...]
     """Of the random holdout: what would have been confirmed."""
     passed_over: tuple[int, ...]
-
-    @property
-    def shadowed(self) -> frozenset[int]:
-        return frozenset(shadow.task for shadow in self.shadows)
 
 
 def _look_back(pool: Sequence[Score], labelled: Labelled, sure: Sure | None) -> _Past:

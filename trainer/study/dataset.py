@@ -176,12 +176,11 @@ def _read_manifest(path: Path) -> list[_Row]:
             f"expected a path and a label in each row of {path}, {len(empty)} have not both, the first being row "
             f"{empty[0]} after the header; fill them in or leave them out"
         )
-    return [_Row(_tidy(row["path"]), row["label"], row.get("split", "").casefold() == _TEST) for row in cells]
-
-
-def _tidy(path: str) -> str:
-    """Without needless dots and slashes, so that one file has one name."""
-    return str(PurePosixPath(path))
+    return [
+        # A path without needless dots and slashes, so that one file has one name.
+        _Row(str(PurePosixPath(row["path"])), row["label"], row.get("split", "").casefold() == _TEST)
+        for row in cells
+    ]
 
 
 def _check_paths(paths: Sequence[str], root: Root, *, manifest: Path, images: Path) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from contract.errors import ConfigError, name_once
+from contract.versions.documents import Documents
 from trainer.features import open_store
 from trainer.labels.dataset import Indices
 from trainer.locks import alone
@@ -241,9 +242,7 @@ def _plan_runs(options: StudyOptions, settings: Mapping[str, Any]) -> list[Run]:
             f"--out {options.out} holds a study with {name} {found.get(name)}, this one has {settings[name]}; "
             "name another folder, or remove that one"
         )
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    Documents(options.out).write(_SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
     return [
         Run(strategy, seed, begun / f"{strategy}-{seed}.jsonl")
         for seed in range(options.seeds)

@@ -121,7 +121,8 @@ class Changes:
     def __str__(self) -> str:
         counts = [(self.new, "new"), (self.edited, "edited"), (self.deleted, "deleted")]
         (first, how), *others = [each for each in counts if each[0]] or counts[:1]
-        return ", ".join([f"{first} {how} {_plural('label', first)}", *(f"{count} {how}" for count, how in others)])
+        labels = "label" if first == 1 else "labels"
+        return ", ".join([f"{first} {how} {labels}", *(f"{count} {how}" for count, how in others)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,8 @@ class Schedule:
         return self.labels is not None and 2 * changes.total >= self.labels
 
     def __str__(self) -> str:
-        parts = [f"after {self.labels} new or changed {_plural('label', self.labels)}"] if self.labels else []
+        labels = "label" if self.labels == 1 else "labels"
+        parts = [f"after {self.labels} new or changed {labels}"] if self.labels else []
         parts += [f"{self.minutes:g} minutes after the last if labels have changed"] if self.minutes is not None else []
         return " or ".join(parts)
 
@@ -199,7 +201,3 @@ def _config_changes(trained: Trained, controls: Sequence[ChoicesControl]) -> str
     gone = [label for label in trained.labels if label not in now]
     changes = (("new: ", added), ("gone: ", gone))
     return ", ".join(f"{sign}{name_some(labels, most=_NAMED)}" for sign, labels in changes if labels)
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"

@@ -50,5 +50,5 @@ def test_what_was_changed_is_no_evidence(published, caplog):
     path.chmod(0o600)
     path.write_text(json.dumps([[task, 1.0, labels] for task, _, labels in rows]))
     assert read_witnesses(repository, version.manifest) == []
-    assert "is not what the manifest says" in caplog.text
+    assert "was changed after it was published" in caplog.text
     assert read_witnesses(repository, manifest("20260102T000000000Z-0a1b2c")) == []

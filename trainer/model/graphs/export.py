@@ -19,7 +19,7 @@ from torch import nn
 
 from contract.errors import TrainingError
 from contract.graph.lowering import FEATURES, Lowered, lower
-from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, MODEL_FILE, PORTABLE_FILE
+from contract.versions.version import HEAD_WEIGHTS_FILE, MODEL_FILE, PORTABLE_FILE
 from trainer.model.bayes import dropout_probabilities
 from trainer.model.graphs.portable import make_portable
 from trainer.model.head import OPSET, to_onnx
@@ -85,11 +85,6 @@ def attach(backbone: ModelProto, head: ModelProto) -> ModelProto:
         info.type.tensor_type.shape.dim[0].CopyFrom(images.type.tensor_type.shape.dim[0])
     graph = helper.make_graph(nodes, "labelnext", [images], [logits], tensors, value_info=[features])
     return helper.make_model(graph, opset_imports=backbone.opset_import, ir_version=backbone.ir_version)
-
-
-def write_backbone(graph: ModelProto, folder: Path) -> ModelProto:
-    """Put a backbone's weights into its file in a folder, and return the graph without them."""
-    return move_weights(graph, folder / BACKBONE_WEIGHTS_FILE)
 
 
 def move_weights(graph: ModelProto, path: Path) -> ModelProto:
