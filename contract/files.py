@@ -78,12 +78,11 @@ def recover_lines(path: Path, parse: Callable[[bytes], _T]) -> list[_T]:
     with path.open("r+b") as file:
         for line in file:
             try:
-                parsed = parse(line) if line.endswith(b"\n") else None
+                if not line.endswith(b"\n"):
+                    break
+                found.append(parse(line))
             except (ValueError, LookupError, TypeError):
-                parsed = None
-            if parsed is None:
                 break
-            found.append(parsed)
             whole += len(line)
         file.truncate(whole)
     return found

@@ -201,13 +201,7 @@ class CachedRepository(Repository):
         self._shared.keep([entry.key for entry in objects.values()], listed)
 
     def _is_retired(self, name: str) -> bool:
-        if not check_version(name):
-            return False
-        try:
-            self._bucket.read(self._key(name, RETIRED_FILE), most_bytes=MOST_POINTER_BYTES)
-        except FileNotFoundError:
-            return False
-        return True
+        return check_version(name) and self._bucket.size(self._key(name, RETIRED_FILE)) is not None
 
     def _list_files(self) -> dict[str, set[str]]:
         """The files of each version that is there or was, by its name, oldest first."""
