@@ -207,12 +207,9 @@ def _versions(environment: Environment) -> None:
 
 def _row(manifest: Manifest) -> str:
     images = "-" if manifest.training.images is None else manifest.training.images
-    figures = [_figure(each) for each in (manifest.metrics.accuracy, manifest.metrics.macro_f1)]
+    measured = (manifest.metrics.accuracy, manifest.metrics.macro_f1)
+    figures = ["-" if each is None else f"{each:.3f}" for each in measured]
     return f"{manifest.version:<26}  {manifest.created_at:<25}  {images:>6}  {figures[0]:>8}  {figures[1]:>8}"
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 @dataclass(frozen=True, config=DECLARED)

@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 from markupsafe import Markup
 
 from contract.versions.learning_curve import draw, find_line
-from contract.versions.manifest import Manifest
 from trainer.report import data, metrics
 from trainer.report.data import Inputs, ReportData, Shown
 from trainer.report.html import render
@@ -55,7 +54,7 @@ def _write_classes(classes: Sequence[ClassMetrics], path: Path) -> None:
 
 
 def _page(inputs: Inputs, found: ReportData) -> str:
-    manifest = inputs.manifest
+    manifest, calibration = inputs.manifest, found.calibration
     measured = bool(len(inputs.bald))
     weakest = metrics.weakest_first(found.classes)
     return render(
@@ -68,7 +67,9 @@ def _page(inputs: Inputs, found: ReportData) -> str:
         measured=measured,
         curve=Markup(draw(found.curve, in_use=manifest.version)) if len(found.curve) > 1 else None,  # noqa: S704  # numbers
         line=find_line(found.curve),
-        reliability=_draw_calibration(found, manifest),
+        reliability=draw_reliability(calibration.before, calibration.after, multiple=manifest.multiple)
+        if calibration.tells
+        else None,
         least_judged=data.LEAST_JUDGED,
         bald=draw_histogram(found.histogram) if measured else None,
         weakest=weakest[:_ROWS],
@@ -83,11 +84,6 @@ def _page(inputs: Inputs, found: ReportData) -> str:
         settings=_settings(inputs),
         versions={name: version_of(name) for name in _LIBRARIES} | {"Python": platform.python_version()},
     )
-
-
-def _draw_calibration(found: ReportData, manifest: Manifest) -> Markup | None:
-    before, after = found.calibration.before, found.calibration.after
-    return draw_reliability(before, after, multiple=manifest.multiple) if found.calibration.tells else None
 
 
 def _matrix(found: ReportData) -> list[list[int]] | None:

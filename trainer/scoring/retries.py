@@ -72,10 +72,7 @@ def ask_again(
             yield list(failed.values())
             return
         tasks = [task for task in tasks if task.id in failed]
-        _log.warning("%s", _say(list(failed.values()), total, pause_s))
+        why = next(iter(failed.values())).detail
+        _log.warning("%d of %d images cannot be had now (%s); asking again in %.0f s", len(failed), total, why, pause_s)
         wanted.sleep(pause_s)
         pause_s = min(2 * pause_s, wanted.longest_s)
-
-
-def _say(failed: Sequence[Failure], total: int, pause_s: float) -> str:
-    return f"{len(failed)} of {total} images cannot be had now ({failed[0].detail}); asking again in {pause_s:.0f} s"
