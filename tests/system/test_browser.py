@@ -27,6 +27,7 @@ from tests.system.conftest import keep_picture
 from tests.versions import manifest
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, decide
+from trainer.labelstudio.tasks import annotated_tasks, unlabelled_tasks
 from trainer.ranking.reconcile import Wanted, reconcile
 
 VERSION = "20261129T050102123Z-0a1b2c"
@@ -89,7 +90,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     number = session.post("/api/projects", {"title": "Forms", "label_config": config})["id"]
     session.post(f"/api/projects/{number}/import", [{"data": data}])
     client = labelstudio.connect(studio.url, studio.token)
-    [task] = labelstudio.unlabelled_tasks(client, number)
+    [task] = unlabelled_tasks(client, number)
     (control,) = parse_label_config(config)
     assert find_reference(task.data, control.value_key) == IMAGE
     wanted = {task.id: Wanted(0.5, _predict_last(config, control.labels))}
@@ -101,7 +102,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     assert json.loads(ticked) == selected
     with page.expect_response(lambda reply: reply.request.method == "POST" and "/annotations" in reply.url):
         page.get_by_role("button", name="Submit").first.click()
-    [labelled] = labelstudio.annotated_tasks(client, number)
+    [labelled] = annotated_tasks(client, number)
     assert decide(labelled, "choice", set(control.labels)) == {control.labels[-1]}
 
 
@@ -118,7 +119,7 @@ def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
     number = session.post("/api/projects", {"title": "Slice", "label_config": config})["id"]
     session.post(f"/api/projects/{number}/import", [{"data": {"image": IMAGE}}] * 3)
     client = labelstudio.connect(studio.url, studio.token)
-    ids = [task.id for task in labelstudio.unlabelled_tasks(client, number)]
+    ids = [task.id for task in unlabelled_tasks(client, number)]
     regions = _predict_last(config, ("red", "b"))
     wanted = dict(zip(ids, (Wanted(0.3, regions), Wanted(0.1, ()), Wanted(0.2, regions)), strict=True))
     reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_there=lambda: set(ids))
@@ -134,11 +135,11 @@ def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
     page.get_by_role("button", name="Submit").first.click()
     if "required" in attribute:
         page.get_by_text("is required").first.wait_for()
-        assert not list(labelstudio.annotated_tasks(client, number))
+        assert not list(annotated_tasks(client, number))
         session.post(f"/api/tasks/{ids[1]}/annotations/", {"result": regions})
     else:
         page.wait_for_function(f"{EDITOR}?.selectedValues().length > 0")  # the next task, of which something is ticked
-        [labelled] = labelstudio.annotated_tasks(client, number)
+        [labelled] = annotated_tasks(client, number)
         with pytest.raises(LeftOut, match=EMPTY):
             decide(labelled, "choice", {"red", "b"}, multiple="multiple" in attribute)
 

@@ -41,6 +41,7 @@ from trainer.labels.class_folders import (
 )
 from trainer.labels.exports import read_export
 from trainer.labelstudio.task_lists import list_annotated
+from trainer.labelstudio.tasks import annotated_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ def from_project(
         ConfigError: if Label Studio does not answer, or the project classifies no images or has no such control.
     """
     project = labelstudio.read_project(client, project_id)
-    tasks = list_annotated(client, project_id, kept) if kept else list(labelstudio.annotated_tasks(client, project_id))
+    tasks = list_annotated(client, project_id, kept) if kept else list(annotated_tasks(client, project_id))
     chosen = _choose(project.label_config, control, tasks)
     origin = f"project {project_id} ({project.title}), labels in the order of its labelling config"
     return _pool(tasks, chosen, origin)

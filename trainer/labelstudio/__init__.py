@@ -1,67 +1,257 @@
-"""What the trainer asks of Label Studio, in values of its own: projects, tasks and predictions.
+"""What the trainer asks of Label Studio, in values of its own: projects and predictions here, tasks in `tasks`.
 
 All functions raise ConfigError if Label Studio does not answer, or has no such project; the kinds of it are
 `contract.label_studio`'s.
 """
 
-from trainer.labelstudio.predictions import (
-    StoredPrediction,
-    count_predictions,
-    delete_prediction,
-    delete_predictions,
-    import_predictions,
-    list_predictions,
-)
-from trainer.labelstudio.projects import (
-    UNCERTAINTY_SAMPLING,
-    Extent,
-    Project,
-    State,
-    connect,
-    count_annotations,
-    project_state,
-    read_extent,
-    read_project,
-    switch_model_version,
-)
-from trainer.labelstudio.tasks import (
-    PoolTask,
-    annotated_tasks,
-    condition,
-    count_labels_since,
-    count_tasks,
-    count_unlabelled,
-    is_unlabelled,
-    tasks_by_number,
-    tasks_since,
-    unlabelled_tasks,
-)
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
 
-__all__ = [
-    "UNCERTAINTY_SAMPLING",
-    "Extent",
-    "PoolTask",
-    "Project",
-    "State",
-    "StoredPrediction",
-    "annotated_tasks",
-    "condition",
-    "connect",
-    "count_annotations",
-    "count_labels_since",
-    "count_predictions",
-    "count_tasks",
-    "count_unlabelled",
-    "delete_prediction",
-    "delete_predictions",
-    "import_predictions",
-    "is_unlabelled",
-    "list_predictions",
-    "project_state",
-    "read_extent",
-    "read_project",
-    "switch_model_version",
-    "tasks_by_number",
-    "tasks_since",
-    "unlabelled_tasks",
-]
+from contract.label_studio import WHOAMI, LabelStudioClient, Patience, Refused
+from trainer.labelstudio.tasks import ANNOTATED, look
+
+_WRITE_TIMEOUT_S: Final = 3600.0
+"""Label Studio stores 10,000 predictions in 12 s on SQLite, and takes 75 s to delete them."""
+
+UNCERTAINTY_SAMPLING: Final = "Uncertainty sampling"
+"""Serves the task with the lowest score of the project's model version first."""
+
+_RULES: Final = ("maximum_annotations", "overlap_cohort_percentage", "show_overlap_first", "skip_queue")
+"""Settings of a project by which Label Studio reckons which tasks are done with."""
+
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What the trainer needs to know of a project."""
+
+    project_id: int
+    title: str
+    label_config: str
+    """The labelling config, in XML."""
+    model_version: str
+    """Whose predictions are shown and sorted by; empty if nobody has chosen."""
+    sampling: str = ""
+    """How the label stream chooses the next task."""
+    skip_queue: str = ""
+    """What becomes of a task that somebody skips."""
+    created_at: str = ""
+    """As Label Studio writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How many tasks a project has, and by what it can be told which have changed since."""
+
+    tasks: int
+    last: int
+    """The highest number of a task, 0 where there is none: numbers are not given twice."""
+    at: str
+    """What time it was at Label Studio: UTC, ISO 8601; empty where it does not say."""
+    rules: str
+    """Stands for what decides when a task is done with, whose change is no change of the tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a project stands; equal to an earlier one if nothing has happened that a trainer cares for."""
+
+    tasks: int
+    total_annotations: int
+    """Annotations that were not skipped, those of ground truth included."""
+    useful_annotations: int
+    """Those that are not ground truth."""
+    skipped_annotations: int
+    ground_truth: int
+    newest_updated_at: str
+    """When a task with annotations last changed, as Label Studio writes it; empty where there is none."""
+    label_config: str
+    """The sha256 of the labelling config."""
+
+
+def connect(url: str, token: str, patience: Patience | None = None) -> LabelStudioClient:
+    """Return a client that Label Studio has accepted; the token is a personal access token or a legacy one."""
+    client = LabelStudioClient(url, token, patience=patience)
+    client.read(WHOAMI, lambda user: user["id"], what="the user")
+    return client
+
+
+def read_project(client: LabelStudioClient, project_id: int) -> Project:
+    """Return the project's title, labelling config, model version and sampling, and what else tabs need."""
+
+    def make(project: Mapping[str, Any]) -> Project:
+        needed = {name: project[name] for name in ("title", "label_config", "model_version", "sampling")}
+        more = {name: project.get(name) for name in ("skip_queue", "created_at")}
+        return Project(project_id, **{name: value or "" for name, value in {**needed, **more}.items()})
+
+    return _read(client, project_id, make)
+
+
+def project_state(client: LabelStudioClient, project_id: int) -> State:
+    """Look at a project in two small requests; annotations that were edited show in `newest_updated_at` alone."""
+    page = look(client, project_id, [ANNOTATED], ordering="-tasks:updated_at")
+    newest = [task["updated_at"] for task in page.tasks]
+
+    def make(project: Mapping[str, Any]) -> State:
+        return State(
+            tasks=int(project["task_number"]),
+            total_annotations=int(project["total_annotations_number"]),
+            useful_annotations=int(project["useful_annotation_number"]),
+            skipped_annotations=int(project["skipped_annotations_number"]),
+            ground_truth=int(project["ground_truth_number"]),
+            newest_updated_at=newest[0] if newest else "",
+            label_config=hashlib.sha256((project["label_config"] or "").encode()).hexdigest(),
+        )
+
+    return _read(client, project_id, make)
+
+
+def read_extent(client: LabelStudioClient, project_id: int) -> Extent:
+    """Look at a project in two small requests."""
+    rules = _read(client, project_id, lambda project: json.dumps([project.get(name) for name in _RULES]))
+    at = client.date  # before the tasks are looked at
+    page = look(client, project_id, [], ordering="-tasks:id", resolve_uri="false")
+    last = page.tasks[0]["id"] if page.tasks else 0
+    return Extent(page.total, last, at.isoformat() if at else "", rules)
+
+
+def count_annotations(client: LabelStudioClient, project_id: int) -> tuple[int, int]:
+    """Return how many annotations there are, without and by skipping, by one small request."""
+    counters = ("total_annotations_number", "skipped_annotations_number")
+    made, skipped = _read(client, project_id, lambda project: [int(project[name]) for name in counters])
+    return made, skipped
+
+
+def switch_model_version(
+    client: LabelStudioClient, project_id: int, version: str, *, sampling: str | None = UNCERTAINTY_SAMPLING
+) -> None:
+    """Make a project show, sort by and sample by the predictions of one version.
+
+    Args:
+        client: from `connect`.
+        project_id: the number in the project's address.
+        version: of which at least one prediction must be in the project; empty for none.
+        sampling: the project's task sampling; None leaves it as it is.
+
+    Raises:
+        Refused: if Label Studio has no prediction of that version.
+    """
+    changes = {"model_version": version} | ({"sampling": sampling} if sampling is not None else {})
+    try:
+        client.send("PATCH", project_path(project_id), what=f"project {project_id}", body=changes)
+    except Refused as err:
+        raise Refused(
+            f"Label Studio at {client.url} refuses model version {version!r} for project {project_id}: no prediction "
+            "in the project has it; retrieve or import predictions of that version first"
+        ) from err
+
+
+def project_path(project_id: int) -> str:
+    """Return where the API has a project."""
+    return f"/api/projects/{project_id}/"
+
+
+def _read(client: LabelStudioClient, project_id: int, make: Callable[[Mapping[str, Any]], _Made]) -> _Made:
+    return client.read(project_path(project_id), make, what=f"project {project_id}")
+
+
+# ---- predictions
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrediction:
+    """One prediction, as far as its place in the order goes."""
+
+    id: int
+    task: int
+    model_version: str
+    score: float | None
+    result: Sequence[Mapping[str, Any]] = ()
+    """Its regions, where they were asked for."""
+    blank: bool = True
+    """Whether it holds no region, so that Label Studio ticks nothing."""
+
+
+def count_predictions(client: LabelStudioClient, project_id: int) -> dict[str, int]:
+    """Return how many predictions of each model version the project holds."""
+    return client.read(
+        f"{project_path(project_id)}model-versions/",
+        lambda reply: {str(each["model_version"]): int(each["count"]) for each in reply["static"]},
+        what=f"project {project_id}",
+        query={"extended": "true"},
+    )
+
+
+def list_predictions(
+    client: LabelStudioClient, project_id: int, version: str, *, results_of: Collection[int] = ()
+) -> list[StoredPrediction]:
+    """Return every prediction of one model version, the oldest first; those of the tasks `results_of` with regions."""
+
+    def make(found: Sequence[object]) -> list[StoredPrediction]:
+        kept = (each for each in found if isinstance(each, StoredPrediction) and each.model_version == version)
+        return sorted(kept, key=lambda each: each.id)
+
+    # There is no asking for one version or for less than everything: what is not needed goes while it is parsed.
+    return client.read(
+        "/api/predictions/",
+        make,
+        what=f"project {project_id}",
+        query={"project": project_id},
+        timeout_s=_WRITE_TIMEOUT_S,
+        hook=partial(_to_prediction, frozenset(results_of)),
+    )
+
+
+def _to_prediction(results_of: Collection[int], document: dict[str, Any]) -> StoredPrediction | dict[str, Any]:
+    """What is inside of a prediction comes here first, and goes with it unless it is asked for."""
+    if not {"id", "task", "model_version"} <= document.keys():
+        return document
+    return StoredPrediction(
+        id=document["id"],
+        task=document["task"],
+        model_version=str(document["model_version"]),
+        score=document["score"],
+        result=document["result"] if document["task"] in results_of else (),
+        blank=not document.get("result"),
+    )
+
+
+def import_predictions(client: LabelStudioClient, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Store predictions, each with `task`, `model_version`, `score` in [0, 1] and `result`.
+
+    Label Studio drops those that it finds invalid without a word.
+
+    Raises:
+        Refused: if a task is not in the project; nothing is stored then.
+        Unreachable: if it is not known whether they are or will be stored.
+    """
+    client.send(
+        "POST",
+        f"{project_path(project_id)}import/predictions",
+        what=f"project {project_id}",
+        body=predictions,
+        timeout_s=_WRITE_TIMEOUT_S,
+        once=True,
+    )
+
+
+def delete_prediction(client: LabelStudioClient, prediction_id: int) -> None:
+    """Remove one prediction; one that is gone already is none the worse."""
+    client.send("DELETE", f"/api/predictions/{prediction_id}/", what=f"prediction {prediction_id}", accepted=(404,))
+
+
+def delete_predictions(client: LabelStudioClient, project_id: int, version: str) -> None:
+    """Remove all predictions of one model version, which must not be the project's: Label Studio would unset that."""
+    client.send(
+        "DELETE",
+        f"{project_path(project_id)}model-versions/",
+        what=f"project {project_id}",
+        body={"model_version": version},
+        timeout_s=_WRITE_TIMEOUT_S,
+        once=True,
+    )

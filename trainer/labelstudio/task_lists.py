@@ -19,8 +19,15 @@ from typing import Any, Final, Self
 
 from contract.label_studio import LabelStudioClient
 from trainer import labelstudio
-from trainer.labelstudio.projects import Extent
-from trainer.labelstudio.tasks import PoolTask
+from trainer.labelstudio import Extent
+from trainer.labelstudio.tasks import (
+    PoolTask,
+    annotated_tasks,
+    count_unlabelled,
+    is_unlabelled,
+    tasks_since,
+    unlabelled_tasks,
+)
 from trainer.settings import Environment
 
 Task = Mapping[str, Any]
@@ -45,17 +52,17 @@ def kept_folder(environment: Environment, project_id: int) -> Path:
 
 
 def list_unlabelled(client: LabelStudioClient, project_id: int, folder: Path) -> list[PoolTask]:
-    """Return what `labelstudio.unlabelled_tasks` gives, by few requests where the folder holds an earlier list.
+    """Return what `tasks.unlabelled_tasks` gives, by few requests where the folder holds an earlier list.
 
     Raises:
         ConfigError: if Label Studio does not answer.
     """
     unlabelled = _Kind(
         ("data",),
-        whole=lambda: (asdict(task) for task in labelstudio.unlabelled_tasks(client, project_id)),
-        since=lambda moment: labelstudio.tasks_since(client, project_id, moment),
-        belongs=labelstudio.is_unlabelled,
-        is_whole=lambda tasks: len(tasks) == labelstudio.count_unlabelled(client, project_id),
+        whole=lambda: (asdict(task) for task in unlabelled_tasks(client, project_id)),
+        since=lambda moment: tasks_since(client, project_id, moment),
+        belongs=is_unlabelled,
+        is_whole=lambda tasks: len(tasks) == count_unlabelled(client, project_id),
     )
     tasks = _list(client, project_id, folder / "unlabelled.json", unlabelled)
     return [PoolTask(number, task["data"]) for number, task in sorted(tasks.items())]
@@ -68,15 +75,15 @@ def recall_unlabelled(folder: Path) -> list[PoolTask]:
 
 
 def list_annotated(client: LabelStudioClient, project_id: int, folder: Path) -> list[Task]:
-    """Return what `labelstudio.annotated_tasks` gives, by few requests where the folder holds an earlier list.
+    """Return what `tasks.annotated_tasks` gives, by few requests where the folder holds an earlier list.
 
     Raises:
         ConfigError: if Label Studio does not answer.
     """
     annotated = _Kind(
         ("data", "annotations"),
-        whole=lambda: labelstudio.annotated_tasks(client, project_id),
-        since=lambda moment: labelstudio.tasks_since(client, project_id, moment, annotations=True),
+        whole=lambda: annotated_tasks(client, project_id),
+        since=lambda moment: tasks_since(client, project_id, moment, annotations=True),
         belongs=lambda task: bool(task["annotations"]),
         is_whole=lambda tasks: _count_annotations(tasks.values()) == labelstudio.count_annotations(client, project_id),
     )

@@ -13,8 +13,9 @@ from contract.matching import choose_control, match_control
 from contract.versions.repository import Repository
 from contract.versions.version import Version
 from trainer import labelstudio
-from trainer.labelstudio import PoolTask, task_lists
+from trainer.labelstudio import task_lists
 from trainer.labelstudio.task_lists import Task, list_annotated, list_unlabelled
+from trainer.labelstudio.tasks import PoolTask
 from trainer.ranking.names import base_name
 from trainer.ranking.options import RankOptions
 from trainer.scoring.scores import ScoreLog, digest

@@ -20,7 +20,7 @@ from trainer import labelstudio
 from trainer.evaluation.witnesses import read_witnesses
 from trainer.features import open_store
 from trainer.labels.checks import describe_unlabelled
-from trainer.labelstudio import PoolTask
+from trainer.labelstudio.tasks import PoolTask
 from trainer.ordering import coldstart, strategies
 from trainer.ordering.order import Arrangement, arrange
 from trainer.ranking.context import RankingContext

@@ -23,6 +23,7 @@ from contract.label_studio import Unreachable
 from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
 from trainer import labelstudio
+from trainer.labelstudio.tasks import count_unlabelled
 from trainer.locks import exclusive
 from trainer.ranking import thumbnails
 from trainer.ranking.context import RankingContext
@@ -222,7 +223,7 @@ class _Ranking:
 
     def _import(self, plan: Plan, tabs: RankingTabs) -> int:
         unlabelled = set(self._context.data)
-        if labelstudio.count_unlabelled(self._client, self._options.project) != len(unlabelled):
+        if count_unlabelled(self._client, self._options.project) != len(unlabelled):
             unlabelled = self._find_unlabelled()
         doubted = tabs.find_doubted()
         places = {item.task: Wanted(item.score, item.result) for item in plan.items if item.task in unlabelled}

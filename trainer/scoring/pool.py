@@ -25,7 +25,7 @@ from contract.tasks import find_reference
 from contract.versions.manifest import InputSpec, Manifest
 from trainer.labels.annotations import LeftOut, Task, decide, is_confirmed
 from trainer.labels.dataset import THREADS
-from trainer.labelstudio import PoolTask
+from trainer.labelstudio.tasks import PoolTask
 from trainer.progress_bar import Bar
 from trainer.scoring.retries import Ask, ask_again
 from trainer.scoring.scores import Failure, Score, ScoreLog, digest

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from trainer.labelstudio import PoolTask
+from trainer.labelstudio.tasks import PoolTask
 
 LEAST_TASKS: Final = 32
 """One of the server's batches, with which it begins: on a slow CPU a few seconds."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trainer.labelstudio import PoolTask
+from trainer.labelstudio.tasks import PoolTask
 from trainer.scoring.scores import Failure, Score
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import Final
 import urllib3
 
 from contract.errors import ConfigError, Unavailable
-from trainer.labelstudio import PoolTask
+from trainer.labelstudio.tasks import PoolTask
 from trainer.scoring.portions import Portions
 from trainer.scoring.scores import Failure, Score, parse_score
 

@@ -21,8 +21,8 @@ from contract.scores.sure import MARK
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.version import REPORT_FOLDER
-from trainer import labelstudio
 from trainer.labels.annotations import LeftOut, decide
+from trainer.labelstudio.tasks import tasks_by_number
 from trainer.tabs.record import Listed
 
 _log = logging.getLogger(__name__)
@@ -99,8 +99,7 @@ def find_doubts(
     if not suspects:
         return []
     tasks = {
-        int(task["id"]): task
-        for task in labelstudio.tasks_by_number(client, project_id, [suspect.task for suspect in suspects])
+        int(task["id"]): task for task in tasks_by_number(client, project_id, [suspect.task for suspect in suspects])
     }
     forms = {choice.stored: choice.form for choice in control.choices}
     found = []

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from contract.scores.sure import MARK, common_mark, mark, percent_below
 from contract.tasks import labels_in
-from trainer import labelstudio
+from trainer.labelstudio.tasks import condition
 from trainer.tabs.views import Filter
 
 MOST_SURE_TABS: Final = 8
@@ -22,11 +22,11 @@ _SCORE: Final = "tasks:predictions_score"
 _PREDICTION: Final = "tasks:predictions_results"
 _ANNOTATION: Final = "tasks:annotations_results"
 
-_UNLABELLED: Final = labelstudio.condition("total_annotations", "equal", 0)
-_LABELLED: Final = labelstudio.condition("total_annotations", "greater", 0)
-_NOT_SKIPPED: Final = labelstudio.condition("cancelled_annotations", "equal", 0)
-_WITHOUT_LABEL: Final = labelstudio.condition("predictions_results", "equal", "[]", "String")
-_WITHOUT_REASON: Final = labelstudio.condition("predictions_results", "not_contains", '"reason": ', "String")
+_UNLABELLED: Final = condition("total_annotations", "equal", 0)
+_LABELLED: Final = condition("total_annotations", "greater", 0)
+_NOT_SKIPPED: Final = condition("cancelled_annotations", "equal", 0)
+_WITHOUT_LABEL: Final = condition("predictions_results", "equal", "[]", "String")
+_WITHOUT_REASON: Final = condition("predictions_results", "not_contains", '"reason": ', "String")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def look_again(marker: str, changed_before: str) -> Tab:
         marker: in the predictions of its tasks.
         changed_before: a moment at which none of them had changed yet.
     """
-    unchanged = labelstudio.condition("updated_at", "less", changed_before, "Datetime")
+    unchanged = condition("updated_at", "less", changed_before, "Datetime")
     filters = (_LABELLED, _holds(marker), unchanged)
     return Tab("again", "Look again", filters, f"-{_SCORE}", (_ANNOTATION, _PREDICTION, _SCORE))
 
@@ -83,7 +83,7 @@ def sure(marker: str, label: str, low: float | None) -> Tab:
 
 
 def _holds(marker: str) -> Filter:
-    return labelstudio.condition("predictions_results", "contains", marker, "String")
+    return condition("predictions_results", "contains", marker, "String")
 
 
 # ---- markers

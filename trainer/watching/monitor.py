@@ -10,6 +10,7 @@ from contract.errors import ConfigError
 from contract.label_studio import LabelStudioClient
 from contract.labelconfig import ChoicesControl, parse_label_config
 from trainer import labelstudio
+from trainer.labelstudio.tasks import count_labels_since
 from trainer.labelstudio.webhooks import set_webhook_token
 from trainer.settings import Environment
 from trainer.watching.rounds import Changes, Trained, WatchOptions
@@ -61,9 +62,7 @@ class Monitor:
         if trained is None or growth >= self._enough or state.newest_updated_at <= trained.updated_at:
             return Changes.count(growth)
         if self._counted != (state, trained.version):
-            made, edited = labelstudio.count_labels_since(
-                client, self._project, trained.updated_at, until=state.newest_updated_at
-            )
+            made, edited = count_labels_since(client, self._project, trained.updated_at, until=state.newest_updated_at)
             self._changes = Changes.count(growth, made=made, edited=edited)
             self._counted = (state, trained.version)
         return self._changes

@@ -445,7 +445,7 @@ def test_a_project_is_read_with_its_own_config(monkeypatch):
     project = labelstudio.Project(5, "Pets", CONFIG, "")
     tasks = [task(1, item("cat")), task(2, item("dog"))]
     monkeypatch.setattr(labelstudio, "read_project", lambda client, number: project)
-    monkeypatch.setattr(labelstudio, "annotated_tasks", lambda client, number: iter(tasks))
+    monkeypatch.setattr(labels, "annotated_tasks", lambda client, number: iter(tasks))
     pool = from_project(5, SimpleNamespace())
     assert pool.labels == ("dog", "cat", "bird")
     assert [image.task_id for image in pool.images] == [1, 2]

@@ -7,6 +7,7 @@ from contract.label_studio import Refused, Unreachable
 from tests.trainer.studio import CONFIG, TOKEN, studio
 from trainer import labelstudio
 from trainer.labelstudio import tasks
+from trainer.labelstudio.tasks import annotated_tasks, count_labels_since, count_unlabelled, unlabelled_tasks
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ class TestTasks:
         for task in (9, 2, 5, 7):
             pets.annotate(task, "cat")
         pets.annotate(3, "cat", cancelled=True)
-        found = list(labelstudio.annotated_tasks(pets.client, 5))
+        found = list(annotated_tasks(pets.client, 5))
         assert [task["id"] for task in found] == [2, 5, 7, 9, 3]
         assert found[0] == {name: pets.tasks[2][name] for name in ("id", "data", "annotations")}
         assert "fields=all" in pets.requests[-1].path
@@ -38,16 +39,16 @@ class TestTasks:
         """Skipped ones among them; references as they were imported, so that caches know them."""
         pets.annotate(4, "cat")
         pets.annotate(6, "cat", cancelled=True)
-        found = list(labelstudio.unlabelled_tasks(pets.client, 5))
+        found = list(unlabelled_tasks(pets.client, 5))
         assert [task.id for task in found] == [number for number in pets.tasks if number != 4]
         assert found[0].data == pets.tasks[1]["data"]
-        assert labelstudio.count_unlabelled(pets.client, 5) == len(found)
+        assert count_unlabelled(pets.client, 5) == len(found)
         assert "resolve_uri=false" in pets.requests[-2].path
 
     def test_no_task_slips_through_while_others_are_labelled(self, pets):
         """Pages by number would shift under the reader's feet."""
         found = []
-        for task in labelstudio.unlabelled_tasks(pets.client, 5):
+        for task in unlabelled_tasks(pets.client, 5):
             found.append(task.id)
             if task.id < 11:
                 pets.annotate(task.id, "cat")
@@ -57,7 +58,7 @@ class TestTasks:
         """Label Studio may be set to give less than it is asked for."""
         page = pets.page
         pets.page = lambda query: page({**query, "page_size": "2"})
-        assert len(list(labelstudio.unlabelled_tasks(pets.client, 5))) == 12
+        assert len(list(unlabelled_tasks(pets.client, 5))) == 12
 
 
 class TestState:
@@ -97,8 +98,8 @@ class TestState:
         pets.tasks[3]["updated_at"] = pets.moment()
         until = labelstudio.project_state(pets.client, 5).newest_updated_at
         pets.edit(4)
-        assert labelstudio.count_labels_since(pets.client, 5, moment, until=until) == (2, 1)
-        assert labelstudio.count_labels_since(pets.client, 5, until, until=pets.moment()) == (0, 1)
+        assert count_labels_since(pets.client, 5, moment, until=until) == (2, 1)
+        assert count_labels_since(pets.client, 5, until, until=pets.moment()) == (0, 1)
 
 
 class TestPredictions:

@@ -11,6 +11,7 @@ from tests.trainer.studio import TOKEN, studio
 from trainer import labelstudio
 from trainer.labelstudio import task_lists
 from trainer.labelstudio.task_lists import list_annotated, list_unlabelled
+from trainer.labelstudio.tasks import annotated_tasks, unlabelled_tasks
 
 TASKS = 40
 
@@ -42,7 +43,7 @@ def read(pets, listed=list_unlabelled):
     begun = len(pets.requests)
     found = listed(pets.client, 5, pets.folder)
     sent = sum(count_sent(pets, request) for request in pets.requests[begun:])
-    whole = labelstudio.unlabelled_tasks if listed is list_unlabelled else labelstudio.annotated_tasks
+    whole = unlabelled_tasks if listed is list_unlabelled else annotated_tasks
     assert found == list(whole(pets.client, 5))
     LISTED_AT[0] = pets.moment()
     return sent

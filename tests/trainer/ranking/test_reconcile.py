@@ -8,6 +8,7 @@ from contract.errors import ConfigError
 from tests.trainer.studio import TOKEN, Gone, studio
 from trainer import labelstudio
 from trainer.labelstudio import StoredPrediction
+from trainer.labelstudio.tasks import unlabelled_tasks
 from trainer.ranking import reconcile as reconcile_module
 from trainer.ranking.reconcile import Changes, Wanted, compare, reconcile
 
@@ -41,7 +42,7 @@ def bring(state, tmp_path, wanted=None):
         name=NAME,
         wanted=wanted_of(state.tasks) if wanted is None else wanted,
         note=tmp_path / "import.json",
-        find_there=lambda: {task.id for task in labelstudio.unlabelled_tasks(client, 5)},
+        find_there=lambda: {task.id for task in unlabelled_tasks(client, 5)},
     )
 
 

@@ -12,7 +12,7 @@ from contract.scores.sure import Sure
 from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.ranking.rig import raise_killed
 from tests.trainer.studio import Gone
-from trainer import labelstudio
+from trainer.labelstudio.tasks import condition
 from trainer.ranking import planning
 from trainer.ranking.releasing import release
 
@@ -212,7 +212,7 @@ def test_what_people_change_in_a_tab_stays(labelled, confident):
     confident.update(dict.fromkeys(labelled.unlabelled))
     labelled.rank(holdout_share=0)
     tab = labelled.studio.views[number_of(labelled, "Sure: dog")]
-    theirs = labelstudio.condition("id", "greater", 10)
+    theirs = condition("id", "greater", 10)
     tab["filters"]["items"].append(theirs)
     tab["gridWidth"], tab["columnsWidth"] = 3, {"tasks:id": 70}
     publish(labelled)
@@ -263,7 +263,7 @@ def test_filters_that_people_change_stay_if_nothing_must_follow(labelled):
     """What comes next is found by no ranking's name."""
     labelled.rank()
     tab = labelled.studio.views[number_of(labelled, "Label next")]
-    tab["filters"]["items"] = [labelstudio.condition("id", "greater", 10)]
+    tab["filters"]["items"] = [condition("id", "greater", 10)]
     tab["ordering"] = ["-tasks:id"]
     before = json.loads(json.dumps(tab))
     publish(labelled)

@@ -1,4 +1,4 @@
-from trainer.labelstudio import PoolTask
+from trainer.labelstudio.tasks import PoolTask
 from trainer.scoring import portions
 from trainer.scoring.portions import LEAST_TASKS, MOST_TASKS, Portions
 

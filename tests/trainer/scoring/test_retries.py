@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.labelstudio import PoolTask
+from trainer.labelstudio.tasks import PoolTask
 from trainer.scoring.retries import Insistence, are_few, ask_again
 from trainer.scoring.scores import Failure, Score
 

@@ -10,7 +10,7 @@ from bench.harness.hosts import host
 from contract.errors import ConfigError, Unavailable
 from tests.trainer.scorer import passes_of, scorer
 from tests.trainer.studio import CONFIG
-from trainer.labelstudio import PoolTask
+from trainer.labelstudio.tasks import PoolTask
 from trainer.scoring import portions
 from trainer.scoring import server as server_module
 from trainer.scoring.portions import LEAST_TASKS
