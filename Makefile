@@ -7,6 +7,8 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 # Files are read and written as UTF-8, whatever the locale says.
 export PYTHONUTF8 := 1
+# Bytecode is kept, whatever the environment says: pytest's is dear, and tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 # numpy 2.2 has no wheels for Python 3.14 and newer.
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -57,11 +59,11 @@ test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j5 environments browser
 	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py tests/bench/test_single_pass.py
 	@$(SIDE_BY_SIDE) worksteal -m "not system"
-	@$(SIDE_BY_SIDE) loadfile -m "system and not production"
+	@$(SIDE_BY_SIDE) loadfile tests/system
 
 test-system: ## what an operator relies on: load, faults, attackers, replicas, containers, scale-out (QUICK=1: without rarities)
 	@$(MAKE) --silent -j3 environments $(if $(QUICK),,$(RAY) $(AUDIT)) debian-tools
-	@$(IN_TOOLS) pytest -m "production$(if $(QUICK), and not rare)"
+	@$(IN_TOOLS) pytest tests/production $(if $(QUICK),-m "not rare")
 
 chaos: $(TOOLS) $(SERVER) debian-tools ## servers behind haproxy while everything breaks: 10,000 requests, none lost or wrong (six minutes)
 	@$(IN_TOOLS) bench.chaos
