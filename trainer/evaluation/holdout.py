@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from contract.scores.holdout import is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
@@ -102,7 +102,7 @@ def macro_f1_interval(decided: Decisions, true: Decisions) -> tuple[float, float
     if 0 < macro_f1 < 1:
         variance = _jackknife(hits[:, found], either[:, found])
         images = min(images, macro_f1 * (1 - macro_f1) / max(variance, _NOTHING))
-    return _wilson(macro_f1, images, float(stats.t.ppf((1 + _CONFIDENCE) / 2, max(1, len(true) - 1))))
+    return _wilson(macro_f1, images, float(special.stdtrit(max(1, len(true) - 1), (1 + _CONFIDENCE) / 2)))
 
 
 def _jackknife(hits: npt.NDArray[np.float64], either: npt.NDArray[np.float64]) -> float:

@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -72,7 +72,8 @@ def lower_end(images: int, wrong: int, *, error_rate: float = ERROR_RATE) -> flo
     """Return the lower end of the one-sided interval of Clopper and Pearson of the share of images that is right."""
     if not 0 <= wrong <= images:
         raise ValueError(f"expected at least 0 and at most {images} wrong of {images} images, got {wrong}")
-    return float(stats.beta.ppf(error_rate, images - wrong, wrong + 1)) if wrong < images else 0.0
+    # As scipy.stats.beta.ppf has it, which takes fifty times as long, and to import half the start of a ranking.
+    return float(special.betaincinv(images - wrong, wrong + 1, error_rate)) if wrong < images else 0.0
 
 
 def least_images(wrong: int, precision: float, *, error_rate: float = ERROR_RATE) -> int:
@@ -142,7 +143,7 @@ def _growth(
     below, above = np.ones_like(images), np.full_like(images, _MOST_GROWTH)
     for _ in range(_HALVINGS):
         middle = np.sqrt(below * above)
-        low = stats.beta.ppf(ERROR_RATE, middle * (images - wrong), middle * wrong + 1)
+        low = special.betaincinv(middle * (images - wrong), middle * wrong + 1, ERROR_RATE)
         passes = (wrong < images) & (low >= precision)
         below, above = np.where(passes, below, middle), np.where(passes, middle, above)
     return above
