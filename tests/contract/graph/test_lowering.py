@@ -1,6 +1,7 @@
 """The lowering against plain loops of torch passes."""
 
 import copy
+from functools import lru_cache
 
 import numpy as np
 import onnx
@@ -88,6 +89,14 @@ def cut_before(op_type):
     return lambda graph: end_backbone(graph, first_input(graph, op_type))
 
 
+@lru_cache(maxsize=4)  # a VGG's graph holds half a gigabyte of weights
+def exported(build, size):
+    """Return a network and its literal graph for images of so many pixels; an export takes most of a test's time."""
+    torch.manual_seed(0)
+    network = build()
+    return network, export(network, torch.rand(2, 3, size, size))
+
+
 @pytest.mark.parametrize("multiple", [False, True], ids=["one label", "several labels"])
 @pytest.mark.parametrize(
     ("build", "cut", "size", "sites"),
@@ -103,10 +112,9 @@ def cut_before(op_type):
 )
 def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, cut, size, sites, multiple):
     """T passes at once give the probabilities of T passes one by one, to 1e-4; BALD and entropy are torch's of them."""
-    torch.manual_seed(0)
-    network = build()
-    images = torch.rand(3, 3, size, size).numpy()
-    lowered = lower(cut(export(network, torch.rand(2, 3, size, size))), cut=FEATURES, multiple=multiple)
+    network, graph = exported(build, size)
+    images = np.random.default_rng(0).random((3, 3, size, size), dtype=np.float32)
+    lowered = lower(cut(graph), cut=FEATURES, multiple=multiple)
     assert len(lowered.sites) == sites
     masks = draw_masks(VERSION, lowered.sites, 5)
 
@@ -134,7 +142,8 @@ def entropy(probabilities, multiple):
 )
 def test_deterministic_layers_of_the_head_run_once_an_image(build, expected):
     """What lies before the Dropout sees N rows, of 3 images; what lies behind it N x T, of 5 passes."""
-    lowered = lower(flatten_first(export(build(), torch.rand(2, 3, 8, 8))), cut=FEATURES)
+    _, graph = exported(build, 8)
+    lowered = lower(flatten_first(graph), cut=FEATURES)
     rows = rows_by_operator(lowered, np.random.default_rng(0).random((3, 192), dtype=np.float32), passes=5)
     assert {name: rows[name] for name in expected} == expected
 
