@@ -45,6 +45,14 @@ def _end(text: str) -> str:
     return text if left_out <= 0 else "".join([f"... {left_out} lines before these\n", *lines[-SHOWN_LINES:]])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Generator[None]:
+    """Nothing is synced: no test cuts the power, and each file would wait some milliseconds for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No LABELNEXT_ variable is set but by the test itself."""
