@@ -3,6 +3,7 @@
 The one module of the trainer that imports jinja2. Templates lie in `templates` beside it and extend `base.html`.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,12 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 
 def render(template: str, **context: Any) -> str:
     """Return a template's page. SVG from `trainer.report.plots.to_svg` may be among what is shown."""
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + learning_curve.STYLE
+    return _environment().get_template(template).render(style=Markup(style), **context).lstrip()  # noqa: S704  # our file
+
+
+@cache  # with the templates that it has compiled
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -30,5 +37,4 @@ def render(template: str, **context: Any) -> str:
         fine="{:.3f}".format,
         signed="{:+.3f}".format,
     )
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + learning_curve.STYLE
-    return environment.get_template(template).render(style=Markup(style), **context).lstrip()  # noqa: S704  # our file
+    return environment
