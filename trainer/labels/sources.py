@@ -262,7 +262,8 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
             if reference is None:
                 raise LeftOut(NO_IMAGE)
             if is_confirmed(task):
-                confirmed |= {} if number is None else {number: reference}
+                if number is not None:
+                    confirmed[number] = reference
                 raise LeftOut(CONFIRMED)
             images.append(LabelledImage(reference, held, number))
         except LeftOut as reason:

@@ -52,18 +52,16 @@ def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetch
         fetcher: as the server has it that shares the store.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
-    listed = (task for task in recall_unlabelled(kept) if task.id not in annotated)
-    references = {task.id: find_reference(task.data, pool.image_key) for task in listed}
-    references.update(pool.confirmed)
-    numbers = np.array([*references], np.int64)
+    listed = {task.id: task for task in recall_unlabelled(kept) if task.id not in annotated}
+    numbers = np.array([*listed, *pool.confirmed], np.int64)
     chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MOST]]
     sources = []
     for number in np.sort(chosen).tolist():
-        reference = references[number]
+        reference = pool.confirmed.get(number) or find_reference(listed[number].data, pool.image_key)
         with suppress(ImageError):
             if reference and (source := fetcher.source(reference, task_id=number, project_id=project)):
                 sources.append(source)
-    return Unlabelled(len(references), tuple(sources))
+    return Unlabelled(len(numbers), tuple(sources))
 
 
 def draw_alike(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:
