@@ -30,9 +30,12 @@ _IMAGES: Final = CHECKOUT / "docs" / "images"
 _COLOURS: Final = 128
 _FILM_WIDTH: Final = 960
 
-_FIRST, _THEN, _ROUNDS = 80, 60, 3
+_FIRST, _THEN = 80, 60
+"""Labels before the first round, and before each that follows."""
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 6
+"""From the third on there is advice; further ones follow until labels may be confirmed."""
 _HOLDOUT: Final = ("--holdout-share", "0.3")
-"""More than anybody would take: a tenth of a few hundred drawings is at times too few to confirm anything by."""
+"""More than anybody would take: a tenth of a few hundred drawings is too few to confirm anything by."""
 _MISTAKES: Final = 5
 """Labels that are wrong on purpose, to be found."""
 _SUBMITTED: Final = 3
@@ -68,7 +71,7 @@ def main() -> int:
 
 
 def _play(stack: ExitStack) -> _Scene:
-    """Go through a few rounds with the true classes, but for a few mistakes."""
+    """Go through rounds with the true classes, but for a few mistakes, until labels may be confirmed in bulk."""
     data = CHECKOUT / ".cache" / "pictures"
     drawings = CHECKOUT / ".cache" / clipart.PACKAGE
     clipart.provide_drawings(drawings)
@@ -90,7 +93,9 @@ def _play(stack: ExitStack) -> _Scene:
     scene = _Scene(studio, server, project, workplace, truth)
     _round(scene)
     _label_tab(scene, "Random holdout")
-    for _ in range(_ROUNDS - 1):
+    for done in range(1, _MOST_ROUNDS):
+        if done >= _LEAST_ROUNDS and _sure_tabs(scene):
+            break
         _label_tab(scene, "Label next", most=_THEN)
         _round(scene)
     project.connect(server.url, title="Labelnext")
@@ -169,12 +174,17 @@ def _label(page: Page, scene: _Scene, film: Film) -> None:
     )
 
 
+def _sure_tabs(scene: _Scene) -> list[str]:
+    """Return the titles of the tabs of what may be confirmed of the most frequent label: one, or none yet."""
+    frequent = Counter(scene.truth.values()).most_common(1)[0][0]
+    return [title for title in scene.project.tabs() if title.startswith(f"Sure: {frequent} ")]
+
+
 def _largest_sure(scene: _Scene) -> str:
     """Return the tab of what may be confirmed of the most frequent label."""
-    frequent = Counter(scene.truth.values()).most_common(1)[0][0]
-    sure = [title for title in scene.project.tabs() if title.startswith(f"Sure: {frequent} ")]
+    sure = _sure_tabs(scene)
     if not sure:
-        raise DemoError(f"no label {frequent} may be confirmed: the holdout is too small, or the model too poor")
+        raise DemoError("no label may be confirmed: the holdout is too small, or the model too poor")
     return scene.project.tab(sure[0])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.scores.keyed_uniforms import keyed_generator
+from trainer.subsampling import evenly_spaced
 
 Singles = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -86,7 +87,7 @@ def neighbour_distances(directions: Singles) -> Doubles:
 
     Of a large pool these are sought in a part of it, every so many images, which puts all of them a little farther.
     """
-    some = directions[:: -(-len(directions) // _SAMPLED) or 1]
+    some = directions[evenly_spaced(len(directions), most=_SAMPLED)]
     nearest = min(_NEIGHBOURS, len(some) - 1)
     found = np.empty(len(directions))
     for start in range(0, len(directions), _ROWS):

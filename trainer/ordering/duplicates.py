@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.ordering.strategies import Candidates
+from trainer.subsampling import evenly_spaced
 
 Vectors = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -128,7 +129,7 @@ def resembling_distance(vectors: Vectors) -> float:
     A network that was trained on the pool's classes puts images of one class close together; what is a near-duplicate
     must be closer still.
     """
-    some = vectors[:: -(-len(vectors) // _COMPARED) or 1]
+    some = vectors[evenly_spaced(len(vectors), most=_COMPARED)]
     pairs = (some @ some.T)[np.triu_indices(len(some), 1)]
     return 1 - float(np.quantile(pairs, _RESEMBLING)) if len(pairs) else 0.0
 
@@ -149,7 +150,7 @@ def _centre(vectors: Vectors) -> Vectors:
 
 def sketch(vectors: Vectors) -> Vectors:
     """Return vectors (N, E) as fewer numbers, (N, S), whose products are no less than those of the vectors."""
-    some = vectors[:: -(-len(vectors) // _SKETCHED) or 1]
+    some = vectors[evenly_spaced(len(vectors), most=_SKETCHED)]
     _, directions = np.linalg.eigh(some.T @ some)  # rising
     within = vectors @ directions[:, 1 - _SKETCH :]
     left = np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", within, within)

@@ -17,6 +17,7 @@ from contract.scores.acquisition import margin
 from contract.scores.keyed_uniforms import keyed_uniforms
 from trainer.ordering import badge, batchbald, covering
 from trainer.ordering.batchbald import Passes
+from trainer.subsampling import evenly_spaced
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -258,7 +259,7 @@ def _cover(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> P
     known = badge.directions(aim.labelled.reshape(-1, pool.shape[1]), pool)
     if are_few(aim.labels_by_class):
         considered = np.flatnonzero(eligible)
-        considered = considered[:: -(-len(considered) // _CONSIDERED) or 1]
+        considered = considered[evenly_spaced(len(considered), most=_CONSIDERED)]
         ways = badge.directions(pool[considered], pool)
         chosen = covering.choose(ways, known, covering.neighbour_distances(ways), count=aim.batch_size)
     else:

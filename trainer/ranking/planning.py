@@ -32,6 +32,7 @@ from trainer.scoring.scores import Failure, Score
 from trainer.scoring.server import Question, Server
 from trainer.settings import Training
 from trainer.stages import stage
+from trainer.subsampling import evenly_spaced
 
 _log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ def _embed_labelled(context: RankingContext, scorer: "_Scorer") -> npt.NDArray[n
     """Return embeddings of images that people labelled, of some of many: (M, E)."""
     with stage("labels"):
         tasks = [each for each in context.annotated if not all(one["was_cancelled"] for one in each["annotations"])]
-    some = [PoolTask(task["id"], task["data"]) for task in tasks[:: -(-len(tasks) // _MOST_LABELLED) or 1]]
+    some = [PoolTask(task["id"], task["data"]) for task in tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)]]
     scores, _ = scorer.score(some)
     return np.stack([score.embedding for score in scores]) if scores else _NO_EMBEDDINGS
 

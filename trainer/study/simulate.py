@@ -46,6 +46,7 @@ from trainer.study.reference import read as read_reference
 from trainer.study.run import Protocol, Run
 from trainer.study.statistics import summarise, to_json
 from trainer.study.workers import Files, complete_all, count_processors, count_workers
+from trainer.subsampling import evenly_spaced
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _plan(pool: Pool, options: StudyOptions, training: Training, environment: En
     _log_unreadable(decoded)
     protocol = _make_protocol(pool, decoded, options, training)
     if isinstance(backbone, FrozenBackbone) and training.precision == "auto":
-        some = protocol.pool[:: -(-len(protocol.pool) // _CALIBRATED)]
+        some = protocol.pool[evenly_spaced(len(protocol.pool), most=_CALIBRATED)]
         backbone = in_best_precision(backbone, decoded.images[some])
     settings = _describe(options, decoded, protocol, backbone)
     return _Plan(backbone, decoded, protocol, settings, reference)
