@@ -16,7 +16,6 @@ def factors(images, *, classes=4, numbers=6, seed=0):
 
 
 def test_a_gradient_embedding_is_the_gradient_of_the_last_layer():
-    """As torch's autograd has it, of the loss under the label that is predicted."""
     import torch
 
     rng = np.random.default_rng(0)
@@ -29,13 +28,12 @@ def test_a_gradient_embedding_is_the_gradient_of_the_last_layer():
 
 
 def test_of_several_labels_each_is_predicted_or_not():
-    """Signed by which of the two it is."""
     found = surprise(np.array([[0.7, 0.5, 0.2]], np.float32), multiple=True)
     np.testing.assert_allclose(found, [[-0.3, -0.5, 0.2]], atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_draw_is_that_of_the_outer_products(seed, images, count):
     """The same chance, looked up in distances between outer products that are formed, gives the same images."""
     first, second = factors(images, seed=seed)
@@ -60,7 +58,6 @@ def test_chances_are_in_proportion_to_squared_distances():
 
 
 def test_directions_are_from_the_mean():
-    """Of length 1, but for an image that is the mean."""
     pool = np.array([[1, 0], [3, 0], [2, 0], [2, 4], [2, -4]], np.float32)
     np.testing.assert_allclose(directions(pool, pool), [[-1, 0], [1, 0], [0, 0], [0, 1], [0, -1]], atol=1e-6)
     other = np.array([[1, 1]], np.float32)

@@ -25,7 +25,6 @@ def test_each_kind_of_image_is_seen_first():
 
 
 def test_typical_images_are_taken():
-    """Those that come first are nearer to the others than most."""
     embeddings, members = clusters(np.random.default_rng(0), [100, 100, 100])
     for index in cover(embeddings, batch_size=3, seed=0)[:3]:
         others = embeddings[members == members[index]]
@@ -34,9 +33,8 @@ def test_typical_images_are_taken():
 
 
 @given(st.integers(0, 60), st.integers(0, 80), st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_order_holds_all(images, batch_size, seed):
-    """However many are asked for first, and the same one again for the same seed."""
     embeddings = np.random.default_rng(seed).normal(size=(images, 8)).astype(np.float32)
     order = cover(embeddings, batch_size=batch_size, seed=seed)
     np.testing.assert_array_equal(np.sort(order), np.arange(images))
@@ -44,7 +42,6 @@ def test_an_order_holds_all(images, batch_size, seed):
 
 
 def test_equal_images_are_one_cluster():
-    """Where there are fewer different images than places, each different one comes once before any comes twice."""
     embeddings = np.repeat(np.eye(3, 8, dtype=np.float32), 20, axis=0)
     order = cover(embeddings, batch_size=10, seed=0)
     assert sorted(order[:3] // 20) == [0, 1, 2]
@@ -52,7 +49,7 @@ def test_equal_images_are_one_cluster():
 
 
 def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
-    """The holdout has its places, the rest covers; scores are evenly spaced; nothing is claimed."""
+    """The holdout has its places, the rest covers; scores are evenly spaced; in whichever order tasks come."""
     embeddings, members = clusters(np.random.default_rng(0), [80, 60, 40, 20])
     task_ids = np.random.default_rng(1).permutation(1000)[:200]
     found = arrange(task_ids, embeddings, project=3, holdout_share=0.1, batch_size=4)
@@ -64,28 +61,20 @@ def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
     assert {found.reasons[i] for i in np.flatnonzero(found.held_out)} == {"random sample, for measuring"}
     np.testing.assert_allclose(found.scores[found.order], (np.arange(200) + 0.5) / 200)
     np.testing.assert_array_equal(found.representative, np.arange(200))
-
-
-def test_the_order_in_which_tasks_come_does_not_matter():
-    """The same tasks get the same places."""
-    embeddings, _ = clusters(np.random.default_rng(0), [30, 20, 10])
-    task_ids, shuffle = np.arange(60, dtype=np.int64), np.random.default_rng(1).permutation(60)
-    one = arrange(task_ids, embeddings, project=3, holdout_share=0.1, batch_size=5)
-    other = arrange(task_ids[shuffle], embeddings[shuffle], project=3, holdout_share=0.1, batch_size=5)
-    np.testing.assert_array_equal(task_ids[one.order], task_ids[shuffle][other.order])
-    np.testing.assert_array_equal(one.scores[shuffle], other.scores)
+    shuffle = np.random.default_rng(2).permutation(200)
+    other = arrange(task_ids[shuffle], embeddings[shuffle], project=3, holdout_share=0.1, batch_size=4)
+    np.testing.assert_array_equal(task_ids[found.order], task_ids[shuffle][other.order])
+    np.testing.assert_array_equal(found.scores[shuffle], other.scores)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_there_may_be_hardly_a_task(count):
-    """None, one or two."""
     found = arrange(np.arange(count), np.ones((count, 8), np.float32), project=3, holdout_share=0.1, batch_size=20)
     np.testing.assert_array_equal(np.sort(found.order), np.arange(count))
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
 
 
 def test_what_cannot_be_arranged_is_refused():
-    """A task that comes twice, an embedding that is not finite, a share that is none."""
     ones = np.ones((3, 8), np.float32)
     options = {"project": 3, "holdout_share": 0.1, "batch_size": 2}
     with pytest.raises(ValueError, match="task 1 comes 2 times"):

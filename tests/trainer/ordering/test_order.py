@@ -53,7 +53,7 @@ def agreement(candidates):
 
 @st.composite
 def pools(draw):
-    """Pools of few or many images, with copies or not, of one label or several each; some with equal scores."""
+    """Pools of few or many images, copies or not, of one label or several each, of equal scores or not; a strategy."""
     images = draw(st.integers(0, 80))
     candidates, passes = pool(
         images,
@@ -65,20 +65,15 @@ def pools(draw):
     equal = draw(st.sampled_from([None, 0.0, 0.25, 10.0]))
     if equal is not None:
         candidates.bald[draw(st.integers(0, images)) :] = equal
-    return candidates, passes
-
-
-def strategies_for(candidates):
-    return st.sampled_from([name for name in STRATEGIES if not (candidates.multiple and name == "batch-bald")])
+    names = [name for name in STRATEGIES if not (candidates.multiple and name == "batch-bald")]
+    return candidates, passes, draw(st.sampled_from(names))
 
 
 @pytest.mark.slow
-@given(st.data(), pools(), st.floats(0, 0.9), st.booleans(), st.integers(0, 100))
-@settings(max_examples=150, deadline=None)
-def test_an_arrangement_is_one(data, given_pool, share, duplicates, batch_size):
-    """Every candidate has one place; scores rise along the order, stay in [0, 1] and are the plain ones to 1e-6."""
-    candidates, passes = given_pool
-    strategy = data.draw(strategies_for(candidates))
+@given(pools(), st.floats(0, 0.9), st.booleans(), st.integers(0, 100))
+@settings(max_examples=60)
+def test_an_arrangement_is_one(given_pool, share, duplicates, batch_size):
+    candidates, passes, strategy = given_pool
     found = arranged(
         candidates, passes=passes, strategy=strategy, holdout_share=share, duplicates=duplicates, batch_size=batch_size
     )
@@ -93,7 +88,6 @@ def test_an_arrangement_is_one(data, given_pool, share, duplicates, batch_size):
 
 
 def test_what_was_unticked_comes_first():
-    """In the order that they would have among themselves, and all others in theirs; it says why."""
     candidates, _ = pool(40)
     plain = arranged(candidates, holdout_share=0.1)
     unticked = candidates.task_ids[plain.order[[30, 12, 7]]]
@@ -109,12 +103,12 @@ def test_what_was_unticked_comes_first():
 
 
 @pytest.mark.slow
-@given(st.data(), pools(), st.floats(0, 0.9))
-@settings(max_examples=100, deadline=None)
-def test_the_random_holdout_has_its_places(data, given_pool, share):
+@given(pools(), st.floats(0, 0.9))
+@settings(max_examples=40)
+def test_the_random_holdout_has_its_places(given_pool, share):
     """It is chance's, in rising draws, at its places; nothing claims it, and those of it that come late claim none."""
-    candidates, passes = given_pool
-    found = arranged(candidates, passes=passes, strategy=data.draw(strategies_for(candidates)), holdout_share=share)
+    candidates, passes, strategy = given_pool
+    found = arranged(candidates, passes=passes, strategy=strategy, holdout_share=share)
     np.testing.assert_array_equal(found.held_out, is_held_out(3, candidates.task_ids, share))
     places = np.flatnonzero(found.held_out[found.order])
     drawn = holdout_order(3, candidates.task_ids[found.order[places]])
@@ -128,12 +122,10 @@ def test_the_random_holdout_has_its_places(data, given_pool, share):
 
 
 @pytest.mark.slow
-@given(st.data(), pools(), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
-def test_the_order_in_which_tasks_come_does_not_matter(data, given_pool, random):
-    """The same tasks get the same places, scores and reasons, ties included."""
-    candidates, passes = given_pool
-    strategy = data.draw(strategies_for(candidates))
+@given(pools(), st.randoms(use_true_random=False))
+@settings(max_examples=40)
+def test_the_order_in_which_tasks_come_does_not_matter(given_pool, random):
+    candidates, passes, strategy = given_pool
     shuffle = np.array(random.sample(range(len(candidates.task_ids)), len(candidates.task_ids)), np.int64)
     shuffled = candidates.take(shuffle)
     one = arranged(candidates, passes=passes, strategy=strategy)
@@ -145,31 +137,23 @@ def test_the_order_in_which_tasks_come_does_not_matter(data, given_pool, random)
     np.testing.assert_array_equal(tasks, shuffled.task_ids[other.representative])
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["bald", "balanced-cover"])
 def test_near_duplicates_come_behind_all_others(strategy):
-    """Of four copies each, one stands for the others, which say for which task."""
-    candidates, passes = pool(200, copies=4)
-    found = arranged(candidates, passes=passes, strategy=strategy, holdout_share=0)
+    candidates, _ = pool(200, copies=4)
+    found = arranged(candidates, strategy=strategy, holdout_share=0)
     claimed = found.representative != np.arange(200)
     assert claimed.sum() == 150
     assert not claimed[found.order[:50]].any()
     np.testing.assert_array_equal(found.representative // 4, np.arange(200) // 4)
     for index in np.flatnonzero(claimed):
         assert found.reasons[index] == f"near-duplicate of task {candidates.task_ids[found.representative[index]]}"
-
-
-def test_the_most_uncertain_copy_stands_for_the_others():
-    """It would have come first without them; both kinds keep the strategy's order among themselves."""
-    candidates, _ = pool(200, copies=4)
-    found = arranged(candidates, strategy="bald", holdout_share=0)
-    for start in range(0, 200, 4):
-        assert found.representative[start] == start + candidates.bald[start : start + 4].argmax()
-    assert (np.diff(candidates.bald[found.order[:50]]) <= 0).all()
-    assert (np.diff(candidates.bald[found.order[50:]]) <= 0).all()
+    if strategy == "bald":
+        assert (candidates.bald <= candidates.bald[found.representative]).all()
+        for part in (found.order[:50], found.order[50:]):
+            assert (np.diff(candidates.bald[part]) <= 0).all()
 
 
 def test_near_duplicates_may_be_kept():
-    """Then the order is the strategy's alone."""
     candidates, _ = pool(200, copies=4)
     found = arranged(candidates, strategy="bald", holdout_share=0, duplicates=False)
     np.testing.assert_array_equal(found.order, np.lexsort((candidates.task_ids, -candidates.bald)))
@@ -193,70 +177,27 @@ def test_copies_of_what_the_random_holdout_brings_up_soon_are_put_back():
     assert put_back[neither].sum() == neither.sum() / 2
 
 
-def test_a_pool_may_be_all_random_holdout():
-    """A nearly whole share of few tasks: their order is chance's, and the scores still rise."""
-    candidates, _ = pool(3)
-    found = arranged(candidates, holdout_share=0.9999999)
-    assert found.held_out.all()
-    assert set(found.reasons) == {"random sample, for measuring"}
-    np.testing.assert_array_equal(found.order, np.argsort(holdout_order(3, candidates.task_ids)))
-
-
-def test_a_thousand_equal_scores_are_told_apart():
-    """Also where there is no room above or below them."""
-    candidates, _ = pool(1000)
-    for equal in (0.0, 100.0):
-        candidates.bald[:] = equal
-        along = np.sort(arranged(candidates).scores)
-        assert (np.diff(along) > 0).all()
-        np.testing.assert_allclose(along, float(equal == 0), atol=1e-6)
-
-
-def test_reasons_name_the_class_that_is_asked_for():
-    """With the labels' names, and without; only where few labels are of it."""
-    candidates, _ = pool(300, classes=3)
-    options = {"labels_by_class": [90, 80, 2], "holdout_share": 0.0}
-    named, unnamed = (arranged(candidates, labels=labels, **options).reasons for labels in (("car", "van", "bike"), ()))
-    assert any(reason == "the passes disagree, and few labels are bike yet" for reason in named)
-    assert not any("car" in reason or "van" in reason for reason in named)
-    assert any(reason == "the passes disagree, and few labels are like it yet" for reason in unnamed)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"strategy": "best"}, ConfigError, "must be one of"),
+        ({"strategy": "best"}, ConfigError, r"must be one of .*balanced-cover, .*'best'"),
         ({"holdout_share": 1.0}, ConfigError, "below 1"),
         ({"strategy": "batch-bald"}, ValueError, "needs the passes"),
     ],
 )
 def test_what_cannot_be_arranged_is_refused(options, error, message):
-    """With what was expected and what came."""
     candidates, _ = pool(10)
     with pytest.raises(error, match=message):
         arranged(candidates, **options)
 
 
-def test_a_tenth_takes_one_place_in_ten():
-    """The holdout's k-th task stands in the middle of the k-th ten."""
-    merged = interleave(np.arange(100, 110), np.arange(90), 0.1)
-    np.testing.assert_array_equal(np.flatnonzero(merged >= 100), np.arange(5, 100, 10))
-
-
 @given(st.integers(0, 60), st.integers(0, 200), st.floats(0.01, 0.99))
 def test_two_orders_become_one(slice_size, other_size, share):
-    """Each keeps its own order, none is lost, and no beginning holds more of the holdout than its share and one."""
     merged = interleave(1000 + np.arange(slice_size), np.arange(other_size), share)
     np.testing.assert_array_equal(merged[merged >= 1000], 1000 + np.arange(slice_size))
     np.testing.assert_array_equal(merged[merged < 1000], np.arange(other_size))
     while_others_last = np.flatnonzero(merged < 1000).max(initial=-1) + 1
-    seen = np.cumsum(merged >= 1000)[:while_others_last]
-    assert (seen <= share * np.arange(1, while_others_last + 1) + 1).all()
-
-
-@given(st.integers(1, 30), st.floats(0.05, 0.5))
-def test_the_slice_keeps_pace(slice_size, share):
-    """Where both orders last, each beginning holds the holdout's share to within one."""
-    merged = interleave(10_000 + np.arange(slice_size), np.arange(2000), share)
-    last = np.flatnonzero(merged >= 10_000)[-1] + 1
-    assert (np.abs(np.cumsum(merged >= 10_000)[:last] - share * np.arange(1, last + 1)) <= 1).all()
+    last = np.flatnonzero(merged >= 1000).max(initial=-1) + 1
+    seen, even = np.cumsum(merged >= 1000), share * np.arange(1, len(merged) + 1)
+    assert (seen <= even + 1)[:while_others_last].all()
+    assert (seen >= even - 1)[: min(while_others_last, last)].all()
