@@ -89,7 +89,6 @@ def labels_of(curve):
 
 
 def test_all_versions_are_measured_on_the_same_images(repository, before):
-    """Whatever they were measured on when they were new: as scikit-learn does of what they predict now."""
     curve, predictions = compare(repository, before)
     assert curve.images == 40
     assert labels_of(curve) == [100, 200, 300]
@@ -101,11 +100,11 @@ def test_all_versions_are_measured_on_the_same_images(repository, before):
     )
 
 
-def test_what_a_version_has_predicted_is_not_asked_again(repository, before, asked):
-    """Only images that have been labelled since; and the curve is the same as if all had been."""
+def test_what_a_version_has_predicted_is_kept_and_not_asked_again(repository, before, asked, tmp_path):
     _, predictions = compare(repository, before, count=30)
     assert asked == {each.version: 30 for each in before}
-    new = publish(repository, 3, 250, predictions=json.dumps(predictions))
+    save_predictions(predictions, tmp_path)
+    new = publish(repository, 3, 250, predictions=(tmp_path / PREDICTIONS_FILE).read_text())
     curve, _ = compare(repository, [*before, new])
     assert asked == {**{each.version: 40 for each in before}, new.version: 40}
     assert curve.versions[:2] == compare(repository, before)[0].versions[:2]
@@ -122,7 +121,6 @@ def test_a_version_that_may_have_trained_on_the_images_is_not_measured_on_them(r
 
 
 def test_a_version_that_has_learnt_the_images_since_is_held_to_what_was_said_before(repository, before, asked):
-    """It is asked about those alone that were labelled later; where what was said is lost, it is left out."""
     learnt = [replace(each, training=trained(100, refitted=True)) for each in before]
     assert labels_of(compare(repository, learnt)[0]) == [300]
     assert not asked
@@ -135,7 +133,6 @@ def test_a_version_that_has_learnt_the_images_since_is_held_to_what_was_said_bef
 
 
 def test_a_version_that_fails_costs_its_point_alone(repository, before, caplog):
-    """With a warning that says why."""
     path = repository.folder / before[0].version / "model.onnx"
     path.write_bytes(b"x" * path.stat().st_size)
     with caplog.at_level(logging.WARNING):
@@ -146,7 +143,6 @@ def test_a_version_that_fails_costs_its_point_alone(repository, before, caplog):
 
 
 def test_the_oldest_are_left_out_where_all_would_take_too_long(repository, before, asked, monkeypatch):
-    """No round costs more than so many predictions."""
     monkeypatch.setattr(comparison, "_MOST_PREDICTED", 79)
     assert labels_of(compare(repository, before)[0]) == [200, 300]
     assert sum(asked.values()) == 40
@@ -154,27 +150,15 @@ def test_the_oldest_are_left_out_where_all_would_take_too_long(repository, befor
 
 @pytest.mark.parametrize("kept", ["", "[]", '{"x": 3}', '{"%s": {"101": [7]}}'])
 def test_predictions_that_are_none_are_passed_over(repository, before, asked, kept):
-    """The version is asked."""
     new = publish(repository, 3, 250, predictions=kept.replace("%s", before[0].version))
     compare(repository, [before[0], new])
     assert asked[before[0].version] == 40
 
 
 def test_predictions_that_were_edited_are_not_believed(repository, before, asked):
-    """They were, before that; the digest in the manifest tells."""
     new = publish(repository, 3, 250, predictions=OF_ALL.replace("%s", before[0].version))
     compare(repository, [before[0], new])
     assert before[0].version not in asked
     (repository.folder / new.version / PREDICTIONS_FILE).write_text(OF_ALL.replace("%s", before[0].version) + " ")
     compare(repository, [before[0], new])
     assert asked[before[0].version] == 40
-
-
-def test_predictions_are_kept_as_they_are_read(repository, before, asked, tmp_path):
-    """By version and task."""
-    _, predictions = compare(repository, before)
-    save_predictions(predictions, tmp_path)
-    new = publish(repository, 3, 250, predictions=(tmp_path / PREDICTIONS_FILE).read_text())
-    asked.clear()
-    compare(repository, [*before, new])
-    assert asked == {new.version: 40}

@@ -24,7 +24,6 @@ def predict(classes):
 
 
 def test_agreement_is_cohens_kappa_with_the_newest_version_before():
-    """As scikit-learn computes it; a version that was not measured on the images is passed over."""
     classes = np.random.default_rng(0).integers(0, 3, (3, 40))
     classes[1:, :25] = classes[0, :25]
     names = (BEFORE[0].version, BEFORE[1].version, NOW.version)
@@ -32,55 +31,42 @@ def test_agreement_is_cohens_kappa_with_the_newest_version_before():
     expected = cohen_kappa_score(classes[1], classes[2])
     assert find_agreement(predictions, BEFORE, NOW) == pytest.approx(expected)
     assert 0.3 < expected < 0.9
-
-
-def test_images_are_compared_by_task():
-    """In whichever order they come, and those alone that the new version has."""
-    predictions = {BEFORE[2].version: {103: [2], 102: [1], 101: [0], 104: [1]}, NOW.version: {101: [0], 103: [2]}}
-    assert find_agreement(predictions, BEFORE, NOW) == 1
-
-
-def test_without_a_version_before_there_is_nothing_to_compare():
-    """Nor with one that was measured on other images."""
-    predictions = {NOW.version: predict([0, 1, 2])}
-    assert find_agreement(predictions, BEFORE, NOW) is None
-    assert find_agreement(predictions, [], NOW) is None
-
-
-def test_of_several_labels_each_is_a_rating():
-    """Kappa over all labels of all images."""
-    rng = np.random.default_rng(0)
-    first, second = rng.random((2, 30, 4)) < 0.4
+    first, second = np.random.default_rng(0).random((2, 30, 4)) < 0.4  # of several labels each is a rating
     assert kappa(first, second) == pytest.approx(cohen_kappa_score(first.ravel(), second.ravel()))
     assert kappa(np.zeros((5, 3), bool), np.zeros((5, 3), bool)) == 1
 
 
-def training(labels, *, kappa=0.97, project=3, sample="audit", images=64):
+def test_images_are_compared_by_task_with_a_version_before_if_there_is_one():
+    predictions = {BEFORE[2].version: {103: [2], 102: [1], 101: [0], 104: [1]}, NOW.version: {101: [0], 103: [2]}}
+    assert find_agreement(predictions, BEFORE, NOW) == 1
+    assert find_agreement(predictions, BEFORE[:2], NOW) is None
+    assert find_agreement(predictions, [], NOW) is None
+
+
+def training(labels, *, project=3):
     return TrainingRecord(
         images=labels,
-        audit_images=images,
-        validation=sample,
+        audit_images=64,
+        validation="audit",
         project=ProjectState(project, labels, ""),
         part="classifier",
-        advice=Advice("go on", kappa=kappa),
+        advice=Advice("go on", kappa=0.97),
     )
 
 
 METRICS = Metrics(macro_f1=0.83, macro_f1_interval=(0.78, 0.88), mean_bald=0.02)
 
 
-def publish(repository, labels, *, metrics=METRICS, fields=None, **settings):
-    described = {"metrics": metrics, "training": training(labels, **settings), **(fields or {})}
-    versions.publish(repository, b"x", **described)
+def publish(repository, images, **fields):
+    versions.publish(repository, b"x", **{"metrics": METRICS, "training": training(images), **fields})
 
 
-def advise_on(repository, labels=2000, *, kappa=0.97, unseen=(), macro_f1=0.83, measured=True, **settings):
+def advise_on(repository, *, kappa=0.97, unseen=()):
     """Advise on a new version, all versions of its kind having been measured on the same images."""
-    now = replace(manifest("20991231T000000000Z-0a1b2c"), metrics=METRICS, training=training(labels, **settings))
+    now = replace(manifest("20991231T000000000Z-0a1b2c"), metrics=METRICS, training=training(2000))
     before = earlier(repository, now)
-    marks = [Compared(each.version, each.training.images, macro_f1, 0.78, 0.88) for each in (*before, now)]
-    curve = Comparison(64, tuple(marks)) if measured else None
-    return describe_advice(before, now, curve, kappa=kappa, unseen=unseen)
+    marks = [Compared(each.version, each.training.images, 0.83, 0.78, 0.88) for each in (*before, now)]
+    return describe_advice(before, now, Comparison(64, tuple(marks)), kappa=kappa, unseen=unseen)
 
 
 def test_advice_is_built_on_the_versions_before(tmp_path):
@@ -98,15 +84,14 @@ def test_advice_is_built_on_the_versions_before(tmp_path):
 @pytest.mark.parametrize(
     "different",
     [
-        {"project": 4},
+        {"training": training(1800, project=4)},
+        {"training": TrainingRecord()},
         {"metrics": Metrics()},
-        {"fields": {"labels": ("cat", "dog", "cow")}},
-        {"fields": {"backbone": replace(manifest("20991231T000000000Z-0a1b2c").backbone, name="vgg11")}},
-        {"fields": {"training": TrainingRecord()}},
+        {"labels": ("cat", "dog", "cow")},
+        {"backbone": replace(manifest("20991231T000000000Z-0a1b2c").backbone, name="vgg11")},
     ],
 )
 def test_versions_that_cannot_be_compared_do_not_count(tmp_path, different):
-    """Of other projects, classes or networks, or without figures."""
     repository = Repository(tmp_path)
     publish(repository, 1600)
     publish(repository, 1800, **different)
@@ -114,15 +99,7 @@ def test_versions_that_cannot_be_compared_do_not_count(tmp_path, different):
 
 
 def test_a_version_that_cannot_be_read_does_not_count(tmp_path):
-    """And does not hinder."""
     repository = Repository(tmp_path)
     publish(repository, 1600)
     (repository.folder / repository.current() / "manifest.json").write_text("{")
     assert "1 version so far" in advise_on(repository).sentence
-
-
-def test_a_version_that_was_not_measured_on_the_random_sample_has_no_advice_yet(tmp_path):
-    """The sentence says how many of its images there are."""
-    advice = advise_on(Repository(tmp_path), measured=False, images=12)
-    assert advice.sentence == "too early to say: 12 of 30 random images are labelled"
-    assert "do not cover two classes" in advise_on(Repository(tmp_path), measured=False, images=40).sentence

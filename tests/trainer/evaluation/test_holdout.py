@@ -7,8 +7,7 @@ from sklearn.metrics import f1_score
 
 from contract.scores.holdout import is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
-from trainer.evaluation.holdout import as_decisions, decide, hold_out, macro_f1_interval
-from trainer.evaluation.metrics import measure
+from trainer.evaluation.holdout import as_decisions, hold_out, macro_f1_interval
 from trainer.labels.dataset import Pixels
 
 PROJECT, SHARE = 3, 0.1
@@ -32,12 +31,14 @@ def split_up(pixels, *, project=PROJECT, share=SHARE):
 
 
 def test_the_audit_slice_validates_where_it_is_large_enough():
-    """All of it and nothing else; all others train."""
     parts = split_up(pixels(np.arange(600) % 3))
     audit = is_held_out(PROJECT, np.arange(600), SHARE)
     assert (parts.sample, parts.audit_images) == ("audit", audit.sum())
     np.testing.assert_array_equal(parts.validation, np.flatnonzero(audit))
     np.testing.assert_array_equal(parts.train, np.flatnonzero(~audit))
+    several = (np.random.default_rng(0).random((600, 4)) < 0.3).astype(np.uint8)
+    assert split_up(pixels(several)).sample == "audit"
+    assert split_up(pixels(several[:60])).sample == "split"
 
 
 def audit_tasks(count, *, project=PROJECT, share=SHARE):
@@ -49,7 +50,6 @@ def audit_tasks(count, *, project=PROJECT, share=SHARE):
 
 @pytest.mark.parametrize(("count", "sample"), [(LEAST_IMAGES - 1, "split"), (LEAST_IMAGES, "audit")])
 def test_fewer_than_thirty_images_of_it_are_too_few(count, sample):
-    """Then a part of each class is held out, from all that is labelled; how many there are is known all the same."""
     task_ids = np.concatenate(audit_tasks(count))
     parts = split_up(pixels(np.arange(2 * count) % 2, task_ids=task_ids))
     assert (parts.sample, parts.audit_images) == (sample, count)
@@ -58,7 +58,6 @@ def test_fewer_than_thirty_images_of_it_are_too_few(count, sample):
 
 @pytest.mark.parametrize("alike", ["audit", "others"])
 def test_one_class_tests_nothing_and_teaches_nothing(alike):
-    """Neither in the slice nor in what remains."""
     audit, others = audit_tasks(40)
     classes = [np.zeros(40, int) if alike == part else np.arange(40) % 2 for part in ("audit", "others")]
     parts = split_up(pixels(np.concatenate(classes), task_ids=np.concatenate([audit, others])))
@@ -66,7 +65,6 @@ def test_one_class_tests_nothing_and_teaches_nothing(alike):
 
 
 def test_a_copy_of_an_image_of_the_slice_is_not_trained_on():
-    """Nor validated on: it is not of the random sample."""
     audit, others = audit_tasks(40)
     groups = np.arange(80)
     groups[50] = groups[7] = 7
@@ -79,28 +77,8 @@ def test_a_copy_of_an_image_of_the_slice_is_not_trained_on():
 
 @pytest.mark.parametrize("arguments", [{"project": None}, {"share": 0.0}])
 def test_without_a_slice_a_part_of_each_class_is_held_out(arguments):
-    """For folders, exports, and a share of 0."""
     parts = split_up(pixels(np.arange(600) % 3), **arguments)
     assert (parts.sample, parts.audit_images, len(parts.validation)) == ("split", 0, 120)
-
-
-def test_several_labels_are_held_out_alike():
-    """By the slice, or by each image's rarest label."""
-    targets = (np.random.default_rng(0).random((600, 4)) < 0.3).astype(np.uint8)
-    assert split_up(pixels(targets)).sample == "audit"
-    assert split_up(pixels(targets[:60])).sample == "split"
-
-
-def test_decisions_are_those_that_are_measured():
-    """The likeliest label, or those from one half on: macro-F1 of both is the same."""
-    rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.ones(4), 50).astype(np.float32)
-    targets = rng.integers(0, 4, 50)
-    expected = f1_score(as_decisions(targets, 4), decide(probabilities, multiple=False), average="macro")
-    assert measure(probabilities, targets).macro_f1 == pytest.approx(expected)
-    several = (rng.random((50, 4)) < 0.4).astype(np.uint8)
-    expected = f1_score(as_decisions(several, 4), decide(2 * probabilities, multiple=True), average="macro")
-    assert measure(2 * probabilities, several).macro_f1 == pytest.approx(expected)
 
 
 def true_f1(shares):
@@ -148,7 +126,6 @@ def test_the_interval_is_wilsons_where_macro_f1_is_a_share(wrong):
 
 @given(images=st.integers(1, 60), classes=st.integers(2, 5), right=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
 def test_an_interval_lies_within_bounds_around_the_figure(images, classes, right, seed):
-    """Whatever was predicted; that all is right is no proof that nothing ever goes wrong, nor that all is wrong."""
     rng = np.random.default_rng(seed)
     true = as_decisions(rng.integers(0, classes, images), classes)
     decided = np.where(rng.random(images)[:, None] < right, true, np.roll(true, 1, axis=1))
@@ -159,6 +136,5 @@ def test_an_interval_lies_within_bounds_around_the_figure(images, classes, right
 
 
 def test_nothing_to_measure_has_no_interval():
-    """No image; or no label in any image, of several."""
     assert macro_f1_interval(np.empty((0, 3), bool), np.empty((0, 3), bool)) is None
     assert macro_f1_interval(np.zeros((5, 3), bool), np.zeros((5, 3), bool)) is None

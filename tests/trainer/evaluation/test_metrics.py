@@ -31,49 +31,21 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy(probabilit
 
 @pytest.mark.parametrize("targets", [np.array([1]), np.array([[0, 1]], np.uint8)], ids=["one label", "several labels"])
 def test_certainty_that_is_wrong_costs_much_and_not_everything(targets):
-    """A probability of 0 or 1 on the wrong side leaves NLL finite."""
     assert 20 < measure(np.array([[1.0, 0.0]], np.float32), targets).nll < math.inf
 
 
 def test_nothing_held_out_leaves_the_figures_undefined():
-    """An empty validation part is no error, and no figure is made up."""
     metrics = measure(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
     assert metrics == Metrics(images=0)
     table = format_table(metrics, ("a", "b"), np.zeros(0, np.int64))
     assert [line.split()[-2] for line in table.splitlines()[1:]] == ["-"] * 6
 
 
-@pytest.mark.parametrize("images", [0, 4])
-def test_figures_are_json(images):
-    """Neither NaN nor a numpy number reaches the manifest."""
-    document = asdict(measure(PROBABILITIES[:images], TARGETS[:images]))
-    assert json.loads(json.dumps(document, allow_nan=False)) == {**document, "f1": list(document["f1"])}
-
-
 def test_the_table_has_a_row_for_every_class():
-    """Classes, their validation images and F1, then the totals."""
     table = format_table(measure(PROBABILITIES, TARGETS), ("cat", "dog", "horse"), TARGETS)
     rows = [line.split() for line in table.splitlines()]
     assert rows[1:4] == [["1", "0.667", "cat"], ["3", "0.800", "dog"], ["0", "-", "horse"]]
     assert [row[1] for row in rows[4:]] == ["accuracy", "macro-F1", "NLL", "ECE"]
-
-
-def test_of_a_thousand_classes_the_largest_and_the_worst_are_shown():
-    """In their order, with the number of those left out; the totals stay."""
-    f1 = [0.9] * 1000
-    f1[500:520] = [0.1] * 20
-    f1[999] = None
-    metrics = Metrics(images=5000, accuracy=0.5, macro_f1=0.5, f1=tuple(f1), nll=1.0, ece=0.1)
-    targets = np.concatenate([np.arange(1000), np.repeat(np.arange(990, 999), 400)])
-    names = [f"class {number}" for number in range(1000)]
-    lines = format_table(metrics, names, targets).splitlines()
-    assert len(lines) == 1 + 24 + 1 + 4
-    shown = [line.split()[-1] for line in lines[1:25]]
-    assert set(map(str, range(990, 999))) <= set(shown)
-    assert set(map(str, range(500, 512))) <= set(shown)
-    assert shown == sorted(shown, key=int)
-    assert lines[25].strip() == "976 more"
-    assert "class 24" not in format_table(metrics, names[:24], np.arange(24) % 3)
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True))
@@ -85,24 +57,20 @@ def test_a_table_has_one_line_for_each_class_whatever_their_names(names):
     assert all(line.isprintable() for line in lines)
 
 
-SIGMOIDS = np.random.default_rng(4).random((50, 6)).astype(np.float32)
-HELD = (np.random.default_rng(5).random((50, 6)) < SIGMOIDS**2).astype(np.uint8)
-
-
 def test_figures_of_several_labels_are_sklearns():
-    """Exact match, F1 of each label at one half, and the sum of each label's log loss."""
-    metrics = measure(SIGMOIDS, HELD)
-    predicted = SIGMOIDS >= 0.5
-    assert metrics.accuracy == pytest.approx(accuracy_score(HELD, predicted))
+    probabilities = np.random.default_rng(4).random((50, 6)).astype(np.float32)
+    held = (np.random.default_rng(5).random((50, 6)) < probabilities**2).astype(np.uint8)
+    metrics = measure(probabilities, held)
+    predicted = probabilities >= 0.5
+    assert metrics.accuracy == pytest.approx(accuracy_score(held, predicted))
     assert 0 < metrics.accuracy < 1
-    assert metrics.f1 == pytest.approx(tuple(f1_score(HELD, predicted, average=None)))
-    assert metrics.macro_f1 == pytest.approx(f1_score(HELD, predicted, average="macro"))
-    expected = sum(log_loss(HELD[:, label], SIGMOIDS[:, label].astype(float)) for label in range(6))
+    assert metrics.f1 == pytest.approx(tuple(f1_score(held, predicted, average=None)))
+    assert metrics.macro_f1 == pytest.approx(f1_score(held, predicted, average="macro"))
+    expected = sum(log_loss(held[:, label], probabilities[:, label].astype(float)) for label in range(6))
     assert metrics.nll == pytest.approx(expected)
 
 
 def test_figures_of_one_label_are_sklearns():
-    """Of a class that is predicted and never true 0, of one that is neither none."""
     probabilities = np.random.default_rng(6).dirichlet(np.ones(5), 40).astype(np.float32)
     probabilities[:, 4] = 0
     targets = np.random.default_rng(7).integers(0, 3, 40)
@@ -118,7 +86,6 @@ def test_figures_of_one_label_are_sklearns():
 
 
 def test_labels_that_hold_nowhere_and_are_nowhere_predicted_have_no_figure():
-    """Not even in the mean, which then is not defined either."""
     metrics = measure(np.full((3, 2), 0.1, np.float32), np.zeros((3, 2), np.uint8))
     assert (metrics.accuracy, metrics.macro_f1, metrics.f1) == (1, None, (None, None))
     json.dumps(asdict(metrics), allow_nan=False)
