@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from contract.scores.acquisition import bald
-from contract.versions.manifest import Backbone, DropoutSite, InputSpec, Manifest
+from contract.versions.manifest import DropoutSite, InputSpec
 from contract.versions.results import TrainingRecord
+from tests import versions
 from trainer.evaluation.holdout import HeldOut, as_decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import measure
 from trainer.labels.dataset import Pixels, Unreadable, split
@@ -44,15 +45,12 @@ def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, fr
         unreadable=(Unreadable("broken.png", "cut short"),),
     )
     interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets[validation], classes))
-    manifest = Manifest(
-        version="20260102T030405678Z-abcdef",
-        created_at="2026-01-02T03:04:05+00:00",
+    manifest = replace(
+        versions.manifest("20260102T030405678Z-abcdef"),
         labels=tuple(labels),
-        control=None,
         input=InputSpec(40, 40),
         passes=PASSES,
         dropout_sites=(DropoutSite((8,), 0.5),),
-        backbone=Backbone("small", "0" * 64, "features", "fp32"),
         multiple=multiple,
         temperature=fit_temperature(mean, targets[validation], multiple=multiple),
         metrics=replace(

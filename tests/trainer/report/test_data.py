@@ -11,7 +11,6 @@ from trainer.report.data import to_json, work_out
 
 @pytest.mark.parametrize("multiple", [False, True])
 def test_the_figures_are_those_of_the_manifest(multiple):
-    """What the classes amount to is the version's macro-F1; the histogram's right images are its accuracy."""
     inputs = make_inputs(multiple=multiple)
     found, metrics = work_out(inputs), inputs.manifest.metrics
     assert np.mean([each.f1 for each in found.classes]) == pytest.approx(metrics.macro_f1)
@@ -22,7 +21,6 @@ def test_the_figures_are_those_of_the_manifest(multiple):
 
 
 def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
-    """The probability is the tempered one; what is right is told from what is not."""
     inputs = make_inputs()
     manifest = inputs.manifest
     assert manifest.temperature != 1
@@ -35,34 +33,12 @@ def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
         assert shown.bald == inputs.bald[row]
 
 
-def test_labels_of_all_images_are_judged_where_a_part_was_frozen():
-    """Otherwise of those that training did not see, and by the version itself."""
-    found = work_out(make_inputs(frozen=True))
-    assert (found.judged_by, found.judgement.images) == ("cross-validation", 90)
-    inputs = make_inputs(frozen=False)
-    found = work_out(inputs)
-    assert (found.judged_by, found.judgement.images) == ("validation", len(inputs.parts.validation))
-    assert {each.image for each in found.judgement.found} <= set(inputs.parts.validation.tolist())
-
-
 def test_images_that_neither_train_nor_validate_are_not_judged():
-    """Their embeddings mean nothing."""
     inputs = make_inputs()
     parts = replace(inputs.parts, train=inputs.parts.train[5:])
     found = work_out(replace(inputs, parts=parts))
     assert found.judgement.images == 85
     assert not {each.image for each in found.judgement.found} & set(inputs.parts.train[:5].tolist())
-
-
-def test_a_wrong_label_is_named_by_image_and_labels():
-    """An image amid those of another class."""
-    inputs = make_inputs()
-    targets = inputs.pixels.targets
-    embeddings = np.eye(3, 16, dtype=np.float32)[targets] + 0.1 * inputs.embeddings
-    embeddings[6] = embeddings[7]
-    data = work_out(replace(inputs, embeddings=embeddings))
-    first = data.judgement.found[0]
-    assert (first.image, data.names[6], first.given, first.suggested) == (6, "0/006.png", ("cat",), ("dog",))
 
 
 def test_all_labels_that_look_wrong_are_named_by_their_tasks():
@@ -105,7 +81,6 @@ def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_s
 
 @pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(multiple=True), make_inputs(images=2)])
 def test_data_are_json(inputs):
-    """Neither NaN nor a numpy number is in them, with nothing held out either."""
     document = to_json(work_out(inputs), inputs.manifest)
     assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
     assert document["metrics"] == asdict(inputs.manifest.metrics)

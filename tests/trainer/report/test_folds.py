@@ -7,7 +7,6 @@ from trainer.report.folds import FOLDS, deal
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), max_size=60))
 def test_a_group_is_never_split(images):
-    """Whatever its labels, all of its images are in one fold, and each image is in one."""
     targets, groups = (np.array([image[place] for image in images], np.int64) for place in (0, 1))
     folds = deal(targets, groups)
     assert folds.shape == targets.shape
@@ -17,7 +16,6 @@ def test_a_group_is_never_split(images):
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80))
 def test_folds_are_alike_in_classes(classes):
-    """Of each class and of all images, no fold has more than one above another."""
     targets = np.array(classes)
     folds = deal(targets, np.arange(len(targets)))
     for chosen in (targets >= 0, *(targets == label for label in set(classes))):
@@ -25,7 +23,6 @@ def test_folds_are_alike_in_classes(classes):
 
 
 def test_images_of_several_labels_are_dealt_out_by_their_rarest():
-    """Five images that alone have a label are in five folds."""
     targets = np.ones((40, 2), np.uint8)
     targets[5:, 0] = 0
     assert sorted(deal(targets, np.arange(40))[:5]) == list(range(FOLDS))

@@ -21,7 +21,6 @@ def write(inputs, folder):
 
 
 def test_a_report_is_a_page_its_figures_and_its_classes(tmp_path):
-    """All three say the same."""
     inputs = make_inputs()
     page = write(inputs, tmp_path)
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
@@ -38,12 +37,11 @@ def test_a_report_is_a_page_its_figures_and_its_classes(tmp_path):
         assert f"{float(row['f1']):.2f}" in page.text
     assert f"{inputs.manifest.metrics.macro_f1:.2f}" in page.text
     assert inputs.manifest.version in page.text
+    assert "The curve begins with the next one" in page.text
 
 
-@pytest.mark.parametrize("multiple", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("multiple", "frozen"), [(False, True), (True, False)])
 def test_a_page_loads_nothing_and_runs_nothing(tmp_path, multiple, frozen):
-    """Its pictures are in it, and its links go to the files beside it or within its own plots."""
     page = write(make_inputs(multiple=multiple, frozen=frozen), tmp_path)
     page.assert_closed("classes.csv", "figures.json")
     assert page.tags.count("img") >= 24
@@ -51,7 +49,6 @@ def test_a_page_loads_nothing_and_runs_nothing(tmp_path, multiple, frozen):
 
 @pytest.mark.parametrize("multiple", [False, True])
 def test_labels_and_messages_are_text_whatever_is_in_them(tmp_path, multiple):
-    """Markup, templates, mathematics and marks of direction stand on the page as they were written."""
     inputs = make_inputs(HOSTILE, multiple=multiple)
     training = replace(
         inputs.manifest.training,
@@ -71,7 +68,6 @@ def test_labels_and_messages_are_text_whatever_is_in_them(tmp_path, multiple):
     ("classes", "cells", "pairs"), [(12, 12, False), (13, 13, True), (40, 40, True), (41, 0, True)]
 )
 def test_confusions_are_a_table_a_picture_or_a_list(tmp_path, classes, cells, pairs):
-    """By how many classes there are."""
     labels = [f"class {number}" for number in range(classes)]
     page = write(make_inputs(labels, images=classes * 5), tmp_path)
     assert page.html.count('<th scope="col"') == cells
@@ -83,9 +79,8 @@ def test_confusions_are_a_table_a_picture_or_a_list(tmp_path, classes, cells, pa
 
 @pytest.mark.parametrize("multiple", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_thousand_classes_fit_on_a_page(tmp_path, multiple):
-    """The weakest are listed, and where the others are; of an image's many labels, some."""
     labels = [f"class {number}" for number in range(1000)]
-    page = write(make_inputs(labels, images=500 if multiple else 2000, multiple=multiple, frozen=False), tmp_path)
+    page = write(make_inputs(labels, images=150 if multiple else 2000, multiple=multiple, frozen=False), tmp_path)
     assert "The 60 weakest of 1,000" in page.text
     assert not multiple or " more" in page.text
     assert len(page.html) < 1_000_000
@@ -94,28 +89,21 @@ def test_a_thousand_classes_fit_on_a_page(tmp_path, multiple):
 
 
 def test_where_nothing_was_held_out_the_page_says_so(tmp_path):
-    """It has no plots, and no table of confusions."""
     page = write(make_inputs(images=2), tmp_path)
     assert "nothing was measured" in page.text
     assert "There are too few images to judge labels by." in page.text
     assert not {"svg", "img"} & set(page.tags)
 
 
-@pytest.mark.slow
-def test_versions_are_drawn_once_there_are_two(tmp_path):
-    """Those that were measured otherwise are told apart."""
+def test_versions_that_were_measured_otherwise_are_told_apart(tmp_path):
     inputs = make_inputs()
-    page = write(inputs, tmp_path)
-    assert "The curve begins with the next one" in page.text
     former = replace(inputs.manifest, training=replace(inputs.manifest.training, images=50, validation="audit"))
-    (tmp_path / "second").mkdir()
-    second = write(replace(inputs, earlier=[former]), tmp_path / "second")
-    assert second.tags.count("svg") == page.tags.count("svg") + 1
-    assert "Each was measured on other images" in second.text
+    page = write(replace(inputs, earlier=[former]), tmp_path)
+    assert "Each was measured on other images" in page.text
+    assert "The curve begins with the next one" not in page.text
 
 
 def test_a_line_is_said_to_join_what_was_measured_on_the_same_images(tmp_path):
-    """And what was not is said not to be comparable."""
     inputs = make_inputs()
     former = [replace(inputs.manifest, version=f"2025010{day}T030405678Z-abcdef") for day in (1, 2)]
     compared = tuple(Compared(each.version, 90, 0.5, 0.25, 0.75) for each in (former[1], inputs.manifest))
@@ -141,7 +129,6 @@ def test_a_reliability_diagram_of_few_images_says_that_it_says_nothing(tmp_path,
 
 @pytest.mark.slow
 def test_equal_inputs_gives_equal_files(tmp_path):
-    """Byte for byte, so that a version can be made again."""
     inputs = make_inputs()
     for name in ("first", "second"):
         write_report(inputs, tmp_path / name)

@@ -31,13 +31,11 @@ def encoded(width, height, *, orientation=None, form="PNG", mode="RGB"):
     ids=["wide", "small", "thin", "sideways", "upside-down", "palette", "16-bit"],
 )
 def test_a_thumbnail_keeps_the_shape(data, size):
-    """Upright, and no larger than 160 pixels."""
     with Image.open(io.BytesIO(thumbnail(data))) as image:
         assert (image.format, image.size, image.mode) == ("JPEG", size, "RGB")
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", encoded(50, 50)[:60]])
 def test_what_is_no_image_is_refused(data):
-    """By the error that leaves it out."""
     with pytest.raises(DecodeError):
         thumbnail(data)
