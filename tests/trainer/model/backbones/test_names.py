@@ -1,9 +1,7 @@
-"""What `--backbone` takes, and what is said of anything else."""
-
 import pytest
 
 from contract.errors import ConfigError
-from trainer.model.backbones import default_image_size, open_backbone
+from trainer.model.backbones import open_backbone
 
 
 @pytest.mark.parametrize(
@@ -17,12 +15,5 @@ from trainer.model.backbones import default_image_size, open_backbone
     ],
 )
 def test_what_cannot_be_opened_is_refused(name, options, says):
-    """With what may be meant, and all kinds that there are."""
     with pytest.raises(ConfigError, match=says):
         open_backbone(name, **options)
-
-
-def test_a_name_like_none_is_just_unknown():
-    """Nothing is guessed; sizes are asked of the same names."""
-    with pytest.raises(ConfigError, match=r"'my own network' is not known\. It takes"):
-        default_image_size("my own network")

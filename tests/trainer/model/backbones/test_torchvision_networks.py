@@ -1,7 +1,4 @@
-"""torchvision's classifiers as backbones."""
-
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torchvision
@@ -9,28 +6,13 @@ from torch import nn
 
 from contract.errors import ConfigError
 from trainer.model.backbones import default_image_size, open_backbone
-from trainer.model.backbones.torchvision_networks import FAMILIES, names
+from trainer.model.backbones.torchvision_networks import names
+from trainer.model.frozen import freeze
 
 pytestmark = pytest.mark.slow  # whole networks are made, and some are exported
 
 IMAGES = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGENET = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SMALLEST = (
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "regnet_y_400mf",
-    "resnet18",
-    "resnext50_32x4d",
-    "shufflenet_v2_x0_5",
-    "swin_t",
-    "vgg11",
-    "vit_b_32",
-    "wide_resnet50_2",
-)
-"""Of each family."""
 
 
 @pytest.fixture
@@ -58,18 +40,27 @@ def before_last_layer(network, images):
     return found[0]
 
 
-def test_each_family_is_tested():
-    """The list below has a network of each."""
-    assert {next(family for family in FAMILIES if name.startswith(family)) for name in SMALLEST} == set(FAMILIES)
-
-
-@pytest.mark.parametrize("name", [name for name in SMALLEST if name != "vgg11"])
+@pytest.mark.parametrize(
+    "name",  # the smallest of each family but the VGGs
+    [
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "regnet_y_400mf",
+        "resnet18",
+        "resnext50_32x4d",
+        "shufflenet_v2_x0_5",
+        "swin_t",
+        "vit_b_32",
+        "wide_resnet50_2",
+    ],
+)
 def test_features_are_what_the_classifier_is_given(name, saved):
-    """With the weights of a file, whose classifier may be of any number of classes, or away."""
-    size = 64
-    options = {"image_size": size} if name.startswith("vit") else {}
+    options = {"image_size": 64} if name.startswith("vit") else {}
     network, file = saved(name, num_classes=7, **options)
-    backbone = open_backbone(name, image_size=size, weights=file)
+    backbone = open_backbone(name, image_size=64, weights=file)
     with torch.no_grad():
         features = backbone.module(IMAGES)
     torch.testing.assert_close(features, before_last_layer(network, IMAGES), rtol=1e-4, atol=1e-4)
@@ -78,9 +69,8 @@ def test_features_are_what_the_classifier_is_given(name, saved):
     assert len(backbone.provenance.loaded) > 10
 
 
-@pytest.mark.parametrize(("name", "grid"), [("vgg11", 7), ("resnet18", 3), ("efficientnet_b0", 2)])
+@pytest.mark.parametrize(("name", "grid"), [("resnet18", 3), ("efficientnet_b0", 2)])
 def test_the_last_map_is_pooled_to_a_grid(name, grid, saved):
-    """Channels slowest, as torchvision's own pooling and flattening give them."""
     network, file = saved(name)
     backbone = open_backbone(name, image_size=64, weights=file, grid=grid)
     network.avgpool = nn.AdaptiveAvgPool2d(grid)
@@ -92,7 +82,6 @@ def test_the_last_map_is_pooled_to_a_grid(name, grid, saved):
 
 
 def test_a_vggs_features_are_the_means_of_its_last_three_stages(saved):
-    """Of what each of its last three poolings is given."""
     network, file = saved("vgg11_bn", without=["classifier"])
     maps = []
     for layer in network.features:
@@ -117,7 +106,6 @@ def test_a_convnext_needs_its_last_normalisation(saved):
 
 
 def test_a_vit_takes_images_of_other_sizes(saved):
-    """What it learnt for each place is interpolated, as torchvision does it."""
     _, file = saved("vit_b_32", image_size=64)
     backbone = open_backbone("vit_b_32", image_size=96, weights=file)
     assert backbone.module[1].encoder.pos_embedding.shape == (1, 10, 768)
@@ -126,53 +114,27 @@ def test_a_vit_takes_images_of_other_sizes(saved):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "vit_b_32"])
-def test_onnx_computes_what_torch_computes(name):
-    """For any number of images, without a Dropout; of equal blocks in a row the first speaks for all."""
+@pytest.mark.parametrize("name", ["convnext_tiny", "vit_b_32"])
+def test_onnx_computes_what_torch_computes(name, tmp_path):
+    """Without a Dropout; of equal blocks in a row the first speaks for all."""
     torch.manual_seed(1)
     backbone = open_backbone(name, image_size=64, weights="none")
     for stage in [each for each in backbone.module.modules() if isinstance(each, nn.Sequential)]:
         if len({type(block) for block in stage}) == 1 and not isinstance(stage[0], nn.Sequential):
             del stage[1:]
-    program = torch.onnx.export(
-        backbone.module,
-        (IMAGES[:2],),
-        dynamo=True,
-        opset_version=20,
-        input_names=["images"],
-        output_names=["features"],
-        dynamic_shapes=({0: torch.export.Dim("N")},),
-        verbose=False,
-    )
-    graph = program.model_proto
-    session = onnxruntime.InferenceSession(graph.SerializeToString())
     with torch.no_grad():
         expected = backbone.module(IMAGES).numpy()
-    found = session.run(["features"], {"images": IMAGES.numpy()})[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert "Dropout" not in {node.op_type for node in graph.graph.node}
-
-
-@pytest.mark.parametrize("name", ["efficientnet_b0", "swin_t", "vit_b_32"])
-def test_a_backbone_is_the_same_in_training_mode_but_for_batch_normalisation(name):
-    """What torchvision drops in training is not there."""
-    backbone = open_backbone(name, image_size=64, weights="none")
-    expected = backbone.module(IMAGES)
-    backbone.module.train()
-    for module in backbone.module.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    torch.testing.assert_close(backbone.module(IMAGES), expected)
+    frozen = freeze(backbone, tmp_path)
+    np.testing.assert_allclose(frozen.compute(IMAGES.numpy()), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    assert "Dropout" not in {node.op_type for node in frozen.graph.graph.node}
 
 
 def test_sizes_are_those_of_the_weights():
-    """Each network says for what images it was trained; too small ones are refused."""
     assert [default_image_size(name) for name in ("resnet18", "efficientnet_b3", "swin_v2_t")] == [224, 300, 256]
     with pytest.raises(ConfigError, match=r"takes no images of 16 pixels a side .*at least 32"):
         open_backbone("resnet18", image_size=16, weights="none")
 
 
 def test_every_name_has_weights():
-    """Whatever is listed has ImageNet weights, with a mean and a deviation, to be cut from."""
     assert len(names()) > 50
     assert all(default_image_size(name) >= 224 for name in names())
