@@ -1,5 +1,4 @@
 import shutil
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,7 +7,6 @@ import torch
 
 from contract.errors import LoweringError, ProbeMismatch
 from contract.graph.probe import Probe
-from contract.scores.acquisition import bald
 from contract.versions.repository import Repository
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, PROBE_FILE
 from tests.trainer.small import coloured_images, freeze_network, lively_network, small_network, stage_files
@@ -28,32 +26,15 @@ def staged(tmp_path):
         yield staged, stage_files(staged, lively_network(), IMAGES)
 
 
-def test_an_export_of_several_labels_is_valid(tmp_path):
-    """The manifest says that the graph is to end in sigmoids; read as of one label, the same files are refused."""
-    with Repository(tmp_path).stage(datetime(2026, 1, 2, tzinfo=UTC)) as stage:
-        manifest = stage_files(stage, lively_network(), IMAGES, multiple=True)
-        validation = validate_version(stage.describe(manifest))
-        assert validation.largest_difference < 1e-5
-        probe = Probe.load(stage.path / PROBE_FILE)
-        assert validation.mean_bald == pytest.approx(bald(probe.masked_probabilities, multiple=True).mean(), rel=1e-3)
-        with pytest.raises(ProbeMismatch):
-            validate_version(stage.describe(replace(manifest, multiple=False)))
-
-
-def write_graph(network, folder):
-    """Write another network's graph and weights over those that are there."""
-    backbone = freeze_network(network, folder / "other")
-    shutil.copyfile(backbone.folder / BACKBONE_WEIGHTS_FILE, folder / BACKBONE_WEIGHTS_FILE)
-    export(backbone.graph, network.head, folder)
-    shutil.rmtree(backbone.folder)
-
-
 def test_a_manifest_of_another_graph_is_refused(staged):
     """Masks are drawn after the manifest, so its sites must be the graph's."""
     stage, manifest = staged
     network = small_network()
     network.head[5].p = 0.4
-    write_graph(network, stage.path)
+    backbone = freeze_network(network, stage.path / "other")
+    shutil.copyfile(backbone.folder / BACKBONE_WEIGHTS_FILE, stage.path / BACKBONE_WEIGHTS_FILE)
+    export(backbone.graph, network.head, stage.path)
+    shutil.rmtree(backbone.folder)
     with pytest.raises(LoweringError, match=r"0\.4.*0\.25"):
         validate_version(stage.describe(manifest))
 
