@@ -6,7 +6,7 @@ from torch import nn
 from contract.errors import TrainingError
 from tests.trainer.small import small_network
 from trainer.model import bayes
-from trainer.model.bayes import activate_dropout, dropout_probabilities
+from trainer.model.bayes import activate_dropout
 
 PASSES = 2000
 
@@ -14,7 +14,6 @@ PASSES = 2000
 @pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
 def test_passes_are_those_of_a_loop_over_the_head(multiple, monkeypatch):
-    """In mean and deviation, image by image, however many a forward takes; of several labels they are sigmoids."""
     monkeypatch.setattr(bayes, "_ROWS_A_FORWARD", 2)
     torch.manual_seed(0)
     network = small_network().eval()
@@ -32,14 +31,6 @@ def test_passes_are_those_of_a_loop_over_the_head(multiple, monkeypatch):
     assert passes.std(axis=1).min() > 0.01
 
 
-def test_probabilities_are_in_the_order_of_the_layers():
-    """Whether a Dropout is alive or not."""
-    module = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.25)), nn.Dropout(0.1))
-    assert dropout_probabilities(module) == (0.5, 0.25, 0.1)
-    activate_dropout(module)
-    assert dropout_probabilities(module) == (0.5, 0.25, 0.1)
-
-
 @pytest.mark.parametrize("dropout", [nn.Dropout1d(), nn.Dropout2d(), nn.AlphaDropout(), nn.Dropout(0.0)])
 def test_dropout_that_would_stay_dead_is_refused(dropout):
     """A layer that baal passes over, that the export loses or that drops nothing is named."""
@@ -48,6 +39,5 @@ def test_dropout_that_would_stay_dead_is_refused(dropout):
 
 
 def test_a_network_without_dropout_is_refused():
-    """There would be nothing to tell passes apart."""
     with pytest.raises(TrainingError, match="has no Dropout"):
         activate_dropout(nn.Sequential(nn.Linear(2, 2)))

@@ -1,5 +1,3 @@
-"""A head learns from labels, and from images without one that it is sure of."""
-
 from dataclasses import replace
 
 import numpy as np
@@ -39,7 +37,6 @@ def weights_of(head):
 
 @pytest.mark.slow
 def test_handwritten_digits_are_told_apart_better_with_unlabelled_ones_beside_them():
-    """With 30 labels, on digits that nobody has seen, on average over three draws."""
     digits = load_digits()
     points, truth = digits.data.astype(np.float32), digits.target.astype(np.int64)
     gained = []
@@ -77,7 +74,6 @@ def test_the_same_images_give_the_same_head_and_the_option_decides():
 
 
 def test_the_second_fit_has_the_labels_and_the_surest_images_at_half_their_weight(monkeypatch):
-    """Standardised by the labelled images, from the same start as the first."""
     from trainer.model import fit_head as module
 
     seen, fit = [], module.fit
@@ -103,7 +99,6 @@ def test_the_second_fit_has_the_labels_and_the_surest_images_at_half_their_weigh
 
 
 def test_a_large_set_is_gone_through_half_as_often():
-    """With 400 labels and 1,000 pseudo-labels ten times, without these 22 times, for 150 steps."""
     features, targets = clouds(400)
     unlabelled, _ = clouds(4000, seed=1)
     epochs = [fitted_head(features, targets, unlabelled=each)[1].recipe.epochs for each in (None, unlabelled)]
@@ -127,7 +122,6 @@ def test_predictions_are_those_of_the_mean_over_many_passes():
     st.lists(st.integers(0, 4), min_size=3, max_size=3),
 )
 def test_of_each_class_the_surest_are_chosen(scores, labels_by_class):
-    """No more than four a label, of those for which no class is likelier, and none that is less sure than one left."""
     probabilities = scores / scores.sum(axis=1, keepdims=True)
     rows, labels = choose_surest(probabilities, np.array(labels_by_class))
     assert len({*rows.tolist()}) == len(rows) == len(labels)
@@ -142,26 +136,6 @@ def test_of_each_class_the_surest_are_chosen(scores, labels_by_class):
 
 
 def test_with_many_labels_there_are_fewer_pseudo_labels_a_label():
-    """So that they are 1,000 at most, in the proportion of the labels."""
     probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 20_000)
     _, labels = choose_surest(probabilities, np.array([2000, 1500, 500]))
     assert np.bincount(labels).tolist() == [500, 375, 125]
-
-
-@pytest.mark.parametrize("trust", [0.25, 0.5])
-def test_classes_weigh_alike_whatever_pseudo_labels_count_for(trust):
-    """Against a weighted cross-entropy by hand, of a head that is not moved."""
-    from trainer.model.fit import fit
-    from trainer.model.recipe import Recipe
-
-    rng = np.random.default_rng(0)
-    points, targets = torch.from_numpy(rng.normal(size=(12, 4))).float(), np.array([0] * 9 + [1] * 3)
-    each = np.where(np.arange(12) % 2, 1, trust).astype(np.float32)
-    torch.manual_seed(0)
-    module = torch.nn.Linear(4, 2)
-    with torch.no_grad():
-        log_p = module(points).log_softmax(dim=1).double().numpy()
-    weights = each / np.bincount(targets, weights=each)[targets]
-    expected = -(weights * log_p[np.arange(12), targets]).sum() / weights.sum()
-    fitted = fit(module, points, targets, classes=2, recipe=Recipe(0.0, 1, 4), device=CPU, trust=each)
-    assert fitted.losses[0] == pytest.approx(expected, rel=1e-5)

@@ -54,7 +54,11 @@ def refuse(*args, **kwargs):
 
 class TestPublished:
     def test_what_the_newest_version_of_the_backbone_has_is_taken_as_it_is(self, backbone, repository, monkeypatch):
-        """Not made anew, though there are other images: versions of other backbones, or without it, are passed over."""
+        """Not made anew, though there are other images, and put above what lies in the cache.
+
+        Versions of other backbones, or without it, are passed over.
+        """
+        (backbone.folder / INT8_BACKBONE_FILE).write_bytes(b"own")
         monkeypatch.setattr(int8, "quantise", refuse)
         for fingerprint, content in (
             (backbone.fingerprint, b"old"),
@@ -68,16 +72,8 @@ class TestPublished:
         assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == b"new"
         assert found.describe().precision == "int8"
 
-    def test_what_lies_in_the_cache_gives_way_to_it(self, backbone, repository):
-        """Servers have features of the published one."""
-        (backbone.folder / INT8_BACKBONE_FILE).write_bytes(b"own")
-        publish(repository, backbone.fingerprint, b"published")
-        in_best_precision(backbone, IMAGES, repository=repository)
-        assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == b"published"
-
     @pytest.mark.parametrize("file", [INT8_BACKBONE_FILE, "model.onnx", "manifest.json"])
     def test_damaged_versions_are_passed_over(self, backbone, repository, file):
-        """An int8 backbone that was edited, or lies in a version that cannot be trusted, is not published again."""
         publish(repository, backbone.fingerprint, b"sound")
         damaged = publish(repository, backbone.fingerprint, b"other")
         (damaged.path / file).write_bytes(b"whoops!"[: (damaged.path / file).stat().st_size])
@@ -86,8 +82,7 @@ class TestPublished:
 
 
 class TestVerdict:
-    def test_features_as_good_and_faster_are_taken(self, backbone, repository, fast, caplog):
-        """The file is made, and what is computed by it is near to what float32 gives, and not the same."""
+    def test_features_as_good_and_faster_are_taken_and_kept(self, backbone, repository, fast, monkeypatch, caplog):
         caplog.set_level("INFO", "trainer")
         found = in_best_precision(backbone, IMAGES, repository=repository)
         assert found.precision == "int8"
@@ -96,30 +91,24 @@ class TestVerdict:
         assert found.key != backbone.key
         assert [path.name for path in found.files] == ["backbone.onnx.data", INT8_BACKBONE_FILE]
         assert "times as fast: used" in caplog.text
+        verdict = json.loads((backbone.folder / "int8.json").read_text())
+        assert verdict["better"]
+        assert 0.5 < verdict["likeness"] <= 1
+        before = (backbone.folder / INT8_BACKBONE_FILE).read_bytes()
+        monkeypatch.setattr(int8, "quantise", refuse)
+        monkeypatch.setattr(int8, "LEAST_LIKENESS", 2.0)  # made again, of other images, the verdict might be another
+        assert in_best_precision(backbone, IMAGES[:3], repository=repository).precision == "int8"
+        assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == before
 
     @pytest.mark.parametrize("bound", ["LEAST_LIKENESS", "LEAST_SPEEDUP"])
     def test_worse_or_no_faster_ones_are_not(self, backbone, repository, fast, monkeypatch, caplog, bound):
-        """The log says how it was judged."""
         caplog.set_level("INFO", "trainer")
         monkeypatch.setattr(int8, bound, 1e6)
         assert in_best_precision(backbone, IMAGES, repository=repository) == backbone
         assert "not used" in caplog.text
 
-    def test_it_is_kept(self, backbone, repository, fast, monkeypatch):
-        """Though made again, of other images, the file would be another, and the verdict might."""
-        assert in_best_precision(backbone, IMAGES, repository=repository).precision == "int8"
-        before = (backbone.folder / INT8_BACKBONE_FILE).read_bytes()
-        monkeypatch.setattr(int8, "quantise", refuse)
-        monkeypatch.setattr(int8, "LEAST_LIKENESS", 2.0)
-        assert in_best_precision(backbone, IMAGES[:3], repository=repository).precision == "int8"
-        assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == before
-        verdict = json.loads((backbone.folder / "int8.json").read_text())
-        assert verdict["better"]
-        assert 0.5 < verdict["likeness"] <= 1
-
     @pytest.mark.parametrize("lost", ["verdict", "file"])
     def test_what_was_lost_is_made_again(self, backbone, repository, fast, lost):
-        """A verdict that a crash cut short, or a file that somebody cleaned up."""
         in_best_precision(backbone, IMAGES, repository=repository)
         if lost == "verdict":
             (backbone.folder / "int8.json").write_text('{"bet')

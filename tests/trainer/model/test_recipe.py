@@ -12,7 +12,6 @@ PARTS = ("all", "classifier")
 
 @given(st.integers(1, 5000), st.integers(16, 64))
 def test_batches_are_even(images, most):
-    """No batch is larger than allowed, and the last one is at least half full."""
     size = even_batches(images, most=most)
     assert size <= most
     assert size == images or size > most // 2
@@ -21,7 +20,6 @@ def test_batches_are_even(images, most):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_small_sets_get_enough_steps(part):
-    """Four images get as many steps as a hundred; classes weigh alike by default."""
     few, many = choose_recipe(Training(), part, 4), choose_recipe(Training(), part, 2000)
     assert few.epochs * math.ceil(4 / few.batch_images) >= 60
     assert many.epochs < few.epochs
@@ -32,7 +30,6 @@ def test_small_sets_get_enough_steps(part):
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_what_the_settings_insist_on_is_kept(part, decay):
-    """Nothing at all is something to insist on."""
     training = Training(epochs=3, learning_rate=0.5, weight_decay=decay, class_balance=decay)
     found = choose_recipe(training, part, 100)
     assert found == Recipe(0.5, 3, found.batch_images, weight_decay=decay, class_balance=decay)

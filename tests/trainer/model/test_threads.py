@@ -7,7 +7,6 @@ from trainer.model.threads import few_threads
 
 @pytest.mark.parametrize(("units", "threads"), [(10, 1), (2000, 3)], ids=["small", "large"])
 def test_what_is_small_is_computed_in_one_thread(units, threads):
-    """And afterwards there are as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
