@@ -6,29 +6,14 @@ import numpy as np
 
 from trainer.study.records import PassAgreement, Round, Study
 
-STRATEGIES = {
-    "random": 1.0,
-    "baal-bald": 1.5,
-    "labelnext": 2.6,
-    "balanced-cover": 2.7,
-    "balanced-bald-margin": 2.5,
-    "margin": 1.8,
-    "badge": 1.3,
-    "bald": 1.55,
-    "batch-bald": 1.6,
-    "bald-200": 1.5,
-    "core-set": 0.9,
-}
-"""How many images of random's one image of theirs is worth, on rare classes."""
+WORTH = {"random": 1.0, "baal-bald": 1.5, "labelnext": 2.6, "margin": 1.8, "bald": 1.55, "core-set": 0.9}
+"""How many images of random's one image of theirs is worth, on rare classes; of other strategies as many."""
 
 
-def make_study(
-    *, strategies=None, seeds=5, rounds=9, classes=10, initial=100, query=100, ratio=100, default="labelnext"
-):
-    """Return a study with a long tail of classes; rounds count the initial set."""
-    pool = np.maximum(1, np.round(5000 * ratio ** (-np.arange(classes) / max(1, classes - 1)))).astype(int)
+def make_study(*, strategies=tuple(WORTH), seeds=5, rounds=9, classes=10, default="labelnext"):
+    """Return a study with a long tail of classes; rounds of 100 labels count the initial set."""
+    pool = np.maximum(1, np.round(5000 * 100 ** (-np.arange(classes) / max(1, classes - 1)))).astype(int)
     minority = tuple(range(classes - max(1, classes // 3), classes))
-    strategies = STRATEGIES if strategies is None else {name: STRATEGIES.get(name, 1.0) for name in strategies}
     return Study(
         name="cifar10-lt",
         classes=tuple(f"class {index}" for index in range(classes)),
@@ -41,17 +26,11 @@ def make_study(
             "machine": "2 cores, 4 GB",
             "date": "2026-01-31",
             "passes": 20,
-            "initial": initial,
-            "query": query,
             "learning_rate": 0.004,
-            "strategies": list(strategies),
         },
         runs={
-            name: tuple(
-                make_run(name, worth, seed, pool / pool.sum(), minority, rounds, initial, query)
-                for seed in range(seeds)
-            )
-            for name, worth in strategies.items()
+            name: tuple(make_run(name, seed, pool / pool.sum(), minority, rounds) for seed in range(seeds))
+            for name in strategies
         },
         agreement=tuple(
             PassAgreement(seed, passes, 12_000, 0.71 + 0.27 * passes / 200 + 0.005 * seed, 0.5 + 0.45 * passes / 200)
@@ -61,17 +40,17 @@ def make_study(
     )
 
 
-def make_run(name, worth, seed, shares, minority, rounds, initial, query):
-    """Return the rounds of a strategy whose images of rare classes come `worth` times as often as by chance."""
-    own = np.random.default_rng([seed, *name.encode()])
+def make_run(name, seed, shares, minority, rounds):
+    """Return the rounds of a strategy whose images of rare classes come more often than by chance."""
+    own, worth = np.random.default_rng([seed, *name.encode()]), WORTH.get(name, 1.0)
     common = np.random.default_rng(seed).normal(0, 0.02)
     weight = shares ** (1 / worth)
     weight /= weight.sum()
     run = []
     for number in range(rounds):
-        labels = initial + number * query
-        counts = np.random.default_rng(seed).multinomial(initial, shares)
-        counts += own.multinomial(labels - initial, weight)
+        labels = 100 * (number + 1)
+        counts = np.random.default_rng(seed).multinomial(100, shares)
+        counts += own.multinomial(labels - 100, weight)
         noise = own.normal(0, 0.008, len(shares)) if number else np.zeros(len(shares))
         f1 = np.clip(1 - 1.6 / (counts + 3) ** 0.3 + common + noise, 0, 1)
         accuracy = float(np.clip((f1 * shares).sum() + 0.02, 0, 1))

@@ -4,6 +4,7 @@ import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ def folder(tmp_path):
     return write_folders(tmp_path / "colours", each=8)
 
 
-def zipped(folder, *, below="", path=None, extra=()):
+def zipped(folder, *, below="", extra=()):
     """Write all files of a folder to a zip beside it, and some empty ones."""
-    path = path or folder.with_suffix(".zip")
+    path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*.*"), reverse=True):
             archive.write(file, below + file.relative_to(folder).as_posix())
@@ -47,8 +48,7 @@ def contents(pool):
 
 
 class TestClassFolders:
-    def test_labels_are_the_folders_names(self, folder):
-        """Images stand in the order in which the trainer reads class folders."""
+    def test_labels_are_the_folders_names_and_a_share_of_each_is_for_testing(self, folder, monkeypatch):
         pool = read_pool(folder, None)
         assert pool.name == "colours"
         assert pool.classes == tuple(sorted(COLOURS))
@@ -57,33 +57,22 @@ class TestClassFolders:
             each.reference for each in from_folder(folder).images
         ]
         assert all(each.startswith(f"{label}/") for each, label, _ in rows_of(pool))
-
-    def test_a_share_of_each_class_is_for_testing_and_always_the_same(self, folder):
-        """Two studies of one folder are tested on the same images."""
-        pool = read_pool(folder, None)
         assert np.bincount(pool.targets[pool.test]).tolist() == [2, 2, 2]
         assert np.flatnonzero(pool.test).tolist() == split(pool.targets, fraction=0.25, seed=0)[1].tolist()
         assert read_pool(folder, None, test_share=0.5).test.sum() == 12
+        monkeypatch.chdir(folder)
+        here = read_pool(Path("."), None)
+        assert (here.name, rows_of(here), contents(here)) == (pool.name, rows_of(pool), contents(pool))
 
     @pytest.mark.parametrize("below", ["", "inside/"])
     def test_a_zip_is_the_same_pool_as_its_folder(self, folder, below):
-        """References, labels, the split and the bytes agree, and what macOS adds is passed over."""
         extra = (".DS_Store", f"__MACOSX/{below}blue/._000.png", f"{below}blue/", f"{below}empty/")
         pool, other = read_pool(folder, None), read_pool(zipped(folder, below=below, extra=extra), None)
         assert rows_of(other) == rows_of(pool)
         assert (other.name, other.classes) == (pool.name, pool.classes)
         assert contents(other) == contents(pool)
 
-    def test_the_current_folder_is_a_folder(self, folder, monkeypatch):
-        """It has its own name and the same images."""
-        pool = read_pool(folder, None)
-        monkeypatch.chdir(folder)
-        here = read_pool(type(folder)("."), None)
-        assert (here.name, rows_of(here)) == (pool.name, rows_of(pool))
-        assert contents(here) == contents(pool)
-
     def test_copies_are_on_one_side(self, folder):
-        """What a network was trained on is no test of it."""
         for file in sorted((folder / "red").iterdir())[1:]:
             shutil.copyfile(file, file.with_name(f"{file.stem} copy.png"))
         pool = read_pool(folder, None)
@@ -107,71 +96,30 @@ class TestClassFolders:
             pool.read(0)
         assert np.bincount(pool.targets[pool.test]).tolist() == [2, 2, 2]
 
-    def test_a_class_of_one_image_is_refused_by_name(self, folder):
-        """It can be labelled or tested on, not both."""
-        for file in sorted((folder / "green").iterdir())[1:]:
-            file.unlink()
-        with pytest.raises(LabelError, match="'green' has 1 and 0; add images, leave the class out"):
-            read_pool(folder, None)
 
-    @pytest.mark.parametrize("kind", ["folder", "zip"])
-    def test_one_class_is_refused(self, folder, kind):
-        """There is nothing to tell apart."""
-        shutil.rmtree(folder / "red")
-        shutil.rmtree(folder / "green")
-        with pytest.raises(LabelError, match="at least 2 classes"):
-            read_pool(folder if kind == "folder" else zipped(folder), None)
-
-    @pytest.mark.parametrize("kind", ["folder", "zip"])
-    def test_an_image_that_went_away_is_a_fault_of_that_image(self, folder, kind):
-        """Others can still be read."""
-        pool = read_pool(folder if kind == "folder" else zipped(folder), None)
-        gone = replace(pool, references=("red/none.png", *pool.references[1:]))
-        with pytest.raises(FetchError, match="cannot be read"):
-            gone.read(0)
-        assert gone.read(1)
-
-
-class TestState:
-    """What names the pixels: it is another as soon as a file is."""
-
-    @pytest.fixture
-    def pool(self, folder):
-        return read_pool(folder, None)
-
-    def test_is_the_same_for_the_same_files(self, folder, pool):
-        """Of a folder and of a zip; other images of it are another."""
-        for path in (folder, zipped(folder)):
-            one, other = read_pool(path, None), read_pool(path, None)
-            assert one.state() == other.state()
-            assert replace(one, references=one.references[1:]).state() != one.state()
-
-    @pytest.mark.parametrize("change", ["size", "time", "gone"])
-    def test_follows_each_file_of_a_folder(self, folder, pool, change):
-        """Its size, even where its time was put back, and its time; one that is gone is no error here."""
-        before, file = pool.state(), folder / pool.references[5]
-        times = file.stat()
-        if change == "size":
+@pytest.mark.parametrize("change", ["size", "time", "gone", "moved", "zip", "fewer"])
+def test_pixels_are_named_by_the_state_of_all_files(folder, tmp_path, change):
+    """Of a folder and of a zip; one that is gone is no error here."""
+    path = zipped(folder) if change == "zip" else folder
+    pool = read_pool(path, None)
+    assert pool.state() == read_pool(path, None).state()
+    before, file = pool.state(), folder / pool.references[5]
+    times = file.stat()
+    match change:
+        case "size":
             file.write_bytes(b"other")
             os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-        elif change == "time":
+        case "time":
             os.utime(file, ns=(1, 1))
-        else:
+        case "gone":
             file.unlink()
-        assert pool.state() != before
-
-    def test_follows_a_zip(self, folder):
-        """One that was made again is another."""
-        pool = read_pool(zipped(folder), None)
-        before = pool.state()
-        os.utime(folder.with_suffix(".zip"), ns=(1, 1))
-        assert pool.state() != before
-
-    def test_of_equal_names_elsewhere_is_another(self, folder, pool, tmp_path):
-        """Two folders may hold other images under the same names, sizes and times."""
-        before = pool.state()
-        moved = folder.rename(tmp_path / "moved")
-        assert replace(pool, root=moved).state() != before
+        case "moved":
+            pool = replace(pool, root=folder.rename(tmp_path / "moved"))
+        case "zip":
+            os.utime(path, ns=(1, 1))
+        case "fewer":
+            pool = replace(pool, references=pool.references[1:])
+    assert pool.state() != before
 
 
 def write_manifest(folder, lines, *, header="path,label,split", encoding="utf-8"):
@@ -192,7 +140,6 @@ def lines_of(folder, *, splits=("pool", "test", "pool", "train")):
 class TestManifest:
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
     def test_says_what_an_image_shows_and_what_is_for_testing(self, folder, encoding):
-        """Rows are images, in their order; whatever is not marked as test may be labelled."""
         lines = [line.replace(",blue,", ",bleu é,") for line in lines_of(folder)]
         pool = read_pool(folder, write_manifest(folder, lines, encoding=encoding))
         expected = [(path, label, side == "test") for path, label, side in (line.split(",") for line in lines)]
@@ -201,13 +148,11 @@ class TestManifest:
 
     @pytest.mark.parametrize("header", ["path,label", "path,label,split"])
     def test_without_test_rows_a_share_is_for_testing(self, folder, header):
-        """The same images as without a manifest."""
         lines = [line.removesuffix("pool").rstrip(",") for line in lines_of(folder, splits=("pool",))]
         pool = read_pool(folder, write_manifest(folder, lines, header=header))
         assert rows_of(pool) == rows_of(read_pool(folder, None))
 
     def test_other_columns_spaces_and_needless_dots_do_no_harm(self, folder):
-        """People write these files by hand and by program."""
         lines = ["7, ./{} ,{} , {}".format(*line.replace("test", "Test").split(",")) for line in lines_of(folder)]
         pool = read_pool(folder, write_manifest(folder, [*lines, ""], header="size,path,label,split"))
         assert rows_of(pool) == rows_of(read_pool(folder, write_manifest(folder, lines_of(folder))))
@@ -222,51 +167,36 @@ class TestManifest:
             ([",red,"], "1 have not both, the first being row 25"),
             (["red/002.png,,"], "1 have not both, the first being row 25"),
             (["red/002.png"], "1 have not both, the first being row 25"),
+            (["./blue/000.png,red,test"], "1 of 25 are named more than once, the first being blue/000.png"),
         ],
     )
     @pytest.mark.parametrize("kind", ["folder", "zip"])
     def test_faulty_rows_are_counted_and_the_first_is_named(self, folder, added, message, kind):
-        """So that one message is enough to mend a long file."""
         manifest = write_manifest(folder, lines_of(folder) + added)
         with pytest.raises(LabelError, match=message):
             read_pool(folder if kind == "folder" else zipped(folder), manifest)
 
-    def test_an_image_that_is_named_twice_is_refused(self, folder):
-        """It might be labelled and tested on, however its path is written."""
-        lines = lines_of(folder)
-        first = lines[0].partition(",")[0]
-        with pytest.raises(LabelError, match=f"1 of 25 are named more than once, the first being {first}"):
-            read_pool(folder, write_manifest(folder, [*lines, f"./{first},red,test"]))
-
     @pytest.mark.parametrize(
-        ("header", "message"),
+        ("data", "message"),
         [
-            ("file,label", "has no path, its first line is file,label"),
-            ("path;label", "has no path and no label, its first line is path;label"),
-            ("", "has no path and no label, its first line is"),
+            (None, "cannot be read: No such file or directory; check --manifest"),
+            (b"file,label\n", "has no path, its first line is file,label"),
+            (b"path;label\n", "has no path and no label, its first line is path;label"),
+            (b"", "has no path and no label, its first line is"),
+            (b"path,label\n\xff\xfe,red\n", "a CSV file in UTF-8"),
+            (b"path,label\nx\x00,red\n", None),
+            (b"path,label\n", "at least 2 classes"),
         ],
     )
-    def test_missing_columns_are_named(self, folder, header, message):
-        """Beside what the file has in their place."""
-        with pytest.raises(LabelError, match=message):
-            read_pool(folder, write_manifest(folder, [], header=header))
-
-    @pytest.mark.parametrize("data", [b"", b"path,label\n\xff\xfe,red\n", b"path,label\nx\x00,red\n", b"path,label\n"])
-    def test_what_is_no_manifest_is_refused(self, folder, data):
-        """Whatever it is."""
+    def test_what_is_no_manifest_is_refused(self, folder, data, message):
         path = folder.parent / "manifest.csv"
-        path.write_bytes(data)
-        with pytest.raises(LabelError):
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(LabelError, match=message):
             read_pool(folder, path)
-
-    def test_a_manifest_that_is_not_there_is_refused(self, folder):
-        """The message names the option."""
-        with pytest.raises(LabelError, match="cannot be read: No such file or directory; check --manifest"):
-            read_pool(folder, folder / "none.csv")
 
     @pytest.mark.parametrize(("side", "figures"), [("test", "0 and 8"), ("pool", "8 and 0")])
     def test_a_class_on_one_side_only_is_refused_by_name(self, folder, side, figures):
-        """Nothing could be learned, or nothing said, about it."""
         other = [line for line in lines_of(folder) if "green/" not in line]
         lines = other + [line for line in lines_of(folder, splits=(side,)) if "green/" in line]
         with pytest.raises(LabelError, match=f"'green' has {figures}"):
@@ -275,7 +205,6 @@ class TestManifest:
 
 @pytest.mark.parametrize("data", [None, b"not a zip"], ids=["missing", "other"])
 def test_what_is_neither_folder_nor_zip_is_refused(data, tmp_path):
-    """Before anything else is looked at; the message says what to check."""
     path = tmp_path / "images"
     if data is not None:
         path.write_bytes(data)
@@ -293,7 +222,6 @@ POOLS = st.integers(1, 80).flatmap(
 class TestLongTail:
     @given(POOLS, st.floats(1, 1000))
     def test_each_class_keeps_what_the_formula_says(self, pool, ratio):
-        """At least one and at most all of its eligible images; no other image stays."""
         targets, eligible = pool
         stays = long_tail(targets, eligible, ratio)
         assert not (stays & ~eligible).any()
@@ -307,20 +235,13 @@ class TestLongTail:
 
     @given(POOLS, st.floats(1, 100), st.floats(1, 100))
     def test_a_longer_tail_is_part_of_a_shorter_one(self, pool, first, second):
-        """Tails of several ratios can be compared."""
         longer, shorter = (long_tail(*pool, ratio) for ratio in sorted((first, second), reverse=True))
         assert not (longer & ~shorter).any()
 
 
-def test_a_pool_of_some_of_the_images_is_otherwise_the_same(tmp_path):
-    """Classes, where the images lie, and what each shows; which are tested on."""
-    pool = read_pool(write_folders(tmp_path / "images", each=8), None)
+def test_a_pool_of_some_of_the_images_is_otherwise_the_same(folder):
+    pool = read_pool(folder, None)
     kept = np.arange(len(pool.targets)) % 3 != 1
     found = pool.take(kept)
     assert (found.name, found.classes, found.root) == (pool.name, pool.classes, pool.root)
-    rows = np.flatnonzero(kept)
-    for here, there in enumerate(rows.tolist()):
-        assert found.references[here] == pool.references[there]
-        assert (found.targets[here], found.test[here]) == (pool.targets[there], pool.test[there])
-        assert found.read(here) == pool.read(there)
-    assert len(found.references) == len(rows)
+    assert rows_of(found) == [row for row, stays in zip(rows_of(pool), kept, strict=True) if stays]

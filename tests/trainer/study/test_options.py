@@ -2,29 +2,8 @@ import pytest
 
 from contract.errors import ConfigError
 from trainer.__main__ import read
-from trainer.ordering.strategies import STRATEGIES
 from trainer.settings import Training
-from trainer.study.options import (
-    BAAL_BALD,
-    CORE_SET,
-    ORACLE,
-    PRODUCT,
-    RANDOM,
-    STUDIED,
-    StudyOptions,
-    check,
-    queries,
-    split_backbones,
-)
-
-
-def test_all_of_production_and_its_rivals_are_studied():
-    """Each once; random, which the others are held against, is one of production's."""
-    assert set(STUDIED) == {*STRATEGIES, PRODUCT, CORE_SET, BAAL_BALD, ORACLE}
-    assert len(set(STUDIED)) == len(STUDIED)
-    assert RANDOM in STRATEGIES
-    check(STUDIED)
-    check([RANDOM, "margin+start", "core-set+start"])
+from trainer.study.options import StudyOptions, check, queries, split_backbones
 
 
 def test_queries_may_grow(tmp_path):
@@ -42,7 +21,6 @@ def test_queries_may_grow(tmp_path):
 
 @pytest.mark.parametrize("query", ["", "0", "5,-1", "5,many", ","])
 def test_what_is_no_query_is_refused(tmp_path, capsys, query):
-    """With the option's name."""
     with pytest.raises(SystemExit):
         read(["simulate", f"--images={tmp_path}", f"--query={query}"])
     assert "--query" in capsys.readouterr().err
@@ -60,20 +38,12 @@ def test_what_is_no_query_is_refused(tmp_path, capsys, query):
     ],
 )
 def test_others_none_and_one_twice_are_refused(strategies, got):
-    """The error names those that there are."""
+    check(["random", "margin+start", "core-set+start"])
     with pytest.raises(ConfigError, match=f"labelnext, balanced-cover.*core-set.*each once, got {got}; "):
         check(strategies)
 
 
-def test_a_file_may_have_commas_in_its_path(tmp_path):
-    """What is there as a whole is not parted."""
-    (tmp_path / "my,weights.pth").touch()
-    training = Training(weights=str(tmp_path / "my,weights.pth"))
-    assert split_backbones(training) == {"vgg16": training}
-
-
 def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
-    """By name: files go by theirs, and what has no size of its own has the one that is asked for, if any is."""
     weights = tmp_path / "vgg16.pth"
     weights.touch()
     named = f"vgg16@112, vgg16 ,{tmp_path}/own.onnx"
@@ -83,10 +53,11 @@ def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
         "vgg16": ("vgg16", "none", 96, 3),
         "own": (f"{tmp_path}/own.onnx", "imagenet", 96, 3),
     }
-    for weights in ("imagenet", "none"):
-        assert {each.weights for each in split_backbones(Training(backbone="a,b", weights=weights)).values()} == {
-            weights
-        }
+    both = split_backbones(Training(backbone="a,b", weights="none"))
+    assert {each.weights for each in both.values()} == {"none"}
+    with_comma = Training(weights=str(tmp_path / "my,weights.pth"))
+    (tmp_path / "my,weights.pth").touch()
+    assert split_backbones(with_comma) == {"vgg16": with_comma}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +73,5 @@ def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
     ],
 )
 def test_backbones_that_do_not_go_with_their_weights_are_refused(backbone, weights, says):
-    """The error says how they would."""
     with pytest.raises(ConfigError, match=says):
         split_backbones(Training(backbone=backbone, weights=weights))

@@ -16,19 +16,13 @@ FILE = {
 }
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(**changes):
-        path = tmp_path / "reference.json"
-        path.write_text(json.dumps(FILE | changes))
-        return path
-
-    return write
+def write(folder, **changes):
+    (folder / "reference.json").write_text(json.dumps(FILE | changes))
+    return folder / "reference.json"
 
 
-def test_the_level_is_the_mean_end(write):
-    """Over the seeds, with the labels that it took."""
-    found = read(write())
+def test_the_level_is_the_mean_end(tmp_path):
+    found = read(write(tmp_path))
     assert found.source == "random labels of a study"
     assert found.levels == {
         "macro_f1": Level(pytest.approx(0.4), 40),
@@ -49,14 +43,12 @@ def test_the_level_is_the_mean_end(write):
         ({"loss": []}, "loss: "),
     ],
 )
-def test_what_is_no_reference_is_refused(write, changes, says):
-    """The error names what is wrong, and where there are some."""
+def test_what_is_no_reference_is_refused(tmp_path, changes, says):
     with pytest.raises(ConfigError, match=f"{says}.*name one of bench/references"):
-        read(write(**changes))
+        read(write(tmp_path, **changes))
 
 
 def test_a_file_that_is_not_there_or_none_of_json_is_refused(tmp_path):
-    """By its path."""
     with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
         read(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("labels")
@@ -66,5 +58,4 @@ def test_a_file_that_is_not_there_or_none_of_json_is_refused(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "bench" / "references").glob("*.json")), ids=lambda path: path.stem)
 def test_those_of_the_benches_are_references(path):
-    """With at least five seeds."""
     assert len(read(path).macro_f1) >= 5

@@ -1,25 +1,19 @@
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
-from dataclasses import asdict, fields, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from tests.trainer.report.pages import Page
 from tests.trainer.study.studies import change, make_study
-from trainer.study.records import Round
 from trainer.study.reference import Reference
 from trainer.study.report import write
 from trainer.study.statistics import summarise
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
-ROOT = Path(__file__).parents[3]
 MEASURES = ("macro_f1", "minority_f1", "accuracy")
 FILES = {"report.html", "rounds.csv", "classes.csv", "summary.json", "curves.png"}
 
@@ -27,11 +21,6 @@ FILES = {"report.html", "rounds.csv", "classes.csv", "summary.json", "curves.png
 def report(study, folder):
     write(study, folder)
     return Page(folder / "report.html")
-
-
-def read_csv(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +40,7 @@ def page(folder):
     return Page(folder / "report.html")
 
 
-def test_rounds_csv_holds_every_round(study, folder):
-    """With all that a round says but what it says of each class."""
-    rows = read_csv(folder / "rounds.csv")
-    rounds = [each for runs in study.runs.values() for run in runs for each in run]
-    assert list(rows[0]) == [field.name for field in fields(Round) if field.name not in {"labels_by_class", "f1"}]
-    for row, each in zip(rows, rounds, strict=True):
-        assert (row["strategy"], int(row["seed"]), int(row["round"])) == (each.strategy, each.seed, each.round)
-        assert float(row["nll"]) == each.nll
-
-
-def test_classes_csv_holds_every_class_of_every_round(study, folder):
-    """Each with its labels and its F1."""
-    rows = read_csv(folder / "classes.csv")
-    assert list(rows[0]) == ["strategy", "seed", "round", "labels", "class", "labels_of_class", "f1"]
-    assert len(rows) == 5 * 3 * 5 * len(study.classes)
-    last = study.runs["core-set"][-1][-1]
-    assert [float(row["f1"]) for row in rows[-len(study.classes) :]] == list(last.f1)
-    assert [int(row["labels_of_class"]) for row in rows[-len(study.classes) :]] == list(last.labels_by_class)
-
-
 def test_the_first_table_says_what_the_statistics_say(study, page):
-    """Figures at the end, differences to random and seconds, by falling minority-F1 area."""
     found = sorted(summarise(study), key=lambda each: -each.areas["minority_f1"])
     table = page.table("results")
     assert [*table] == ["strategy", *(each.strategy for each in found)]
@@ -88,7 +56,6 @@ def test_the_first_table_says_what_the_statistics_say(study, page):
 
 
 def test_the_summary_is_that_of_the_statistics(study, folder, page):
-    """In summary.json and in the sentence that begins the page."""
     document = json.loads((folder / "summary.json").read_text())
     found = {each.strategy: each for each in summarise(study)}
     assert list(document) == list(found)
@@ -99,7 +66,6 @@ def test_the_summary_is_that_of_the_statistics(study, folder, page):
 
 
 def test_the_labels_for_a_references_level_are_told(study, tmp_path):
-    """In the sentences at the top, in the table and in the summary, with where the reference comes from."""
     curves = {measure: ((0.1, 0.3), (0.1, 0.35)) for measure in MEASURES}
     reference = Reference(source="curves of old", labels=(100, 200), **curves)
     found = report(replace(study, reference=reference), tmp_path)
@@ -116,14 +82,12 @@ def test_the_labels_for_a_references_level_are_told(study, tmp_path):
 
 
 def test_who_never_gets_to_a_level_needs_more_than_it_had(study, tmp_path):
-    """Which is told as a share of the reference's labels."""
     curves = dict.fromkeys(MEASURES, ((0.1, 1.0),))
     found = report(replace(study, reference=Reference(source="", labels=(100, 250), **curves)), tmp_path)
     assert found.table("labels-needed")["labelnext"][4:6] == ["> 200%", "above 200%"]
 
 
 def test_the_default_is_held_against_each_rival(page):
-    """In a table of its own, in which it does not stand itself."""
     duels, results = page.table("duels"), page.table("results")
     assert duels.keys() == {"against", "random", "baal-bald", "margin", "core-set"}
     assert duels["random"] == results["labelnext"][3:9]
@@ -131,7 +95,6 @@ def test_the_default_is_held_against_each_rival(page):
 
 
 def test_an_interval_that_leaves_out_zero_is_marked(tmp_path):
-    """Green above, red below, and nothing where zero lies inside."""
     shifts = {"random": (0, 0, 0), "good": (0.1, 0.1, 0.12), "bad": (-0.1, -0.1, -0.12), "even": (0.1, -0.1, 0.1)}
     study = make_study(strategies=[*shifts], seeds=3, rounds=2)
     html = report(change(study, minority_f1=lambda each: 0.5 + shifts[each.strategy][each.seed]), tmp_path).html
@@ -141,7 +104,6 @@ def test_an_interval_that_leaves_out_zero_is_marked(tmp_path):
 
 
 def test_the_page_says_what_was_done(study, page):
-    """Pool, classes, their imbalance, labels, rounds, seeds, test images, settings, machine and command."""
     assert (
         "12,408 images of 10 classes (the largest has 5,000, the smallest 50) were hidden, and 5 strategies asked for "
         "some of them: 100 at first, then in 4 rounds up to 500, with 3 seeds."
@@ -155,7 +117,6 @@ def test_the_page_says_what_was_done(study, page):
 
 
 def test_the_classes_stand_rarest_first(study, page):
-    """Labels and F1 at the end, as means over seeds."""
     ends = [run[-1] for run in study.runs["labelnext"]]
     column = page.tables["labels"][0].index("labelnext")
     assert [row[0].removesuffix("minority").strip() for row in page.tables["labels"][1:-1]] == list(study.classes[::-1])
@@ -167,35 +128,13 @@ def test_the_classes_stand_rarest_first(study, page):
 
 
 def test_passes_are_compared_by_seed_and_in_the_mean(study, page):
-    """A row for each, and a last one for each number of passes."""
     rows = page.tables["passes"][1:]
     assert len(rows) == len(study.agreement) + 2
     mean = np.mean([each.spearman for each in study.agreement if each.passes == 20])
     assert rows[-2] == ["20", "mean", "", f"{mean:.3f}", "55%"]
 
 
-WRITE = """
-import sys
-from pathlib import Path
-from tests.trainer.study.studies import make_study
-from trainer.study.reference import Reference
-from trainer.study.report import write
-write(make_study(strategies=["random", "labelnext"], seeds=2, rounds=2), Path(sys.argv[1]))
-"""
-
-
-def test_the_same_study_gives_the_same_files(tmp_path):
-    """In a process with other hashes as well."""
-    write(make_study(strategies=["random", "labelnext"], seeds=2, rounds=2), tmp_path / "here")
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    command = [sys.executable, "-c", WRITE, tmp_path / "there"]
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=100)
-    for name in FILES:
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
-
-
 def test_names_are_text_and_nothing_else(tmp_path):
-    """Whatever a class, a study or a setting is called, the page shows it and obeys nothing of it."""
     hostile = '<script>alert("1")</script>&amp;$x^$'
     study = make_study(strategies=["random", "labelnext"], seeds=2, rounds=2, classes=3)
     settings = {**study.settings, "machine": hostile, hostile: [hostile, 1, None]}
@@ -203,7 +142,8 @@ def test_names_are_text_and_nothing_else(tmp_path):
     page.assert_closed()
     assert page.tables["classes"][3][0] == hostile
     assert page.table("settings")[hostile] == [f"{hostile}, 1, null"]
-    assert [row["class"] for row in read_csv(tmp_path / "classes.csv")[:3]] == [hostile, "猫", "</table>"]
+    with (tmp_path / "classes.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["class"] for row in csv.DictReader(file)][:3] == [hostile, "猫", "</table>"]
 
 
 @pytest.mark.parametrize(
@@ -211,13 +151,10 @@ def test_names_are_text_and_nothing_else(tmp_path):
     [
         {"strategies": ["random"], "seeds": 1, "rounds": 2},
         {"strategies": ["margin"], "seeds": 1, "rounds": 1, "default": None},
-        {"strategies": ["margin", "bald"], "seeds": 2, "rounds": 2},
         {"strategies": ["random", "labelnext"], "seeds": 1, "rounds": 3},
-        {"strategies": ["random", "labelnext"], "seeds": 2, "rounds": 2, "classes": 2},
-        {"strategies": ["random", "labelnext"], "seeds": 2, "rounds": 2, "classes": 100},
-        {"strategies": [f"strategy {index}" for index in range(9)], "seeds": 2, "rounds": 2, "default": "unheard of"},
+        {"strategies": [f"strategy {index}" for index in range(5)], "seeds": 2, "rounds": 2, "default": "unheard of"},
     ],
-    ids=["random alone", "one round", "no random", "one seed", "2 classes", "100 classes", "nobody known"],
+    ids=["random alone", "one round without random", "one seed", "nobody known"],
 )
 def test_any_study_gives_a_page(arguments, tmp_path):
     """What it lacks is left out, without a NaN or a None to be read."""
@@ -228,7 +165,6 @@ def test_any_study_gives_a_page(arguments, tmp_path):
 
 
 def test_of_many_classes_the_rarest_and_the_largest_are_shown(tmp_path):
-    """And how many are not."""
     page = report(make_study(strategies=["random"], seeds=1, rounds=2, classes=100), tmp_path)
     names = [row[0].removesuffix("minority").strip() for row in page.tables["classes"][1:]]
     assert names == [f"class {index}" for index in (*range(99, 89, -1), *range(9, -1, -1))]
