@@ -23,7 +23,6 @@ def draw(features, probability, passes):
 
 
 def test_masks_are_of_the_version_the_site_and_the_pass():
-    """Other versions, sites and passes have other masks."""
     sites = (DropoutSite((400,), 0.5), DropoutSite((400,), 0.5))
     masks = draw_masks(VERSION, sites, 20)
     assert len(np.unique(np.concatenate([masks["mask_0"], masks["mask_1"]]), axis=0)) == 40
@@ -81,7 +80,6 @@ def test_rounding_is_unbiased(probability, passes):
 
 
 def test_fresh_masks_differ_from_draw_to_draw():
-    """Every draw from a generator gives other masks of the same form, balanced as well."""
     rng, sites = np.random.default_rng(0), (DropoutSite((64,), 0.5),)
     first, second = fresh_masks(rng, sites, 4), fresh_masks(rng, sites, 4)
     assert first["mask_0"].shape == (4, 64)
