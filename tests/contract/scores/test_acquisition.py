@@ -1,5 +1,3 @@
-"""Acquisition scores against baal, scipy and their bounds."""
-
 import math
 
 import numpy as np
@@ -28,13 +26,11 @@ def passes():
 
 
 def test_bald_equals_baals(passes):
-    """On float32 logits, BALD is baal's to 1e-5."""
     ours = acquisition.bald(acquisition.softmax(passes))
     np.testing.assert_allclose(ours, BALD().get_uncertainties(passes.transpose(0, 2, 1)), atol=1e-5)
 
 
 def test_entropy_and_margin_equal_baals(passes):
-    """Entropy and margin of the mean are baal's, which takes (N, C, T)."""
     probabilities = acquisition.softmax(passes)
     mean, swapped = probabilities.mean(axis=1), probabilities.transpose(0, 2, 1)
     np.testing.assert_allclose(acquisition.entropy(mean), Entropy().get_uncertainties(swapped), atol=1e-5)
@@ -43,7 +39,6 @@ def test_entropy_and_margin_equal_baals(passes):
 
 @given(logits)
 def test_bald_lies_between_0_and_the_smaller_logarithm(values):
-    """0 <= BALD <= min(ln C, ln T), up to rounding above."""
     nats = acquisition.bald(acquisition.softmax(values))
     _, passes, classes = values.shape
     assert (nats >= 0).all()
@@ -78,19 +73,8 @@ def test_of_several_labels_bald_is_the_sum_over_binary_classifiers(sigmoids):
     )
 
 
-@given(logits)
-def test_of_two_classes_one_of_them_is_a_label_by_itself(values):
-    """Softmax over two classes is the sigmoid of their difference, so that BALD, entropy and margin are the same."""
-    pair = acquisition.softmax(values[..., :2].astype(np.float64))  # (N, T, 2)
-    one = pair[..., :1]
-    np.testing.assert_allclose(acquisition.bald(one, multiple=True), acquisition.bald(pair), atol=1e-12)
-    np.testing.assert_allclose(acquisition.entropy(one, multiple=True), acquisition.entropy(pair), atol=1e-12)
-    np.testing.assert_allclose(acquisition.margin(one[:, 0], multiple=True), acquisition.margin(pair[:, 0]), atol=1e-12)
-
-
 @given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=12), elements=st.floats(0, 1, width=32)))
 def test_of_several_labels_bald_lies_between_0_and_its_greatest(probabilities):
-    """0 <= BALD <= C ln 2, whatever the probabilities, 0 and 1 included, and the score within [0, 1]."""
     nats = acquisition.bald(probabilities, multiple=True)
     classes = probabilities.shape[2]
     assert (nats >= 0).all()
@@ -101,13 +85,11 @@ def test_of_several_labels_bald_lies_between_0_and_its_greatest(probabilities):
 
 
 def test_of_several_labels_the_margin_is_that_of_the_least_certain():
-    """One label in doubt is enough."""
     means = np.array([[0.99, 0.5, 0.01], [0.9, 0.2, 0.0]])
     np.testing.assert_allclose(acquisition.margin(means, multiple=True), [0, 0.6])
 
 
 def test_wrong_shapes_are_refused():
-    """Passes need three axes, and a score two classes, or one label of several."""
     assert acquisition.greatest_bald(1, multiple=True) == pytest.approx(math.log(2))
     with pytest.raises(ValueError, match="at least 1 classes, got 0"):
         acquisition.greatest_bald(0, multiple=True)
@@ -120,7 +102,6 @@ def test_wrong_shapes_are_refused():
 @pytest.mark.slow
 @given(st.data(), st.integers(2, 40))
 def test_rank_correlation_equals_scipys(data, count):
-    """Spearman's, ties included."""
     values = st.lists(st.integers(-3, 3), min_size=count, max_size=count, unique=False).filter(
         lambda v: len(set(v)) > 1
     )

@@ -5,7 +5,6 @@ from contract.scores.embedding import EMBEDDING, embed
 
 
 def test_embeddings_are_unit_vectors():
-    """Each has length 1, whatever the length of the features; features that are all 0 give zeros and no NaN."""
     features = np.random.default_rng(0).exponential(3.0, (5, 4096)).astype(np.float32)
     features[2] = 0
     lengths = np.linalg.norm(embed(features), axis=1)
@@ -13,7 +12,7 @@ def test_embeddings_are_unit_vectors():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [128, 4096, 25088])
+@pytest.mark.parametrize("width", [128, 25088])
 def test_distances_are_kept(width):
     """Squared distances between directions of square roots are kept to a few tenths, nine in a hundred typically."""
     rng = np.random.default_rng(1)
@@ -39,7 +38,6 @@ def test_features_keep_their_signs_and_earlier_stages_can_be_left_out():
 
 
 def test_a_row_is_embedded_alike_in_any_company():
-    """Two servers with batches of their own give equal embeddings."""
     features = np.random.default_rng(2).normal(size=(7, 512)).astype(np.float32)
     np.testing.assert_allclose(embed(features)[3:4], embed(features[3:4]), atol=1e-6)
     assert embed(features).dtype == np.float32

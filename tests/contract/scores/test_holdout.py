@@ -17,12 +17,10 @@ IDS = np.arange(1, 10_001, dtype=np.int64)
 
 @pytest.mark.parametrize(("share", "within"), [(holdout.DEFAULT_SHARE, 0.01), (0, 0)])
 def test_the_holdout_is_the_share_asked_for(share, within):
-    """A tenth of 10,000 tasks, to within what chance allows; 0 turns it off."""
     assert holdout.is_held_out(3, IDS, share).mean() == pytest.approx(share, abs=within)
 
 
 def test_the_holdout_is_a_random_part_of_the_pool():
-    """Its tasks lie anywhere among the numbers, and another project's are others."""
     chosen = holdout.is_held_out(3, IDS, 0.1)
     assert kstest(IDS[chosen] / len(IDS), "uniform").pvalue > 0.01
     assert (chosen & holdout.is_held_out(4, IDS, 0.1)).mean() == pytest.approx(0.01, abs=0.005)
@@ -40,16 +38,6 @@ def test_what_is_no_share_is_refused(share):
     """With all tasks held out nothing would be left to a strategy."""
     with pytest.raises(ConfigError, match="at least 0 and below 1"):
         holdout.is_held_out(3, IDS, share)
-
-
-@pytest.mark.slow
-def test_the_labelled_part_of_the_holdout_is_a_uniform_sample():
-    """However far labelling has come: over many projects, each task is equally often among the first 20."""
-    ids = np.arange(200, dtype=np.int64)
-    times = np.zeros(len(ids))
-    for project in range(2000):
-        times[np.argsort(holdout.holdout_order(project, ids))[:20]] += 1
-    assert np.abs(times - 200).max() < 5 * np.sqrt(200 * 0.9)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +17,6 @@ def test_draws_are_uniform():
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=30))
 def test_a_draw_belongs_to_its_task(ids):
-    """Whatever tasks are asked for beside it and in whatever order; and it lies in [0, 1)."""
     drawn = keyed_uniforms("a", np.array(ids, np.int64))
     assert drawn.shape == (len(ids),)
     assert ((drawn >= 0) & (drawn < 1)).all()
@@ -29,9 +25,5 @@ def test_a_draw_belongs_to_its_task(ids):
 
 
 def test_every_process_draws_the_same():
-    """No number hangs on a process's hash seed or on the machine, which these four hold fast."""
-    command = "import numpy as np; from contract.scores.keyed_uniforms import keyed_uniforms\n"
-    command += "print(keyed_uniforms('audit/7', np.arange(4)).tolist())"
-    done = subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.strip() == str(keyed_uniforms("audit/7", np.arange(4)).tolist())
+    """On every machine: a pinned value."""
     np.testing.assert_allclose(keyed_uniforms("audit/7", np.arange(4)), KNOWN, rtol=0, atol=0)

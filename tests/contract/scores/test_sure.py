@@ -10,7 +10,6 @@ NAMES = st.text(min_size=1, max_size=20)
 class TestMarks:
     @given(NAMES, st.integers(0, 10**6), st.booleans())
     def test_a_mark_names_its_ranking_and_label(self, ranking, label, other):
-        """Whatever the ranking is called."""
         assert parse_mark(mark(ranking, label, other=other)) == (ranking, label)
 
     @given(st.integers(0, 300), st.integers(0, 300), st.booleans(), st.booleans())
@@ -20,7 +19,6 @@ class TestMarks:
             assert mark("20261129-1", one, other=rest) not in mark("20261129-1", other, other=others)
 
     def test_other_texts_are_no_marks(self):
-        """Nor is what is no text."""
         for text in ("", "/sure/1.", "a/sure/.", "a/sure/1", "a/sure/1. ", None, 3, ["a/sure/1."]):
             assert parse_mark(text) is None
 
