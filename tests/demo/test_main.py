@@ -1,7 +1,3 @@
-"""Which images the demo takes."""
-
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -12,8 +8,6 @@ from demo.packages import PackageError
 
 
 def test_digits_remain_where_there_are_no_drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without the package the demo goes on, and says why there are digits."""
-
     def refuse(_root: Path) -> None:
         raise PackageError("there is no apt")
 

@@ -1,7 +1,5 @@
 """Debian's packages, from an apt and a dpkg that stand in for the real ones."""
 
-from __future__ import annotations
-
 import stat
 from pathlib import Path
 

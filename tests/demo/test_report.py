@@ -1,7 +1,3 @@
-"""The demo's page."""
-
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,3 @@
-"""What the demo starts from."""
-
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -11,15 +7,9 @@ from demo.weights import choose_start
 from trainer.__main__ import read
 
 
-def test_the_demo_is_pretrained_everywhere():
+def test_the_demo_is_pretrained_everywhere_unless_it_is_told_otherwise(tmp_path: Path):
     """Nobody waits for a download unless they ask for it: the weights of Lite0 are installed."""
-    start = choose_start(None)
-    assert start.options[:4] == ("--weights", "imagenet", "--backbone", "efficientnet_lite0")
-    assert "EfficientNet-Lite0" in start.explanation
-
-
-def test_what_is_asked_for_stands_above(tmp_path: Path):
-    """Weights by name or as a file, and a backbone; files must be there."""
+    assert choose_start(None).options[:4] == ("--weights", "imagenet", "--backbone", "efficientnet_lite0")
     file, graph = tmp_path / "vgg16.pth", tmp_path / "net.onnx"
     file.touch()
     graph.touch()
@@ -35,6 +25,5 @@ def test_what_is_asked_for_stands_above(tmp_path: Path):
 
 
 def test_the_trainer_takes_what_the_demo_gives_it():
-    """Each option is one of the trainer's."""
     for options in (weights._VGG, weights._LITE0, weights._FROM_SCRATCH):
         read(["run", "--images", "folder", *options])

@@ -1,7 +1,3 @@
-"""What labels come to."""
-
-from __future__ import annotations
-
 from pathlib import Path
 
 from demo.pool import Pool, PoolImage

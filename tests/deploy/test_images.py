@@ -9,13 +9,9 @@ from deploy.images.engine import BASE, CHECKOUT, EngineError, find_engine
 
 @pytest.mark.parametrize("recipe", ["Dockerfile.server", "Dockerfile.trainer"])
 def test_the_base_is_the_recipes(recipe):
-    """What is fetched, or made in its place, is what the Dockerfile starts from."""
     text = (CHECKOUT / recipe).read_text()
-    version = re.search(r"^ARG PYTHON=(\S+)$", text, re.MULTILINE)
-    start = re.search(r"^FROM (\S+)$", text, re.MULTILINE)
-    assert version
-    assert start
-    assert f"docker.io/library/{start[1].replace('${PYTHON}', version[1])}" == BASE
+    [version], [start] = (re.findall(rf"(?m)^{name}(\S+)$", text) for name in ("ARG PYTHON=", "FROM "))
+    assert f"docker.io/library/{start.replace('${PYTHON}', version)}" == BASE
 
 
 @pytest.mark.parametrize(("uid", "reason"), [(1000, "root alone"), (0, "apt-get install podman")])
