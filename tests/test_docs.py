@@ -42,7 +42,6 @@ def anchors(text):
 
 @pytest.mark.parametrize(("page", "link"), found(r"\]\(((?!http)[^)]+)\)"))
 def test_links_lead_somewhere(page, link):
-    """Files and pictures are there, and headings too."""
     file, _, fragment = link.partition("#")
     path = (ROOT / page).parent / file if file else ROOT / page
     assert path.exists()
@@ -55,9 +54,9 @@ def leads_to(page):
     return {normpath(join(dirname(page), link)) for link in links} & PAGES.keys()
 
 
-def test_the_readme_is_short():
-    """A newcomer finishes it."""
+def test_the_readme_is_short_and_shows_the_two_commands():
     assert len(README.split()) <= 1200
+    assert {"make demo", "make test"} <= {command.partition("#")[0].strip() for command in commands("README.md")}
 
 
 def test_every_page_is_within_two_clicks_of_the_readme():
@@ -67,7 +66,6 @@ def test_every_page_is_within_two_clicks_of_the_readme():
 
 
 def test_every_decision_is_listed_under_its_title():
-    """In the order of their numbers."""
     titles = {page: text.splitlines()[0].removeprefix("# ") for page, text in PAGES.items() if "decisions/0" in page}
     listed = re.findall(r"(?m)^- \[(.+)\]\((.+)\)$", PAGES["docs/decisions/index.md"])
     assert [(f"docs/decisions/{file}", title) for title, file in listed] == list(titles.items())
@@ -77,7 +75,6 @@ def test_every_decision_is_listed_under_its_title():
     ("page", "path"), found(r"`((?:contract|server|trainer|deploy|requirements|tests|bench)/[\w./-]+)`")
 )
 def test_files_that_are_named_exist(page, path):
-    """Each path in the checkout is one."""
     assert (ROOT / path).exists()
 
 
@@ -93,7 +90,6 @@ def test_files_that_are_named_exist(page, path):
     ),
 )
 def test_commands_parse(line):
-    """Each is one that the program accepts."""
     words = shlex.split(line)
     program, *rest = words[words.index("-m") + 1 :]
     command, _ = parse(program, COMMANDS[program], rest, about="")
@@ -133,13 +129,7 @@ def test_a_machine_without_internet_is_told_which_file_it_needs():
 
 @pytest.mark.parametrize("target", sorted({text for _, text in found(r"make ([a-z-]+)\b(?=`|\s+#| [A-Z]+=)")}))
 def test_make_targets_exist(target):
-    """Each target that a page names is in the Makefile."""
     assert re.search(rf"(?m)^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"))
-
-
-def test_the_two_commands_are_shown():
-    """A newcomer finds `make demo` and `make test` in a code block."""
-    assert {"make demo", "make test"} <= {command.partition("#")[0].strip() for command in commands("README.md")}
 
 
 def test_every_setting_and_option_is_described():

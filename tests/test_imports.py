@@ -67,7 +67,6 @@ LIBRARIES = {file: {name.partition(".")[0] for name in imports(path, for_types=F
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_one_way(package):
-    """No file of a package imports what the architecture forbids it."""
     wrong = {file: found & FORBIDDEN[package] for file, found in LIBRARIES.items() if file.startswith(f"{package}/")}
     assert {file: names for file, names in wrong.items() if names} == {}
 
@@ -80,7 +79,6 @@ def test_a_library_stays_in_its_folders(library):
 
 @pytest.mark.parametrize("package", LAYERS)
 def test_every_sub_package_has_its_layer(package):
-    """A new folder says what it may import."""
     there = {path.parent.name for path in (ROOT / package).glob("*/*.py")}
     assert there == set.union(*LAYERS[package])
 
