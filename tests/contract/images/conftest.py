@@ -1,5 +1,3 @@
-"""Fetchers, and hosts that they ask."""
-
 import base64
 import json
 import socket

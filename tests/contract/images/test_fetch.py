@@ -1,5 +1,3 @@
-"""Limits of time and size, addresses that may be asked, and what failures say."""
-
 import re
 import socket
 import threading
@@ -14,24 +12,12 @@ from bench.harness.hosts import endless, host, raw, reply, silence, trickle
 from bench.hostile.references import ELSEWHERE, THIS_MACHINE
 from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import is_public
-from contract.images.download import HttpUrl
 from server.settings import Settings
-from tests.contract.images.conftest import IMAGE, LEGACY, PUBLIC, UPLOAD, jwt, unknown
+from tests.contract.images.conftest import IMAGE, PUBLIC, UPLOAD, jwt, unknown
 
 
 class TestLimits:
-    def test_connections_are_kept_alive(self, home, make):
-        """Two thousand tasks from one host cost one connection a thread, redirects included."""
-        home.serve(UPLOAD, status=302, location="/data/upload/1/b.png")
-        home.serve("/data/upload/1/b.png", IMAGE)
-        fetcher = make(label_studio_url=home.url)
-        for _ in range(5):
-            fetcher.fetch(UPLOAD)
-        assert len(home.requests) == 10
-        assert len({request.connection for request in home.requests}) == 1
-
     def test_a_connection_that_the_host_closed_is_opened_again(self, home, make):
-        """A host that drops a kept connection without saying so costs a second attempt, not the image."""
         home.serve(UPLOAD, IMAGE)
         fetcher = make(label_studio_url=home.url)
 
@@ -43,23 +29,22 @@ class TestLimits:
         assert fetcher.fetch(UPLOAD) == IMAGE
         assert len(home.requests) == 2
 
-    @pytest.mark.parametrize(("length", "fits"), [("1000", True), (str(10**12), False)])
-    def test_an_announced_size_over_the_limit_is_not_read(self, home, make, length, fits):
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            reply(bytes(1000), content_length=str(10**12)),
+            endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1000\r\n" + bytes(4096) + b"\r\n"),
+        ],
+        ids=["announced", "endless"],
+    )
+    def test_what_is_over_the_limit_is_not_read(self, home, make, answer):
         """Content-Length decides before the first byte; the limit itself is allowed."""
-        home.serve(UPLOAD, bytes(1000), content_length=length)
+        home.serve("/data/upload/1/b.png", bytes(1000))
+        home.answers[UPLOAD] = answer
         fetcher = make(label_studio_url=home.url, max_bytes=1000)
-        if fits:
-            assert len(fetcher.fetch(UPLOAD)) == 1000
-        else:
-            with pytest.raises(FetchError, match="more than 1000 bytes"):
-                fetcher.fetch(UPLOAD)
-
-    def test_an_endless_body_is_cut_at_the_limit(self, home, make):
-        """A body without a length is counted while it comes."""
-        chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        home.answers[UPLOAD] = endless(chunked, b"1000\r\n" + bytes(4096) + b"\r\n")
-        with pytest.raises(FetchError, match="more than 100000 bytes"):
-            make(label_studio_url=home.url, max_bytes=100_000).fetch(UPLOAD)
+        assert len(fetcher.fetch("/data/upload/1/b.png")) == 1000
+        with pytest.raises(FetchError, match="more than 1000 bytes"):
+            fetcher.fetch(UPLOAD)
 
     @pytest.mark.parametrize(
         "sent",
@@ -76,7 +61,6 @@ class TestLimits:
             make(label_studio_url=home.url).fetch(UPLOAD)
 
     def test_an_image_of_no_bytes_is_none(self, home, make):
-        """Where the host says that it is empty."""
         home.answers[UPLOAD] = reply(b"")
         assert make(label_studio_url=home.url).fetch(UPLOAD) == b""
 
@@ -116,7 +100,6 @@ class TestLimits:
         assert not home.over.is_set()
 
     def test_a_thread_waits_for_anothers_token_only_until_its_deadline(self, home, make):
-        """One slow exchange does not hold up every image for longer than that image has."""
         exchanging = threading.Event()
 
         def slow(handler, request):
@@ -135,7 +118,6 @@ class TestLimits:
             assert isinstance(first.exception(10), FetchError)
 
     def test_compressed_bodies_are_not_unpacked(self, home, make):
-        """Nothing is asked for or unpacked, so a small answer stays small."""
         home.serve(UPLOAD, IMAGE, content_encoding="gzip")
         assert make(label_studio_url=home.url).fetch(UPLOAD) == IMAGE
         assert home.requests[0].headers["Accept-Encoding"] == "identity"
@@ -154,21 +136,20 @@ class TestAddresses:
         "name", [*(each for each in THIS_MACHINE.values() if each != "localhost."), *ELSEWHERE.values()]
     )
     def test_addresses_off_the_public_internet_are_not_asked(self, make, monkeypatch, name):
-        """However an address is written, no connection to a private, local or multicast one is opened."""
+        """However an address is written, no connection to a private, local or multicast one is opened, now or later."""
         monkeypatch.setattr(contract.images.connections, "create_connection", lambda *_, **__: pytest.fail("connected"))
-        with pytest.raises(FetchError, match="LABELNEXT_ALLOWED_ORIGINS"):
+        with pytest.raises(FetchError, match="LABELNEXT_ALLOWED_ORIGINS") as caught:
             make(label_studio_url="http://10.0.0.9:8080").fetch(f"http://{name}/a.png")
+        assert not caught.value.later
 
     @pytest.mark.parametrize(
         "address", [PUBLIC, "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34", "64:ff9b::93.184.216.34"]
     )
     def test_public_addresses_are_public(self, address):
-        """The check lets the internet through."""
         assert is_public(address)
 
     @pytest.mark.parametrize("family", ["::1", "0:0:0:0:0:0:0:1"])
     def test_the_origin_that_is_advised_is_one_that_can_be_allowed(self, make, family):
-        """Whoever does what the message says gets the image, from an IPv6 address, too."""
         if not socket.has_dualstack_ipv6():
             pytest.skip("this machine has no IPv6")
         with host(address="") as everywhere:
@@ -182,18 +163,11 @@ class TestAddresses:
 
     @pytest.mark.parametrize("allowed", ["HTTP://LocalHost:{port}/", " http://me:secret@localhost:{port}/bucket "])
     def test_an_allowed_origin_may_be_spelled_as_any_address(self, home, make, allowed):
-        """Capitals, a path and spaces do not matter."""
         home.serve("/a.png", IMAGE)
         fetcher = make(allowed_origins=(allowed.format(port=home.port),))
         assert fetcher.fetch(f"http://localhost:{home.port}/a.png") == IMAGE
 
-    def test_a_zone_is_the_same_in_two_spellings(self):
-        """Whether its % is escaped or not; other spellings of a host are in test_spelling."""
-        allowed, asked = (HttpUrl.parse(f"http://[fe80::1{zone}]:9000") for zone in ("%25eth0", "%eth0"))
-        assert allowed.origin == asked.origin
-
     def test_one_private_address_is_enough_to_refuse(self, make):
-        """A name with a public and a private address may lead to either."""
         with pytest.raises(FetchError, match="public internet"):
             make(resolve=lambda host, port: [PUBLIC, "10.0.0.1"]).fetch("http://images.test/a.png")
 
@@ -218,7 +192,6 @@ class TestAddresses:
         assert elsewhere.requests[0].headers["Host"] == "rebinding.test:81"
 
     def test_a_redirect_into_the_private_network_is_refused(self, home, elsewhere, internet, make):
-        """Each hop is judged as if the task had named it."""
         elsewhere.serve("/a.png", status=302, location="http://169.254.169.254/latest/meta-data/")
         names = {"images.test": [PUBLIC]}
         fetcher = make(resolve=lambda host, port: names.get(host, [host]), label_studio_url=home.url)
@@ -241,7 +214,6 @@ class TestAddresses:
             make(label_studio_url=home.url).fetch(UPLOAD)
 
     def test_three_redirects_are_followed_and_no_more(self, home, make):
-        """The fourth is an error."""
         for hop in range(5):
             home.serve(f"/data/upload/{hop}", status=302, location=f"/data/upload/{hop + 1}")
         home.serve("/data/upload/4", IMAGE)
@@ -259,7 +231,6 @@ class TestLater:
         [(429, 1), (408, 1), (500, 1), (502, 1), (503, 1), (504, 1), (404, 0), (410, 0), (403, 0), (401, 0), (400, 0)],
     )
     def test_a_host_that_is_busy_or_broken_may_answer_later(self, home, make, status, later):
-        """One that has no such file will not."""
         home.serve(UPLOAD, status=status)
         with pytest.raises(FetchError, match=f"answered {status}") as caught:
             make(label_studio_url=home.url).fetch(UPLOAD)
@@ -274,25 +245,8 @@ class TestLater:
             with pytest.raises(TemporaryFetchError, match=f"{re.escape(url)} cannot be reached"):
                 fetcher.fetch(url)
 
-    @pytest.mark.parametrize("reference", ["data:,", "http://10.0.0.1/a.png"])
-    def test_what_must_not_or_cannot_be_fetched_stays_so(self, make, reference):
-        """Whatever the time."""
-        with pytest.raises(FetchError) as caught:
-            make().fetch(reference)
-        assert not caught.value.later
-
 
 class TestMessages:
-    def test_messages_hold_neither_query_nor_password_nor_token(self, home, make):
-        """Signed URLs and tokens are secrets, and messages end up in logs."""
-        fetcher = make(label_studio_url=home.url, api_token=LEGACY)
-        url = f"http://me:password@127.0.0.1:{home.port}/data/upload/1/gone.png?signature=hidden#part"
-        with pytest.raises(FetchError) as caught:
-            fetcher.fetch(url)
-        message = str(caught.value)
-        assert f"127.0.0.1:{home.port}/data/upload/1/gone.png answered 404" in message
-        assert not [word for word in ("password", "hidden", "part", LEGACY) if word in message]
-
     def test_messages_are_one_line_of_bounded_length(self, make):
         """A reference is a stranger's text; it must not forge lines of a log."""
         with pytest.raises(FetchError) as caught:

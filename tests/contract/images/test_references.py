@@ -1,5 +1,3 @@
-"""What each kind of reference means, and which files of this machine may be read."""
-
 import base64
 import os
 import time
@@ -37,7 +35,6 @@ class TestReferences:
         assert tokens(home) + tokens(elsewhere) == [f"Token {LEGACY}", None]
 
     def test_storage_objects_without_a_task_are_resolved_for_the_project(self, home, make):
-        """The project's resolve endpoint stands in for the task's."""
         home.serve("/projects/3/resolve/", IMAGE)
         assert make(label_studio_url=home.url).fetch("s3://bucket/a.png", project_id=3) == IMAGE
 
@@ -96,7 +93,6 @@ class TestReferences:
         assert not caught.value.later
 
     def test_paths_of_label_studio_need_its_address(self, make):
-        """The message names the settings to set."""
         with pytest.raises(FetchError, match="LABELNEXT_LABEL_STUDIO_URL"):
             make().fetch(UPLOAD)
 
@@ -169,6 +165,5 @@ class TestLocalFiles:
             fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=known)
 
     def test_large_files_are_refused(self, root, make):
-        """The size limit holds for files as for hosts."""
         with pytest.raises(FetchError, match="more than 5 bytes"):
             make(local_files_root=root, max_bytes=5).fetch("/data/local-files/?d=sub/b c.png")

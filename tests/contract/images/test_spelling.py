@@ -92,13 +92,16 @@ def _shown(url: str) -> str:
 
 @pytest.mark.parametrize(("address", "plain"), ADDRESSES.items(), ids=ascii)
 def test_an_address_means_what_it_means_in_a_browser(address: str, plain: str):
-    """Scheme, slashes, breaks, hosts in any script and numbers are read alike."""
     assert _shown(address) == plain
+
+
+def test_a_zone_is_the_same_whether_its_percent_is_escaped_or_not():
+    allowed, asked = (HttpUrl.parse(f"http://[fe80::1{zone}]:9000") for zone in ("%25eth0", "%eth0"))
+    assert allowed.origin == asked.origin
 
 
 @pytest.mark.parametrize("address", NO_ADDRESSES, ids=ascii)
 def test_what_is_no_address_in_a_browser_is_refused(address: str):
-    """It is an error of its image."""
     with pytest.raises(ValueError):  # noqa: PT011  # which one, the browser does not say either
         HttpUrl.parse(address)
 

@@ -1,5 +1,3 @@
-"""Who is sent Label Studio's token, and where it comes from."""
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,7 +34,6 @@ def renewing(home: Host, *, honours: int = 1) -> None:
 
 class TestToken:
     def test_a_personal_access_token_is_exchanged_once(self, home, make):
-        """Many threads share one access token."""
         renewing(home, honours=100)
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
         with ThreadPoolExecutor(8) as threads:
@@ -77,7 +74,6 @@ class TestToken:
         assert not home.asked(UPLOAD)
 
     def test_an_access_token_is_sent_as_it_is(self, home, make):
-        """A token that is no refresh token cannot be exchanged."""
         home.serve(UPLOAD, IMAGE)
         make(label_studio_url=home.url, api_token=jwt("access")).fetch(UPLOAD)
         assert tokens(home) == [f"Bearer {jwt('access')}"]
@@ -91,7 +87,6 @@ class TestToken:
         assert tokens(home) == [None]
 
     def test_a_redirect_off_label_studio_ends_the_token(self, home, elsewhere, make):
-        """It is not sent again even if the other host redirects back."""
         home.serve(UPLOAD, status=302, location=f"{elsewhere.url}/there")
         elsewhere.serve("/there", status=302, location=f"{home.url}/data/upload/1/b.png")
         home.serve("/data/upload/1/b.png", IMAGE)
@@ -100,7 +95,6 @@ class TestToken:
         assert tokens(home) + tokens(elsewhere) == [f"Token {LEGACY}", None, None]
 
     def test_the_settings_do_not_show_the_token(self):
-        """Settings end up in logs."""
         assert LEGACY not in repr(FetchSettings(api_token=LEGACY))
 
     @pytest.mark.parametrize("token", ["two words", "line\nX-Injected: 1", "schlüssel"])
