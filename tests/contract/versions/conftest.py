@@ -1,9 +1,8 @@
-"""Repositories in folders and in buckets."""
-
 import pytest
 
 from contract.versions.bucket import Bucket
 from contract.versions.location import open_repository
+from contract.versions.repository import Repository
 from tests.buckets import environment, running_store
 
 
@@ -40,3 +39,9 @@ def anywhere(request, tmp_path):
     if request.param == "bucket":
         return request.getfixturevalue("machine")
     return lambda name: open_repository(tmp_path / "models", "birds")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """An empty one, in a folder."""
+    return Repository(tmp_path / "models")

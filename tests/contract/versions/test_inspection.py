@@ -19,22 +19,16 @@ def model_of(*places):
     return helper.make_model(graph)
 
 
-def test_weights_may_lie_in_each_of_the_files():
-    """Up to the end of each: that of the backbone is much longer than the head's."""
-    model = model_of((BACKBONE_WEIGHTS_FILE, 84), (HEAD_WEIGHTS_FILE, 4))
-    inspect_graph(model, weights_bytes={BACKBONE_WEIGHTS_FILE: 100, HEAD_WEIGHTS_FILE: 20})
-
-
 @pytest.mark.parametrize("lengths", [(99, 20), (100, 19)], ids=["backbone", "head"])
-def test_each_file_has_its_own_end(lengths):
-    """What is beyond it in one is not made up for by the other."""
-    model = model_of((BACKBONE_WEIGHTS_FILE, 84), (HEAD_WEIGHTS_FILE, 4))
+def test_weights_lie_within_each_of_the_files(lengths):
+    files = BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE
+    model = model_of((files[0], 84), (files[1], 4))
+    inspect_graph(model, weights_bytes=dict(zip(files, (100, 20), strict=True)))
     with pytest.raises(UnsafeGraph, match=f"has {min(lengths, key=(100, 20).__contains__)};"):
-        inspect_graph(model, weights_bytes=dict(zip([BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE], lengths, strict=True)))
+        inspect_graph(model, weights_bytes=dict(zip(files, lengths, strict=True)))
 
 
 def test_a_file_that_the_version_does_not_have_holds_no_weights():
-    """Though another version may have it; the message says where they may lie."""
     model = model_of((HEAD_WEIGHTS_FILE, 0))
     with pytest.raises(UnsafeGraph, match=r"must lie in the graph itself or backbone\.onnx\.data beside it"):
         inspect_graph(model, weights_bytes={BACKBONE_WEIGHTS_FILE: 100})

@@ -32,7 +32,6 @@ def measured(number, *, curve=None, **fields):
 
 
 def test_versions_that_say_how_good_they_are_are_on_the_curve():
-    """With what they came to on their own images."""
     whole = measured(1)
     without = (measured(2, macro_f1=None), replace(measured(3), training=TrainingRecord()))
     assert find_points([whole, *without]) == [Point(whole, 150, 0.71, (0.62, 0.79), 64, is_random=True)]
@@ -57,7 +56,6 @@ def test_versions_that_were_measured_on_the_same_images_are_joined():
 
 @given(st.lists(points, min_size=1, max_size=20))
 def test_everything_drawn_lies_within_the_plot(drawn):
-    """Points, both ends of their bars and all ticks; more is further right, and better is higher."""
     scale = Scale.of(drawn)
     down = [scale.down(value) for each in drawn for value in (each.macro_f1, *(each.interval or ()))]
     assert all(0 <= place <= HEIGHT for place in down)
@@ -76,17 +74,9 @@ def ticks(*drawn):
 
 
 def test_ticks_are_round_numbers():
-    """A person reads them at a glance."""
     assert ticks(point(20, 0.31, (0.2, 0.44)), point(540, 0.62)) == ([100, 200, 300, 400, 500], [2, 3, 4, 5, 6, 7])
     assert ticks(point(1, 0.15), point(2, 0.85))[1] == [0, 2, 4, 6, 8, 10]
     assert ticks(point(0, 0.05), point(1_000_000, 0.97)) == (list(range(0, 1_000_001, 200_000)), [0, 2, 4, 6, 8, 10])
-
-
-def test_places_are_proportional():
-    """Half the labels are half the way, half the F1 is half the height; a single version stands in the middle."""
-    scale = Scale.of([point(0, 0.0), point(50, 0.5), point(100, 1.0)])
-    assert [scale.down(macro_f1) for macro_f1 in (0, 0.5, 1)] == [HEIGHT, HEIGHT / 2, 0]
-    assert scale.across(50) == (scale.across(0) + scale.across(100)) / 2 == Scale.of([point(48, 1.0)]).across(48)
 
 
 def test_a_drawing_tells_apart_what_cannot_be_compared():

@@ -6,8 +6,6 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from contract.errors import (
     DigestError,
@@ -17,11 +15,8 @@ from contract.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from contract.versions.bucket import Bucket
-from contract.versions.location import open_repository
 from contract.versions.repository import new_version
 from contract.versions.signatures import Keys, generate_keys
-from tests.buckets import environment
 from tests.versions import manifest, publish, write_files
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -39,19 +34,13 @@ def files_of(path):
     return {found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file()}
 
 
-def test_the_publisher_has_its_version_already(machine):
-    """What was uploaded is not downloaded again."""
-    trainer = machine("trainer")
+def test_only_what_is_asked_for_is_fetched(machine):
+    """Many manifests are read, of which few versions are opened; the publisher has its own already."""
+    trainer, server = machine("trainer"), machine("server")
     published = publish(trainer, b"content")
     assert published.path == trainer.folder / published.name
     before = (published.path / "model.onnx").stat().st_ino
     assert (trainer.open(published.name).path / "model.onnx").stat().st_ino == before
-
-
-def test_a_manifest_is_read_without_the_rest(machine):
-    """Many are read, of which few are opened; a report's file is fetched alone, too."""
-    published = publish(machine("trainer"), b"content")
-    server = machine("server")
     assert server.read_manifest(published.name) == published.manifest
     assert server.read_file(published.name, "report/index.html", most_bytes=100) == b"content"
     assert not (server.folder / published.name).exists()
@@ -60,8 +49,6 @@ def test_a_manifest_is_read_without_the_rest(machine):
 
 
 class TestPublishers:
-    """Several on several machines."""
-
     @pytest.mark.parametrize("earlier", [True, False], ids=["one before", "first ones"])
     def test_of_two_one_wins(self, machine, earlier):
         """The other is told, and its version is kept for a rollback."""
@@ -78,16 +65,6 @@ class TestPublishers:
         machine("server").rollback(staged.version)
         assert machine("server").current() == staged.version
 
-    def test_a_rollback_meanwhile_wins(self, machine):
-        """Somebody decided which version is to be used: nobody undoes that without having seen it."""
-        first, _ = publish(machine("trainer"), b"1"), publish(machine("trainer"), b"2")
-        with machine("trainer").stage(NOW) as staged:
-            write_files(staged.path, b"3")
-            machine("desk").rollback(first.name)
-            with pytest.raises(PublishConflict):
-                staged.publish(manifest(staged.version))
-        assert machine("server").current() == first.name
-
     def test_a_rollback_does_not_undo_what_it_has_not_seen(self, machine, monkeypatch):
         """Fetching and comparing a version takes its time, in which another may be published."""
         first, _ = publish(machine("trainer"), b"1"), publish(machine("trainer"), b"2")
@@ -100,17 +77,8 @@ class TestPublishers:
             desk.rollback(first.name)
         assert machine("server").current() == published[0].name
 
-    def test_a_version_is_never_uploaded_over_another(self, machine, monkeypatch):
-        """Even if two come to the same name."""
-        published = publish(machine("trainer"), b"first")
-        monkeypatch.setattr("contract.versions.repository.new_version", lambda now, after: published.name)
-        with pytest.raises(PublishConflict, match="versions never change"):
-            publish(machine("other"), b"second")
-        assert (machine("server").open(published.name).path / "model.onnx").read_bytes() == b"first"
-
     @pytest.mark.parametrize("until", sorted(FILES - {"manifest.json"}))
     def test_an_upload_that_breaks_off_is_no_version(self, machine, monkeypatch, until):
-        """Nobody sees it, and the next publisher is not in its way."""
         first = publish(machine("trainer"), b"1")
         broken = machine("trainer")
         upload = broken._bucket.upload
@@ -142,8 +110,6 @@ class TestPublishers:
 
 
 class TestLocalCache:
-    """What lies on a machine."""
-
     @pytest.mark.slow
     def test_it_keeps_the_version_in_use_and_the_one_before(self, machine):
         """A disk is not filled by a thousand versions; what was opened minutes ago may be read still."""
@@ -161,7 +127,6 @@ class TestLocalCache:
         assert server.versions() == names
 
     def test_what_was_cut_short_there_is_fetched_again(self, machine):
-        """A disk was full, or lost power."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
         path = server.open(published.name).path
         (path / "model.onnx").write_bytes(b"con")
@@ -171,7 +136,6 @@ class TestLocalCache:
         server.open(published.name).verify()
 
     def test_what_was_changed_in_the_bucket_is_refused(self, machine, put):
-        """Nothing of it is left in the cache."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
         put(f"birds/{published.name}/model.onnx", b"CONTENT")
         with pytest.raises(DigestError, match=r"model\.onnx .* has sha256 \w+, manifest\.json says \w+"):
@@ -181,21 +145,7 @@ class TestLocalCache:
         assert not (server.folder / published.name).exists()
         assert not list(server.folder.glob(".fetching*"))
 
-    def test_what_is_missing_in_the_bucket_is_named(self, machine, location):
-        """Somebody removed it."""
-        published = publish(machine("trainer"), b"content")
-        Bucket("models", location.removeprefix("s3://models/")).delete([f"birds/{published.name}/probe.npz"])
-        with pytest.raises(DigestError, match=r"probe\.npz .* is missing in s3://models/"):
-            machine("server").open(published.name)
-
-    def test_a_file_that_grew_is_not_fetched_whole(self, machine, put):
-        """Only as much as the manifest says is taken, and that is what was published."""
-        published = publish(machine("trainer"), b"content")
-        put(f"birds/{published.name}/model.onnx", b"content and more")
-        assert (machine("server").open(published.name).path / "model.onnx").read_bytes() == b"content"
-
     def test_leftovers_of_a_fetch_that_was_killed_are_removed(self, machine):
-        """By the next one."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
         leftover = server.folder / ".fetching-20260101T000000000Z-000000"
         leftover.mkdir(parents=True)
@@ -203,7 +153,6 @@ class TestLocalCache:
         assert not leftover.exists()
 
     def test_what_two_open_at_once_is_fetched_once(self, machine, monkeypatch):
-        """As replicas on one machine do when a version is published."""
         published, fetched = publish(machine("trainer"), b"content"), []
         replicas = [machine("server") for _ in range(4)]
         for replica in replicas:
@@ -219,7 +168,6 @@ class TestLocalCache:
         assert len(fetched) == len(FILES) - 1
 
     def test_the_version_in_use_needs_no_bucket(self, machine, monkeypatch):
-        """Only what is new has to be asked for."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
         server.open(published.name)
         monkeypatch.setattr(server._bucket, "_resting_until", float("inf"))
@@ -229,8 +177,6 @@ class TestLocalCache:
 
 
 class TestRetiring:
-    """Removing versions from the bucket."""
-
     def test_of_a_removed_version_manifest_and_report_stay(self, machine, store, location):
         """In the bucket; what lay in this machine's cache goes too, what others have copied serves on."""
         trainer, server = machine("trainer"), machine("server")
@@ -246,7 +192,6 @@ class TestRetiring:
                 use(first)
 
     def test_what_this_machine_has_open_stays_in_its_cache(self, machine):
-        """A server beside the trainer may have it open."""
         trainer = machine("trainer")
         first = publish(trainer, b"first").name
         publish(trainer, b"second")
@@ -313,7 +258,6 @@ class TestRetiring:
 
     @pytest.mark.slow
     def test_a_rollback_that_comes_too_late_is_taken_back(self, machine, monkeypatch):
-        """It finds the marker after it has moved CURRENT."""
         trainer, other = machine("trainer"), machine("other")
         first, second = (publish(trainer, content).name for content in (b"first", b"second"))
         other.open(first)
@@ -331,8 +275,6 @@ class TestRetiring:
 
 
 class TestSignatures:
-    """Where versions are signed."""
-
     @pytest.fixture
     def pair(self, tmp_path):
         pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
@@ -370,31 +312,19 @@ class TestSignatures:
         assert not (server.folder / published.name).exists()
 
 
-PARTS = st.sampled_from(
-    ["birds", "birdsong", "CURRENT", "manifest.json", "report", "20260102T030405678Z-ffffff", "x", "ü ?#%2F", "..."]
-)
-
-
-@pytest.mark.slow
-@settings(max_examples=30)
-@given(st.lists(st.lists(PARTS, min_size=1, max_size=4), max_size=4))
-@example([["birds", "20260102T030405678Z-ffffff", "report", "manifest.json"]])
-@example([["birds", "20260102T030405678Z-ffffff"]])
-@example([["birdsong", "20260102T030405678Z-ffffff", "manifest.json"]])
-@example([["20260102T030405678Z-ffffff", "manifest.json"]])
-@example([["birds", "x", "20260102T030405678Z-ffffff", "manifest.json"]])
-def test_other_objects_are_no_versions(store, tmp_path_factory, keys):
-    """Only `<model>/<version>/manifest.json` makes a version, whatever else lies in the bucket."""
-    path = tmp_path_factory.mktemp("other")
-    location = f"s3://models/other/{path.name}"
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in environment(store.url).items():
-            patched.setenv(name, value)
-        repository = open_repository(location, "birds", path)
-        for key in keys:
-            if key[:2] == ["birds", "20260102T030405678Z-ffffff"] and key[2:] == ["manifest.json"]:
-                continue
-            Bucket("models", f"other/{path.name}").write("/".join(key), b"1")
-        assert repository.versions() == []
-        name = publish(repository, b"1").name if ["birds", "CURRENT"] not in keys else None
-        assert repository.versions() == [name] * bool(name)
+def test_other_objects_are_no_versions(machine, put):
+    """Only `<model>/<version>/manifest.json` makes one."""
+    name = "20260102T030405678Z-ffffff"
+    for key in (
+        f"birds/{name}",
+        f"birds/{name}/report/manifest.json",
+        f"birds/x/{name}/manifest.json",
+        f"birdsong/{name}/manifest.json",
+        f"{name}/manifest.json",
+        "birds/ü ?#%2F",
+    ):
+        put(key)
+    repository = machine("trainer")
+    assert repository.versions() == []
+    published = publish(repository, b"1")
+    assert repository.versions() == [published.name]

@@ -1,15 +1,11 @@
-"""The manifest's round trip and its refusals."""
-
 import dataclasses
 import json
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from contract.errors import ManifestError
-from contract.versions.manifest import TEMPERATURES, Backbone, DropoutSite, FileDigest, InputSpec, Manifest
+from contract.versions.manifest import Backbone, DropoutSite, FileDigest, InputSpec, Manifest
 from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
 
 METRICS = Metrics(images=64, accuracy=0.9, macro_f1=0.85, f1=(0.9, None, 0.8), macro_f1_interval=(0.8, 0.9))
@@ -31,50 +27,16 @@ MANIFEST = Manifest(
     passes=20,
     dropout_sites=(DropoutSite((4096,), 0.5), DropoutSite((4096,), 0.5)),
     backbone=Backbone("vgg16", "a" * 64, "features", "int8"),
+    multiple=True,
+    temperature=1.7,
     metrics=METRICS,
     training=RECORD,
     files={"model.onnx": FileDigest("0" * 64, 12), "report/index.html": FileDigest("f" * 64, 0)},
 )
 
-names = st.text(st.characters(exclude_categories=["Cs"]))
-manifests = st.builds(
-    Manifest,
-    version=st.just(MANIFEST.version),
-    created_at=names,
-    labels=st.lists(names, min_size=3, max_size=3, unique=True).map(tuple),
-    control=st.none() | names,
-    input=st.builds(InputSpec, st.integers(1, 4096), st.integers(1, 4096)),
-    passes=st.integers(1, 5000),
-    dropout_sites=st.lists(
-        st.builds(
-            DropoutSite,
-            st.lists(st.integers(1, 9999), min_size=1).map(tuple),
-            st.floats(0, 1, exclude_min=True, exclude_max=True),
-        )
-    ).map(tuple),
-    backbone=st.builds(
-        Backbone,
-        name=names.filter(bool),
-        fingerprint=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
-        tensor=names.filter(bool),
-        precision=st.sampled_from(["fp32", "int8"]),
-    ),
-    multiple=st.booleans(),
-    temperature=st.floats(*TEMPERATURES),
-    metrics=st.sampled_from([Metrics(), METRICS]),
-    training=st.sampled_from([TrainingRecord(), RECORD]),
-    files=st.dictionaries(
-        st.from_regex(r"[a-z]+(/[a-z]+)?", fullmatch=True),
-        st.builds(FileDigest, st.from_regex(r"[0-9a-f]{64}", fullmatch=True), st.integers(0)),
-    ),
-)
 
-
-@pytest.mark.slow
-@given(manifests)
-def test_manifest_survives_the_round_trip(manifest):
-    """What is written is read back equal."""
-    assert Manifest.from_json(manifest.to_json()) == manifest
+def test_manifest_survives_the_round_trip():
+    assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
 
 
 def changed(**fields):
@@ -104,7 +66,6 @@ def test_manifest_without_temperature_means_one():
 
 @pytest.mark.parametrize(("found", "temperature"), [(1, 1.0), (20, 20.0), (0.05, 0.05), (1.7, 1.7)])
 def test_temperature_is_any_number_within_its_bounds(found, temperature):
-    """The bounds themselves are fine, and so is a number that was written without a fraction."""
     read = Manifest.from_json(changed(temperature=found)).temperature
     assert (read, type(read)) == (temperature, float)
 
@@ -119,14 +80,7 @@ def test_another_contract_names_expected_found_and_remedy(fields):
         Manifest.from_json(changed(**fields))
 
 
-WRONG_BACKBONES: list[tuple[dict[str, object], str]] = [
-    ({"name": ""}, 'backbone.name String should have at least 1 character, found ""'),
-    ({"name": None}, "backbone.name should be a valid string, found null"),
-    ({"fingerprint": "a" * 63}, "backbone.fingerprint String should match pattern"),
-    ({"tensor": ""}, 'backbone.tensor String should have at least 1 character, found ""'),
-    ({"tensor": 3}, "backbone.tensor should be a valid string, found 3"),
-    ({"precision": "fp16"}, "backbone.precision should be 'fp32' or 'int8', found \"fp16\""),
-]
+BACKBONE = dataclasses.asdict(MANIFEST.backbone)
 
 
 @pytest.mark.parametrize(
@@ -136,34 +90,27 @@ WRONG_BACKBONES: list[tuple[dict[str, object], str]] = [
         ({"passes": 0}, "passes should be greater than or equal to 1, found 0"),
         ({"passes": 10_001}, "passes should be less than or equal to 10000, found 10001"),
         ({"passes": True}, "passes should be a valid integer, found true"),
-        ({"labels": ["cat"]}, "labels should be at least 2, found 1"),
+        ({"labels": ["cat"], "multiple": False}, "labels should be at least 2, found 1"),
         ({"labels": ["cat", "cat"]}, "labels must all be different"),
-        ({"labels": [], "multiple": True}, "labels Tuple should have at least 1 item"),
-        ({"multiple": None}, "multiple should be a valid boolean, found null"),
+        ({"labels": []}, "labels Tuple should have at least 1 item"),
         *(
-            ({"temperature": temperature}, "temperature should be a valid number")
-            for temperature in (None, True, "1.5")
+            ({"temperature": found}, "temperature should be")
+            for found in (None, True, "1.5", -1.0, 0, 0.049, 20.1, 10**400, math.nan, math.inf)
         ),
-        *(({"temperature": low}, "temperature should be greater than or equal to 0.05") for low in (0, -1.0, 0.049)),
-        ({"temperature": 20.1}, "temperature should be less than or equal to 20, found 20.1"),
-        *(({"temperature": endless}, "temperature should be") for endless in (10**400, math.nan, math.inf)),
         ({"input": {"height": 224}}, "input.width Field required"),
-        ({"dropout_sites": [3]}, "dropout_sites.0 should be"),
-        (
-            {"dropout_sites": [{"features": [4], "probability": 1.0}]},
-            "dropout_sites.0.probability should be less",
-        ),
+        ({"dropout_sites": [{"features": [4], "probability": 1.0}]}, "dropout_sites.0.probability should be less"),
         ({"dropout_sites": [{"features": [], "probability": 0.5}]}, "dropout_sites.0.features Tuple should have"),
         ({"backbone": "a" * 64}, "backbone should be"),
-        ({"backbone": {}}, "backbone.name Field required, found {}"),
-        *(({"backbone": dataclasses.asdict(MANIFEST.backbone) | wrong}, message) for wrong, message in WRONG_BACKBONES),
+        ({"backbone": BACKBONE | {"name": ""}}, 'backbone.name String should have at least 1 character, found ""'),
+        ({"backbone": BACKBONE | {"fingerprint": "a" * 63}}, "backbone.fingerprint String should match pattern"),
+        ({"backbone": BACKBONE | {"tensor": 3}}, "backbone.tensor should be a valid string, found 3"),
+        ({"backbone": BACKBONE | {"precision": "fp16"}}, "backbone.precision should be 'fp32' or 'int8', found"),
         ({"metrics": []}, "metrics must be an object, found []"),
         ({"files": {"../../etc/passwd": {}}}, "is not a path within the version's folder"),
         ({"files": {"model.onnx": {"sha256": "ab", "size_bytes": 1}}}, "files.model.onnx.sha256 String should match"),
     ],
 )
 def test_wrong_value_names_field_expected_and_found(fields, message):
-    """Every refusal says where, what was expected, what was found, and what to do."""
     with pytest.raises(ManifestError) as caught:
         Manifest.from_json(changed(**fields))
     assert message in str(caught.value)
@@ -177,6 +124,5 @@ def test_figures_of_other_classes_are_not_mixed_up():
 
 @pytest.mark.parametrize("text", ["", "{", MANIFEST.to_json()[:-40], "[]", "null"])
 def test_text_that_is_no_object_is_refused(text):
-    """A manifest that was cut short says so."""
     with pytest.raises(ManifestError, match=r"not JSON|must hold an object"):
         Manifest.from_json(text)

@@ -1,7 +1,6 @@
 """The backbone's files lie on a disk once, however many versions have them; of buckets is test_shared_objects."""
 
 import os
-import subprocess
 from datetime import UTC, datetime
 
 import pytest
@@ -20,13 +19,6 @@ from contract.versions.version import (
 from tests.versions import manifest, write_files
 from tests.versions import publish_backbone as publish
 
-MIB = 2**20
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path / "models")
-
 
 def are_one(first, second, file=BACKBONE_WEIGHTS_FILE):
     return (first.path / file).samefile(second.path / file)
@@ -36,27 +28,15 @@ def names_of(version):
     return {file: (version.path / file).stat().st_nlink for file in (*SHARED_FILES, HEAD_WEIGHTS_FILE, "model.onnx")}
 
 
-def used_mib(folder):
-    return int(subprocess.run(["du", "-sm", folder], check=True, capture_output=True, text=True).stdout.split()[0])
-
-
 def test_versions_of_one_backbone_have_its_files_in_common(repository):
-    """Under two names each; what is the head's own is not, though it may be equal."""
-    first, second = publish(repository, b"backbone" * MIB), publish(repository, b"backbone" * MIB)
+    """Under two names each; what is the head's own is not, though it may be equal. Another backbone is another file."""
+    first, other, second = (publish(repository, content) for content in (b"one", b"two", b"one"))
     assert names_of(second) == {BACKBONE_WEIGHTS_FILE: 2, INT8_BACKBONE_FILE: 2, HEAD_WEIGHTS_FILE: 1, "model.onnx": 1}
     assert all(are_one(first, second, file) for file in SHARED_FILES)
-    assert used_mib(repository.folder) < 26  # 8 and 16
-    for version in (first, second):
+    assert (other.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"two"
+    for version in (first, other, second):
         repository.open(version.name).verify()
     assert not [path for path in second.path.iterdir() if path.name.startswith(".")]
-
-
-def test_another_backbone_is_another_file(repository):
-    """Of the same length; and one of before is found again behind it."""
-    first, other, again = (publish(repository, content) for content in (b"one", b"two", b"one"))
-    assert not are_one(first, other)
-    assert are_one(first, again)
-    assert (other.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"two"
 
 
 def test_a_file_is_linked_only_when_the_version_is_done(repository):
@@ -103,7 +83,6 @@ def test_what_was_changed_is_not_shared(repository, spoil):
 
 
 def test_a_version_that_cannot_be_read_is_passed_over(repository):
-    """Its manifest was cut short; the one before has the file, too."""
     first, second = publish(repository, b"one"), publish(repository, b"one")
     (second.path / "manifest.json").write_text("{")
     assert are_one(first, publish(repository, b"one"))
@@ -122,7 +101,6 @@ def test_without_hard_links_each_version_has_its_own(repository, monkeypatch):
 
 
 def test_removing_one_of_them_takes_nothing_from_the_other(repository):
-    """A name goes; the file is there for as long as it has one."""
     first, second = publish(repository, b"one"), publish(repository, b"one")
     repository.retire(first.name)
     assert names_of(second)[BACKBONE_WEIGHTS_FILE] == 1
@@ -173,13 +151,9 @@ class TestSigned:
         with repository.open_verified(second.name) as verified:
             assert (verified.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"one"
 
-    def test_what_was_changed_is_not_shared(self, repository):
-        """It is taken from the private folder."""
-        first = publish(repository, b"right")
-        damage(first.path / BACKBONE_WEIGHTS_FILE)
+    def test_what_was_changed_or_is_somebody_elses_is_not_shared(self, repository):
+        """It is taken from the private folder; a manifest that is not signed is not read."""
+        damage(publish(repository, b"right").path / BACKBONE_WEIGHTS_FILE)
         publish(repository, b"right").verify()
-
-    def test_a_version_that_somebody_else_put_there_is_passed_over(self, repository):
-        """Its manifest is not signed, and not read."""
         forged = publish(Repository(repository.root), b"one")
         assert not are_one(forged, publish(repository, b"one"))

@@ -1,10 +1,6 @@
 import os
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from contract.versions.documents import Documents
 from contract.versions.repository import Repository
@@ -16,14 +12,10 @@ def repository(tmp_path):
     return Repository(tmp_path / "models", "birds")
 
 
-def test_nothing_is_asked_of_a_new_repository(repository):
-    """Looking makes no folder."""
-    assert find_requests(repository) == []
-    assert not repository.root.exists()
-
-
 def test_a_request_is_found_until_it_is_removed(repository):
     """Its project comes along, None where none was named; presses of a button do not pile up."""
+    assert find_requests(repository) == []
+    assert not repository.root.exists()
     for project in (7, None, 7, 7):
         leave_request(repository, project)
     assert len(os.listdir(repository.root / "requests")) == 2
@@ -35,7 +27,6 @@ def test_a_request_is_found_until_it_is_removed(repository):
 
 
 def test_requests_are_of_one_model(tmp_path):
-    """A model does not see another's, be its name the beginning of the other's or hold dots."""
     for model in ("birds", "birds.7", "birds.7.json", "b"):
         leave_request(Repository(tmp_path, model), 7)
     for model in ("birds", "birds.7", "birds.7.json", "b"):
@@ -75,28 +66,6 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
     remove(repository, old)
     [new] = find_requests(repository)
     assert new.at > old.at
-
-
-@pytest.mark.slow
-@given(st.lists(st.sampled_from(["ask 1", "ask 2", "list 1", "list 2", "remove 1", "remove 2"]), max_size=30))
-def test_no_order_of_steps_loses_a_request(steps):
-    """Of two servers that ask and two trainers that answer: what nobody had found before it was removed is there."""
-    with TemporaryDirectory() as folder:
-        repository = Repository(Path(folder), "birds")
-        found, seen, last = {"1": [], "2": []}, "", ""
-        for step in steps:
-            what, who = step.split()
-            if what == "ask":
-                leave_request(repository, 7)
-                last = find_requests(repository)[0].at
-            elif what == "list":
-                found[who] = find_requests(repository)
-                seen = max([seen, *(request.at for request in found[who])])
-            else:
-                for request in found[who]:
-                    remove(repository, request)
-        if last > seen:
-            assert [request.at for request in find_requests(repository)] == [last]
 
 
 def test_requests_for_one_project_that_came_at_once_are_one(repository):
@@ -139,7 +108,6 @@ def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository):
     "content", ["", "[]", "{}", '{"project": "7", "at": "x"}', '{"project": true, "at": "x"}', "\0"]
 )
 def test_a_file_that_is_no_request_is_passed_over(repository, content, caplog):
-    """It is named in the log, and hides no other."""
     leave_request(repository, 7)
     (repository.root / "requests" / "birds.8.json").write_text(content)
     assert [request.project for request in find_requests(repository)] == [7]
