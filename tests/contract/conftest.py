@@ -1,5 +1,3 @@
-"""A small network, its graph, and a version that holds it."""
-
 import pytest
 import torch
 

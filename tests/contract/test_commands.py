@@ -1,5 +1,3 @@
-"""A command line of declarations."""
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,27 +52,15 @@ def read(*arguments):
     return parse("program", COMMANDS, arguments, about="Does.", renamed={"--nome": "--name"})
 
 
-def test_what_is_not_given_is_as_declared():
-    """By each class for itself."""
-    command, values = read("both", "here")
-    assert (command, values) == (COMMANDS["both"], [Told(), Other("here")])
-
-
-def test_what_is_given_goes_to_all_classes_that_have_it():
-    """Under the name of the field, as its type."""
-    _, values = read("both", "--many", "5", "--name=-x,y", "--folder", "f", "--kind", "b", "--dry", "here")
-    assert values == [Told(5, Path("f"), ("-x", "y"), "b", dry=True), Other("here", 5)]
-
-
-@pytest.mark.parametrize(("arguments", "loud"), [([], True), (["--loud"], True), (["--no-loud"], False)], ids=str)
-def test_what_is_on_can_be_switched_off(arguments, loud):
-    """By its name with no- before it."""
-    _, [value] = read("do", *arguments)
-    assert value == Told(loud=loud)
+def test_what_is_given_goes_to_all_classes_that_have_it_and_the_rest_is_as_declared():
+    assert read("both", "here") == (COMMANDS["both"], [Told(), Other("here")])
+    given = ("--many", "5", "--name=-x,y", "--folder", "f", "--kind", "b", "--dry", "--no-loud")
+    told = Told(5, Path("f"), ("-x", "y"), "b", dry=True, loud=False)
+    assert read("both", *given, "here")[1] == [told, Other("here", 5)]
+    assert read("do", "--loud")[1] == [Told()]
 
 
 def test_values_come_from_their_fields_again():
-    """As when another process sends them."""
     told = Told(5, names=("x",), dry=True)
     assert COMMANDS["do"].values(asdict(told)) == [told]
 
@@ -95,7 +81,6 @@ def test_values_come_from_their_fields_again():
     ],
 )
 def test_an_error_is_told_with_the_usage(capsys, arguments, message):
-    """And status 2."""
     with pytest.raises(SystemExit, match="2"):
         read(*arguments)
     error = capsys.readouterr().err

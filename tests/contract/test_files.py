@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,13 +48,11 @@ def test_a_link_among_the_folders_is_followed(tmp_path):
     "make", [make_link, make_pipe, make_folder, lambda _: Path("/dev/zero")], ids=["link", "pipe", "folder", "device"]
 )
 def test_what_is_no_regular_file_is_refused(tmp_path, make):
-    """At once, whatever it would give to who reads it."""
     with pytest.raises(OSError, match=r"not a regular file|symbolic links|Is a directory"):
         open_regular(make(tmp_path / "file"))
 
 
 def test_a_file_of_too_many_bytes_is_refused(tmp_path):
-    """Rather than read into memory."""
     with pytest.raises(OSError, match="more than 6 bytes"):
         read_regular(make_file(tmp_path / "file"), most_bytes=6)
 
@@ -64,7 +61,7 @@ def test_refusing_leaves_no_file_open(tmp_path):
     """A poller meets what it refuses again and again."""
     make_pipe(tmp_path / "pipe")
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(20):
+    for _ in range(3):
         with pytest.raises(OSError, match="not a regular file"):
             open_regular(tmp_path / "pipe")
     assert len(os.listdir("/proc/self/fd")) == before
@@ -80,12 +77,15 @@ def contents(repository):
 
 
 def test_a_disk_without_room_is_named_with_what_is_free_and_what_to_do(repository):
-    """One sentence for people, an OSError for those who try again; nothing is left, and later it is published."""
+    """One sentence for people, an OSError for those who try again; nothing is left, and later it is published.
+
+    Nor is a draft of CURRENT left by a rollback, which would take the rest of the room.
+    """
     with small_disk(repository.root, "2m"):
-        first = publish(repository, b"first").name
+        first, second = publish(repository, b"first").name, publish(repository, b"second").name
         fill(repository.root)
         with pytest.raises(DiskFull) as full:
-            publish(repository, b"second" * 10_000)
+            publish(repository, b"third" * 10_000)
         assert str(full.value) == (
             f"expected to write to {repository.folder}, got No space left on device (0 of 2 MiB are free); make room "
             "there, as `python -m trainer prune` does, or set LABELNEXT_MODELS to a folder on another disk"
@@ -93,9 +93,11 @@ def test_a_disk_without_room_is_named_with_what_is_free_and_what_to_do(repositor
         assert isinstance(full.value, LabelnextError)
         assert isinstance(full.value, OSError)
         assert full.value.errno == errno.ENOSPC
-        assert contents(repository) == {"CURRENT", first}
+        with pytest.raises(DiskFull, match="No space left"):
+            repository.rollback(first)
+        assert contents(repository) == {"CURRENT", first, second}
         (repository.root / "rest").unlink()
-        assert repository.current() == first < publish(repository, b"second").name == repository.current()
+        assert repository.current() == second < publish(repository, b"third").name == repository.current()
 
 
 def test_whichever_file_finds_no_room_nothing_is_published_by_halves(repository):
@@ -117,17 +119,6 @@ def test_whichever_file_finds_no_room_nothing_is_published_by_halves(repository)
         assert repository.versions()[-1] == repository.current()
 
 
-def test_a_rollback_without_room_leaves_the_version_in_use(repository):
-    """And no draft of CURRENT, which would take the rest of the room."""
-    with small_disk(repository.root, "2m"):
-        first, second = publish(repository, b"first").name, publish(repository, b"second").name
-        fill(repository.root)
-        with pytest.raises(DiskFull, match="No space left"):
-            repository.rollback(first)
-        assert repository.current() == second
-        assert contents(repository) == {"CURRENT", first, second}
-
-
 def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
     """Files that numpy writes end in an error without the system's number."""
     with (
@@ -138,32 +129,12 @@ def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
         np.zeros(2**20).tofile(staged.path / "head.onnx.data")
 
 
-def test_a_limit_on_a_files_length_is_no_room_either(repository):
-    """As `ulimit -f` sets."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        with pytest.raises(DiskFull, match="File too large"):
-            publish(repository, bytes(10_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert contents(repository) == set()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [PermissionError(errno.EACCES, "Permission denied"), FileNotFoundError(errno.ENOENT, "x"), ValueError("x")],
-    ids=lambda error: type(error).__name__,
-)
-def test_other_errors_stay_what_they_are(tmp_path, error):
-    """Only room is explained here."""
-    with pytest.raises(type(error)) as raised, explaining_full(tmp_path, remedy="make room"):
-        raise error
-    assert raised.value is error
+def test_a_limit_on_a_files_length_is_no_room_either(tmp_path):
+    with pytest.raises(DiskFull, match="File too large"), explaining_full(tmp_path, remedy="make room"):
+        raise OSError(errno.EFBIG, "File too large")
 
 
 def test_of_several_folders_the_full_one_is_named(tmp_path):
-    """What was written need not have been written to the first of them."""
     with small_disk(tmp_path / "small", "1m"):
         fill(tmp_path / "small")
         with (
@@ -174,14 +145,23 @@ def test_of_several_folders_the_full_one_is_named(tmp_path):
 
 
 def test_a_quota_is_said_to_be_one(tmp_path):
-    """There may be room enough for others."""
     assert "are free, but not for this user)" in explain(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path / "new")
 
 
-def test_what_was_explained_is_explained_once(tmp_path):
-    """Neither a bucket's error nor one from within is put into other words."""
-    for error in (RepositoryUnreachable("gave no answer"), DiskFull("expected more room", errno.ENOSPC)):
-        with pytest.raises(type(error)) as raised, explaining_full(Path("/"), remedy="make room"):
-            raise error
-        assert raised.value is error
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        FileNotFoundError(errno.ENOENT, "x"),
+        ValueError("x"),
+        RepositoryUnreachable("gave no answer"),
+        DiskFull("expected more room", errno.ENOSPC),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_errors_and_those_that_were_explained_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as raised, explaining_full(tmp_path, remedy="make room"):
+        raise error
+    assert raised.value is error
+    if isinstance(error, RepositoryUnreachable | DiskFull):
         assert explain(error, tmp_path) == str(error)

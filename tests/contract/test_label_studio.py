@@ -46,20 +46,8 @@ def client(url, token=LEGACY, patience=HASTY):
 
 
 @pytest.mark.parametrize("prefix", ["", "/studio"])
-def test_a_personal_access_token_is_exchanged_once(studio, prefix):
-    """Sent as it is, it would get 401; behind a path the exchange is behind it too."""
-    serve_json(studio, f"{prefix}/api/token/refresh/", {"access": "fresh"})
-    serve_json(studio, f"{prefix}{WHOAMI}", {"id": 1})
-    ours = client(studio.url + prefix, PERSONAL)
-    for _ in range(2):
-        ours.get(WHOAMI)
-        assert studio.requests[-1].headers["Authorization"] == "Bearer fresh"
-    [exchange] = studio.asked(f"{prefix}/api/token/refresh/")
-    assert json.loads(exchange.body) == {"refresh": PERSONAL}
-
-
-def test_an_access_token_that_is_no_longer_honoured_is_renewed(studio):
-    """Label Studio may have been restarted with another secret."""
+def test_a_personal_access_token_is_exchanged_once_and_again_when_it_is_no_longer_honoured(studio, prefix):
+    """Behind a path the exchange is behind it too; Label Studio may have been restarted with another secret."""
     honoured = []
 
     def exchange(handler, request):
@@ -70,9 +58,12 @@ def test_an_access_token_that_is_no_longer_honoured_is_renewed(studio):
         good = request.headers["Authorization"] == f"Bearer {honoured[-1]}" and len(honoured) > 1
         reply(b'{"id": 1}', status=200 if good else 401)(handler, request)
 
-    studio.answers = {"/api/token/refresh/": exchange, WHOAMI: whoami}
-    assert client(studio.url, PERSONAL).get(WHOAMI) == {"id": 1}
-    assert len(honoured) == 2
+    studio.answers = {f"{prefix}/api/token/refresh/": exchange, f"{prefix}{WHOAMI}": whoami}
+    ours = client(studio.url + prefix, PERSONAL)
+    for _ in range(2):
+        assert ours.get(WHOAMI) == {"id": 1}
+    exchanges = studio.asked(f"{prefix}/api/token/refresh/")
+    assert [json.loads(request.body) for request in exchanges] == [{"refresh": PERSONAL}] * 2
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -80,7 +71,6 @@ def test_an_access_token_that_is_no_longer_honoured_is_renewed(studio):
     ("token", "path"), [(LEGACY, WHOAMI), (PERSONAL, "/api/token/refresh/")], ids=["legacy", "personal"]
 )
 def test_a_refused_token_is_one_clear_line(studio, token, path, status):
-    """The message names the setting and does not show the token."""
     serve_json(studio, path, {"detail": "Invalid token."}, status)
     with pytest.raises(TokenRefused, match=rf"refuses the token \({status}\).*LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
         client(studio.url, token).get(WHOAMI)
@@ -98,7 +88,6 @@ def test_a_refused_token_is_one_clear_line(studio, token, path, status):
     ],
 )
 def test_an_answer_without_success_is_one_clear_line(studio, status, error, message):
-    """With what was asked for."""
     serve_json(studio, "/api/projects/5", {"detail": "as told"}, status)
     with pytest.raises(ConfigError) as caught:
         client(studio.url).send("GET", "/api/projects/5", what="project 5")
@@ -108,7 +97,6 @@ def test_an_answer_without_success_is_one_clear_line(studio, status, error, mess
 
 @pytest.mark.parametrize("content", [b"<html>Welcome</html>", b"[]", b'{"tasks": 3}', b'"text"', b""])
 def test_an_answer_of_another_make_is_one_clear_line(studio, content):
-    """Whatever a proxy may put in its place."""
     studio.serve("/api/tasks", content)
     with pytest.raises(ConfigError, match="an answer that is not its own"):
         client(studio.url).read("/api/tasks", lambda page: [task["id"] for task in page["tasks"]], what="tasks")
@@ -116,7 +104,6 @@ def test_an_answer_of_another_make_is_one_clear_line(studio, content):
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_label_studio_that_is_restarted_is_waited_for(studio, pauses, status):
-    """By pauses that double, as long as patience lasts."""
 
     def restart(handler, request):
         reply(b"{}", status=200 if sum(pauses) >= 10 else status)(handler, request)
@@ -132,7 +119,6 @@ def test_a_label_studio_that_is_restarted_is_waited_for(studio, pauses, status):
 
 
 def test_one_that_refuses_connections_is_waited_for(pauses):
-    """As it does while it starts; no pause is longer than a quarter of a minute."""
     with pytest.raises(Unreachable, match=r"cannot be reached.*LABELNEXT_LABEL_STUDIO_URL"):
         client(nobodys_address(), patience=Patience(longest_s=180.0, pause_s=1.0)).get(WHOAMI)
     assert 160 < sum(pauses) <= 180
@@ -140,7 +126,6 @@ def test_one_that_refuses_connections_is_waited_for(pauses):
 
 
 def test_a_refusal_is_not_waited_for(studio, pauses):
-    """Waiting would change nothing."""
     with pytest.raises(ConfigError, match="has no GET /api/projects/6"):
         client(studio.url, patience=Patience()).get("/api/projects/6")
     assert pauses == []

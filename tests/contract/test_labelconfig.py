@@ -38,33 +38,41 @@ def image(name="image", value="$image"):
 
 class TestParsing:
     def test_the_simplest_config_has_one_control(self):
-        """Names, key and choices come from the config, in its order."""
         assert parse_label_config(SIMPLE) == (
             ChoicesControl("label", "image", "image", (Choice("cat"), Choice("dog")), False),
         )
 
-    def test_an_alias_is_what_is_stored(self):
-        """Label Studio stores the alias in place of the value where there is one."""
-        (control,) = parse_label_config(
-            config(
-                image(),
-                '<Choices name="c" toName="image"><Choice value="Cat" alias="c1"/><Choice value="Dog"/></Choices>',
-            )
-        )
-        assert control.labels == ("c1", "Dog")
-        assert control.choices[0].value == "Cat"
-
-    def test_choices_lie_at_any_depth(self):
-        """Views around a choice do not hide it; the order is the document's."""
-        inner = (
-            '<View><Choice value="a"/></View><Choice value="b"/><Header value="x"/>'
-            '<View><View><Choice value="c"/></View></View>'
-        )
+    @pytest.mark.parametrize(
+        ("inner", "labels"),
+        [
+            pytest.param('<Choice value="Cat" alias="c1"/><Choice value="Dog"/>', ("c1", "Dog"), id="alias"),
+            pytest.param(
+                '<View><Choice value="a"/></View><Choice value="b"/><Header value="x"/>'
+                '<View><View><Choice value="c"/></View></View>',
+                ("a", "b", "c"),
+                id="at any depth",
+            ),
+            pytest.param(
+                '<Choice value="red">Rouge</Choice><Choice value="green">\n</Choice>'
+                '<Choice value="b">a &amp; b</Choice>',
+                ("Rouge", "green", "a &amp; b"),
+                id="text goes before the value",
+            ),
+            pytest.param(
+                '<Choice value="$first" alias="1"/><Choice value="the other: $second" alias="2"/>'
+                '<Choice value="US$ -"/>',
+                ("1", "2", "US$ -"),
+                id="alias of what comes from each task",
+            ),
+            pytest.param('<Choice value="a"/><Choice value="b"/><Choice value="a"/>', ("a", "b"), id="twice the same"),
+        ],
+    )
+    def test_a_label_is_what_label_studio_stores(self, inner, labels):
+        """In the document's order; a $ that begins no key is only that, and white space no text."""
         (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
-        assert control.labels == ("a", "b", "c")
+        assert control.labels == labels
 
     def test_each_control_is_bound_to_its_own_image(self):
-        """Several images and several choices may share a config."""
         controls = parse_label_config(
             config(
                 image("left", "$l"),
@@ -79,7 +87,6 @@ class TestParsing:
         ]
 
     def test_the_first_image_of_several_targets_is_taken(self):
-        """A control may name several tags, not all of which are images."""
         (control,) = parse_label_config(
             config('<Text name="text" value="$text"/>', image(), choices("a", to_name="text, image"))
         )
@@ -87,7 +94,6 @@ class TestParsing:
 
     @pytest.mark.parametrize(("mode", "multiple"), [("single", False), ("single-radio", False), ("multiple", True)])
     def test_whether_several_may_be_chosen_is_known(self, mode, multiple):
-        """Label Studio's default is one."""
         (control,) = parse_label_config(config(image(), choices("a", more=f'choice="{mode}"')))
         assert control.multiple is multiple
 
@@ -97,64 +103,36 @@ class TestParsing:
         assert parse_label_config(xml)[0].labels == ("A",)
 
     def test_nested_choices_are_paths(self):
-        """Those without choices in them are labels, by what is stored on the way; the editor selects no other form."""
+        """Those without choices in them are labels; without allowNested the editor shows no choice in a choice."""
         inner = (
             '<Choice value="Colour" alias="c"><Choice value="Red" alias="r"/><Choice value="blue"/></Choice>'
             '<View><Choice value="plain"/></View>'
         )
-        (control,) = parse_label_config(
-            config(image(), f'<Choices name="c" toName="image" allowNested="true">{inner}</Choices>')
+        nested, flat = (
+            parse_label_config(config(image(), f'<Choices name="c" toName="image" {more}>{inner}</Choices>'))[0]
+            for more in ('allowNested="true"', "")
         )
-        assert control.labels == ("c > r", "c > blue", "plain")
-        assert [choice.form for choice in control.choices] == [["c", "r"], ["c", "blue"], ["plain"]]
-
-    def test_without_allow_nested_a_choice_in_a_choice_is_none(self):
-        """The editor shows it nowhere and puts it into no result."""
-        inner = '<Choice value="colour"><Choice value="red"/><Choice value="green"/></Choice>'
-        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
-        assert control.labels == ("colour",)
-        assert control.choices[0].form == "colour"
-
-    def test_text_in_a_choice_goes_before_its_value(self):
-        """That is what the editor shows and stores; white space is no text."""
-        inner = (
-            '<Choice value="red">Rouge</Choice><Choice value="green">\n</Choice><Choice value="b">a &amp; b</Choice>'
-        )
-        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
-        assert control.labels == ("Rouge", "green", "a &amp; b")
+        assert nested.labels == ("c > r", "c > blue", "plain")
+        assert [choice.form for choice in nested.choices] == [["c", "r"], ["c", "blue"], ["plain"]]
+        assert flat.labels == ("c", "plain")
+        assert [choice.form for choice in flat.choices] == ["c", "plain"]
 
     @pytest.mark.parametrize(
         "xml",
         [
+            '<?xml version="1.0" encoding="utf-8"?>' + SIMPLE,
             "<!-- <!DOCTYPE html> -->" + SIMPLE,
             SIMPLE.replace("<View>", "<View><Header><![CDATA[<!ENTITY a>]]></Header>"),
             SIMPLE.replace('value="dog"', 'value="dog" hint="&lt;!DOCTYPE&gt;"'),
         ],
-        ids=["comment", "cdata", "attribute"],
+        ids=["declaration", "comment", "cdata", "attribute"],
     )
     def test_speaking_of_a_document_type_is_not_having_one(self, xml):
-        """Label Studio takes such a config."""
         assert parse_label_config(xml)[0].labels == ("cat", "dog")
-
-    def test_an_alias_makes_a_choice_that_comes_from_each_task_a_label(self):
-        """It is what is stored, whatever the task's text is; a $ that begins no key is only that."""
-        inner = (
-            '<Choice value="$first" alias="1"/><Choice value="the other: $second" alias="2"/><Choice value="US$ -"/>'
-        )
-        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
-        assert control.labels == ("1", "2", "US$ -")
 
     def test_spaces_around_the_image_s_key_do_not_matter(self):
         """Browsers strip what the editor makes of them."""
         assert parse_label_config(config(image(value=" $image "), choices("a")))[0].value_key == "image"
-
-    def test_the_same_stored_text_is_one_label(self):
-        """Two choices that Label Studio stores alike cannot be told apart in its results."""
-        assert parse_label_config(config(image(), choices("a", "b", "a")))[0].labels == ("a", "b")
-
-    def test_an_xml_declaration_is_no_obstacle(self):
-        """Configs that were saved by an editor start with one."""
-        assert parse_label_config('<?xml version="1.0" encoding="utf-8"?>' + SIMPLE)[0].labels == ("cat", "dog")
 
     @given(st.lists(st.text(string.printable + "äß猫", min_size=1), min_size=1, unique=True))
     def test_any_text_is_a_label(self, labels):
@@ -190,21 +168,15 @@ class TestParsing:
 
 
 class TestRefusal:
-    def test_half_a_character_is_refused(self):
-        """JSON can hold what no XML does."""
-        with pytest.raises(ConfigError, match="Code view"):
-            parse_label_config(SIMPLE.replace("View", "\ud800"))
-
     def test_a_config_of_many_megabytes_is_refused(self):
-        """Before it is parsed."""
         with pytest.raises(ConfigError, match="at most 2000000 characters, got"):
             parse_label_config(config(image(), choices("a")) + " " * 2_000_000)
 
     @pytest.mark.parametrize(
-        "xml", ["", "cats and dogs", "<View>", "<View></Vie>", "<View>&undefined;</View>", "<View/><View/>"]
+        "xml",
+        ["", "cats and dogs", "<View>", "<View></Vie>", "<View>&undefined;</View>", "<View/><View/>", "<\ud800/>"],
     )
     def test_what_is_not_xml_is_refused(self, xml):
-        """The message says where the config can be copied from."""
         with pytest.raises(ConfigError, match="Code view"):
             parse_label_config(xml)
 
@@ -231,7 +203,6 @@ class TestRefusal:
         ],
     )
     def test_a_config_that_classifies_no_image_is_refused(self, xml, found):
-        """The message shows what was expected and which tags were found."""
         with pytest.raises(ConfigError, match="expected a labelling config with an <Image") as caught:
             parse_label_config(xml)
         assert found in str(caught.value)
@@ -291,7 +262,6 @@ class TestRefusal:
         assert control.from_name == "good"
 
     def test_asking_for_a_control_that_was_refused_gives_the_reason(self):
-        """It is in the config, so that to say that it is not would be no help."""
         xml = config(image(), choices("a"), choices("b", name="boxes", more='perRegion="true"'))
         assert len(parse_label_config(xml, "label")) == 1
         with pytest.raises(ConfigError, match=r'named boxes, the labelling config has label; .*perRegion="true"'):

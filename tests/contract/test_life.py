@@ -4,7 +4,6 @@ from contract.life import showing_life
 
 
 def test_what_takes_long_tells_so_meanwhile():
-    """With the seconds so far, and no more once it is over."""
     told, twice = [], threading.Event()
 
     def tell(seconds):

@@ -1,6 +1,7 @@
 """Versions made to do harm are refused by what every reader opens them with, before any engine sees them."""
 
 import os
+import shutil
 
 import pytest
 
@@ -11,13 +12,29 @@ from contract.graph.probe import Probe
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
 from contract.versions.version import MANIFEST_FILE
-from tests.malicious import MALICIOUS
+from tests.malicious import MALICIOUS, ONE_OF_EACH
+
+EDITED = [case for case in MALICIOUS if case in ONE_OF_EACH or not case.digests_put_right]
+"""Edits of manifests and files, and one of each kind of the rest, which a digest gives away."""
 
 pytestmark = pytest.mark.timeout(30)  # a pipe or a device that is opened would be read for ever
 
 
-def publish_one(repository):
-    return publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A version with all that one may have, in a repository of its own."""
+    repository = Repository(tmp_path_factory.mktemp("sound"))
+    name = publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
+    assert len(open_whole(repository, name).sites) == 2  # otherwise the refusals below would show nothing
+    return repository.root, name
+
+
+@pytest.fixture
+def version(sound, tmp_path):
+    """A copy of it, to be spoiled."""
+    root, name = sound
+    shutil.copytree(root, tmp_path / "models")
+    return Repository(tmp_path / "models"), name
 
 
 def open_whole(repository, name):
@@ -29,29 +46,22 @@ def open_whole(repository, name):
         return lower(graph, cut=version.manifest.backbone.tensor, multiple=version.manifest.multiple)
 
 
-def test_the_version_that_is_spoiled_is_sound(tmp_path):
-    """Otherwise the refusals below would show nothing."""
-    repository = Repository(tmp_path / "models")
-    assert len(open_whole(repository, publish_one(repository)).sites) == 2
-
-
 @pytest.mark.parametrize("case", [each for each in MALICIOUS if each.seen_by == "contract"], ids=lambda case: case.name)
-def test_it_is_refused(tmp_path, case):
+def test_it_is_refused(version, case):
     """With the error that says which step refused it, and at once."""
-    repository = Repository(tmp_path / "models")
-    name = publish_one(repository)
+    repository, name = version
     case.apply(repository.folder / name)
     with pytest.raises(LabelnextError) as caught:
         open_whole(repository, name)
     assert caught.type is case.error, caught.value
 
 
-@pytest.mark.parametrize("case", MALICIOUS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", EDITED, ids=lambda case: case.name)
 def test_where_signatures_are_demanded_its_manifest_is_not_parsed(tmp_path, case):
     """Whatever was edited: either the manifest is not the signed one, or a digest in it is not that of the file."""
     secret, _ = generate_keys(tmp_path / "keys")
     repository = Repository(tmp_path / "models", keys=Keys.read(signing=secret))
-    name = publish_one(repository)
+    name = publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
     signed = (repository.folder / name / MANIFEST_FILE).read_bytes()
     case.apply(repository.folder / name)
     manifest = repository.folder / name / MANIFEST_FILE
@@ -71,10 +81,9 @@ def as_pipe(path):
     [as_pipe, lambda path: path.write_bytes(b"\xff" * 10_000), lambda path: path.write_bytes(b"../../etc\0")],
     ids=["a-pipe", "long", "a-path"],
 )
-def test_a_pointer_that_is_none_is_refused(tmp_path, spoil):
+def test_a_pointer_that_is_none_is_refused(version, spoil):
     """CURRENT is read on every poll, and must not stop the thread that does so."""
-    repository = Repository(tmp_path / "models")
-    publish_one(repository)
+    repository, _ = version
     spoil(repository.folder / "CURRENT")
     with pytest.raises((OSError, VersionNotFound, ManifestError)):
         repository.current()

@@ -44,7 +44,6 @@ def test_labels_that_came_or_went_since_the_training_are_no_mismatch(labels, cho
     ids=["other", "other spelling", "only what is left over in common", "one"],
 )
 def test_labels_of_another_subject_are_a_mismatch(labels, choices):
-    """The message names both lists, and what to do."""
     with pytest.raises(LabelMismatch) as caught:
         match(labels, control(*choices))
     said = str(caught.value)
@@ -62,7 +61,6 @@ def test_of_the_controls_that_are_known_the_named_one_is_taken_and_else_the_one_
 
 
 def test_long_lists_and_labels_are_named_in_part():
-    """The message goes into logs and status lines."""
     labels = [f"label {number}" for number in range(1000)]
     controls = [control(*(f"{name} {number} {'x' * 500}" for number in range(500)), name=name) for name in "abcdef"]
     with pytest.raises(LabelMismatch) as caught:

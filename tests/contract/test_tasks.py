@@ -26,7 +26,6 @@ class TestResults:
 
     @pytest.mark.parametrize("value", [None, "red", [], {}])
     def test_a_value_without_choices_chooses_nothing(self, value):
-        """Results can be imported, so they can be anything."""
         assert labels_in(value) == ()
 
 
@@ -37,10 +36,8 @@ class TestReferences:
             ({"image": "a.png"}, "image", "a.png"),
             ({"image": {"url": "a.png"}}, "image.url", "a.png"),
             ({"images": ["a.png", "b.png"]}, "images[0]", "a.png"),
-            ({"images": ["a.png", "b.png"]}, "images[1]", "b.png"),
             ({"images": ["a.png", "b.png"]}, "images.1", "b.png"),
             ({"photos": [{"file": {"url": "a.png"}}]}, "photos[0].file.url", "a.png"),
-            ({"matrix": [["a.png"]]}, "matrix[0][0]", "a.png"),
             ({"image.url": "a.png", "image": {"url": "b.png"}}, "image.url", "a.png"),
             ({"images": {"0": "a.png"}}, "images[0]", "a.png"),
             ({"images": ["a.png"]}, "images[1]", None),
@@ -50,9 +47,7 @@ class TestReferences:
             ({"image": {"urls": ["a.png"]}}, "image.urls", "a.png"),
             ({"images": ["a.png", "b.png"]}, "images", None),
             ({"images": [["a.png"]]}, "images", None),
-            ({"images": []}, "images", None),
             ({"image": {"url": 3}}, "image.url", None),
-            ({"image": "a.png"}, "image[0]", None),
             ({"image": ""}, "image", None),
             ({}, "image.url", None),
         ],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -119,7 +120,6 @@ def test_rows_come_back_rounded_to_float16(open_store):
 
 
 def test_many_come_back_in_the_order_in_which_they_are_asked_for(store):
-    """Written or not, with None for those that are not known, and as often as they are asked for."""
     for number in range(0, 1500, 3):
         put(store, number, number)
     wait_until(lambda: not store._pending)
@@ -136,7 +136,6 @@ def test_many_come_back_in_the_order_in_which_they_are_asked_for(store):
 
 
 def test_a_row_is_that_of_its_backbone_and_its_file(store):
-    """Another backbone, precision or provider computes other features."""
     put(store, "file")
     assert store.get_many("backbone/int8/cpu", [digest("file")]) == [None]
     assert get(store, "another") is None
@@ -244,7 +243,6 @@ class TestFaults:
         assert file.exists()
 
     def test_a_folder_that_cannot_be_had_turns_the_store_off(self, open_store, tmp_path, faults, caplog):
-        """The server works without, and its log says why."""
         (tmp_path / "file").write_text("not a folder")
         store = open_store(tmp_path / "file" / "store")
         put(store, "key")
@@ -254,7 +252,6 @@ class TestFaults:
         assert "goes on without" in caplog.text
 
     def test_another_programs_database_turns_the_store_off(self, open_store, file, faults):
-        """It is neither read nor written, nor taken for damaged."""
         file.parent.mkdir()
         with closing(sqlite3.connect(file)) as other:
             other.execute("CREATE TABLE theirs (x)")
@@ -279,7 +276,6 @@ class TestFaults:
         assert len(caplog.records) == 1
 
     def test_a_lock_that_is_held_for_long_is_a_fault(self, open_store, file, faults, monkeypatch):
-        """Another process that hangs in a transaction does not hang this one."""
         monkeypatch.setattr(contract.features.table, "_WRITE_WAIT_S", 0.05)
         store = open_store()
         with closing(sqlite3.connect(file, isolation_level=None)) as other:
@@ -289,7 +285,6 @@ class TestFaults:
         assert set(faults) == {"write"}
 
     def test_a_folder_that_vanishes_costs_time_only(self, store, folder):
-        """Whatever SQLite makes of it, nobody who asks sees an error."""
         shutil.rmtree(folder)
         for number in range(50):
             put(store, number, features=LONG)
@@ -297,29 +292,22 @@ class TestFaults:
         store.close()
 
     def test_many_threads_may_ask_while_the_file_is_damaged(self, open_store, file, faults):
-        """However they meet, each gets a value or None, and the damage is counted once."""
         store = open_store()
         for number in range(60):
             put(store, number, features=LONG)
         store.close()
         store = open_store()
-        errors = []
 
         def ask():
-            try:
-                for number in range(600):
-                    get(store, number % 60)
-                    put(store, number % 60)
-            except BaseException as err:
-                errors.append(err)
+            for number in range(600):
+                get(store, number % 60)
+                put(store, number % 60)
 
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        damage(file)
-        for thread in threads:
-            thread.join(30)
-        assert not errors
+        with ThreadPoolExecutor(4) as threads:
+            asking = [threads.submit(ask) for _ in range(4)]
+            damage(file)
+        for each in asking:
+            each.result()
         assert faults["damaged"] <= 1
 
 
