@@ -12,10 +12,15 @@ from urllib.parse import parse_qs, urlsplit
 from bench.harness.hosts import Request, host, reply
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
-CONFIG = (
-    '<View><Image name="image" value="$image"/><Choices name="label" toName="image">'
-    '<Choice value="cat"/><Choice value="dog"/></Choices></View>'
-)
+
+
+def label_config(*labels):
+    choices = "".join(f'<Choice value="{label}"/>' for label in labels)
+    choices = f'<Choices name="label" toName="image">{choices}</Choices>'
+    return f'<View><Image name="image" value="$image"/>{choices}</View>'
+
+
+CONFIG = label_config("cat", "dog")
 
 
 def jwt(**claims):
