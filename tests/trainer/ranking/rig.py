@@ -2,9 +2,15 @@
 
 import base64
 import io
+import itertools
+import json
+from contextlib import suppress
 
+import numpy as np
 from PIL import Image
 
+from contract.label_studio import LabelStudioClient
+from contract.scores.holdout import is_held_out
 from tests.trainer.studio import TOKEN
 from tests.versions import publish
 from trainer.ranking.options import RankOptions
@@ -14,11 +20,21 @@ from trainer.settings import Environment
 TASKS = 30
 
 
-def picture(number):
-    """A task's data with an image of one colour in it."""
+def png(number=0, size=(40, 20)):
     buffer = io.BytesIO()
-    Image.new("RGB", (40, 20), (number * 7 % 256, number * 31 % 256, 99)).save(buffer, "PNG")
-    return {"image": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
+    Image.new("RGB", size, (number * 7 % 256, number * 31 % 256, 99)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def picture(number, **options):
+    """A task's data with such an image in it."""
+    return {"image": f"data:image/png;base64,{base64.b64encode(png(number, **options)).decode()}"}
+
+
+def held_out(tasks, share):
+    """Those of the tasks that are in the random holdout."""
+    numbers = np.array([*tasks], np.int64)
+    return set(numbers[is_held_out(5, numbers, share)].tolist())
 
 
 class Rig:
@@ -40,6 +56,33 @@ class Rig:
 
     def rank(self, **options):
         return rank(RankOptions(5, **options), self.environment)
+
+    def rank_until(self, step, monkeypatch, *, counts=lambda method, path: True, after=False, **options):
+        """Have a ranking killed before that one of the requests that count, or after its answer; tell if it was."""
+        send, number = LabelStudioClient.send, itertools.count(1)
+
+        def last(client, method, path, **more):
+            ends = counts(method, path) and next(number) == step
+            if ends and not after:
+                raise Killed
+            reply = send(client, method, path, **more)
+            if ends:
+                raise Killed
+            return reply
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(LabelStudioClient, "send", last)
+            self.rank(**options)
+            return False
+        return True
+
+    def begin(self, monkeypatch, **options):
+        """Have a ranking killed when all but the switch is done."""
+        assert self.rank_until(1, monkeypatch, counts=lambda method, _: method == "PATCH", **options)
+
+    def dump(self):
+        """All that a ranking changes in the project."""
+        return json.dumps([self.studio.project, self.studio.predictions])
 
     def publish(self, **more):
         """Have the server serve another version."""

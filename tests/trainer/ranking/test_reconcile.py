@@ -1,16 +1,13 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from contract.errors import ConfigError
 from tests.trainer.studio import TOKEN, Gone, studio
 from trainer import labelstudio
-from trainer.labelstudio import StoredPrediction
 from trainer.labelstudio.tasks import unlabelled_tasks
 from trainer.ranking import reconcile as reconcile_module
-from trainer.ranking.reconcile import Changes, Wanted, compare, reconcile
+from trainer.ranking.reconcile import Wanted, reconcile
 
 NAME = "20261123T050102123Z-0a1b2c"
 REGION = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
@@ -25,7 +22,6 @@ def _in_no_time(monkeypatch):
 
 @pytest.fixture
 def pets():
-    """A Label Studio with ten tasks."""
     with studio(10) as state:
         yield state
 
@@ -46,64 +42,15 @@ def bring(state, tmp_path, wanted=None):
     )
 
 
-def is_whole(state, tasks=None):
-    tasks = state.tasks if tasks is None else tasks
-    return state.scores(NAME) == {task: [task / 100] for task in tasks}
+def is_whole(state):
+    return state.scores(NAME) == {task: [task / 100] for task in state.tasks}
 
 
 def imports_of(state):
     return [request for request in state.requests if request.method == "POST"]
 
 
-stored = st.builds(
-    StoredPrediction,
-    id=st.integers(1, 10**6),
-    task=st.integers(1, 6),
-    model_version=st.just(NAME),
-    score=st.sampled_from([0.25, 0.5, 0.75, None]),
-    blank=st.booleans(),
-)
-
-
-@given(
-    st.dictionaries(
-        st.integers(1, 6), st.builds(Wanted, st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([(), (REGION,)]))
-    ),
-    st.lists(stored, unique_by=lambda each: each.id, max_size=12),
-    st.sets(st.integers(1, 6)),
-)
-def test_after_the_changes_each_task_has_one_prediction(wanted, held, others):
-    """A wanted one its score, without a label where none is wanted, an unwanted one none; any other at most one."""
-    unwanted = others - set(wanted)
-    changes = compare(wanted, held, unwanted=unwanted)
-    after = [each for each in held if each.id not in changes.delete]
-    after += [
-        StoredPrediction(10**7 + task, task, NAME, wanted[task].score, not wanted[task].result)
-        for task in changes.create
-    ]
-    assert len({each.task for each in after}) == len(after)
-    assert {each.task: each.score for each in after if each.task in wanted} == {
-        task: each.score for task, each in wanted.items()
-    }
-    assert all(each.blank for each in after if each.task in wanted and not wanted[each.task].result)
-    assert {each.task for each in after} == set(wanted) | ({each.task for each in held} - unwanted)
-    assert compare(wanted, after, unwanted=unwanted) == Changes((), ())
-    good = {each.task for each in held if each.blank and each.task in wanted and wanted[each.task].score == each.score}
-    assert not set(changes.create) & good
-
-
-@pytest.mark.parametrize(("most", "sizes"), [(10_000, [10]), (4, [4, 4, 2])])
-def test_all_go_in_as_few_calls_as_can_be(pets, tmp_path, monkeypatch, most, sizes):
-    """Each call costs Label Studio a recount of the whole project, and none is to take minutes."""
-    monkeypatch.setattr(reconcile_module, "IMPORT_TASKS", most)
-    assert bring(pets, tmp_path) == 10
-    assert is_whole(pets)
-    assert [len(json.loads(request.body)) for request in imports_of(pets)] == sizes
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_is_there_already_is_put_right(pets, tmp_path):
-    """Good predictions and those of others stay; duplicates, other scores and labels that are not wanted go."""
     wanted = {task: Wanted(task / 100, () if task == 1 else [REGION]) for task in pets.tasks}
     good = [pets.predict(task, NAME, task / 100) for task in (3, 4, 5)]
     others = [pets.predict(3, "yolo"), pets.predict(3, f"{NAME}.r2"), pets.predict(2, "yolo")]
@@ -116,17 +63,17 @@ def test_what_is_there_already_is_put_right(pets, tmp_path):
     assert [each["task"] for each in pets.predictions.values() if each["result"] == []][-1] == 1
 
 
-def test_tasks_that_were_deleted_or_labelled_meanwhile_cost_the_others_nothing(pets, tmp_path):
-    """Label Studio refuses a whole import for one unknown task."""
-    wanted = wanted_of(pets.tasks)
-    pets.delete_task(4)
-    pets.annotate(7, "cat")
-    bring(pets, tmp_path, wanted)
-    assert is_whole(pets, set(wanted) - {4, 7})
+@pytest.mark.parametrize(("most", "sizes"), [(10_000, [10]), (4, [4, 4, 2])])
+def test_all_go_in_as_few_calls_as_can_be(pets, tmp_path, monkeypatch, most, sizes):
+    """Each call costs Label Studio a recount of the whole project, and none is to take minutes."""
+    monkeypatch.setattr(reconcile_module, "IMPORT_TASKS", most)
+    assert bring(pets, tmp_path) == 10
+    assert is_whole(pets)
+    assert [len(json.loads(request.body)) for request in imports_of(pets)] == sizes
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_refusal_for_another_reason_is_an_error(pets, tmp_path):
-    """Asking again would not help."""
+def test_a_refusal_although_all_tasks_are_there_is_an_error(pets, tmp_path):
     pets.refuse("POST", 400)
     with pytest.raises(ConfigError, match="refuses the import although all its tasks are there"):
         bring(pets, tmp_path)
@@ -153,34 +100,28 @@ def test_nested_choices_are_sent_so_that_the_import_finds_them_valid(pets, tmp_p
 
 
 def test_what_is_dropped_even_so_is_an_error_that_names_it(pets, tmp_path):
-    """Nobody is to believe in a ranking with holes."""
     pets.drops = lambda prediction: prediction["task"] == 3
     with pytest.raises(ConfigError, match=r"drops the predictions of 1 tasks .* of 3 among them"):
         bring(pets, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stores", [True, False], ids=["stored", "lost"])
-def test_an_import_whose_answer_is_lost_is_looked_for_and_not_sent_twice(pets, tmp_path, stores):
-    """A gateway may give up before Label Studio does."""
-    lost = []
+def test_an_import_that_is_lost_with_its_answer_is_sent_again(pets, tmp_path):
+    """A gateway may give up before Label Studio has begun."""
 
     def lose(request):
-        if request.method == "POST" and not lost:
-            lost.append(request)
-            if stores:
-                pets.take(json.loads(request.body))
+        if request.method == "POST":
+            pets.before = lambda request: None
             raise Gone(504)
 
     pets.before = lose
     bring(pets, tmp_path)
     assert is_whole(pets)
-    assert len(imports_of(pets)) == (1 if stores else 2)
+    assert len(imports_of(pets)) == 2
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "never"])
 def test_an_import_that_is_under_way_since_a_run_was_killed_is_waited_for(pets, tmp_path, arrives, monkeypatch):
-    """Else it would all be there twice; if it never comes, it is sent."""
     monkeypatch.setattr(reconcile_module, "_SETTLE_S", 30.0 if arrives else 0.1)
     (tmp_path / "import.json").write_text(json.dumps({"before": 0, "sent": 10, "at": 4e9}))
     looks = []
@@ -198,7 +139,6 @@ def test_an_import_that_is_under_way_since_a_run_was_killed_is_waited_for(pets, 
 
 
 def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monkeypatch):
-    """From the moment its answer was lost, however long that took."""
     monkeypatch.setattr(reconcile_module, "_SETTLE_S", 30.0)
     looks = []
 
@@ -219,7 +159,6 @@ def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monke
 
 @pytest.mark.slow
 def test_a_label_studio_that_never_gets_there_is_given_up(pets, tmp_path):
-    """With what to do."""
     pets.refuse("POST", 500)
     with pytest.raises(ConfigError, match="after 6 attempts that changed nothing it does not"):
         bring(pets, tmp_path)

@@ -8,7 +8,6 @@ from filelock import FileLock
 
 from contract.errors import ConfigError
 from contract.scores.ranking import load_rankings
-from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
 from tests.trainer.studio import Gone
@@ -54,41 +53,32 @@ def use(rig):
     assert seen(rig) != rig.before
 
 
-def test_a_project_is_as_it_was_before_its_first_ranking(used):
-    """Predictions, sampling, model version, webhooks; and nothing of it is left in the repository or the cache."""
+def test_a_project_is_as_it_was_before_its_first_ranking(used, monkeypatch, capsys):
+    """Released again, or never ranked, it is left as it is: sampling by uncertainty may be its owner's choice."""
     use(used)
     ours = sum(each["model_version"] != "yolo" for each in used.studio.predictions.values())
-    released = release(5, used.environment)
+    monkeypatch.setenv("LABELNEXT_MODELS", str(used.repository.root))
+    monkeypatch.setenv("LABELNEXT_CACHE", str(used.environment.cache))
+    monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_URL", used.studio.url)
+    monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_TOKEN", used.environment.label_studio_token)
+    assert main(["release", "--project", "5", "--server", used.server.url]) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert (document["predictions"], document["webhooks"], document["recorded"]) == (ours, 1, True)
+    assert "1 webhooks cleared; sampling: Uniform sampling; model version: yolo" in printed.err
     assert seen(used) == used.before
-    assert (released.predictions, released.webhooks, released.recorded) == (ours, 1, True)
-    assert (released.sampling, released.model_version) == ("Uniform sampling", "yolo")
     assert load_rankings(used.repository) == []
     assert recall(used.repository, 5) is None
     assert not kept_folder(used.environment, 5).exists()
     assert [request.project for request in find_requests(used.repository)] == [6]
-
-
-def test_released_twice_is_released_once(used):
-    """Nothing of ours is found, nothing is changed, and what the owner has chosen since stays."""
-    use(used)
-    release(5, used.environment)
-    used.studio.project.update(model_version="", sampling="Sequential sampling")
+    used.studio.project.update(model_version="", sampling="Uncertainty sampling")
     after = seen(used)
     again = release(5, used.environment)
     assert (again.predictions, again.webhooks) == (0, 0)
     assert seen(used) == after
 
 
-def test_a_project_that_was_never_ranked_is_left_as_it_is(used):
-    """Sampling by uncertainty may be its owner's choice."""
-    used.studio.project["sampling"] = "Uncertainty sampling"
-    before = seen(used)
-    assert release(5, used.environment).predictions == 0
-    assert seen(used) == before
-
-
 def test_what_was_changed_since_by_somebody_else_is_not_put_back(used):
-    """Only what is still ours."""
     use(used)
     used.studio.project["sampling"] = "Sequential sampling"
     assert release(5, used.environment).sampling == "Sequential sampling"
@@ -99,10 +89,11 @@ def test_what_was_changed_since_by_somebody_else_is_not_put_back(used):
 
 
 def test_predictions_of_versions_that_were_pruned_go_too(used):
-    """Their names are remembered."""
     used.rank()
     first = used.version
     used.publish()
+    used.rank()
+    used.studio.predict(3, first)
     used.repository.retire(first)
     release(5, used.environment)
     assert seen(used) == used.before
@@ -121,11 +112,10 @@ def test_without_a_record_the_project_gets_label_studios_defaults(used):
     assert {each["model_version"] for each in used.studio.predictions.values()} == {"yolo"}
 
 
-def test_one_that_is_cut_short_goes_on_where_it_was(used):
-    """At whichever request to Label Studio it was."""
+def test_one_that_is_cut_short_at_any_request_goes_on_where_it_was(used):
     use(used)
     studio, after = used.studio, seen(used)
-    [record] = [path for path in used.repository.folder.rglob("projects/5.json")]
+    [record] = used.repository.folder.rglob("projects/5.json")
     content, step, cut = record.read_bytes(), 0, True
     while cut:
         step += 1
@@ -161,7 +151,6 @@ def _release_until(step, used):
 
 @pytest.mark.parametrize("work", ["watch", "rank.5"])
 def test_nobody_is_released_while_a_watch_or_a_ranking_is_at_work(used, work):
-    """It would be ranked again at once."""
     use(used)
     before = seen(used)
     with (
@@ -173,7 +162,6 @@ def test_nobody_is_released_while_a_watch_or_a_ranking_is_at_work(used, work):
 
 
 def test_nothing_is_changed_if_it_cannot_be_written_down_how_it_was(used):
-    """A ranking then fails before it switches anything."""
     with small_disk(used.repository.folder / "projects", "1m", "nr_inodes=3"):
         fill(used.repository.folder / "projects")
         with pytest.raises(ConfigError, match=r"how project 5 was to .*No space left on device \(.* MiB are free"):
@@ -182,28 +170,3 @@ def test_nothing_is_changed_if_it_cannot_be_written_down_how_it_was(used):
     used.rank()
     release(5, used.environment)
     assert seen(used) == used.before
-
-
-def test_the_command_says_what_was_put_back(used, monkeypatch, capsys):
-    """In a sentence, and in a line of JSON."""
-    use(used)
-    monkeypatch.setenv("LABELNEXT_MODELS", str(used.repository.root))
-    monkeypatch.setenv("LABELNEXT_CACHE", str(used.environment.cache))
-    monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_URL", used.studio.url)
-    monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_TOKEN", used.environment.label_studio_token)
-    assert main(["release", "--project", "5", "--server", used.server.url]) == 0
-    printed = capsys.readouterr()
-    assert json.loads(printed.out)["model_version"] == "yolo"
-    assert "project 5 is released: " in printed.err
-    assert "1 webhooks cleared; sampling: Uniform sampling; model version: yolo" in printed.err
-    assert seen(used) == used.before
-
-
-def test_the_record_is_of_before_the_first_change(used):
-    """Later rankings do not write it anew."""
-    used.rank()
-    record = recall(used.repository, 5)
-    assert (record.sampling, record.model_version) == ("Uniform sampling", "yolo")
-    used.publish()
-    used.rank()
-    assert recall(Repository(used.repository.root), 5) == record

@@ -1,20 +1,19 @@
 """The tabs that rankings keep in the Data Manager, in a Label Studio in memory; the real one is in tests/system."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from contract.label_studio import LabelStudioClient
-from contract.scores.holdout import is_held_out
 from contract.scores.sure import Sure
 from contract.versions.results import ProjectState, TrainingRecord
-from tests.trainer.ranking.rig import raise_killed
+from tests.trainer.ranking.rig import held_out
 from tests.trainer.studio import Gone
 from trainer.labelstudio.tasks import condition
 from trainer.ranking import planning
 from trainer.ranking.releasing import release
+from trainer.tabs.doubts import Suspect
 
 LABELLED = (4, 5, 6)
 TRAINED = TrainingRecord(project=ProjectState(5, 3, ""), audit_images=30, audit_share=0.1)
@@ -22,16 +21,7 @@ TRAINED = TrainingRecord(project=ProjectState(5, 3, ""), audit_images=30, audit_
 
 def publish(rig, doubted=(), **more):
     """A version by whose report these labels are probably wrong, the likeliest first."""
-    errors = [
-        {
-            "task": task,
-            "given": ["cat"],
-            "suggested": ["dog"],
-            "given_probability": (rank + 1) / 100,
-            "suggested_probability": 0.9,
-        }
-        for rank, task in enumerate(doubted)
-    ]
+    errors = [asdict(Suspect(task, ("cat",), ("dog",), (rank + 1) / 100, 0.9)) for rank, task in enumerate(doubted)]
 
     def write(folder):
         (folder / "report" / "figures.json").write_text(json.dumps({"label_errors": {"tasks": errors}}))
@@ -48,24 +38,16 @@ def labelled(rig):
     return rig
 
 
-class Confident(dict):
-    """What may be confirmed: tasks by why."""
-
-    low = None
-    """The lower end of the interval of the share of them that is right."""
-
-
 @pytest.fixture
-def confident(monkeypatch):
-    """What rankings say that may be confirmed."""
-    found = Confident()
-
+def confident(labelled, monkeypatch):
+    """What rankings say that may be confirmed, and of how large a share of it is right the interval's lower end."""
+    found = SimpleNamespace(tasks=set(labelled.unlabelled), low=None)
     original = planning._arrange
 
     def arrange(context, manifest, name, former):
         plan, failures = original(context, manifest, name, former)
         items = [
-            replace(each, sure="as good as certain") if each.task in found and not each.held_out else each
+            replace(each, sure="as good as certain") if each.task in found.tasks and not each.held_out else each
             for each in plan.items
         ]
         labels = {each.task: each.result[0]["value"]["choices"][0] for each in items if each.sure}
@@ -92,25 +74,17 @@ def number_of(rig, title):
 
 
 def test_what_comes_next_is_shown_in_its_order(labelled):
-    """With its score and its prediction, which says why; behind it what Label Studio would show without us."""
     labelled.rank()
     assert list(views(labelled)) == ["Label next", "Default"]
     assert labelled.studio.tabs()["Label next"] == labelled.studio.order()
     tab = views(labelled)["Label next"]
-    shown = {
-        "tasks:data.image",
-        "tasks:data.source",
-        "tasks:id",
-        "tasks:predictions_score",
-        "tasks:predictions_results",
-    }
-    assert shown.isdisjoint(tab["hiddenColumns"]["explore"])
+    shown = {"data.image", "data.source", "id", "predictions_score", "predictions_results"}
+    assert {f"tasks:{name}" for name in shown}.isdisjoint(tab["hiddenColumns"]["explore"])
     assert "tasks:annotations_results" in tab["hiddenColumns"]["explore"]
     assert len(labelled.studio.tabs()["Default"]) == len(labelled.studio.tasks)
 
 
 def test_other_peoples_tabs_are_left_alone(labelled):
-    """Even one of the same title; ours come behind them."""
     theirs = {"title": "Label next", "filters": {"conjunction": "or", "items": []}, "ordering": []}
     labelled.studio.views[900] = dict(theirs)
     labelled.rank()
@@ -119,18 +93,25 @@ def test_other_peoples_tabs_are_left_alone(labelled):
 
 
 def test_labels_that_are_probably_wrong_are_shown_with_what_they_should_be(labelled):
-    """The likeliest first; nothing of it is in the way of the order."""
+    """The likeliest first. Without tabs the Data Manager is not asked; a released project has none of ours."""
     publish(labelled, doubted=(6, 4))
+    labelled.rank(tabs=False)
+    assert not [request for request in labelled.studio.requests if "/dm/" in request.path]
+    assert not set(LABELLED) & {each["task"] for each in labelled.studio.predictions.values()}
     labelled.rank()
     assert labelled.studio.tabs()["Look again"] == [6, 4]
     assert predicted(labelled, 6) == "dog"
     assert set(labelled.studio.order()) == set(labelled.unlabelled)
     [region] = next(each["result"] for each in labelled.studio.predictions.values() if each["task"] == 6)
     assert region["meta"]["reason"] == "labelled cat (1 % likely), looks like dog"
+    released = release(5, labelled.environment)
+    assert released.tabs == 2
+    assert set(views(labelled)) == {"Default"}
+    assert not (labelled.repository.folder / "tabs" / "5.json").exists()
+    assert {each["model_version"] for each in labelled.studio.predictions.values()} == {"yolo"}
 
 
 def test_a_label_that_a_person_has_looked_at_and_kept_does_not_come_back(labelled):
-    """It leaves when it is saved again, not only with the next version."""
     publish(labelled, doubted=(6, 4))
     labelled.rank()
     labelled.studio.edit(6)
@@ -146,7 +127,6 @@ def test_a_label_that_a_person_has_looked_at_and_kept_does_not_come_back(labelle
 
 
 def test_a_task_that_lost_its_label_gets_a_place(labelled):
-    """What was said of its label is no score of its own."""
     publish(labelled, doubted=(6, 4))
     labelled.rank()
     labelled.studio.tasks[6]["annotations"].clear()
@@ -159,10 +139,9 @@ def test_a_task_that_lost_its_label_gets_a_place(labelled):
 
 
 def test_the_holdout_is_shown_for_as_long_as_too_little_of_it_is_labelled(labelled):
-    """Its predictions are those without a label."""
     publish(labelled, audit_images=29)
     labelled.rank(holdout_share=0.3)
-    held = [task for task in labelled.unlabelled if is_held_out(5, np.array([task]), 0.3)[0]]
+    held = sorted(held_out(labelled.unlabelled, 0.3))
     assert sorted(labelled.studio.tabs()["Random holdout"]) == held != []
     assert "tasks:data.source" in views(labelled)["Random holdout"]["hiddenColumns"]["explore"]
     publish(labelled, audit_images=30)
@@ -173,29 +152,22 @@ def test_the_holdout_is_shown_for_as_long_as_too_little_of_it_is_labelled(labell
 
 
 def test_what_may_be_confirmed_is_shown_by_label(labelled, confident):
-    """In a grid a label, which names what to look at; tasks of the holdout are not among them."""
-    confident.update(dict.fromkeys(labelled.unlabelled[::2]))
+    """Not the holdout. It follows the version, while predictions of the one before are still there, too."""
+    confident.tasks = set(labelled.unlabelled[::2])
     labelled.rank(holdout_share=0.3)
     tabs = labelled.studio.tabs()
+    free = set(labelled.unlabelled[::2]) - held_out(labelled.unlabelled, 0.3)
     for label in ("cat", "dog"):
-        held = is_held_out(5, np.array(labelled.unlabelled[::2]), 0.3)
-        free = [task for task, out in zip(labelled.unlabelled[::2], held, strict=True) if not out]
-        assert sorted(tabs[f"Sure: {label}"]) == [task for task in free if predicted(labelled, task) == label] != []
+        assert (
+            sorted(tabs[f"Sure: {label}"]) == sorted(task for task in free if predicted(labelled, task) == label) != []
+        )
         assert views(labelled)[f"Sure: {label}"]["type"] == "grid"
         assert views(labelled)[f"Sure: {label}"]["selected"] == {"all": True, "list": []}
-
-
-def test_what_is_sure_follows_the_version(labelled, confident):
-    """While predictions of the one before are still there, too; a tab that would be empty goes."""
-    confident.update(dict.fromkeys(labelled.unlabelled))
-    labelled.rank(holdout_share=0)
-    before = labelled.studio.tabs()
-    dogs = before["Sure: dog"]
+    dogs = tabs["Sure: dog"]
     publish(labelled)
-    confident.clear()
-    confident.update(dict.fromkeys(dogs[:2]))
+    confident.tasks = set(dogs[:2])
     labelled.studio.before = lambda request: _refuse(request, "DELETE", "/model-versions")
-    labelled.rank(holdout_share=0)
+    labelled.rank(holdout_share=0.3)
     ours = [each for each in labelled.studio.predictions.values() if each["model_version"] != "yolo"]
     assert len([each for each in ours if each["task"] == dogs[2]]) == 2
     assert sorted(labelled.studio.tabs()["Sure: dog"]) == sorted(dogs[:2])
@@ -207,30 +179,26 @@ def _refuse(request, method, path):
         raise Gone(503)
 
 
-def test_what_people_change_in_a_tab_stays(labelled, confident):
-    """Columns, widths and what they filter by beside us; what names the ranking follows."""
-    confident.update(dict.fromkeys(labelled.unlabelled))
+@pytest.mark.usefixtures("confident")
+def test_what_people_change_in_a_tab_stays(labelled):
+    """What names the ranking follows it. A browser that was open for long, and saves a tab as it was, does no harm."""
     labelled.rank(holdout_share=0)
-    tab = labelled.studio.views[number_of(labelled, "Sure: dog")]
     theirs = condition("id", "greater", 10)
+    number = number_of(labelled, "Sure: dog")
+    tab = labelled.studio.views[number]
     tab["filters"]["items"].append(theirs)
     tab["gridWidth"], tab["columnsWidth"] = 3, {"tasks:id": 70}
+    stale = json.loads(json.dumps(tab))
+    tab = views(labelled)["Label next"]
+    tab["filters"]["items"], tab["ordering"] = [theirs], ["-tasks:id"]
+    before = json.loads(json.dumps(tab))
     publish(labelled)
     labelled.rank(holdout_share=0)
-    tab = labelled.studio.views[number_of(labelled, "Sure: dog")]
-    assert tab["filters"]["items"][-1] == theirs
+    tab = labelled.studio.views[number]
     assert (tab["gridWidth"], tab["columnsWidth"]) == (3, {"tasks:id": 70})
     assert [each["value"] for each in tab["filters"]["items"]] == [0, f"{labelled.version}/sure/1.", 10]
-
-
-def test_a_browser_that_was_open_for_long_puts_nothing_back(labelled, confident):
-    """It saves a tab with the filters that it knows: of an earlier ranking, which hold no task any more."""
-    confident.update(dict.fromkeys(labelled.unlabelled))
-    labelled.rank(holdout_share=0)
-    number = number_of(labelled, "Sure: dog")
-    stale = json.loads(json.dumps(labelled.studio.views[number]))
-    publish(labelled)
-    labelled.rank(holdout_share=0)
+    assert tab["filters"]["items"][-1] == theirs
+    assert views(labelled)["Label next"] == before
     held = labelled.studio.tabs()["Sure: dog"]
     labelled.studio.views[number] = stale
     assert labelled.studio.tabs()["Sure: dog"] == [] != held
@@ -239,8 +207,6 @@ def test_a_browser_that_was_open_for_long_puts_nothing_back(labelled, confident)
 
 
 def test_titles_say_how_many_are_right_and_follow_what_is_measured(labelled, confident):
-    """Never more than that; a browser that puts an earlier title back does not make the tab its owner's."""
-    confident.update(dict.fromkeys(labelled.unlabelled))
     confident.low = 0.8199
     labelled.rank(holdout_share=0)
     number = number_of(labelled, "Sure: dog ≥81 %")
@@ -253,61 +219,27 @@ def test_titles_say_how_many_are_right_and_follow_what_is_measured(labelled, con
         labelled.studio.views[number]["title"] = "Sure: dog ≥81 %"
     assert sorted(views(labelled)) == ["Default", "Label next", "Sure: cat ≥99 %", "Sure: dog ≥81 %"]
     assert labelled.studio.views[number]["gridWidth"] == 3
-    labelled.studio.views[number]["title"] = "Mine ≥81 %"
-    publish(labelled)
-    labelled.rank(holdout_share=0)
-    assert {"Mine ≥81 %", "Sure: dog ≥99 %"} <= set(views(labelled))
 
 
-def test_filters_that_people_change_stay_if_nothing_must_follow(labelled):
-    """What comes next is found by no ranking's name."""
+def test_a_tab_that_was_renamed_is_its_owners_and_one_that_was_deleted_stays_so(labelled):
     labelled.rank()
-    tab = labelled.studio.views[number_of(labelled, "Label next")]
-    tab["filters"]["items"] = [condition("id", "greater", 10)]
-    tab["ordering"] = ["-tasks:id"]
-    before = json.loads(json.dumps(tab))
+    views(labelled)["Label next"]["title"] = "Mine"
+    labelled.rank()
+    assert set(views(labelled)) == {"Mine", "Default", "Label next"}
+    del labelled.studio.views[number_of(labelled, "Label next")]
     publish(labelled)
     labelled.rank()
-    assert labelled.studio.views[number_of(labelled, "Label next")] == before
-
-
-def test_a_tab_that_was_renamed_is_its_owners(labelled):
-    """It stays, and another is made."""
-    labelled.rank()
-    number = number_of(labelled, "Label next")
-    labelled.studio.views[number]["title"] = "Mine"
+    assert set(views(labelled)) == {"Mine", "Default"}
+    labelled.rank(tabs=False)
     labelled.rank()
     assert set(views(labelled)) == {"Mine", "Default", "Label next"}
     release(5, labelled.environment)
     assert set(views(labelled)) == {"Mine", "Default"}
 
 
-def test_a_tab_that_was_deleted_stays_so(labelled):
-    """Until rankings without tabs have put an end to ours."""
-    labelled.rank()
-    del labelled.studio.views[number_of(labelled, "Label next")]
-    labelled.rank()
-    publish(labelled)
-    labelled.rank()
-    assert set(views(labelled)) == {"Default"}
-    labelled.rank(tabs=False)
-    labelled.rank()
-    assert set(views(labelled)) == {"Default", "Label next"}
-
-
-def test_a_project_that_bears_the_number_of_another_gets_tabs_of_its_own(labelled):
-    """As in a Label Studio that was set up anew, beside a repository that was not."""
-    labelled.rank()
-    labelled.studio.views.clear()
-    labelled.studio.project["created_at"] = "2026-12-01T00:00:00.000001Z"
-    labelled.rank()
-    assert set(views(labelled)) == {"Default", "Label next"}
-
-
-def test_ranked_again_nothing_is_changed(labelled, confident):
-    """And little is asked."""
+@pytest.mark.usefixtures("confident")
+def test_ranked_again_nothing_is_changed(labelled):
     publish(labelled, doubted=(6, 4), audit_images=3)
-    confident.update(dict.fromkeys(labelled.unlabelled))
     labelled.rank()
     before = json.dumps(labelled.studio.views)
     labelled.studio.requests.clear()
@@ -318,60 +250,35 @@ def test_ranked_again_nothing_is_changed(labelled, confident):
     assert not [request for request in labelled.studio.requests if "predictions_results" in str(request.path)]
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("fresh", [False, True], ids=["changed", "made"])
-def test_one_that_is_cut_short_goes_on_where_it_was(labelled, confident, monkeypatch, fresh, after):
-    """At whichever change of tabs, before it or after it: none is made twice, forgotten or left behind."""
-    confident.update(dict.fromkeys(labelled.unlabelled))
+def _changes_tabs(method, path):
+    return method != "GET" and "/dm/views" in path
+
+
+@pytest.mark.parametrize(("fresh", "after"), [(False, False), (False, True), (True, True)])
+@pytest.mark.usefixtures("confident")
+def test_one_that_is_cut_short_goes_on_where_it_was(labelled, monkeypatch, fresh, after):
     labelled.rank(tabs=False)
-    steps = []
-    for step in range(1, 20):
+    options, steps, cut = {"holdout_share": 0.3, "sure": 0}, 0, True
+    while cut:
+        steps += 1
         labelled.studio.views.clear()
         (labelled.repository.folder / "tabs" / "5.json").unlink(missing_ok=True)
         if not fresh:
             publish(labelled, audit_images=3)
-            labelled.rank(holdout_share=0.3, sure=0)
+            labelled.rank(**options)
         publish(labelled, doubted=(6, 4))
-        steps.append(_rank_until(step, labelled, monkeypatch, after=after))
-        labelled.rank(holdout_share=0.3, sure=0)
+        cut = labelled.rank_until(steps, monkeypatch, counts=_changes_tabs, after=after, **options)
+        labelled.rank(**options)
         tabs = labelled.studio.tabs()
         assert sorted(tabs.keys() - {"Default"}) == ["Label next", "Look again", "Sure: cat", "Sure: dog"]
         assert len(labelled.studio.views) == len(tabs)
         assert tabs["Look again"] == [6, 4]
         assert tabs["Sure: cat"]
         assert tabs["Sure: dog"]
-        if not steps[-1]:
-            break
-    assert sum(steps) == (6 if fresh else 4)
-
-
-def _rank_until(step, rig, monkeypatch, *, after):
-    """Have the process end at a change of tabs; return whether there were so many."""
-    changes = iter(range(1, 1000))
-    send = LabelStudioClient._exchange
-
-    def exchange(client, request, authorization):
-        ends = "/dm/views" in request.path and request.method != "GET" and next(changes) == step
-        if ends and not after:
-            raise_killed()
-        answer = send(client, request, authorization)
-        if ends:
-            raise_killed()
-        return answer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LabelStudioClient, "_exchange", exchange)
-        try:
-            rig.rank(holdout_share=0.3, sure=0)
-        except BaseException as err:
-            if type(err).__name__ != "Killed":
-                raise
-            return True
-    return False
+    assert steps == (7 if fresh else 5)
 
 
 def test_a_ranking_does_not_fail_for_its_tabs(labelled, caplog):
-    """The next one mends them."""
     labelled.studio.before = lambda request: _refuse(request, "POST", "/dm/views")
     labelled.rank()
     labelled.check_whole(labelled.version)
@@ -381,36 +288,8 @@ def test_a_ranking_does_not_fail_for_its_tabs(labelled, caplog):
     assert labelled.studio.tabs()["Label next"] == labelled.studio.order()
 
 
-def test_a_released_project_has_none_of_our_tabs(labelled):
-    """Nor is anything remembered of them."""
-    publish(labelled, doubted=(6, 4))
-    labelled.rank()
-    released = release(5, labelled.environment)
-    assert released.tabs == 2
-    assert set(views(labelled)) == {"Default"}
-    assert not (labelled.repository.folder / "tabs" / "5.json").exists()
-    assert {each["model_version"] for each in labelled.studio.predictions.values()} == {"yolo"}
-
-
 def test_where_a_skipped_task_is_done_it_does_not_come_next(labelled):
-    """As the label stream has it."""
     labelled.studio.project["skip_queue"] = "IGNORE_SKIPPED"
     labelled.studio.annotate(7, "cat", cancelled=True)
     labelled.rank()
     assert 7 not in labelled.studio.tabs()["Label next"]
-
-
-def test_a_record_of_tabs_that_makes_no_sense_is_begun_anew(labelled):
-    """Label Studio then has tabs that nobody knows any more, as if they were other people's."""
-    labelled.rank()
-    (labelled.repository.folder / "tabs" / "5.json").write_text('{"tabs": 3}')
-    labelled.rank()
-    assert sorted(data["title"] for data in labelled.studio.views.values()) == ["Default", "Label next", "Label next"]
-
-
-def test_without_tabs_nothing_is_asked_of_the_data_manager(labelled):
-    """Nor are labelled tasks given predictions."""
-    publish(labelled, doubted=(6, 4))
-    labelled.rank(tabs=False)
-    assert not [request for request in labelled.studio.requests if "/dm/" in request.path]
-    assert not set(LABELLED) & {each["task"] for each in labelled.studio.predictions.values()}
