@@ -5,57 +5,84 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.labels import annotations
-from trainer.labels.annotations import LeftOut, decide
+from trainer.labels.annotations import LeftOut, confirmed_groups, decide, is_confirmed, was_confirmed
 
 KNOWN = ("cat", "dog", "bird")
 _numbers = itertools.count(1)
 
 
-def choice(*labels, control="label", kind="choices"):
-    """One item of an annotation's result."""
-    return {"from_name": control, "to_name": "image", "type": kind, "value": {"choices": list(labels)}}
+def choice(*labels, control="label"):
+    return {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": list(labels)}}
 
 
 def annotation(*labels, by=1, at="2026-11-22T10:00:00Z", result=None, **more):
-    """An annotation as Label Studio gives it out."""
     result = [choice(*labels)] if result is None else result
     return {"id": next(_numbers), "completed_by": by, "updated_at": at, "was_cancelled": False, "result": result} | more
 
 
 def task(*made, **more):
-    """A task with these annotations."""
     return {"id": 7, "data": {"image": "a.png"}, "annotations": list(made), **more}
 
 
-def reason_of(each):
-    """Why the task gives no label."""
-    with pytest.raises(LeftOut) as caught:
-        decide(each, "label", KNOWN)
-    return str(caught.value)
+def outcome(*made, multiple=False, **more):
+    """The labels that a task with these annotations has, or why it has none."""
+    try:
+        return decide(task(*made, **more), "label", KNOWN, multiple=multiple)
+    except LeftOut as reason:
+        return str(reason)
+
+
+def reviewed(*labels, **more):
+    """An annotation that a reviewer has marked as ground truth."""
+    return annotation(*labels, ground_truth=True, **more)
 
 
 def test_drafts_and_predictions_do_not_count():
-    """Only what an annotator has submitted is a label."""
     draft = {"result": [choice("dog")]}
-    assert reason_of(task(drafts=[draft], predictions=[draft])) == annotations.NOT_LABELLED
+    assert outcome(drafts=[draft], predictions=[draft]) == annotations.NOT_LABELLED
 
 
-def test_skipped_annotations_do_not_count():
-    """A skipped task may hold a result nevertheless."""
-    assert reason_of(task(annotation("cat", was_cancelled=True))) == annotations.SKIPPED
-    assert decide(task(annotation("cat", was_cancelled=True), annotation("dog", by=2)), "label", KNOWN) == {"dog"}
+LATER = "2026-11-22T11:00:00Z"
+PERSON = {"id": 1, "email": "ann@example.com"}
+BESIDE = [choice("dog", control="other"), {"from_name": "label", "type": "rectanglelabels", "value": {"x": 1}}]
+ONE_LABEL = {
+    "a skipped annotation is none, though it may hold a result": (
+        [annotation("cat", was_cancelled=True)],
+        annotations.SKIPPED,
+    ),
+    "nor is it a vote": ([annotation("cat", was_cancelled=True), annotation("dog", by=2)], {"dog"}),
+    "an empty annotation is none": ([annotation(result=[])], annotations.EMPTY),
+    "nor is it a vote against one": ([annotation(result=[]), annotation("dog", by=2)], {"dog"}),
+    "of exclusive classes one holds, whatever a reviewer says": ([reviewed(result=[])], annotations.EMPTY),
+    "ground truth goes before any majority": (
+        [annotation("cat"), annotation("cat", by=2), reviewed("dog", by=3)],
+        {"dog"},
+    ),
+    "who has come to see two labels has withdrawn the one": (
+        [annotation("cat"), annotation("cat", "dog", at=LATER)],
+        annotations.SEVERAL_CHOICES,
+    ),
+    "annotators may be numbers or people": (
+        [annotation("cat", by=PERSON), annotation("cat", by=1), annotation("dog", by=2), annotation("dog", by=3)],
+        {"dog"},
+    ),
+    "annotations without an annotator do not replace each other": (
+        [annotation("cat", by=None), annotation("dog", by=None), annotation("dog", by=None)],
+        {"dog"},
+    ),
+    "annotators who disagree evenly give none": ([annotation("cat", by=1), annotation("dog", by=2)], annotations.TIED),
+    "two choices are no label": ([annotation("cat", "dog")], annotations.SEVERAL_CHOICES),
+    "nor are they in two items": ([annotation(result=[choice("cat"), choice("dog")])], annotations.SEVERAL_CHOICES),
+    "other controls and kinds are not read": ([annotation(result=BESIDE)], annotations.NO_CHOICE),
+    "and do no harm": ([annotation(result=[*BESIDE, choice("cat")])], {"cat"}),
+    "a label that the config dropped is none": ([annotation("fish")], annotations.OUTDATED),
+    "nor is it a vote for one": ([annotation("fish", by=1), annotation("cat", by=2)], {"cat"}),
+}
 
 
-def test_empty_annotations_do_not_count():
-    """Submitting without choosing is no label, and no vote against one."""
-    assert reason_of(task(annotation(result=[]))) == annotations.EMPTY
-    assert decide(task(annotation(result=[]), annotation("dog", by=2)), "label", KNOWN) == {"dog"}
-
-
-def test_ground_truth_goes_before_any_majority():
-    """One annotation that a reviewer has marked outweighs all others."""
-    made = [annotation("cat", by=1), annotation("cat", by=2), annotation("dog", by=3, ground_truth=True)]
-    assert decide(task(*made), "label", KNOWN) == {"dog"}
+@pytest.mark.parametrize(("made", "found"), ONE_LABEL.values(), ids=ONE_LABEL)
+def test_of_one_label(made, found):
+    assert outcome(*made) == found
 
 
 @pytest.mark.parametrize(
@@ -69,47 +96,8 @@ def test_ground_truth_goes_before_any_majority():
 )
 @pytest.mark.parametrize("turn", [1, -1])
 def test_of_each_annotator_the_newest_counts(older, newer, turn):
-    """Whatever the order in the file and the spelling of the time; it decides, and not the annotation's number."""
     made = [annotation("dog", at=newer), annotation("cat", at=older)][::turn]
-    assert decide(task(*made), "label", KNOWN) == {"dog"}
-
-
-def test_an_older_annotation_does_not_stand_in_for_a_newer_one():
-    """Who has come to see two labels has withdrawn the one."""
-    made = [annotation("cat"), annotation("cat", "dog", at="2026-11-22T11:00:00Z")]
-    assert reason_of(task(*made)) == annotations.SEVERAL_CHOICES
-
-
-def test_annotators_may_be_numbers_or_people():
-    """Exports hold either."""
-    person = {"id": 1, "email": "ann@example.com"}
-    made = [annotation("cat", by=person), annotation("cat", by=1), annotation("dog", by=2), annotation("dog", by=3)]
-    assert decide(task(*made), "label", KNOWN) == {"dog"}
-
-
-def test_annotations_without_an_annotator_are_votes_of_their_own():
-    """They cannot be said to replace each other."""
-    made = [annotation("cat", by=None), annotation("dog", by=None), annotation("dog", by=None)]
-    assert decide(task(*made), "label", KNOWN) == {"dog"}
-
-
-def test_more_than_one_choice_gives_no_label():
-    """A classifier of one label cannot learn from two, in one item or in several."""
-    assert reason_of(task(annotation("cat", "dog"))) == annotations.SEVERAL_CHOICES
-    assert reason_of(task(annotation(result=[choice("cat"), choice("dog")]))) == annotations.SEVERAL_CHOICES
-
-
-def test_other_controls_and_kinds_are_not_read():
-    """A result may also hold boxes, texts and other choices."""
-    other = [choice("dog", control="other"), {"from_name": "label", "type": "rectanglelabels", "value": {"x": 1}}]
-    assert decide(task(annotation(result=[*other, choice("cat")])), "label", KNOWN) == {"cat"}
-    assert reason_of(task(annotation(result=other))) == annotations.NO_CHOICE
-
-
-def test_labels_that_the_config_dropped_are_left_out():
-    """They are no vote either."""
-    assert reason_of(task(annotation("fish"))) == annotations.OUTDATED
-    assert decide(task(annotation("fish", by=1), annotation("cat", by=2)), "label", KNOWN) == {"cat"}
+    assert outcome(*made) == {"dog"}
 
 
 BOX = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 0}
@@ -127,87 +115,50 @@ BOX = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 0}
     ids=["place", "rectangle", "polygon", "brush", "one of several images"],
 )
 def test_what_is_chosen_for_a_region_says_nothing_of_the_image(items):
-    """Whether it has the place itself or shares a region's id; what stands beside it counts."""
-    assert reason_of(task(annotation(result=items))) == annotations.FOR_A_REGION
-    with pytest.raises(LeftOut, match=annotations.FOR_A_REGION):
-        decide(task(annotation(result=items, ground_truth=True)), "label", KNOWN, multiple=True)
-    assert decide(task(annotation(result=[*items, choice("dog") | {"id": "b"}])), "label", KNOWN) == {"dog"}
-
-
-@given(st.lists(st.sampled_from(KNOWN), min_size=1, max_size=9), st.randoms())
-def test_the_order_of_annotations_does_not_matter(votes, random):
-    """Whoever annotates first has no more say; the outcome is that of counting."""
-    made = [annotation(label, by=number) for number, label in enumerate(votes, start=1)]
-    random.shuffle(made)
-    top = sorted((votes.count(label), label) for label in KNOWN)[::-1]
-    if top[0][0] == top[1][0]:
-        assert reason_of(task(*made)) == annotations.TIED
-    else:
-        assert decide(task(*made), "label", KNOWN) == {top[0][1]}
+    assert outcome(annotation(result=items)) == annotations.FOR_A_REGION
+    assert outcome(reviewed(result=items), multiple=True) == annotations.FOR_A_REGION
+    assert outcome(annotation(result=[*items, choice("dog") | {"id": "b"}])) == {"dog"}
 
 
 @pytest.mark.parametrize("result", [None, {}, "text", [None], [{"type": "choices"}], [choice() | {"value": None}]])
 def test_malformed_results_are_left_out(result):
-    """Results can be imported, so they can be anything."""
-    assert reason_of(task(annotation(result=result) | {"result": result})) in {annotations.EMPTY, annotations.NO_CHOICE}
+    assert outcome(annotation() | {"result": result}) in {annotations.EMPTY, annotations.NO_CHOICE}
 
 
-class TestSeveralLabels:
-    def decide(self, *made):
-        return decide(task(*made), "label", KNOWN, multiple=True)
+THREE = [annotation("cat", by=1), annotation("dog", by=2), annotation("bird", by=3)]
+NONE = [reviewed(result=[], by=number) for number in (1, 2, 3)]
+TWO = [reviewed("cat", by=4), reviewed("dog", by=5)]
+SEVERAL_LABELS = {
+    "all choices hold": ([annotation("cat", "dog")], {"cat", "dog"}),
+    "each once, in however many items": ([annotation(result=[choice("cat"), choice("dog", "cat")])], {"cat", "dog"}),
+    "who agree on nothing have not said that none holds": (THREE, annotations.TIED),
+    "nor if one more chose what the config dropped": ([*THREE, annotation("fox", by=4)], annotations.TIED),
+    "nor if halves agree": ([*THREE, annotation("cat", by=5), annotation("dog", by=6)], annotations.TIED),
+    "no choice may mean that nobody looked": ([annotation(result=[])], annotations.EMPTY),
+    "or that the control is newer": ([annotation(result=[choice("cat", control="other")])], annotations.NO_CHOICE),
+    "a reviewer did look": ([reviewed(result=[])], set()),
+    "and goes before others": ([reviewed(result=[]), annotation("cat", by=2)], set()),
+    "unless they skipped": ([reviewed(result=[], was_cancelled=True)], annotations.SKIPPED),
+    "none holds if most reviewers say so": ([*NONE, *TWO], set()),
+    "and not if one in three does": ([NONE[0], *TWO], annotations.TIED),
+    "a label that the config dropped may have a new name": ([annotation("cat", "fish")], annotations.OUTDATED),
+    "and those beside it are no vote": ([annotation("cat", "fish", by=1), annotation("dog", by=2)], {"dog"}),
+}
 
-    def reason_of(self, *made):
-        with pytest.raises(LeftOut) as caught:
-            self.decide(*made)
-        return str(caught.value)
 
-    def test_all_choices_of_an_annotation_hold(self):
-        """In one item or in several, and a choice made twice holds once."""
-        assert self.decide(annotation("cat", "dog")) == {"cat", "dog"}
-        assert self.decide(annotation(result=[choice("cat"), choice("dog", "cat")])) == {"cat", "dog"}
-        assert self.decide(annotation("bird")) == {"bird"}
+@pytest.mark.parametrize(("made", "found"), SEVERAL_LABELS.values(), ids=SEVERAL_LABELS)
+def test_of_several_labels(made, found):
+    assert outcome(*made, multiple=True) == found
 
-    def test_annotators_who_agree_on_nothing_have_not_said_that_none_holds(self):
-        """Three with a label each, as from before the project took several: it is undecided."""
-        three = [annotation("cat", by=1), annotation("dog", by=2), annotation("bird", by=3)]
-        assert self.reason_of(*three) == annotations.TIED
-        assert self.reason_of(*three, annotation("fox", by=4)) == annotations.TIED
-        assert self.reason_of(*three, annotation("cat", by=5), annotation("dog", by=6)) == annotations.TIED
 
-    def test_none_holds_if_most_say_so(self):
-        """Of ground truths, the only ones that can."""
-        none = [annotation(result=[], by=number, ground_truth=True) for number in (1, 2, 3)]
-        one, other = (annotation(label, by=number, ground_truth=True) for number, label in ((4, "cat"), (5, "dog")))
-        assert self.decide(*none, one, other) == set()
-        assert self.reason_of(none[0], one, other) == annotations.TIED
-
-    def test_no_choice_means_none_of_them_only_as_ground_truth(self):
-        """Nobody may have looked, or the control may be newer than the annotation; a reviewer did look."""
-        assert self.reason_of(annotation(result=[])) == annotations.EMPTY
-        assert self.reason_of(annotation(result=[choice("cat", control="other")])) == annotations.NO_CHOICE
-        assert self.decide(annotation(result=[], ground_truth=True)) == set()
-        assert self.decide(annotation(result=[], ground_truth=True), annotation("cat", by=2)) == set()
-        assert self.reason_of(annotation(result=[], ground_truth=True, was_cancelled=True)) == annotations.SKIPPED
-
-    def test_one_label_still_needs_a_choice(self):
-        """Of exclusive classes one holds, so that not even ground truth says none."""
-        assert reason_of(task(annotation(result=[], ground_truth=True))) == annotations.EMPTY
-
-    def test_an_annotation_with_a_label_that_the_config_dropped_is_no_vote(self):
-        """That label may have a new name, which would then be taken for absent."""
-        assert self.reason_of(annotation("cat", "fish")) == annotations.OUTDATED
-        assert self.decide(annotation("cat", "fish", by=1), annotation("dog", by=2)) == {"dog"}
-
-    @given(st.lists(st.sets(st.sampled_from(KNOWN), min_size=1), min_size=1, max_size=7), st.randoms())
-    def test_the_outcome_is_that_of_counting_each_label(self, votes, random):
-        """In whatever order the annotations come."""
-        made = [annotation(*labels, by=number) for number, labels in enumerate(votes, start=1)]
-        random.shuffle(made)
-        counts = {label: sum(label in labels for labels in votes) for label in KNOWN}
-        if len(votes) / 2 in counts.values() or max(counts.values()) < len(votes) / 2:
-            assert self.reason_of(*made) == annotations.TIED
-        else:
-            assert self.decide(*made) == {label for label, count in counts.items() if count > len(votes) / 2}
+@given(st.lists(st.sets(st.sampled_from(KNOWN), min_size=1), min_size=1, max_size=7), st.randoms())
+def test_of_several_labels_the_outcome_is_that_of_counting_each(votes, random):
+    made = [annotation(*labels, by=number) for number, labels in enumerate(votes, start=1)]
+    random.shuffle(made)
+    counts = {label: sum(label in labels for labels in votes) for label in KNOWN}
+    tied = len(votes) / 2 in counts.values() or max(counts.values()) < len(votes) / 2
+    expected = annotations.TIED if tied else {label for label, count in counts.items() if count > len(votes) / 2}
+    assert outcome(*made, multiple=True) == expected
 
 
 OURS = {"bald": 0.1, "reason": "none", "tab": "20261129T050102123Z-0a1b2c/sure/1."}
@@ -219,34 +170,33 @@ def confirmed(*labels, meta=OURS, **more):
     return made | more
 
 
-class TestConfirmedInBulk:
-    def test_a_copy_of_a_prediction_is_known_by_what_stands_in_it(self):
-        """Also after the prediction was removed; one of another backend is known for as long as it is there."""
-        assert annotations.was_confirmed(confirmed("cat"))
-        assert annotations.was_confirmed(confirmed("cat", meta={"bald": 0.1}))
-        assert annotations.was_confirmed(confirmed("cat", meta={}, parent_prediction=7))
-        assert not annotations.was_confirmed(confirmed("cat", meta={}))
+@pytest.mark.parametrize(
+    ("each", "expected"),
+    [
+        (confirmed("cat"), True),
+        (confirmed("cat", meta={"bald": 0.1}), True),
+        (confirmed("cat", meta={}, parent_prediction=7), True),
+        (confirmed("cat", meta={}), False),
+        (confirmed("cat", lead_time=3.2, parent_prediction=7), False),
+        (confirmed("cat", lead_time=0.0, parent_prediction=7), False),
+        (confirmed("cat", ground_truth=True), False),
+        (confirmed(result=[], parent_prediction=7), False),
+    ],
+    ids=["ours", "unmarked", "another's", "another's that is gone", "ticked", "at once", "reviewed", "empty"],
+)
+def test_a_copy_of_a_prediction_is_known_by_what_stands_in_it_and_that_no_time_was_noted(each, expected):
+    assert was_confirmed(each) == expected
 
-    def test_what_was_ticked_and_submitted_is_a_person_s_label(self):
-        """The editor notes how long that took; it copies all else."""
-        assert not annotations.was_confirmed(confirmed("cat", lead_time=3.2, parent_prediction=7))
-        assert not annotations.was_confirmed(confirmed("cat", lead_time=0.0, parent_prediction=7))
 
-    def test_a_reviewer_s_word_and_an_empty_copy_are_none(self):
-        """Nothing was predicted, or somebody has said that it is right."""
-        assert not annotations.was_confirmed(confirmed("cat", ground_truth=True))
-        assert not annotations.was_confirmed(confirmed(result=[], parent_prediction=7))
+def test_what_was_confirmed_in_bulk_counts_where_nobody_has_looked():
+    assert outcome(confirmed("cat")) == {"cat"}
+    assert is_confirmed(task(confirmed("cat"), annotation("dog", was_cancelled=True)))
+    both = [annotation("dog", by=1, at="2026-11-01T10:00:00Z"), confirmed("cat", completed_by=1)]
+    assert outcome(*both) == {"dog"}
+    assert not is_confirmed(task(*both))
+    assert not is_confirmed(task())
 
-    def test_it_counts_where_nobody_has_looked(self):
-        """A person's label goes before it, however old."""
-        assert decide(task(confirmed("cat")), "label", KNOWN) == {"cat"}
-        assert annotations.is_confirmed(task(confirmed("cat"), annotation("dog", was_cancelled=True)))
-        both = task(annotation("dog", by=1, at="2026-11-01T10:00:00Z"), confirmed("cat", completed_by=1))
-        assert decide(both, "label", KNOWN) == {"dog"}
-        assert not annotations.is_confirmed(both)
-        assert not annotations.is_confirmed(task())
 
-    def test_its_group_is_known(self):
-        """By the mark, where there is one."""
-        assert annotations.confirmed_groups(task(confirmed("cat"))) == {("20261129T050102123Z-0a1b2c", 1)}
-        assert annotations.confirmed_groups(task(confirmed("cat", meta={"bald": 1}), annotation("dog"))) == set()
+def test_the_group_of_what_was_confirmed_is_known_by_its_mark():
+    assert confirmed_groups(task(confirmed("cat"))) == {("20261129T050102123Z-0a1b2c", 1)}
+    assert confirmed_groups(task(confirmed("cat", meta={"bald": 1}), annotation("dog"))) == set()

@@ -41,20 +41,17 @@ def pixels_of(pool, *, groups=None, unreadable=()):
     )
 
 
-class TestUnreadable:
-    def test_images_are_grouped_by_reason_the_most_frequent_first(self):
-        """With the first few tasks, and how many more; reasons that differ in the image's name or in sizes are one."""
-        pool = pool_of(("a", "b"), [(0,)] * 10, control="label")
-        faults = [(0, "got 7 bytes of HEIC"), *((row, f"{row}.png answered 404") for row in range(1, 8))]
-        faults.append((8, "got 1234 bytes of HEIC"))
-        assert describe_unreadable(pixels_of(pool, unreadable=faults)) == [
-            "7 images cannot be read: answered 404 (task 101, task 102, task 103, task 104, task 105 and 2 more)",
-            "2 images cannot be read: got 7 bytes of HEIC (task 100, task 108)",
-        ]
+def test_images_that_cannot_be_read_are_grouped_by_reason_the_most_frequent_first():
+    pool = pool_of(("a", "b"), [(0,)] * 10, control="label")
+    faults = [(0, "got 7 bytes of HEIC"), *((row, f"{row}.png answered 404") for row in range(1, 8))]
+    faults.append((8, "got 1234 bytes of HEIC"))
+    assert describe_unreadable(pixels_of(pool, unreadable=faults)) == [
+        "7 images cannot be read: answered 404 (task 101, task 102, task 103, task 104, task 105 and 2 more)",
+        "2 images cannot be read: got 7 bytes of HEIC (task 100, task 108)",
+    ]
 
 
 def test_labels_that_no_image_has_are_named():
-    """Of many the first few, and how many more."""
     assert describe_unlabelled(("a", "b", "c"), (3, 0, 1)) == [
         "no image is labelled 'b' yet: nothing of that is learnt; label some if you find any"
     ]
@@ -62,60 +59,54 @@ def test_labels_that_no_image_has_are_named():
     assert "'5', '6' and 2 more yet" in describe_unlabelled([*"0123456789"], (1, 1) + (0,) * 7 + (1,))[0]
 
 
-class TestEmptyClasses:
-    def test_a_class_folder_without_a_readable_image_is_no_class(self):
-        """Other labels keep their order, and their images."""
-        pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (1,), (2,)])
-        pixels = pixels_of(pool, unreadable=[(1, "broken"), (3, "broken")])
-        assert describe_lost(pool, pixels) == [
-            "of a label, no image can be read, and it is no class of this version: 'b' (2)"
-        ]
-        kept, same = drop_empty_classes(pool, pixels)
-        assert kept.labels == ("a", "c")
-        assert [(image.reference, image.labels) for image in kept.images] == [
-            ("0.png", (0,)),
-            ("2.png", (1,)),
-            ("4.png", (1,)),
-        ]
-        assert same.targets.tolist() == [0, 1, 1]
-        assert same.references == ("0.png", "2.png", "4.png")
-
-    def test_a_label_of_a_config_stays_and_is_named(self):
-        """The config is what the project was agreed on; a label that nobody has given yet is no news."""
-        pool = pool_of(("a", "b", "c", "d"), [(0,), (1,), (2,)], control="label")
-        pixels = pixels_of(pool, unreadable=[(1, "broken")])
-        assert drop_empty_classes(pool, pixels) == (pool, pixels)
-        (sentence,) = describe_lost(pool, pixels)
-        assert "stays a label" in sentence
-        assert sentence.endswith(": 'b' (1)")
-
-    def test_of_several_labels_each_is_looked_at(self):
-        """One may have lost all its images though others of these could be read."""
-        pool = pool_of(("a", "b"), [(0,), (0, 1), ()], control="label", multiple=True)
-        assert describe_lost(pool, pixels_of(pool)) == []
-        assert describe_lost(pool, pixels_of(pool, unreadable=[(1, "broken")]))[0].endswith(": 'b' (1)")
+def test_a_class_folder_without_a_readable_image_is_no_class():
+    pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (1,), (2,)])
+    pixels = pixels_of(pool, unreadable=[(1, "broken"), (3, "broken")])
+    assert describe_lost(pool, pixels) == [
+        "of a label, no image can be read, and it is no class of this version: 'b' (2)"
+    ]
+    kept, same = drop_empty_classes(pool, pixels)
+    assert kept.labels == ("a", "c")
+    assert [image.labels for image in kept.images] == [(0,), (1,), (1,)]
+    assert same.targets.tolist() == [0, 1, 1]
+    assert [image.reference for image in kept.images] == [*same.references] == ["0.png", "2.png", "4.png"]
 
 
-class TestContradictions:
-    def test_images_with_two_labels_are_counted_and_named(self):
-        """As tasks or files, each with its label; copies that agree are no matter."""
-        pool = pool_of(("a", "b"), [(0,), (1,), (0,), (0,), (1,), (1,)])
-        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 2, 2, 4, 0]), split=True)
-        assert sentence.startswith("1 image has two labels, for equal images are labelled differently: ")
-        assert "0.png 'a'; 1.png 'b'; 5.png 'b'; they" in sentence
-        assert "cannot be held out" in sentence
+def test_a_label_of_a_config_stays_and_is_named():
+    """The config is what the project was agreed on; a label that nobody has given yet is no news.
 
-    def test_tasks_are_named_by_their_numbers(self):
-        """And what is held out at random is: of these nothing is said."""
-        pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (0,), (1,)], control="label")
-        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3, 3]), split=False)
-        assert sentence.startswith("2 images have two labels or more, for equal images are labelled differently: ")
-        assert "task 100 'a'; task 101 'b'; task 102 'c' | task 103 'a'; task 104 'b'; they" in sentence
-        assert "held out" not in sentence
+    Of several labels one may be lost though others of its images can be read.
+    """
+    pool = pool_of(("a", "b", "c", "d"), [(0,), (1,), (2,)], control="label")
+    pixels = pixels_of(pool, unreadable=[(1, "broken")])
+    assert drop_empty_classes(pool, pixels) == (pool, pixels)
+    (sentence,) = describe_lost(pool, pixels)
+    assert "stays a label" in sentence
+    assert sentence.endswith(": 'b' (1)")
+    pool = pool_of(("a", "b"), [(0,), (0, 1), ()], control="label", multiple=True)
+    assert describe_lost(pool, pixels_of(pool)) == []
+    assert describe_lost(pool, pixels_of(pool, unreadable=[(1, "broken")]))[0].endswith(": 'b' (1)")
 
-    def test_of_several_labels_the_sets_must_be_the_same(self):
-        """No label among them."""
-        pool = pool_of(("a", "b"), [(0, 1), (0,), (), (0, 1)], control="label", multiple=True)
-        assert describe_contradictions(pool, pixels_of(pool, groups=[0, 1, 2, 0]), split=True) == []
-        (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3]), split=True)
-        assert "task 100 'a' and 'b'; task 101 'a'; task 102 no label" in sentence
+
+def test_images_with_two_labels_are_counted_and_named():
+    pool = pool_of(("a", "b"), [(0,), (1,), (0,), (0,), (1,), (1,)])
+    (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 2, 2, 4, 0]), split=True)
+    assert sentence.startswith("1 image has two labels, for equal images are labelled differently: ")
+    assert "0.png 'a'; 1.png 'b'; 5.png 'b'; they" in sentence
+    assert "cannot be held out" in sentence
+
+
+def test_of_a_project_tasks_are_named_by_their_numbers():
+    """What is held out at random is, whatever its labels: of these nothing is said."""
+    pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (0,), (1,)], control="label")
+    (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3, 3]), split=False)
+    assert sentence.startswith("2 images have two labels or more, for equal images are labelled differently: ")
+    assert "task 100 'a'; task 101 'b'; task 102 'c' | task 103 'a'; task 104 'b'; they" in sentence
+    assert "held out" not in sentence
+
+
+def test_of_several_labels_the_sets_must_be_the_same():
+    pool = pool_of(("a", "b"), [(0, 1), (0,), (), (0, 1)], control="label", multiple=True)
+    assert describe_contradictions(pool, pixels_of(pool, groups=[0, 1, 2, 0]), split=True) == []
+    (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3]), split=True)
+    assert "task 100 'a' and 'b'; task 101 'a'; task 102 no label" in sentence

@@ -50,36 +50,27 @@ def address(task):
     return f"http://images/{task}.png"
 
 
-def test_the_last_list_is_recalled_and_none_is_nothing(pets, tmp_path):
-    """As it was given, without a request; a folder without a list, or with one that is none, holds no task."""
-    listed = list_unlabelled(pets.client, 5, pets.kept)
-    asked = len(pets.requests)
-    assert recall_unlabelled(pets.kept) == listed
-    assert [task.id for task in listed] == list(range(6, TASKS + 1))  # one that was skipped comes again
-    assert recall_unlabelled(tmp_path / "nowhere") == []
-    (pets.kept / "unlabelled.json").write_text("[")
-    assert recall_unlabelled(pets.kept) == []
-    assert len(pets.requests) == asked
-
-
-def test_sources_are_those_of_tasks_without_an_annotation(pets, fetcher):
-    """What was labelled or skipped since the list was made is not among them, and neither is what leads nowhere."""
-    pets.annotate(10, "dog")
-    pets.annotate(11, "dog", cancelled=True)
+def test_sources_are_those_of_listed_tasks_without_an_annotation(pets, fetcher):
+    pool = from_project(5, pets.client)
+    assert (pool.labels, [image.task_id for image in pool.images]) == (("cat", "dog"), [1, 2, 3, 4, 5])
+    assert "project 5 (Pets)" in pool.origin
+    assert [task.id for task in recall_unlabelled(pets.kept)] == list(range(6, TASKS + 1))
+    for task, cancelled in ((10, False), (11, True)):
+        pets.annotate(task, "dog", cancelled=cancelled)
     expected = {address(task) for task in range(7, TASKS + 1) if task not in {10, 11}}
     found = find(pets, fetcher)
-    assert set(found.sources) == expected
-    assert found.tasks == len(expected)
+    assert (set(found.sources), found.tasks) == (expected, len(expected))
     pets.add_task(image="ftp://elsewhere/1.png")
     pets.add_task(text="no image")
     list_unlabelled(pets.client, 5, pets.kept)
     found = find(pets, fetcher)
-    assert set(found.sources) == expected
-    assert found.tasks == len(expected) + 2
+    assert (set(found.sources), found.tasks) == (expected, len(expected) + 2)
+    assert recall_unlabelled(pets.kept / "nowhere") == []
+    (pets.kept / "unlabelled.json").write_text("[")
+    assert recall_unlabelled(pets.kept) == []
 
 
 def test_what_was_confirmed_in_bulk_is_looked_up_like_what_is_unlabelled(pets, fetcher):
-    """Before the list is made anew and after; not where a person labels it after all."""
     before = find(pets, fetcher)
     for task in (20, 21):
         pets.annotate(task, "cat")
@@ -92,7 +83,6 @@ def test_what_was_confirmed_in_bulk_is_looked_up_like_what_is_unlabelled(pets, f
 
 
 def test_of_many_tasks_a_random_sample_is_looked_up(pets, fetcher, monkeypatch):
-    """The same each time, and of a longer list in part the same."""
     whole = find(pets, fetcher)
     monkeypatch.setattr(unlabelled, "MOST", 20)
     some = find(pets, fetcher)
@@ -104,7 +94,6 @@ def test_of_many_tasks_a_random_sample_is_looked_up(pets, fetcher, monkeypatch):
 
 
 def test_held_out_images_are_drawn_like_unlabelled_ones():
-    """All where all of these are known, none where none is, and else as large a share, by the same chance."""
     tasks = np.arange(10_000)
     assert draw_alike(tasks, Unlabelled(500), 500).all()
     assert not draw_alike(tasks, Unlabelled(500), 0).any()
@@ -115,7 +104,6 @@ def test_held_out_images_are_drawn_like_unlabelled_ones():
 
 
 def test_features_are_recalled_once_for_each_file(tmp_path, caplog):
-    """Of files that are known, have a row of the right length and are not left out; the log says how many."""
     caplog.set_level("INFO", "trainer")
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(6, 8)).astype(np.float16).astype(np.float32)
