@@ -61,7 +61,6 @@ def all_listed(sent):
 
 
 def test_what_has_changed_is_all_that_is_asked_for(pets):
-    """Labelled, skipped, unlabelled again, new, and edited: each as the whole list would have it."""
     assert all_listed(read(pets))
     assert read(pets) <= 2
     pets.annotate(7, "cat")
@@ -75,7 +74,6 @@ def test_what_has_changed_is_all_that_is_asked_for(pets):
 
 
 def test_of_annotations_too_only_what_has_changed_is_asked_for(pets):
-    """New, edited, removed, skipped and labelled after all; those that were only skipped come last."""
     for task in range(6, 31):
         pets.annotate(task, "cat")
     pets.annotate(2, "cat", cancelled=True)
@@ -93,35 +91,26 @@ def test_of_annotations_too_only_what_has_changed_is_asked_for(pets):
 
 
 def test_an_annotation_that_went_without_a_time_has_all_listed_anew(pets):
-    """Label Studio counts fewer."""
     pets.annotate(3, "dog")
     read(pets, list_annotated)
     pets.tasks[3]["annotations"].pop()
     assert read(pets, list_annotated) >= 3
 
 
-def test_a_deleted_task_has_all_listed_anew(pets):
-    """Deleted ones do not show, but in how many there are; not even beside as many that were added."""
+@pytest.mark.parametrize(
+    "happen",
+    [
+        lambda pets: pets.delete_task(10),
+        lambda pets: (pets.delete_task(11), pets.add_task()),
+        lambda pets: pets.tasks[4]["annotations"].clear(),
+        lambda pets: pets.project.update(maximum_annotations=2),
+    ],
+    ids=["deleted", "deleted and added", "unlabelled without a time", "other rules"],
+)
+def test_what_no_changed_task_tells_has_all_listed_anew(pets, happen):
+    """Deleted tasks do not show, but in how many there are; how many people label a task changes none of them."""
     read(pets)
-    pets.delete_task(10)
-    assert all_listed(read(pets))
-    pets.delete_task(11)
-    pets.add_task()
-    assert all_listed(read(pets))
-    assert read(pets) <= 2
-
-
-def test_a_change_without_a_time_has_all_listed_anew(pets):
-    """As when annotations are removed in the database: another number of tasks is unlabelled."""
-    read(pets)
-    pets.tasks[4]["annotations"].clear()
-    assert all_listed(read(pets))
-
-
-def test_other_rules_have_all_listed_anew(pets):
-    """How many people label a task decides which tasks are done with, and changes none of them."""
-    read(pets)
-    pets.project["maximum_annotations"] = 2
+    happen(pets)
     assert all_listed(read(pets))
     assert read(pets) <= 2
 
@@ -135,34 +124,31 @@ def test_once_a_day_all_are_listed_anew(pets, monkeypatch, later_s):
     assert all_listed(read(pets))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"at": 1}', b'{"tasks": {"x": 1}}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"tasks": {"x": 1}}'])
 def test_a_file_that_cannot_be_read_is_none(pets, content):
-    """And is replaced."""
     pets.path.parent.mkdir(parents=True)
     pets.path.write_bytes(content)
     assert all_listed(read(pets))
     assert read(pets) <= 2
 
 
-def test_data_is_kept_from_others_eyes(pets):
+def test_data_is_kept_from_others_eyes_and_no_list_that_is_too_long(pets, monkeypatch):
     """References may hold signatures."""
     read(pets)
     assert stat.S_IMODE(pets.path.stat().st_mode) == 0o600
     assert json.loads(pets.path.read_bytes())["tasks"]["1"] == {"data": pets.tasks[1]["data"]}
-
-
-def test_a_list_that_is_too_long_is_not_kept(pets, monkeypatch):
-    """Nor is one that was short enough before."""
-    read(pets)
     monkeypatch.setattr(task_lists, "_MOST_BYTES", 100)
     read(pets)
     assert not pets.path.exists()
 
 
-def test_where_nothing_can_be_kept_all_are_listed(pets):
-    """The folder is a file."""
-    pets.path.parent.parent.mkdir(parents=True)
-    pets.path.parent.touch()
+@pytest.mark.parametrize("why", ["no room", "no time"])
+def test_where_nothing_can_be_kept_or_no_time_is_told_all_are_listed(pets, monkeypatch, why):
+    if why == "no room":
+        pets.path.parent.parent.mkdir(parents=True)
+        pets.path.parent.touch()
+    else:
+        monkeypatch.setattr(LabelStudioClient, "date", None)
     for _ in range(2):
         assert all_listed(read(pets))
 
@@ -171,10 +157,3 @@ def test_a_change_that_shows_late_is_not_lost():
     """It bears the time at which it began; ten seconds are asked for again. No time at all has all listed."""
     assert SOMEWHAT_BEFORE("2026-01-02T00:01:00+00:00") == "2026-01-02T00:00:50.000000Z"
     assert SOMEWHAT_BEFORE("") == ""
-
-
-def test_a_label_studio_that_does_not_tell_the_time_is_listed_anew(pets, monkeypatch):
-    """By its clock, and not by ours, is told what has changed."""
-    monkeypatch.setattr(LabelStudioClient, "date", None)
-    for _ in range(2):
-        assert all_listed(read(pets))

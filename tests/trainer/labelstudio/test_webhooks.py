@@ -7,14 +7,13 @@ from trainer.labelstudio.webhooks import clear_webhook_token, set_webhook_token
 
 @pytest.fixture
 def pets():
-    """A project."""
     with studio() as state:
         state.client = labelstudio.connect(state.url, TOKEN)
         yield state
 
 
 def test_a_header_is_put_on_our_webhooks_alone(pets):
-    """Others go elsewhere, and must not carry our secret; headers that are there stay."""
+    """Others go elsewhere, and must not carry our secret. Headers that are there stay. No address does not mean any."""
     pets.webhooks = {
         1: {"id": 1, "url": "http://server:9090/webhook", "headers": {"X-Team": "a"}},
         2: {"id": 2, "url": "http://server:9090", "headers": None},
@@ -29,25 +28,14 @@ def test_a_header_is_put_on_our_webhooks_alone(pets):
         4: {},
     }
     assert set_webhook_token(pets.client, 5, ["http://server:9090/"], "secret") == 0
-
-
-def test_without_an_address_none_is_touched(pets):
-    """Rather than all."""
-    pets.webhooks = {1: {"id": 1, "url": "http://server:9090/webhook", "headers": {}}}
-    assert set_webhook_token(pets.client, 5, [], "secret") == 0
+    assert set_webhook_token(pets.client, 5, [], "another") == 0
     assert clear_webhook_token(pets.client, 5, []) == 0
 
 
-@pytest.mark.parametrize(
-    "before", [{}, {"X-Team": "a"}, {"Authorization": "Basic YTpi", "X-Team": "a"}], ids=["none", "other", "login"]
-)
-@pytest.mark.parametrize(
-    "tokens", [["secret"], ["secret", "new secret"], ["secret", "secret"]], ids=["once", "changed", "twice"]
-)
-def test_our_webhooks_can_be_put_back_as_they_were(pets, before, tokens):
-    """However often the secret was changed; what carries no token of ours is left alone."""
+@pytest.mark.parametrize("before", [{}, {"Authorization": "Basic YTpi", "X-Team": "a"}], ids=["none", "login"])
+def test_our_webhooks_can_be_put_back_as_they_were(pets, before):
     pets.webhooks = {1: {"id": 1, "url": "http://server:9090/webhook", "headers": dict(before)}}
-    for token in tokens:
+    for token in ("secret", "secret", "new secret"):
         set_webhook_token(pets.client, 5, ["http://server:9090"], token)
         assert pets.webhooks[1]["headers"]["Authorization"] == f"Bearer {token}"
     assert clear_webhook_token(pets.client, 5, ["http://server:9090"]) == 1

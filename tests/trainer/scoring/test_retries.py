@@ -49,15 +49,7 @@ class Pool:
         return self.now - self.begun
 
 
-def test_images_that_are_gone_or_broken_are_not_asked_for_again():
-    """No waiting brings them back."""
-    pool = Pool({1: None, 2: 0, 3: None})
-    assert pool.run() == {1: False, 2: True, 3: False}
-    assert (len(pool.asked), pool.pauses) == (1, [])
-
-
 def test_a_host_that_comes_back_is_waited_for():
-    """Its images alone are asked for again, after pauses that double up to half a minute."""
     pool = Pool({**dict.fromkeys(range(40), 0), **dict.fromkeys(range(40, 50), 200), 50: None})
     assert [task for task, scored in pool.run().items() if not scored] == [50]
     assert {tuple(each) for each in pool.asked[1:]} == {tuple(range(40, 50))}
@@ -66,28 +58,24 @@ def test_a_host_that_comes_back_is_waited_for():
 
 
 def test_a_host_that_stays_away_is_given_up_after_five_minutes():
-    """What is missing then is told."""
     pool = Pool(dict.fromkeys(range(10), 10_000))
     assert not any(pool.run().values())
     assert 270 < pool.seconds <= 300
 
 
 def test_as_long_as_images_come_it_goes_on():
-    """Five minutes are counted from the last that came, and the pauses are short again."""
     pool = Pool({number: 100 * number for number in range(1, 21)})
     assert [task for task, scored in pool.run().items() if not scored] == [20]  # one is few, and waited for no longer
     assert 1900 <= pool.seconds < 1931
 
 
 def test_a_few_images_do_not_hold_up_the_others():
-    """They are tried again another time."""
     pool = Pool({**dict.fromkeys(range(97), 0), **dict.fromkeys(range(97, 100), 10_000)})
     assert sum(pool.run().values()) == 97
     assert 7 <= pool.seconds <= 15
 
 
 def test_a_host_that_is_as_slow_as_it_is_gone_is_not_asked_for_ever():
-    """The time that asking takes counts as well."""
     pool = Pool(dict.fromkeys(range(100), 10_000), ask_s=10)
     assert not any(pool.run().values())
     assert len(pool.asked) == 1
@@ -95,5 +83,4 @@ def test_a_host_that_is_as_slow_as_it_is_gone_is_not_asked_for_ever():
 
 @pytest.mark.parametrize(("count", "total", "few"), [(0, 0, 1), (1, 1, 1), (2, 39, 0), (2, 40, 1), (51, 1000, 0)])
 def test_few_are_one_or_a_twentieth(count, total, few):
-    """One image is few of any number."""
     assert are_few(count, total) == bool(few)

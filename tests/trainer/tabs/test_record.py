@@ -8,8 +8,8 @@ from trainer.tabs.record import TABS_FOLDER, Kept, TabRecord, load_record, save_
 RECORD = TabRecord("2026-11-30", {"next": Kept(7, "Label next", ("Next",), (({"filter": "f"},),))})
 
 
-def test_a_record_without_former_titles_is_understood(tmp_path):
-    """A tab that was never renamed has none; what is written is read as it was."""
+def test_what_is_remembered_of_tabs_is_read_as_it_was_written(tmp_path):
+    """A tab that was never renamed has no former titles. What makes no sense, or is of another project, is nothing."""
     repository = Repository(tmp_path / "models")
     save_record(repository, 5, RECORD)
     assert load_record(repository, 5, "2026-11-30") == RECORD
@@ -18,3 +18,6 @@ def test_a_record_without_former_titles_is_understood(tmp_path):
     del written["tabs"]["next"]["former"]
     documents.write("5.json", json.dumps(written).encode())
     assert load_record(repository, 5, "2026-11-30").tabs["next"] == Kept(7, "Label next", (), (({"filter": "f"},),))
+    assert load_record(repository, 5, "2026-12-01") == TabRecord("2026-12-01")
+    documents.write("5.json", b'{"tabs": 3}')
+    assert load_record(repository, 5, "2026-11-30") == TabRecord("2026-11-30")
