@@ -5,16 +5,14 @@ from base64 import b64encode
 from dataclasses import asdict, replace
 from hashlib import sha256
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from filelock import FileLock
 from PIL import Image
 
-from contract.errors import ConfigError, ProbeMismatch, TrainingError
+from contract.errors import ConfigError, TrainingError
 from contract.graph import probe
 from contract.images.download import Validators
 from contract.scores.holdout import is_held_out
@@ -31,14 +29,13 @@ from tests.trainer.small import (
     use_small_backbone,
     write_folders,
 )
-from tests.trainer.studio import TOKEN, studio
+from tests.trainer.studio import TOKEN, label_config, studio
 from tests.versions import fix_names, publish
 from trainer import run as run_module
 from trainer.features import open_store
 from trainer.labelstudio import connect
 from trainer.labelstudio.task_lists import kept_folder, list_unlabelled
-from trainer.model import build, frozen, int8
-from trainer.model.backbones import open_backbone
+from trainer.model import build, int8
 from trainer.model.fit import fit
 from trainer.model.frozen import FrozenBackbone
 from trainer.model.graphs.validation import validate_version
@@ -99,17 +96,7 @@ def train(folders, training, environment):
     return run(Source(images=folders), training, environment)
 
 
-def left_behind(environment):
-    """Name what a run has left in the repository beside versions, the current one's name and locks."""
-    beside = [*environment.models.glob("*"), *Repository(environment.models).folder.glob("*")]
-    versions = Repository(environment.models).versions()
-    return [
-        path.name for path in beside if path.suffix != ".lock" and path.name not in ("default", "CURRENT", *versions)
-    ]
-
-
 def test_publishes_a_version_that_is_valid_and_has_learnt(published):
-    """Labels in the order of the source, as images held out are recognised; honest counts, enough to train again."""
     published.verify()
     validate_version(published)
     manifest, training = published.manifest, published.manifest.training
@@ -119,13 +106,20 @@ def test_publishes_a_version_that_is_valid_and_has_learnt(published):
     assert (training.seed, training.part, training.weights["origin"]) == (0, "all", "none")
     assert (training.recipe["epochs"], training.refitted) == (80, False)
     assert np.isfinite(training.final_loss)
-    assert published.manifest.metrics.accuracy > 0.8
-    assert min(published.manifest.metrics.f1) > 0.5
+    assert manifest.metrics.accuracy > 0.8
+    assert min(manifest.metrics.f1) > 0.5
+    assert (training.validation, training.project, training.advice) == ("split", None, None)
+    report = {name for name in manifest.files if name.startswith("report/")}
+    assert report == {"report/index.html", "report/figures.json", "report/classes.csv"}
+    document = json.loads((published.path / "report" / "figures.json").read_text(encoding="utf-8"))
+    assert document["metrics"] == json.loads(json.dumps(asdict(manifest.metrics)))
+    assert document["label_errors"]["judged_by"] == "validation"
+    assert training.report_s > 0
+    assert manifest.temperature == 1
 
 
 @pytest.mark.parametrize("part", ["all", "classifier"])
 def test_a_seed_gives_the_same_weights_again(folders, environment, part):
-    """Two runs publish files of equal bytes but for what belongs to the version; the second's report has both."""
     first, second = (train(folders, replace(TRAINING, part=part), environment) for _ in range(2))
     for file in ("model.onnx", BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, "portable.onnx"):
         assert first.manifest.files[file] == second.manifest.files[file]
@@ -134,65 +128,40 @@ def test_a_seed_gives_the_same_weights_again(folders, environment, part):
     assert [point["version"] for point in document["curve"]] == [first.name, second.name]
 
 
-@pytest.mark.parametrize("part", ["all", "classifier"])
-def test_two_images_a_class_are_enough(tmp_path, environment, part):
-    """One of each trains, one of each is held out."""
-    folders = write_folders(tmp_path / "few", each=2)
-    training = train(folders, replace(TRAINING, part=part), environment).manifest.training
-    assert (training.validation_images, training.part) == (3, part)
-
-
-def test_what_cannot_be_read_is_named_and_a_class_folder_of_nothing_else_is_no_label(folders, environment, caplog):
-    """In the log, the manifest and the report, whose text replaces what is none in a file's name."""
-    red = os.fsencode(folders / "red")
-    for number, name in enumerate(sorted(os.listdir(red))):
-        os.rename(os.path.join(red, name), os.path.join(red, b"caf\xe9%d.png" % number))
-    Path(os.fsdecode(os.path.join(red, b"br\xe9.png"))).write_bytes(b"not a picture")
-    (folders / "empty").mkdir()
-    for number in range(3):
-        (folders / "empty" / f"{number}.png").write_bytes(b"not a picture")
-    version = train(folders, QUICK, environment)
-    assert (version.manifest.training.images, version.manifest.training.unreadable) == (30, 4)
-    assert version.manifest.labels == tuple(COLOURS)
-    assert "4 images cannot be read" in caplog.text
-    assert "no image can be read, and it is no class of this version: 'empty' (3)" in caplog.text
-    for text in (caplog.text, (version.path / "report/index.html").read_text(encoding="utf-8")):
-        assert "br\ufffd.png" in text
-
-
-def test_the_same_files_under_two_labels_are_named_and_nothing_is_measured(folders, environment, caplog):
-    """The version is published, and log and report say that it was not measured."""
+def test_what_cannot_be_read_and_contradictions_are_named_and_nothing_may_be_left_to_measure(
+    folders, environment, caplog
+):
+    """A class folder of nothing else is no label. Log and report say it, the version is published all the same."""
     for name in [name for name in COLOURS if name != "red"]:
         shutil.rmtree(folders / name)
     shutil.copytree(folders / "red", folders / "scarlet")
+    (folders / "empty").mkdir()
+    for path in ("empty/1.png", "empty/2.png", os.fsdecode(b"red/br\xe9.png")):
+        (folders / path).write_bytes(b"not a picture")
     caplog.set_level("INFO", "trainer")
     version = train(folders, QUICK, environment)
+    training, report = version.manifest.training, (version.path / "report/index.html").read_text(encoding="utf-8")
+    assert (training.images, training.unreadable, version.manifest.labels) == (20, 3, ("red", "scarlet"))
+    assert "3 images cannot be read" in caplog.text
+    assert "no image can be read, and it is no class of this version: 'empty' (2)" in caplog.text
+    assert "br\ufffd.png" in caplog.text
+    assert "br\ufffd.png" in report
     assert "10 images have two labels, for equal images are labelled differently: " in caplog.text
-    assert "cannot be held out" in caplog.text
     assert "nothing can be held out, and so nothing is measured" in caplog.text
     assert "Error" not in caplog.text
-    assert (version.manifest.training.images, version.manifest.metrics.accuracy) == (20, None)
-    assert "This version was not measured" in (version.path / "report/index.html").read_text(encoding="utf-8")
+    assert version.manifest.metrics.accuracy is None
+    assert "This version was not measured" in report
 
 
-def refuse(*args, **kwargs):
-    raise ProbeMismatch("another engine")
+@pytest.mark.parametrize("step", ["publish.validate_version", "model.fit_head.fit", "publish.export"])
+def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatch, step):
+    def fail(*args, **kwargs):
+        raise TrainingError("diverged")
 
-
-def diverge(*args, **kwargs):
-    raise TrainingError("diverged")
-
-
-@pytest.mark.parametrize(
-    ("step", "failure"),
-    [("publish.validate_version", refuse), ("model.fit_head.fit", diverge), ("publish.export", diverge)],
-)
-def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatch, step, failure):
-    """What was current stays current, and no staging folder is left."""
     repository = Repository(environment.models)
     before = publish(repository, b"earlier").name
-    monkeypatch.setattr(f"trainer.{step}", failure)
-    with pytest.raises((ProbeMismatch, TrainingError)):
+    monkeypatch.setattr(f"trainer.{step}", fail)
+    with pytest.raises(TrainingError):
         train(folders, CLASSIFIER, environment)
     assert (repository.current(), repository.versions()) == (before, [before])
     assert sorted(path.name for path in repository.folder.iterdir()) == sorted([before, "CURRENT"])
@@ -239,9 +208,11 @@ def add_images(folders, each):
 
 
 def test_a_retrain_on_more_labels_pays_for_the_new_images_alone(folders, environment, computed):
-    """The backbone is the very same, in name and in file; only the head is another, which learns."""
+    """Only the head is another. It is measured without the images held out, and published with them."""
     first = train(folders, CLASSIFIER, environment)
     add_images(folders, each=2)
+    training = first.manifest.training
+    assert (training.images, training.validation_images, training.refitted) == (30, 6, True)
     second = train(folders, replace(CLASSIFIER, epochs=60), environment)
     assert second.manifest.metrics.accuracy > 0.8
     assert computed == [30, 6]
@@ -255,7 +226,6 @@ def test_a_retrain_on_more_labels_pays_for_the_new_images_alone(folders, environ
 
 
 def test_studies_train_the_same_head_as_versions(folders, environment, monkeypatch):
-    """Of equal seeds and features both start from the same graph with the same weights, standardised alike."""
     begun = []
 
     def note(module, inputs, targets, **options):
@@ -273,23 +243,9 @@ def test_studies_train_the_same_head_as_versions(folders, environment, monkeypat
     assert begun[3][0] != version
 
 
-def test_a_head_is_measured_without_the_images_held_out_and_published_with_them(folders, environment, monkeypatch):
-    """Two are trained; what is told of the images held out is the first one's, and the second has seen all."""
-    fitted = []
-
-    def note(module, inputs, targets, **options):
-        fitted.append(len(inputs))
-        return fit(module, inputs, targets, **options)
-
-    monkeypatch.setattr("trainer.model.fit_head.fit", note)
-    training = train(folders, CLASSIFIER, environment).manifest.training
-    assert fitted == [24, 30]
-    assert (training.images, training.validation_images, training.refitted) == (30, 6, True)
-
-
 @pytest.mark.usefixtures("_accepted")
 def test_a_backbone_in_8_bit_integers_is_published_and_trained_on(many, environment, computed):
-    """The manifest says so, its digest is there, and both precisions are valid; --precision fp32 has none."""
+    """A retrain publishes the very same one, though it calibrates on others: features that servers keep stay good."""
     version = train(many, HEAD_INT8, environment)
     version.verify()
     assert version.manifest.backbone.precision == "int8"
@@ -299,25 +255,18 @@ def test_a_backbone_in_8_bit_integers_is_published_and_trained_on(many, environm
     assert exact.int8_backbone_path is None
     assert exact.manifest.backbone == replace(version.manifest.backbone, precision="fp32")
     assert computed == [81, 81 - PROBE_IMAGES]  # those on which the first was validated are known
-
-
-@pytest.mark.usefixtures("_accepted")
-def test_a_retrain_publishes_the_very_same_int8_backbone(many, environment):
-    """Though there are other images to calibrate on, and the cache is gone: features that servers keep stay good."""
-    first = train(many, HEAD_INT8, environment)
+    Repository(environment.models).rollback(version.name)
     for path in list(many.rglob("00*.png")):
         path.unlink()
     shutil.rmtree(environment.cache_dir)
-    second = train(many, HEAD_INT8, environment)
-    assert first.manifest.files[INT8_BACKBONE_FILE] == second.manifest.files[INT8_BACKBONE_FILE]
-    assert first.manifest.backbone == second.manifest.backbone
-    assert first.manifest.files[HEAD_WEIGHTS_FILE] != second.manifest.files[HEAD_WEIGHTS_FILE]
+    retrained = train(many, HEAD_INT8, environment)
+    assert retrained.manifest.files[INT8_BACKBONE_FILE] == version.manifest.files[INT8_BACKBONE_FILE]
+    assert retrained.manifest.backbone == version.manifest.backbone
+    assert retrained.manifest.files[HEAD_WEIGHTS_FILE] != version.manifest.files[HEAD_WEIGHTS_FILE]
 
 
 @pytest.mark.usefixtures("_accepted")
 def test_where_int8_ranks_otherwise_the_head_is_trained_on_float32(many, environment, tmp_path, monkeypatch, caplog):
-    """One version is published, with a warning and without a trace of the other; it is what --precision fp32 gives."""
-
     def quantise_another(graph, images, target, **_):
         shutil.copyfile(quantise_network(lively_network(5), images, tmp_path), target)
 
@@ -330,15 +279,13 @@ def test_where_int8_ranks_otherwise_the_head_is_trained_on_float32(many, environ
     assert not (version.path / INT8_BACKBONE_FILE).exists()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "float32 is taken: in reduced precision BALD ranks" in warning
-    assert Repository(environment.models).versions() == [version.name]
-    assert left_behind(environment) == []
+    assert {path.name for path in Repository(environment.models).folder.iterdir()} == {version.name, "CURRENT"}
     exact = train(many, CLASSIFIER, environment)
     assert exact.manifest.metrics.macro_f1 == pytest.approx(version.manifest.metrics.macro_f1, abs=0.05)
 
 
 @pytest.mark.usefixtures("_accepted")
 def test_with_all_of_it_trained_the_backbone_is_the_versions_own(folders, environment):
-    """Another seed gives another; it is in float32, whatever could be had; nothing is kept of it."""
     first, second = (train(folders, replace(QUICK, part="all", seed=seed), environment) for seed in (0, 1))
     assert first.manifest.backbone.fingerprint != second.manifest.backbone.fingerprint
     for version in (first, second):
@@ -348,29 +295,7 @@ def test_with_all_of_it_trained_the_backbone_is_the_versions_own(folders, enviro
     assert not environment.cache_dir.exists()
 
 
-@pytest.mark.timeout(300)
-def test_with_vggs_head_and_weights_the_network_is_the_tutorials_own(folders, environment, monkeypatch, tmp_path):
-    """VGG's classifier of 4,096 units behind the file's convolutions, and validated."""
-    for module in (build, frozen):
-        monkeypatch.setattr(module, "open_backbone", open_backbone)
-    torch.manual_seed(5)
-    vgg = torchvision.models.vgg11(weights=None)
-    torch.save({f"features.{name}": each for name, each in vgg.features.state_dict().items()}, tmp_path / "vgg11.pth")
-    training = replace(
-        QUICK, weights=str(tmp_path / "vgg11.pth"), backbone="vgg11", head="vgg", precision="fp32", learning_rate=1e-3
-    )
-    version = train(folders, training, environment)
-    manifest = version.manifest
-    assert [(site.features, site.probability) for site in manifest.dropout_sites] == [((4096,), pytest.approx(0.6))] * 2
-    assert manifest.backbone.name == "vgg11"
-    assert manifest.training.part == "classifier"
-    assert tuple(manifest.training.weights["fresh"]) == ("classifier.0", "classifier.3", "classifier.6")
-    assert len(manifest.training.weights["loaded"]) == 8
-    assert validate_version(version).mean_bald > 0
-
-
 def test_a_backbone_in_an_onnx_file_cannot_be_trained(folders, environment, monkeypatch):
-    """It is said so before an image is trained on."""
     opened = replace(small_backbone(), name="own.onnx", module=None)
     monkeypatch.setattr(build, "open_backbone", lambda *_, **__: opened)
     with pytest.raises(ConfigError, match=r"--train all needs a backbone that torch can train, own\.onnx"):
@@ -378,7 +303,6 @@ def test_a_backbone_in_an_onnx_file_cannot_be_trained(folders, environment, monk
 
 
 def test_one_trainer_at_a_time_works_on_a_model(folders, environment):
-    """The second is told, at once, and may train another model."""
     environment.models.mkdir()
     with (
         FileLock(environment.models / ".default.lock"),
@@ -403,13 +327,6 @@ def test_the_probe_is_mostly_that_of_the_round_before(folders, environment):
     assert np.ptp(np.bincount(targets[chosen[1]])) <= 1
 
 
-CONFIG = (
-    '<View><Image name="image" value="$image"/><Choices name="label" toName="image">'
-    + "".join(f'<Choice value="{colour}"/>' for colour in COLOURS)
-    + "</Choices></View>"
-)
-
-
 @pytest.fixture
 def project():
     """A Label Studio in which 33 tasks of the random sample are labelled, and 39 others."""
@@ -418,7 +335,7 @@ def project():
     chosen = np.sort(np.concatenate([numbers[audit][:33], numbers[~audit][:39]]))
     images, targets = coloured_images(np.random.default_rng(7), len(chosen))
     with studio(tasks=chosen.max()) as each:
-        each.project["label_config"] = CONFIG
+        each.project["label_config"] = label_config(*COLOURS)
         for task, image, target in zip(chosen.tolist(), images, targets, strict=True):
             file = BytesIO()
             Image.fromarray(image).save(file, "PNG")
@@ -432,26 +349,18 @@ def train_on_project(project, environment, **fields):
     return run(Source(project=5), replace(TRAINING, precision="fp32", **fields), connected).manifest
 
 
-def test_a_project_is_measured_on_its_random_sample(project, environment):
-    """The manifest says so, with the interval, the mean BALD and what was there before the labels were read."""
-    manifest = train_on_project(project, environment)
-    assert manifest.training.validation == "audit"
-    assert manifest.training.audit_images == manifest.training.validation_images == manifest.metrics.images
-    assert manifest.training.audit_images == 33
-    assert manifest.training.audit_share == 0.1
-    newest = max(task["updated_at"] for task in project.tasks.values())
-    assert manifest.training.project == ProjectState(5, 72, newest)
-    low, high = manifest.metrics.macro_f1_interval
-    assert 0 <= low <= manifest.metrics.macro_f1 <= high <= 1
-    assert 0 < manifest.metrics.mean_bald < np.log(3)
-    assert manifest.training.advice.sentence.startswith("too early to say: 1 version so far, 3 are needed (macro-F1 ")
-
-
 @pytest.mark.parametrize("part", ["classifier", "all"])
-def test_successive_versions_are_compared_on_it(project, environment, part):
-    """The first with none, the next with the one before, which is not asked twice, or about what it has learnt."""
+def test_a_project_is_measured_on_its_random_sample_and_versions_are_compared_on_it(project, environment, part):
     first, same = (train_on_project(project, environment, epochs=20, part=part) for _ in range(2))
     other = train_on_project(project, environment, seed=1, epochs=1, learning_rate=1e-5, part=part)
+    training, metrics = first.training, first.metrics
+    assert (training.validation, training.audit_share) == ("audit", 0.1)
+    assert training.audit_images == training.validation_images == metrics.images == 33
+    assert training.project == ProjectState(5, 72, max(task["updated_at"] for task in project.tasks.values()))
+    low, high = metrics.macro_f1_interval
+    assert 0 <= low <= metrics.macro_f1 <= high <= 1
+    assert 0 < metrics.mean_bald < np.log(3)
+    assert training.advice.sentence.startswith("too early to say: 1 version so far, 3 are needed (macro-F1 ")
     kappas = [manifest.training.advice.kappa for manifest in (first, same, other)]
     assert kappas[0] is None
     assert kappas[1] > 0.5
@@ -482,10 +391,7 @@ def test_a_copy_of_an_image_that_was_trained_on_is_not_measured_on(project, envi
 
 
 def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, environment, monkeypatch, caplog):
-    """The head that is measured learns from the random sample as from them, without its labels.
-
-    So what it says of the one holds for the others. Without any both heads are as from labels alone.
-    """
+    """The head that is measured learns from the random sample as from them: what it says of one holds for others."""
     caplog.set_level("INFO", "trainer")
     connected = replace(environment, label_studio_url=project.url, label_studio_token=TOKEN)
     tasks = list_unlabelled(connect(project.url, TOKEN), 5, kept_folder(connected, 5))
@@ -522,47 +428,13 @@ def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, env
     assert [len(inputs) for inputs, _ in shown] == [39, 72]
 
 
-def test_without_a_random_sample_there_is_no_advice(project, environment, published):
-    """A part of each class is held out, as from folders."""
+def test_without_a_random_sample_there_is_no_advice(project, environment):
     manifest = train_on_project(project, environment, part="classifier", holdout_share=0.0)
     assert (manifest.training.validation, manifest.training.audit_images) == ("split", 0)
     assert manifest.training.advice is None
-    training = published.manifest.training
-    assert (training.validation, training.project, training.advice) == ("split", None, None)
-
-
-def test_a_comparison_that_fails_costs_no_version(project, environment):
-    """The version in use may be broken: a new one is what mends it."""
-    held_out = max(project.tasks)
-    (annotation,) = project.tasks[held_out].pop("annotations")
-    project.tasks[held_out]["annotations"] = []
-    train_on_project(project, environment, part="classifier")
-    repository = Repository(environment.models)
-    path = repository.open(repository.current()).model_path
-    path.write_bytes(b"x" * path.stat().st_size)
-    project.tasks[held_out]["annotations"] = [annotation]  # of this image nothing has been predicted yet
-    manifest = train_on_project(project, environment, part="classifier")
-    assert manifest.version == repository.current()
-    assert manifest.training.advice.kappa is None
-
-
-def test_a_version_comes_with_its_report(published):
-    """Its files are in the manifest and verify; how long they took and the temperature are there too."""
-    version = published
-    assert {name for name in version.manifest.files if name.startswith("report/")} == {
-        "report/index.html",
-        "report/figures.json",
-        "report/classes.csv",
-    }
-    document = json.loads((version.path / "report" / "figures.json").read_text(encoding="utf-8"))
-    assert document["metrics"] == json.loads(json.dumps(asdict(version.manifest.metrics)))
-    assert document["label_errors"]["judged_by"] == "validation"
-    assert version.manifest.training.report_s > 0
-    assert version.manifest.temperature == 1
 
 
 def test_labels_of_all_images_are_judged_by_what_was_frozen(environment, tmp_path):
-    """A swapped label is found by features that training has computed already."""
     folders = write_folders(tmp_path / "swapped", each=12)
     (folders / "red" / "002.png").rename(folders / "blue" / "swapped.png")
     report = train(folders, CLASSIFIER, environment).path / "report"
@@ -573,8 +445,6 @@ def test_labels_of_all_images_are_judged_by_what_was_frozen(environment, tmp_pat
 
 
 def test_a_report_that_fails_costs_no_version(folders, environment, monkeypatch, caplog):
-    """It is published with a warning, and without a trace of the report."""
-
     def fail(inputs, folder):
         folder.mkdir()
         (folder / "index.html").write_text("half")

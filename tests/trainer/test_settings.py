@@ -9,23 +9,17 @@ from tests.buckets import environment
 from trainer.settings import Environment, Source
 
 
-def test_a_bucket_is_opened_through_its_mirror(monkeypatch, tmp_path):
-    """The trainer's lock lies there, too."""
+def test_a_bucket_is_opened_through_its_mirror_and_a_folder_as_it_is(monkeypatch, tmp_path):
     for name, value in environment("http://127.0.0.1:1").items():
         monkeypatch.setenv(name, value)
     read = Environment.read({"LABELNEXT_MODELS": " s3://models/x ", "LABELNEXT_MIRROR": str(tmp_path)})
     assert read.models == "s3://models/x"
     assert read.repository().location == "s3://models/x/default"
     assert read.repository().root.parent == tmp_path
-
-
-def test_a_folder_is_opened_as_it_is():
-    """Where the environment says nothing, it is the one beside the trainer."""
     assert Environment.read({}).repository().root == Path("models")
 
 
 def test_the_server_has_one_address():
-    """By default it is on this machine; who set several is told of a proxy."""
     assert Environment.read({"LABELNEXT_SERVER": "http://a:9090/"}).server == "http://a:9090"
     assert Environment.read({}).server == "http://localhost:9090"
     with pytest.raises(ConfigError, match=r"LABELNEXT_SERVERS is now LABELNEXT_SERVER .* put a proxy before them"):
@@ -33,13 +27,11 @@ def test_the_server_has_one_address():
 
 
 def test_without_label_studio_it_is_said_what_to_set():
-    """Both variables are named."""
     with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN"):
         Environment.read({"LABELNEXT_LABEL_STUDIO_URL": "http://localhost:8080"}).label_studio()
 
 
 @pytest.mark.parametrize("places", [{}, {"project": 1, "images": Path("images")}], ids=["none", "two"])
 def test_labels_come_from_one_place(places):
-    """It says which there are."""
     with pytest.raises(ValueError, match="one of --project, --export and --images"):
         Source(**places)
