@@ -36,6 +36,7 @@ from trainer.features import open_store
 from trainer.labelstudio import connect
 from trainer.labelstudio.task_lists import kept_folder, list_unlabelled
 from trainer.model import build, int8
+from trainer.model.backbones import open_backbone
 from trainer.model.fit import fit
 from trainer.model.frozen import FrozenBackbone
 from trainer.model.graphs.validation import validate_version
@@ -293,6 +294,15 @@ def test_with_all_of_it_trained_the_backbone_is_the_versions_own(folders, enviro
         assert version.int8_backbone_path is None
         assert version.manifest.training.part == "all"
     assert not environment.cache_dir.exists()
+
+
+def test_vggs_head_is_built_behind_its_own_convolutions(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "open_backbone", open_backbone)
+    training = replace(TRAINING, backbone="vgg11", head="vgg")
+    backbone = build.open_backbone_of(training, cache=tmp_path)
+    head, _ = build.build_head_of(training, backbone, classes=3)
+    layers = [layer.out_features for layer in head if isinstance(layer, torch.nn.Linear)]
+    assert (backbone.features, layers) == (512, [4096, 4096, 3])
 
 
 def test_a_backbone_in_an_onnx_file_cannot_be_trained(folders, environment, monkeypatch):
