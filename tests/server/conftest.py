@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 from functools import partial
 
@@ -66,10 +67,19 @@ def start_app(settings):
 
 
 @pytest.fixture
-def client(start_app, repository):
-    """A client of a server with a version in use."""
+def serve(start_app, settings, repository):
+    """Return a client of a server with a version in use and these settings changed."""
     publish(repository)
-    return start_app().test_client()
+
+    def serve(fetcher=None, **changed):
+        return start_app(dataclasses.replace(settings, **changed), fetcher=fetcher).test_client()
+
+    return serve
+
+
+@pytest.fixture
+def client(serve):
+    return serve()
 
 
 def service_of(client):

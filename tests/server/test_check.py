@@ -2,6 +2,7 @@ import base64
 import dataclasses
 import json
 import sys
+from functools import partial
 
 import pytest
 
@@ -13,17 +14,7 @@ from server.check import check
 from server.settings import Precision
 from tests.contract.images.conftest import jwt
 
-NAMES = [
-    "settings",
-    "repository",
-    "version",
-    "provider",
-    "precision",
-    "speed",
-    "memory",
-    "cache",
-    "label_studio",
-]
+NAMES = ["settings", "repository", "version", "provider", "precision", "speed", "memory", "cache", "label_studio"]
 KEY = base64.b64encode(b"Ed" + bytes(40)).decode()
 LEGACY = "f00dfeedf00dfeed"
 
@@ -55,36 +46,28 @@ def studio():
         yield served
 
 
-def test_all_is_well_with_a_sound_version(repository, settings):
-    """Every question is asked, in the order in which a server would meet the trouble, and none finds any."""
+def test_all_is_well_with_a_sound_version(repository, monkeypatch, capsys):
+    """The command prints one line of JSON, with the questions in the order in which a server would meet trouble."""
+    monkeypatch.setenv("LABELNEXT_PROVIDER", "cpu")
     name = publish(repository)
-    report = check(settings)
-    assert [each.name for each in report.checks] == NAMES
-    assert report.faults == []
-    assert report.ok
-    assert report.figures["version"] == name
-    assert report.figures["image_ms"] > 0
-    assert report.figures["batch_ms"] > 0
-    assert 0 < report.figures["memory_mb"] <= report.figures["swap_memory_mb"]
-    line = report.to_json()
-    assert "\n" not in line
-    assert [each["name"] for each in json.loads(line)["checks"]] == NAMES
+    assert main(["check", str(repository.root)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    report = json.loads(line)
+    assert [(each["name"], each["ok"]) for each in report["checks"]] == [(name, True) for name in NAMES]
+    assert (report["ok"], report["version"]) == (True, name)
+    assert (report["passes"], report["dropout_sites"], report["provider"]) == (PASSES, 2, "cpu")
+    assert 0 < report["mean_bald"] < 1.1
+    assert report["image_ms"] > 0
+    assert report["batch_ms"] > 0
+    assert 0 < report["memory_mb"] <= report["swap_memory_mb"]
 
 
 def test_several_models_are_asked_about_one_by_one(repository, settings):
-    """What is wrong with one is told with its name, and keeps no other from being asked about."""
     good = publish(repository.beside("birds"))
     publish(repository.beside("cars"), probe_of=TinyModel.draw(seed=7))
     report = check(settings)
     names = ["version of birds", "provider of birds", "precision of birds", "speed of birds", "version of cars"]
-    assert [each.name for each in report.checks] == [
-        "settings",
-        "repository",
-        *names,
-        "memory",
-        "cache",
-        "label_studio",
-    ]
+    assert [each.name for each in report.checks] == [*NAMES[:2], *names, *NAMES[-3:]]
     assert [each.name for each in report.checks if not each.ok] == ["version of cars"]
     assert report.figures["models"]["birds"]["version"] == good
     assert report.figures["models"]["cars"] == {}
@@ -102,44 +85,27 @@ def test_without_a_version_the_rest_is_still_asked(settings):
     assert report.figures == {}
 
 
-def test_a_version_that_is_not_valid_is_a_fault(repository, settings):
-    """What is not valid is not measured."""
-    publish(repository, probe_of=TinyModel.draw(5))
-    report = check(settings)
-    assert [each.name for each in report.checks if not each.ok] == ["version"]
-    assert "speed" not in [each.name for each in report.checks]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "changed", "detail"),
-    [
-        ("precision", {"precision": Precision.INT8}, "int8 needs one whose trainer found it as good"),
-        ("speed", {"deadline_s": 1e-6}, "LABELNEXT_MAX_BATCH_IMAGES"),
-        ("memory", {}, "the container may take 10"),
-    ],
-    ids=["served-in-another-precision", "a-batch-takes-longer-than-a-request-may", "too-small-for-a-swap"],
-)
-def test_a_version_that_would_not_do_here_is_a_fault(repository, settings, monkeypatch, name, changed, detail):
+def test_a_version_that_would_not_do_here_is_a_fault(repository, settings, monkeypatch):
     """A server would go on in fp32, answer no request, or be killed at the next version, and not before."""
     publish(repository)
     monkeypatch.setattr(checking, "memory_limit", lambda: 10 * 2**20)
-    found = ask(settings, name, **changed)
-    assert not found.ok
-    assert detail in found.detail
+    for name, changed, detail in (
+        ("precision", {"precision": Precision.INT8}, "int8 needs one whose trainer found it as good"),
+        ("speed", {"deadline_s": 1e-6}, "LABELNEXT_MAX_BATCH_IMAGES"),
+        ("memory", {}, "the container may take 10"),
+    ):
+        found = ask(settings, name, **changed)
+        assert not found.ok
+        assert detail in found.detail
     assert ask(settings, "precision", precision=Precision.AUTO).ok
 
 
 def test_the_cache_s_folder_is_tried(settings, tmp_path):
-    """It is made, written to, and left as it was; without a cache none is needed."""
     folder = tmp_path / "a" / "b"
     assert ask(settings, "cache", cache_dir=folder, cache_mb=1).ok
     assert list(folder.iterdir()) == []
     assert ask(settings, "cache", cache_mb=0).detail == "nothing is kept"
-
-
-def test_a_cache_s_folder_that_will_not_do_is_a_fault(settings, tmp_path):
-    """A file stands in its place, or the cache would fill the disk and stop what else writes there."""
     (tmp_path / "file").write_text("")
     assert not ask(settings, "cache", cache_dir=tmp_path / "file" / "folder").ok
     found = ask(settings, "cache", cache_dir=tmp_path, cache_mb=2**40)
@@ -147,33 +113,24 @@ def test_a_cache_s_folder_that_will_not_do_is_a_fault(settings, tmp_path):
     assert "LABELNEXT_CACHE_MB" in found.detail
 
 
-@pytest.mark.parametrize("token", [LEGACY, jwt("refresh")])
-def test_label_studio_is_asked_who_the_token_is(settings, studio, token):
-    """Both kinds of token work, and a path in the address is kept."""
-    assert ask(settings, "label_studio", label_studio_url=f"{studio.url}/studio", label_studio_token=token).ok
-
-
-@pytest.mark.parametrize("token", ["wrong", jwt("refresh") + "x"])
-def test_a_token_that_label_studio_does_not_know_is_a_fault(settings, studio, token):
-    """The message says what to do and does not show the token."""
-    found = ask(settings, "label_studio", label_studio_url=f"{studio.url}/studio", label_studio_token=token)
-    assert not found.ok
-    assert "401" in found.detail
-    assert "personal access token from the account settings" in found.detail
-    assert token not in found.detail
-
-
-def test_label_studio_without_a_token_is_only_reached(settings, studio):
-    """Images from elsewhere can be scored without; where nobody listens that is a fault."""
-    found = ask(settings, "label_studio", label_studio_url=f"{studio.url}/studio")
-    assert found.ok
-    assert "LABELNEXT_LABEL_STUDIO_TOKEN is not set" in found.detail
-    assert not ask(settings, "label_studio", label_studio_url="http://127.0.0.1:9", label_studio_token=LEGACY).ok
+def test_label_studio_is_asked_who_the_token_is(settings, studio):
+    """Both kinds work, and a path in the address is kept; of another the message says what to do and shows nothing."""
+    url = f"{studio.url}/studio"
+    ask_of = partial(ask, settings, "label_studio", label_studio_url=url)
+    assert "LABELNEXT_LABEL_STUDIO_TOKEN is not set" in ask_of().detail
+    assert ask_of().ok  # images from elsewhere can be scored without
+    assert not ask_of(label_studio_url="http://127.0.0.1:9", label_studio_token=LEGACY).ok
+    for token in (LEGACY, jwt("refresh")):
+        assert ask_of(label_studio_token=token).ok
+    for token in ("wrong", jwt("refresh") + "x"):
+        found = ask_of(label_studio_token=token)
+        assert not found.ok
+        assert "401" in found.detail
+        assert "personal access token from the account settings" in found.detail
+        assert token not in found.detail
 
 
 def test_what_nobody_foresaw_is_a_fault_of_that_question_alone(settings, monkeypatch):
-    """The others are asked all the same."""
-
     def break_down(_):
         raise RuntimeError("broken")
 
@@ -190,7 +147,6 @@ def test_what_nobody_foresaw_is_a_fault_of_that_question_alone(settings, monkeyp
     ],
 )
 def test_a_package_that_is_missing_is_a_fault_of_the_repository(monkeypatch, capsys, module, variable, value, wanted):
-    """The line of JSON is there, says what to install, and answers the other questions."""
     for name in [name for name in sys.modules if name == "contract.versions.bucket" or name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)  # which is how an import fails
@@ -204,20 +160,7 @@ def test_a_package_that_is_missing_is_a_fault_of_the_repository(monkeypatch, cap
     assert wanted in printed.err
 
 
-def test_the_command_prints_one_line_of_json(repository, monkeypatch, capsys):
-    """It tells what would be served, and exits 0."""
-    monkeypatch.setenv("LABELNEXT_PROVIDER", "cpu")
-    name = publish(repository)
-    assert main(["check", str(repository.root)]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    report = json.loads(line)
-    assert (report["ok"], report["version"]) == (True, name)
-    assert (report["passes"], report["dropout_sites"], report["provider"]) == (PASSES, 2, "cpu")
-    assert 0 < report["mean_bald"] < 1.1
-
-
 def test_wrong_settings_are_reported_all_at_once(monkeypatch, capsys):
-    """The line of JSON is there even then, and the exit status says that something is wrong."""
     monkeypatch.setenv("LABELNEXT_THREADS", "none")
     monkeypatch.setenv("LABELNEXT_POLL_S", "-1")
     assert main(["check"]) == 1

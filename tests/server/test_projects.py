@@ -20,10 +20,9 @@ def trained_on(project):
     return TrainingRecord(project=ProjectState(project, 3, "2026-01-02T03:04:05Z"))
 
 
-def rank(repository, project, at=None):
+def rank(repository, project):
     """Leave a record of a ranking, of which only its time counts here."""
-    records = repository.documents(RANKINGS_FOLDER)
-    records.write(f"{project}.json", b"{}")
+    repository.documents(RANKINGS_FOLDER).write(f"{project}.json", b"{}")
 
 
 def answering(client, config=CONFIG, project=3, prefix=""):
@@ -59,18 +58,31 @@ def two(start_app, birds, cars):
 
 class TestChoice:
     def test_each_project_is_answered_by_the_model_of_its_labels(self, two):
-        """By the labelling config alone; /setup names the version that predictions are stamped with.
+        """By the labelling config alone, unless a version is asked for; /setup names what predictions are stamped with.
 
         Else Label Studio would store every prediction again at every call.
         """
-        client, of_birds, of_cars = two
-        assert (answering(client), answering(client, CARS_CONFIG)) == (of_birds, of_cars)
-        for config, version in ((CONFIG, of_birds), (CARS_CONFIG, of_cars)):
+        client, *versions = two
+        for config, version in zip((CONFIG, CARS_CONFIG), versions, strict=True):
+            assert answering(client, config) == version
             assert client.post("/setup", json={"project": "3.1", "schema": config}).json == {"model_version": version}
+            body = {**make_predict_body(make_tasks(1), config), "version": version}
+            assert client.post("/score", json=body).json["model_version"] == version
+            assert client.get(f"/health?version={version}").json["model_version"] == version
+        reply = client.post("/score", json={**body, "version": "none"})
+        assert (reply.status_code, reply.json["error"]) == (409, "other_version")
+        assert all(version in reply.json["detail"] for version in versions)
+        health = client.get("/health").json
+        assert (health["status"], health["model"], health["model_version"]) == ("UP", None, None)
+        assert [each["model"] for each in health["models"]] == ["birds", "cars"]
+        assert [each["model_version"] for each in health["models"]] == versions
 
     def test_labels_that_no_model_knows_are_refused_and_told_what_there_is(self, two):
-        """As where there is one model; Label Studio shows the status line."""
+        """But not a config that is still being written: which model will answer is not known yet."""
         client, *_ = two
+        for config in (None, "", "<View></View>", "no xml"):
+            reply = client.post("/setup", json={"project": "7.1", "schema": config})
+            assert (reply.status_code, reply.json) == (200, {"model_version": "INITIAL"})
         reply = client.post("/setup", json={"project": "7.1", "schema": OTHERS_CONFIG})
         assert (reply.status_code, reply.json["error"]) == (400, "label_mismatch")
         assert "birds: ant, bee, cat; cars: car, lorry, van" in reply.status
@@ -79,22 +91,14 @@ class TestChoice:
         assert client.get("/health").json["refused_project"].startswith("project 7: ")
 
     def test_of_models_with_the_same_labels_none_is_guessed(self, start_app, birds, cars):
-        """A project that none was trained on is told to ask for one by its address, which then answers."""
-        publish(birds, training=trained_on(1))
-        other = publish(cars, training=trained_on(2))
+        """The newest that was trained on a project answers for it; what is asked for by its address always does."""
+        first, second = publish(birds, training=trained_on(1)), publish(cars, training=trained_on(2))
         client = start_app().test_client()
         reply = client.post("/setup", json={"project": "7.1", "schema": CONFIG})
         assert (reply.status_code, reply.json["error"]) == (400, "ambiguous_project")
         assert "(birds, cars)" in reply.status
         assert "/p/NAME" in reply.status
-        assert answering(client, project=7, prefix="/p/cars") == other
-
-    def test_of_models_with_the_same_labels_the_one_that_was_trained_on_the_project_answers(
-        self, start_app, birds, cars
-    ):
-        """Of two that were, the newest."""
-        first, second = publish(birds, training=trained_on(1)), publish(cars, training=trained_on(2))
-        client = start_app().test_client()
+        assert answering(client, project=7, prefix="/p/cars") == second
         assert (answering(client, project=1), answering(client, project=2)) == (first, second)
         newest = publish(cars, training=trained_on(1))
         look(client)
@@ -112,7 +116,6 @@ class TestChoice:
         assert answering(client, project=1) != strange
 
     def test_a_project_that_was_ranked_before_its_model_is_published_is_welcome(self, start_app, birds, cars):
-        """It may be connected, and gets no predictions yet."""
         publish(birds)
         rank(cars, 5)
         client = start_app().test_client()
@@ -120,28 +123,9 @@ class TestChoice:
         assert reply.json == {"model_version": "INITIAL"}
         assert answering(client, CARS_CONFIG, project=5) is None
 
-    @pytest.mark.parametrize("config", [None, "", "<View></View>", "no xml"])
-    def test_a_config_that_is_still_being_written_may_be_connected(self, two, config):
-        """Which model will answer is not known yet."""
-        client, *_ = two
-        reply = client.post("/setup", json={"project": "7.1", "schema": config})
-        assert (reply.status_code, reply.json) == (200, {"model_version": "INITIAL"})
-
-    def test_a_version_that_is_asked_for_names_its_model(self, two):
-        """As a ranking does, which knows no address but the server's."""
-        client, *versions = two
-        for version, config in zip(versions, (CONFIG, CARS_CONFIG), strict=True):
-            body = {**make_predict_body(make_tasks(1), config), "version": version}
-            assert client.post("/score", json=body).json["model_version"] == version
-            assert client.get(f"/health?version={version}").json["model_version"] == version
-        reply = client.post("/score", json={**body, "version": "none"})
-        assert (reply.status_code, reply.json["error"]) == (409, "other_version")
-        assert all(version in reply.json["detail"] for version in versions)
-
 
 class TestByName:
     def test_every_route_is_there_for_each_model(self, two, birds):
-        """Below its address, which is what Label Studio is given."""
         client, of_birds, of_cars = two
         assert client.get("/p/birds/health").json["model_version"] == of_birds
         assert client.post("/p/cars/setup", json={"project": "3.1"}).json == {"model_version": of_cars}
@@ -150,26 +134,20 @@ class TestByName:
         body = {**make_predict_body(make_tasks(1)), "version": of_birds}
         assert client.post("/p/birds/score", json=body).status_code == 200
         assert client.post("/p/cars/score", json=body).status_code == 409
+        reply = client.post("/p/cars/predict", json=make_predict_body(make_tasks(1)))
+        assert (reply.status_code, reply.json["error"]) == (400, "label_mismatch")
         client.post("/p/birds/webhook", json={"action": "START_TRAINING", "project": {"id": 3}})
         assert [request.project for request in find_requests(birds)] == [3]
 
-    def test_a_project_of_other_labels_is_refused_there_too(self, two):
-        """An address does not make a model know them."""
+    def test_a_model_that_there_is_not_is_told_with_those_there_are(self, two):
         client, *_ = two
-        reply = client.post("/p/cars/predict", json=make_predict_body(make_tasks(1)))
-        assert (reply.status_code, reply.json["error"]) == (400, "label_mismatch")
-
-    @pytest.mark.parametrize("route", ["health", "versions", "", "report/20260101T000000000Z-abcdef/"])
-    def test_a_model_that_there_is_not_is_told_with_those_there_are(self, two, route):
-        """A typo in an address is no empty answer."""
-        client, *_ = two
-        reply = client.get(f"/p/brids/{route}")
-        assert (reply.status_code, reply.json["error"]) == (404, "unknown_model")
-        assert "birds, cars" in reply.json["detail"]
+        for route in ("health", "versions", "", "report/20260101T000000000Z-abcdef/"):
+            reply = client.get(f"/p/brids/{route}")
+            assert (reply.status_code, reply.json["error"]) == (404, "unknown_model")
+            assert "birds, cars" in reply.json["detail"]
         assert "birds" in client.post("/p/brids/setup", json={"project": "1"}).status
 
     def test_it_is_counted_and_guarded_as_the_route_at_the_root(self, start_app, settings, birds):
-        """Addresses do not make the metrics grow, nor lead around the password."""
         publish(birds)
         client = start_app(dataclasses.replace(settings, basic_auth="u:p", threads=1)).test_client()
         assert client.post("/p/birds/predict", json=make_predict_body(make_tasks(1))).status_code == 401
@@ -177,36 +155,25 @@ class TestByName:
         assert counted(client, "http_requests_total", route="/predict", status="401") == 1
         assert counted(client, "http_requests_total", route="/health", status="200") == 1
 
-    def test_one_model_is_there_by_name_too(self, start_app, repository):
-        """An address that was given to Label Studio goes on when another model joins."""
-        version = publish(repository)
-        client = start_app().test_client()
-        assert answering(client, prefix="/p/default") == answering(client) == version
-
 
 class TestStartTraining:
     def press(self, client, config):
         body = {"action": "START_TRAINING", "project": {"id": 3, "label_config": config}}
         assert client.post("/webhook", json=body).json["status"] == "requested"
 
-    def test_it_asks_the_model_of_the_project(self, two, birds, cars):
-        """Its trainer finds it, and no other."""
+    def test_it_asks_the_model_of_the_project_or_whoever_watches_it(self, two, birds, cars, repository):
+        """Its trainer finds it, and no other; where there is no model yet, its first training may be asked for."""
         client, *_ = two
         self.press(client, CARS_CONFIG)
         assert [len(find_requests(each)) for each in (birds, cars)] == [0, 1]
-
-    def test_for_a_project_without_a_model_it_asks_whoever_watches_it(self, two, birds, cars, repository):
-        """Its first training may be asked for, too."""
-        client, *_ = two
-        self.press(client, OTHERS_CONFIG)
-        self.press(client, OTHERS_CONFIG)
-        for model in (birds, cars, repository.beside("trees")):
+        for _ in range(2):
+            self.press(client, OTHERS_CONFIG)
+        for model in (birds, repository.beside("trees")):
             assert [request.project for request in find_requests(model)] == [3]
 
 
 class TestPages:
     def test_one_place_lists_the_models_and_leads_to_the_page_of_each(self, two, birds):
-        """Name, version and projects; the model's page leads back."""
         client, of_birds, of_cars = two
         rank(birds, 12)
         look(client)
@@ -222,7 +189,6 @@ class TestPages:
         assert 'href="../../"' in page
 
     def test_an_address_without_its_slash_leads_on(self, start_app, repository):
-        """Whatever a proxy has put in front, and whatever the model is called."""
         publish(repository.beside("a:b c"))
         client = start_app().test_client()
         reply = client.get("/p/a%3Ab%20c")
@@ -230,7 +196,6 @@ class TestPages:
         assert client.get("/p/a%3Ab%20c/").status_code == 200
 
     def test_reports_are_found_by_the_version_and_below_the_model(self, start_app, birds, cars):
-        """Addresses that were noted while there was one model go on."""
         publish(cars)
         version = publish(birds, report={"index.html": b"of birds"})
         client = start_app().test_client()
@@ -240,7 +205,6 @@ class TestPages:
         assert client.get(f"/p/birds/report/{version}").headers["Location"] == f"{version}/"
 
     def test_a_model_that_is_refused_is_told_and_keeps_no_other_from_serving(self, start_app, birds, cars):
-        """The server is ready for the rest."""
         version = publish(birds)
         publish(cars, labels=CARS, probe_of=TinyModel.draw(seed=7))
         client = start_app().test_client()
@@ -252,18 +216,7 @@ class TestPages:
         assert client.post("/p/cars/predict", json=make_predict_body(make_tasks(1), CARS_CONFIG)).status_code == 503
 
 
-def test_health_tells_of_every_model(two):
-    """The root's own fields are of none of them."""
-    client, *versions = two
-    health = client.get("/health").json
-    assert (health["status"], health["model"], health["model_version"]) == ("UP", None, None)
-    assert [(each["model"], each["model_version"]) for each in health["models"]] == list(
-        zip(("birds", "cars"), versions, strict=True)
-    )
-
-
 def test_metrics_tell_models_apart_and_forget_one_that_is_gone(two, cars):
-    """Alerts name the model."""
     client, *_ = two
     answering(client, CARS_CONFIG)
     counts = {name: counted(client, "images_total", model=name, outcome="ok") for name in ("birds", "cars")}
@@ -277,7 +230,6 @@ def test_metrics_tell_models_apart_and_forget_one_that_is_gone(two, cars):
 
 
 def test_a_server_may_be_for_one_model_alone(start_app, settings, birds, cars):
-    """LABELNEXT_MODEL names it; others are not there."""
     version = publish(birds)
     publish(cars, labels=CARS)
     client = start_app(dataclasses.replace(settings, model="birds")).test_client()

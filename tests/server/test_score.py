@@ -1,7 +1,5 @@
 """POST /score: what `trainer rank` learns of each task."""
 
-import dataclasses
-import json
 import threading
 from base64 import b64decode
 
@@ -43,10 +41,11 @@ def decode(text, kind, *shape):
 
 
 @pytest.mark.slow
-def test_each_task_gets_what_the_passes_say(client, repository):
-    """Probabilities, BALD and entropy are those of the network by its definition; tasks keep their order."""
-    version = repository.current()
-    reply = client.post("/score", json=make_score_body(version))
+def test_each_task_gets_what_the_passes_say(start_app, repository):
+    """By the network's definition, whatever the temperature, which only people see; more comes if it is asked for."""
+    version = publish(repository, temperature=2.0)
+    client = start_app().test_client()
+    reply = client.post("/score", json=make_score_body(version, embeddings=True, passes=True))
     assert reply.status_code == 200
     assert reply.json["model_version"] == version
     assert reply.json["labels"] == list(LABELS)
@@ -54,21 +53,28 @@ def test_each_task_gets_what_the_passes_say(client, repository):
     results = reply.json["results"]
     assert [element["task"] for element in results] == [100, 101, 102, 103, 104]
     model, images = TinyModel.draw(0), draw_images(IMAGES)
-    mean = model.passes(images, draw_masks(version, SITES, PASSES)).mean(axis=1)
+    expected = model.passes(images, draw_masks(version, SITES, PASSES))
+    mean = expected.mean(axis=1)
     np.testing.assert_allclose([element["probabilities"] for element in results], mean, atol=1e-5)
     np.testing.assert_allclose([element["entropy"] for element in results], -(mean * np.log(mean)).sum(1), atol=1e-5)
     np.testing.assert_allclose(
         [element["bald"] for element in results], expected_bald(model, version, images), atol=1e-5
     )
-    assert not any({"embedding", "passes", "error"} & element.keys() for element in results)
+    shown = [element["prediction"]["result"][0]["score"] for element in results]
+    np.testing.assert_allclose(shown, temper(mean, 2.0).max(axis=1), atol=1e-5)
+    embeddings = np.stack([decode(element["embedding"], "<f2", EMBEDDING) for element in results])
+    np.testing.assert_allclose(embeddings, embed(model.features(images).astype(np.float32)), atol=1e-3)
+    passes = np.stack([decode(element["passes"], "<f4", PASSES, len(LABELS)) for element in results])
+    np.testing.assert_allclose(passes, expected, atol=1e-5)
+    plain = client.post("/score", json=make_score_body(version)).json["results"]
+    assert not any({"embedding", "passes", "error"} & element.keys() for element in plain)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", Score)
-def test_the_prediction_is_that_of_predict(start_app, settings, repository, direction):
+def test_the_prediction_is_that_of_predict(serve, repository, direction):
     """A ranking stores what /predict would have stored, but for the score's place in the order."""
-    publish(repository)
-    client = start_app(dataclasses.replace(settings, score=direction)).test_client()
+    client = serve(score=direction)
     predicted = client.post("/predict", json=make_predict_body(make_tasks(IMAGES))).json["results"]
     scored = client.post("/score", json=make_score_body(repository.current())).json["results"]
     found = [element["prediction"] for element in scored]
@@ -76,43 +82,7 @@ def test_the_prediction_is_that_of_predict(start_app, settings, repository, dire
 
 
 @pytest.mark.slow
-def test_calibration_moves_no_score(start_app, settings, repository):
-    """A ranking goes by what the passes said, so two temperatures give one order; only what people see differs."""
-    body = make_score_body(publish(repository), make_tasks(16))
-    found = []
-    for temperature in (1.0, 2.0):
-        set_temperature(repository, temperature)
-        found.append(start_app().test_client().post("/score", json=body).json["results"])
-    for plain, warm in zip(*found, strict=True):
-        for name in ("probabilities", "bald", "entropy"):
-            assert warm[name] == about(plain[name])
-        assert warm["prediction"]["score"] == about(plain["prediction"]["score"])
-        expected = temper(np.array(plain["probabilities"]), 2.0).max()
-        assert warm["prediction"]["result"][0]["score"] == pytest.approx(expected, abs=1e-5)
-    orders = [np.argsort([element["prediction"]["score"] for element in results]).tolist() for results in found]
-    assert orders[0] == orders[1]
-
-
-def set_temperature(repository, temperature):
-    """Edit the version in use, for one of another name would have other masks."""
-    path = repository.folder / repository.current() / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": temperature}))
-
-
-def test_embeddings_and_passes_come_if_they_are_asked_for(client, repository):
-    """The embedding is that of the backbone's features; the passes are those under the version's masks."""
-    version = repository.current()
-    reply = client.post("/score", json=make_score_body(version, embeddings=True, passes=True))
-    results, model, images = reply.json["results"], TinyModel.draw(0), draw_images(IMAGES)
-    embeddings = np.stack([decode(element["embedding"], "<f2", EMBEDDING) for element in results])
-    np.testing.assert_allclose(embeddings, embed(model.features(images).astype(np.float32)), atol=1e-3)
-    passes = np.stack([decode(element["passes"], "<f4", PASSES, len(LABELS)) for element in results])
-    np.testing.assert_allclose(passes, model.passes(images, draw_masks(version, SITES, PASSES)), atol=1e-5)
-
-
-@pytest.mark.slow
 def test_an_image_that_fails_is_told_with_its_reason(client, repository):
-    """The others are scored; who ranks learns which were not, and why."""
     tasks = [*make_tasks(2), make_task(7, "data:image/png;base64,AAAA"), make_task(8, "x", key="other")]
     results = client.post("/score", json=make_score_body(repository.current(), tasks)).json["results"]
     assert [element.get("error", {}).get("code") for element in results] == [None, None, "decode", "no_image"]
@@ -121,45 +91,38 @@ def test_an_image_that_fails_is_told_with_its_reason(client, repository):
 
 
 @pytest.mark.slow
-def test_another_version_is_a_conflict(client, start_app, settings, repository, tmp_path):
+def test_another_version_is_a_conflict(client, serve, repository, tmp_path):
     """Scores of two versions do not belong into one ranking; the reply says which one is in use, or that none is."""
     reply = client.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
     assert (reply.status_code, reply.json["error"]) == (409, "other_version")
     assert repository.current() in reply.json["detail"]
     (tmp_path / "empty").mkdir()
-    empty = start_app(dataclasses.replace(settings, models=tmp_path / "empty")).test_client()
+    empty = serve(models=tmp_path / "empty")
     reply = empty.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
     assert (reply.status_code, reply.json["error"]) == (409, "other_version")
     assert "none is in use" in reply.json["detail"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ask", ["/score", "/health"])
-def test_who_asks_for_a_version_that_was_just_published_has_it_looked_for(client, repository, ask):
-    """The next poll is in an hour."""
-    new = publish(repository, seed=1)
-    if ask == "/score":
-        client.post("/score", json=make_score_body(new))
-    else:
-        client.get(f"/health?version={new}")
-    wait_until(lambda: client.get("/health").json["model_version"] == new)
+def test_who_asks_for_a_version_that_was_just_published_has_it_looked_for(client, repository):
+    for seed, ask in (
+        (1, lambda new: client.post("/score", json=make_score_body(new))),
+        (2, lambda new: client.get(f"/health?version={new}")),
+    ):
+        new = publish(repository, seed=seed)
+        ask(new)
+        wait_until(lambda new=new: client.get("/health").json["model_version"] == new)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes", [{"version": None}, {"version": 7}, {"embeddings": 1}, {"passes": "yes"}, {"tasks": {}}]
-)
-def test_a_body_that_is_not_understood_is_refused(client, repository, changes):
-    """The message names the field."""
-    reply = client.post("/score", json={**make_score_body(repository.current()), **changes})
-    assert reply.status_code == 400
-    assert next(iter(changes)) in reply.json["detail"]
+def test_a_body_that_is_not_understood_is_refused(client, repository):
+    for name, value in (("version", None), ("version", 7), ("embeddings", 1), ("passes", "yes"), ("tasks", {})):
+        reply = client.post("/score", json={**make_score_body(repository.current()), name: value})
+        assert reply.status_code == 400
+        assert name in reply.json["detail"]
 
 
-def test_passes_under_fresh_masks_are_refused(start_app, settings, repository):
+def test_passes_under_fresh_masks_are_refused(serve, repository):
     """Joint information of several images needs the same networks for all; scores alone do not."""
-    publish(repository)
-    client = start_app(dataclasses.replace(settings, masks=MaskPolicy.FRESH)).test_client()
+    client = serve(masks=MaskPolicy.FRESH)
     reply = client.post("/score", json=make_score_body(repository.current(), passes=True))
     assert reply.status_code == 400
     assert "LABELNEXT_MASKS=fixed" in reply.json["detail"]
@@ -167,27 +130,27 @@ def test_passes_under_fresh_masks_are_refused(start_app, settings, repository):
 
 
 @pytest.mark.slow
-def test_a_deadline_that_passes_is_told_for_each_image(start_app, settings, repository):
+def test_a_deadline_that_passes_is_told_for_each_image(serve, repository):
     """`expired` means: ask again."""
-    publish(repository)
-
     over = threading.Event()
     never = CallFetcher(lambda _: over.wait(10))
-    client = start_app(dataclasses.replace(settings, deadline_s=0.3), fetcher=never).test_client()
+    client = serve(deadline_s=0.3, fetcher=never)
     results = client.post("/score", json=make_score_body(repository.current())).json["results"]
     over.set()
     assert {(element["error"]["code"], element["error"]["later"]) for element in results} == {("expired", True)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("error", "later"), [(TemporaryFetchError("down"), True), (FetchError("gone"), False)])
-def test_an_image_that_may_be_had_later_says_so(start_app, repository, error, later):
+def test_an_image_that_may_be_had_later_says_so(serve, repository):
     """Whoever ranks asks again for it, and not for one that is gone."""
-    publish(repository)
+    errors = {"down": TemporaryFetchError("down"), "gone": FetchError("gone")}
 
-    def fail(_):
-        raise error
+    def fail(reference):
+        raise errors[reference]
 
-    client = start_app(fetcher=CallFetcher(fail)).test_client()
-    results = client.post("/score", json=make_score_body(repository.current())).json["results"]
-    assert [element["error"] for element in results] == [{"code": "fetch", "detail": str(error), "later": later}] * 5
+    client = serve(fetcher=CallFetcher(fail))
+    tasks = [make_task(number, name) for number, name in enumerate(errors)]
+    results = client.post("/score", json=make_score_body(repository.current(), tasks)).json["results"]
+    assert [element["error"] for element in results] == [
+        {"code": "fetch", "detail": "down", "later": True},
+        {"code": "fetch", "detail": "gone", "later": False},
+    ]

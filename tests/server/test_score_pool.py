@@ -70,7 +70,6 @@ class TestJob:
     @pytest.mark.slow
     @pytest.mark.parametrize("direction", Score)
     def test_each_row_gets_what_the_passes_say(self, job, version, write_shard, output, direction):
-        """BALD, entropy and probabilities are those of the network by its definition, in the order of the input."""
         write_shard("a.parquet")
         settings = dataclasses.replace(job.settings, score=direction)
         summary = score_pool(dataclasses.replace(job, settings=settings), run_here)
@@ -95,17 +94,10 @@ class TestJob:
         assert 0 <= summary.pop("worker_seconds") <= seconds
         assert summary.pop("core_seconds") >= 0
         assert peak > 10
-        assert summary == {
-            "images": 8,
-            "failed": 0,
-            "shards": 1,
-            "skipped": 0,
-            "version": version,
-            "precisions": ["fp32"],
-        }
+        counts = {"images": 8, "failed": 0, "shards": 1, "skipped": 0}
+        assert summary == {**counts, "version": version, "precisions": ["fp32"]}
 
     def test_a_failed_image_keeps_its_row(self, job, version, write_shard, output):
-        """It says what failed and why, has no scores, and the others have theirs."""
         write_shard(
             "a.parquet", [REFERENCES[0], "data:image/png;base64,AAAA", None, "", "ftp://x/y.png", REFERENCES[1]]
         )
@@ -118,7 +110,6 @@ class TestJob:
         assert (summary["images"], summary["failed"]) == (6, 4)
 
     def test_every_shard_has_an_output_of_its_name(self, job, version, write_shard, tmp_path):
-        """In folders as in the input, and nothing else is left but the note of the version."""
         names = ["a.parquet", "2026/b.parquet", "2026/11/a.parquet"]
         for name in names:
             write_shard(name)
@@ -128,17 +119,6 @@ class TestJob:
         score_pool(job, run_here)
         found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
         assert found == {*names, LOCK_FILE}
-
-    @pytest.mark.slow
-    def test_a_second_run_skips_what_is_there(self, job, version, write_shard):
-        """Only a shard that came since is scored; with none, no worker is started."""
-        write_shard("a.parquet")
-        score_pool(job, run_here)
-        summary = score_pool(job, refuse_to_run)
-        assert (summary["images"], summary["shards"], summary["skipped"]) == (0, 0, 1)
-        write_shard("b.parquet")
-        summary = score_pool(job, run_here)
-        assert (summary["images"], summary["shards"], summary["skipped"]) == (8, 1, 1)
 
     @pytest.mark.slow
     def test_a_shard_that_broke_off_is_not_there(self, job, version, write_shard, tmp_path, monkeypatch):
@@ -156,10 +136,12 @@ class TestJob:
         assert [path.parent.name for path in (tmp_path / "out").rglob("*.parquet")] == ["_partial"]
         monkeypatch.undo()
         assert score_pool(job, run_here)["images"] == 8
+        assert score_pool(job, refuse_to_run)["skipped"] == 1
         assert not (tmp_path / "out" / "_partial").exists()
 
-    def test_the_version_is_that_of_the_start(self, job, version, repository, write_shard, output):
-        """A version that is published while the job runs changes nothing for it."""
+    @pytest.mark.slow
+    def test_an_output_is_of_one_version_and_one_setting(self, job, version, repository, write_shard, output):
+        """A version that is published while the job runs changes nothing; who names the former goes on with it."""
         write_shard("a.parquet")
 
         def publish_and_run(*arguments):
@@ -168,57 +150,37 @@ class TestJob:
 
         assert score_pool(job, publish_and_run)["version"] == version
         assert set(output("a.parquet")["version"].to_pylist()) == {version}
-
-    @pytest.mark.slow
-    def test_another_version_is_refused(self, job, version, repository, write_shard):
-        """An output holds scores of one version; who names that one goes on with it."""
-        write_shard("a.parquet")
-        score_pool(job, run_here)
-        second = publish(repository, seed=1)
         write_shard("b.parquet")
-        with pytest.raises(ConfigError, match=f"{version}.*{second}.*--version"):
+        with pytest.raises(ConfigError, match=f"{version}.*{repository.current()}.*--version"):
             score_pool(job, refuse_to_run)
-        assert score_pool(dataclasses.replace(job, version=version), run_here)["version"] == version
+        with pytest.raises(VersionNotFound):
+            score_pool(dataclasses.replace(job, version="20260102T030405678Z-0a1b2c"), refuse_to_run)
+        job = dataclasses.replace(job, version=version)
+        for name, value in (("passes", 5), ("score", Score.BALD)):
+            other = dataclasses.replace(job.settings, **{name: value})
+            with pytest.raises(ConfigError, match=name):
+                score_pool(dataclasses.replace(job, settings=other), refuse_to_run)
+        summary = score_pool(job, run_here)
+        assert [summary[name] for name in ("version", "images", "shards", "skipped")] == [version, 8, 1, 1]
 
     def test_a_folder_of_others_is_no_output(self, job, version, write_shard, tmp_path):
-        """Files that happen to have a shard's name and length are not taken for its scores."""
         write_shard("a.parquet")
         (tmp_path / "out").mkdir()
         pq.write_table(pa.table({"x": range(8)}), tmp_path / "out" / "a.parquet")
         with pytest.raises(ConfigError, match="holds parquet files of others"):
             score_pool(job, refuse_to_run)
 
-    @pytest.mark.parametrize("change", [{"passes": 5}, {"score": Score.BALD}])
-    def test_other_settings_that_scores_depend_on_are_refused(self, job, version, write_shard, change):
-        """Scores of one output can be compared with each other."""
-        write_shard("a.parquet")
-        score_pool(job, run_here)
-        with pytest.raises(ConfigError, match=next(iter(change))):
-            score_pool(dataclasses.replace(job, settings=dataclasses.replace(job.settings, **change)), refuse_to_run)
-
-    def test_a_version_that_is_not_there_is_refused_at_once(self, job, version, write_shard):
-        """Before anything is written or started."""
-        with pytest.raises(VersionNotFound):
-            score_pool(dataclasses.replace(job, version="20260102T030405678Z-0a1b2c"), refuse_to_run)
-
-    def test_ids_keep_their_type(self, job, version, write_shard, output):
-        """Numbers stay numbers."""
-        write_shard("a.parquet", REFERENCES[:2], ids=pa.array([2**40, None], pa.int64()))
-        score_pool(job, run_here)
-        assert output("a.parquet").schema.field("id").type == pa.int64()
-        assert output("a.parquet")["id"].to_pylist() == [2**40, None]
-
-    def test_an_empty_shard_has_an_empty_output(self, job, version, write_shard, output):
-        """It counts as done."""
-        write_shard("a.parquet", [], ids=pa.array([], pa.string()))
-        write_shard("b.parquet")
-        assert score_pool(job, run_here)["images"] == 8
+    def test_ids_keep_their_type_and_an_empty_shard_has_an_empty_output(self, job, version, write_shard, output):
+        write_shard("a.parquet", [], ids=pa.array([], pa.int64()))
+        write_shard("b.parquet", REFERENCES[:2], ids=pa.array([2**40, None], pa.int64()))
+        assert score_pool(job, run_here)["images"] == 2
         assert output("a.parquet").num_rows == 0
+        assert output("b.parquet").schema.field("id").type == pa.int64()
+        assert output("b.parquet")["id"].to_pylist() == [2**40, None]
         assert score_pool(job, refuse_to_run)["skipped"] == 2
 
     @pytest.mark.slow
     def test_a_shard_of_several_requests_keeps_its_order(self, job, version, write_shard, output):
-        """Requests to the scorer overlap."""
         write_shard("a.parquet", REFERENCES * 25)
         score_pool(job, run_here)
         found = output("a.parquet")
@@ -243,47 +205,31 @@ class TestShards:
         assert [shard.name for shard in done] == ["a.parquet"]
         assert [(shard.name, shard.rows) for shard in to_do] == [("b.parquet", 8), ("c.parquet", 8)]
 
-    def test_no_parquet_file_is_an_error(self, job):
-        """A wrong folder is told, and not taken for a pool that is done."""
+    def test_what_cannot_be_scored_is_told_before_anything_is(self, job, write_shard, tmp_path):
+        with pytest.raises(ConfigError, match="expected a folder or an s3:// URI, got 'gopher://x'"):
+            Folder("gopher://x")
         with pytest.raises(ConfigError, match=r"expected parquet files in .*in, found none"):
             find(job.source, job.target)
-
-    def test_columns_are_looked_for_before_anything_is_scored(self, job, write_shard):
-        """The message names the file, what it has, and the options."""
-        write_shard("a.parquet")
-        with pytest.raises(ConfigError, match=r"a.parquet has no column key, url, only id, image; .*--id and --column"):
-            find(job.source, job.target, "key", "url")
-
-    def test_references_must_be_strings(self, job, write_shard):
-        """Bytes of images in the column are not what is asked for."""
         write_shard("a.parquet", data=[b"x"] * 8)
+        missing = r"a.parquet has no column key, url, only id, image, data; .*--id and --column"
+        with pytest.raises(ConfigError, match=missing):
+            find(job.source, job.target, "key", "url")
         with pytest.raises(ConfigError, match=r"column data of a.parquet must hold strings, .* binary"):
             find(job.source, job.target, image_column="data")
-
-    def test_a_file_cut_short_is_named(self, job, write_shard, tmp_path):
-        """So that it can be written again."""
-        write_shard("a.parquet")
         path = tmp_path / "in" / "a.parquet"
         path.write_bytes(path.read_bytes()[:-10])
         with pytest.raises(PoolError, match=r"a.parquet in .* cannot be read"):
             find(job.source, job.target)
 
-    @pytest.mark.parametrize("target", ["in", "in/scores", "x/../in"])
-    def test_the_output_may_not_lie_in_the_input(self, write_shard, tmp_path, target):
-        """The next run would score the scores."""
+    def test_the_output_may_not_lie_in_the_input(self, write_shard, tmp_path):
         write_shard("a.parquet")
-        with pytest.raises(ConfigError, match="would become part of the input"):
-            find(tmp_path / "in", tmp_path / target)
-
-    def test_a_location_of_no_known_kind_is_refused(self):
-        """With what was given."""
-        with pytest.raises(ConfigError, match="expected a folder or an s3:// URI, got 'gopher://x'"):
-            Folder("gopher://x")
+        for target in ("in", "in/scores", "x/../in"):
+            with pytest.raises(ConfigError, match="would become part of the input"):
+                find(tmp_path / "in", tmp_path / target)
 
 
 @pytest.mark.slow
 def test_a_pool_may_lie_in_a_bucket(job, version, tmp_path_factory, monkeypatch):
-    """Shards are read from and written to s3:// URIs, what is there is skipped, and partial files go in the end."""
     with running_store(tmp_path_factory.mktemp("moto")) as store:
         for name, value in {**store.environment, "AWS_ENDPOINT_URL": store.url}.items():
             monkeypatch.setenv(name, value)
@@ -321,7 +267,6 @@ def test_the_candidates_of_the_document_are_the_lowest_of_all(job, version, writ
 
 
 def test_the_time_left_is_by_the_mean_rate():
-    """A quarter in ten minutes leaves half an hour."""
     said = describe(2500, 4, of=10_000, seconds=600)
     assert said == "2,500 of 10,000 images (25.0%), 4.2 images/s, 0:30:00 left, 4 failed"
 
@@ -330,7 +275,6 @@ class TestCommand:
     ARGUMENTS = ("score-pool", "--input", "in", "--output", "out")
 
     def test_without_ray_it_says_what_to_install(self, monkeypatch, capsys):
-        """In one line, and before it looks at the input."""
         monkeypatch.setitem(sys.modules, "ray", None)
         monkeypatch.delitem(sys.modules, "server.pool.cluster", raising=False)
         assert main(self.ARGUMENTS) == 1
@@ -340,7 +284,6 @@ class TestCommand:
         "wrong", [("--workers", "0"), ("--workers", "3-2"), ("--workers", "x"), ("--cpus", "0"), ("--batch", "-1")]
     )
     def test_numbers_that_cannot_be_meant_are_refused(self, wrong, capsys):
-        """By the option's name."""
         with pytest.raises(SystemExit):
             main([*self.ARGUMENTS, *wrong])
         assert f"Invalid value for '{wrong[0]}'" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """What must not be told: a secret is put into every place that takes one, and looked for in all that comes out."""
 
 import base64
-import dataclasses
 import io
 import json
 import logging
@@ -10,7 +9,7 @@ import socket
 import pytest
 
 from bench.harness.hosts import host, reply
-from bench.subjects.tiny_model import draw_images, publish
+from bench.subjects.tiny_model import draw_images
 from contract.errors import LabelnextError
 from server.observe.logs import JsonFormatter, logging_config
 from tests.server.conftest import CONFIG, make_predict_body, make_task, to_data_uri
@@ -19,25 +18,9 @@ USER = "labeller"
 SECRETS = {
     name: f"s3cr3t-{name}-Zx9"
     for name in (
-        "password",
-        "webhook",
-        "token",
-        "wrong-password",
-        "wrong-bearer",
-        "legacy-token",
-        "project-token",
-        "signature",
-        "userinfo",
-        "redirect",
-        "answer",
-        "cookie",
-        "query",
-        "body",
-        "login",
-        "pixels",
-        "fragment",
-        "storage",
-        "local",
+        *("password", "webhook", "token", "wrong-password", "wrong-bearer", "legacy-token", "project-token"),
+        *("signature", "userinfo", "redirect", "answer", "cookie", "query", "body", "login", "pixels", "fragment"),
+        *("storage", "local"),
     )
 }
 
@@ -79,18 +62,15 @@ def web():
 
 
 @pytest.fixture
-def client(start_app, settings, repository, web, logged):
+def client(serve, web, logged):
     """An application with every secret set, and a version, so that images are really fetched."""
-    publish(repository)
-    chosen = dataclasses.replace(
-        settings,
+    return serve(
         basic_auth=f"{USER}:{SECRETS['password']}",
         webhook_secret=SECRETS["webhook"],
         label_studio_url=web.url,
         label_studio_token=SECRETS["token"],
         allowed_origins=(web.url,),
     )
-    return start_app(chosen).test_client()
 
 
 def basic(password):
@@ -103,13 +83,7 @@ def references(url):
     login = f"user:{SECRETS['userinfo']}"
     with_login = url.replace("//", f"//{login}@")
     return [
-        f"{url}/missing.png?{signed}",
-        f"{url}/forbidden.png?{signed}",
-        f"{url}/broken.png?{signed}",
-        f"{url}/away.png?{signed}",
-        f"{url}/out.png?{signed}",
-        f"{url}/ftp.png?{signed}",
-        f"{url}/cut.png?{signed}",
+        *(f"{url}/{name}.png?{signed}" for name in ("missing", "forbidden", "broken", "away", "out", "ftp", "cut")),
         f"{url}/missing.png#{SECRETS['fragment']}",
         f"{with_login}/missing.png?{signed}",
         f"{with_login}:bad/missing.png",
@@ -144,14 +118,8 @@ def everything(client, url):
     }
     event = {"action": "ANNOTATION_CREATED", "project": {"id": 3, "token": SECRETS["project-token"]}}
     start = {"action": "START_TRAINING", "project": {"id": 3, "token": SECRETS["project-token"]}}
-    wrong = [
-        {},
-        basic(SECRETS["wrong-password"]),
-        {"Authorization": f"Bearer {SECRETS['wrong-bearer']}"},
-        {"Authorization": f"Token {SECRETS['wrong-bearer']}"},
-        {"Authorization": f"Basic {SECRETS['wrong-bearer']}"},
-        {"Authorization": SECRETS["wrong-bearer"]},
-    ]
+    wrong = [{}, basic(SECRETS["wrong-password"]), {"Authorization": SECRETS["wrong-bearer"]}]
+    wrong += [{"Authorization": f"{scheme} {SECRETS['wrong-bearer']}"} for scheme in ("Bearer", "Token", "Basic")]
     bodies = [
         SECRETS["body"],
         f'{{"token": "{SECRETS["body"]}"',
@@ -187,26 +155,14 @@ def found(text):
 
 
 @pytest.mark.slow
-def test_no_secret_is_logged(client, web, logged):
-    """Settings, credentials that are right and wrong, signed addresses, bodies: none of it stands in the log."""
-    everything(client, web.url)
-    text = logged.getvalue()
-    assert "images without a score" in text
-    assert found(text) == set()
-
-
-@pytest.mark.slow
-def test_no_secret_is_answered(client, web):
-    """Predictions, errors, the page and the metrics hold none either."""
+def test_no_secret_is_logged_answered_or_sent_elsewhere(client, web, logged):
+    """Settings, credentials that are right and wrong, signed addresses, bodies; the token goes to paths of images."""
     answers = everything(client, web.url)
     assert "labelnext_images_total" in answers
     assert found(answers) == set()
-
-
-@pytest.mark.slow
-def test_the_token_goes_to_images_of_label_studio_only(client, web):
-    """It is not sent to paths that serve no images, whatever references ask for."""
-    everything(client, web.url)
+    text = logged.getvalue()
+    assert "images without a score" in text
+    assert found(text) == set()
     told = {each.path.partition("?")[0] for each in web.requests if SECRETS["token"] in str(each.headers)}
     assert told
     assert all(path.startswith(("/data/", "/tasks/")) for path in told)
@@ -214,8 +170,6 @@ def test_the_token_goes_to_images_of_label_studio_only(client, web):
 
 @pytest.mark.parametrize("kind", [RuntimeError, LabelnextError])
 def test_a_failure_of_the_server_tells_clients_nothing(client, web, logged, monkeypatch, kind):
-    """The log has the traceback; the answer has an id to find it by."""
-
     def fail(*_, **__):
         raise kind("at /srv/labelnext/secret.py")
 
@@ -228,6 +182,5 @@ def test_a_failure_of_the_server_tells_clients_nothing(client, web, logged, monk
 
 
 def test_what_is_looked_for_would_be_found():
-    """In plain and in base64: the search is one that can fail."""
     assert found(f"... {SECRETS['token']} ...") == {"token"}
     assert found(base64.b64encode(SECRETS["pixels"].encode()).decode()) == {"pixels"}

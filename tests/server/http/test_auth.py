@@ -1,11 +1,9 @@
-import dataclasses
 from base64 import b64encode
 
 import pytest
 
-from bench.subjects.tiny_model import publish
 from server.http.auth import OPEN
-from tests.server.conftest import CONFIG, make_predict_body
+from tests.server.conftest import CONFIG, counted, make_predict_body
 
 USER, PASSWORD, SECRET = "label-studio", "s3cret: with a colon", "t0ken-for-events"
 EVENT = {"action": "ANNOTATION_CREATED", "project": {"id": 3}}
@@ -72,94 +70,86 @@ WRONG_SECRETS = {
 }
 
 
+def ask(client, route, version, **headers):
+    """Send what a route takes, for this version."""
+    method, body = REQUESTS[route]
+    path = route.replace("<version>", version).replace("<file>", "figures.json").replace("<model>", "default")
+    return client.open(path, method=method, json=body and {**body, "version": version}, headers=headers)
+
+
 @pytest.fixture
-def start(start_app, settings, repository):
-    """Start a server with a version and these credentials; give what sends a request and returns the reply."""
-    version = publish(repository, report={"index.html": b"", "figures.json": b""})
+def start(serve, published):
+    """Start a server with these credentials; give what sends a request and returns the reply."""
 
     def start(basic_auth=None, webhook_secret=None):
-        chosen = dataclasses.replace(settings, basic_auth=basic_auth, webhook_secret=webhook_secret)
-        client = start_app(chosen).test_client()
+        client = serve(basic_auth=basic_auth, webhook_secret=webhook_secret)
 
-        def ask(path, authorization=None):
-            method, body = REQUESTS[path]
+        def ask_it(route, authorization=None):
             headers = {} if authorization is None else {"Authorization": authorization}
-            address = path.replace("<version>", version).replace("<file>", "figures.json").replace("<model>", "default")
-            return client.open(address, method=method, json=body and {**body, "version": version}, headers=headers)
+            return ask(client, route, published.current(), **headers)
 
-        return ask
+        return ask_it
 
     return start
 
 
 def test_these_tests_know_every_route(start_app):
-    """A route that is added is protected, and stands in the table here."""
     assert {rule.rule for rule in start_app().url_map.iter_rules()} == set(REQUESTS)
+
+
+def codes(ask, authorization):
+    return {path: ask(path, authorization).status_code for path in REQUESTS}
 
 
 @pytest.mark.slow
 def test_all_is_open_where_nothing_is_set(start):
     """As Label Studio connects a backend by default; what it sends all the same does no harm."""
-    ask = start()
     for authorization in (RIGHT, f"Bearer {SECRET}", *WRONG.values()):
-        assert {path: ask(path, authorization).status_code for path in REQUESTS} == ANSWERED
+        assert codes(start(), authorization) == ANSWERED
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("authorization", WRONG.values(), ids=list(WRONG))
-def test_a_password_protects_all_but_what_monitoring_asks(start, authorization):
-    """Whatever is wrong with the credentials, the answer is the same, and says how to give them."""
+def test_a_password_protects_all_but_what_monitoring_asks(start):
+    """Whatever is wrong with the credentials, the answer is the same; the right ones open all, Start Training too."""
     ask = start(f"{USER}:{PASSWORD}", SECRET)
-    for path in REQUESTS:
-        reply = ask(path, authorization)
-        assert reply.status_code == (200 if is_of(path, OPEN) else 401)
-        if not is_of(path, OPEN):
-            assert reply.headers["WWW-Authenticate"] == 'Basic realm="Labelnext server"'
-            assert reply.json["error"] == "unauthorized"
-
-
-def test_the_right_password_opens_everything(start):
-    """Label Studio sends it with all that it asks a backend itself, Start Training included."""
-    ask = start(f"{USER}:{PASSWORD}", SECRET)
-    assert {path: ask(path, RIGHT).status_code for path in REQUESTS} == ANSWERED
+    for name, authorization in WRONG.items():
+        for path in REQUESTS:
+            reply = ask(path, authorization)
+            assert reply.status_code == (200 if is_of(path, OPEN) else 401), (name, path)
+            if not is_of(path, OPEN):
+                assert reply.headers["WWW-Authenticate"] == 'Basic realm="Labelnext server"'
+                assert reply.json["error"] == "unauthorized"
+    assert codes(ask, RIGHT) == ANSWERED
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("basic_auth", [None, f"{USER}:{PASSWORD}"], ids=["alone", "beside-a-password"])
-def test_the_secret_opens_the_webhook(start, basic_auth):
-    """Events carry no password, only the headers that the webhook was given."""
-    assert start(basic_auth, SECRET)("/webhook", f"Bearer {SECRET}").status_code == 200
+def test_the_secret_opens_the_webhook_and_nothing_else(start):
+    """Events carry no password; whoever can read a project's webhooks can not read its images here."""
+    found = codes(start(f"{USER}:{PASSWORD}", SECRET), f"Bearer {SECRET}")
+    assert found == {path: 200 if is_of(path, {*OPEN, "/webhook"}) else 401 for path in REQUESTS}
 
 
 @pytest.mark.slow
-def test_the_secret_opens_nothing_else(start):
-    """Whoever can read a project's webhooks can not read its images here."""
-    ask = start(f"{USER}:{PASSWORD}", SECRET)
-    codes = {path: ask(path, f"Bearer {SECRET}").status_code for path in REQUESTS}
-    assert codes == {path: 200 if is_of(path, {*OPEN, "/webhook"}) else 401 for path in REQUESTS}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("authorization", WRONG_SECRETS.values(), ids=list(WRONG_SECRETS))
-def test_a_secret_alone_protects_the_webhook_alone(start, authorization):
-    """The other routes stay as open as they were."""
+def test_a_secret_alone_protects_the_webhook_alone(start):
     ask = start(None, SECRET)
-    codes = {path: ask(path, authorization).status_code for path in REQUESTS}
-    assert codes == {**ANSWERED, "/webhook": 401, f"{BY_NAME}/webhook": 401}
-    assert ask("/webhook", authorization).headers["WWW-Authenticate"] == 'Bearer realm="Labelnext server"'
+    for name, authorization in WRONG_SECRETS.items():
+        found = codes(ask, authorization)
+        assert found == {**ANSWERED, "/webhook": 401, f"{BY_NAME}/webhook": 401}, name
+        assert ask("/webhook", authorization).headers["WWW-Authenticate"] == 'Bearer realm="Labelnext server"'
+    assert ask("/webhook", f"Bearer {SECRET}").status_code == 200
 
 
 def test_without_a_secret_no_bearer_token_is_one(start, caplog):
-    """Nothing matches what is not set; the log says that a webhook was refused."""
     ask = start(f"{USER}:{PASSWORD}")
     assert [ask("/webhook", token).status_code for token in ("Bearer ", "Bearer None", "Bearer x")] == [401] * 3
     assert sum("webhook without valid credentials" in record.message for record in caplog.records) == 3
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "DELETE"])
-def test_paths_and_methods_that_there_are_not_are_not_told_apart(start_app, settings, method):
+def test_paths_and_methods_that_there_are_not_are_not_told_apart(serve):
     """Without credentials nobody learns which routes exist."""
-    client = start_app(dataclasses.replace(settings, basic_auth="a:b")).test_client()
-    codes = {path: client.open(path, method=method).status_code for path in ("/nothing", "/predict", "/score/", "//")}
-    assert codes == dict.fromkeys(codes, 401)
+    client = serve(basic_auth="a:b")
+    for method in ("GET", "HEAD", "OPTIONS", "POST", "DELETE"):
+        for path in ("/nothing", "/predict", "/score/", "//"):
+            assert client.open(path, method=method).status_code == 401
+    assert counted(client, "rejected_requests_total", reason="auth") == 20
     assert client.get("/nothing", headers={"Authorization": basic("a", "b")}).status_code == 404

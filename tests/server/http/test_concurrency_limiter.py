@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.http.concurrency_limiter import ConcurrencyLimiter, Overloaded
+from tests.server.conftest import wait_until
 
 
 def soon(seconds=30.0):
@@ -37,14 +38,10 @@ class Held:
 
 
 def await_waiting(limiter, count):
-    end = time.monotonic() + 10
-    while limiter.waiting != count:
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    wait_until(lambda: limiter.waiting == count)
 
 
 def test_who_comes_first_is_first():
-    """Places are given in the order of arrival."""
     limiter, order = make(), []
     first = Held(limiter)
 
@@ -63,21 +60,6 @@ def test_who_comes_first_is_first():
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_where_too_many_wait_the_next_is_told_when_to_come_again():
-    """What waits is bounded; who is refused learns how long a place takes."""
-    limiter = make(waiting=0)
-    held = Held(limiter)
-    with (
-        pytest.raises(Overloaded, match="ask again in 1 s, or run more replicas") as refused,
-        limiter.enter(1, deadline=soon()),
-    ):
-        pass
-    assert (refused.value.reason, refused.value.retry_after_s, refused.value.status) == ("queue_full", 1, 503)
-    held.end()
-    with limiter.enter(1, deadline=soon()):
-        pass
-
-
 def test_who_cannot_have_a_turn_in_time_is_refused_at_once():
     """The wait is estimated from what requests took, so that nobody waits in vain."""
     now = [0.0]
@@ -90,18 +72,7 @@ def test_who_cannot_have_a_turn_in_time_is_refused_at_once():
         assert (refused.value.reason, refused.value.retry_after_s) == ("deadline", 60)
 
 
-def test_a_deadline_that_passes_ends_the_wait():
-    """It no longer waits, and those behind move on."""
-    limiter = make()
-    held = Held(limiter)
-    with pytest.raises(Overloaded, match="deadline passed while it waited"), limiter.enter(1, deadline=soon(0.05)):
-        pass
-    assert limiter.waiting == 0
-    held.end()
-
-
 def test_bodies_in_hand_are_bounded_together():
-    """A small request waits its turn behind a large one that does not fit; a huge one gets in alone."""
     limiter = make(requests=4, most_bytes=10)
     first = Held(limiter, 8)
     huge = Held(limiter, 50, waits=True)
@@ -117,27 +88,26 @@ def test_bodies_in_hand_are_bounded_together():
     small.end()
 
 
-@pytest.mark.slow
-def test_who_gives_up_lets_those_behind_through():
-    """A body that did not fit no longer stands in the way of one that does."""
+def test_a_deadline_that_passes_ends_the_wait_and_lets_those_behind_through():
     limiter = make(requests=4, most_bytes=10)
     first = Held(limiter, 8)
     with ThreadPoolExecutor() as pool:
 
         def give_up():
-            with pytest.raises(Overloaded), limiter.enter(9, deadline=soon(0.3)):
+            match = "deadline passed while it waited"
+            with pytest.raises(Overloaded, match=match), limiter.enter(9, deadline=soon(0.3)):
                 pass
 
         gone = pool.submit(give_up)
         await_waiting(limiter, 1)
         small = Held(limiter, 2)
         gone.result(10)
+    assert limiter.waiting == 0
     small.end()
     first.end()
 
 
 def test_an_error_gives_the_place_back():
-    """What fails in hand does not hold its place for ever."""
     limiter = make()
     for _ in range(3):
         with pytest.raises(KeyError), limiter.enter(1, deadline=soon()):
@@ -147,7 +117,6 @@ def test_an_error_gives_the_place_back():
 @settings(max_examples=20, deadline=None)
 @given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=30), requests=st.integers(1, 4))
 def test_never_more_than_allowed_and_everybody_gets_in(sizes, requests):
-    """Whatever comes, the bounds hold and nobody is forgotten."""
     limiter, lock = make(requests=requests, waiting=100, most_bytes=10), threading.Lock()
     inside, entered = [], []
 

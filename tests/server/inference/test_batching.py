@@ -1,7 +1,7 @@
 import threading
 import weakref
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.errors import Unavailable
-from contract.features.store import FeatureStore
 from contract.scores.embedding import embed
 from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, NotFinite, Pixels, Work
 from server.observe.metrics import Metrics
@@ -17,15 +16,6 @@ from tests.server.conftest import wait_until
 from tests.server.inference.conftest import EchoEngine
 
 FOREVER = float("inf")
-
-
-class BrokenEngine(EchoEngine):
-    def __init__(self, error):
-        super().__init__()
-        self.error = error
-
-    def compute_features(self, images):
-        raise self.error
 
 
 def make_sample(value):
@@ -58,13 +48,6 @@ def submit(batcher, engine, value, deadline=FOREVER, **options):
     return outcome
 
 
-def hold(batcher, engine):
-    """Have the batcher run one image until the engine's gate is opened."""
-    outcome = submit(batcher, engine, 0)
-    assert engine.entered.wait(10)
-    return outcome
-
-
 def scores_of(outcome):
     """Return the one image's scores, or raise what it is without."""
     (scored,) = outcome.result(timeout=10)
@@ -78,24 +61,35 @@ def answer(outcome):
     return int(number), int(pixel)
 
 
+@contextmanager
+def held(batcher, engine):
+    """Gather what the block submits: meanwhile the batcher runs an image of the engine, which has a gate."""
+    first = submit(batcher, engine, 0)
+    assert engine.entered.wait(10)
+    yield
+    engine.gate.set()
+    assert answer(first) == (engine.number, 0)
+
+
+def gated(number=0, kind=EchoEngine):
+    return kind(number, threading.Event())
+
+
 def test_a_batcher_that_waits_holds_no_version(make_batcher):
     """The last batch's may have been swapped for another, and is then to leave memory."""
-    gate = threading.Event()
-    gate.set()
-    engine = EchoEngine(1, gate)
+    engine = EchoEngine(1)
     assert answer(submit(make_batcher(), engine, 5)) == (1, 5)
     left = weakref.ref(engine)
     del engine
     wait_until(lambda: left() is None)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     requests=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), min_size=1, max_size=8),
     most=st.integers(1, 9),
 )
 def test_every_image_gets_its_own_answer_from_its_own_engine(requests, most):
-    """However requests of several engines meet in the queue: nothing is lost, reordered or crossed."""
     gate = threading.Event()
     engines = [EchoEngine(number, gate) for number in range(3)]
     batcher = Batcher(max_batch_images=most, metrics=Metrics())
@@ -124,22 +118,17 @@ def test_every_image_gets_its_own_answer_from_its_own_engine(requests, most):
 
 
 def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
-    """While one batch runs the next gathers; images of another engine wait for their own."""
-    gate = threading.Event()
-    first, second = EchoEngine(1, gate), EchoEngine(2, gate)
-    batcher = make_batcher()
-    outcomes = [hold(batcher, first)]
-    outcomes += [submit(batcher, engine, i) for i, engine in enumerate([first, second, first, second, first], 1)]
-    gate.set()
-    assert [answer(o) for o in outcomes] == [(1, 0), (1, 1), (2, 2), (1, 3), (2, 4), (1, 5)]
+    batcher, first, second = make_batcher(), gated(1), EchoEngine(2)
+    with held(batcher, first):
+        outcomes = [submit(batcher, engine, i) for i, engine in enumerate([first, second, first, second, first], 1)]
+    assert [answer(outcome) for outcome in outcomes] == [(1, 1), (2, 2), (1, 3), (2, 4), (1, 5)]
     assert first.batches == [[0], [1, 3, 5]]
     assert second.batches == [[2, 4]]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(known=st.lists(st.integers(0, 3), min_size=1, max_size=12), most=st.integers(1, 5))
 def test_known_features_skip_the_backbone_and_keep_their_places(known, most):
-    """However the two kinds are mixed in a batch, each gets its own answer, and the backbone sees pixels only."""
     engine = EchoEngine(7)
     batcher = Batcher(max_batch_images=most, metrics=Metrics())
     batcher.start()
@@ -155,19 +144,14 @@ def test_known_features_skip_the_backbone_and_keep_their_places(known, most):
 
 
 def test_known_features_of_many_requests_run_together_up_to_a_bound(make_batcher):
-    """The passes of a batch are in memory all at once."""
-    gate = threading.Event()
-    engine, batcher = EchoEngine(0, gate), make_batcher()
-    first = hold(batcher, engine)
-    count = MOST_KNOWN // 2
-    outcomes = [submit(batcher, engine, make_features(*[value] * count)) for value in range(1, 6)]
-    gate.set()
-    assert [len(outcome.result(timeout=10)) for outcome in (first, *outcomes)] == [1] + [count] * 5
+    batcher, engine, count = make_batcher(), gated(), MOST_KNOWN // 2
+    with held(batcher, engine):
+        outcomes = [submit(batcher, engine, make_features(*[value] * count)) for value in range(1, 6)]
+    assert [len(outcome.result(timeout=10)) for outcome in outcomes] == [count] * 5
     assert engine.batches == [[0], *([a] * count + [b] * count for a, b in ((1, 2), (3, 4))), [5] * count]
 
 
 def test_known_features_do_not_wait_for_a_backbone(make_batcher):
-    """In a batch with new images they are scored first."""
     gate = threading.Event()
 
     class Slow(EchoEngine):
@@ -176,55 +160,37 @@ def test_known_features_do_not_wait_for_a_backbone(make_batcher):
                 assert gate.wait(10)
             return super().compute_features(images)
 
-    first_done = threading.Event()
-    engine, batcher = Slow(0, first_done), make_batcher()
-    blocking = hold(batcher, engine)
-    new, known = submit(batcher, engine, 5), submit(batcher, engine, make_features(6))
-    first_done.set()
+    batcher, engine = make_batcher(), gated(kind=Slow)
+    with held(batcher, engine):
+        new, known = submit(batcher, engine, 5), submit(batcher, engine, make_features(6))
     assert answer(known) == (0, 6)
     assert not new.done()
     gate.set()
-    assert (answer(blocking), answer(new)) == ((0, 0), (0, 5))
-
-
-def test_what_the_backbone_computes_is_kept(make_batcher):
-    """Under the digest of the file, and only where there is one."""
-    engine = EchoEngine()
-    with closing(FeatureStore(None, max_bytes=2**20, count_fault=pytest.fail)) as store:
-        batcher = make_batcher(store=store)
-        for digest in (b"d" * 32, None):
-            assert answer(submit(batcher, engine, Pixels(make_sample(5).image, digest))) == (0, 5)
-        np.testing.assert_array_equal(store.get_many(engine.backbone_key, [b"d" * 32]), make_features(5))
+    assert answer(new) == (0, 5)
 
 
 def test_an_image_past_its_deadline_is_not_run(make_batcher):
-    """The deadline is looked at when the image's turn comes, and company is still scored."""
     now = [100.0]
-    gate = threading.Event()
-    engine = EchoEngine(0, gate)
-    batcher = make_batcher(clock=lambda: now[0])
-    blocking = hold(batcher, engine)
-    late, timely = submit(batcher, engine, 1, deadline=110), submit(batcher, engine, 2, deadline=130)
-    now[0] = 120.0
-    gate.set()
+    batcher, engine = make_batcher(clock=lambda: now[0]), gated()
+    with held(batcher, engine):
+        late, timely = submit(batcher, engine, 1, deadline=110), submit(batcher, engine, 2, deadline=130)
+        now[0] = 120.0
     with pytest.raises(Expired):
         scores_of(late)
     assert answer(timely) == (0, 2)
-    assert answer(blocking) == (0, 0)
     assert engine.batches == [[0], [2]]
 
 
 def test_an_engines_error_is_that_of_its_batch_only(make_batcher):
-    """The batcher lives on."""
-    batcher = make_batcher()
-    with pytest.raises(ValueError, match="no memory"):
-        submit(batcher, BrokenEngine(ValueError("no memory")), 1).result(timeout=10)
+    batcher, broken = make_batcher(), EchoEngine()
+    broken.compute_features = lambda images: {}["no memory"]
+    with pytest.raises(KeyError, match="no memory"):
+        submit(batcher, broken, 1).result(timeout=10)
     assert answer(submit(batcher, EchoEngine(3), 2)) == (3, 2)
     assert batcher.fault is None
 
 
 def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
-    """The other images of the batch keep their scores."""
 
     class Faulty(EchoEngine):
         def run_passes(self, features, masks=None):
@@ -232,12 +198,9 @@ def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
             outputs.mean_probabilities[outputs.mean_probabilities == 13] = np.nan
             return outputs
 
-    gate = threading.Event()
-    batcher, engine = make_batcher(), Faulty(0, gate)
-    blocking = hold(batcher, engine)
-    outcomes = [submit(batcher, engine, value) for value in (12, 13, 14)]
-    gate.set()
-    assert answer(blocking) == (0, 0)
+    batcher, engine = make_batcher(), gated(kind=Faulty)
+    with held(batcher, engine):
+        outcomes = [submit(batcher, engine, value) for value in (12, 13, 14)]
     assert answer(outcomes[0]) == (0, 12)
     with pytest.raises(NotFinite):
         scores_of(outcomes[1])
@@ -245,18 +208,16 @@ def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
 
 
 def test_a_dead_batcher_fails_everybody_at_once_and_says_so(make_batcher, caplog):
-    """Neither what is in hand, nor what is queued, nor what comes later waits for ever."""
-    gate = threading.Event()
-
     class Fatal(EchoEngine):
         def run_passes(self, features, masks=None):
             super().run_passes(features)
             raise SystemExit("a bug")
 
-    batcher, engine = make_batcher(), Fatal(0, gate)
-    in_hand = hold(batcher, engine)
+    batcher, engine = make_batcher(), gated(kind=Fatal)
+    in_hand = submit(batcher, engine, 0)
+    assert engine.entered.wait(10)
     queued = submit(batcher, EchoEngine(), 1)
-    gate.set()
+    engine.gate.set()
     with pytest.raises(Unavailable):  # not what ended the thread, which would end the one that waits, too
         in_hand.result(timeout=10)
     with pytest.raises(Unavailable):
@@ -268,41 +229,32 @@ def test_a_dead_batcher_fails_everybody_at_once_and_says_so(make_batcher, caplog
 
 
 def test_a_run_that_hangs_is_a_fault(make_batcher):
-    """A device that stopped answering makes the server unhealthy."""
     now = [0.0]
-    gate = threading.Event()
-    engine = EchoEngine(0, gate)
     batcher = make_batcher(stall_s=90, clock=lambda: now[0])
-    outcome = hold(batcher, engine)
-    assert batcher.fault is None
-    now[0] = 91.0
-    assert "more than 90 s" in batcher.fault
-    gate.set()
-    answer(outcome)
+    with held(batcher, gated()):
+        assert batcher.fault is None
+        now[0] = 91.0
+        assert "more than 90 s" in batcher.fault
 
 
 def test_closing_scores_what_is_queued_and_refuses_the_rest(make_batcher):
-    """A request in hand is finished at shutdown."""
-    gate = threading.Event()
-    engine = EchoEngine(0, gate)
-    batcher = make_batcher(max_batch_images=1)
+    batcher, engine = make_batcher(max_batch_images=1), gated()
     outcomes = [submit(batcher, engine, i) for i in range(3)]
     assert engine.entered.wait(10)
-    gate.set()
+    engine.gate.set()
     batcher.close()
-    assert [answer(o)[1] for o in outcomes] == [0, 1, 2]
+    assert [answer(outcome)[1] for outcome in outcomes] == [0, 1, 2]
     with pytest.raises(Unavailable):
         submit(batcher, engine, 9)
 
 
 def test_each_image_of_a_batch_brings_the_extras_that_were_asked_for(make_batcher):
-    """A request for embeddings does not make the others carry them."""
-    gate = threading.Event()
-    engine, batcher = EchoEngine(gate=gate), make_batcher()
-    first = hold(batcher, engine)
+    batcher, engine = make_batcher(), gated()
     wanted = [Extras(), Extras(embedding=True), Extras(passes=True), Extras(embedding=True, passes=True)]
-    outcomes = [submit(batcher, engine, make_features(value), extras=extras) for value, extras in enumerate(wanted, 1)]
-    gate.set()
+    with held(batcher, engine):
+        outcomes = [
+            submit(batcher, engine, make_features(value), extras=extras) for value, extras in enumerate(wanted, 1)
+        ]
     results = [scores_of(outcome) for outcome in outcomes]
     assert engine.batches == [[0], [1, 2, 3, 4]]
     for value, (extras, scores) in enumerate(zip(wanted, results, strict=True)):
@@ -312,4 +264,3 @@ def test_each_image_of_a_batch_brings_the_extras_that_were_asked_for(make_batche
             np.testing.assert_array_equal(scores.embedding, embed(make_features(value + 1))[0])
         if extras.passes:
             np.testing.assert_array_equal(scores.pass_probabilities, [[0, value + 1]])
-    assert scores_of(first).embedding is None

@@ -20,7 +20,6 @@ AFFINITY = len(os.sched_getaffinity(0))
     ids=["version-2", "version-1", "no-quota", "above-the-affinity", "no-quota-of-version-1", "no-files"],
 )
 def test_a_containers_quota_limits_the_processors(tmp_path, files, cpus):
-    """A container limited to one processor counts one, whatever the host has; both versions of files are read."""
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -38,14 +37,12 @@ def test_a_containers_quota_limits_the_processors(tmp_path, files, cpus):
     ],
 )
 def test_the_limit_of_memory_is_the_control_groups(tmp_path, file, text, limit):
-    """Both versions are read, and what stands for no limit is none."""
     (tmp_path / "memory").mkdir()
     (tmp_path / file).write_text(text)
     assert memory_limit(tmp_path) == limit
 
 
 def test_what_is_resident_grows_with_what_is_held(tmp_path):
-    """64 MiB that are written to are resident, and were so when they are gone; without /proc nothing is made up."""
     before = resident()
     held = bytearray(os.urandom(1) * (64 * 2**20))
     during = resident()

@@ -10,25 +10,7 @@ from tests.server.conftest import wait_until
 from tests.server.inference.conftest import EchoEngine, make_png, references, soon, total
 
 
-def test_outcomes_come_in_the_order_of_the_images(make_scorer):
-    """Whichever image is fetched first, its scores stand where it stood."""
-    last_done = threading.Event()
-
-    def slow():
-        assert last_done.wait(10)
-        return make_png(10)
-
-    def quick():
-        last_done.set()
-        return make_png(30)
-
-    scorer = make_scorer({"a": slow, "b": make_png(20), "c": quick})
-    outcomes = scorer.score(references("a", "b", "c"), EchoEngine(), deadline=soon())
-    assert [int(o.mean_probabilities[1]) for o in outcomes] == [10, 20, 30]
-
-
 def test_one_images_failure_is_its_own(make_scorer, metrics, caplog):
-    """The failed are errors at their places, the others have scores; each is counted by what became of it."""
     scorer = make_scorer({"good": make_png(1), "gone": FetchError("404"), "text": b"hello"})
     missing = ImageError("task 9: no image")
     images = [*references("good", "gone", "text"), missing, *references("good")]
@@ -45,7 +27,6 @@ def test_one_images_failure_is_its_own(make_scorer, metrics, caplog):
 
 
 def test_a_long_request_has_only_so_many_images_under_way(make_scorer, metrics):
-    """Two hundred tasks do not mean two hundred images in memory; all are scored, and what is left is a metric."""
     gate, fetched, enough = threading.Event(), itertools.count(1), threading.Event()
     begun = []
 
@@ -72,7 +53,6 @@ def test_a_long_request_has_only_so_many_images_under_way(make_scorer, metrics):
 
 
 def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):
-    """A request that is too long keeps what was scored in time, and what is left of it costs no more."""
     now, fetched = [0.0], []
 
     def late():
@@ -93,7 +73,6 @@ def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):
 
 
 def test_a_failure_that_is_no_images_is_the_requests(make_scorer):
-    """A bug does not look like a bad image, and without a batcher the request ends at once."""
     scorer = make_scorer({"bug": KeyError("bug"), "x": make_png(1)})
     with pytest.raises(KeyError, match="bug"):
         scorer.score(references("bug"), EchoEngine(), deadline=soon())
@@ -103,7 +82,6 @@ def test_a_failure_that_is_no_images_is_the_requests(make_scorer):
 
 
 def test_fetching_threads_know_the_request(make_scorer):
-    """What they log carries the request's id."""
     seen = []
 
     def fetch():
