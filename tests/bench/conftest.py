@@ -9,9 +9,9 @@ from bench.subjects.tiny_model import LABELS, TinyModel, publish
 from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
 
-# OpenVINO and torch's exporter in one process end in a segmentation fault, so these run only when they are named, in a
-# process of their own; `make test` does so where the requirements of the benches are installed.
-collect_ignore = ["test_passes.py", "test_single_pass.py"]
+# OpenVINO and torch's exporter in one process end in a segmentation fault, so this runs only when it is named, in a
+# process of its own; `make test` does so where the requirements of the benches are installed.
+collect_ignore = ["test_passes.py"]
 
 
 @pytest.fixture

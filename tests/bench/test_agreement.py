@@ -24,24 +24,12 @@ def engine(tmp_path):
 
 
 def test_the_overlap_is_the_share_of_the_references_highest_tenth():
-    """Of 20 images two count, and one of them is found."""
     reference, found = np.arange(20.0), np.arange(20.0)
     found[18] = -1
     assert compare(found, reference).top10_overlap == 0.5
 
 
-def test_independent_masks_keep_each_unit_with_its_probability():
-    """Values are 0 and 1 / (1 - p), with mean 1, in the shape of the site."""
-    masks = independent_masks(np.random.default_rng(0), SITES, 4000)
-    for site, mask in zip(SITES, (masks["mask_0"], masks["mask_1"]), strict=True):
-        assert mask.shape == (4000, *site.features)
-        assert mask.dtype == np.float32
-        assert set(np.unique(mask)) == {np.float32(0), np.float32(1 / (1 - site.probability))}
-        assert mask.mean() == pytest.approx(1, abs=0.02)
-
-
 def test_bald_in_parts_is_that_of_the_whole(engine):
-    """How many images a run of the head takes changes no score."""
     images, masks = draw_images(40), draw_masks("another", SITES, 400)
     features = compute_features(engine, images, batch=7)
     np.testing.assert_allclose(compute_bald(engine, features, masks), engine.run(images, masks).bald, atol=1e-6)

@@ -13,19 +13,11 @@ from trainer.study.reference import read as read_reference
 pytestmark = pytest.mark.slow  # trains or exports networks
 
 
-@pytest.fixture
-def nothing_shared(monkeypatch, tmp_path):
-    """No photos and no weights lie beside the checkout."""
+@pytest.mark.parametrize("quick", [False, True])
+def test_there_is_a_study_without_the_shared_folder(monkeypatch, tmp_path, quick):
+    """On digits of ten classes, which are written for it, with enough of them for its rounds; quick asks for less."""
     monkeypatch.setattr(evidence, "WEIGHTS", tmp_path / "shared" / "weights.pth")
     monkeypatch.setattr(sets, "_SETS", tmp_path / "cache")
-
-
-@pytest.mark.parametrize("quick", [False, True])
-def test_there_is_a_study_without_the_shared_folder(nothing_shared, quick):
-    """On digits of ten classes, which are written for it, with enough of them for its rounds; quick asks for less.
-
-    Every option is one of simulate's.
-    """
     [(name, plan)] = plan_studies(quick=quick).items()
     _, [options, training] = read(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
     assert name == ("digits-quick" if quick else "digits")
@@ -50,7 +42,6 @@ def all_shared(monkeypatch, tmp_path):
 
 
 def test_each_set_is_studied(all_shared):
-    """With at least eight seeds and, where there is one, a reference that had as many labels; on VGG-16, too."""
     plans = plan_studies(quick=False)
     assert {name.removesuffix("-vgg16") for name in plans} == set(evidence._SETS)
     for name, plan in plans.items():
@@ -61,14 +52,3 @@ def test_each_set_is_studied(all_shared):
         if options.reference is not None:
             assert read_reference(options.reference).labels[-1] == options.initial + sum(queries(options))
     assert {name for name, plan in plans.items() if "reference" in plan} >= {"cifar10-lt", "trashnet-vgg16"}
-
-
-def test_some_sets_may_be_named(all_shared):
-    """Quick, two of them and one backbone are enough."""
-    assert [*plan_studies(quick=False, only=["letters", "trashnet"])] == [
-        "trashnet",
-        "trashnet-vgg16",
-        "letters",
-        "letters-vgg16",
-    ]
-    assert [*plan_studies(quick=True)] == ["cifar10-lt-quick", "trashnet-quick"]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.harness import frame
-from bench.harness.frame import print_table, read_options, report
+from bench.harness.frame import read_options, report
 
 OPTIONS = {
     "image_size": (224, "in pixels"),
@@ -21,7 +21,6 @@ def subject():
 
 
 def test_options_are_what_their_defaults_are():
-    """Numbers, choices, several numbers and flags; what is none of these is refused."""
     assert vars(read_options("x", "Asks.", OPTIONS, [])) == {
         "quick": False,
         "image_size": 224,
@@ -38,7 +37,6 @@ def test_options_are_what_their_defaults_are():
 
 
 def test_the_last_line_holds_figures_options_and_machine(subject, tmp_path, monkeypatch, capsys):
-    """Rounded, and kept in a file if that is asked for."""
     monkeypatch.setattr(frame, "_RESULTS", tmp_path)
     options = read_options("x", "Asks.", OPTIONS, ["--save"])
     report("x", options, subject, {"rate": 1 / 3, "rows": [{"s": 2 / 3}], "small": 1.23456e-7, "large": 12.34567})
@@ -50,13 +48,3 @@ def test_the_last_line_holds_figures_options_and_machine(subject, tmp_path, monk
     assert (told["small"], told["large"]) == (1.235e-7, 12.3457)
     assert {"date", "processor", "cores", "load", "packages"} <= told["machine"].keys()
     assert [path.read_text() for path in tmp_path.iterdir()] == [line]
-
-
-def test_a_table_has_its_keys_above(capsys):
-    """In columns that are as wide as what stands in them."""
-    print_table([{"way": "ours", "s": 0.5}, {"way": "naive", "s": {"fetch": 1.0}}])
-    assert capsys.readouterr().out.splitlines()[:3] == [
-        "  way            s",
-        " ours        0.500",
-        "naive  fetch 1.000",
-    ]

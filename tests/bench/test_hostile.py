@@ -1,33 +1,24 @@
 import json
 import time
 
-import numpy as np
 import pytest
 
 from bench.hostile import pictures
 from bench.hostile.case import Case, Kind, Refused, Scored
 from bench.hostile.exchange import Answered, Reply
 from bench.hostile.runner import CASES, run
-from bench.hostile.site import Baseline, Escaped, serves_images
+from bench.hostile.site import Baseline, Escaped
 
 SCORED = {"task": 1, "probabilities": [0.2, 0.3, 0.5]}
 REFUSED = {"task": 1, "error": {"code": "fetch", "detail": "a.png answered 404, expected 200"}}
 
 
 def test_every_case_has_a_name_of_its_own():
-    """There are hundreds, of each kind."""
     assert len({case.name for case in CASES}) == len(CASES) >= 640
     assert {case.kind for case in CASES} == set(Kind)
 
 
-def test_no_turn_of_the_picture_is_the_same():
-    """Else an orientation that is left alone would not be noticed."""
-    turns = [np.rot90(side, times) for side in (pictures.pixels(), pictures.pixels()[:, ::-1]) for times in range(4)]
-    assert len({turn.tobytes() for turn in turns}) == 8
-
-
 def test_an_image_that_is_scored_is_not_refused():
-    """Nor is one that is refused for another reason."""
     Refused("fetch", "answered 404").check(None, REFUSED)
     for expected, found in (
         (Refused("fetch", ""), SCORED),
@@ -39,37 +30,17 @@ def test_an_image_that_is_scored_is_not_refused():
             expected.check(None, found)
 
 
-@pytest.mark.parametrize(
-    ("status", "content"),
-    [
-        (500, {"error": "internal", "detail": "", "request_id": ""}),
-        (400, {"error": "internal", "detail": "", "request_id": ""}),
+def test_another_answer_than_expected_is_an_escape():
+    outcome, about = Answered({400}, "bad_request"), {"detail": "", "request_id": ""}
+    outcome.check(Reply(400, {}, json.dumps({"error": "bad_request", **about}).encode()))
+    for status, content in (
+        (500, {"error": "internal", **about}),
+        (400, {"error": "internal", **about}),
         (400, {"error": "bad_request"}),
         (400, "no JSON of ours"),
-    ],
-)
-def test_another_answer_than_expected_is_an_escape(status, content):
-    """The status counts, and that the body is the application's."""
-    outcome = Answered({400}, "bad_request")
-    outcome.check(Reply(400, {}, json.dumps({"error": "bad_request", "detail": "", "request_id": ""}).encode()))
-    with pytest.raises(Escaped):
-        outcome.check(Reply(status, {}, json.dumps(content).encode()))
-
-
-@pytest.mark.parametrize(
-    ("path", "may"),
-    [
-        ("/data/upload/1/a.png", True),
-        ("/tasks/2/resolve/?fileuri=Li4v", True),
-        ("/api/projects/", False),
-        ("/data/upload/../../api/projects/", False),
-        ("/data/upload/%2e%2e/api", False),
-        ("/data/upload/%252e%252e/api", False),
-    ],
-)
-def test_the_token_is_expected_where_images_are_served(path, may):
-    """Anywhere else it is a leak."""
-    assert serves_images(path) is may
+    ):
+        with pytest.raises(Escaped):
+            outcome.check(Reply(status, {}, json.dumps(content).encode()))
 
 
 class Site:
@@ -102,14 +73,12 @@ def escapes(site, names, **options):
 
 
 def test_verdicts_name_what_escaped_and_what_was_late():
-    """A case that raises, and one that takes too long, are not contained."""
     found = escapes(Site(), ["good", "bad", "late"])
     assert (found["good"], found["bad"]) == (None, "Escaped: the image was scored")
     assert "at most 0" in found["late"]
 
 
 def test_harm_is_held_against_all_of_a_batch():
-    """And in batches of one against whose it is."""
     names = ["a", "b", "c", "d", "e"]
     assert [name for name, escape in escapes(Site("c"), names, batch=2).items() if escape] == ["c", "d"]
     found = escapes(Site("c"), names, batch=1)

@@ -10,13 +10,11 @@ from contract.versions.repository import Repository
 
 @pytest.mark.parametrize("labels", [0, 1_000_000])
 def test_photos_must_be_left(labels):
-    """A number of labels that leaves no photo, or none to train on, is refused before training."""
     with pytest.raises(ValueError, match="since photos must be left"):
         trained(labels=labels)
 
 
 def test_small_images_differ_and_stay_the_same(tmp_path, monkeypatch):
-    """However many are asked for first."""
     monkeypatch.setattr(model, "CACHE", tmp_path)
     few = [path.read_bytes() for path in small_images(5)]
     more = [path.read_bytes() for path in small_images(20)]
@@ -25,7 +23,6 @@ def test_small_images_differ_and_stay_the_same(tmp_path, monkeypatch):
 
 
 def test_a_workplace_links_versions_and_goes_away(tmp_path, monkeypatch):
-    """The first version is current, the other one is there to be pointed to, and nothing stays behind."""
     monkeypatch.setattr(model, "CACHE", tmp_path / "cache")
     repository = Repository(tmp_path / "models")
     versions = [repository.open(publish(repository, seed=seed)) for seed in (1, 2)]

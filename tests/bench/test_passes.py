@@ -13,7 +13,6 @@ EFFORT = "--rounds=2 --slow-rounds=1 --passes=5,20 --reference=100 --sets=2"
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_bench_ends_in_one_json_object_of_all_its_figures(capfd):
-    """A small run trains a version, times all contenders, ranks photos, and says on what."""
     main([*SIZE.split(), *EFFORT.split()])
     *table, last = capfd.readouterr().out.splitlines()
     result = json.loads(last)

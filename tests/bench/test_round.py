@@ -1,7 +1,6 @@
 import hashlib
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from bench.round import Round
@@ -10,19 +9,15 @@ from trainer.watching.watcher import _describe_stages
 
 
 def test_a_round_is_read_as_the_watch_tells_it():
-    """Whatever stands before; a watch that clears nothing away says nothing of it."""
+    """Whatever stands before; a watch that clears nothing away says nothing of it. A ranking alone is no round."""
     training, ranking = {"labels": 1.0, "fit": 2.5}, {"score": 4.5, "clear": 30.0}
     told = _describe_stages(training, ranking, seconds=47.5)
     stages = {"start": 9.5, "labels": 1.0, "fit": 2.5, "score": 4.5}
     assert Round.read(f"50 new labels: trained v1 on 550 labels; ranked 9 tasks; {told}") == Round(17.5, stages, 30.0)
     told = _describe_stages(training, {"score": 4.5}, seconds=17.5)
     assert Round.read(f"50 new labels: trained v1; {told}") == Round(17.5, stages, 0.0)
-
-
-@pytest.mark.parametrize("line", ["", "watching project 5: a round after 20 new labels", "x: ranked 9 tasks; 12 s"])
-def test_other_lines_tell_of_no_round(line):
-    """Such as those of a ranking alone."""
-    assert Round.read(line) is None
+    for line in ("", "watching project 5: a round after 20 new labels", "x: ranked 9 tasks; 12 s"):
+        assert Round.read(line) is None
 
 
 def test_photos_are_varied_into_as_many_files_as_are_asked_for(tmp_path):

@@ -14,7 +14,6 @@ def test_a_ratio_is_the_median_of_the_ratios_within_the_rounds():
 
 
 def test_a_rate_is_images_over_the_median_of_the_rounds():
-    """Four images in 4 s are one a second."""
     assert TIMINGS.images_per_s("a") == {1: pytest.approx(1 / 3), 4: 1.0}
 
 

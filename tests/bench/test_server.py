@@ -17,7 +17,6 @@ def make_round(speed):
 
 
 def test_ratios_are_taken_within_a_round():
-    """A machine that gets twice as fast between two rounds leaves the ratio as it is."""
     found = summarise_rounds([make_round(speed) for speed in (1, 2, 4)])
     ratios = {"clients_1_tasks_500": pytest.approx(0.9), "clients_16_tasks_16": pytest.approx(0.8)}
     assert found["server_over_engine"] == ratios
@@ -26,15 +25,9 @@ def test_ratios_are_taken_within_a_round():
 
 @pytest.mark.slow
 def test_the_bench_runs(run_bench):
-    """It ends well, and its last line is JSON with the figures that it is for."""
     result = run_bench(server, "--images", "16", "--rounds", "1", "--swap-requests", "8", "--precision", "fp32")
     assert result["images_failed"] == 0
     assert result["swap"]["swaps"] >= 3
-    keys = (
-        "server_over_engine",
-        "p99_during_swap_over_p99",
-        "start_to_ready_s",
-        "peak_rss_mb",
-        "peak_rss_mb_with_swap",
-    )
-    assert all(result[key] for key in keys)
+    assert all(result[key] > 0 for key in ("p99_during_swap_over_p99", "start_to_ready_s", "peak_rss_mb"))
+    assert result["server_over_engine"]
+    assert result["peak_rss_mb_with_swap"] >= result["peak_rss_mb"]

@@ -1,14 +1,10 @@
 import csv
 from collections import Counter
-from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
 import pytest
 from PIL import Image
 
 from bench.subjects import sets
-from trainer.study.dataset import read_pool
 
 CLASSES = ("automobile", "cat", "frog")
 
@@ -65,21 +61,7 @@ def test_a_tail_falls_in_the_order_that_is_asked_for(shared):
     assert {found[each, "test"] for each in CLASSES} == {20}
 
 
-def test_letters_are_drawn_in_many_fonts(monkeypatch):
-    """Of 47 classes, with a tail; no two images are alike, and each can be seen."""
-    fonts = sorted((Path(mpl.get_data_path()) / "fonts" / "ttf").glob("DejaVuS*.ttf"))
-    monkeypatch.setattr(sets, "_find_fonts", lambda: [each for each in fonts if sets._has_letters(each)])
-    pool = read_pool(sets.letters().images, None)
-    assert len(pool.classes) == 47
-    counts = np.bincount(pool.targets)
-    assert counts.max() >= 5 * counts.min() > 0
-    images = [np.asarray(Image.open(pool.root / each)) for each in pool.references]
-    assert len({each.tobytes() for each in images}) == len(images)
-    assert min(each.std() for each in images) > 15
-
-
 def test_drawings_are_classed_by_their_folders(monkeypatch, tmp_path):
-    """Subjects with few are left out, as are those that nobody sorted; of many some are taken. Glass is on white."""
     root = tmp_path / "packages" / "openclipart-png" / "openclipart-png" / "usr" / "share" / "openclipart" / "png"
     for subject, many in (("food/fruit", 90), ("food", 30), ("tools", 3), ("unsorted/x", 50)):
         (root / subject).mkdir(parents=True, exist_ok=True)
