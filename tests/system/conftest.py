@@ -146,12 +146,17 @@ class Annotator:
         self.label(*list(self.truth)[:count])
 
 
+def fill(project: Project, pool: Pool) -> Annotator:
+    """Upload the images of a pool, whose tasks are in the order of the pool."""
+    project.upload({image.name: image.path.read_bytes() for image in pool.images})
+    truth = {image.name: image.label for image in pool.images}
+    return Annotator(project, {task.id: truth[task.file] for task in project.tasks()})
+
+
 @pytest.fixture
 def annotator(project: Project, digits: Pool) -> Annotator:
-    """Fill the project with the digits, whose tasks are in the order of the pool."""
-    project.upload({image.name: image.path.read_bytes() for image in digits.images})
-    truth = {image.name: image.label for image in digits.images}
-    return Annotator(project, {task.id: truth[task.file] for task in project.tasks()})
+    """A project with the digits."""
+    return fill(project, digits)
 
 
 @pytest.fixture
@@ -188,7 +193,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser: Browser, studio: LabelStudio) -> Iterator[Page]:
     """A page of somebody who is logged in; what is not on this machine is not asked for."""
     with logged_in(browser, studio.url) as page:

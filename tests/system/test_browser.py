@@ -14,7 +14,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
+from contract.label_studio import LabelStudioClient
 from contract.labelconfig import parse_label_config
+from contract.scores.sure import mark
 from contract.tasks import find_reference
 from demo.browser import PATIENCE_MS
 from demo.label_studio import LabelStudio
@@ -26,8 +28,8 @@ from tests.contract.images import test_spelling
 from tests.system.conftest import keep_picture
 from tests.versions import manifest
 from trainer import labelstudio
-from trainer.labels.annotations import EMPTY, LeftOut, decide
-from trainer.labelstudio.tasks import annotated_tasks, unlabelled_tasks
+from trainer.labels.annotations import EMPTY, LeftOut, confirmed_groups, decide, is_confirmed
+from trainer.labelstudio.tasks import PoolTask, annotated_tasks, unlabelled_tasks
 from trainer.ranking.reconcile import Wanted, reconcile
 
 VERSION = "20261129T050102123Z-0a1b2c"
@@ -55,95 +57,109 @@ ALONE = '<Choice value="plain"/><Choice value="shape"><Choice value="round"/></C
 FLAT = '<Choice value="red"/><Choice value="Blue" alias="b"/>'
 
 
-@pytest.mark.parametrize(
-    ("value", "data", "more", "inner", "selected"),
-    [
-        ("$image", {"image": IMAGE}, "", FLAT, ["b"]),
-        ("$image", {"image": IMAGE}, 'layout="select"', FLAT, ["b"]),
-        ("$image", {"image": IMAGE}, "", '<Choice value="red"/><Choice value="x"><Choice value="y"/></Choice>', ["x"]),
-        ("$image", {"image": IMAGE}, 'allowNested="true"', NESTED, [["c", "b"]]),
-        ("$image", {"image": IMAGE}, 'allowNested="true"', ALONE + NESTED, [["c", "b"]]),
-        ("$image", {"image": IMAGE}, 'allowNested="true"', NESTED + ALONE, [["shape"], ["shape", "round"]]),
-        ("$image.url", {"image": {"url": IMAGE}}, "", FLAT, ["b"]),
-        ("$images[0]", {"images": [IMAGE]}, "", FLAT, ["b"]),
-        ("$image", {"$undefined$": IMAGE}, "", FLAT, ["b"]),
-    ],
-    ids=[
-        "flat",
-        "select",
-        "within",
-        "nested",
-        "nested among others",
-        "only one within",
-        "path",
-        "index",
-        "imported before the config",
-    ],
-)
+FORMS = {
+    "flat": ("$image", {"image": IMAGE}, "", FLAT, ["b"]),
+    "select": ("$image", {"image": IMAGE}, 'layout="select"', FLAT, ["b"]),
+    "within": (
+        "$image",
+        {"image": IMAGE},
+        "",
+        '<Choice value="red"/><Choice value="x"><Choice value="y"/></Choice>',
+        ["x"],
+    ),
+    "nested": ("$image", {"image": IMAGE}, 'allowNested="true"', NESTED, [["c", "b"]]),
+    "nested among others": ("$image", {"image": IMAGE}, 'allowNested="true"', ALONE + NESTED, [["c", "b"]]),
+    "only one within": (
+        *("$image", {"image": IMAGE}, 'allowNested="true"', NESTED + ALONE),
+        [["shape"], ["shape", "round"]],
+    ),
+    "path": ("$image.url", {"image": {"url": IMAGE}}, "", FLAT, ["b"]),
+    "index": ("$images[0]", {"images": [IMAGE]}, "", FLAT, ["b"]),
+    "imported before the config": ("$image", {"$undefined$": IMAGE}, "", FLAT, ["b"]),
+}
+
+
+@pytest.mark.parametrize(("value", "data", "more", "inner", "selected"), FORMS.values(), ids=list(FORMS))
 def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     page: Page, studio: LabelStudio, tmp_path: Path, value: str, data: object, more: str, inner: str, selected: object
 ):
     """In every form that choices and images may have: the real import takes it, the real editor shows it."""
     choices = f'<Choices name="choice" toName="image" {more}>{inner}</Choices>'
     config = f'<View><Image name="image" value="{value}"/>{choices}</View>'
-    session = studio.client()
-    number = session.post("/api/projects", {"title": "Forms", "label_config": config})["id"]
-    session.post(f"/api/projects/{number}/import", [{"data": data}])
-    client = labelstudio.connect(studio.url, studio.token)
-    [task] = unlabelled_tasks(client, number)
+    project, client, [task] = _fill(studio, config, data)
     (control,) = parse_label_config(config)
     assert find_reference(task.data, control.value_key) == IMAGE
-    wanted = {task.id: Wanted(0.5, _predict_last(config, control.labels))}
-    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_there=lambda: {task.id})
-    labelstudio.switch_model_version(client, number, VERSION)
+    _rank(client, project, {task.id: Wanted(0.5, _predict_last(config, control.labels))}, tmp_path)
 
-    _open_prelabelled(page, f"{studio.url}/projects/{number}/data?task={task.id}")
+    _open_prelabelled(page, f"{project.url}?task={task.id}")
     ticked = page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())")
     assert json.loads(ticked) == selected
-    with page.expect_response(lambda reply: reply.request.method == "POST" and "/annotations" in reply.url):
-        page.get_by_role("button", name="Submit").first.click()
-    [labelled] = annotated_tasks(client, number)
+    _submit(page)
+    [labelled] = annotated_tasks(client, project.id)
     assert decide(labelled, "choice", set(control.labels)) == {control.labels[-1]}
+
+
+def _fill(studio: LabelStudio, config: str, *data: object) -> tuple[Project, LabelStudioClient, Sequence[PoolTask]]:
+    session, client = studio.client(), labelstudio.connect(studio.url, studio.token)
+    project = Project(session, session.post("/api/projects", {"title": "Seen", "label_config": config})["id"])
+    session.post(f"/api/projects/{project.id}/import", [{"data": each} for each in data])
+    return project, client, list(unlabelled_tasks(client, project.id))
+
+
+def _rank(client: LabelStudioClient, project: Project, wanted: Mapping[int, Wanted], folder: Path) -> None:
+    reconcile(client, project.id, name=VERSION, wanted=wanted, note=folder / "note", find_there=lambda: {*wanted})
+    labelstudio.switch_model_version(client, project.id, VERSION)
+
+
+def _rank_three(
+    studio: LabelStudio, folder: Path, attribute: str = ""
+) -> tuple[Project, LabelStudioClient, Sequence[int]]:
+    """Make a project of three tasks, given in their order, of which the first is of the random holdout."""
+    choices = f'<Choices name="choice" toName="image" {attribute}>{FLAT}</Choices>'
+    config = f'<View><Image name="image" value="$image"/>{choices}</View>'
+    project, client, tasks = _fill(studio, config, *[{"image": IMAGE}] * 3)
+    third, first, second = (task.id for task in tasks)
+    regions = _predict_last(config, ("red", "b"))
+    _rank(client, project, {third: Wanted(0.3, regions), first: Wanted(0.1, ()), second: Wanted(0.2, regions)}, folder)
+    assert _by_score(project) == [first, second, third]
+    return project, client, (first, second, third)
+
+
+def _by_score(project: Project) -> Sequence[int]:
+    return [task.id for task in project.tasks(ordering="tasks:predictions_score")]
+
+
+def _open_stream(page: Page, project: Project) -> int:
+    """Press Label All Tasks, and return the task that is shown."""
+    page.goto(project.url)
+    page.get_by_text("Label All Tasks").click()
+    page.get_by_role("button", name="Submit").first.wait_for()
+    return int(page.locator("[class*=current-task__task-id]").inner_text().split()[0])
 
 
 @pytest.mark.parametrize("attribute", ["", 'choice="multiple"', 'required="true"'])
 def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
     page: Page, studio: LabelStudio, tmp_path: Path, attribute: str
 ):
-    """Submit without a choice labels nothing there; prelabelling switched off, the stream has nothing ticked at all."""
-    config = (
-        '<View><Image name="image" value="$image"/>'
-        f'<Choices name="choice" toName="image" {attribute}>{FLAT}</Choices></View>'
-    )
-    session = studio.client()
-    number = session.post("/api/projects", {"title": "Slice", "label_config": config})["id"]
-    session.post(f"/api/projects/{number}/import", [{"data": {"image": IMAGE}}] * 3)
-    client = labelstudio.connect(studio.url, studio.token)
-    ids = [task.id for task in unlabelled_tasks(client, number)]
-    regions = _predict_last(config, ("red", "b"))
-    wanted = dict(zip(ids, (Wanted(0.3, regions), Wanted(0.1, ()), Wanted(0.2, regions)), strict=True))
-    reconcile(client, number, name=VERSION, wanted=wanted, note=tmp_path / "note", find_there=lambda: set(ids))
-    labelstudio.switch_model_version(client, number, VERSION)
-    project, by_score = Project(session, number), "tasks:predictions_score"
-    assert [task.id for task in project.tasks(ordering=by_score)] == [ids[1], ids[2], ids[0]]
-
-    page.goto(project.url)
-    page.get_by_text("Label All Tasks").click()
-    page.get_by_role("button", name="Submit").first.wait_for()
-    assert page.locator("[class*=current-task__task-id]").inner_text().split()[0] == str(ids[1])
+    """Submit without a choice labels nothing there."""
+    project, client, order = _rank_three(studio, tmp_path, attribute)
+    assert _open_stream(page, project) == order[0]
     assert _ticked(page) == []
     page.get_by_role("button", name="Submit").first.click()
     if "required" in attribute:
         page.get_by_text("is required").first.wait_for()
-        assert not list(annotated_tasks(client, number))
-        session.post(f"/api/tasks/{ids[1]}/annotations/", {"result": regions})
+        assert not list(annotated_tasks(client, project.id))
     else:
         page.wait_for_function(f"{EDITOR}?.selectedValues().length > 0")  # the next task, of which something is ticked
-        [labelled] = annotated_tasks(client, number)
+        [labelled] = annotated_tasks(client, project.id)
         with pytest.raises(LeftOut, match=EMPTY):
             decide(labelled, "choice", {"red", "b"}, multiple="multiple" in attribute)
 
-    page.goto(f"{studio.url}/projects/{number}/settings/annotation")
+
+def test_prelabelling_may_be_switched_off_for_the_stream(page: Page, studio: LabelStudio, tmp_path: Path):
+    """Nothing is ticked there at all, in the same order; switched on again by no later ranking."""
+    project, client, order = _rank_three(studio, tmp_path)
+    page.goto(f"{studio.url}/projects/{project.id}/settings/annotation")
     toggle = page.locator("input[name=show_collab_predictions]")
     expect(toggle).to_be_checked(timeout=PATIENCE_MS)
     page.get_by_text("Use predictions to prelabel tasks").first.click()
@@ -151,18 +167,50 @@ def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
     keep_picture(page, "prelabelling")
     page.get_by_role("button", name="Save annotation settings").click()
     page.get_by_text("Saved!").wait_for()
-    assert labelstudio.read_project(client, number).model_version == ""
-    labelstudio.switch_model_version(client, number, VERSION)
+    assert labelstudio.read_project(client, project.id).model_version == ""
+    labelstudio.switch_model_version(client, project.id, VERSION)
     assert project.settings()["show_collab_predictions"] is False
-    assert [task.id for task in project.tasks(ordering=by_score)] == [ids[1], ids[2], ids[0]]
-    page.goto(project.url)
-    page.get_by_text("Label All Tasks").click()
-    page.get_by_role("button", name="Submit").first.wait_for()
-    assert page.locator("[class*=current-task__task-id]").inner_text().split()[0] == str(ids[2])
+    assert _by_score(project) == list(order)
+    red = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["red"]}}
+    studio.client().post(f"/api/tasks/{order[0]}/annotations/", {"result": [red]})
+    assert _open_stream(page, project) == order[1]
     assert _ticked(page) == []
-    page.goto(f"{project.url}?task={ids[0]}")
+    page.goto(f"{project.url}?task={order[2]}")
     page.get_by_role("button", name="Submit").first.wait_for()
     assert _ticked(page) == ["b"]  # a task that is opened from the list is prelabelled whatever the setting says
+
+
+def test_what_was_confirmed_in_bulk_is_known_for_good(page: Page, studio: LabelStudio, tmp_path: Path):
+    """By its copy of the mark, and by no time noted; the prediction is forgotten once it is removed."""
+    config = f'<View><Image name="image" value="$image"/><Choices name="choice" toName="image">{FLAT}</Choices></View>'
+    project, client, imported = _fill(studio, config, *[{"image": IMAGE}] * 4)
+    offered, other, submitted, held_out = (task.id for task in imported)
+    regions = _predict_last(config, ("red", "b"))
+    marked = [{**region, "meta": {**region["meta"], "tab": mark(VERSION, 1)}} for region in regions]
+    wanted = {task: Wanted(0.5, marked) for task in (offered, submitted)}
+    wanted |= {other: Wanted(0.5, regions), held_out: Wanted(0.5, ())}
+    _rank(client, project, wanted, tmp_path)
+
+    path = f"/api/dm/actions?id=predictions_to_annotations&project={project.id}"
+    selected = {"all": False, "included": [offered, other, held_out]}
+    studio.client().post(path, {"selectedItems": selected, "model_version": VERSION})
+    _open_prelabelled(page, f"{project.url}?task={submitted}")
+    _submit(page)
+
+    tasks = {task["id"]: task for task in annotated_tasks(client, project.id)}
+    made = {task: each["annotations"][0] for task, each in tasks.items()}
+    assert all(made[task]["parent_prediction"] for task in (offered, other, held_out))
+    assert [made[task]["lead_time"] is None for task in (offered, other, held_out, submitted)] == [True] * 3 + [False]
+
+    labelstudio.switch_model_version(client, project.id, "")
+    labelstudio.delete_predictions(client, project.id, VERSION)
+    tasks = {task["id"]: task for task in annotated_tasks(client, project.id)}
+    assert not any(each["annotations"][0]["parent_prediction"] for each in tasks.values())
+    assert {task for task, each in tasks.items() if is_confirmed(each)} == {offered, other}
+    assert confirmed_groups(tasks[offered]) == {(VERSION, 1)}
+    assert {decide(tasks[task], "choice", {"red", "b"}) for task in (offered, other, submitted)} == {frozenset({"b"})}
+    with pytest.raises(LeftOut, match=EMPTY):
+        decide(tasks[held_out], "choice", {"red", "b"})
 
 
 EDITOR = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
@@ -183,6 +231,11 @@ def _open_prelabelled(page: Page, url: str) -> None:
             if page.evaluate(filled):
                 return
     pytest.fail("the editor made no annotation from the prediction")
+
+
+def _submit(page: Page) -> None:
+    with page.expect_response(lambda reply: reply.request.method == "POST" and "/annotations" in reply.url):
+        page.get_by_role("button", name="Submit").first.click()
 
 
 def _ticked(page: Page) -> object:

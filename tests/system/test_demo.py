@@ -21,29 +21,18 @@ TRAINING = ("--weights", "none", "--epochs", "2", "--limit", "60", "--labelled",
 
 
 @pytest.fixture
-def data(new_label_studio_data: Path, tmp_path: Path) -> Path:
-    """The demo's folder, as an earlier run leaves it."""
-    shutil.copytree(new_label_studio_data, tmp_path / "demo" / "label-studio")
-    return tmp_path / "demo"
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """A person's own class folders."""
-    write_digits(tmp_path / "images", counts=(40, 16, 8))
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def demo(data: Path, images: Path) -> Iterator[subprocess.Popen[str]]:
-    """The demo, running."""
+def demo(new_label_studio_data: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """The demo on a person's own class folders, running in a folder as an earlier run leaves it."""
+    data, images = tmp_path / "demo", tmp_path / "images"
+    shutil.copytree(new_label_studio_data, data / "label-studio")
+    write_digits(images, counts=(40, 16, 8))
     command = [sys.executable, "-u", "-m", "demo", *TRAINING, "--data", str(data), "--images", str(images)]
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
 
 
-def test_the_demo_ranks_reports_serves_and_stops(demo: subprocess.Popen[str], data: Path):
+def test_the_demo_ranks_reports_serves_and_stops(demo: subprocess.Popen[str], tmp_path: Path):
     """It ends its report with where to look, serves on, and leaves nothing running when asked to stop."""
     assert demo.stdout
     lines = []
@@ -65,11 +54,10 @@ def test_the_demo_ranks_reports_serves_and_stops(demo: subprocess.Popen[str], da
     assert demo.wait(timeout=60) == 0
     with pytest.raises(urllib3.exceptions.HTTPError):
         urllib3.request("GET", f"{label_studio}/health", retries=False)
-    assert _processes_that_mention(data) == []
+    assert _processes_that_mention(tmp_path / "demo") == []
 
 
 def test_the_demo_says_what_is_wrong_with_a_folder(tmp_path: Path):
-    """A folder without class folders is refused before anything starts."""
     command = [sys.executable, "-m", "demo", "--once", "--weights", "none", "--images", str(tmp_path)]
     done = subprocess.run(
         [*command, "--data", str(tmp_path / "data")], cwd=CHECKOUT, capture_output=True, text=True, check=False

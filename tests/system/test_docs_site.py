@@ -44,7 +44,6 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_there(site):
-    """The README as the first, and all of docs/."""
     pages = {path.relative_to(CHECKOUT / "docs").with_suffix(".html") for path in (CHECKOUT / "docs").rglob("*.md")}
     there = {path.relative_to(site) for path in site.rglob("*.html")}
     assert {Path("index.html"), Path("changelog.html"), Path("models.html")} | pages <= there
@@ -70,7 +69,6 @@ def test_links_lead_to_files_of_the_site(site):
 
 
 def test_the_search_finds_a_setting_on_pages_opened_from_the_disk(site, browser):
-    """By its name, and leads to the page of settings."""
     page = browser.new_page()
     page.goto((site / "index.html").as_uri())
     page.get_by_placeholder("Search").fill("LABELNEXT_MASKS")

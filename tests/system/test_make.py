@@ -13,13 +13,11 @@ def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_make_alone_lists_what_there_is():
-    """`make` without a target explains the ones that people use."""
     listed = _make().stdout
     assert [target for target in ("demo", "test", "check", "fix", "clean") if f"make {target} " not in listed] == []
 
 
 def test_an_old_python_is_refused_with_the_remedy(tmp_path: Path):
-    """An interpreter without what is needed is named, and how to name another."""
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 || exit 1\n')
     old.chmod(0o755)
@@ -31,5 +29,4 @@ def test_an_old_python_is_refused_with_the_remedy(tmp_path: Path):
 
 
 def test_a_second_make_installs_nothing():
-    """Environments that are complete are left as they are."""
     assert _make("--dry-run", "environments").stdout.count("pip install") == 0

@@ -10,16 +10,8 @@ from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace
 from demo.project import Project
-from tests.system.conftest import Annotator, Serve
+from tests.system.conftest import Annotator, Serve, fill
 from tests.system.test_watch import ROUND, watching
-
-
-def fill(studio: LabelStudio, pool: Pool) -> Annotator:
-    """Make another project of a pool, whose tasks are in the order of the pool."""
-    project = Project.create(studio.client(), title="Other digits", labels=pool.labels)
-    project.upload({image.name: image.path.read_bytes() for image in pool.images})
-    truth = {image.name: image.label for image in pool.images}
-    return Annotator(project, {task.id: truth[task.file] for task in project.tasks()})
 
 
 def read(url: str) -> str:
@@ -33,7 +25,8 @@ def test_each_project_gets_predictions_of_its_own_model_on_its_own_page(
     """Connected to the same address before either has a model; labels come in turn, and each has its round."""
     write_digits(tmp_path / "others", counts=(0, 0, 0, 24, 16))
     others = read_pool(tmp_path / "others", limit=40, seed=2)
-    annotators, pools = [annotator, fill(studio, others)], [digits, others]
+    other = Project.create(studio.client(), title="Other digits", labels=others.labels)
+    annotators, pools = [annotator, fill(other, others)], [digits, others]
     projects = [each.project for each in annotators]
     repositories = [Repository(workplace.models, f"project-{project.id}") for project in projects]
     with serve(workplace) as server:

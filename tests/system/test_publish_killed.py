@@ -1,6 +1,5 @@
 """A publisher that is killed at any step leaves a repository that readers can use."""
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,60 +17,60 @@ import os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from contract.versions.repository import Repository
-from tests.versions import manifest, write_files
+from tests.versions import manifest, publish, write_files
 
-root, step = Path(sys.argv[1]), int(sys.argv[2])
-calls = 0
+def publish_and_die(root, step):
+    calls = 0
 
-def kill_at_step(event, arguments):
-    global calls
-    if not event.startswith(("open", "os.", "shutil.")) or str(root) not in str(arguments):
-        return
-    calls += 1
-    if calls == step:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def kill_at_step(event, arguments):
+        nonlocal calls
+        if event.startswith(("open", "os.", "shutil.")) and str(root) in str(arguments):
+            calls += 1
+            if calls == step:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-real_fsync = os.fsync
-os.fsync = lambda descriptor: (kill_at_step("os.fsync", root), real_fsync(descriptor))
-sys.addaudithook(kill_at_step)
-with Repository(root).stage(datetime.now(UTC)) as staged:
-    write_files(staged.path, b"second")
-    (staged.path / "backbone.int8.onnx").write_bytes(b"shared")
-    staged.publish(manifest(staged.version))
+    os.fsync = lambda descriptor: kill_at_step("os.fsync", root)
+    sys.addaudithook(kill_at_step)
+    with Repository(root).stage(datetime.now(UTC)) as staged:
+        write_files(staged.path, b"second")
+        (staged.path / "backbone.int8.onnx").write_bytes(b"shared")
+        staged.publish(manifest(staged.version))
+
+os.fsync = lambda descriptor: None
+step, status = 0, -signal.SIGKILL
+while status == -signal.SIGKILL:
+    step += 1
+    root = Path(sys.argv[1], str(step))
+    publish(Repository(root), b"first", int8=b"shared")
+    if (child := os.fork()) == 0:
+        publish_and_die(root, step)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+sys.exit(status)
 """
+"""Publishes in folders 1, 2, 3 and so on a first version and a second, and dies at the step of the second that the
+folder is named after, until there is none."""
 
 
 def test_publisher_killed_at_each_step_never_leaves_a_torn_version(tmp_path):
     """Killed before any call that touches the repository, the publisher leaves readers a whole version.
 
-    Among the calls is the one that links the file which both versions have.
+    Among the calls is the one that links the file which both versions have. The next publisher clears up.
     """
-    killed, step, done = 0, 0, False
-    while not done:
-        step += 1
-        root = tmp_path / str(step)
-        first = publish(Repository(root), b"first", int8=b"shared").name
-        process = subprocess.run([sys.executable, "-c", PUBLISH, str(root), str(step)], cwd=ROOT, check=False)
-        done = process.returncode == 0
-        killed += process.returncode == -signal.SIGKILL
+    subprocess.run([sys.executable, "-c", PUBLISH, tmp_path], cwd=ROOT, check=True)
+    roots = sorted(tmp_path.iterdir(), key=lambda root: int(root.name))
+    assert len(roots) > 20  # the hook did see the steps
+    for root in roots:
         repository = Repository(root)
+        first, *_ = repository.versions()
         current = repository.open(repository.current())
-        current.verify()
         content = (current.path / "model.onnx").read_bytes()
         assert content == (b"first" if current.name == first else b"second")
         for name in repository.versions():
             repository.open(name).verify()
     assert content == b"second"
     assert current.int8_backbone_path.stat().st_nlink == 2
-    assert killed == step - 1
-    assert killed > 20  # the hook did see the steps
-
-
-def test_next_publisher_clears_what_a_killed_one_left(tmp_path):
-    """Staging folders of the dead are removed, and the new version is published."""
-    repository = Repository(tmp_path)
-    publish(repository, b"first")
-    (repository.folder / ".staging-20260101T000000000Z-000000").mkdir()
-    version = publish(repository, b"second")
-    assert repository.current() == version.name
-    assert not list(repository.folder.glob(".staging-*"))
+    assert list(tmp_path.glob("*/default/.staging-*"))
+    for root in roots:
+        publish(Repository(root), b"third")
+    assert not list(tmp_path.glob("*/default/.staging-*"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,21 @@ from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace, rank, train
 from demo.project import Project
-from tests.system.conftest import Serve, keep_picture
+from tests.system.conftest import Serve, fill, keep_picture
 from trainer.labels.annotations import decide, is_confirmed
 
-TRAINING = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32", "--train", "classifier")
+TRAINING = (
+    "--weights",
+    "none",
+    "--backbone",
+    "vgg11_bn",
+    "--image-size",
+    "32",
+    "--train",
+    "classifier",
+    "--precision",
+    "fp32",
+)
 HOLDOUT = ("--holdout-share", "0.3")
 RANKING = (*HOLDOUT, "--sure", "0.3", "--force")
 HELD_OUT, OTHERS, WRONG = 36, 70, 3
@@ -66,7 +77,7 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
     page: Page, studio: LabelStudio, workplace: Workplace, project: Project, digits: Pool, serve: Serve
 ):
     """First tasks, columns and counts are the API's; what is confirmed or kept there is known to the next round."""
-    truth = _fill(project, digits)
+    truth = fill(project, digits).truth
     numbers = np.array(list(truth))
     held_out = is_held_out(project.id, numbers, 0.3)
     others = numbers[~held_out][:OTHERS].tolist()
@@ -117,13 +128,6 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         assert project.held("Label next")[0] == unticked
         if "Look again" in project.tabs():
             assert kept not in project.held("Look again")
-
-
-def _fill(project: Project, digits: Pool) -> Mapping[int, str]:
-    """Fill a project, and return the truth of each task, in the order of their numbers."""
-    project.upload({image.name: image.path.read_bytes() for image in digits.images})
-    truth = {image.name: image.label for image in digits.images}
-    return {task.id: truth[task.file] for task in project.tasks()}
 
 
 def _check_stream(page: Page, first: int) -> None:

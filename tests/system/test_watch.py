@@ -63,40 +63,11 @@ def watching(workplace: Workplace, project: Project, server: str, *options: str)
         yield Watch(child, project, workplace)
 
 
-def test_two_rounds_close_the_loop(workplace: Workplace, project: Project, annotator: Annotator, serve: Serve) -> None:
-    """Score column, the Data Manager's ascending sort and the label stream agree after each, without a click."""
-    annotator.label_first(ROUND)
-    with (
-        serve(workplace) as server,
-        watching(workplace, project, server.url, "--labels", str(ROUND), "--rounds", "2") as watch,
-    ):
-        watch.wait_for(rf"{ROUND} new labels \({ROUND} asked for\): trained \S+ on {ROUND} labels")
-        watch.wait_for(r"; ranked 38 tasks by ")
-        first = project.settings()["model_version"]
-        for _ in range(ROUND):
-            annotator.label(project.next_task_id())
-        assert watch.wait_for_end() == 0
-    second = project.settings()["model_version"]
-    assert second == Repository(workplace.models).current() > first
-    ranked = [task for task in project.tasks(ordering="tasks:predictions_score") if not task.labelled]
-    assert len(ranked) == 48 - 2 * ROUND
-    scores = [prediction.score for task in ranked for prediction in task.predictions]
-    assert [prediction.model_version for task in ranked for prediction in task.predictions] == [second] * len(ranked)
-    assert scores == sorted(set(scores))
-    for task in ranked[:20]:
-        assert project.next_task_id() == task.id
-        annotator.label(task.id)
-
-
-def test_start_training_starts_a_round_that_sigterm_may_interrupt(
-    studio: LabelStudio,
-    workplace: Workplace,
-    project: Project,
-    annotator: Annotator,
-    serve: Serve,
+def test_rounds_close_the_loop_and_sigterm_may_interrupt_one(
+    studio: LabelStudio, workplace: Workplace, project: Project, annotator: Annotator, serve: Serve
 ) -> None:
-    """Without a new label; what was interrupted has left nothing, and is done when the watch is started again."""
-    annotator.label_first(2 * ROUND)
+    """Labels start a round, and so does Start Training; what was interrupted has left nothing, and is done later."""
+    annotator.label_first(ROUND)
     repository = Repository(workplace.models)
 
     def press_start_training() -> None:
@@ -107,21 +78,41 @@ def test_start_training_starts_a_round_that_sigterm_may_interrupt(
     with serve(workplace) as server:
         project.connect(server.url, title="Labelnext")
         with watching(workplace, project, server.url, "--labels", str(ROUND)) as watch:
+            watch.wait_for(
+                rf"{ROUND} new labels \({ROUND} asked for\): trained \S+ on {ROUND} labels.*; ranked 38 tasks"
+            )
+            first = project.settings()["model_version"]
+            for _ in range(ROUND):
+                annotator.label(project.next_task_id())
             watch.wait_for(r"trained \S+ on 20 labels.*; ranked 28 tasks")
-            before = repository.current(), project.settings()["model_version"]
+            before = repository.current()
+            assert project.settings()["model_version"] == before > first
+            check_order(project, annotator, before)
             press_start_training()
             watch.wait_for(r"(?s)ranked 28 tasks by .*training on")
             watch.child.popen.send_signal(signal.SIGTERM)
             assert watch.wait_for_end() == 0
             assert "SIGTERM: the watch is over; training was abandoned, and nothing published" in watch.said
-        assert (repository.current(), project.settings()["model_version"]) == before
+        assert project.settings()["model_version"] == repository.current() == before
         assert not list(repository.folder.glob(".staging-*"))
         assert len(find_requests(repository)) == 1
         with watching(workplace, project, server.url, "--labels", str(ROUND), "--rounds", "1") as watch:
             assert watch.wait_for_end() == 0
             assert "Start Training was pressed: trained" in watch.said
-    assert project.settings()["model_version"] == repository.current() > before[0]
+    assert project.settings()["model_version"] == repository.current() > before
     assert not find_requests(repository)
+
+
+def check_order(project: Project, annotator: Annotator, version: str) -> None:
+    """Score column, the Data Manager's ascending sort and the label stream agree, without a click."""
+    ranked = [task for task in project.tasks(ordering="tasks:predictions_score") if not task.labelled]
+    assert len(ranked) == 48 - 2 * ROUND
+    scores = [prediction.score for task in ranked for prediction in task.predictions]
+    assert [prediction.model_version for task in ranked for prediction in task.predictions] == [version] * len(ranked)
+    assert scores == sorted(set(scores))
+    for task in ranked[: ROUND - 1]:
+        assert project.next_task_id() == task.id
+        annotator.label(task.id)
 
 
 def test_label_studio_and_the_server_may_be_away_for_a_while(
