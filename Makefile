@@ -57,13 +57,14 @@ pictures: $(TOOLS) $(SERVER) $(LABEL_STUDIO) browser ## the pictures of README a
 
 test: ## every test, those that start Label Studio, trainer and server included
 	@$(MAKE) --silent -j5 environments browser
-	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py tests/bench/test_single_pass.py
+	@[ ! -e $(BENCH) ] || $(IN_TOOLS) pytest tests/bench/test_passes.py
 	@$(SIDE_BY_SIDE) worksteal -m "not system"
 	@$(SIDE_BY_SIDE) loadfile tests/system
 
 test-system: ## what an operator relies on: load, faults, attackers, replicas, containers, scale-out (QUICK=1: without rarities)
 	@$(MAKE) --silent -j3 environments $(if $(QUICK),,$(RAY) $(AUDIT)) debian-tools
-	@$(IN_TOOLS) pytest tests/production $(if $(QUICK),-m "not rare")
+	@$(SIDE_BY_SIDE) loadfile tests/production -m "not rare and not alone"
+	@$(IN_TOOLS) pytest tests/production -m "$(if $(QUICK),alone and not rare,alone or rare)"
 
 chaos: $(TOOLS) $(SERVER) debian-tools ## servers behind haproxy while everything breaks: 10,000 requests, none lost or wrong (six minutes)
 	@$(IN_TOOLS) bench.chaos

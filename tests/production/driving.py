@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import urllib3
 
+from bench.harness.serving import Server, serving, wait_until
+from bench.subjects.tiny_model import publish
+from contract.versions.repository import Repository
 from tests.server.conftest import make_predict_body, make_tasks
 
 
@@ -46,14 +50,11 @@ class Client:
         reply = self.predict(make_tasks(3))
         return reply.status == 200 and [each["model_version"] for each in reply.body["results"]] == [version] * 3
 
-    def await_health(self, met: Callable[[Mapping[str, object]], bool], seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while not met(self.get("/health").body):
-            assert time.monotonic() < end, self.get("/health").body
-            time.sleep(0.05)
+    def await_health(self, met: Callable[[Mapping[str, object]], bool]) -> None:
+        wait_until(lambda: met(self.get("/health").body), "the server's health")
 
-    def await_detail(self, *words: str, seconds: float = 60) -> None:
-        self.await_health(lambda body: all(each in str(body["detail"]) for each in words), seconds)
+    def await_detail(self, *words: str) -> None:
+        self.await_health(lambda body: all(each in str(body["detail"]) for each in words))
 
     def _send(self, method: str, path: str, body: object) -> Reply:
         started = time.monotonic()
@@ -61,6 +62,15 @@ class Client:
         seconds = time.monotonic() - started
         text = reply.data.decode()
         return Reply(reply.status, json.loads(text) if text[:1] in "{[" else text, dict(reply.headers), seconds)
+
+
+@contextmanager
+def serving_one(folder: Path, **settings: object) -> Iterator[tuple[Client, Server]]:
+    """Run a server with a version in use and these settings until the block ends."""
+    publish(Repository(folder / "models"))
+    variables = {f"LABELNEXT_{name.upper()}": str(value) for name, value in settings.items()}
+    with serving(folder / "models", log=folder / "server.log", settings=variables) as server:
+        yield Client(server.url), server
 
 
 @contextmanager

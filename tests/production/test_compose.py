@@ -7,8 +7,7 @@ missing it skips. The trainer's image has to be there (`make images TRAINER=1`).
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ import pytest
 import urllib3
 import yaml
 
+from bench.harness.serving import wait_until
 from contract.label_studio import LabelStudioClient
 from demo.pool import Pool, read_pool, write_digits
 from demo.project import Project, Task
@@ -24,18 +24,12 @@ from deploy.images.engine import CHECKOUT
 from tests.production.composition import CannotComposeError, Composition, composition
 
 USER, PASSWORD = "somebody@example.com", "compose-it-whole"
-SERVICES = ("label-studio", "server", "proxy", "trainer", "watch")
+SERVICES: Mapping[str, Any] = yaml.safe_load((CHECKOUT / "compose.yaml").read_text())["services"]
+STARTED = ("label-studio", "server", "proxy", "trainer", "watch")
 QUICK = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "2")
 PATIENCE_S = 600.0
 
 pytestmark = [pytest.mark.rare, pytest.mark.timeout(2400)]
-
-
-@pytest.fixture(scope="module")
-def services() -> Mapping[str, Any]:
-    """The services of compose.yaml."""
-    found: Mapping[str, Any] = yaml.safe_load((CHECKOUT / "compose.yaml").read_text())["services"]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, digits: Pool) -> Path:
 
 
 @pytest.fixture(scope="module")
-def composed(
-    services: Mapping[str, Any], files: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Composition]:
+def composed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
     """The composition, which is taken down in the end with all that it kept."""
     for port in (8080, 9090):
         with socket.socket() as taken:
@@ -74,7 +66,7 @@ def composed(
         "LABEL_STUDIO_FILES": str(files),
         "COMPOSE_PROFILES": "",
     }
-    started = {name: services[name] for name in SERVICES}
+    started = {name: SERVICES[name] for name in STARTED}
     try:
         made = composition(tmp_path_factory.mktemp("engine"), started, environment)
     except CannotComposeError as err:
@@ -85,11 +77,11 @@ def composed(
         made.run("--profile", "train", "--profile", "watch", "down", "--volumes", "--timeout", "5")
 
 
-def test_the_composition_works_whole(composed: Composition, services: Mapping[str, Any], digits: Pool):
+def test_the_composition_works_whole(composed: Composition, digits: Pool):
     """A photo of local storage, whose reference names localhost, and an upload are labelled, trained on and ranked."""
-    public = services["label-studio"]["environment"]["LABEL_STUDIO_HOST"]
+    public = SERVICES["label-studio"]["environment"]["LABEL_STUDIO_HOST"]
     composed.run("up", "--detach", "--no-build")
-    _wait(lambda: _status(f"{public}/health") == 200, "Label Studio's health")
+    wait_until(lambda: _status(f"{public}/health") == 200, "Label Studio's health", timeout_s=PATIENCE_S)
     token = _personal_access_token(public)
     project = _project(LabelStudioClient(public, token), digits)
     with_token = {"LABELNEXT_LABEL_STUDIO_TOKEN": token, "LABELNEXT_PROJECT": str(project.id)}
@@ -103,7 +95,7 @@ def test_the_composition_works_whole(composed: Composition, services: Mapping[st
     assert f'"labels": {len(labelled)}' in said
 
     composed.run("--profile", "watch", "up", "--detach", "--no-build", **with_token)
-    _wait(lambda: project.settings()["model_version"] != "", "a ranking by the service that watches")
+    wait_until(lambda: bool(project.settings()["model_version"]), "the watch's ranking", timeout_s=PATIENCE_S)
     version = project.settings()["model_version"]
     open_tasks = [task for task in project.tasks() if not task.labelled]
     assert {_is_local(task) for task in open_tasks} == {_is_local(task) for task in labelled} == {True, False}
@@ -162,10 +154,3 @@ def _status(url: str) -> int:
         return urllib3.request("GET", url, timeout=10.0, retries=False).status
     except urllib3.exceptions.HTTPError:
         return 0
-
-
-def _wait(until: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not until():
-        assert time.monotonic() < end, f"{what} did not come within {PATIENCE_S:.0f} s"
-        time.sleep(1)

@@ -15,23 +15,21 @@ import pytest
 
 from bench.chaos.probes import probing
 from bench.harness.load import percentile
-from bench.harness.serving import Server, fleet, has_haproxy, serving
+from bench.harness.serving import Server, fleet, has_haproxy
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
-from tests.production.driving import idle_connections
+from tests.production.driving import idle_connections, serving_one
 from tests.server.conftest import make_predict_body, make_tasks
 
 AUTH = "Authorization: Basic dTpw\r\n"
 JSON = "Content-Type: application/json\r\n"
 
 
-@pytest.fixture(scope="module", params=["with-password", "without-password"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a version in use."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a version in use and a password."""
     folder = tmp_path_factory.mktemp("server")
-    publish(Repository(folder / "models"))
-    password = {"LABELNEXT_BASIC_AUTH": "u:p"} if request.param == "with-password" else {}
-    with serving(folder / "models", log=folder / "log", settings={"LABELNEXT_CACHE_MB": "0", **password}) as each:
+    with serving_one(folder, cache_mb=0, basic_auth="u:p") as (_, each):
         yield each
 
 
@@ -83,7 +81,6 @@ def test_a_request_may_come_in_pieces_and_others_behind_it(server: Server):
 
 
 def test_who_asks_first_is_told_to_go_on(server: Server):
-    """100 Continue comes once, and then the answer."""
     with connected(server) as connection:
         connection.sendall(posted(b"", "Expect: 100-continue\r\n", len(PREDICT)))
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -94,6 +91,7 @@ def test_who_asks_first_is_told_to_go_on(server: Server):
 @pytest.mark.parametrize(
     ("head", "status"),
     [
+        (posted(b"", length=1000).replace(AUTH.encode(), b""), 401),
         (posted(b"", length=33 * 2**20), 413),
         (posted(b"", "Expect: 100-continue\r\n", 33 * 2**20), 413),
         (posted(b"", length=1000).replace(b"/predict", b"/nothing"), 404),
@@ -109,24 +107,6 @@ def test_what_is_refused_by_its_head_is_refused_before_its_body(server: Server, 
         connection.sendall(head)
         assert read(connection)[0] == status
         connection.sendall(bytes(2**20))
-
-
-def test_a_stranger_is_refused_before_the_body(server: Server, request: pytest.FixtureRequest):
-    """Where a password is asked for, what comes without it is not taken, however small it is."""
-    if request.node.callspec.params["server"] == "without-password":
-        pytest.skip("this server asks for no password")
-    with connected(server) as connection:
-        connection.sendall(posted(b"", length=1000).replace(AUTH.encode(), b""))
-        assert read(connection)[0] == 401
-
-
-def test_a_body_that_ends_early_is_told_so(server: Server):
-    """The client has said how much it would send."""
-    with connected(server) as connection:
-        connection.sendall(posted(b"{}", length=1000))
-        connection.shutdown(socket.SHUT_WR)
-        status, body = read(connection)
-        assert (status, body["error"]) == (400, "bad_request")
 
 
 @pytest.fixture

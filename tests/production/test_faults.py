@@ -4,115 +4,105 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import urllib3
 
-from bench.harness.serving import Server, serving
+from bench.harness.serving import Server, serving, wait_until
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 from tests.disks import fill, small_disk
-from tests.production.driving import Client
+from tests.production.driving import Client, serving_one
 from tests.server.conftest import make_tasks
 
-QUICK = {"LABELNEXT_POLL_S": "0.1"}
+
+@dataclass
+class Breakable:
+    """A server with a version, to which things can be done from within; each test leaves it fit for the next."""
+
+    server: Server
+    repository: Repository
+
+    @property
+    def client(self) -> Client:
+        return Client(self.server.url)
+
+    def do(self, path: str) -> None:
+        assert urllib3.request("POST", self.server.url + path).status == 200
+
+    def check_serves(self) -> None:
+        assert self.client.serves(self.repository.current())
+
+    def await_version(self, version: str) -> None:
+        self.client.await_health(lambda body: (body["model_version"], body["detail"]) == (version, None))
+
+    def kill_worker(self) -> None:
+        """Kill it, and see that the next one has requests wait for its version."""
+        (worker,) = self.server.workers
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: not (Path("/proc") / str(worker)).exists(), "the worker's end")
+        self.check_serves()
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    """A repository with a version."""
-    found = Repository(tmp_path / "models")
-    publish(found)
-    return found
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
+    folder = tmp_path_factory.mktemp("breakable")
+    repository = Repository(folder / "models")
+    publish(repository)
+    application = "tests.production.breakable:create_breakable_app()"
+    with serving(
+        repository.root, log=folder / "log", settings={"LABELNEXT_POLL_S": "0.1"}, application=application
+    ) as server:
+        yield Breakable(server, repository)
 
 
-@contextmanager
-def server_of(repository: Repository, **given: str) -> Iterator[tuple[Client, Server]]:
-    """A server with these settings, or with another application."""
-    application = given.pop("application", "server.app:create_app()")
-    log = repository.root.parent / "server.log"
-    with serving(repository.root, log=log, settings={**QUICK, **given}, application=application) as server:
-        yield Client(server.url), server
+def test_a_worker_that_is_killed_is_replaced_and_waits_for_its_version(breakable: Breakable):
+    """Requests that come meanwhile wait at the socket, and are answered with scores."""
+    for _ in range(2):
+        breakable.kill_worker()
 
 
-BREAKABLE = {"application": "tests.production.breakable:create_breakable_app()"}
-"""The server, with what can only be done to it from within."""
+def test_a_worker_whose_batcher_died_is_replaced(breakable: Breakable):
+    """Liveness fails, gunicorn starts a new worker, and it serves: without anybody's help."""
+    breakable.check_serves()
+    breakable.do("/break")
+    assert breakable.client.predict(make_tasks(1)).status >= 500
+    wait_until(lambda: breakable.client.predict(make_tasks(3)).status == 200, "the next worker")
+    breakable.check_serves()
+    assert "gunicorn starts a new worker" in breakable.server.process.log.read_text()
 
 
-def await_version(client: Client, version: str) -> None:
-    client.await_health(lambda body: body["model_version"] == version and body["detail"] is None)
-
-
-def await_end(pid: int) -> None:
-    end = time.monotonic() + 30
-    while (Path("/proc") / str(pid)).exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-class TestTheRepository:
-    def test_a_volume_that_hangs_is_told(self, repository: Repository):
-        """What hangs raises nothing: the silence is told, and requests and probes do not wait for it."""
-        version = repository.current()
-        with server_of(repository, **BREAKABLE) as (client, _):
-            assert urllib3.request("POST", client.url + "/hang").status == 200
-            time.sleep(1)
-            assert client.serves(version)
-            client.await_detail("has not answered for", seconds=90)
-            assert client.get("/health/live").status == 200
-            assert client.get("/health/ready").status == 200
-            assert client.serves(version)
-
-
-class TestTheDisk:
-    def test_a_full_one_under_the_feature_cache_costs_time_only(self, repository: Repository, tmp_path: Path):
-        """Features are computed again; the counters say why."""
-        with small_disk(tmp_path / "features", "300k"), ExitStack() as stack:
-            client, server = stack.enter_context(
-                server_of(repository, LABELNEXT_CACHE_DIR=str(tmp_path / "features"), LABELNEXT_CACHE_MB="100")
-            )
-            fill(tmp_path / "features")
-            for seed in range(30):
-                results = client.predict(make_tasks(20, seed)).body["results"]
-                assert all("score" in element for element in results)
-            assert server.metrics()['labelnext_feature_cache_faults_total{kind="write"}'] > 0
-
-
-class TestProcesses:
-    def test_a_worker_whose_batcher_died_is_replaced(self, repository: Repository, tmp_path: Path):
-        """Liveness fails, gunicorn starts a new worker, and it serves: without anybody's help."""
-        with server_of(repository, **BREAKABLE) as (client, server):
-            assert client.serves(repository.current())
-            assert urllib3.request("POST", client.url + "/break").status == 200
-            reply = client.predict(make_tasks(1))
-            assert reply.status >= 500
-            end = time.monotonic() + 60
-            while client.predict(make_tasks(3)).status != 200:
-                assert time.monotonic() < end
-                time.sleep(0.2)
-            assert client.serves(repository.current())
-            assert "gunicorn starts a new worker" in server.process.log.read_text()
-
-    def test_a_worker_that_is_killed_is_replaced_and_waits_for_its_version(self, repository: Repository):
-        """Requests that come meanwhile wait at the socket, and are answered with scores."""
-        with server_of(repository) as (client, server):
-            for _ in range(3):
-                (worker,) = server.workers
-                os.kill(worker, signal.SIGKILL)
-                await_end(worker)
-                assert client.serves(repository.current())
-
-
-def test_a_clock_that_jumps_costs_nothing(repository: Repository, tmp_path: Path):
+def test_a_clock_that_jumps_costs_nothing(breakable: Breakable):
     """Deadlines and polls go by the clock that cannot be set."""
-    with server_of(repository, **BREAKABLE) as (client, _):
-        for days in (2, -3, 400, 0):
-            assert urllib3.request("POST", f"{client.url}/clock/{days}").status == 200
-            assert client.serves(repository.current())
-            await_version(client, publish(repository))
-            assert client.get("/health/ready").status == 200
-            assert client.predict(make_tasks(3)).status == 200
+    for days in (-3, 400):
+        breakable.do(f"/clock/{days}")
+        breakable.check_serves()
+        breakable.await_version(publish(breakable.repository))
+        assert breakable.client.get("/health/ready").status == 200
+        breakable.check_serves()
+    breakable.kill_worker()
+
+
+def test_a_volume_that_hangs_is_told(breakable: Breakable):
+    """What hangs raises nothing: the silence is told, and requests and probes do not wait for it."""
+    breakable.do("/hang")
+    breakable.client.await_detail("has not answered for")
+    assert breakable.client.get("/health/live").status == 200
+    assert breakable.client.get("/health/ready").status == 200
+    breakable.check_serves()
+    breakable.kill_worker()
+
+
+def test_a_full_disk_under_the_feature_cache_costs_time_only(tmp_path: Path):
+    with (
+        small_disk(tmp_path / "features", "300k"),
+        serving_one(tmp_path, cache_dir=tmp_path / "features", cache_mb=100) as (client, server),
+    ):
+        fill(tmp_path / "features")
+        for seed in range(10):
+            results = client.predict(make_tasks(20, seed)).body["results"]
+            assert all("score" in element for element in results)
+        assert server.metrics()['labelnext_feature_cache_faults_total{kind="write"}'] > 0

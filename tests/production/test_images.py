@@ -5,8 +5,6 @@ Without a Docker daemon this takes root, and Debian's podman, runc and debootstr
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import re
@@ -15,26 +13,25 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import urllib3
-from PIL import Image
 
 from bench.subjects.tiny_model import LABELS, TinyModel, draw_images, expected_bald, publish
 from contract.versions.repository import Repository
-from demo.processes import Child, free_port, running
+from demo.processes import free_port, running
 from deploy.images.__main__ import SERVER, SERVER_LIMIT_MB, TRAINER
 from deploy.images.engine import CHECKOUT, Engine, EngineError, find_engine
 from deploy.images.pipconfig import pip_config
+from tests.server.conftest import make_predict_body, make_task, to_data_uri
 
 pytestmark = pytest.mark.rare
 
 UID = 10001
 EXTRAS = f"{SERVER}:extras"
-CONFIG = '<View><Image name="image" value="$image"/><Choices name="label" toName="image">{}</Choices></View>'
 CONFINED = (
     "--rm",
     "--read-only",
@@ -102,26 +99,13 @@ def models(tmp_path: Path) -> Repository:
     return repository
 
 
-@pytest.fixture
-def serve(engine: Engine, models: Repository, tmp_path: Path) -> Iterator[tuple[str, Child]]:
-    """The server's image at work: its address and its process."""
-    port = free_port()
-    settings = (f"--env=LABELNEXT_BIND=127.0.0.1:{port}", "--env=LABELNEXT_PROVIDER=cpu", f"--name=images-{port}")
-    command = [engine.program, "run", *CONFINED, *settings, f"--volume={models.root}:/models:ro", SERVER]
-    with running("The image", command, log=tmp_path / "log", environment={}) as child:
-        child.wait_for(f"http://127.0.0.1:{port}/health/ready", timeout_s=60)
-        yield f"http://127.0.0.1:{port}", child
-
-
 def test_the_servers_image_is_small(summary: dict):
-    """The CPU variant stays under its limit; its size is printed."""
     size_mb = summary["images"][SERVER]["mb"]
     print(f"\n{SERVER}: {size_mb:.0f} MB on {summary['base']}")
     assert 100 < size_mb < SERVER_LIMIT_MB
 
 
 def test_no_torch_in_the_servers_image(files: Mapping[str, tarfile.TarInfo]):
-    """Neither torch nor the trainer is there, in any folder; what pages are made of is."""
     assert [name for name in files if re.fullmatch(rf"{SITE}/onnxruntime", name)]
     assert [name for name in files if re.search(r"site-packages/(torch|torch-[^/]*|nvidia)$", name)] == []
     assert {name.split("/")[1] for name in files if name.startswith("app/")} == {"contract", "requirements", "server"}
@@ -138,7 +122,6 @@ def test_what_pip_was_told_is_not_in_the_image(engine: Engine, files: Mapping[st
 
 
 def test_the_image_belongs_to_root(files: Mapping[str, tarfile.TarInfo]):
-    """No program, module or setting can be changed by the user that the server runs as."""
     regular = [member for member in files.values() if member.isfile()]
     assert len(regular) > 5000
     assert [member.name for member in regular if member.uid != 0 or member.mode & stat.S_IWOTH] == []
@@ -165,52 +148,55 @@ def test_the_check_of_a_version_works_in_the_image(engine: Engine, models: Repos
     assert "telemetry" not in done.stderr
 
 
-def test_the_image_scores(serve: tuple[str, Child], models: Repository):
-    """The container's command answers /predict with the scores that the definition of BALD gives."""
-    url, _ = serve
+def test_the_image_serves(engine: Engine, models: Repository, tmp_path: Path):
+    """It scores by the definition of BALD, its health check tells life from death, and SIGTERM ends it."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    settings = (f"--env=LABELNEXT_BIND=127.0.0.1:{port}", "--env=LABELNEXT_PROVIDER=cpu", f"--name=images-{port}")
+    command = [engine.program, "run", *CONFINED, *settings, f"--volume={models.root}:/models:ro", SERVER]
+    with running("The image", command, log=tmp_path / "log", environment={}) as child:
+        child.wait_for(f"{url}/health/ready", timeout_s=60)
+        _check_scores(url, models.current())
+        _check_health(engine, port)
+        # As the container's first process, gunicorn ends with status 0 within seconds, and leaves nothing behind.
+        os.killpg(child.popen.pid, signal.SIGTERM)
+        assert child.popen.wait(15) == 0, child.log.read_text()[-2000:]
+        assert "Traceback" not in child.log.read_text()
+        with pytest.raises(urllib3.exceptions.HTTPError):
+            urllib3.request("GET", f"{url}/health", timeout=2.0, retries=False)
+
+
+def _check_scores(url: str, version: str) -> None:
     images = draw_images(3)
-    body = {
-        "tasks": [{"id": number, "data": {"image": _data_uri(image)}} for number, image in enumerate(images)],
-        "label_config": CONFIG.format("".join(f'<Choice value="{label}"/>' for label in LABELS)),
-        "project": "1.1",
-    }
+    choices = "".join(f'<Choice value="{label}"/>' for label in LABELS)
+    config = (
+        f'<View><Image name="image" value="$image"/><Choices name="label" toName="image">{choices}</Choices></View>'
+    )
+    tasks = [make_task(number, to_data_uri(image), key="image") for number, image in enumerate(images)]
+    body = make_predict_body(tasks, config)
     reply = urllib3.request("POST", f"{url}/predict", json=body, timeout=60.0, retries=False)
     assert reply.status == 200, reply.data
-    version = models.current()
     bald = expected_bald(TinyModel.draw(0), version, images)
     results = reply.json()["results"]
     assert [result["model_version"] for result in results] == [version] * 3
     np.testing.assert_allclose([result["score"] for result in results], 1 - bald / np.log(len(LABELS)), atol=1e-5)
 
 
-def test_the_images_health_check_tells_life_from_death(serve: tuple[str, Child], engine: Engine):
+def _check_health(engine: Engine, port: int) -> None:
     """The program that the image names succeeds beside a living server, and fails where none listens."""
-    url, _ = serve
-    port = url.rpartition(":")[2]
     known = engine.inspect(SERVER)
     assert known
     _, *program = (known["Config"].get("Healthcheck") or known["Healthcheck"])["Test"]
     alive, dead = (
-        ["exec", f"images-{port}", *(re.sub(r"\b9090\b", asked, word) for word in program)]
-        for asked in (port, str(free_port()))
+        ["exec", f"images-{port}", *(re.sub(r"\b9090\b", str(asked), word) for word in program)]
+        for asked in (port, free_port())
     )
     engine.run(*alive)
     with pytest.raises(EngineError, match="status 1"):
         engine.run(*dead)
 
 
-def test_sigterm_stops_the_image(serve: tuple[str, Child]):
-    """As the container's first process, gunicorn ends with status 0 within seconds, and leaves nothing behind."""
-    url, child = serve
-    os.killpg(child.popen.pid, signal.SIGTERM)
-    assert child.popen.wait(15) == 0, child.log.read_text()[-2000:]
-    assert "Traceback" not in child.log.read_text()
-    with pytest.raises(urllib3.exceptions.HTTPError):
-        urllib3.request("GET", f"{url}/health", timeout=2.0, retries=False)
-
-
 def test_extras_are_installed_when_asked_for(engine: Engine):
-    """The S3 client and the library for signatures are in the image with both extras, and in none without."""
     engine.build(EXTRAS, "Dockerfile.server", {"VARIANT": "cpu", "EXTRAS": "s3 signatures"})
     for tag, wanted in ((SERVER, set()), (EXTRAS, {"obstore", "cryptography"})):
         installed = {name.rpartition("/")[2] for name in _files(engine, tag) if re.fullmatch(rf"{SITE}/[^/]+", name)}
@@ -230,9 +216,3 @@ def test_the_trainers_image_runs(engine: Engine):
 def _files(engine: Engine, tag: str) -> Mapping[str, tarfile.TarInfo]:
     with engine.exported(tag) as process, tarfile.open(fileobj=process.stdout, mode="r|") as archive:
         return {member.name.removeprefix("./"): member for member in archive}
-
-
-def _data_uri(image: np.ndarray) -> str:
-    png = io.BytesIO()
-    Image.fromarray(image).save(png, "PNG")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,30 +13,11 @@ import pytest
 from bench.chaos.probes import probing
 from bench.harness.hosts import Handler, Host, Request, host, reply
 from bench.harness.load import percentile
-from bench.harness.serving import Server, serving
-from bench.subjects.tiny_model import publish
-from contract.versions.repository import Repository
-from tests.production.driving import Client, idle_connections
+from tests.production.driving import idle_connections, serving_one
 from tests.server.conftest import make_task
 from tests.server.inference.conftest import make_png
 
-Serve = Callable[..., AbstractContextManager[tuple[Client, Server]]]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Serve:
-    """Start a server with a version in use, and with these settings."""
-    publish(Repository(tmp_path / "models"))
-
-    @contextmanager
-    def start(**settings: object) -> Iterator[tuple[Client, Server]]:
-        variables = {f"LABELNEXT_{name.upper()}": str(value) for name, value in settings.items()}
-        with serving(
-            tmp_path / "models", log=tmp_path / "server.log", settings={"LABELNEXT_CACHE_MB": "0", **variables}
-        ) as server:
-            yield Client(server.url), server
-
-    return start
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture
@@ -61,9 +41,9 @@ def scored(reply) -> int:
     return sum("score" in element for element in reply.body["results"])
 
 
-def test_probes_answer_while_everything_is_busy_and_patience_answers_everybody(serve: Serve, slow_host: Host):
+def test_probes_answer_while_everything_is_busy_and_patience_answers_everybody(tmp_path: Path, slow_host: Host):
     """Ten times as many requests as places, and strangers that hold connections: health within 1 s, all are scored."""
-    with serve(threads=4, allowed_origins=slow_host.url) as (client, server):
+    with serving_one(tmp_path, cache_mb=0, threads=4, allowed_origins=slow_host.url) as (client, server):
         with (
             idle_connections(client.url, 20, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Le"),
             probing([server]) as health,
@@ -74,9 +54,9 @@ def test_probes_answer_while_everything_is_busy_and_patience_answers_everybody(s
         assert percentile(health, 0.99) < 1.0
 
 
-def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(serve: Serve, slow_host: Host):
+def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(tmp_path: Path, slow_host: Host):
     """503 comes with Retry-After, and nobody waits past the deadline to hear it."""
-    with serve(threads=2, deadline_s=4, allowed_origins=slow_host.url) as (client, server):
+    with serving_one(tmp_path, cache_mb=0, threads=2, deadline_s=4, allowed_origins=slow_host.url) as (client, server):
         client.predict(slow_tasks(slow_host, 8))  # so that the server knows how long one takes: half a second
         replies = [reply.result(60) for reply in [client.start_predict(slow_tasks(slow_host, 8)) for _ in range(60)]]
         statuses = Counter(reply.status for reply in replies)
@@ -88,9 +68,9 @@ def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(se
         assert server.metrics()['labelnext_rejected_requests_total{reason="deadline"}'] == statuses[503]
 
 
-def test_a_server_that_is_told_to_stop_answers_what_it_has_accepted(serve: Serve, slow_host: Host):
+def test_a_server_that_is_told_to_stop_answers_what_it_has_accepted(tmp_path: Path, slow_host: Host):
     """In hand or in line: each request gets its scores, then the process ends with status 0."""
-    with serve(threads=4, allowed_origins=slow_host.url) as (client, server):
+    with serving_one(tmp_path, cache_mb=0, threads=4, allowed_origins=slow_host.url) as (client, server):
         replies = [client.start_predict(slow_tasks(slow_host, 8)) for _ in range(16)]
         while server.metrics()["labelnext_waiting_requests"] < 8:
             time.sleep(0.05)

@@ -108,7 +108,6 @@ def server_scores(tmp_path, environment, version, references):
 
 
 def test_a_killed_worker_costs_no_row(tmp_path, images, environment):
-    """A worker is killed in the middle of a shard: every row is there once, with the score that a server gives."""
     _, references = images
     version = publish(Repository(tmp_path / "models"))
     total = write_pool(tmp_path, references)
@@ -140,32 +139,7 @@ def test_a_killed_worker_costs_no_row(tmp_path, images, environment):
             assert row["version"] == version
 
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")}
-    again = run(tmp_path, environment)
-    assert (summary_of(again.stdout)["shards"], summary_of(again.stdout)["skipped"]) == (0, SHARDS)
+    env = {**os.environ, **environment}
+    again = subprocess.run(command(tmp_path), cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    assert [summary_of(again.stdout)[name] for name in ("shards", "skipped")] == [0, SHARDS]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")} == made
-
-
-def run(tmp_path, environment, *options):
-    return subprocess.run(
-        command(tmp_path, *options),
-        cwd=CHECKOUT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-
-
-def test_a_version_that_is_not_valid_stops_the_job(tmp_path, images, environment):
-    """With the reason of the validation, no traceback and nothing written."""
-    version = publish(Repository(tmp_path / "models"))
-    weights = tmp_path / "models" / "default" / version / "head.onnx.data"
-    weights.write_bytes(bytes(len(weights.read_bytes())))
-    write_pool(tmp_path, images[1])
-    ended = run(tmp_path, environment, "--workers", "1")
-    assert ended.returncode == 1
-    assert ended.stdout == ""
-    assert f"labelnext: a worker stopped: head.onnx.data of version {version} has sha256" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not list(tmp_path.glob("out/*.parquet"))
