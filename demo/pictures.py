@@ -36,6 +36,8 @@ _LEAST_ROUNDS, _MOST_ROUNDS = 3, 6
 """From the third on there is advice; further ones follow until labels may be confirmed."""
 _HOLDOUT: Final = ("--holdout-share", "0.3")
 """More than anybody would take: a tenth of a few hundred drawings is too few to confirm anything by."""
+_SURE: Final = ("--sure", "0.7")
+"""Less than the default: what kind a drawing shows is hard to tell, and some orders of them would offer none."""
 _MISTAKES: Final = 5
 """Labels that are wrong on purpose, to be found."""
 _SUBMITTED: Final = 3
@@ -110,7 +112,7 @@ def _label_tab(scene: _Scene, title: str, *, most: int | None = None) -> None:
 
 def _round(scene: _Scene) -> None:
     train(scene.workplace, scene.project.id, [*choose_start(None, None).options, *_HOLDOUT])
-    rank(scene.workplace, scene.project.id, scene.server.url, _HOLDOUT)
+    rank(scene.workplace, scene.project.id, scene.server.url, (*_HOLDOUT, *_SURE))
 
 
 def _take_pictures(page: Page, scene: _Scene) -> None:
