@@ -1,12 +1,13 @@
+import json
 import time
 from email.utils import formatdate
 
 import pytest
 
-from bench.harness.hosts import Handler, Request
+from bench.harness.hosts import Handler, Request, reply
 from contract.errors import FetchError
 from contract.images.download import Validators
-from tests.contract.images.conftest import IMAGE, LEGACY, LONG_AGO, UPLOAD
+from tests.contract.images.conftest import IMAGE, LEGACY, LONG_AGO, UPLOAD, jwt
 
 
 def dated(modified, *, etag=None):
@@ -75,6 +76,18 @@ class TestRevalidation:
         home.serve(UPLOAD, status=304)
         with pytest.raises(FetchError, match="answered 304, expected 200"):
             make(label_studio_url=home.url).fetch(UPLOAD)
+
+    def test_a_renewed_token_does_not_cost_the_file(self, home, make):
+        home.serve("/api/token/refresh/", json.dumps({"access": jwt("access")}).encode())
+
+        def refuse_once(handler, request):
+            home.answers[UPLOAD] = dated(None, etag='"tag"')
+            reply(b"", status=401)(handler, request)
+
+        home.answers[UPLOAD] = refuse_once
+        fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
+        known = Validators(f"http://127.0.0.1:{home.port}{UPLOAD}", '"tag"', None)
+        assert fetcher.fetch_if_changed(UPLOAD, known=known).unchanged
 
     @pytest.mark.parametrize(
         "headers",

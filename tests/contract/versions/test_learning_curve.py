@@ -79,6 +79,12 @@ def test_ticks_are_round_numbers():
     assert ticks(point(0, 0.05), point(1_000_000, 0.97)) == (list(range(0, 1_000_001, 200_000)), [0, 2, 4, 6, 8, 10])
 
 
+def test_places_are_proportional():
+    scale = Scale.of([point(0, 0.0), point(50, 0.5), point(100, 1.0)])
+    assert [scale.down(macro_f1) for macro_f1 in (0, 0.5, 1)] == [HEIGHT, HEIGHT / 2, 0]
+    assert scale.across(50) == (scale.across(0) + scale.across(100)) / 2 == Scale.of([point(48, 1.0)]).across(48)
+
+
 def test_a_drawing_tells_apart_what_cannot_be_compared():
     """A line joins what was measured on the same images, other versions are grey, and the one in use is filled."""
     apart = replace(point(10, 0.5, (0.4, 0.6)), manifest=manifest("v1"))

@@ -145,6 +145,12 @@ class TestLocalCache:
         assert not (server.folder / published.name).exists()
         assert not list(server.folder.glob(".fetching*"))
 
+    def test_a_file_that_grew_is_not_fetched_whole(self, machine, put):
+        """Only as much as the manifest says is taken, and that is what was published."""
+        published = publish(machine("trainer"), b"content")
+        put(f"birds/{published.name}/model.onnx", b"content and more")
+        assert (machine("server").open(published.name).path / "model.onnx").read_bytes() == b"content"
+
     def test_leftovers_of_a_fetch_that_was_killed_are_removed(self, machine):
         published, server = publish(machine("trainer"), b"content"), machine("server")
         leftover = server.folder / ".fetching-20260101T000000000Z-000000"

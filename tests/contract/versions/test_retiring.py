@@ -143,6 +143,21 @@ def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions
     assert repository.current() == versions[2]
 
 
+def test_a_version_that_is_being_removed_is_not_rolled_back_to(repository, versions, monkeypatch):
+    """Else CURRENT would name it while it is away, until the removal is taken back."""
+    rename = Path.rename
+
+    def rename_amid_a_rollback(path, target):
+        with pytest.raises(VersionNotFound, match=f"{versions[0]} is being removed"):
+            Repository(repository.root).rollback(versions[0])
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_amid_a_rollback)
+    repository.retire(versions[0])
+    assert repository.versions() == versions[1:]
+    assert repository.current() == versions[2]
+
+
 def refuse_locks(*_):
     raise OSError(95, "Operation not supported")
 
