@@ -91,3 +91,11 @@ def test_a_transaction_that_fails_leaves_the_file_as_it_was(table):
     table._writer.execute("PRAGMA max_page_count = 10000")
     table.write({b"b": b"two"})
     assert table.get([b"b"]) == {b"b": b"two"}
+
+
+def test_a_transaction_that_a_bug_ends_is_undone(table):
+    table.write({b"a": b"one"})
+    with pytest.raises(TypeError):
+        table.write({b"b": None})
+    table.write({b"b": b"two"})
+    assert table.get([b"a", b"b"]) == {b"a": b"one", b"b": b"two"}
