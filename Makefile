@@ -136,7 +136,9 @@ distclean: clean ## clean, and remove the environments too
 environments: $(TOOLS) $(SERVER) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) $(DOCS) ## set up all Python environments, and do nothing else
 
 # For `make test-system`; a test whose program is not there skips, saying so.
-DEBIAN_TOOLS = haproxy:haproxy promtool:prometheus debootstrap:debootstrap minisign:minisign $(PODMAN)
+DEBIAN_TOOLS = haproxy:haproxy promtool:prometheus debootstrap:debootstrap minisign:minisign $(PODMAN) $(if $(QUICK),,$(CEPH))
+# An S3 that is not a mock.
+CEPH = ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common radosgw:radosgw
 # Brings compose.yaml up where no Docker daemon does.
 PODMAN = $(shell docker info >/dev/null 2>&1 || echo podman:podman runc:runc iptables:iptables \
   /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns)

@@ -9,18 +9,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+import boto3
 import pytest
 
 from bench.harness.serving import Server, serving
 from bench.subjects.tiny_model import publish
+from contract.errors import PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
 from contract.versions.location import open_repository
 from demo.processes import free_port
 from demo.product import CHECKOUT
 from tests.buckets import Store, environment, running_store
+from tests.production import ceph
 from tests.production.driving import Client
+from tests.versions import manifest, write_files
 
 LOCATION = "s3://models/labelnext"
 
@@ -202,3 +207,32 @@ def test_a_publisher_killed_at_any_object_is_never_seen(store: Store, tmp_path: 
     # The one that died before CURRENT was whole, and may be rolled back to; the others are not there.
     assert len(versions) == 3
     assert current == versions[-1] > first
+
+
+@pytest.mark.rare
+def test_a_real_store_keeps_the_conditions(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ceph checks signatures and tags as it sees fit: what is published, raced for and rolled back to holds there."""
+    if lacking := ceph.missing():
+        pytest.skip(f"needs Ceph; not installed: {', '.join(lacking)}")
+    keys = {"access_key": os.environ["AWS_ACCESS_KEY_ID"], "secret_key": os.environ["AWS_SECRET_ACCESS_KEY"]}
+    with ceph.running_ceph(tmp_path / "ceph", **keys) as url:
+        monkeypatch.setenv("AWS_ENDPOINT", url)
+        boto3.client("s3", endpoint_url=url).create_bucket(Bucket="models")
+        winner, loser = (open_repository(LOCATION, mirror=tmp_path / name) for name in ("winner", "loser"))
+        first = publish(winner, seed=1)
+        with loser.stage(datetime.now(UTC)) as staged:
+            write_files(staged.path, b"x" * (20 * 2**20))
+            second = publish(winner, seed=2)
+            with pytest.raises(PublishConflict):
+                staged.publish(manifest(staged.version))
+        reader = open_repository(LOCATION, mirror=tmp_path / "reader")
+        assert sorted(reader.versions()) == sorted([first, second, staged.version])
+        assert reader.current() == second
+        assert loser.rollback(staged.version).name == reader.current()
+        reader.open(staged.version).verify()
+        loser.rollback(first)
+        with server_of(tmp_path, first) as (client, _):
+            assert client.serves(first)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+        with pytest.raises(RepositoryUnreachable, match=r"403 \(SignatureDoesNotMatch\); check AWS_ACCESS_KEY_ID"):
+            open_repository(LOCATION, mirror=tmp_path / "reader").current()
