@@ -240,7 +240,7 @@ def test_the_holdout_is_the_one_that_the_version_was_trained_under():
     assert all(element["result"] for element in predict_tasks(*HELD_OUT, *OTHERS, audit_share=0.0))
     half = [not element["result"] for element in predict_tasks(*OTHERS, audit_share=0.5)]
     assert half == is_held_out(3, np.array(OTHERS), 0.5).tolist()
-    assert all(element["result"] for element in predict_tasks(*HELD_OUT, project=None))
+    assert [bool(each["result"]) for each in predict_tasks(*HELD_OUT, project=None)] == [True] * len(HELD_OUT)
 
 
 def test_a_task_without_a_number_is_not_held_out():
