@@ -13,13 +13,7 @@ from trainer.ordering.order import arrange, interleave
 from trainer.ordering.reasons import UNTICKED
 from trainer.ordering.strategies import STRATEGIES
 
-ORDINARY = {
-    "strategy": "balanced-bald-margin",
-    "project": 3,
-    "name": "v1",
-    "holdout_share": 0.1,
-    "batch_size": 20,
-}
+ORDINARY = {"strategy": "balanced-bald-margin", "project": 3, "name": "v1", "holdout_share": 0.1, "batch_size": 20}
 
 
 def arranged(candidates, *, passes=None, **options):
@@ -175,6 +169,12 @@ def test_copies_of_what_the_random_holdout_brings_up_soon_are_put_back():
     np.testing.assert_array_equal(found.representative[twins[np.intersect1d(alone, soon)]], np.intersect1d(alone, soon))
     neither = ~found.held_out & ~found.held_out[twins]
     assert put_back[neither].sum() == neither.sum() / 2
+
+
+def test_reasons_name_the_class_that_is_asked_for():
+    candidates, _ = pool(300, classes=3)
+    found = arranged(candidates, holdout_share=0.0, labels_by_class=[90, 80, 2], labels=("car", "van", "bike"))
+    assert any("few labels are bike yet" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize(

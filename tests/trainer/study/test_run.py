@@ -187,6 +187,7 @@ def test_a_run_that_was_interrupted_comes_to_the_same_end(whole, tmp_path, strat
     assert run_to(path, strategy) == 2
     assert path.read_bytes().startswith(begun)
     assert without_seconds(path) == without_seconds(whole[strategy])
+    assert run_to(path, strategy) == 0  # what is complete is left alone
 
 
 def test_another_seed_is_another_run(whole, tmp_path):

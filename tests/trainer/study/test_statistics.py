@@ -120,6 +120,15 @@ def test_an_interval_ends_where_the_strategy_stays_above():
     assert label_ratio(study_of({"random": random, "margin": ours}), "margin", "minority_f1").high is None
 
 
+def test_a_peak_by_chance_is_not_where_a_level_is_reached():
+    """The monotone curve nearest to 0, .6, 0, .6 is 0, .3, .3, .6; the interval holds what is read from it."""
+    values = {"random": [[0.45] * 4] * 2, "margin": [[0.0, 0.6, 0.0, 0.6]] * 2}
+    found = label_ratio(study_of(values), "margin", "minority_f1")
+    assert found.ratio == pytest.approx(350 / 400)
+    assert found.low <= found.ratio <= found.high
+    assert found.most == 1
+
+
 REFERENCE = Reference(
     source="a study",
     labels=(50, 200),
