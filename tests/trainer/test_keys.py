@@ -1,5 +1,3 @@
-"""Keys on the command line: made, used and refused."""
-
 import json
 import os
 

@@ -1,5 +1,3 @@
-"""Progress: a bar on a terminal, and lines where none is."""
-
 import os
 import pty
 import re
@@ -82,6 +80,8 @@ def test_a_bar_within_another_one_shows_nothing(capsys):
     with Bar(total=1, desc="next") as after:
         after.update()
     assert re.findall(r"whole|part|next", capsys.readouterr().err) == ["whole", "next"]
+    assert list(Bar(iter(range(3)), "rows")) == [0, 1, 2]
+    assert re.fullmatch(r"rows: 3it \[00:00, .*it/s\]\n", capsys.readouterr().err)  # without an end, no share of it
 
 
 @pytest.mark.usefixtures("_often")

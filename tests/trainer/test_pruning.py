@@ -1,5 +1,3 @@
-"""Which versions go and which stay."""
-
 import dataclasses
 import json
 

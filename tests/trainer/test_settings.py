@@ -1,5 +1,3 @@
-"""What the environment says."""
-
 from pathlib import Path
 
 import pytest

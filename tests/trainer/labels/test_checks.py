@@ -1,5 +1,3 @@
-"""What people are told of images as they were read."""
-
 import numpy as np
 
 from trainer.labels.checks import (

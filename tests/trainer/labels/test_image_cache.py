@@ -1,5 +1,3 @@
-"""The cache of downloaded images: bounded, and who used it longest ago leaves first."""
-
 import os
 
 import pytest
@@ -32,6 +30,16 @@ def test_what_is_kept_comes_back_but_a_damaged_file_is_not_served(tmp_path, dama
     assert cache.get("a") is None
     cache.put("a", KEPT)
     assert cache.get("a") == KEPT
+
+
+def test_a_crash_before_the_file_has_its_name_leaves_none(tmp_path, monkeypatch):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.labels.image_cache.os.replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        ImageCache(tmp_path, max_bytes=2**20).put("a", KEPT)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_never_holds_more_than_the_bound(tmp_path):

@@ -1,5 +1,3 @@
-"""What is known of a project's unlabelled images, without asking anybody."""
-
 import hashlib
 
 import numpy as np

@@ -73,6 +73,15 @@ def test_all_go_in_as_few_calls_as_can_be(pets, tmp_path, monkeypatch, most, siz
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tasks_that_were_deleted_or_labelled_meanwhile_cost_the_others_nothing(pets, tmp_path):
+    """Label Studio refuses a whole import for one unknown task."""
+    wanted = wanted_of(pets.tasks)
+    pets.delete_task(4)
+    pets.annotate(7, "cat")
+    bring(pets, tmp_path, wanted)
+    assert set(pets.scores(NAME)) == set(wanted) - {4, 7}
+
+
 def test_a_refusal_although_all_tasks_are_there_is_an_error(pets, tmp_path):
     pets.refuse("POST", 400)
     with pytest.raises(ConfigError, match="refuses the import although all its tasks are there"):

@@ -69,11 +69,12 @@ class TestNothingIsLost:
         reasons = {each["result"][0]["meta"]["reason"] for each in ours(ranked)}
         assert not reasons & {LATER, SCORED_LATER, KEPT}
 
-    def test_a_few_images_that_cannot_be_had_keep_their_places_until_they_can_be_scored(self, ranked):
+    @pytest.mark.parametrize("strategy", ["balanced-cover", "batch-bald"])
+    def test_a_few_images_that_cannot_be_had_keep_their_places_until_they_can_be_scored(self, ranked, strategy):
         before = ranked.studio.order()
         first = before[4]
         ranked.server.away = {first}
-        summary = ranked.rank()
+        summary = ranked.rank(strategy=strategy)
         assert (summary.tasks, summary.failed, summary.kept, summary.imported) == (TASKS - 1, 1, 1, TASKS)
         assert "1 not scored, of which 1 keep their places" in summary.say()
         ranked.check_whole(ranked.version)

@@ -1,8 +1,7 @@
 import numpy as np
-import pytest
 
 from trainer.labelstudio.tasks import PoolTask
-from trainer.scoring.retries import Insistence, are_few, ask_again
+from trainer.scoring.retries import Insistence, ask_again
 from trainer.scoring.scores import Failure, Score
 
 
@@ -79,8 +78,3 @@ def test_a_host_that_is_as_slow_as_it_is_gone_is_not_asked_for_ever():
     pool = Pool(dict.fromkeys(range(100), 10_000), ask_s=10)
     assert not any(pool.run().values())
     assert len(pool.asked) == 1
-
-
-@pytest.mark.parametrize(("count", "total", "few"), [(0, 0, 1), (1, 1, 1), (2, 39, 0), (2, 40, 1), (51, 1000, 0)])
-def test_few_are_one_or_a_twentieth(count, total, few):
-    assert are_few(count, total) == bool(few)

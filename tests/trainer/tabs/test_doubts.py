@@ -1,5 +1,3 @@
-"""Which labelled tasks people are asked to look at again."""
-
 import pytest
 
 from contract.labelconfig import parse_label_config

@@ -1,5 +1,3 @@
-"""What is remembered of a project's tabs."""
-
 import json
 
 from contract.versions.repository import Repository

@@ -1,5 +1,3 @@
-"""Which tabs there are, and what they look for."""
-
 from dataclasses import dataclass
 
 from trainer.tabs.tabs import MOST_SURE_TABS, OTHER_LABELS, find_groups, mark_sure

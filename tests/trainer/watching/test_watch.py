@@ -427,12 +427,6 @@ def test_a_signal_ends_the_watch_also_while_label_studio_hangs(studio, caplog, n
     assert said[-1] == f"{number.name}: the watch is over; nothing was under way"
 
 
-def test_settings_that_are_missing_are_an_error_at_once(studio, caplog):
-    environment = replace(environment_of(studio), label_studio_token=None)
-    with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_TOKEN"):
-        watch_it(studio, caplog, environment=environment)
-
-
 def test_the_webhook_is_given_the_secret(studio, caplog):
     studio.events |= {3: lambda: studio.webhooks.update({10: {**studio.webhooks[9], "id": 10, "headers": {}}}), 6: stop}
     environment = environment_of(studio, webhook_secret="hush", server="http://localhost:9090")
