@@ -68,9 +68,10 @@ def environment_in(root):
 
 @pytest.fixture(scope="module")
 def published(_small, tmp_path_factory):
-    """The version that a run on ten images a class came to."""
     root = tmp_path_factory.mktemp("published")
-    return train(write_folders(root / "images", each=10), THOROUGH, environment_in(root))
+    with pytest.MonkeyPatch.context() as patch:
+        fix_names(patch)
+        return train(write_folders(root / "images", each=10), THOROUGH, environment_in(root))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,6 @@ def test_a_seed_gives_the_same_weights_again(folders, environment, part):
 def test_what_cannot_be_read_and_contradictions_are_named_and_nothing_may_be_left_to_measure(
     folders, environment, caplog
 ):
-    """A class folder of nothing else is no label. Log and report say it, the version is published all the same."""
     for name in [name for name in COLOURS if name != "red"]:
         shutil.rmtree(folders / name)
     shutil.copytree(folders / "red", folders / "scarlet")

@@ -71,10 +71,7 @@ def test_a_class_folder_without_a_readable_image_is_no_class():
 
 
 def test_a_label_of_a_config_stays_and_is_named():
-    """The config is what the project was agreed on; a label that nobody has given yet is no news.
-
-    Of several labels one may be lost though others of its images can be read.
-    """
+    """The config is what the project was agreed on; a label that nobody has given yet is no news."""
     pool = pool_of(("a", "b", "c", "d"), [(0,), (1,), (2,)], control="label")
     pixels = pixels_of(pool, unreadable=[(1, "broken")])
     assert drop_empty_classes(pool, pixels) == (pool, pixels)

@@ -159,6 +159,10 @@ class TestDownloads:
         for _ in range(2):
             assert shades(self.load(fetcher, tmp_path / "new" / "cache")) == [0, 1, 200, 3]
         assert len(studio.asked(self.REFERENCES[2])) == 4
+        with host() as other, Fetcher(FetchSettings(label_studio_url=other.url)) as others:
+            for number, reference in enumerate(self.REFERENCES):  # another Label Studio's uploads of these names
+                other.answers[reference] = conditional(png(100 + number))
+            assert shades(self.load(others, tmp_path / "new" / "cache")) == [100, 101, 102, 103]
 
     def test_what_cannot_be_asked_for_changes_is_downloaded_anew(self, studio, fetcher, tmp_path):
         """Its host sends neither ETag nor Last-Modified, so that nothing is kept."""
