@@ -202,7 +202,6 @@ def _accepted(monkeypatch):
 
 
 def add_images(folders, each):
-    """Write images that are not there yet, so many a class."""
     images, targets = coloured_images(np.random.default_rng(99), each * len(COLOURS), size=40)
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
         Image.fromarray(image).save(folders / list(COLOURS)[target] / f"new{number:03}.png")

@@ -140,6 +140,9 @@ class TestSeveralLabels:
         assert strata(targets).tolist() == [1, 0, 2, 3]
         assert strata(np.array([[1, 1], [0, 0]], np.uint8)).tolist() == [0, 2]
         assert strata(np.array([2, 0])).tolist() == [2, 0]
+        twice = np.repeat(targets, 2, axis=0)
+        _, validation = split(twice, fraction=0.2, seed=0)
+        assert sorted(strata(twice)[validation].tolist()) == [0, 1, 2, 3]
 
 
 class TestDownloads:

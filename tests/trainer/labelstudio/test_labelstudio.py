@@ -12,7 +12,6 @@ from trainer.labelstudio.tasks import annotated_tasks, count_labels_since, count
 
 @pytest.fixture
 def pets():
-    """A project of twelve tasks, in pages of five."""
     with studio(12) as state:
         state.client = labelstudio.connect(state.url, TOKEN)
         yield state
@@ -99,6 +98,7 @@ class TestPredictions:
 
     def test_an_unknown_task_is_a_refusal_and_a_fault_leaves_open_what_became_of_an_import(self, pets):
         """The one is known to have stored nothing; neither is sent again."""
+        labelstudio.delete_prediction(pets.client, 99)  # one that is gone already is none the worse
         with pytest.raises(Refused):
             labelstudio.import_predictions(pets.client, 5, [{"task": 99, "score": 0.5, "result": []}])
         pets.refuse("POST", 502)

@@ -27,7 +27,6 @@ def png(number=0, size=(40, 20)):
 
 
 def picture(number, **options):
-    """A task's data with such an image in it."""
     return {"image": f"data:image/png;base64,{base64.b64encode(png(number, **options)).decode()}"}
 
 

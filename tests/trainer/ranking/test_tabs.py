@@ -31,7 +31,6 @@ def publish(rig, doubted=(), **more):
 
 @pytest.fixture
 def labelled(rig):
-    """Some pictures are labelled as cats, and all has been trained on."""
     for task in LABELLED:
         rig.studio.annotate(task, "cat")
     publish(rig)
