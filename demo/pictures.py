@@ -6,6 +6,7 @@ Labels, trains and ranks the demo's drawings on a real Label Studio, and looks a
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ _FILM_WIDTH: Final = 960
 _FIRST, _THEN = 80, 60
 """Labels before the first round, and before each that follows."""
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 6
-"""From the third on there is advice; further ones follow until labels may be confirmed."""
+"""More than the least where no label may be confirmed before."""
 _HOLDOUT: Final = ("--holdout-share", "0.3")
 """More than anybody would take: a tenth of a few hundred drawings is too few to confirm anything by."""
 _SURE: Final = ("--sure", "0.7")
@@ -75,6 +76,7 @@ def main() -> int:
 def _play(stack: ExitStack) -> _Scene:
     """Go through rounds with the true classes, but for a few mistakes, until labels may be confirmed in bulk."""
     data = CHECKOUT / ".cache" / "pictures"
+    shutil.rmtree(data, ignore_errors=True)  # rounds of former projects are none of this one
     drawings = CHECKOUT / ".cache" / clipart.PACKAGE
     clipart.provide_drawings(drawings)
     pool = read_pool(drawings, limit=1000, seed=0)
@@ -125,9 +127,6 @@ def _take_pictures(page: Page, scene: _Scene) -> None:
     page.goto(scene.project.tab("Look again"))
     _wait_for_list(page)
     _keep(page, "look-again")
-    page.goto(scene.server.url)
-    page.wait_for_timeout(1000)
-    _keep(page, "server")
 
 
 def _film(page: Page, scene: _Scene) -> None:
@@ -156,6 +155,7 @@ def _film(page: Page, scene: _Scene) -> None:
     page.goto(scene.server.url)
     page.wait_for_timeout(1000)
     film.shoot("6. Each round: how good it is, and whether more labels would help", 4)
+    _keep(page, "server")
     film.save(_IMAGES / "loop.gif")
 
 
