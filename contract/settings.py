@@ -27,7 +27,7 @@ PREFIX: Final = "LABELNEXT_"
 DEFAULT_MODEL: Final = "default"
 """The model of who names none."""
 
-DECLARED: Final = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
+DECLARED: Final = ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 """Of all classes whose fields are settings or options: a field's docstring describes it to people, too."""
 
 _EXPECTED: Final = {"int_parsing": "a whole number", "int_from_float": "a whole number", "float_parsing": "a number"}

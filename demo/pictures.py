@@ -154,8 +154,8 @@ def _film(page: Page, scene: _Scene) -> None:
     _round(scene)
     page.goto(scene.server.url)
     page.wait_for_timeout(1000)
-    film.shoot("6. Each round: how good it is, and whether more labels would help", 4)
     _keep(page, "server")
+    film.shoot("6. Each round: how good it is, and whether more labels would help", 4)
     film.save(_IMAGES / "loop.gif")
 
 

@@ -73,6 +73,9 @@ _RARE_FLIPS = 8
 """Passes in which chance may turn an image's label over in one run and not in the other, of a model that is all but
 certain: there, standard errors estimated from the passes say nothing."""
 
+_SECOND_LOOK = 16
+"""Times as many passes as the reference has are looked at where as many differ from it."""
+
 _LIVELY_IMAGES = 4
 """How many images the statistical comparison looks at: those whose passes differ most say most."""
 
@@ -261,35 +264,56 @@ def _compare_exactly(outputs: PassOutputs, probe: Probe) -> None:
 
 
 def _compare_statistically(probe: Probe, manifest: Manifest, head: RunPasses) -> None:
-    """Compare as many passes again as the reference has, under masks that the exact comparison did not use."""
+    """Compare as many passes again as the reference has, under masks that the exact comparison did not use.
+
+    Where these differ, more of them are looked at: a model that is nearly certain turns a label over in one pass of
+    hundreds, and as many may hold none.
+    """
+    difference = _find_difference(probe, manifest, head, passes=probe.passes)
+    if difference is not None:
+        difference = _find_difference(probe, manifest, head, passes=_SECOND_LOOK * probe.passes)
+    if difference is not None:
+        raise difference
+
+
+def _find_difference(
+    probe: Probe, manifest: Manifest, head: RunPasses, *, passes: int
+) -> DropoutDead | ProbeMismatch | None:
+    """Return how so many masked passes differ from the reference by more than chance, if they do."""
     lively = np.argsort(-probe.variance.sum(axis=1), kind="stable")[:_LIVELY_IMAGES]
     reference = probe.variance[lively]
-    passes = _sample(probe.features[lively], probe.passes, manifest, head)  # (N, R, C)
-    mean = passes.mean(axis=1, keepdims=True)
-    squares = ((passes - mean) ** 2).sum(axis=(0, 2))  # (R,): squared distance of each pass from the mean
+    found = _sample(probe.features[lively], passes, manifest, head)  # (N, T, C)
+    mean = found.mean(axis=1, keepdims=True)
+    squares = ((found - mean) ** 2).sum(axis=(0, 2))  # (T,): squared distance of each pass from the mean
     spread, expected = float(squares.mean()), float(reference.sum())
-    flips = _RARE_FLIPS * (_labels_at_once(passes, reference) if manifest.multiple else 1)
-    error = float(squares.std()) * np.sqrt(2 / probe.passes) + flips / probe.passes / _DEVIATIONS
+    flips = _RARE_FLIPS * (_labels_at_once(found, reference, probe.passes) if manifest.multiple else 1)
+    error = float(squares.std()) * np.sqrt(1 / passes + 1 / probe.passes) + flips / probe.passes / _DEVIATIONS
     summary = f"the variance of the passes on the probe sums to {spread:.3g}, that of torch with baal to {expected:.3g}"
     if spread < expected - _DEVIATIONS * error:
-        raise DropoutDead(f"{summary}: a Dropout is dead or drops too little; publish again")
+        return DropoutDead(f"{summary}: a Dropout is dead or drops too little; publish again")
     if spread > expected + _DEVIATIONS * error:
-        raise ProbeMismatch(f"{summary}: a Dropout drops too much; publish again")
-    errors = np.sqrt((passes.var(axis=1) + reference) / probe.passes) + TOLERANCE / _DEVIATIONS
+        return ProbeMismatch(f"{summary}: a Dropout drops too much; publish again")
+    errors = np.sqrt(found.var(axis=1) / passes + reference / probe.passes) + TOLERANCE / _DEVIATIONS
     apart = float((np.abs(mean[:, 0] - probe.mean[lively]) / errors).max())
     if apart > _DEVIATIONS:
-        raise ProbeMismatch(
+        return ProbeMismatch(
             f"the mean of the passes on the probe lies {apart:.1f} standard errors from that of torch with baal, at "
             f"most {_DEVIATIONS:g} are expected: the masks are not what the trainer's dropout draws; publish again"
         )
+    return None
 
 
-def _labels_at_once(passes: npt.NDArray[np.float64], reference: npt.NDArray[np.float32]) -> float:
-    """Return how many of an image's labels one pass may turn over, from passes (N, R, C) and variances (N, C).
+def _labels_at_once(found: npt.NDArray[np.float64], reference: npt.NDArray[np.float32], passes: int) -> float:
+    """Return how many of an image's labels one pass may turn over.
 
-    A label that one pass of R turned over has a variance of 1 / R.
+    A label that one pass of T turned over has a variance of 1 / T.
+
+    Args:
+        found: passes (N, T, C).
+        reference: variances (N, C) of other passes.
+        passes: how many others.
     """
-    turned = np.maximum(passes.var(axis=1), reference) * passes.shape[1]  # (N, C)
+    turned = np.maximum(found.var(axis=1) * found.shape[1], reference * passes)  # (N, C)
     return max(1.0, float(np.minimum(turned, 1).sum(axis=1).max()))
 
 

@@ -230,16 +230,13 @@ def test_reduced_backbone_that_overflows_is_refused_as_such(probe, described, en
         validate_with(engine, probe, described, backbone=overflow)
 
 
-@pytest.mark.parametrize("flips_in_torch", [True, False])
-def test_all_but_certain_model_is_not_refused(honest, flips_in_torch):
-    """Where one pass in hundreds flips an image's labels, in torch or in the engine, it is chance."""
-    manifest, probe, _ = honest
+def all_but_certain(probe, *, share, multiple=False):
+    """Return the probe of a network of which so large a share of the passes flips the labels, and a head that may."""
     certain, flipped = np.zeros((2, len(probe.images), 12), np.float32)
-    if manifest.multiple:
+    if multiple:
         flipped[:] = 1
     else:
         certain[:, 0] = flipped[:, 1] = 1
-    share = flips_in_torch / PASSES
     rare = dataclasses.replace(
         probe,
         mean=certain + (flipped - certain) * share,
@@ -247,11 +244,35 @@ def test_all_but_certain_model_is_not_refused(honest, flips_in_torch):
         masked_probabilities=np.repeat(certain[:, None], 20, axis=1),
     )
 
-    def run(features, masks):
+    def run(features, masks, *, flips):
         passes = np.repeat(certain[: len(features), None], len(masks["mask_0"]), axis=1)
         passes[0, 0] += 1e-3
-        if passes.shape[1] > 20 and not flips_in_torch:
-            passes[:, 1] = flipped[: len(features)]
+        if passes.shape[1] > 20:
+            passes[:, flips(passes.shape[1])] = flipped[: len(features), None]
         return PassOutputs(passes.mean(axis=1), np.zeros(len(features)), np.zeros(len(features)), passes)
 
-    assert validate_with(None, rare, manifest, backbone=lambda _: probe.features, head=run).mean_bald == 0
+    return rare, run
+
+
+@pytest.mark.parametrize("flips_in_torch", [True, False])
+def test_all_but_certain_model_is_not_refused(honest, flips_in_torch):
+    """Where one pass in hundreds flips an image's labels, in torch or in the engine, it is chance."""
+    manifest, probe, _ = honest
+    rare, run = all_but_certain(probe, share=flips_in_torch / PASSES, multiple=manifest.multiple)
+    head = partial(run, flips=lambda _: [] if flips_in_torch else [1])
+    assert validate_with(None, rare, manifest, backbone=lambda _: probe.features, head=head).mean_bald == 0
+
+
+def test_rare_flips_that_all_images_share_are_no_dead_dropout(described, probe):
+    """One mask of 200 flips all of them: as many passes as the reference has may hold none, many more do hold some."""
+    share = 1 / 200
+    rare, run = all_but_certain(probe, share=share)
+
+    def check(flips):
+        validate_with(None, rare, described, backbone=lambda _: probe.features, head=partial(run, flips=flips))
+
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        check(lambda passes, rng=rng: np.flatnonzero(rng.random(passes) < share))
+    with pytest.raises(DropoutDead):
+        check(lambda _: [])
