@@ -190,8 +190,8 @@ def test_images_weigh_1_on_average_however_rare_a_class_is():
     module = nn.Linear(1, 2)
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
-    targets = np.repeat(np.arange(2), (310, 1))
-    fitted = fit(module, torch.zeros(311, 1), targets, classes=2, recipe=Recipe(0.0, 1, batch_images=8), device=CPU)
+    targets = np.repeat(np.arange(2), (311, 1))  # in batches of 8, each full
+    fitted = fit(module, torch.zeros(312, 1), targets, classes=2, recipe=Recipe(0.0, 1, batch_images=8), device=CPU)
     assert fitted.losses[0] == pytest.approx(math.log(2), rel=0.05)
 
 
