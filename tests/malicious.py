@@ -136,6 +136,18 @@ def prepend(*nodes):
     return change
 
 
+def body(initializer=None):
+    """A graph of no inputs and one output, for a branch."""
+    tensor = initializer or numpy_helper.from_array(np.zeros(4, np.float32), "outside")
+    node = helper.make_node("Identity", ["outside"], ["inside"])
+    output = helper.make_tensor_value_info("inside", TensorProto.FLOAT, [4])
+    return helper.make_graph([node], "body", [], [output], [tensor])
+
+
+def branch(inner):
+    return helper.make_node("If", ["training"], ["branched"], then_branch=inner, else_branch=inner)
+
+
 def loop():
     infos = [
         helper.make_tensor_value_info("i", TensorProto.INT64, []),
@@ -217,6 +229,14 @@ def pipe_of_no_length(folder):
     edit_manifest(folder, lambda document: document["files"][PROBE_FILE].update(size_bytes=0))
 
 
+def folder_for(file):
+    def spoil(folder):
+        (folder / file).unlink()
+        (folder / file).mkdir()
+
+    return spoil
+
+
 def files(name, spoil, error=DigestError):
     return Malicious(name, spoil, error, digests_put_right=False)
 
@@ -277,6 +297,11 @@ def lying_shape(path, arrays):
             archive.writestr(name, content)
 
 
+def one_array(path, arrays):
+    with path.open("wb") as file:
+        np.save(file, arrays["images"])
+
+
 def pickled(path, arrays):
     path.write_bytes(b"\x80\x04K\x01.")
 
@@ -289,9 +314,11 @@ def int8(name, change):
 MALICIOUS = (
     graph("weights-at-an-absolute-path", weights_at("/etc/passwd")),
     graph("weights-above-the-version", weights_at("../../../etc/passwd")),
+    graph("weights-in-another-version", weights_at(f"../20260102T030405678Z-0a1b2c/{BACKBONE_WEIGHTS_FILE}")),
     graph("weights-by-another-spelling", weights_at(f"./{BACKBONE_WEIGHTS_FILE}")),
     graph("weights-in-the-probe", weights_at(PROBE_FILE)),
     graph("weights-in-the-process", weights_at("*/_ORT_MEM_ADDR_/*")),
+    graph("weights-at-a-url", weights_at("file:///etc/passwd")),
     graph("weights-nowhere", lambda model: point_to(weight(model), offset=0, length=1024)),
     graph("weights-in-two-places", add_entry("location", "/etc/passwd")),
     graph("weights-elsewhere-at-first", add_entry("location", "/etc/passwd", first=True)),
@@ -305,6 +332,8 @@ MALICIOUS = (
     graph("a-tensor-of-a-terabyte", declare([2**20, 2**18])),
     graph("a-tensor-of-negative-size", declare([-1])),
     graph("a-constant-outside", prepend(helper.make_node("Constant", [], ["c"], value=external_tensor()))),
+    graph("a-branch", prepend(branch(body()))),
+    graph("a-branch-with-weights-outside", prepend(branch(body(external_tensor())))),
     graph("an-endless-loop", prepend(loop())),
     graph("an-operator-of-its-own", prepend(helper.make_node("Run", ["w1"], ["r"], domain="evil"))),
     graph("an-operator-of-the-engine", prepend(helper.make_node("EPContext", ["w1"], ["r"], domain="com.microsoft"))),
@@ -329,13 +358,20 @@ MALICIOUS = (
         "int8-weights-in-the-other-file",
         lambda model: model.graph.initializer.append(external_tensor(BACKBONE_WEIGHTS_FILE)),
     ),
+    int8("int8-endless-loop", prepend(loop())),
     files("graph-is-a-link", link(MODEL_FILE, None)),
+    files("weights-are-a-link", link(BACKBONE_WEIGHTS_FILE, None)),
     files("weights-are-an-endless-device", link(BACKBONE_WEIGHTS_FILE, "/dev/zero")),
     files("probe-is-a-pipe", pipe(PROBE_FILE)),
     files("probe-is-a-pipe-of-no-length", pipe_of_no_length),
+    files("graph-is-a-folder", folder_for(MODEL_FILE)),
     files("report-is-a-link", link("report", None)),
     files("manifest-is-a-link", link(MANIFEST_FILE, None), ManifestError),
+    files("manifest-is-a-pipe", pipe(MANIFEST_FILE), ManifestError),
+    files("manifest-is-a-folder", folder_for(MANIFEST_FILE), ManifestError),
     manifest("a-file-above", rename_file("../CURRENT")),
+    manifest("a-file-at-an-absolute-path", rename_file("/etc/passwd")),
+    manifest("a-file-by-backslashes", rename_file("..\\CURRENT")),
     manifest("a-file-of-a-long-name", rename_file("x" * 256)),
     manifest("a-file-with-a-zero-byte", rename_file("a\0b")),
     manifest("a-file-that-is-not-there", rename_file("report/other.html"), DigestError),
@@ -355,6 +391,7 @@ MALICIOUS = (
     raw_manifest("a-manifest-of-no-text", b"\xff\xfe"),
     probe("a-probe-that-unpickles", replace_array(images=np.array([{}], dtype=object))),
     probe("a-probe-that-is-a-pickle", pickled),
+    probe("a-probe-that-is-an-array", one_array),
     probe("a-probe-of-a-terabyte", bomb),
     probe("a-probe-of-a-shape-that-lies", lying_shape),
     probe("a-probe-of-no-numbers", replace_array(mean=np.full((4, 3), np.nan, np.float32))),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from bench.subjects.tiny_model import TinyModel, draw_probe
-from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError
+from contract.errors import ConfigError, DigestError, LabelnextError, ManifestError, SignatureError
 from contract.graph.lowering import FEATURES, lower
 from contract.graph.probe import Probe
 from contract.images.download import HttpUrl
@@ -26,6 +26,7 @@ from contract.matching import choose_control
 from contract.versions.inspection import inspect_graph
 from contract.versions.manifest import DropoutSite, FileDigest, Manifest
 from contract.versions.results import Metrics
+from contract.versions.signatures import VerifyKey, read_public_key
 from contract.versions.version import WEIGHTS_FILES
 from tests import versions
 from tests.mutation import mutate_json
@@ -45,6 +46,17 @@ CONFIG = """<View>
     <Choice value="ant"/><View><Choice value="A bee" alias="bee"/></View><Choice value="cat&amp;&#233;"/>
   </Choices>
 </View>"""
+PUBLIC_KEY = "RWT27iHnr6E8Yan5co4mwZOwhaiO7NvlRk9UXONgOlbNcm4rSAtBdc84"
+"""Of a pair whose secret half nobody has."""
+SIGNATURE = b"""untrusted comment: labelnext version 20260102T030405678Z-0a1b2c
+RUT27iHnr6E8YZzRPYMBCu1Yv1ef3/oe/O2N3IQm/b5trZ/hlBwGN5y86+4+RfGoSYo7OURkJXSP9eFDzw9NF+ENWaox2iiP2AE=
+trusted comment: labelnext version 20260102T030405678Z-0a1b2c
+t3s/4BxjgIR7Qujd0NccAIGwWFGKQaI/hFuuuMbjBDJOC5No0JZcBD74/LXk7VvBdehfkXUfEwSRcAXv8CpOCA==
+"""
+"""By it, of another manifest."""
+
+
+NAMELESS = b'<View><Image value="$p"/><Choices name="l" toName=""><Choice value="a"/></Choices></View>'
 
 
 def label_config(data):
@@ -71,6 +83,19 @@ def manifest(data):
             assert ".." not in path.parts
             assert path.is_relative_to("/version")
             path.exists()
+
+
+def signature(data):
+    """A .minisig file: none but the one by the key is taken."""
+    with suppress(SignatureError):
+        VerifyKey(PUBLIC_KEY).verify(b"manifest", data, version=VERSION)
+        raise AssertionError("a signature was forged")
+
+
+def public_key(data):
+    """A public key, as it is set."""
+    with suppress(ValueError, ConfigError):
+        VerifyKey(read_public_key(data.decode(errors="replace")))
 
 
 def target(data):
@@ -113,8 +138,10 @@ def _probe_seeds():
 
 
 TARGETS = {
-    "label-config": (label_config, lambda: [CONFIG.encode()]),
+    "label-config": (label_config, lambda: [CONFIG.encode(), NAMELESS]),
     "manifest": (manifest, lambda: [MANIFEST.to_json().encode(), replace(MANIFEST, files={}).to_json().encode()]),
+    "signature": (signature, lambda: [SIGNATURE]),
+    "public-key": (public_key, lambda: [PUBLIC_KEY.encode()]),
     "target": (target, lambda: [b"HTTP://Host.Example:8080/a/../b.png?q=1#f\n//other/c", b"https://[::1]/\n/x"]),
     "probe": (probe, _probe_seeds),
     "graph": (graph, lambda: [TinyModel.draw().graph().SerializeToString()]),

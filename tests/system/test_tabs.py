@@ -17,21 +17,10 @@ from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace, rank, train
 from demo.project import Project
-from tests.system.conftest import Serve, fill, keep_picture
+from tests.system.conftest import SMALL_NETWORK, Serve, fill, keep_picture
 from trainer.labels.annotations import decide, is_confirmed
 
-TRAINING = (
-    "--weights",
-    "none",
-    "--backbone",
-    "vgg11_bn",
-    "--image-size",
-    "32",
-    "--train",
-    "classifier",
-    "--precision",
-    "fp32",
-)
+TRAINING = (*SMALL_NETWORK, "--train", "classifier", "--precision", "fp32")
 HOLDOUT = ("--holdout-share", "0.3")
 RANKING = (*HOLDOUT, "--sure", "0.3", "--force")
 HELD_OUT, OTHERS, WRONG = 36, 70, 3
