@@ -6,7 +6,6 @@ Versions of one backbone share it, so that a new head takes neither its memory a
 import logging
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -91,22 +90,11 @@ class Backbone:
         return np.stack([found[digest] for digest in digests])
 
 
-class Backbones:
-    """The backbones that somebody uses, by what they compute: one session for all versions of all models that share it.
+Backbones = WeakValueDictionary[tuple[str, SessionOptions], Backbone]
+"""The backbones that somebody uses, by their key and how they are run: one session for all versions that share it.
 
-    A backbone leaves with the last engine that has it.
-    """
-
-    def __init__(self) -> None:
-        self._used: WeakValueDictionary[tuple[str, SessionOptions], Backbone] = WeakValueDictionary()
-
-    def find(self, key: str, options: SessionOptions) -> Backbone | None:
-        """Return the one that computes these features, run like this; None if nobody uses it."""
-        return self._used.get((key, options))
-
-    def add(self, backbone: Backbone) -> None:
-        """Have others find it."""
-        self._used[backbone.key, backbone.options] = backbone
+A backbone leaves with the last engine that has it.
+"""
 
 
 def open_backbone(
@@ -126,25 +114,17 @@ def open_backbone(
     """
     precision = _choose_precision(wanted, version, options.device)
     key = _key(version, precision)
-    if (found := used.find(key, options)) is not None:
+    if (found := used.get((key, options))) is not None:
         return found
-    if precision is not Precision.FP32:
-        try:
-            reduced = _reduced(graph, version, precision)
-            return _open(key, precision, options, graph=reduced, folder=version.path, used=used)
-        except Exception as err:  # of a converter, a processor without the instructions, a file that is no backbone
-            _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
+    try:
+        session = open_session(_in_precision(graph, version, precision), version.path, options)
+    except Exception as err:  # of a converter, a processor without the instructions, a file that is no backbone
+        if precision is Precision.FP32:
+            raise
+        _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
         return open_backbone(version, graph, Precision.FP32, options, used=used)
-    return _open(key, precision, options, graph=graph, folder=version.path, used=used)
-
-
-def _open(
-    key: str, precision: Precision, options: SessionOptions, *, graph: ModelProto, folder: Path, used: Backbones
-) -> Backbone:
-    session = open_session(graph, folder, options)
     (output,) = session.get_outputs()
-    opened = Backbone(key, precision, int(output.shape[1]), session, options)
-    used.add(opened)
+    opened = used[key, options] = Backbone(key, precision, int(output.shape[1]), session, options)
     return opened
 
 
@@ -154,7 +134,9 @@ def _key(version: Version, precision: Precision) -> str:
     return features_key(made, precision)
 
 
-def _reduced(graph: ModelProto, version: Version, precision: Precision) -> ModelProto:
+def _in_precision(graph: ModelProto, version: Version, precision: Precision) -> ModelProto:
+    if precision is Precision.FP32:
+        return graph
     if precision is Precision.INT8:
         return load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes={})
     from onnxruntime.transformers.float16 import convert_float_to_float16

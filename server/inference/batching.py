@@ -240,7 +240,7 @@ class Batcher:
             rows = engine.compute_features(np.stack([each.image for each in pixels]))
         for each, row in zip(pixels, rows, strict=True):
             if self._store is not None and each.digest is not None:
-                self._store.put(engine.backbone_key, each.digest, row)
+                self._store.put(engine.backbone.key, each.digest, row)
         return rows
 
     def _run_passes(self, items: Sequence[_Item], features: Features, engine: Engine) -> None:

@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx.parser import parse_model
 
 from contract.errors import ConfigError
 from server.settings import Device
 
 CUDA = "CUDAExecutionProvider"
 _FATAL_ONLY = 4
+_ONE_NODE = '<ir_version: 8, opset_import: ["": 17]> one_node (float[1] x) => (float[1] y) { y = Add(x, x) }'
 
 _log = logging.getLogger(__name__)
 
@@ -33,29 +34,24 @@ def check_device(wanted: Device) -> None:
 def choose_device(wanted: Device) -> Device:
     """Return the CPU or CUDA."""
     check_device(wanted)
-    if wanted is Device.AUTO and CUDA in onnxruntime.get_available_providers():
-        if (fault := _cuda_fault()) is None:
-            return Device.CUDA
-        _log.warning("onnxruntime-gpu is installed, but the CPU is used", extra={"reason": fault})
-    return Device.CUDA if wanted is Device.CUDA else Device.CPU
+    if wanted is not Device.AUTO or CUDA not in onnxruntime.get_available_providers():
+        return Device.CUDA if wanted is Device.CUDA else Device.CPU
+    if (fault := _cuda_fault()) is None:
+        return Device.CUDA
+    _log.warning("onnxruntime-gpu is installed, but the CPU is used", extra={"reason": fault})
+    return Device.CPU
 
 
 def _cuda_fault() -> str | None:
-    """Return why CUDA cannot be used; None if it can."""
-    offered = onnxruntime.get_available_providers()
-    if CUDA not in offered:
-        return f"this onnxruntime offers only {', '.join(offered)}"
-    return _try_cuda()
-
-
-def _try_cuda() -> str | None:
     """Run a graph of one node on CUDA; return what is wrong, None if nothing is."""
+    if CUDA not in (offered := onnxruntime.get_available_providers()):
+        return f"this onnxruntime offers only {', '.join(offered)}"
     if preload := getattr(onnxruntime, "preload_dlls", None):  # it does not look for what pip installed by itself
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses, and stdout belongs to results
             preload(directory="")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY  # a missing GPU is reported in our words
-    session = onnxruntime.InferenceSession(_one_node(), settings, providers=[CUDA])
+    session = onnxruntime.InferenceSession(parse_model(_ONE_NODE).SerializeToString(), settings, providers=[CUDA])
     if session.get_providers()[0] != CUDA:
         return "no CUDA device answers, or CUDA's libraries are missing (onnxruntime's messages are above)"
     session.disable_fallback()
@@ -64,10 +60,3 @@ def _try_cuda() -> str | None:
     except Exception as err:  # onnxruntime's exceptions share no base class of their own
         return f"a first run on it failed ({err})"
     return None
-
-
-def _one_node() -> bytes:
-    axes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "one_node", axes[:1], axes[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())

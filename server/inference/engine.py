@@ -6,14 +6,13 @@ Lowers the literal graph, so that the backbone runs once per image and all passe
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from contract.graph.builder import OUTPUTS
 from contract.graph.lowering import FEATURES, PassOutputs, lower_version
 from contract.graph.masks import Masks, draw_masks, fresh_masks
 from contract.versions.manifest import Manifest
 from contract.versions.version import Version
-from server.inference.backbone import Backbone, Backbones, Features, Images, open_backbone
+from server.inference.backbone import Backbones, Features, Images, open_backbone
 from server.inference.cuda import choose_device
 from server.inference.sessions import SessionOptions, batch_buckets, open_session, run
 from server.settings import Device, MaskPolicy, Precision
@@ -49,54 +48,28 @@ class Engine:
         """
         lowered = lower_version(version)
         self.manifest: Manifest = version.manifest
-        self.passes = options.passes or version.manifest.passes
+        self.version = self.manifest.version
+        """Its name, which predictions are stamped with."""
+        self.passes = options.passes or self.manifest.passes
         self.sites = lowered.sites
         self.buckets = batch_buckets(options.max_batch_images)
         self._options = options
         self._opened = version
+        self._backbones = Backbones() if backbones is None else backbones
         how = SessionOptions(
             choose_device(options.device), options.device is Device.CUDA, options.threads, self.buckets
         )
-        self._backbones = Backbones() if backbones is None else backbones
-        self._backbone: Backbone = open_backbone(
-            version, lowered.backbone, options.precision, how, used=self._backbones
-        )
+        self.backbone = open_backbone(version, lowered.backbone, options.precision, how, used=self._backbones)
+        self.provider = self.backbone.provider
+        self.precision = self.backbone.precision
+        self.last_stage = self.manifest.backbone.last_stage
+        """How many of the features, the last ones, embeddings are made of; None for all."""
         self._head = open_session(lowered.head, version.path, how)
         self.masks: Masks | None = None
         """The version's own; None where each batch gets fresh ones."""
         if options.masks is MaskPolicy.FIXED:
             self.masks = draw_masks(version.name, lowered.sites, self.passes)
         self._rng = np.random.default_rng()
-
-    @property
-    def version(self) -> str:
-        """The version's name, which predictions are stamped with."""
-        return self.manifest.version
-
-    @property
-    def provider(self) -> str:
-        """Where the graph runs: "cuda" or "cpu"."""
-        return self._backbone.provider
-
-    @property
-    def precision(self) -> Precision:
-        """What the backbone computes in."""
-        return self._backbone.precision
-
-    @property
-    def features(self) -> int:
-        """F, the numbers in an image's features."""
-        return self._backbone.features
-
-    @property
-    def last_stage(self) -> int | None:
-        """How many of the features, the last ones, embeddings are made of; None for all."""
-        return self.manifest.backbone.last_stage
-
-    @property
-    def backbone_key(self) -> str:
-        """Names all that features depend on besides the image: engines of equal keys compute equal features."""
-        return self._backbone.key
 
     def in_fp32(self) -> "Engine":
         """Return an engine of the same version and options, but in full precision."""
@@ -112,11 +85,7 @@ class Engine:
         Raises:
             InferenceError: if onnxruntime fails.
         """
-        return self._backbone.compute(images)
-
-    def compute_probe_features(self, images: Images) -> Features:
-        """As `compute_features`, of a probe: mostly known where the version before had this backbone."""
-        return self._backbone.compute_probe(images)
+        return self.backbone.compute(images)
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
         """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given.
@@ -125,15 +94,12 @@ class Engine:
             InferenceError: if onnxruntime fails.
         """
         chosen = masks or self.masks or fresh_masks(self._rng, self.sites, self.passes)
-        parts = [
-            self._run_head(features[start : start + _ROWS_A_RUN], chosen)
-            for start in range(0, len(features), _ROWS_A_RUN)
-        ]
+        parts = []
+        for start in range(0, len(features), _ROWS_A_RUN):
+            part = features[start : start + _ROWS_A_RUN]
+            outputs = run(self._head, OUTPUTS, {FEATURES: self.backbone.options.pad(part), **chosen})
+            parts.append([output[: len(part)] for output in outputs])
         return PassOutputs(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))
-
-    def _run_head(self, features: Features, masks: Masks) -> list[npt.NDArray[np.float32]]:
-        feeds = {FEATURES: self._backbone.options.pad(features), **masks}
-        return [output[: len(features)] for output in run(self._head, OUTPUTS, feeds)]
 
     def warm(self) -> None:
         """Run what a first request would pay for: on a GPU every bucket, for each has an algorithm search of its own.
@@ -143,5 +109,5 @@ class Engine:
         """
         spec = self.manifest.input
         for size in reversed(self.buckets if self.provider == Device.CUDA else self.buckets[:1]):
-            self._backbone.warm(np.zeros((size, spec.height, spec.width, 3), np.uint8))
-            self.run_passes(np.zeros((size, self.features), np.float32))
+            self.backbone.warm(np.zeros((size, spec.height, spec.width, 3), np.uint8))
+            self.run_passes(np.zeros((size, self.backbone.features), np.float32))

@@ -107,8 +107,8 @@ class KnownImages:
 
     def _rows(self, digests: Sequence[bytes], engine: Engine) -> list[Features | None]:
         """Features of files, where there are as many as the head takes: the store's folder may be written by others."""
-        rows = self._store.get_many(engine.backbone_key, digests)
-        return [row if row is not None and len(row) == engine.features else None for row in rows]
+        rows = self._store.get_many(engine.backbone.key, digests)
+        return [row if row is not None and len(row) == engine.backbone.features else None for row in rows]
 
     def _source(self, image: ImageReference) -> str | None:
         """Where an image is asked for; None too where that cannot be said, which is told when it is fetched."""

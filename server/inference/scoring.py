@@ -103,7 +103,7 @@ class Scorer:
 
     def _start(self, images: Mapping[int, ImageReference], work: Work) -> list[_Started]:
         """Begin with all images: what is known of the next ones is looked up while the last ones are scored."""
-        step = max(1, min(MOST_KNOWN, _KNOWN_BYTES // (4 * work.engine.features)))
+        step = max(1, min(MOST_KNOWN, _KNOWN_BYTES // (4 * work.engine.backbone.features)))
         started: list[_Started] = []
         last: Future[list[Scored]] | None = None
         for first in range(0, len(images), step):

@@ -74,7 +74,7 @@ def _validate(engine: Engine, probe: Probe) -> Admitted:
     engine.warm()
     reduced = engine.precision is not Precision.FP32
     validation = validate(
-        probe, engine.manifest, backbone=engine.compute_probe_features, head=engine.run_passes, reduced=reduced
+        probe, engine.manifest, backbone=engine.backbone.compute_probe, head=engine.run_passes, reduced=reduced
     )
     return Admitted(engine, validation)
 

@@ -48,14 +48,13 @@ def count(metrics):
 class EchoEngine:
     """Says of each image who scored it and what its first pixel is, its one feature; can be held at a gate."""
 
-    features = 1
     last_stage = None
     manifest = SimpleNamespace(input=SPEC)
 
     def __init__(self, number=0, gate=None):
         self.number = number
         self.gate = gate
-        self.backbone_key = f"backbone of {number}"
+        self.backbone = SimpleNamespace(key=f"backbone of {number}", features=1)
         self.entered = threading.Event()
         self.batches = []
         self.backbone_batches = []

@@ -40,7 +40,7 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_engine(version):
 def test_warming_leaves_nothing_cold(version, monkeypatch, provider, warmed):
     """A GPU searches an algorithm for each batch size that can occur; a CPU has nothing to search."""
     engine, sizes = make_engine(version), []
-    monkeypatch.setattr(Engine, "provider", provider)
+    monkeypatch.setattr(engine, "provider", provider)
     monkeypatch.setattr(Backbone, "compute", lambda self, images: sizes.append(len(images)))
     monkeypatch.setattr(engine, "run_passes", lambda features: sizes.append(len(features)))
     engine.warm()
@@ -64,7 +64,7 @@ def test_what_a_backbone_has_computed_of_probes_is_not_computed_again(repository
         (first, range(1), 1),
     ):
         engine.warm()
-        found = engine.compute_probe_features(images[[*rows]])
+        found = engine.backbone.compute_probe(images[[*rows]])
         np.testing.assert_allclose(found, expected[[*rows]], atol=1e-5)
         assert sum(computed) == new + (rows == range(16))
         computed.clear()
@@ -107,8 +107,8 @@ def test_many_rows_are_run_in_parts(version, monkeypatch):
 def test_a_cpu_runs_the_backbone_on_few_images_at_a_time(version, monkeypatch):
     """Feature maps take memory, and more at once are no faster."""
     engine = make_engine(version, max_batch_images=32)
-    recorder = Recorder(engine._backbone.session)
-    object.__setattr__(engine._backbone, "session", recorder)
+    recorder = Recorder(engine.backbone.session)
+    object.__setattr__(engine.backbone, "session", recorder)
     features = engine.compute_features(draw_images(37))
     assert recorder.rows == [16, 16, 8]
     np.testing.assert_allclose(features, TinyModel.draw().features(draw_images(37)), atol=1e-2)
@@ -130,7 +130,7 @@ def test_what_computes_otherwise_is_opened_anew(repository, seed, options):
     in_use = make_engine(repository.open(publish(repository, seed=0)), precision=Precision.FP32)
     version = repository.open(publish(repository, seed=seed, int8_of=TinyModel.draw(2)))
     engine = make_engine(version, former=in_use, **{"precision": Precision.FP32, **options})
-    assert engine._backbone is not in_use._backbone
+    assert engine.backbone is not in_use.backbone
     images, own = draw_images(3), TinyModel.draw(2 if "precision" in options else seed)
     np.testing.assert_allclose(engine.compute_features(images), own.features(images), atol=1e-2)
 
@@ -142,7 +142,7 @@ def test_int8_that_cannot_be_opened_falls_back_on_the_backbone_in_use(repository
     version = repository.open(publish(repository, model=model, int8_of=model))
     version.int8_backbone_path.write_bytes(b"no graph")
     engine = make_engine(version, former=in_use, precision=Precision.INT8)
-    assert (engine.precision, engine._backbone) == ("fp32", in_use._backbone)
+    assert (engine.precision, engine.backbone) == ("fp32", in_use.backbone)
     (record,) = caplog.records
     assert (record.message, record.model_version) == ("served in fp32", version.name)
     assert "backbone.int8.onnx" in record.reason
@@ -153,11 +153,11 @@ def test_the_key_names_precision_and_how_pixels_are_made(repository, monkeypatch
     model = TinyModel.draw()
     version = repository.open(publish(repository, model=model, int8_of=model))
     again = repository.open(publish(repository, model=model, int8_of=TinyModel.draw(1)))
-    keys = [make_engine(version, precision=precision).backbone_key for precision in (Precision.FP32, Precision.INT8)]
-    keys.append(make_engine(again, precision=Precision.INT8).backbone_key)
+    keys = [make_engine(version, precision=precision).backbone.key for precision in (Precision.FP32, Precision.INT8)]
+    keys.append(make_engine(again, precision=Precision.INT8).backbone.key)
     keys.append(backbone_module._key(version, Precision.FP16))
     monkeypatch.setattr("contract.graph.fingerprint.RECIPE", "cropped-bicubic-2")
-    keys.append(make_engine(version, precision=Precision.FP32).backbone_key)
+    keys.append(make_engine(version, precision=Precision.FP32).backbone.key)
     assert len(set(keys)) == 5
 
 
@@ -208,7 +208,7 @@ def test_in_fp32_is_the_same_version_in_full_precision(repository):
 def test_the_conversion_to_fp16_keeps_what_the_backbone_takes_and_gives(tmp_path):
     frozen = freeze_network(lively_network(), tmp_path / "version")
     version = SimpleNamespace(path=frozen.folder)
-    converted = backbone_module._reduced(frozen.graph, version, Precision.FP16)
+    converted = backbone_module._in_precision(frozen.graph, version, Precision.FP16)
     images, _ = coloured_images(np.random.default_rng(0), 4)
     full, half = (
         open_session(model).run(["features"], {"images": images})[0]
@@ -234,7 +234,7 @@ def test_demanding_cuda_without_it_fails_at_once():
 
 def test_cuda_that_is_offered_but_not_there_is_noticed(version, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr("server.inference.cuda._try_cuda", lambda: "no CUDA device answers")
+    monkeypatch.setattr("server.inference.cuda._cuda_fault", lambda: "no CUDA device answers")
     automatic = Engine(version, EngineOptions(threads=1))
     assert automatic.provider == "cpu"
     with pytest.raises(ConfigError, match="no CUDA device answers"):

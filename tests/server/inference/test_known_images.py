@@ -85,7 +85,7 @@ def test_another_head_hits_and_another_backbone_misses(serve, score, image_host,
     """Then the source is asked for the file, and not whether it changed."""
     sent = serve(7, tag='"one"')
     engines = [EchoEngine(number) for number in range(3)]
-    engines[1].backbone_key = engines[0].backbone_key
+    engines[1].backbone.key = engines[0].backbone.key
     assert [score(engine=engine, later=0) for engine in engines] == [[7]] * 3
     assert [engine.backbone_batches for engine in engines] == [[[7]], [], [[7]]]
     assert hits_and_misses(metrics) == (1, 2)
@@ -170,7 +170,7 @@ def test_a_row_of_another_length_is_none(serve, score, store):
     serve(7)
     engine = EchoEngine()
     assert score(engine=engine) == [7]
-    store.put(engine.backbone_key, hashlib.sha256(make_png(7)).digest(), np.ones(2, np.float32))
+    store.put(engine.backbone.key, hashlib.sha256(make_png(7)).digest(), np.ones(2, np.float32))
     assert score(engine=engine, later=0) == [7]
     assert engine.backbone_batches == [[7], [7]]
 

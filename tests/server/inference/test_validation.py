@@ -75,7 +75,7 @@ def test_the_backbone_of_the_version_in_use_is_taken_and_validated_again(reposit
     first, second = (publish(repository, model=model.with_head_of(each)) for each in (model, other))
     load = engine_loader(settings, threads=1)
     in_use = admit(repository, first, load).engine
-    assert admit(repository, second, load).engine._backbone is in_use._backbone
+    assert admit(repository, second, load).engine.backbone is in_use.backbone
     wrong = publish(repository, model=model, probe_of=other.with_head_of(model))
     with pytest.raises(ProbeMismatch):
         admit(repository, wrong, load)
