@@ -31,11 +31,11 @@ from contract.versions.manifest import check_version
 from server.http.auth import OPEN, Guard
 from server.http.concurrency_limiter import ConcurrencyLimiter, Overloaded
 from server.http.origins import Origins
-from server.http.projects import PREFIX
+from server.http.projects import PREFIX, find_model
 from server.inference.model import Model
 from server.observe import logs, metrics
 from server.page import reports
-from server.page.view import HEADERS, ModelSummary, Page, render_models
+from server.page.view import HEADERS, Page, render_models
 from server.service import Scored, Service
 from server.settings import Settings
 
@@ -165,7 +165,7 @@ def _routes_of_models(service: Service) -> Blueprint:
 
 def _asked_for(service: Service) -> tuple[Model, ...]:
     """The model whose name stands in the address; all where none does."""
-    return service.models.all if g.model is None else tuple(filter(None, [service.projects.find(g.model)]))
+    return service.models.all if g.model is None else tuple(filter(None, [find_model(service.models, g.model)]))
 
 
 def _answer(scored: Scored) -> Response:
@@ -213,8 +213,7 @@ def _add_pages(app: Flask, routes: Blueprint, service: Service) -> None:
             )
         else:
             said = health.refused_project if health.up else detail  # what models say stands beside them
-            summaries = [_summarise(model) for model in models]
-            html = render_models(summaries, up=health.up, detail=said, label_studio_url=address, now=now)
+            html = render_models(models, up=health.up, detail=said, label_studio_url=address, now=now)
         return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
 
     @app.get(_BY_NAME)
@@ -236,20 +235,13 @@ def _add_pages(app: Flask, routes: Blueprint, service: Service) -> None:
         return redirect(f"{version}/", 308)  # relative, for a proxy may have put a path or TLS in front
 
 
-def _summarise(model: Model) -> ModelSummary:
-    engine = model.engine
-    seen = engine.manifest.training.project if engine else None
-    projects = {*model.projects, *([seen.id] if seen else [])}
-    return ModelSummary(model.name, engine, model.detail, tuple(sorted(projects)))
-
-
 def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> None:
     pages = ConcurrencyLimiter(most_requests=_PAGES, most_waiting=_PAGES, most_bytes=service.settings.max_body_bytes)
 
     @app.before_request
     def begin() -> None:
         g.started = time.perf_counter()
-        g.deadline = service.deadline() - _waited_s()
+        g.deadline = time.monotonic() + service.settings.deadline_s - _waited_s()
         g.token = logs.request_id.set(logs.accept_request_id(request.headers.get("X-Request-Id")))
         check_head()  # before there is a place for the request: strangers get none
         g.place = ExitStack()
@@ -344,9 +336,7 @@ def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
         detail = "the server could not answer; its log says why, under this request id"
     response = jsonify(error=code, detail=detail, request_id=logs.request_id.get())
     response.status_code = status
-    if isinstance(
-        error, LabelMismatch | UnknownModel
-    ):  # of an answer that is none of success, Label Studio shows this line alone
+    if isinstance(error, LabelMismatch | UnknownModel):  # of a failure, Label Studio shows this line alone
         response.status = f"{status} {_in_one_line(detail)}"
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(error.retry_after_s)

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
 from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
@@ -16,7 +16,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
-from server.http.projects import Projects
+from server.http.projects import choose_model, find_model
 from server.inference.batching import Batcher, ImageScores
 from server.inference.cuda import check_device
 from server.inference.engine import Engine
@@ -45,19 +45,19 @@ class Scored:
     """What is said beside the results."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelHealth:
     """What a model would do its work with."""
 
     model: str | None
     """None where there are several, and none of them was asked for."""
-    model_version: str | None
-    provider: str | None
-    precision: str | None
+    model_version: str | None = None
+    provider: str | None = None
+    precision: str | None = None
     detail: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health(ModelHealth):
     """Whether the process can do its work, and what it would do it with."""
 
@@ -87,7 +87,6 @@ class Service:
             poll_s=settings.poll_s,
             metrics=self.metrics,
         )
-        self.projects = Projects(self.models)
         self._fetcher = fetcher or Fetcher(settings.fetch_settings())
         self._store = open_store(settings, self.metrics)
         known = None
@@ -176,17 +175,13 @@ class Service:
         fault = self.fault
         if self._draining.is_set():
             fault = fault or "the server is shutting down"
-        asked = self.models.alone if name is None else self.projects.find(name)
+        asked = self.models.alone if name is None else find_model(self.models, name)
         if asked is None and version is not None:
             asked = self.models.find_version(version)
-        told = _describe(asked) if asked else ModelHealth(name, None, None, None, self._detail(name))
+        told = _describe(asked) if asked else ModelHealth(model=name, detail=self._detail(name))
         return Health(
+            **{**asdict(told), "detail": fault or told.detail},
             up=fault is None,
-            model=told.model,
-            model_version=told.model_version,
-            provider=told.provider,
-            precision=told.precision,
-            detail=fault or told.detail,
             refused_project=self._refusals.get(self._versions),
             models=tuple(_describe(model) for model in self.models.all),
         )
@@ -226,14 +221,10 @@ class Service:
     def _find_at_once(self, name: str | None, label_config: str | None, project: int | None) -> Model | None:
         """Return the model that a request is for, as far as is known now."""
         if name is not None:
-            return self.projects.find(name)
-        if self.models.alone is None and (label_config is None or not self.models.settled):
+            return find_model(self.models, name)
+        if self.models.alone is None and (label_config is None or not self.models.settled.is_set()):
             return None
-        return self.projects.choose(label_config or "", project)
-
-    def deadline(self) -> float:
-        """Return when a request that comes now must have been answered, on the clock of `time.monotonic`."""
-        return time.monotonic() + self.settings.deadline_s
+        return choose_model(self.models, label_config or "", project)
 
     def predict(self, body: object, name: str | None = None, *, deadline: float) -> Scored:
         """Answer /predict with one element per task, in order, all of one version.
@@ -269,7 +260,8 @@ class Service:
                 "passes of several images belong together only under the same masks; serve with LABELNEXT_MASKS=fixed"
             )
         self._await_models(deadline)
-        model = self.projects.find(name) if name is not None else self.models.alone or self.models.find_version(version)
+        asked = self.models.alone if name is None else find_model(self.models, name)
+        model = asked or self.models.find_version(version)
         engine = _engine_of(model)
         if engine is None or model is None or engine.version != version:
             self.models.look_soon(version)
@@ -293,7 +285,7 @@ class Service:
         """
         if (fault := self.batcher.fault) is not None:
             raise Unavailable(fault)
-        if not self.models.wait(max(0.0, deadline - time.monotonic())):
+        if not self.models.settled.wait(max(0.0, deadline - time.monotonic())):
             raise Unavailable(f"no version is in use: {self._detail(None)}")
 
     def _score(
@@ -350,13 +342,14 @@ def _engine_of(model: Model | None) -> Engine | None:
 
 
 def _describe(model: Model) -> ModelHealth:
-    engine = model.engine
+    if (engine := model.engine) is None:
+        return ModelHealth(model=model.name, detail=model.detail)
     return ModelHealth(
-        model.name,
-        engine.version if engine else None,
-        engine.provider if engine else None,
-        engine.precision if engine else None,
-        model.detail,
+        model=model.name,
+        model_version=engine.version,
+        provider=engine.provider,
+        precision=engine.precision,
+        detail=model.detail,
     )
 
 

@@ -23,43 +23,39 @@ _NAMED: Final = 5
 _CONFIGS_REMEMBERED: Final = 64
 
 
-class Projects:
-    """Finds the model that a request is for."""
+_parse = lru_cache(_CONFIGS_REMEMBERED)(parse_label_config)
 
-    def __init__(self, models: Models) -> None:
-        """Choose among these."""
-        self._models = models
-        self._parse = lru_cache(_CONFIGS_REMEMBERED)(parse_label_config)
 
-    def find(self, name: str) -> Model | None:
-        """Return the model of that name; None before the first look at the repository, when nobody knows.
+def find_model(models: Models, name: str) -> Model | None:
+    """Return the model of that name; None before the first look at the repository, when nobody knows.
 
-        Raises:
-            UnknownModel: if there is none.
-        """
-        if (model := self._models.find(name)) is None and self._models.settled:
-            names = [each.name for each in self._models.all]
-            raise UnknownModel(f"there is no model {name[:40]!r}; there are: {name_some(names, most=_NAMED)}")
-        return model
+    Raises:
+        UnknownModel: if there is none.
+    """
+    if (model := models.find(name)) is None and models.settled.is_set():
+        names = [each.name for each in models.all]
+        raise UnknownModel(f"there is no model {name[:40]!r}; there are: {name_some(names, most=_NAMED)}")
+    return model
 
-    def choose(self, label_config: str, project: int | None) -> Model:
-        """Return the model that answers for a project of this labelling config.
 
-        Raises:
-            ConfigError: if the config classifies no image.
-            LabelMismatch: if none does, or if it cannot be told which.
-        """
-        if (alone := self._models.alone) is not None:
-            return alone
-        controls = self._parse(label_config)
-        engines = {model: model.engine for model in self._models.all}
-        fit = [model for model, engine in engines.items() if engine and knows(controls, engine.manifest.labels)]
-        found = _own(fit or [model for model in engines if model.unpublished], project)
-        if found is not None:
-            return found
-        if len(fit) == 1:
-            return fit[0]
-        raise _refuse_ambiguous(fit, project) if fit else _refuse_unknown(controls, engines)
+def choose_model(models: Models, label_config: str, project: int | None) -> Model:
+    """Return the model that answers for a project of this labelling config.
+
+    Raises:
+        ConfigError: if the config classifies no image.
+        LabelMismatch: if none does, or if it cannot be told which.
+    """
+    if (alone := models.alone) is not None:
+        return alone
+    controls = _parse(label_config)
+    engines = {model: model.engine for model in models.all}
+    fit = [model for model, engine in engines.items() if engine and knows(controls, engine.manifest.labels)]
+    found = _own(fit or [model for model in engines if model.unpublished], project)
+    if found is not None:
+        return found
+    if len(fit) == 1:
+        return fit[0]
+    raise _refuse_ambiguous(fit, project) if fit else _refuse_unknown(controls, engines)
 
 
 def _own(models: Sequence[Model], project: int | None) -> Model | None:
@@ -68,13 +64,9 @@ def _own(models: Sequence[Model], project: int | None) -> Model | None:
         return None
     if ranked := [model for model in models if project in model.projects]:
         return max(ranked, key=lambda model: model.projects[project])
-    trained = {model.engine.version: model for model in models if model.engine and _is_of(model.engine, project)}
+    seen = [(engine, model, engine.manifest.training.project) for model in models if (engine := model.engine)]
+    trained = {engine.version: model for engine, model, of in seen if of is not None and of.id == project}
     return trained[max(trained)] if trained else None
-
-
-def _is_of(engine: Engine, project: int) -> bool:
-    seen = engine.manifest.training.project
-    return seen is not None and seen.id == project
 
 
 def _refuse_ambiguous(models: Sequence[Model], project: int | None) -> AmbiguousProject:

@@ -118,13 +118,14 @@ def open_backbone(
         return found
     try:
         session = open_session(_in_precision(graph, version, precision), version.path, options)
+        (output,) = session.get_outputs()
+        features = int(output.shape[1])
     except Exception as err:  # of a converter, a processor without the instructions, a file that is no backbone
         if precision is Precision.FP32:
             raise
         _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
         return open_backbone(version, graph, Precision.FP32, options, used=used)
-    (output,) = session.get_outputs()
-    opened = used[key, options] = Backbone(key, precision, int(output.shape[1]), session, options)
+    opened = used[key, options] = Backbone(key, precision, features, session, options)
     return opened
 
 

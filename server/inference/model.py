@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from contract.errors import (
@@ -61,68 +60,46 @@ class Model:
         `is_waiting` says whether whoever polls is at work on another model.
         """
         self.repository = repository
+        self.name = repository.model
+        self.engine: Engine | None = None
+        """The engine in use; None before the first. Read it once per request."""
+        self.loading: str | None = None
+        """The version that is being loaded."""
+        self.fault: str | None = "the repository has not been looked at yet"
+        """Why the last look did not tell which version is published; None if it did."""
+        self.projects: Mapping[int, float] = {}
+        """Which projects it has ranked, and when it last did, in seconds since 1970; filled where there are others."""
         self._load = load
         self._poll_s = poll_s
         self._metrics = metrics
         self._is_waiting = is_waiting
-        self._engine: Engine | None = None
         self._hold = ExitStack()
         """Keeps the version in use from being removed."""
         self._refused: _Refusal | None = None
-        self._fault: str | None = "the repository has not been looked at yet"
-        """Why the last look did not tell which version is published; None if it did."""
-        self._loading: str | None = None
-        """The version that is being loaded."""
         self._clock = clock
         self._answered_at = clock()
         self._unpublished = False
         metrics.begin(self.name)
-        self.projects: Mapping[int, float] = {}
-        """Which projects it has ranked, and when it last did, in seconds since 1970; filled where there are others."""
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.repository.model
-
-    @property
-    def engine(self) -> Engine | None:
-        """The engine in use; None before the first. Read it once per request."""
-        return self._engine
 
     @property
     def detail(self) -> str | None:
         """Why the version in use is not the published one, or may not be; None if it is."""
         silent_s = self._clock() - self._answered_at
-        loading, refused = self._loading, self._refused
+        loading, refused = self.loading, self._refused
         if loading is not None:
             return f"loading version {loading}"
         if silent_s > max(_SILENT_S, 10 * self._poll_s) and not self._is_waiting():
             return f"the repository has not answered for {silent_s:.0f} s; look at its volume"
-        return self._fault or (refused.reason if refused else None)
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether a version is being loaded."""
-        return self._loading is not None
+        return self.fault or (refused.reason if refused else None)
 
     @property
     def unpublished(self) -> bool:
         """Whether no version is in use because none has been published."""
-        return self._engine is None and self._unpublished
+        return self.engine is None and self._unpublished
 
     def close(self) -> None:
         """Let go of the version in use, which may then be removed."""
         self._hold.close()
-
-    def forget(self) -> None:
-        """Close, and leave no trace in the metrics: the model is there no more."""
-        self.close()
-        self._metrics.forget(self.name)
-
-    def note(self, fault: str) -> None:
-        """Have `detail` say what has made a look fail, until the next one."""
-        self._fault = fault
 
     def poll(self) -> None:
         """Look at CURRENT once, and take up what it names if that is new and validates."""
@@ -147,48 +124,43 @@ class Model:
 
     def _follow(self, published: str) -> None:
         refused = self._refused
-        if self._engine is not None and published == self._engine.version:
+        if self.engine is not None and published == self.engine.version:
             self._refused = None
         elif refused is None or refused.version != published or self._clock() >= refused.retry_at:
             self._take_up(published)
 
     def _take_up(self, published: str) -> None:
+        def say_loading(seconds: float) -> None:
+            _log.info("still loading version %s", published, extra={"model": self.name, "seconds": round(seconds, 1)})
+
         _log.info("loading version %s", published, extra={"model": self.name})
-        self._loading = published
+        self.loading = published
         try:
-            with self.repository.holding(published), showing_life(partial(self._say_loading, published)):
+            with self.repository.holding(published), showing_life(say_loading):
                 admitted = admit(self.repository, published, self._load)
         except Exception as err:  # whatever a bad version does, the one in use stays in use
             self._refuse(published, err)
         else:
             self._swap(admitted)
         finally:
-            self._loading = None
-
-    def _say_loading(self, version: str, seconds: float) -> None:
-        _log.info("still loading version %s", version, extra={"model": self.name, "seconds": round(seconds, 1)})
+            self.loading = None
 
     def _swap(self, admitted: Admitted) -> None:
-        engine, former = admitted.engine, self._engine
+        engine, former = admitted.engine, self.engine
         rolled_back = former is not None and engine.version < former.version
-        self._engine, self._refused = engine, None
+        self.engine, self._refused = engine, None
         self._hold.close()
         self._hold.enter_context(self.repository.holding(engine.version))
-        self._metrics.serve(
-            self.name,
-            version=engine.version,
-            provider=engine.provider,
-            precision=engine.precision,
-            result="rolled_back" if rolled_back else "ok",
-        )
+        runs_on = {"provider": engine.provider, "precision": engine.precision.value}
+        result = "rolled_back" if rolled_back else "ok"
+        self._metrics.serve(self.name, version=engine.version, result=result, **runs_on)
         _log.info(
             "version taken into use",
             extra={
                 "model": self.name,
                 "model_version": engine.version,
                 "former_version": former.version if former else None,
-                "provider": engine.provider,
-                "precision": engine.precision,
+                **runs_on,
                 "passes": engine.passes,
                 "mean_bald": admitted.validation.mean_bald,
             },
@@ -200,7 +172,7 @@ class Model:
         retry_s = min(_LONGEST_RETRY_S, _RETRY_S * 2.0 ** min(attempts - 1, 30)) if _may_pass(err) else float("inf")
         self._metrics.model_reloads.labels(self.name, "rejected").inc()
         reason = str(err) if isinstance(err, LabelnextError) else "an unexpected error, see the server's log"
-        kept = f"; {self._engine.version} stays in use" if self._engine else ""
+        kept = f"; {self.engine.version} stays in use" if self.engine else ""
         detail = f"version {published} was refused: {reason}{kept}"
         self._refused = _Refusal(published, detail, self._clock() + retry_s, attempts)
         _log.error(
@@ -210,8 +182,8 @@ class Model:
         )
 
     def _note(self, fault: str | None) -> None:
-        if fault != self._fault:
-            self._fault = fault
+        if fault != self.fault:
+            self.fault = fault
             _log.info(fault or "the repository can be read")
 
 

@@ -39,13 +39,7 @@ class Models:
     ) -> None:
         """Take what to follow and what turns a version into an engine; `start` begins.
 
-        Args:
-            repository: of a model that is there while there is no other.
-            load: opens a version.
-            only: whether that model is the only one to be served.
-            poll_s: seconds between two looks.
-            metrics: what is counted.
-            clock: in seconds.
+        `repository` is of a model that is there while there is no other; `only` says to serve that model alone.
         """
         self._repository = repository
         self._load = load
@@ -53,35 +47,28 @@ class Models:
         self._poll_s = poll_s
         self._metrics = metrics
         self._clock = clock
-        self._models: tuple[Model, ...] = (self._follow(repository),)
-        self._settled = threading.Event()
+        self.all: tuple[Model, ...] = (self._follow(repository),)
+        """The models that there are, at least one, by name."""
+        self.settled = threading.Event()
+        """Set when the first look at all models is over, whatever came of it."""
         self._polling = threading.Lock()
         self._stopping = threading.Event()
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
 
     @property
-    def all(self) -> tuple[Model, ...]:
-        """The models that there are, at least one, by name."""
-        return self._models
-
-    @property
     def alone(self) -> Model | None:
         """The only model; None where there are several."""
-        return self._models[0] if len(self._models) == 1 else None
+        models = self.all
+        return models[0] if len(models) == 1 else None
 
     def find(self, name: str) -> Model | None:
         """Return the model of that name."""
-        return next((model for model in self._models if model.name == name), None)
+        return next((model for model in self.all if model.name == name), None)
 
     def find_version(self, version: str) -> Model | None:
         """Return the model that has a version in use."""
-        return next((model for model in self._models if model.engine and model.engine.version == version), None)
-
-    @property
-    def unpublished(self) -> bool:
-        """Whether no version of any model is in use because none has been published."""
-        return all(model.unpublished for model in self._models)
+        return next((model for model in self.all if model.engine and model.engine.version == version), None)
 
     @property
     def ready(self) -> bool:
@@ -91,16 +78,10 @@ class Models:
         """
         if (alone := self.alone) is not None:
             return alone.engine is not None or alone.unpublished
-        return self._settled.is_set() and (self.unpublished or any(model.engine for model in self._models))
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until the first look at all models is over, whatever came of it; False if it is not."""
-        return self._settled.wait(timeout_s)
-
-    @property
-    def settled(self) -> bool:
-        """Whether the first look at all models is over."""
-        return self._settled.is_set()
+        models = self.all
+        return self.settled.is_set() and (
+            all(model.unpublished for model in models) or any(model.engine for model in models)
+        )
 
     @property
     def alive(self) -> bool:
@@ -122,7 +103,7 @@ class Models:
         self._wanted.set()
         if self._thread.is_alive():
             self._thread.join()
-        for model in self._models:
+        for model in self.all:
             model.close()
 
     def poll(self) -> None:
@@ -130,11 +111,11 @@ class Models:
         with self._polling:
             try:
                 self._find_models()
-                for model in self._models:
+                for model in self.all:
                     if not self._stopping.is_set():
                         self._poll_safely(model)
             finally:
-                self._settled.set()
+                self.settled.set()
 
     def _find_models(self) -> None:
         """Take up models that have appeared, and drop those whose folders are gone.
@@ -143,18 +124,19 @@ class Models:
         """
         if self._only:
             return
-        known = {model.name: model for model in self._models}
+        known = {model.name: model for model in self.all}
         try:
             names = self._repository.models([name for name, model in known.items() if model.engine])
         except (LabelnextError, OSError):  # as the look at each model says
             return
         if names and names != [*known]:
-            self._models = tuple(known.get(name) or self._follow(self._repository.beside(name)) for name in names)
+            self.all = tuple(known.get(name) or self._follow(self._repository.beside(name)) for name in names)
             for name in known.keys() - set(names):
-                known[name].forget()
+                known[name].close()
+                self._metrics.forget(name)
             _log.info("models", extra={"models": names})
-        if len(self._models) > 1:
-            for model in self._models:
+        if len(self.all) > 1:
+            for model in self.all:
                 with suppress(LabelnextError, OSError):  # what was known before is better than nothing
                     model.projects = ranked_projects(model.repository)
 
@@ -164,7 +146,7 @@ class Models:
             self._load,
             poll_s=self._poll_s,
             metrics=self._metrics,
-            is_waiting=lambda: any(model.is_loading for model in self._models),
+            is_waiting=lambda: any(model.loading for model in self.all),
             clock=self._clock,
         )
 
@@ -173,7 +155,7 @@ class Models:
             model.poll()
         except Exception:
             self._metrics.repository_faults.labels("poll").inc()
-            model.note("a look at the repository failed in a way that was not foreseen, see the server's log")
+            model.fault = "a look at the repository failed in a way that was not foreseen, see the server's log"
             _log.exception("a look at the repository failed; the next one is in %g s", self._poll_s)
 
     def _run(self) -> None:

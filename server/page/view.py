@@ -9,11 +9,10 @@ import hashlib
 import logging
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -27,6 +26,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests
 from server.inference.engine import Engine
+from server.inference.model import Model
 from server.page.reports import has_report
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -44,9 +44,9 @@ HEADERS: Final = {
 }
 """No script runs, nothing is loaded from elsewhere, and no cache keeps the images."""
 
-LISTED_CLASSES: Final = 24
+_LISTED_CLASSES = 24
 """Up to so many classes are listed whole."""
-ENDS: Final = 10
+_ENDS = 10
 """Of more, so many stand at either end."""
 _VERSIONS = 20
 """How many of the last versions are on the curve."""
@@ -62,26 +62,11 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class ClassMetrics:
-    """A class of a version."""
-
+class _Class(NamedTuple):
     label: str
     images: int | None
     """How many were labelled with it; None where that is not known."""
     f1: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Classes:
-    """The classes of a version; where they are many, the weakest and the strongest stand apart from the others."""
-
-    weakest: tuple[ClassMetrics, ...]
-    """The least F1 first, and those without one last."""
-    strongest: tuple[ClassMetrics, ...] = ()
-    """The greatest F1 first."""
-    others: tuple[ClassMetrics, ...] = ()
-    """In the order of the labels."""
 
 
 class Page:
@@ -119,7 +104,7 @@ class Page:
             detail=detail,
             serving=serving,
             manifest=manifest,
-            classes=arrange_classes(manifest) if manifest else None,
+            classes=_arrange_classes(manifest) if manifest else None,
             versions=versions,
             points=points,
             line=find_line(points),
@@ -149,34 +134,16 @@ class Page:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSummary:
-    """A model, as it stands among others."""
-
-    name: str
-    serving: Engine | None
-    detail: str | None
-    projects: tuple[int, ...]
-    """That were ranked by it, or that its version in use was trained on."""
-
-
 def render_models(
-    models: Sequence[ModelSummary], *, up: bool, detail: str | None, label_studio_url: str | None, now: datetime
+    models: Sequence[Model], *, up: bool, detail: str | None, label_studio_url: str | None, now: datetime
 ) -> bytes:
     """Return the page of all models in UTF-8; a model's own is at `p/<model>/` below it."""
     return _render("models.html", now, models=models, up=up, detail=detail, link=partial(_link, label_studio_url))
 
 
 def _render(template: str, now: datetime, **context: object) -> bytes:
-    html = (
-        _environment()
-        .get_template(template)
-        .render(
-            style=Markup(_STYLE),  # noqa: S704  # a file of this package
-            ago=lambda moment: show_ago(moment, now),
-            **context,
-        )
-    )
+    style = Markup(_STYLE)  # noqa: S704  # a file of this package
+    html = _environment().get_template(template).render(style=style, ago=partial(show_ago, now=now), **context)
     return html.lstrip().encode("utf-8", "replace")  # JSON may hold halves of characters, of which UTF-8 has none
 
 
@@ -193,6 +160,7 @@ def _environment() -> Environment:
         time=_parse_time,
         text=_cut,
         short=partial(_cut, most=_SHORT),
+        projects=_projects,
         jpeg=_data_uri,
         count="{:,}".format,
         percent="{:.0%}".format,
@@ -212,17 +180,26 @@ def _link(label_studio_url: str | None, project: int, task: int | None = None) -
     return f"{label_studio_url}/projects/{project}/data{'' if task is None else f'?task={task}'}"
 
 
-def arrange_classes(manifest: Manifest) -> Classes:
-    """Return a version's classes, each with its figures."""
+def _projects(model: Model) -> list[int]:
+    """Return which projects a model has ranked, or its version in use was trained on."""
+    trained_on = model.engine.manifest.training.project if model.engine else None
+    return sorted({*model.projects, *([trained_on.id] if trained_on else [])})
+
+
+def _arrange_classes(manifest: Manifest) -> dict[str, list[_Class]]:
+    """Return a version's classes, the least F1 first and those without one last.
+
+    Where they are many, only the weakest and the strongest stand so, and the others in the order of the labels.
+    """
     images, f1 = manifest.training.images_by_class, manifest.metrics.f1 or (None,) * len(manifest.labels)
-    classes = [ClassMetrics(label, images.get(label), f1) for label, f1 in zip(manifest.labels, f1, strict=True)]
+    classes = [_Class(label, images.get(label), f1) for label, f1 in zip(manifest.labels, f1, strict=True)]
     rated = sorted((each for each in classes if each.f1 is not None), key=lambda each: each.f1 or 0.0)
-    if len(classes) <= LISTED_CLASSES:
-        return Classes(weakest=(*rated, *(each for each in classes if each.f1 is None)))
-    weakest = rated[:ENDS]
-    strongest = rated[ENDS:][-ENDS:][::-1]
+    if len(classes) <= _LISTED_CLASSES:
+        return {"weakest": rated + [each for each in classes if each.f1 is None], "strongest": [], "others": []}
+    weakest, strongest = rated[:_ENDS], rated[_ENDS:][-_ENDS:][::-1]
     apart = {each.label for each in (*weakest, *strongest)}
-    return Classes(tuple(weakest), tuple(strongest), tuple(each for each in classes if each.label not in apart))
+    others = [each for each in classes if each.label not in apart]
+    return {"weakest": weakest, "strongest": strongest, "others": others}
 
 
 def show_ago(moment: datetime, now: datetime) -> str:

@@ -76,7 +76,7 @@ def names(models):
 def test_models_appear_and_vanish_while_the_server_runs(models, repository):
     models.poll()
     assert names(models) == ["default"]
-    assert models.unpublished
+    assert models.alone.unpublished
     birds, cars = repository.beside("birds"), repository.beside("cars")
     first = publish(birds)
     models.poll()

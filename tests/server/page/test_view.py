@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from contract.scores.ranking import save_ranking
 from contract.versions.repository import Repository
 from contract.versions.training_requests import leave_request
-from server.page.view import (
-    ModelSummary,
-    Page,
-    render_models,
-    show_ago,
-)
+from server.page.view import Page, render_models, show_ago
 from tests import versions
 from tests.contract.versions.test_results import METRICS
 from tests.server.page.conftest import (
@@ -236,9 +231,11 @@ class TestModels:
 
     def test_names_and_labels_are_text_whatever_they_hold(self):
         manifest = dataclasses.replace(versions.manifest("20260102T030405678Z-0a1b2c"), labels=(HOSTILE, "cat"))
-        serving = SimpleNamespace(manifest=manifest)
+        engine = SimpleNamespace(manifest=manifest)
         document = self.show(
-            ModelSummary(HOSTILE, serving, HOSTILE, (3,)), ModelSummary("javascript:x", None, None, ()), detail=HOSTILE
+            SimpleNamespace(name=HOSTILE, engine=engine, detail=HOSTILE, projects={3: 0.0}),
+            SimpleNamespace(name="javascript:x", engine=None, detail=None, projects={}),
+            detail=HOSTILE,
         )
         assert not document.find("script")
         links = [element.attrs["href"] for element in document.find("a")]
