@@ -167,10 +167,10 @@ def _activate(environment: Environment, options: _Activate) -> None:
 
     repository = environment.repository()
     version = options.version or repository.current()
-    client = connect(*environment.label_studio())
+    client = connect(*environment.label_studio(), options.project)
     sampling = None if options.keep_sampling else UNCERTAINTY_SAMPLING
-    remember(repository, read_project(client, options.project))
-    switch_model_version(client, options.project, version, sampling=sampling)
+    remember(repository, read_project(client))
+    switch_model_version(client, version, sampling=sampling)
     print(f"project {options.project} now sorts by the scores of {version}", file=sys.stderr)
 
 

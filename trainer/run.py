@@ -99,11 +99,11 @@ def _read_labels(source: Source, environment: Environment) -> tuple[labels.Label
     if source.export is not None:
         return labels.from_export(source.export, _read_text(source.label_config), source.control), None
     number = cast(int, source.project)  # for a source has one of the three
-    client = labelstudio.connect(*environment.label_studio())
-    state = labelstudio.project_state(client, number)
+    client = labelstudio.connect(*environment.label_studio(), number)
+    state = labelstudio.project_state(client)
     project = ProjectState(number, state.total_annotations, state.newest_updated_at)
     kept = kept_folder(environment, number)
-    return labels.from_project(number, client, source.control, kept=kept), project
+    return labels.from_project(client, source.control, kept=kept), project
 
 
 def _read_text(path: Path | None) -> str | None:

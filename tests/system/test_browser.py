@@ -14,7 +14,6 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
-from contract.label_studio import LabelStudioClient
 from contract.labelconfig import parse_label_config
 from contract.scores.sure import mark
 from contract.tasks import find_reference
@@ -29,6 +28,7 @@ from tests.system.conftest import keep_picture
 from tests.versions import manifest
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, confirmed_groups, decide, is_confirmed
+from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import PoolTask, annotated_tasks, unlabelled_tasks
 from trainer.ranking.reconcile import Wanted, reconcile
 
@@ -89,38 +89,37 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     project, client, [task] = _fill(studio, config, data)
     (control,) = parse_label_config(config)
     assert find_reference(task.data, control.value_key) == IMAGE
-    _rank(client, project, {task.id: Wanted(0.5, _predict_last(config, control.labels))}, tmp_path)
+    _rank(client, {task.id: Wanted(0.5, _predict_last(config, control.labels))}, tmp_path)
 
     _open_prelabelled(page, f"{project.url}?task={task.id}")
     ticked = page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())")
     assert json.loads(ticked) == selected
     _submit(page)
-    [labelled] = annotated_tasks(client, project.id)
+    [labelled] = annotated_tasks(client)
     assert decide(labelled, "choice", set(control.labels)) == {control.labels[-1]}
 
 
-def _fill(studio: LabelStudio, config: str, *data: object) -> tuple[Project, LabelStudioClient, Sequence[PoolTask]]:
-    session, client = studio.client(), labelstudio.connect(studio.url, studio.token)
+def _fill(studio: LabelStudio, config: str, *data: object) -> tuple[Project, ProjectClient, Sequence[PoolTask]]:
+    session = studio.client()
     project = Project(session, session.post("/api/projects", {"title": "Seen", "label_config": config})["id"])
     session.post(f"/api/projects/{project.id}/import", [{"data": each} for each in data])
-    return project, client, list(unlabelled_tasks(client, project.id))
+    client = labelstudio.connect(studio.url, studio.token, project.id)
+    return project, client, list(unlabelled_tasks(client))
 
 
-def _rank(client: LabelStudioClient, project: Project, wanted: Mapping[int, Wanted], folder: Path) -> None:
-    reconcile(client, project.id, name=VERSION, wanted=wanted, note=folder / "note", find_there=lambda: {*wanted})
-    labelstudio.switch_model_version(client, project.id, VERSION)
+def _rank(client: ProjectClient, wanted: Mapping[int, Wanted], folder: Path) -> None:
+    reconcile(client, name=VERSION, wanted=wanted, note=folder / "note", find_there=lambda: {*wanted})
+    labelstudio.switch_model_version(client, VERSION)
 
 
-def _rank_three(
-    studio: LabelStudio, folder: Path, attribute: str = ""
-) -> tuple[Project, LabelStudioClient, Sequence[int]]:
+def _rank_three(studio: LabelStudio, folder: Path, attribute: str = "") -> tuple[Project, ProjectClient, Sequence[int]]:
     """Make a project of three tasks, given in their order, of which the first is of the random holdout."""
     choices = f'<Choices name="choice" toName="image" {attribute}>{FLAT}</Choices>'
     config = f'<View><Image name="image" value="$image"/>{choices}</View>'
     project, client, tasks = _fill(studio, config, *[{"image": IMAGE}] * 3)
     third, first, second = (task.id for task in tasks)
     regions = _predict_last(config, ("red", "b"))
-    _rank(client, project, {third: Wanted(0.3, regions), first: Wanted(0.1, ()), second: Wanted(0.2, regions)}, folder)
+    _rank(client, {third: Wanted(0.3, regions), first: Wanted(0.1, ()), second: Wanted(0.2, regions)}, folder)
     assert _by_score(project) == [first, second, third]
     return project, client, (first, second, third)
 
@@ -148,10 +147,10 @@ def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
     page.get_by_role("button", name="Submit").first.click()
     if "required" in attribute:
         page.get_by_text("is required").first.wait_for()
-        assert not list(annotated_tasks(client, project.id))
+        assert not list(annotated_tasks(client))
     else:
         page.wait_for_function(f"{EDITOR}?.selectedValues().length > 0")  # the next task, of which something is ticked
-        [labelled] = annotated_tasks(client, project.id)
+        [labelled] = annotated_tasks(client)
         with pytest.raises(LeftOut, match=EMPTY):
             decide(labelled, "choice", {"red", "b"}, multiple="multiple" in attribute)
 
@@ -167,8 +166,8 @@ def test_prelabelling_may_be_switched_off_for_the_stream(page: Page, studio: Lab
     keep_picture(page, "prelabelling")
     page.get_by_role("button", name="Save annotation settings").click()
     page.get_by_text("Saved!").wait_for()
-    assert labelstudio.read_project(client, project.id).model_version == ""
-    labelstudio.switch_model_version(client, project.id, VERSION)
+    assert labelstudio.read_project(client).model_version == ""
+    labelstudio.switch_model_version(client, VERSION)
     assert project.settings()["show_collab_predictions"] is False
     assert _by_score(project) == list(order)
     red = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["red"]}}
@@ -189,7 +188,7 @@ def test_what_was_confirmed_in_bulk_is_known_for_good(page: Page, studio: LabelS
     marked = [{**region, "meta": {**region["meta"], "tab": mark(VERSION, 1)}} for region in regions]
     wanted = {task: Wanted(0.5, marked) for task in (offered, submitted)}
     wanted |= {other: Wanted(0.5, regions), held_out: Wanted(0.5, ())}
-    _rank(client, project, wanted, tmp_path)
+    _rank(client, wanted, tmp_path)
 
     path = f"/api/dm/actions?id=predictions_to_annotations&project={project.id}"
     selected = {"all": False, "included": [offered, other, held_out]}
@@ -197,14 +196,14 @@ def test_what_was_confirmed_in_bulk_is_known_for_good(page: Page, studio: LabelS
     _open_prelabelled(page, f"{project.url}?task={submitted}")
     _submit(page)
 
-    tasks = {task["id"]: task for task in annotated_tasks(client, project.id)}
+    tasks = {task["id"]: task for task in annotated_tasks(client)}
     made = {task: each["annotations"][0] for task, each in tasks.items()}
     assert all(made[task]["parent_prediction"] for task in (offered, other, held_out))
     assert [made[task]["lead_time"] is None for task in (offered, other, held_out, submitted)] == [True] * 3 + [False]
 
-    labelstudio.switch_model_version(client, project.id, "")
-    labelstudio.delete_predictions(client, project.id, VERSION)
-    tasks = {task["id"]: task for task in annotated_tasks(client, project.id)}
+    labelstudio.switch_model_version(client, "")
+    labelstudio.delete_predictions(client, VERSION)
+    tasks = {task["id"]: task for task in annotated_tasks(client)}
     assert not any(each["annotations"][0]["parent_prediction"] for each in tasks.values())
     assert {task for task, each in tasks.items() if is_confirmed(each)} == {offered, other}
     assert confirmed_groups(tasks[offered]) == {(VERSION, 1)}

@@ -220,8 +220,8 @@ def test_released_a_project_is_as_it_was_before_any_ranking(ranked: Ranked, fore
     ranked.rank()
     hook = {"project": ranked.project.id, "url": f"{ranked.server.url}/webhook", "headers": {"X-Team": "a"}}
     number = ranked.client.post("/api/webhooks/", hook)["id"]
-    client = connect(ranked.workplace.label_studio_url, ranked.workplace.token)
-    assert set_webhook_token(client, ranked.project.id, [ranked.server.url], "secret") == 1
+    client = connect(ranked.workplace.label_studio_url, ranked.workplace.token, ranked.project.id)
+    assert set_webhook_token(client, [ranked.server.url], "secret") == 1
     labelled = len(ranked.truth) - len(ranked.unlabelled())
     for round_ in range(2):
         released = ranked.finish(ranked.start(command="release"))

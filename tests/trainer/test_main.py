@@ -245,8 +245,8 @@ def test_activate_names_the_current_version_to_the_project(models, monkeypatch, 
     monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_URL", "http://localhost:8080")
     monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_TOKEN", "token")
     switched = []
-    monkeypatch.setattr(labelstudio, "connect", lambda url, token: (url, token))
-    monkeypatch.setattr(labelstudio, "switch_model_version", lambda _, *to, sampling: switched.append((*to, sampling)))
+    monkeypatch.setattr(labelstudio, "connect", lambda url, token, project: project)
+    monkeypatch.setattr(labelstudio, "switch_model_version", lambda *to, sampling: switched.append((*to, sampling)))
     before = labelstudio.Project(3, "Pets", "<View/>", "yolo", "Uniform sampling")
     monkeypatch.setattr(labelstudio, "read_project", lambda *_: before)
     name = publish(Repository(models), b"one").name

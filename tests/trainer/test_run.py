@@ -403,7 +403,7 @@ def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, env
     """The head that is measured learns from the random sample as from them: what it says of one holds for others."""
     caplog.set_level("INFO", "trainer")
     connected = replace(environment, label_studio_url=project.url, label_studio_token=TOKEN)
-    tasks = list_unlabelled(connect(project.url, TOKEN), 5, kept_folder(connected, 5))
+    tasks = list_unlabelled(connect(project.url, TOKEN, 5), kept_folder(connected, 5))
     images, _ = coloured_images(np.random.default_rng(8), len(tasks))
     shown = []
 

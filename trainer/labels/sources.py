@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import LabelError, name_some
-from contract.label_studio import LabelStudioClient
 from contract.labelconfig import Choice, ChoicesControl, parse_label_config
 from contract.matching import choose_control
 from contract.tasks import find_reference
@@ -40,6 +39,7 @@ from trainer.labels.class_folders import (
     find_images,
 )
 from trainer.labels.exports import read_export
+from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.task_lists import list_annotated
 from trainer.labelstudio.tasks import annotated_tasks
 
@@ -160,14 +160,11 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
     return _pool(tasks, guessed, origin)
 
 
-def from_project(
-    project_id: int, client: LabelStudioClient, control: str | None = None, *, kept: Path | None = None
-) -> LabelledPool:
+def from_project(client: ProjectClient, control: str | None = None, *, kept: Path | None = None) -> LabelledPool:
     """Read the annotations of a project of Label Studio.
 
     Args:
-        project_id: the number in the project's address.
-        client: from `trainer.labelstudio.connect`.
+        client: of the project.
         control: the name of the `<Choices>` to train on; without it, the one that most annotations answer.
         kept: the folder that the project's lists are kept in; None reads all annotations anew.
 
@@ -175,10 +172,10 @@ def from_project(
         LabelError: if fewer than two classes have images.
         ConfigError: if Label Studio does not answer, or the project classifies no images or has no such control.
     """
-    project = labelstudio.read_project(client, project_id)
-    tasks = list_annotated(client, project_id, kept) if kept else list(annotated_tasks(client, project_id))
+    project = labelstudio.read_project(client)
+    tasks = list_annotated(client, kept) if kept else list(annotated_tasks(client))
     chosen = _choose(project.label_config, control, tasks)
-    origin = f"project {project_id} ({project.title}), labels in the order of its labelling config"
+    origin = f"{client.what} ({project.title}), labels in the order of its labelling config"
     return _pool(tasks, chosen, origin)
 
 

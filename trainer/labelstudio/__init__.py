@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from contract.label_studio import WHOAMI, LabelStudioClient, Patience, Refused
+from contract.label_studio import WHOAMI, Patience, Refused
+from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import ANNOTATED, look
 
 _WRITE_TIMEOUT_S: Final = 3600.0
@@ -74,27 +75,27 @@ class State:
     """The sha256 of the labelling config."""
 
 
-def connect(url: str, token: str, patience: Patience | None = None) -> LabelStudioClient:
+def connect(url: str, token: str, project: int, patience: Patience | None = None) -> ProjectClient:
     """Return a client that Label Studio has accepted; the token is a personal access token or a legacy one."""
-    client = LabelStudioClient(url, token, patience=patience)
+    client = ProjectClient(url, token, project, patience)
     client.read(WHOAMI, lambda user: user["id"], what="the user")
     return client
 
 
-def read_project(client: LabelStudioClient, project_id: int) -> Project:
+def read_project(client: ProjectClient) -> Project:
     """Return the project's title, labelling config, model version and sampling, and what else tabs need."""
 
     def make(project: Mapping[str, Any]) -> Project:
         needed = {name: project[name] for name in ("title", "label_config", "model_version", "sampling")}
         more = {name: project.get(name) for name in ("skip_queue", "created_at")}
-        return Project(project_id, **{name: value or "" for name, value in {**needed, **more}.items()})
+        return Project(client.project, **{name: value or "" for name, value in {**needed, **more}.items()})
 
-    return _read(client, project_id, make)
+    return _read(client, make)
 
 
-def project_state(client: LabelStudioClient, project_id: int) -> State:
+def project_state(client: ProjectClient) -> State:
     """Look at a project in two small requests; annotations that were edited show in `newest_updated_at` alone."""
-    page = look(client, project_id, [ANNOTATED], ordering="-tasks:updated_at")
+    page = look(client, [ANNOTATED], ordering="-tasks:updated_at")
     newest = [task["updated_at"] for task in page.tasks]
 
     def make(project: Mapping[str, Any]) -> State:
@@ -108,33 +109,30 @@ def project_state(client: LabelStudioClient, project_id: int) -> State:
             label_config=hashlib.sha256((project["label_config"] or "").encode()).hexdigest(),
         )
 
-    return _read(client, project_id, make)
+    return _read(client, make)
 
 
-def read_extent(client: LabelStudioClient, project_id: int) -> Extent:
+def read_extent(client: ProjectClient) -> Extent:
     """Look at a project in two small requests."""
-    rules = _read(client, project_id, lambda project: json.dumps([project.get(name) for name in _RULES]))
+    rules = _read(client, lambda project: json.dumps([project.get(name) for name in _RULES]))
     at = client.date  # before the tasks are looked at
-    page = look(client, project_id, [], ordering="-tasks:id", resolve_uri="false")
+    page = look(client, [], ordering="-tasks:id", resolve_uri="false")
     last = page.tasks[0]["id"] if page.tasks else 0
     return Extent(page.total, last, at.isoformat() if at else "", rules)
 
 
-def count_annotations(client: LabelStudioClient, project_id: int) -> tuple[int, int]:
+def count_annotations(client: ProjectClient) -> tuple[int, int]:
     """Return how many annotations there are, without and by skipping, by one small request."""
     counters = ("total_annotations_number", "skipped_annotations_number")
-    made, skipped = _read(client, project_id, lambda project: [int(project[name]) for name in counters])
+    made, skipped = _read(client, lambda project: [int(project[name]) for name in counters])
     return made, skipped
 
 
-def switch_model_version(
-    client: LabelStudioClient, project_id: int, version: str, *, sampling: str | None = UNCERTAINTY_SAMPLING
-) -> None:
+def switch_model_version(client: ProjectClient, version: str, *, sampling: str | None = UNCERTAINTY_SAMPLING) -> None:
     """Make a project show, sort by and sample by the predictions of one version.
 
     Args:
-        client: from `connect`.
-        project_id: the number in the project's address.
+        client: of the project.
         version: of which at least one prediction must be in the project; empty for none.
         sampling: the project's task sampling; None leaves it as it is.
 
@@ -143,21 +141,16 @@ def switch_model_version(
     """
     changes = {"model_version": version} | ({"sampling": sampling} if sampling is not None else {})
     try:
-        client.send("PATCH", project_path(project_id), what=f"project {project_id}", body=changes)
+        client.send("PATCH", client.path, what=client.what, body=changes)
     except Refused as err:
         raise Refused(
-            f"Label Studio at {client.url} refuses model version {version!r} for project {project_id}: no prediction "
+            f"Label Studio at {client.url} refuses model version {version!r} for {client.what}: no prediction "
             "in the project has it; retrieve or import predictions of that version first"
         ) from err
 
 
-def project_path(project_id: int) -> str:
-    """Return where the API has a project."""
-    return f"/api/projects/{project_id}/"
-
-
-def _read(client: LabelStudioClient, project_id: int, make: Callable[[Mapping[str, Any]], _Made]) -> _Made:
-    return client.read(project_path(project_id), make, what=f"project {project_id}")
+def _read(client: ProjectClient, make: Callable[[Mapping[str, Any]], _Made]) -> _Made:
+    return client.read(client.path, make, what=client.what)
 
 
 # ---- predictions
@@ -177,18 +170,18 @@ class StoredPrediction:
     """Whether it holds no region, so that Label Studio ticks nothing."""
 
 
-def count_predictions(client: LabelStudioClient, project_id: int) -> dict[str, int]:
+def count_predictions(client: ProjectClient) -> dict[str, int]:
     """Return how many predictions of each model version the project holds."""
     return client.read(
-        f"{project_path(project_id)}model-versions/",
+        f"{client.path}model-versions/",
         lambda reply: {str(each["model_version"]): int(each["count"]) for each in reply["static"]},
-        what=f"project {project_id}",
+        what=client.what,
         query={"extended": "true"},
     )
 
 
 def list_predictions(
-    client: LabelStudioClient, project_id: int, version: str, *, results_of: Collection[int] = ()
+    client: ProjectClient, version: str, *, results_of: Collection[int] = ()
 ) -> list[StoredPrediction]:
     """Return every prediction of one model version, the oldest first; those of the tasks `results_of` with regions."""
 
@@ -200,8 +193,8 @@ def list_predictions(
     return client.read(
         "/api/predictions/",
         make,
-        what=f"project {project_id}",
-        query={"project": project_id},
+        what=client.what,
+        query={"project": client.project},
         timeout_s=_WRITE_TIMEOUT_S,
         hook=partial(_to_prediction, frozenset(results_of)),
     )
@@ -221,7 +214,7 @@ def _to_prediction(results_of: Collection[int], document: dict[str, Any]) -> Sto
     )
 
 
-def import_predictions(client: LabelStudioClient, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> None:
+def import_predictions(client: ProjectClient, predictions: Sequence[Mapping[str, Any]]) -> None:
     """Store predictions, each with `task`, `model_version`, `score` in [0, 1] and `result`.
 
     Label Studio drops those that it finds invalid without a word.
@@ -232,25 +225,25 @@ def import_predictions(client: LabelStudioClient, project_id: int, predictions: 
     """
     client.send(
         "POST",
-        f"{project_path(project_id)}import/predictions",
-        what=f"project {project_id}",
+        f"{client.path}import/predictions",
+        what=client.what,
         body=predictions,
         timeout_s=_WRITE_TIMEOUT_S,
         once=True,
     )
 
 
-def delete_prediction(client: LabelStudioClient, prediction_id: int) -> None:
+def delete_prediction(client: ProjectClient, prediction_id: int) -> None:
     """Remove one prediction; one that is gone already is none the worse."""
     client.send("DELETE", f"/api/predictions/{prediction_id}/", what=f"prediction {prediction_id}", accepted=(404,))
 
 
-def delete_predictions(client: LabelStudioClient, project_id: int, version: str) -> None:
+def delete_predictions(client: ProjectClient, version: str) -> None:
     """Remove all predictions of one model version, which must not be the project's: Label Studio would unset that."""
     client.send(
         "DELETE",
-        f"{project_path(project_id)}model-versions/",
-        what=f"project {project_id}",
+        f"{client.path}model-versions/",
+        what=client.what,
         body={"model_version": version},
         timeout_s=_WRITE_TIMEOUT_S,
         once=True,

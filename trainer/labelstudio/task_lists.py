@@ -17,9 +17,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
-from contract.label_studio import LabelStudioClient
 from trainer import labelstudio
 from trainer.labelstudio import Extent
+from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import (
     PoolTask,
     annotated_tasks,
@@ -51,7 +51,7 @@ def kept_folder(environment: Environment, project_id: int) -> Path:
     return environment.cache / "tasks" / f"{project_id}-{host}"
 
 
-def list_unlabelled(client: LabelStudioClient, project_id: int, folder: Path) -> list[PoolTask]:
+def list_unlabelled(client: ProjectClient, folder: Path) -> list[PoolTask]:
     """Return what `tasks.unlabelled_tasks` gives, by few requests where the folder holds an earlier list.
 
     Raises:
@@ -59,12 +59,12 @@ def list_unlabelled(client: LabelStudioClient, project_id: int, folder: Path) ->
     """
     unlabelled = _Kind(
         ("data",),
-        whole=lambda: (asdict(task) for task in unlabelled_tasks(client, project_id)),
-        since=lambda moment: tasks_since(client, project_id, moment),
+        whole=lambda: (asdict(task) for task in unlabelled_tasks(client)),
+        since=lambda moment: tasks_since(client, moment),
         belongs=is_unlabelled,
-        is_whole=lambda tasks: len(tasks) == count_unlabelled(client, project_id),
+        is_whole=lambda tasks: len(tasks) == count_unlabelled(client),
     )
-    tasks = _list(client, project_id, folder / "unlabelled.json", unlabelled)
+    tasks = _list(client, folder / "unlabelled.json", unlabelled)
     return [PoolTask(number, task["data"]) for number, task in sorted(tasks.items())]
 
 
@@ -74,7 +74,7 @@ def recall_unlabelled(folder: Path) -> list[PoolTask]:
     return [PoolTask(number, task["data"]) for number, task in sorted(kept.tasks.items())] if kept else []
 
 
-def list_annotated(client: LabelStudioClient, project_id: int, folder: Path) -> list[Task]:
+def list_annotated(client: ProjectClient, folder: Path) -> list[Task]:
     """Return what `tasks.annotated_tasks` gives, by few requests where the folder holds an earlier list.
 
     Raises:
@@ -82,12 +82,12 @@ def list_annotated(client: LabelStudioClient, project_id: int, folder: Path) -> 
     """
     annotated = _Kind(
         ("data", "annotations"),
-        whole=lambda: annotated_tasks(client, project_id),
-        since=lambda moment: tasks_since(client, project_id, moment, annotations=True),
+        whole=lambda: annotated_tasks(client),
+        since=lambda moment: tasks_since(client, moment, annotations=True),
         belongs=lambda task: bool(task["annotations"]),
-        is_whole=lambda tasks: _count_annotations(tasks.values()) == labelstudio.count_annotations(client, project_id),
+        is_whole=lambda tasks: _count_annotations(tasks.values()) == labelstudio.count_annotations(client),
     )
-    tasks = _list(client, project_id, folder / "annotated.json", annotated)
+    tasks = _list(client, folder / "annotated.json", annotated)
     in_order = [{"id": number, **task} for number, task in sorted(tasks.items())]
     return sorted(in_order, key=lambda task: all(each["was_cancelled"] for each in task["annotations"]))
 
@@ -151,8 +151,8 @@ class _Kept:
             return None
 
 
-def _list(client: LabelStudioClient, project_id: int, path: Path, kind: _Kind) -> Mapping[int, Task]:
-    extent = labelstudio.read_extent(client, project_id)
+def _list(client: ProjectClient, path: Path, kind: _Kind) -> Mapping[int, Task]:
+    extent = labelstudio.read_extent(client)
     kept = _Kept.load(path, kind.fields)
     tasks = _follow(kept, extent, kind) if kept else None
     at = kept.at if kept and tasks is not None else time.time()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from contract.label_studio import LabelStudioClient
+from trainer.labelstudio.client import ProjectClient
 
 _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
@@ -24,45 +24,43 @@ class PoolTask:
     """As it was imported: references to cloud storage are not resolved."""
 
 
-def annotated_tasks(client: LabelStudioClient, project_id: int) -> Iterator[Mapping[str, Any]]:
+def annotated_tasks(client: ProjectClient) -> Iterator[Mapping[str, Any]]:
     """Yield every task that somebody labelled or skipped, as `id`, `data` and `annotations`.
 
     In the order of their numbers, those that were only skipped behind all others.
     """
     for filters in ([ANNOTATED], [_NOT_ANNOTATED, _SKIPPED]):
-        for task in _pages(client, project_id, filters, page_size=_ANNOTATED_PAGE_TASKS, **_WITH_ANNOTATIONS):
+        for task in _pages(client, filters, page_size=_ANNOTATED_PAGE_TASKS, **_WITH_ANNOTATIONS):
             yield {"id": task["id"], "data": task["data"], "annotations": task["annotations"] or []}
 
 
-def unlabelled_tasks(client: LabelStudioClient, project_id: int) -> Iterator[PoolTask]:
+def unlabelled_tasks(client: ProjectClient) -> Iterator[PoolTask]:
     """Yield every task that Label Studio would still have labelled and that nobody has: in the order of their numbers.
 
     Among them are those that somebody skipped, unless the project says that a skipped task is done with.
     """
-    for task in _pages(client, project_id, [_NOT_ANNOTATED, _NOT_DONE], page_size=_PAGE_TASKS, **_AS_IMPORTED):
+    for task in _pages(client, [_NOT_ANNOTATED, _NOT_DONE], page_size=_PAGE_TASKS, **_AS_IMPORTED):
         yield PoolTask(task["id"], task["data"])
 
 
-def tasks_since(
-    client: LabelStudioClient, project_id: int, moment: str, *, annotations: bool = False
-) -> Iterator[Mapping[str, Any]]:
+def tasks_since(client: ProjectClient, moment: str, *, annotations: bool = False) -> Iterator[Mapping[str, Any]]:
     """Yield every task that has changed at a moment or since, as `annotated_tasks` or `unlabelled_tasks` read it.
 
     A task changes with its data and with its annotations, not when predictions are imported. Deleted ones do not show.
     """
     later = condition("updated_at", "greater_or_equal", moment, "Datetime")
     size, fields = (_ANNOTATED_PAGE_TASKS, _WITH_ANNOTATIONS) if annotations else (_PAGE_TASKS, _AS_IMPORTED)
-    yield from _pages(client, project_id, [later], page_size=size, **fields)
+    yield from _pages(client, [later], page_size=size, **fields)
 
 
-def tasks_by_number(client: LabelStudioClient, project_id: int, numbers: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+def tasks_by_number(client: ProjectClient, numbers: Sequence[int]) -> Iterator[Mapping[str, Any]]:
     """Yield those of some tasks that are there, with their annotations and all else."""
     for start in range(0, len(numbers), _NAMED_TASKS):
         named = condition("id", "in_list", list(numbers[start : start + _NAMED_TASKS]))
-        yield from _pages(client, project_id, [named], page_size=_NAMED_TASKS, **_WITH_ANNOTATIONS)
+        yield from _pages(client, [named], page_size=_NAMED_TASKS, **_WITH_ANNOTATIONS)
 
 
-def count_labels_since(client: LabelStudioClient, project_id: int, moment: str, *, until: str) -> tuple[int, int]:
+def count_labels_since(client: ProjectClient, moment: str, *, until: str) -> tuple[int, int]:
     """Count the annotations made after a moment, and those of the others that were edited; deleted ones do not show.
 
     A page of tasks is asked for, and one more for each 500 that have changed. A task's own time is later than its
@@ -71,7 +69,7 @@ def count_labels_since(client: LabelStudioClient, project_id: int, moment: str, 
     """
     later = condition("updated_at", "greater", moment, "Datetime")
     made = edited = 0
-    for task in _pages(client, project_id, [ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, fields="all"):
+    for task in _pages(client, [ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, fields="all"):
         for each in task["annotations"] or []:
             if not each["was_cancelled"] and moment < str(each["updated_at"]) <= until:
                 made += str(each["created_at"]) > moment
@@ -79,14 +77,9 @@ def count_labels_since(client: LabelStudioClient, project_id: int, moment: str, 
     return made, edited
 
 
-def count_tasks(client: LabelStudioClient, project_id: int, filters: Sequence[Mapping[str, object]]) -> int:
-    """Return for how many tasks all filters hold, by one small request."""
-    return look(client, project_id, filters).total
-
-
-def count_unlabelled(client: LabelStudioClient, project_id: int) -> int:
+def count_unlabelled(client: ProjectClient) -> int:
     """Return how many tasks `unlabelled_tasks` would give, by one small request."""
-    return count_tasks(client, project_id, [_NOT_ANNOTATED, _NOT_DONE])
+    return look(client, [_NOT_ANNOTATED, _NOT_DONE]).total
 
 
 def is_unlabelled(task: Mapping[str, Any]) -> bool:
@@ -119,8 +112,7 @@ class Page:
 
 
 def look(
-    client: LabelStudioClient,
-    project_id: int,
+    client: ProjectClient,
     filters: Sequence[Mapping[str, object]],
     *,
     ordering: str = "tasks:id",
@@ -132,11 +124,11 @@ def look(
     return client.read(
         "/api/tasks/",
         lambda page: Page([{**task, "id": int(task["id"])} for task in page["tasks"]], int(page["total"])),
-        what=f"project {project_id}",
+        what=client.what,
         query={
             "fields": "task_only",
             "query": json.dumps(query),
-            "project": project_id,
+            "project": client.project,
             "page_size": page_size,
             **parameters,
         },
@@ -144,12 +136,7 @@ def look(
 
 
 def _pages(
-    client: LabelStudioClient,
-    project_id: int,
-    filters: Sequence[Mapping[str, object]],
-    *,
-    page_size: int,
-    **parameters: str,
+    client: ProjectClient, filters: Sequence[Mapping[str, object]], *, page_size: int, **parameters: str
 ) -> Iterator[dict[str, Any]]:
     """Yield tasks in the order of their numbers, each page from the last number on.
 
@@ -158,7 +145,7 @@ def _pages(
     last, remaining = 0, True  # 0 is below every task's number
     while remaining:
         behind = condition("id", "greater", last)
-        page = look(client, project_id, [*filters, behind], page_size=page_size, **parameters)
+        page = look(client, [*filters, behind], page_size=page_size, **parameters)
         yield from page.tasks
         remaining = 0 < len(page.tasks) < page.total
         last = page.tasks[-1]["id"] if remaining else last

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from contract.label_studio import LabelStudioClient
+from trainer.labelstudio.client import ProjectClient
 
 _AUTHORIZATION: Final = "Authorization"
 _BEARER: Final = "Bearer "
@@ -11,7 +11,7 @@ _FORMER: Final = "X-Labelnext-Former-Authorization"
 """Where a webhook keeps what it carried before our token, rather than anybody's disk."""
 
 
-def set_webhook_token(client: LabelStudioClient, project_id: int, url_prefixes: Sequence[str], token: str) -> int:
+def set_webhook_token(client: ProjectClient, url_prefixes: Sequence[str], token: str) -> int:
     """Have a project's webhooks for addresses that begin so carry a token, and return how many had to be changed.
 
     It is sent as `Authorization: Bearer ...`; what else they carried as that stays with them, under another name, for
@@ -23,10 +23,10 @@ def set_webhook_token(client: LabelStudioClient, project_id: int, url_prefixes: 
         kept = {_FORMER: before} if before and not before.startswith(_BEARER) else {}
         return {**headers, **kept, _AUTHORIZATION: _BEARER + token}
 
-    return _change_webhooks(client, project_id, url_prefixes, change)
+    return _change_webhooks(client, url_prefixes, change)
 
 
-def clear_webhook_token(client: LabelStudioClient, project_id: int, url_prefixes: Sequence[str]) -> int:
+def clear_webhook_token(client: ProjectClient, url_prefixes: Sequence[str]) -> int:
     """Have webhooks carry what they did before `set_webhook_token`, and return how many had to be changed."""
 
     def change(headers: Mapping[str, str]) -> Mapping[str, str]:
@@ -35,14 +35,11 @@ def clear_webhook_token(client: LabelStudioClient, project_id: int, url_prefixes
         former = {_AUTHORIZATION: headers[_FORMER]} if _FORMER in headers else {}
         return {name: value for name, value in headers.items() if name not in {_AUTHORIZATION, _FORMER}} | former
 
-    return _change_webhooks(client, project_id, url_prefixes, change)
+    return _change_webhooks(client, url_prefixes, change)
 
 
 def _change_webhooks(
-    client: LabelStudioClient,
-    project_id: int,
-    url_prefixes: Sequence[str],
-    change: Callable[[Mapping[str, str]], Mapping[str, str]],
+    client: ProjectClient, url_prefixes: Sequence[str], change: Callable[[Mapping[str, str]], Mapping[str, str]]
 ) -> int:
     stems = tuple(prefix.rstrip("/") + "/" for prefix in url_prefixes)
 
@@ -50,7 +47,7 @@ def _change_webhooks(
         ours = (hook for hook in hooks if (hook["url"].rstrip("/") + "/").startswith(stems))
         return {int(hook["id"]): hook["headers"] or {} for hook in ours}
 
-    hooks = client.read("/api/webhooks/", make, what="webhooks", query={"project": project_id})
+    hooks = client.read("/api/webhooks/", make, what="webhooks", query={"project": client.project})
     changed = {number: wanted for number, headers in hooks.items() if (wanted := change(headers)) != headers}
     for number, wanted in changed.items():
         client.send("PATCH", f"/api/webhooks/{number}/", what=f"webhook {number}", body={"headers": wanted})

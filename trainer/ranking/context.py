@@ -49,8 +49,8 @@ class RankingContext:
         self.environment = environment
         self.fetcher = fetcher
         self.repository = environment.repository()
-        self.client = labelstudio.connect(*environment.label_studio(), PATIENCE)
-        self.project = labelstudio.read_project(self.client, options.project)
+        self.client = labelstudio.connect(*environment.label_studio(), options.project, PATIENCE)
+        self.project = labelstudio.read_project(self.client)
         self.version = _current(self.repository)
         self.base = base_name(self.version.name if self.version else None, self.repository.model)
         """The name of the first ranking by the current version."""
@@ -70,8 +70,7 @@ class RankingContext:
     @cached_property
     def annotated(self) -> list[Task]:
         """The tasks that somebody labelled or skipped."""
-        project = self.options.project
-        return list_annotated(self.client, project, task_lists.kept_folder(self.environment, project))
+        return list_annotated(self.client, task_lists.kept_folder(self.environment, self.options.project))
 
     @cached_property
     def tab_record(self) -> TabRecord:
@@ -80,8 +79,7 @@ class RankingContext:
 
     def list_tasks(self) -> list[PoolTask]:
         """Return the unlabelled tasks as they are now."""
-        project = self.options.project
-        return list_unlabelled(self.client, project, task_lists.kept_folder(self.environment, project))
+        return list_unlabelled(self.client, task_lists.kept_folder(self.environment, self.options.project))
 
     @cached_property
     def data(self) -> dict[int, Any]:

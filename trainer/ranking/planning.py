@@ -87,7 +87,7 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
         LabelnextError: if the scores or the images cannot be had.
     """
     options = context.options
-    held = labelstudio.list_predictions(context.client, options.project, former.name)
+    held = labelstudio.list_predictions(context.client, former.name)
     ranked = {each.task: each.score for each in held if each.task not in context.tab_record.listed}
     unscored = set(former.unscored)
     later = [task for task in context.tasks if task.id not in ranked or task.id in unscored]
@@ -116,7 +116,7 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
 def _keep_places(context: RankingContext, plan: Plan, shown: Shown, failures: Sequence[Failure]) -> Plan:
     """Add the tasks that keep their places; a ranking is not replaced by one of far fewer tasks."""
     options = context.options
-    predictions = labelstudio.list_predictions(context.client, options.project, shown.name, results_of=plan.unscored)
+    predictions = labelstudio.list_predictions(context.client, shown.name, results_of=plan.unscored)
     held = [each for each in predictions if each.task not in context.tab_record.listed]
     scored_before = {each.task for each in held} & context.data.keys() - set(shown.unscored)
     lost = [failure for failure in failures if failure.task in scored_before]
@@ -224,8 +224,8 @@ def _count_labels(context: RankingContext, manifest: Manifest) -> Sequence[int]:
 
     The record leaves out images that could not be read.
     """
-    client, project, record = context.client, context.options.project, manifest.training
-    state = labelstudio.project_state(client, project)
+    project, record = context.options.project, manifest.training
+    state = labelstudio.project_state(context.client)
     unchanged = record.project == ProjectState(project, state.total_annotations, state.newest_updated_at)
     if unchanged and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
         return [record.images_by_class.get(label, 0) for label in manifest.labels]

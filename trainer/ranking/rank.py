@@ -122,7 +122,7 @@ class _Ranking:
         self._client = context.client
         self._repository = context.repository
         self._plan_path = context.kept / "plan.json"
-        self._counts = labelstudio.count_predictions(context.client, context.options.project)
+        self._counts = labelstudio.count_predictions(context.client)
         """Of predictions by the name they are stamped with, at the start."""
 
     def finish(self) -> Summary | None:
@@ -208,7 +208,7 @@ class _Ranking:
         with stage("import"):
             imported = self._import(plan, tabs)
         removed = 0
-        there = labelstudio.count_predictions(self._client, self._options.project).get(plan.name)
+        there = labelstudio.count_predictions(self._client).get(plan.name)
         if there:
             with stage("switch"):
                 self._switch(plan.name)
@@ -223,13 +223,12 @@ class _Ranking:
 
     def _import(self, plan: Plan, tabs: RankingTabs) -> int:
         unlabelled = set(self._context.data)
-        if count_unlabelled(self._client, self._options.project) != len(unlabelled):
+        if count_unlabelled(self._client) != len(unlabelled):
             unlabelled = self._find_unlabelled()
         doubted = tabs.find_doubted()
         places = {item.task: Wanted(item.score, item.result) for item in plan.items if item.task in unlabelled}
         return reconcile(
             self._client,
-            self._options.project,
             name=plan.name,
             wanted={**doubted, **places},
             unwanted=tabs.settled,
@@ -242,18 +241,18 @@ class _Ranking:
 
     def _switch(self, name: str) -> None:
         sampling = None if self._options.keep_sampling else labelstudio.UNCERTAINTY_SAMPLING
-        now = labelstudio.read_project(self._client, self._options.project)
+        now = labelstudio.read_project(self._client)
         if now.model_version != name or sampling not in {None, now.sampling}:
             remember(self._repository, now)
-            labelstudio.switch_model_version(self._client, self._options.project, name, sampling=sampling)
+            labelstudio.switch_model_version(self._client, name, sampling=sampling)
 
     def _remove_superseded(self, current: str) -> int:
-        counts = labelstudio.count_predictions(self._client, self._options.project)
+        counts = labelstudio.count_predictions(self._client)
         removed = 0
         for name in self._own(name for name in counts if name != current):
             _log.info("removing %d predictions of %s", counts[name], name)
             try:
-                labelstudio.delete_predictions(self._client, self._options.project, name)
+                labelstudio.delete_predictions(self._client, name)
             except Unreachable as err:
                 _log.warning("they may be there still, which does no harm; the next ranking removes them: %s", err)
                 break

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from contract.errors import ConfigError
 from contract.files import explaining
-from contract.label_studio import LabelStudioClient, Refused, Unreachable
+from contract.label_studio import Refused, Unreachable
 from trainer import labelstudio
 from trainer.labelstudio import StoredPrediction
+from trainer.labelstudio.client import ProjectClient
 from trainer.progress_bar import Bar
 
 _log = logging.getLogger(__name__)
@@ -84,8 +85,7 @@ def _is_good(prediction: StoredPrediction, wanted: Wanted | None, *, unwanted: b
 
 
 def reconcile(
-    client: LabelStudioClient,
-    project_id: int,
+    client: ProjectClient,
     *,
     name: str,
     wanted: Mapping[int, Wanted],
@@ -96,8 +96,7 @@ def reconcile(
     """Have each wanted task hold one prediction of that name with that score, and every other task at most one.
 
     Args:
-        client: from `labelstudio.connect`.
-        project_id: the number in the project's address.
+        client: of the project.
         name: what the predictions are stamped with.
         wanted: by task. Tasks that turn out to be gone or labelled meanwhile are left alone.
         unwanted: tasks that are to have none.
@@ -111,12 +110,12 @@ def reconcile(
         ConfigError: if Label Studio does not answer, or does not take a prediction even without its label.
     """
     wanted = dict(wanted)
-    flight = _Flight(client, project_id, name, note)
+    flight = _Flight(client, name, note)
     flight.settle()
     taken = Counter[int]()
     fewest, vain = len(wanted) + 1, 0
     while vain < _ROUNDS:
-        changes = compare(wanted, _list(client, project_id, name), unwanted=unwanted)
+        changes = compare(wanted, _list(client, name), unwanted=unwanted)
         _check_taken([task for task in changes.create if taken[task] >= _TIMES_TAKEN])
         if not changes.create and not changes.delete:
             return taken.total()
@@ -140,16 +139,16 @@ def reconcile(
         for number in Bar(changes.delete, "removing duplicates", unit="prediction", disable=not changes.delete):
             labelstudio.delete_prediction(client, number)
     raise ConfigError(
-        f"expected Label Studio to hold one prediction of {name} for each of {len(wanted)} tasks of project "
-        f"{project_id}, after {_ROUNDS} attempts that changed nothing it does not; look into its log, then rank again"
+        f"expected Label Studio to hold one prediction of {name} for each of {len(wanted)} tasks of "
+        f"{client.what}, after {_ROUNDS} attempts that changed nothing it does not; look into its log, then rank again"
     )
 
 
-def _list(client: LabelStudioClient, project_id: int, name: str) -> list[StoredPrediction]:
+def _list(client: ProjectClient, name: str) -> list[StoredPrediction]:
     """All predictions are listed to see these; where there are none, their count says so for less."""
-    if not labelstudio.count_predictions(client, project_id).get(name):
+    if not labelstudio.count_predictions(client).get(name):
         return []
-    return labelstudio.list_predictions(client, project_id, name)
+    return labelstudio.list_predictions(client, name)
 
 
 def _check_taken(tasks: Sequence[int]) -> None:
@@ -204,9 +203,8 @@ class _Flight:
     Label Studio finishes what it was asked even if nobody waits for the answer.
     """
 
-    def __init__(self, client: LabelStudioClient, project_id: int, name: str, note: Path) -> None:
+    def __init__(self, client: ProjectClient, name: str, note: Path) -> None:
         self._client = client
-        self._project_id = project_id
         self._name = name
         self._note = note
 
@@ -214,7 +212,7 @@ class _Flight:
         """Import predictions; the note stays if it is not known what became of them."""
         self._write(self._count(), len(predictions))
         try:
-            labelstudio.import_predictions(self._client, self._project_id, predictions)
+            labelstudio.import_predictions(self._client, predictions)
         except Unreachable:
             raise
         except ConfigError:
@@ -236,7 +234,7 @@ class _Flight:
         self._note.unlink(missing_ok=True)
 
     def _count(self) -> int:
-        return labelstudio.count_predictions(self._client, self._project_id).get(self._name, 0)
+        return labelstudio.count_predictions(self._client).get(self._name, 0)
 
     def _write(self, before: int, sent: int) -> None:
         with explaining("a note", self._note.parent, remedy="set LABELNEXT_CACHE to a folder with room"):

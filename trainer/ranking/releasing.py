@@ -14,12 +14,12 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from contract.files import explaining
-from contract.label_studio import LabelStudioClient
 from contract.scores.ranking import forget_ranking
 from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, remove
 from trainer import labelstudio
 from trainer.labelstudio import Project, task_lists
+from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.webhooks import clear_webhook_token
 from trainer.locks import exclusive
 from trainer.ranking.context import kept_folder
@@ -127,37 +127,37 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         exclusive(repository, work=".watch", refusal=watched),
         exclusive(repository, work=f".rank.{project_id}", refusal=ranked),
     ):
-        client = labelstudio.connect(*environment.label_studio())
+        client = labelstudio.connect(*environment.label_studio(), project_id)
         before = recall(repository, project_id)
-        webhooks = clear_webhook_token(client, project_id, [server or environment.server])
-        created_at = labelstudio.read_project(client, project_id).created_at
-        tabs = remove_tabs(client, project_id, repository, load_record(repository, project_id, created_at))
-        predictions = _put_back(client, repository, project_id, before or _DEFAULT)
+        webhooks = clear_webhook_token(client, [server or environment.server])
+        created_at = labelstudio.read_project(client).created_at
+        tabs = remove_tabs(client, repository, load_record(repository, project_id, created_at))
+        predictions = _put_back(client, repository, before or _DEFAULT)
         shutil.rmtree(kept_folder(environment, project_id), ignore_errors=True)
         shutil.rmtree(task_lists.kept_folder(environment, project_id), ignore_errors=True)
         for request in find_requests(repository):
             if request.project == project_id:
                 remove(repository, request)
         forget_ranking(repository, project_id)
-        now = labelstudio.read_project(client, project_id)
+        now = labelstudio.read_project(client)
         repository.documents(PROJECTS_FOLDER).remove(_file(project_id))
     recorded = before is not None
     return Released(project_id, predictions, now.sampling, now.model_version, webhooks, tabs, recorded=recorded)
 
 
-def _put_back(client: LabelStudioClient, repository: Repository, project_id: int, before: Before) -> int:
+def _put_back(client: ProjectClient, repository: Repository, before: Before) -> int:
     """Have the project show nothing of ours, remove what is ours, and have it show what it did before.
 
     In this order, because Label Studio unsets a project's model version when predictions go while a backend is it.
     """
-    now = labelstudio.read_project(client, project_id)
-    counts = labelstudio.count_predictions(client, project_id)
+    now = labelstudio.read_project(client)
+    counts = labelstudio.count_predictions(client)
     ours = own_names(repository, counts)
     if now.model_version in own_names(repository, [now.model_version]):
         sampling = before.sampling if now.sampling == labelstudio.UNCERTAINTY_SAMPLING else None
-        labelstudio.switch_model_version(client, project_id, "", sampling=sampling)
+        labelstudio.switch_model_version(client, "", sampling=sampling)
     for name in ours:
-        labelstudio.delete_predictions(client, project_id, name)
-    if before.model_version and labelstudio.read_project(client, project_id).model_version == "":
-        labelstudio.switch_model_version(client, project_id, before.model_version, sampling=None)
+        labelstudio.delete_predictions(client, name)
+    if before.model_version and labelstudio.read_project(client).model_version == "":
+        labelstudio.switch_model_version(client, before.model_version, sampling=None)
     return sum(counts[name] for name in ours)

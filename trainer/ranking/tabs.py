@@ -45,7 +45,6 @@ class RankingTabs:
         suspects = read_suspects(context.repository, version.manifest, self._project) if version else []
         self._doubts = find_doubts(
             context.client,
-            self._project,
             suspects,
             control=context.control,
             marker=tabs.doubt_marker(self._name),
@@ -82,13 +81,13 @@ class RankingTabs:
         context = self._context
         try:
             if not context.options.tabs:
-                remove_tabs(context.client, self._project, context.repository, self._context.tab_record)
+                remove_tabs(context.client, context.repository, self._context.tab_record)
                 return
             sure = {**self._groups, **tabs.find_groups(plan.items, self._name)}
             listed = note_listed(context.tab_record.listed, self._doubts, unlabelled=context.data)
             record = replace(context.tab_record, listed=listed, sure=sure)
             wanted = self._choose(sure, offered)
-            shown = keep_tabs(context.client, self._project, context.repository, record=record, wanted=wanted)
+            shown = keep_tabs(context.client, context.repository, record=record, wanted=wanted)
         except (LabelnextError, OSError) as err:
             _log.warning("the project's tabs may be those of an earlier ranking; the next one mends them: %s", err)
         else:

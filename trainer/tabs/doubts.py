@@ -15,13 +15,13 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from contract.errors import LabelnextError
-from contract.label_studio import LabelStudioClient
 from contract.labelconfig import ChoicesControl
 from contract.scores.sure import MARK
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.version import REPORT_FOLDER
 from trainer.labels.annotations import LeftOut, decide
+from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import tasks_by_number
 from trainer.tabs.record import Listed
 
@@ -78,8 +78,7 @@ def read_suspects(repository: Repository, manifest: Manifest, project_id: int) -
 
 
 def find_doubts(
-    client: LabelStudioClient,
-    project_id: int,
+    client: ProjectClient,
     suspects: Sequence[Suspect],
     *,
     control: ChoicesControl,
@@ -89,8 +88,7 @@ def find_doubts(
     """Return the suspects that are labelled as they were, and that nobody has looked at since they were listed.
 
     Args:
-        client: from `labelstudio.connect`.
-        project_id: the number in the project's address.
+        client: of the project.
         suspects: the likeliest first.
         control: whose labels they are.
         marker: is to stand in their predictions.
@@ -98,9 +96,7 @@ def find_doubts(
     """
     if not suspects:
         return []
-    tasks = {
-        int(task["id"]): task for task in tasks_by_number(client, project_id, [suspect.task for suspect in suspects])
-    }
+    tasks = {task["id"]: task for task in tasks_by_number(client, [suspect.task for suspect in suspects])}
     forms = {choice.stored: choice.form for choice in control.choices}
     found = []
     for suspect in suspects:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from contract.label_studio import LabelStudioClient
 from contract.versions.repository import Repository
+from trainer.labelstudio.client import ProjectClient
 from trainer.tabs import views
 from trainer.tabs.record import Kept, TabRecord, forget_record, save_record
 from trainer.tabs.tabs import Tab
@@ -28,14 +28,11 @@ _EVERYTHING: Final = {"title": "Default"}
 """What Label Studio makes itself where there is no tab, with the columns that it shows by default."""
 
 
-def keep_tabs(
-    client: LabelStudioClient, project_id: int, repository: Repository, *, record: TabRecord, wanted: Sequence[Tab]
-) -> list[str]:
+def keep_tabs(client: ProjectClient, repository: Repository, *, record: TabRecord, wanted: Sequence[Tab]) -> list[str]:
     """Have a project show the tabs that are wanted, and none of ours beside them.
 
     Args:
-        client: from `labelstudio.connect`.
-        project_id: the number in the project's address.
+        client: of the project.
         repository: where it is written down which are ours.
         record: what is remembered of the project; it is saved, too.
         wanted: from left to right.
@@ -46,7 +43,7 @@ def keep_tabs(
     Raises:
         ConfigError: if Label Studio does not answer or refuses, or the record cannot be written.
     """
-    there = views.list_views(client, project_id)
+    there = views.list_views(client)
     shall = {tab.key: tab for tab in wanted}
     tabs = _recognise(record.tabs, there)
     shown = {key: view for key, kept in tabs.items() for view in there if view.id == kept.id}
@@ -54,7 +51,7 @@ def keep_tabs(
     new = {key: Kept(None, tab.title, (), (tab.filters,)) for key, tab in shall.items() if key not in tabs}
     changed = {key: _written(tabs[key], shall[key]) for key in shown if key in shall}
     tabs = {**tabs, **gone, **new, **changed}
-    save_record(repository, project_id, replace(record, tabs=tabs))
+    save_record(repository, client.project, replace(record, tabs=tabs))
     for key in gone:
         views.delete_view(client, shown[key].id)
     for key in changed:
@@ -63,27 +60,27 @@ def keep_tabs(
         if filters is not None or view.title != tab.title:
             settings = {"title": tab.title, **(_TICKED if tab.ticked else {})}
             there_now = list(view.filters) if filters is None else filters
-            views.change_view(client, project_id, view, filters=there_now, settings=settings)
-    made = _make(client, project_id, [shall[key] for key in new], alone=not there) if new else {}
+            views.change_view(client, view, filters=there_now, settings=settings)
+    made = _make(client, [shall[key] for key in new], alone=not there) if new else {}
     if gone or made:
         tabs = {key: replace(kept, id=made.get(key, kept.id)) for key, kept in tabs.items() if key not in gone}
-        save_record(repository, project_id, replace(record, tabs=tabs))
+        save_record(repository, client.project, replace(record, tabs=tabs))
     return [tab.title for tab in shall.values()]
 
 
-def remove_tabs(client: LabelStudioClient, project_id: int, repository: Repository, record: TabRecord) -> int:
+def remove_tabs(client: ProjectClient, repository: Repository, record: TabRecord) -> int:
     """Remove the tabs that are ours and forget about the project; return how many there were.
 
     Raises:
         ConfigError: if Label Studio does not answer or refuses.
         OSError: if the record cannot be removed.
     """
-    there = views.list_views(client, project_id) if record.tabs else []
+    there = views.list_views(client) if record.tabs else []
     numbers = {kept.id for kept in _recognise(record.tabs, there).values()}
     ours = [view.id for view in there if view.id in numbers]
     for view_id in ours:
         views.delete_view(client, view_id)
-    forget_record(repository, project_id)
+    forget_record(repository, client.project)
     return len(ours)
 
 
@@ -133,16 +130,16 @@ def _follow(
     return filters if filters != list(there) else None
 
 
-def _make(client: LabelStudioClient, project_id: int, tabs: Iterable[Tab], *, alone: bool) -> dict[str, int]:
+def _make(client: ProjectClient, tabs: Iterable[Tab], *, alone: bool) -> dict[str, int]:
     """Make tabs, and return their numbers; where they are alone, one with everything behind them."""
-    columns = views.list_columns(client, project_id)
+    columns = views.list_columns(client)
     made = {
-        tab.key: views.create_view(client, project_id, _settings(tab, columns), filters=tab.filters, order=tab.ordering)
+        tab.key: views.create_view(client, _settings(tab, columns), filters=tab.filters, order=tab.ordering)
         for tab in tabs
     }
     if alone:
-        everything = views.create_view(client, project_id, _EVERYTHING)
-        views.order_views(client, project_id, [*made.values(), everything])
+        everything = views.create_view(client, _EVERYTHING)
+        views.order_views(client, [*made.values(), everything])
     return made
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from contract.label_studio import LabelStudioClient
+from trainer.labelstudio.client import ProjectClient
 
 Filter = Mapping[str, Any]
 """One condition: `filter`, `operator`, `type` and `value`."""
@@ -43,11 +43,10 @@ class Column:
     """Whether it is shown by default in the narrow list beside a task that is open."""
 
 
-def list_views(client: LabelStudioClient, project_id: int) -> list[View]:
+def list_views(client: ProjectClient) -> list[View]:
     """Return a project's tabs, from left to right."""
-    return client.read(
-        _VIEWS, lambda views: [_parse(view) for view in views], what=_tabs_of(project_id), query={"project": project_id}
-    )
+    query = {"project": client.project}
+    return client.read(_VIEWS, lambda views: [_parse(view) for view in views], what=_tabs_of(client), query=query)
 
 
 def _parse(view: Mapping[str, Any]) -> View:
@@ -62,7 +61,7 @@ def _parse(view: Mapping[str, Any]) -> View:
     )
 
 
-def list_columns(client: LabelStudioClient, project_id: int) -> list[Column]:
+def list_columns(client: ProjectClient) -> list[Column]:
     """Return the columns that a project's tabs may show."""
 
     def make(reply: Mapping[str, Any]) -> list[Column]:
@@ -77,54 +76,41 @@ def list_columns(client: LabelStudioClient, project_id: int) -> list[Column]:
             if each["target"] == "tasks" and not each.get("children")
         ]
 
-    return client.read("/api/dm/columns/", make, what=_tabs_of(project_id), query={"project": project_id})
+    return client.read("/api/dm/columns/", make, what=_tabs_of(client), query={"project": client.project})
 
 
 def create_view(
-    client: LabelStudioClient,
-    project_id: int,
-    settings: Mapping[str, Any],
-    *,
-    filters: Iterable[Filter] = (),
-    order: str = "",
+    client: ProjectClient, settings: Mapping[str, Any], *, filters: Iterable[Filter] = (), order: str = ""
 ) -> int:
     """Add a tab at the right end, and return its number."""
     data = {**settings, "filters": _all_of(filters), "ordering": [order] if order else []}
-    return int(client.post(_VIEWS, {"project": project_id, "data": data})["id"])
+    return int(client.post(_VIEWS, {"project": client.project, "data": data})["id"])
 
 
-def change_view(
-    client: LabelStudioClient,
-    project_id: int,
-    view: View,
-    *,
-    filters: Iterable[Filter],
-    settings: Mapping[str, Any],
-) -> None:
+def change_view(client: ProjectClient, view: View, *, filters: Iterable[Filter], settings: Mapping[str, Any]) -> None:
     """Have a tab filter otherwise, and change some of its settings; all else of it stays.
 
     Label Studio replaces the settings by what it is sent, and fails without any, so all are sent.
     """
     data = {**view.settings, **settings, "filters": {**_all_of(filters), "conjunction": view.conjunction}}
     path = f"{_VIEWS}{view.id}/"
-    client.send("PATCH", path, what=f"tab {view.id}", body={"project": project_id, "data": data}, accepted=(404,))
+    client.send("PATCH", path, what=f"tab {view.id}", body={"project": client.project, "data": data}, accepted=(404,))
 
 
-def delete_view(client: LabelStudioClient, view_id: int) -> None:
+def delete_view(client: ProjectClient, view_id: int) -> None:
     """Remove a tab; one that is gone already is none the worse."""
     client.send("DELETE", f"{_VIEWS}{view_id}/", what=f"tab {view_id}", accepted=(404,))
 
 
-def order_views(client: LabelStudioClient, project_id: int, view_ids: Sequence[int]) -> None:
+def order_views(client: ProjectClient, view_ids: Sequence[int]) -> None:
     """Put tabs in this order, from the left."""
-    client.send(
-        "POST", f"{_VIEWS}order/", what=_tabs_of(project_id), body={"project": project_id, "ids": list(view_ids)}
-    )
+    body = {"project": client.project, "ids": list(view_ids)}
+    client.send("POST", f"{_VIEWS}order/", what=_tabs_of(client), body=body)
 
 
 def _all_of(filters: Iterable[Filter]) -> dict[str, Any]:
     return {"conjunction": "and", "items": list(filters)}
 
 
-def _tabs_of(project_id: int) -> str:
-    return f"tabs of project {project_id}"
+def _tabs_of(client: ProjectClient) -> str:
+    return f"tabs of {client.what}"

@@ -7,9 +7,9 @@ import logging
 from dataclasses import replace
 
 from contract.errors import ConfigError
-from contract.label_studio import LabelStudioClient
 from contract.labelconfig import ChoicesControl, parse_label_config
 from trainer import labelstudio
+from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import count_labels_since
 from trainer.labelstudio.webhooks import set_webhook_token
 from trainer.settings import Environment
@@ -27,7 +27,7 @@ class Monitor:
         """After so many new labels it does not matter how many were changed beside them."""
         self._server = options.server or environment.server
         self._environment = environment
-        self._client: LabelStudioClient | None = None
+        self._client: ProjectClient | None = None
         self._config = ""
         self._last_fault = ""
         self._counted: tuple[labelstudio.State, str] | None = None
@@ -43,11 +43,11 @@ class Monitor:
         Raises:
             ConfigError: if Label Studio cannot be asked, or the config classifies no image.
         """
-        client = self._client or labelstudio.connect(*self._environment.label_studio())
+        client = self._client or labelstudio.connect(*self._environment.label_studio(), self._project)
         self._client = None  # kept only if it works
-        state = labelstudio.project_state(client, self._project)
+        state = labelstudio.project_state(client)
         if state.label_config != self._config:
-            self.controls = parse_label_config(labelstudio.read_project(client, self._project).label_config)
+            self.controls = parse_label_config(labelstudio.read_project(client).label_config)
             self._config = state.label_config
         changes = self._count_changes(client, state, trained)
         if trained and not changes.total:
@@ -56,23 +56,23 @@ class Monitor:
         self._client = client
         return state, changes
 
-    def _count_changes(self, client: LabelStudioClient, state: labelstudio.State, trained: Trained | None) -> Changes:
+    def _count_changes(self, client: ProjectClient, state: labelstudio.State, trained: Trained | None) -> Changes:
         """Count what has changed since; where counters do not tell, Label Studio is asked once for each state."""
         growth = state.total_annotations - (trained.annotations if trained else 0)
         if trained is None or growth >= self._enough or state.newest_updated_at <= trained.updated_at:
             return Changes.count(growth)
         if self._counted != (state, trained.version):
-            made, edited = count_labels_since(client, self._project, trained.updated_at, until=state.newest_updated_at)
+            made, edited = count_labels_since(client, trained.updated_at, until=state.newest_updated_at)
             self._changes = Changes.count(growth, made=made, edited=edited)
             self._counted = (state, trained.version)
         return self._changes
 
-    def _give_secret(self, client: LabelStudioClient) -> None:
+    def _give_secret(self, client: ProjectClient) -> None:
         """Have webhooks carry the secret, whenever they were made; where that fails, only hints are lost."""
         if not (secret := self._environment.webhook_secret):
             return
         try:
-            set_webhook_token(client, self._project, [self._server], secret)
+            set_webhook_token(client, [self._server], secret)
             self._last_fault = ""
         except ConfigError as err:
             if str(err) != self._last_fault:

@@ -21,12 +21,12 @@ NOTHING = Validators("", None, None)
 def pets(tmp_path):
     """A project of which five tasks are labelled and one is skipped, and the list of the others."""
     with studio(TASKS) as state:
-        state.client = labelstudio.connect(state.url, TOKEN)
+        state.client = labelstudio.connect(state.url, TOKEN, 5)
         state.kept = tmp_path / "tasks"
         for task in range(1, 6):
             state.annotate(task, "cat" if task % 2 else "dog")
         state.annotate(6, "cat", cancelled=True)
-        list_unlabelled(state.client, 5, state.kept)
+        list_unlabelled(state.client, state.kept)
         yield state
 
 
@@ -37,7 +37,7 @@ def fetcher():
 
 
 def find(pets, fetcher):
-    pool = from_project(5, pets.client)
+    pool = from_project(pets.client)
     asked = len(pets.requests)
     found = find_unlabelled(pool, 5, pets.kept, fetcher)
     assert len(pets.requests) == asked, "nobody is asked"
@@ -49,7 +49,7 @@ def address(task):
 
 
 def test_sources_are_those_of_listed_tasks_without_an_annotation(pets, fetcher):
-    pool = from_project(5, pets.client)
+    pool = from_project(pets.client)
     assert (pool.labels, [image.task_id for image in pool.images]) == (("cat", "dog"), [1, 2, 3, 4, 5])
     assert "project 5 (Pets)" in pool.origin
     assert [task.id for task in recall_unlabelled(pets.kept)] == list(range(6, TASKS + 1))
@@ -60,7 +60,7 @@ def test_sources_are_those_of_listed_tasks_without_an_annotation(pets, fetcher):
     assert (set(found.sources), found.tasks) == (expected, len(expected))
     pets.add_task(image="ftp://elsewhere/1.png")
     pets.add_task(text="no image")
-    list_unlabelled(pets.client, 5, pets.kept)
+    list_unlabelled(pets.client, pets.kept)
     found = find(pets, fetcher)
     assert (set(found.sources), found.tasks) == (expected, len(expected) + 2)
     assert recall_unlabelled(pets.kept / "nowhere") == []
@@ -74,7 +74,7 @@ def test_what_was_confirmed_in_bulk_is_looked_up_like_what_is_unlabelled(pets, f
         pets.annotate(task, "cat")
         pets.tasks[task]["annotations"][0] |= {"lead_time": None, "parent_prediction": task}
     assert find(pets, fetcher) == before
-    list_unlabelled(pets.client, 5, pets.kept)
+    list_unlabelled(pets.client, pets.kept)
     assert find(pets, fetcher) == before
     pets.annotate(21, "dog")
     assert set(before.sources) - set(find(pets, fetcher).sources) == {address(21)}

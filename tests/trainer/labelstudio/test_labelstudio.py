@@ -13,7 +13,7 @@ from trainer.labelstudio.tasks import annotated_tasks, count_labels_since, count
 @pytest.fixture
 def pets():
     with studio(12) as state:
-        state.client = labelstudio.connect(state.url, TOKEN)
+        state.client = labelstudio.connect(state.url, TOKEN, 5)
         yield state
 
 
@@ -28,7 +28,7 @@ class TestTasks:
         for task in (9, 2, 5, 7):
             pets.annotate(task, "cat")
         pets.annotate(3, "cat", cancelled=True)
-        found = list(annotated_tasks(pets.client, 5))
+        found = list(annotated_tasks(pets.client))
         assert [task["id"] for task in found] == [2, 5, 7, 9, 3]
         assert found[0] == {name: pets.tasks[2][name] for name in ("id", "data", "annotations")}
         assert "fields=all" in pets.requests[-1].path
@@ -36,10 +36,10 @@ class TestTasks:
     def test_unlabelled_tasks_come_with_their_data(self, pets):
         pets.annotate(4, "cat")
         pets.annotate(6, "cat", cancelled=True)
-        found = list(unlabelled_tasks(pets.client, 5))
+        found = list(unlabelled_tasks(pets.client))
         assert [task.id for task in found] == [number for number in pets.tasks if number != 4]
         assert found[0].data == pets.tasks[1]["data"]
-        assert count_unlabelled(pets.client, 5) == len(found)
+        assert count_unlabelled(pets.client) == len(found)
         assert "resolve_uri=false" in pets.requests[-2].path
 
     def test_no_task_slips_through_while_others_are_labelled(self, pets):
@@ -47,7 +47,7 @@ class TestTasks:
         page = pets.page
         pets.page = lambda query: page({**query, "page_size": "2"})
         found = []
-        for task in unlabelled_tasks(pets.client, 5):
+        for task in unlabelled_tasks(pets.client):
             found.append(task.id)
             if task.id < 11:
                 pets.annotate(task.id, "cat")
@@ -56,7 +56,7 @@ class TestTasks:
 
 class TestState:
     def test_what_people_do_shows_in_the_state(self, pets):
-        seen = [labelstudio.project_state(pets.client, 5)]
+        seen = [labelstudio.project_state(pets.client)]
         assert (seen[0].tasks, seen[0].total_annotations, seen[0].newest_updated_at) == (12, 0, "")
         for happen in (
             lambda: pets.annotate(1, "cat"),
@@ -67,23 +67,23 @@ class TestState:
             lambda: pets.delete_task(1),
         ):
             happen()
-            seen.append(labelstudio.project_state(pets.client, 5))
+            seen.append(labelstudio.project_state(pets.client))
         assert len(set(seen)) == len(seen)
-        assert labelstudio.project_state(pets.client, 5) == seen[-1]
+        assert labelstudio.project_state(pets.client) == seen[-1]
 
     def test_labels_that_were_made_or_edited_after_a_moment_are_counted(self, pets):
         for task in (1, 2, 3, 4):
             pets.annotate(task, "cat")
-        moment = labelstudio.project_state(pets.client, 5).newest_updated_at
+        moment = labelstudio.project_state(pets.client).newest_updated_at
         pets.annotate(1, "dog")
         pets.annotate(5, "dog")
         pets.annotate(6, "dog", cancelled=True)
         pets.edit(2)
         pets.tasks[3]["updated_at"] = pets.moment()
-        until = labelstudio.project_state(pets.client, 5).newest_updated_at
+        until = labelstudio.project_state(pets.client).newest_updated_at
         pets.edit(4)
-        assert count_labels_since(pets.client, 5, moment, until=until) == (2, 1)
-        assert count_labels_since(pets.client, 5, until, until=pets.moment()) == (0, 1)
+        assert count_labels_since(pets.client, moment, until=until) == (2, 1)
+        assert count_labels_since(pets.client, until, until=pets.moment()) == (0, 1)
 
 
 class TestPredictions:
@@ -92,28 +92,28 @@ class TestPredictions:
         pets.predict(2, "v2")
         pets.predict(1, "v1", None)
         pets.predictions[14]["result"] = [{"meta": {"task": 1, "model_version": "v1", "id": 3, "score": 1}}]
-        found = labelstudio.list_predictions(pets.client, 5, "v1")
+        found = labelstudio.list_predictions(pets.client, "v1")
         assert [(each.task, each.score) for each in found] == [(1, 0.25), (1, None)]
-        assert labelstudio.count_predictions(pets.client, 5) == {"v1": 2, "v2": 1}
+        assert labelstudio.count_predictions(pets.client) == {"v1": 2, "v2": 1}
 
     def test_an_unknown_task_is_a_refusal_and_a_fault_leaves_open_what_became_of_an_import(self, pets):
         """The one is known to have stored nothing; neither is sent again."""
         labelstudio.delete_prediction(pets.client, 99)  # one that is gone already is none the worse
         with pytest.raises(Refused):
-            labelstudio.import_predictions(pets.client, 5, [{"task": 99, "score": 0.5, "result": []}])
+            labelstudio.import_predictions(pets.client, [{"task": 99, "score": 0.5, "result": []}])
         pets.refuse("POST", 502)
         before = len(pets.requests)
         with pytest.raises(Unreachable):
-            labelstudio.import_predictions(pets.client, 5, [])
+            labelstudio.import_predictions(pets.client, [])
         assert len(pets.requests) == before + 1
 
     def test_version_and_sampling_are_set_together(self, pets):
         """One request, so that nobody is served by the one without the other."""
         pets.predict(1, "v1")
-        labelstudio.switch_model_version(pets.client, 5, "v1")
+        labelstudio.switch_model_version(pets.client, "v1")
         [request] = [request for request in pets.requests if request.method == "PATCH"]
         assert json.loads(request.body) == {"model_version": "v1", "sampling": "Uncertainty sampling"}
 
     def test_a_version_without_predictions_is_one_clear_line(self, pets):
         with pytest.raises(Refused, match=re.escape("'v2' for project 5: no prediction in the project has it")):
-            labelstudio.switch_model_version(pets.client, 5, "v2")
+            labelstudio.switch_model_version(pets.client, "v2")

@@ -20,7 +20,7 @@ TASKS = 40
 def pets(tmp_path):
     """A project of which three tasks are labelled, and a folder that is not there yet."""
     with studio(TASKS) as state:
-        state.client = labelstudio.connect(state.url, TOKEN)
+        state.client = labelstudio.connect(state.url, TOKEN, 5)
         state.folder = tmp_path / "cache" / "tasks" / "5"
         state.path = state.folder / "unlabelled.json"
         for task in (3, 4, 5):
@@ -41,10 +41,10 @@ def _no_overlap(monkeypatch):
 def read(pets, listed=list_unlabelled):
     """List, check the list against the whole one, and return how many tasks were sent for it."""
     begun = len(pets.requests)
-    found = listed(pets.client, 5, pets.folder)
+    found = listed(pets.client, pets.folder)
     sent = sum(count_sent(pets, request) for request in pets.requests[begun:])
     whole = unlabelled_tasks if listed is list_unlabelled else annotated_tasks
-    assert found == list(whole(pets.client, 5))
+    assert found == list(whole(pets.client))
     LISTED_AT[0] = pets.moment()
     return sent
 

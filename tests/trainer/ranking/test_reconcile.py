@@ -31,14 +31,13 @@ def wanted_of(tasks):
 
 
 def bring(state, tmp_path, wanted=None):
-    client = labelstudio.connect(state.url, TOKEN)
+    client = labelstudio.connect(state.url, TOKEN, 5)
     return reconcile(
         client,
-        5,
         name=NAME,
         wanted=wanted_of(state.tasks) if wanted is None else wanted,
         note=tmp_path / "import.json",
-        find_there=lambda: {task.id for task in unlabelled_tasks(client, 5)},
+        find_there=lambda: {task.id for task in unlabelled_tasks(client)},
     )
 
 

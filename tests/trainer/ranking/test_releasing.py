@@ -46,8 +46,8 @@ def use(rig):
     rig.rank()
     for name in ("cold-start-default", rig.version, f"{rig.version}.r2"):
         rig.studio.predict(3, name)
-    client = labelstudio.connect(rig.studio.url, rig.environment.label_studio_token)
-    set_webhook_token(client, 5, [rig.server.url], "secret")
+    client = labelstudio.connect(rig.studio.url, rig.environment.label_studio_token, 5)
+    set_webhook_token(client, [rig.server.url], "secret")
     leave_request(rig.repository, 5)
     leave_request(rig.repository, 6)
     assert seen(rig) != rig.before

@@ -24,9 +24,9 @@ def pets():
 
 
 def find(pets, *suspects, listed=None, config=CONFIG):
-    client = labelstudio.connect(pets.url, TOKEN)
+    client = labelstudio.connect(pets.url, TOKEN, 5)
     [control] = parse_label_config(config)
-    return find_doubts(client, 5, suspects, control=control, marker="v/again.", listed=listed or {})
+    return find_doubts(client, suspects, control=control, marker="v/again.", listed=listed or {})
 
 
 def suspect(task, given=("cat",), suggested=("dog",), probability=0.04):
