@@ -137,7 +137,7 @@ def _rank(environment: Environment, options: RankOptions) -> None:
 
     summary = rank(options, environment)
     print(summary.say(), file=sys.stderr)
-    _print_json(summary.to_json())
+    _print_json(asdict(summary))
 
 
 def _watch(environment: Environment, options: WatchOptions, training: Training, ranking: Ranking) -> int:
@@ -185,7 +185,7 @@ def _release(environment: Environment, options: _Release) -> None:
 
     released = release(options.project, environment, server=options.server)
     print(released.say(), file=sys.stderr)
-    _print_json(released.to_json())
+    _print_json(asdict(released))
 
 
 def _versions(environment: Environment) -> None:

@@ -266,7 +266,7 @@ def ranked(monkeypatch):
     def rank(options, environment):
         asked.append(options)
         counts = dict.fromkeys(("waiting", "audit", "near_duplicates", "failed", "kept", "imported", "removed"), 0)
-        rest = {"project": options.project, "strategy": options.strategy, "tasks": 850, "seconds": 61.2345}
+        rest = {"project": options.project, "strategy": options.strategy, "tasks": 850, "seconds": 61.23}
         return Summary(ranking="v1.r2", version="v1", **rest, **counts)
 
     monkeypatch.setattr(rank_module, "rank", rank)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -44,21 +44,16 @@ _MOST_LABELLED: Final = 4000
 _NO_EMBEDDINGS: Final[npt.NDArray[np.float32]] = np.empty((0, 0), np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """The ranking that a project shows until another is whole."""
-
-    name: str
-    """What its predictions are stamped with."""
-    unscored: tuple[int, ...]
-    """Tasks that could not be scored for it already."""
-
-
-def plan_all(context: RankingContext, name: str, shown: Shown | None, *, former: Ranking | None = None) -> Plan:
+def plan_all(context: RankingContext, name: str, shown: str | None, *, former: Ranking | None = None) -> Plan:
     """Score and arrange the whole pool, as a ranking of this name in the place of the one that is shown.
 
-    Tasks that cannot be scored now keep the place that they had. What came of what the former one offered to be
-    confirmed decides what this one offers.
+    Tasks that cannot be scored now keep the place that they had.
+
+    Args:
+        context: the project.
+        name: what predictions are stamped with.
+        shown: the name of the ranking that the project shows until this one is whole, if there is one.
+        former: the record of the last ranking. What came of what it offered decides what this one offers.
 
     Raises:
         ConfigError: if too few of the tasks that are ranked can be scored to replace their ranking.
@@ -71,7 +66,8 @@ def plan_all(context: RankingContext, name: str, shown: Shown | None, *, former:
     else:
         plan, failures = _arrange(context, context.version.manifest, name, former.sure if former else None)
     if failures and shown:
-        plan = _keep_places(context, plan, shown, failures)
+        known = former.unscored if former and former.name == shown else ()
+        plan = _keep_places(context, plan, shown, failures, unscored=known)
     if not plan.items:
         raise ConfigError(
             f"none of {len(context.tasks)} images can be scored ({group_failures(failures)}); have server and trainer "
@@ -113,16 +109,18 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
     return replace(plan, kept=sum(task in ranked for task in plan.unscored))
 
 
-def _keep_places(context: RankingContext, plan: Plan, shown: Shown, failures: Sequence[Failure]) -> Plan:
-    """Add the tasks that keep their places; a ranking is not replaced by one of far fewer tasks."""
+def _keep_places(
+    context: RankingContext, plan: Plan, shown: str, failures: Sequence[Failure], *, unscored: Sequence[int]
+) -> Plan:
+    """Add the tasks that keep their places; a ranking is not replaced by one of far fewer tasks, its unscored aside."""
     options = context.options
-    predictions = labelstudio.list_predictions(context.client, shown.name, results_of=plan.unscored)
+    predictions = labelstudio.list_predictions(context.client, shown, results_of=plan.unscored)
     held = [each for each in predictions if each.task not in context.tab_record.listed]
-    scored_before = {each.task for each in held} & context.data.keys() - set(shown.unscored)
+    scored_before = {each.task for each in held} & context.data.keys() - set(unscored)
     lost = [failure for failure in failures if failure.task in scored_before]
     if not are_few(len(lost), len(scored_before)) and not options.incomplete:
         raise ConfigError(
-            f"only {len(scored_before) - len(lost)} of {len(scored_before)} tasks that {shown.name} ranks can be "
+            f"only {len(scored_before) - len(lost)} of {len(scored_before)} tasks that {shown} ranks can be "
             f"scored now ({group_failures(lost)}), so it stays, and nothing was changed; rank again when the images "
             f"can be had, or with --incomplete where more than {FEW:.0%} of them are lost for good"
         )

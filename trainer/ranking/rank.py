@@ -9,10 +9,10 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from contract.errors import FetchError
 from contract.files import explaining
 from contract.images.fetch import Fetcher
 from contract.label_studio import Unreachable
-from contract.scores.ranking import RankedImage, Ranking, load_rankings, save_ranking
+from contract.scores.ranking import Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
 from trainer import labelstudio
 from trainer.labelstudio.tasks import count_unlabelled
@@ -29,7 +29,7 @@ from trainer.ranking import thumbnails
 from trainer.ranking.context import RankingContext
 from trainer.ranking.names import next_name, own_names, round_of
 from trainer.ranking.options import RankOptions
-from trainer.ranking.planning import COLD_START, Shown, plan_all, plan_later
+from trainer.ranking.planning import COLD_START, plan_all, plan_later
 from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
 from trainer.ranking.reconcile import Wanted, reconcile
 from trainer.ranking.releasing import remember
@@ -63,7 +63,7 @@ class Summary:
     near_duplicates: int
     failed: int
     kept: int
-    """Of those that failed, so many keep the place that they had before."""
+    """How many of those that failed keep the place that they had before."""
     imported: int
     removed: int
     """Predictions of earlier rankings."""
@@ -72,10 +72,6 @@ class Summary:
     ranking; tabs, which show it; and clear: the record is written, and what the ranking replaces is removed."""
     seconds: float = 0.0
     """All in all."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return {**asdict(self), "seconds": round(self.seconds, 2)}
 
     def say(self) -> str:
         """Return it as one line for people."""
@@ -110,7 +106,7 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
             options = replace(options, force=False)  # it is what was asked for
         later = _Ranking(RankingContext(options, environment, fetcher)).run()
-    return replace(_together(begun, later), stages=stages.to_json(), seconds=time.monotonic() - started)
+    return replace(_together(begun, later), stages=stages.to_json(), seconds=round(time.monotonic() - started, 2))
 
 
 class _Ranking:
@@ -171,14 +167,12 @@ class _Ranking:
         name = self._choose_name()
         return plan_all(self._context, name, self._find_shown(but=name), former=self._record_of_last)
 
-    def _find_shown(self, *, but: str) -> Shown | None:
+    def _find_shown(self, *, but: str) -> str | None:
         """The ranking of ours that the project goes by, or went by before somebody chose another backend's scores."""
         last = self._record_of_last
         ours = self._own([self._context.project.model_version])
-        for name in [*ours, *([last.name] if last else [])]:
-            if name != but and self._counts.get(name):
-                return Shown(name, last.unscored if last and last.name == name else ())
-        return None
+        names = [*ours, *([last.name] if last else [])]
+        return next((name for name in names if name != but and self._counts.get(name)), None)
 
     def _own(self, names: Iterable[str]) -> list[str]:
         """Those names that are of this model; of a version whose folder was deleted the last ranking's record tells."""
@@ -271,12 +265,8 @@ class _Ranking:
             save_ranking(self._repository, record)
 
     def _describe(self, plan: Plan) -> Ranking:
-        chosen = thumbnails.choose(plan.items)
-        images = thumbnails.show(
-            [*chosen.first, *chosen.uncertain, *chosen.confident],
-            self._fetch_image,
-            max_megapixels=self._context.environment.max_megapixels,
-        )
+        max_megapixels = self._context.environment.max_megapixels
+        shown = thumbnails.show(plan.items, self._fetch_image, max_megapixels=max_megapixels)
         balds = [item.bald for item in plan.items if item.bald is not None]
         return Ranking(
             name=plan.name,
@@ -292,9 +282,9 @@ class _Ranking:
             unscored=plan.unscored,
             mean_bald=float(np.mean(balds)) if balds else None,
             sure=plan.sure,
-            first=_shown(chosen.first, images),
-            most_uncertain=_shown(chosen.uncertain, images),
-            most_confident=_shown(chosen.confident, images),
+            first=shown["first"],
+            most_uncertain=shown["uncertain"],
+            most_confident=shown["confident"],
         )
 
     def _fetch_image(self, task: int) -> bytes:
@@ -333,10 +323,6 @@ def _together(begun: Summary | None, later: Summary) -> Summary:
         imported=begun.imported + later.imported,
         removed=begun.removed + later.removed,
     )
-
-
-def _shown(items: Sequence[Planned], images: Mapping[int, RankedImage]) -> tuple[RankedImage, ...]:
-    return tuple(images[item.task] for item in items if item.task in images)
 
 
 def _count_held_out(items: Sequence[Planned]) -> int:

@@ -34,7 +34,6 @@ _SETTLE_TASK_S: Final = 0.005
 """Four times what storing one takes on SQLite."""
 _POLL_S: Final = 0.5
 _SAME_SCORE: Final = 1e-12
-_NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,35 +45,24 @@ class Wanted:
     result: Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What parts Label Studio from what is wanted."""
-
-    create: tuple[int, ...]
-    """Numbers of tasks, in rising order."""
-    delete: tuple[int, ...]
-    """Numbers of predictions."""
-
-
-def compare(
-    wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction], *, unwanted: Container[int] = ()
-) -> Changes:
-    """Find what to create and delete so that a task has one prediction, a wanted one its score, an unwanted one none.
+def _compare(
+    wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction], unwanted: Container[int]
+) -> tuple[list[int], list[int]]:
+    """Find what to change so that a task has one prediction, a wanted one its score, an unwanted one none.
 
     Where no label is wanted there must be none. Where one is, its score will do without: Label Studio drops labels that
     the labelling config has lost. Of predictions that are as good as each other the first one stays.
+
+    Returns:
+        The numbers of tasks that lack one, rising, and those of predictions that are to go.
     """
-    by_task: dict[int, list[StoredPrediction]] = {}
-    for prediction in held:
-        by_task.setdefault(prediction.task, []).append(prediction)
-    create = set(wanted)
-    delete: list[int] = []
-    for task, predictions in by_task.items():
-        good = [each for each in predictions if _is_good(each, wanted.get(task), unwanted=task in unwanted)]
-        create -= {task} if good else set()
-        kept = good[0].id if good else None
-        delete += [each.id for each in predictions if each.id != kept]
-    return Changes(tuple(sorted(create)), tuple(sorted(delete)))
+    kept, delete = set[int](), list[int]()
+    for each in held:
+        if each.task not in kept and _is_good(each, wanted.get(each.task), unwanted=each.task in unwanted):
+            kept.add(each.task)
+        else:
+            delete.append(each.id)
+    return sorted(wanted.keys() - kept), delete
 
 
 def _is_good(prediction: StoredPrediction, wanted: Wanted | None, *, unwanted: bool) -> bool:
@@ -115,16 +103,16 @@ def reconcile(
     taken = Counter[int]()
     fewest, vain = len(wanted) + 1, 0
     while vain < _ROUNDS:
-        changes = compare(wanted, _list(client, name), unwanted=unwanted)
-        _check_taken([task for task in changes.create if taken[task] >= _TIMES_TAKEN])
-        if not changes.create and not changes.delete:
+        create, delete = _compare(wanted, _list(client, name), unwanted)
+        _check_taken([task for task in create if taken[task] >= _TIMES_TAKEN])
+        if not create and not delete:
             return taken.total()
-        vain = 0 if len(changes.create) < fewest else vain + 1
-        fewest = min(fewest, len(changes.create))
-        _say_stripped(sum(taken[task] > 0 for task in changes.create))
-        with Bar(total=len(changes.create), desc="importing", unit="prediction") as bar:
-            for start in range(0, len(changes.create), IMPORT_TASKS):
-                tasks = changes.create[start : start + IMPORT_TASKS]
+        vain = 0 if len(create) < fewest else vain + 1
+        fewest = min(fewest, len(create))
+        _say_stripped(sum(taken[task] > 0 for task in create))
+        with Bar(total=len(create), desc="importing", unit="prediction") as bar:
+            for start in range(0, len(create), IMPORT_TASKS):
+                tasks = create[start : start + IMPORT_TASKS]
                 try:
                     flight.send([_prediction(task, name, wanted[task], bare=taken[task] > 0) for task in tasks])
                 except Refused:
@@ -136,7 +124,7 @@ def reconcile(
                     break
                 taken.update(tasks)
                 bar.update(len(tasks))
-        for number in Bar(changes.delete, "removing duplicates", unit="prediction", disable=not changes.delete):
+        for number in Bar(delete, "removing duplicates", unit="prediction", disable=not delete):
             labelstudio.delete_prediction(client, number)
     raise ConfigError(
         f"expected Label Studio to hold one prediction of {name} for each of {len(wanted)} tasks of "
@@ -155,7 +143,7 @@ def _check_taken(tasks: Sequence[int]) -> None:
     if tasks:
         raise ConfigError(
             f"Label Studio drops the predictions of {len(tasks)} tasks without saying why, of "
-            f"{', '.join(map(str, tasks[:_NAMED]))} among them; look into its log for 'Prediction validation failed'"
+            f"{', '.join(map(str, tasks[:5]))} among them; look into its log for 'Prediction validation failed'"
         )
 
 
@@ -210,7 +198,10 @@ class _Flight:
 
     def send(self, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Import predictions; the note stays if it is not known what became of them."""
-        self._write(self._count(), len(predictions))
+        noted = {"before": self._count(), "sent": len(predictions), "at": time.time()}
+        with explaining("a note", self._note.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
+            self._note.parent.mkdir(parents=True, exist_ok=True)
+            self._note.write_text(json.dumps(noted))
         try:
             labelstudio.import_predictions(self._client, predictions)
         except Unreachable:
@@ -235,8 +226,3 @@ class _Flight:
 
     def _count(self) -> int:
         return labelstudio.count_predictions(self._client).get(self._name, 0)
-
-    def _write(self, before: int, sent: int) -> None:
-        with explaining("a note", self._note.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
-            self._note.parent.mkdir(parents=True, exist_ok=True)
-            self._note.write_text(json.dumps({"before": before, "sent": sent, "at": time.time()}))

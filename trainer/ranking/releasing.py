@@ -7,9 +7,9 @@ last: run again, it goes on where it was. Labels, and predictions of others, are
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from pydantic import TypeAdapter
 
@@ -51,11 +51,11 @@ def remember(repository: Repository, project: Project) -> None:
     Raises:
         ConfigError: if that cannot be written; nothing is to be changed then.
     """
-    what, remedy = f"how project {project.project_id} was", "give the trainer the folder to write, then try again"
-    with explaining(what, repository.root, place=repository.location, remedy=remedy):
-        if recall(repository, project.project_id) is None and not own_names(repository, [project.model_version]):
+    number, remedy = project.project_id, "give the trainer the folder to write, then try again"
+    with explaining(f"how project {number} was", repository.root, place=repository.location, remedy=remedy):
+        if recall(repository, number) is None and not own_names(repository, [project.model_version]):
             before = Before(project.sampling, project.model_version, datetime.now(UTC).isoformat(timespec="seconds"))
-            repository.documents(PROJECTS_FOLDER).write(_file(project.project_id), _BEFORE.dump_json(before))
+            repository.documents(PROJECTS_FOLDER).write(f"{number}.json", _BEFORE.dump_json(before))
 
 
 def recall(repository: Repository, project_id: int) -> Before | None:
@@ -65,13 +65,9 @@ def recall(repository: Repository, project_id: int) -> Before | None:
         OSError: if the record is there and cannot be read.
     """
     try:
-        return _BEFORE.validate_json(repository.documents(PROJECTS_FOLDER).read(_file(project_id)))
+        return _BEFORE.validate_json(repository.documents(PROJECTS_FOLDER).read(f"{project_id}.json"))
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _file(project_id: int) -> str:
-    return f"{project_id}.json"
 
 
 _DEFAULT: Final = Before(sampling="Sequential sampling", model_version="", at="")
@@ -94,10 +90,6 @@ class Released:
     recorded: bool
     """Whether it was written down how the project was; if not, it has Label Studio's defaults where it had ours."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return asdict(self)
-
     def say(self) -> str:
         """Return it as one line for people."""
         shown = self.model_version or "none"
@@ -111,10 +103,7 @@ class Released:
 def release(project_id: int, environment: Environment, *, server: str | None = None) -> Released:
     """Remove our tabs and predictions from a project, and put sampling, model version and webhooks back as they were.
 
-    Args:
-        project_id: the number in the project's address.
-        environment: which Label Studio, and which repository.
-        server: whose webhooks are cleared; by default that of the environment.
+    The webhooks are those for the server, by default that of the environment.
 
     Raises:
         ConfigError: if a watch or a ranking is at work, or Label Studio does not answer or refuses.
@@ -140,7 +129,7 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
                 remove(repository, request)
         forget_ranking(repository, project_id)
         now = labelstudio.read_project(client)
-        repository.documents(PROJECTS_FOLDER).remove(_file(project_id))
+        repository.documents(PROJECTS_FOLDER).remove(f"{project_id}.json")
     recorded = before is not None
     return Released(project_id, predictions, now.sampling, now.model_version, webhooks, tabs, recorded=recorded)
 

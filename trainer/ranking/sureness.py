@@ -8,7 +8,7 @@ it is known what share of all that was confirmed so far is right. Pure functions
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Labelled:
     """How many tasks were confirmed in bulk, by the ranking that offered them and the label's index."""
 
     @classmethod
-    def read(cls, tasks: Iterable[Task], control: str, labels: Collection[str], *, multiple: bool) -> "Labelled":
+    def read(cls, tasks: Iterable[Task], control: str, labels: Collection[str], *, multiple: bool) -> Self:
         """Read annotated tasks, as Label Studio gives them."""
         by_people, confirmed = dict[int, frozenset[str]](), Counter[tuple[str, int]]()
         for task in tasks:
@@ -128,33 +128,35 @@ def find_sure(
         scored: scores of `tasks_to_score`.
         former: what was offered last.
     """
-    past, truth = _look_back(pool, labelled, former), labelled.by_people
+    (shadows, passed_over), truth = _look_back(pool, labelled, former), labelled.by_people
     drawn = asked.held_out(truth)
-    shadowed = {shadow.task for shadow in past.shadows}
+    shadowed = {shadow.task for shadow in shadows}
     fresh = [each for each in witnesses if each.task in drawn and each.task not in shadowed]
     predicted = asked.read(pool)
     copies = _find_copies(pool, scored, [*predicted, *fresh], truth=truth, asked=asked)
     copies, of_copies = _judge_copies(copies, fresh, truth, asked)
-    sample = _sample([each for each in fresh if each.task not in copies], past, truth)
+    sample = _sample([each for each in fresh if each.task not in copies], shadows, truth)
     error_rate = ERROR_RATE / 2 if copies else ERROR_RATE
     evidence = find_margin(sample, asked.precision, error_rate=error_rate)
     wanted, so_far = 0, max(len(drawn), asked.random_labels)
     if evidence is None and of_copies is None:
-        wanted = images_wanted(sample, asked.precision) if fresh else _missing(so_far, asked.precision)
+        # Before any is a witness, as many as it takes for some to be, and for those to do if none is wrong.
+        least = max(LEAST_IMAGES, least_images(0, asked.precision))
+        wanted = images_wanted(sample, asked.precision) if fresh else max(1, least - so_far)
+    both = [each for each in (evidence, of_copies) if each]
     sure = Sure(
         name,
         asked.precision,
         least_margin=evidence.least_margin if evidence else None,
-        images=sum(each.images for each in (evidence, of_copies) if each),
-        wrong=sum(each.wrong for each in (evidence, of_copies) if each),
-        low=min((each.low for each in (evidence, of_copies) if each), default=None),
+        images=sum(each.images for each in both),
+        wrong=sum(each.wrong for each in both),
+        low=min((each.low for each in both), default=None),
         near_duplicates=of_copies is not None,
         wanted=wanted,
-        shadows=past.shadows,
-        passed_over=past.passed_over,
+        shadows=shadows,
+        passed_over=passed_over,
     )
-    offered = copies if of_copies else {}
-    found = _offer(sure, [*predicted, *fresh], asked, copies=offered)
+    found = _offer(sure, [*predicted, *fresh], asked, copies=copies if of_copies else {})
     left = len(asked.held_out(score.task for score in pool))
     return replace(found, sure=replace(found.sure, sentence=say(found.sure, so_far=so_far, left=left)))
 
@@ -180,21 +182,15 @@ def say(sure: Sure, *, so_far: int, left: int) -> str:
     return f"{sentence}, which is more than the random holdout has left ({left}); a larger --holdout-share would do"
 
 
-def _missing(images: int, precision: float) -> int:
-    """How many more random labels it takes before any is a witness, and for those to do if none is wrong."""
-    return max(1, max(LEAST_IMAGES, least_images(0, precision)) - images)
-
-
 def _labels(score: Score) -> frozenset[str]:
     return frozenset(label for region in score.result for label in labels_in(region.get("value")))
 
 
-def _sample(witnesses: Sequence[Predicted], past: "_Past", truth: Mapping[int, frozenset[str]]) -> Sample:
-    margins, right = [each.margin for each in witnesses], [each.labels == truth[each.task] for each in witnesses]
-    before = [frozenset(each.predicted) == truth[each.task] for each in past.shadows if each.task in truth]
-    return Sample(
-        np.array(margins, np.float64), np.array(right, np.bool_), len(before), confirmed_wrong=before.count(False)
-    )
+def _sample(witnesses: Sequence[Predicted], shadows: Sequence[Shadow], truth: Mapping[int, frozenset[str]]) -> Sample:
+    margins = np.array([each.margin for each in witnesses], np.float64)
+    right = np.array([each.labels == truth[each.task] for each in witnesses], np.bool_)
+    before = [frozenset(each.predicted) == truth[each.task] for each in shadows if each.task in truth]
+    return Sample(margins, right, len(before), before.count(False))
 
 
 # ---- what may be confirmed now
@@ -270,27 +266,24 @@ def _find_copies(
 # ---- what came of the ranking before
 
 
-@dataclass(frozen=True, slots=True)
-class _Past:
-    """What is known of earlier rankings' offers."""
+def _look_back(
+    pool: Sequence[Score], labelled: Labelled, sure: Sure | None
+) -> tuple[tuple[Shadow, ...], tuple[int, ...]]:
+    """Settle what was offered last: groups of which enough was confirmed are done with.
 
-    shadows: tuple[Shadow, ...]
-    """Of the random holdout: what would have been confirmed."""
-    passed_over: tuple[int, ...]
-
-
-def _look_back(pool: Sequence[Score], labelled: Labelled, sure: Sure | None) -> _Past:
-    """Settle what was offered last: groups of which enough was confirmed are done with."""
+    Returns:
+        Of the random holdout, what would have been confirmed; and the tasks that were passed over.
+    """
     if sure is None:
-        return _Past((), ())
+        return (), ()
     sizes, waiting = Counter(sure.tasks.values()), {score.task for score in pool}
     shares = {group: labelled.confirmed.get((sure.ranking, group), 0) / size for group, size in sizes.items()}
     done = {group for group, share in shares.items() if share >= _MOSTLY}
     unticked = {task for task, group in sure.tasks.items() if group in done and task in waiting}
     chance = keyed_uniforms(f"confirmed/{sure.ranking}", np.array([each.task for each in sure.shadows], np.int64))
-    shadows = [
+    shadows = tuple(
         replace(shadow, confirmed=True)
         for shadow, drawn in zip(sure.shadows, chance.tolist(), strict=True)
         if shadow.confirmed or shadow.label in done or drawn < shares.get(shadow.label, 0.0)
-    ]
-    return _Past(tuple(shadows), tuple(sorted({*sure.passed_over, *unticked} & waiting)))
+    )
+    return shadows, tuple(sorted({*sure.passed_over, *unticked} & waiting))

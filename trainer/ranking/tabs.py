@@ -4,7 +4,8 @@ Tabs are made when the project goes by the ranking, and no ranking fails for the
 """
 
 import logging
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -12,10 +13,11 @@ import numpy as np
 
 from contract.errors import LabelnextError
 from contract.scores.holdout import is_held_out, share_of
-from contract.scores.sure import Sure
+from contract.scores.sure import MARK, Sure, common_mark, mark
+from contract.tasks import labels_in
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.ranking.context import RankingContext
-from trainer.ranking.predictions import Plan
+from trainer.ranking.predictions import Plan, Planned
 from trainer.ranking.reconcile import Wanted
 from trainer.tabs import tabs
 from trainer.tabs.doubts import Doubt, find_doubts, just_after, note_listed, read_suspects
@@ -24,6 +26,9 @@ from trainer.tabs.tabs import Tab
 
 _log = logging.getLogger(__name__)
 
+MOST_SURE_TABS: Final = 8
+"""Labels with a tab of their own, those of most tasks; the others share one."""
+OTHER_LABELS: Final = "other labels"
 _SKIPPED_ARE_DONE: Final = "IGNORE_SKIPPED"
 
 
@@ -33,43 +38,35 @@ class RankingTabs:
     def __init__(self, context: RankingContext, name: str) -> None:
         self._context = context
         self._name = name
-        self._project = context.options.project
+        self._marker = f"{name}/again."
+        """Stands in predictions of labelled tasks that are to be looked at again."""
         self._doubts: list[Doubt] = []
         self.settled: Collection[int] = ()
         """Labelled tasks that are not to be looked at any more, after `find_doubted`."""
 
     def find_doubted(self) -> dict[int, Wanted]:
         """Return predictions of labelled tasks that are to be looked at again, as these are now."""
-        context = self._context
+        context, listed = self._context, self._context.tab_record.listed
         version = context.version if context.options.tabs else None
-        suspects = read_suspects(context.repository, version.manifest, self._project) if version else []
+        suspects = read_suspects(context.repository, version.manifest, context.options.project) if version else []
         self._doubts = find_doubts(
-            context.client,
-            suspects,
-            control=context.control,
-            marker=tabs.doubt_marker(self._name),
-            listed=context.tab_record.listed,
+            context.client, suspects, control=context.control, marker=self._marker, listed=listed
         )
         doubted = {doubt.task: Wanted(doubt.score, doubt.result) for doubt in self._doubts}
-        former = {suspect.task for suspect in suspects} | context.tab_record.listed.keys()
-        self.settled = former - doubted.keys() - context.data.keys()
+        self.settled = ({suspect.task for suspect in suspects} | listed.keys()) - doubted.keys() - context.data.keys()
         return doubted
 
     def mark(self, plan: Plan) -> Plan:
         """Mark the tasks whose predicted labels may be confirmed, for the tabs to find them."""
         if not self._context.options.tabs:
             return plan
-        marked = tabs.mark_sure(plan.items, plan.name, labels=self._context.control.labels, groups=self._groups)
-        return replace(plan, items=tuple(marked))
+        return replace(plan, items=mark_sure(plan.items, plan.name, self._context.control.labels, self._groups))
 
     @property
     def _groups(self) -> dict[str, str]:
         """What the tabs of this ranking look for that are there already, and their labels."""
-        return {
-            marker: label
-            for marker, label in self._context.tab_record.sure.items()
-            if marker.startswith(f"{self._name}/")
-        }
+        known = self._context.tab_record.sure.items()
+        return {marker: label for marker, label in known if marker.startswith(f"{self._name}/")}
 
     def keep(self, plan: Plan, offered: Sure | None) -> None:
         """Have the project show the tabs, or none where none are asked for.
@@ -78,15 +75,14 @@ class RankingTabs:
             plan: what was imported now.
             offered: what the ranking offers to be confirmed, and what it would take to offer something.
         """
-        context = self._context
+        context, record = self._context, self._context.tab_record
         try:
             if not context.options.tabs:
-                remove_tabs(context.client, context.repository, self._context.tab_record)
+                remove_tabs(context.client, context.repository, record)
                 return
-            sure = {**self._groups, **tabs.find_groups(plan.items, self._name)}
-            listed = note_listed(context.tab_record.listed, self._doubts, unlabelled=context.data)
-            record = replace(context.tab_record, listed=listed, sure=sure)
-            wanted = self._choose(sure, offered)
+            sure = {**self._groups, **find_groups(plan.items, self._name)}
+            listed = note_listed(record.listed, self._doubts, unlabelled=context.data)
+            record, wanted = replace(record, listed=listed, sure=sure), self._choose(sure, offered)
             shown = keep_tabs(context.client, context.repository, record=record, wanted=wanted)
         except (LabelnextError, OSError) as err:
             _log.warning("the project's tabs may be those of an earlier ranking; the next one mends them: %s", err)
@@ -100,19 +96,17 @@ class RankingTabs:
             sure: what those look for whose labels may be confirmed, and the label of each.
             offered: what may be confirmed.
         """
-        unlabelled, chosen = self._context.data, list[Tab]()
-        if unlabelled:
-            skipped_are_done = self._context.project.skip_queue == _SKIPPED_ARE_DONE
-            chosen.append(tabs.label_next(skipped_are_done=skipped_are_done))
+        context, chosen = self._context, list[Tab]()
+        if context.data:
+            chosen.append(tabs.label_next(skipped_are_done=context.project.skip_queue == _SKIPPED_ARE_DONE))
         if offered:
-            left = {label for task, label in offered.tasks.items() if task in unlabelled}
-            there = tabs.with_a_task(sure, self._name, left)
+            left = {label for task, label in offered.tasks.items() if task in context.data}
+            there = _with_a_task(sure, self._name, left)
             chosen += [tabs.sure(marker, label, offered.low) for marker, label in sure.items() if marker in there]
         if changed_before := just_after(self._doubts):
-            chosen.append(tabs.look_again(tabs.doubt_marker(self._name), changed_before))
-        lacking = bool(offered and offered.wanted) or self._too_few_held_out
-        share = self._context.options.holdout_share
-        if lacking and is_held_out(self._project, np.array([*unlabelled], np.int64), share).any():
+            chosen.append(tabs.look_again(self._marker, changed_before))
+        lacking, share = bool(offered and offered.wanted) or self._too_few_held_out, context.options.holdout_share
+        if lacking and is_held_out(context.options.project, np.array([*context.data], np.int64), share).any():
             chosen.append(tabs.random_holdout())
         return chosen
 
@@ -123,3 +117,55 @@ class RankingTabs:
         if version is None or not self._context.options.holdout_share or not share_of(version.manifest):
             return False
         return (version.manifest.training.audit_images or 0) < LEAST_IMAGES
+
+
+# ---- marks of predictions that may be confirmed
+
+
+def mark_sure(
+    items: Sequence[Planned], ranking: str, labels: Sequence[str], groups: Mapping[str, str]
+) -> tuple[Planned, ...]:
+    """Return predictions of a ranking, those with a mark whose label may be confirmed.
+
+    Args:
+        items: the predictions.
+        ranking: its name.
+        labels: the labelling config's.
+        groups: what the tabs of the ranking that are there already look for, and their labels.
+    """
+    known = set(groups.values())
+    counts = Counter(label for item in items if item.sure and (label := _label_of(item)) in labels)
+    new = [label for label, _ in counts.most_common() if label not in known]
+    own = known | set(new[: max(0, MOST_SURE_TABS - len(known - {OTHER_LABELS}))])
+    marks = {label: mark(ranking, labels.index(label), other=label not in own) for label in counts}
+    found = [(item, marks.get(_label_of(item)) if item.sure else None) for item in items]
+    return tuple(_marked(item, marker) if marker else item for item, marker in found)
+
+
+def find_groups(items: Iterable[Planned], ranking: str) -> dict[str, str]:
+    """Return what tabs are to look for among predictions of a ranking that were marked, and the labels of each."""
+    others = common_mark(ranking)
+    found = {}
+    for item in items:
+        for marker in {region["meta"][MARK] for region in item.result if item.sure and MARK in region["meta"]}:
+            is_other = marker.startswith(others)
+            found[others if is_other else marker] = OTHER_LABELS if is_other else _label_of(item)
+    return found
+
+
+def _with_a_task(groups: Collection[str], ranking: str, labels: Collection[int]) -> set[str]:
+    """Return what of that which tabs look for is on tasks of these labels, by their indices."""
+    own = {mark(ranking, label) for label in labels}
+    others = {common_mark(ranking)} if own - {*groups} else set()
+    return (own | others) & {*groups}
+
+
+def _label_of(item: Planned) -> str:
+    """The first of its labels."""
+    labels = [label for region in item.result for label in labels_in(region.get("value"))]
+    return labels[0] if labels else ""
+
+
+def _marked(item: Planned, marker: str) -> Planned:
+    result = [{**region, "meta": {"sure": item.sure, **region["meta"], MARK: marker}} for region in item.result]
+    return replace(item, result=result)

@@ -1,8 +1,7 @@
 """The images that are shown of a ranking: its head, and those that the model is least and most sure of."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from heapq import nsmallest
 from operator import itemgetter
@@ -17,36 +16,31 @@ from trainer.report.thumbnails import thumbnail
 
 SHOWN: Final = 12
 """The most images of each kind."""
-
 _THREADS: Final = 4
 
 Fetch = Callable[[int], bytes]
 """From a task's number to its image file; ImageError where there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What is shown of a ranking, 12 items of each kind at most."""
+def show(
+    items: Sequence[Planned], fetch: Fetch, *, max_megapixels: int = MAX_MEGAPIXELS
+) -> dict[str, tuple[RankedImage, ...]]:
+    """Return the `first` images of an order, the `uncertain` by falling BALD, the `confident` by falling probability.
 
-    first: Sequence[Planned]
-    """Those at its head, in order."""
-    uncertain: Sequence[Planned]
-    """Those of greatest BALD, falling."""
-    confident: Sequence[Planned]
-    """Those of greatest probability, falling."""
-
-
-def choose(items: Sequence[Planned]) -> Chosen:
-    """Choose what is shown. What is predicted of the random holdout is shown to nobody: it is at the head only.
-
-    So is what could not be scored and keeps its place.
+    Each image is fetched once, and left out if it cannot be had or shown. What is predicted of the random holdout is
+    shown to nobody, so it is at the head only; and so is what could not be scored and keeps its place.
     """
     predicted = [item for item in items if not item.held_out and not item.kept]
-    return Chosen(
-        first=items[:SHOWN],
-        uncertain=_greatest(predicted, lambda item: item.bald),
-        confident=_greatest(predicted, lambda item: _predicted(item)[1]),
-    )
+    chosen = {
+        "first": items[:SHOWN],
+        "uncertain": _greatest(predicted, lambda item: item.bald),
+        "confident": _greatest(predicted, lambda item: _predicted(item)[1]),
+    }
+    once = {item.task: item for those in chosen.values() for item in those}
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails") as executor:
+        shown = executor.map(partial(_show, fetch, max_megapixels), once.values())
+        images = {image.task: image for image in shown if image is not None}
+    return {kind: tuple(images[item.task] for item in those if item.task in images) for kind, those in chosen.items()}
 
 
 def _greatest(items: Sequence[Planned], value: Callable[[Planned], float | None]) -> list[Planned]:
@@ -55,29 +49,12 @@ def _greatest(items: Sequence[Planned], value: Callable[[Planned], float | None]
     return [item for *_, item in nsmallest(SHOWN, valued, key=itemgetter(0, 1))]
 
 
-def show(items: Iterable[Planned], fetch: Fetch, *, max_megapixels: int = MAX_MEGAPIXELS) -> dict[int, RankedImage]:
-    """Fetch the images, each once, and return them by task; those that cannot be had or shown are left out."""
-    once = {item.task: item for item in items}
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails") as executor:
-        shown = executor.map(partial(_show, fetch, max_megapixels), once.values())
-        return {image.task: image for image in shown if image is not None}
-
-
 def _show(fetch: Fetch, max_megapixels: int, item: Planned) -> RankedImage | None:
     try:
         small = thumbnail(fetch(item.task), max_megapixels=max_megapixels)
     except ImageError:
         return None
-    label, probability = _predicted(item)
-    return RankedImage(
-        task=item.task,
-        label=label,
-        probability=probability,
-        bald=item.bald,
-        score=item.score,
-        reason=item.reason,
-        thumbnail=small,
-    )
+    return RankedImage(item.task, *_predicted(item), item.bald, item.score, item.reason, small)
 
 
 def _predicted(item: Planned) -> tuple[str | None, float | None]:

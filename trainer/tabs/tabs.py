@@ -4,19 +4,12 @@ Tasks are found by what their predictions hold, for that is all that Label Studi
 its data: a marker in a region's `meta`, which names the ranking. So nothing of an earlier ranking is found by mistake.
 """
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Final
 
-from contract.scores.sure import MARK, common_mark, mark, percent_below
-from contract.tasks import labels_in
+from contract.scores.sure import percent_below
 from trainer.labelstudio.tasks import condition
 from trainer.tabs.views import Filter
-
-MOST_SURE_TABS: Final = 8
-"""Labels with a tab of their own, those of most tasks; the others share one."""
-OTHER_LABELS: Final = "other labels"
 
 _SCORE: Final = "tasks:predictions_score"
 _PREDICTION: Final = "tasks:predictions_results"
@@ -84,73 +77,3 @@ def sure(marker: str, label: str, low: float | None) -> Tab:
 
 def _holds(marker: str) -> Filter:
     return condition("predictions_results", "contains", marker, "String")
-
-
-# ---- markers
-
-
-def doubt_marker(ranking: str) -> str:
-    """Return what stands in predictions of labelled tasks that are to be looked at again."""
-    return f"{ranking}/again."
-
-
-class Predicted(Protocol):
-    """A task's prediction, as far as it is looked at here; a dataclass."""
-
-    @property
-    def result(self) -> Sequence[Mapping[str, Any]]:
-        """Its regions."""
-
-    @property
-    def sure(self) -> str:
-        """Why its label may be confirmed; empty where it may not."""
-
-
-_P = TypeVar("_P", bound=Predicted)
-
-
-def mark_sure(items: Sequence[_P], ranking: str, *, labels: Sequence[str], groups: Mapping[str, str]) -> list[_P]:
-    """Return predictions, those with a marker whose label may be confirmed.
-
-    Args:
-        items: of one ranking.
-        ranking: its name.
-        labels: the labelling config's.
-        groups: what the tabs of the ranking that are there already look for, and their labels.
-    """
-    known = set(groups.values())
-    counts = Counter(label for item in items if item.sure and (label := _label_of(item)) in labels)
-    new = [label for label, _ in counts.most_common() if label not in known]
-    own = known | set(new[: max(0, MOST_SURE_TABS - len(known - {OTHER_LABELS}))])
-    markers = {label: mark(ranking, labels.index(label), other=label not in own) for label in counts}
-    return [_marked(item, marker) if item.sure and (marker := markers.get(_label_of(item))) else item for item in items]
-
-
-def find_groups(items: Collection[Predicted], ranking: str) -> dict[str, str]:
-    """Return what tabs are to look for among predictions of a ranking that were marked, and the labels of each."""
-    others = common_mark(ranking)
-    found = {}
-    for item in items:
-        for marker in {region["meta"][MARK] for region in item.result if item.sure and MARK in region["meta"]}:
-            is_other = marker.startswith(others)
-            found[others if is_other else marker] = OTHER_LABELS if is_other else _label_of(item)
-    return found
-
-
-def with_a_task(groups: Collection[str], ranking: str, labels: Collection[int]) -> set[str]:
-    """Return what of that which tabs look for is on tasks of these labels, by their indices."""
-    others = common_mark(ranking)
-    own = {mark(ranking, label) for label in labels}
-    is_other = any(mark(ranking, label) not in groups for label in labels)
-    return {marker for marker in groups if marker in own or (marker == others and is_other)}
-
-
-def _label_of(item: Predicted) -> str:
-    """The first of its labels."""
-    labels = [label for region in item.result for label in labels_in(region.get("value"))]
-    return labels[0] if labels else ""
-
-
-def _marked(item: _P, marker: str) -> _P:
-    result = [{**region, "meta": {"sure": item.sure, **region["meta"], MARK: marker}} for region in item.result]
-    return replace(item, result=result)  # type: ignore[type-var]  # a dataclass

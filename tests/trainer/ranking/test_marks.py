@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from trainer.tabs.tabs import MOST_SURE_TABS, OTHER_LABELS, find_groups, mark_sure
+from trainer.ranking.tabs import MOST_SURE_TABS, OTHER_LABELS, find_groups, mark_sure
 
 NAME = "20261129T050102123Z-0a1b2c"
 LABELS = tuple(f"label {number}" for number in range(12))
@@ -23,12 +23,12 @@ def markers(items):
 
 def test_each_label_that_may_be_confirmed_is_looked_for_by_one_tab():
     first = [item(label) for label in range(10) for _ in range(label + 1)]
-    *marked, unsure = mark_sure([*first, item(3, sure="")], NAME, labels=LABELS, groups={})
+    *marked, unsure = mark_sure([*first, item(3, sure="")], NAME, LABELS, {})
     assert markers([unsure]) == [None]
     groups = find_groups(marked, NAME)
     assert set(groups.values()) == {*LABELS[2:10], OTHER_LABELS}
     assert len(groups) == MOST_SURE_TABS + 1
-    later = mark_sure([item(9), item(11)], NAME, labels=LABELS, groups=groups)
+    later = mark_sure([item(9), item(11)], NAME, LABELS, groups)
     assert find_groups(later, NAME).items() <= groups.items()
     for each, marker in zip([*marked, *later], markers([*marked, *later]), strict=True):
         label = each.result[0]["value"]["choices"][0]
@@ -37,15 +37,15 @@ def test_each_label_that_may_be_confirmed_is_looked_for_by_one_tab():
 
 
 def test_while_there_are_few_tabs_a_label_that_comes_later_gets_its_own():
-    groups = find_groups(mark_sure([item(0)], NAME, labels=LABELS, groups={}), NAME)
-    later = mark_sure([item(0), item(1)], NAME, labels=LABELS, groups=groups)
+    groups = find_groups(mark_sure([item(0)], NAME, LABELS, {}), NAME)
+    later = mark_sure([item(0), item(1)], NAME, LABELS, groups)
     assert [*find_groups(later, NAME).values()] == [LABELS[0], LABELS[1]]
 
 
 def test_what_else_is_said_of_a_prediction_stays():
-    [marked] = mark_sure([item(3)], NAME, labels=LABELS, groups={})
+    [marked] = mark_sure([item(3)], NAME, LABELS, {})
     assert marked.result[0]["meta"] == {"reason": "why", "sure": "certain", "tab": f"{NAME}/sure/3."}
 
 
 def test_a_label_that_the_config_does_not_have_is_not_confirmed():
-    assert markers(mark_sure([item(3)], NAME, labels=LABELS[:2], groups={})) == [None]
+    assert markers(mark_sure([item(3)], NAME, LABELS[:2], {})) == [None]
