@@ -126,7 +126,7 @@ def _run(environment: Environment, source: Source, training: Training) -> None:
         **{name: getattr(metrics, name) for name in ("accuracy", "macro_f1", "nll", "ece")},
         "seconds": time.monotonic() - started,
         "advice": advice.sentence if advice else None,
-        "stages": stages.to_json(),
+        "stages": stages,
     }
     _print_json({name: round(value, 4) if isinstance(value, float) else value for name, value in summary.items()})
 

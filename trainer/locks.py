@@ -5,7 +5,7 @@ under which CURRENT is replaced (`contract.versions.local_cache`).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,15 +15,9 @@ from contract.files import explaining_full
 from contract.versions.repository import Repository
 
 
-@contextmanager
-def exclusive(repository: Repository, *, work: str = "", refusal: str) -> Iterator[None]:
-    """Hold a model's lock for one kind of work for as long as the block lasts.
-
-    Raises:
-        ConfigError: saying `refusal`, if another process holds it.
-    """
-    with alone(repository.root / f".{repository.model}{work}.lock", refusal=refusal):
-        yield
+def exclusive(repository: Repository, *, work: str = "", refusal: str) -> AbstractContextManager[None]:
+    """Hold a model's lock for one kind of work, as `alone` does."""
+    return alone(repository.root / f".{repository.model}{work}.lock", refusal=refusal)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""What the stages of a command take, in seconds: measured where they are, told at its end."""
+"""What the stages of a command take, in seconds: measured where they are, told at its end. Not for several threads."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
@@ -11,55 +11,39 @@ from trainer.progress_bar import showing_stage
 CLEAR: Final = "clear"
 """The stage that comes after the new order stands."""
 
-
-class Stages:
-    """Seconds by the name of a stage, in the order in which they first began. Not for several threads."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with none."""
-        self._clock = clock
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add what the block takes to a stage, whether it ends well or not; a stage within counts for itself alone.
-
-        Where it takes long, it says so meanwhile.
-        """
-        self._seconds.setdefault(stage, 0.0)
-        started, before = self._clock(), sum(self._seconds.values())
-        try:
-            with showing_stage(stage):
-                yield
-        finally:
-            within = sum(self._seconds.values()) - before
-            self._seconds[stage] += self._clock() - started - within
-
-    def to_json(self) -> dict[str, float]:
-        """Return the seconds of each, rounded to what they are worth."""
-        return {stage: round(seconds, 2) for stage, seconds in self._seconds.items()}
-
-
-_COLLECTING: ContextVar[Stages | None] = ContextVar("stages", default=None)
+_COLLECTED: ContextVar[dict[str, float] | None] = ContextVar("stages", default=None)
 
 
 @contextmanager
-def collecting() -> Iterator[Stages]:
-    """Have `stage` count, until the block ends, into what is given."""
-    stages = Stages()
-    token = _COLLECTING.set(stages)
+def collecting() -> Iterator[dict[str, float]]:
+    """Have `stage` count into what is given: seconds by stage, in the order in which they first began.
+
+    They are rounded to what they are worth when the block ends.
+    """
+    seconds = dict[str, float]()
+    token = _COLLECTED.set(seconds)
     try:
-        yield stages
+        yield seconds
     finally:
-        _COLLECTING.reset(token)
+        _COLLECTED.reset(token)
+        seconds.update({name: round(took, 2) for name, took in seconds.items()})
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Count what the block takes to a stage of whoever is collecting; a decorator counts what a function takes."""
-    stages = _COLLECTING.get()
-    if stages is None:
+    """Count what the block takes, whether it ends well or not, to a stage of whoever is collecting.
+
+    A stage within counts for itself alone. One that takes long says so meanwhile. A decorator counts a function's calls.
+    """
+    seconds = _COLLECTED.get()
+    if seconds is None:
         yield
-    else:
-        with stages.measure(name):
+        return
+    seconds.setdefault(name, 0.0)
+    started, before = time.monotonic(), sum(seconds.values())
+    try:
+        with showing_stage(name):
             yield
+    finally:
+        within = sum(seconds.values()) - before
+        seconds[name] += time.monotonic() - started - within

@@ -12,7 +12,7 @@ import pytest
 
 from trainer import progress_bar
 from trainer.progress_bar import Bar
-from trainer.stages import Stages
+from trainer.stages import collecting, stage
 from trainer.study import workers
 
 ROOT = Path(__file__).parents[2]
@@ -86,16 +86,15 @@ def test_a_bar_within_another_one_shows_nothing(capsys):
 
 @pytest.mark.usefixtures("_often")
 def test_a_stage_that_cannot_be_counted_says_that_it_is_at_work(capsys):
-    stages = Stages()
-    with stages.measure("backbone"):
+    with collecting(), stage("backbone"):
         time.sleep(0.1)
-        with stages.measure("export"):
+        with stage("export"):
             time.sleep(0.1)
         with Bar(total=20, desc="weights", unit="B") as bar:
             for _ in range(20):
                 time.sleep(0.005)
                 bar.update()
-    with stages.measure("soon over"):
+    with collecting(), stage("soon over"):
         pass
     text = capsys.readouterr().err
     said = [line.partition(":")[0] for line in text.splitlines()]

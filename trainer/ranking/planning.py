@@ -1,7 +1,7 @@
 """What is to be imported for a project: its unlabelled tasks, scored and put in order. Changes nothing anywhere."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -26,7 +26,7 @@ from trainer.ordering.order import Arrangement, arrange
 from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
 from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
-from trainer.scoring.pool import Embed, count_labels, embed_tasks, group_failures, score_tasks
+from trainer.scoring.pool import Embed, collect, count_labels, embed_tasks, group_failures
 from trainer.scoring.retries import FEW, are_few, ask_again
 from trainer.scoring.scores import Failure, Score
 from trainer.scoring.server import Question, Server
@@ -243,15 +243,15 @@ class _Scorer:
         self._question = Question(project, context.project.label_config, manifest.version, embeddings=True)
 
     def score(self, tasks: Sequence[PoolTask]) -> tuple[list[Score], list[Failure]]:
-        context, version = self._context, self._question.version
-        with stage("score"):
-            return score_tasks(
-                [self._only_image(task) for task in tasks],
-                context.scores(),
-                self._server,
-                self._question,
-                outdated=lambda: context.repository.current() != version,
+        context, question, images = self._context, self._question, [self._only_image(task) for task in tasks]
+
+        def ask(missing: Sequence[PoolTask]) -> Iterator[list[Score | Failure]]:
+            return self._server.score(
+                missing, question, outdated=lambda: context.repository.current() != question.version
             )
+
+        with stage("score"):
+            return collect(images, context.scores(), ask, "scored")
 
     def passes(self, scores: Sequence[Score]) -> npt.NDArray[np.float32]:
         """Return the passes of n images that were scored before: float32 (n, T, C)."""

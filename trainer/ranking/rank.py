@@ -106,7 +106,7 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
             options = replace(options, force=False)  # it is what was asked for
         later = _Ranking(RankingContext(options, environment, fetcher)).run()
-    return replace(_together(begun, later), stages=stages.to_json(), seconds=round(time.monotonic() - started, 2))
+    return replace(_together(begun, later), stages=stages, seconds=round(time.monotonic() - started, 2))
 
 
 class _Ranking:

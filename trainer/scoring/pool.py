@@ -19,7 +19,7 @@ import numpy.typing as npt
 from contract.errors import ImageError, name_once
 from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher
-from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
+from contract.images.preprocess import decode_image
 from contract.labelconfig import ChoicesControl
 from contract.tasks import find_reference
 from contract.versions.manifest import InputSpec, Manifest
@@ -29,7 +29,6 @@ from trainer.labelstudio.tasks import PoolTask
 from trainer.progress_bar import Bar
 from trainer.scoring.retries import Ask, ask_again
 from trainer.scoring.scores import Failure, Score, ScoreLog, digest
-from trainer.scoring.server import Question, Server
 
 _log = logging.getLogger(__name__)
 
@@ -46,22 +45,6 @@ _Loaded = tuple[bytes, npt.NDArray[np.uint8]]
 """The sha256 of an image's file, and its pixels."""
 
 
-def score_tasks(
-    tasks: Sequence[PoolTask],
-    log: ScoreLog,
-    server: Server,
-    question: Question,
-    *,
-    outdated: Callable[[], bool],
-) -> tuple[list[Score], list[Failure]]:
-    """Have a server score tasks, and return their scores in the order of the tasks, and why others have none.
-
-    Raises:
-        ConfigError, Unavailable: as `Server.score` does; what was scored until then stays on disk.
-    """
-    return _collect(tasks, log, lambda missing: server.score(missing, question, outdated=outdated), "scored")
-
-
 def embed_tasks(
     tasks: Sequence[PoolTask],
     log: ScoreLog,
@@ -72,7 +55,7 @@ def embed_tasks(
     embed: Embed,
     store: FeatureStore,
     spec: InputSpec,
-    max_megapixels: int = MAX_MEGAPIXELS,
+    max_megapixels: int,
 ) -> tuple[list[Score], list[Failure]]:
     """Compute embeddings of tasks here, of which no version knows anything, and return them as scores without more.
 
@@ -84,8 +67,8 @@ def embed_tasks(
         project: its number.
         embed: the network.
         store: is told which file each source sent, as servers tell theirs.
-        spec: of the images that it is given.
-        max_megapixels: of one image in memory, as in `decode_image`.
+        spec: of the images that the network is given.
+        max_megapixels: of one image in memory.
     """
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
 
@@ -109,7 +92,7 @@ def embed_tasks(
                 images = list(executor.map(load, portion))
                 yield _embed_readable(images, portion, embed)
 
-    return _collect(tasks, log, compute, "embedded")
+    return collect(tasks, log, compute, "embedded")
 
 
 def group_failures(failures: Sequence[Failure]) -> str:
@@ -145,12 +128,15 @@ def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manif
     return [counts[label] for label in stored]
 
 
-def _collect(
-    tasks: Sequence[PoolTask],
-    log: ScoreLog,
-    ask: Ask,
-    done: str,
-) -> tuple[list[Score], list[Failure]]:
+def collect(tasks: Sequence[PoolTask], log: ScoreLog, ask: Ask, done: str) -> tuple[list[Score], list[Failure]]:
+    """Return the scores of tasks in their order, and why others have none: those on disk, and others asked for.
+
+    Args:
+        tasks: the tasks.
+        log: has the scores that there are, and takes those that come; they stay if asking fails.
+        ask: asks for the others; its errors are this function's.
+        done: what they are then, for people.
+    """
     digests = {task.id: digest(task.data) for task in tasks}
     known = log.read(digests)
     missing = [task for task in tasks if task.id not in known]

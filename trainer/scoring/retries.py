@@ -7,7 +7,6 @@ Many of them mean that something is down which will be up again. Knows neither s
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from trainer.labelstudio.tasks import PoolTask
@@ -17,25 +16,16 @@ _log = logging.getLogger(__name__)
 
 FEW: Final = 0.05
 """The share of images up to which so many are few."""
+_FEW_S: Final = 15.0
+"""How long to go on if few images are missing: since the first of them failed."""
+_MANY_S: Final = 300.0
+"""If many are: since the last one came."""
+_PAUSE_S: Final = 1.0
+"""Before the second attempt; each pause is twice the one before it, until an image comes."""
+_LONGEST_PAUSE_S: Final = 30.0
 
 Ask = Callable[[Sequence[PoolTask]], Iterator[list[Score | Failure]]]
 """Gives one outcome for each task, in any order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Insistence:
-    """How long to go on asking, in seconds."""
-
-    few_s: float = 15.0
-    """If few images are missing: since the first of them failed."""
-    many_s: float = 300.0
-    """If many are: since the last one came."""
-    pause_s: float = 1.0
-    """Before the second attempt; each pause is twice the one before it, until an image comes."""
-    longest_s: float = 30.0
-    """The longest pause."""
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
 
 
 def are_few(count: int, total: int) -> bool:
@@ -43,36 +33,32 @@ def are_few(count: int, total: int) -> bool:
     return count <= max(1, FEW * total)
 
 
-def ask_again(
-    ask: Ask, tasks: Sequence[PoolTask], total: int, insistence: Insistence | None = None
-) -> Iterator[list[Score | Failure]]:
+def ask_again(ask: Ask, tasks: Sequence[PoolTask], total: int) -> Iterator[list[Score | Failure]]:
     """Ask for tasks, and again for those that fail for a reason that passes; each gets one outcome in the end.
 
     Args:
         ask: called with all tasks, then with those that failed so.
         tasks: whose images are missing.
         total: how many images there are, those included that are known: what is few goes by it.
-        insistence: how long to go on.
     """
-    wanted = insistence or Insistence()
-    pause_s, began, came_at = wanted.pause_s, None, wanted.clock()
+    pause_s, began, came_at = _PAUSE_S, None, time.monotonic()
     while tasks:
         failed: dict[int, Failure] = {}
         for outcomes in ask(tasks):
             passing = {each.task: each for each in outcomes if isinstance(each, Failure) and each.later}
             failed |= passing
             if any(isinstance(each, Score) for each in outcomes):
-                came_at, pause_s = wanted.clock(), wanted.pause_s
+                came_at, pause_s = time.monotonic(), _PAUSE_S
             yield [each for each in outcomes if each.task not in passing]
         if not failed:
             return
-        began = wanted.clock() if began is None else began
-        since, allowed_s = (began, wanted.few_s) if are_few(len(failed), total) else (came_at, wanted.many_s)
-        if wanted.clock() + pause_s - since > allowed_s:
+        began = time.monotonic() if began is None else began
+        since, allowed_s = (began, _FEW_S) if are_few(len(failed), total) else (came_at, _MANY_S)
+        if time.monotonic() + pause_s - since > allowed_s:
             yield list(failed.values())
             return
         tasks = [task for task in tasks if task.id in failed]
         why = next(iter(failed.values())).detail
         _log.warning("%d of %d images cannot be had now (%s); asking again in %.0f s", len(failed), total, why, pause_s)
-        wanted.sleep(pause_s)
-        pause_s = min(2 * pause_s, wanted.longest_s)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

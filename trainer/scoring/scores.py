@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from contract.files import explaining, recover_lines
 
@@ -24,6 +25,22 @@ _HALF: Final = "<f2"
 _SINGLE: Final = "<f4"
 
 
+def _encode(array: Floats, kind: str) -> str:
+    return base64.b64encode(array.astype(kind).tobytes()).decode()
+
+
+def _decode(text: str, kind: str) -> Floats:
+    return np.frombuffer(base64.b64decode(text, validate=True), kind).astype(np.float32)
+
+
+_Singles = Annotated[
+    Floats, PlainValidator(lambda text: _decode(text, _SINGLE)), PlainSerializer(lambda array: _encode(array, _SINGLE))
+]
+_Halves = Annotated[
+    Floats, PlainValidator(lambda text: _decode(text, _HALF)), PlainSerializer(lambda array: _encode(array, _HALF))
+]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
     """One image's scores."""
@@ -31,16 +48,19 @@ class Score:
     task: int
     result: Sequence[Mapping[str, Any]]
     """The regions of the prediction; none where no label can be told."""
-    probabilities: Floats
+    probabilities: _Singles
     """(C,); empty before there is a version."""
     bald: float
     """In nats."""
     entropy: float
     """In nats."""
-    embedding: Floats
+    embedding: _Halves
     """(E,)."""
-    passes: Floats | None = None
-    """(T, C), where they were asked for."""
+    passes: _Singles | None = None
+    """(T, C), where they were asked for; not kept."""
+
+
+_SCORE: Final = TypeAdapter(Score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,34 +140,9 @@ class ScoreLog:
 
 
 def _format_line(score: Score, key: str) -> bytes:
-    document = {
-        "key": key,
-        "task": score.task,
-        "result": score.result,
-        "probabilities": _encode(score.probabilities, _SINGLE),
-        "bald": score.bald,
-        "entropy": score.entropy,
-        "embedding": _encode(score.embedding, _HALF),
-    }
-    return json.dumps(document).encode() + b"\n"
+    return json.dumps({"key": key, **_SCORE.dump_python(score, exclude={"passes"})}).encode() + b"\n"
 
 
 def _parse_line(line: bytes) -> tuple[str, Score]:
     document = json.loads(line)
-    score = Score(
-        task=document["task"],
-        result=document["result"],
-        probabilities=_decode(document["probabilities"], _SINGLE),
-        bald=document["bald"],
-        entropy=document["entropy"],
-        embedding=_decode(document["embedding"], _HALF),
-    )
-    return document["key"], score
-
-
-def _encode(array: Floats, kind: str) -> str:
-    return base64.b64encode(array.astype(kind).tobytes()).decode()
-
-
-def _decode(text: str, kind: str) -> Floats:
-    return np.frombuffer(base64.b64decode(text, validate=True), kind).astype(np.float32)
+    return document["key"], _SCORE.validate_python(document)

@@ -9,9 +9,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from queue import SimpleQueue
-from typing import Final
+from typing import Final, NamedTuple
 
 import urllib3
 
@@ -62,16 +62,12 @@ class Patience:
 
 
 class Server:
-    """A server, or a proxy before several, that answers for one version."""
+    """A server, or a proxy before several, that answers for one version.
+
+    Its address is such as http://localhost:9090, and a path in it is kept; `basic_auth` is `user:password`.
+    """
 
     def __init__(self, url: str, basic_auth: str | None = None, *, patience: Patience | None = None) -> None:
-        """Ask nothing yet.
-
-        Args:
-            url: such as http://localhost:9090; a path in it is kept.
-            basic_auth: `user:password`, where the server demands it.
-            patience: by default that of a ranking which nobody watches.
-        """
         self.url = url.rstrip("/")
         self._patience = patience or Patience()
         login = urllib3.make_headers(basic_auth=basic_auth) if basic_auth else {}
@@ -90,7 +86,7 @@ class Server:
             Unavailable: if it does not in time.
         """
         started = time.monotonic()
-        while not (state := self._look(version)).serves(version):
+        while (state := self._look(version)).version != version:
             allowed_s = self._patience.load_s if state.reached else self._patience.reach_s
             if time.monotonic() - started >= allowed_s:
                 raise Unavailable(_explain(self.url, version, state))
@@ -183,14 +179,7 @@ class Server:
             ) from later
 
     def _post(self, question: Question, tasks: Sequence[PoolTask]) -> list[Outcome]:
-        body = {
-            "tasks": [{"id": task.id, "data": task.data} for task in tasks],
-            "project": question.project,
-            "label_config": question.label_config,
-            "version": question.version,
-            "embeddings": question.embeddings,
-            "passes": question.passes,
-        }
+        body = {"tasks": [{"id": task.id, "data": task.data} for task in tasks], **asdict(question)}
         try:
             reply = self._http.request("POST", f"{self.url}/score", body=json.dumps(body).encode(), redirect=False)
         except urllib3.exceptions.HTTPError as err:
@@ -250,16 +239,12 @@ def _detail(reply: urllib3.BaseHTTPResponse) -> str:
         return "it does not say why"
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """What a server's /health said."""
 
     reached: bool
     version: str | None
     detail: str
-
-    def serves(self, version: str) -> bool:
-        return self.reached and self.version == version
 
 
 def _explain(url: str, version: str, state: _State) -> str:

@@ -1,6 +1,5 @@
 """What rankings are tried on."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +10,6 @@ from tests.trainer.scorer import scorer
 from tests.trainer.studio import studio
 from tests.versions import publish
 from trainer.ranking import reconcile
-from trainer.scoring import retries
-from trainer.scoring.retries import Insistence
 
 
 @pytest.fixture
@@ -35,5 +32,5 @@ def hasty(monkeypatch):
     pauses = []
     waiting = {"monotonic": lambda: float(sum(pauses)), "sleep": pauses.append}
     monkeypatch.setattr("contract.label_studio.time", SimpleNamespace(**waiting))
-    monkeypatch.setattr(retries, "Insistence", partial(Insistence, clock=waiting["monotonic"], sleep=waiting["sleep"]))
+    monkeypatch.setattr("trainer.scoring.retries.time", SimpleNamespace(**waiting))
     return pauses

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 
 from trainer.labelstudio.tasks import PoolTask
-from trainer.scoring.retries import Insistence, ask_again
+from trainer.scoring import retries
 from trainer.scoring.scores import Failure, Score
 
 
@@ -36,10 +39,11 @@ class Pool:
         self.pauses.append(seconds)
         self.now += seconds
 
-    def run(self, **options):
-        insistence = Insistence(clock=lambda: self.now, sleep=self.wait, **options)
+    def run(self):
         tasks = [PoolTask(task, {}) for task in self.up_at]
-        outcomes = [each for group in ask_again(self.ask, tasks, len(tasks), insistence) for each in group]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.wait))
+            outcomes = [each for group in retries.ask_again(self.ask, tasks, len(tasks)) for each in group]
         assert sorted(each.task for each in outcomes) == sorted(self.up_at)  # one outcome each
         return {each.task: isinstance(each, Score) for each in outcomes}
 
