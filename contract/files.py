@@ -6,10 +6,11 @@ here. Knows nothing of what the files hold.
 
 import errno
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Final, TypeVar
@@ -53,12 +54,19 @@ def read_regular(path: Path, *, most_bytes: int) -> bytes:
     return content
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and have it on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+@contextmanager
+def drafted(path: Path, content: bytes) -> Iterator[Path]:
+    """Give a file beside `path` that is on the disk and may replace it in one step; it is gone when the block ends."""
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield draft
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def recover_lines(path: Path, parse: Callable[[bytes], _T]) -> list[_T]:

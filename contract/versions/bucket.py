@@ -10,11 +10,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
 import obstore
@@ -22,6 +22,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError, 
 from obstore.store import S3Store
 
 from contract.errors import ConfigError, PublishConflict, RepositoryUnreachable
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 _ANSWER_S: Final = 5
 """Of a small request, of which there is at most one more attempt."""
@@ -45,16 +48,11 @@ class Object:
     tag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An object in a listing."""
-
-    key: str
-    modified: datetime
-
-
 class Bucket:
-    """The objects below a prefix of a bucket; keys are relative to it."""
+    """The objects below a prefix of a bucket; keys are relative to it.
+
+    Methods raise RepositoryUnreachable where the bucket gives no answer, or refuses.
+    """
 
     def __init__(self, name: str, prefix: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Take the bucket's name, the prefix, and a clock in seconds; nothing is asked of the bucket yet.
@@ -80,7 +78,7 @@ class Bucket:
 
         Raises:
             FileNotFoundError: if there is none.
-            RepositoryUnreachable: if it cannot be had, or has more than so many bytes.
+            RepositoryUnreachable: if it has more than so many bytes.
         """
         with self._asking(f"read ({key})"):
             found = obstore.get(self._small, key)
@@ -93,48 +91,31 @@ class Bucket:
             f"and the ETag {tag}; remove what is not the repository's"
         )
 
-    def entries(self, prefix: str) -> list[Entry]:
-        """Return every object below a prefix, in no order.
-
-        Raises:
-            RepositoryUnreachable: if they cannot be listed.
-        """
+    def times(self, prefix: str) -> dict[str, datetime]:
+        """Return when each object below a prefix was written, by its key and in no order."""
         with self._asking(f"listed ({prefix})"):
-            return [
-                Entry(found["path"], found["last_modified"])
-                for chunk in obstore.list(self._small, prefix)
-                for found in chunk
-            ]
+            return {
+                found["path"]: found["last_modified"] for chunk in obstore.list(self._small, prefix) for found in chunk
+            }
 
     def names(self, prefix: str) -> list[str]:
-        """Return what lies in a folder, sorted, without what lies below its folders.
-
-        Raises:
-            RepositoryUnreachable: if it cannot be listed.
-        """
+        """Return what lies in a folder, sorted, without what lies below its folders."""
         with self._asking(f"listed ({prefix})"):
             found = obstore.list_with_delimiter(self._small, prefix or None)
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return sorted(path.rpartition("/")[2] for path in paths)
 
     def size(self, key: str) -> int | None:
-        """Return an object's length in bytes; None if there is none.
-
-        Raises:
-            RepositoryUnreachable: if the bucket gives no answer.
-        """
+        """Return an object's length in bytes; None if there is none."""
         with self._asking(f"read ({key})"):
-            try:
-                return obstore.head(self._small, key)["size"]
-            except FileNotFoundError:
-                return None
+            found = self._head(key)
+        return found and found["size"]
 
     def download(self, key: str, target: Path, *, size_bytes: int) -> str:
         """Write the first bytes of an object to a file, and return their sha256; they are fewer if it is shorter.
 
         Raises:
             FileNotFoundError: if there is no such object.
-            RepositoryUnreachable: if it cannot be had.
             OSError: if the file cannot be written.
         """
         digest = hashlib.sha256()
@@ -155,58 +136,31 @@ class Bucket:
                 return
 
     def upload(self, key: str, source: Path) -> None:
-        """Write a file to an object.
+        """Write a file to an object; where that fails, there is no such object.
 
         Raises:
             PublishConflict: if there is an object of that key already.
-            RepositoryUnreachable: if it cannot be written; there is then no such object.
         """
         with self._asking(f"written ({key})"):
             if source.stat().st_size <= _PART_BYTES:
-                self._create(key, source.read_bytes())
-            elif self._tag(key):  # large files go in parts, for which there are no conditions
-                raise self._refuse(key)
-            else:
+                is_new = self._put_if(key, source.read_bytes(), None, self._large)
+            elif is_new := self._head(key) is None:  # large files go in parts, for which there are no conditions
                 self._send(key, source)
+        if not is_new:
+            raise PublishConflict(
+                f"{self.location}/{key} is there already, and versions never change; publish again, under a new name"
+            )
 
     def overwrite(self, key: str, source: Path) -> None:
-        """Write a file to an object, whatever was there.
-
-        Raises:
-            RepositoryUnreachable: if it cannot be written; what was there then stays.
-        """
+        """Write a file to an object, whatever was there, and stays where that fails."""
         with self._asking(f"written ({key})"):
             self._send(key, source)
 
     def _send(self, key: str, source: Path) -> None:
         obstore.put(self._large, key, source, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
 
-    def _create(self, key: str, content: bytes) -> None:
-        try:
-            obstore.put(self._large, key, content, mode="create")
-        except AlreadyExistsError:
-            if not self._holds(key, content):
-                raise self._refuse(key) from None
-
-    def _holds(self, key: str, content: bytes) -> bool:
-        """Say whether an object is what was to be written: an attempt whose answer was lost may have written it."""
-        try:
-            found = obstore.get(self._small, key)
-        except FileNotFoundError:
-            return False
-        return found.meta["size"] == len(content) and bytes(found.bytes()) == content
-
-    def _refuse(self, key: str) -> PublishConflict:
-        return PublishConflict(
-            f"{self.location}/{key} is there already, and versions never change; publish again, under a new name"
-        )
-
     def write(self, key: str, content: bytes) -> None:
-        """Write an object, whatever was there.
-
-        Raises:
-            RepositoryUnreachable: if it cannot be written.
-        """
+        """Write an object, whatever was there."""
         with self._asking(f"written ({key})"):
             obstore.put(self._small, key, content, use_multipart=False)
 
@@ -218,32 +172,33 @@ class Bucket:
             RepositoryUnreachable: if it cannot be written; whether it was is then not known.
         """
         with self._asking(f"written ({key})"):
-            if self._put_if(key, content, expected):
+            if self._put_if(key, content, expected, self._small):
                 return
             # Ceph 16 knows a tag only without its quotes; where somebody else was first it is another one by now.
-            unchanged = expected if self._tag(key) == expected else None
-            if unchanged is None or not self._put_if(key, content, unchanged.strip('"')):
+            found = self._head(key)
+            tag = found["e_tag"] if found else None
+            if tag is None or tag != expected or not self._put_if(key, content, tag.strip('"'), self._small):
                 raise PublishConflict(f"{self.location}/{key} was changed by somebody else meanwhile")
 
-    def _put_if(self, key: str, content: bytes, expected: str | None) -> bool:
+    def _put_if(self, key: str, content: bytes, expected: str | None, store: S3Store) -> bool:
+        """Say whether an object now is what was to be written, as also after an attempt whose answer was lost."""
         try:
-            obstore.put(self._small, key, content, mode="create" if expected is None else {"e_tag": expected})
+            obstore.put(store, key, content, mode="create" if expected is None else {"e_tag": expected})
+            return True
         except (AlreadyExistsError, PreconditionError):
-            return self._holds(key, content)
-        return True
+            with suppress(FileNotFoundError):
+                found = obstore.get(self._small, key)
+                return found.meta["size"] == len(content) and bytes(found.bytes()) == content
+            return False
 
-    def _tag(self, key: str) -> str | None:
+    def _head(self, key: str) -> "ObjectMeta | None":
         try:
-            return obstore.head(self._small, key)["e_tag"]
+            return obstore.head(self._small, key)
         except FileNotFoundError:
             return None
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; those that are gone already do not matter.
-
-        Raises:
-            RepositoryUnreachable: if they cannot be removed.
-        """
+        """Remove objects; those that are gone already do not matter."""
         with self._asking("cleared"):
             obstore.delete(self._small, keys)
 

@@ -3,12 +3,11 @@
 Knows nothing of what they say.
 """
 
-import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract.files import write_synced
+from contract.files import drafted
 
 if TYPE_CHECKING:
     from contract.versions.bucket import Bucket
@@ -28,16 +27,15 @@ class Documents:
 
     def names(self) -> list[str]:
         """Return the files' names, sorted; none where there is no folder yet."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
+        return sorted(self.times())
 
     def times(self) -> dict[str, float]:
         """Return when each file was written, in seconds since 1970; none where there is no folder yet."""
         found = {}
-        for name in self.names():
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
             with suppress(FileNotFoundError):  # removed a moment ago
-                found[name] = (self._folder / name).stat().st_mtime
+                if not path.name.startswith("."):
+                    found[path.name] = path.stat().st_mtime
         return found
 
     def read(self, name: str) -> bytes:
@@ -47,14 +45,8 @@ class Documents:
     def write(self, name: str, content: bytes) -> None:
         """Put a file in the place of the last one of that name, in one step; on an error the last one stays."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f".{secrets.token_hex(8)}"
-        try:
-            write_synced(draft, content)
+        with drafted(self._folder / name, content) as draft:
             draft.replace(self._folder / name)
-        except OSError:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -69,14 +61,10 @@ class BucketDocuments(Documents):
         self._prefix = prefix
         self.location = f"{bucket.location}/{prefix}"
 
-    def names(self) -> list[str]:
-        """Return the objects' names, sorted."""
-        return sorted(self.times())
-
     def times(self) -> dict[str, float]:
         """Return when each object was written."""
-        entries = self._bucket.entries(self._prefix)
-        found = {entry.key.removeprefix(f"{self._prefix}/"): entry.modified.timestamp() for entry in entries}
+        times = self._bucket.times(self._prefix)
+        found = {key.removeprefix(f"{self._prefix}/"): at.timestamp() for key, at in times.items()}
         return {name: at for name, at in found.items() if "/" not in name}
 
     def read(self, name: str) -> bytes:

@@ -23,14 +23,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from contract.errors import (
-    DigestError,
-    ManifestError,
-    PublishConflict,
-    SignatureError,
-    VersionInUse,
-    VersionNotFound,
-)
+from contract.errors import DigestError, ManifestError, PublishConflict, SignatureError, VersionInUse, VersionNotFound
 from contract.files import sync, sync_tree
 from contract.versions.documents import BucketDocuments, Documents
 from contract.versions.locks import exclusive_lock
@@ -52,7 +45,7 @@ from contract.versions.version import (
 )
 
 if TYPE_CHECKING:
-    from contract.versions.bucket import Bucket, Entry
+    from contract.versions.bucket import Bucket
 
 _ABANDONED: Final = timedelta(days=1)
 """How old the objects of a version without a manifest are when nobody can be uploading it any more."""
@@ -186,19 +179,15 @@ class CachedRepository(Repository):
     def _clear_shared(self) -> None:
         """Remove the shared objects that no version lists; none while one cannot be asked, as it is being uploaded."""
         found = self._list_all()
-        objects = found.pop(SHARED_FOLDER, {})
+        shared = found.pop(SHARED_FOLDER, {})
         # While the graph is there, what was interrupted may still be put back.
         left = [name for name in found if RETIRED_FILE not in found[name] or MODEL_FILE in found[name]]
         try:
-            listed = {
-                digest.sha256
-                for name in filter(check_version, left)
-                for digest in shared_files(self.read_manifest(name)).values()
-            }
+            listed = set[str]().union(*map(self._listed_by, filter(check_version, left)))
         except (ManifestError, SignatureError, VersionNotFound) as err:
             _log.info("what versions share in %s stays for now, for not all say what they need: %s", self.location, err)
             return
-        self._shared.keep([entry.key for entry in objects.values()], listed)
+        self._shared.keep([self._key(SHARED_FOLDER, file) for file in shared], listed)
 
     def _is_retired(self, name: str) -> bool:
         return check_version(name) and self._bucket.size(self._key(name, RETIRED_FILE)) is not None
@@ -210,12 +199,12 @@ class CachedRepository(Repository):
             name: set(found[name]) for name in sorted(found) if check_version(name) and MANIFEST_FILE in found[name]
         }
 
-    def _list_all(self) -> dict[str, dict[str, "Entry"]]:
-        """Everything of the model, by the two parts of its name: that of a version, say, and that of a file."""
-        found = defaultdict[str, dict[str, "Entry"]](dict)
-        for entry in self._bucket.entries(self.model):
-            name, _, file = entry.key.removeprefix(f"{self.model}/").partition("/")
-            found[name][file] = entry
+    def _list_all(self) -> dict[str, dict[str, datetime]]:
+        """When each object of the model was written, by the two parts of its name, as a version's and a file's."""
+        found = defaultdict[str, dict[str, datetime]](dict)
+        for key, modified in self._bucket.times(self.model).items():
+            name, _, file = key.removeprefix(f"{self.model}/").partition("/")
+            found[name][file] = modified
         return found
 
     @contextmanager
@@ -256,8 +245,11 @@ class CachedRepository(Repository):
         name = self._current_name()
         with suppress(ManifestError, SignatureError, VersionNotFound):
             if name is not None and not self._is_retired(name):
-                return {digest.sha256 for digest in shared_files(self.read_manifest(name)).values()}
+                return self._listed_by(name)
         return set()
+
+    def _listed_by(self, name: str) -> set[str]:
+        return {digest.sha256 for digest in shared_files(self.read_manifest(name)).values()}
 
     def point_to(self, name: str) -> None:
         """Replace CURRENT in one step, if nobody else does at the same moment."""
@@ -288,10 +280,10 @@ class CachedRepository(Repository):
 
     def _clear_abandoned(self, now: datetime) -> None:
         for name, files in self._list_all().items():
-            late = max(entry.modified for entry in files.values()) < now - _ABANDONED
+            late = max(files.values()) < now - _ABANDONED
             if check_version(name) and late and MANIFEST_FILE not in files:
                 _log.info("removing version %s, whose upload broke off", name)
-                self._bucket.delete([entry.key for entry in files.values()])
+                self._bucket.delete([self._key(name, file) for file in files])
 
     # ---- what the local cache holds
 

@@ -37,21 +37,13 @@ from contract.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from contract.files import explaining_full, read_regular, sync, write_synced
+from contract.files import drafted, explaining_full, read_regular, sync
 from contract.versions.documents import Documents
 from contract.versions.locks import exclusive_lock, shared_lock
 from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.signatures import Keys
 from contract.versions.staging import StagedVersion
-from contract.versions.version import (
-    MODEL_FILE,
-    FileState,
-    Version,
-    link,
-    read_beginning,
-    read_manifest,
-    strip,
-)
+from contract.versions.version import MODEL_FILE, FileState, Version, link, read_beginning, read_manifest, strip
 
 CURRENT_FILE = "CURRENT"
 RANKINGS_FOLDER = "rankings"
@@ -62,7 +54,13 @@ _STAMP = "%Y%m%dT%H%M%S"
 
 
 class Repository:
-    """One model's versions, as a folder below the repository's root."""
+    """One model's versions, as a folder below the repository's root.
+
+    What opens a version raises VersionNotFound if there is none of that name, SignatureError if signatures are demanded
+    and it has none by the key that is trusted, ManifestError if its manifest does not follow the contract, and
+    DigestError if a file is missing, is not what the manifest says, or not a file within the version's folder. All
+    methods raise OSError where the folder cannot be read or written.
+    """
 
     _remedy = "make room there, as `python -m trainer prune` does, or set LABELNEXT_MODELS to a folder on another disk"
 
@@ -103,14 +101,7 @@ class Repository:
         return sorted({*self.versions(), *_versions_in(self.folder / _RETIRED)})
 
     def open(self, name: str) -> Version:
-        """Read a version's manifest, and check that its files are there in full length.
-
-        Raises:
-            VersionNotFound: if there is no such version.
-            SignatureError: if signatures are demanded, and it has none by the key that is trusted.
-            ManifestError: if its manifest does not follow the contract.
-            DigestError: if a file is missing, has another length, or is not a file within the version's folder.
-        """
+        """Read a version's manifest, and check that its files are there in full length."""
         path = self._find(name)
         version = Version(path, self._load_manifest(path))
         version.check_sizes()
@@ -120,9 +111,6 @@ class Repository:
         """Read what a version says of itself, without its other files where these would have to be fetched.
 
         Those that were removed are remembered.
-
-        Raises:
-            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` does.
         """
         return self._load_manifest(self._retired(name)) if self._is_retired(name) else self.open(name).manifest
 
@@ -130,20 +118,11 @@ class Repository:
         """Return the beginning of a file that a version's manifest lists, as it lies there.
 
         Of a version that was removed there is the report.
-
-        Raises:
-            VersionNotFound: if there is no such version.
-            OSError: if there is no such file, or something else.
         """
         return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, most_bytes)
 
     def read_published(self, manifest: Manifest, file: str, *, most_bytes: int) -> bytes:
-        """Return a file that a version's manifest lists, as it was published.
-
-        Raises:
-            VersionNotFound, OSError: as `read_file` does.
-            DigestError: if it is not what the manifest describes, or has more than so many bytes.
-        """
+        """Return a file that a version's manifest lists, as it was published; DigestError also if it is too large."""
         expected = manifest.files[file]
         if expected.size_bytes > most_bytes:
             raise DigestError(f"{file} has {expected.size_bytes} bytes, at most {most_bytes} are read; publish again")
@@ -166,11 +145,7 @@ class Repository:
     def models(self, known: Collection[str] = ()) -> list[str]:
         """Return the names of all models at this place, sorted: of each folder with CURRENT, a version or rankings.
 
-        Args:
-            known: models that are not looked into again while their folders are there.
-
-        Raises:
-            OSError: if the place cannot be read.
+        Those `known` are not looked into again while their folders are there.
         """
 
         def holds_a_model(folder: str) -> bool:
@@ -203,7 +178,6 @@ class Repository:
         repository might be replaced between the comparison and its use.
 
         Raises:
-            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` and `Version.verify` do.
             RepositoryError: if there is no room for the copy.
         """
         version = self.open(name)
@@ -226,9 +200,7 @@ class Repository:
     def rollback(self, name: str) -> Version:
         """Make an earlier version current again, after comparing every file with its digest.
 
-        Raises:
-            VersionNotFound, SignatureError, ManifestError, DigestError: as `open` and `Version.verify` do, and while
-                the version is being removed; CURRENT then stays.
+        Where that fails, or the version is being removed, CURRENT stays.
         """
         with self.holding(name) as is_held:
             if not is_held:
@@ -260,9 +232,7 @@ class Repository:
         """Remove a version but for its manifest and its report, which are small. Each step may be the last.
 
         Raises:
-            VersionNotFound: if there is no such version.
             VersionInUse: if it is current, or somebody has it open.
-            OSError: if the folder cannot be written.
         """
         path, retired = self._find(name), self._retired(name)
         with exclusive_lock(path):
@@ -278,11 +248,7 @@ class Repository:
             strip(retired)
 
     def finish_retiring(self) -> None:
-        """Bring to an end what was interrupted: a version is whole, or has nothing but its manifest and its report.
-
-        Raises:
-            OSError: if the folder cannot be written.
-        """
+        """Bring to an end what was interrupted: a version is whole, or has nothing but its manifest and its report."""
         current = self._current_name()
         for name in _versions_in(self.folder / _RETIRED):
             if name == current and (self._retired(name) / MODEL_FILE).exists():
@@ -362,7 +328,7 @@ class Repository:
     def put(self, staged: Version) -> Version:
         """Name the version that lies whole in its staging folder, and make it current."""
         target = self.folder / staged.name
-        with self._pointer_to(staged.name) as pointer:
+        with self._pointer_to(staged.name) as pointer:  # from here on nothing needs room on the disk
             staged.path.rename(target)
             sync(self.folder)
             pointer.replace(self.folder / CURRENT_FILE)
@@ -375,15 +341,9 @@ class Repository:
             pointer.replace(self.folder / CURRENT_FILE)
         sync(self.folder)
 
-    @contextmanager
-    def _pointer_to(self, name: str) -> Iterator[Path]:
-        """Write what is to become CURRENT, so that from here on nothing needs room on the disk."""
-        draft = self.folder / f".CURRENT-{secrets.token_hex(4)}"
-        try:
-            write_synced(draft, f"{name}\n".encode())
-            yield draft
-        finally:
-            draft.unlink(missing_ok=True)
+    def _pointer_to(self, name: str) -> AbstractContextManager[Path]:
+        """Write what is to become CURRENT."""
+        return drafted(self.folder / CURRENT_FILE, f"{name}\n".encode())
 
     def _read_current(self) -> bytes:
         return read_regular(self.folder / CURRENT_FILE, most_bytes=MOST_POINTER_BYTES)

@@ -39,22 +39,14 @@ class SharedObjects:
         return self._prefix + digest.sha256
 
     def upload(self, folder: Path, files: Mapping[str, FileDigest], *, spared: Set[str]) -> None:
-        """Upload files from a folder, but for those of a digest to be spared that are there in full length.
-
-        Raises:
-            RepositoryUnreachable: if one cannot be written.
-        """
+        """Upload files from a folder, but for those of a digest to be spared that are there in full length."""
         for file, digest in files.items():
             key = self.key(digest)
             if digest.sha256 not in spared or self._bucket.size(key) != digest.size_bytes:
                 self._bucket.overwrite(key, folder / file)
 
     def keep(self, keys: Iterable[str], listed: Set[str]) -> None:
-        """Remove those of these objects whose digest is not listed.
-
-        Raises:
-            RepositoryUnreachable: if they cannot be removed.
-        """
+        """Remove those of these objects whose digest is not listed."""
         gone = [key for key in keys if key.startswith(self._prefix) and key.removeprefix(self._prefix) not in listed]
         if gone:
             self._bucket.delete(gone)

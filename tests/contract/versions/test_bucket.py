@@ -31,7 +31,7 @@ def point_at(url, monkeypatch):
 
 
 def keys(bucket, prefix):
-    return sorted(entry.key for entry in bucket.entries(prefix))
+    return sorted(bucket.times(prefix))
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_a_bucket_that_is_gone_is_not_an_empty_one(bucket, tmp_path):
     (tmp_path / "file").write_bytes(b"1")
     for ask in (
         lambda: gone.read("CURRENT", most_bytes=MANY),
-        lambda: gone.entries("model"),
+        lambda: gone.times("model"),
         lambda: gone.download("file", tmp_path / "target", size_bytes=1),
         lambda: gone.upload("file", tmp_path / "file"),
         lambda: gone.write("file", b"1"),
@@ -159,10 +159,10 @@ def test_a_bucket_that_falls_silent_is_left_within_seconds(stub, answer):
 def test_a_host_that_is_not_there_or_may_not_be_asked_is_told(monkeypatch):
     point_at("http://127.0.0.1:1", monkeypatch)
     with pytest.raises(RepositoryUnreachable, match="gave no answer; check the bucket's name, AWS_ENDPOINT"):
-        Bucket("bucket", "x").entries("model")
+        Bucket("bucket", "x").times("model")
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     with pytest.raises(RepositoryUnreachable, match="AWS_ALLOW_HTTP=true"):
-        Bucket("bucket", "x").entries("model")
+        Bucket("bucket", "x").times("model")
 
 
 @pytest.mark.parametrize("value", ["", "not a url", "ftp://host", "http://", "http://user:secret@host", "http://[::1"])
@@ -185,4 +185,4 @@ def test_an_object_whose_name_climbs_is_named_as_the_fault(store, bucket):
     """The library lists nothing where there is one."""
     store.request("PUT", f"{bucket.location.removeprefix('s3://')}/model/%2e%2e/x", body=b"1")
     with pytest.raises(RepositoryUnreachable, match=r"a name with empty parts, \. or \.\.; remove it"):
-        bucket.entries("model")
+        bucket.times("model")

@@ -43,7 +43,7 @@ def bucket(location):
 @pytest.fixture
 def shared(bucket):
     """Gives what is shared, by its name."""
-    return lambda: {entry.key for entry in bucket.entries("birds/shared")}
+    return lambda: set(bucket.times("birds/shared"))
 
 
 def keys_of(*backbones):
@@ -76,7 +76,7 @@ class TestPublishing:
         first, second = publish(trainer, ONE), publish(desk, ONE, b"another")
         assert [sorted(keys) for keys in uploads] == [sorted(keys_of(ONE)), []]
         assert shared() == keys_of(ONE)
-        own = {entry.key.rpartition("/")[2] for entry in bucket.entries(f"birds/{second.name}")}
+        own = {key.rpartition("/")[2] for key in bucket.times(f"birds/{second.name}")}
         assert own == {HEAD_WEIGHTS_FILE, "manifest.json", "model.onnx", "probe.npz", "index.html"}
         publish(trainer, TWO)
         assert shared() == keys_of(ONE, TWO)
@@ -194,7 +194,7 @@ def test_whenever_others_publish_and_prune_meanwhile_every_version_is_whole(mach
     step = 0
     while interrupt(machine, step, in_use):
         assert_all_whole(machine)
-        bucket.delete([entry.key for entry in bucket.entries("birds")])
+        bucket.delete(list(bucket.times("birds")))
         step += 1
     assert step > 10
 
@@ -227,7 +227,7 @@ def interrupt(machine, step, in_use):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(other._bucket, "delete", remove)
-        for request in ("read", "entries", "size", "upload", "overwrite", "replace"):
+        for request in ("read", "times", "size", "upload", "overwrite", "replace"):
             patch.setattr(publisher._bucket, request, met(request, getattr(publisher._bucket, request)))
         with suppress(PublishConflict):
             publish_least(publisher, ONE)
