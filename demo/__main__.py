@@ -1,7 +1,5 @@
 """The demo, from images to the tasks that are worth labelling next: `python -m demo --help`."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

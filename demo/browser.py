@@ -1,7 +1,5 @@
 """A headless Chromium of this machine's own, and what somebody sees in it who is logged in to Label Studio."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Knows the folders of the package. Nothing is installed: what the package holds i
 and goes when that is done.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import struct

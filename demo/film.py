@@ -1,7 +1,5 @@
 """A moving picture of a browser's page, frame by frame, each with a line that says what is to be seen."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass, field
 from pathlib import Path

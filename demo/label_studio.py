@@ -3,8 +3,6 @@
 Its folder keeps database, uploads and token, so that a later start needs no migrations. Knows nothing of projects.
 """
 
-from __future__ import annotations
-
 import contextlib
 import secrets
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Knows nothing of what is shown of it.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

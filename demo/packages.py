@@ -3,8 +3,6 @@
 Knows apt and dpkg; asks for no rights, and leaves the system's own lists of packages alone.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

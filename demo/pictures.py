@@ -3,8 +3,6 @@
 Labels, trains and ranks the demo's drawings on a real Label Studio, and looks at it in a real browser as people would.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys

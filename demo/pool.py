@@ -3,8 +3,6 @@
 Knows folders of class folders, and how to write scikit-learn's handwritten digits as one; nothing of Label Studio.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Sequence

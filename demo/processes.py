@@ -3,8 +3,6 @@
 Knows nothing of what the processes are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -3,8 +3,6 @@
 Knows their command lines, environment variables and replies; imports neither.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,13 +3,11 @@
 Knows Label Studio's endpoints; knows nothing of the product but that it is a machine learning backend with a URL.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Self
 from xml.sax.saxutils import quoteattr
 
 from contract.label_studio import LabelStudioClient
@@ -72,7 +70,7 @@ class Project:
         return [task["id"] for task in reply["tasks"]]
 
     @classmethod
-    def create(cls, client: LabelStudioClient, *, title: str, labels: Sequence[str]) -> Project:
+    def create(cls, client: LabelStudioClient, *, title: str, labels: Sequence[str]) -> Self:
         """Make a project in which an image gets one of `labels`."""
         body = {"title": title, "label_config": label_config(labels)}
         return cls(client, client.post("/api/projects", body)["id"])

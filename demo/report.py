@@ -3,8 +3,6 @@
 One HTML file that shows the images from where they lie; no script runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

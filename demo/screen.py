@@ -4,8 +4,6 @@ On a terminal the step at work shows that it lives; elsewhere, as in a container
 has ended.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 The weights of EfficientNet-Lite0 are installed with the trainer; VGG-16's are half a gigabyte to download.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

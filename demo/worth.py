@@ -3,8 +3,6 @@
 Pure: counts images and what is known of them; asks nobody for anything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Runs pip-audit, from requirements/audit.txt, on the pinned requirements and on w
 of this checkout. Where it reaches no data it says so, and that is no failure; what it finds is one.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

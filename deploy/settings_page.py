@@ -1,7 +1,5 @@
 """Writes the tables of docs/settings.md from what is declared in the code: python -m deploy.settings_page."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields

@@ -4,8 +4,6 @@ With Docker where its daemon answers, else with podman. The last line is JSON: w
 bytes, unpacked, its base included) and the seconds that it took.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

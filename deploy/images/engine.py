@@ -3,8 +3,6 @@
 podman, which builds by buildah, needs root. The script `podman` beside this file runs it with a store of its own.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -3,8 +3,6 @@
 What is found goes into a build as a secret, which leaves nothing behind in the image.
 """
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

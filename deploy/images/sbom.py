@@ -4,8 +4,6 @@ A bill lists the packages of Python and Debian that are installed in the image. 
 what is in the environment that comes closest, and says so. Runs syft, from requirements/audit.txt.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 It is laid out as the official image: `python` and `pip` in /usr/local/bin, packages in /usr/local/lib, no caches.
 """
 
-from __future__ import annotations
-
 import subprocess
 import tempfile
 from collections.abc import Iterator
