@@ -35,8 +35,7 @@ from bench.subjects.model import CACHE, Subject, clean_environment, labelled_pho
 from bench.subjects.photos import vary
 from contract.label_studio import LabelStudioClient
 from contract.versions.repository import Repository
-from demo.label_studio import LabelStudio, label_studio
-from demo.processes import free_port
+from demo.label_studio import label_studio
 from demo.product import CHECKOUT
 from demo.project import Project, choice
 from trainer.labelstudio.tasks import condition
@@ -125,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with (
         image_host([path for path, _ in images]) as host,
         tempfile.TemporaryDirectory(dir=CACHE, prefix=".round-") as folder,
-        _label_studio(Path(folder)) as studio,
+        label_studio(Path(folder) / "label-studio") as studio,
     ):
         pool = Pool.fill(studio.client(), [(host.reference(path), label) for path, label in images], options.labels)
         settings = {
@@ -144,13 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         repository = Repository(Path(settings["LABELNEXT_MODELS"]))
         version = repository.open(repository.current())
         report("round", options, Subject(version, repository.root, (), photos.description), result)
-
-
-@contextmanager
-def _label_studio(folder: Path) -> Iterator[LabelStudio]:
-    python = CHECKOUT / ".venv-label-studio" / "bin" / "python"
-    with label_studio(folder / "label-studio", python=python, port=free_port()) as studio:
-        yield studio
 
 
 @contextmanager

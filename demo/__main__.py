@@ -17,7 +17,7 @@ from demo.label_studio import EMAIL, PASSWORD, label_studio
 from demo.loop import MODEL, Loop
 from demo.packages import PackageError
 from demo.pool import Pool, PoolImage, read_pool, write_digits
-from demo.processes import Child, DemoError, ProcessError, free_port
+from demo.processes import Child, DemoError, ProcessError
 from demo.product import CHECKOUT, Server, Workplace
 from demo.project import Project
 from demo.report import write_page
@@ -105,12 +105,11 @@ def _run(options: argparse.Namespace) -> None:
     training = [*start.options, *(["--epochs", str(options.epochs)] if options.epochs else [])]
     with ExitStack() as stack:
         with screen.step("Label Studio", "starting; the first time it makes its database, for a minute") as step:
-            python = CHECKOUT / ".venv-label-studio" / "bin" / "python"
-            running = label_studio(data / "label-studio", python=python, port=free_port(_LABEL_STUDIO_PORT))
-            studio = stack.enter_context(running)
+            studio = stack.enter_context(label_studio(data / "label-studio", port=_LABEL_STUDIO_PORT))
             step.outcome = f"answers on {studio.url}"
-        folders = (data / "models", data / "cache")
-        workplace = Workplace(*folders, studio.url, studio.token, model=MODEL, features=data / "features")
+        workplace = Workplace(
+            data / "models", data / "cache", studio.url, studio.token, model=MODEL, features=data / "features"
+        )
         project = Project.create(studio.client(), title="Labelnext demo", labels=images.pool.labels)
         loop = Loop(workplace, project, images.pool, training, data)
         server = _label_and_rank(loop, images, screen, stack)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from contract.errors import ConfigError
 from contract.label_studio import WHOAMI, LabelStudioClient
-from demo.processes import Child, running
+from demo.processes import Child, free_port, running
+from demo.product import python_of
 
 EMAIL = "demo@example.com"
 PASSWORD = "labelnext"  # noqa: S105  # of a throw-away account on the loopback address, printed by the demo
@@ -34,27 +35,19 @@ class LabelStudio:
 
 
 @contextlib.contextmanager
-def label_studio(data: Path, *, python: Path, port: int) -> Iterator[LabelStudio]:
+def label_studio(data: Path, *, port: int | None = None) -> Iterator[LabelStudio]:
     """Run Label Studio for as long as the block lasts.
 
     Args:
         data: its folder; made when absent, and good for the next start.
-        python: the interpreter of the environment that Label Studio is installed in.
-        port: a free port; Label Studio would silently take the next one otherwise.
+        port: the one to take, if it is free.
     """
     data.mkdir(parents=True, exist_ok=True)
+    port = free_port(port)  # of one that is not, Label Studio would silently take the next
     url = f"http://127.0.0.1:{port}"
     legacy_token = _stored(data / "legacy-token", secrets.token_hex(20))
-    command: list[str | Path] = [
-        python,
-        "-m",
-        "label_studio.server",
-        "start",
-        "--no-browser",
-        "--internal-host",
-        "127.0.0.1",
-    ]
-    command += ["-p", str(port), "--username", EMAIL, "--password", PASSWORD]
+    command: list[str | Path] = [python_of("label-studio"), "-m", "label_studio.server", "start", "--no-browser"]
+    command += ["--internal-host", "127.0.0.1", "-p", str(port), "--username", EMAIL, "--password", PASSWORD]
     command += ["--user-token", legacy_token, "--enable-legacy-api-token"]
     environment = _environment(data.resolve(), url)
     with running("Label Studio", command, log=data / "log", environment=environment, cwd=data) as child:

@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from demo.pool import Pool, PoolImage
-from demo.processes import DemoError, free_port
-from demo.product import CHECKOUT, Server, Workplace, rank, serving, train
+from demo.processes import DemoError
+from demo.product import Server, Workplace, rank, serving, train
 from demo.project import Project, Task, label_config
 from demo.worth import Worth, measure
 
 MODEL = "demo"
 _RANDOM_MODEL = "random"
 _BY_SCORE = "tasks:predictions_score"  # ascending: the lowest score is what the model knows least about
-_SERVER_PYTHON = CHECKOUT / ".venv-server" / "bin" / "python"
 
 
 @dataclass(slots=True)
@@ -67,8 +66,7 @@ class Loop:
 
     def serve(self, *, port: int | None = None) -> AbstractContextManager[Server]:
         """Run a server on the version that was published, for as long as the block lasts."""
-        log = self.data / f"server-{self.workplace.model}.log"
-        return serving(self.workplace, python=_SERVER_PYTHON, port=free_port(port), log=log)
+        return serving(self.workplace, log=self.data / f"server-{self.workplace.model}.log", port=port)
 
     def measure(self, server: Server) -> Worth:
         """Have a server guess all that is not labelled, and count what is right in the pool."""

@@ -20,7 +20,7 @@ from demo.browser import PATIENCE_MS, logged_in, open_browser
 from demo.film import Film
 from demo.label_studio import LabelStudio, label_studio
 from demo.pool import read_pool
-from demo.processes import DemoError, free_port
+from demo.processes import DemoError
 from demo.product import CHECKOUT, Server, Workplace, rank, serving, train
 from demo.project import Project
 from demo.weights import choose_start
@@ -78,8 +78,7 @@ def _play(stack: ExitStack) -> _Scene:
     drawings = CHECKOUT / ".cache" / clipart.PACKAGE
     clipart.provide_drawings(drawings)
     pool = read_pool(drawings, limit=1000, seed=0)
-    python = CHECKOUT / ".venv-label-studio" / "bin" / "python"
-    studio = stack.enter_context(label_studio(data / "label-studio", python=python, port=free_port()))
+    studio = stack.enter_context(label_studio(data / "label-studio"))
     folders = (data / "models", data / "cache")
     workplace = Workplace(*folders, studio.url, studio.token, features=data / "features")
     project = Project.create(studio.client(), title="Animals, plants and things", labels=pool.labels)
@@ -90,8 +89,7 @@ def _play(stack: ExitStack) -> _Scene:
     for task in tasks[:_FIRST]:
         wrong = next(label for label in pool.labels if label != truth[task])
         project.annotate(task, wrong if task in tasks[:_MISTAKES] else truth[task])
-    server_python = CHECKOUT / ".venv-server" / "bin" / "python"
-    server = stack.enter_context(serving(workplace, python=server_python, port=free_port(), log=data / "server.log"))
+    server = stack.enter_context(serving(workplace, log=data / "server.log"))
     scene = _Scene(studio, server, project, workplace, truth)
     _round(scene)
     _label_tab(scene, "Random holdout")

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import urllib3
 
-from demo.processes import Child, ProcessError, running, tail
+from demo.processes import Child, ProcessError, free_port, running, tail
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -49,14 +49,6 @@ class Workplace:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """What the trainer's last line says."""
-
-    version: str
-    labels: int
-
-
-@dataclass(frozen=True, slots=True)
 class Server:
     """A running server: where it answers, and its process."""
 
@@ -65,7 +57,11 @@ class Server:
 
     def wait_for(self, version: str | None) -> None:
         """Return once it serves `version`; None takes any, or none."""
-        self.process.wait_for(f"{self.url}/health", timeout_s=_SERVER_TIMEOUT_S, until=partial(_serves, version))
+
+        def serves(health: bytes) -> bool:
+            return version is None or json.loads(health)["model_version"] == version
+
+        self.process.wait_for(f"{self.url}/health", timeout_s=_SERVER_TIMEOUT_S, until=serves)
 
     def predict(self, references: Sequence[str], config: str) -> list[str]:
         """Return what it takes each image for, asked as Label Studio asks; `config` is the labelling config.
@@ -88,8 +84,8 @@ class Server:
 
 def train(
     workplace: Workplace, source: int | Path, options: Sequence[str] = (), *, log: Path | None = None
-) -> Training:
-    """Run the trainer on labels until it has published.
+) -> dict[str, Any]:
+    """Run the trainer on labels until it has published, and return its report: "version", "labels" and more.
 
     Args:
         workplace: where it publishes, and where the project is.
@@ -101,39 +97,26 @@ def train(
         ProcessError: it failed; the message says why, or that it stands above.
     """
     labels = ["--images" if isinstance(source, Path) else "--project", str(source)]
-    report = json.loads(_trainer(workplace, "run", *labels, *options, log=log))
-    return Training(report["version"], report["labels"])
+    report: dict[str, Any] = json.loads(run_trainer(workplace, "run", *labels, *options, log=log))
+    return report
 
 
 def rank(
     workplace: Workplace, project_id: int, server: str, options: Sequence[str] = (), *, log: Path | None = None
 ) -> None:
-    """Run the trainer's ranking of a project's unlabelled tasks.
+    """Run the trainer's ranking of a project's unlabelled tasks, by a server of the current version.
 
-    Args:
-        workplace: where the version is, and where the project is.
-        project_id: the project's number.
-        server: where a server of the current version answers.
-        options: further arguments of `python -m trainer rank`.
-        log: takes what the trainer says, in a folder that is there; this process's stderr by default.
+    Else as `train`.
+    """
+    run_trainer(workplace, "rank", "--project", str(project_id), "--server", server, *options, log=log)
+
+
+def run_trainer(workplace: Workplace, *arguments: str, log: Path | None = None) -> str:
+    """Run a command of the trainer, and return the last line that it prints.
 
     Raises:
         ProcessError: it failed; the message says why, or that it stands above.
     """
-    _trainer(workplace, "rank", "--project", str(project_id), "--server", server, *options, log=log)
-
-
-def activate(workplace: Workplace, project_id: int, version: str) -> None:
-    """Make a project sort by a version's scores, and serve the lowest first.
-
-    Raises:
-        ProcessError: Label Studio has no prediction of that version, or does not answer.
-    """
-    _trainer(workplace, "activate", "--project", str(project_id), "--version", version)
-
-
-def _trainer(workplace: Workplace, *arguments: str, log: Path | None = None) -> str:
-    """Run a command of the trainer, and return the last line that it prints."""
     with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as written:
         done = subprocess.run(
             [sys.executable, "-m", "trainer", *arguments],
@@ -152,13 +135,24 @@ def _trainer(workplace: Workplace, *arguments: str, log: Path | None = None) -> 
     return "".join(done.stdout.splitlines()[-1:])
 
 
+def python_of(environment: str) -> Path:
+    """Return the interpreter of an environment that the Makefile makes, such as "server".
+
+    Raises:
+        ProcessError: it is not there.
+    """
+    python = CHECKOUT / f".venv-{environment}" / "bin" / "python"
+    if not python.exists():
+        raise ProcessError(f"expected the environment .venv-{environment}; `make environments` makes it")
+    return python
+
+
 @contextlib.contextmanager
 def serving(
     workplace: Workplace,
     *,
-    python: Path,
-    port: int,
     log: Path,
+    port: int | None = None,
     version: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
@@ -166,20 +160,17 @@ def serving(
 
     Args:
         workplace: where it finds models, and where the images are.
-        python: the interpreter of the server's environment.
-        port: a free port.
         log: takes its log.
+        port: the one to take, if it is free.
         version: wait until it serves this one; by default only until it answers.
         settings: further environment variables of the server.
     """
-    url = f"http://127.0.0.1:{port}"
-    command: list[str | Path] = [python, "-m", "gunicorn", "-c", "server/gunicorn_conf.py", "server.app:create_app()"]
-    environment = {**workplace.environment, "LABELNEXT_BIND": f"127.0.0.1:{port}", **(settings or {})}
-    with running("The server", command, log=log, environment=environment, cwd=CHECKOUT) as child:
-        server = Server(url, child)
+    address = f"127.0.0.1:{free_port(port)}"
+    arguments = ["-m", "gunicorn", "-c", "server/gunicorn_conf.py", "server.app:create_app()"]
+    environment = {**workplace.environment, "LABELNEXT_BIND": address, **(settings or {})}
+    with running(
+        "The server", [python_of("server"), *arguments], log=log, environment=environment, cwd=CHECKOUT
+    ) as child:
+        server = Server(f"http://{address}", child)
         server.wait_for(version)
         yield server
-
-
-def _serves(version: str | None, health: bytes) -> bool:
-    return version is None or json.loads(health)["model_version"] == version

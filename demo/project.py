@@ -4,8 +4,9 @@ Knows Label Studio's endpoints; knows nothing of the product but that it is a ma
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import PurePosixPath
 from typing import Any, Self
 from xml.sax.saxutils import quoteattr
@@ -38,21 +39,16 @@ class Task:
 
 
 class Project:
-    """One project, as its owner acts on it.
-
-    Args:
-        client: of the Label Studio that holds the project.
-        id: the project's number there.
-    """
+    """One project, as its owner acts on it by a client of the Label Studio that holds it."""
 
     def __init__(self, client: LabelStudioClient, id: int) -> None:
-        self._client = client
+        self.client = client
         self.id = id
 
     @property
     def url(self) -> str:
         """Where a person opens the project."""
-        return f"{self._client.url}/projects/{self.id}/data"
+        return f"{self.client.url}/projects/{self.id}/data"
 
     def tab(self, title: str) -> str:
         """Return where a person opens a tab of the Data Manager, or the project where it has none of that title."""
@@ -61,12 +57,12 @@ class Project:
 
     def tabs(self) -> dict[str, int]:
         """Return the numbers of the Data Manager's tabs by their titles, from left to right."""
-        tabs = self._client.get("/api/dm/views", project=self.id)
+        tabs = self.client.get("/api/dm/views", project=self.id)
         return {tab["data"]["title"]: tab["id"] for tab in tabs if "title" in tab["data"]}
 
     def held(self, title: str) -> list[int]:
         """Return the tasks that a tab shows, in its order."""
-        reply = self._client.get("/api/tasks/", view=self.tabs()[title], page_size=_TASKS_PER_PAGE)
+        reply = self.client.get("/api/tasks/", view=self.tabs()[title], page_size=_TASKS_PER_PAGE)
         return [task["id"] for task in reply["tasks"]]
 
     @classmethod
@@ -79,48 +75,37 @@ class Project:
         """Make a task of each file, given by name and content, many in one request."""
         items = list(files.items())
         for start in range(0, len(items), _FILES_PER_UPLOAD):
-            self._client.upload(f"/api/projects/{self.id}/import", items[start : start + _FILES_PER_UPLOAD])
+            self.client.upload(f"/api/projects/{self.id}/import", items[start : start + _FILES_PER_UPLOAD])
 
     def annotate(self, task_id: int, label: str) -> None:
         """Label a task, as a person does who submits."""
-        self._client.post(f"/api/tasks/{task_id}/annotations/", {"result": [choice(label)], "lead_time": 1.0})
+        self.client.post(f"/api/tasks/{task_id}/annotations/", {"result": [choice(label)], "lead_time": 1.0})
 
     def connect(self, url: str, *, title: str) -> None:
         """Connect the machine learning backend at `url`."""
-        self._client.post("/api/ml/", {"project": self.id, "url": url, "title": title, "is_interactive": False})
-
-    def retrieve_predictions(self, task_ids: Sequence[int]) -> None:
-        """Have Label Studio ask its backend about these tasks, as the Data Manager's action does."""
-        path = f"/api/dm/actions?id=retrieve_tasks_predictions&project={self.id}"
-        self._client.post(path, {"selectedItems": {"all": False, "included": list(task_ids)}})
+        self.client.post("/api/ml/", {"project": self.id, "url": url, "title": title, "is_interactive": False})
 
     def settings(self) -> dict[str, Any]:
         """Return the project as Label Studio describes it."""
-        settings: dict[str, Any] = self._client.get(f"/api/projects/{self.id}")
+        settings: dict[str, Any] = self.client.get(f"/api/projects/{self.id}")
         return settings
-
-    def change(self, **settings: object) -> None:
-        """Change settings of the project, such as its sampling."""
-        self._client.patch(f"/api/projects/{self.id}", settings)
 
     def tasks(self, *, ordering: str = "tasks:id") -> list[Task]:
         """Return every task in the Data Manager's order, such as "tasks:predictions_score" for ascending scores."""
-        return [_task(document) for document in self._pages(ordering)]
+        query = json.dumps({"ordering": [ordering]})
+        tasks: list[Task] = []
+        for page in count(1):
+            reply = self.client.get(
+                "/api/tasks", project=self.id, fields="all", query=query, page=page, page_size=_TASKS_PER_PAGE
+            )
+            tasks += map(_task, reply["tasks"])
+            if page * _TASKS_PER_PAGE >= reply["total"]:
+                break
+        return tasks
 
     def next_task_id(self) -> int:
         """Return the task that the label stream serves."""
-        return int(self._client.get(f"/api/projects/{self.id}/next")["id"])
-
-    def _pages(self, ordering: str) -> Iterator[dict[str, Any]]:
-        query = json.dumps({"ordering": [ordering]})
-        page, remaining = 1, 1
-        while remaining > 0:
-            reply = self._client.get(
-                "/api/tasks", project=self.id, fields="all", query=query, page=page, page_size=_TASKS_PER_PAGE
-            )
-            yield from reply["tasks"]
-            remaining = reply["total"] - page * _TASKS_PER_PAGE
-            page += 1
+        return int(self.client.get(f"/api/projects/{self.id}/next")["id"])
 
 
 def label_config(labels: Sequence[str]) -> str:

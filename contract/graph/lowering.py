@@ -21,7 +21,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, inliner, shape_inference
 
-from contract.errors import DigestError, DropoutDead, LoweringError
+from contract.errors import DigestError, DropoutDead, LabelnextError, LoweringError
 from contract.graph.builder import PREFIX, RANDOM_OPS, GraphBuilder, describe, describe_outputs, shape_of
 from contract.graph.dropouts import constants, drop_probability, dropout_nodes, is_active
 from contract.graph.masks import mask_name
@@ -35,18 +35,6 @@ FEATURES = "features"
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _LEAST_OPSET = 18
 """The first in which all reductions take their axes as inputs."""
-_FAULTS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    onnx.checker.ValidationError,
-    shape_inference.InferenceError,
-)
-"""What onnx and numpy raise of nodes that lack inputs, tensors that lack values, types that do not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +105,9 @@ def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
         inlined = inliner.inline_local_functions(model) if model.functions else model
         _check_form(inlined)
         return _Lowering(shape_inference.infer_shapes(inlined), cut, multiple).run()
-    except _FAULTS as err:
+    except LabelnextError:
+        raise
+    except Exception as err:  # onnx and numpy raise many types of nodes that lack inputs, or tensors that lack values
         raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err
 
 

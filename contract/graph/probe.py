@@ -10,13 +10,11 @@ business.
 """
 
 import math
-import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -48,23 +46,6 @@ MOST_PROBE_BYTES = 512 * 2**20
 """Unpacked; 16 images of 224 pixels and what is known of them take 5 MB."""
 
 MOST_PROBE_PASSES = 100_000
-
-_FAULTS = (
-    ArithmeticError,
-    AttributeError,
-    BadZipFile,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-"""What zipfile and numpy raise of archives that are cut short, encrypted, packed otherwise, or hold other things."""
 
 _DEVIATIONS = 6.0
 """How many standard errors two estimates may lie apart; chance alone does so about once in 5e8 comparisons."""
@@ -116,8 +97,8 @@ class Probe:
                 _check_length(file)
                 with np.load(file, allow_pickle=False) as archive:
                     arrays = {name: archive[name] for name in cls.__slots__}
-            passes = _check_arrays(**arrays)
-        except _FAULTS as err:
+            passes = _check_arrays(arrays)
+        except Exception as err:  # zipfile and numpy raise a dozen types of what is cut short, encrypted, or no archive
             raise DigestError(f"{path.name} cannot be read ({err}): it was cut short or edited; publish again") from err
         return cls(**{**arrays, "passes": passes})
 
@@ -131,31 +112,25 @@ def _check_length(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def _check_arrays(
-    *,
-    images: npt.NDArray[Any],
-    features: npt.NDArray[Any],
-    passes: npt.NDArray[Any],
-    mean: npt.NDArray[Any],
-    variance: npt.NDArray[Any],
-    masked_probabilities: npt.NDArray[Any],
-) -> int:
+def _check_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     """Return R. A number that is not finite differs from none by more than is allowed, and would pass anything."""
-    count, most = int(passes), MOST_PROBE_PASSES
-    if not 1 <= count <= most:
-        raise ValueError(f"it is of {count} passes, 1 to {most} are expected")
-    n, classes = len(images), mean.shape[1]
+    shapes = {name: array.shape for name, array in arrays.items()}
+    passes = int(arrays["passes"])
+    if not 1 <= passes <= MOST_PROBE_PASSES:
+        raise ValueError(f"it is of {passes} passes, 1 to {MOST_PROBE_PASSES} are expected")
+    n, classes = shapes["images"][0], shapes["mean"][1]
     wanted = {
-        "images": (images, np.uint8, (n, *images.shape[1:3], 3)),
-        "features": (features, np.float32, (n, features.shape[1])),
-        "mean": (mean, np.float32, (n, classes)),
-        "variance": (variance, np.float32, (n, classes)),
-        "masked_probabilities": (masked_probabilities, np.float32, (n, masked_probabilities.shape[1], classes)),
+        "images": (n, *shapes["images"][1:3], 3),
+        "features": (n, shapes["features"][1]),
+        "mean": (n, classes),
+        "variance": (n, classes),
+        "masked_probabilities": (n, shapes["masked_probabilities"][1], classes),
     }
-    for name, (array, kind, shape) in wanted.items():
+    for name, shape in wanted.items():
+        array, kind = arrays[name], np.uint8 if name == "images" else np.float32
         if array.dtype != kind or array.shape != shape or not array.size or not np.isfinite(array).all():
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, or holds numbers that are not finite")
-    return count
+    return passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,19 +190,16 @@ def validate(
 def _check_head(probe: Probe, manifest: Manifest, head: RunPasses, masks: Masks) -> None:
     """Compare the passes on torch's own features, so that no fault of the backbone hides one of the dropout."""
     outputs = head(probe.features, masks)
-    _check_shape(outputs.pass_probabilities, probe.masked_probabilities)
+    found, expected = outputs.pass_probabilities.shape, probe.masked_probabilities.shape
+    if found != expected:
+        raise ProbeMismatch(
+            f"the graph gives passes of shape {found} on the probe, the trainer's have {expected}: graph and probe are "
+            "of different models; publish again"
+        )
     _check_finite(outputs)
     _check_alive(outputs.pass_probabilities, probe)
     _compare_exactly(outputs, probe)
     _compare_statistically(probe, manifest, head)
-
-
-def _check_shape(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-    if found.shape != expected.shape:
-        raise ProbeMismatch(
-            f"the graph gives passes of shape {found.shape} on the probe, the trainer's have {expected.shape}: graph "
-            "and probe are of different models; publish again"
-        )
 
 
 def _check_finite(outputs: PassOutputs) -> None:
@@ -269,11 +241,10 @@ def _compare_statistically(probe: Probe, manifest: Manifest, head: RunPasses) ->
     Where these differ, more of them are looked at: a model that is nearly certain turns a label over in one pass of
     hundreds, and as many may hold none.
     """
-    difference = _find_difference(probe, manifest, head, passes=probe.passes)
-    if difference is not None:
+    if _find_difference(probe, manifest, head, passes=probe.passes):
         difference = _find_difference(probe, manifest, head, passes=max(_SECOND_LOOK, probe.passes))
-    if difference is not None:
-        raise difference
+        if difference:
+            raise difference
 
 
 def _find_difference(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
 from urllib3 import BaseHTTPResponse
@@ -22,6 +22,9 @@ from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import Resolver
 from contract.images.connections import Origin, cut_off, open_pools
 from contract.images.spelling import as_browsers_read, is_data_uri, with_plain_host
+
+if TYPE_CHECKING:
+    from contract.images.fetch import FetchSettings
 
 _CHUNK_BYTES: Final = 1 << 16
 _SHOWN: Final = 200  # characters of a reference in a message
@@ -150,19 +153,9 @@ def too_large(asked: str, limit: int) -> FetchError:
 class Downloader:
     """Sends requests. Used by many threads, closed by its maker."""
 
-    def __init__(
-        self,
-        *,
-        trusted: frozenset[Origin],
-        resolve: Resolver,
-        max_bytes: int,
-        connect_timeout_s: float,
-        read_timeout_s: float,
-    ) -> None:
+    def __init__(self, limits: "FetchSettings", *, trusted: frozenset[Origin], resolve: Resolver) -> None:
+        self._limits = limits
         self._trusted = trusted
-        self._max_bytes = max_bytes
-        self._connect_timeout_s = connect_timeout_s
-        self._read_timeout_s = read_timeout_s
         self._anywhere = open_pools(None)
         self._public = open_pools(resolve)
 
@@ -208,7 +201,10 @@ class Downloader:
             target.url,
             body=post,
             headers=headers,
-            timeout=self._timeout(context),
+            timeout=Timeout(
+                connect=min(self._limits.connect_timeout_s, context.remaining()),
+                read=min(self._limits.read_timeout_s, context.remaining()),
+            ),
             retries=False,
             redirect=False,
             preload_content=False,
@@ -221,19 +217,16 @@ class Downloader:
             response.close()  # a body read to its end has given its connection back already; any other loses it here
         return Answer(response.status, location, b"" if location else body, _validators(target, response.headers))
 
-    def _timeout(self, context: FetchContext) -> Timeout:
-        remaining = context.remaining()
-        return Timeout(connect=min(self._connect_timeout_s, remaining), read=min(self._read_timeout_s, remaining))
-
     def _body(self, response: BaseHTTPResponse, context: FetchContext) -> bytes:
-        if (response.length_remaining or 0) > self._max_bytes:
-            raise too_large(context.asked, self._max_bytes)
+        most = self._limits.max_bytes
+        if (response.length_remaining or 0) > most:
+            raise too_large(context.asked, most)
         body = bytearray()
         with cut_off(context.remaining(), response.shutdown):
             while chunk := response.read1(_CHUNK_BYTES):
                 body += chunk
-                if len(body) > self._max_bytes:
-                    raise too_large(context.asked, self._max_bytes)
+                if len(body) > most:
+                    raise too_large(context.asked, most)
         if not body and response.status == HTTPStatus.OK and not _says_its_end(response):
             raise ProtocolError("the connection was closed before the first byte")  # as by a host that is being stopped
         return bytes(body)
@@ -262,12 +255,10 @@ def _validators(target: HttpUrl, headers: Mapping[str, str]) -> Validators | Non
 
 def _is_settled(modified: str, now: str) -> bool:
     """Whether a file that changes again must get another date; dates count whole seconds. False for what is no date."""
+    if not modified.isascii() or not modified.isprintable():
+        return False
     try:
-        return (
-            modified.isascii()
-            and modified.isprintable()
-            and parsedate_to_datetime(modified) + _SETTLED <= parsedate_to_datetime(now)
-        )
+        return parsedate_to_datetime(modified) + _SETTLED <= parsedate_to_datetime(now)
     except (ValueError, TypeError, OverflowError):  # TypeError: one date has a time zone, the other has none
         return False
 

@@ -107,13 +107,8 @@ class Fetcher:
         self._token = Token(settings.api_token or "", clock=clock)
         allowed = frozenset(HttpUrl.parse(text).origin for text in settings.allowed_origins)
         self._studio = Studio(home, public, describe=self._describe_label_studio, others=allowed, clock=clock)
-        self._downloader = Downloader(
-            trusted=allowed | {home.origin} if home else allowed,
-            resolve=resolve,
-            max_bytes=settings.max_bytes,
-            connect_timeout_s=settings.connect_timeout_s,
-            read_timeout_s=settings.read_timeout_s,
-        )
+        trusted = allowed | {home.origin} if home else allowed
+        self._downloader = Downloader(settings, trusted=trusted, resolve=resolve)
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +128,7 @@ class Fetcher:
         """
         if is_data_uri(reference):
             return False
-        return self._settings.local_files_root is None or self._local_name(self._plain(reference)) is None
+        return self._settings.local_files_root is None or self._local_file(self._plain(reference)) is None
 
     def fetch(
         self,
@@ -154,10 +149,7 @@ class Fetcher:
         Raises:
             FetchError: if the bytes cannot be had in time, or must not be.
         """
-        fetched = self.fetch_if_changed(
-            reference, known=None, task_id=task_id, project_id=project_id, deadline=deadline
-        )
-        return fetched.data
+        return self.fetch_if_changed(reference, task_id=task_id, project_id=project_id, deadline=deadline).data
 
     def source(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> str | None:
         """Name where the reference leads, for who remembers validators; None where it is itself the image.
@@ -170,15 +162,15 @@ class Fetcher:
         if is_data_uri(reference):
             return None
         plain = self._plain(reference)
-        if (name := self._local_name(plain)) is not None:
-            return f"file:{self._settings.local_files_root}/{name}"
+        if file := self._local_file(plain):
+            return f"file:{file[0]}/{file[1]}"
         return self._url_of(plain, task_id, project_id)
 
     def fetch_if_changed(
         self,
         reference: str,
         *,
-        known: Validators | None,
+        known: Validators | None = None,
         task_id: int | None = None,
         project_id: int | None = None,
         deadline: float | None = None,
@@ -193,10 +185,8 @@ class Fetcher:
         if is_data_uri(reference):
             return Fetched(decode_data_uri(reference, max_bytes=self._settings.max_bytes))
         plain = self._plain(reference)
-        name = self._local_name(plain)
-        if name is not None and self._settings.local_files_root is not None:
-            root, most = self._settings.local_files_root, self._settings.max_bytes
-            data, validators = read_local_file(root, name, max_bytes=most, known=known)
+        if file := self._local_file(plain):
+            data, validators = read_local_file(*file, max_bytes=self._settings.max_bytes, known=known)
             return Fetched(data or b"", validators, unchanged=data is None)
         return self._download(self._url_of(plain, task_id, project_id), context, known)
 
@@ -210,12 +200,13 @@ class Fetcher:
             return self._studio.image_path(plain) or plain
         return plain
 
-    def _local_name(self, plain: str) -> str | None:
-        """The path below `local_files_root` that the reference names, where it is to be read from there."""
+    def _local_file(self, plain: str) -> tuple[Path, str] | None:
+        """The folder and the path below it that the reference names, where it is to be read from there."""
         path, _, query = plain.partition("?")
-        if self._settings.local_files_root is None or path.rstrip("/") != "/data/local-files":
+        root = self._settings.local_files_root
+        if root is None or path.rstrip("/") != "/data/local-files":
             return None
-        return parse_qs(query).get("d", [""])[0].lstrip("/")  # Label Studio begins at the root, too
+        return root, parse_qs(query).get("d", [""])[0].lstrip("/")  # Label Studio begins at the root, too
 
     def _url_of(self, plain: str, task_id: int | None, project_id: int | None) -> str:
         if plain.startswith(("http://", "https://")):
@@ -250,7 +241,10 @@ class Fetcher:
             if answer.status == 304 and asked_with:
                 return Fetched(b"", asked_with, unchanged=True)
             if answer.location is None:
-                return Fetched(_body(answer, target, context), answer.validators)
+                if answer.status == 200:
+                    return Fetched(answer.body, answer.validators)
+                said = f"{context.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
+                raise _refusal(answer.status)(said)
             target = _follow(target, answer.location, context)
             if token_may_go and (path := self._studio.image_path(target.url)):  # it leads to itself by its public name
                 target = _parse(self._base + path, context)
@@ -334,14 +328,6 @@ def _follow(target: HttpUrl, location: str, context: FetchContext) -> HttpUrl:
         raise FetchError(
             f"{context.at(target)} redirects to what is {err}; import the address that it should lead to"
         ) from err
-
-
-def _body(answer: Answer, target: HttpUrl, context: FetchContext) -> bytes:
-    if answer.status == 200:
-        return answer.body
-    raise _refusal(answer.status)(
-        f"{context.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
-    )
 
 
 def _refusal(status: int) -> type[FetchError]:

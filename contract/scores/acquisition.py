@@ -49,8 +49,7 @@ def bald(probabilities: Floats, *, multiple: bool = False) -> Floats:
         raise ValueError(f"bald needs probabilities of shape (N, T, C), got {probabilities.ndim} axes")
     mean: Floats = probabilities.mean(axis=1)  # (N, C)
     conditional: Floats = entropy(probabilities, multiple=multiple).mean(axis=1)  # (N,)
-    nats: Floats = np.maximum(entropy(mean, multiple=multiple) - conditional, 0)
-    return nats
+    return np.maximum(entropy(mean, multiple=multiple) - conditional, 0)
 
 
 def margin(mean_probabilities: Floats, *, multiple: bool = False) -> Floats:
@@ -62,8 +61,7 @@ def margin(mean_probabilities: Floats, *, multiple: bool = False) -> Floats:
         smallest: Floats = np.abs(2 * mean_probabilities - 1).min(axis=-1)
         return smallest
     ordered = np.sort(mean_probabilities, axis=-1)
-    lead: Floats = ordered[..., -1] - ordered[..., -2]
-    return lead
+    return ordered[..., -1] - ordered[..., -2]
 
 
 def greatest_bald(classes: int, *, multiple: bool = False) -> float:
@@ -81,8 +79,7 @@ def greatest_bald(classes: int, *, multiple: bool = False) -> float:
 
 def normalised_bald(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:
     """Return BALD as a share of its greatest value, clipped to [0, 1]: (N,) to (N,)."""
-    share: Floats = np.clip(nats / greatest_bald(classes, multiple=multiple), 0.0, 1.0)
-    return share
+    return np.clip(nats / greatest_bald(classes, multiple=multiple), 0.0, 1.0)
 
 
 def label_studio_score(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:
@@ -113,5 +110,4 @@ def _ranks(values: Floats) -> npt.NDArray[np.float64]:
 
 
 def _multiply_by_log(p: Floats) -> Floats:
-    terms: Floats = p * np.log(np.where(p > 0, p, 1.0))
-    return terms
+    return p * np.log(np.where(p > 0, p, 1.0))

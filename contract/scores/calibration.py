@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from contract.scores.acquisition import Floats
+from contract.scores.acquisition import Floats, softmax
 
 
 def temper(probabilities: Floats, temperature: float, *, multiple: bool = False) -> Floats:
@@ -38,14 +38,11 @@ def _share_of_powers(probabilities: Floats, temperature: float) -> Floats:
     """Return p^(1/t) over its sum on the last axis; the likeliest is divided out first, so that no power overflows."""
     with np.errstate(divide="ignore", over="ignore"):  # log 0 is -inf, and so is what is too small for a float
         exponents = (np.log(probabilities) - np.log(probabilities.max(axis=-1, keepdims=True))) / temperature
-    powers: Floats = np.exp(exponents)
-    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
+    return softmax(exponents)
 
 
 def _keep_highest(before: Floats, after: Floats) -> Floats:
     """Return `after` with the highest of `before` on the last axis ahead, even where rounding made others equal it."""
     highest = after.max(axis=-1, keepdims=True)
     behind = before < before.max(axis=-1, keepdims=True)
-    kept: Floats = np.where(behind, np.minimum(after, np.nextafter(highest, 0, dtype=after.dtype)), highest)
-    return kept
+    return np.where(behind, np.minimum(after, np.nextafter(highest, 0, dtype=after.dtype)), highest)

@@ -39,14 +39,6 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(600))
 
 
-def python_of(environment: str) -> Path:
-    """Return the interpreter of an environment that the Makefile makes, such as "server"."""
-    python = CHECKOUT / f".venv-{environment}" / "bin" / "python"
-    if not python.exists():
-        pytest.fail(f"expected the environment .venv-{environment}; `make environments` makes it")
-    return python
-
-
 @pytest.fixture(scope="session")
 def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder of a Label Studio that has been started once and holds nothing; to be copied, not used."""
@@ -55,7 +47,7 @@ def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory, worker_id: s
     with FileLock(data.with_suffix(".lock")):  # its first start takes long, and is for all workers
         if not data.exists():
             starting = data.with_suffix(".starting")
-            with label_studio(starting, python=python_of("label-studio"), port=free_port()):
+            with label_studio(starting):
                 pass
             starting.rename(data)
     return data
@@ -73,8 +65,7 @@ class RestartableLabelStudio:
     def start(self) -> None:
         """Start it, unless it runs."""
         if not self._up:
-            running = label_studio(self._data, python=python_of("label-studio"), port=self._port)
-            self.label_studio = self._running.enter_context(running)
+            self.label_studio = self._running.enter_context(label_studio(self._data, port=self._port))
         self._up = True
 
     def stop(self) -> None:
@@ -136,6 +127,12 @@ class Annotator:
         self.label(*list(self.truth)[:count])
 
 
+def retrieve_predictions(project: Project, task_ids: Sequence[int]) -> None:
+    """Have Label Studio ask its backend about these tasks, as the Data Manager's action does."""
+    path = f"/api/dm/actions?id=retrieve_tasks_predictions&project={project.id}"
+    project.client.post(path, {"selectedItems": {"all": False, "included": list(task_ids)}})
+
+
 def fill(project: Project, pool: Pool) -> Annotator:
     """Upload the images of a pool, whose tasks are in the order of the pool."""
     project.upload({image.name: image.path.read_bytes() for image in pool.images})
@@ -159,9 +156,8 @@ def serve(tmp_path: Path) -> Serve:
     ) -> AbstractContextManager[Server]:
         return serving(
             workplace,
-            python=python_of("server"),
-            port=port or free_port(),
             log=tmp_path / f"server-{next(numbers)}.log",
+            port=port,
             settings={"LABELNEXT_POLL_S": "0.2", **(settings or {})},
             **options,
         )

@@ -11,9 +11,9 @@ from contract.images.preprocess import decode_image
 from contract.scores.holdout import DEFAULT_SHARE, is_held_out
 from contract.versions.repository import Repository
 from demo.pool import Pool
-from demo.product import Workplace, activate, train
+from demo.product import Workplace, run_trainer, train
 from demo.project import Project, Task
-from tests.system.conftest import QUICK_TRAINING, Annotator, Serve
+from tests.system.conftest import QUICK_TRAINING, Annotator, Serve, retrieve_predictions
 from tests.system.torch_reference import bald
 
 BROKEN = {"broken-labelled.png": b"not an image", "broken-unlabelled.png": b"\x89PNG\r\n\x1a\n cut short"}
@@ -31,23 +31,23 @@ def test_what_the_model_knows_least_about_comes_first(
     [broken] = [task.id for task in project.tasks() if task.file == "broken-labelled.png"]
     project.annotate(broken, digits.labels[0])
     before = train(workplace, project.id, QUICK_TRAINING)
-    with serve(workplace, version=before.version) as server:
+    with serve(workplace, version=before["version"]) as server:
         project.connect(server.url, title="Labelnext")
-        first = rank(workplace, project, digits, before.version)
-        check_order(annotator, first, before.version)
+        first = rank(workplace, project, digits, before["version"])
+        check_order(annotator, first, before["version"])
         annotator.label(*list(annotator.truth)[FIRST : FIRST + MORE])
         after = train(workplace, project.id, QUICK_TRAINING)
-        server.wait_for(after.version)
-        second = rank(workplace, project, digits, after.version)
-    assert after.labels > before.labels
-    assert after.version > before.version
+        server.wait_for(after["version"])
+        second = rank(workplace, project, digits, after["version"])
+    assert after["labels"] > before["labels"]
+    assert after["version"] > before["version"]
     assert [task.id for task in first] != [task.id for task in second]
 
 
 def rank(workplace: Workplace, project: Project, pool: Pool, version: str) -> Sequence[Task]:
     """Retrieve predictions of every task, switch the project to them, and return those that have one, in order."""
-    project.retrieve_predictions([task.id for task in project.tasks()])
-    activate(workplace, project.id, version)
+    retrieve_predictions(project, [task.id for task in project.tasks()])
+    run_trainer(workplace, "activate", "--project", str(project.id), "--version", version)
     assert project.settings()["model_version"] == version
     ranked = [task for task in project.tasks(ordering="tasks:predictions_score") if task.predictions]
     assert {task.file for task in ranked} == {image.name for image in pool.images}  # broken ones have none

@@ -10,7 +10,7 @@ from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace
 from demo.project import Project
-from tests.system.conftest import Annotator, Serve, fill
+from tests.system.conftest import Annotator, Serve, fill, retrieve_predictions
 from tests.system.test_watch import ROUND, watching
 
 
@@ -46,7 +46,7 @@ def test_each_project_gets_predictions_of_its_own_model_on_its_own_page(
             before = {task.id for task in project.tasks()}
             project.upload({"new.png": pool.images[0].path.read_bytes()})
             [new] = {task.id for task in project.tasks()} - before
-            project.retrieve_predictions([new])
+            retrieve_predictions(project, [new])
             tasks = [task for task in project.tasks() if task.predictions]
             assert new in {task.id for task in tasks}
             assert {each.model_version for task in tasks for each in task.predictions} == {version}

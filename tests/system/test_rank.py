@@ -20,10 +20,9 @@ import pytest
 from contract.scores.holdout import is_held_out
 from demo.label_studio import LabelStudio
 from demo.pool import Pool
-from demo.processes import free_port
 from demo.product import CHECKOUT, Server, Workplace, serving, train
 from demo.project import Project
-from tests.system.conftest import QUICK_TRAINING, fill, python_of
+from tests.system.conftest import QUICK_TRAINING, fill
 from trainer.labelstudio import connect
 from trainer.labelstudio.webhooks import set_webhook_token
 from trainer.ranking.names import next_name
@@ -137,13 +136,11 @@ def ranked(studio: LabelStudio, digits: Pool, tmp_path_factory: pytest.TempPathF
     ranked = Ranked(studio, digits, folder)
     server = serving(
         ranked.workplace,
-        python=python_of("server"),
-        port=free_port(),
         log=folder / "server.log",
         settings={"LABELNEXT_POLL_S": "0.2"},
     )
     with server as ranked.server:
-        ranked.version = train(ranked.workplace, ranked.project.id, QUICKER).version
+        ranked.version = train(ranked.workplace, ranked.project.id, QUICKER)["version"]
         ranked.server.wait_for(ranked.version)
         yield ranked
 

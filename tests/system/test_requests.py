@@ -12,8 +12,8 @@ from bench.harness.serving import serving
 from bench.subjects.tiny_model import draw_images, publish
 from contract.versions.repository import Repository
 from demo.processes import free_port, running
+from demo.product import python_of
 from tests.server.conftest import to_data_uri
-from tests.system.conftest import python_of
 
 LABEL_CONFIG = (
     '<View><Image name="photo" value="$image"/>'

@@ -76,7 +76,7 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         project.annotate(task, false if task in wrong else truth[task])
     manager = DataManager(page, studio, project)
     before = train(workplace, project.id, (*TRAINING, *HOLDOUT))
-    with serve(workplace, version=before.version) as server:
+    with serve(workplace, version=before["version"]) as server:
         rank(workplace, project.id, server.url, (*HOLDOUT, "--sure", "0.98"))
         assert list(project.tabs()) == ["Label next", "Look again", "Random holdout", "Default"]
         held = project.held("Random holdout")
@@ -88,7 +88,7 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         assert sure
         assert {*project.tabs()} == {"Label next", *sure, "Look again", "Default"}
 
-        _look_at_product(page, server.url, before.version)
+        _look_at_product(page, server.url, before["version"])
         page.goto(project.url)  # whoever opens the project is shown what comes next
         row = manager.check("Label next").filter(has_text="reason: ").first
         expect(row).to_contain_text("value: {choices: [")
@@ -108,9 +108,9 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         assert project.held(title) == [unticked]
 
         after = train(workplace, project.id, (*TRAINING, *HOLDOUT))
-        manifest = Repository(workplace.models).read_manifest(after.version)
-        assert (after.labels, manifest.training.confirmed) == (before.labels, len(confirmed))
-        server.wait_for(after.version)
+        manifest = Repository(workplace.models).read_manifest(after["version"])
+        assert (after["labels"], manifest.training.confirmed) == (before["labels"], len(confirmed))
+        server.wait_for(after["version"])
         rank(workplace, project.id, server.url, RANKING)
         offered = [task for each in project.tabs() if each.startswith("Sure: ") for task in project.held(each)]
         assert not {*confirmed, unticked} & {*offered}
