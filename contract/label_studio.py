@@ -83,12 +83,9 @@ class Token:
         self._renew_at = 0.0
 
     def header(self, post: Post, *, timeout_s: float, refused: str | None = None) -> str | None:
-        """The Authorization header to send; None without a token.
+        """The Authorization header to send, another one than `refused`, which got 401; None without a token.
 
-        Args:
-            post: makes the exchange; called by one thread at a time.
-            timeout_s: how long to wait for another thread's exchange.
-            refused: a header that got 401; renewed unless another thread has done so.
+        One thread at a time makes the exchange, by `post`.
 
         Raises:
             NoAccessToken: if Label Studio gives none for the token.
@@ -209,15 +206,10 @@ class LabelStudioClient:
         timeout_s: float | None = None,
         hook: Callable[[dict[str, Any]], Any] | None = None,
     ) -> _T:
-        """GET a path, and have `make` make what is wanted of the answer's JSON.
+        """GET a path, and have `make` make what is wanted of the answer's JSON, whose objects go through `hook` before.
 
-        Args:
-            path: such as "/api/projects".
-            make: may raise ValueError, LookupError, TypeError or AttributeError: then the answer is not Label Studio's.
-            what: is asked for, for messages.
-            query: the parameters.
-            timeout_s: for this request.
-            hook: what each JSON object is to become while it is parsed.
+        Where `make` raises ValueError, LookupError, TypeError or AttributeError, the answer is not Label Studio's. Else
+        as `send`.
         """
         data = self.send("GET", path, what=what, query=query, timeout_s=timeout_s)
         with self._understood():
@@ -249,19 +241,16 @@ class LabelStudioClient:
         """
         content = None if body is None else json.dumps(body).encode()
         request = _Request(method, path, query, content, _JSON, timeout_s or self._timeout_s)
-        if once:
-            return self._succeed(request, what=what, accepted=accepted)
-        patience = self._patience
-        started, pause_s = time.monotonic(), patience.pause_s
+        started, pause_s = time.monotonic(), self._patience.pause_s
         while True:
             try:
                 return self._succeed(request, what=what, accepted=accepted)
             except Unreachable as err:
-                if time.monotonic() + pause_s - started > patience.longest_s:
+                if once or time.monotonic() + pause_s - started > self._patience.longest_s:
                     raise
                 _log.warning("%s; asking again in %.1f s", err, pause_s)
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, patience.longest_pause_s)
+            pause_s = min(2 * pause_s, self._patience.longest_pause_s)
 
     def _succeed(self, request: _Request, *, what: str, accepted: Sequence[int]) -> bytes:
         """Send a request now, once more with a new access token if the old one is no longer honoured."""

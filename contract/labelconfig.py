@@ -258,7 +258,7 @@ def _choices(control: ElementTree.Element, *, nested: bool) -> tuple[Choice, ...
     """
     found: dict[str, Choice] = {}
     characters = 0
-    for choice in _leaves(control) if nested else _outermost(control):
+    for choice in _leaves(control, nested=nested):
         characters += len(choice.stored)
         if characters > _MOST_PATH_CHARACTERS:
             raise _Refused(f"has paths of more than {_MOST_PATH_CHARACTERS} characters in all; nest its choices less")
@@ -271,26 +271,16 @@ def _choices(control: ElementTree.Element, *, nested: bool) -> tuple[Choice, ...
     return tuple(found.values())
 
 
-def _outermost(control: ElementTree.Element) -> Iterator[Choice]:
-    left = _children(control)
-    while left:
-        tag = left.pop()
-        if tag.kind != "choice":
-            left += _children(tag.element)
-        elif tag.get("value"):
-            yield Choice(tag.get("value"), tag.get("alias") or None)
-
-
-def _leaves(control: ElementTree.Element) -> Iterator[Choice]:
+def _leaves(control: ElementTree.Element, *, nested: bool) -> Iterator[Choice]:
     left: list[tuple[_Tag, tuple[str, ...]]] = [(tag, ()) for tag in _children(control)]
     while left:
         tag, around = left.pop()
         children = _children(tag.element)
         if tag.kind != "choice":
             left += [(child, around) for child in children]
-        elif not any(child.kind == "choice" for child in children):
+        elif not nested or not any(child.kind == "choice" for child in children):
             if tag.get("value"):
-                yield Choice(tag.get("value"), tag.get("alias") or None, around)
+                yield Choice(tag.get("value"), tag.get("alias") or None, around if nested else None)
         elif len(around) < MOST_STEPS:
             left += [(child, (*around, tag.get("alias") or tag.get("value"))) for child in children]
         else:

@@ -7,6 +7,7 @@ docs/settings.md says of it. Owns the settings that trainer and server share, an
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -40,14 +41,11 @@ def text(parse: Callable[[str], object]) -> BeforeValidator:
 
 
 def _parse_url(value: str) -> str:
-    expected = "an http or https URL without a password, such as https://label-studio.example.org"
-    try:
+    with suppress(ValueError):
         url = HttpUrl.parse(value).url
-    except ValueError as err:
-        raise ValueError(expected) from err
-    if "@" in urlsplit(url).netloc:
-        raise ValueError(expected)
-    return url.rstrip("/")
+        if "@" not in urlsplit(url).netloc:
+            return url.rstrip("/")
+    raise ValueError("an http or https URL without a password, such as https://label-studio.example.org")
 
 
 def split(value: str) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class Pool:
         """The classes with under half of what each would have if all had as many; the rarest where none has so few."""
         counts = self.counts
         few = {label for label, count in counts.items() if 2 * len(counts) * count < len(self.images)}
-        return frozenset(few or {min(counts, key=lambda label: counts[label])})
+        return frozenset(few or {min(counts, key=counts.__getitem__)})
 
 
 def read_pool(root: Path, *, limit: int, seed: int) -> Pool:
@@ -71,11 +71,9 @@ def read_pool(root: Path, *, limit: int, seed: int) -> Pool:
 
 
 def write_digits(root: Path, counts: Sequence[int] = DIGIT_COUNTS) -> None:
-    """Write scikit-learn's handwritten digits as PNG files in class folders "0" to "9".
+    """Write so many of scikit-learn's handwritten digits from 0 on as PNG files in class folders "0" to "9".
 
-    Args:
-        root: made when absent; files that are already there stay as they are.
-        counts: how many images of each digit, from 0 on.
+    Files that are there already stay as they are.
     """
     from sklearn.datasets import load_digits
 

@@ -44,10 +44,12 @@ class Child:
         deadline = time.monotonic() + timeout_s
         with urllib3.PoolManager(retries=False, timeout=2.0) as http:
             while not _answers(http, url, until):
-                if self.popen.poll() is not None:
-                    raise ProcessError(f"{self.name} ended with status {self.popen.returncode}; {self._last_words()}")
-                if time.monotonic() > deadline:
-                    raise ProcessError(f"{self.name} gave {url} no answer in {timeout_s:.0f} s; {self._last_words()}")
+                ended = self.popen.poll()
+                if ended is not None or time.monotonic() > deadline:
+                    said = (
+                        f"gave {url} no answer in {timeout_s:.0f} s" if ended is None else f"ended with status {ended}"
+                    )
+                    raise ProcessError(f"{self.name} {said}; the end of {self.log}:\n{tail(self.log)}")
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:
@@ -63,22 +65,14 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, number)
 
-    def _last_words(self) -> str:
-        return f"the end of {self.log}:\n{tail(self.log)}"
-
 
 @contextlib.contextmanager
 def running(
     name: str, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], cwd: Path | None = None
 ) -> Iterator[Child]:
-    """Run `command` for as long as the block lasts.
+    """Run `command`, which messages call `name`, for as long as the block lasts.
 
-    Args:
-        name: what messages call the process.
-        command: the program and its arguments.
-        log: receives what the process prints; replaced when it exists.
-        environment: variables added to this process's own.
-        cwd: the folder to run in; this process's own by default.
+    `log` is replaced by what it prints, and `environment` is added to this process's own.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:

@@ -92,9 +92,6 @@ def train(
         source: a project's number, or a folder of class folders.
         options: further arguments of `python -m trainer run`.
         log: takes what the trainer says, in a folder that is there; this process's stderr by default.
-
-    Raises:
-        ProcessError: it failed; the message says why, or that it stands above.
     """
     labels = ["--images" if isinstance(source, Path) else "--project", str(source)]
     report: dict[str, Any] = json.loads(run_trainer(workplace, "run", *labels, *options, log=log))
@@ -156,14 +153,9 @@ def serving(
     version: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Run the server under gunicorn for as long as the block lasts.
+    """Run the server under gunicorn for as long as the block lasts, on a port if that is free.
 
-    Args:
-        workplace: where it finds models, and where the images are.
-        log: takes its log.
-        port: the one to take, if it is free.
-        version: wait until it serves this one; by default only until it answers.
-        settings: further environment variables of the server.
+    It is waited for until it serves a version; by default only until it answers. `settings` are variables of its own.
     """
     address = f"127.0.0.1:{free_port(port)}"
     arguments = ["-m", "gunicorn", "-c", "server/gunicorn_conf.py", "server.app:create_app()"]

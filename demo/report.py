@@ -17,15 +17,7 @@ _SHOWN = 24
 def write_page(
     path: Path, pool: Pool, orders: Mapping[str, Sequence[PoolImage]], worths: Mapping[str, Worth], *, origin: str
 ) -> None:
-    """Write the page.
-
-    Args:
-        path: of the file.
-        pool: all images.
-        orders: images in the order that their heading names.
-        worths: what the labels came to, by whom they were chosen.
-        origin: where the images are from.
-    """
+    """Write the page: images below the heading of their order, and what labels came to, by who chose them."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -25,9 +25,7 @@ class Start:
 def choose_start(weights: str | None, backbone: str | None = None) -> Start:
     """Return how to train with what a person asks for, and with what is installed where they ask for nothing.
 
-    Args:
-        weights: "imagenet", "none", a file, or None.
-        backbone: one of the trainer's, or None. It is trained as the trainer would.
+    Weights are "imagenet", "none" or a file. A backbone is one of the trainer's, and trained as the trainer would.
 
     Raises:
         FileNotFoundError: `weights` or `backbone` names a file that is not there.

@@ -23,20 +23,10 @@ class Worth:
 
 
 def measure(pool: Pool, labelled: Collection[str], guesses: Mapping[str, str]) -> Worth:
-    """Count what is right in a pool.
-
-    Args:
-        pool: the images and the truth.
-        labelled: the names of those that a person has labelled.
-        guesses: what a model takes the others for, by name.
-    """
+    """Count what is right in a pool, by the names of what is labelled, and what a model takes the others for."""
+    known = [image for image in pool.images if image.name in labelled]
     right = [image for image in pool.images if image.name in labelled or guesses.get(image.name) == image.label]
-    return Worth(
-        labels=len(labelled),
-        rare_labelled=count_rare(pool, [image for image in pool.images if image.name in labelled]),
-        rare_right=count_rare(pool, right),
-        right=len(right) / len(pool.images),
-    )
+    return Worth(len(labelled), count_rare(pool, known), count_rare(pool, right), len(right) / len(pool.images))
 
 
 def count_rare(pool: Pool, images: Sequence[PoolImage]) -> int:

@@ -110,4 +110,5 @@ def _ranks(values: Floats) -> npt.NDArray[np.float64]:
 
 
 def _multiply_by_log(p: Floats) -> Floats:
-    return p * np.log(np.where(p > 0, p, 1.0))
+    terms: Floats = p * np.log(np.where(p > 0, p, 1.0))
+    return terms

@@ -3,7 +3,8 @@
     models/<model>/rankings/<project>.json
 
 One file a project, replaced whole. It is not part of a version, which never changes: one version is ranked by in
-several projects, and again when somebody asks for it.
+several projects, and again when somebody asks for it. All functions raise OSError where the folder cannot be read or
+written.
 """
 
 import json
@@ -89,41 +90,25 @@ _RANKING: Final = TypeAdapter(Ranking)
 
 
 def save_ranking(repository: Repository, ranking: Ranking) -> None:
-    """Put a ranking in the place of the project's last one, in one step.
-
-    Raises:
-        OSError: if it cannot be written; the last one then stays.
-    """
+    """Put a ranking in the place of the project's last one, in one step; on an error the last one stays."""
     text = json.dumps(_RANKING.dump_python(ranking), ensure_ascii=False, allow_nan=False)
     repository.documents(RANKINGS_FOLDER).write(f"{ranking.project}{_SUFFIX}", text.encode())
 
 
 def forget_ranking(repository: Repository, project: int) -> None:
-    """Remove the record of a project's last ranking, if there is one.
-
-    Raises:
-        OSError: if it cannot be removed.
-    """
+    """Remove the record of a project's last ranking, if there is one."""
     repository.documents(RANKINGS_FOLDER).remove(f"{project}{_SUFFIX}")
 
 
 def load_rankings(repository: Repository) -> list[Ranking]:
-    """Return the last ranking of each project, newest first. A file that holds none is left out, with a warning.
-
-    Raises:
-        OSError: if the folder cannot be read.
-    """
+    """Return the last ranking of each project, newest first. A file that holds none is left out, with a warning."""
     records = repository.documents(RANKINGS_FOLDER)
     found = [ranking for file in records.names() if file.endswith(_SUFFIX) and (ranking := _load(records, file))]
     return sorted(found, key=lambda ranking: ranking.created_at, reverse=True)
 
 
 def ranked_projects(repository: Repository) -> dict[int, float]:
-    """Return which projects a model has ranked, and when it last did, in seconds since 1970. No record is read.
-
-    Raises:
-        OSError: if the folder cannot be read.
-    """
+    """Return which projects a model has ranked, and when it last did, in seconds since 1970. No record is read."""
     times = repository.documents(RANKINGS_FOLDER).times()
     names = {file: file.removesuffix(_SUFFIX) for file in times if file.endswith(_SUFFIX)}
     return {int(name): times[file] for file, name in names.items() if name.isascii() and name.isdecimal()}

@@ -7,6 +7,7 @@ check some of it, each on its own terms. Knows onnx; no engine.
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Final
 
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto
@@ -50,7 +51,7 @@ def inspect_graph(model: ModelProto, *, weights_bytes: Mapping[str, int]) -> Non
             f"{MOST_FUNCTIONS} are expected; {REMEDY}"
         )
     _check_length(model, functions)
-    for node in [*graph.node, *(node for function in model.functions for node in function.node)]:
+    for node in _nodes(model):
         _check_node(node, functions)
     for tensor in _tensors(model):
         _check_tensor(tensor, weights_bytes)
@@ -91,11 +92,14 @@ def _check_node(node: NodeProto, functions: Mapping[_Name, FunctionProto]) -> No
             raise UnsafeGraph(f"node {name!r} holds a sparse tensor, none is expected; {REMEDY}")
 
 
+def _nodes(model: ModelProto) -> Iterator[NodeProto]:
+    return chain(model.graph.node, *(function.node for function in model.functions))
+
+
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     yield from model.graph.initializer
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    defaults = [attribute for function in model.functions for attribute in function.attribute_proto]
-    for attribute in [*defaults, *(attribute for node in nodes for attribute in node.attribute)]:
+    defaults = (function.attribute_proto for function in model.functions)
+    for attribute in chain(*defaults, *(node.attribute for node in _nodes(model))):
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors

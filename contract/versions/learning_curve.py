@@ -67,33 +67,24 @@ def find_points(manifests: Sequence[Manifest]) -> list[Point]:
 
     The newest that was measured beside others says what all of them came to on the same images.
     """
-    newest = next((each.training.curve for each in reversed(manifests) if each.training.curve), None)
-    found = (_on_common_images(each, newest) or _by_itself(each) for each in manifests)
-    return [point for point in found if point is not None]
+    newest = next((each.training.curve for each in reversed(manifests) if each.training.curve), Comparison(0, ()))
+    compared = {each.version: each for each in newest.versions}
+    points: list[Point] = []
+    for manifest in manifests:
+        metrics, training = manifest.metrics, manifest.training
+        if at := compared.get(manifest.version):
+            interval = at.low, at.high
+            points.append(Point(manifest, at.labels, at.macro_f1, interval, newest.images, True, is_joined=True))
+        elif training.images is not None and metrics.macro_f1 is not None:
+            interval, is_random = metrics.macro_f1_interval, training.is_on_random_sample
+            points.append(Point(manifest, training.images, metrics.macro_f1, interval, metrics.images, is_random))
+    return points
 
 
 def find_line(points: Sequence[Point]) -> list[Point]:
     """Return those that a line joins, in order: nothing is said of what lies between others. Two at least, or none."""
     joined = [point for point in points if point.is_joined]
     return joined if len(joined) > 1 else []
-
-
-def _on_common_images(manifest: Manifest, comparison: Comparison | None) -> Point | None:
-    if comparison is None:
-        return None
-    found = next((each for each in comparison.versions if each.version == manifest.version), None)
-    if found is None:
-        return None
-    interval = (found.low, found.high)
-    return Point(manifest, found.labels, found.macro_f1, interval, comparison.images, is_random=True, is_joined=True)
-
-
-def _by_itself(manifest: Manifest) -> Point | None:
-    metrics, training = manifest.metrics, manifest.training
-    if training.images is None or metrics.macro_f1 is None:
-        return None
-    interval, is_random = metrics.macro_f1_interval, training.is_on_random_sample
-    return Point(manifest, training.images, metrics.macro_f1, interval, metrics.images, is_random)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +115,10 @@ class Scale:
         """Return a place in pixels."""
         bottom, top = self.tenths[0] / 10, self.tenths[-1] / 10
         return round(HEIGHT * (top - macro_f1) / (top - bottom), 1)
+
+    def place(self, point: Point) -> tuple[float, float]:
+        """Return where a point lies, across and down."""
+        return self.across(point.labels), self.down(point.macro_f1)
 
     def label_ticks(self) -> Sequence[int]:
         """Return the ticks across: the fewest steps of 1, 2, 5, 10, 20... that leave room for their texts."""
@@ -164,21 +159,12 @@ def _draw_axes(scale: Scale) -> Iterator[str]:
 
 def _draw_points(points: Sequence[Point], scale: Scale, in_use: str | None) -> Iterator[str]:
     line = find_line(points)
-    marks = [
-        (
-            point,
-            scale.across(point.labels),
-            scale.down(point.macro_f1),
-            " apart" if line and not point.is_joined else "",
-        )
-        for point in points
-    ]
+    marks = [(point, *scale.place(point), " apart" if line and not point.is_joined else "") for point in points]
     for point, x, _, apart in marks:
         if point.interval:
             low, high = map(scale.down, point.interval)
             yield f'<line class="bar{apart}" x1="{x}%" x2="{x}%" y1="{low}" y2="{high}"/>'
-    for one, other in pairwise(line):
-        (x1, y1), (x2, y2) = ((scale.across(each.labels), scale.down(each.macro_f1)) for each in (one, other))
+    for (x1, y1), (x2, y2) in pairwise(map(scale.place, line)):
         yield f'<line class="line" x1="{x1}%" y1="{y1}" x2="{x2}%" y2="{y2}"/>'
     for point, x, y, apart in marks:
         kind = "in-use" if point.version == in_use else "point"

@@ -4,7 +4,8 @@ They share nothing but the repository's root, so a request is a file there: `req
 or `requests/<project>-<token>.json` where the server does not know whose project it is.
 The folder stands beside the models', so that a server may be given it to write and the versions only to read. Asking
 twice is asking once. A file is never written again, so whoever removes the files that were read removes nothing that
-came since: in a folder and in a bucket alike, and without a lock.
+came since: in a folder and in a bucket alike, and without a lock. All functions raise OSError where the folder cannot
+be read or written.
 """
 
 import errno
@@ -46,7 +47,7 @@ _REQUEST: Final = TypeAdapter(TrainingRequest)
 
 
 def leave_request(repository: Repository, project: int | None, *, any_model: bool = False) -> None:
-    """Ask for a training on a project, in place of an earlier request for the same.
+    """Ask for a training of the repository's model on a project, in place of an earlier request for the same.
 
     Args:
         repository: of the model that is to be trained.
@@ -54,18 +55,18 @@ def leave_request(repository: Repository, project: int | None, *, any_model: boo
         any_model: whether it is for whichever model the project is watched for, rather than for the repository's.
 
     Raises:
-        OSError: if the folder cannot be written, or holds too many already.
+        OSError: also if the folder holds too many already.
     """
-    requests = _requests(repository)
+    requests = repository.shared_documents(REQUESTS_FOLDER)
     waiting = _files(requests)
-    model = "" if any_model else repository.model
-    former = [file for file in waiting if _asks_for(file) == (model, _name(project))]
+    model, name = "" if any_model else repository.model, "any" if project is None else str(project)
+    former = [file for file in waiting if _asks_for(file) == (model, name)]
     if max(len(former), len(waiting) - len(former)) >= MOST_REQUESTS:
         raise OSError(
             errno.EDQUOT, f"{MOST_REQUESTS} requests wait already; remove those that nobody answers", requests.location
         )
     request = {"project": project, "at": datetime.now(UTC).isoformat(timespec="microseconds")}
-    file = f"{model}{model and '.'}{_name(project)}-{secrets.token_hex(8)}{_SUFFIX}"
+    file = f"{model}{model and '.'}{name}-{secrets.token_hex(8)}{_SUFFIX}"
     requests.write(file, json.dumps(request).encode())
     with suppress(OSError):  # they are the same request, and go with it
         for each in former:
@@ -76,11 +77,8 @@ def find_requests(repository: Repository) -> list[TrainingRequest]:
     """Return what is asked of the repository's model or of any, oldest first, one for each project.
 
     A file that is no request is left out.
-
-    Raises:
-        OSError: if the folder cannot be read.
     """
-    requests = _requests(repository)
+    requests = repository.shared_documents(REQUESTS_FOLDER)
     found: dict[int | None, TrainingRequest] = {}
     for file in _files(requests):
         if _asks_for(file)[0] in {repository.model, ""} and (request := _read(requests, file)):
@@ -91,26 +89,13 @@ def find_requests(repository: Repository) -> list[TrainingRequest]:
 
 
 def remove(repository: Repository, request: TrainingRequest) -> None:
-    """Forget a request; one for the same that was made since it was found stays.
-
-    Raises:
-        OSError: if it cannot be removed.
-    """
-    requests = _requests(repository)
+    """Forget a request; one for the same that was made since it was found stays."""
     for file in request.files:
-        requests.remove(file)
-
-
-def _requests(repository: Repository) -> Documents:
-    return repository.shared_documents(REQUESTS_FOLDER)
+        repository.shared_documents(REQUESTS_FOLDER).remove(file)
 
 
 def _files(requests: Documents) -> list[str]:
     return [file for file in requests.names() if file.endswith(_SUFFIX)]
-
-
-def _name(project: int | None) -> str:
-    return "any" if project is None else str(project)
 
 
 def _asks_for(file: str) -> tuple[str, str]:

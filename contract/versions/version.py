@@ -8,9 +8,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -58,7 +56,11 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A published version: its folder, and the manifest found there."""
+    """A published version: its folder, and the manifest found there.
+
+    What reads its files raises DigestError if one is missing, is not what the manifest says, or not a file within the
+    folder.
+    """
 
     path: Path
     manifest: Manifest
@@ -90,23 +92,15 @@ class Version:
         return self.path / PROBE_FILE
 
     def check_sizes(self) -> None:
-        """Check that every file is there in full length.
-
-        Raises:
-            DigestError: if a file is missing, has another length, or is not a file within the version's folder.
-        """
+        """Check that every file is there in full length."""
         for name in self.manifest.files:
             self._open(name).close()
 
     def verify(self, known: set[FileState] | None = None) -> None:
         """Compare every file with its digest in the manifest.
 
-        Args:
-            known: states of files that were compared before, which those of this version join. A file that versions
-                share is not read again while its state is among them.
-
-        Raises:
-            DigestError: naming the first file that differs.
+        A file that versions share is not read again while its state is among those `known` from earlier comparisons,
+        which it joins.
         """
         known = set() if known is None else known
         for name in self.manifest.files:
@@ -121,7 +115,6 @@ class Version:
         """Copy one of the version's files, comparing what is read with its digest: the copy is what was published.
 
         Raises:
-            DigestError: if the file differs.
             OSError: if the copy cannot be written.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -198,22 +191,18 @@ def read_beginning(folder: Path, name: str, most_bytes: int) -> bytes:
 
 def digest_folder(folder: Path) -> dict[str, FileDigest]:
     """Return the digest of every file in a folder but the manifest, by its path there."""
-    return {name: digest_file(folder / name) for name in sorted(_files_in(folder)) if name != MANIFEST_FILE}
+    return {name: digest_file(folder / name) for name in _files_in(folder) if name != MANIFEST_FILE}
 
 
-def _files_in(folder: Path) -> Iterator[str]:
-    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def _files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def digest_file(path: Path) -> FileDigest:
     """Return a file's sha256 and length."""
     with path.open("rb") as file:
-        return _digest(file)
-
-
-def _digest(file: BufferedReader) -> FileDigest:
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileDigest(sha256, file.tell())
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileDigest(sha256, file.tell())
 
 
 def link(source: Path, target: Path, expected: FileDigest) -> None:
@@ -227,7 +216,8 @@ def link(source: Path, target: Path, expected: FileDigest) -> None:
     try:
         os.link(source, draft, follow_symlinks=False)
         with open_regular(draft) as file:
-            if os.fstat(file.fileno()).st_size != expected.size_bytes or _digest(file) != expected:
+            same_length = os.fstat(file.fileno()).st_size == expected.size_bytes
+            if not same_length or hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
                 raise DigestError(f"{source} is not the file that its version's manifest lists; {_REMEDY}")
         draft.replace(target)
     finally:
@@ -236,7 +226,7 @@ def link(source: Path, target: Path, expected: FileDigest) -> None:
 
 def strip(folder: Path) -> None:
     """Remove a version's files but for those that are kept."""
-    for name in sorted(_files_in(folder)):  # the graph first: while it is there, so is all the rest
+    for name in _files_in(folder):  # the graph first: while it is there, so is all the rest
         if not is_kept(name):
             (folder / name).unlink()
 
