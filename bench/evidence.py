@@ -25,14 +25,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from bench.harness.frame import describe, print_table
+from bench.harness.frame import RESULTS, describe, print_table
 from bench.subjects import sets
 from bench.subjects.model import CACHE, WEIGHTS, clean_environment
 from bench.subjects.sets import LabelledImages
 from contract.settings import split
 from demo.product import CHECKOUT
 
-_RESULTS = CHECKOUT / "bench" / "results"
 _REFERENCES = CHECKOUT / "bench" / "references"
 _SAVED: Final = ("report.html", "rounds.csv", "summary.json", "settings.json", "curves.png")
 _LITE0: Final = "efficientnet_lite0"
@@ -145,7 +144,7 @@ def run_study(name: str, plan: Options) -> dict[str, Any]:
 def save(names: Iterable[str]) -> None:
     """Copy the reports to where results are kept."""
     for name in names:
-        folder = _RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{name}"
+        folder = RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{name}"
         folder.mkdir(parents=True, exist_ok=True)
         for file in _SAVED:
             shutil.copyfile(CACHE / "evidence" / name / file, folder / file)

@@ -23,28 +23,27 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from bench.gpu.cards import describe_card, peak_tflops
-from bench.gpu.placement import Placement, recording
+from bench.gpu.placement import read_nodes, recording, work_by_provider
 from bench.harness.frame import Row, read_options, report, say
 from bench.subjects.model import Subject, clean_environment, trained
-from bench.subjects.noise import coloured_noise
 from contract.graph.lowering import FEATURES
 from contract.graph.probe import Probe
 from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
+from contract.versions.version import Version
 from demo.product import CHECKOUT
 from server.inference.cuda import CUDA, check_device
 from server.inference.engine import Engine, EngineOptions
@@ -74,9 +73,6 @@ _WARM_UP_RUNS = 3
 _LAST_LINES = 5
 _TOLD_ONCE = {"bench", "machine", "source", "options", "backbone"}
 """Of another bench's result, since it stands in this one."""
-_CLASSES = 10
-_DIFFERENT = 32
-"""Images of noise, which are repeated: how long an epoch takes does not depend on them."""
 _RATE = 1e-3
 """Too low to diverge in an epoch."""
 
@@ -98,12 +94,9 @@ class Sizes:
     """Of each batch."""
     images: int
     """That an epoch in torch is of."""
-    run_images: int
-    """That the trainer's run is of."""
     passes: str
-    """Options of bench.passes."""
+    """Options of bench.passes, as `server` holds those of bench.server."""
     server: str
-    """Options of bench.server."""
 
 
 FULL = Sizes(
@@ -112,7 +105,6 @@ FULL = Sizes(
     batches=(32, 128),
     runs=20,
     images=640,
-    run_images=200,
     passes="--photos 300 --rounds 5 --slow-rounds 1 --batches 1,16,32 --passes 20,50 --reference 1000",
     server="--images 400 --rounds 1 --swap-requests 60",
 )
@@ -122,7 +114,6 @@ QUICK = Sizes(
     batches=(2, 4),
     runs=2,
     images=16,
-    run_images=40,
     passes="--photos 40 --rounds 1 --slow-rounds 1 --batches 1,2 --passes 20 --reference 100 --sets 2",
     server="--images 8 --rounds 1 --swap-requests 4",
 )
@@ -145,21 +136,14 @@ class Setting:
     def images(self) -> npt.NDArray[np.uint8]:
         """As many photos as the largest batch takes, uint8 (N, H, W, 3), repeated where there are fewer."""
         spec, count = self.subject.version.manifest.input, self.sizes.batches[-1]
-        photos = [decode_image(photo.read_bytes(), spec) for photo in self.subject.photos[:count]]
-        return np.stack([photos[i % len(photos)] for i in range(count)])
+        photos = np.stack([decode_image(photo.read_bytes(), spec) for photo in self.subject.photos[:count]])
+        return np.resize(photos, (count, *photos.shape[1:]))
 
-    def options(self, precision: Precision) -> EngineOptions:
-        """Return how an engine is to run."""
-        return EngineOptions(
-            device=self.device,
-            threads=available_cpus(),
-            max_batch_images=self.sizes.batches[-1],
-            precision=precision,
-        )
-
-    def open(self, precision: Precision) -> Engine:
-        """Open the version in a precision."""
-        return Engine(self.subject.version, self.options(precision))
+    def open(self, version: Version, precision: Precision) -> Engine:
+        """Open a version in a precision."""
+        threads, most = available_cpus(), self.sizes.batches[-1]
+        options = EngineOptions(device=self.device, threads=threads, max_batch_images=most, precision=precision)
+        return Engine(version, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -221,33 +205,34 @@ def _place(setting: Setting, precision: Precision) -> Row:
     """Tell where the nodes of backbone and head ran."""
     with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
         with recording(Path(folder)) as sessions:
-            engine = setting.open(precision)
+            engine = setting.open(setting.subject.version, precision)
             engine.run(setting.images[: setting.sizes.batches[0]])
-        placed: dict[str, Placement] = {}
+        placed = {}
         for session in sessions:
-            placement = Placement.read(Path(session.end_profiling()))
-            if FEATURES in [tensor.name for tensor in session.get_outputs()]:
-                placed["backbone"] = placement
-            elif FEATURES in [tensor.name for tensor in session.get_inputs()]:
-                placed["head"] = placement
+            nodes = read_nodes(Path(session.end_profiling()))
+            for name, tensors in (("backbone", session.get_outputs()), ("head", session.get_inputs())):
+                if FEATURES in [tensor.name for tensor in tensors]:
+                    placed[name] = nodes
     expected = CUDA if setting.device is Device.CUDA else _CPU
     faults = [] if engine.precision is precision else [f"the backbone computes in {engine.precision}"]
-    for name, placement in placed.items():
-        if set(work := placement.work_by_provider()) != {expected}:
+    for name, nodes in placed.items():
+        if set(work := work_by_provider(nodes)) != {expected}:
             faults.append(f"expected the {name}'s convolutions and products on {expected}, got {work}")
-    return _with_faults({name: placement.nodes for name, placement in placed.items()}, faults)
+    return _with_faults(placed, faults)
 
 
 def _validate(setting: Setting, precision: Precision) -> Row:
-    """Tell what the server's own validation says of the version."""
-    version = setting.subject.version
-    with _reasons() as reasons:
+    """Tell what the server's own validation says of the version, and, as it logs, why it does not serve it as asked."""
+    subject, logger = setting.subject, logging.getLogger("server.inference")
+    logger.addHandler(told := BufferingHandler(sys.maxsize))
+    told.setLevel(logging.WARNING)
+    try:
         admitted = admit(
-            Repository(setting.subject.root),
-            version.name,
-            lambda version: Engine(version, setting.options(precision)),
+            Repository(subject.root), subject.version.name, lambda version: setting.open(version, precision)
         )
-    probe, engine = Probe.load(version.probe_path), admitted.engine
+    finally:
+        logger.removeHandler(told)
+    probe, engine = Probe.load(subject.version.probe_path), admitted.engine
     row = {
         "precision": engine.precision.value,
         "provider": engine.provider,
@@ -257,82 +242,52 @@ def _validate(setting: Setting, precision: Precision) -> Row:
         "features_largest_difference": float(np.abs(engine.compute_features(probe.images) - probe.features).max()),
         "features_largest": float(np.abs(probe.features).max()),
     }
+    reasons = [str(getattr(record, "reason", record.getMessage())) for record in told.buffer]
     return _with_faults(row, [] if engine.precision is precision else [f"refused: {'; '.join(reasons)}"])
-
-
-@contextmanager
-def _reasons() -> Iterator[list[str]]:
-    """Collect why the server does not do as it was asked to, which it logs."""
-    reasons: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            reasons.append(str(getattr(record, "reason", record.getMessage())))
-
-    handler, logger = Collect(logging.WARNING), logging.getLogger("server.inference")
-    logger.addHandler(handler)
-    try:
-        yield reasons
-    finally:
-        logger.removeHandler(handler)
 
 
 def _time(setting: Setting, precision: Precision) -> Row:
     """Tell how many images/s the backbone takes, by batch, and what share of the card's peak that is."""
-    engine = setting.open(precision)
+    engine = setting.open(setting.subject.version, precision)
     peak = peak_tflops(torch.cuda.get_device_name(0), precision) if setting.device is Device.CUDA else None
-    operations = _count_operations(engine)
+    spec, backbone = engine.manifest.input, engine.manifest.backbone.name
+    # Two for each multiplication and addition; other backbones' numbers are not known.
+    operations = 2 * _VGG16_MULTIPLY_ADDS * spec.height * spec.width / 224**2 if backbone == "vgg16" else None
     rows: dict[str, Row] = {}
     for batch in setting.sizes.batches:
         rate = _images_per_s(engine, setting.images[:batch], setting.sizes.runs)
-        tflops = None if operations is None else rate * operations / 1e12
-        share = None if tflops is None or peak is None else tflops / peak
-        rows[f"batch_{batch}"] = {"images_per_s": rate, "tflops": tflops, "share_of_peak": share or "unknown"}
+        tflops = operations and rate * operations / 1e12
+        share = tflops / peak if tflops and peak else "unknown"
+        rows[f"batch_{batch}"] = {"images_per_s": rate, "tflops": tflops, "share_of_peak": share}
     return {**rows, "peak_tflops": peak or "unknown"}
 
 
 def _images_per_s(engine: Engine, images: npt.NDArray[np.uint8], runs: int) -> float:
     seconds = []
-    for run in range(_WARM_UP_RUNS + runs):
+    for _ in range(_WARM_UP_RUNS + runs):
         started = time.perf_counter()
         engine.compute_features(images)
-        if run >= _WARM_UP_RUNS:
-            seconds.append(time.perf_counter() - started)
-    return len(images) / median(seconds)
-
-
-def _count_operations(engine: Engine) -> float | None:
-    """Return the operations that an image takes, two for each multiplication and addition; None but for VGG-16."""
-    spec = engine.manifest.input
-    if engine.manifest.backbone.name != "vgg16":
-        return None
-    return 2 * _VGG16_MULTIPLY_ADDS * spec.height * spec.width / 224**2
+        seconds.append(time.perf_counter() - started)
+    return len(images) / median(seconds[_WARM_UP_RUNS:])
 
 
 def _train_an_epoch(setting: Setting) -> Row:
-    """Time an epoch of VGG-16, all of it, behind one on a batch that warms up."""
-    device = torch.device(setting.device.value)
+    """Time an epoch of VGG-16, all of it, behind one on a batch that warms up; what images show does not matter."""
+    device, classes = torch.device(setting.device.value), len(setting.subject.version.manifest.labels)
     training = Training(weights="none", image_size=setting.sizes.image_size, epochs=1, learning_rate=_RATE)
     torch.manual_seed(training.seed)
     opened = open_backbone_of(training, cache=Path())
     assert isinstance(opened, Opened)
     assert opened.module is not None
-    head, _ = build_head_of(training, opened, classes=_CLASSES)
+    head, _ = build_head_of(training, opened, classes=classes)
     network = Network(opened.module, head).to(device)
-    images = _draw_images(setting.sizes.images, setting.sizes.image_size)
-    targets = np.arange(len(images)) % _CLASSES
+    images = np.resize(setting.images, (setting.sizes.images, *setting.images.shape[1:]))
+    targets = np.arange(len(images)) % classes
     recipe = choose_recipe(training, "all", len(images))
     measure(head, sample_features(network.backbone, images, device=device))
     for count in (recipe.batch_images, len(images)):
-        started = time.perf_counter()
-        fitted = fit(
-            network,
-            torch.from_numpy(images[:count]),
-            targets[:count],
-            classes=_CLASSES,
-            recipe=recipe,
-            device=device,
-        )
+        inputs, started = torch.from_numpy(images[:count]), time.perf_counter()
+        fitted = fit(network, inputs, targets[:count], classes=classes, recipe=recipe, device=device)
         seconds = time.perf_counter() - started
     return {
         "images": len(images),
@@ -344,29 +299,19 @@ def _train_an_epoch(setting: Setting) -> Row:
     }
 
 
-def _draw_images(count: int, size: int) -> npt.NDArray[np.uint8]:
-    """Return so many images, uint8 (N, size, size, 3), the classes of which differ in colour."""
-    different = coloured_noise(min(count, _DIFFERENT), size=size)
-    tints = np.random.default_rng(0).integers(-60, 61, (_CLASSES, 3)).astype(np.int16)
-    images = np.empty((count, size, size, 3), np.uint8)
-    for number in range(count):
-        images[number] = (different[number % len(different)] + tints[number % _CLASSES]).clip(0, 255)
-    return images
-
-
 # Of other programs, each in a process of its own: trainer, bench.passes, bench.server.
 
 
 def _run_trainer(setting: Setting) -> Row:
-    """Have the trainer train everything for one epoch on the device, and publish."""
-    with tempfile.TemporaryDirectory(prefix="labelnext-") as path:
-        folder = Path(path)
-        _write_classes(folder / "labelled", _draw_images(setting.sizes.run_images, setting.sizes.image_size))
-        options = ["--images", str(folder / "labelled"), "--image-size", str(setting.sizes.image_size)]
-        options += ["--weights", "none", "--train", "all", "--epochs", "1", "--learning-rate", str(_RATE)]
-        places = {"LABELNEXT_MODELS": str(folder / "models"), "LABELNEXT_CACHE_DIR": str(folder / "cache")}
-        told = _run(["trainer", "run", *options, "--device", setting.device.value], **places)
-    return {"images": setting.sizes.run_images, **json.loads(told.splitlines()[-1])}
+    """Have the trainer train everything for one epoch on the device, on the version's own images, and publish."""
+    labelled = setting.subject.root.with_name("labelled")
+    options = ["--images", str(labelled), "--image-size", str(setting.sizes.image_size), "--weights", "none"]
+    options += ["--train", "all", "--epochs", "1", "--learning-rate", str(_RATE), "--device", setting.device.value]
+    with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
+        told = _run(
+            ["trainer", "run", *options], LABELNEXT_MODELS=f"{folder}/models", LABELNEXT_CACHE_DIR=f"{folder}/cache"
+        )
+    return {"images": setting.sizes.labels, **json.loads(told.splitlines()[-1])}
 
 
 def _run_passes(setting: Setting) -> Row:
@@ -424,14 +369,6 @@ def _where_libraries_are() -> dict[str, str]:
     folders = find_library_folders(spec.submodule_search_locations or () if spec else ())
     before = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
     return {"LD_LIBRARY_PATH": os.pathsep.join([*map(str, folders), *before])} if folders else {}
-
-
-def _write_classes(folder: Path, images: npt.NDArray[np.uint8]) -> None:
-    """Write images into class folders."""
-    for number, pixels in enumerate(images):
-        path = folder / f"class-{number % _CLASSES}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
 
 
 _PARTS: Mapping[str, Callable[[Setting], Row]] = {

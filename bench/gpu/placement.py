@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,40 +18,36 @@ _COMPUTING = ("Conv", "Gemm", "MatMul")
 """Parts of the names of operators in which the work is, fused ones included."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the nodes of one graph ran."""
+Nodes = Mapping[str, Mapping[str, int]]
+"""Of one graph: provider to operator to the number of nodes that ran there."""
 
-    nodes: Mapping[str, Mapping[str, int]]
-    """Provider to operator to the number of its nodes."""
 
-    @classmethod
-    def read(cls, profile: Path) -> "Placement":
-        """Read what a session recorded; a node that ran several times is one."""
-        ran = {
-            (event["name"], event["args"]["provider"], event["args"]["op_name"])
-            for event in json.loads(profile.read_text(encoding="utf-8"))
-            if event.get("cat") == "Node" and event.get("args", {}).get("provider")
-        }
-        nodes: dict[str, Counter[str]] = {}
-        for _, provider, operator in sorted(ran):
-            nodes.setdefault(provider, Counter())[operator] += 1
-        return cls({provider: dict(counts) for provider, counts in nodes.items()})
+def read_nodes(profile: Path) -> Nodes:
+    """Read what a session recorded; a node that ran several times is one."""
+    ran = {
+        (event["name"], event["args"]["provider"], event["args"]["op_name"])
+        for event in json.loads(profile.read_text(encoding="utf-8"))
+        if event.get("cat") == "Node" and event.get("args", {}).get("provider")
+    }
+    nodes: dict[str, Counter[str]] = {}
+    for _, provider, operator in sorted(ran):
+        nodes.setdefault(provider, Counter())[operator] += 1
+    return nodes
 
-    def work_by_provider(self) -> dict[str, int]:
-        """Return on which providers convolutions and products ran, and how many of them."""
-        work = {
-            provider: sum(count for name, count in counts.items() if any(part in name for part in _COMPUTING))
-            for provider, counts in self.nodes.items()
-        }
-        return {provider: count for provider, count in work.items() if count}
+
+def work_by_provider(nodes: Nodes) -> dict[str, int]:
+    """Return on which providers convolutions and products ran, and how many of them."""
+    work = Counter[str]()
+    for provider, counts in nodes.items():
+        work[provider] += sum(count for name, count in counts.items() if any(part in name for part in _COMPUTING))
+    return dict(+work)
 
 
 @contextmanager
 def recording(folder: Path) -> Iterator[list[onnxruntime.InferenceSession]]:
     """Have sessions that are opened in the block record their runs into the folder; they are added to the list.
 
-    `Placement.read(Path(session.end_profiling()))` tells of one.
+    `read_nodes(Path(session.end_profiling()))` tells of one.
     """
     opened: list[onnxruntime.InferenceSession] = []
 

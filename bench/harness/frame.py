@@ -14,7 +14,7 @@ from bench.subjects.model import Subject
 from demo.product import CHECKOUT
 from server.inference.resources import available_cpus
 
-_RESULTS = CHECKOUT / "bench" / "results"
+RESULTS = CHECKOUT / "bench" / "results"
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -79,9 +79,13 @@ def report(name: str, options: argparse.Namespace, subject: Subject | None, resu
     }
     line = json.dumps(_rounded(told))
     if options.save:
-        path = _RESULTS / f"{datetime.now(UTC).date().isoformat()}-{name}-{available_cpus()}-cores.json"
-        path.write_text(line + "\n", encoding="utf-8")
+        save(f"{name}-{available_cpus()}-cores", line)
     print(line)
+
+
+def save(name: str, line: str) -> None:
+    """Keep a line of JSON in bench/results, under today's date and a name."""
+    (RESULTS / f"{datetime.now(UTC).date().isoformat()}-{name}.json").write_text(line + "\n", encoding="utf-8")
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -37,7 +37,7 @@ def test_options_are_what_their_defaults_are():
 
 
 def test_the_last_line_holds_figures_options_and_machine(subject, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(frame, "_RESULTS", tmp_path)
+    monkeypatch.setattr(frame, "RESULTS", tmp_path)
     options = read_options("x", "Asks.", OPTIONS, ["--save"])
     report("x", options, subject, {"rate": 1 / 3, "rows": [{"s": 2 / 3}], "small": 1.23456e-7, "large": 12.34567})
     line = capsys.readouterr().out
