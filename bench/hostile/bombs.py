@@ -8,19 +8,7 @@ from PIL import Image
 from bench.harness import hosts
 from bench.hostile import pictures
 from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Attack, Case, File, Kind, of, refused_decode, refused_fetch
-from bench.hostile.pictures import (
-    LONG,
-    SHORT,
-    chunk,
-    insert_chunk,
-    insert_segments,
-    jpeg,
-    picture,
-    pixels,
-    plain,
-    save,
-    segment,
-)
+from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, save, segment
 from bench.hostile.site import Site
 
 _MANY = 5_000_000
@@ -45,13 +33,10 @@ def small_files() -> list[File]:
         File("gif-huge-screen", _TOO_LARGE, lambda: pictures.gif((65_535, 65_535), (8, 8))),
         File("gif-huge-frame", _TOO_LARGE, lambda: pictures.gif((1, 1), (65_535, 65_535))),
         File(
-            "jpeg-65500x65500",
-            refused_decode("8188 x 8188 pixels, at most 50000000"),
-            lambda: _claim(jpeg(), 65_500),
-            kind="image/jpeg",
+            "jpeg-65500x65500", refused_decode("8188 x 8188 pixels, at most 50000000"), lambda: _claim(jpeg(), 65_500)
         ),
-        File("jpeg-scan-for-each-component", _TOO_LARGE, _jpeg_parted, kind="image/jpeg"),
-        File("avif-100-megapixels", _TOO_LARGE, _avif_bomb, kind="image/avif"),
+        File("jpeg-scan-for-each-component", _TOO_LARGE, _jpeg_parted),
+        File("avif-100-megapixels", _TOO_LARGE, _avif_bomb),
         File("bmp-2-billion-wide", _TOO_LARGE, lambda: pictures.bmp(2**31 - 1, 2**31 - 1)),
         File("tiff-1-gigapixel", _TOO_LARGE, lambda: _tiff(31_623, 31_623)),
         File("tiff-giant-tile", _TOO_LARGE, _tiff_tile),
@@ -70,15 +55,13 @@ def _bombs() -> list[File]:
         File("png-65535x1000", _TOO_LARGE, lambda: _zeros(65_535, 1_000)),
         File("png-rgba-50-megapixels", of("white"), _largest, seconds=20),
         File("png-16-bit-50-megapixels", of("black"), lambda: _zeros(7_071, 7_071, depth=16), seconds=20),
-        File("webp-200-megapixels", _TOO_LARGE, _webp_bomb, kind="image/webp"),
-        File("jpeg-progressive-400-megapixels", _TOO_LARGE, lambda: _black_jpeg(progressive=True), kind="image/jpeg"),
-        File("jpeg-400-megapixels", of("black"), _black_jpeg, kind="image/jpeg", seconds=20),  # decoded at an eighth
+        File("webp-200-megapixels", _TOO_LARGE, _webp_bomb),
+        File("jpeg-progressive-400-megapixels", _TOO_LARGE, lambda: _black_jpeg(progressive=True)),
+        File("jpeg-400-megapixels", of("black"), _black_jpeg, seconds=20),  # decoded at an eighth
         File("png-ztxt-bomb", _BROKEN, lambda: _with(b"zTXt", 200 * MEBIBYTE)),
         File("png-many-ztxt-bombs", _BROKEN, lambda: _with(b"zTXt", MEBIBYTE - 1, times=1_000)),
         File("png-iccp-bomb", _BROKEN, lambda: _with(b"iCCP", 200 * MEBIBYTE)),
-        File(
-            "file-one-byte-too-large", refused_fetch(f"more than {most} bytes"), lambda: plain().ljust(most + 1, b"\0")
-        ),
+        File("file-one-byte-too-large", refused_fetch(f"more than {most}"), lambda: plain().ljust(most + 1, b"\0")),
         File("file-as-large-as-may-be", PLAIN, lambda: plain().ljust(most, b"\0")),
     ]
 
@@ -94,12 +77,16 @@ def _slow_ones() -> list[File]:
         File("jpeg-20-million-fill-bytes", _TOO_LONG, lambda: insert_segments(jpeg(), b"\xff" * 20_000_000)),
         File("jpeg-huge-tables", _BROKEN, _jpeg_tables),
         File("png-million-chunks-before", _TOO_LONG, lambda: insert_chunk(plain(), chunk(b"prVt", b"") * _CHUNKS)),
-        File("png-million-chunks-behind", _TOO_LONG, _chunks_behind),
+        File(
+            "png-million-chunks-behind",
+            _TOO_LONG,
+            lambda: plain()[:-12] + chunk(b"prVt", b"") * _CHUNKS + plain()[-12:],
+        ),
         File("png-million-data-chunks", _TOO_LONG, lambda: insert_chunk(plain(), chunk(b"IDAT", b"") * _CHUNKS)),
         File("bmp-million-runs", _TOO_LONG, _bmp_runs),
         File("gif-million-comments", _TOO_LONG, _gif_comments),
         File("gif-10000-frames", ALIKE, _gif_frames),
-        File("tiff-65535-tags", _BROKEN, lambda: pictures.tiff({tag: (SHORT, [1]) for tag in range(65_535)})),
+        File("tiff-65535-tags", _BROKEN, lambda: pictures.tiff({tag: [1] for tag in range(65_535)})),
         File("tiff-directory-loop", PLAIN, lambda: _good_tiff(next_directory=8)),
         File("tiff-exif-loop", PLAIN, lambda: _good_tiff(exif_at=8)),
     ]
@@ -131,10 +118,6 @@ def _largest() -> bytes:
 def _with(kind: bytes, size: int, *, times: int = 1) -> bytes:
     """Return a PNG with a text or a profile that unpacks to so many bytes."""
     return insert_chunk(plain(), chunk(kind, b"a\0\0" + pictures.squeezed_zeros(size)) * times)
-
-
-def _chunks_behind() -> bytes:
-    return plain()[:-12] + chunk(b"prVt", b"") * _CHUNKS + plain()[-12:]
 
 
 def _webp_bomb() -> bytes:
@@ -174,16 +157,21 @@ def _scans(side: int, count: int) -> bytes:
     return file[:-2] + last * count + file[-2:]
 
 
-def _gif_comments() -> bytes:
+def _gif_parts() -> tuple[bytes, bytes]:
+    """Return a GIF up to the end of its global palette, and what follows."""
     file = save(picture(), "GIF")
-    at = _behind_palette(file)
-    return file[:at] + b"!\xfe\0" * 3_000_000 + file[at:]
+    palette_end = 13 + (6 << (file[10] & 7))
+    return file[:palette_end], file[palette_end:]
+
+
+def _gif_comments() -> bytes:
+    head, frame = _gif_parts()
+    return head + b"!\xfe\0" * 3_000_000 + frame
 
 
 def _gif_frames() -> bytes:
-    file = save(picture(), "GIF")
-    at = file.index(b",", _behind_palette(file))
-    return file[:-1] + file[at:-1] * 10_000 + b";"
+    head, frame = _gif_parts()
+    return head + frame[:-1] + frame[frame.index(b",") : -1] * 10_000 + b";"
 
 
 def _bmp_runs() -> bytes:
@@ -193,8 +181,8 @@ def _bmp_runs() -> bytes:
 
 
 def _tiff(width: int, height: int, *, rows: int | None = None, size: int = 100) -> bytes:
-    tags = pictures.tiff_tags(width, height, bits=[8, 8, 8], compression=8, rows=rows)
-    return pictures.tiff({**tags, 279: (LONG, [size])}, zlib.compress(bytes(1_000)))
+    tags = pictures.tiff_tags(width, height, bits=[8, 8, 8], compression=8)
+    return pictures.tiff({**tags, 278: [rows or height], 279: [size]}, zlib.compress(bytes(1_000)))
 
 
 def _tiff_tile() -> bytes:
@@ -202,15 +190,9 @@ def _tiff_tile() -> bytes:
     data = zlib.compress(bytes(1_000))
     tags = pictures.tiff_tags(64, 64, bits=[8, 8, 8], compression=8)
     del tags[273], tags[278]
-    tiles = {322: 30_000, 323: 23_000, 324: -1, 325: len(data)}
-    return pictures.tiff({**tags, **{tag: (LONG, [value]) for tag, value in tiles.items()}}, data)
-
-
-def _behind_palette(file: bytes) -> int:
-    """Return where a GIF's global palette ends."""
-    return 13 + (6 << (file[10] & 7))
+    return pictures.tiff({**tags, 322: [30_000], 323: [23_000], 324: [-1], 325: [len(data)]}, data)
 
 
 def _good_tiff(*, next_directory: int = 0, exif_at: int | None = None) -> bytes:
-    exif: dict[int, pictures.Tag] = {} if exif_at is None else {34665: (LONG, [exif_at])}
+    exif = {34665: [exif_at]} if exif_at else {}
     return pictures.tiff_of(pixels().tobytes(), bits=[8, 8, 8], extra=exif, then=next_directory)

@@ -49,7 +49,7 @@ class Refused:
     reason: str
     """A regular expression that is found in the error's text."""
 
-    def check(self, site: Site, result: Result) -> None:
+    def check(self, _: Site, result: Result) -> None:
         """Raise Escaped if the result is another."""
         error = result.get("error")
         if error is None:
@@ -74,9 +74,7 @@ class Scored:
         expected = site.probabilities(self.like())
         apart = max(abs(one - other) for one, other in zip(result["probabilities"], expected, strict=True))
         if apart > self.within:
-            raise Escaped(
-                f"probabilities are {apart:.2g} from those of the same pixels, at most {self.within:.2g} may be"
-            )
+            raise Escaped(f"probabilities are {apart:.2g} from those of its pixels, at most {self.within:.2g} may be")
 
 
 Outcome = Refused | Scored
@@ -87,14 +85,10 @@ LOSSY = 0.05
 ALIKE = Scored(pictures.plain, within=LOSSY)
 
 
-def refused_fetch(reason: str) -> Refused:
-    """The outcome of a reference that must not or cannot be fetched."""
-    return Refused("fetch", reason)
-
-
-def refused_decode(reason: str) -> Refused:
-    """The outcome of bytes that must not or cannot be decoded."""
-    return Refused("decode", reason)
+refused_fetch = partial(Refused, "fetch")
+"""The outcome of a reference that must not or cannot be fetched, with the reason."""
+refused_decode = partial(Refused, "decode")
+"""The outcome of bytes that must not or cannot be decoded."""
 
 
 def of(colour: str) -> Scored:

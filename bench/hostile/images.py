@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from functools import partial
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +15,7 @@ from PIL import Image, ImageCms
 
 from bench.hostile import pictures
 from bench.hostile.case import ALIKE, LOSSY, MEBIBYTE, PLAIN, Case, File, Scored, of, refused_decode
-from bench.hostile.pictures import (
-    chunk,
-    insert_chunk,
-    insert_segments,
-    jpeg,
-    picture,
-    pixels,
-    plain,
-    save,
-    segment,
-)
+from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, save, segment
 
 _NO_IMAGE = refused_decode("expected one of JPEG, PNG")
 _BROKEN = refused_decode("cannot be decoded|expected one of JPEG")
@@ -43,13 +34,12 @@ def small_files() -> list[File]:
 
 def _fragments() -> list[File]:
     """Files that end too early, or hold other bytes than they say."""
-    cut = [
-        File(f"{name.lower()}-cut-at-{share}-percent", _BROKEN, partial(_cut, name, share))
-        for name in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-        for share in (10, 60)
-    ]
+    formats = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
     return [
-        *cut,
+        *(
+            File(f"{name.lower()}-cut-at-{share}-percent", _BROKEN, partial(_cut, name, share))
+            for name, share in product(formats, (10, 60))
+        ),
         File("empty", refused_decode("got 0 bytes; check what"), lambda: b""),
         File("one-byte", _NO_IMAGE, lambda: b"\xff"),
         File("png-bad-checksum", _BROKEN, lambda: pictures.replace(plain(), 29, bytes(4))),
@@ -126,11 +116,7 @@ def _odd_but_good() -> list[File]:
         File("jpeg-cmyk", ALIKE, lambda: save(picture().convert("CMYK"), "JPEG", quality=95)),
         File("jpeg-ycck", ALIKE, _ycck),
         File("jpeg-grey", Scored(_grey_plain, LOSSY), lambda: save(picture().convert("L"), "JPEG", quality=95)),
-        File(
-            "jpeg-progressive",
-            Scored(jpeg, LOSSY),
-            lambda: save(picture(), "JPEG", quality=95, progressive=True),
-        ),
+        File("jpeg-progressive", Scored(jpeg, LOSSY), lambda: save(picture(), "JPEG", quality=95, progressive=True)),
         File("png-16-bit-grey", grey, lambda: save(Image.fromarray(_grey().astype(np.uint16) * 257), "PNG")),
         File("png-16-bit-rgb", PLAIN, _png_16_bit),
         File("png-interlaced", PLAIN, _png_interlaced),
@@ -138,9 +124,7 @@ def _odd_but_good() -> list[File]:
         File("png-rgb-transparent", Scored(_quarter_white), lambda: save(picture(), "PNG", transparency=(230, 40, 30))),
         File("png-transparent", of("white"), lambda: save(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")),
         File("png-1-bit", black_and_white, lambda: save(_black_and_white(), "PNG")),
-        File(
-            "tiff-16-bit-rgb", PLAIN, lambda: pictures.tiff_of((pixels().astype("<u2") * 257).tobytes(), bits=[16] * 3)
-        ),
+        File("tiff-16-bit-rgb", PLAIN, _tiff_16_bit),
         File("avif", ALIKE, lambda: save(picture(), "AVIF", quality=95, subsampling="4:4:4")),
         File("tiff-float-0-to-1", grey, lambda: save(Image.fromarray(_grey().astype(np.float32) / 255), "TIFF")),
         File("jpeg-51-megapixels", of("black"), lambda: save(Image.new("RGB", (8_160, 6_250)), "JPEG")),
@@ -168,15 +152,9 @@ def _of_metadata() -> list[File]:
         File("exif-broken", _JPEG, lambda: insert_segments(jpeg(), segment(0xE1, b"Exif\0\0MM\0*\0\0"))),
         File("exif-garbage", _JPEG, lambda: insert_segments(jpeg(), segment(0xE1, noise))),
         File(
-            "exif-png-garbage",
-            PLAIN,
-            lambda: insert_chunk(plain(), chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 300)),
+            "exif-png-garbage", PLAIN, lambda: insert_chunk(plain(), chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))
         ),
-        File(
-            "exif-10-mb",
-            _JPEG,
-            lambda: insert_segments(jpeg(), segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160),
-        ),
+        File("exif-10-mb", _JPEG, lambda: insert_segments(jpeg(), segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160)),
         File("icc-broken", _JPEG, lambda: insert_segments(jpeg(), icc_noise)),
         File("icc-huge", _JPEG, _huge_profile),
         File("icc-real", PLAIN, lambda: save(picture(), "PNG", icc_profile=srgb)),
@@ -200,8 +178,11 @@ def _ycck() -> bytes:
 
 def _png_16_bit() -> bytes:
     rows = (pixels().astype(">u2") * 257).astype(">u2")
-    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    return pictures.png(64, 64, data, depth=16, colour=2)
+    return pictures.png(64, 64, zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)), depth=16)
+
+
+def _tiff_16_bit() -> bytes:
+    return pictures.tiff_of((pixels().astype("<u2") * 257).tobytes(), bits=[16] * 3)
 
 
 def _png_interlaced() -> bytes:
@@ -214,11 +195,10 @@ def _png_interlaced() -> bytes:
 
 def _palette() -> bytes:
     """Return a palette's four colours, of which the first is transparent and lies over white."""
-    indices = np.repeat(np.repeat(np.arange(4, dtype=np.uint8).reshape(2, 2), 32, axis=0), 32, axis=1)
-    palette = Image.fromarray(indices).convert("P")
-    palette.putdata(indices.ravel().tolist())
-    palette.putpalette([level for y, x in ((0, 0), (0, 63), (63, 0), (63, 63)) for level in pixels()[y, x].tolist()])
-    return save(palette, "PNG", transparency=0)
+    indices = np.kron(np.arange(4).reshape(2, 2), np.ones((32, 32))).astype(np.uint8)
+    image = Image.frombytes("P", (64, 64), indices.tobytes())
+    image.putpalette(pixels()[::63, ::63].tobytes())
+    return save(image, "PNG", transparency=0)
 
 
 def _quarter_white() -> bytes:

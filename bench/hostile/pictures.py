@@ -16,6 +16,8 @@ from PIL import Image
 SIDE = 64
 """Pixels."""
 
+_LONG = 4
+"""A type of numbers in a TIFF."""
 _QUARTERS = ((230, 40, 30), (40, 200, 60), (30, 60, 220), (250, 240, 90))
 
 
@@ -62,10 +64,9 @@ def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 2
 
 def squeezed_zeros(count: int) -> bytes:
     """Return so many zero bytes compressed, a thousandth of them."""
-    squeeze = zlib.compressobj(9)
-    block = bytes(1 << 20)
+    squeeze, block = zlib.compressobj(9), bytes(1 << 20)
     parts = [squeeze.compress(block) for _ in range(count >> 20)]
-    return b"".join([*parts, squeeze.compress(bytes(count & (1 << 20) - 1)), squeeze.flush()])
+    return b"".join([*parts, squeeze.compress(block[: count & (1 << 20) - 1]), squeeze.flush()])
 
 
 def insert_chunk(file: bytes, added: bytes) -> bytes:
@@ -83,43 +84,32 @@ def segment(marker: int, content: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
-Tag = tuple[int, Sequence[int]]
-"""Of a TIFF: type and values."""
-
-SHORT, LONG = 3, 4
-
-
-def tiff(tags: Mapping[int, Tag], data: bytes = b"", *, next_directory: int = 0) -> bytes:
+def tiff(tags: Mapping[int, Sequence[int]], data: bytes = b"", *, next_directory: int = 0) -> bytes:
     """Return a TIFF of one directory, and behind it data, whose offset stands in for values of -1."""
-    sizes, codes = {SHORT: 2, LONG: 4}, {SHORT: "H", LONG: "I"}
     directory_end = 8 + 2 + 12 * len(tags) + 4
-    data_at = directory_end + sum(size for kind, values in tags.values() if (size := sizes[kind] * len(values)) > 4)
+    data_at = directory_end + sum(4 * len(values) for values in tags.values() if len(values) > 1)
     entries, extra = b"", b""
-    for tag, (kind, values) in sorted(tags.items()):
-        packed = struct.pack(f"<{len(values)}{codes[kind]}", *(data_at if value == -1 else value for value in values))
-        held = packed.ljust(4, b"\0")
-        if len(packed) > 4:
-            held = struct.pack("<I", directory_end + len(extra))
-            extra += packed
-        entries += struct.pack("<HHI", tag, kind, len(values)) + held
+    for tag, values in sorted(tags.items()):
+        held = struct.pack(f"<{len(values)}I", *(data_at if value == -1 else value for value in values))
+        if len(values) > 1:
+            held, extra = struct.pack("<I", directory_end + len(extra)), extra + held
+        entries += struct.pack("<HHI", tag, _LONG, len(values)) + held
     head = b"II*\0" + struct.pack("<IH", 8, len(tags))
     return head + entries + struct.pack("<I", next_directory) + extra + data
 
 
-def tiff_tags(
-    width: int, height: int, *, bits: Sequence[int], compression: int = 1, rows: int | None = None
-) -> dict[int, Tag]:
-    """Return the tags of an RGB or greyscale image in one strip."""
-    return {
-        256: (LONG, [width]),
-        257: (LONG, [height]),
-        258: (SHORT, bits),
-        259: (SHORT, [compression]),
-        262: (SHORT, [2 if len(bits) > 1 else 1]),
-        273: (LONG, [-1]),
-        277: (SHORT, [len(bits)]),
-        278: (LONG, [height if rows is None else rows]),
-    }
+def tiff_tags(width: int, height: int, *, bits: Sequence[int], compression: int = 1) -> dict[int, Sequence[int]]:
+    """Return the tags of an RGB or greyscale image in one strip, but for the strip's size, 279."""
+    photometric = 2 if len(bits) > 1 else 1
+    single = {256: width, 257: height, 259: compression, 262: photometric, 273: -1, 277: len(bits), 278: height}
+    return {258: bits, **{tag: [value] for tag, value in single.items()}}
+
+
+def tiff_of(
+    data: bytes, *, bits: Sequence[int], extra: Mapping[int, Sequence[int]] | None = None, then: int = 0
+) -> bytes:
+    """Return a TIFF of 64 x 64 pixels with further tags, and the offset of another directory."""
+    return tiff({**tiff_tags(64, 64, bits=bits), 279: [len(data)], **(extra or {})}, data, next_directory=then)
 
 
 def flat(colour: str, width: int = 8, height: int = 8) -> bytes:
@@ -145,9 +135,3 @@ def bmp(width: int, height: int, data: bytes = b"", *, bits: int = 24, palette: 
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 0, 0, colours, 0)
     data_at = 54 + len(palette)
     return b"BM" + struct.pack("<IHHI", data_at + len(data), 0, 0, data_at) + head + palette + data
-
-
-def tiff_of(data: bytes, *, bits: Sequence[int], extra: dict[int, Tag] | None = None, then: int = 0) -> bytes:
-    """Return a TIFF of 64 x 64 pixels with further tags, and the offset of another directory."""
-    tags = {**tiff_tags(64, 64, bits=bits), 279: (LONG, [len(data)]), **(extra or {})}
-    return tiff(tags, data, next_directory=then)

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from urllib3.exceptions import HTTPError
+
 from bench.hostile import answers, bodies, bombs, clients, heads, images, references
 from bench.hostile.case import Attack, Case
-from bench.hostile.site import Baseline, Escaped, Site
+from bench.hostile.site import Escaped, Site
 
 CASES = tuple(case for each in (bombs, images, references, answers, bodies, heads, clients) for case in each.cases())
 
@@ -41,27 +43,22 @@ def _run_batch(site: Site, cases: Sequence[Case], *, at_once: int) -> list[Verdi
     before = site.baseline()
     with ThreadPoolExecutor(at_once) as pool:
         verdicts = list(pool.map(lambda case: _attack(case, case.prepare(site)), cases))
-    harm = _harm(site, before)
-    if harm is None:
-        return verdicts
-    harm = f"after a batch of {len(cases)}: {harm}"
-    return [replace(each, escape="; ".join(filter(None, (each.escape, harm)))) for each in verdicts]
+    try:
+        site.check_unharmed(before)
+    except Escaped as err:
+        harm = f"after a batch of {len(cases)}: {err}"
+        return [replace(each, escape="; ".join(filter(None, (each.escape, harm)))) for each in verdicts]
+    return verdicts
 
 
 def _attack(case: Case, attack: Attack) -> Verdict:
     started = time.perf_counter()
+    escape: str | None = None
     try:
         attack()
-    except (Escaped, OSError, ValueError) as err:
-        return Verdict(case, time.perf_counter() - started, f"{type(err).__name__}: {err}")
+    except (Escaped, OSError, ValueError, HTTPError) as err:
+        escape = f"{type(err).__name__}: {err}"
     seconds = time.perf_counter() - started
-    late = f"it took {seconds:.1f} s, at most {case.seconds:.0f} may be" if seconds > case.seconds else None
-    return Verdict(case, seconds, late)
-
-
-def _harm(site: Site, before: Baseline) -> str | None:
-    try:
-        site.check_unharmed(before)
-    except Escaped as err:
-        return str(err)
-    return None
+    if escape is None and seconds > case.seconds:
+        escape = f"it took {seconds:.1f} s, at most {case.seconds:.0f} may be"
+    return Verdict(case, seconds, escape)

@@ -4,7 +4,6 @@ Linux only: memory and processes are read from /proc.
 """
 
 import base64
-import http.client
 import json
 import os
 import secrets
@@ -22,6 +21,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+import urllib3
 
 from bench.harness import load
 from bench.harness.hosts import Host, host, reply
@@ -103,24 +103,24 @@ class Site:
         """Where the server listens."""
         return "127.0.0.1", self.server.port
 
-    def ask(self, path: str, content: object, *, timeout_s: float = 150) -> tuple[int, Any]:
+    def ask(self, path: str, content: object) -> tuple[int, Any]:
         """Send JSON, or bytes as they are, as somebody who may ask; return the status and the JSON of the answer."""
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        connection = http.client.HTTPConnection(*self.address(), timeout=timeout_s)
-        try:
-            connection.request("POST", path, data, {"Content-Type": "application/json", **self.authorization()})
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-        finally:
-            connection.close()
+        headers = {"Content-Type": "application/json", **self.authorization()}
+        response = self._request("POST", path, timeout_s=150, body=data, headers=headers)
+        return response.status, response.json()
+
+    def _request(self, method: str, path: str, *, timeout_s: float, **more: Any) -> urllib3.BaseHTTPResponse:
+        """Ask over a connection of its own."""
+        with urllib3.PoolManager(retries=False, timeout=timeout_s) as http:
+            return http.request(method, self.server.url + path, **more)
 
     def score(self, references: Sequence[object]) -> list[Mapping[str, Any]]:
         """Return what /score says of images; raises Escaped unless it answers with one element for each."""
         status, answer = self.ask("/score", {**predict_body(references), "version": self.version})
         if status != 200 or len(answer["results"]) != len(references):
             raise Escaped(f"expected {len(references)} results, got {status} {str(answer)[:300]}")
-        results: list[Mapping[str, Any]] = answer["results"]
-        return results
+        return list(answer["results"])
 
     def score_among_good(self, reference: object) -> Mapping[str, Any]:
         """Return what becomes of a reference; raises Escaped unless the images before and behind it are scored."""
@@ -142,14 +142,10 @@ class Site:
     def live_s(self) -> float:
         """Return the seconds that /health/live takes to say that all is well; raises Escaped if it does not."""
         started = time.perf_counter()
-        connection = http.client.HTTPConnection(*self.address(), timeout=10 * LIVE_S)
         try:
-            connection.request("GET", "/health/live")
-            status = connection.getresponse().status
-        except OSError as err:
+            status = self._request("GET", "/health/live", timeout_s=10 * LIVE_S).status
+        except urllib3.exceptions.HTTPError as err:
             raise Escaped(f"/health/live does not answer ({type(err).__name__})") from err
-        finally:
-            connection.close()
         if status != 200:
             raise Escaped(f"/health/live answers {status}")
         return time.perf_counter() - started
@@ -226,10 +222,7 @@ def serves_images(path: str) -> bool:
 
 @contextmanager
 def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
-    """Run a server and the hosts around it until the block ends.
-
-    Args:
-        environment: further variables for the server's process.
+    """Run a server, with further variables in its environment, and the hosts around it until the block ends.
 
     Raises:
         RuntimeError: if the server does not get ready.
@@ -238,9 +231,12 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
         folder, hidden = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-"))), Secrets()
         version = tiny_model.publish(Repository(folder / "models"))
         files = write_files(folder, hidden.file)
-        certificate = _make_certificate(folder / "tls", "localhost") if can_make_certificates() else None
+        certificate = _make_certificate(folder) if can_make_certificates() else None
         images, studio, *slow = (stack.enter_context(host()) for _ in range(2 + _SLOW_HOSTS))
-        tls = stack.enter_context(host(tls=_context(certificate) if certificate else None))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if certificate:
+            context.load_cert_chain(certificate, folder / "key.pem")
+        tls = stack.enter_context(host(tls=context if certificate else None))
         canary, crowd = (stack.enter_context(host(address="")) for _ in range(2))
         for each in (tls, canary):
             each.otherwise = reply(pictures.plain(), content_type="image/png", connection="close")
@@ -262,19 +258,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
             **(environment or {}),
         }
         server = stack.enter_context(serving(folder / "models", log=folder / "log", settings=settings))
-        yield Site(
-            server,
-            version,
-            hidden,
-            images=images,
-            studio=studio,
-            tls=tls,
-            canary=canary,
-            crowd=crowd,
-            slow=tuple(slow),
-            files=files,
-            free=slow,
-        )
+        yield Site(server, version, hidden, images, studio, tls, canary, crowd, tuple(slow), files, free=slow)
 
 
 def can_make_certificates() -> bool:
@@ -282,21 +266,14 @@ def can_make_certificates() -> bool:
     return shutil.which("openssl") is not None
 
 
-def _make_certificate(folder: Path, name: str) -> Path:
-    """Make a self-signed certificate for a name, which vouches for itself where it is trusted; its key lies beside."""
-    folder.mkdir()
+def _make_certificate(folder: Path) -> Path:
+    """Make a self-signed certificate for localhost, which vouches for itself where it is trusted, and its key."""
     made = folder / "certificate.pem"
     arguments = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    files = ["-out", str(made), "-keyout", str(folder / "key.pem")]
-    subprocess.run(["openssl", "req", *arguments, *subject, *files], check=True, capture_output=True)
+    arguments += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    arguments += ["-out", str(made), "-keyout", str(folder / "key.pem")]
+    subprocess.run(["openssl", "req", *arguments], check=True, capture_output=True)
     return made
-
-
-def _context(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
-    return context
 
 
 def write_files(folder: Path, secret: str) -> Path:

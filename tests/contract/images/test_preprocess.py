@@ -141,7 +141,7 @@ def test_a_tiff_of_12_bits_a_sample_is_scaled_by_4095():
     levels = np.linspace(0, 4095, 256).round().astype(np.uint16)
     pairs = levels.reshape(-1, 2)
     packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
-    tags = {**pictures.tiff_tags(16, 16, bits=[12]), 262: (pictures.SHORT, [1]), 279: (pictures.LONG, [384])}
+    tags = {**pictures.tiff_tags(16, 16, bits=[12]), 262: [1], 279: [384]}
     data = pictures.tiff(tags, packed.astype(np.uint8).tobytes())
     np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], np.round(levels / 4095 * 255).reshape(16, 16))
 
@@ -199,7 +199,7 @@ def test_what_is_no_number_is_no_level(none, grey):
 
 def test_16_bits_stored_as_a_negative_are_inverted():
     """WhiteIsZero, as X-rays come; Pillow inverts only those of up to 8 bits."""
-    tags = {**pictures.tiff_tags(16, 16, bits=[16]), 262: (pictures.SHORT, [0]), 279: (pictures.LONG, [512])}
+    tags = {**pictures.tiff_tags(16, 16, bits=[16]), 262: [0], 279: [512]}
     data = pictures.tiff(tags, (RAMP * 257).astype("<u2").tobytes())
     np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], 255 - RAMP)
 
@@ -207,8 +207,8 @@ def test_16_bits_stored_as_a_negative_are_inverted():
 @pytest.mark.parametrize(
     ("bits", "tags", "reason"),
     [
-        ([16] * 3, {284: (pictures.SHORT, [2]), 273: (pictures.LONG, [-1] * 3)}, "colours of 16 bits in planes"),
-        ([8], {339: (pictures.SHORT, [2])}, "levels of 8 bits with a sign"),
+        ([16] * 3, {284: [2], 273: [-1] * 3}, "colours of 16 bits in planes"),
+        ([8], {339: [2]}, "levels of 8 bits with a sign"),
     ],
 )
 def test_a_tiff_that_pillow_takes_for_another_is_refused(bits, tags, reason):
@@ -222,11 +222,11 @@ def test_planes_that_are_compressed_are_read():
     """libtiff, which Pillow leaves them to, knows how many bits a level has."""
     planes = [np.full((64, 64), level * 257, "<u2") for level in (200, 100, 50)]
     squeezed = [zlib.compress(plane.tobytes()) for plane in planes]
-    tags = {**pictures.tiff_tags(64, 64, bits=[16] * 3, compression=8), 284: (pictures.SHORT, [2])}
-    sizes = {279: (pictures.LONG, [len(each) for each in squeezed])}
-    head = len(pictures.tiff({**tags, **sizes, 273: (pictures.LONG, [0] * 3)}))
+    tags = {**pictures.tiff_tags(64, 64, bits=[16] * 3, compression=8), 284: [2]}
+    sizes = {279: [len(each) for each in squeezed]}
+    head = len(pictures.tiff({**tags, **sizes, 273: [0] * 3}))
     offsets = [head + sum(map(len, squeezed[:before])) for before in range(3)]
-    data = pictures.tiff({**tags, **sizes, 273: (pictures.LONG, offsets)}, b"".join(squeezed))
+    data = pictures.tiff({**tags, **sizes, 273: offsets}, b"".join(squeezed))
     assert (decode_image(data, SQUARE) == [200, 100, 50]).all()
 
 
