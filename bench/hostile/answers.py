@@ -11,7 +11,7 @@ from bench.harness import hosts
 from bench.harness.hosts import Answer
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Attack, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
-from bench.hostile.references import PRIVATE, TOO_LARGE, fill, given, made, redirect, send_picture
+from bench.hostile.references import PRIVATE, TOO_LARGE, fill, given, made, redirect, send, send_picture
 from bench.hostile.site import CROWD, Escaped, Site, can_make_certificates
 
 _BROKE_OFF = refused_fetch("cannot be reached or broke off")
@@ -74,7 +74,7 @@ def _redirects() -> list[Case]:
             _redirected(f"redirect-{status}-to-this-machine", PRIVATE, here, f"{status} Moved")
             for status in (301, 303, 307, 308)
         ),
-        answer("redirect-without-location", refused_fetch("answered 302"), _status("302 Found")),
+        answer("redirect-without-location", refused_fetch("answered 302"), send(status="302 Found")),
         answer("redirect-loop", _TOO_FAR, redirect("/redirect-loop")),
         made("redirect-chain-of-4", _TOO_FAR, partial(_chain, 4)),
         made("redirect-chain-of-3", PLAIN, partial(_chain, 3)),
@@ -88,10 +88,6 @@ def _chain(length: int, site: Site) -> str:
         site.images.serve(f"/chain-{length}-{hop}", redirect(f"/chain-{length}-{hop + 1}"))
     site.images.serve(f"/chain-{length}-{length}", send_picture())
     return f"{site.images.url}/chain-{length}-0"
-
-
-def _status(status: str, data: bytes = b"", **headers: str) -> Answer:
-    return hosts.reply(data, status=status, connection="close", **headers)
 
 
 _OK = b"HTTP/1.1 200 OK\r\n"
@@ -131,8 +127,8 @@ def _answers() -> list[Case]:
         answer("body-endless-chunks", TOO_LARGE, hosts.endless(_CHUNKED, chunks)),
         answer("head-endless", _BROKE_OFF, hosts.endless(_OK, b"X-Header: a\r\n" * 100)),
         answer("head-endless-line", _BROKE_OFF, hosts.endless(_OK + b"X-Header: ", b"a" * 65_536)),
-        answer("length-too-large", TOO_LARGE, _status("200 OK", half, content_length="10000000000000")),
-        answer("length-longer-than-body", _BROKE_OFF, _status("200 OK", half, content_length="5000")),
+        answer("length-too-large", TOO_LARGE, send(half, content_length="10000000000000")),
+        answer("length-longer-than-body", _BROKE_OFF, send(half, content_length="5000")),
         answer("length-shorter-than-body", refused_decode("cannot be decoded"), send_picture(content_length="100")),
         answer("length-negative", PLAIN, send_picture(content_length="-1")),
         answer("length-no-number", PLAIN, send_picture(content_length="many")),
@@ -141,25 +137,23 @@ def _answers() -> list[Case]:
         answer("chunk-of-16-exabytes", _ENDED, hosts.raw(_CHUNKED + b"ffffffffffffffff\r\n" + half)),
         answer("chunk-negative", _ENDED, hosts.raw(_CHUNKED + b"-1\r\n" + half)),
         made("body-gzip-bomb", _OTHER_FORMAT, _gzip_bomb, seconds=20),
-        answer("body-gzip", _OTHER_FORMAT, _status("200 OK", gzip.compress(pictures.plain()), content_encoding="gzip")),
+        answer("body-gzip", _OTHER_FORMAT, send(gzip.compress(pictures.plain()), content_encoding="gzip")),
         answer("http-0-9", _BROKE_OFF, hosts.raw(pictures.plain())),
         answer("http-garbage", _BROKE_OFF, hosts.raw(bytes(1 << 20))),
         answer("http-nothing", _BROKE_OFF, hosts.raw(b"")),
         answer("status-204", refused_fetch("answered 204"), hosts.raw(b"HTTP/1.1 204 No Content\r\n\r\n")),
-        answer("status-206", refused_fetch("answered 206"), _status("206 Partial Content", half)),
+        answer("status-206", refused_fetch("answered 206"), send(half, status="206 Partial Content")),
         answer("status-304", refused_fetch("answered 304"), hosts.raw(not_modified)),
-        answer(
-            "status-401", refused_fetch("answered 401"), _status("401 Unauthorized", www_authenticate="Basic realm=a")
-        ),
-        answer("status-999", refused_fetch("answered 999|broke off"), _status("999 Nonsense")),
-        answer("status-500-with-picture", refused_fetch("answered 500"), _status("500 Error", pictures.plain())),
+        answer("status-401", refused_fetch("answered 401"), send(status="401 None", www_authenticate="Basic realm=a")),
+        answer("status-999", refused_fetch("answered 999|broke off"), send(status="999 Nonsense")),
+        answer("status-500-with-picture", refused_fetch("answered 500"), send_picture(status="500 Error")),
         answer("etag-with-line-break", PLAIN, send_picture(etag='"a\tb"')),
     ]
 
 
 def _gzip_bomb(site: Site) -> str:
     bomb = gzip.compress(bytes(200 << 20))
-    return site.images.serve("/body-gzip-bomb", _status("200 OK", bomb, content_encoding="gzip"))
+    return site.images.serve("/body-gzip-bomb", send(bomb, content_encoding="gzip"))
 
 
 def _tls() -> list[Case]:

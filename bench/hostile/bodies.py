@@ -2,13 +2,13 @@
 
 import gzip
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from bench.harness.load import label_config
 from bench.hostile import pictures
-from bench.hostile.case import MEBIBYTE, Attack, Case, Kind
+from bench.hostile.case import MEBIBYTE, Case, Kind
 from bench.hostile.exchange import (
     BAD,
     BODY_BYTES,
@@ -19,6 +19,7 @@ from bench.hostile.exchange import (
     post,
     posted,
     request,
+    slug,
 )
 from bench.hostile.site import Escaped, Site, data_uri, predict_body
 
@@ -72,12 +73,12 @@ def _bodies() -> list[Case]:
     return [
         *(posted(f"body-{name}", BAD, content) for name, content in BODIES.items()),
         *(posted(f"body-{name}-{path[1:]}", BAD, BODIES[name], path=path) for name, path in elsewhere),
-        request("body-gzipped", BAD, _gzipped),
+        request(
+            "body-gzipped",
+            BAD,
+            lambda site: post(site, "/predict", gzip.compress(bytes(200 * MEBIBYTE)), content_encoding="gzip"),
+        ),
     ]
-
-
-def _gzipped(site: Site) -> bytes:
-    return post(site, "/predict", gzip.compress(bytes(200 * MEBIBYTE)), content_encoding="gzip")
 
 
 def _fields() -> list[Case]:
@@ -112,7 +113,7 @@ def _fields() -> list[Case]:
 
 
 def _named(value: object) -> str:
-    shown = re.sub(r"[^a-z0-9]+", "-", json.dumps(value).lower()).strip("-")[:16]
+    shown = slug(json.dumps(value))[:16]
     depth = json.dumps(value).count("[")
     return "-".join(part for part in (type(value).__name__.lower() + "s" * (depth - 1), shown) if part)
 
@@ -123,22 +124,27 @@ def _odd_but_scored() -> list[Case]:
     (task,) = predict_body(one)["tasks"]
     twice = b'{"tasks": [1, 2, 3],' + json.dumps(predict_body(one)).encode()[1:]
     keys = {'\n{"forged": true}\n': 1, "\ud800": 2, "\x1b[2J": 3}
+    long_keys = {f"{number}{'a' * MEBIBYTE}": 1 for number in range(10)}
     no_images = [{"id": number, "data": {}} for number in range(100_000)]
     return [
         *(scored(f"task-id-{_named(value)}", {"tasks": [{**task, "id": value}]}) for value in _ODD["task-id"]),
         *(scored(f"{name}-{_named(value)}", {name: value}) for name in ("project", "params") for value in _ODD[name]),
-        Case("duplicate-keys", Kind.REQUEST, lambda site: partial(_expect_scored, site, twice)),
-        Case("task-keys-forge-log", Kind.REQUEST, lambda site: partial(_expect_empty, site, [{"id": 1, "data": keys}])),
-        Case("task-keys-of-10-mb", Kind.REQUEST, _long_keys),
-        Case("100000-tasks", Kind.REQUEST, lambda site: partial(_expect_empty, site, no_images), 30),
-        Case("2000-broken-images", Kind.REQUEST, _many_broken, 30),
+        _case("duplicate-keys", _expect_scored, twice),
+        _case("task-keys-forge-log", _expect_empty, [{"id": 1, "data": keys}]),
+        _case("task-keys-of-10-mb", _expect_short_log, [{"id": 1, "data": long_keys}]),
+        _case("100000-tasks", _expect_empty, no_images, seconds=30),
+        _case("2000-broken-images", _expect_empty, predict_body(["data:,x"] * 2_000)["tasks"], seconds=30),
     ]
+
+
+def _case(name: str, expect: Callable[[Site, Any], None], content: object, *, seconds: float = 10) -> Case:
+    return Case(name, Kind.REQUEST, lambda site: partial(expect, site, content), seconds)
 
 
 def scored(name: str, fields: Mapping[str, object]) -> Case:
     """A body of one image with such fields."""
-    body = json.dumps({**predict_body([data_uri(pictures.plain())]), **fields}).encode()
-    return Case(name, Kind.REQUEST, lambda site: partial(_expect_scored, site, body))
+    body = {**predict_body([data_uri(pictures.plain())]), **fields}
+    return _case(name, _expect_scored, json.dumps(body).encode())
 
 
 def _expect_scored(site: Site, body: bytes) -> None:
@@ -153,20 +159,11 @@ def _expect_empty(site: Site, tasks: list[dict[str, object]]) -> None:
         raise Escaped(f"expected {len(tasks)} empty predictions, got {status} {str(answer)[:200]}")
 
 
-def _many_broken(site: Site) -> Attack:
-    return partial(_expect_empty, site, predict_body(["data:,x"] * 2_000)["tasks"])
-
-
-def _long_keys(site: Site) -> Attack:
-    """Keys of 10 MB leave a short line in the log."""
-
-    def attack() -> None:
-        before = site.server.process.log.stat().st_size
-        _expect_empty(site, [{"id": 1, "data": {f"{number}{'a' * MEBIBYTE}": 1 for number in range(10)}}])
-        if (written := site.server.process.log.stat().st_size - before) > MEBIBYTE:
-            raise Escaped(f"{written} bytes were logged")
-
-    return attack
+def _expect_short_log(site: Site, tasks: list[dict[str, object]]) -> None:
+    before = site.server.process.log.stat().st_size
+    _expect_empty(site, tasks)
+    if (written := site.server.process.log.stat().st_size - before) > MEBIBYTE:
+        raise Escaped(f"{written} bytes were logged")
 
 
 def _configs() -> list[Case]:
@@ -217,9 +214,10 @@ def _sizes() -> list[Case]:
         request(
             "body-in-endless-chunks", Answered({400, 411, 413}), lambda site: in_chunks(site) + endless, seconds=20
         ),
-        request("body-in-40-million-chunks", Answered({0, 400, 408, 411, 413}, ours=False), _tiny_chunks, seconds=40),
+        request(
+            "body-in-40-million-chunks",
+            Answered({0, 400, 408, 411, 413}, ours=False),
+            lambda site: in_chunks(site) + b"1\r\n \r\n" * 4_000_000,
+            seconds=40,
+        ),
     ]
-
-
-def _tiny_chunks(site: Site) -> bytes:
-    return in_chunks(site) + b"1\r\n \r\n" * 4_000_000

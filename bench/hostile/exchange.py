@@ -86,11 +86,11 @@ def asked(name: str, outcome: Answered, line: str, headers: Head | None = None, 
     return request(name, outcome, make)
 
 
-def post(site: Site, path: str, content: bytes, **headers: str) -> bytes:
-    """Return a request by somebody who may ask; `x_a="b"` adds or replaces a header."""
+def post(site: Site, path: str, content: bytes, *, host: str = "labelnext", **headers: str) -> bytes:
+    """Return a request by somebody who may ask; `x_a="b"` adds or replaces a header, `x_a=""` leaves it out."""
     named = {"content_length": str(len(content)), "content_type": "application/json", **headers}
-    titled = {name.replace("_", "-").title(): value for name, value in named.items()}
-    return head(f"POST {path} HTTP/1.1", {**site.authorization(), **titled}) + content
+    titled = {name.replace("_", "-").title(): value for name, value in named.items() if value}
+    return head(f"POST {path} HTTP/1.1", {**site.authorization(), **titled}, host=host) + content
 
 
 def head(line: str, headers: Head, *, host: str = "labelnext") -> bytes:
@@ -122,3 +122,8 @@ def read_reply(connection: socket.socket) -> Reply:
 def in_chunks(site: Site) -> bytes:
     """Return the head of a request whose body comes in chunks."""
     return head("POST /predict HTTP/1.1", {**site.authorization(), "Transfer-Encoding": "chunked"})
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a case's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

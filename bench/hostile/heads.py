@@ -3,9 +3,10 @@
 import base64
 import re
 from functools import partial
+from itertools import product
 
 from bench.hostile.case import MEBIBYTE, Attack, Case, Kind
-from bench.hostile.exchange import BODY_BYTES, SERVED, Answered, asked, exchange, head, request
+from bench.hostile.exchange import BODY_BYTES, SERVED, Answered, asked, exchange, head, post, request, slug
 from bench.hostile.site import Escaped, Site
 
 _UNAUTHORIZED = Answered({401}, "unauthorized")
@@ -79,22 +80,15 @@ _FOREIGN_HOSTS = {
     "behind-bracket": "[::1].evil.test",
     "of-two": "localhost, evil.test",
 }
-_OUR_HOSTS = {
-    "localhost": "localhost",
-    "127-0-0-1-9090": "127.0.0.1:9090",
-    "1-9090": "[::1]:9090",
-    "server": "server",
-    "host-docker-internal": "host.docker.internal",
-    "server-labelnext-svc": "server.labelnext.svc",
-}
+_OUR_HOSTS = (
+    *("localhost", "127.0.0.1:9090", "[::1]:9090"),
+    *("server", "host.docker.internal", "server.labelnext.svc"),
+)
 _ORIGINS = {"another": "https://evil.test", "null": "null", "other-port": "http://labelnext:1"}
-_CONTENT_TYPES = {
-    "text-plain": "text/plain",
-    "application-x-www-form-urlencoded": "application/x-www-form-urlencoded",
-    "multipart-form-data-boundary-a": "multipart/form-data; boundary=a",
-    "nothing": "",
-    "application-jsonp": "application/jsonp",
-}
+_CONTENT_TYPES = (
+    *("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"),
+    *("application/jsonp", ""),
+)
 
 
 def _basic(pair: bytes) -> str:
@@ -195,66 +189,49 @@ def _pages() -> list[Case]:
             for path in routes
         ),
         *(asked(f"host-{name}", _MISDIRECTED, versions, host=host) for name, host in _FOREIGN_HOSTS.items()),
-        *(asked(f"host-ours-{name}", SERVED, versions, host=host) for name, host in _OUR_HOSTS.items()),
+        *(asked(f"host-ours-{slug(host)}", SERVED, versions, host=host) for host in _OUR_HOSTS),
         *(
             sent(f"page-of-{name}-starts-training", _FORBIDDEN, "/webhook", origin=origin)
             for name, origin in _ORIGINS.items()
         ),
         *(
-            sent(f"page-sends-{path}-as-{name}", _NO_TYPE, f"/{path}", kind=kind)
-            for name, kind in _CONTENT_TYPES.items()
-            for path in ("webhook", "predict")
+            sent(f"page-sends-{path}-as-{slug(kind) or 'nothing'}", _NO_TYPE, f"/{path}", content_type=kind)
+            for kind, path in product(_CONTENT_TYPES, ("webhook", "predict"))
         ),
     ]
 
 
-def sent(
-    name: str,
-    outcome: Answered,
-    path: str,
-    *,
-    kind: str = "application/json",
-    origin: str | None = None,
-    host: str = "labelnext",
-) -> Case:
+def sent(name: str, outcome: Answered, path: str, *, host: str = "labelnext", **headers: str) -> Case:
     """What pages send: it carries the password where the browser knows it."""
     content = b'{"action": "START_TRAINING", "project": {"id": 1}}'
-    named = {**({"Content-Type": kind} if kind else {}), **({"Origin": origin} if origin else {})}
-
-    def make(site: Site) -> bytes:
-        headers = {**site.authorization(), **named, "Content-Length": str(len(content))}
-        return head(f"POST {path} HTTP/1.1", headers, host=host) + content
-
-    return request(name, outcome, make)
+    return request(name, outcome, lambda site: post(site, path, content, host=host, **headers))
 
 
 def _strangers() -> list[Case]:
     """Who has no password, or another one."""
-    empty = {"Content-Length": "2"}
-    post_head, large = "POST /predict HTTP/1.1", head("POST /predict HTTP/1.1", {"Content-Length": str(BODY_BYTES)})
-    got = {"page": "/", "versions": "/versions", "report-a": "/report/a/", "nothing": "/nothing"}
-    lines = {
-        **{name: f"GET {path} HTTP/1.1" for name, path in got.items()},
-        **{name: f"POST /{name} HTTP/1.1" for name in ("predict", "score", "setup", "webhook")},
-    }
+    line, empty = "POST /predict HTTP/1.1", {"Content-Length": "2"}
+    large = head(line, {"Content-Length": str(BODY_BYTES)})
+    got = {"page": "", "versions": "versions", "report-a": "report/a/", "nothing": "nothing"}
+    lines = {name: f"GET /{path}" for name, path in got.items()}
+    lines |= {name: f"POST /{name}" for name in ("predict", "score", "setup", "webhook")}
     return [
-        raw("password-absent", _UNAUTHORIZED, head(post_head, empty) + b"{}"),
+        raw("password-absent", _UNAUTHORIZED, head(line, empty) + b"{}"),
         *(
-            raw(f"password-{name}", _UNAUTHORIZED, head(post_head, {"Authorization": value, **empty}) + b"{}")
+            raw(f"password-{name}", _UNAUTHORIZED, head(line, {"Authorization": value, **empty}) + b"{}")
             for name, value in _CREDENTIALS.items()
         ),
         *(
-            raw(f"stranger-asks-{name}", _UNAUTHORIZED, head(line, {"Content-Length": "0"}))
-            for name, line in lines.items()
+            raw(f"stranger-asks-{name}", _UNAUTHORIZED, head(f"{asked} HTTP/1.1", {"Content-Length": "0"}))
+            for name, asked in lines.items()
         ),
         request("stranger-sends-32-mb", Answered({0, 401}, "unauthorized"), lambda _: large + b" " * BODY_BYTES),
-        request("webhook-secret-wrong", _UNAUTHORIZED, lambda _: _bearer("/webhook", "guess")),
-        request("webhook-secret-on-predict", _UNAUTHORIZED, lambda site: _bearer("/predict", site.secrets.webhook)),
-        request("webhook-secret-right", SERVED, lambda site: _bearer("/webhook", site.secrets.webhook)),
+        request("webhook-secret-wrong", _UNAUTHORIZED, lambda site: _bearer(site, "/webhook", "guess")),
+        request(
+            "webhook-secret-on-predict", _UNAUTHORIZED, lambda site: _bearer(site, "/predict", site.secrets.webhook)
+        ),
+        request("webhook-secret-right", SERVED, lambda site: _bearer(site, "/webhook", site.secrets.webhook)),
     ]
 
 
-def _bearer(path: str, secret: str) -> bytes:
-    content = b'{"action": "ANNOTATION_CREATED"}'
-    headers = {"Authorization": f"Bearer {secret}", "Content-Length": str(len(content))}
-    return head(f"POST {path} HTTP/1.1", {**headers, "Content-Type": "application/json"}) + content
+def _bearer(site: Site, path: str, secret: str) -> bytes:
+    return post(site, path, b'{"action": "ANNOTATION_CREATED"}', authorization=f"Bearer {secret}")
