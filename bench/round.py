@@ -14,6 +14,7 @@ At the end each unlabelled task must have one prediction of the new ranking and 
 fails.
 """
 
+import argparse
 import json
 import re
 import subprocess
@@ -21,8 +22,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -109,6 +110,11 @@ class Watch:
             raise RuntimeError(f"the watch ended with status {self.process.returncode}; its words are above")
         return self._rounds.get()
 
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait()
+
     def _read(self) -> None:
         for line in self.process.stderr or ():
             self.note(line.rstrip())
@@ -125,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         image_host([path for path, _ in images]) as host,
         tempfile.TemporaryDirectory(dir=CACHE, prefix=".round-") as folder,
         label_studio(Path(folder) / "label-studio") as studio,
+        ExitStack() as stack,
     ):
         pool = Pool.fill(studio.client(), [(host.reference(path), label) for path, label in images], options.labels)
         settings = {
@@ -135,34 +142,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "LABELNEXT_CACHE_DIR": str(_FOLDER / "features"),
         }
         server = Server(settings["LABELNEXT_MODELS"], log=_FOLDER / "server.log", settings=settings)
+        stack.callback(server.stop)
+        server.start()
         told = [f"--project={pool.project.id}", f"--labels={options.new_labels}", "--rounds=2"]
         told += ["--train=classifier", f"--weights={photos.weights}", f"--image-size={options.image_size}"]
-        own = {"LABELNEXT_CACHE": str(Path(folder) / "cache"), "LABELNEXT_SERVER": server.url}
-        with _running(server), _watching(told, settings | own) as watch:
-            result = _measure(watch, pool, options.labels, options.new_labels, label_s=options.label_s)
+        settings |= {"LABELNEXT_CACHE": str(Path(folder) / "cache"), "LABELNEXT_SERVER": server.url}
+        watch = Watch(told, clean_environment(**settings))
+        stack.callback(watch.stop)
+        result = _measure(watch, pool, options)
         repository = Repository(Path(settings["LABELNEXT_MODELS"]))
         version = repository.open(repository.current())
         report("round", options, Subject(version, repository.root, (), photos.description), result)
-
-
-@contextmanager
-def _running(server: Server) -> Iterator[None]:
-    """Run a server that has no version yet."""
-    try:
-        server.start()
-        yield
-    finally:
-        server.stop()
-
-
-@contextmanager
-def _watching(options: Sequence[str], settings: Mapping[str, str]) -> Iterator[Watch]:
-    watch = Watch(options, clean_environment(**settings))
-    try:
-        yield watch
-    finally:
-        watch.process.terminate()
-        watch.process.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,22 +186,15 @@ class Pool:
             AssertionError: if the column shows no score of one of them.
         """
         query = json.dumps({"ordering": ["tasks:predictions_score"]})
-        tasks = self.client.get(
-            "/api/tasks",
-            project=self.project.id,
-            query=query,
-            page_size=count,
-            fields="task_only",
-            resolve_uri="false",
-        )["tasks"]
+        asked: dict[str, str | int] = {
+            "query": query,
+            "page_size": count,
+            "fields": "task_only",
+            "resolve_uri": "false",
+        }
+        tasks = self.client.get("/api/tasks", project=self.project.id, **asked)["tasks"]
         assert all(task.get("predictions_score") is not None for task in tasks), "the score column is empty"
         return [(task["id"], task["data"]["image"]) for task in tasks]
-
-    def label(self, count: int, *, pause_s: float) -> None:
-        """Label the tasks in front as a person would, with pauses between them."""
-        for task, reference in self.front(count):
-            time.sleep(pause_s)
-            self.project.annotate(task, self.truth[reference])
 
     def shows(self) -> str:
         """Return the model version that the project sorts by."""
@@ -232,11 +215,13 @@ class Pool:
         assert count == unlabelled, f"{unlabelled} unlabelled tasks with one prediction were expected, found {count}"
 
 
-def _measure(watch: Watch, pool: Pool, labels: int, new_labels: int, *, label_s: float) -> dict[str, object]:
-    """Have the first round end, label, and time the second one."""
+def _measure(watch: Watch, pool: Pool, options: argparse.Namespace) -> dict[str, object]:
+    """Have the first round end, label the tasks in front as a person would, and time the second one."""
     first = watch.next_round()
     before = pool.shows()
-    pool.label(new_labels, pause_s=label_s)
+    for task, reference in pool.front(options.new_labels):
+        time.sleep(options.label_s)
+        pool.project.annotate(task, pool.truth[reference])
     labelled = time.perf_counter()
     watch.note("the last label")
     while (now := pool.shows()) == before:
@@ -246,7 +231,7 @@ def _measure(watch: Watch, pool: Pool, labels: int, new_labels: int, *, label_s:
     round_s = time.perf_counter() - labelled
     watch.note(f"the new order stands, by {now}: {round_s:.1f} s")
     second = watch.next_round()
-    pool.check(len(pool.truth) - labels - new_labels)
+    pool.check(len(pool.truth) - options.labels - options.new_labels)
     stages = {**second.stages, "unseen": round_s - second.seconds}
     print_table([{"stage": stage, "seconds": seconds} for stage, seconds in stages.items()])
     return {"round_s": round_s, "stages": stages, "clear_s": second.clear_s, "first_round_s": first.seconds}

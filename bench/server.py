@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -26,9 +27,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.harness.frame import print_table, read_options, report, say
+from bench.harness.frame import Row, print_table, read_options, report, say
 from bench.harness.hosts import image_host
-from bench.harness.load import Client, Reply, images_per_s, latencies, overlapping, percentile, send, sending, split
+from bench.harness.load import Client, Reply, images_per_s, latencies, overlapping, send, sending, split
 from bench.harness.serving import Server, serving, stage_seconds
 from bench.subjects.model import trained, workplace
 from contract.images.preprocess import decode_image
@@ -73,20 +74,16 @@ class Load:
     stages: Mapping[str, float]
     """Seconds in each stage, over all threads."""
 
-    @property
-    def failed(self) -> int:
-        """How many images got no score."""
-        return sum(reply.failed for reply in self.replies)
-
     def to_json(self) -> dict[str, object]:
         """Return rates, latencies and where the time went."""
         images = sum(len(reply.scores) for reply in self.replies)
+        work = sum(seconds for name, seconds in self.stages.items() if name != _WAITING)
         return {
             "clients": self.clients,
             "tasks": self.tasks,
             "images_per_s": images_per_s(self.replies),
             **latencies(self.replies),
-            "stage_share": shares(self.stages),
+            "stage_share": {name: seconds / work for name, seconds in self.stages.items() if name != _WAITING},
             "stage_ms_per_image": {name: 1000 * seconds / images for name, seconds in self.stages.items()},
         }
 
@@ -112,8 +109,8 @@ class Bench:
         """Send each image once, but at least one request a client; over one client with one task a quarter."""
         images = len(self.references) // 4 if (clients, tasks) == (1, 1) else len(self.references)
         count = max(clients, -(-images // tasks))
-        references = self.references
-        requests = [[references[(n * tasks + i) % len(references)] for i in range(tasks)] for n in range(count)]
+        turn = cycle(self.references)
+        requests = [list(islice(turn, tasks)) for _ in range(count)]
         before = stage_seconds(self.server.metrics())
         replies = send(self.client, requests, clients=clients)
         after = stage_seconds(self.server.metrics())
@@ -130,37 +127,36 @@ class Bench:
         say(f"the engine alone {alone:.2f} images/s")
         return Round(alone, (self.load(1, len(images)), self.load(*_MANY)))
 
+    def measure_swaps(self, repository: Repository, *, requests: int) -> tuple[Row, Sequence[Reply]]:
+        """Let the repository's two versions take turns under load until so many requests have met a swap.
 
-@dataclass(frozen=True, slots=True)
-class Swaps:
-    """Requests in the quiet times and during the swaps."""
-
-    seconds: tuple[float, ...]
-    """Of each swap, from the change of CURRENT until the server says that it uses the new version."""
-    quiet: tuple[Reply, ...]
-    during: tuple[Reply, ...]
-    """Those under way at any moment of a swap."""
-
-    @property
-    def failed(self) -> int:
-        """How many images got no score."""
-        return sum(reply.failed for reply in (*self.quiet, *self.during))
-
-    @property
-    def p99_ratio(self) -> float:
-        """The p99 during swaps over that of the quiet times."""
-        during, quiet = ([reply.seconds for reply in replies] for replies in (self.during, self.quiet))
-        return percentile(during, 0.99) / percentile(quiet, 0.99)
-
-    def to_json(self) -> dict[str, object]:
-        """Return how many swaps and requests there were, and how long they took."""
-        return {
+        A quiet time lies before each swap and after the last, about as long as a swap. There are at least 3 swaps and
+        at most 40. Clients ask for one image at a time.
+        """
+        windows: list[tuple[float, float]] = []
+        quiet_s = _SHORTEST_QUIET_S
+        with sending(self.client, split(self.references, 1), clients=_SWAP_CLIENTS) as replies:
+            while len(windows) < _FEWEST_SWAPS or (
+                len(windows) < _MOST_SWAPS and len(overlapping(list(replies), windows)) < requests
+            ):
+                time.sleep(quiet_s)
+                (other,) = set(repository.versions()) - {repository.current()}
+                started = time.perf_counter()
+                repository.point_to(other)
+                windows.append((started, self.server.wait_until_ready(other)))
+                quiet_s = max(_SHORTEST_QUIET_S, windows[-1][1] - started)
+                say(f"swap {len(windows)}: {windows[-1][1] - started:.2f} s")
+            time.sleep(quiet_s)
+        met = overlapping(replies, windows)
+        during, quiet = latencies(met), latencies([reply for reply in replies if reply not in met])
+        swap = {
             "clients": _SWAP_CLIENTS,
-            "swaps": len(self.seconds),
-            "seconds_median": median(self.seconds),
-            "quiet": latencies(self.quiet),
-            "during": latencies(self.during),
+            "swaps": len(windows),
+            "seconds_median": median(end - start for start, end in windows),
+            "quiet": quiet,
+            "during": during,
         }
+        return {"p99_during_swap_over_p99": during["p99_s"] / quiet["p99_s"], "swap": swap}, replies
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -189,17 +185,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rounds = [bench.round(engine, images) for _ in range(options.rounds)]
             loads = [*(bench.load(*each) for each in _LOADS), *rounds[-1].loads]
             peak_rss_mb = server.peak_rss_mb()
-            swaps = measure_swaps(server, client, bench.references, repository, requests=options.swap_requests)
+            swaps, swapping = bench.measure_swaps(repository, requests=options.swap_requests)
             peak_rss_mb_with_swap = server.peak_rss_mb()
     all_loads = [*loads, *(load for each in rounds[:-1] for load in each.loads)]
-    failed = swaps.failed + sum(load.failed for load in all_loads)
+    failed = sum(reply.failed for replies in (swapping, *(load.replies for load in all_loads)) for reply in replies)
     served = Settings.read(settings)
     told = [load.to_json() for load in loads]
     print_table([{name: value for name, value in row.items() if name != "stage_ms_per_image"} for row in told])
     result = {
         **summarise_rounds(rounds),
-        "p99_during_swap_over_p99": swaps.p99_ratio,
-        "swap": swaps.to_json(),
+        **swaps,
         "start_to_ready_s": median(starts),
         "starts_s": starts,
         "peak_rss_mb": peak_rss_mb,
@@ -211,12 +206,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     report("server", options, first, result)
     return 1 if failed else 0
-
-
-def shares(stages: Mapping[str, float]) -> dict[str, float]:
-    """Return each stage's share of the seconds that threads spent in stages, without the wait for a batch."""
-    work = {name: seconds for name, seconds in stages.items() if name != _WAITING}
-    return {name: seconds / sum(work.values()) for name, seconds in work.items()}
 
 
 def summarise_rounds(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
@@ -232,37 +221,6 @@ def summarise_rounds(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
             **{name: median(rate for _, rate in pairs) for name, pairs in of_rounds.items()},
         },
     }
-
-
-def measure_swaps(
-    server: Server, client: Client, references: Sequence[str], repository: Repository, *, requests: int
-) -> Swaps:
-    """Let the repository's two versions take turns under load until so many requests have met a swap.
-
-    A quiet time lies before each swap and after the last, about as long as a swap. There are at least 3 swaps and at
-    most 40. Clients ask for one image at a time.
-    """
-    windows: list[tuple[float, float]] = []
-    quiet_s = _SHORTEST_QUIET_S
-    with sending(client, split(references, 1), clients=_SWAP_CLIENTS) as replies:
-        while len(windows) < _FEWEST_SWAPS or (
-            len(windows) < _MOST_SWAPS and len(overlapping(list(replies), windows)) < requests
-        ):
-            time.sleep(quiet_s)
-            windows.append(_swap(server, repository))
-            quiet_s = max(_SHORTEST_QUIET_S, windows[-1][1] - windows[-1][0])
-            say(f"swap {len(windows)}: {windows[-1][1] - windows[-1][0]:.2f} s")
-        time.sleep(quiet_s)
-    during = overlapping(replies, windows)
-    quiet = [reply for reply in replies if reply not in during]
-    return Swaps(tuple(end - start for start, end in windows), tuple(quiet), tuple(during))
-
-
-def _swap(server: Server, repository: Repository) -> tuple[float, float]:
-    (other,) = set(repository.versions()) - {repository.current()}
-    started = time.perf_counter()
-    repository.point_to(other)
-    return started, server.wait_until_ready(other)
 
 
 def _start(models: Path, log: Path, settings: Mapping[str, str]) -> float:

@@ -19,12 +19,13 @@ or the worker grew by 50 MB.
 
 import argparse
 import json
+import math
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,12 +33,12 @@ from bench.chaos.client import Answer, send
 from bench.chaos.faults import KILLS, Faults
 from bench.chaos.judge import Judge
 from bench.chaos.pictures import draw_pictures
-from bench.chaos.probes import Resident, growth_mb, probing
+from bench.chaos.probes import probing
 from bench.chaos.traffic import KINDS, Sampler, bad_host
 from bench.harness.frame import print_table, say
 from bench.harness.hosts import image_host
 from bench.harness.load import percentile
-from bench.harness.serving import Fleet, Server, fleet, has_haproxy
+from bench.harness.serving import Fleet, fleet, has_haproxy
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 
@@ -77,31 +78,33 @@ class Result:
         )
 
 
+@dataclass
 class Run:
     """Requests and faults, side by side."""
 
-    def __init__(self, servers: Fleet, faults: Faults, sampler: Sampler, *, requests: int) -> None:
-        """Take what is asked, and what happens meanwhile."""
-        self._servers = servers
-        self._spared: Server = servers.replicas[0]
-        self._faults = faults
-        self._dice = sampler
-        self._requests = requests
-        self._plan = faults.plan(requests)
+    servers: Fleet
+    faults: Faults
+    sampler: Sampler
+    requests: int
+    answers: list[Answer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Plan what happens."""
+        self._spared = self.servers.replicas[0]
+        self._plan = self.faults.plan(self.requests)
         self._progress = threading.Condition()
         self._injected = 0
-        self._warm: Resident | None = None
-        self.answers: list[Answer] = []
+        self._warm: tuple[tuple[int, ...], float] | None = None
+        """The spared server's worker, and what it had resident when it was warm, in MB."""
 
     def go(self) -> None:
         """Send all requests; return when they have come to something, and all that broke is mended."""
         injecting = threading.Thread(target=self._inject, name="faults")
         injecting.start()
-        with ThreadPoolExecutor(_CLIENTS, thread_name_prefix="client") as clients:
-            for _ in clients.map(self._ask, range(self._requests)):
-                pass
+        with ThreadPoolExecutor(_CLIENTS) as clients:
+            list(clients.map(self._ask, range(self.requests)))
         injecting.join()
-        self._faults.finish()
+        self.faults.finish()
 
     def swaps(self) -> int:
         """Return how many versions the spared server took into use after its first."""
@@ -110,29 +113,27 @@ class Run:
         return int(sum(reloads.get(counted.format(result), 0) for result in ("ok", "rolled_back"))) - 1
 
     def growth_mb(self) -> float:
-        """Return what the spared server has grown by since it was warm; infinite if it is another process."""
-        return growth_mb(self._warm, self._resident())
-
-    def _resident(self) -> Resident:
-        return self._spared.workers, self._spared.rss_mb()
+        """Return what the spared server has grown by since it was warm; infinite if it never was, or is another."""
+        if self._warm is None or self._warm[0] != self._spared.workers:
+            return math.inf
+        return self._spared.rss_mb() - self._warm[1]
 
     def _ask(self, number: int) -> None:
         with self._progress:
-            self._progress.wait_for(lambda: number * len(self._plan) < (self._injected + _AHEAD) * self._requests)
-        request = self._dice.draw(number)
-        answer = send(self._spared.url if request.direct else self._servers.url, request)
+            self._progress.wait_for(lambda: number * len(self._plan) < (self._injected + _AHEAD) * self.requests)
+        request = self.sampler.draw(number)
+        answer = send(self._spared.url if request.direct else self.servers.url, request)
         with self._progress:
             self.answers.append(answer)
             self._progress.notify_all()
 
     def _inject(self) -> None:
         for position, name in enumerate(self._plan):
-            due = position * self._requests / len(self._plan)
-            self._await_answers(due)
+            self._await_answers(position * self.requests / len(self._plan))
             try:
-                self._faults.inject(name)
+                self.faults.inject(name)
             except Exception as err:  # told in the end; the requests go on
-                self._faults.unrecovered.append(f"{name}: {err}")
+                self.faults.unrecovered.append(f"{name}: {err}")
             with self._progress:
                 self._injected += 1
                 self._progress.notify_all()
@@ -144,9 +145,9 @@ class Run:
 
     def _look(self, position: int) -> None:
         if self._warm is None and position >= _WARM_SHARE * len(self._plan) and self.swaps() >= _WARM_SWAPS:
-            self._warm = self._resident()
+            self._warm = self._spared.workers, self._spared.rss_mb()
         if position % 10 == 0:
-            say(f"{len(self.answers)} of {self._requests} requests, {position} of {len(self._plan)} faults")
+            say(f"{len(self.answers)} of {self.requests} requests, {position} of {len(self._plan)} faults")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,7 +187,7 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
         with fleet(repository.root, replicas=options.replicas, folder=logs, settings=settings) as servers:
             faults = Faults(servers, repository, seed=options.seed)
             sampler = Sampler(pictures, good=good.url, bad=bad, seed=options.seed)
-            run = Run(servers, faults, sampler, requests=options.requests)
+            run = Run(servers, faults, sampler, options.requests)
             for replica in servers.replicas:
                 replica.up = object()
             with probing(servers.replicas) as health:
@@ -212,18 +213,12 @@ def _report(
     answers: Sequence[Answer], faults: Faults, lost: Sequence[Answer], wrong: Sequence[tuple[Answer, str]]
 ) -> None:
     """Print what was asked and what happened; on stderr, what went wrong."""
-    by_kind = {kind: [answer.seconds for answer in answers if answer.request.kind == kind] for kind in KINDS}
-    print_table(
-        [
-            {
-                "requests": kind,
-                "sent": len(seconds),
-                **{name: percentile(seconds, share) for name, share in _QUANTILES.items()},
-            }
-            for kind, seconds in by_kind.items()
-            if seconds
-        ]
-    )
+    rows = []
+    for kind in KINDS:
+        if seconds := [answer.seconds for answer in answers if answer.request.kind == kind]:
+            quantiles = {name: percentile(seconds, share) for name, share in _QUANTILES.items()}
+            rows.append({"requests": kind, "sent": len(seconds), **quantiles})
+    print_table(rows)
     print_table([{"meanwhile": name, "times": times} for name, times in faults.done.items()])
     for answer in lost[:_EXAMPLES]:
         say(f"lost: {answer.request}, after {answer.seconds:.2f} s: {answer.status} {answer.fault}")

@@ -3,6 +3,7 @@
 import http.client
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -35,38 +36,33 @@ def send(url: str, request: Request) -> Answer:
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_PATIENCE_S)
     try:
-        _put(connection, request)
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(request.body))}
+        connection.request(request.method, request.path, _body(request), headers)
         if request.manner in (Manner.LEFT, Manner.BROKEN):
             return Answer(request, time.monotonic() - started)
         response = connection.getresponse()
-        data = response.read()
-        return _read(request, response.status, data, time.monotonic() - started)
+        return _read(request, response.status, response.read(), started)
     except (OSError, http.client.HTTPException) as err:
         return Answer(request, time.monotonic() - started, fault=f"{type(err).__name__}: {err}")
     finally:
         connection.close()
 
 
-def _put(connection: http.client.HTTPConnection, request: Request) -> None:
-    connection.putrequest(request.method, request.path)
-    connection.putheader("Content-Type", "application/json")
-    connection.putheader("Content-Length", str(len(request.body)))
-    if request.manner is Manner.PLAIN:
-        connection.endheaders(request.body)
-        return
-    connection.endheaders()
+def _body(request: Request) -> bytes | Iterator[bytes]:
     if request.manner is Manner.BROKEN:
-        connection.send(request.body[: len(request.body) // 2])
-    elif request.manner is Manner.LEFT:
-        connection.send(request.body)
-    else:
-        size = len(request.body) // _PIECES + 1
-        for start in range(0, len(request.body), size):
-            time.sleep(_PAUSE_S)
-            connection.send(request.body[start : start + size])
+        return request.body[: len(request.body) // 2]
+    return _in_pieces(request.body) if request.manner is Manner.SLOWLY else request.body
 
 
-def _read(request: Request, status: int, data: bytes, seconds: float) -> Answer:
+def _in_pieces(data: bytes) -> Iterator[bytes]:
+    size = len(data) // _PIECES + 1
+    for start in range(0, len(data), size):
+        time.sleep(_PAUSE_S)
+        yield data[start : start + size]
+
+
+def _read(request: Request, status: int, data: bytes, started: float) -> Answer:
+    seconds = time.monotonic() - started
     if status != 200:
         return Answer(request, seconds, status, fault=data[:300].decode(errors="replace"))
     try:

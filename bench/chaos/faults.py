@@ -1,7 +1,6 @@
 """What befalls the servers and their repository, one thing after the other, in an order drawn by a seed."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -11,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from bench.harness.serving import Fleet, Server, wait_until
 from bench.subjects.tiny_model import TinyModel, publish
@@ -53,60 +51,49 @@ class Faults:
     def finish(self) -> None:
         """Return when what was killed is back, and every server uses the version that is published."""
         self._wait_for_recovery()
-        self._swap_to(self._publish())
-        for replica in self._fleet.replicas:
-            replica.wait_until_ready(self._repository.current())
+        self.swap()
+        self._fleet.wait_until_ready(self._repository.current())
 
     # Versions that are good.
 
     def swap(self) -> None:
         """Publish a version."""
-        self._swap_to(self._publish())
+        self._await_swap(publish(self._repository, seed=self._next_seed()))
 
     def roll_back(self) -> None:
         """Make an earlier version current again."""
-        good = sorted(set(self._repository.versions()) - self.bad_versions)
-        self._repository.point_to(chosen := self._rng.choice(good[-10:-1] or good))
-        self._swap_to(chosen)
+        good = self._good_versions()
+        self._point_to(self._rng.choice(good[-10:-1] or good))
 
     def kill_publisher(self) -> None:
         """Kill a program while it publishes one version after the other."""
-        command = [
-            sys.executable,
-            "-m",
-            "bench.subjects.tiny_model",
-            str(self._repository.root),
-            str(self._next_seed()),
-            "1000",
-        ]
-        with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as publisher:
+        command = [sys.executable, "-m", "bench.subjects.tiny_model"]
+        arguments = [str(self._repository.root), str(self._next_seed()), "1000"]
+        with subprocess.Popen([*command, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE) as publisher:
             assert publisher.stdout is not None
             publisher.stdout.readline()
             time.sleep(self._rng.uniform(0, 0.05))
             publisher.kill()
-        self._swap_to(self._repository.current())
+        self._await_swap(self._repository.current())
 
     # Versions that are not.
 
     def tear(self) -> None:
         """Have a version that lacks the end of its weights, as after a copy that broke off."""
-        weights = self._copy() / BACKBONE_WEIGHTS_FILE
-        os.truncate(weights, weights.stat().st_size // 2)
-        self._offer(weights.parent.name)
+        self._damage(BACKBONE_WEIGHTS_FILE, lambda data: data[: len(data) // 2])
 
     def corrupt(self) -> None:
-        """Have a version in whose weights some bytes are others."""
-        weights = self._copy() / BACKBONE_WEIGHTS_FILE
-        data = bytearray(weights.read_bytes())
-        data[len(data) // 2] ^= 0x40
-        weights.write_bytes(data)
-        self._offer(weights.parent.name)
+        """Have a version in whose weights a bit is another."""
+
+        def flip(data: bytes) -> bytes:
+            middle = len(data) // 2
+            return data[:middle] + bytes([data[middle] ^ 0x40]) + data[middle + 1 :]
+
+        self._damage(BACKBONE_WEIGHTS_FILE, flip)
 
     def garble(self) -> None:
         """Have a version whose manifest is none."""
-        version = self._copy()
-        (version / MANIFEST_FILE).write_bytes(self._rng.choice([b"", b"{", b"[]", b"\xff\xfe", b"null"]))
-        self._offer(version.name)
+        self._damage(MANIFEST_FILE, lambda _: self._rng.choice([b"", b"{", b"[]", b"\xff\xfe", b"null"]))
 
     def pretend(self) -> None:
         """Publish, by the book, a version that does not compute what its trainer computed."""
@@ -189,10 +176,14 @@ class Faults:
         self._seed += 1
         return self._seed
 
-    def _publish(self) -> str:
-        return publish(self._repository, seed=self._next_seed())
+    def _good_versions(self) -> list[str]:
+        return sorted(set(self._repository.versions()) - self.bad_versions)
 
-    def _swap_to(self, version: str) -> None:
+    def _point_to(self, version: str) -> None:
+        self._repository.point_to(version)
+        self._await_swap(version)
+
+    def _await_swap(self, version: str) -> None:
         """Return when every server that is there uses the version."""
 
         def reached() -> bool:
@@ -200,17 +191,15 @@ class Faults:
 
         wait_until(reached, f"all servers to use {version}", timeout_s=_NOTICED_S)
 
-    def _copy(self) -> Path:
-        """Return the folder of a new version that is like the one in use."""
-        latest = max(self._repository.versions())
-        current = self._repository.current()
-        name = new_version(datetime.now(UTC), after=latest)
-        self.bad_versions.add(name)
+    def _damage(self, file: str, how: Callable[[bytes], bytes]) -> None:
+        """Offer a new version that is like the one in use, but for one of its files."""
+        name = new_version(datetime.now(UTC), after=max(self._repository.versions()))
         folder = self._repository.folder / name
-        shutil.copytree(self._repository.folder / current, folder)
+        shutil.copytree(self._repository.folder / self._repository.current(), folder)
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "version": name}), encoding="utf-8")
-        return folder
+        (folder / file).write_bytes(how((folder / file).read_bytes()))
+        self._offer(name)
 
     def _offer(self, version: str) -> None:
         """Make a bad version current until the spared server has refused it."""
@@ -231,11 +220,9 @@ class Faults:
     def _restore(self) -> None:
         """Let the version in use be current again, or a new one."""
         if self._rng.random() < 0.5:
-            self._swap_to(self._publish())
+            self.swap()
         else:
-            good = max(set(self._repository.versions()) - self.bad_versions)
-            self._repository.point_to(good)
-            self._swap_to(good)
+            self._point_to(self._good_versions()[-1])
 
 
 KINDS: Mapping[str, tuple[float, Callable[[Faults], None]]] = {

@@ -1,4 +1,4 @@
-"""What is asked of the servers all the while: whether /health answers at once, and how much memory they take."""
+"""What is asked of the servers all the while: whether /health answers at once."""
 
 import http.client
 import threading
@@ -11,9 +11,6 @@ from bench.harness.serving import Fleet, Server
 _INTERVAL_S = 0.05
 _FAILED_S = 10.0
 """What a probe counts that got no answer; also how long one is waited for."""
-
-Resident = tuple[tuple[int, ...], float]
-"""A replica's workers and what they have resident, in MB."""
 
 
 @contextmanager
@@ -58,8 +55,3 @@ def _ask(connection: http.client.HTTPConnection) -> float:
         except (OSError, http.client.HTTPException):
             connection.close()
     return max(_FAILED_S, time.monotonic() - started)
-
-
-def growth_mb(before: Resident | None, after: Resident) -> float:
-    """Return what has come, in MB; infinite if it is not the same process, or never was warm."""
-    return after[1] - before[1] if before and before[0] == after[0] else float("inf")
