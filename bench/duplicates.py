@@ -12,7 +12,7 @@ engine scores and embeds them all, and they are put in order. Reported:
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from bench.harness.frame import print_table, read_options, report
 from bench.subjects.model import Subject, trained
+from bench.subjects.photos import save
 from contract.images.preprocess import decode_image
 from contract.scores.embedding import embed
 from contract.scores.holdout import DEFAULT_SHARE
@@ -78,17 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report("duplicates", options, subject, result)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pool:
-    """Photos and their copies, scored; each photo is followed by its copies in the order of `EDITS`."""
-
-    candidates: Candidates
-    original: npt.NDArray[np.int64]
-    """(N,): which photo each is of."""
-
-
-def _score(subject: Subject, photos: Sequence[Path]) -> _Pool:
-    """Score photos and copies as the server does."""
+def _score(subject: Subject, photos: Sequence[Path]) -> Candidates:
+    """Score photos as the server does, each followed by its copies in the order of `EDITS`."""
     manifest = subject.version.manifest
     engine = Engine(subject.version, EngineOptions(threads=available_cpus()))
     rng = np.random.default_rng(0)
@@ -96,57 +88,47 @@ def _score(subject: Subject, photos: Sequence[Path]) -> _Pool:
     for photo in Bar(photos, desc="photos and copies", unit="photo"):
         with Image.open(photo) as image:
             upright = image.convert("RGB")
-        files = [_to_png(each) for each in (upright, *near_copies(upright, rng).values())]
+        files = [save(each, "PNG", compress_level=1) for each in (upright, *near_copies(upright, rng).values())]
         features = engine.compute_features(np.stack([decode_image(file, manifest.input) for file in files]))
         embeddings.append(embed(features, last=engine.last_stage).astype(np.float16))  # as they travel
         outputs.append(engine.run_passes(features))
-    each = 1 + len(EDITS)
-    candidates = Candidates(
-        np.arange(each * len(photos)),
+    return Candidates(
+        np.arange(_EACH * len(photos)),
         np.concatenate([output.mean_probabilities for output in outputs]),
         np.concatenate([output.bald for output in outputs]),
         np.concatenate([output.entropy for output in outputs]),
         np.concatenate(embeddings).astype(np.float32),
         manifest.multiple,
     )
-    return _Pool(candidates, np.repeat(np.arange(len(photos)), each))
 
 
-def _count_in_orders(subject: Subject, pool: _Pool, *, first: int) -> dict[str, int]:
+def _count_in_orders(subject: Subject, pool: Candidates, *, first: int) -> dict[str, int]:
     manifest = subject.version.manifest
-    labels_by_class = [manifest.training.images_by_class[label] for label in manifest.labels]
     counts = {}
-    for name, strategy, duplicates in (
-        ("default", DEFAULT_STRATEGY, True),
-        ("default_keeping_duplicates", DEFAULT_STRATEGY, False),
-        ("bald", "bald", True),
-        ("bald_keeping_duplicates", "bald", False),
-    ):
-        arrangement = arrange(
-            pool.candidates,
+    for (name, strategy), duplicates in product((("default", DEFAULT_STRATEGY), ("bald", "bald")), (True, False)):
+        order = arrange(
+            pool,
             strategy=strategy,
             project=_PROJECT,
             name=manifest.version,
-            labels_by_class=labels_by_class,
+            labels_by_class=[manifest.training.images_by_class[label] for label in manifest.labels],
             holdout_share=DEFAULT_SHARE,
             batch_size=first,
             duplicates=duplicates,
-        )
-        counts[name] = count_distinct(arrangement.order, pool.original, first=first)
+        ).order
+        named = name if duplicates else f"{name}_keeping_duplicates"
+        counts[named] = count_distinct(order, pool.task_ids // _EACH, first=first)
     return counts
 
 
-def _measure_claims(pool: _Pool) -> tuple[dict[str, float], float]:
+def _measure_claims(pool: Candidates) -> tuple[dict[str, float], float]:
     """Return by kind the share of copies that their photos claim, and the share of photos that other photos claim."""
-    each = 1 + len(EDITS)
-    photos = np.arange(0, len(pool.original), each)
-    copies = np.setdiff1d(np.arange(len(pool.original)), photos)
-    candidates = pool.candidates
-    order = np.concatenate([photos, copies])
-    claimed_by = find_representatives(candidates.embeddings, order, Outlook.of(candidates))
-    found = (pool.original[claimed_by] == pool.original) & (claimed_by != np.arange(len(claimed_by)))  # (N,)
-    by_kind = found.reshape(-1, each).mean(axis=0)  # (each,)
-    photo = candidates.take(photos)
+    numbers = pool.task_ids
+    photos, copies = numbers[numbers % _EACH == 0], numbers[numbers % _EACH > 0]
+    claimed_by = find_representatives(pool.embeddings, np.concatenate([photos, copies]), Outlook.of(pool))
+    found = (claimed_by // _EACH == numbers // _EACH) & (claimed_by != numbers)  # (N,)
+    by_kind = found.reshape(-1, _EACH).mean(axis=0)
+    photo = pool.take(photos)
     alone = find_representatives(photo.embeddings, np.arange(len(photos)), Outlook.of(photo))
     return dict(zip(EDITS, by_kind[1:].tolist(), strict=True)), float((alone != np.arange(len(photos))).mean())
 
@@ -168,21 +150,13 @@ def _crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     return photo.resize(photo.size, Image.Resampling.BILINEAR, box=box)
 
 
-def _save_as_jpeg(photo: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
+def _as_jpeg(photo: Image.Image, quality: int) -> Image.Image:
+    return Image.open(io.BytesIO(save(photo, "JPEG", quality=quality))).convert("RGB")
 
 
 def _add_noise(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     pixels = np.asarray(photo, np.float64)
     return Image.fromarray((pixels + rng.normal(0, _NOISE, pixels.shape)).clip(0, 255).astype(np.uint8))
-
-
-def _to_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 EDITS: Final[Mapping[str, Edit]] = {
@@ -191,11 +165,13 @@ EDITS: Final[Mapping[str, Edit]] = {
     "darker": lambda photo, _: ImageEnhance.Brightness(photo).enhance(0.8),
     "brighter": lambda photo, _: ImageEnhance.Brightness(photo).enhance(1.2),
     "more contrast": lambda photo, _: ImageEnhance.Contrast(photo).enhance(1.25),
-    "JPEG of quality 60": lambda photo, _: _save_as_jpeg(photo, 60),
-    "JPEG of quality 30": lambda photo, _: _save_as_jpeg(photo, 30),
+    "JPEG of quality 60": lambda photo, _: _as_jpeg(photo, 60),
+    "JPEG of quality 30": lambda photo, _: _as_jpeg(photo, 30),
     "noisy": _add_noise,
     "blurred": lambda photo, _: photo.filter(ImageFilter.GaussianBlur(_BLURRED * photo.width)),
 }
+_EACH: Final = 1 + len(EDITS)
+"""A photo and its copies."""
 
 
 if __name__ == "__main__":

@@ -68,13 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first, second = (
         trained(image_size=options.image_size, labels=labels) for labels in (options.labels, options.more_labels)
     )
-    assert first.version.manifest.backbone == second.version.manifest.backbone, (
-        "two heads on one backbone were expected"
-    )
+    assert first.version.manifest.backbone == second.version.manifest.backbone, "two heads on one backbone are needed"
     settings = {"LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900", "LABELNEXT_PROVIDER": options.provider}
     versions, photos = (first.version, second.version), second.photos[: options.images]
-    web = _rerank_from_web(versions, photos, settings, rounds=options.rounds)
-    local = _rerank_from_local_files(versions, photos, settings, rounds=options.rounds)
+    say("images from a web server")
+    with image_host(photos) as host:
+        references = [host.reference(photo) for photo in photos]
+        allowed = {**settings, "LABELNEXT_ALLOWED_ORIGINS": host.url}
+        web = _rerank(versions, references, allowed, rounds=options.rounds)
+        counts = host.counts()
+    assert counts == {"200": len(photos), "304": len(photos)}, f"of {len(photos)} images the host sent {counts}"
+    say("images from local files")
+    root = common_folder(photos)
+    references = [f"/data/local-files/?d={quote(photo.relative_to(root).as_posix())}" for photo in photos]
+    local = _rerank(versions, references, {**settings, "LABELNEXT_LOCAL_FILES_ROOT": str(root)}, rounds=options.rounds)
     small = trained(image_size=options.growth_image_size, labels=options.labels)
     few, many = _grow(small, small_images(options.few + options.many), settings, few=options.few)
     print_table([{"images from": name, **row} for name, row in (("web server", web), ("local files", local))])
@@ -114,27 +121,6 @@ def summarise(scored: Sequence[Scored], *, restarted: Scored) -> dict[str, float
     }
 
 
-def _rerank_from_web(
-    versions: Sequence[Version], photos: Sequence[Path], settings: Mapping[str, str], *, rounds: int
-) -> dict[str, float]:
-    say("images from a web server")
-    with image_host(photos) as host:
-        references = [host.reference(photo) for photo in photos]
-        result = _rerank(versions, references, {**settings, "LABELNEXT_ALLOWED_ORIGINS": host.url}, rounds=rounds)
-        counts = host.counts()
-        assert counts == {"200": len(photos), "304": len(photos)}, f"of {len(photos)} images the host sent {counts}"
-        return result
-
-
-def _rerank_from_local_files(
-    versions: Sequence[Version], photos: Sequence[Path], settings: Mapping[str, str], *, rounds: int
-) -> dict[str, float]:
-    say("images from local files")
-    root = common_folder(photos)
-    references = [f"/data/local-files/?d={quote(photo.relative_to(root).as_posix())}" for photo in photos]
-    return _rerank(versions, references, {**settings, "LABELNEXT_LOCAL_FILES_ROOT": str(root)}, rounds=rounds)
-
-
 def _rerank(
     versions: Sequence[Version], references: Sequence[str], settings: Mapping[str, str], *, rounds: int
 ) -> dict[str, float]:
@@ -142,8 +128,9 @@ def _rerank(
     with workplace(*versions) as folder:
         repository = Repository(folder / "models")
         settings = {**settings, "LABELNEXT_CACHE_DIR": str(folder / "cache")}
+        labels = versions[0].manifest.labels
         with serving(repository.root, log=folder / "server.log", settings=settings) as server:
-            client = Client(server.url, versions[0].manifest.labels)
+            client = Client(server.url, labels)
             scored = [_score(client, references, versions[0].name)]
             before = server.metrics()
             for number in range(1, rounds + 1):
@@ -153,19 +140,17 @@ def _rerank(
                 scored.append(_score(client, references, version))
             after = server.metrics()
         with serving(repository.root, log=folder / "restarted.log", settings=settings) as server:
-            client = Client(server.url, versions[0].manifest.labels)
-            restarted = _score(client, references, repository.current())
+            restarted = _score(Client(server.url, labels), references, version)
             hits_after_restart = int(server.metrics()[_HITS])
         asking = {**settings, "LABELNEXT_RECHECK_S": "0"}
         with serving(repository.root, log=folder / "asking.log", settings=asking) as server:
-            asked = _score(Client(server.url, versions[0].manifest.labels), references, repository.current())
+            asked = _score(Client(server.url, labels), references, version)
     for later in (restarted, asked):
         check_scores(scored, restarted=later)
     hits = int(after[_HITS] - before[_HITS])
     assert hits == rounds * len(references), f"{hits} hits for {rounds} times {len(references)} images"
     assert hits_after_restart == len(references), f"{hits_after_restart} hits for {len(references)} images on a restart"
-    rates = summarise(scored, restarted=restarted)
-    return {**rates, "images_per_s_again_asked": asked.rate, "cache_hits": hits}
+    return {**summarise(scored, restarted=restarted), "images_per_s_again_asked": asked.rate, "cache_hits": hits}
 
 
 def _grow(subject: Subject, images: Sequence[Path], settings: Mapping[str, str], *, few: int) -> list[dict[str, float]]:
@@ -186,7 +171,7 @@ def _grow(subject: Subject, images: Sequence[Path], settings: Mapping[str, str],
 def _score(client: Client, references: Sequence[str], version: str) -> Scored:
     replies = send(client, split(references, _TASKS), clients=1)
     scores = [score for reply in replies for score in reply.scores]
-    versions = frozenset[str]().union(*(reply.versions for reply in replies))
+    versions = {version for reply in replies for version in reply.versions}
     assert None not in scores, f"{scores.count(None)} of {len(references)} images got no score"
     assert versions == {version}, f"predictions of {version} were expected, not of {', '.join(sorted(versions))}"
     rate = images_per_s(replies)

@@ -13,12 +13,11 @@ Every image must get a score, otherwise the bench fails. Core-seconds are those 
 something on a machine that has other work, too.
 """
 
-import io
 import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from pyarrow import parquet as pq
 from bench.harness.frame import print_table, read_options, report
 from bench.harness.hosts import ImageHost, image_host
 from bench.subjects.model import clean_environment, trained, workplace
+from bench.subjects.photos import save
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import Manifest
@@ -58,18 +58,13 @@ def main() -> None:
     options = read_options("score_pool", __doc__, _OPTIONS)
     subject = trained(image_size=options.image_size, labels=options.labels)
     cores = available_cpus()
-    with (
-        workplace(subject.version) as place,
-        image_host(subject.photos) as host,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    with workplace(subject.version) as folder, image_host(subject.photos) as host:
         photos = subject.photos[: options.images]
         references = [host.reference(photo) for photo in photos]
-        _write_shards(Path(folder), references, cores)
+        _write_shards(folder, references, cores)
         runs = [
-            _run(place / "models", host, Path(folder), precision=precision, workers=workers)
-            for precision in (Precision.FP32, Precision.INT8)
-            for workers in (1, cores)
+            _run(folder, host, precision=precision, workers=workers)
+            for precision, workers in product((Precision.FP32, Precision.INT8), (1, cores))
         ]
         assert all(run["images"] == len(photos) for run in runs), f"every image a score, got {runs}"
         parts = {
@@ -77,14 +72,14 @@ def main() -> None:
             **_measure_fetching(host, references, subject.version),
             **_measure_decoding(photos[:_ENLARGED], subject.version),
         }
-    output = _measure_output(subject.version.manifest)
+        output_bytes = _measure_output(subject.version.manifest, folder)
     result = {
         "classes": len(subject.version.manifest.labels),
         "runs": runs,
         **parts,
-        **output,
+        "output_bytes_per_image": output_bytes,
         "pool_of_100_million": {
-            "output_gb": output["output_bytes_per_image"] * _POOL / 1e9,
+            "output_gb": output_bytes * _POOL / 1e9,
             "core_hours": {
                 f"{run['precision']}, {run['workers']} workers": run["core_s_per_image"] * _POOL / 3600 for run in runs
             },
@@ -101,10 +96,10 @@ def _write_shards(folder: Path, references: Sequence[str], shards: int) -> None:
         pq.write_table(pa.table({"id": ids, "image": part.tolist()}), folder / "in" / f"{number}.parquet")
 
 
-def _run(models: Path, host: ImageHost, folder: Path, *, precision: Precision, workers: int) -> dict[str, Any]:
+def _run(folder: Path, host: ImageHost, *, precision: Precision, workers: int) -> dict[str, Any]:
     """Run the command, with all cores shared by the workers."""
     environment = clean_environment(
-        LABELNEXT_MODELS=str(models),
+        LABELNEXT_MODELS=str(folder / "models"),
         LABELNEXT_PROVIDER="cpu",
         LABELNEXT_PRECISION=precision,
         LABELNEXT_ALLOWED_ORIGINS=host.url,
@@ -144,7 +139,8 @@ def _measure_decoding(photos: Sequence[Path], version: Version) -> dict[str, flo
     """Decode photos that were enlarged, which makes them smoother than those of a camera."""
     found = {}
     for width, height in _SIZES_PX:
-        files = [_enlarge(photo, width, height) for photo in photos]
+        enlarged = (Image.open(photo).convert("RGB").resize((width, height)) for photo in photos)
+        files = [save(image, "JPEG", quality=90) for image in enlarged]
         started = time.thread_time()
         for data in files:
             decode_image(data, version.manifest.input)
@@ -152,23 +148,16 @@ def _measure_decoding(photos: Sequence[Path], version: Version) -> dict[str, flo
     return found
 
 
-def _enlarge(photo: Path, width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.open(photo).convert("RGB").resize((width, height)).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-def _measure_output(manifest: Manifest) -> dict[str, float]:
-    """Write many rows of numbers drawn by chance, which compress worse than scores do."""
+def _measure_output(manifest: Manifest, folder: Path) -> float:
+    """Write many rows of numbers drawn by chance, which compress worse than scores do; return the bytes of one."""
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(len(manifest.labels)), _ROWS).astype(np.float32)
     bald, entropy = rng.random((2, _ROWS))
     outcomes = [ImageScores(*each) for each in zip(probabilities, bald.tolist(), entropy.tolist(), strict=True)]
     schema = make_schema(manifest, pa.int64(), {})
     table = build_table(pa.array(range(_ROWS)), outcomes, schema=schema, manifest=manifest, direction=Score.AGREEMENT)
-    with tempfile.TemporaryDirectory() as folder:
-        Folder(folder).write("shard.parquet", table)
-        return {"output_bytes_per_image": (Path(folder) / "shard.parquet").stat().st_size / _ROWS}
+    Folder(str(folder)).write("shard.parquet", table)
+    return (folder / "shard.parquet").stat().st_size / _ROWS
 
 
 if __name__ == "__main__":

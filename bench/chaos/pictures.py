@@ -2,11 +2,12 @@
 
 import base64
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from bench.subjects.photos import save
 
 _COUNT = 48
 _SIDES = (8, 64)
@@ -30,14 +31,10 @@ class Picture:
 def draw_pictures(folder: Path, *, seed: int) -> tuple[Picture, ...]:
     """Write images of noise into a folder; the last is large."""
     rng = np.random.default_rng(seed)
-    sides = [*rng.integers(*_SIDES, _COUNT - 1), _LARGE_SIDE]
-    pictures = tuple(Picture(folder / f"{number}.png", _png(rng, int(side))) for number, side in enumerate(sides))
-    for picture in pictures:
+    pictures = []
+    for number, side in enumerate([*rng.integers(*_SIDES, _COUNT - 1), _LARGE_SIDE]):
+        noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+        picture = Picture(folder / f"{number}.png", save(Image.fromarray(noise), "PNG"))
         picture.path.write_bytes(picture.data)
-    return pictures
-
-
-def _png(rng: np.random.Generator, side: int) -> bytes:
-    file = BytesIO()
-    Image.fromarray(rng.integers(0, 256, (side, side, 3)).astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
+        pictures.append(picture)
+    return tuple(pictures)

@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from bench.chaos.pictures import Picture
 from bench.harness import hosts
-from bench.harness.load import label_config
 from bench.subjects.tiny_model import LABELS
+from demo.project import label_config
 
 _MOST_TASKS = 20
 _MOST_SMALL = 4

@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 from bench.subjects.model import Subject
@@ -16,19 +16,9 @@ from server.inference.resources import available_cpus
 
 RESULTS = CHECKOUT / "bench" / "results"
 _PACKAGES = (
-    "torch",
-    "torchvision",
-    "baal",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "nncf",
-    "numpy",
-    "pillow",
-    "flask",
-    "gunicorn",
-)
+    "torch", "torchvision", "baal", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy", "pillow",
+    "flask", "gunicorn",
+)  # fmt: skip
 _DIGITS = 4
 
 Row = Mapping[str, object]
@@ -110,7 +100,7 @@ def describe() -> dict[str, object]:
         "cores": available_cpus(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: each.version for name in _PACKAGES for each in distributions(name=name)},
     }
 
 
@@ -135,18 +125,8 @@ def _rounded(value: object) -> object:
     return round(value, _DIGITS) if abs(value) >= 1 else float(f"{value:.{_DIGITS}g}")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _processor() -> str:
     """Return the processor's name as Linux gives it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

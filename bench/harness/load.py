@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import urllib3
 
 from bench.harness.frame import say
+from demo.project import label_config
 
 _TIMEOUT_S = 900
 _CREATED = "2026-10-05T08:15:30.250001Z"
@@ -118,25 +118,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 def latencies(replies: Sequence[Reply]) -> dict[str, float]:
     """Return how many requests there were, and the p50 and p99 of their seconds."""
     seconds = [reply.seconds for reply in replies]
-    return {
-        "requests": len(replies),
-        "p50_s": percentile(seconds, 0.5),
-        "p99_s": percentile(seconds, 0.99),
-    }
+    return {"requests": len(replies), "p50_s": percentile(seconds, 0.5), "p99_s": percentile(seconds, 0.99)}
 
 
 def overlapping(replies: Sequence[Reply], windows: Sequence[tuple[float, float]]) -> list[Reply]:
     """Return the replies to requests under way at any moment of the windows, each from a start to an end."""
     return [reply for reply in replies if any(reply.started < end and start < reply.ended for start, end in windows)]
-
-
-def label_config(labels: Sequence[str]) -> str:
-    """Return the labelling config of a project that classifies images."""
-    choices = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
-    return (
-        '<View><Image name="image" value="$image"/>'
-        f'<Choices name="class" toName="image" choice="single">{choices}</Choices></View>'
-    )
 
 
 def predict_body(tasks: Sequence[Mapping[str, object]], config: str, *, context: object = None) -> dict[str, Any]:
@@ -151,6 +138,8 @@ def predict_body(tasks: Sequence[Mapping[str, object]], config: str, *, context:
 
 def make_task(number: int, reference: object, key: str = "image") -> dict[str, Any]:
     """Return a task with what Label Studio 1.23 sends along, which has to be parsed and counts in the figures."""
+    zeros = ("total_annotations", "cancelled_annotations", "total_predictions", "comment_count")
+    empty = ("comment_authors", "annotations", "predictions")
     return {
         "id": number,
         "data": {key: reference},
@@ -160,16 +149,8 @@ def make_task(number: int, reference: object, key: str = "image") -> dict[str, A
         "is_labeled": False,
         "overlap": 1,
         "inner_id": number,
-        "total_annotations": 0,
-        "cancelled_annotations": 0,
-        "total_predictions": 0,
-        "comment_count": 0,
-        "unresolved_comment_count": 0,
-        "last_comment_updated_at": None,
         "project": 3,
-        "updated_by": None,
-        "file_upload": None,
-        "comment_authors": [],
-        "annotations": [],
-        "predictions": [],
+        **dict.fromkeys((*zeros, "unresolved_comment_count"), 0),
+        **dict.fromkeys(("last_comment_updated_at", "updated_by", "file_upload")),
+        **{name: [] for name in empty},
     }

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from bench.harness.load import label_config
 from bench.hostile import pictures
 from bench.hostile.case import MEBIBYTE, Case, Kind
 from bench.hostile.exchange import (
@@ -22,6 +21,7 @@ from bench.hostile.exchange import (
     slug,
 )
 from bench.hostile.site import Escaped, Site, data_uri, predict_body
+from demo.project import label_config
 
 _BAD_CONFIG = Answered({400, 413}, "bad_config|bad_request|request_entity_too_large")
 _CONFLICT = Answered({409})

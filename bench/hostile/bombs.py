@@ -8,8 +8,9 @@ from PIL import Image
 from bench.harness import hosts
 from bench.hostile import pictures
 from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Attack, Case, File, Kind, of, refused_decode, refused_fetch
-from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, save, segment
+from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, segment
 from bench.hostile.site import Site
+from bench.subjects.photos import save
 
 _MANY = 5_000_000
 _CHUNKS = 1_700_000

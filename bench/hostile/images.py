@@ -15,7 +15,8 @@ from PIL import Image, ImageCms
 
 from bench.hostile import pictures
 from bench.hostile.case import ALIKE, LOSSY, MEBIBYTE, PLAIN, Case, File, Scored, of, refused_decode
-from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, save, segment
+from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, segment
+from bench.subjects.photos import save
 
 _NO_IMAGE = refused_decode("expected one of JPEG, PNG")
 _BROKEN = refused_decode("cannot be decoded|expected one of JPEG")

@@ -3,7 +3,6 @@
 All show the same thing: four colours in the quarters of a square, of which no turn or mirror image is the same.
 """
 
-import io
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from bench.subjects.photos import save
 
 SIDE = 64
 """Pixels."""
@@ -30,13 +31,6 @@ def pixels(side: int = SIDE) -> npt.NDArray[np.uint8]:
 def picture(side: int = SIDE) -> Image.Image:
     """Return the picture in RGB."""
     return Image.fromarray(pixels(side))
-
-
-def save(image: Image.Image, file_format: str, **options: object) -> bytes:
-    """Return an image as a file."""
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
 
 
 @cache

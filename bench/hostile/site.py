@@ -29,6 +29,7 @@ from bench.harness.serving import Server, serving
 from bench.hostile import pictures
 from bench.subjects import tiny_model
 from contract.versions.repository import Repository
+from demo.project import label_config
 
 LIVE_S = 1.0
 """Label Studio waits so long for /health, and so do those who would restart the server."""
@@ -211,7 +212,7 @@ def data_uri(file: bytes, kind: str = "image/png") -> str:
 def predict_body(references: Sequence[object], **fields: object) -> dict[str, Any]:
     """Return the body of /predict for images, with further fields of /score or others in place of Label Studio's."""
     tasks = [load.make_task(number, reference) for number, reference in enumerate(references, start=1)]
-    return {**load.predict_body(tasks, load.label_config(tiny_model.LABELS)), **fields}
+    return {**load.predict_body(tasks, label_config(tiny_model.LABELS)), **fields}
 
 
 def serves_images(path: str) -> bool:

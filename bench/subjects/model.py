@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Literal
 
 from PIL import Image
 
+from bench.subjects.noise import coloured_noise
 from contract.errors import NothingPublished
 from contract.versions.repository import Repository
 from contract.versions.version import Version
@@ -34,7 +35,7 @@ SHARED = CHECKOUT.parent / "shared"
 _TRASHNET = SHARED / "data" / "trashnet"
 WEIGHTS = SHARED / "weights" / "vgg16_features.pth"
 """Of VGG-16's convolutions, made on ImageNet."""
-_DIGITS_OF_EACH = 170
+DIGITS_OF_EACH = 170
 _SMALL_PX = 32
 _ORDER = 20_261_123
 """Seeds the order of the photos, which is the same for all arguments: subjects of one source differ in how many they
@@ -98,19 +99,28 @@ def trained(
         return _subject(repository, photos, labels)
     for stale in CACHE.glob(f"{arguments}-*"):
         shutil.rmtree(stale)
-    _write_class_folders(folder / "labelled", photos.files[:labels])
-    options = ["--image-size", str(image_size), "--precision", precision, "--seed", str(seed)]
-    _train(folder, [*options, "--train", "classifier", "--weights", photos.weights])
+    for path, label in photos.files[:labels]:
+        (folder / "labelled" / label).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / "labelled" / label / path.name)
+    print(f"training once, kept in {folder.relative_to(CHECKOUT)}", file=sys.stderr)
+    command = [sys.executable, "-m", "trainer", "run", f"--images={folder / 'labelled'}", f"--image-size={image_size}"]
+    command += [f"--precision={precision}", f"--seed={seed}", "--train=classifier", f"--weights={photos.weights}"]
+    environment = clean_environment(LABELNEXT_MODELS=str(folder / "models"))
+    subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=sys.stderr, check=True)
     return _subject(repository, photos, labels)
 
 
 def labelled_photos() -> Photos:
     """Return all photos, in the order that `trained` takes them in."""
     if _TRASHNET.is_dir() and WEIGHTS.is_file():
-        found, name, weights = _trashnet(), "trashnet", str(WEIGHTS)
-        description = "trashnet photos, VGG-16 from shared weights"
+        name, weights, description = "trashnet", str(WEIGHTS), "trashnet photos, VGG-16 from shared weights"
+        with (_TRASHNET / "manifest.csv").open(encoding="utf-8", newline="") as file:
+            found = [(_TRASHNET / row["path"], row["label"]) for row in csv.DictReader(file)]
     else:
-        found, name, weights, description = _digits(), "digits", "none", "digits"
+        name, weights, description = "digits", "none", "digits"
+        folder = CACHE / "digits"
+        write_digits(folder, (DIGITS_OF_EACH,) * 10)
+        found = [(path, path.parent.name) for path in sorted(folder.glob("*/*.png"))]
     files = random.Random(_ORDER).sample(found, len(found))  # noqa: S311  # an order, not a secret
     return Photos(tuple(files), name, description, weights)
 
@@ -123,8 +133,6 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 def small_images(count: int) -> list[Path]:
     """Return different images of few pixels, as rough as photos are, written once."""
-    from bench.subjects.noise import coloured_noise
-
     folder = CACHE / "small-images"
     paths = [folder / f"{number}.png" for number in range(count)]
     if not paths[-1].exists():
@@ -152,36 +160,11 @@ def workplace(*versions: Version) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _trashnet() -> list[tuple[Path, str]]:
-    with (_TRASHNET / "manifest.csv").open(encoding="utf-8", newline="") as file:
-        return [(_TRASHNET / row["path"], row["label"]) for row in csv.DictReader(file)]
-
-
-def _digits() -> list[tuple[Path, str]]:
-    folder = CACHE / "digits"
-    write_digits(folder, (_DIGITS_OF_EACH,) * 10)
-    return [(path, path.parent.name) for path in sorted(folder.glob("*/*.png"))]
-
-
 def _digest_of_sources() -> str:
     sha256 = hashlib.sha256()
     for path in sorted(path for package in _MAKERS for path in (CHECKOUT / package).rglob("*.py")):
         sha256.update(path.relative_to(CHECKOUT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return sha256.hexdigest()[:12]
-
-
-def _write_class_folders(folder: Path, photos: Sequence[tuple[Path, str]]) -> None:
-    """Copy the photos into class folders, which is what the trainer reads."""
-    for path, label in photos:
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / label / path.name)
-
-
-def _train(folder: Path, options: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "trainer", "run", "--images", str(folder / "labelled"), *options]
-    print(f"training once, kept in {folder.relative_to(CHECKOUT)}", file=sys.stderr)
-    environment = clean_environment(LABELNEXT_MODELS=str(folder / "models"))
-    subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=sys.stderr, check=True)
 
 
 def _subject(repository: Repository, photos: Photos, labels: int) -> Subject:

@@ -3,10 +3,12 @@
 They are written once and kept below .cache/bench.
 """
 
+import io
 import random
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -34,6 +36,13 @@ def vary(photos: Sequence[tuple[Path, str]], count: int, *, folder: Path) -> lis
     return made
 
 
+def save(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    """Return an image as a file."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
 def _write(photo: Path, file: Path, rng: random.Random) -> None:
     with Image.open(photo) as opened:
         image = opened.convert("RGB")
@@ -41,8 +50,7 @@ def _write(photo: Path, file: Path, rng: random.Random) -> None:
     left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
     image = image.crop((left, top, left + width, top + height))
     image = ImageOps.mirror(image) if rng.random() < 0.5 else image
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(*_BRIGHTNESS))
     draft = file.with_suffix(".draft")
-    ImageEnhance.Brightness(image).enhance(rng.uniform(*_BRIGHTNESS)).save(
-        draft, "JPEG", quality=rng.randint(*_QUALITY)
-    )
+    image.save(draft, "JPEG", quality=rng.randint(*_QUALITY))
     draft.replace(file)

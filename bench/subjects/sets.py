@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.subjects.model import CACHE, SHARED
+from bench.subjects.model import CACHE, DIGITS_OF_EACH, SHARED
 from demo.clipart import PACKAGE
 from demo.packages import unpack
 from demo.pool import write_digits
@@ -26,7 +26,6 @@ _SETS: Final = CACHE / "sets"
 _PACKAGES: Final = CACHE / "packages"
 _TESTED_EACH: Final = 200
 """Images of each class of CIFAR-10 to test on."""
-_DIGITS_OF_EACH: Final = 170
 
 _LEAST_DRAWINGS, _MOST_DRAWINGS = 24, 72
 _DRAWING_PX: Final = 64
@@ -80,7 +79,7 @@ def trashnet(name: str = "", order: Sequence[str] = (), ratio: float = 1) -> Lab
 def digits() -> LabelledImages:
     """Return scikit-learn's handwritten digits."""
     folder = _SETS / "digits"
-    write_digits(folder, (_DIGITS_OF_EACH,) * 10)
+    write_digits(folder, (DIGITS_OF_EACH,) * 10)
     return LabelledImages(folder)
 
 

@@ -7,7 +7,6 @@ from bench.harness.load import (
     Client,
     Reply,
     images_per_s,
-    label_config,
     make_task,
     overlapping,
     percentile,
@@ -16,6 +15,7 @@ from bench.harness.load import (
 )
 from contract.labelconfig import parse_label_config
 from contract.matching import choose_control
+from demo.project import label_config
 from server.http.labelstudio import parse_predict
 
 LABELS = ('a"<b>&c', "bee")
