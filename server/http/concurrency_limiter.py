@@ -24,11 +24,13 @@ class Overloaded(Unavailable):
 
     code = "overloaded"
 
-    def __init__(self, message: str, *, reason: Literal["queue_full", "deadline"], retry_after_s: int) -> None:
-        """Take the message, why there is no place, and when there may be one again."""
-        super().__init__(message)
+    def __init__(self, reason: Literal["queue_full", "deadline"], why: str, wait_s: float) -> None:
+        """Take why there is no place, in a word and in words, and when there may be one again."""
         self.reason = reason
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = max(1, math.ceil(wait_s))
+        super().__init__(
+            f"the server has more to do than it can: {why}; ask again in {self.retry_after_s} s, or run more replicas"
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -74,14 +76,10 @@ class ConcurrencyLimiter:
 
     @contextmanager
     def enter(self, size_bytes: int, *, deadline: float) -> Iterator[None]:
-        """Wait for a place, and hold it for the length of the block.
-
-        Args:
-            size_bytes: of the request's body.
-            deadline: by the clock, in seconds.
+        """Wait for a place for a body of this size, and hold it for the length of the block.
 
         Raises:
-            Overloaded: if too many wait, or the turn would not come before the deadline.
+            Overloaded: if too many wait, or the turn would not come before the deadline, in seconds by the clock.
         """
         waiter = _Waiter(size_bytes)
         self._queue(waiter, deadline)
@@ -97,9 +95,9 @@ class ConcurrencyLimiter:
         with self._lock:
             wait_s = self._estimate(len(self._waiting))
             if len(self._waiting) >= self._most_waiting and not (not self._waiting and self._fits(waiter)):
-                raise _refuse("queue_full", f"{len(self._waiting)} requests wait already", wait_s)
+                raise Overloaded("queue_full", f"{len(self._waiting)} requests wait already", wait_s)
             if self._clock() + wait_s > deadline:
-                raise _refuse("deadline", f"its turn is expected in {wait_s:.0f} s, after its deadline", wait_s)
+                raise Overloaded("deadline", f"its turn is expected in {wait_s:.0f} s, after its deadline", wait_s)
             self._waiting.append(waiter)
             self._call()
 
@@ -110,7 +108,7 @@ class ConcurrencyLimiter:
             self._waiting.remove(waiter)
             wait_s = self._estimate(len(self._waiting))
             self._call()  # who stands behind it may be smaller
-        raise _refuse("deadline", "its deadline passed while it waited", wait_s)
+        raise Overloaded("deadline", "its deadline passed while it waited", wait_s)
 
     def _leave(self, waiter: _Waiter, seconds: float) -> None:
         with self._lock:
@@ -136,12 +134,3 @@ class ConcurrencyLimiter:
         if self._in_hand < self._most_requests or self._mean_s is None:
             return 0.0
         return (ahead + 1) * self._mean_s / self._most_requests
-
-
-def _refuse(reason: Literal["queue_full", "deadline"], why: str, wait_s: float) -> Overloaded:
-    retry_after_s = max(1, math.ceil(wait_s))
-    return Overloaded(
-        f"the server has more to do than it can: {why}; ask again in {retry_after_s} s, or run more replicas",
-        reason=reason,
-        retry_after_s=retry_after_s,
-    )

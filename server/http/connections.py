@@ -57,17 +57,10 @@ class Wire:
         """As of a socket that does not block."""
         return 0.0
 
-    def settimeout(self, _: float | None) -> None:
-        """Nothing here takes time."""
+    def close(self, _: object = None) -> None:
+        """Do nothing: nothing here blocks, and the loop shuts down and closes once the answer has gone out."""
 
-    def setblocking(self, _: bool) -> None:
-        """Nothing here blocks."""
-
-    def shutdown(self, _: int) -> None:
-        """The loop does so, once the answer has gone out."""
-
-    def close(self) -> None:
-        """The loop does so."""
+    settimeout = setblocking = shutdown = close
 
 
 class _Parser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
@@ -143,10 +136,6 @@ class Connection(TConn):  # type: ignore[misc]
     def _unread_bytes(self) -> int:
         return len(self.sock.received) + int(self.parser.unreader.buf.getbuffer().nbytes)
 
-    def begin(self) -> None:
-        """Note that a request begins to come in."""
-        self.sock.began = time.monotonic()
-
     def has_head(self, new_bytes: int) -> bool:
         """Whether a whole head has come in, with the last so many bytes."""
         received = self.sock.received
@@ -175,7 +164,7 @@ class Connection(TConn):  # type: ignore[misc]
         """Make ready for the next request, of which some may have come in behind the one that was answered."""
         self.sock.received[:0] = self.parser.unreader.take_buffered()
         self.sent_several = bool(self.sock.received)
-        self.begin()
+        self.sock.began = time.monotonic()
         self.request, self._body_bytes = None, 0
 
     def refuse(self, status: HTTPStatus, detail: str) -> None:

@@ -11,7 +11,7 @@ import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from itertools import islice
@@ -75,6 +75,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._body_s = BODY_S
         self._next_sweep = 0.0
         self._piece = memoryview(bytearray(_PIECE_BYTES))
+        self._steps = {
+            Stage.HEAD: self._receive,
+            Stage.BODY: self._receive,
+            Stage.ANSWER: self._send,
+            Stage.END: self._read_away,
+        }
 
     def load_wsgi(self) -> None:
         """Load the application, and what it lets a request be."""
@@ -129,13 +135,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Take what comes in, or wait for it, and serve some of those whose requests have come."""
         for key, _ in self.poller.select(0.0 if self._next_queue() is not None else timeout):
             if isinstance(key.data, Connection):
-                self._step(_STEPS[key.data.stage], key.data)
+                self._step(self._steps[key.data.stage], key.data)
             else:  # gunicorn's: a listener, or what threads have finished
                 key.data(key.fileobj)
         for _ in range(_AT_ONCE):
             if (queue := self._next_queue()) is None:
                 break
-            self._step(Worker._serve, queue.popleft() if queue is not self._probes or self._turn() else queue.pop())
+            self._step(self._serve, queue.popleft() if queue is not self._probes or self._turn() else queue.pop())
 
     def _next_queue(self) -> "deque[Connection] | None":
         """Where the next one to be served stands, if a thread may be given a request now.
@@ -162,11 +168,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._in_threads += 1
             self.enqueue_req(conn)
 
-    def _step(self, step: "Callable[[Worker, Connection], None]", conn: Connection) -> None:
+    def _step(self, step: Callable[[Connection], None], conn: Connection) -> None:
         if conn.is_closed:  # in this very round
             return
         try:
-            step(self, conn)
+            step(conn)
         except Exception:
             _log.exception("a connection failed in a way that it should not; the others go on")
             self._close(conn)
@@ -179,8 +185,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._break_off(conn)
             return
         if conn.is_idle:
-            conn.begin()
-            conn.end = time.monotonic() + HEAD_S
+            conn.sock.began = time.monotonic()
+            conn.end = conn.sock.began + HEAD_S
         conn.sock.received += self._piece[:count]
         self._count(conn)
         self._relieve()
@@ -247,7 +253,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Send what a thread has left as the answer."""
         self._in_threads -= 1
         conn.is_kept = not fs.cancelled() and fs.exception() is None and bool(fs.result())
-        self._step(Worker._begin_answer, conn)
+        self._step(self._begin_answer, conn)
 
     def _begin_answer(self, conn: Connection) -> None:
         self._count(conn)
@@ -395,11 +401,3 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """The application's service; None until it has been made."""
         extensions = getattr(getattr(self, "wsgi", None), "extensions", {})
         return extensions.get("labelnext")
-
-
-_STEPS: Final[Mapping[Stage, Callable[[Worker, Connection], None]]] = {
-    Stage.HEAD: Worker._receive,
-    Stage.BODY: Worker._receive,
-    Stage.ANSWER: Worker._send,
-    Stage.END: Worker._read_away,
-}
