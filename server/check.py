@@ -94,14 +94,14 @@ class _Questions:
         """Of the versions that are valid, which are in memory together as they are when they are served."""
 
     def ask_all(self) -> None:
-        self._ask("settings", lambda: "all are valid")
+        self.checks.append(Check("settings", True, "all are valid"))
         self._ask("repository", self._read_repository)
         for repository in self._repositories:
             self._ask_of(repository)
         if self._engines:
             self._ask("memory", self._weigh)  # after the largest batch has been run
-        self._ask("cache", lambda: _use_cache(self._settings))
-        self._ask("label_studio", lambda: _reach_label_studio(self._settings))
+        self._ask("cache", partial(_use_cache, self._settings))
+        self._ask("label_studio", partial(_reach_label_studio, self._settings))
 
     def _ask_of(self, repository: Repository) -> None:
         """Ask what is asked of each model; where there are several, the questions and the figures name it."""
@@ -109,9 +109,10 @@ class _Questions:
         if len(self._repositories) > 1:
             of, figures = f" of {repository.model}", {}
             self.figures.setdefault("models", {})[repository.model] = figures
-        self._ask(f"version{of}", lambda: self._validate(repository, figures))
+        self._ask(f"version{of}", partial(self._validate, repository, figures))
         for engine in self._engines[before:]:
-            self._ask(f"provider{of}", partial(self._say_provider, engine))
+            runs_on = f"runs on {engine.provider}, LABELNEXT_PROVIDER is {self._settings.provider}"
+            self.checks.append(Check(f"provider{of}", True, runs_on))
             self._ask(f"precision{of}", partial(self._compare_precision, engine))
             self._ask(f"speed{of}", partial(self._time, engine, figures))
 
@@ -157,9 +158,6 @@ class _Questions:
             f"mean BALD of the probe {found.mean_bald:.3g} nats"
         )
 
-    def _say_provider(self, engine: Engine) -> str:
-        return f"runs on {engine.provider}, LABELNEXT_PROVIDER is {self._settings.provider}"
-
     def _compare_precision(self, engine: Engine) -> str:
         wanted = self._settings.precision
         if wanted not in (Precision.AUTO, engine.precision):
@@ -186,10 +184,11 @@ class _Questions:
 
     def _weigh(self) -> str:
         """While versions are swapped the one in use and all that loading the next one takes are there at once."""
-        before, after, limit = self._before, resident(), memory_limit()
-        if before is None or after is None:
+        after, limit = resident(), memory_limit()
+        if self._before is None or after is None:
             return "this system does not say"
-        now_mb, swap_mb = _mebibytes(after.now), _mebibytes(after.now + after.most - before.now)
+        (before, _), (now, most) = self._before, after
+        now_mb, swap_mb = _mebibytes(now), _mebibytes(now + most - before)
         self.figures |= {"memory_mb": now_mb, "swap_memory_mb": swap_mb}
         if limit is not None and swap_mb > _mebibytes(limit):
             raise ConfigError(
@@ -236,16 +235,13 @@ def _use_cache(settings: Settings) -> str:
 def _reach_label_studio(settings: Settings) -> str:
     if settings.label_studio_url is None:
         return "LABELNEXT_LABEL_STUDIO_URL is not set: uploads and cloud storage cannot be read"
-    token = settings.label_studio_token
-    studio = LabelStudioClient(
-        settings.label_studio_url, token or "", timeout_s=_ASKING_S, patience=Patience(longest_s=0.0)
-    )
+    token, patience = settings.label_studio_token, Patience(longest_s=0.0)
+    studio = LabelStudioClient(settings.label_studio_url, token or "", timeout_s=_ASKING_S, patience=patience)
     try:
         studio.get(WHOAMI)
     except TokenRefused:
         if token is not None:
             raise
-        return (
-            f"{studio.url} answers; LABELNEXT_LABEL_STUDIO_TOKEN is not set: uploads and cloud storage cannot be read"
-        )
+        unset = "LABELNEXT_LABEL_STUDIO_TOKEN is not set: uploads and cloud storage cannot be read"
+        return f"{studio.url} answers; {unset}"
     return f"{studio.url} answers, and knows the token"

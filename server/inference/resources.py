@@ -1,7 +1,6 @@
 """How many processors and how much memory this process may really use; of memory, what only Linux says."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -9,15 +8,6 @@ _CGROUPS = Path("/sys/fs/cgroup")
 """Control groups, of version 2 and 1."""
 _UNLIMITED = 1 << 60
 """Control groups of version 1 write a number beyond this for no limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What is resident, in bytes."""
-
-    now: int
-    most: int
-    """So far."""
 
 
 def available_cpus(cgroups: Path = _CGROUPS) -> int:
@@ -39,14 +29,14 @@ def _quota(cgroups: Path) -> float | None:
     return int(quota) / int(period) if quota and period and int(quota) > 0 else None
 
 
-def resident(status: Path = _STATUS) -> Memory | None:
-    """Return what this process has resident; None where the system does not say."""
+def resident(status: Path = _STATUS) -> tuple[int, int] | None:
+    """Return how many bytes this process has resident now, and the most so far; None where the system does not say."""
     fields = dict(line.split(":", 1) for line in _read(status).splitlines() if ":" in line)
     try:
         now, most = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     except KeyError:
         return None
-    return Memory(now, most)
+    return now, most
 
 
 def memory_limit(cgroups: Path = _CGROUPS) -> int | None:

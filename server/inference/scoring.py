@@ -142,19 +142,18 @@ class Scorer:
             raise _expired()
         with self._metrics.stage("fetch"):
             found = self._find(image, work)
-        sample = found[None] if isinstance(found, np.ndarray) else self._decode(found, work.engine)
-        self._batcher.submit(sample, work, outcome)
+        if isinstance(found, np.ndarray):
+            self._batcher.submit(found[None], work, outcome)
+            return
+        with self._decoding, self._metrics.stage("decode"):
+            pixels = decode_image(found.data, work.engine.manifest.input, max_megapixels=self._max_megapixels)
+        self._batcher.submit(Pixels(pixels, found.digest), work, outcome)
 
     def _find(self, image: ImageReference, work: Work) -> File | Features:
         """Get the features of an image, or else its file."""
         if self._known is None:
             return File(fetch(self._fetcher, image, work.deadline).data, None)
         return self._known.find(image, work.engine, work.deadline)
-
-    def _decode(self, file: File, engine: Engine) -> Pixels:
-        with self._decoding, self._metrics.stage("decode"):
-            pixels = decode_image(file.data, engine.manifest.input, max_megapixels=self._max_megapixels)
-            return Pixels(pixels, file.digest)
 
     def _collect(self, outcome: "Future[list[Scored]]", images: int, deadline: float) -> Sequence[Outcome]:
         try:
@@ -165,28 +164,22 @@ class Scorer:
             return [err] * images
 
     def _report(self, images: Sequence[ImageReference | ImageError], outcomes: Sequence[Outcome], model: str) -> None:
-        for label, count in Counter(map(_outcome_label, outcomes)).items():
-            self._metrics.images.labels(model, label).inc(count)
-        bald = self._metrics.bald.labels(model)
-        for outcome in outcomes:
+        bald, counts, failures = self._metrics.bald.labels(model), Counter[str](), []
+        for image, outcome in zip(images, outcomes, strict=True):
             if isinstance(outcome, ImageScores):
+                counts["ok"] += 1
                 bald.observe(outcome.bald)
-        failures = [
-            _name_failure(image, outcome)
-            for image, outcome in zip(images, outcomes, strict=True)
-            if isinstance(outcome, ImageError)
-        ]
+                continue
+            counts[_LABELS.get(outcome.code, outcome.code)] += 1
+            task = None if isinstance(image, ImageError) else image.task_id
+            failures.append(str(outcome) if task is None else f"task {task}: {outcome}")
+        for label, count in counts.items():
+            self._metrics.images.labels(model, label).inc(count)
         if failures:
             _log.warning(
                 "images without a score",
                 extra={"images": len(outcomes), "failed": len(failures), "first_failures": failures[:_EXAMPLES]},
             )
-
-
-def _name_failure(image: ImageReference | ImageError, outcome: ImageError) -> str:
-    if isinstance(image, ImageError) or image.task_id is None:
-        return str(outcome)
-    return f"task {image.task_id}: {outcome}"
 
 
 def _host(reference: str) -> str:
@@ -205,9 +198,3 @@ def _host(reference: str) -> str:
 
 def _expired() -> Expired:
     return Expired("the request's deadline passed before the image was scored")
-
-
-def _outcome_label(outcome: Outcome) -> str:
-    if isinstance(outcome, ImageScores):
-        return "ok"
-    return _LABELS.get(outcome.code, outcome.code)

@@ -70,7 +70,7 @@ def score_pool(job: Job, run: Run) -> dict[str, object]:
         "images": images,
         "failed": sum(each.failed for each in done),
         "shards": len(done),
-        "skipped": len(skipped),
+        "skipped": skipped,
         "seconds": round(seconds, 2),
         "images_per_s": round(images / seconds, 2),
         "version": version,

@@ -124,10 +124,8 @@ class Folder:
             yield file
 
 
-def find_shards(
-    source: Folder, target: Folder, *, id_column: str, image_column: str
-) -> tuple[list[Shard], list[Shard]]:
-    """Return the shards without scores as yet, and those of which the output has scores for as many rows.
+def find_shards(source: Folder, target: Folder, *, id_column: str, image_column: str) -> tuple[list[Shard], int]:
+    """Return the shards without scores as yet, and of how many others the output has scores for as many rows.
 
     Raises:
         ConfigError: if there are none, one lacks a column, or the output lies in the input.
@@ -140,12 +138,10 @@ def find_shards(
         scored = dict(zip(names := target.names(), threads.map(target.footer, names), strict=True))
     if not footers:
         raise ConfigError(f"expected parquet files in {source.location}, found none")
-    to_do, done = list[Shard](), list[Shard]()
-    for name, (rows, schema) in footers.items():
+    for name, (_, schema) in footers.items():
         _check_columns(name, schema, id_column, image_column)
-        whole = name in scored and scored[name][0] == rows
-        (done if whole else to_do).append(Shard(name, rows))
-    return to_do, done
+    shards = [Shard(name, rows) for name, (rows, _) in footers.items() if scored.get(name, (-1,))[0] != rows]
+    return shards, len(footers) - len(shards)
 
 
 def _check_columns(name: str, schema: pa.Schema, id_column: str, image_column: str) -> None:

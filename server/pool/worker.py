@@ -85,7 +85,7 @@ class Worker:
         return Done(len(table), failed, seconds, core_seconds, precision, round(peak_kb / 1024, 1))
 
     def _score(self, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-        """Score batches in order, some ahead of what is taken, so that the graph waits for no first image."""
+        """Score batches in order, few ahead of what is taken: their references may be whole images."""
         under_way: deque[Future[pa.Table]] = deque()
         for batch in batches:
             under_way.append(self._requests.submit(self._score_batch, batch, schema))
@@ -95,7 +95,10 @@ class Worker:
             yield under_way.popleft().result()
 
     def _score_batch(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
-        images = [_reference(value) for value in batch.column(self._job.image_column).to_pylist()]
+        images = [
+            ImageReference(value) if value else NoImage("expected an image's address, got none; fill the row's column")
+            for value in batch.column(self._job.image_column).to_pylist()
+        ]
         # Long enough even if each image took as long as one may be fetched: what is slow is no failure here.
         deadline = time.monotonic() + len(images) * FetchSettings().total_timeout_s
         outcomes = self._service.scorer.score(images, self._engine, deadline=deadline)
@@ -103,10 +106,6 @@ class Worker:
             raise PoolError(f"images can no longer be scored: {fault}")
         ids, direction = batch.column(self._job.id_column), self._job.settings.score
         return build_table(ids, outcomes, schema=schema, manifest=self._engine.manifest, direction=direction)
-
-
-def _reference(value: str | None) -> ImageReference | NoImage:
-    return ImageReference(value) if value else NoImage("expected an image's address, got none; fill the row's column")
 
 
 def make_schema(manifest: Manifest, id_type: pa.DataType, notes: Mapping[str, str]) -> pa.Schema:

@@ -201,9 +201,9 @@ class TestShards:
         (tmp_path / "out").mkdir()
         pq.write_table(pa.table({"id": range(8)}), tmp_path / "out" / "a.parquet")
         pq.write_table(pa.table({"id": range(7)}), tmp_path / "out" / "b.parquet")
-        to_do, done = find(job.source, job.target)
-        assert [shard.name for shard in done] == ["a.parquet"]
-        assert [(shard.name, shard.rows) for shard in to_do] == [("b.parquet", 8), ("c.parquet", 8)]
+        shards, skipped = find(job.source, job.target)
+        assert [(shard.name, shard.rows) for shard in shards] == [("b.parquet", 8), ("c.parquet", 8)]
+        assert skipped == 1
 
     def test_what_cannot_be_scored_is_told_before_anything_is(self, job, write_shard, tmp_path):
         with pytest.raises(ConfigError, match="expected a folder or an s3:// URI, got 'gopher://x'"):
