@@ -18,12 +18,12 @@ from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
 from server.http.projects import choose_model, find_model
 from server.inference.batching import Batcher, ImageScores
-from server.inference.cuda import check_device
 from server.inference.engine import Engine
 from server.inference.known_images import KnownImages
 from server.inference.model import Model
 from server.inference.models import Models
 from server.inference.scoring import Outcome, Scorer
+from server.inference.sessions import check_device
 from server.observe.metrics import Metrics
 from server.opening import engine_loader, open_models, open_store
 from server.settings import MaskPolicy, Settings

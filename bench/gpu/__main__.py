@@ -45,9 +45,9 @@ from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
 from contract.versions.version import Version
 from demo.product import CHECKOUT
-from server.inference.cuda import CUDA, check_device
 from server.inference.engine import Engine, EngineOptions
 from server.inference.resources import available_cpus
+from server.inference.sessions import CUDA, check_device
 from server.inference.validation import admit
 from server.settings import Device, Precision
 from trainer.model.backbones import Opened

@@ -13,8 +13,7 @@ from contract.graph.masks import Masks, draw_masks, fresh_masks
 from contract.versions.manifest import Manifest
 from contract.versions.version import Version
 from server.inference.backbone import Backbones, Features, Images, open_backbone
-from server.inference.cuda import choose_device
-from server.inference.sessions import SessionOptions, batch_buckets, open_session, run
+from server.inference.sessions import SessionOptions, batch_buckets, choose_device, open_session, run
 from server.settings import Device, MaskPolicy, Precision
 
 _ROWS_A_RUN = 1024

@@ -10,9 +10,8 @@ from contract.errors import ConfigError
 from contract.graph.masks import draw_masks
 from server.inference import backbone as backbone_module
 from server.inference.backbone import Backbone
-from server.inference.cuda import check_device
 from server.inference.engine import Engine, EngineOptions
-from server.inference.sessions import InferenceError
+from server.inference.sessions import InferenceError, check_device
 from server.settings import Device, MaskPolicy, Precision
 from tests.networks import open_session
 from tests.trainer.small import coloured_images, freeze_network, lively_network
@@ -234,7 +233,7 @@ def test_demanding_cuda_without_it_fails_at_once():
 
 def test_cuda_that_is_offered_but_not_there_is_noticed(version, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr("server.inference.cuda._cuda_fault", lambda: "no CUDA device answers")
+    monkeypatch.setattr("server.inference.sessions._cuda_fault", lambda: "no CUDA device answers")
     automatic = Engine(version, EngineOptions(threads=1))
     assert automatic.provider == "cpu"
     with pytest.raises(ConfigError, match="no CUDA device answers"):
