@@ -33,7 +33,7 @@ def collecting() -> Iterator[dict[str, float]]:
 def stage(name: str) -> Iterator[None]:
     """Count what the block takes, whether it ends well or not, to a stage of whoever is collecting.
 
-    A stage within counts for itself alone. One that takes long says so meanwhile. A decorator counts a function's calls.
+    A stage within counts for itself alone. One that takes long says so meanwhile. A decorator counts a function.
     """
     seconds = _COLLECTED.get()
     if seconds is None:

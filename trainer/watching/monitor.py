@@ -23,7 +23,7 @@ class Monitor:
 
     def __init__(self, project: int, options: WatchOptions, environment: Environment) -> None:
         self._project = project
-        self._enough = options.schedule.labels or 1
+        self._enough = options.enough or 1
         """After so many new labels it does not matter how many were changed beside them."""
         self._server = options.server or environment.server
         self._environment = environment

@@ -65,7 +65,6 @@ class Supervisor:
     """
 
     def __init__(self, *, patience_s: float = _PATIENCE_S) -> None:
-        """Take the seconds that a child that was asked to end may take."""
         self._patience_s = patience_s
         self._events: SimpleQueue[int] = SimpleQueue()
         self._before: dict[signal.Signals, Any] = {}
@@ -103,11 +102,7 @@ class Supervisor:
             self._raising = False
 
     def sleep(self, seconds: float) -> None:
-        """Wait.
-
-        Raises:
-            Stopped: as soon as a signal comes.
-        """
+        """Wait, or raise `Stopped` as soon as a signal comes."""
         try:
             number = self._events.get(timeout=max(0.0, seconds))
         except Empty:
@@ -116,18 +111,15 @@ class Supervisor:
 
     def prepare(self, command: str) -> None:
         """Start a command that will soon be run, up to where it needs its options, unless that was done before."""
-        if command in self._prepared:
-            return
-        with suppress(OSError):  # `run` says why none can be started
-            self._prepared[command] = _start(command)
+        if command not in self._prepared:
+            with suppress(OSError):  # `run` says why none can be started
+                self._prepared[command] = _start(command)
 
     def _take(self, command: str) -> subprocess.Popen[bytes]:
-        prepared = self._prepared.pop(command, None)
-        if prepared is None:
-            return _start(command)
-        if prepared.poll() is None:
-            return prepared
-        prepared.communicate()
+        if prepared := self._prepared.pop(command, None):
+            if prepared.poll() is None:
+                return prepared
+            prepared.communicate()
         return _start(command)
 
     def run(self, command: str, options: Mapping[str, Any]) -> Outcome:

@@ -20,7 +20,6 @@ from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository, is_model_name
 from trainer.settings import Server
 
-_NAMED: Final = 3
 _DEFAULT_LABELS: Final = 20
 
 
@@ -76,10 +75,20 @@ class WatchOptions:
         return self
 
     @property
-    def schedule(self) -> "Schedule":
-        """When a round is due."""
-        neither = self.labels is None and self.minutes is None
-        return Schedule(_DEFAULT_LABELS if neither else self.labels, self.minutes)
+    def enough(self) -> int | None:
+        """After so many annotations that are new, edited or deleted a round is due; None leaves it to the time."""
+        return _DEFAULT_LABELS if self.labels is None and self.minutes is None else self.labels
+
+    def is_near(self, changes: "Changes") -> bool:
+        """Whether half of the labels that are asked for have come."""
+        return self.enough is not None and 2 * changes.total >= self.enough
+
+    def describe(self) -> str:
+        """Say when a round is due."""
+        labels = "label" if self.enough == 1 else "labels"
+        parts = [f"after {self.enough} new or changed {labels}"] if self.enough else []
+        parts += [f"{self.minutes:g} minutes after the last if labels have changed"] if self.minutes is not None else []
+        return " or ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,7 @@ class Changes:
     deleted: int = 0
 
     @classmethod
-    def count(cls, growth: int, *, made: int = 0, edited: int = 0) -> "Changes":
+    def count(cls, growth: int, *, made: int = 0, edited: int = 0) -> Self:
         """Count from by how many annotations there are more, and what is known of when they were made and edited.
 
         What was made and is not there was deleted: Label Studio says it of no annotation, but the sum does.
@@ -123,26 +132,6 @@ class Changes:
         (first, how), *others = [each for each in counts if each[0]] or counts[:1]
         labels = "label" if first == 1 else "labels"
         return ", ".join([f"{first} {how} {labels}", *(f"{count} {how}" for count, how in others)])
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """When a round is due."""
-
-    labels: int | None
-    """After so many annotations that are new, edited or deleted."""
-    minutes: float | None
-    """So long after the last round, if anything has changed since."""
-
-    def is_near(self, changes: Changes) -> bool:
-        """Whether half of the labels that are asked for have come."""
-        return self.labels is not None and 2 * changes.total >= self.labels
-
-    def __str__(self) -> str:
-        labels = "label" if self.labels == 1 else "labels"
-        parts = [f"after {self.labels} new or changed {labels}"] if self.labels else []
-        parts += [f"{self.minutes:g} minutes after the last if labels have changed"] if self.minutes is not None else []
-        return " or ".join(parts)
 
 
 def read_trained(repository: Repository, project: int) -> Trained | None:
@@ -175,23 +164,23 @@ def _trained(manifest: Manifest, project: int) -> Trained | None:
 
 
 def why_train(
-    schedule: Schedule, trained: Trained | None, changes: Changes, *, controls: Sequence[ChoicesControl], idle_s: float
+    when: WatchOptions, trained: Trained | None, changes: Changes, *, controls: Sequence[ChoicesControl], idle_s: float
 ) -> str | None:
     """Say why a round is due; None if it is not.
 
     Args:
-        schedule: when it is.
+        when: it is due.
         trained: what the newest version has seen.
         changes: what has happened to the project's annotations since.
         controls: of the project's labelling config.
         idle_s: seconds since the last round, or since watching began.
     """
-    if schedule.labels is not None and changes.total >= schedule.labels:
-        return f"{changes} ({schedule.labels} asked for)"
+    if when.enough is not None and changes.total >= when.enough:
+        return f"{changes} ({when.enough} asked for)"
     if trained and (differences := _config_changes(trained, controls)):
         return f"the labelling config has changed ({differences})"
-    if schedule.minutes is not None and changes.total and idle_s >= 60 * schedule.minutes:
-        return f"{changes} in {idle_s / 60:.0f} min ({schedule.minutes:g} asked for)"
+    if when.minutes is not None and changes.total and idle_s >= 60 * when.minutes:
+        return f"{changes} in {idle_s / 60:.0f} min ({when.minutes:g} asked for)"
     return None
 
 
@@ -200,4 +189,4 @@ def _config_changes(trained: Trained, controls: Sequence[ChoicesControl]) -> str
     added = [label for label in now if label not in trained.labels]
     gone = [label for label in trained.labels if label not in now]
     changes = (("new: ", added), ("gone: ", gone))
-    return ", ".join(f"{sign}{name_some(labels, most=_NAMED)}" for sign, labels in changes if labels)
+    return ", ".join(f"{sign}{name_some(labels, most=3)}" for sign, labels in changes if labels)

@@ -27,7 +27,7 @@ def watch(options: WatchOptions, environment: Environment, *, run: Mapping[str, 
     Args:
         options: what to watch.
         environment: as the children read it for themselves, but for the model.
-        run: options of the command `run` but for the project, with values that JSON has or that are paths.
+        run: options of the command `run` but for the project; JSON has their values, or they are paths.
         rank: likewise of `rank`.
 
     Raises:
@@ -44,25 +44,15 @@ def watch(options: WatchOptions, environment: Environment, *, run: Mapping[str, 
             )
             stack.enter_context(exclusive(repository, work=".watch", refusal=busy))
         supervisor = stack.enter_context(Supervisor())
+        commands = {"run": run, "rank": rank, "prune": {"keep": options.keep}}
         watchers = [
-            Watcher(
-                project,
-                options,
-                environment,
-                repository,
-                supervisor=supervisor,
-                commands={
-                    "run": {"project": project, **run},
-                    "rank": {"project": project, **rank},
-                    "prune": {"keep": options.keep},
-                },
-            )
+            Watcher(project, options, environment, repository, supervisor=supervisor, commands=commands)
             for project, repository in repositories.items()
         ]
         try:
             _take_turns(watchers, supervisor)
         except Stopped as stopped:
-            running = next((watcher for watcher in watchers if watcher.is_running), None)
+            running = next((watcher for watcher in watchers if watcher.running), None)
             told = f"{running.name}{running.describe_abandoned()}" if running else watchers[0].describe_abandoned()
             _log.info("%s: the watch is over; %s", stopped, told)
             return 0 if stopped.number == signal.SIGTERM else 128 + stopped.number

@@ -128,7 +128,8 @@ class Watcher:
         self._attempted = False
         self._rounds = 0
         self._unranked_round: _TrainedRound | None = None
-        self._running = ""
+        self.running = ""
+        """The command that is at work for it."""
         self._last_error = ""
         self._version_before: str | None = None
         """What was current before the last training."""
@@ -148,7 +149,7 @@ class Watcher:
     def announce(self, *, by_model: bool) -> None:
         """Say what is watched, and for which model where that is not said elsewhere."""
         model = f" for model {self._repository.model}" if by_model else ""
-        _log.info("watching project %d%s: a round %s", self._project, model, self._options.schedule)
+        _log.info("watching project %d%s: a round %s", self._project, model, self._options.describe())
 
     def take_turn(self) -> float:
         """Look, and do what is due; return the seconds until the next look.
@@ -161,7 +162,7 @@ class Watcher:
             with self._supervisor.interruptible():
                 snapshot = self._look()
             self._act(snapshot)
-            if self._options.schedule.is_near(snapshot.changes):
+            if self._options.is_near(snapshot.changes):
                 pause_s = min(pause_s, _NEAR_POLL_S)
         except Exception as err:  # whatever Label Studio or the disk answers, the next look may find it mended
             pause_s = self._look_again.fail()
@@ -177,46 +178,31 @@ class Watcher:
         """Whether there were as many rounds as were asked for."""
         return self._options.rounds is not None and self._rounds >= self._options.rounds
 
-    @property
-    def is_running(self) -> bool:
-        """Whether a command is at work for it."""
-        return bool(self._running)
-
     def describe_abandoned(self) -> str:
         """Say what a signal has cut short."""
-        if self._running == "rank":
+        if self.running == "rank":
             return "ranking was abandoned, and goes on where it was with the next"
-        if self._running == "prune":
+        if self.running == "prune":
             return "removing old versions was abandoned, and goes on with the next"
         with suppress(LabelnextError, OSError):
-            if self._running == "run" and (now := self._current()) != self._version_before:
+            if self.running == "run" and (now := self._current()) != self._version_before:
                 return f"{now} is published, and not ranked yet"
-        return "training was abandoned, and nothing published" if self._running else "nothing was under way"
+        return "training was abandoned, and nothing published" if self.running else "nothing was under way"
 
     # ---- looking
 
     def _look(self) -> _Snapshot:
         trained, current = read_trained(self._repository, self._project), self._current()
         state, changes = self._monitor.look(trained)
-        return _Snapshot(
-            state,
-            changes,
-            current=current,
-            target=base_name(current, self._repository.model),
-            trained=trained,
-            requests=self._find_requests(),
-        )
+        mine = [each for each in find_requests(self._repository) if each.project in {None, self._project}]
+        requests = tuple(request for request in mine if request not in self._answered)
+        return _Snapshot(state, changes, current, base_name(current, self._repository.model), trained, requests)
 
     def _current(self) -> str | None:
         try:
             return self._repository.current()
         except NothingPublished:
             return None
-
-    def _find_requests(self) -> tuple[TrainingRequest, ...]:
-        found = find_requests(self._repository)
-        mine = (request for request in found if request.project in {None, self._project})
-        return tuple(request for request in mine if request not in self._answered)
 
     def _log_once(self, err: Exception) -> None:
         """One that does not answer does so in many ways, and not each is worth a line."""
@@ -235,7 +221,7 @@ class Watcher:
             self._train(why, snapshot)
         elif self._rank_again.over and (why := self._why_rank(snapshot)):
             self._rank(why, snapshot)
-        elif self._options.schedule.is_near(snapshot.changes):
+        elif self._options.is_near(snapshot.changes):
             self._supervisor.prepare("run")
         self._seen_tasks = snapshot.state.tasks
 
@@ -252,9 +238,8 @@ class Watcher:
         if snapshot.trained:
             since = max(since, snapshot.trained.at) if self._attempted else snapshot.trained.at
         idle_s = (datetime.now(UTC) - since).total_seconds()
-        return why_train(
-            self._options.schedule, snapshot.trained, snapshot.changes, controls=self._monitor.controls, idle_s=idle_s
-        )
+        controls = self._monitor.controls
+        return why_train(self._options, snapshot.trained, snapshot.changes, controls=controls, idle_s=idle_s)
 
     def _why_rank(self, snapshot: _Snapshot) -> str | None:
         tasks = snapshot.state.tasks
@@ -282,7 +267,7 @@ class Watcher:
             self._train_again.succeed()
             self._answer(snapshot.requests)
             done = f"{why}: {_describe_trained(outcome.report)}"
-            advice, stages = str(outcome.report.get("advice") or ""), _stages(outcome.report)
+            advice, stages = str(outcome.report.get("advice") or ""), outcome.report.get("stages") or {}
             self._unranked_round = _TrainedRound(done, advice, stages, started)
             self._rank(why, snapshot)
             return
@@ -316,14 +301,13 @@ class Watcher:
             self._log.info("%s: %s; %.0f s", why, ranked, ranking.seconds)
             return
         self._rounds += 1
-        took = _describe_stages(done.stages, _stages(ranking.report), seconds=time.monotonic() - done.started)
+        stages = ranking.report.get("stages") or {}
+        took = _describe_stages(done.stages, stages, seconds=time.monotonic() - done.started)
         parts = (done.trained, ranked, done.advice, took)
         self._log.info("%s", "; ".join(part for part in parts if part))
         keep = self._options.keep
-        if keep != "all" and len(self._repository.versions()) > keep:
-            self._prune()
-
-    def _prune(self) -> None:
+        if keep == "all" or len(self._repository.versions()) <= keep:
+            return
         outcome = self._run("prune")
         if outcome.status:
             self._log.warning("old versions were not removed: %s; again after the next round", outcome.reason)
@@ -338,9 +322,10 @@ class Watcher:
 
     def _run(self, command: str) -> Outcome:
         """Run a command; on a signal, what was being done stays known."""
-        self._running = command
-        outcome = self._supervisor.run(command, {"model": self._repository.model, **self._commands[command]})
-        self._running = ""
+        self.running = command
+        options = {"model": self._repository.model, "project": self._project, **self._commands[command]}
+        outcome = self._supervisor.run(command, options)
+        self.running = ""
         return outcome
 
     def _answer(self, requests: tuple[TrainingRequest, ...]) -> None:
@@ -368,10 +353,6 @@ def _describe_ranked(report: Mapping[str, Any]) -> str:
         return f"ranked {tasks} tasks by {report.get('strategy')}"
     waiting = report.get("waiting")
     return f"nothing new to rank, {waiting} tasks wait in their order" if waiting else "no task is left to label"
-
-
-def _stages(report: Mapping[str, Any]) -> Mapping[str, float]:
-    return dict(report.get("stages") or {})
 
 
 def _describe_stages(training: Mapping[str, float], ranking: Mapping[str, float], *, seconds: float) -> str:

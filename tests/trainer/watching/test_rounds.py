@@ -9,20 +9,21 @@ from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
 from tests import versions
 from tests.trainer.studio import label_config
-from trainer.watching.rounds import Changes, Schedule, Trained, read_trained, why_train
+from trainer.watching.rounds import Changes, Trained, WatchedProject, WatchOptions, read_trained, why_train
 
 UPDATED_AT = "2026-11-23T05:00:00.000000Z"
 NONE = Changes()
 TRAINED = Trained("v1", ("cat", "dog"), "label", 40, UPDATED_AT, datetime(2026, 11, 23, 5, tzinfo=UTC))
-EVERY_20, EVERY_HOUR = Schedule(labels=20, minutes=None), Schedule(labels=None, minutes=60)
+PROJECTS = (WatchedProject(5),)
+EVERY_20, EVERY_HOUR = WatchOptions(PROJECTS, labels=20), WatchOptions(PROJECTS, minutes=60)
 
 
-def why(schedule, changes=NONE, *, trained=TRAINED, labels=("cat", "dog"), idle_s=0.0):
-    return why_train(schedule, trained, changes, controls=parse_label_config(label_config(*labels)), idle_s=idle_s)
+def why(options, changes=NONE, *, trained=TRAINED, labels=("cat", "dog"), idle_s=0.0):
+    return why_train(options, trained, changes, controls=parse_label_config(label_config(*labels)), idle_s=idle_s)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "changes", "idle_s", "reason"),
+    ("options", "changes", "idle_s", "reason"),
     [
         (EVERY_20, Changes(new=19), 0, None),
         (EVERY_20, Changes(new=20), 0, "20 new labels (20 asked for)"),
@@ -36,8 +37,8 @@ def why(schedule, changes=NONE, *, trained=TRAINED, labels=("cat", "dog"), idle_
     ],
 )
 @pytest.mark.parametrize("trained", [TRAINED, None], ids=["trained", "first"])
-def test_enough_changed_labels_or_any_after_some_time_are_a_reason(schedule, changes, idle_s, reason, trained):
-    assert why(schedule, changes, trained=trained, idle_s=idle_s) == reason
+def test_enough_changed_labels_or_any_after_some_time_are_a_reason(options, changes, idle_s, reason, trained):
+    assert why(options, changes, trained=trained, idle_s=idle_s) == reason
 
 
 def test_what_was_made_and_is_not_there_was_deleted():
@@ -85,7 +86,10 @@ def test_the_newest_version_of_the_project_counts_whichever_is_in_use(tmp_path):
 
 
 def test_a_schedule_reads_as_a_sentence():
-    assert str(Schedule(1, 30)) == "after 1 new or changed label or 30 minutes after the last if labels have changed"
+    assert (
+        WatchOptions(PROJECTS, labels=1, minutes=30).describe()
+        == "after 1 new or changed label or 30 minutes after the last if labels have changed"
+    )
 
 
 def test_a_bucket_that_does_not_answer_is_not_one_without_versions(monkeypatch, tmp_path):
