@@ -53,20 +53,19 @@ def find_answers(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:
 
 
 def decide(task: Task, control: str, known: Container[str], *, multiple: bool = False) -> frozenset[str]:
-    """What holds of the task: ground truth before others, of each annotator the newest, of those the majority.
-
-    That is one label, or any number of them where `multiple` may hold.
+    """What holds of the task by the rules above: one label, or any number of them where `multiple` may hold.
 
     Raises:
         LeftOut: if that gives none, or if of one label it is undecided whether it holds.
     """
-    annotations = [each for each in _annotations(task) if _says_something(each, multiple)]
+    there = _annotations(task)
+    annotations = [each for each in there if _says_something(each, multiple)]
     if not annotations:
-        raise LeftOut(_why_none(task))
-    trusted = [annotation for annotation in annotations if annotation.get("ground_truth")]
-    by_people = [annotation for annotation in annotations if not was_confirmed(annotation)]
-    ballots: list[frozenset[str]] = []
-    spoilt: list[LeftOut] = []
+        skipped = all(each.get("was_cancelled") for each in there)
+        raise LeftOut(EMPTY if not skipped else SKIPPED if there else NOT_LABELLED)
+    trusted = [each for each in annotations if each.get("ground_truth")]
+    by_people = [each for each in annotations if not was_confirmed(each)]
+    ballots, spoilt = list[frozenset[str]](), list[LeftOut]()
     for annotation in _newest_of_each(trusted or by_people or annotations):
         try:
             ballots.append(_ballot(annotation, control, known, multiple))
@@ -95,9 +94,7 @@ _OURS: Final = frozenset({MARK, "bald"})
 
 
 def _metas(annotation: Annotation) -> list[Mapping[str, Any]]:
-    result = annotation.get("result")
-    items = [item for item in (result if isinstance(result, list) else []) if isinstance(item, Mapping)]
-    return [meta for item in items if isinstance(meta := item.get("meta"), Mapping)]
+    return [meta for item in _objects(annotation.get("result")) if isinstance(meta := item.get("meta"), Mapping)]
 
 
 def is_confirmed(task: Task) -> bool:
@@ -130,7 +127,12 @@ def _vote_on_each(ballots: Sequence[frozenset[str]]) -> frozenset[str]:
 
 
 def _annotations(task: Task) -> list[Annotation]:
-    return [annotation for annotation in task.get("annotations") or [] if isinstance(annotation, Mapping)]
+    return _objects(task.get("annotations"))
+
+
+def _objects(values: object) -> list[Mapping[str, Any]]:
+    """What of a list is an object, for tasks can be imported with anything in them."""
+    return [each for each in values if isinstance(each, Mapping)] if isinstance(values, list) else []
 
 
 def _says_something(annotation: Annotation, multiple: bool) -> bool:
@@ -138,25 +140,14 @@ def _says_something(annotation: Annotation, multiple: bool) -> bool:
     return bool(said) and not annotation.get("was_cancelled")
 
 
-def _why_none(task: Task) -> str:
-    annotations = _annotations(task)
-    if any(not annotation.get("was_cancelled") for annotation in annotations):
-        return EMPTY
-    return SKIPPED if annotations else NOT_LABELLED
-
-
 def _newest_of_each(annotations: Sequence[Annotation]) -> list[Annotation]:
     """An annotator's later annotation replaces the earlier one; those without an annotator stand for themselves."""
     newest: dict[object, Annotation] = {}
     for position, annotation in enumerate(sorted(annotations, key=_age)):
-        newest[_annotator(annotation) or f"unknown {position}"] = annotation
+        by = annotation.get("completed_by")
+        number = by.get("id") if isinstance(by, Mapping) else by  # exports may hold the whole person
+        newest[number or f"unknown {position}"] = annotation
     return list(newest.values())
-
-
-def _annotator(annotation: Annotation) -> object:
-    """The annotator's number; exports may hold the whole person."""
-    by = annotation.get("completed_by")
-    return by.get("id") if isinstance(by, Mapping) else by
 
 
 def _age(annotation: Annotation) -> tuple[datetime, int]:
@@ -187,11 +178,9 @@ def _split(annotation: Annotation) -> tuple[list[Annotation], list[Annotation]]:
 
     A region's results share its `id`.
     """
-    result = annotation.get("result")
-    items = [item for item in (result if isinstance(result, list) else []) if isinstance(item, Mapping)]
+    items = _objects(annotation.get("result"))
     regions = {str(item["id"]) for item in items if _has_a_place(item) and item.get("id") is not None}
-    whole: list[Annotation] = []
-    parts: list[Annotation] = []
+    whole, parts = list[Annotation](), list[Annotation]()
     for item in items:
         if item.get("type") == "choices":
             in_region = _has_a_place(item) or str(item.get("id")) in regions or item.get("item_index") is not None

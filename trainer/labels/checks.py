@@ -26,11 +26,11 @@ def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool
     """
     if pool.control is not None:
         return pool, pixels
-    seen = np.unique(pixels.targets)  # rising indices of the labels that stay
+    seen, targets = np.unique(pixels.targets, return_inverse=True)  # rising indices of the labels that stay
     place = {int(label): row for row, label in enumerate(seen)}
     images = [replace(each, labels=(place[each.labels[0]],)) for each in pool.images if each.labels[0] in place]
     kept = replace(pool, labels=tuple(pool.labels[label] for label in seen), images=tuple(images))
-    return kept, replace(pixels, targets=np.searchsorted(seen, pixels.targets))
+    return kept, replace(pixels, targets=targets)
 
 
 def describe_unreadable(pixels: Pixels) -> list[str]:
@@ -42,7 +42,10 @@ def describe_unreadable(pixels: Pixels) -> list[str]:
         names[kind].append(image.name if image.task_id is None else f"task {image.task_id}")
         texts.setdefault(kind, text)
     by_count = sorted(names.items(), key=lambda item: -len(item[1]))
-    return [f"{_count(len(named), 'image')} cannot be read: {texts[kind]} ({_some(named)})" for kind, named in by_count]
+    return [
+        f"{len(named)} image{'s' * (len(named) != 1)} cannot be read: {texts[kind]} ({_some(named)})"
+        for kind, named in by_count
+    ]
 
 
 def describe_lost(before: LabelledPool, pixels: Pixels) -> list[str]:
@@ -96,7 +99,3 @@ def _labelled(pool: LabelledPool, pixels: Pixels, row: int) -> str:
     held = np.flatnonzero(target) if pool.multiple else [int(target)]
     labels = " and ".join(repr(pool.labels[label]) for label in held) or "no label"
     return f"{pixels.name(row, is_file=pool.control is None)} {labels}"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,7 +1,6 @@
 """From a pool of labels to pixels in memory, and their division into training and validation.
 
-Owns the count of unreadable images, and the split. Fetching and decoding are the
-contract's, so that training sees the pixels that serving will see.
+Fetching and decoding are the contract's, so that training sees the pixels that serving will see.
 """
 
 import hashlib
@@ -69,21 +68,16 @@ class Pixels:
 
 
 def load_pixels(
-    pool: LabelledPool,
-    *,
-    spec: InputSpec,
-    fetcher: Fetcher | None,
-    cache: ImageCache,
-    max_megapixels: int = MAX_MEGAPIXELS,
+    pool: LabelledPool, *, spec: InputSpec, fetcher: Fetcher, cache: ImageCache, max_megapixels: int = MAX_MEGAPIXELS
 ) -> Pixels:
     """Read or fetch every image of the pool and decode it; unreadable ones are left out and named.
 
     Args:
         pool: its references are paths where it has no control, and Label Studio's otherwise.
         spec: the size to decode to.
-        fetcher: needed where the pool comes from Label Studio.
+        fetcher: gets what Label Studio refers to.
         cache: from which images that were downloaded are taken while their source says that they are unchanged.
-        max_megapixels: of one image in memory, as in `decode_image`.
+        max_megapixels: of one image in memory.
 
     Raises:
         LabelError: if all readable images have the same labels.
@@ -102,17 +96,16 @@ def load_pixels(
         return hashlib.sha256(data).digest(), hashlib.sha256(images[position]).digest()
 
     loaded = _in_threads(load, range(len(images)))
-    outcomes = list(Bar(loaded, "images", len(images), unit="image"))
-    digests = [outcome for outcome in outcomes if not isinstance(outcome, ImageError)]
-    readable = [position for position, outcome in enumerate(outcomes) if not isinstance(outcome, ImageError)]
-    for row, position in enumerate(readable):  # in place: a copy might not fit beside it
-        images[row] = images[position]
-    kept = [pool.images[position] for position in readable]
-    unreadable = tuple(
-        Unreadable(_name(image, pool), str(outcome), image.task_id)
-        for image, outcome in zip(pool.images, outcomes, strict=True)
-        if isinstance(outcome, ImageError)
-    )
+    kept, digests, unreadable = list[LabelledImage](), list[tuple[bytes, bytes]](), list[Unreadable]()
+    name = as_text if pool.control is None else public_name
+    for position, outcome in enumerate(list(Bar(loaded, "images", len(images), unit="image"))):
+        image = pool.images[position]
+        if isinstance(outcome, ImageError):
+            unreadable.append(Unreadable(name(image.reference), str(outcome), image.task_id))
+        else:
+            images[len(kept)] = images[position]  # in place: a copy might not fit beside it
+            kept.append(image)
+            digests.append(outcome)
     _check_classes(kept, unreadable)
     return Pixels(
         images=images[: len(kept)],  # (N, H, W, 3)
@@ -121,12 +114,8 @@ def load_pixels(
         groups=number_alike([of_pixels for _, of_pixels in digests]),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
-        unreadable=unreadable,
+        unreadable=tuple(unreadable),
     )
-
-
-def _name(image: LabelledImage, pool: LabelledPool) -> str:
-    return as_text(image.reference) if pool.control is None else public_name(image.reference)
 
 
 def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
@@ -140,10 +129,9 @@ def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
 
 def count_images(targets: Targets, classes: int) -> npt.NDArray[np.int64]:
     """Return how many images each label holds of, (C,)."""
-    counts: npt.NDArray[np.int64] = (
-        np.bincount(targets, minlength=classes) if targets.ndim == 1 else targets.sum(axis=0, dtype=np.int64)
-    )
-    return counts
+    if targets.ndim == 1:
+        return np.bincount(targets, minlength=classes)
+    return np.asarray(targets.sum(axis=0, dtype=np.int64))
 
 
 def strata(targets: Targets) -> Indices:
@@ -166,11 +154,7 @@ def split(targets: Targets, *, fraction: float, seed: int, groups: Integers | No
     follows from the arguments, and images added to one class do not move those of another. Of several labels, `strata`
     says which is an image's class.
 
-    Args:
-        targets: what holds of each image.
-        fraction: of each class to hold out, between 0 and 1.
-        seed: a whole number from 0.
-        groups: shape (N,), equal for images that must not be separated; by default each stands alone.
+    `groups`, (N,), are equal for images that must not be separated; by default each image stands alone.
     """
     groups = np.arange(len(targets)) if groups is None else groups
     classes = strata(targets)
@@ -186,16 +170,9 @@ def _to_hold_out(
 ) -> list[int]:
     """Groups of one class, in random order until they hold enough images, and never all of them."""
     members = groups[of_class]
-    own = rng.permutation(np.setdiff1d(members, groups[~of_class]))
-    wanted = max(1, round(fraction * len(members)))
-    chosen: list[int] = []
-    taken = 0
-    for group in own[:-1]:
-        if taken >= wanted:
-            break
-        chosen.append(int(group))
-        taken += int((members == group).sum())
-    return chosen
+    own = rng.permutation(np.setdiff1d(members, groups[~of_class]))[:-1]
+    taken = np.cumsum([0, *((members == group).sum() for group in own)])[:-1]  # before each
+    return [int(group) for group in own[taken < max(1, round(fraction * len(members)))]]
 
 
 Loaded = tuple[bytes, bytes] | ImageError
@@ -243,10 +220,8 @@ def _read_file(image: LabelledImage, decode: Decode) -> tuple[bytes, npt.NDArray
     return data, decode(data)
 
 
-def _downloading(fetcher: Fetcher | None, cache: ImageCache) -> Read:
+def _downloading(fetcher: Fetcher, cache: ImageCache) -> Read:
     """Return what gets images that tasks refer to; what can be asked for changes, and could be decoded, is kept."""
-    if fetcher is None:
-        raise ValueError("expected a fetcher for images that tasks refer to, got None")
 
     def read(image: LabelledImage, decode: Decode) -> tuple[bytes, npt.NDArray[np.uint8]]:
         remote = fetcher.is_remote(image.reference)

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from contract.files import explaining
 from contract.images.download import Validators
@@ -103,31 +103,23 @@ class ImageCache:
         if self._size is not None and self._size + needed <= self._max_bytes:
             return
         files = self._files()
-        self._size = sum(file.size for file in files)
+        self._size = sum(size for _, size, _ in files)
         if self._size + needed <= self._max_bytes:
             return
-        for file in sorted(files):
+        for _, size, path in sorted(files):
             if self._size + needed <= self._max_bytes * _FILLED_AFTERWARDS:
                 break
             with suppress(OSError):
-                file.path.unlink()
-                self._size -= file.size
+                path.unlink()
+                self._size -= size
 
-    def _files(self) -> "list[_File]":
-        """All files but those that are being written, by whichever process."""
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """When each file was used, its size and its path, but for files that are being written by any process."""
         found = []
         for entry in os.scandir(self._folder):
             with suppress(OSError):  # another process has just removed it
                 status = entry.stat(follow_symlinks=False)
                 written = entry.name.startswith(_PARTIAL) and time.time() < status.st_mtime + _CRASHED_AFTER_S
                 if entry.is_file(follow_symlinks=False) and not written:
-                    found.append(_File(status.st_mtime_ns, status.st_size, Path(entry.path)))
+                    found.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
         return found
-
-
-class _File(NamedTuple):
-    """A file of the folder; the one that was used longest ago is the least."""
-
-    used_ns: int
-    size: int
-    path: Path

@@ -17,27 +17,9 @@ from contract.labelconfig import Choice, ChoicesControl, parse_label_config
 from contract.matching import choose_control
 from contract.tasks import find_reference
 from trainer import labelstudio
-from trainer.labels.annotations import (
-    CONFIRMED,
-    EMPTY,
-    NO_CHOICE,
-    OUTDATED,
-    LeftOut,
-    Task,
-    decide,
-    find_answers,
-    is_confirmed,
-)
-from trainer.labels.class_folders import (
-    BROKEN_LINK,
-    IMAGE_SUFFIXES,
-    NESTED,
-    NOT_AN_IMAGE,
-    NOT_IN_A_CLASS,
-    UNREADABLE,
-    composed,
-    find_images,
-)
+from trainer.labels import annotations, class_folders
+from trainer.labels.annotations import CONFIRMED, LeftOut, Task, decide, find_answers, is_confirmed
+from trainer.labels.class_folders import IMAGE_SUFFIXES, NESTED, composed, find_images
 from trainer.labels.exports import read_export
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.task_lists import list_annotated
@@ -45,15 +27,8 @@ from trainer.labelstudio.tasks import annotated_tasks
 
 logger = logging.getLogger(__name__)
 
-_REFERENCE_STARTS: Final = (
-    "http://",
-    "https://",
-    "data:",
-    "/data/",
-    "/storage-data/",
-    "s3://",
-    "gs://",
-    "azure-blob://",
+_REFERENCE_STARTS: Final = tuple(
+    ["http://", "https://", "data:", "/data/", "/storage-data/", "s3://", "gs://", "azure-blob://"]
 )
 
 
@@ -95,14 +70,10 @@ class LabelledPool:
 
 def describe_left_out(pool: LabelledPool) -> list[str]:
     """What was left out, one sentence for each reason, with the tasks or files and with the labels that are lost."""
-    return [f"{len(those)} {reason}{_examples(pool, reason)}" for reason, those in pool.left_out.items()]
-
-
-def _examples(pool: LabelledPool, reason: str) -> str:
-    if reason != OUTDATED:
-        return _named(pool.left_out[reason])
-    labels = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
-    return f": {_some([f'{label!r} in {len(tasks)}{_named(tasks)}' for label, tasks in labels])}"
+    by_count = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
+    lost = _some([f"{label!r} in {len(tasks)}{_named(tasks)}" for label, tasks in by_count])
+    examples = {reason: _named(those) for reason, those in pool.left_out.items()} | {annotations.OUTDATED: f": {lost}"}
+    return [f"{len(those)} {reason}{examples[reason]}" for reason, those in pool.left_out.items()]
 
 
 def _named(those: Sequence[int | str | None]) -> str:
@@ -116,6 +87,7 @@ def _named(those: Sequence[int | str | None]) -> str:
 _some = partial(name_some, most=5)
 """Names tasks, labels or keys; the rest are counted."""
 
+_WITHOUT_CHOICE: Final = (annotations.EMPTY, annotations.NO_CHOICE)
 NO_IMAGE: Final = "no image reference in the task, or several"
 
 
@@ -155,8 +127,8 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
         chosen = _choose(label_config, control, tasks)
         return _pool(tasks, chosen, f"{path}, labels in the order of the labelling config")
     guessed = _guess(tasks, control)
-    origin = f"{path}, labels seen in it, sorted: give the labelling config to keep the order of the project"
     logger.warning("no labelling config was given with %s: taking the labels seen, sorted", path)
+    origin = f"{path}, labels seen in it, sorted: give the labelling config to keep the order of the project"
     return _pool(tasks, guessed, origin)
 
 
@@ -246,10 +218,9 @@ def _looks_like_image(value: str) -> bool:
 
 def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> LabelledPool:
     index = {label: number for number, label in enumerate(control.labels)}
-    images: list[LabelledImage] = []
+    images, confirmed = list[LabelledImage](), dict[int, str]()
     left_out = defaultdict[str, list[int | str | None]](list)
     lost_labels = defaultdict[str, list[int | None]](list)
-    confirmed: dict[int, str] = {}
     for task in tasks:
         number = task["id"] if isinstance(task.get("id"), int) else None
         try:
@@ -267,20 +238,12 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
             left_out[str(reason)].append(number)
             for label in sorted(reason.lost):
                 lost_labels[label].append(number)
-    if control.multiple and (without := sum(len(left_out.get(reason, ())) for reason in (EMPTY, NO_CHOICE))):
+    if control.multiple and (without := sum(len(left_out.get(reason, ())) for reason in _WITHOUT_CHOICE)):
         logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
-    pool = LabelledPool(
-        control.labels,
-        tuple(images),
-        control.from_name,
-        origin,
-        dict(left_out),
-        control.multiple,
-        dict(lost_labels),
-        control.value_key,
-        confirmed,
+    named, multiple, key = control.from_name, control.multiple, control.value_key
+    return _checked(
+        LabelledPool(control.labels, tuple(images), named, origin, left_out, multiple, lost_labels, key, confirmed)
     )
-    return _checked(pool)
 
 
 def _data(task: Task) -> Mapping[str, Any]:
@@ -290,8 +253,8 @@ def _data(task: Task) -> Mapping[str, Any]:
 
 def _checked(pool: LabelledPool) -> LabelledPool:
     """Refuse what no classifier can learn from, and names that no manifest can hold."""
-    for label in pool.labels:
-        if not _is_text(label):
+    for label in pool.labels:  # a folder's name may hold any bytes, which become half characters
+        if label.encode(errors="replace").decode() != label:
             raise LabelError(f"expected labels in UTF-8, got {label!a} in {pool.origin!a}; rename it")
     if len({image.labels for image in pool.images}) >= 2:
         return pool
@@ -310,21 +273,12 @@ def _advise(pool: LabelledPool) -> str:
     if nested := pool.left_out.get(NESTED):
         folder = Path(str(nested[0])).parent.parent
         return f"the images lie one folder deeper: give a folder whose folders are the classes, as {folder} may be"
-    if BROKEN_LINK in pool.left_out:
+    if class_folders.BROKEN_LINK in pool.left_out:
         return "images are broken links: copy what they lead to, or mount it where they say that it is"
-    if UNREADABLE in pool.left_out:
+    if class_folders.UNREADABLE in pool.left_out:
         return "let the user that the trainer runs as read them"
-    if not pool.images and NOT_AN_IMAGE in pool.left_out:
+    if not pool.images and class_folders.NOT_AN_IMAGE in pool.left_out:
         return f"save images as JPEG or PNG; of these suffixes all are read: {', '.join(sorted(IMAGE_SUFFIXES))}"
-    if not pool.images and NOT_IN_A_CLASS in pool.left_out:
+    if not pool.images and class_folders.NOT_IN_A_CLASS in pool.left_out:
         return "put each image into a folder that is called like its class"
     return "label images of another class"
-
-
-def _is_text(label: str) -> bool:
-    """A folder's name may hold any bytes; those that are not UTF-8 become half characters, which cannot be written."""
-    try:
-        label.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

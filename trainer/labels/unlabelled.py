@@ -44,12 +44,7 @@ def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetch
     """Return the tasks of the last list that have not been annotated since, and those that were confirmed in bulk.
 
     A label that was confirmed in bulk is not learnt from: nobody may have looked. Its image is like an unlabelled one.
-
-    Args:
-        pool: the project's labels.
-        project: its number.
-        kept: the folder that the project's lists are kept in.
-        fetcher: as the server has it that shares the store.
+    The project's lists are `kept` in a folder, and the fetcher is as the server has it that shares the store.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
     listed = {task.id: task for task in recall_unlabelled(kept) if task.id not in annotated}
@@ -70,10 +65,7 @@ def draw_alike(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArra
     What held-out images say of unlabelled ones they say if they are treated alike: so large a share of them has to be
     there, without its labels, when pseudo-labels are chosen.
 
-    Args:
-        tasks: their numbers.
-        unlabelled: the tasks that are.
-        known: how many of these have features that are known.
+    Of the `unlabelled` tasks, so many have features that are `known`.
     """
     return keyed_uniforms(_DRAW, tasks) < known / max(1, unlabelled.tasks)
 
@@ -86,13 +78,12 @@ def recall(
     Args:
         sources: of an `Unlabelled`.
         store: of this host.
-        backbone: as features are kept under.
+        backbone: what features are kept under.
         length: F.
         but: the sha256 of files that are left out.
     """
-    left_out = set(but)
-    downloads = [download for download in store.recall_many(sources) if download]
-    digests = [*dict.fromkeys(download.digest for download in downloads if download.digest not in left_out)]
+    known, left_out = dict.fromkeys(each.digest for each in store.recall_many(sources) if each), set(but)
+    digests = [digest for digest in known if digest not in left_out]
     rows = [row for row in store.get_many(backbone, digests) if row is not None and len(row) == length]
     if sources:
         _log.info("of %d unlabelled images the features of %d are known here", len(sources), len(rows))
