@@ -56,11 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
-    """Return the command that the arguments name, and the values that it takes.
+    """Return the command that the arguments name, and the values that it takes, as `parse` does.
 
     Raises:
         ConfigError: if options contradict each other.
-        SystemExit: after the usage, or after an error in it.
     """
     about = "Train, publish and look after versions."
     return parse("python -m trainer", COMMANDS, arguments, about=about, renamed=_RENAMED)
@@ -256,15 +255,9 @@ def _check(environment: Environment) -> None:
     repository = environment.repository()
     with repository.open_verified(repository.current()) as version:
         validation = validate_version(version)
-    _print_json(
-        {
-            "version": version.name,
-            "passes": version.manifest.passes,
-            "dropout_sites": len(version.manifest.dropout_sites),
-            "mean_bald": validation.mean_bald,
-            "largest_difference": validation.largest_difference,
-        }
-    )
+    manifest = version.manifest
+    found = {"version": version.name, "passes": manifest.passes, "dropout_sites": len(manifest.dropout_sites)}
+    _print_json(found | {"mean_bald": validation.mean_bald, "largest_difference": validation.largest_difference})
 
 
 def _print_json(document: Mapping[str, Any]) -> None:

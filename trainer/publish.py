@@ -140,16 +140,13 @@ def publish(repository: Repository, trained: Trained) -> Version:
 @stage("validate")
 def _validate(described: Version, trained: Trained) -> None:
     known = None if trained.features is None else trained.probe_features
-    validation = validate_version(described, known=known)
-    _log.info(
-        "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch",
-        validation.mean_bald,
-        validation.largest_difference,
-    )
+    found = validate_version(described, known=known)
+    told = "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch"
+    _log.info(told, found.mean_bald, found.largest_difference)
     if trained.backbone.precision == "int8":
         known = None if trained.features is None else trained.features[trained.probe]
-        validation = validate_version(described, int8=True, known=known)
-        _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
+        found = validate_version(described, int8=True, known=known)
+        _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", found.rank_correlation)
 
 
 @stage("report")
@@ -172,9 +169,9 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
         shutil.rmtree(folder, ignore_errors=True)
         _log.warning("published without a report: %s", err)
         return manifest
-    seconds = time.monotonic() - started
+    seconds = round(time.monotonic() - started, 2)
     _log.info("report: %.1f s", seconds)
-    return replace(manifest, training=replace(manifest.training, report_s=round(seconds, 2)))
+    return replace(manifest, training=replace(manifest.training, report_s=seconds))
 
 
 def choose_probe(data: Data) -> Indices:
@@ -226,22 +223,16 @@ def _add_advice(repository: Repository, described: Version, trained: Trained) ->
     return replace(manifest, training=replace(manifest.training, advice=advice, curve=curve))
 
 
-def _known(trained: Trained, rows: Indices) -> dict[str, Features]:
-    """Return the features of some images by the backbone's fingerprint; nothing where the backbone was trained."""
-    return {} if trained.features is None else {trained.backbone.fingerprint: trained.features[rows]}
-
-
 def _take_common_images(trained: Trained) -> CommonImages:
     """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
-    held_out, pixels = trained.data.parts.validation, trained.data.pixels
-    groups = pixels.groups
-    others = np.setdiff1d(np.arange(len(groups)), held_out)
-    unseen = ~np.isin(groups[held_out], groups[others])
-    rows, decided = held_out[unseen], trained.evaluation.decided
+    held_out, pixels, decided = trained.data.parts.validation, trained.data.pixels, trained.evaluation.decided
+    others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
+    unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])
+    rows = held_out[unseen]
     return CommonImages(
         tasks=pixels.task_ids[rows].tolist(),
         images=pixels.images[rows],
-        known=_known(trained, rows),
+        known={} if trained.features is None else {trained.backbone.fingerprint: trained.features[rows]},
         true=as_decisions(pixels.targets[rows], decided.shape[1]),
         decided=decided[unseen],
     )

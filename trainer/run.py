@@ -65,27 +65,19 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
             with stage("unlabelled"):
                 kept = kept_folder(environment, project.id)
                 unlabelled = find_unlabelled(pool, project.id, kept, fetcher)
-        _log_pool(pool)
+        _log.info("labels from %s", pool.origin)
+        for sentence in labels.describe_left_out(pool):
+            _log.info("left out: %s", sentence)
         with stage("images"):
-            pixels = load_pixels(
-                pool,
-                spec=spec,
-                fetcher=fetcher,
-                cache=open_cache(environment),
-                max_megapixels=environment.max_megapixels,
-            )
+            cache, most = open_cache(environment), environment.max_megapixels
+            pixels = load_pixels(pool, spec=spec, fetcher=fetcher, cache=cache, max_megapixels=most)
     for sentence in (*checks.describe_unreadable(pixels), *checks.describe_lost(pool, pixels)):
         _log.warning("%s", sentence)
     pool, pixels = checks.drop_empty_classes(pool, pixels)
     for sentence in checks.describe_unlabelled(pool.labels, count_images(pixels.targets, len(pool.labels)).tolist()):
         _log.info("%s", sentence)
-    parts = hold_out(
-        pixels,
-        project=source.project,
-        share=training.holdout_share,
-        fraction=training.validation,
-        seed=training.seed,
-    )
+    share, fraction = training.holdout_share, training.validation
+    parts = hold_out(pixels, project=source.project, share=share, fraction=fraction, seed=training.seed)
     for sentence in checks.describe_contradictions(pool, pixels, split=parts.sample == "split"):
         _log.warning("%s", sentence)
     _log_parts(parts)
@@ -117,12 +109,6 @@ def _read_text(path: Path | None) -> str | None:
         ) from err
     except UnicodeDecodeError as err:
         raise ConfigError(f"--label-config {path}: expected a labelling config in UTF-8 ({err})") from err
-
-
-def _log_pool(pool: labels.LabelledPool) -> None:
-    _log.info("labels from %s", pool.origin)
-    for sentence in labels.describe_left_out(pool):
-        _log.info("left out: %s", sentence)
 
 
 def _log_parts(parts: HeldOut) -> None:

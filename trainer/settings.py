@@ -148,11 +148,7 @@ class Environment(SharedSettings):
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables as the base class does.
-
-        Raises:
-            ConfigError: as there, and if a variable is set that is called otherwise now.
-        """
+        """Read the variables as the base class does; raises ConfigError also if one is called otherwise now."""
         if environ.get("LABELNEXT_SERVERS", "").strip():
             raise ConfigError(
                 "LABELNEXT_SERVERS is now LABELNEXT_SERVER and takes one address; where there are several servers, put "
@@ -161,27 +157,15 @@ class Environment(SharedSettings):
         return super(Environment, cls).read(environ)  # noqa: UP008  # slots have the class made twice
 
     def keys(self) -> Keys:
-        """Return what versions are signed and verified with.
-
-        Raises:
-            ConfigError: if a key cannot be read, or the two are not of one pair.
-        """
+        """Return what versions are signed and verified with; raises ConfigError if that cannot be used."""
         return Keys.read(signing=self.signing_key, verifying=self.verify_key)
 
     def repository(self) -> Repository:
-        """Return the model's repository.
-
-        Raises:
-            ConfigError: if it cannot be opened, or a key cannot be used.
-        """
+        """Return the model's repository; raises ConfigError if it cannot be opened, or a key cannot be used."""
         return open_repository(self.models, self.model, self.mirror, keys=self.keys())
 
     def label_studio(self) -> tuple[str, str]:
-        """Return Label Studio's address and token.
-
-        Raises:
-            ConfigError: if one is not set.
-        """
+        """Return Label Studio's address and token; raises ConfigError if one is not set."""
         if not self.label_studio_url or not self.label_studio_token:
             raise ConfigError(
                 "a Label Studio project needs LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN; set both"
@@ -190,10 +174,6 @@ class Environment(SharedSettings):
 
 
 def check_weights(weights: str) -> None:
-    """Make sure that there are the weights to start from.
-
-    Raises:
-        ConfigError: if not.
-    """
+    """Raise ConfigError unless there are the weights to start from."""
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
         raise ConfigError(f"--weights must be imagenet, none or a file; there is no file {weights}")

@@ -56,62 +56,45 @@ def train(
 ) -> Version:
     """Train on data and publish a version. Fresh layers and Dropout draw from torch's global generator.
 
-    Args:
-        data: images in the backbone's size, and which of them train.
-        training: how.
-        environment: where features are kept.
-        repository: takes the version.
-        backbone: frozen, or one that is trained too.
+    The images are in the backbone's size; an opened backbone is trained too, a frozen one is not.
 
     Raises:
         LabelnextError: if any step fails; then nothing is published.
     """
-    device = choose_device(training.device)
+    choose_device(training.device)  # may be refused, which is to be before any work
     if isinstance(backbone, Opened):
-        return _train_all(data, training, repository, opened=backbone, device=device)
+        return _train_all(data, training, repository, backbone)
     with open_store(environment) as store:
-        return _train_head(data, training, repository, exact=backbone, store=store, device=device)
+        return _train_head(data, training, repository, exact=backbone, store=store)
 
 
 def _train_head(
-    data: Data,
-    training: Training,
-    repository: Repository,
-    *,
-    exact: FrozenBackbone,
-    store: FeatureStore,
-    device: torch.device,
+    data: Data, training: Training, repository: Repository, *, exact: FrozenBackbone, store: FeatureStore
 ) -> Version:
     """Train a head on features that were computed once, in the precision that is served."""
-    backbone = exact
+    backbone, fit_head_on = exact, partial(_fit_head, data, training, exact=exact, store=store)
     if training.precision == "auto":
         with stage("backbone"):
             backbone = in_best_precision(exact, data.pixels.images[data.parts.train], repository=repository)
     try:
-        return publish(repository, _fit_head(data, training, backbone, exact=exact, store=store, device=device))
+        return publish(repository, fit_head_on(backbone))
     except PrecisionRefused as err:
         _log.warning("int8: ranks this version's probe otherwise, float32 is taken: %s", err)
-        return publish(repository, _fit_head(data, training, exact, exact=exact, store=store, device=device))
+        return publish(repository, fit_head_on(exact))
 
 
 def _fit_head(
-    data: Data,
-    training: Training,
-    backbone: FrozenBackbone,
-    *,
-    exact: FrozenBackbone,
-    store: FeatureStore,
-    device: torch.device,
+    data: Data, training: Training, backbone: FrozenBackbone, *, exact: FrozenBackbone, store: FeatureStore
 ) -> Trained:
     """Fit a head on features of a backbone; `exact` is the same in float32."""
-    probe, pixels = choose_probe(data), data.pixels
+    probe, pixels, device = choose_probe(data), data.pixels, choose_device(training.device)
     with stage("features"):
         features = backbone.compute_once(pixels.images, pixels.digests, store)
         digests = [pixels.digests[row] for row in probe]
         probe_features = exact.compute_once(pixels.images[probe], digests, store, title="probe")
     head, provenance = build_head_of(training, backbone, classes=len(data.pool.labels))
     start = copy.deepcopy(head.state_dict())
-    _log_network(training, provenance, device)
+    _log_network(training, provenance)
     with stage("features"):
         unlabelled = recall(data.unlabelled.sources, store, backbone.key, backbone.features, but=pixels.digests)
     fit_to = stage("fit")(partial(fit_head, classes=len(data.pool.labels), device=device))
@@ -120,7 +103,7 @@ def _fit_head(
         alike = held_out[draw_alike(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
         others = np.concatenate([unlabelled, features[alike]])
         fit_to(head, features[seen], pixels.targets[seen], training, unlabelled=others)
-    evaluation = _evaluate(head, features[held_out], data, training, device=device)
+    evaluation = _evaluate(head, features[held_out], data, training)
     head.load_state_dict(start)
     _log.info("the head that is published is trained on all %d images", len(features))
     fitted = fit_to(head, features, pixels.targets, training, unlabelled=unlabelled)
@@ -129,17 +112,16 @@ def _fit_head(
     )
 
 
-def _train_all(
-    data: Data, training: Training, repository: Repository, *, opened: Opened, device: torch.device
-) -> Version:
+def _train_all(data: Data, training: Training, repository: Repository, opened: Opened) -> Version:
     """Train backbone and head together; the backbone is then the version's own."""
+    device = choose_device(training.device)
     if opened.module is None:
         raise ConfigError(f"--train all needs a backbone that torch can train, {opened.name} is an ONNX file")
     head, provenance = build_head_of(training, opened, classes=len(data.pool.labels))
     network = Network(opened.module, head).to(device)
     images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
     measure(head, sample_features(network.backbone, images, device=device))
-    _log_network(training, provenance, device)
+    _log_network(training, provenance)
     recipe = choose_recipe(training, "all", len(targets), pretrained=bool(opened.provenance.loaded))
     inputs = torch.from_numpy(images)
     with stage("fit"):
@@ -147,7 +129,7 @@ def _train_all(
     with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
         backbone = freeze(opened, Path(folder))
         features = backbone.compute(data.validation_images, title="validation")
-        evaluation = _evaluate(head, features, data, training, device=device)
+        evaluation = _evaluate(head, features, data, training)
         probe = choose_probe(data)
         exact = backbone.compute(data.pixels.images[probe], title="probe")
         trained = Trained(
@@ -156,15 +138,15 @@ def _train_all(
         return publish(repository, trained)
 
 
-def _log_network(training: Training, provenance: Provenance, device: torch.device) -> None:
+def _log_network(training: Training, provenance: Provenance) -> None:
+    device = choose_device(training.device)
     _log.info("%s on %s, training: %s; %s", training.backbone, device, training.trained_part, provenance)
 
 
 @stage("measure")
-def _evaluate(
-    head: nn.Sequential, features: Features, data: Data, training: Training, *, device: torch.device
-) -> Evaluation:
+def _evaluate(head: nn.Sequential, features: Features, data: Data, training: Training) -> Evaluation:
     """Measure on the features (V, F) of the images held out."""
+    device = choose_device(training.device)
     multiple, classes, targets = data.pool.multiple, len(data.pool.labels), data.validation_targets
     if not len(targets):
         no_passes = np.zeros((0, classes), np.float32)

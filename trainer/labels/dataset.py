@@ -103,7 +103,7 @@ def load_pixels(
         if isinstance(outcome, ImageError):
             unreadable.append(Unreadable(name(image.reference), str(outcome), image.task_id))
         else:
-            images[len(kept)] = images[position]  # in place: a copy might not fit beside it
+            images[len(kept)] = images[position]  # in place, once all are there: a copy might not fit
             kept.append(image)
             digests.append(outcome)
     _check_classes(kept, unreadable)

@@ -68,8 +68,7 @@ class ImageCache:
     def put(self, source: str, kept: Kept) -> None:
         """Keep what a source has sent, in place of what it sent before, if there is room for it at all.
 
-        Raises:
-            ConfigError: if it cannot be written.
+        Raises ConfigError if it cannot be written.
         """
         validators = kept.validators
         head = [hashlib.sha256(kept.data).hexdigest(), validators.place, validators.etag, validators.last_modified]

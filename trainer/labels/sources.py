@@ -23,7 +23,6 @@ from trainer.labels.class_folders import IMAGE_SUFFIXES, NESTED, composed, find_
 from trainer.labels.exports import read_export
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.task_lists import list_annotated
-from trainer.labelstudio.tasks import annotated_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,6 @@ class LabelledImage:
     labels: tuple[int, ...]
     """Indices into the pool's labels, rising: one, unless several may hold; then any number."""
     task_id: int | None = None
-    """The task in Label Studio, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,6 @@ class LabelledPool:
     labels: tuple[str, ...]
     """What Label Studio stores for each class, in the config's order; a class may have no image yet."""
     images: tuple[LabelledImage, ...]
-    """In the order of the tasks or files."""
     control: str | None
     """The name of the `<Choices>` that the labels come from; None for folders."""
     origin: str
@@ -113,10 +110,8 @@ def from_folder(root: Path) -> LabelledPool:
 def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
     """Read a Label Studio export of type JSON.
 
-    Args:
-        path: the file.
-        label_config: the text of the project's labelling config. Without it, labels are those seen, sorted.
-        control: the name of the `<Choices>` to train on, needed where there are several without a config.
+    Without the text of the labelling config, labels are those seen, sorted, and where there are several `<Choices>` the
+    control must be named.
 
     Raises:
         LabelError: if the file is not such an export, or fewer than two classes have images.
@@ -132,20 +127,17 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
     return _pool(tasks, guessed, origin)
 
 
-def from_project(client: ProjectClient, control: str | None = None, *, kept: Path | None = None) -> LabelledPool:
-    """Read the annotations of a project of Label Studio.
+def from_project(client: ProjectClient, control: str | None = None, *, kept: Path) -> LabelledPool:
+    """Read the annotations of a project of Label Studio, whose lists are `kept` in a folder.
 
-    Args:
-        client: of the project.
-        control: the name of the `<Choices>` to train on; without it, the one that most annotations answer.
-        kept: the folder that the project's lists are kept in; None reads all annotations anew.
+    Without the name of a `<Choices>`, it is the one that most annotations answer.
 
     Raises:
         LabelError: if fewer than two classes have images.
         ConfigError: if Label Studio does not answer, or the project classifies no images or has no such control.
     """
     project = labelstudio.read_project(client)
-    tasks = list_annotated(client, kept) if kept else list(annotated_tasks(client))
+    tasks = list_annotated(client, kept)
     chosen = _choose(project.label_config, control, tasks)
     origin = f"{client.what} ({project.title}), labels in the order of its labelling config"
     return _pool(tasks, chosen, origin)

@@ -35,7 +35,6 @@ class Unlabelled:
     """The tasks of a project that no person has labelled, as far as their images may be known."""
 
     tasks: int = 0
-    """How many there are."""
     sources: tuple[str, ...] = ()
     """Where images of them are asked for, as `Fetcher.source` names it: `MOST` at most."""
 

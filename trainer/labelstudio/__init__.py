@@ -34,7 +34,6 @@ class Project:
     project_id: int
     title: str
     label_config: str
-    """The labelling config, in XML."""
     model_version: str
     """Whose predictions are shown and sorted by; empty if nobody has chosen."""
     sampling: str = ""
@@ -42,7 +41,6 @@ class Project:
     skip_queue: str = ""
     """What becomes of a task that somebody skips."""
     created_at: str = ""
-    """As Label Studio writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +84,9 @@ def read_project(client: ProjectClient) -> Project:
     """Return the project's title, labelling config, model version and sampling, and what else tabs need."""
 
     def make(project: Mapping[str, Any]) -> Project:
-        needed = {name: project[name] for name in ("title", "label_config", "model_version", "sampling")}
-        more = {name: project.get(name) for name in ("skip_queue", "created_at")}
-        return Project(client.project, **{name: value or "" for name, value in {**needed, **more}.items()})
+        needed = [project[name] for name in ("title", "label_config", "model_version", "sampling")]
+        more = [project.get(name) for name in ("skip_queue", "created_at")]
+        return Project(client.project, *(value or "" for value in (*needed, *more)))
 
     return _read(client, make)
 
@@ -123,21 +121,17 @@ def read_extent(client: ProjectClient) -> Extent:
 
 def count_annotations(client: ProjectClient) -> tuple[int, int]:
     """Return how many annotations there are, without and by skipping, by one small request."""
-    counters = ("total_annotations_number", "skipped_annotations_number")
-    made, skipped = _read(client, lambda project: [int(project[name]) for name in counters])
-    return made, skipped
+    made, skipped = "total_annotations_number", "skipped_annotations_number"
+    return _read(client, lambda project: (int(project[made]), int(project[skipped])))
 
 
 def switch_model_version(client: ProjectClient, version: str, *, sampling: str | None = UNCERTAINTY_SAMPLING) -> None:
     """Make a project show, sort by and sample by the predictions of one version.
 
-    Args:
-        client: of the project.
-        version: of which at least one prediction must be in the project; empty for none.
-        sampling: the project's task sampling; None leaves it as it is.
+    An empty version is none. A sampling of None leaves the project's as it is.
 
     Raises:
-        Refused: if Label Studio has no prediction of that version.
+        Refused: if no prediction in the project is of that version.
     """
     changes = {"model_version": version} | ({"sampling": sampling} if sampling is not None else {})
     try:
@@ -223,14 +217,8 @@ def import_predictions(client: ProjectClient, predictions: Sequence[Mapping[str,
         Refused: if a task is not in the project; nothing is stored then.
         Unreachable: if it is not known whether they are or will be stored.
     """
-    client.send(
-        "POST",
-        f"{client.path}import/predictions",
-        what=client.what,
-        body=predictions,
-        timeout_s=_WRITE_TIMEOUT_S,
-        once=True,
-    )
+    path = f"{client.path}import/predictions"
+    client.send("POST", path, what=client.what, body=predictions, timeout_s=_WRITE_TIMEOUT_S, once=True)
 
 
 def delete_prediction(client: ProjectClient, prediction_id: int) -> None:
@@ -240,11 +228,5 @@ def delete_prediction(client: ProjectClient, prediction_id: int) -> None:
 
 def delete_predictions(client: ProjectClient, version: str) -> None:
     """Remove all predictions of one model version, which must not be the project's: Label Studio would unset that."""
-    client.send(
-        "DELETE",
-        f"{client.path}model-versions/",
-        what=client.what,
-        body={"model_version": version},
-        timeout_s=_WRITE_TIMEOUT_S,
-        once=True,
-    )
+    path, body = f"{client.path}model-versions/", {"model_version": version}
+    client.send("DELETE", path, what=client.what, body=body, timeout_s=_WRITE_TIMEOUT_S, once=True)

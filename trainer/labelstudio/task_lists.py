@@ -42,21 +42,13 @@ _MOST_BYTES: Final = 64 * 2**20
 
 
 def kept_folder(environment: Environment, project_id: int) -> Path:
-    """Return the folder that a project's lists are kept in.
-
-    Raises:
-        ConfigError: if Label Studio's address or token is not set.
-    """
+    """Return the folder that a project's lists are kept in."""
     host = sha256(environment.label_studio()[0].encode()).hexdigest()[:16]
     return environment.cache / "tasks" / f"{project_id}-{host}"
 
 
 def list_unlabelled(client: ProjectClient, folder: Path) -> list[PoolTask]:
-    """Return what `tasks.unlabelled_tasks` gives, by few requests where the folder holds an earlier list.
-
-    Raises:
-        ConfigError: if Label Studio does not answer.
-    """
+    """Return what `tasks.unlabelled_tasks` gives, by few requests where the folder holds an earlier list."""
     unlabelled = _Kind(
         ("data",),
         whole=lambda: (asdict(task) for task in unlabelled_tasks(client)),
@@ -75,11 +67,7 @@ def recall_unlabelled(folder: Path) -> list[PoolTask]:
 
 
 def list_annotated(client: ProjectClient, folder: Path) -> list[Task]:
-    """Return what `tasks.annotated_tasks` gives, by few requests where the folder holds an earlier list.
-
-    Raises:
-        ConfigError: if Label Studio does not answer.
-    """
+    """Return what `tasks.annotated_tasks` gives, by few requests where the folder holds an earlier list."""
     annotated = _Kind(
         ("data", "annotations"),
         whole=lambda: annotated_tasks(client),
@@ -102,13 +90,10 @@ class _Kind:
     """What a list holds, and how Label Studio is asked for it."""
 
     fields: tuple[str, ...]
-    """Of each task."""
     whole: Callable[[], Iterable[Task]]
-    """Gives all of its tasks."""
     since: Callable[[str], Iterable[Task]]
-    """Gives all tasks of the project that have changed at a moment or since."""
+    """Gives all tasks of the project that have changed at a moment or since, whether they belong to the list or not."""
     belongs: Callable[[Task], bool]
-    """Whether such a task is one of the list's."""
     is_whole: Callable[[Mapping[int, Task]], bool]
     """Whether the list is as long as Label Studio says."""
 

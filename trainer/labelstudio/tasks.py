@@ -69,7 +69,7 @@ def count_labels_since(client: ProjectClient, moment: str, *, until: str) -> tup
     """
     later = condition("updated_at", "greater", moment, "Datetime")
     made = edited = 0
-    for task in _pages(client, [ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, fields="all"):
+    for task in _pages(client, [ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, **_WITH_ANNOTATIONS):
         for each in task["annotations"] or []:
             if not each["was_cancelled"] and moment < str(each["updated_at"]) <= until:
                 made += str(each["created_at"]) > moment
@@ -120,19 +120,14 @@ def look(
     **parameters: str,
 ) -> Page:
     """Return the first of the tasks for which all filters hold, and how many there are."""
-    query = {"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]}
-    return client.read(
-        "/api/tasks/",
-        lambda page: Page([{**task, "id": int(task["id"])} for task in page["tasks"]], int(page["total"])),
-        what=client.what,
-        query={
-            "fields": "task_only",
-            "query": json.dumps(query),
-            "project": client.project,
-            "page_size": page_size,
-            **parameters,
-        },
-    )
+    query = json.dumps({"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]})
+    asked = {"fields": "task_only", "query": query, **parameters}
+
+    def make(page: Mapping[str, Any]) -> Page:
+        return Page([{**task, "id": int(task["id"])} for task in page["tasks"]], int(page["total"]))
+
+    page = {"project": client.project, "page_size": page_size}
+    return client.read("/api/tasks/", make, what=client.what, query={**page, **asked})
 
 
 def _pages(

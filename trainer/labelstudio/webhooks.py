@@ -44,11 +44,12 @@ def _change_webhooks(
     stems = tuple(prefix.rstrip("/") + "/" for prefix in url_prefixes)
 
     def make(hooks: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, str]]:
-        ours = (hook for hook in hooks if (hook["url"].rstrip("/") + "/").startswith(stems))
-        return {int(hook["id"]): hook["headers"] or {} for hook in ours}
+        ours = {
+            hook["id"]: hook["headers"] or {} for hook in hooks if (hook["url"].rstrip("/") + "/").startswith(stems)
+        }
+        return {int(number): wanted for number, headers in ours.items() if (wanted := change(headers)) != headers}
 
-    hooks = client.read("/api/webhooks/", make, what="webhooks", query={"project": client.project})
-    changed = {number: wanted for number, headers in hooks.items() if (wanted := change(headers)) != headers}
+    changed = client.read("/api/webhooks/", make, what="webhooks", query={"project": client.project})
     for number, wanted in changed.items():
         client.send("PATCH", f"/api/webhooks/{number}/", what=f"webhook {number}", body={"headers": wanted})
     return len(changed)

@@ -35,11 +35,6 @@ class RankingContext:
     def __init__(self, options: RankOptions, environment: Environment, fetcher: Fetcher) -> None:
         """Connect to Label Studio, and see that the version knows the project's labels before anything is changed.
 
-        Args:
-            options: what to rank.
-            environment: which Label Studio, server and repository.
-            fetcher: gets images.
-
         Raises:
             LabelMismatch: if the version knows the labels of no control.
             ConfigError: if the labelling config has no control, or not the one that was asked for.
@@ -56,8 +51,8 @@ class RankingContext:
         """The name of the first ranking by the current version."""
         self.control = self._choose_control()
         """The `<Choices>` that the version answers for."""
+        self._lists = task_lists.kept_folder(environment, options.project)
         self.kept = kept_folder(environment, options.project)
-        """The folder for what outlives a run that is killed."""
 
     @cached_property
     def tasks(self) -> list[PoolTask]:
@@ -70,7 +65,7 @@ class RankingContext:
     @cached_property
     def annotated(self) -> list[Task]:
         """The tasks that somebody labelled or skipped."""
-        return list_annotated(self.client, task_lists.kept_folder(self.environment, self.options.project))
+        return list_annotated(self.client, self._lists)
 
     @cached_property
     def tab_record(self) -> TabRecord:
@@ -79,7 +74,7 @@ class RankingContext:
 
     def list_tasks(self) -> list[PoolTask]:
         """Return the unlabelled tasks as they are now."""
-        return list_unlabelled(self.client, task_lists.kept_folder(self.environment, self.options.project))
+        return list_unlabelled(self.client, self._lists)
 
     @cached_property
     def data(self) -> dict[int, Any]:
@@ -101,11 +96,7 @@ class RankingContext:
 
 
 def kept_folder(environment: Environment, project_id: int) -> Path:
-    """Return the folder for what outlives a ranking of a project that is killed.
-
-    Raises:
-        ConfigError: if Label Studio's address or token is not set.
-    """
+    """Return the folder for what outlives a ranking of a project that is killed."""
     return environment.cache / "rank" / environment.model / f"{project_id}-{digest(environment.label_studio()[0])}"
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -64,7 +65,8 @@ def plan_all(context: RankingContext, name: str, shown: str | None, *, former: R
     if context.version is None:
         plan, failures = _cover(context, context.tasks, name)
     else:
-        plan, failures = _arrange(context, context.version.manifest, name, former.sure if former else None)
+        by_version = _ByVersion(context, context.version.manifest)
+        plan, failures = by_version.plan_all(name, former.sure if former else None)
     if failures and shown:
         known = former.unscored if former and former.name == shown else ()
         plan = _keep_places(context, plan, shown, failures, unscored=known)
@@ -82,7 +84,6 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
     Raises:
         LabelnextError: if the scores or the images cannot be had.
     """
-    options = context.options
     held = labelstudio.list_predictions(context.client, former.name)
     ranked = {each.task: each.score for each in held if each.task not in context.tab_record.listed}
     unscored = set(former.unscored)
@@ -93,19 +94,8 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
     if context.version is None:
         plan, _ = _cover(context, later, former.name)
     else:
-        manifest = context.version.manifest
-        scores, failures = _Scorer(context, manifest).score(later)
-        items = place_later(
-            scores,
-            [score for score in ranked.values() if score is not None],
-            unscored=unscored,
-            project=options.project,
-            holdout_share=options.holdout_share,
-            multiple=manifest.multiple,
-        )
-        plan = Plan(former.name, former.strategy, unscored=_tasks_of(failures), items=items)
-        if options.sure and former.sure:
-            plan = _offering(plan, find_later(scores, _ask(context, manifest), former.sure))
+        placed = [score for score in ranked.values() if score is not None]
+        plan = _ByVersion(context, context.version.manifest).plan_later(later, placed, former)
     return replace(plan, kept=sum(task in ranked for task in plan.unscored))
 
 
@@ -134,126 +124,127 @@ def _tasks_of(failures: Sequence[Failure]) -> tuple[int, ...]:
 # ---- by a version
 
 
-def _arrange(context: RankingContext, manifest: Manifest, name: str, former: Sure | None) -> tuple[Plan, list[Failure]]:
-    options = context.options
-    strategies.check(options.strategy, multiple=manifest.multiple)
-    with stage("labels"):
-        labels_by_class = _count_labels(context, manifest)
-    for sentence in describe_unlabelled(manifest.labels, labels_by_class):
-        _log.info("%s", sentence)
-    scorer = _Scorer(context, manifest)
-    scores, failures = scorer.score(context.tasks)
-    if not scores:
-        return Plan(name, options.strategy, unscored=_tasks_of(failures)), failures
-    found = _find_sure(context, manifest, scorer, scores, name=name, former=former) if options.sure else None
-    labelled = _embed_labelled(context, scorer) if options.strategy == strategies.COVER else _NO_EMBEDDINGS
-    _log.info("arranging %d images by %s", len(scores), options.strategy)
-    with stage("arrange"):
-        arrangement: Arrangement = arrange(
-            to_candidates(scores, multiple=manifest.multiple),
-            strategy=options.strategy,
-            project=options.project,
-            name=name,
-            labels_by_class=labels_by_class,
-            holdout_share=options.holdout_share,
-            batch_size=options.batch_size,
-            labelled=labelled,
-            duplicates=not options.keep_duplicates,
-            passes=lambda indices: scorer.passes([scores[index] for index in indices]),
-            labels=manifest.labels,
-            unticked=found.sure.passed_over if found else (),
-        )
-    plan = place(scores, arrangement, name=name, strategy=options.strategy, unscored=_tasks_of(failures))
-    if found is None:
-        return plan, failures
-    _log.info("%s", found.sure.sentence)
-    return _offering(plan, found), failures
-
-
-def _embed_labelled(context: RankingContext, scorer: "_Scorer") -> npt.NDArray[np.float32]:
-    """Return embeddings of images that people labelled, of some of many: (M, E)."""
-    with stage("labels"):
-        tasks = [each for each in context.annotated if not all(one["was_cancelled"] for one in each["annotations"])]
-    some = [PoolTask(task["id"], task["data"]) for task in tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)]]
-    scores, _ = scorer.score(some)
-    return np.stack([score.embedding for score in scores]) if scores else _NO_EMBEDDINGS
-
-
-def _find_sure(
-    context: RankingContext,
-    manifest: Manifest,
-    scorer: "_Scorer",
-    scores: Sequence[Score],
-    *,
-    name: str,
-    former: Sure | None,
-) -> Found:
-    """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
-    asked, control = _ask(context, manifest), context.control
-    with stage("labels"):
-        witnesses = read_witnesses(context.repository, manifest)
-        tasks = context.annotated if witnesses or (former and former.tasks) else []
-        labelled = Labelled.read(tasks, control.from_name, control.labels, multiple=manifest.multiple)
-    data = {task["id"]: task["data"] for task in tasks}
-    scored, _ = scorer.score([PoolTask(task, data[task]) for task in tasks_to_score(labelled, witnesses, asked)])
-    with stage("arrange"):
-        return find_sure(scores, witnesses, labelled, asked, name=name, scored=scored, former=former)
-
-
-def _ask(context: RankingContext, manifest: Manifest) -> Asked:
-    options = context.options
-    return Asked(
-        options.sure,
-        options.project,
-        options.holdout_share,
-        manifest.training.audit_images or 0,
-        context.control.labels,
-        manifest.multiple,
-    )
-
-
-def _offering(plan: Plan, found: Found) -> Plan:
-    items = tuple(replace(item, sure=found.reasons.get(item.task, "")) for item in plan.items)
-    return replace(plan, items=items, sure=found.sure)
-
-
-def _count_labels(context: RankingContext, manifest: Manifest) -> Sequence[int]:
-    """Return how many labels of each class there are: (C,), from the version's record where no label has changed since.
-
-    The record leaves out images that could not be read.
-    """
-    project, record = context.options.project, manifest.training
-    state = labelstudio.project_state(context.client)
-    unchanged = record.project == ProjectState(project, state.total_annotations, state.newest_updated_at)
-    if unchanged and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
-        return [record.images_by_class.get(label, 0) for label in manifest.labels]
-    return count_labels(context.annotated, context.control, manifest)
-
-
-class _Scorer:
-    """The server, once it serves a version, and what is asked of it."""
+class _ByVersion:
+    """Plans by what a version says of the images, when the server serves it."""
 
     def __init__(self, context: RankingContext, manifest: Manifest) -> None:
+        options, version = context.options, manifest.version
         self._context = context
-        self._server = Server(context.options.server or context.environment.server, context.environment.basic_auth)
-        with stage("swap"):
-            self._server.wait_for(manifest.version)
-        _log.info("scored by %s", self._server.url)
-        project = context.options.project
-        self._question = Question(project, context.project.label_config, manifest.version, embeddings=True)
+        self._manifest = manifest
+        self._question = Question(options.project, context.project.label_config, version, embeddings=True)
+        self._asked = Asked(
+            options.sure,
+            options.project,
+            options.holdout_share,
+            manifest.training.audit_images or 0,
+            context.control.labels,
+            manifest.multiple,
+        )
 
-    def score(self, tasks: Sequence[PoolTask]) -> tuple[list[Score], list[Failure]]:
-        context, question, images = self._context, self._question, [self._only_image(task) for task in tasks]
+    def plan_all(self, name: str, former: Sure | None) -> tuple[Plan, list[Failure]]:
+        """Score and arrange all tasks."""
+        options, manifest = self._context.options, self._manifest
+        strategies.check(options.strategy, multiple=manifest.multiple)
+        with stage("labels"):
+            labels_by_class = self._count_labels()
+        for sentence in describe_unlabelled(manifest.labels, labels_by_class):
+            _log.info("%s", sentence)
+        scores, failures = self._score(self._context.tasks)
+        if not scores:
+            return Plan(name, options.strategy, unscored=_tasks_of(failures)), failures
+        found = self._find_sure(scores, name, former) if options.sure else None
+        labelled = self._embed_labelled() if options.strategy == strategies.COVER else _NO_EMBEDDINGS
+        _log.info("arranging %d images by %s", len(scores), options.strategy)
+        with stage("arrange"):
+            arrangement: Arrangement = arrange(
+                to_candidates(scores, multiple=manifest.multiple),
+                strategy=options.strategy,
+                project=options.project,
+                name=name,
+                labels_by_class=labels_by_class,
+                holdout_share=options.holdout_share,
+                batch_size=options.batch_size,
+                labelled=labelled,
+                duplicates=not options.keep_duplicates,
+                passes=lambda indices: self._passes([scores[index] for index in indices]),
+                labels=manifest.labels,
+                unticked=found.sure.passed_over if found else (),
+            )
+        plan = place(scores, arrangement, name=name, strategy=options.strategy, unscored=_tasks_of(failures))
+        if found is None:
+            return plan, failures
+        _log.info("%s", found.sure.sentence)
+        return _offering(plan, found), failures
+
+    def plan_later(self, later: Sequence[PoolTask], ranked: Sequence[float], former: Ranking) -> Plan:
+        """Score some tasks, and place them among the scores of a ranking."""
+        options = self._context.options
+        scores, failures = self._score(later)
+        items = place_later(
+            scores,
+            ranked,
+            unscored=set(former.unscored),
+            project=options.project,
+            holdout_share=options.holdout_share,
+            multiple=self._manifest.multiple,
+        )
+        plan = Plan(former.name, former.strategy, unscored=_tasks_of(failures), items=items)
+        return _offering(plan, find_later(scores, self._asked, former.sure)) if options.sure and former.sure else plan
+
+    def _count_labels(self) -> Sequence[int]:
+        """Return how many labels of each class there are: (C,), from the version's record if none has changed since.
+
+        The record leaves out images that could not be read.
+        """
+        context, manifest, record = self._context, self._manifest, self._manifest.training
+        state = labelstudio.project_state(context.client)
+        seen = ProjectState(context.options.project, state.total_annotations, state.newest_updated_at)
+        if record.project == seen and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
+            return [record.images_by_class.get(label, 0) for label in manifest.labels]
+        return count_labels(context.annotated, context.control, manifest)
+
+    def _embed_labelled(self) -> npt.NDArray[np.float32]:
+        """Return embeddings of images that people labelled, of some of many: (M, E)."""
+        with stage("labels"):
+            annotated = self._context.annotated
+        tasks = [each for each in annotated if not all(one["was_cancelled"] for one in each["annotations"])]
+        some = [PoolTask(task["id"], task["data"]) for task in tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)]]
+        scores, _ = self._score(some)
+        return np.stack([score.embedding for score in scores]) if scores else _NO_EMBEDDINGS
+
+    def _find_sure(self, scores: Sequence[Score], name: str, former: Sure | None) -> Found:
+        """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
+        context, asked, control = self._context, self._asked, self._context.control
+        with stage("labels"):
+            witnesses = read_witnesses(context.repository, self._manifest)
+            tasks = context.annotated if witnesses or (former and former.tasks) else []
+            labelled = Labelled.read(tasks, control.from_name, control.labels, multiple=asked.multiple)
+        data = {task["id"]: task["data"] for task in tasks}
+        scored, _ = self._score([PoolTask(task, data[task]) for task in tasks_to_score(labelled, witnesses, asked)])
+        with stage("arrange"):
+            return find_sure(scores, witnesses, labelled, asked, name=name, scored=scored, former=former)
+
+    # ---- the server
+
+    @cached_property
+    def _server(self) -> Server:
+        options, environment = self._context.options, self._context.environment
+        server = Server(options.server or environment.server, environment.basic_auth)
+        with stage("swap"):
+            server.wait_for(self._manifest.version)
+        _log.info("scored by %s", server.url)
+        return server
+
+    def _score(self, tasks: Sequence[PoolTask]) -> tuple[list[Score], list[Failure]]:
+        server, context, question = self._server, self._context, self._question
 
         def ask(missing: Sequence[PoolTask]) -> Iterator[list[Score | Failure]]:
-            return self._server.score(
-                missing, question, outdated=lambda: context.repository.current() != question.version
-            )
+            return server.score(missing, question, outdated=lambda: context.repository.current() != question.version)
 
         with stage("score"):
-            return collect(images, context.scores(), ask, "scored")
+            return collect([self._only_image(task) for task in tasks], context.scores(), ask, "scored")
 
-    def passes(self, scores: Sequence[Score]) -> npt.NDArray[np.float32]:
+    def _passes(self, scores: Sequence[Score]) -> npt.NDArray[np.float32]:
         """Return the passes of n images that were scored before: float32 (n, T, C)."""
         tasks = [self._only_image(PoolTask(each.task, self._context.data[each.task])) for each in scores]
         question = replace(self._question, embeddings=False, passes=True)
@@ -273,6 +264,11 @@ class _Scorer:
         key = self._context.control.value_key
         reference = find_reference(task.data, key)
         return PoolTask(task.id, {} if reference is None else {key: reference})
+
+
+def _offering(plan: Plan, found: Found) -> Plan:
+    items = tuple(replace(item, sure=found.reasons.get(item.task, "")) for item in plan.items)
+    return replace(plan, items=items, sure=found.sure)
 
 
 # ---- before there is a version

@@ -80,11 +80,7 @@ _PLAN: Final = TypeAdapter(Plan)
 
 
 def save_plan(path: Path, plan: Plan) -> None:
-    """Write a plan in one step.
-
-    Raises:
-        ConfigError: if it cannot be written.
-    """
+    """Write a plan in one step; raises ConfigError if it cannot be written."""
     with explaining("a plan", path.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
         Documents(path.parent).write(path.name, _PLAN.dump_json(plan))
 
@@ -127,7 +123,7 @@ def place(
         for rank, index in enumerate(arrangement.order, start=1)
     )
     duplicates = int((arrangement.representative != np.arange(len(scores))).sum())
-    return Plan(name, strategy, near_duplicates=duplicates, unscored=tuple(unscored), kept=0, items=items)
+    return Plan(name, strategy, near_duplicates=duplicates, unscored=tuple(unscored), items=items)
 
 
 def keep_places(
@@ -135,12 +131,8 @@ def keep_places(
 ) -> Plan:
     """Add the tasks that could not be scored and were ranked before, each where it stood among the others.
 
-    Args:
-        plan: of the tasks that could be scored.
-        former: predictions of the ranking that it replaces, with the results of the tasks that could not be scored.
-        unlabelled: the tasks that are to be ranked: those labelled since then stand in nobody's way.
-        project: its number.
-        holdout_share: the random holdout's share of the tasks.
+    The former predictions are of the ranking that is replaced, with the results of the tasks that could not be scored.
+    Tasks that are not `unlabelled` any more stand in nobody's way.
     """
     queue = sorted((each.score, each.task) for each in former if each.score is not None and each.task in unlabelled)
     results = {each.task: each.result for each in former}
@@ -149,28 +141,17 @@ def keep_places(
     before = np.array([place - earlier for earlier, (place, _) in enumerate(lost)], np.int64)
     values = _between([item.score for item in plan.items], before, of=len(queue) - len(lost))
     sampled = is_held_out(project, np.array([task for _, task in lost], np.int64), holdout_share)
-    kept = [
-        Planned(
-            task,
-            float(value),
-            _shown(results[task], {"reason": KEPT}, held_out=by_chance),
-            KEPT,
-            None,
-            by_chance,
-            kept=True,
-        )
-        for (_, task), value, by_chance in zip(lost, values, sampled.tolist(), strict=True)
-    ]
+    kept = []
+    for (_, task), value, by_chance in zip(lost, values.tolist(), sampled.tolist(), strict=True):
+        result = _shown(results[task], {"reason": KEPT}, held_out=by_chance)
+        kept.append(Planned(task, value, result, KEPT, None, by_chance, kept=True))
     return replace(plan, kept=len(kept), items=tuple(sorted([*plan.items, *kept], key=lambda item: item.score)))
 
 
 def _between(scores: Sequence[float], before: npt.NDArray[np.int64], *, of: int) -> npt.NDArray[np.float64]:
     """Return scores that stand among others as their owners stood among others: (K,), rising.
 
-    Args:
-        scores: the others', N of them in rising order.
-        before: (K,), how many others stood before each, in rising order.
-        of: how many others there were.
+    Of the others there are N scores now, rising. There were `of`, and so many of these `before` each: (K,), rising.
     """
     gaps = np.rint(before * len(scores) / max(of, 1)).astype(np.int64)  # gap g lies between bounds[g] and bounds[g + 1]
     bounds = np.array([0.0, *scores, 1.0])
@@ -194,13 +175,7 @@ def place_later(
     Each gets 1 - BALD as a share of the most it can be, which is the scale of the ranked scores. A task of the random
     holdout is given its place by chance among them, as those were that came in time.
 
-    Args:
-        scores: of the tasks.
-        ranked: the scores of the ranking.
-        unscored: the tasks that could not be scored for it.
-        project: its number.
-        holdout_share: the random holdout's share of the tasks.
-        multiple: whether several labels may hold.
+    `ranked` are the scores of the ranking, and `unscored` the tasks that could not be scored for it.
     """
     task_ids = np.array([score.task for score in scores], np.int64)
     places = holdout_order(project, task_ids)

@@ -78,13 +78,11 @@ class Summary:
         if not self.tasks:
             there = f"{self.waiting} tasks wait in their order" if self.waiting else "no task is left to label"
             return f"project {self.project}: nothing new to rank, {there}; {self.failed} images cannot be scored"
-        done = "ranked" if self.ranking else "would rank"
         kept = f", of which {self.kept} keep their places" if self.kept else ""
-        failed = f"{self.failed} not scored{kept}"
-        parts = (f"{self.audit} by chance", f"{self.near_duplicates} near-duplicates", failed)
         return (
-            f"{done} {self.tasks} tasks of project {self.project} by {self.strategy} "
-            f"({', '.join(parts)}) as {self.ranking or 'a dry run'}; {self.seconds:.0f} s"
+            f"{'ranked' if self.ranking else 'would rank'} {self.tasks} tasks of project {self.project} by "
+            f"{self.strategy} ({self.audit} by chance, {self.near_duplicates} near-duplicates, {self.failed} not "
+            f"scored{kept}) as {self.ranking or 'a dry run'}; {self.seconds:.0f} s"
         )
 
 
@@ -164,15 +162,11 @@ class _Ranking:
         return next((record for record in records if record.project == self._options.project), None)
 
     def _plan_all(self) -> Plan:
-        name = self._choose_name()
-        return plan_all(self._context, name, self._find_shown(but=name), former=self._record_of_last)
-
-    def _find_shown(self, *, but: str) -> str | None:
-        """The ranking of ours that the project goes by, or went by before somebody chose another backend's scores."""
-        last = self._record_of_last
-        ours = self._own([self._context.project.model_version])
-        names = [*ours, *([last.name] if last else [])]
-        return next((name for name in names if name != but and self._counts.get(name)), None)
+        name, last = self._choose_name(), self._record_of_last
+        # What the project goes by, or went by before somebody chose another backend's scores.
+        former = [*self._own([self._context.project.model_version]), *([last.name] if last else [])]
+        shown = next((each for each in former if each != name and self._counts.get(each)), None)
+        return plan_all(self._context, name, shown, former=last)
 
     def _own(self, names: Iterable[str]) -> list[str]:
         """Those names that are of this model; of a version whose folder was deleted the last ranking's record tells."""
@@ -200,10 +194,8 @@ class _Ranking:
         """Import what is planned, switch to it, show it in tabs, and clear away what it replaces."""
         tabs = RankingTabs(self._context, plan.name)
         with stage("import"):
-            imported = self._import(plan, tabs)
-        removed = 0
-        there = labelstudio.count_predictions(self._client).get(plan.name)
-        if there:
+            imported, removed = self._import(plan, tabs), 0
+        if there := labelstudio.count_predictions(self._client).get(plan.name):
             with stage("switch"):
                 self._switch(plan.name)
         with stage("tabs"):
@@ -314,15 +306,8 @@ def _together(begun: Summary | None, later: Summary) -> Summary:
     """The summary of a run that first brought an earlier one to its end."""
     if begun is None:
         return later
-    return replace(
-        begun,
-        tasks=begun.tasks + later.tasks,
-        waiting=later.waiting,
-        audit=begun.audit + later.audit,
-        failed=later.failed,
-        imported=begun.imported + later.imported,
-        removed=begun.removed + later.removed,
-    )
+    both = {name: getattr(begun, name) + getattr(later, name) for name in ("tasks", "audit", "imported", "removed")}
+    return replace(begun, **both, waiting=later.waiting, failed=later.failed)
 
 
 def _count_held_out(items: Sequence[Planned]) -> int:

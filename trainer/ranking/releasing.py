@@ -76,17 +76,15 @@ _DEFAULT: Final = Before(sampling="Sequential sampling", model_version="", at=""
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What was put back."""
+    """What was put back, and how much of ours was removed."""
 
     project: int
     predictions: int
-    """Ours, that were removed."""
     sampling: str
     model_version: str
     webhooks: int
     """That no longer carry our secret."""
     tabs: int
-    """Ours, that were removed."""
     recorded: bool
     """Whether it was written down how the project was; if not, it has Label Studio's defaults where it had ours."""
 

@@ -95,11 +95,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What may be confirmed, and why each task may."""
+    """What may be confirmed, and why, by task."""
 
     sure: Sure
     reasons: Mapping[int, str]
-    """By task."""
 
 
 def tasks_to_score(labelled: Labelled, witnesses: Sequence[Predicted], asked: Asked) -> list[int]:

@@ -69,12 +69,7 @@ class RankingTabs:
         return {marker: label for marker, label in known if marker.startswith(f"{self._name}/")}
 
     def keep(self, plan: Plan, offered: Sure | None) -> None:
-        """Have the project show the tabs, or none where none are asked for.
-
-        Args:
-            plan: what was imported now.
-            offered: what the ranking offers to be confirmed, and what it would take to offer something.
-        """
+        """Have the project show the tabs of what was imported and is offered, or none where none are asked for."""
         context, record = self._context, self._context.tab_record
         try:
             if not context.options.tabs:
@@ -92,9 +87,7 @@ class RankingTabs:
     def _choose(self, sure: Mapping[str, str], offered: Sure | None) -> list[Tab]:
         """Return the tabs that hold a task, from what the ranking knows: Label Studio would have to search all of them.
 
-        Args:
-            sure: what those look for whose labels may be confirmed, and the label of each.
-            offered: what may be confirmed.
+        `sure` is what those look for whose labels may be confirmed, and the label of each.
         """
         context, chosen = self._context, list[Tab]()
         if context.data:
@@ -127,11 +120,7 @@ def mark_sure(
 ) -> tuple[Planned, ...]:
     """Return predictions of a ranking, those with a mark whose label may be confirmed.
 
-    Args:
-        items: the predictions.
-        ranking: its name.
-        labels: the labelling config's.
-        groups: what the tabs of the ranking that are there already look for, and their labels.
+    The labels are the labelling config's; `groups` is what tabs look for that are there already, and their labels.
     """
     known = set(groups.values())
     counts = Counter(label for item in items if item.sure and (label := _label_of(item)) in labels)

@@ -29,7 +29,6 @@ class Portions:
     """Tasks that wait for their answers. Used by several threads."""
 
     def __init__(self, tasks: Sequence[PoolTask]) -> None:
-        """Take all of them, in the order in which they are asked about."""
         self._waiting = deque(tasks)
         self._size = LEAST_TASKS
         self._tries = Counter[int]()
@@ -51,8 +50,7 @@ class Portions:
     def note(self, portion: Sequence[PoolTask], late: Collection[int], *, seconds: float) -> set[int]:
         """Take note of how long a portion took; those for which the server had no time wait again.
 
-        Returns:
-            those of the late ones that are given up: that of a small portion they had been late again and again.
+        Late ones are returned that are given up: of a small portion they had been late again and again.
         """
         with self._lock:
             answered = len(portion) - len(late)

@@ -75,11 +75,7 @@ class Failure:
 
 
 def parse_score(document: Mapping[str, Any]) -> Score | Failure:
-    """Read one element of a server's answer.
-
-    Raises:
-        ValueError, LookupError, TypeError: if it is none.
-    """
+    """Read one element of a server's answer; raises ValueError, LookupError or TypeError if it is none."""
     task = document["task"]
     if "error" in document:
         error = document["error"]
@@ -103,30 +99,28 @@ def digest(value: object) -> str:
 
 
 class ScoreLog:
-    """Scores on disk, one a line, each as good as written once `append` has returned."""
+    """Scores on disk, one a line, each as good as written once `append` has returned.
+
+    The file need not be there yet.
+
+    Raises:
+        ConfigError: if it cannot be read or written.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Take the file's place; it need not be there yet."""
         self._path = path
 
     def read(self, digests: Mapping[int, str]) -> dict[int, Score]:
         """Return what is there of these tasks: of each its number and the digest of its data.
 
         A line that was cut short by the end of its writer is taken off, with all behind it.
-
-        Raises:
-            ConfigError: if the file cannot be read.
         """
         with self._explaining():
             entries = recover_lines(self._path, _parse_line)
         return {score.task: score for key, score in entries if digests.get(score.task) == key}
 
     def append(self, scores: Iterable[Score], digests: Mapping[int, str]) -> None:
-        """Add scores, and return when they are on disk.
-
-        Raises:
-            ConfigError: if they cannot be written.
-        """
+        """Add scores, and return when they are on disk."""
         lines = b"".join(_format_line(score, digests[score.task]) for score in scores)
         with self._explaining():
             self._path.parent.mkdir(parents=True, exist_ok=True)

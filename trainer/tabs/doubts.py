@@ -27,9 +27,8 @@ from trainer.tabs.record import Listed
 
 _log = logging.getLogger(__name__)
 
-FIGURES_FILE: Final = f"{REPORT_FOLDER}/figures.json"
+_FIGURES_FILE: Final = f"{REPORT_FOLDER}/figures.json"
 _MOST_BYTES: Final = 64 * 2**20
-_PERCENT: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +60,14 @@ class Doubt:
 
 
 def read_suspects(repository: Repository, manifest: Manifest, project_id: int) -> list[Suspect]:
-    """Return what a version finds wrong among the labels of a project, the likeliest first; nothing without a report.
+    """Return what a version finds wrong among the labels of a project, the likeliest first.
 
-    Nothing either where it was trained on another project's labels.
+    Nothing without a report, or where it was trained on another project's labels.
     """
     if manifest.training.project is None or manifest.training.project.id != project_id:
         return []
     try:
-        document = json.loads(repository.read_file(manifest.version, FIGURES_FILE, most_bytes=_MOST_BYTES))
+        document = json.loads(repository.read_file(manifest.version, _FIGURES_FILE, most_bytes=_MOST_BYTES))
         return _SUSPECTS.validate_python(document["label_errors"]["tasks"])
     except (LabelnextError, OSError):
         return []
@@ -87,15 +86,8 @@ def find_doubts(
 ) -> list[Doubt]:
     """Return the suspects that are labelled as they were, and that nobody has looked at since they were listed.
 
-    Args:
-        client: of the project.
-        suspects: the likeliest first.
-        control: whose labels they are.
-        marker: is to stand in their predictions.
-        listed: tasks that were listed before.
+    The control is that whose labels they are. The marker is to stand in their predictions.
     """
-    if not suspects:
-        return []
     tasks = {task["id"]: task for task in tasks_by_number(client, [suspect.task for suspect in suspects])}
     forms = {choice.stored: choice.form for choice in control.choices}
     found = []
@@ -133,7 +125,7 @@ def _is_settled(task: Mapping[str, Any], suspect: Suspect, control: ChoicesContr
 
 def _explain(suspect: Suspect) -> str:
     given, suggested = (" and ".join(labels) or "nothing" for labels in (suspect.given, suspect.suggested))
-    likely = round(_PERCENT * suspect.given_probability)
+    likely = round(100 * suspect.given_probability)
     return f"labelled {given} ({likely} % likely), looks like {suggested}"
 
 
@@ -154,7 +146,5 @@ def just_after(doubts: Iterable[Doubt]) -> str | None:
 
     Written as the Data Manager's filters want it, to which a time without microseconds is an error.
     """
-    moments = [datetime.fromisoformat(doubt.changed_at).astimezone(UTC) for doubt in doubts]
-    if not moments:
-        return None
-    return (max(moments) + timedelta(microseconds=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    last = max((datetime.fromisoformat(doubt.changed_at).astimezone(UTC) for doubt in doubts), default=None)
+    return f"{last + timedelta(microseconds=1):%Y-%m-%dT%H:%M:%S.%fZ}" if last else None

@@ -29,16 +29,12 @@ _EVERYTHING: Final = {"title": "Default"}
 
 
 def keep_tabs(client: ProjectClient, repository: Repository, *, record: TabRecord, wanted: Sequence[Tab]) -> list[str]:
-    """Have a project show the tabs that are wanted, and none of ours beside them.
+    """Have a project show the tabs that are wanted, from left to right, and none of ours beside them.
 
-    Args:
-        client: of the project.
-        repository: where it is written down which are ours.
-        record: what is remembered of the project; it is saved, too.
-        wanted: from left to right.
+    What is remembered of the project is saved, too.
 
     Returns:
-        their titles.
+        Their titles.
 
     Raises:
         ConfigError: if Label Studio does not answer or refuses, or the record cannot be written.
@@ -117,10 +113,7 @@ def _follow(
 ) -> list[Filter] | None:
     """Return the filters that a tab is to have, None if they stay: what people have made of them does.
 
-    Args:
-        there: what it has.
-        written: what it was given so far, the last ones last.
-        wanted: what it is to be given.
+    Those `written` are what it was given so far, the last ones last.
     """
     ours = [item for items in written for item in items]
     outdated = any(item in ours and item not in wanted for item in there)
@@ -147,7 +140,8 @@ def _settings(tab: Tab, columns: Sequence[Column]) -> dict[str, Any]:
     """What a tab looks like at first."""
     images = [column.id for column in columns if column.is_image]
     grid = tab.grid and len(images) == 1
-    shown = {_NUMBER, *tab.columns, *images} if grid else {_NUMBER, *tab.columns, *_data(columns)}
+    data = images if grid else [column.id for column in columns if column.is_data]
+    shown = {_NUMBER, *tab.columns, *data}
     return {
         "title": tab.title,
         "type": "grid" if grid else "list",
@@ -160,7 +154,3 @@ def _settings(tab: Tab, columns: Sequence[Column]) -> dict[str, Any]:
         "gridWidth": _GRID_COLUMNS,
         **(_TICKED if tab.ticked else {}),
     }
-
-
-def _data(columns: Iterable[Column]) -> list[str]:
-    return [column.id for column in columns if column.is_data]

@@ -49,9 +49,8 @@ class TabRecord:
     created_at: str = ""
     """When the project was made: another one may come to bear its number."""
     tabs: Mapping[str, Kept] = field(default_factory=dict)
-    """By what they are for."""
+    """By their keys."""
     listed: Mapping[int, Listed] = field(default_factory=dict)
-    """By task."""
     sure: Mapping[str, str] = field(default_factory=dict)
     """Labels, by the marker that predictions of them carry that may be confirmed."""
 
@@ -66,7 +65,7 @@ def load_record(repository: Repository, project_id: int, created_at: str) -> Tab
         OSError: if the record is there and cannot be read.
     """
     try:
-        record = _RECORD.validate_json(repository.documents(TABS_FOLDER).read(_file(project_id)))
+        record = _RECORD.validate_json(repository.documents(TABS_FOLDER).read(f"{project_id}.json"))
     except (FileNotFoundError, ValueError):
         return TabRecord(created_at)
     return record if record.created_at == created_at else TabRecord(created_at)
@@ -80,17 +79,9 @@ def save_record(repository: Repository, project_id: int, record: TabRecord) -> N
     """
     remedy = "give the trainer the folder to write, or go without by --no-tabs"
     with explaining(f"the tabs of project {project_id}", repository.root, place=repository.location, remedy=remedy):
-        repository.documents(TABS_FOLDER).write(_file(project_id), _RECORD.dump_json(record))
+        repository.documents(TABS_FOLDER).write(f"{project_id}.json", _RECORD.dump_json(record))
 
 
 def forget_record(repository: Repository, project_id: int) -> None:
-    """Remove the record, if there is one.
-
-    Raises:
-        OSError: if it cannot be removed.
-    """
-    repository.documents(TABS_FOLDER).remove(_file(project_id))
-
-
-def _file(project_id: int) -> str:
-    return f"{project_id}.json"
+    """Remove the record, if there is one; raises OSError if it cannot be removed."""
+    repository.documents(TABS_FOLDER).remove(f"{project_id}.json")

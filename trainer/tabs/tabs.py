@@ -30,7 +30,6 @@ class Tab:
     """What it is for."""
     title: str
     filters: tuple[Filter, ...]
-    """All of which hold for its tasks."""
     ordering: str
     """A column, with a hyphen before it where the greatest comes first."""
     columns: tuple[str, ...]
@@ -50,9 +49,7 @@ def label_next(*, skipped_are_done: bool) -> Tab:
 def look_again(marker: str, changed_before: str) -> Tab:
     """Return the tab of labels that are probably wrong, the likeliest first; who saves one takes it out.
 
-    Args:
-        marker: in the predictions of its tasks.
-        changed_before: a moment at which none of them had changed yet.
+    The marker is in the predictions of its tasks, all of which last changed before the moment.
     """
     unchanged = condition("updated_at", "less", changed_before, "Datetime")
     filters = (_LABELLED, _holds(marker), unchanged)

@@ -38,7 +38,6 @@ class Column:
     """Such as `tasks:data.image`."""
     is_image: bool
     is_data: bool
-    """Whether it is of the tasks' own data."""
     beside_editor: bool
     """Whether it is shown by default in the narrow list beside a task that is open."""
 
@@ -83,7 +82,8 @@ def create_view(
     client: ProjectClient, settings: Mapping[str, Any], *, filters: Iterable[Filter] = (), order: str = ""
 ) -> int:
     """Add a tab at the right end, and return its number."""
-    data = {**settings, "filters": _all_of(filters), "ordering": [order] if order else []}
+    all_of = {"conjunction": "and", "items": list(filters)}
+    data = {**settings, "filters": all_of, "ordering": [order] if order else []}
     return int(client.post(_VIEWS, {"project": client.project, "data": data})["id"])
 
 
@@ -92,9 +92,9 @@ def change_view(client: ProjectClient, view: View, *, filters: Iterable[Filter],
 
     Label Studio replaces the settings by what it is sent, and fails without any, so all are sent.
     """
-    data = {**view.settings, **settings, "filters": {**_all_of(filters), "conjunction": view.conjunction}}
-    path = f"{_VIEWS}{view.id}/"
-    client.send("PATCH", path, what=f"tab {view.id}", body={"project": client.project, "data": data}, accepted=(404,))
+    data = {**view.settings, **settings, "filters": {"conjunction": view.conjunction, "items": list(filters)}}
+    body = {"project": client.project, "data": data}
+    client.send("PATCH", f"{_VIEWS}{view.id}/", what=f"tab {view.id}", body=body, accepted=(404,))
 
 
 def delete_view(client: ProjectClient, view_id: int) -> None:
@@ -106,10 +106,6 @@ def order_views(client: ProjectClient, view_ids: Sequence[int]) -> None:
     """Put tabs in this order, from the left."""
     body = {"project": client.project, "ids": list(view_ids)}
     client.send("POST", f"{_VIEWS}order/", what=_tabs_of(client), body=body)
-
-
-def _all_of(filters: Iterable[Filter]) -> dict[str, Any]:
-    return {"conjunction": "and", "items": list(filters)}
 
 
 def _tabs_of(client: ProjectClient) -> str:

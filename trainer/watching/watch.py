@@ -78,8 +78,6 @@ def _take_turns(watchers: Sequence[Watcher], supervisor: Supervisor) -> None:
     Raises:
         Stopped: on a signal.
     """
-    for watcher in watchers:
-        watcher.announce(by_model=len(watchers) > 1)
     due = dict.fromkeys(watchers, -float("inf"))
     while True:
         for watcher in due:

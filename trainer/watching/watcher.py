@@ -145,18 +145,11 @@ class Watcher:
         """What the project is ranked by, as far as is known."""
         self._ranked_tasks = 0
         self._seen_tasks = 0
-
-    def announce(self, *, by_model: bool) -> None:
-        """Say what is watched, and for which model where that is not said elsewhere."""
-        model = f" for model {self._repository.model}" if by_model else ""
-        _log.info("watching project %d%s: a round %s", self._project, model, self._options.describe())
+        model = f" for model {repository.model}" if self.name else ""
+        _log.info("watching project %d%s: a round %s", project, model, options.describe())
 
     def take_turn(self) -> float:
-        """Look, and do what is due; return the seconds until the next look.
-
-        Raises:
-            Stopped: on a signal.
-        """
+        """Look, and do what is due; return the seconds until the next look. Raises `Stopped` on a signal."""
         pause_s = self._options.poll_s
         try:
             with self._supervisor.interruptible():

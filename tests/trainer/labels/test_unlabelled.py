@@ -37,7 +37,7 @@ def fetcher():
 
 
 def find(pets, fetcher):
-    pool = from_project(pets.client)
+    pool = from_project(pets.client, kept=pets.kept)
     asked = len(pets.requests)
     found = find_unlabelled(pool, 5, pets.kept, fetcher)
     assert len(pets.requests) == asked, "nobody is asked"
@@ -49,7 +49,7 @@ def address(task):
 
 
 def test_sources_are_those_of_listed_tasks_without_an_annotation(pets, fetcher):
-    pool = from_project(pets.client)
+    pool = from_project(pets.client, kept=pets.kept)
     assert (pool.labels, [image.task_id for image in pool.images]) == (("cat", "dog"), [1, 2, 3, 4, 5])
     assert "project 5 (Pets)" in pool.origin
     assert [task.id for task in recall_unlabelled(pets.kept)] == list(range(6, TASKS + 1))

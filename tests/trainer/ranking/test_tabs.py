@@ -41,20 +41,20 @@ def labelled(rig):
 def confident(labelled, monkeypatch):
     """What rankings say that may be confirmed, and of how large a share of it is right the interval's lower end."""
     found = SimpleNamespace(tasks=set(labelled.unlabelled), low=None)
-    original = planning._arrange
+    original = planning._ByVersion.plan_all
 
-    def arrange(context, manifest, name, former):
-        plan, failures = original(context, manifest, name, former)
+    def plan_all(self, name, former):
+        plan, failures = original(self, name, former)
         items = [
             replace(each, sure="as good as certain") if each.task in found.tasks and not each.held_out else each
             for each in plan.items
         ]
         labels = {each.task: each.result[0]["value"]["choices"][0] for each in items if each.sure}
-        tasks = {task: context.control.labels.index(label) for task, label in labels.items()}
+        tasks = {task: self._context.control.labels.index(label) for task, label in labels.items()}
         sure = replace(plan.sure or Sure(name, 0.98), low=found.low, tasks=tasks)
         return replace(plan, items=tuple(items), sure=sure), failures
 
-    monkeypatch.setattr(planning, "_arrange", arrange)
+    monkeypatch.setattr(planning._ByVersion, "plan_all", plan_all)
     return found
 
 
