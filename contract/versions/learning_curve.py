@@ -73,8 +73,8 @@ def find_points(manifests: Sequence[Manifest]) -> list[Point]:
     for manifest in manifests:
         metrics, training = manifest.metrics, manifest.training
         if at := compared.get(manifest.version):
-            interval = at.low, at.high
-            points.append(Point(manifest, at.labels, at.macro_f1, interval, newest.images, True, is_joined=True))
+            spread = at.low, at.high
+            points.append(Point(manifest, at.labels, at.macro_f1, spread, newest.images, True, is_joined=True))
         elif training.images is not None and metrics.macro_f1 is not None:
             interval, is_random = metrics.macro_f1_interval, training.is_on_random_sample
             points.append(Point(manifest, training.images, metrics.macro_f1, interval, metrics.images, is_random))
