@@ -242,12 +242,13 @@ def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> 
     def begin() -> None:
         g.started = time.perf_counter()
         g.deadline = time.monotonic() + service.settings.deadline_s - _waited_s()
-        g.token = logs.request_id.set(logs.accept_request_id(request.headers.get("X-Request-Id")))
+        g.held = ExitStack()
+        request_id = logs.accept_request_id(request.headers.get("X-Request-Id"))
+        g.held.callback(logs.request_id.reset, logs.request_id.set(request_id))
         check_head()  # before there is a place for the request: strangers get none
-        g.place = ExitStack()
         if (route := _route()) is not None and route not in _AT_ONCE:
             limiter = service.limiter if route in _SCORING else pages
-            g.place.enter_context(limiter.enter(request.content_length or 0, deadline=g.deadline))
+            g.held.enter_context(limiter.enter(request.content_length or 0, deadline=g.deadline))
 
     @app.after_request
     def end(response: Response) -> Response:
@@ -263,10 +264,8 @@ def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> 
 
     @app.teardown_request
     def leave(_: BaseException | None) -> None:
-        if place := g.pop("place", None):
-            place.close()
-        if token := g.pop("token", None):
-            logs.request_id.reset(token)
+        if held := g.pop("held", None):
+            held.close()
 
 
 def _route() -> str | None:

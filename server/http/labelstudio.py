@@ -173,8 +173,7 @@ def build_predictions(
     outcomes: Sequence[Outcome], manifest: Manifest, target: Target, direction: Score
 ) -> list[JsonObject]:
     """Return one element per outcome, in order; of an image without a score an empty one, which Label Studio skips."""
-    scored = [outcome for outcome in outcomes if isinstance(outcome, ImageScores)]
-    built = _build_scored(scored, manifest, target, direction)
+    built = _build_scored([each for each in outcomes if isinstance(each, ImageScores)], manifest, target, direction)
     return [next(built) if isinstance(outcome, ImageScores) else {} for outcome in outcomes]
 
 

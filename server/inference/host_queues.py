@@ -113,8 +113,6 @@ class HostQueues:
             abandoned = [job for host in self._hosts.values() for queue in host.jobs.values() for job in queue]
             for host in self._hosts.values():
                 host.jobs.clear()
-            for hosts in self._in_turn.values():
-                hosts.clear()
             self._waiting = 0
             self._changed.notify_all()
         for _, outcome in abandoned:
@@ -197,19 +195,16 @@ class HostQueues:
             if host.is_known != is_known:
                 host.is_known = is_known
                 self._queue_up(host)
-            self._remember(host)
+            self._known.pop(host.name, None)
+            if is_known:
+                self._known[host.name] = None
+                if len(self._known) > _HOSTS_KNOWN:
+                    self._known.popitem(last=False)
             if not host.started:
                 del self._running[host.name]
                 if not host.jobs:
                     del self._hosts[host.name]
             self._changed.notify()
-
-    def _remember(self, host: _Host) -> None:
-        self._known.pop(host.name, None)
-        if host.is_known:
-            self._known[host.name] = None
-            if len(self._known) > _HOSTS_KNOWN:
-                self._known.popitem(last=False)
 
 
 def _abandon(outcome: "Future[Any]") -> None:

@@ -7,11 +7,11 @@ again. Knows no threads and no graph.
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from contract.errors import ImageError
-from contract.features.store import Download, FeatureStore
+from contract.features.store import FeatureStore
 from contract.images.download import Validators
 from contract.images.fetch import Fetched, Fetcher
 from server.inference.backbone import Features
@@ -62,16 +62,21 @@ class KnownImages:
         self._metrics = metrics
         self._clock = clock
 
-    def recall(self, images: Sequence[ImageReference], engine: Engine) -> list[Features | None]:
-        """Return float32 (F,) of each image, in order, or None where its source has to be asked. Asks no image host."""
+    def recall(self, images: Mapping[int, ImageReference], engine: Engine) -> dict[int, Features]:
+        """Return float32 (F,) of those images whose sources need not be asked, in order. Asks no image host."""
         if not self._recheck_s:
-            return [None] * len(images)
-        named = {index: source for index, image in enumerate(images) if (source := self._source(image))}
-        last = zip(named, self._store.recall_many([*named.values()]), strict=True)
-        fresh = {index: download.digest for index, download in last if download and self._is_fresh(download)}
-        rows = dict(zip(fresh, self._rows([*fresh.values()], engine), strict=True))
-        found = [rows.get(index) for index in range(len(images))]
-        self._metrics.feature_cache_hits.inc(sum(row is not None for row in found))
+            return {}
+        now = self._clock()
+        named = {index: source for index, image in images.items() if (source := self._source(image))}
+        last = dict(zip(named, self._store.recall_many([*named.values()]), strict=True))
+        digests = {
+            index: download.digest
+            for index, download in last.items()
+            if download and 0 <= now - download.checked_at < self._recheck_s
+        }
+        rows = zip(digests, self._rows([*digests.values()], engine), strict=True)
+        found = {index: row for index, row in rows if row is not None}
+        self._metrics.feature_cache_hits.inc(len(found))
         return found
 
     def find(self, image: ImageReference, engine: Engine, deadline: float) -> File | Features:
@@ -101,9 +106,6 @@ class KnownImages:
         self._store.remember(source, fetched.validators, digest, at=self._clock())
         (row,) = self._rows([digest], engine)
         return File(fetched.data, digest) if row is None else row
-
-    def _is_fresh(self, download: Download) -> bool:
-        return 0 <= self._clock() - download.checked_at < self._recheck_s
 
     def _rows(self, digests: Sequence[bytes], engine: Engine) -> list[Features | None]:
         """Features of files, where there are as many as the head takes: the store's folder may be written by others."""

@@ -108,7 +108,10 @@ class Scorer:
         last: Future[list[Scored]] | None = None
         for first in range(0, len(images), step):
             part = dict([*images.items()][first : first + step])
-            rows = self._recall(part, work)
+            rows: dict[int, Features] = {}
+            if self._known is not None:
+                with self._metrics.stage("recall"):
+                    rows = self._known.recall(part, work.engine)
             started += [([index], self._ask(image, work)) for index, image in part.items() if index not in rows]
             if not rows:
                 continue
@@ -120,14 +123,6 @@ class Scorer:
             self._batcher.submit(np.stack([*rows.values()]), work, last)
             started.append(([*rows], last))
         return started
-
-    def _recall(self, images: Mapping[int, ImageReference], work: Work) -> dict[int, Features]:
-        """Return the features of those images that are known without asking anybody, by their indices."""
-        if self._known is None:
-            return {}
-        with self._metrics.stage("recall"):
-            rows = self._known.recall([*images.values()], work.engine)
-        return {index: row for index, row in zip(images, rows, strict=True) if row is not None}
 
     def _ask(self, image: ImageReference, work: Work) -> "Future[list[Scored]]":
         outcome: Future[list[Scored]] = Future()
