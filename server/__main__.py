@@ -100,12 +100,7 @@ class _Pool:
 
 
 def _score_pool(options: _Pool) -> None:
-    """Score a pool that is not in Label Studio.
-
-    Raises:
-        ConfigError: if Ray is not installed.
-        LabelnextError: as `server.pool.job.score_pool` does.
-    """
+    """Score a pool that is not in Label Studio."""
     settings = Settings.read()
     try:
         from server.pool import cluster, job

@@ -175,11 +175,7 @@ def _answer(scored: Scored) -> Response:
 
 
 def _read_body() -> object:
-    """Return the request's body, which has come in whole, as JSON; NaN and Infinity are not JSON.
-
-    Raises:
-        RequestError: if it is not JSON.
-    """
+    """Return the request's body, which has come in whole, as JSON, in which there is no NaN and no Infinity."""
     body = request.get_data(cache=False)
     if (request.content_length or 0) > len(body):
         raise ClientDisconnected

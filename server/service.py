@@ -69,7 +69,12 @@ class Health(ModelHealth):
 
 
 class Service:
-    """Everything behind the routes of one application."""
+    """Everything behind the routes of one application.
+
+    What answers a request raises RequestError or ConfigError if the request cannot be understood, UnknownModel if there
+    is no model of that name, LabelMismatch if no model knows the project's labels or it cannot be told which is to
+    answer, and Unavailable or InferenceError if the server cannot score.
+    """
 
     def __init__(self, settings: Settings, *, fetcher: Fetcher | None = None) -> None:
         """Put the parts together; `start` starts their threads.
@@ -168,9 +173,6 @@ class Service:
         Args:
             name: the model that is asked for.
             version: one whose model is told of, if it is in use.
-
-        Raises:
-            UnknownModel: if there is no model of that name.
         """
         fault = self.fault
         if self._draining.is_set():
@@ -194,13 +196,7 @@ class Service:
         return "; ".join(details) or None
 
     def setup(self, body: object, name: str | None = None) -> Mapping[str, str]:
-        """Answer /setup: the version that /predict would stamp now.
-
-        Raises:
-            RequestError: if the request cannot be understood.
-            UnknownModel: if there is no model of that name.
-            LabelMismatch: if the version does not know the project's labels, or no model, or too many.
-        """
+        """Answer /setup: the version that /predict would stamp now."""
         label_config, project = labelstudio.parse_setup(body)
         refused, self._refusals = self._refusals, {}
         engine = None
@@ -227,14 +223,7 @@ class Service:
         return choose_model(self.models, label_config or "", project)
 
     def predict(self, body: object, name: str | None = None, *, deadline: float) -> Scored:
-        """Answer /predict with one element per task, in order, all of one version.
-
-        Raises:
-            RequestError, ConfigError: if the request cannot be understood.
-            UnknownModel: if there is no model of that name.
-            LabelMismatch: if no model knows the project's labels, or it cannot be told which is to answer.
-            Unavailable, InferenceError: if the server cannot score.
-        """
+        """Answer /predict with one element per task, in order, all of one version."""
         request = labelstudio.parse_predict(body)
         self._await_models(deadline)
         model = self._find_at_once(name, request.label_config, request.project_id)
@@ -249,10 +238,8 @@ class Service:
         """Answer /score: what a ranking needs to know of each task, in order, all of the version that was asked for.
 
         Raises:
-            RequestError, ConfigError: if the request cannot be understood, or asks for passes under fresh masks.
-            UnknownModel: if there is no model of that name.
+            ConfigError: if it asks for passes under fresh masks.
             OtherVersion: if no model has that version in use.
-            Unavailable, InferenceError: if the server cannot score.
         """
         request, version = labelstudio.parse_score(body)
         if request.extras.passes and self.settings.masks is not MaskPolicy.FIXED:
@@ -278,11 +265,7 @@ class Service:
         return Scored(results, _count_failed(outcomes), version, about)
 
     def _await_models(self, deadline: float) -> None:
-        """Wait for the first look at the repository.
-
-        Raises:
-            Unavailable: if it is not over in time, or nothing can be scored.
-        """
+        """Wait for the first look at the repository; Unavailable if it is not over in time, or nothing can be scored."""
         if (fault := self.batcher.fault) is not None:
             raise Unavailable(fault)
         if not self.models.settled.wait(max(0.0, deadline - time.monotonic())):
@@ -302,10 +285,6 @@ class Service:
         """Take note of a webhook, and ask for a training where somebody pressed Start Training.
 
         All else is only logged: labels are read by polling, so an event that is lost costs nothing.
-
-        Raises:
-            RequestError: if the body is not what Label Studio sends.
-            UnknownModel: if there is no model of that name.
         """
         event = labelstudio.parse_webhook(body)
         _log.info("webhook", extra={"action": event.action, "project_id": event.project})
@@ -329,12 +308,9 @@ class Service:
 
 
 def _engine_of(model: Model | None) -> Engine | None:
-    """Return the engine in use; None if nothing has been published.
+    """Return the engine in use; None if nothing has been published, Unavailable if that cannot be used.
 
     Another replica may have the version that this one could not get, so it is not for this one to say "nothing".
-
-    Raises:
-        Unavailable: if something was published, and cannot be used.
     """
     if model is not None and model.engine is None and not model.unpublished:
         raise Unavailable(f"no version is in use: {model.detail}")

@@ -1,6 +1,7 @@
 """Label Studio's JSON: what its requests mean, and what it accepts as a prediction.
 
-The only place in the server that knows its field names. Knows no HTTP and no graph.
+The only place in the server that knows its field names. Where a body is not what Label Studio sends, RequestError names
+the field. Knows no HTTP and no graph.
 """
 
 import base64
@@ -87,11 +88,7 @@ class Target:
 
 
 def parse_predict(body: object) -> PredictRequest:
-    """Read the body of /predict.
-
-    Raises:
-        RequestError: naming the field that is not what Label Studio sends.
-    """
+    """Read the body of /predict."""
     fields = _expect(body, dict, "the body")
     tasks = _expect(fields.get("tasks"), list, "tasks")
     return PredictRequest(
@@ -102,13 +99,9 @@ def parse_predict(body: object) -> PredictRequest:
 
 
 def parse_score(body: object) -> tuple[PredictRequest, str]:
-    """Read the body of /score: that of /predict, `version`, and `embeddings` and `passes`, which are false by default.
+    """Read the body of /score, and which version is to answer.
 
-    Returns:
-        what is asked for, and the version that is to answer.
-
-    Raises:
-        RequestError: naming the field that is not what was expected.
+    It is that of /predict with `version`, and with `embeddings` and `passes`, which are false by default.
     """
     fields = _expect(body, dict, "the body")
     version = _expect(fields.get("version"), str, "version")
@@ -117,11 +110,7 @@ def parse_score(body: object) -> tuple[PredictRequest, str]:
 
 
 def parse_setup(body: object) -> tuple[str | None, int | None]:
-    """Read the body of /setup: the labelling config, None if the project has none yet, and the project.
-
-    Raises:
-        RequestError: if the body is not what Label Studio sends.
-    """
+    """Read the body of /setup: the labelling config, None if the project has none yet, and the project."""
     fields = _expect(body, dict, "the body")
     schema = fields.get("schema")
     label_config = None if schema is None else _expect(schema, str, "schema")
@@ -129,11 +118,7 @@ def parse_setup(body: object) -> tuple[str | None, int | None]:
 
 
 def parse_webhook(body: object) -> Event:
-    """Read the body of /webhook.
-
-    Raises:
-        RequestError: if the body names no action.
-    """
+    """Read the body of /webhook."""
     fields = _expect(body, dict, "the body")
     action = _expect(fields.get("action"), str, "action")
     if len(action) > _MOST_ACTION:

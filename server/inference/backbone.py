@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Backbone:
-    """A backbone in an onnxruntime session."""
+    """A backbone in an onnxruntime session. What runs it raises InferenceError if onnxruntime fails."""
 
     key: str
     """Names all that features depend on besides the image: of equal keys equal features come."""
@@ -54,11 +54,7 @@ class Backbone:
         return device_name(self.session)
 
     def compute(self, images: Images) -> Features:
-        """Compute the features of uint8 (N, H, W, 3): float32 (N, F).
-
-        Raises:
-            InferenceError: if onnxruntime fails.
-        """
+        """Compute the features of uint8 (N, H, W, 3): float32 (N, F)."""
         step = len(images) if self.provider == Device.CUDA else _IMAGES_A_RUN
         (images_input,) = self.session.get_inputs()
         parts = []

@@ -36,7 +36,10 @@ class EngineOptions:
 
 
 class Engine:
-    """One version, backbone and head each in an onnxruntime session, with its masks."""
+    """One version, backbone and head each in an onnxruntime session, with its masks.
+
+    What runs either raises InferenceError if onnxruntime fails.
+    """
 
     def __init__(self, version: Version, options: EngineOptions, *, backbones: Backbones | None = None) -> None:
         """Lower the version's graph and open the sessions, but for a backbone that is among `backbones`.
@@ -79,19 +82,11 @@ class Engine:
         return self.run_passes(self.compute_features(images), masks)
 
     def compute_features(self, images: Images) -> Features:
-        """Run the backbone, once per image: uint8 (N, H, W, 3) to float32 (N, F).
-
-        Raises:
-            InferenceError: if onnxruntime fails.
-        """
+        """Run the backbone, once per image: uint8 (N, H, W, 3) to float32 (N, F)."""
         return self.backbone.compute(images)
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
-        """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given.
-
-        Raises:
-            InferenceError: if onnxruntime fails.
-        """
+        """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given."""
         chosen = masks or self.masks or fresh_masks(self._rng, self.sites, self.passes)
         parts = []
         for start in range(0, len(features), _ROWS_A_RUN):

@@ -89,11 +89,7 @@ def open_session(model: ModelProto, folder: Path, options: SessionOptions) -> on
 def run(
     session: onnxruntime.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]
 ) -> list[npt.NDArray[np.float32]]:
-    """Run a session.
-
-    Raises:
-        InferenceError: if onnxruntime fails.
-    """
+    """Run a session; InferenceError if onnxruntime fails."""
     try:
         return list(session.run(outputs, feeds))
     except Exception as err:  # onnxruntime's exceptions share no base class of their own
