@@ -17,12 +17,12 @@ from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
 from server.http.projects import choose_model, find_model
-from server.inference.batching import Batcher, ImageScores
+from server.inference.batching import Batcher, ImageScores, Outcome
 from server.inference.engine import Engine
 from server.inference.known_images import KnownImages
 from server.inference.model import Model
 from server.inference.models import Models
-from server.inference.scoring import Outcome, Scorer
+from server.inference.scoring import Scorer
 from server.inference.sessions import check_device
 from server.observe.metrics import Metrics
 from server.opening import engine_loader, open_models, open_store
@@ -265,7 +265,7 @@ class Service:
         return Scored(results, _count_failed(outcomes), version, about)
 
     def _await_models(self, deadline: float) -> None:
-        """Wait for the first look at the repository; Unavailable if it is not over in time, or nothing can be scored."""
+        """Wait for the first look at the repository; Unavailable if that takes too long, or nothing can be scored."""
         if (fault := self.batcher.fault) is not None:
             raise Unavailable(fault)
         if not self.models.settled.wait(max(0.0, deadline - time.monotonic())):

@@ -21,9 +21,8 @@ from contract.scores.calibration import temper
 from contract.scores.holdout import is_held_out, share_of
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
-from server.inference.batching import Extras, ImageScores
+from server.inference.batching import Extras, ImageScores, Outcome
 from server.inference.known_images import ImageReference, NoImage
-from server.inference.scoring import Outcome
 from server.settings import Score
 
 NO_VERSION = "INITIAL"
@@ -80,11 +79,6 @@ class Target:
     control: ChoicesControl
     stored: tuple[str | None, ...]
     """In the order of the version's labels; None for a label that the config does not have."""
-
-    @property
-    def forms(self) -> dict[str, str | list[str]]:
-        """What stands in a result's `choices` for each label as it is stored."""
-        return {choice.stored: choice.form for choice in self.control.choices}
 
 
 def parse_predict(body: object) -> PredictRequest:
@@ -210,39 +204,35 @@ def _encode(array: npt.NDArray[np.float32], kind: str) -> str:
 def _build_scored(
     scored: Sequence[ImageScores], manifest: Manifest, target: Target, direction: Score
 ) -> Iterator[JsonObject]:
-    """Yield the prediction of each image; arrays are gone through for all at once, which is most of the time."""
+    """Yield the prediction of each image; arrays are gone through for all at once, which is most of the time.
+
+    Its result is a region with the predicted labels, or empty if the config lacks them. A region's probability is for
+    people and so calibrated. Label Studio sorts by the prediction's score, which is not.
+    """
     if not scored:
         return
     measure = label_studio_score if direction is Score.AGREEMENT else normalised_bald
     bald = np.array([scores.bald for scores in scored])  # (N,)
-    directed = measure(bald, len(manifest.labels), multiple=manifest.multiple)
-    regions = _build_regions(np.stack([scores.mean_probabilities for scores in scored]), manifest, target)
-    for scores, score, region in zip(scored, directed.tolist(), regions, strict=True):
-        about = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
-        result = [{**region, "meta": {**about, "probability": region["score"]}}] if region else []
-        yield {"model_version": manifest.version, "score": score, "result": result}
-
-
-def _build_regions(means: npt.NDArray[np.float32], manifest: Manifest, target: Target) -> Iterator[JsonObject | None]:
-    """Yield the predicted labels of each image as a region, of probabilities (n, C); None if the config lacks them.
-
-    A region's probability is for people and so calibrated. Label Studio sorts by the prediction's score, which is not.
-    """
-    calibrated = temper(means, manifest.temperature, multiple=manifest.multiple)  # (n, C)
-    forms = target.forms
-    for labels, probabilities in zip(_predict_labels(means, manifest, target), calibrated, strict=True):
-        chosen = {label: stored for label in labels if (stored := target.stored[label]) is not None}
-        yield (
-            {
+    directed = measure(bald, len(manifest.labels), multiple=manifest.multiple).tolist()
+    means = np.stack([scores.mean_probabilities for scores in scored])  # (N, C)
+    predicted = _predict_labels(means, manifest, target)
+    calibrated = temper(means, manifest.temperature, multiple=manifest.multiple)  # (N, C)
+    forms = {choice.stored: choice.form for choice in target.control.choices}  # as they stand in a result's `choices`
+    for scores, score, labels, probabilities in zip(scored, directed, predicted, calibrated, strict=True):
+        prediction = {"model_version": manifest.version, "score": score, "result": list[JsonObject]()}
+        if chosen := {label: stored for label in labels if (stored := target.stored[label]) is not None}:
+            probability = float(probabilities[list(chosen)].min())
+            about = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
+            region = {
                 "from_name": target.control.from_name,
                 "to_name": target.control.to_name,
                 "type": "choices",
                 "value": {"choices": [forms[stored] for stored in dict.fromkeys(chosen.values())]},
-                "score": float(probabilities[list(chosen)].min()),
+                "score": probability,
+                "meta": {**about, "probability": probability},
             }
-            if chosen
-            else None
-        )
+            prediction["result"] = [region]
+        yield prediction
 
 
 def _predict_labels(means: npt.NDArray[np.float32], manifest: Manifest, target: Target) -> list[list[int]]:

@@ -182,7 +182,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if count is None:
             return
         if not count:
-            self._break_off(conn)
+            if conn.stage is Stage.BODY:
+                self._refuse(conn, HTTPStatus.BAD_REQUEST, "the body ended before its Content-Length; send it whole")
+            else:
+                self._close(conn)
             return
         if conn.is_idle:
             conn.sock.began = time.monotonic()
@@ -201,12 +204,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return None
         except OSError:
             return 0
-
-    def _break_off(self, conn: Connection) -> None:
-        if conn.stage is Stage.BODY:
-            self._refuse(conn, HTTPStatus.BAD_REQUEST, "the body ended before its Content-Length; send it whole")
-        else:
-            self._close(conn)
 
     def _advance(self, conn: Connection, new_bytes: int) -> None:
         """See how far a request has come, of which the last so many bytes are new."""

@@ -84,7 +84,7 @@ class Pixels:
 Sample = Pixels | Features
 """An image, or the float32 (N, F) that the engine's backbone has made of some."""
 
-Scored = ImageScores | NotFinite
+Outcome = ImageScores | ImageError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +101,7 @@ class Work:
 class _Item:
     work: Work
     sample: Sample
-    outcome: "Future[list[Scored]]"
+    outcome: "Future[list[Outcome]]"
     """One for each of its images, in order."""
     queued_at: float = field(default_factory=time.perf_counter)
 
@@ -159,7 +159,7 @@ class Batcher:
             self._thread.join(_HUNG_S if self.fault else None)
         self._abandon("the server is shutting down")
 
-    def submit(self, sample: Sample, work: Work, outcome: "Future[list[Scored]]") -> None:
+    def submit(self, sample: Sample, work: Work, outcome: "Future[list[Outcome]]") -> None:
         """Queue one image, or features of up to `MOST_KNOWN`; `outcome` gets what was scored, Expired or another error.
 
         Raises:
@@ -266,7 +266,7 @@ class Batcher:
 
 def _read(
     outputs: PassOutputs, embeddings: npt.NDArray[np.float32] | None, rows: slice, extras: Extras
-) -> list[Scored]:
+) -> list[Outcome]:
     """What the passes say of the images in some rows of a batch."""
     mean, bald, entropy = outputs.mean_probabilities[rows], outputs.bald[rows], outputs.entropy[rows]
     finite = np.isfinite(mean).all(axis=1) & np.isfinite(bald) & np.isfinite(entropy)  # (n,)

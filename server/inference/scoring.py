@@ -24,7 +24,7 @@ from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
 from contract.settings import DEFAULT_MODEL
 from server.inference.backbone import Features
-from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, ImageScores, Pixels, Scored, Work
+from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, ImageScores, Outcome, Pixels, Work
 from server.inference.engine import Engine
 from server.inference.host_queues import HostQueues
 from server.inference.known_images import File, ImageReference, KnownImages, fetch
@@ -39,10 +39,7 @@ _KNOWN_BYTES = 4 * 2**20
 _LABELS = {"fetch": "fetch_error", "decode": "decode_error"}
 """Error codes to outcomes in the metrics, where they differ."""
 
-
-Outcome = ImageScores | ImageError
-
-_Started = tuple[Sequence[int], "Future[list[Scored]]"]
+_Started = tuple[Sequence[int], "Future[list[Outcome]]"]
 """Which images of a request, and what becomes of them."""
 
 
@@ -105,7 +102,7 @@ class Scorer:
         """Begin with all images: what is known of the next ones is looked up while the last ones are scored."""
         step = max(1, min(MOST_KNOWN, _KNOWN_BYTES // (4 * work.engine.backbone.features)))
         started: list[_Started] = []
-        last: Future[list[Scored]] | None = None
+        last: Future[list[Outcome]] | None = None
         for first in range(0, len(images), step):
             part = dict([*images.items()][first : first + step])
             rows: dict[int, Features] = {}
@@ -124,14 +121,14 @@ class Scorer:
             started.append(([*rows], last))
         return started
 
-    def _ask(self, image: ImageReference, work: Work) -> "Future[list[Scored]]":
-        outcome: Future[list[Scored]] = Future()
+    def _ask(self, image: ImageReference, work: Work) -> "Future[list[Outcome]]":
+        outcome: Future[list[Outcome]] = Future()
         # In a copy of the request's context, so that its id stands in the log.
         prepare = partial(copy_context().run, self._prepare, image, work, outcome)
         self._queues.submit(_host(image.reference), work, prepare, outcome)
         return outcome
 
-    def _prepare(self, image: ImageReference, work: Work, outcome: "Future[list[Scored]]") -> None:
+    def _prepare(self, image: ImageReference, work: Work, outcome: "Future[list[Outcome]]") -> None:
         """Get one image, or its features, and queue it for the graph."""
         if self._clock() >= work.deadline:
             raise _expired()
@@ -150,7 +147,7 @@ class Scorer:
             return File(fetch(self._fetcher, image, work.deadline).data, None)
         return self._known.find(image, work.engine, work.deadline)
 
-    def _collect(self, outcome: "Future[list[Scored]]", images: int, deadline: float) -> Sequence[Outcome]:
+    def _collect(self, outcome: "Future[list[Outcome]]", images: int, deadline: float) -> Sequence[Outcome]:
         try:
             return outcome.result(timeout=max(0.0, deadline - self._clock()))
         except TimeoutError:

@@ -15,17 +15,22 @@ from contract.versions.version import REPORT_FOLDER
 
 INDEX: Final = "index.html"
 
-HEADERS: Final = {
-    "Cache-Control": "private, max-age=86400",
-    "Content-Security-Policy": (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-"""No script runs and nothing is loaded. A browser may keep it, for versions never change; caches that are shared may
-not, for there are images in it."""
+
+def make_headers(*, cache: str, style: str) -> dict[str, str]:
+    """Return headers under which no script runs and nothing is loaded; they say how it may be kept, and which style."""
+    return {
+        "Cache-Control": cache,
+        "Content-Security-Policy": (
+            f"default-src 'none'; img-src data:; style-src {style}; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+HEADERS: Final = make_headers(cache="private, max-age=86400", style="'unsafe-inline'")
+"""A browser may keep it, for versions never change; caches that are shared may not, for there are images in it."""
 
 _MOST_BYTES = 64 * 2**20
 """Of a file, which is read whole."""

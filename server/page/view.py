@@ -27,22 +27,14 @@ from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests
 from server.inference.engine import Engine
 from server.inference.model import Model
-from server.page.reports import has_report
+from server.page.reports import has_report, make_headers
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STYLE = (_TEMPLATES / "page.css").read_text(encoding="utf-8") + learning_curve.STYLE
 _STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
-HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_DIGEST}'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-"""No script runs, nothing is loaded from elsewhere, and no cache keeps the images."""
+HEADERS: Final = make_headers(cache="no-store", style=f"'sha256-{_STYLE_DIGEST}'")
+"""No cache keeps the images."""
 
 _LISTED_CLASSES = 24
 """Up to so many classes are listed whole."""

@@ -20,9 +20,8 @@ from contract.errors import ImageError
 from contract.images.fetch import FetchSettings
 from contract.scores.acquisition import label_studio_score, normalised_bald
 from contract.versions.manifest import Manifest
-from server.inference.batching import ImageScores
+from server.inference.batching import ImageScores, Outcome
 from server.inference.known_images import ImageReference, NoImage
-from server.inference.scoring import Outcome
 from server.inference.validation import admit
 from server.opening import engine_loader, open_models
 from server.pool.job import Done, Job
