@@ -29,7 +29,6 @@ from functools import cached_property, partial
 from importlib.util import find_spec
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +37,8 @@ import torch
 from bench.gpu.cards import describe_card, peak_tflops
 from bench.gpu.placement import read_nodes, recording, work_by_provider
 from bench.harness.frame import Row, read_options, report, say
+from bench.passes.contenders import build_network
+from bench.passes.rounds import Contender, time_in_turn
 from bench.subjects.model import Subject, clean_environment, trained
 from contract.graph.lowering import FEATURES
 from contract.graph.probe import Probe
@@ -50,11 +51,9 @@ from server.inference.resources import available_cpus
 from server.inference.sessions import CUDA, check_device
 from server.inference.validation import admit
 from server.settings import Device, Precision
-from trainer.model.backbones import Opened
-from trainer.model.build import build_head_of, open_backbone_of, sample_features
+from trainer.model.build import sample_features
 from trainer.model.fit import fit
 from trainer.model.head import measure
-from trainer.model.network import Network
 from trainer.model.recipe import choose_recipe
 from trainer.settings import Training
 
@@ -68,7 +67,6 @@ _NO_CUDA = "no CUDA here"
 _CPU = "CPUExecutionProvider"
 _VGG16_MULTIPLY_ADDS = 15.35e9
 """Of the convolutions, for an image of 224 x 224 pixels."""
-_WARM_UP_RUNS = 3
 
 _LAST_LINES = 5
 _TOLD_ONCE = {"bench", "machine", "source", "options", "backbone"}
@@ -250,25 +248,17 @@ def _time(setting: Setting, precision: Precision) -> Row:
     """Tell how many images/s the backbone takes, by batch, and what share of the card's peak that is."""
     engine = setting.open(setting.subject.version, precision)
     peak = peak_tflops(torch.cuda.get_device_name(0), precision) if setting.device is Device.CUDA else None
-    spec, backbone = engine.manifest.input, engine.manifest.backbone.name
-    # Two for each multiplication and addition; other backbones' numbers are not known.
-    operations = 2 * _VGG16_MULTIPLY_ADDS * spec.height * spec.width / 224**2 if backbone == "vgg16" else None
+    spec, known = engine.manifest.input, engine.manifest.backbone.name == "vgg16"
+    # Two for each multiplication and addition.
+    operations = 2 * _VGG16_MULTIPLY_ADDS * spec.height * spec.width / 224**2 if known else None
+    backbone = Contender(engine.compute_features, setting.sizes.batches)
+    timings = time_in_turn({"backbone": backbone}, setting.images, rounds=setting.sizes.runs)
     rows: dict[str, Row] = {}
-    for batch in setting.sizes.batches:
-        rate = _images_per_s(engine, setting.images[:batch], setting.sizes.runs)
+    for batch, rate in timings.images_per_s("backbone").items():
         tflops = operations and rate * operations / 1e12
         share = tflops / peak if tflops and peak else "unknown"
         rows[f"batch_{batch}"] = {"images_per_s": rate, "tflops": tflops, "share_of_peak": share}
     return {**rows, "peak_tflops": peak or "unknown"}
-
-
-def _images_per_s(engine: Engine, images: npt.NDArray[np.uint8], runs: int) -> float:
-    seconds = []
-    for _ in range(_WARM_UP_RUNS + runs):
-        started = time.perf_counter()
-        engine.compute_features(images)
-        seconds.append(time.perf_counter() - started)
-    return len(images) / median(seconds[_WARM_UP_RUNS:])
 
 
 def _train_an_epoch(setting: Setting) -> Row:
@@ -276,15 +266,11 @@ def _train_an_epoch(setting: Setting) -> Row:
     device, classes = torch.device(setting.device.value), len(setting.subject.version.manifest.labels)
     training = Training(weights="none", image_size=setting.sizes.image_size, epochs=1, learning_rate=_RATE)
     torch.manual_seed(training.seed)
-    opened = open_backbone_of(training, cache=Path())
-    assert isinstance(opened, Opened)
-    assert opened.module is not None
-    head, _ = build_head_of(training, opened, classes=classes)
-    network = Network(opened.module, head).to(device)
+    network = build_network(training, classes=classes).to(device)
     images = np.resize(setting.images, (setting.sizes.images, *setting.images.shape[1:]))
     targets = np.arange(len(images)) % classes
     recipe = choose_recipe(training, "all", len(images))
-    measure(head, sample_features(network.backbone, images, device=device))
+    measure(network.head, sample_features(network.backbone, images, device=device))
     for count in (recipe.batch_images, len(images)):
         inputs, started = torch.from_numpy(images[:count]), time.perf_counter()
         fitted = fit(network, inputs, targets[:count], classes=classes, recipe=recipe, device=device)

@@ -3,7 +3,6 @@
 Linux only: memory and processes are read from /proc. Servers keep their addresses when they come back.
 """
 
-import json
 import os
 import random
 import re
@@ -13,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import urllib3
 
-from demo.processes import Child, free_port, running
+from demo.processes import Child, free_port, running, tail
 from demo.product import CHECKOUT
 
 PROXY_CONFIG = CHECKOUT / "deploy" / "haproxy" / "haproxy.cfg"
@@ -57,18 +58,17 @@ class Server:
         self.name = name
         self.port = _choose_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.starts = 0
         self.ready_s = 0.0
         """Seconds from the start of gunicorn to the first answer of /health that names a version."""
         self.up: object | None = None
         """Anew each time that the server is meant to answer from now on; None while it is not: for who breaks it."""
-        self._log = log
         own_python = CHECKOUT / ".venv-server" / "bin" / "python"
         chosen = python or (own_python if own_python.exists() else sys.executable)
         self._command: list[str | Path] = [chosen, "-m", "gunicorn", "-c", "server/gunicorn_conf.py", application]
         unset = {name: "" for name in os.environ if name.startswith("LABELNEXT_")}
         own = {"LABELNEXT_MODELS": str(models), "LABELNEXT_BIND": f"127.0.0.1:{self.port}"}
         self._environment = {**unset, **own, **settings}
+        self._logs = (log.with_stem(f"{log.stem}-{start}") if start > 1 else log for start in count(1))
         self._stack = ExitStack()
         self._process: Child | None = None
 
@@ -93,9 +93,8 @@ class Server:
 
     def start(self) -> None:
         """Start the server; it is not ready yet."""
-        self.starts += 1
-        log = self._log if self.starts == 1 else self._log.with_stem(f"{self._log.stem}-{self.starts}")
-        child = running("The server", self._command, log=log, environment=self._environment, cwd=CHECKOUT)
+        log, environment = next(self._logs), self._environment
+        child = running("The server", self._command, log=log, environment=environment, cwd=CHECKOUT)
         self._process = self._stack.enter_context(child)
 
     def stop(self) -> None:
@@ -133,7 +132,7 @@ class Server:
     def health(self) -> dict[str, object]:
         """Return what /health says; empty where nothing answers."""
         with suppress(urllib3.exceptions.HTTPError, ValueError):
-            return dict(json.loads(self._get("/health").data))
+            return dict(self._get("/health").json())
         return {}
 
     @property
@@ -150,7 +149,8 @@ class Server:
 
     def metrics(self) -> dict[str, float]:
         """Return what /metrics says, by name and labels as they stand there."""
-        return parse_metrics(self._get("/metrics").data.decode())
+        lines = self._get("/metrics").data.decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
     def rss_mb(self) -> float:
         """Return what the worker has resident, in MB (2**20 bytes)."""
@@ -178,10 +178,8 @@ class Server:
             if health.get("status") == "UP" and found and version in (None, found):
                 return now
             if self.process.popen.poll() is not None or time.monotonic() > deadline:
-                shown = self.process.log.read_bytes()[-2000:].decode(errors="replace")
-                raise RuntimeError(
-                    f"expected {self.name} to use version {version or 'any'}; it says {health}, and {shown}"
-                )
+                said = f"it says {health}, and {tail(self.process.log)}"
+                raise RuntimeError(f"expected {self.name} to use version {version or 'any'}; {said}")
             time.sleep(_POLL_S)
 
     def _memory_mb(self, field: str) -> float:
@@ -209,16 +207,20 @@ def serving(models: Path | str, *, log: Path, settings: Mapping[str, str], **mor
         yield server
 
 
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """Servers behind one address."""
 
-    def __init__(self, url: str, replicas: Sequence[Server]) -> None:
-        """Take the proxy's address and what stands behind it."""
-        self.url = url
-        self.port = int(url.rpartition(":")[2])
-        self.up: object | None = object()
-        """As of a server: the proxy is always meant to answer."""
-        self.replicas = tuple(replicas)
+    url: str
+    """The proxy's."""
+    replicas: Sequence[Server]
+    up: object | None = True
+    """As of a server: the proxy is always meant to answer."""
+
+    @property
+    def port(self) -> int:
+        """The proxy's."""
+        return int(self.url.rpartition(":")[2])
 
     def wait_until_ready(self, version: str | None = None) -> None:
         """Return once all servers are ready; RuntimeError if one does not get so."""
@@ -228,13 +230,7 @@ class Fleet:
 
 @contextmanager
 def fleet(models: Path, *, replicas: int, folder: Path, settings: Mapping[str, str]) -> Iterator[Fleet]:
-    """Run servers behind haproxy, all ready when the block begins.
-
-    Args:
-        models: the repository's root, shared.
-        replicas: how many.
-        folder: takes logs, and the list of servers for haproxy.
-        settings: environment variables of the servers.
+    """Run so many servers of a repository behind haproxy, all ready when the block begins; the folder takes their logs.
 
     Raises:
         RuntimeError: if one of them does not get ready.
@@ -270,11 +266,6 @@ def wait_until(reached: Callable[[], bool], what: str, *, timeout_s: float = 120
         time.sleep(_POLL_S)
 
 
-def parse_metrics(text: str) -> dict[str, float]:
-    """Return the samples of Prometheus' text format, by name and labels as they stand there."""
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[:1] != "#"}
-
-
 def stage_seconds(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the seconds spent in each stage so far, summed over threads."""
     return {match[1]: seconds for name, seconds in metrics.items() if (match := _STAGE_SUM.fullmatch(name))}
@@ -286,13 +277,9 @@ def _proxy(replicas: Sequence[Server], folder: Path) -> Iterator[str]:
     servers = folder / "servers.cfg"
     lines = [f"    server {replica.name} 127.0.0.1:{replica.port}" for replica in replicas]
     servers.write_text("\n".join(["backend servers", *lines, ""]), encoding="utf-8")
-    address = f"127.0.0.1:{_choose_port()}"
-    with running(
-        "haproxy",
-        ["haproxy", "-db", "-f", PROXY_CONFIG, "-f", servers],
-        log=folder / "haproxy.log",
-        environment={"LABELNEXT_PROXY_BIND": address},
-    ) as child:
+    address, command = f"127.0.0.1:{_choose_port()}", ["haproxy", "-db", "-f", PROXY_CONFIG, "-f", servers]
+    environment = {"LABELNEXT_PROXY_BIND": address}
+    with running("haproxy", command, log=folder / "haproxy.log", environment=environment) as child:
         child.wait_for(f"http://{address}/health/ready", timeout_s=_START_S)
         yield f"http://{address}"
 

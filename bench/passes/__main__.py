@@ -89,12 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     slow, fast = _race(setting, engines)
     ranking, rows = _rank(setting, engines)
     rates = {name: timings.images_per_s(name) for timings in (slow, fast) for name in timings.seconds}
-    print_table(
-        [
-            {"images/s": name, **{f"batch {b}": rate.get(b, "-") for b in options.batches}}
-            for name, rate in rates.items()
-        ]
-    )
+    by_batch = {
+        name: {f"batch {batch}": rate.get(batch, "-") for batch in options.batches} for name, rate in rates.items()
+    }
+    print_table([{"images/s": name, **row} for name, row in by_batch.items()])
     print_table(rows)
     times = {"images_per_s": rates, **_compare_times(slow, fast)}
     report("passes", options, subject, {**times, **ranking, "passes_table": rows, "threads": engine.threads})
@@ -137,14 +135,10 @@ def _rank(setting: _Setting, engines: dict[Precision, Engine]) -> tuple[Row, lis
     bald = compute_bald(engine, full)
     reference = reference_bald(engine, full, passes=options.reference)
     independent = rank(engine, full, reference, independent_sets(engine.sites, engine.passes, options.sets))
-    agreements = {
-        precision: compare(compute_bald(engines[precision], other), bald) for precision, other in features.items()
-    }
-    ranking = {
-        f"{precision}_{figure}": value
-        for precision, agreement in agreements.items()
-        for figure, value in asdict(agreement).items()
-    }
+    ranking: dict[str, object] = {"independent_masks": asdict(independent)}
+    for precision, other in features.items():
+        agreement = compare(compute_bald(engines[precision], other), bald)
+        ranking |= {f"{precision}_{figure}": value for figure, value in asdict(agreement).items()}
     engines.clear()  # each of the next has weights of its own
     rows: list[Row] = []
     for passes in options.passes:
@@ -152,21 +146,15 @@ def _rank(setting: _Setting, engines: dict[Precision, Engine]) -> tuple[Row, lis
         weighed = Engine(setting.version, replace(setting.engine, passes=passes))
         agreement = rank(weighed, full, reference, balanced_sets(weighed.sites, passes, options.sets))
         rows.append({"passes": passes, "cost_over_single_pass": _cost(setting, weighed), **asdict(agreement)})
-    return {**ranking, "independent_masks": asdict(independent)}, rows
+    return ranking, rows
 
 
 def _cost(setting: _Setting, engine: Engine) -> float:
     """Return what an engine's passes take over a single one, at batches of 16."""
     session = open_session(setting.version, device=Device(engine.provider), threads=setting.engine.threads)
-    timings = time_in_turn(
-        {
-            "single": Contender(lambda images: session.run(None, {"images": images}), (_COST_BATCH,)),
-            "ours": Contender(engine.run, (_COST_BATCH,)),
-        },
-        setting.images,
-        rounds=setting.options.rounds,
-    )
-    return timings.ratio("ours", "single")[_COST_BATCH]
+    runs = {"single": lambda images: session.run(None, {"images": images}), "ours": engine.run}
+    raced = {name: Contender(run, (_COST_BATCH,)) for name, run in runs.items()}
+    return time_in_turn(raced, setting.images, rounds=setting.options.rounds).ratio("ours", "single")[_COST_BATCH]
 
 
 def _compare_times(slow: Timings, fast: Timings) -> dict[str, object]:

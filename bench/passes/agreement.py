@@ -36,11 +36,6 @@ class Agreement:
     top10_overlap: float
     """The share of the reference's highest tenth that is in the other's."""
 
-    @classmethod
-    def mean(cls, several: Sequence["Agreement"]) -> "Agreement":
-        """Return the mean of each figure."""
-        return cls(fmean(one.spearman for one in several), fmean(one.top10_overlap for one in several))
-
 
 def compare(found: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Agreement:
     """Compare two scorings (N,) of the same images, of which the highest count."""
@@ -66,20 +61,21 @@ def reference_bald(engine: Engine, features: Floats, *, passes: int, seed: int =
     Keeps sums over the passes, not the passes: mean p and mean H[p] are all that BALD takes.
     """
     rng = np.random.default_rng(seed)
-    probabilities: npt.NDArray[np.float64] | float = 0.0  # (N, C)
-    conditional: Nats | float = 0.0  # (N,)
+    probabilities, conditional = np.zeros((1, 1)), np.zeros(1)
     for start in range(0, passes, _REFERENCE_STEP):
         masks = independent_masks(rng, engine.sites, min(_REFERENCE_STEP, passes - start))
-        sums = [_sum_passes(engine, part, masks) for part in _parts(features, _REFERENCE_STEP)]
-        probabilities = probabilities + np.concatenate([total for total, _ in sums])
-        conditional = conditional + np.concatenate([nats for _, nats in sums])
-    nats: Nats = entropy(np.asarray(probabilities) / passes) - np.asarray(conditional) / passes
+        outputs = (engine.run_passes(part, masks) for part in _parts(features, _REFERENCE_STEP))
+        found = [output.pass_probabilities.astype(np.float64) for output in outputs]  # each (n, T, C)
+        probabilities = probabilities + np.concatenate([part.sum(axis=1) for part in found])  # (N, C)
+        conditional = conditional + np.concatenate([entropy(part).sum(axis=1) for part in found])  # (N,)
+    nats: Nats = entropy(probabilities / passes) - conditional / passes
     return nats
 
 
 def rank(engine: Engine, features: Floats, reference: Nats, sets: Iterable[Masks]) -> Agreement:
     """Compare the ranking under each of several sets of masks with the reference, and return the means."""
-    return Agreement.mean([compare(compute_bald(engine, features, masks), reference) for masks in sets])
+    found = [compare(compute_bald(engine, features, masks), reference) for masks in sets]
+    return Agreement(fmean(each.spearman for each in found), fmean(each.top10_overlap for each in found))
 
 
 def balanced_sets(sites: Sequence[DropoutSite], passes: int, sets: int) -> Iterator[Masks]:
@@ -101,12 +97,6 @@ def independent_masks(
         kept = rng.random((passes, *site.features)) >= site.probability
         masks[mask_name(i)] = (kept / (1 - site.probability)).astype(np.float32)
     return masks
-
-
-def _sum_passes(engine: Engine, features: Floats, masks: Masks) -> tuple[npt.NDArray[np.float64], Nats]:
-    """Return the sums over the passes of p, (N, C), and of H[p], (N,)."""
-    passes = engine.run_passes(features, masks).pass_probabilities.astype(np.float64)  # (N, T, C)
-    return passes.sum(axis=1), entropy(passes).sum(axis=1)
 
 
 def _parts(features: Floats, passes: int) -> Iterator[Floats]:

@@ -38,11 +38,7 @@ def repeated(
     torch.set_num_threads(threads)
     spec, labels = version.manifest.input, version.manifest.labels
     asked = Training(weights="none", backbone=version.manifest.backbone.name, image_size=spec.height)
-    backbone = open_backbone_of(asked, cache=Path())
-    assert isinstance(backbone, Opened)
-    assert backbone.module is not None
-    head, _ = build_head_of(asked, backbone, classes=len(labels))
-    network = Network(backbone.module, head)
+    network = build_network(asked, classes=len(labels))
     on_gpu = device is Device.CUDA
     wrapper = ModelWrapper(network.cuda() if on_gpu else network, TrainingArgs(use_cuda=on_gpu))
     wrapper.eval()
@@ -55,10 +51,17 @@ def repeated(
     def run_naive(images: Images) -> object:
         return [naive.run(None, {"images": images}) for _ in range(passes)]
 
-    return {
-        name: Contender(run, tuple(batches), is_slow=not on_gpu)
-        for name, run in (("baal", run_baal), ("naive", run_naive))
-    }
+    runs = {"baal": run_baal, "naive": run_naive}
+    return {name: Contender(run, tuple(batches), is_slow=not on_gpu) for name, run in runs.items()}
+
+
+def build_network(training: Training, *, classes: int) -> Network:
+    """Return a network of fresh weights, all of it in torch."""
+    backbone = open_backbone_of(training, cache=Path())
+    assert isinstance(backbone, Opened)
+    assert backbone.module is not None
+    head, _ = build_head_of(training, backbone, classes=classes)
+    return Network(backbone.module, head)
 
 
 def single(
@@ -66,12 +69,7 @@ def single(
 ) -> dict[str, Contender]:
     """Return what runs the network once, without uncertainty; OpenVINO takes part on the CPU alone.
 
-    Args:
-        version: whose network is run.
-        images: uint8 (N, H, W, 3), to calibrate OpenVINO's int8 on.
-        batches: sizes to be timed on.
-        device: CUDA or CPU.
-        threads: of one run on the CPU.
+    Its int8 is calibrated on the images, uint8 (N, H, W, 3).
     """
     session = open_session(version, device=device, threads=threads)
     runs = {"single": lambda images: session.run(None, {"images": images})}

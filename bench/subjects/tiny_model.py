@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
+from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper, parser
 
 from contract.graph.fingerprint import fingerprint
 from contract.graph.lowering import FEATURES, lower
@@ -80,42 +80,37 @@ class TinyModel:
         return found
 
     def graph(self, *, dropouts: int = 2) -> ModelProto:
-        """Return the literal graph."""
-        nodes = [
-            helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
-            helper.make_node("Div", ["pixels", "full"], ["unit"]),
-            helper.make_node("Flatten", ["unit"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "w0"], ["h0"]),
-            helper.make_node("Relu", ["h0"], ["r0"]),
-            helper.make_node("Cast", ["r0"], ["half"], to=TensorProto.FLOAT16),
-            helper.make_node("Cast", ["half"], [FEATURES], to=TensorProto.FLOAT),
-            _dropout(FEATURES, "d0", 0, dropouts),
-            helper.make_node("MatMul", ["d0", "w1"], ["h1"]),
-            helper.make_node("Relu", ["h1"], ["r1"]),
-            _dropout("r1", "d1", 1, dropouts),
-            helper.make_node("MatMul", ["d1", "w2"], ["logits"]),
+        """Return the literal graph, with that many of its two Dropouts."""
+        drop = [
+            f"Dropout ({source}, ratio_{site}, training)" if site < dropouts else f"Identity ({source})"
+            for site, source in enumerate((FEATURES, "r1"))
         ]
+        model = parser.parse_model(f"""
+            <ir_version: 9, opset_import: ["": 18]>
+            tiny (uint8[N, {SIDE}, {SIDE}, 3] images) => (float[N, {len(LABELS)}] logits) {{
+                pixels = Cast <to = {TensorProto.FLOAT}> (images)
+                unit = Div (pixels, full)
+                flat = Flatten (unit)
+                h0 = MatMul (flat, w0)
+                r0 = Relu (h0)
+                half = Cast <to = {TensorProto.FLOAT16}> (r0)
+                {FEATURES} = Cast <to = {TensorProto.FLOAT}> (half)
+                d0 = {drop[0]}
+                h1 = MatMul (d0, w1)
+                r1 = Relu (h1)
+                d1 = {drop[1]}
+                logits = MatMul (d1, w2)
+            }}
+        """)
         constants = {
             "full": np.float32(255),
-            "ratio_0": np.float32(SITES[0].probability),
-            "ratio_1": np.float32(SITES[1].probability),
+            **{f"ratio_{i}": np.float32(site.probability) for i, site in enumerate(SITES)},
             "training": np.bool_(True),
             **{f"w{i}": weights for i, weights in enumerate(self.weights)},
         }
-        graph = helper.make_graph(
-            nodes,
-            "tiny",
-            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(LABELS)])],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-def _dropout(source: str, target: str, site: int, dropouts: int) -> NodeProto:
-    if site >= dropouts:
-        return helper.make_node("Identity", [source], [target])
-    return helper.make_node("Dropout", [source, f"ratio_{site}", "training"], [target])
+        for name, value in constants.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return model
 
 
 def publish(
@@ -209,12 +204,8 @@ def draw_probe(model: TinyModel, version: str) -> Probe:
 def expected_bald(model: TinyModel, version: str, images: Images) -> Doubles:
     """Return BALD in nats by its definition, under the version's masks: (N, H, W, 3) to (N,)."""
     p = model.passes(images, draw_masks(version, SITES, PASSES))  # (N, T, C)
-
-    def entropy(q: Doubles) -> Doubles:
-        found: Doubles = -(q * np.log(q)).sum(axis=-1)
-        return found
-
-    found: Doubles = entropy(p.mean(axis=1)) - entropy(p).mean(axis=1)
+    of_mean, of_passes = (-(q * np.log(q)).sum(axis=-1) for q in (p.mean(axis=1), p))
+    found: Doubles = of_mean - of_passes.mean(axis=1)
     return found
 
 
