@@ -14,21 +14,20 @@ What has been computed stays below .cache/bench, where an interrupted bench goes
 fewer sets, strategies, seeds and rounds; `--save` puts the reports below bench/results.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from bench.harness.frame import RESULTS, describe, print_table
+from bench.harness.frame import RESULTS, describe, print_table, read_options, say
 from bench.subjects import sets
 from bench.subjects.model import CACHE, WEIGHTS, clean_environment
-from bench.subjects.sets import LabelledImages
+from bench.subjects.sets import Images
 from contract.settings import split
 from demo.product import CHECKOUT
 
@@ -42,6 +41,11 @@ _QUICK_SETS: Final = ("cifar10-lt", "trashnet")
 _MEASURES: Final = ("macro_f1", "minority_f1", "accuracy")
 _SEEDS: Final = 8
 
+_OPTIONS: Final[Mapping[str, tuple[object, str]]] = {
+    "quick": (False, "a few minutes, for a first impression"),
+    "only": ("", "some of the sets, with commas between them; all without"),
+}
+
 Options = Mapping[str, Any]
 """Of `simulate`, by name."""
 
@@ -50,7 +54,7 @@ Options = Mapping[str, Any]
 class _Set:
     """Images, and how they are studied."""
 
-    images: Callable[[], LabelledImages]
+    images: Callable[[], Images]
     options: Options
     pixels: int
     """Of a side, for EfficientNet-Lite0."""
@@ -102,14 +106,14 @@ def plan_studies(*, quick: bool, only: Sequence[str] = ()) -> dict[str, Options]
         plans = {name: plan for name, each in chosen.items() for name, plan in _plan(name, each, quick=quick)}
     else:
         options = _grow(*_TO_220, long_tail=20, image_size=32, weights="none")
-        plans = {"digits": {**_where(sets.digits()), **options, "strategies": _STRATEGIES, "seeds": _SEEDS}}
+        plans = {"digits": {**sets.digits(), **options, "strategies": _STRATEGIES, "seeds": _SEEDS}}
     return {f"{name}-quick": _shorten(plan) for name, plan in plans.items()} if quick else plans
 
 
 def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]]:
     reference = _REFERENCES / f"{name}.json"
     common = {
-        **_where(each.images()),
+        **each.images(),
         "seeds": _SEEDS,
         **each.options,
         **({"reference": reference} if reference.exists() else {}),
@@ -118,10 +122,6 @@ def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]
     if not quick:
         vgg16 = {"weights": WEIGHTS, "image-size": each.pixels_vgg16, "strategies": _OF_VGG16}
         yield f"{name}-vgg16", {**common, **vgg16}
-
-
-def _where(images: LabelledImages) -> Options:
-    return {"images": images.images, **({"manifest": images.manifest} if images.manifest else {})}
 
 
 def _shorten(plan: Options) -> dict[str, Any]:
@@ -134,20 +134,19 @@ def run_study(name: str, plan: Options) -> dict[str, Any]:
     """Run a study as far as it has not been run, and return what it says of each strategy."""
     out = CACHE / "evidence" / name
     options = [f"--{option}={value}" for option, value in {"name": name, **plan, "out": out}.items()]
-    print(f"{name}: kept in {out.relative_to(CHECKOUT)}", file=sys.stderr)
+    say(f"{name}: kept in {out.relative_to(CHECKOUT)}")
     environment = clean_environment(LABELNEXT_CACHE=str(CACHE / "images"))
     command = [sys.executable, "-m", "trainer", "simulate", "--train=classifier", *options]
     ended = subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(ended.stdout))
 
 
-def save(names: Iterable[str]) -> None:
-    """Copy the reports to where results are kept."""
-    for name in names:
-        folder = RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in _SAVED:
-            shutil.copyfile(CACHE / "evidence" / name / file, folder / file)
+def save(name: str) -> None:
+    """Copy a study's reports to where results are kept."""
+    folder = RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in _SAVED:
+        shutil.copyfile(CACHE / "evidence" / name / file, folder / file)
 
 
 def _tell(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,24 +180,16 @@ def _share(ratio: Mapping[str, Any] | None) -> str:
 
 def main() -> None:
     """Run the studies, print a table and one line of JSON."""
-    options = _parse()
+    options = read_options("evidence", __doc__, _OPTIONS)
     plans = plan_studies(quick=options.quick, only=split(options.only))
     found: dict[str, Any] = {}
     for name, plan in plans.items():
         found[name] = run_study(name, plan)
         if options.save:
-            save([name])
+            save(name)
         print(name)
         print_table([{"strategy": strategy, **_tell(figures)} for strategy, figures in found[name].items()])
     print(json.dumps({"bench": "evidence", "quick": options.quick, "sets": found, "machine": describe()}))
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a few minutes, for a first impression")
-    parser.add_argument("--only", default="", metavar="SETS", help=f"some of {', '.join(_SETS)}")
-    parser.add_argument("--save", action="store_true", help="put the reports below bench/results")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Which images are in a set is always the same.
 import csv
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -43,47 +42,38 @@ _LETTER_PX: Final = 32
 _LETTERS_TAIL: Final = 6.0
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledImages:
-    """What `simulate` is told of a set."""
-
-    images: Path
-    manifest: Path | None = None
+Images = Mapping[str, Path]
+"""Options of `simulate` by name: where a set's images are and, unless they lie in class folders, their manifest."""
+_Row = Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    path: str
-    label: str
-    test: bool
-
-
-def cifar(name: str, counts: Mapping[str, int]) -> LabelledImages:
+def cifar(name: str, counts: Mapping[str, int]) -> Images:
     """Return CIFAR-10 with so many images of each class that may be labelled; classes without are left out."""
-    rows = list(_read(CIFAR / "manifest.csv"))
+    rows = _read(CIFAR / "manifest.csv")
     tested = _choose(rows, {label: _TESTED_EACH for label in counts}, test=True)
-    return LabelledImages(CIFAR / "pool.zip", _write(name, [*_choose(rows, counts, test=False), *tested]))
+    manifest = _write(name, [*_choose(rows, counts, test=False), *tested])
+    return {"images": CIFAR / "pool.zip", "manifest": manifest}
 
 
-def trashnet(name: str = "", order: Sequence[str] = (), ratio: float = 1) -> LabelledImages:
+def trashnet(name: str = "", order: Sequence[str] = (), ratio: float = 1) -> Images:
     """Return TrashNet, its classes in an `order` thinned out until the first is `ratio` times as large as the last."""
     if not order:
-        return LabelledImages(TRASHNET, TRASHNET / "manifest.csv")
-    rows = list(_read(TRASHNET / "manifest.csv"))
-    largest = sum(row.label == order[0] and not row.test for row in rows)
+        return {"images": TRASHNET, "manifest": TRASHNET / "manifest.csv"}
+    rows = _read(TRASHNET / "manifest.csv")
+    largest = sum(row["label"] == order[0] and row["split"] == "pool" for row in rows)
     counts = {label: round(largest * ratio ** (-place / (len(order) - 1))) for place, label in enumerate(order)}
-    tested = [row for row in rows if row.test]
-    return LabelledImages(TRASHNET, _write(name, [*_choose(rows, counts, test=False), *tested]))
+    tested = [row for row in rows if row["split"] == "test"]
+    return {"images": TRASHNET, "manifest": _write(name, [*_choose(rows, counts, test=False), *tested])}
 
 
-def digits() -> LabelledImages:
+def digits() -> Images:
     """Return scikit-learn's handwritten digits."""
     folder = _SETS / "digits"
     write_digits(folder, (DIGITS_OF_EACH,) * 10)
-    return LabelledImages(folder)
+    return {"images": folder}
 
 
-def clipart() -> LabelledImages:
+def clipart() -> Images:
     """Return drawings by their subjects: small images of several dozen classes, the smallest a third of the largest.
 
     Raises:
@@ -102,10 +92,10 @@ def clipart() -> LabelledImages:
             for each in np.random.default_rng(len(drawings)).permutation(len(drawings))[:_MOST_DRAWINGS]:
                 _write_drawing(drawings[each], label)
         draft.rename(folder)
-    return LabelledImages(folder)
+    return {"images": folder}
 
 
-def letters() -> LabelledImages:
+def letters() -> Images:
     """Return letters and digits of many fonts, small and of 47 classes, with a tail of 6:1 in an order of chance.
 
     Raises:
@@ -123,23 +113,22 @@ def letters() -> LabelledImages:
             for each in rng.permutation(len(fonts))[: round(len(fonts) * _LETTERS_TAIL**-place)]:
                 _write_letter(letter, fonts[each], label / f"{each}.png", rng)
         draft.rename(folder)
-    return LabelledImages(folder)
+    return {"images": folder}
 
 
 # ---- manifests
 
 
-def _read(path: Path) -> Iterator[_Row]:
+def _read(path: Path) -> list[_Row]:
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            yield _Row(row["path"], row["label"], row["split"] == "test")
+        return [{**row, "split": "test" if row["split"] == "test" else "pool"} for row in csv.DictReader(file)]
 
 
 def _choose(rows: Sequence[_Row], counts: Mapping[str, int], *, test: bool) -> list[_Row]:
     """Return so many of each class; what a smaller number keeps is among what a larger one keeps."""
     chosen = []
     for label, count in counts.items():
-        members = [row for row in rows if row.label == label and row.test == test]
+        members = [row for row in rows if row["label"] == label and (row["split"] == "test") is test]
         order = np.random.default_rng([0, *label.encode()]).permutation(len(members))
         chosen += [members[each] for each in sorted(order[:count])]
     return chosen
@@ -149,9 +138,9 @@ def _write(name: str, rows: Sequence[_Row]) -> Path:
     path = _SETS / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "label", "split"))
-        writer.writerows((row.path, row.label, "test" if row.test else "pool") for row in rows)
+        writer = csv.DictWriter(file, ("path", "label", "split"), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return path
 
 

@@ -5,7 +5,6 @@ import pytest
 from bench import evidence
 from bench.evidence import plan_studies
 from bench.subjects import sets
-from bench.subjects.sets import LabelledImages
 from trainer.__main__ import read
 from trainer.study.options import queries
 from trainer.study.reference import read as read_reference
@@ -36,7 +35,7 @@ def all_shared(monkeypatch, tmp_path):
     for name in ("CIFAR", "TRASHNET"):
         monkeypatch.setattr(sets, name, tmp_path)
     found = {
-        name: replace(each, images=lambda: LabelledImages(tmp_path / "images")) for name, each in evidence._SETS.items()
+        name: replace(each, images=lambda: {"images": tmp_path / "images"}) for name, each in evidence._SETS.items()
     }
     monkeypatch.setattr(evidence, "_SETS", found)
 

@@ -32,7 +32,7 @@ def shared(monkeypatch, tmp_path):
 
 
 def read(found):
-    with found.manifest.open(newline="") as file:
+    with found["manifest"].open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -67,7 +67,7 @@ def test_drawings_are_classed_by_their_folders(monkeypatch, tmp_path):
         (root / subject).mkdir(parents=True, exist_ok=True)
         for n in range(many):
             Image.new("RGBA", (90, 50), (n, 0, 0, 0)).save(root / subject / f"{n}.png")
-    folder = sets.clipart().images
+    folder = sets.clipart()["images"]
     assert {each.name: len(list(each.iterdir())) for each in folder.iterdir()} == {"food_fruit": 72, "food": 30}
     image = Image.open(next(folder.glob("*/*")))
     assert (image.mode, image.size, image.getextrema()) == ("RGB", (64, 64), ((255, 255),) * 3)
