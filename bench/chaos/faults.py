@@ -9,7 +9,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 
 from bench.harness.serving import Fleet, Server, wait_until
 from bench.subjects.tiny_model import TinyModel, publish
@@ -22,20 +24,24 @@ _NOTICED_S = 60.0
 _AWAY_S = (0.5, 3.0)
 
 
+@dataclass
 class Faults:
     """Breaks things, and mends them. The first replica is spared, so that what it gathers over time is seen."""
 
-    def __init__(self, fleet: Fleet, repository: Repository, *, seed: int) -> None:
-        """Take what is to be broken; `repository` must hold at least one version."""
-        self._fleet = fleet
-        self._repository = repository
+    fleet: Fleet
+    repository: Repository
+    """Holds at least one version."""
+    seed: InitVar[int]
+    done: Counter[str] = field(default_factory=Counter)
+    bad_versions: set[str] = field(default_factory=set)
+    """Published in some way, but no version that may be used."""
+    unrecovered: list[str] = field(default_factory=list)
+
+    def __post_init__(self, seed: int) -> None:
+        """Begin at the seed."""
         self._rng = random.Random(f"{seed}/faults")  # noqa: S311  # no secret
-        self._seed = seed * 1_000_000
+        self._seeds = count(seed * 1_000_000 + 1)
         self._recovery: threading.Thread | None = None
-        self.done = Counter[str]()
-        self.bad_versions: set[str] = set()
-        """Published in some way, but no version that may be used."""
-        self.unrecovered: list[str] = []
 
     def plan(self, requests: int) -> list[str]:
         """Return what is to happen during so many requests, in order."""
@@ -52,13 +58,13 @@ class Faults:
         """Return when what was killed is back, and every server uses the version that is published."""
         self._wait_for_recovery()
         self.swap()
-        self._fleet.wait_until_ready(self._repository.current())
+        self.fleet.wait_until_ready(self.repository.current())
 
     # Versions that are good.
 
     def swap(self) -> None:
         """Publish a version."""
-        self._await_swap(publish(self._repository, seed=self._next_seed()))
+        self._await_swap(publish(self.repository, seed=next(self._seeds)))
 
     def roll_back(self) -> None:
         """Make an earlier version current again."""
@@ -68,13 +74,13 @@ class Faults:
     def kill_publisher(self) -> None:
         """Kill a program while it publishes one version after the other."""
         command = [sys.executable, "-m", "bench.subjects.tiny_model"]
-        arguments = [str(self._repository.root), str(self._next_seed()), "1000"]
+        arguments = [str(self.repository.root), str(next(self._seeds)), "1000"]
         with subprocess.Popen([*command, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE) as publisher:
             assert publisher.stdout is not None
             publisher.stdout.readline()
             time.sleep(self._rng.uniform(0, 0.05))
             publisher.kill()
-        self._await_swap(self._repository.current())
+        self._await_swap(self.repository.current())
 
     # Versions that are not.
 
@@ -97,26 +103,26 @@ class Faults:
 
     def pretend(self) -> None:
         """Publish, by the book, a version that does not compute what its trainer computed."""
-        self._offer(publish(self._repository, seed=self._next_seed(), probe_of=TinyModel.draw(self._next_seed())))
+        self._offer(publish(self.repository, seed=next(self._seeds), probe_of=TinyModel.draw(next(self._seeds))))
 
     def point_nowhere(self) -> None:
         """Have CURRENT name what is not there, or nothing, or be no text."""
         content = self._rng.choice(
             [b"20200101T000000000Z-abcdef\n", b"", b"\xff\x00\xfe", b"../../etc\n", b"x" * 10**6]
         )
-        (self._repository.folder / "CURRENT").write_bytes(content)
+        (self.repository.folder / "CURRENT").write_bytes(content)
         self._wait_for_notice("does not read CURRENT")
         self._restore()
 
     def lose_pointer(self) -> None:
         """Have no CURRENT for a while."""
-        (self._repository.folder / "CURRENT").unlink()
+        (self.repository.folder / "CURRENT").unlink()
         self._wait_for_notice("does not miss CURRENT")
         self._restore()
 
     def take_away(self) -> None:
         """Have no repository for a while."""
-        root = self._repository.root
+        root = self.repository.root
         away = root.with_name("away")
         root.rename(away)
         time.sleep(self._rng.uniform(*_AWAY_S))
@@ -130,33 +136,28 @@ class Faults:
 
     def kill_replica(self) -> None:
         """Kill a whole server, and start it again."""
-
-        def kill(replica: Server) -> None:
-            replica.kill()
-            time.sleep(self._rng.uniform(0, 2))
-            replica.start()
-
-        self._break(kill)
+        self._break(Server.kill, restart_s=self._rng.uniform(0, 2))
 
     def drain(self) -> None:
         """Ask a server to end, and start it again."""
+        self._break(Server.drain, restart_s=0)
 
-        def drain(replica: Server) -> None:
-            replica.drain()
-            replica.start()
+    def _break(self, how: Callable[[Server], object], *, restart_s: float | None = None) -> None:
+        """Break one of the replicas that are not spared, and see to it that it comes back, which takes its time.
 
-        self._break(drain)
-
-    def _break(self, how: Callable[[Server], None]) -> None:
-        """Break one of the replicas that are not spared, and see to it that it comes back, which takes its time."""
+        One that does not come back by itself is started again after so many seconds.
+        """
         self._wait_for_recovery()
-        replica = self._rng.choice(self._fleet.replicas[1:])
+        replica = self._rng.choice(self.fleet.replicas[1:])
 
         def recover() -> None:
             replica.up = None
             before = replica.workers
             try:
                 how(replica)
+                if restart_s is not None:
+                    time.sleep(restart_s)
+                    replica.start()
                 wait_until(lambda: replica.workers not in ((), before), f"another worker of {replica.name}")
                 replica.wait_until_ready()
                 replica.up = object()
@@ -172,30 +173,26 @@ class Faults:
 
     # The repository.
 
-    def _next_seed(self) -> int:
-        self._seed += 1
-        return self._seed
-
     def _good_versions(self) -> list[str]:
-        return sorted(set(self._repository.versions()) - self.bad_versions)
+        return sorted(set(self.repository.versions()) - self.bad_versions)
 
     def _point_to(self, version: str) -> None:
-        self._repository.point_to(version)
+        self.repository.point_to(version)
         self._await_swap(version)
 
     def _await_swap(self, version: str) -> None:
         """Return when every server that is there uses the version."""
 
         def reached() -> bool:
-            return all(replica.version == version for replica in self._fleet.replicas if replica.up)
+            return all(replica.version == version for replica in self.fleet.replicas if replica.up)
 
         wait_until(reached, f"all servers to use {version}", timeout_s=_NOTICED_S)
 
     def _damage(self, file: str, how: Callable[[bytes], bytes]) -> None:
         """Offer a new version that is like the one in use, but for one of its files."""
-        name = new_version(datetime.now(UTC), after=max(self._repository.versions()))
-        folder = self._repository.folder / name
-        shutil.copytree(self._repository.folder / self._repository.current(), folder)
+        name = new_version(datetime.now(UTC), after=max(self.repository.versions()))
+        folder = self.repository.folder / name
+        shutil.copytree(self.repository.folder / self.repository.current(), folder)
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "version": name}), encoding="utf-8")
         (folder / file).write_bytes(how((folder / file).read_bytes()))
@@ -204,12 +201,12 @@ class Faults:
     def _offer(self, version: str) -> None:
         """Make a bad version current until the spared server has refused it."""
         self.bad_versions.add(version)
-        self._repository.point_to(version)
+        self.repository.point_to(version)
         self._wait_for_notice(f"does not refuse {version}")
         self._restore()
 
     def _wait_for_notice(self, otherwise: str) -> None:
-        spared = self._fleet.replicas[0]
+        spared = self.fleet.replicas[0]
 
         def noticed() -> bool:
             detail = str(spared.health().get("detail"))

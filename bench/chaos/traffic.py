@@ -10,12 +10,13 @@ from enum import StrEnum
 
 from bench.chaos.pictures import Picture
 from bench.harness import hosts
+from bench.hostile.bodies import BODIES
 from bench.subjects.tiny_model import LABELS
 from demo.project import label_config
 
 _MOST_TASKS = 20
 _MOST_SMALL = 4
-_CONFIG = json.dumps(label_config(LABELS))
+_CONFIG = label_config(LABELS)
 
 _ADDRESS = "127.0.0.2"
 """Another host than that of the good images, lest its connections be counted as theirs."""
@@ -95,19 +96,20 @@ Task = tuple[str, int | None]
 """A reference, and the index of its picture; None where there is no image to be had."""
 
 
+@dataclass(frozen=True, slots=True)
 class Sampler:
     """Draws requests: number n of a seed is always the same one."""
 
-    def __init__(self, pictures: Sequence[Picture], *, good: str, bad: str, seed: int) -> None:
-        """Take the images, and the addresses of the host that has them and of the one that breaks."""
-        self._pictures = pictures
-        self._good = good
-        self._bad = bad
-        self._seed = seed
+    pictures: Sequence[Picture]
+    good: str
+    """The address of the host that has the pictures."""
+    bad: str
+    """That of the host that breaks."""
+    seed: int
 
     def draw(self, number: int) -> Request:
         """Return request `number`."""
-        rng = random.Random(f"{self._seed}/{number}")  # noqa: S311  # no secret
+        rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  # no secret
         (name,) = rng.choices(list(KINDS), [kind.share for kind in KINDS.values()])
         kind = KINDS[name]
         if kind.tasks is None:
@@ -115,39 +117,37 @@ class Sampler:
             direct = rng.random() < 0.3 and len(body) < 10**6
             return Request(name, body, valid=False, method=method, path=path, direct=direct)
         tasks = kind.tasks(self, rng)
-        listed = ", ".join(
-            f'{{"id": {number}, "data": {{"image": "{reference}"}}}}' for number, (reference, _) in enumerate(tasks)
-        )
-        body = f'{{"tasks": [{listed}], "project": "1.1791188130", "label_config": {_CONFIG}}}'.encode()
+        listed = [{"id": number, "data": {"image": reference}} for number, (reference, _) in enumerate(tasks)]
+        body = json.dumps({"tasks": listed, "project": "1.1791188130", "label_config": _CONFIG}).encode()
         direct = kind.manner is not Manner.PLAIN and rng.random() < 0.5
         return Request(name, body, tuple(index for _, index in tasks), kind.manner, direct=direct)
 
     def at_good_host(self, rng: random.Random) -> Task:
         """An image that is sent at once."""
-        index = rng.randrange(len(self._pictures))
-        return f"{self._good}/{self._pictures[index].path.name}", index
+        index = rng.randrange(len(self.pictures))
+        return f"{self.good}/{self.pictures[index].path.name}", index
 
     def in_pieces(self, rng: random.Random) -> Task:
         """An image that comes in small pieces."""
-        index = rng.randrange(len(self._pictures) - 1)
-        return f"{self._bad}/slow/{self._pictures[index].path.name}", index
+        index = rng.randrange(len(self.pictures) - 1)
+        return f"{self.bad}/slow/{self.pictures[index].path.name}", index
 
     def inline(self, rng: random.Random) -> Task:
         """An image in the request itself."""
-        index = rng.randrange(len(self._pictures) - 1)
-        return self._pictures[index].inline, index
+        index = rng.randrange(len(self.pictures) - 1)
+        return self.pictures[index].inline, index
 
     def large(self) -> Task:
         """An image that makes a body of a megabyte."""
-        return self._pictures[-1].inline, len(self._pictures) - 1
+        return self.pictures[-1].inline, len(self.pictures) - 1
 
     def hanging(self, rng: random.Random) -> Task:
         """An image that never comes."""
-        return f"{self._bad}/hanging?{rng.random()}", None
+        return f"{self.bad}/hanging?{rng.random()}", None
 
     def lost(self, rng: random.Random) -> Task:
         """What cannot be had, each for another reason."""
-        return rng.choice([*(f"{self._bad}/{kind}" for kind in BAD_ANSWERS), *_LOST]), None
+        return rng.choice([*(f"{self.bad}/{kind}" for kind in BAD_ANSWERS), *_LOST]), None
 
     def some_lost(self, rng: random.Random) -> list[Task]:
         """Good images among such as cannot be had."""
@@ -197,20 +197,10 @@ KINDS: Mapping[str, Kind] = {
 }
 
 _BAD: Sequence[tuple[str, str, bytes]] = (
-    ("POST", "/predict", b""),
-    ("POST", "/predict", b"{"),
-    ("POST", "/predict", b"null"),
-    ("POST", "/predict", b"[" * 100_000),
-    ("POST", "/predict", b"\xff\xfe\x00"),
-    ("POST", "/predict", b'{"tasks": 3, "label_config": ""}'),
-    ("POST", "/predict", b'{"tasks": [7], "label_config": ""}'),
-    ("POST", "/predict", b'{"tasks": [{"id": 1}], "label_config": ""}'),
-    ("POST", "/predict", b'{"tasks": [{"id": 1, "data": {"image": "x"}}]}'),
-    ("POST", "/predict", b'{"tasks": [{"id": 1, "data": {"image": "x"}}], "label_config": "<View>"}'),
+    *(("POST", "/predict", body) for body in BODIES.values()),
     ("POST", "/predict", b'{"tasks": [{"id": 1, "data": {"image": "x"}}], "label_config": "<View/>"}'),
     ("POST", "/predict", b" " * (3 * 2**20)),
-    ("POST", "/score", f'{{"version": "none", "tasks": [], "label_config": {_CONFIG}}}'.encode()),
-    ("POST", "/score", b'{"version": 7}'),
+    ("POST", "/score", json.dumps({"version": "none", "tasks": [], "label_config": _CONFIG}).encode()),
     ("POST", "/webhook", b"[]"),
     ("POST", "/nowhere", b"{}"),
     ("GET", "/predict", b""),

@@ -115,7 +115,7 @@ def test_requests_meet_everything(faults, requests, swaps, kills):
 
 def test_a_damaged_version_is_refused(faults, monkeypatch):
     """What the servers are offered is such that no reader takes it."""
-    repository = faults._repository
+    repository = faults.repository
     publish(repository, seed=1)
     monkeypatch.setattr(faults, "_wait_for_notice", lambda _: None)
     for fault in (Faults.tear, Faults.corrupt, Faults.garble):
