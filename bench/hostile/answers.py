@@ -10,7 +10,7 @@ from functools import partial
 from bench.harness import hosts
 from bench.harness.hosts import Answer
 from bench.hostile import pictures
-from bench.hostile.case import PLAIN, Attack, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
+from bench.hostile.case import PLAIN, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
 from bench.hostile.references import PRIVATE, TOO_LARGE, fill, given, made, redirect, send, send_picture
 from bench.hostile.site import CROWD, Escaped, Site, can_make_certificates
 
@@ -111,8 +111,8 @@ def _slow_hosts() -> list[Case]:
         slow_answer("host-trickles-body", _LATE, hosts.trickle(_ANNOUNCED), seconds=slow),
         slow_answer("body-endless-tiny-chunks", late_or_large, tiny_chunks, seconds=slow),
         slow_answer("head-continues-for-ever", late_or_broken, continued),
-        Case("host-silent-under-64-names", Kind.ADDRESS, _many_names, 120, patient=True),
-        Case("host-silent-for-200-images", Kind.ADDRESS, _many_silent, 120, patient=True),
+        Case("host-silent-under-64-names", Kind.ADDRESS, _many_names, seconds=120, patient=True),
+        Case("host-silent-for-200-images", Kind.ADDRESS, _many_silent, seconds=120, patient=True),
     ]
 
 
@@ -169,20 +169,20 @@ def _tls() -> list[Case]:
     ]
 
 
-def _many_names(site: Site) -> Attack:
+def _many_names(site: Site, _: None) -> None:
     """There are more of them than threads; who asks for another host's image must not wait for any."""
     site.crowd.otherwise = hosts.silence()
     silent = [f"http://{address}:{site.crowd.port}/{number}.png" for number in range(3) for address in CROWD]
     good = [site.images.serve(f"/unhindered-{number}.png", send_picture()) for number in range(5)]
-    return partial(_score_beside, site, silent, good, lambda: len(site.crowd.requests) >= _PLACES)
+    _score_beside(site, silent, good, lambda: len(site.crowd.requests) >= _PLACES)
 
 
-def _many_silent(site: Site) -> Attack:
+def _many_silent(site: Site, _: None) -> None:
     """Half of the fetching threads hang; who asks for another host's image must not wait for them."""
     host = site.slow_host()
-    silent = host.serve("/a.png", hosts.silence())
-    references = [f"{silent}?{number}" for number in range(200)]
-    return partial(_score_beside, site, references, ["/data/local-files/?d=sub/good.png"], lambda: bool(host.requests))
+    address = host.serve("/a.png", hosts.silence())
+    silent = [f"{address}?{number}" for number in range(200)]
+    _score_beside(site, silent, ["/data/local-files/?d=sub/good.png"], lambda: bool(host.requests))
 
 
 def _score_beside(site: Site, silent: list[str], good: list[str], hangs: Callable[[], bool]) -> None:

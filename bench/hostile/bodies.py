@@ -3,7 +3,6 @@
 import gzip
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from bench.hostile import pictures
@@ -138,7 +137,7 @@ def _odd_but_scored() -> list[Case]:
 
 
 def _case(name: str, expect: Callable[[Site, Any], None], content: object, *, seconds: float = 10) -> Case:
-    return Case(name, Kind.REQUEST, lambda site: partial(expect, site, content), seconds)
+    return Case(name, Kind.REQUEST, expect, lambda _: content, seconds)
 
 
 def scored(name: str, fields: Mapping[str, object]) -> Case:

@@ -2,12 +2,12 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
 from PIL import Image
 
-from bench.harness import hosts
 from bench.hostile import pictures
-from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Attack, Case, File, Kind, of, refused_decode, refused_fetch
+from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Case, File, of, refused_decode, refused_fetch
 from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, segment
 from bench.hostile.site import Site
 from bench.subjects.photos import save
@@ -23,7 +23,8 @@ _TOO_LONG = refused_decode("which no image needs|which take too long")
 def cases() -> list[Case]:
     """Every such file, and many at once."""
     files = [*small_files(), *_bombs(), *_slow_ones()]
-    return [*(file.case() for file in files), Case("sixteen-50-megapixels-at-once", Kind.IMAGE, _many_large, 60)]
+    large = File("sixteen-50-megapixels-at-once", of("white"), _largest, seconds=60)
+    return [*(file.case() for file in files), replace(large.case(), attack=_check_many_large)]
 
 
 def small_files() -> list[File]:
@@ -93,15 +94,10 @@ def _slow_ones() -> list[File]:
     ]
 
 
-def _many_large(site: Site) -> Attack:
+def _check_many_large(site: Site, address: str) -> None:
     """Sixteen as large as may be, in one request: memory is bounded."""
-    address = site.images.serve("/sixteen-50-megapixels-at-once", hosts.reply(_largest(), connection="close"))
-
-    def attack() -> None:
-        for result in site.score([f"{address}?{number}" for number in range(16)]):
-            of("white").check(site, result)
-
-    return attack
+    for result in site.score([f"{address}?{number}" for number in range(16)]):
+        of("white").check(site, result)
 
 
 def _zeros(width: int, height: int, *, depth: int = 8, colour: int = 0) -> bytes:

@@ -15,9 +15,6 @@ MEBIBYTE = 1 << 20
 Result = Mapping[str, Any]
 """What /score says of one image."""
 
-Attack = Callable[[], None]
-"""Sends something; raises Escaped if anything else comes than must."""
-
 
 class Kind(StrEnum):
     """What is hostile."""
@@ -33,8 +30,10 @@ class Case:
 
     name: str
     kind: Kind
-    prepare: Callable[[Site], Attack]
-    """Sets it up, and returns what sends it."""
+    attack: Callable[[Site, Any], None]
+    """Sends what was made; raises Escaped if anything else comes than must."""
+    make: Callable[[Site], Any] = lambda _: None
+    """Sets up what is sent, which counts for nothing."""
     seconds: float = 10.0
     """The longest that the attack may take."""
     patient: bool = False
@@ -107,11 +106,12 @@ class File:
     """The content type that it is sent under."""
     seconds: float = 10
 
-    def prepare(self, site: Site) -> Attack:
-        """Have the host send it."""
-        address = site.images.serve(f"/{self.name}", self.make(), content_type=self.kind, connection="close")
-        return lambda: self.outcome.check(site, site.score_among_good(address))
-
     def case(self) -> Case:
         """Return the case that it is."""
-        return Case(self.name, Kind.IMAGE, self.prepare, self.seconds)
+        return Case(self.name, Kind.IMAGE, self._check, self._serve, self.seconds)
+
+    def _serve(self, site: Site) -> str:
+        return site.images.serve(f"/{self.name}", self.make(), content_type=self.kind, connection="close")
+
+    def _check(self, site: Site, address: str) -> None:
+        self.outcome.check(site, site.score_among_good(address))

@@ -16,7 +16,7 @@ from functools import partial
 
 from bench.harness.serving import serving
 from bench.hostile import pictures
-from bench.hostile.case import PLAIN, Attack, Case, Kind
+from bench.hostile.case import PLAIN, Case, Kind
 from bench.hostile.exchange import Answered, head, in_chunks, post, read_reply
 from bench.hostile.site import LIVE_S, Escaped, Site, data_uri, predict_body
 
@@ -85,59 +85,49 @@ _LACKS_ITS_LAST_BYTE = Slow(lambda site: _announced(site, _HALF_BODY) + bytes(_H
 
 def cases() -> list[Case]:
     """Every kind of client."""
-
-    def case(name: str, prepare: Callable[[Site], Attack], *, patient: bool = False) -> Case:
-        return Case(name, Kind.REQUEST, prepare, _LIMIT_S, patient=patient)
-
+    slow = {
+        **{f"{_SLOW_CLIENTS}-{name}": partial(_slow, [kind] * _SLOW_CLIENTS) for name, kind in _SLOW.items()},
+        f"{_SLOW_CLIENTS}-of-all-kinds-without-password": _slow_without_password,
+        "more-connections-than-may-be": _too_many,
+        "80-bodies-of-16-mb-that-stop": partial(_slow, [_LACKS_ITS_LAST_BYTE] * 80),
+    }
+    late = {"slow-body-in-time": _late_body, "slow-head-in-time": _late_head, "slow-reader-in-time": _late_reader}
     return [
-        *(case(f"{_SLOW_CLIENTS}-{name}", partial(_slow, [(kind, _SLOW_CLIENTS)])) for name, kind in _SLOW.items()),
-        case(f"{_SLOW_CLIENTS}-of-all-kinds-without-password", _slow_without_password),
-        case("more-connections-than-may-be", lambda site: _slow([(Slow(), _too_many())], site)),
-        case("80-bodies-of-16-mb-that-stop", partial(_slow, [(_LACKS_ITS_LAST_BYTE, 80)])),
-        case("slow-body-in-time", lambda site: partial(_late_body, site), patient=True),
-        case("slow-head-in-time", lambda site: partial(_late_head, site), patient=True),
-        case("slow-reader-in-time", lambda site: partial(_late_reader, site), patient=True),
-        case("clients-that-leave", _leavers),
+        *(Case(name, Kind.REQUEST, attack, seconds=_LIMIT_S) for name, attack in slow.items()),
+        *(Case(name, Kind.REQUEST, attack, seconds=_LIMIT_S, patient=True) for name, attack in late.items()),
+        Case("clients-that-leave", Kind.REQUEST, _leavers, seconds=_LIMIT_S),
     ]
 
 
-def _too_many() -> int:
+def _too_many(site: Site, _: None) -> None:
     """As many connections as this process may have, or more than a server takes on a machine that lets it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(11_000, hard - 256) if hard != resource.RLIM_INFINITY else 11_000
+    _slow([Slow()] * (min(11_000, hard - 256) if hard != resource.RLIM_INFINITY else 11_000), site)
 
 
-def _slow(kinds: Sequence[tuple[Slow, int]], site: Site) -> Attack:
+def _slow(clients: Sequence[Slow], site: Site, _: None = None) -> None:
     """Slow clients, and beside them somebody who looks whether the server lives, and one who wants a prediction."""
-
-    def attack() -> None:
-        with ThreadPoolExecutor(2) as other, ExitStack() as stack:  # who was held up is let go before it is waited for
-            over = threading.Event()
-            stack.callback(over.set)
-            worst = other.submit(_watch, site, over)
-            clients = [stack.enter_context(kind.connect(site)) for kind, count in kinds for _ in range(count)]
-            asked = other.submit(_timed_prediction, site)
-            _trickle(clients)
-            over.set()
-            if (seconds := asked.result()) > _GOOD_S:
-                raise Escaped(f"a prediction took {seconds:.1f} s")
-            if worst.result() > LIVE_S:
-                raise Escaped(f"/health/live took up to {worst.result():.1f} s")
-
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return attack
+    with ThreadPoolExecutor(2) as other, ExitStack() as stack:  # who was held up is let go before it is waited for
+        over = threading.Event()
+        stack.callback(over.set)
+        worst = other.submit(_watch, site, over)
+        connections = [stack.enter_context(client.connect(site)) for client in clients]
+        asked = other.submit(_timed_prediction, site)
+        _trickle(connections)
+        over.set()
+        if (seconds := asked.result()) > _GOOD_S:
+            raise Escaped(f"a prediction took {seconds:.1f} s")
+        if worst.result() > LIVE_S:
+            raise Escaped(f"/health/live took up to {worst.result():.1f} s")
 
 
-def _slow_without_password(site: Site) -> Attack:
-    kinds = [(kind, _SLOW_CLIENTS // len(_SLOW_WITHOUT_PASSWORD)) for kind in _SLOW_WITHOUT_PASSWORD]
-
-    def attack() -> None:
-        models, log = site.files.parent / "models", site.files.parent / "open.log"
-        with serving(models, log=log, settings={"LABELNEXT_PROVIDER": "cpu"}) as server:
-            _slow(kinds, replace(site, server=server, known={}))()
-
-    return attack
+def _slow_without_password(site: Site, _: None) -> None:
+    clients = [client for client in _SLOW_WITHOUT_PASSWORD for _ in range(_SLOW_CLIENTS // len(_SLOW_WITHOUT_PASSWORD))]
+    models, log = site.files.parent / "models", site.files.parent / "open.log"
+    with serving(models, log=log, settings={"LABELNEXT_PROVIDER": "cpu"}) as server:
+        _slow(clients, replace(site, server=server, known={}))
 
 
 def _timed_prediction(site: Site) -> float:
@@ -163,14 +153,14 @@ def _trickle(clients: Collection[socket.socket]) -> None:
         time.sleep(0.5)
 
 
-def _late_body(site: Site) -> None:
+def _late_body(site: Site, _: None) -> None:
     """A body that takes longer than may be is answered with 408."""
     with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
         client.sendall(post(site, "/predict", b'{"tasks"', content_length="1000"))
         Answered({408}, "request_timeout").check(read_reply(client))
 
 
-def _late_head(site: Site) -> None:
+def _late_head(site: Site, _: None) -> None:
     """A head that takes longer than may be is not answered."""
     with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
         client.sendall(_HALF_A_HEAD)
@@ -178,7 +168,7 @@ def _late_head(site: Site) -> None:
             raise Escaped(f"it is answered: {answer!r}")
 
 
-def _late_reader(site: Site) -> None:
+def _late_reader(site: Site, _: None) -> None:
     """Who asks for more than sockets hold, and reads nothing for half a minute, finds the rest gone."""
     asked = 1000  # 11 MB, of which sockets hold 4 at most
     metrics = _kept(head("GET /metrics HTTP/1.1", {})) * asked
@@ -193,16 +183,12 @@ def _late_reader(site: Site) -> None:
             raise Escaped(f"all {count} answers waited for it")
 
 
-def _leavers(site: Site) -> Attack:
+def _leavers(site: Site, _: None) -> None:
     """200 requests whose clients do not wait; afterwards others are answered again."""
     one = [data_uri(pictures.plain())]
     data = post(site, "/predict", json.dumps(predict_body(one * 20)).encode())
-
-    def attack() -> None:
-        for _ in range(200):
-            with socket.create_connection(site.address(), timeout=10) as client:
-                client.sendall(data)
-        while site.ask("/predict", predict_body(one))[0] == 503:
-            time.sleep(0.5)
-
-    return attack
+    for _ in range(200):
+        with socket.create_connection(site.address(), timeout=10) as client:
+            client.sendall(data)
+    while site.ask("/predict", predict_body(one))[0] == 503:
+        time.sleep(0.5)

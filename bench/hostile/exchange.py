@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
-from bench.hostile.case import MEBIBYTE, Attack, Case, Kind
+from bench.hostile.case import MEBIBYTE, Case, Kind
 from bench.hostile.site import Escaped, Site
 
 BODY_BYTES = 32 * MEBIBYTE
@@ -63,12 +63,7 @@ BAD = Answered({400}, "bad_request")
 
 def request(name: str, outcome: Answered, make: Callable[[Site], bytes], *, seconds: float = 10) -> Case:
     """Bytes on a connection of its own."""
-
-    def prepare(site: Site) -> Attack:
-        data = make(site)
-        return lambda: outcome.check(exchange(site, data))
-
-    return Case(name, Kind.REQUEST, prepare, seconds)
+    return Case(name, Kind.REQUEST, lambda site, data: outcome.check(exchange(site, data)), make, seconds)
 
 
 def posted(name: str, outcome: Answered, content: object, *, path: str = "/predict") -> Case:

@@ -5,7 +5,7 @@ import re
 from functools import partial
 from itertools import product
 
-from bench.hostile.case import MEBIBYTE, Attack, Case, Kind
+from bench.hostile.case import MEBIBYTE, Case, Kind
 from bench.hostile.exchange import BODY_BYTES, SERVED, Answered, asked, exchange, head, post, request, slug
 from bench.hostile.site import Escaped, Site
 
@@ -134,10 +134,7 @@ def _heads() -> list[Case]:
             asked(f"path-of-{name}", _PATHS_FOUND.get(name, _NOT_FOUND), f"GET {path} HTTP/1.1")
             for name, path in _PATHS.items()
         ),
-        *(
-            Case(f"request-id-{name}", Kind.REQUEST, partial(_offer_id, offered))
-            for name, offered in _REQUEST_IDS.items()
-        ),
+        *(Case(f"request-id-{name}", Kind.REQUEST, partial(_offer_id, id_)) for name, id_ in _REQUEST_IDS.items()),
         *(
             asked(f"method-{method.lower()}", _NO_METHOD, f"{method} /predict HTTP/1.1", {"Content-Length": "0"})
             for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "FOO", "PROPFIND")
@@ -163,16 +160,12 @@ def _through(line: str, site: Site) -> bytes:
     return head(line.format(f"127.0.0.1:{site.canary.port}"), site.authorization())
 
 
-def _offer_id(offered: str, site: Site) -> Attack:
+def _offer_id(offered: str, site: Site, _: None) -> None:
     """Offer a request id that is not harmless; the answer must have another one."""
-
-    def attack() -> None:
-        reply = exchange(site, head("GET /health HTTP/1.1", {"X-Request-Id": offered}))
-        given = reply.headers.get("X-Request-Id", "")
-        if reply.status != 200 or given == offered or not re.fullmatch(r"[\w-]{1,64}", given):
-            raise Escaped(f"the answer {reply.status} has the request id {given[:100]!r}")
-
-    return attack
+    reply = exchange(site, head("GET /health HTTP/1.1", {"X-Request-Id": offered}))
+    given = reply.headers.get("X-Request-Id", "")
+    if reply.status != 200 or given == offered or not re.fullmatch(r"[\w-]{1,64}", given):
+        raise Escaped(f"the answer {reply.status} has the request id {given[:100]!r}")
 
 
 def _pages() -> list[Case]:

@@ -9,7 +9,7 @@ from textwrap import wrap
 from bench.harness import hosts
 from bench.harness.hosts import Answer
 from bench.hostile import pictures
-from bench.hostile.case import PLAIN, Attack, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
+from bench.hostile.case import PLAIN, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
 from bench.hostile.site import Site, data_uri
 
 PRIVATE = refused_fetch("is not on the public internet")
@@ -190,12 +190,7 @@ _NO_TEXTS: tuple[object, ...] = (
 
 def made(name: str, outcome: Outcome, make: Callable[[Site], object], *, seconds: float = 10) -> Case:
     """A reference in a task between two good ones."""
-
-    def prepare(site: Site) -> Attack:
-        reference = make(site)
-        return lambda: outcome.check(site, site.score_among_good(reference))
-
-    return Case(name, Kind.ADDRESS, prepare, seconds)
+    return Case(name, Kind.ADDRESS, lambda site, made: outcome.check(site, site.score_among_good(made)), make, seconds)
 
 
 def given(name: str, outcome: Outcome, reference: object) -> Case:

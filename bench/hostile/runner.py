@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from urllib3.exceptions import HTTPError
 
 from bench.hostile import answers, bodies, bombs, clients, heads, images, references
-from bench.hostile.case import Attack, Case
+from bench.hostile.case import Case
 from bench.hostile.site import Escaped, Site
 
 CASES = tuple(case for each in (bombs, images, references, answers, bodies, heads, clients) for case in each.cases())
@@ -42,7 +42,7 @@ def run(site: Site, cases: Sequence[Case], *, batch: int = 20) -> Iterator[Verdi
 def _run_batch(site: Site, cases: Sequence[Case], *, at_once: int) -> list[Verdict]:
     before = site.baseline()
     with ThreadPoolExecutor(at_once) as pool:
-        verdicts = list(pool.map(lambda case: _attack(case, case.prepare(site)), cases))
+        verdicts = list(pool.map(lambda case: _attack(case, site), cases))
     try:
         site.check_unharmed(before)
     except Escaped as err:
@@ -51,11 +51,12 @@ def _run_batch(site: Site, cases: Sequence[Case], *, at_once: int) -> list[Verdi
     return verdicts
 
 
-def _attack(case: Case, attack: Attack) -> Verdict:
-    started = time.perf_counter()
+def _attack(case: Case, site: Site) -> Verdict:
+    made = case.make(site)
     escape: str | None = None
+    started = time.perf_counter()
     try:
-        attack()
+        case.attack(site, made)
     except (Escaped, OSError, ValueError, HTTPError) as err:
         escape = f"{type(err).__name__}: {err}"
     seconds = time.perf_counter() - started

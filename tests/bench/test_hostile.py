@@ -66,8 +66,7 @@ class Site:
 
 def escapes(site, names, **options):
     cases = [
-        Case(name, Kind.IMAGE, lambda site, name=name: lambda: site.attack(name), 0 if name == "late" else 5)
-        for name in names
+        Case(name, Kind.IMAGE, Site.attack, lambda _, name=name: name, 0 if name == "late" else 5) for name in names
     ]
     return {verdict.case.name: verdict.escape for verdict in run(site, cases, **options)}
 
