@@ -42,22 +42,22 @@ class Reply:
         return len(self.scores) if len(self.versions) > 1 else self.scores.count(None)
 
 
+@dataclass(frozen=True, slots=True)
 class Client:
     """Asks one server for predictions. Used by many threads; connects anew for each request, as Label Studio does."""
 
-    def __init__(self, url: str, labels: Sequence[str]) -> None:
-        """Take the server's address and the classes of the project that asks."""
-        self._url = f"{url}/predict"
-        self._label_config = label_config(labels)
+    url: str
+    labels: Sequence[str]
+    """The classes of the project that asks."""
 
     def ask(self, references: Sequence[str]) -> Reply:
         """Ask for predictions of one task per image; what fails is told on stderr and counted in the reply."""
         tasks = [make_task(number, reference) for number, reference in enumerate(references, start=1)]
-        body = predict_body(tasks, self._label_config)
+        body = predict_body(tasks, label_config(self.labels))
         started = time.perf_counter()
         try:
             with urllib3.PoolManager(retries=False, timeout=_TIMEOUT_S, headers={"Connection": "close"}) as http:
-                response = http.request("POST", self._url, json=body)
+                response = http.request("POST", f"{self.url}/predict", json=body)
             ended = time.perf_counter()
             if response.status != 200:
                 raise ValueError(f"answered {response.status}: {response.data[:300]!r}")
@@ -88,15 +88,14 @@ def sending(client: Client, requests: Sequence[Sequence[str]], *, clients: int) 
         while not over.is_set():
             replies.append(client.ask(next(turn)))
 
-    threads = [threading.Thread(target=ask, args=(index * len(requests) // clients,)) for index in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield replies
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(ask, index * len(requests) // clients) for index in range(clients)]
+        try:
+            yield replies
+        finally:
+            over.set()
+    for each in asking:
+        each.result()
 
 
 def split(references: Sequence[str], size: int) -> list[Sequence[str]]:

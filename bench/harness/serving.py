@@ -277,7 +277,8 @@ def _proxy(replicas: Sequence[Server], folder: Path) -> Iterator[str]:
     servers = folder / "servers.cfg"
     lines = [f"    server {replica.name} 127.0.0.1:{replica.port}" for replica in replicas]
     servers.write_text("\n".join(["backend servers", *lines, ""]), encoding="utf-8")
-    address, command = f"127.0.0.1:{_choose_port()}", ["haproxy", "-db", "-f", PROXY_CONFIG, "-f", servers]
+    address = f"127.0.0.1:{_choose_port()}"
+    command: list[str | Path] = ["haproxy", "-db", "-f", PROXY_CONFIG, "-f", servers]
     environment = {"LABELNEXT_PROXY_BIND": address}
     with running("haproxy", command, log=folder / "haproxy.log", environment=environment) as child:
         child.wait_for(f"http://{address}/health/ready", timeout_s=_START_S)

@@ -169,7 +169,7 @@ def _tls() -> list[Case]:
     ]
 
 
-def _many_names(site: Site, _: None) -> None:
+def _many_names(site: Site, _made: None) -> None:
     """There are more of them than threads; who asks for another host's image must not wait for any."""
     site.crowd.otherwise = hosts.silence()
     silent = [f"http://{address}:{site.crowd.port}/{number}.png" for number in range(3) for address in CROWD]
@@ -177,7 +177,7 @@ def _many_names(site: Site, _: None) -> None:
     _score_beside(site, silent, good, lambda: len(site.crowd.requests) >= _PLACES)
 
 
-def _many_silent(site: Site, _: None) -> None:
+def _many_silent(site: Site, _made: None) -> None:
     """Half of the fetching threads hang; who asks for another host's image must not wait for them."""
     host = site.slow_host()
     address = host.serve("/a.png", hosts.silence())

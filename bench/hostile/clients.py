@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from bench.harness.serving import serving
 from bench.hostile import pictures
@@ -85,7 +86,7 @@ _LACKS_ITS_LAST_BYTE = Slow(lambda site: _announced(site, _HALF_BODY) + bytes(_H
 
 def cases() -> list[Case]:
     """Every kind of client."""
-    slow = {
+    slow: dict[str, Callable[[Site, Any], None]] = {
         **{f"{_SLOW_CLIENTS}-{name}": partial(_slow, [kind] * _SLOW_CLIENTS) for name, kind in _SLOW.items()},
         f"{_SLOW_CLIENTS}-of-all-kinds-without-password": _slow_without_password,
         "more-connections-than-may-be": _too_many,
@@ -99,13 +100,13 @@ def cases() -> list[Case]:
     ]
 
 
-def _too_many(site: Site, _: None) -> None:
+def _too_many(site: Site, _made: None) -> None:
     """As many connections as this process may have, or more than a server takes on a machine that lets it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     _slow([Slow()] * (min(11_000, hard - 256) if hard != resource.RLIM_INFINITY else 11_000), site)
 
 
-def _slow(clients: Sequence[Slow], site: Site, _: None = None) -> None:
+def _slow(clients: Sequence[Slow], site: Site, _made: None = None) -> None:
     """Slow clients, and beside them somebody who looks whether the server lives, and one who wants a prediction."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -123,7 +124,7 @@ def _slow(clients: Sequence[Slow], site: Site, _: None = None) -> None:
             raise Escaped(f"/health/live took up to {worst.result():.1f} s")
 
 
-def _slow_without_password(site: Site, _: None) -> None:
+def _slow_without_password(site: Site, _made: None) -> None:
     clients = [client for client in _SLOW_WITHOUT_PASSWORD for _ in range(_SLOW_CLIENTS // len(_SLOW_WITHOUT_PASSWORD))]
     models, log = site.files.parent / "models", site.files.parent / "open.log"
     with serving(models, log=log, settings={"LABELNEXT_PROVIDER": "cpu"}) as server:
@@ -153,14 +154,14 @@ def _trickle(clients: Collection[socket.socket]) -> None:
         time.sleep(0.5)
 
 
-def _late_body(site: Site, _: None) -> None:
+def _late_body(site: Site, _made: None) -> None:
     """A body that takes longer than may be is answered with 408."""
     with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
         client.sendall(post(site, "/predict", b'{"tasks"', content_length="1000"))
         Answered({408}, "request_timeout").check(read_reply(client))
 
 
-def _late_head(site: Site, _: None) -> None:
+def _late_head(site: Site, _made: None) -> None:
     """A head that takes longer than may be is not answered."""
     with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
         client.sendall(_HALF_A_HEAD)
@@ -168,7 +169,7 @@ def _late_head(site: Site, _: None) -> None:
             raise Escaped(f"it is answered: {answer!r}")
 
 
-def _late_reader(site: Site, _: None) -> None:
+def _late_reader(site: Site, _made: None) -> None:
     """Who asks for more than sockets hold, and reads nothing for half a minute, finds the rest gone."""
     asked = 1000  # 11 MB, of which sockets hold 4 at most
     metrics = _kept(head("GET /metrics HTTP/1.1", {})) * asked
@@ -183,7 +184,7 @@ def _late_reader(site: Site, _: None) -> None:
             raise Escaped(f"all {count} answers waited for it")
 
 
-def _leavers(site: Site, _: None) -> None:
+def _leavers(site: Site, _made: None) -> None:
     """200 requests whose clients do not wait; afterwards others are answered again."""
     one = [data_uri(pictures.plain())]
     data = post(site, "/predict", json.dumps(predict_body(one * 20)).encode())

@@ -160,7 +160,7 @@ def _through(line: str, site: Site) -> bytes:
     return head(line.format(f"127.0.0.1:{site.canary.port}"), site.authorization())
 
 
-def _offer_id(offered: str, site: Site, _: None) -> None:
+def _offer_id(offered: str, site: Site, _made: None) -> None:
     """Offer a request id that is not harmless; the answer must have another one."""
     reply = exchange(site, head("GET /health HTTP/1.1", {"X-Request-Id": offered}))
     given = reply.headers.get("X-Request-Id", "")

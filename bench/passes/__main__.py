@@ -30,9 +30,8 @@ from bench.passes.agreement import (
     rank,
     reference_bald,
 )
-from bench.passes.contenders import NAMES
+from bench.passes.contenders import NAMES, open_session
 from bench.passes.rounds import Contender, Images, Timings, time_in_turn
-from bench.passes.single_pass import open_session
 from bench.subjects.model import trained
 from contract.images.preprocess import decode_image
 from contract.versions.version import Version
@@ -56,12 +55,6 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
 _COST_BATCH = 16
 _SLOW_BATCH = 16
 """The largest that the slow ones are timed on: one of 32 takes baal minutes, and over 10 GB."""
-_OVER_OPENVINO = (
-    ("ours_over_openvino_single_pass", "ours", "openvino"),
-    ("int8_over_openvino_int8_single_pass", "ours_int8", "openvino_int8"),
-)
-"""Key of the result, and the contenders that it is a ratio of, where both take part."""
-
 Engines = Mapping[Precision, Engine]
 
 
@@ -164,9 +157,9 @@ def _compare_times(slow: Timings, fast: Timings) -> dict[str, object]:
         speedup = "speedup" if name == "ours" else f"{prefix}_speedup"
         result[f"{prefix}_over_single_pass"] = fast.ratio(name, "single")
         result[f"{speedup}_vs_baal"] = slow.ratio("baal", name)
-    for key, name, over in _OVER_OPENVINO:
-        if {name, over} <= fast.seconds.keys():
-            result[key] = fast.ratio(name, over)
+    for ours, theirs in (("ours", "openvino"), ("ours_int8", "openvino_int8")):
+        if {ours, theirs} <= fast.seconds.keys():
+            result[f"{ours.removeprefix('ours_')}_over_{theirs}_single_pass"] = fast.ratio(ours, theirs)
     return result
 
 

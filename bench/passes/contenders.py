@@ -2,15 +2,28 @@
 
 Those that repeat the whole network T times are slow by design, and are timed apart from those that run it once, so that
 neither baal's memory nor a dozen models at once slow down the others.
+
+One deterministic pass is the least that any use of the network costs, as people run it without uncertainty. In
+onnxruntime it is the literal graph, whose Dropout the optimiser deletes. OpenVINO refuses Dropout in training mode, and
+is given the graph without. It is compiled for each batch size apart, which suits OpenVINO best: in float32, or in int8
+as NNCF, OpenVINO's own quantiser, makes it by default from the float32 network and real images.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from __future__ import annotations
 
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
 import torch
 
 from bench.passes.rounds import Contender, Images
-from bench.passes.single_pass import compile_by_batch, open_session, quantise, read_plain
 from contract.versions.version import Version
 from server.inference.engine import Engine
 from server.settings import Device, Precision
@@ -20,7 +33,14 @@ from trainer.model.build import build_head_of, open_backbone_of
 from trainer.model.network import Network
 from trainer.settings import Training
 
+if TYPE_CHECKING:
+    import openvino
+
 NAMES = {Precision.FP32: "ours", Precision.FP16: "ours_fp16", Precision.INT8: "ours_int8"}
+
+_CALIBRATION_IMAGES = 64
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+"""As the server's: the same arithmetic, so that a ratio compares passes and not precisions."""
 
 
 def ours(engines: Mapping[Precision, Engine], batches: Sequence[int]) -> dict[str, Contender]:
@@ -74,7 +94,66 @@ def single(
     session = open_session(version, device=device, threads=threads)
     runs = {"single": lambda images: session.run(None, {"images": images})}
     if device is Device.CPU:
-        plain = read_plain(version)
-        runs["openvino"] = compile_by_batch(plain, threads=threads)
-        runs["openvino_int8"] = compile_by_batch(quantise(plain, images), threads=threads)
+        plain = _read_plain(version)
+        runs["openvino"] = _compile_by_batch(plain, threads=threads)
+        runs["openvino_int8"] = _compile_by_batch(_quantise(plain, images), threads=threads)
     return {name: Contender(run, tuple(batches)) for name, run in runs.items()}
+
+
+def open_session(
+    version: Version, *, device: Device, threads: int, keep_dropout: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open a version's literal graph in onnxruntime: as it is by default, or so that its Dropout lives."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    cuda: list[Any] = [("CUDAExecutionProvider", _CUDA_OPTIONS)] if device is Device.CUDA else []
+    return onnxruntime.InferenceSession(
+        version.model_path,
+        settings,
+        providers=[*cuda, "CPUExecutionProvider"],
+        disabled_optimizers=["EliminateDropout"] if keep_dropout else [],
+    )
+
+
+def _read_plain(version: Version) -> openvino.Model:
+    """Return a version's network without dropout: images uint8 (N, H, W, 3) to logits (N, C), N free."""
+    import openvino
+
+    graph = onnx.load(version.model_path)
+    for node in graph.graph.node:
+        if node.op_type == "Dropout":
+            node.op_type = "Identity"
+            del node.input[1:], node.output[1:], node.attribute[:]
+    return openvino.Core().read_model(graph.SerializeToString())
+
+
+def _quantise(model: openvino.Model, images: Images) -> openvino.Model:
+    """Return the network in int8 after NNCF, calibrated on the last of the images, uint8 (N, H, W, 3)."""
+    with contextlib.redirect_stdout(sys.stderr):  # it shows its progress, and stdout belongs to results
+        import nncf
+
+        nncf.set_log_level(logging.WARNING)
+        samples = [image[np.newaxis] for image in images[-_CALIBRATION_IMAGES:]]
+        quantised: openvino.Model = nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
+    return quantised
+
+
+def _compile_by_batch(model: openvino.Model, *, threads: int) -> Callable[[Images], object]:
+    """Return what runs a network in OpenVINO, compiled anew for each batch size that it meets."""
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # of what is not quantised; the default may be a shorter type
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    requests: dict[int, openvino.InferRequest] = {}
+
+    def run(images: Images) -> object:
+        if len(images) not in requests:
+            fixed = model.clone()
+            fixed.reshape(list(images.shape))
+            requests[len(images)] = openvino.Core().compile_model(fixed, "CPU", settings).create_infer_request()
+        return requests[len(images)].infer([images], share_inputs=True)
+
+    return run
