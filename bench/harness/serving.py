@@ -35,6 +35,9 @@ _STAGE_SUM = re.compile(r'labelnext_stage_duration_seconds_sum\{stage="(\w+)"\}'
 class Server:
     """One server at one address, running or not."""
 
+    process: Child
+    """The one that was started last: gunicorn's master."""
+
     def __init__(
         self,
         models: Path | str,
@@ -70,18 +73,6 @@ class Server:
         self._environment = {**unset, **own, **settings}
         self._logs = (log.with_stem(f"{log.stem}-{start}") if start > 1 else log for start in count(1))
         self._stack = ExitStack()
-        self._process: Child | None = None
-
-    @property
-    def process(self) -> Child:
-        """The process that was started last: gunicorn's master.
-
-        Raises:
-            RuntimeError: if there is none.
-        """
-        if self._process is None:
-            raise RuntimeError(f"{self.name} has not been started; call start() first")
-        return self._process
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -93,9 +84,9 @@ class Server:
 
     def start(self) -> None:
         """Start the server; it is not ready yet."""
-        log, environment = next(self._logs), self._environment
-        child = running("The server", self._command, log=log, environment=environment, cwd=CHECKOUT)
-        self._process = self._stack.enter_context(child)
+        log = next(self._logs)
+        child = running("The server", self._command, log=log, environment=self._environment, cwd=CHECKOUT)
+        self.process = self._stack.enter_context(child)
 
     def stop(self) -> None:
         """End the server if it runs: asked first, then killed."""
@@ -118,11 +109,7 @@ class Server:
             os.kill(pid, signal.SIGKILL)
 
     def drain(self) -> float:
-        """Ask the server to end, and return the seconds that it took to answer what it had accepted.
-
-        Raises:
-            subprocess.TimeoutExpired: if it does not end.
-        """
+        """Ask the server to end, and return the seconds that it took to answer what it had accepted."""
         started = time.monotonic()
         self.process.popen.terminate()
         self.process.popen.wait(_DRAIN_S)

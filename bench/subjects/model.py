@@ -21,7 +21,7 @@ from typing import Literal
 
 from PIL import Image
 
-from bench.subjects.noise import coloured_noise
+from bench.subjects.photos import coloured_noise
 from contract.errors import NothingPublished
 from contract.versions.repository import Repository
 from contract.versions.version import Version

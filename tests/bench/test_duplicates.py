@@ -6,7 +6,7 @@ from torch import nn
 
 from bench import duplicates
 from bench.duplicates import EDITS, count_distinct, near_copies
-from bench.subjects.noise import coloured_noise
+from bench.subjects.photos import coloured_noise
 from contract.scores.embedding import embed
 from tests.trainer.candidates import make_candidates
 from trainer.model.backbones.layers import Normalise
