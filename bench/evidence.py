@@ -62,9 +62,9 @@ class _Set:
     """The same for VGG-16."""
 
 
-def _grow(*query: int, initial: int = 20, rounds: int = 0, **options: Any) -> Options:
-    """Return the options of a study whose queries grow; the last one is that of all rounds which follow it."""
-    asked = {"initial": initial, "query": ",".join(map(str, query)), "rounds": rounds or len(query)}
+def _grow(*query: int, initial: int = 20, **options: Any) -> Options:
+    """Return the options of a study whose queries grow."""
+    asked = {"initial": initial, "query": ",".join(map(str, query)), "rounds": len(query)}
     return {**asked, **{name.replace("_", "-"): value for name, value in options.items()}}
 
 

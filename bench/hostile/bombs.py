@@ -73,18 +73,18 @@ def _slow_ones() -> list[File]:
     return [
         File("jpeg-1000-scans", _TOO_LONG, lambda: _scans(7_000, 1_000)),
         File("jpeg-100000-scans", ALIKE, lambda: _scans(64, 100_000)),
-        File("jpeg-5-million-segments", _TOO_LONG, lambda: insert_segments(jpeg(), segment(0xEF, b"") * _MANY)),
-        File("jpeg-5-million-comments", _TOO_LONG, lambda: insert_segments(jpeg(), segment(0xFE, b"") * _MANY)),
-        File("jpeg-5-million-tables", _TOO_LONG, lambda: insert_segments(jpeg(), segment(0xDB, b"") * _MANY)),
-        File("jpeg-20-million-fill-bytes", _TOO_LONG, lambda: insert_segments(jpeg(), b"\xff" * 20_000_000)),
+        File("jpeg-5-million-segments", _TOO_LONG, lambda: insert_segments(segment(0xEF, b"") * _MANY)),
+        File("jpeg-5-million-comments", _TOO_LONG, lambda: insert_segments(segment(0xFE, b"") * _MANY)),
+        File("jpeg-5-million-tables", _TOO_LONG, lambda: insert_segments(segment(0xDB, b"") * _MANY)),
+        File("jpeg-20-million-fill-bytes", _TOO_LONG, lambda: insert_segments(b"\xff" * 20_000_000)),
         File("jpeg-huge-tables", _BROKEN, _jpeg_tables),
-        File("png-million-chunks-before", _TOO_LONG, lambda: insert_chunk(plain(), chunk(b"prVt", b"") * _CHUNKS)),
+        File("png-million-chunks-before", _TOO_LONG, lambda: insert_chunk(chunk(b"prVt", b"") * _CHUNKS)),
         File(
             "png-million-chunks-behind",
             _TOO_LONG,
             lambda: plain()[:-12] + chunk(b"prVt", b"") * _CHUNKS + plain()[-12:],
         ),
-        File("png-million-data-chunks", _TOO_LONG, lambda: insert_chunk(plain(), chunk(b"IDAT", b"") * _CHUNKS)),
+        File("png-million-data-chunks", _TOO_LONG, lambda: insert_chunk(chunk(b"IDAT", b"") * _CHUNKS)),
         File("bmp-million-runs", _TOO_LONG, _bmp_runs),
         File("gif-million-comments", _TOO_LONG, _gif_comments),
         File("gif-10000-frames", ALIKE, _gif_frames),
@@ -114,7 +114,7 @@ def _largest() -> bytes:
 
 def _with(kind: bytes, size: int, *, times: int = 1) -> bytes:
     """Return a PNG with a text or a profile that unpacks to so many bytes."""
-    return insert_chunk(plain(), chunk(kind, b"a\0\0" + pictures.squeezed_zeros(size)) * times)
+    return insert_chunk(chunk(kind, b"a\0\0" + pictures.squeezed_zeros(size)) * times)
 
 
 def _webp_bomb() -> bytes:
@@ -145,7 +145,7 @@ def _avif_bomb() -> bytes:
 
 
 def _jpeg_tables() -> bytes:
-    return insert_segments(jpeg(), segment(0xDB, b"\xff" * 65_000) + segment(0xC4, b"\xff" * 65_000))
+    return insert_segments(segment(0xDB, b"\xff" * 65_000) + segment(0xC4, b"\xff" * 65_000))
 
 
 def _scans(side: int, count: int) -> bytes:

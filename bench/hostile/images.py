@@ -97,7 +97,7 @@ def _disguises() -> list[File]:
     return [
         File("gif-and-javascript", ALIKE, lambda: save(picture(), "GIF") + b"*/=1;alert(1)//", kind="text/javascript"),
         File("jpeg-and-zip", _JPEG, lambda: jpeg() + _zip()),
-        File("png-and-html", PLAIN, lambda: insert_chunk(plain(), page), kind="text/html"),
+        File("png-and-html", PLAIN, lambda: insert_chunk(page), kind="text/html"),
         File("pdf-and-jpeg", _NO_IMAGE, lambda: b"%PDF-1.7\n" + jpeg()),
         File("jpeg-called-png", _JPEG, jpeg),
         File("png-called-text", PLAIN, plain, kind="text/plain"),
@@ -150,13 +150,11 @@ def _of_metadata() -> list[File]:
         File("exif-orientation-jpeg", ALIKE, lambda: _turned("JPEG", 6, quality=95)),
         File("exif-orientation-0", PLAIN, lambda: save(picture(), "PNG", exif=_exif(0))),
         File("exif-orientation-99", PLAIN, lambda: save(picture(), "PNG", exif=_exif(99))),
-        File("exif-broken", _JPEG, lambda: insert_segments(jpeg(), segment(0xE1, b"Exif\0\0MM\0*\0\0"))),
-        File("exif-garbage", _JPEG, lambda: insert_segments(jpeg(), segment(0xE1, noise))),
-        File(
-            "exif-png-garbage", PLAIN, lambda: insert_chunk(plain(), chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))
-        ),
-        File("exif-10-mb", _JPEG, lambda: insert_segments(jpeg(), segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160)),
-        File("icc-broken", _JPEG, lambda: insert_segments(jpeg(), icc_noise)),
+        File("exif-broken", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0MM\0*\0\0"))),
+        File("exif-garbage", _JPEG, lambda: insert_segments(segment(0xE1, noise))),
+        File("exif-png-garbage", PLAIN, lambda: insert_chunk(chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))),
+        File("exif-10-mb", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160)),
+        File("icc-broken", _JPEG, lambda: insert_segments(icc_noise)),
         File("icc-huge", _JPEG, _huge_profile),
         File("icc-real", PLAIN, lambda: save(picture(), "PNG", icc_profile=srgb)),
     ]
@@ -259,7 +257,7 @@ def _turned(file_format: str, orientation: int, **options: object) -> bytes:
 def _huge_profile() -> bytes:
     parts = 160
     segments = (segment(0xE2, b"ICC_PROFILE\0" + bytes([part, parts]) + bytes(65_000)) for part in range(1, parts + 1))
-    return insert_segments(jpeg(), b"".join(segments))
+    return insert_segments(b"".join(segments))
 
 
 def _zip() -> bytes:

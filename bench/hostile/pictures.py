@@ -63,14 +63,14 @@ def squeezed_zeros(count: int) -> bytes:
     return b"".join([*parts, squeeze.compress(block[: count & (1 << 20) - 1]), squeeze.flush()])
 
 
-def insert_chunk(file: bytes, added: bytes) -> bytes:
-    """Return a PNG with chunks added behind its header."""
-    return file[:33] + added + file[33:]
+def insert_chunk(added: bytes) -> bytes:
+    """Return the plain PNG with chunks added behind its header."""
+    return plain()[:33] + added + plain()[33:]
 
 
-def insert_segments(file: bytes, added: bytes) -> bytes:
-    """Return a JPEG with segments added at its beginning."""
-    return file[:2] + added + file[2:]
+def insert_segments(added: bytes) -> bytes:
+    """Return the plain JPEG with segments added at its beginning."""
+    return jpeg()[:2] + added + jpeg()[2:]
 
 
 def segment(marker: int, content: bytes) -> bytes:

@@ -15,7 +15,7 @@ passes cost over one deterministic pass, and how well they rank photos, beside a
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -128,17 +128,17 @@ def _rank(setting: _Setting, engines: dict[Precision, Engine]) -> tuple[Row, lis
     bald = compute_bald(engine, full)
     reference = reference_bald(engine, full, passes=options.reference)
     independent = rank(engine, full, reference, independent_sets(engine.sites, engine.passes, options.sets))
-    ranking: dict[str, object] = {"independent_masks": asdict(independent)}
+    ranking: dict[str, object] = {"independent_masks": independent}
     for precision, other in features.items():
         agreement = compare(compute_bald(engines[precision], other), bald)
-        ranking |= {f"{precision}_{figure}": value for figure, value in asdict(agreement).items()}
+        ranking |= {f"{precision}_{figure}": value for figure, value in agreement.items()}
     engines.clear()  # each of the next has weights of its own
     rows: list[Row] = []
     for passes in options.passes:
         say(f"T = {passes}")
         weighed = Engine(setting.version, replace(setting.engine, passes=passes))
         agreement = rank(weighed, full, reference, balanced_sets(weighed.sites, passes, options.sets))
-        rows.append({"passes": passes, "cost_over_single_pass": _cost(setting, weighed), **asdict(agreement)})
+        rows.append({"passes": passes, "cost_over_single_pass": _cost(setting, weighed), **agreement})
     return ranking, rows
 
 

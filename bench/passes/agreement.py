@@ -4,8 +4,7 @@ Everything is computed by the server's engine, on features that are computed onc
 in all units and passes, unlike the server's, which are balanced: it takes no side.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -28,20 +27,17 @@ _REFERENCE_STEP = 100
 """Passes of the reference that are averaged at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How alike two rankings of a pool are; 1 is the same."""
-
-    spearman: float
-    top10_overlap: float
-    """The share of the reference's highest tenth that is in the other's."""
+Agreement = Mapping[str, float]
+"""How alike two rankings of a pool are, 1 being the same: `spearman`, and `top10_overlap`, the share of the reference's
+highest tenth that is in the other's."""
 
 
 def compare(found: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Agreement:
     """Compare two scorings (N,) of the same images, of which the highest count."""
     most = max(1, round(TOP_SHARE * len(reference)))
     tops = [set(np.argsort(-scores, kind="stable")[:most].tolist()) for scores in (found, reference)]
-    return Agreement(float(spearmanr(found, reference).statistic), len(tops[0] & tops[1]) / most)
+    spearman = float(spearmanr(found, reference).statistic)
+    return {"spearman": spearman, "top10_overlap": len(tops[0] & tops[1]) / most}
 
 
 def compute_features(engine: Engine, images: Images, *, batch: int = 32) -> Floats:
@@ -75,7 +71,7 @@ def reference_bald(engine: Engine, features: Floats, *, passes: int, seed: int =
 def rank(engine: Engine, features: Floats, reference: Nats, sets: Iterable[Masks]) -> Agreement:
     """Compare the ranking under each of several sets of masks with the reference, and return the means."""
     found = [compare(compute_bald(engine, features, masks), reference) for masks in sets]
-    return Agreement(fmean(each.spearman for each in found), fmean(each.top10_overlap for each in found))
+    return {figure: fmean(each[figure] for each in found) for figure in found[0]}
 
 
 def balanced_sets(sites: Sequence[DropoutSite], passes: int, sets: int) -> Iterator[Masks]:

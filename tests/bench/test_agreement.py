@@ -26,7 +26,7 @@ def engine(tmp_path):
 def test_the_overlap_is_the_share_of_the_references_highest_tenth():
     reference, found = np.arange(20.0), np.arange(20.0)
     found[18] = -1
-    assert compare(found, reference).top10_overlap == 0.5
+    assert compare(found, reference)["top10_overlap"] == 0.5
 
 
 def test_bald_in_parts_is_that_of_the_whole(engine):
