@@ -71,9 +71,7 @@ class Photos:
     weights: str
 
 
-def trained(
-    *, image_size: int = 224, labels: int = 400, precision: Literal["auto", "fp32"] = "auto", seed: int = 0
-) -> Subject:
+def trained(*, image_size: int = 224, labels: int = 400, precision: Literal["auto", "fp32"] = "auto") -> Subject:
     """Return a head on VGG-16 that the trainer published, trained now unless it was; its progress goes to stderr.
 
     All that are made for one size of images have one backbone.
@@ -82,7 +80,6 @@ def trained(
         image_size: in pixels.
         labels: how many photos it is trained on; the first so many of an order that the other arguments do not change.
         precision: of the backbone, as in `python -m trainer run --precision`.
-        seed: the trainer's.
 
     Raises:
         subprocess.CalledProcessError: if the trainer fails; stderr says why.
@@ -92,7 +89,7 @@ def trained(
     if not 0 < labels < len(photos.files):
         most = len(photos.files) - 1
         raise ValueError(f"expected labels between 1 and {most}, since photos must be left; got {labels}")
-    arguments = f"{photos.name}-{image_size}px-{labels}-{precision}-seed{seed}"
+    arguments = f"{photos.name}-{image_size}px-{labels}-{precision}"
     folder = CACHE / f"{arguments}-{_digest_of_sources()}"
     repository = Repository(folder / "models")
     with suppress(NothingPublished):
@@ -104,7 +101,7 @@ def trained(
         shutil.copyfile(path, folder / "labelled" / label / path.name)
     print(f"training once, kept in {folder.relative_to(CHECKOUT)}", file=sys.stderr)
     command = [sys.executable, "-m", "trainer", "run", f"--images={folder / 'labelled'}", f"--image-size={image_size}"]
-    command += [f"--precision={precision}", f"--seed={seed}", "--train=classifier", f"--weights={photos.weights}"]
+    command += [f"--precision={precision}", "--train=classifier", f"--weights={photos.weights}"]
     environment = clean_environment(LABELNEXT_MODELS=str(folder / "models"))
     subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=sys.stderr, check=True)
     return _subject(repository, photos, labels)

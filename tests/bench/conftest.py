@@ -21,10 +21,10 @@ def run_bench(tmp_path, monkeypatch, capsys):
     (tmp_path / "images").mkdir()
     photos = tuple(picture.path for picture in draw_pictures(tmp_path / "images", seed=0))
 
-    def trained(*, labels=0, seed=0, **_):
-        repository = Repository(tmp_path / f"models-{labels}-{seed}")
+    def trained(*, labels=0, **_):
+        repository = Repository(tmp_path / f"models-{labels}")
         training = TrainingRecord(images_by_class=dict.fromkeys(LABELS, 5))
-        model = TinyModel.draw(0).with_head_of(TinyModel.draw(labels + seed))
+        model = TinyModel.draw(0).with_head_of(TinyModel.draw(labels))
         version = publish(repository, model=model, training=training)
         return Subject(repository.open(version), repository.root, photos, "noise")
 
