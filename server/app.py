@@ -31,7 +31,7 @@ from contract.versions.manifest import check_version
 from server.http.auth import OPEN, Guard
 from server.http.concurrency_limiter import ConcurrencyLimiter, Overloaded
 from server.http.origins import Origins
-from server.http.projects import PREFIX, find_model
+from server.http.projects import PREFIX
 from server.inference.model import Model
 from server.observe import logs, metrics
 from server.page import reports
@@ -165,7 +165,7 @@ def _routes_of_models(service: Service) -> Blueprint:
 
 def _asked_for(service: Service) -> tuple[Model, ...]:
     """The model whose name stands in the address; all where none does."""
-    return service.models.all if g.model is None else tuple(filter(None, [find_model(service.models, g.model)]))
+    return service.models.all if g.model is None else tuple(filter(None, [service.models.find(g.model)]))
 
 
 def _answer(scored: Scored) -> Response:

@@ -16,7 +16,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
-from server.http.projects import choose_model, find_model
+from server.http.projects import choose_model
 from server.inference.batching import Batcher, ImageScores, Outcome
 from server.inference.engine import Engine
 from server.inference.known_images import KnownImages
@@ -177,7 +177,7 @@ class Service:
         fault = self.fault
         if self._draining.is_set():
             fault = fault or "the server is shutting down"
-        asked = self.models.alone if name is None else find_model(self.models, name)
+        asked = self.models.alone if name is None else self.models.find(name)
         if asked is None and version is not None:
             asked = self.models.find_version(version)
         told = _describe(asked) if asked else ModelHealth(model=name, detail=self._detail(name))
@@ -217,7 +217,7 @@ class Service:
     def _find_at_once(self, name: str | None, label_config: str | None, project: int | None) -> Model | None:
         """Return the model that a request is for, as far as is known now."""
         if name is not None:
-            return find_model(self.models, name)
+            return self.models.find(name)
         if self.models.alone is None and (label_config is None or not self.models.settled.is_set()):
             return None
         return choose_model(self.models, label_config or "", project)
@@ -247,7 +247,7 @@ class Service:
                 "passes of several images belong together only under the same masks; serve with LABELNEXT_MASKS=fixed"
             )
         self._await_models(deadline)
-        asked = self.models.alone if name is None else find_model(self.models, name)
+        asked = self.models.alone if name is None else self.models.find(name)
         model = asked or self.models.find_version(version)
         engine = _engine_of(model)
         if engine is None or model is None or engine.version != version:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from contract.errors import AmbiguousProject, LabelMismatch, UnknownModel, name_some
+from contract.errors import AmbiguousProject, LabelMismatch, name_some
 from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import knows, name_controls, name_labels
 from server.inference.engine import Engine
@@ -24,18 +24,6 @@ _CONFIGS_REMEMBERED: Final = 64
 
 
 _parse = lru_cache(_CONFIGS_REMEMBERED)(parse_label_config)
-
-
-def find_model(models: Models, name: str) -> Model | None:
-    """Return the model of that name; None before the first look at the repository, when nobody knows.
-
-    Raises:
-        UnknownModel: if there is none.
-    """
-    if (model := models.find(name)) is None and models.settled.is_set():
-        names = [each.name for each in models.all]
-        raise UnknownModel(f"there is no model {name[:40]!r}; there are: {name_some(names, most=_NAMED)}")
-    return model
 
 
 def choose_model(models: Models, label_config: str, project: int | None) -> Model:

@@ -138,7 +138,14 @@ class HostQueues:
             while not self._closing:
                 now = self._clock()
                 if (host := self._choose(now)) is not None:
-                    return host, self._begin(host, now), now
+                    self._running[host.name] = host
+                    job = host.take()
+                    host.started.append(now)
+                    self._queue_up(host)
+                    self._waiting -= 1
+                    self._under_way += 1
+                    self._changed.notify()  # another thread may begin the next one
+                    return host, job, now
                 self._changed.wait(_PATIENCE_S if self._waiting else None)  # by then a job may have given up its place
         return None
 
@@ -165,16 +172,6 @@ class HostQueues:
             running += len(host.started)
             slow += host.count_slow(now)
         return running - min(slow, _SLOW_THREADS * self._places)
-
-    def _begin(self, host: _Host, now: float) -> Job:
-        self._running[host.name] = host
-        job = host.take()
-        host.started.append(now)
-        self._queue_up(host)
-        self._waiting -= 1
-        self._under_way += 1
-        self._changed.notify()  # another thread may begin the next one
-        return job
 
     def _queue_up(self, host: _Host) -> None:
         """Put a host behind the others, if any of its jobs wait."""

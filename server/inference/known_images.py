@@ -91,7 +91,7 @@ class KnownImages:
         return found
 
     def _find(self, image: ImageReference, engine: Engine, deadline: float) -> File | Features:
-        source = self._source_of(image)
+        source = self._source(image)
         last = self._store.recall(source) if source else None
         (row,) = self._rows([last.digest], engine) if last else (None,)
         known = last if row is not None else None  # who has no features needs the file, changed or not
@@ -115,12 +115,9 @@ class KnownImages:
     def _source(self, image: ImageReference) -> str | None:
         """Where an image is asked for; None too where that cannot be said, which is told when it is fetched."""
         try:
-            return self._source_of(image)
+            return self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
         except ImageError:
             return None
-
-    def _source_of(self, image: ImageReference) -> str | None:
-        return self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
 
 
 def fetch(fetcher: Fetcher, image: ImageReference, deadline: float, known: Validators | None = None) -> Fetched:

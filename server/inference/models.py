@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from contract.errors import LabelnextError
+from contract.errors import LabelnextError, UnknownModel, name_some
 from contract.scores.ranking import ranked_projects
 from contract.versions.repository import Repository
 from server.inference.model import Model
@@ -20,6 +20,8 @@ from server.observe.metrics import Metrics
 
 _SOONEST_S: Final = 0.25
 """Between two looks at the repository, however often somebody asks for a version that is not in use."""
+_NAMED: Final = 5
+"""Of the models that there are, where somebody asks for another."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +65,16 @@ class Models:
         return models[0] if len(models) == 1 else None
 
     def find(self, name: str) -> Model | None:
-        """Return the model of that name."""
-        return next((model for model in self.all if model.name == name), None)
+        """Return the model of that name; None before the first look at the repository, when nobody knows.
+
+        Raises:
+            UnknownModel: if there is none.
+        """
+        found = next((model for model in self.all if model.name == name), None)
+        if found is None and self.settled.is_set():
+            names = name_some([model.name for model in self.all], most=_NAMED)
+            raise UnknownModel(f"there is no model {name[:40]!r}; there are: {names}")
+        return found
 
     def find_version(self, version: str) -> Model | None:
         """Return the model that has a version in use."""

@@ -77,8 +77,8 @@ class Page:
 
         Args:
             up: whether the server can do its work.
-            detail: why it cannot, or what else there is to say; None for nothing.
-            serving: the engine in use; None before the first.
+            detail: why it cannot, or what else there is to say.
+            serving: the engine in use.
             now: in UTC.
             is_one_of_several: whether there are other models, on a page two levels above this one.
         """

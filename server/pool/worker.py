@@ -37,14 +37,10 @@ class Worker:
     """Scores one shard after the other."""
 
     def __init__(self, job: Job, *, threads: int | None = None) -> None:
-        """Load the job's version and validate it on this machine.
-
-        Args:
-            job: with its version named.
-            threads: of one run of the graph on the CPU; None means all that there are.
+        """Load the version that the job names and validate it here; `threads` None takes all processors for a run.
 
         Raises:
-            RepositoryError, InvalidVersion: if it does not.
+            RepositoryError, InvalidVersion: if it is not valid.
             ConfigError: if the settings cannot be met on this machine.
         """
         # In memory a cache is of no use to images that each come once; on a disk it is, when the pool is scored again.
