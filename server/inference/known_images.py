@@ -85,27 +85,25 @@ class KnownImages:
         Raises:
             ImageError: if the source does not give it.
         """
-        found = self._find(image, engine, deadline)
-        missed = isinstance(found, File)
-        (self._metrics.feature_cache_misses if missed else self._metrics.feature_cache_hits).inc()
-        return found
-
-    def _find(self, image: ImageReference, engine: Engine, deadline: float) -> File | Features:
         source = self._source(image)
         last = self._store.recall(source) if source else None
         (row,) = self._rows([last.digest], engine) if last else (None,)
         known = last if row is not None else None  # who has no features needs the file, changed or not
         fetched = fetch(self._fetcher, image, deadline, known.validators if known else None)
-        if known and row is not None and fetched.unchanged:
-            self._metrics.image_revalidations.labels("unchanged").inc()
-            self._store.remember(source, fetched.validators, known.digest, at=self._clock())
-            return row
-        digest = hashlib.sha256(fetched.data).digest()
-        if known and known.validators.can_ask:
-            self._metrics.image_revalidations.labels("ignored" if digest == known.digest else "changed").inc()
+        if known and fetched.unchanged:
+            digest, result = known.digest, "unchanged"
+        else:
+            digest = hashlib.sha256(fetched.data).digest()
+            result = "ignored" if known and digest == known.digest else "changed"
+            (row,) = self._rows([digest], engine)
+        if known and (fetched.unchanged or known.validators.can_ask):
+            self._metrics.image_revalidations.labels(result).inc()
         self._store.remember(source, fetched.validators, digest, at=self._clock())
-        (row,) = self._rows([digest], engine)
-        return File(fetched.data, digest) if row is None else row
+        if row is None:
+            self._metrics.feature_cache_misses.inc()
+            return File(fetched.data, digest)
+        self._metrics.feature_cache_hits.inc()
+        return row
 
     def _rows(self, digests: Sequence[bytes], engine: Engine) -> list[Features | None]:
         """Features of files, where there are as many as the head takes: the store's folder may be written by others."""

@@ -133,19 +133,16 @@ class Scorer:
         if self._clock() >= work.deadline:
             raise _expired()
         with self._metrics.stage("fetch"):
-            found = self._find(image, work)
+            if self._known is None:
+                found: File | Features = File(fetch(self._fetcher, image, work.deadline).data, None)
+            else:
+                found = self._known.find(image, work.engine, work.deadline)
         if isinstance(found, np.ndarray):
             self._batcher.submit(found[None], work, outcome)
             return
         with self._decoding, self._metrics.stage("decode"):
             pixels = decode_image(found.data, work.engine.manifest.input, max_megapixels=self._max_megapixels)
         self._batcher.submit(Pixels(pixels, found.digest), work, outcome)
-
-    def _find(self, image: ImageReference, work: Work) -> File | Features:
-        """Get the features of an image, or else its file."""
-        if self._known is None:
-            return File(fetch(self._fetcher, image, work.deadline).data, None)
-        return self._known.find(image, work.engine, work.deadline)
 
     def _collect(self, outcome: "Future[list[Outcome]]", images: int, deadline: float) -> Sequence[Outcome]:
         try:

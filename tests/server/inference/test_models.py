@@ -4,6 +4,7 @@ from contextlib import contextmanager
 import pytest
 
 from bench.subjects.tiny_model import draw_images, publish
+from contract.errors import UnknownModel
 from server.inference.backbone import Backbones
 from server.inference.engine import Engine
 from server.inference.models import Models
@@ -92,6 +93,15 @@ def test_models_appear_and_vanish_while_the_server_runs(models, repository):
     (cars.root / ".gone").rename(cars.folder)
     models.poll()
     assert models.find("cars").engine.version == second
+
+
+def test_nobody_is_told_that_there_is_no_such_model_before_anybody_has_looked(models, repository):
+    publish(repository.beside("birds"))
+    assert models.find("birds") is None
+    models.poll()
+    assert models.find("birds").name == "birds"
+    with pytest.raises(UnknownModel, match="no model 'cars'; there are: birds"):
+        models.find("cars")
 
 
 def test_a_volume_that_is_away_makes_no_model_vanish(models, repository):

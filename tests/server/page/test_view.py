@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from contract.scores.ranking import save_ranking
 from contract.versions.repository import Repository
+from contract.versions.results import ProjectState, TrainingRecord
 from contract.versions.training_requests import leave_request
 from server.page.view import Page, render_models, show_ago
 from tests import versions
@@ -53,6 +54,8 @@ class TestVersion:
         document = show(page, manifest=publish(repository, metrics=metrics, labels=labels))
         weakest, strongest, others = [t for t in document.find("table") if "Class" in t.text]
         assert [t.text.count("species") for t in (weakest, strongest, others)] == [10, 10, 980]
+        assert weakest.text.index("species 0") < weakest.text.index("species 9")
+        assert strongest.text.index("species 999") < strongest.text.index("species 990")
         assert "species 999" in strongest.text
         assert any("980 more classes" in details.text for details in document.find("details"))
 
@@ -231,6 +234,8 @@ class TestModels:
 
     def test_names_and_labels_are_text_whatever_they_hold(self):
         manifest = dataclasses.replace(versions.manifest("20260102T030405678Z-0a1b2c"), labels=(HOSTILE, "cat"))
+        training = TrainingRecord(project=ProjectState(4, 3, "2026-01-02T03:04:05Z"))
+        manifest = dataclasses.replace(manifest, training=training)
         engine = SimpleNamespace(manifest=manifest)
         document = self.show(
             SimpleNamespace(name=HOSTILE, engine=engine, detail=HOSTILE, projects={3: 0.0}),
@@ -240,5 +245,6 @@ class TestModels:
         assert not document.find("script")
         links = [element.attrs["href"] for element in document.find("a")]
         assert links.count("p/javascript%3Ax/") == 1
-        assert {link for link in links if not link.startswith("p/")} == {f"{STUDIO}/projects/3/data"}
+        assert links.count(f"{STUDIO}/projects/3/data") == links.count(f"{STUDIO}/projects/4/data") == 1
+        assert len([link for link in links if not link.startswith("p/")]) == 2
         assert not any(set(link) & set("<>\"' ") for link in links)
