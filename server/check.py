@@ -68,11 +68,6 @@ class Report:
         return json.dumps({"ok": self.ok, **self.figures, "checks": [asdict(check) for check in self.checks]})
 
 
-def refuse_settings(err: ConfigError) -> Report:
-    """Report settings that cannot be read, beside which nothing can be asked."""
-    return Report((Check("settings", False, str(err)),), {})
-
-
 def check(settings: Settings) -> Report:
     """Ask everything."""
     questions = _Questions(settings)

@@ -117,15 +117,22 @@ class Models:
             model.close()
 
     def poll(self) -> None:
-        """Look once which models there are, and at each."""
+        """Look once which models there are, and at each; where one look fails, the others are taken all the same."""
         with self._polling:
-            try:
-                self._find_models()
-                for model in self.all:
-                    if not self._stopping.is_set():
-                        self._poll_safely(model)
-            finally:
-                self.settled.set()
+            self._try(self._find_models)
+            for model in self.all:
+                if not self._stopping.is_set() and not self._try(model.poll):
+                    model.fault = "a look at the repository failed in a way that was not foreseen, see the server's log"
+            self.settled.set()
+
+    def _try(self, look: Callable[[], None]) -> bool:
+        try:
+            look()
+        except Exception:
+            self._metrics.repository_faults.labels("poll").inc()
+            _log.exception("a look at the repository failed; the next one is in %g s", self._poll_s)
+            return False
+        return True
 
     def _find_models(self) -> None:
         """Take up models that have appeared, and drop those whose folders are gone.
@@ -160,21 +167,9 @@ class Models:
             clock=self._clock,
         )
 
-    def _poll_safely(self, model: Model) -> None:
-        try:
-            model.poll()
-        except Exception:
-            self._metrics.repository_faults.labels("poll").inc()
-            model.fault = "a look at the repository failed in a way that was not foreseen, see the server's log"
-            _log.exception("a look at the repository failed; the next one is in %g s", self._poll_s)
-
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._wanted.clear()
-            try:
-                self.poll()
-            except Exception:
-                self._metrics.repository_faults.labels("poll").inc()
-                _log.exception("a look for models failed; the next one is in %g s", self._poll_s)
+            self.poll()
             self._stopping.wait(min(_SOONEST_S, self._poll_s))
             self._wanted.wait(max(0.0, self._poll_s - _SOONEST_S))
