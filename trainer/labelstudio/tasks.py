@@ -126,8 +126,8 @@ def look(
     def make(page: Mapping[str, Any]) -> Page:
         return Page([{**task, "id": int(task["id"])} for task in page["tasks"]], int(page["total"]))
 
-    page = {"project": client.project, "page_size": page_size}
-    return client.read("/api/tasks/", make, what=client.what, query={**page, **asked})
+    of = {"project": client.project, "page_size": page_size}
+    return client.read("/api/tasks/", make, what=client.what, query={**of, **asked})
 
 
 def _pages(

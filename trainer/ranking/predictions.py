@@ -151,7 +151,10 @@ def keep_places(
 def _between(scores: Sequence[float], before: npt.NDArray[np.int64], *, of: int) -> npt.NDArray[np.float64]:
     """Return scores that stand among others as their owners stood among others: (K,), rising.
 
-    Of the others there are N scores now, rising. There were `of`, and so many of these `before` each: (K,), rising.
+    Args:
+        scores: the others', N of them in rising order.
+        before: (K,), how many others stood before each, in rising order.
+        of: how many others there were.
     """
     gaps = np.rint(before * len(scores) / max(of, 1)).astype(np.int64)  # gap g lies between bounds[g] and bounds[g + 1]
     bounds = np.array([0.0, *scores, 1.0])
