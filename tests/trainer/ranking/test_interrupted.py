@@ -38,7 +38,11 @@ class TestKilled:
     def test_a_ranking_again_that_was_killed_goes_on_under_its_own_name(self, rig, monkeypatch, asked_again):
         rig.rank()
         rig.begin(monkeypatch, force=True)
-        assert rig.rank(force=asked_again).ranking == f"{rig.version}.r2"
+        for number in range(2):
+            rig.studio.add_task(**picture(1000 + number))
+        found = rig.rank(force=asked_again)
+        both = (f"{rig.version}.r2", TASKS + 2, 2, TASKS)
+        assert (found.ranking, found.tasks, found.imported, found.removed) == both
         rig.check_whole(f"{rig.version}.r2")
 
     def test_the_order_that_was_begun_is_kept(self, rig, monkeypatch):

@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from trainer.ranking.tabs import MOST_SURE_TABS, OTHER_LABELS, find_groups, mark_sure
+from trainer.ranking.tabs import MOST_SURE_TABS, OTHER_LABELS, _with_a_task, find_groups, mark_sure
 
 NAME = "20261129T050102123Z-0a1b2c"
 LABELS = tuple(f"label {number}" for number in range(12))
@@ -34,6 +34,8 @@ def test_each_label_that_may_be_confirmed_is_looked_for_by_one_tab():
         label = each.result[0]["value"]["choices"][0]
         [found] = [group for group in groups if group in marker]
         assert groups[found] == (label if label in LABELS[2:10] else OTHER_LABELS)
+    assert {groups[marker] for marker in _with_a_task(groups, NAME, {1, 9})} == {LABELS[9], OTHER_LABELS}
+    assert {groups[marker] for marker in _with_a_task(groups, NAME, {2})} == {LABELS[2]}
 
 
 def test_while_there_are_few_tabs_a_label_that_comes_later_gets_its_own():

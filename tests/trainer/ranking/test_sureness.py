@@ -63,6 +63,10 @@ class TestWhatIsOffered:
         assert "about 83 more random labels would do (100 so far)" in found.sure.sentence
         assert "a larger --holdout-share would do" in found.sure.sentence
 
+    def test_before_there_are_witnesses_random_labels_count_that_were_made(self):
+        none, some = (find([], [], labelled(drawn(count, held_out=True))).sure.wanted for count in (0, 20))
+        assert none - some == 20
+
     def test_nothing_where_too_many_are_wrong(self):
         random = drawn(300, held_out=True)
         said = {task: frozenset({"cat" if index % 20 else "dog"}) for index, task in enumerate(random)}

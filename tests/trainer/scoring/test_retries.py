@@ -78,6 +78,12 @@ def test_a_few_images_do_not_hold_up_the_others():
     assert 7 <= pool.seconds <= 15
 
 
+def test_few_are_given_up_fifteen_seconds_after_the_first_failed_though_one_of_them_came():
+    pool = Pool({**dict.fromkeys(range(97), 0), 97: 6, **dict.fromkeys((98, 99), 10_000)})
+    assert sum(pool.run().values()) == 98
+    assert 7 <= pool.seconds <= 15
+
+
 def test_a_host_that_is_as_slow_as_it_is_gone_is_not_asked_for_ever():
     pool = Pool(dict.fromkeys(range(100), 10_000), ask_s=10)
     assert not any(pool.run().values())
