@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from contract.versions.manifest import Manifest
+from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, PROBE_FILE
 from trainer.model.backbones import Opened
 from trainer.model.backbones.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Normalise
@@ -42,7 +42,8 @@ def small_backbone():
         nn.MaxPool2d(4),
         nn.Flatten(),
     )
-    return Opened("small", module.eval(), None, 64, 16, 32, IMAGENET_MEAN, IMAGENET_DEVIATION, PROVENANCE)
+    spec = InputSpec(32, 32)
+    return Opened("small", spec, 64, 16, IMAGENET_MEAN, IMAGENET_DEVIATION, PROVENANCE, None, module.eval())
 
 
 def use_small_backbone(patch, make=small_backbone):

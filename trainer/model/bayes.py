@@ -33,18 +33,7 @@ structlog.configure(
     logger_factory=structlog.PrintLoggerFactory(sys.stderr),
 )
 
-__all__ = [
-    "ActiveDropout",
-    "BaalBALD",
-    "ModelWrapper",
-    "TrainingArgs",
-    "activate_dropout",
-    "dropout_probabilities",
-    "patch_module",
-    "probabilities_of",
-    "sample_mean",
-    "sample_passes",
-]
+__all__ = ["ActiveDropout", "BaalBALD", "ModelWrapper", "TrainingArgs"]  # what of baal is handed on
 
 _ROWS_A_FORWARD: Final = 640
 """Images that the head computes at once."""

@@ -96,13 +96,9 @@ def fit(
 def _descend(module: nn.Module, inputs: Tensor, loss: "_Loss", recipe: Recipe) -> tuple[float, ...]:
     """Return the mean loss of each epoch."""
     parameters = list(module.parameters())
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=True,  # one pass over memory, which is what a step costs on a CPU
-    )
+    rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
+    # Fused into one pass over memory, which is what a step costs on a CPU.
+    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay, fused=True)
     steps = math.ceil(len(loss.rows) / recipe.batch_images) * recipe.epochs
     schedule = LambdaLR(optimizer, partial(_rate, steps=steps))
     losses = []
@@ -111,8 +107,10 @@ def _descend(module: nn.Module, inputs: Tensor, loss: "_Loss", recipe: Recipe) -
         for _ in range(recipe.epochs):
             epoch = []
             for rows in torch.split(loss.rows[torch.randperm(len(loss.rows))], recipe.batch_images):
-                value, weight = loss(module(inputs[rows].to(loss.device)), rows)
-                epoch.append(_finite(value))
+                value, weight = loss(module(inputs[rows].to(loss.weights.device)), rows)
+                epoch.append(value.item())
+                if not math.isfinite(epoch[-1]):
+                    raise _Diverged(f"the loss became {epoch[-1]}")
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]  # torch's
                 # Nearly all steps are clipped, which gives all batches steps of one length: a heavy batch is left as
@@ -124,15 +122,11 @@ def _descend(module: nn.Module, inputs: Tensor, loss: "_Loss", recipe: Recipe) -
                 bar.update()
             losses.append(sum(epoch) / len(epoch))
     module.eval()
-    _check_end(losses[-1], parameters, guessing=loss.guessing)
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise _Diverged("weights are no longer finite")
+    if losses[-1] > _WORSE_THAN_GUESSING * loss.guessing:
+        raise _Diverged(f"the loss ended at {losses[-1]:.3g}, guessing gives {loss.guessing:.3g}")
     return tuple(losses)
-
-
-def _finite(loss: Tensor) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise _Diverged(f"the loss became {value}")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +156,14 @@ class _Loss:
         of_images = class_weights(targets, classes, power=recipe.class_balance, trust=trust)[targets]
         if trust is not None:
             of_images *= trust
-        repeats = count_repeats(of_images, most=recipe.batch_images)
+        repeats = np.maximum(1, np.ceil(of_images / recipe.batch_images)).astype(np.int64)
         rows = np.repeat(rows, repeats)
         of_images = (of_images / repeats * (len(rows) / len(targets))).astype(np.float32)  # still 1 on average
         return cls(torch.from_numpy(rows), held, torch.from_numpy(of_images).to(device), math.log(classes))
 
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
-
     def __call__(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, float]:
         """Return the loss of a batch's logits (N, C), and what its images weigh: 1 each on average over an epoch."""
-        rows = rows.to(self.device)
+        rows = rows.to(self.weights.device)
         targets = self.targets[rows]
         if targets.ndim == 2:
             return _binary_cross_entropy(logits, targets, self.weights), float(len(rows))
@@ -203,11 +193,6 @@ def class_weights(
     return cast(npt.NDArray[np.float32], (weights * len(targets) / (weights @ counts)).astype(np.float32))
 
 
-def count_repeats(weights: npt.NDArray[np.float32], *, most: float) -> npt.NDArray[np.int64]:
-    """Return how often an epoch has each image, (N,), so that it weighs no more than `most` at a time."""
-    return cast(npt.NDArray[np.int64], np.maximum(1, np.ceil(weights / most)).astype(np.int64))
-
-
 def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.float32]:
     """Return the loss weight of each label where it holds, over 1 where it does not: (N, C) to (C,).
 
@@ -226,10 +211,3 @@ def _rate(step: int, *, steps: int) -> float:
     if step < warm_up:
         return (step + 1) / (warm_up + 1)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1.0, steps - warm_up))))
-
-
-def _check_end(loss: float, parameters: list[nn.Parameter], *, guessing: float) -> None:
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-        raise _Diverged("weights are no longer finite")
-    if loss > _WORSE_THAN_GUESSING * guessing:
-        raise _Diverged(f"the loss ended at {loss:.3g}, guessing gives {guessing:.3g}")

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -29,13 +29,13 @@ from contract.files import explaining
 from contract.graph.fingerprint import features_key, fingerprint
 from contract.graph.lowering import FEATURES, load_graph
 from contract.images.preprocess import RECIPE
-from contract.versions.manifest import Backbone, InputSpec
+from contract.versions.manifest import Backbone
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE, digest_file
 from trainer.model.backbones import Opened, open_backbone
+from trainer.model.backbones.opened import BackboneInfo
 from trainer.model.graphs.export import export_backbone, move_weights
 from trainer.model.graphs.sessions import open_session, run
 from trainer.model.network import Round
-from trainer.model.weights import Provenance
 from trainer.progress_bar import Bar
 
 Features = npt.NDArray[np.float32]
@@ -48,24 +48,12 @@ _FORMAT: Final = 2
 _IMAGES_A_RUN: Final = 16
 
 
-@dataclass(frozen=True)
-class FrozenBackbone:
+@dataclass(frozen=True, kw_only=True)
+class FrozenBackbone(BackboneInfo):
     """A backbone whose graph lies in a folder, in float32 and perhaps in 8-bit integers."""
 
     folder: Path
-    name: str
-    spec: InputSpec
     fingerprint: str
-    features: int
-    """F"""
-    channels: int
-    """D, of which each has F / D cells."""
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-    """What pixels are normalised by, from 0 to 1."""
-    provenance: Provenance
-    last_stage: int | None
-    """How many of the features, the last ones, are of its last stage; None for all."""
     precision: Literal["fp32", "int8"] = "fp32"
     """What it computes in."""
 
@@ -184,21 +172,11 @@ def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
         graph = opened.graph
     else:
         backbone = torch.nn.Sequential(cast(torch.nn.Module, opened.module), Round())
-        graph = export_backbone(backbone, image_size=opened.image_size)
+        graph = export_backbone(backbone, image_size=opened.spec.height)
     moved = move_weights(graph, folder / BACKBONE_WEIGHTS_FILE)
     (folder / _GRAPH_FILE).write_bytes(moved.SerializeToString(deterministic=True))
-    frozen = FrozenBackbone(
-        folder,
-        name=opened.name,
-        spec=opened.spec,
-        fingerprint=fingerprint(moved, folder, opened.spec),
-        features=opened.features,
-        channels=opened.channels,
-        mean=opened.mean,
-        deviation=opened.deviation,
-        provenance=opened.provenance,
-        last_stage=opened.last_stage,
-    )
+    known = {field.name: getattr(opened, field.name) for field in fields(BackboneInfo)}
+    frozen = FrozenBackbone(**known, folder=folder, fingerprint=fingerprint(moved, folder, opened.spec))
     described = _DESCRIPTION.dump_python(frozen, mode="json", exclude={"folder"})
     text = json.dumps({**described, "sizes": _sizes(folder)}, indent=2)
     (folder / _DESCRIPTION_FILE).write_text(text, encoding="utf-8")

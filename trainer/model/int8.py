@@ -92,12 +92,8 @@ def _judge(backbone: FrozenBackbone, images: Images) -> dict[str, object]:
         return {"better": False, "reason": str(err)}
     like, faster = likeness(exact, found), exact_s / found_s
     better = like >= LEAST_LIKENESS and faster >= LEAST_SPEEDUP
-    _log.info(
-        "int8: features are like float32's to %.4f, %.1f times as fast: %s",
-        like,
-        faster,
-        "used" if better else "not used",
-    )
+    used = "used" if better else "not used"
+    _log.info("int8: features are like float32's to %.4f, %.1f times as fast: %s", like, faster, used)
     return {"better": better, "likeness": like, "speedup": faster}
 
 

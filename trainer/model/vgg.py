@@ -47,7 +47,7 @@ def vgg_head(
     if not architecture.startswith("vgg"):
         raise ConfigError(f"--head vgg is a VGG's own classifier, and --backbone is {architecture}; use --head small")
     vgg = torchvision.models.get_model(architecture, weights=None, num_classes=classes, init_weights=False)
-    provenance = load_weights(vgg, weights, architecture, fresh=_LAYERS[-1:])
+    provenance = load_weights(vgg, weights, architecture, fresh=_LAYERS[-1:], optional=("classifier",))
     classifier = cast(nn.Sequential, vgg.classifier)
     linear = [layer for layer in classifier if isinstance(layer, nn.Linear)]
     is_loaded = _LAYERS[0] in provenance.loaded

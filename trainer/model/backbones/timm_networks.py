@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
+from contract.versions.manifest import InputSpec
 from contract.versions.version import digest_file
 from trainer.model.backbones.layers import Normalise, pool_to_grid, remove_dropout
-from trainer.model.backbones.opened import Opened
-from trainer.model.backbones.sizes import measure, too_small
+from trainer.model.backbones.opened import Opened, measure, too_small
 from trainer.model.weights import Provenance, first_line
 
 PREFIX: Final = "timm:"
@@ -63,7 +63,8 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
         network = nn.Sequential(_LastMap(network), pool_to_grid(*cells, grid=grid or 1), nn.Flatten())
         features = channels * (grid or 1) ** 2
     module = nn.Sequential(normalise, network).eval()
-    return Opened(f"{PREFIX}{name}", module, None, features, channels, size, mean, deviation, provenance)
+    spec = InputSpec(size, size)
+    return Opened(f"{PREFIX}{name}", spec, features, channels, mean, deviation, provenance, None, module)
 
 
 class _LastMap(nn.Module):

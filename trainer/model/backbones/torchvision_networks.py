@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from contract.errors import ConfigError
+from contract.versions.manifest import InputSpec
 from trainer.model.backbones.layers import Normalise, StageMeans, pool_to_grid, remove_dropout
-from trainer.model.backbones.opened import Opened
-from trainer.model.backbones.sizes import check_size, measure
+from trainer.model.backbones.opened import Opened, check_size, measure
 from trainer.model.weights import Provenance, choose_weights, load_weights
 
 _POOLED = ("efficientnet_", "mobilenet_v3_", "regnet_", "resnet", "resnext", "vgg", "wide_resnet")
@@ -63,8 +63,8 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     module = nn.Sequential(normalise, network).eval()
     features = measure(module, name=name, image_size=size)
     mean, deviation = tuple(preprocessing.mean), tuple(preprocessing.std)
-    channels = features // cells
-    return Opened(name, module, None, features, channels, size, mean, deviation, provenance, last_stage)
+    spec, channels = InputSpec(size, size), features // cells
+    return Opened(name, spec, features, channels, mean, deviation, provenance, last_stage, module)
 
 
 def _split_stages(layers: nn.Sequential) -> list[nn.Module]:
@@ -78,7 +78,7 @@ def _load(name: str, *, image_size: int, weights: str | Path) -> tuple[Any, Prov
     network = _make(name, image_size)
     classifier = _classifier(network, name)
     adapt = partial(_fit_places, name, image_size) if name.startswith("vit_") else None
-    provenance = load_weights(network, weights, name, fresh=(classifier,), optional=(classifier,), adapt=adapt)
+    provenance = load_weights(network, weights, name, fresh=(classifier,), adapt=adapt)
     network.set_submodule(classifier, nn.Identity())
     fresh = tuple(layer for layer in provenance.fresh if not f"{layer}.".startswith(f"{classifier}."))
     return network, replace(provenance, fresh=fresh)

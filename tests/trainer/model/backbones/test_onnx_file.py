@@ -44,7 +44,7 @@ def test_a_map_is_pooled_as_torch_pools_it(tmp_path, grid):
 def test_what_is_opened_describes_itself(tmp_path):
     path = convolution(tmp_path)
     backbone = opened(path)
-    assert (backbone.name, backbone.module, backbone.image_size) == ("net", None, SIZE)
+    assert (backbone.name, backbone.module, backbone.spec.height) == ("net", None, SIZE)
     assert (list(backbone.mean), list(backbone.deviation)) == (DESCRIPTION["mean"], DESCRIPTION["std"])
     assert (default_image_size(str(path)), backbone.provenance.origin) == (SIZE, "net.onnx")
     dims = backbone.graph.graph.output[0].type.tensor_type.shape.dim
@@ -236,5 +236,5 @@ def test_operators_that_cannot_be_converted_are_refused(tmp_path):
 def test_the_size_of_images_can_be_chosen_where_the_graph_leaves_it_open(tmp_path):
     path = write(tmp_path, MEANS, shape=(3, "height", "width"))
     backbone = opened(path, image_size=12)
-    assert backbone.image_size == 12
+    assert backbone.spec.height == 12
     assert compute(backbone.graph, np.zeros((2, 12, 12, 3), np.uint8)).shape == (2, 3)
