@@ -14,9 +14,9 @@ from scipy.optimize import minimize_scalar
 
 from contract.scores.calibration import temper
 from trainer.evaluation.holdout import as_decisions, decide
-from trainer.labels.dataset import Indices, Targets
-from trainer.report.folds import FOLDS
+from trainer.labels.dataset import Indices, Integers, Targets, strata
 
+FOLDS: Final = 5
 LEAST_IMAGES: Final = 30
 """Below which a temperature would be fitted to chance."""
 
@@ -70,6 +70,24 @@ def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple:
     found = float(minimize_scalar(loss, bounds=(_LOWEST, _HIGHEST), method="bounded").x)
     inside = _LOWEST + _AT_A_BOUND < found < _HIGHEST - _AT_A_BOUND
     return math.exp(found) if inside else 1.0
+
+
+def deal(targets: Targets, groups: Integers) -> Indices:
+    """Return a fold in [0, 5) for each image, (N,): alike in size and in classes, with groups kept whole.
+
+    The images of a class are dealt out in turn, in an order drawn by a fixed seed. Of several labels, `strata` says
+    which is an image's class.
+
+    Args:
+        targets: what holds of each image.
+        groups: shape (N,), equal for images that must not be separated.
+    """
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    shuffled = np.random.default_rng(0).permutation(len(first))
+    by_class = shuffled[np.argsort(strata(targets)[first[shuffled]], kind="stable")]
+    folds = np.empty(len(first), np.int64)
+    folds[by_class] = np.arange(len(first)) % FOLDS
+    return folds[member]
 
 
 def cross_fit(probabilities: Probabilities, targets: Targets, folds: Indices, *, multiple: bool) -> Probabilities:

@@ -11,12 +11,11 @@ import numpy.typing as npt
 from contract.scores.calibration import temper
 from contract.versions.learning_curve import Point, find_points
 from contract.versions.manifest import Manifest
-from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions, decide
+from trainer.evaluation.holdout import HeldOut, as_decisions, decide
 from trainer.evaluation.metrics import measure
-from trainer.labels.dataset import Indices, Pixels
+from trainer.labels.dataset import Pixels
 from trainer.report import label_errors, metrics
-from trainer.report.calibration import Bin, cross_fit, error_by_chance, reliability
-from trainer.report.folds import deal
+from trainer.report.calibration import Bin, cross_fit, deal, error_by_chance, reliability
 from trainer.report.label_errors import Judgement, LabelError
 from trainer.report.metrics import ClassMetrics, Histogram
 
@@ -110,10 +109,19 @@ def work_out(inputs: Inputs) -> ReportData:
     targets, parts = inputs.pixels.targets, inputs.parts
     true = as_decisions(targets[parts.validation], classes)  # (V, C)
     predicted = decide(inputs.probabilities, multiple=manifest.multiple)  # (V, C)
-    uncertain, confident = (
-        _show(inputs, rows, predicted=predicted, true=true)
-        for rows in metrics.extremes(inputs.bald, _certainty(inputs))
-    )
+    certainty = _certainty(inputs)  # (V,)
+
+    def show(row: int) -> Shown:
+        return Shown(
+            image=int(parts.validation[row]),
+            given=tuple(compress(manifest.labels, true[row])),
+            predicted=tuple(compress(manifest.labels, predicted[row])),
+            probability=float(certainty[row]),
+            bald=float(inputs.bald[row]),
+            right=bool((predicted[row] == true[row]).all()),
+        )
+
+    uncertain, confident = (tuple(map(show, rows.tolist())) for rows in metrics.extremes(inputs.bald, certainty))
     judgement = _judge(inputs)
     named: list[Shown | LabelError] = [*uncertain, *confident, *judgement.found[:ERRORS_SHOWN]]
     return ReportData(
@@ -165,22 +173,6 @@ def _judge(inputs: Inputs) -> Judgement:
     return label_errors.judge(probabilities, pixels.targets, pixels.groups, labels=labels, among=rows)
 
 
-def _show(inputs: Inputs, rows: Indices, *, predicted: Decisions, true: Decisions) -> tuple[Shown, ...]:
-    """Describe images by their rows in the validation part; decisions are of all of it, (V, C) each."""
-    labels, certainty = inputs.manifest.labels, _certainty(inputs)
-    return tuple(
-        Shown(
-            image=int(inputs.parts.validation[row]),
-            given=tuple(compress(labels, true[row])),
-            predicted=tuple(compress(labels, predicted[row])),
-            probability=float(certainty[row]),
-            bald=float(inputs.bald[row]),
-            right=bool((predicted[row] == true[row]).all()),
-        )
-        for row in rows.tolist()
-    )
-
-
 def _certainty(inputs: Inputs) -> npt.NDArray[np.floating]:
     """How probable it is that what is predicted holds, tempered: (V,)."""
     multiple = inputs.manifest.multiple
@@ -194,25 +186,29 @@ def to_json(data: ReportData, manifest: Manifest) -> dict[str, Any]:
     """Return the data as a JSON object, the confusions as pairs of labels."""
     labels, judgement = manifest.labels, data.judgement
     confusions = [] if data.matrix is None else metrics.confusions(data.matrix)
+
+    def named(images: Sequence[Shown | LabelError]) -> list[dict[str, Any]]:
+        return [{**asdict(each), "name": data.names[each.image]} for each in images]
+
     return {
         "version": manifest.version,
         "metrics": asdict(manifest.metrics),
         "temperature": manifest.temperature,
         "calibration": asdict(data.calibration),
-        "classes": [metrics.to_json(each) for each in data.classes],
+        "classes": [asdict(each) for each in data.classes],
         "confusions": [
-            {"true": labels[each.true], "predicted": labels[each.predicted], "images": each.count}
-            for each in confusions
+            {"true": labels[true], "predicted": labels[predicted], "images": count}
+            for true, predicted, count in confusions
         ],
         "bald": asdict(data.histogram),
-        "most_uncertain": [{**asdict(each), "name": data.names[each.image]} for each in data.uncertain],
-        "most_confident": [{**asdict(each), "name": data.names[each.image]} for each in data.confident],
+        "most_uncertain": named(data.uncertain),
+        "most_confident": named(data.confident),
         "label_errors": {
             "judged_by": data.judged_by,
             "judged": judgement.images,
             "found": len(judgement.found),
             "too_few": judgement.too_few,
-            "likeliest": [{**asdict(each), "name": data.names[each.image]} for each in judgement.found[:ERRORS_SHOWN]],
+            "likeliest": named(judgement.found[:ERRORS_SHOWN]),
             "tasks": [
                 {**asdict(each), "task": task}
                 for each, task in zip(judgement.found[:ERRORS_NAMED], data.doubted_tasks, strict=True)

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from trainer.labels.dataset import Integers, Targets, count_images
-from trainer.report.folds import FOLDS, deal
+from trainer.report.calibration import FOLDS, deal
 
 LEAST_IMAGES: Final = FOLDS
 """Different images of a class below which a fold's model would hardly know it."""

@@ -1,7 +1,7 @@
 """What a version gets right and wrong on the validation part, in numbers."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """One class, on the validation part."""
+    """One class, on the validation part; a share of nothing is None."""
 
     label: str
     labelled: int
@@ -29,31 +29,9 @@ class ClassMetrics:
     predicted: int
     hits: int
     """Images that have it and of which it is predicted."""
-
-    @property
-    def precision(self) -> float | None:
-        """Share of those predicted that have it; None where it is never predicted."""
-        return self.hits / self.predicted if self.predicted else None
-
-    @property
-    def recall(self) -> float | None:
-        """Share of those that have it of which it is predicted; None where no image has it."""
-        return self.hits / self.validated if self.validated else None
-
-    @property
-    def f1(self) -> float | None:
-        """Harmonic mean of the two; None where it is neither predicted nor there."""
-        either = self.validated + self.predicted
-        return 2 * self.hits / either if either else None
-
-
-@dataclass(frozen=True, slots=True)
-class Confusion:
-    """Images of one class that are taken for another."""
-
-    true: int
-    predicted: int
-    count: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +57,16 @@ def by_class(
         predicted: what is predicted of it, (V, C).
     """
     counts = (each.sum(axis=0).tolist() for each in (labelled, trained_on, true, predicted, true & predicted))
-    return tuple(ClassMetrics(*row) for row in zip(labels, *counts, strict=True))
+    found = []
+    for label, *row in zip(labels, *counts, strict=True):
+        _, _, there, said, hits = row
+        shares = (_share(hits, said), _share(hits, there), _share(2 * hits, there + said))
+        found.append(ClassMetrics(label, *row, *shares))
+    return tuple(found)
 
 
-def to_json(metrics: ClassMetrics) -> dict[str, Any]:
-    """Return the counts of a class and what follows from them."""
-    return {**asdict(metrics), "precision": metrics.precision, "recall": metrics.recall, "f1": metrics.f1}
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def weakest_first(classes: tuple[ClassMetrics, ...]) -> tuple[ClassMetrics, ...]:
@@ -99,13 +81,11 @@ def confusion_matrix(true: Decisions, predicted: Decisions) -> npt.NDArray[np.in
     return matrix
 
 
-def confusions(matrix: npt.NDArray[np.int64]) -> tuple[Confusion, ...]:
-    """Return the pairs of classes that are confused, the most frequent first."""
+def confusions(matrix: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Return each true class, the class it is taken for and how often, the most frequent first."""
     wrong = matrix - np.diag(np.diag(matrix))
-    rows, columns = np.nonzero(wrong)
-    order = np.argsort(-wrong[rows, columns], kind="stable")
-    pairs = zip(rows[order].tolist(), columns[order].tolist(), wrong[rows, columns][order].tolist(), strict=True)
-    return tuple(Confusion(*pair) for pair in pairs)
+    pairs = [(true, predicted, int(wrong[true, predicted])) for true, predicted in np.argwhere(wrong).tolist()]
+    return sorted(pairs, key=lambda pair: -pair[2])
 
 
 def histogram(bald: Floats, right: npt.NDArray[np.bool_]) -> Histogram:

@@ -18,21 +18,6 @@ _AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
-    """Where a run stands before it chooses."""
-
-    left: Indices
-    """(n,), rising: the images without a label."""
-    labelled: Indices
-    labels_by_class: tuple[int, ...]
-    """(C,): how many labels there are."""
-    project: int
-    """Decides which images are of the random holdout."""
-    name: str
-    """The model's; decides what falls to chance."""
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """What is labelled next."""
 
@@ -42,9 +27,18 @@ class Choice:
     choose_s: float
 
 
-def choose(strategy: str, model: Model, situation: Situation, *, query: int, passes: int) -> Choice:
-    """Return which `query` of the images that are left a strategy has labelled next."""
-    left, candidates = situation.left, None
+def choose(strategy: str, model: Model, left: Indices, labelled: Indices, *, project: int, query: int) -> Choice:
+    """Return which `query` of the images that are left a strategy has labelled next.
+
+    Args:
+        strategy: one of `STUDIED`.
+        model: trained on the labelled images; its name decides what falls to chance.
+        left: (n,), rising: the images without a label.
+        labelled: the others.
+        project: decides which images are of the random holdout.
+        query: at most n.
+    """
+    candidates = None
     features: Floats = np.empty((0, 0), np.float32)
     started = time.perf_counter()
     if strategy not in (RANDOM, ORACLE):
@@ -56,32 +50,41 @@ def choose(strategy: str, model: Model, situation: Situation, *, query: int, pas
         )
     scored = time.perf_counter()
     if candidates is not None:
-        order = _arrange(strategy, model, situation, candidates=candidates, features=features, query=query)
+        order = _arrange(
+            strategy, model, labelled, candidates=candidates, features=features, project=project, query=query
+        )
     elif strategy == BAAL_BALD:
-        order = model.rank_by_baal(features, passes=passes)
+        order = model.rank_by_baal(features)
     elif strategy == CORE_SET:
-        covered = model.embed(model.compute_features(situation.labelled))
+        covered = model.embed(model.compute_features(labelled))
         order = cover_greedily(model.embed(features), covered, count=query)
     elif strategy == ORACLE:
-        order = balance(model.dataset.targets[left], situation.labels_by_class, name=situation.name, count=query)
+        order = balance(model.dataset.targets[left], model.dataset.count(labelled), name=model.name, count=query)
     else:
-        order = np.argsort(keyed_uniforms(f"random/{situation.name}", left), kind="stable")
+        order = np.argsort(keyed_uniforms(f"random/{model.name}", left), kind="stable")
     return Choice(left[order[:query]], round(scored - started, 3), round(time.perf_counter() - scored, 3))
 
 
 def _arrange(
-    strategy: str, model: Model, situation: Situation, *, candidates: Candidates, features: Floats, query: int
+    strategy: str,
+    model: Model,
+    labelled: Indices,
+    *,
+    candidates: Candidates,
+    features: Floats,
+    project: int,
+    query: int,
 ) -> Indices:
     product = strategy == PRODUCT
     return arrange(
         candidates,
         strategy=DEFAULT_STRATEGY if product else strategy,
-        project=situation.project,
-        name=situation.name,
-        labels_by_class=situation.labels_by_class,
+        project=project,
+        name=model.name,
+        labels_by_class=model.dataset.count(labelled),
         holdout_share=DEFAULT_SHARE if product else 0.0,
         batch_size=query,
-        labelled=model.as_sent(model.compute_features(situation.labelled)),
+        labelled=model.as_sent(model.compute_features(labelled)),
         duplicates=product,
         passes=lambda indices: model.passes(features[indices]),
     ).order

@@ -21,14 +21,13 @@ import numpy.typing as npt
 
 from contract.errors import ConfigError, FetchError, LabelError
 from trainer.labels.class_folders import is_passed_over
-from trainer.labels.dataset import THREADS, Indices, number_alike, split
+from trainer.labels.dataset import THREADS, Indices, count_images, number_alike, split
 from trainer.labels.sources import from_folder
 
 Flags = npt.NDArray[np.bool_]
 Root = Path | zipfile.Path
 """A folder, or one in a zip."""
 
-_TEST: Final = "test"
 _COLUMNS: Final = ("path", "label")
 
 
@@ -52,6 +51,10 @@ class Pool:
         """Return the pool of some of the images, (N,)."""
         references = tuple(each for each, keep in zip(self.references, kept.tolist(), strict=True) if keep)
         return replace(self, references=references, targets=self.targets[kept], test=self.test[kept])
+
+    def count(self, images: Indices) -> tuple[int, ...]:
+        """Return how many of some images are of each class, (C,)."""
+        return tuple(count_images(self.targets[images], len(self.classes)).tolist())
 
     def read(self, image: int) -> bytes:
         """Return the bytes of an image, by its index; any number of threads may do so at once.
@@ -91,14 +94,13 @@ def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) 
         root, rows = _class_folders(root)
     else:
         rows = _read_manifest(manifest)
-        _check_paths([row.path for row in rows], root, manifest=manifest, images=images)
-    classes = tuple(sorted({row.label for row in rows}))
+        _check_paths([path for path, _, _ in rows], root, manifest=manifest, images=images)
+    classes = tuple(sorted({label for _, label, _ in rows}))
     if len(classes) < 2:
         raise LabelError(f"expected images of at least 2 classes, got {len(rows)} of {', '.join(classes) or 'none'}")
-    references = tuple(row.path for row in rows)
+    references, labels, marked = zip(*rows, strict=True)
     index = {label: number for number, label in enumerate(classes)}
-    targets = np.array([index[row.label] for row in rows], np.int64)
-    test = np.array([row.test for row in rows], bool)
+    targets, test = np.array([index[label] for label in labels], np.int64), np.array(marked)
     if not test.any():
         _, held_out = split(targets, fraction=test_share, seed=0, groups=_groups(references, root))
         test[held_out] = True
@@ -137,13 +139,8 @@ def long_tail(targets: Indices, eligible: Flags, ratio: float) -> Flags:
 # ---- what the images show
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One labelled image."""
-
-    path: str
-    label: str
-    test: bool = False
+_Row = tuple[str, str, bool]
+"""An image's path, its label, and whether it is for testing."""
 
 
 def _class_folders(root: Root) -> tuple[Root, list[_Row]]:
@@ -153,7 +150,7 @@ def _class_folders(root: Root) -> tuple[Root, list[_Row]]:
         root = tops[0] if len(tops) == 1 and tops[0].is_dir() else root
     found = from_folder(cast(Path, root))  # a zip's answers all that is asked of a folder
     start = f"{str(root).rstrip('/')}/"
-    return root, [_Row(each.reference.removeprefix(start), found.labels[each.labels[0]]) for each in found.images]
+    return root, [(each.reference.removeprefix(start), found.labels[each.labels[0]], False) for each in found.images]
 
 
 def _read_manifest(path: Path) -> list[_Row]:
@@ -178,7 +175,7 @@ def _read_manifest(path: Path) -> list[_Row]:
         )
     return [
         # A path without needless dots and slashes, so that one file has one name.
-        _Row(str(PurePosixPath(row["path"])), row["label"], row.get("split", "").casefold() == _TEST)
+        (str(PurePosixPath(row["path"])), row["label"], row.get("split", "").casefold() == "test")
         for row in cells
     ]
 

@@ -18,7 +18,7 @@ from torch import nn
 from contract.graph.lowering import FEATURES, PassOutputs, lower
 from contract.graph.masks import Masks, draw_masks
 from contract.scores.embedding import embed
-from trainer.labels.dataset import Indices
+from trainer.labels.dataset import Indices, count_images
 from trainer.model.backbones import Opened
 from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
 from trainer.model.build import build_head_of, open_backbone_of, sample_features
@@ -51,6 +51,18 @@ class Dataset:
     cache: Path
     """The folder where frozen backbones are kept."""
 
+    def count(self, images: Indices) -> tuple[int, ...]:
+        """Return how many of some images are of each class, (C,)."""
+        return tuple(count_images(self.targets[images], len(self.classes)).tolist())
+
+
+def open_dataset(
+    classes: tuple[str, ...], targets: Indices, *, images: Path, features: Path | None, cache: Path
+) -> Dataset:
+    """Map a dataset's images and features from files of numpy's, to be shared by processes."""
+    mapped = None if features is None else np.load(features, mmap_mode="r")
+    return Dataset(classes, targets, np.load(images, mmap_mode="r"), mapped, cache)
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -71,28 +83,20 @@ class Trainer:
 
     def __init__(self, dataset: Dataset, training: Training, *, device: torch.device) -> None:
         """Build the network; `training.seed` decides what is fresh in it, and how it is trained."""
-        self._dataset = dataset
-        self._training = training
-        self._device = device
+        self.dataset = dataset
+        self.training = training
+        self.device = device
         torch.manual_seed(training.seed)
         self._backbone = open_backbone_of(training, cache=dataset.cache)
-        self._head, _ = build_head_of(training, self._backbone, classes=len(dataset.classes))
+        self.last_stage = self._backbone.last_stage
+        self.head, _ = build_head_of(training, self._backbone, classes=len(dataset.classes))
         trained = self._backbone.module if isinstance(self._backbone, Opened) else None
-        self._network = Network(trained, self._head) if trained is not None else None
+        self._network = Network(trained, self.head) if trained is not None else None
         self._start = copy.deepcopy(self._trained.state_dict())
-
-    def embed(self, indices: Indices) -> Floats:
-        """Return embeddings of n images by the backbone as it is before any training: (n, 256), as they travel."""
-        if self._network is None:
-            features = cast(Floats, self._dataset.features)[indices]
-        else:
-            self._trained.load_state_dict(self._start)
-            features = _compute_features(self._network.to(self._device), self._dataset.images, indices)
-        return _as_they_travel(embed(features, last=self._backbone.last_stage))
 
     @property
     def _trained(self) -> nn.Module:
-        return self._network or self._head
+        return self._network or self.head
 
     def train(self, labelled: Indices, name: str, *, unlabelled: Indices | None = None) -> "Model":
         """Return a model trained on some of the images; its name decides its masks.
@@ -102,65 +106,50 @@ class Trainer:
         Raises:
             TrainingError: if training diverges; no model comes of it.
         """
-        dataset, training = self._dataset, self._training
+        dataset, training, device = self.dataset, self.training, self.device
         self._trained.load_state_dict(self._start)
         targets, classes = dataset.targets[labelled], len(dataset.classes)
         if self._network is None:
-            features = cast(Floats, dataset.features)
-            fit_head(
-                self._head,
-                features[labelled],
-                targets,
-                training,
-                classes=classes,
-                device=self._device,
-                unlabelled=None if unlabelled is None else features[unlabelled],
-            )
+            others = None if unlabelled is None else self.compute_features(unlabelled)
+            features = self.compute_features(labelled)
+            fit_head(self.head, features, targets, training, classes=classes, device=device, unlabelled=others)
         else:
             images = dataset.images[labelled]
-            self._network.to(self._device)
+            self._network.to(device)
             torch.manual_seed(training.seed)
-            measure(self._head, sample_features(self._network.backbone, images, device=self._device))
+            measure(self.head, sample_features(self._network.backbone, images, device=device))
             pretrained = bool(self._backbone.provenance.loaded)
             recipe = choose_recipe(training, "all", len(labelled), pretrained=pretrained)
-            inputs = torch.from_numpy(images)
-            fit(self._network, inputs, targets, classes=classes, recipe=recipe, device=self._device)
-        return Model(
-            self._head,
-            dataset,
-            name=name,
-            passes=training.passes,
-            device=self._device,
-            network=self._network,
-            last_stage=self._backbone.last_stage,
-        )
+            fit(self._network, torch.from_numpy(images), targets, classes=classes, recipe=recipe, device=device)
+        return Model(self, name)
+
+    def compute_features(self, indices: Indices) -> Floats:
+        """Return the features of n images by the backbone as it is by now: (n, F)."""
+        if self._network is None:
+            return cast(Floats, self.dataset.features)[indices]
+        backbone = self._network.to(self.device).backbone.eval()
+        with torch.no_grad():
+            chunks = (torch.from_numpy(self.dataset.images[chunk]) for chunk in _chunks(indices))
+            return np.concatenate([backbone(each.to(self.device)).cpu().numpy() for each in chunks])
+
+    def embed(self, indices: Indices) -> Floats:
+        """Return embeddings of n images by the backbone before any training, as servers send them: (n, 256)."""
+        self._trained.load_state_dict(self._start)
+        return _as_sent(embed(self.compute_features(indices), last=self.last_stage))
 
 
 class Model:
     """A trained model, whose passes onnxruntime computes from its lowered graph."""
 
-    def __init__(
-        self,
-        head: nn.Sequential,
-        dataset: Dataset,
-        *,
-        name: str,
-        passes: int,
-        device: torch.device,
-        network: Network | None = None,
-        last_stage: int | None = None,
-    ) -> None:
-        """Open what the head is lowered to; `network` is the whole where its backbone was trained."""
-        self._torch_head = head.eval()
-        self._last_stage = last_stage
-        self._network = network
-        self.dataset = dataset
-        self._device = device
+    def __init__(self, trainer: Trainer, name: str) -> None:
+        """Open what the trainer's head is lowered to."""
+        self._trainer = trainer
+        self.dataset = trainer.dataset
         self.name = name
-        lowered = lower(to_onnx(head), cut=FEATURES)
+        lowered = lower(to_onnx(trainer.head.eval()), cut=FEATURES)
         self._sites = lowered.sites
         self._head = open_head(lowered.head, Path(), threads=torch.get_num_threads())
-        self._masks = self.draw_masks(passes)
+        self._masks = self.draw_masks(trainer.training.passes)
 
     def draw_masks(self, passes: int) -> Masks:
         """Return the model's masks for T passes."""
@@ -168,9 +157,15 @@ class Model:
 
     def compute_features(self, indices: Indices) -> Floats:
         """Return the features of n images: (n, F)."""
-        if self._network is None:
-            return cast(Floats, self.dataset.features)[indices]
-        return _compute_features(self._network, self.dataset.images, indices)
+        return self._trainer.compute_features(indices)
+
+    def embed(self, features: Floats) -> Floats:
+        """Return embeddings of features (n, F): (n, 256)."""
+        return embed(features, last=self._trainer.last_stage)
+
+    def as_sent(self, features: Floats) -> Floats:
+        """Return embeddings of features (n, F) as servers send them: (n, 256)."""
+        return _as_sent(self.embed(features))
 
     def score(self, features: Floats) -> Scores:
         """Run the passes on features (n, F)."""
@@ -182,14 +177,6 @@ class Model:
             self.as_sent(features),
         )
 
-    def embed(self, features: Floats) -> Floats:
-        """Return embeddings of features (n, F): (n, 256)."""
-        return embed(features, last=self._last_stage)
-
-    def as_sent(self, features: Floats) -> Floats:
-        """Return embeddings of features (n, F) as servers send them: (n, 256)."""
-        return _as_they_travel(self.embed(features))
-
     def bald(self, features: Floats, masks: Masks) -> Floats:
         """Return BALD in nats under other masks: (n, F) to (n,)."""
         return np.concatenate([each.bald for each in self._run(features, masks)])
@@ -198,13 +185,14 @@ class Model:
         """Return the probabilities of the passes: (n, F) to (n, T, C)."""
         return np.concatenate([each.pass_probabilities for each in self._run(features, self._masks)])
 
-    def rank_by_baal(self, features: Floats, *, passes: int) -> Indices:
+    def rank_by_baal(self, features: Floats) -> Indices:
         """Return the indices of features (n, F) by BALD, the highest first, as baal itself computes and ranks it.
 
         Passes are torch's, with masks drawn anew for each batch, as in baal's tutorials.
         """
-        wrapper = ModelWrapper(self._torch_head, TrainingArgs(use_cuda=self._device.type == "cuda"))
+        wrapper = ModelWrapper(self._trainer.head, TrainingArgs(use_cuda=self._trainer.device.type == "cuda"))
         wrapper.eval()
+        passes = self._trainer.training.passes
         logits = [
             wrapper.predict_on_batch(torch.from_numpy(chunk), iterations=passes).cpu().numpy()  # (n, C, T)
             for chunk in _chunks(features)
@@ -216,14 +204,7 @@ class Model:
         return [self._head(chunk, masks) for chunk in _chunks(features)]
 
 
-def _compute_features(network: Network, images: npt.NDArray[np.uint8], indices: Indices) -> Floats:
-    backbone, device = network.backbone.eval(), next(network.parameters()).device
-    with torch.no_grad():
-        chunks = (torch.from_numpy(images[chunk]) for chunk in _chunks(indices))
-        return np.concatenate([backbone(each.to(device)).cpu().numpy() for each in chunks])
-
-
-def _as_they_travel(embeddings: Floats) -> Floats:
+def _as_sent(embeddings: Floats) -> Floats:
     return embeddings.astype(np.float16).astype(np.float32)
 
 

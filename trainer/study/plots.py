@@ -68,7 +68,7 @@ def draw_measures(
             _curves(study, measure),
             lines,
             title=TITLES[measure],
-            level=("the reference", levels[measure].height) if measure in levels else None,
+            level=("the reference", levels[measure]) if measure in levels else None,
             by=by,
         )
         for measure in measures

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic.dataclasses import dataclass as checked
+
 from contract.files import recover_lines
 from trainer.study.reference import Reference
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True)
 class Round:
     """One round of one run: what was labelled by then, and how good a model trained on it is on the test images."""
 
@@ -41,12 +43,6 @@ class Round:
     """Seconds spent on the passes over the pool; 0 where the strategy needs none."""
     choose_s: float
     """Seconds spent on choosing what is labelled next; 0 in the last round."""
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Round":
-        """Read what `asdict` made of it."""
-        sequences = {name: tuple(document[name]) for name in ("labels_by_class", "f1")}
-        return cls(**{**document, **sequences})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +80,6 @@ class Study:
     agreement: tuple[PassAgreement, ...] = ()
     reference: Reference | None = None
     """Curves whose final level is to be reached, too."""
-
-
-def append(path: Path, document: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a run's file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(document) + "\n")
 
 
 def recover(path: Path) -> list[dict[str, Any]]:

@@ -5,13 +5,12 @@ and for each measure a list of its curves, one a seed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass as checked
+from pydantic.dataclasses import dataclass
 
 from contract.errors import ConfigError
 from contract.settings import explain
@@ -21,16 +20,7 @@ _Curves = Annotated[tuple[tuple[_Height, ...], ...], Field(min_length=1)]
 """By seed and round."""
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
-    """Where curves end."""
-
-    height: float
-    """Mean over the seeds."""
-    labels: int
-
-
-@checked(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Reference:
     """Curves of one strategy of a study."""
 
@@ -50,11 +40,9 @@ class Reference:
         return self
 
     @property
-    def levels(self) -> Mapping[str, Level]:
-        """The final level of each measure."""
-        return {
-            name: Level(float(np.mean([each[-1] for each in getattr(self, name)])), self.labels[-1]) for name in CURVES
-        }
+    def levels(self) -> Mapping[str, float]:
+        """The final level of each measure, as a mean over the seeds."""
+        return {name: float(np.mean([each[-1] for each in getattr(self, name)])) for name in CURVES}
 
 
 CURVES: Final = ("macro_f1", "minority_f1", "accuracy")

@@ -1,12 +1,14 @@
 """The report of a study: one page to read, the figures behind it as CSV and JSON, and a picture for READMEs.
 
-The same study gives the same files, byte for byte.
+The same study gives the same files, byte for byte. Studies of several backbones on the same images, with the same
+strategies and seeds, have such a report together: a seed's random labels are the same whatever the backbone is, so that
+backbones, too, are compared by pairs.
 """
 
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from trainer.report.html import render
 from trainer.study import plots
-from trainer.study.options import RANDOM
+from trainer.study.options import PRODUCT, RANDOM
 from trainer.study.records import PassAgreement, Round, Study
 from trainer.study.statistics import Difference, Measure, Summary, compare, labels_of, summarise, to_json
 
@@ -28,24 +30,47 @@ _CLASSES: Final = 20
 """Rows of a table; of more classes it shows the rarest and the largest."""
 
 _COMPARED: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1", "accuracy")
+"""Measures in tables."""
 
 
-def write(study: Study, folder: Path) -> None:
-    """Write report.html, rounds.csv, classes.csv, summary.json and curves.png into a folder, which is made if need be.
-
-    Raises:
-        OSError: if a file cannot be written.
-    """
+def write(study: Study, folder: Path) -> dict[str, Any]:
+    """Write report.html, rounds.csv, classes.csv, summary.json and curves.png; return what summary.json holds."""
     summaries = summarise(study)
+    name = study.settings.get("default")
+    default = name if name in study.runs else None
+    page = _render(study, summaries, default)
+    return _write_files({"": study}, folder, figures=to_json(summaries), page=page, curves=study, default=default)
+
+
+def write_comparison(studies: Mapping[str, Study], folder: Path, *, title: str) -> dict[str, Any]:
+    """Do as `write` does, of studies by their backbones' names, which folders below with their own reports have too."""
+    figures = {name: to_json(summarise(study)) for name, study in studies.items()}
+    reference, first = next(iter(studies.items()))
+    strategies = choose_strategies([*first.runs])
+    page, curves = _render_comparison(studies, strategies, title=title), _by_backbone(studies, strategies[-1])
+    return _write_files(studies, folder, figures=figures, page=page, curves=curves, default=reference)
+
+
+def _write_files(
+    studies: Mapping[str, Study],
+    folder: Path,
+    *,
+    figures: dict[str, Any],
+    page: str,
+    curves: Study,
+    default: str | None,
+) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    write_tables({"": study}, folder)
-    write_json(to_json(summaries), folder / "summary.json")
-    plots.save_curves(study, folder / "curves.png", _default(study))
-    (folder / "report.html").write_text(render_page(study, summaries), encoding="utf-8")
+    _write_tables(studies, folder)
+    document = json.dumps(figures, ensure_ascii=False, allow_nan=False, indent=2)
+    (folder / "summary.json").write_text(document + "\n", encoding="utf-8")
+    plots.save_curves(curves, folder / "curves.png", default)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    return figures
 
 
-def write_tables(studies: Mapping[str, Study], folder: Path) -> None:
-    """Write rounds.csv and classes.csv; those of several studies, which differ in backbones, begin with its name."""
+def _write_tables(studies: Mapping[str, Study], folder: Path) -> None:
+    """Write rounds.csv and classes.csv; those of several studies begin with the backbone."""
     several = len(studies) > 1
     rounds = [
         ([backbone] if several else [], study.classes, each)
@@ -67,21 +92,12 @@ def write_tables(studies: Mapping[str, Study], folder: Path) -> None:
     _write_csv(folder / "classes.csv", header, by_class)
 
 
-def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write figures as JSON."""
-    path.write_text(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n", encoding="utf-8")
-
-
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def render_page(study: Study, summaries: Sequence[Summary]) -> str:
-    """Return the page of a study, given what `summarise` says of it."""
-    default = _default(study)
+def _render(study: Study, summaries: Sequence[Summary], default: str | None) -> str:
     ranked = sorted(summaries, key=lambda each: -each.areas["minority_f1"])
     names = [each.strategy for each in ranked]
     lines = plots.choose_lines([*study.runs], default)
@@ -115,14 +131,8 @@ def render_page(study: Study, summaries: Sequence[Summary]) -> str:
         classes_left=max(0, len(study.classes) - _CLASSES),
         agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
         mean_agreement=_mean_agreement(study.agreement),
-        settings=shown_settings(study.settings),
+        settings=_show_settings(study.settings),
     )
-
-
-def _default(study: Study) -> str | None:
-    """The product's own strategy, if it was studied."""
-    name = study.settings.get("default")
-    return name if name in study.runs else None
 
 
 def _duels(study: Study, rivals: Iterable[str], default: str | None) -> dict[str, dict[Measure, Difference | None]]:
@@ -160,15 +170,67 @@ def _mean_agreement(agreement: Sequence[PassAgreement]) -> dict[int, Mapping[str
     }
 
 
-def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings that have no place of their own on the page, as people write them."""
-    return {name: _shown(value) for name, value in settings.items() if name not in _PLACED}
+def _show_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that have no place of their own on the page."""
+    return {name: _show(value) for name, value in settings.items() if name not in _PLACED}
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     """A setting as people write it: a list by commas, all else but text as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(_show, value))
     return json.dumps(value, ensure_ascii=False)
+
+
+# ---- several backbones
+
+
+def choose_strategies(studied: Sequence[str]) -> list[str]:
+    """Return those that backbones are compared under: random and the default, or what there is in their place."""
+    return [each for each in (RANDOM, PRODUCT) if each in studied] or [*studied[:1]]
+
+
+def _by_backbone(studies: Mapping[str, Study], strategy: str) -> Study:
+    """The runs of one strategy as a study in which backbones stand where strategies do."""
+    return replace(next(iter(studies.values())), runs={name: study.runs[strategy] for name, study in studies.items()})
+
+
+def _render_comparison(studies: Mapping[str, Study], strategies: Sequence[str], *, title: str) -> str:
+    names, (first, *others) = [*studies], studies.values()
+    lines = plots.choose_lines(names, names[0], most=plots.MOST)
+    common = {
+        name: value
+        for name, value in first.settings.items()
+        if all(study.settings.get(name) == value for study in others)
+    }
+    return render(
+        "backbones.html",
+        title=title,
+        study=first,
+        sizes={name: study.settings.get("image_size") for name, study in studies.items()},
+        labels=labels_of(first).astype(int).tolist(),
+        seeds=len(next(iter(first.runs.values()))),
+        reference=names[0],
+        comparisons=[_compare(studies, each, lines) for each in strategies],
+        lines=lines,
+        unnamed=len(names) > len(lines),
+        titles=plots.TITLES,
+        compared=_COMPARED,
+        settings=_show_settings(common),
+    )
+
+
+def _compare(studies: Mapping[str, Study], strategy: str, lines: Sequence[plots.Line]) -> dict[str, Any]:
+    """What the page shows of the backbones under one strategy, those with the largest area under macro-F1 first.
+
+    A row is what a backbone, in the place of a strategy, came to, and its macro-F1 area less the first named's.
+    """
+    study, reference = _by_backbone(studies, strategy), next(iter(studies))
+    ranked = sorted(summarise(study), key=lambda each: -each.areas["macro_f1"])
+    return {
+        "strategy": strategy,
+        "rows": [(each, compare(study, each.strategy, reference, "macro_f1")) for each in ranked],
+        "measures": plots.draw_measures(study, lines, measures=_COMPARED, by="backbone"),
+    }

@@ -4,6 +4,7 @@ Each round that ended is on disk, with what it chose, so that a run that was int
 the same end as one that was not.
 """
 
+import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,14 +17,14 @@ from sklearn.metrics import balanced_accuracy_score
 from contract.scores.acquisition import rank_correlation
 from contract.scores.holdout import DEFAULT_SHARE
 from trainer.evaluation.metrics import measure
-from trainer.labels.dataset import Indices, count_images
+from trainer.labels.dataset import Indices
 from trainer.ordering import coldstart
 from trainer.ordering.strategies import descending
 from trainer.settings import Training
-from trainer.study.choosing import Choice, Situation, choose
+from trainer.study.choosing import Choice, choose
 from trainer.study.model import Dataset, Model, Trainer
 from trainer.study.options import PRODUCT, START, begins_chosen
-from trainer.study.records import PassAgreement, Round, append, recover
+from trainer.study.records import PassAgreement, Round, recover
 
 MANY_PASSES = 200
 """What T passes are compared with."""
@@ -99,30 +100,29 @@ def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
 def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, labelled: Indices) -> Indices:
     """Train, measure, choose, write down; return what was chosen."""
     left: Indices = np.setdiff1d(protocol.pool, labelled)
-    passes = protocol.training.passes
     started = time.perf_counter()
     model = trainer.train(np.sort(labelled), f"study/{run.seed}/{number}", unlabelled=left)
     train_s = round(time.perf_counter() - started, 3)
-    counts = tuple(count_images(model.dataset.targets[labelled], len(model.dataset.classes)).tolist())
     choice, agreement = Choice(np.empty(0, np.int64), 0.0, 0.0), None
     if number < protocol.rounds:
-        situation = Situation(left, labelled, counts, project=run.seed, name=model.name)
-        strategy = run.strategy.removesuffix(START)
-        choice = choose(strategy, model, situation, query=protocol.queries[number], passes=passes)
+        strategy, query = run.strategy.removesuffix(START), protocol.queries[number]
+        choice = choose(strategy, model, left, labelled, project=run.seed, query=query)
     elif run.strategy == PRODUCT and len(left):
-        agreement = asdict(compare_passes(model, left, seed=run.seed, passes=passes))
+        agreement = asdict(compare_passes(model, left, seed=run.seed, passes=protocol.training.passes))
     found = Round(
         strategy=run.strategy,
         seed=run.seed,
         round=number,
         labels=len(labelled),
-        labels_by_class=counts,
+        labels_by_class=model.dataset.count(labelled),
         **_measure(model, protocol),
         train_s=train_s,
         score_s=choice.score_s,
         choose_s=choice.choose_s,
     )
-    append(run.path, {"round": asdict(found), "chosen": choice.images.tolist(), "agreement": agreement})
+    line = {"round": asdict(found), "chosen": choice.images.tolist(), "agreement": agreement}
+    with run.path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
     return choice.images
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,16 +37,17 @@ from trainer.model.network import choose_device
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.settings import Environment, Training
-from trainer.study import comparison, report
+from trainer.study import report
 from trainer.study.dataset import Pool, long_tail, read_pool
 from trainer.study.features import Decoded, compute, decode
+from trainer.study.model import open_dataset
 from trainer.study.options import PRODUCT, StudyOptions, check, queries, split_backbones
 from trainer.study.records import PassAgreement, Round, Rounds, Study, recover
 from trainer.study.reference import Reference
 from trainer.study.reference import read as read_reference
 from trainer.study.run import Protocol, Run
 from trainer.study.statistics import summarise, to_json
-from trainer.study.workers import Files, complete_all, count_processors, count_workers
+from trainer.study.workers import complete_all, count_processors, count_workers
 from trainer.subsampling import evenly_spaced
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,8 @@ _NOT_IDENTITY: Final = ("command", "date", "machine", "name", "reference", "seed
 """Settings in which a study may differ from what lies in its folder and still go on there."""
 
 
+_NAMED: Final = 5
+"""Unreadable images that are named."""
 _CALIBRATED: Final = 256
 """Images that a backbone in 8-bit integers is made and judged on."""
 _FILES: Final = ("images", "manifest", "out", "reference")
@@ -65,6 +69,7 @@ _FILES: Final = ("images", "manifest", "out", "reference")
 class _Plan:
     """A study of one backbone that can be done."""
 
+    pool: Pool
     backbone: FrozenBackbone | Opened
     decoded: Decoded
     protocol: Protocol
@@ -91,7 +96,7 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     plans = {name: _plan(pool, options, each, environment) for name, each in trainings.items()}
     if not several:
         (plan,) = plans.values()
-        study = _complete(plan, pool, options, environment, title=title)
+        study = _complete(plan, options, environment, title=title)
         _log.info("the report is %s", options.out / "report.html")
         return to_json(summarise(study))
     studies: dict[str, Study] = {}
@@ -99,8 +104,8 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
         for name, plan in plans.items():
             _log.info("%s, %d of %d backbones", name, len(studies) + 1, len(plans))
             own = replace(options, out=options.out / name)
-            studies[name] = _complete(plan, pool, own, environment, title=f"{title}, {name}")
-        found = comparison.write(studies, options.out, title=title)
+            studies[name] = _complete(plan, own, environment, title=f"{title}, {name}")
+        found = report.write_comparison(studies, options.out, title=title)
     _log.info("the report is %s", options.out / "report.html")
     return found
 
@@ -113,23 +118,26 @@ def _check_layout(out: Path, *, several: bool) -> None:
 
 
 def _plan(pool: Pool, options: StudyOptions, training: Training, environment: Environment) -> _Plan:
-    reference = None if options.reference is None else read_reference(options.reference)
+    reference = options.reference and read_reference(options.reference)
     torch.manual_seed(0)
     backbone = open_backbone_of(training, cache=environment.cache_dir)
     size = backbone.spec.height
     decoded = decode(pool, image_size=size, cache=_cache(environment), max_megapixels=environment.max_megapixels)
-    _log_unreadable(decoded)
+    for name, reason in decoded.unreadable[:_NAMED]:
+        _log.warning("left out: %s", name_once(name, reason))
+    if len(decoded.unreadable) > _NAMED:
+        _log.warning("and %d more", len(decoded.unreadable) - _NAMED)
     protocol = _make_protocol(pool, decoded, options, training)
     if isinstance(backbone, FrozenBackbone) and training.precision == "auto":
         some = protocol.pool[evenly_spaced(len(protocol.pool), most=_CALIBRATED)]
         backbone = in_best_precision(backbone, decoded.images[some])
     settings = _describe(options, decoded, protocol, backbone)
-    return _Plan(backbone, decoded, protocol, settings, reference)
+    return _Plan(pool, backbone, decoded, protocol, settings, reference)
 
 
-def _complete(plan: _Plan, pool: Pool, options: StudyOptions, environment: Environment, *, title: str) -> Study:
+def _complete(plan: _Plan, options: StudyOptions, environment: Environment, *, title: str) -> Study:
     """Do what is missing of a study, and write its report into its folder."""
-    protocol = plan.protocol
+    pool, protocol = plan.pool, plan.protocol
     with _holding(options.out):
         runs = _plan_runs(options, plan.settings)
         _log_plan(pool, protocol, options)
@@ -138,9 +146,16 @@ def _complete(plan: _Plan, pool: Pool, options: StudyOptions, environment: Envir
             if isinstance(plan.backbone, FrozenBackbone):
                 with open_store(environment) as store:
                     features = compute(pool, plan.decoded, backbone=plan.backbone, store=store, cache=cache)
-            files = Files(pool.classes, pool.targets, plan.decoded.path, features, environment.cache_dir)
-            complete_all(runs, files, protocol, workers=options.workers or count_workers(protocol.device))
-        study = replace(_collect(runs, pool, protocol, plan.settings, name=title), reference=plan.reference)
+            dataset = partial(
+                open_dataset,
+                pool.classes,
+                pool.targets,
+                images=plan.decoded.path,
+                features=features,
+                cache=environment.cache_dir,
+            )
+            complete_all(runs, dataset, protocol, workers=options.workers or count_workers(protocol.device))
+        study = _collect(runs, plan, name=title)
         report.write(study, options.out)
     return study
 
@@ -161,8 +176,7 @@ def _holding(out: Path) -> Iterator[None]:
 
 
 def _make_protocol(pool: Pool, decoded: Decoded, options: StudyOptions, training: Training) -> Protocol:
-    eligible = decoded.readable & ~pool.test
-    asked = queries(options)
+    eligible, asked = decoded.readable & ~pool.test, queries(options)
     if (needed := options.initial + sum(asked)) > np.count_nonzero(eligible):
         raise ConfigError(
             f"expected at least {needed} images for {options.initial} labels and {options.rounds} rounds of "
@@ -261,35 +275,28 @@ def _read_settings(path: Path) -> dict[str, Any]:
         ) from err
 
 
-def _collect(runs: Sequence[Run], pool: Pool, protocol: Protocol, settings: Mapping[str, Any], *, name: str) -> Study:
-    by_strategy: dict[str, list[Rounds]] = {}
-    agreement = []
+def _collect(runs: Sequence[Run], plan: _Plan, *, name: str) -> Study:
+    pool, protocol = plan.pool, plan.protocol
+    rounds, agreement = dict[str, tuple[Rounds, ...]](), list[PassAgreement]()
     for run in runs:
         lines = recover(run.path)
-        by_strategy.setdefault(run.strategy, []).append(tuple(Round.from_json(line["round"]) for line in lines))
+        rounds[run.strategy] = (*rounds.get(run.strategy, ()), tuple(Round(**line["round"]) for line in lines))
         agreement += [PassAgreement(**line["agreement"]) for line in lines if line["agreement"]]
-    counts = [np.bincount(pool.targets[part], minlength=len(pool.classes)) for part in (protocol.pool, protocol.test)]
     return Study(
         name=name,
         classes=pool.classes,
         minority=protocol.minority,
-        pool_by_class=tuple(counts[0].tolist()),
-        test_by_class=tuple(counts[1].tolist()),
-        settings=settings,
-        runs={strategy: tuple(found) for strategy, found in by_strategy.items()},
+        pool_by_class=pool.count(protocol.pool),
+        test_by_class=pool.count(protocol.test),
+        settings=plan.settings,
+        runs=rounds,
         agreement=tuple(agreement),
+        reference=plan.reference,
     )
 
 
-def _log_unreadable(decoded: Decoded) -> None:
-    for reference, reason in decoded.unreadable[:5]:
-        _log.warning("left out: %s", name_once(reference, reason))
-    if len(decoded.unreadable) > 5:
-        _log.warning("and %d more", len(decoded.unreadable) - 5)
-
-
 def _log_plan(pool: Pool, protocol: Protocol, options: StudyOptions) -> None:
-    counts = np.bincount(pool.targets[protocol.pool], minlength=len(pool.classes))
+    counts = pool.count(protocol.pool)
     _log.info(
         "%d strategies, %d seeds, %d rounds of %s labels after %d, of %d images of %d classes (%d to %d each); "
         "tested on %d; %s",
@@ -300,8 +307,8 @@ def _log_plan(pool: Pool, protocol: Protocol, options: StudyOptions) -> None:
         options.initial,
         len(protocol.pool),
         len(pool.classes),
-        counts.max(),
-        counts.min(),
+        max(counts),
+        min(counts),
         len(protocol.test),
         protocol.device,
     )

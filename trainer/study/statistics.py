@@ -4,7 +4,6 @@ Strategies are compared by pairs of runs with equal seeds: those that begin with
 by these. Knows neither files nor pages.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -157,46 +156,38 @@ def reference_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio
 
     As `label_ratio`; the reference's mean is taken as it is, without an interval of its own. None without a reference.
     """
-    if study.reference is None or measure not in study.reference.levels:
+    reference = study.reference
+    if reference is None or measure not in reference.levels:
         return None
-    level = study.reference.levels[measure]
-    return _reach_zero(labels_of(study), values_of(study, strategy, measure) - level.height, of=float(level.labels))
+    above = values_of(study, strategy, measure) - reference.levels[measure]  # (S, R)
+    return _reach_zero(labels_of(study), above, of=float(reference.labels[-1]))
 
 
 def _reach_zero(labels: Floats, above: Floats, *, of: float, sure: bool = False) -> LabelRatio:
     """When the mean of curves (S, R) comes to zero, as a share of a number of labels; `sure` has no interval."""
     mean, seeds, most = above.mean(axis=0), len(above), float(labels[-1]) / of
-    ratio = _share(labels, IsotonicRegression().fit_transform(labels, mean), of)
+    ratio = share_to_reach(labels, IsotonicRegression().fit_transform(labels, mean), of=of)
     if seeds == 1 or sure:
         return LabelRatio(ratio, None, None, seeds, most, has_interval=False)
     margin = _margin(above)
     stays = np.minimum.accumulate((mean - margin)[::-1])[::-1]  # the least from there on
-    low, high = _share(labels, mean + margin, of), _share(labels, stays, of)
+    low, high = share_to_reach(labels, mean + margin, of=of), share_to_reach(labels, stays, of=of)
     if ratio is not None:  # where the mean falls, the monotone curve may be there later, or earlier, than all of these
         low, high = min(ratio, low or ratio), None if high is None else max(ratio, high)
     return LabelRatio(ratio, low, high, seeds, most)
 
 
-def _share(labels: Floats, curve: Floats, of: float) -> float | None:
-    """At which share of a number of labels a curve first comes to zero; None where never."""
-    needed = labels_to_reach(labels, curve)
-    return needed / of if math.isfinite(needed) else None
+def share_to_reach(labels: Floats, curve: Floats, *, of: float) -> float | None:
+    """Return at which share of a number of labels a curve first comes to zero, straight between points.
 
-
-def labels_to_reach(labels: Floats, curve: Floats, target: float = 0.0) -> float:
-    """Return at how many labels a curve first comes to its target, straight between points; infinity where never.
-
-    Args:
-        labels: (R,), rising.
-        curve: (R,).
-        target: in the curve's unit.
+    None where never. `labels` (R,) rise, `curve` is (R,).
     """
-    reached = curve >= target
+    reached = curve >= 0
     first = int(reached.argmax())
     if not reached[first]:
-        return math.inf
-    before = max(first - 1, 0)
-    return float(np.interp(target, curve[[before, first]], labels[[before, first]]))
+        return None
+    ends = [max(first - 1, 0), first]
+    return float(np.interp(0.0, curve[ends], labels[ends])) / of
 
 
 def mean_curve(study: Study, strategy: str, measure: Measure) -> Curve:

@@ -10,43 +10,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 
 from contract.errors import ConfigError
-from trainer.labels.dataset import Indices
 from trainer.progress_bar import Bar, lock_within_process
 from trainer.study.model import Dataset
 from trainer.study.run import Protocol, Run, complete
 
 _LOOK_S: Final = 0.5
 """Between two looks at how far the workers are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Where workers find a dataset, which is too large to be sent to them."""
-
-    classes: tuple[str, ...]
-    targets: Indices
-    images: Path
-    features: Path | None
-    """None where they change with the training."""
-    cache: Path
-    """The folder where frozen backbones are kept."""
-
-    def open(self) -> Dataset:
-        """Map the files."""
-        features = None if self.features is None else np.load(self.features, mmap_mode="r")
-        return Dataset(self.classes, self.targets, np.load(self.images, mmap_mode="r"), features, self.cache)
 
 
 def count_workers(device: torch.device) -> int:
@@ -64,8 +42,10 @@ def count_rounds(runs: Sequence[Run]) -> int:
     return sum(run.path.read_bytes().count(b"\n") for run in runs if run.path.exists())
 
 
-def complete_all(runs: Sequence[Run], files: Files, protocol: Protocol, *, workers: int) -> None:
+def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], protocol: Protocol, *, workers: int) -> None:
     """Do what is missing of each run in worker processes, with one bar for all rounds.
+
+    Each process opens the dataset for itself: it is too large to be sent.
 
     Raises:
         ConfigError: if a process dies.
@@ -78,7 +58,7 @@ def complete_all(runs: Sequence[Run], files: Files, protocol: Protocol, *, worke
         _silent_workers(),
         ProcessPoolExecutor(workers, context, _start_worker, (threads, os.getpid())) as executor,
     ):
-        waiting = {executor.submit(_work, run, files, protocol) for run in runs}
+        waiting = {executor.submit(_work, run, open_dataset, protocol) for run in runs}
         try:
             while waiting:
                 ended, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
@@ -121,5 +101,5 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(run: Run, files: Files, protocol: Protocol) -> None:
-    complete(run, files.open(), protocol)
+def _work(run: Run, open_dataset: Callable[[], Dataset], protocol: Protocol) -> None:
+    complete(run, open_dataset(), protocol)

@@ -12,7 +12,7 @@ from tests.trainer.study.small import make_dataset, make_trainer
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, Candidates
 from trainer.settings import Training
-from trainer.study.choosing import Situation, balance, choose, cover_greedily
+from trainer.study.choosing import balance, choose, cover_greedily
 
 TRAINING = Training(weights="none", part="classifier", epochs=20, passes=10, seed=1)
 LABELLED = np.arange(0, 400, 8)
@@ -39,8 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def chosen_by(model):
-    situation = Situation(left=LEFT, labelled=LABELLED, labels_by_class=(30, 15, 5), project=7, name="study/1/0")
-    return lambda strategy: choose(strategy, model, situation, query=QUERY, passes=10).images
+    return lambda strategy: choose(strategy, model, LEFT, LABELLED, project=7, query=QUERY).images
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_production_orders_by_the_same_code(model, candidates, chosen_by, strate
         strategy=DEFAULT_STRATEGY if is_product else strategy,
         project=7,
         name="study/1/0",
-        labels_by_class=(30, 15, 5),
+        labels_by_class=np.bincount(model.dataset.targets[LABELLED], minlength=3).tolist(),
         holdout_share=0.1 if is_product else 0.0,
         duplicates=is_product,
         batch_size=QUERY,

@@ -9,8 +9,8 @@ from tests.trainer.small import small_backbone, write_folders
 from tests.trainer.study.studies import change, make_study
 from trainer.__main__ import main
 from trainer.study import simulate as simulate_module
-from trainer.study.comparison import choose_strategies, write
 from trainer.study.records import Round
+from trainer.study.report import choose_strategies, write_comparison
 from trainer.study.run import complete
 from trainer.study.statistics import summarise
 
@@ -39,7 +39,7 @@ def studies():
 @pytest.fixture(scope="module")
 def folder(studies, tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
-    write(studies, folder, title="photos")
+    write_comparison(studies, folder, title="photos")
     return folder
 
 
@@ -112,9 +112,9 @@ def simulate(tmp_path, monkeypatch):
                 parameter.data.zero_()
         return replace(opened, name=name)
 
-    def complete_here(runs, files, protocol, **_):
+    def complete_here(runs, open_dataset, protocol, **_):
         for run in runs:
-            complete(run, files.open(), protocol)
+            complete(run, open_dataset(), protocol)
 
     for module in ("build", "frozen"):
         monkeypatch.setattr(f"trainer.model.{module}.open_backbone", open_backbone)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError
-from trainer.study.reference import Level, read
+from trainer.study.reference import read
 
 CHECKOUT = Path(__file__).parents[3]
 FILE = {
@@ -24,11 +24,7 @@ def write(folder, **changes):
 def test_the_level_is_the_mean_end(tmp_path):
     found = read(write(tmp_path))
     assert found.source == "random labels of a study"
-    assert found.levels == {
-        "macro_f1": Level(pytest.approx(0.4), 40),
-        "minority_f1": Level(pytest.approx(0.2), 40),
-        "accuracy": Level(pytest.approx(0.9), 40),
-    }
+    assert found.levels == pytest.approx({"macro_f1": 0.4, "minority_f1": 0.2, "accuracy": 0.9})
 
 
 @pytest.mark.parametrize(

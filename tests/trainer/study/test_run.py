@@ -16,7 +16,6 @@ from trainer.ordering import coldstart
 from trainer.settings import Training
 from trainer.study import run as run_module
 from trainer.study.options import BAAL_BALD, CORE_SET, ORACLE, PRODUCT, RANDOM, begins_chosen
-from trainer.study.records import append
 from trainer.study.run import Protocol, Run, choose_initial, compare_passes, complete, draw_initial
 
 pytestmark = pytest.mark.slow  # trains or exports networks
@@ -48,19 +47,19 @@ def _small():
 
 
 def run_to(path, strategy, *, seed=0, protocol=PROTOCOL, at_most=None):
-    """Complete a run, or interrupt it after so many rounds; return how many were written."""
-    written, plain = [], append
+    """Complete a run, or interrupt it after so many rounds; return how many were done."""
+    done, measure = [], run_module._measure
 
-    def write(path, document):
-        if len(written) == at_most:
+    def count(model, protocol):
+        if len(done) == at_most:
             raise Interrupted
-        plain(path, document)
-        written.append(document)
+        done.append(model.name)
+        return measure(model, protocol)
 
     with pytest.MonkeyPatch.context() as patch, suppress(Interrupted):
-        patch.setattr(run_module, "append", write)
+        patch.setattr(run_module, "_measure", count)
         complete(Run(strategy, seed, path), DATASET, protocol)
-    return len(written)
+    return len(done)
 
 
 @pytest.fixture(scope="module")

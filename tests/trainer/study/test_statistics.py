@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +16,10 @@ from trainer.study.statistics import (
     areas,
     compare,
     label_ratio,
-    labels_to_reach,
     mean_curve,
     minority_share,
     reference_ratio,
+    share_to_reach,
     summarise,
     values_of,
 )
@@ -54,9 +53,9 @@ def test_a_target_is_reached_where_a_fine_grid_first_is_there(points, target):
     """Interpolated at many points, the curve is below the target before and not below it at that number of labels."""
     steps, values = zip(*points, strict=True)
     labels = np.cumsum(steps).astype(float)
-    found = labels_to_reach(labels, np.array(values), target)
+    found = share_to_reach(labels, np.array(values) - target, of=1.0)
     grid = np.linspace(labels[0], labels[-1], num=2001)
-    if math.isinf(found):
+    if found is None:
         assert max(values) < target
     else:
         assert np.interp(found, labels, values) >= target - 1e-9
@@ -87,7 +86,7 @@ def test_random_needs_no_more_than_randoms_labels(seed, seeds, rounds, measure):
     found = label_ratio(study_of({"random": values}, measure), "random", measure)
     mean = values.mean(axis=0) * (-1 if measure in LOWER_IS_BETTER else 1)
     fitted = isotonic_regression(mean).x
-    assert found.ratio == pytest.approx(labels_to_reach(LABELS[:rounds], fitted, mean[-1]) / LABELS[rounds - 1])
+    assert found.ratio == pytest.approx(share_to_reach(LABELS[:rounds], fitted - mean[-1], of=LABELS[rounds - 1]))
     assert found.ratio <= 1
     assert (found.low, found.high) == (None, None)
 

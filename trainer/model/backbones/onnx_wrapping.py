@@ -111,8 +111,8 @@ def wrap(
     weights = [tensor for tensor in [*inner.initializer, *around.constants] if tensor.name in used]
     side = description.image_size
     images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["N", side, side, 3])
-    features = ["N", count_channels(shape, description) * (grid**2 if len(shape) == 4 else 1)] if shape else None
-    given = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, features)
+    features = count_channels(shape, description) * (grid**2 if len(shape) == 4 else 1) if shape else 0
+    given = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", features] if shape else None)
     graph = helper.make_graph(nodes, "backbone", [images], [given], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
 
