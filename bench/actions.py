@@ -229,7 +229,7 @@ class Play:
         """Return what a model says of images, each of which is a task of its own number."""
         if not len(images):
             return []
-        found = model.score(self._features[images])
+        found = model.score(images, self._features[images])
         return [
             Score(
                 int(image),

@@ -22,8 +22,14 @@ from contract.versions.repository import Repository
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
 from contract.versions.staging import StagedVersion
 from contract.versions.version import PROBE_FILE, REPORT_FOLDER, Version
-from trainer.evaluation.comparison import CommonImages, compare_versions, save_predictions
-from trainer.evaluation.history import describe_advice, earlier, find_agreement
+from trainer.evaluation.comparison import (
+    CommonImages,
+    compare_versions,
+    describe_advice,
+    earlier,
+    find_agreement,
+    save_predictions,
+)
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions
 from trainer.evaluation.witnesses import save_witnesses
 from trainer.labels.annotations import CONFIRMED

@@ -28,7 +28,7 @@ from trainer.evaluation.metrics import measure as measure_predictions
 from trainer.features import open_store
 from trainer.labels.unlabelled import draw_alike, recall
 from trainer.model.backbones import Opened
-from trainer.model.bayes import sample_mean, sample_passes
+from trainer.model.bayes import sample_passes
 from trainer.model.build import build_head_of, sample_features
 from trainer.model.fit import fit
 from trainer.model.fit_head import fit_head
@@ -157,7 +157,7 @@ def _evaluate(head: nn.Sequential, features: Features, data: Data, training: Tra
         mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
         interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets, classes))
         metrics = replace(measure_predictions(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
-        steady = sample_mean(head, rows, passes=COMPARED_PASSES, device=device, multiple=multiple)
+        steady = sample_passes(head, rows, passes=COMPARED_PASSES, device=device, multiple=multiple, mean=True)
         decided = decide(steady, multiple=multiple)
         evaluation = Evaluation(metrics, mean, nats, decided, fit_temperature(mean, targets, multiple=multiple))
     _log.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))

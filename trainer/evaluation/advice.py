@@ -85,11 +85,11 @@ def advise(versions: Sequence[Measured], *, images: int, greatest_bald: float, u
     if len(steps) < LEAST_VERSIONS:
         few = f"{len(steps)} version{'s' if len(steps) > 1 else ''} so far"
         return Advice(f"too early to say: {few}, {LEAST_VERSIONS} are needed (macro-F1 {now})")
-    curve = LearningCurve.fit(_since(steps, _CURVE * now.labels))
+    slope = fit_slope(_since(steps, _CURVE * now.labels))
     ahead = max(now.labels - steps[-2].labels, math.ceil(_AHEAD * now.labels))
-    gain = curve.gain(now, ahead)
+    gain = _gain(slope, now, ahead)
     if gain >= FLAT:
-        return _go_on(curve, now, ahead)
+        return _go_on(slope, now, ahead)
     recent = _since(steps, now.labels / (1 + _AHEAD))
     labels = _rounded(ahead)
     if doubts := _doubts(recent, greatest_bald):
@@ -98,48 +98,40 @@ def advise(versions: Sequence[Measured], *, images: int, greatest_bald: float, u
     sentence = (
         f"stop: macro-F1 is {now.macro_f1:.2f} ({now.low:.2f} to {now.high:.2f}) and has stood there for "
         f"{_stood(steps)} versions, which agree on their predictions (kappa {_agreement(recent):.2f}); {labels} more "
-        f"labels would gain less than {FLAT}{_say_unseen(unseen)}"
+        f"labels would gain less than {FLAT}"
     )
+    if unseen:
+        sentence += f"; untested, for want of a random image: {name_some(unseen, most=_NAMED)}"
     return Advice(sentence, stop=True, gain=gain, labels=labels)
 
 
-@dataclass(frozen=True, slots=True)
-class LearningCurve:
-    """Macro-F1 as `limit - slope / sqrt(labels)`.
+def fit_slope(versions: Sequence[Measured]) -> float:
+    """Return the slope, from 0, of the learning curve `limit - slope / sqrt(labels)` of macro-F1.
 
-    Of the curves that two coefficients give, 1/sqrt(n) foretold the next quarter of labels best on simulated rounds:
-    log n goes on rising where nothing is left to gain, 1/n stops too soon.
+    Fitted by least squares, each version weighted by its random images. Of the curves that two coefficients give,
+    1/sqrt(n) foretold the next quarter of labels best on simulated rounds: log n goes on rising where nothing is left
+    to gain, 1/n stops too soon. No curve promises that labels do harm.
     """
-
-    slope: float
-    """At least 0: no curve promises that labels do harm."""
-
-    @classmethod
-    def fit(cls, versions: Sequence[Measured]) -> "LearningCurve":
-        """Fit by least squares, each version weighted by its random images."""
-        weights = np.array([version.images for version in versions], np.float64)  # the variance falls with their number
-        regressor = -1 / np.sqrt(np.array([version.labels for version in versions], np.float64))
-        macro_f1 = np.array([version.macro_f1 for version in versions])
-        centred = regressor - np.average(regressor, weights=weights)
-        slope = (weights * centred * macro_f1).sum() / (weights * centred**2).sum()
-        return cls(max(0.0, float(slope)))
-
-    def gain(self, now: Measured, labels: int) -> float:
-        """Macro-F1 that `labels` more labels are expected to gain."""
-        expected = self.slope * (1 / math.sqrt(now.labels) - 1 / math.sqrt(now.labels + labels))
-        return min(expected, 1 - now.macro_f1)
-
-    def labels(self, now: Measured, gain: float) -> float:
-        """How many more labels are expected to gain `gain`; infinity if no number is."""
-        left = 1 / math.sqrt(now.labels) - gain / self.slope if self.slope else 0.0
-        return left**-2 - now.labels if left > 0 else math.inf
+    weights = np.array([version.images for version in versions], np.float64)  # the variance falls with their number
+    regressor = -1 / np.sqrt(np.array([version.labels for version in versions], np.float64))
+    macro_f1 = np.array([version.macro_f1 for version in versions])
+    centred = regressor - np.average(regressor, weights=weights)
+    slope = (weights * centred * macro_f1).sum() / (weights * centred**2).sum()
+    return max(0.0, float(slope))
 
 
-def _go_on(curve: LearningCurve, now: Measured, ahead: int) -> Advice:
+def _gain(slope: float, now: Measured, labels: int) -> float:
+    """Macro-F1 that `labels` more labels are expected to gain."""
+    expected = slope * (1 / math.sqrt(now.labels) - 1 / math.sqrt(now.labels + labels))
+    return min(expected, 1 - now.macro_f1)
+
+
+def _go_on(slope: float, now: Measured, ahead: int) -> Advice:
     """Name a gain that is worth while, but no more labels than there are already: no curve is good for longer."""
-    wanted = min(max(ahead, curve.labels(now, _WORTHWHILE)), max(ahead, now.labels))
-    labels = _rounded(round(wanted))
-    gain = curve.gain(now, labels)
+    left = 1 / math.sqrt(now.labels) - _WORTHWHILE / slope
+    worthwhile = left**-2 - now.labels if left > 0 else math.inf
+    labels = _rounded(round(min(max(ahead, worthwhile), max(ahead, now.labels))))
+    gain = _gain(slope, now, labels)
     return Advice(f"label about {labels} more to gain about {gain:.2f} macro-F1 (now {now})", gain=gain, labels=labels)
 
 
@@ -192,12 +184,6 @@ def _agreement(recent: Sequence[Measured]) -> float:
     """The least kappa between one recent version and the next; NaN if one is not known."""
     kappas = [math.nan if version.kappa is None else version.kappa for version in recent[1:]]
     return float(np.min(kappas))
-
-
-def _say_unseen(unseen: Sequence[str]) -> str:
-    if not unseen:
-        return ""
-    return f"; untested, for want of a random image: {name_some(unseen, most=_NAMED)}"
 
 
 def _rounded(labels: int) -> int:

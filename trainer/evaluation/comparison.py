@@ -3,24 +3,27 @@
 The labelled part of the random holdout grows: each version was measured on more of it than the one before, and what
 their manifests say are figures of different samples. But of each is known what it says of images that it has not seen:
 of those labelled since, what it predicts; of those that were labelled then, what was predicted by the network that was
-measured on them. That is kept beside the newest version, so that only new images cost anything.
-Whatever fails here costs a point of the curve, never a version.
+measured on them. That is kept beside the newest version, so that only new images cost anything. The advice in a
+version's manifest is built on it. Whatever fails here costs a figure or a point of the curve, never a version.
 """
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import cohen_kappa_score
 
-from contract.errors import LabelnextError
+from contract.errors import LabelnextError, RepositoryError
+from contract.scores.acquisition import greatest_bald
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
-from contract.versions.results import Compared, Comparison
+from contract.versions.results import Advice, Compared, Comparison
+from trainer.evaluation.advice import Measured, advise
 from trainer.evaluation.holdout import Decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import macro_f1
 from trainer.model.frozen import Features
@@ -35,6 +38,8 @@ _MOST_PREDICTED: Final = 1000
 """Predictions of earlier versions in one run, each a tenth of a second of two processors: the newest come first."""
 
 _MOST_BYTES: Final = 64 * 2**20
+_VERSIONS: Final = 20
+"""The most manifests that are read."""
 
 COMPARED_PASSES: Final = 200
 """Of one version with itself under other masks, 20 passes give a kappa of 0.91 to 0.96 on photos, 100 one of 0.96 to
@@ -145,12 +150,108 @@ def _by_task(tasks: Sequence[int], decided: Decisions) -> Predicted:
     return {task: np.flatnonzero(row).tolist() for task, row in zip(tasks, decided, strict=True)}
 
 
-def _measure(manifest: Manifest, predicted: Predicted, test: CommonImages) -> Compared | None:
-    decided = np.zeros_like(test.true)
-    for row, task in enumerate(test.tasks):
+def _decisions(predicted: Predicted, tasks: Sequence[int], classes: int) -> Decisions:
+    """What is predicted of tasks, (N, C)."""
+    decided = np.zeros((len(tasks), classes), np.bool_)
+    for row, task in enumerate(tasks):
         decided[row, predicted[task]] = True
+    return decided
+
+
+def _measure(manifest: Manifest, predicted: Predicted, test: CommonImages) -> Compared | None:
+    decided = _decisions(predicted, test.tasks, test.true.shape[1])
     reached, interval = macro_f1(decided, test.true), macro_f1_interval(decided, test.true)
     labels = manifest.training.images
     if reached is None or interval is None or labels is None:
         return None
     return Compared(manifest.version, labels, reached, *interval)
+
+
+# ---- what comes of it
+
+
+def earlier(repository: Repository, manifest: Manifest) -> list[Manifest]:
+    """Return the manifests of versions that differ from this one in little but their labels, oldest first."""
+    found = []
+    for name in repository.history()[-_VERSIONS:]:
+        try:
+            found.append(repository.read_manifest(name))
+        except RepositoryError as err:
+            logger.info("version %s is passed over: %s", name, err)
+    return [each for each in found if _kind(each) == _kind(manifest)]
+
+
+def _kind(manifest: Manifest) -> tuple[object, ...]:
+    project, backbone = manifest.training.project, manifest.backbone.name
+    alike = (manifest.labels, manifest.multiple, manifest.control, manifest.input, backbone, manifest.training.part)
+    return (project and project.id, *alike)
+
+
+def find_agreement(
+    predictions: Mapping[str, Predicted], before: Sequence[Manifest], manifest: Manifest
+) -> float | None:
+    """Return Cohen's kappa between what a new version predicts and the newest before it, of images new to both.
+
+    None if none before it was measured on the same images.
+
+    Args:
+        predictions: by version, as `compare_versions` returns them.
+        before: of the same kind and with the same labels, oldest first.
+        manifest: of the new version.
+    """
+    compared = [predictions[each.version] for each in before if each.version in predictions]
+    if not compared:
+        return None
+    now = predictions[manifest.version]
+    return kappa(*(_decisions(each, list(now), len(manifest.labels)) for each in (compared[-1], now)))
+
+
+def kappa(first: Decisions, second: Decisions) -> float:
+    """Return Cohen's kappa between two sets of decisions (N, C); 1 where all are alike.
+
+    One label an image is one rating; of multiple, each label of an image is.
+    """
+    if (first == second).all():
+        return 1.0
+    single = (first.sum(axis=1) == 1).all() and (second.sum(axis=1) == 1).all()
+    ratings = (first.argmax(axis=1), second.argmax(axis=1)) if single else (first.ravel(), second.ravel())
+    return float(cohen_kappa_score(*ratings))
+
+
+def describe_advice(
+    before: Sequence[Manifest],
+    manifest: Manifest,
+    curve: Comparison | None,
+    *,
+    kappa: float | None,
+    unseen: Sequence[str],
+) -> Advice:
+    """Return the advice that belongs into a new version's manifest.
+
+    Args:
+        before: manifests of the versions of the same kind.
+        manifest: of the new one, complete but for the advice.
+        curve: those of them that were measured on the same random images; None where the new one was not.
+        kappa: its agreement with the version before.
+        unseen: labels without a random image.
+    """
+    agreements = {each.version: (each, each.training.advice.kappa if each.training.advice else None) for each in before}
+    agreements[manifest.version] = (manifest, kappa)
+    advice = advise(
+        _measured(curve, agreements) if curve else [],
+        images=manifest.training.audit_images or 0,
+        greatest_bald=greatest_bald(len(manifest.labels), multiple=manifest.multiple),
+        unseen=unseen,
+    )
+    return replace(advice, kappa=kappa)
+
+
+def _measured(curve: Comparison, agreements: Mapping[str, tuple[Manifest, float | None]]) -> list[Measured]:
+    """What versions came to on the common images, but for those that do not say how uncertain they were."""
+    found = []
+    for each in curve.versions:
+        manifest, agreement = agreements[each.version]
+        bald = manifest.metrics.mean_bald
+        if bald is not None:
+            found.append(Measured(each.labels, curve.images, each.macro_f1, each.low, each.high, bald, agreement))
+    return found

@@ -13,8 +13,9 @@ Pure functions; know neither files nor Label Studio.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import numpy as np
@@ -78,14 +79,11 @@ def lower_end(images: int, wrong: int, *, error_rate: float = ERROR_RATE) -> flo
 
 def least_images(wrong: int, precision: float, *, error_rate: float = ERROR_RATE) -> int:
     """Return the fewest images of which so many may be wrong for `lower_end` to reach a precision in (0, 1)."""
-    below, above = wrong, 2 * wrong + 2
-    while lower_end(above, wrong, error_rate=error_rate) < precision:
-        below, above = above, 2 * above
-    while above - below > 1:
-        middle = (below + above) // 2
-        reached = lower_end(middle, wrong, error_rate=error_rate) >= precision
-        below, above = (below, middle) if reached else (middle, above)
-    return above
+    reach = partial(lower_end, wrong=wrong, error_rate=error_rate)
+    most = 2 * wrong + 2
+    while reach(most) < precision:
+        most *= 2
+    return wrong + bisect_left(range(wrong, most), precision, key=reach)
 
 
 def find_margin(sample: Sample, precision: float, *, error_rate: float = ERROR_RATE) -> Evidence | None:

@@ -7,7 +7,6 @@ structlog that is deprecated. Here that is undone; what baal warns of goes to st
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -69,28 +68,15 @@ def probabilities_of(logits: Tensor, *, multiple: bool) -> Tensor:
 
 
 def sample_passes(
-    head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool = False
+    head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool, mean: bool = False
 ) -> npt.NDArray[np.float32]:
-    """Return the probabilities of T free-running passes: features (N, ...) to float32 (N, T, C)."""
-    chunks = _sample(head, features, passes=passes, device=device, multiple=multiple)
-    return np.concatenate([each.numpy() for each in chunks])  # (N, T, C)
-
-
-def sample_mean(
-    head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool = False
-) -> npt.NDArray[np.float32]:
-    """Return the mean probabilities of T free-running passes: features (N, ...) to float32 (N, C)."""
-    chunks = _sample(head, features, passes=passes, device=device, multiple=multiple)
-    return np.concatenate([each.mean(dim=1).numpy() for each in chunks])  # (N, C)
-
-
-def _sample(
-    head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool
-) -> Iterator[Tensor]:
-    """Yield the probabilities of the passes of some images after the other, (n, T, C)."""
+    """Return the probabilities of T free-running passes, or their mean: features (N, ...) to (N, T, C), or (N, C)."""
     head.eval()
+    found = []
     with torch.no_grad(), few_threads(head):
         for rows in torch.split(features, _ROWS_A_FORWARD):
             on_device = rows.to(device)
             sampled = [probabilities_of(head(on_device), multiple=multiple) for _ in range(passes)]
-            yield torch.stack(sampled, dim=1).cpu()
+            of_passes = torch.stack(sampled, dim=1).cpu()  # (n, T, C)
+            found.append((of_passes.mean(dim=1) if mean else of_passes).numpy())
+    return np.concatenate(found)

@@ -153,7 +153,9 @@ class _Loss:
             weights = torch.from_numpy(label_weights(targets, power=recipe.class_balance)).to(device)
             guessing = float(_binary_cross_entropy(torch.zeros(1, device=device).expand(held.shape), held, weights))
             return cls(torch.from_numpy(rows), held, weights, guessing)
-        of_images = class_weights(targets, classes, power=recipe.class_balance, trust=trust)[targets]
+        counts = np.bincount(targets, weights=trust, minlength=classes)  # an image counts for as much as its trust
+        of_classes = np.power(counts, -recipe.class_balance, out=np.zeros(classes), where=counts > 0)
+        of_images = (of_classes * len(targets) / (of_classes @ counts)).astype(np.float32)[targets]  # 1 on average
         if trust is not None:
             of_images *= trust
         repeats = np.maximum(1, np.ceil(of_images / recipe.batch_images)).astype(np.int64)
@@ -178,19 +180,6 @@ def _binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> T
         logits, targets.to(logits.dtype), pos_weight=weights, reduction="none"
     )
     return each.sum(dim=1).mean()
-
-
-def class_weights(
-    targets: Targets, classes: int, *, power: float = 1.0, trust: Trust | None = None
-) -> npt.NDArray[np.float32]:
-    """Return the loss weight of each class, (C,), 1 / count ** power, scaled to 1 on average over the images.
-
-    Each image counts for as much as its `trust`, (N,), 1 without it. A class without an image gets no weight; no image
-    asks for it.
-    """
-    counts = np.bincount(targets, weights=trust, minlength=classes)
-    weights = np.power(counts, -power, out=np.zeros(classes), where=counts > 0)
-    return cast(npt.NDArray[np.float32], (weights * len(targets) / (weights @ counts)).astype(np.float32))
 
 
 def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.float32]:

@@ -2,8 +2,8 @@
 
 import pickle
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,8 +123,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _download_weights(name: str) -> dict[str, Tensor]:
     weights = choose_weights(name)
     try:
-        with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
-            # Its own bar would fill a log.
+        with ExitStack() as stack:
+            # torch.hub opens its connection without a time-out of its own, and its own bar would fill a log.
+            stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
             torch.hub.tqdm = partial(Bar, desc="weights")  # type: ignore[attr-defined, assignment]  # no class, but it makes one
             return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as err:  # no route, refused, timed out; a digest that differs
@@ -133,17 +135,6 @@ def _download_weights(name: str) -> dict[str, Tensor]:
             "where there is internet, copy it here and give it with --weights FILE, or start from nothing with "
             "--weights none; --backbone efficientnet_lite0 brings its ImageNet weights along"
         ) from err
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torch.hub opens its connection without a time-out of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _check_weights(

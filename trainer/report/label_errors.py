@@ -7,7 +7,7 @@ part can be judged. The one place that imports cleanlab.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
 from typing import Final
 
@@ -20,6 +20,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from trainer.evaluation.holdout import decide
 from trainer.labels.dataset import Integers, Targets, count_images
 from trainer.report.calibration import FOLDS, deal
 
@@ -123,10 +124,22 @@ def judge(
     if targets.ndim == 1:
         shown = np.clip(shown, 1e-12, None)
         shown /= shown.sum(axis=1, keepdims=True)
-        found = _judge_one(shown, np.searchsorted(known, given[judged]), names)
+        has = np.searchsorted(known, given[judged])[:, None] == np.arange(len(known))  # (J, K)
+        ranked, better, likelihood = _judge_one(shown, has)
     else:
-        found = _judge_several(shown, given[np.ix_(judged, known)].astype(bool), names)
-    return Judgement(tuple(replace(each, image=int(among[judged[each.image]])) for each in found), len(judged), too_few)
+        has = given[np.ix_(judged, known)].astype(bool)  # (J, K)
+        ranked, better, likelihood = _judge_several(shown, has)
+    found = (
+        LabelError(
+            image=int(among[judged[row]]),
+            given=tuple(compress(names, has[row])),
+            suggested=tuple(compress(names, better[row])),
+            given_probability=float(likelihood[row, 0]),
+            suggested_probability=float(likelihood[row, 1]),
+        )
+        for row in ranked.tolist()
+    )
+    return Judgement(tuple(found), len(judged), too_few)
 
 
 def _enough(targets: Targets, groups: Integers, classes: int) -> _Mask:
@@ -150,40 +163,23 @@ def _linear_model(*, images: int, classes: int, multiple: bool) -> Pipeline:
     return make_pipeline(StandardScaler(), model)
 
 
-def _judge_one(probabilities: Floats, given: Integers, names: Sequence[str]) -> list[LabelError]:
-    """Of one label an image: probabilities (J, K) and labels (J,)."""
+def _judge_one(probabilities: Floats, given: _Mask) -> tuple[Integers, _Mask, Floats]:
+    """Of one label an image, (J, K) both: which rows are wrong, what would be right, (J, K), and how likely, (J, 2)."""
     from cleanlab.filter import find_label_issues  # it takes seconds to load, and most commands do without
 
-    found = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
-    likeliest = probabilities.argmax(axis=1)
-    return [
-        LabelError(
-            image=image,
-            given=(names[given[image]],),
-            suggested=(names[likeliest[image]],),
-            given_probability=float(probabilities[image, given[image]]),
-            suggested_probability=float(probabilities[image, likeliest[image]]),
-        )
-        for image in found.tolist()
-    ]
+    labels = given.argmax(axis=1)
+    ranked = find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    likelihood = np.stack([probabilities[given], probabilities.max(axis=1)], axis=1)
+    return ranked, decide(probabilities, multiple=False), likelihood
 
 
-def _judge_several(probabilities: Floats, given: _Mask, names: Sequence[str]) -> list[LabelError]:
-    """Of several labels: both (J, K)."""
+def _judge_several(probabilities: Floats, given: _Mask) -> tuple[Integers, _Mask, Floats]:
+    """The same of several labels."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
     held = [np.flatnonzero(row).tolist() for row in given]
     wrong = find_multilabel_issues_per_class(held, probabilities, n_jobs=1)  # (J, K)
     likely = np.where(given, probabilities, 1 - probabilities)  # (J, K): what was said of each label
     doubted = np.where(wrong, likely, np.inf).min(axis=1)  # (J,)
-    return [
-        LabelError(
-            image=image,
-            given=tuple(compress(names, given[image])),
-            suggested=tuple(compress(names, given[image] ^ wrong[image])),
-            given_probability=float(doubted[image]),
-            suggested_probability=1 - float(doubted[image]),
-        )
-        for image in np.argsort(doubted, kind="stable").tolist()
-        if wrong[image].any()
-    ]
+    ranked = np.argsort(doubted, kind="stable")
+    return ranked[np.isfinite(doubted[ranked])], given ^ wrong, np.stack([doubted, 1 - doubted], axis=1)

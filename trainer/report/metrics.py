@@ -58,10 +58,9 @@ def by_class(
     """
     counts = (each.sum(axis=0).tolist() for each in (labelled, trained_on, true, predicted, true & predicted))
     found = []
-    for label, *row in zip(labels, *counts, strict=True):
-        _, _, there, said, hits = row
+    for label, given, taught, there, said, hits in zip(labels, *counts, strict=True):
         shares = (_share(hits, said), _share(hits, there), _share(2 * hits, there + said))
-        found.append(ClassMetrics(label, *row, *shares))
+        found.append(ClassMetrics(label, given, taught, there, said, hits, *shares))
     return tuple(found)
 
 

@@ -44,10 +44,7 @@ def choose(strategy: str, model: Model, left: Indices, labelled: Indices, *, pro
     if strategy not in (RANDOM, ORACLE):
         features = model.compute_features(left)  # (n, D)
     if strategy not in (RANDOM, ORACLE, CORE_SET, BAAL_BALD):
-        scores = model.score(features)
-        candidates = Candidates(
-            left, scores.probabilities, scores.bald, scores.entropy, scores.embeddings, multiple=False
-        )
+        candidates = model.score(left, features)
     scored = time.perf_counter()
     if candidates is not None:
         order = _arrange(

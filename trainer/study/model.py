@@ -28,6 +28,7 @@ from trainer.model.graphs.sessions import open_head
 from trainer.model.head import measure, to_onnx
 from trainer.model.network import Network
 from trainer.model.recipe import choose_recipe
+from trainer.ordering.strategies import Candidates
 from trainer.settings import Training
 
 Floats = npt.NDArray[np.float32]
@@ -62,20 +63,6 @@ def open_dataset(
     """Map a dataset's images and features from files of numpy's, to be shared by processes."""
     mapped = None if features is None else np.load(features, mmap_mode="r")
     return Dataset(classes, targets, np.load(images, mmap_mode="r"), mapped, cache)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What a model says about n images."""
-
-    probabilities: Floats
-    """(n, C): mean over the passes."""
-    bald: Floats
-    """(n,), in nats."""
-    entropy: Floats
-    """(n,), in nats."""
-    embeddings: Floats
-    """(n, 256)"""
 
 
 class Trainer:
@@ -167,19 +154,21 @@ class Model:
         """Return embeddings of features (n, F) as servers send them: (n, 256)."""
         return _as_sent(self.embed(features))
 
-    def score(self, features: Floats) -> Scores:
-        """Run the passes on features (n, F)."""
+    def score(self, images: Indices, features: Floats) -> Candidates:
+        """Run the passes on features (n, F) of images, each of which is a task of its own number."""
         outputs = self._run(features, self._masks)
-        return Scores(
+        return Candidates(
+            images,
             np.concatenate([each.mean_probabilities for each in outputs]),
             np.concatenate([each.bald for each in outputs]),
             np.concatenate([each.entropy for each in outputs]),
             self.as_sent(features),
+            multiple=False,
         )
 
-    def bald(self, features: Floats, masks: Masks) -> Floats:
-        """Return BALD in nats under other masks: (n, F) to (n,)."""
-        return np.concatenate([each.bald for each in self._run(features, masks)])
+    def bald(self, features: Floats, passes: int) -> Floats:
+        """Return BALD in nats from T passes of their own: (n, F) to (n,)."""
+        return np.concatenate([each.bald for each in self._run(features, self.draw_masks(passes))])
 
     def passes(self, features: Floats) -> Floats:
         """Return the probabilities of the passes: (n, F) to (n, T, C)."""

@@ -129,7 +129,7 @@ def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, la
 def _measure(model: Model, protocol: Protocol) -> dict[str, Any]:
     """Return a round's figures on the test images."""
     targets = model.dataset.targets[protocol.test]
-    mean = model.score(model.compute_features(protocol.test)).probabilities  # (M, C)
+    mean = model.score(protocol.test, model.compute_features(protocol.test)).probabilities  # (M, C)
     metrics = measure(mean, targets)
     f1 = tuple(value or 0.0 for value in metrics.f1)
     return {
@@ -147,7 +147,7 @@ def compare_passes(model: Model, left: Indices, *, seed: int, passes: int) -> Pa
     """Return how alike T and 200 passes rank images; of more than 2,000, so many by chance."""
     left = np.sort(np.random.default_rng(seed).permutation(left)[:_RANKED])
     features = model.compute_features(left)
-    few, many = (model.bald(features, model.draw_masks(each)) for each in (passes, MANY_PASSES))
+    few, many = (model.bald(features, each) for each in (passes, MANY_PASSES))
     tops = [set(descending(each.astype(np.float64))[:_FIRST].tolist()) for each in (few, many)]
     return PassAgreement(
         seed=seed,

@@ -47,7 +47,7 @@ from trainer.study.reference import Reference
 from trainer.study.reference import read as read_reference
 from trainer.study.run import Protocol, Run
 from trainer.study.statistics import summarise, to_json
-from trainer.study.workers import complete_all, count_processors, count_workers
+from trainer.study.workers import complete_all, count_processors
 from trainer.subsampling import evenly_spaced
 
 _log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _check_layout(out: Path, *, several: bool) -> None:
 
 
 def _plan(pool: Pool, options: StudyOptions, training: Training, environment: Environment) -> _Plan:
-    reference = options.reference and read_reference(options.reference)
+    reference = read_reference(options.reference) if options.reference else None
     torch.manual_seed(0)
     backbone = open_backbone_of(training, cache=environment.cache_dir)
     size = backbone.spec.height
@@ -154,7 +154,8 @@ def _complete(plan: _Plan, options: StudyOptions, environment: Environment, *, t
                 features=features,
                 cache=environment.cache_dir,
             )
-            complete_all(runs, dataset, protocol, workers=options.workers or count_workers(protocol.device))
+            at_once = count_processors() if protocol.device.type == "cpu" else 1  # a GPU is not shared
+            complete_all(runs, dataset, protocol, workers=options.workers or at_once)
         study = _collect(runs, plan, name=title)
         report.write(study, options.out)
     return study

@@ -27,11 +27,6 @@ _LOOK_S: Final = 0.5
 """Between two looks at how far the workers are."""
 
 
-def count_workers(device: torch.device) -> int:
-    """Return how many runs to do at a time: one for each processor, or one where a GPU does the work."""
-    return count_processors() if device.type == "cpu" else 1
-
-
 def count_processors() -> int:
     """Return how many processors this process may use, where the system says."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
-from trainer.evaluation.advice import FLAT, LEAST_KAPPA, LearningCurve, Measured, advise
+from trainer.evaluation.advice import FLAT, LEAST_KAPPA, Measured, advise, fit_slope
 
 LN_4 = math.log(4)
 SHARE, NATS, KAPPA = st.floats(0, 1), st.floats(0, LN_4), st.none() | st.floats(-1, 1)
@@ -122,7 +122,7 @@ def test_the_curve_is_the_weighted_least_squares_fit():
         [each.macro_f1 for each in versions],
         sigma=[each.images**-0.5 for each in versions],
     )
-    assert LearningCurve.fit(versions).slope == pytest.approx(slope, rel=1e-6)
+    assert fit_slope(versions) == pytest.approx(slope, rel=1e-6)
 
 
 @given(

@@ -8,7 +8,7 @@ from contract.versions.repository import Repository
 from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
 from tests import versions
 from tests.versions import manifest
-from trainer.evaluation.history import describe_advice, earlier, find_agreement, kappa
+from trainer.evaluation.comparison import describe_advice, earlier, find_agreement, kappa
 
 
 def version(name, labels=("a", "b", "c")):

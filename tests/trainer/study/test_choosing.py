@@ -10,7 +10,7 @@ from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
 from tests.trainer.study.small import make_dataset, make_trainer
 from trainer.ordering.order import arrange
-from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, Candidates
+from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
 from trainer.settings import Training
 from trainer.study.choosing import balance, choose, cover_greedily
 
@@ -30,7 +30,7 @@ def model():
         plain = make_dataset(400)
         model = make_trainer(plain, TRAINING).train(LABELLED, "study/1/0")
         others = LEFT[~is_held_out(7, LEFT, 0.1)]
-        original = others[np.argmax(model.score(model.compute_features(others)).bald)]
+        original = others[np.argmax(model.score(others, model.compute_features(others)).bald)]
         features = plain.features.copy()
         features[COPIES] = features[original]
         copied = replace(plain, features=features)
@@ -44,8 +44,7 @@ def chosen_by(model):
 
 @pytest.fixture(scope="module")
 def candidates(model):
-    scores = model.score(model.compute_features(LEFT))
-    return Candidates(LEFT, scores.probabilities, scores.bald, scores.entropy, scores.embeddings, multiple=False)
+    return model.score(LEFT, model.compute_features(LEFT))
 
 
 @pytest.mark.parametrize("strategy", ["labelnext", *(each for each in STRATEGIES if each != "random")])

@@ -96,7 +96,7 @@ def test_the_passes_are_those_of_torch_under_the_same_masks(trained, dataset, wh
     np.testing.assert_allclose(model.passes(features), expected, atol=1e-3)
     assert expected.std(axis=1).max() > 0.01
     np.testing.assert_allclose(
-        model.bald(features, model.draw_masks(7)),
+        model.bald(features, 7),
         bald(passes_of(network, dataset, model.draw_masks(7))),
         atol=1e-3,
     )
@@ -105,7 +105,7 @@ def test_the_passes_are_those_of_torch_under_the_same_masks(trained, dataset, wh
 def test_scores_are_those_of_the_passes(trained):
     model = trained[1][0]
     features = model.compute_features(EVERY)
-    scores, passes = model.score(features), model.passes(features).astype(np.float64)
+    scores, passes = model.score(EVERY, features), model.passes(features).astype(np.float64)
     mean = passes.mean(axis=1)
     np.testing.assert_allclose(scores.probabilities, mean, atol=1e-6)
     np.testing.assert_allclose(scores.entropy, -(mean * np.log(mean)).sum(axis=1), atol=1e-5)

@@ -160,7 +160,7 @@ def test_labelnext_ends_with_how_alike_200_passes_rank(whole, last):
     """What is left of the pool, against scipy and a comparison of sets; no other strategy and no other round does."""
     line, model, left = last
     features = model.compute_features(left)
-    few, many = (model.bald(features, model.draw_masks(passes)) for passes in (10, 200))
+    few, many = (model.bald(features, passes) for passes in (10, 200))
     tops = [set(np.argsort(-each, kind="stable")[:100].tolist()) for each in (few, many)]
     found = line["agreement"]
     assert (found["seed"], found["passes"], found["images"]) == (0, 10, 100)

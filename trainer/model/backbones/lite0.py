@@ -45,11 +45,10 @@ _EPSILON = 1e-3
 _MOMENTUM = 0.01
 
 
-class Block(nn.Module):
+class Block(nn.Sequential):
     """An inverted residual: channels are expanded, each is filtered by itself, and they are projected back."""
 
     def __init__(self, inputs: int, outputs: int, *, size: int, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
         width = inputs * expansion
         layers = OrderedDict[str, nn.Module]()
         if expansion > 1:
@@ -62,14 +61,13 @@ class Block(nn.Module):
             "_project_conv": nn.Conv2d(width, outputs, 1, bias=False),
             "_bn2": _norm(outputs),
         }
-        for name, layer in layers.items():
-            self.add_module(name, layer)
+        super().__init__(layers)
         self._is_residual = stride == 1 and inputs == outputs
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return (N, outputs, h, w) for (N, inputs, H, W)."""
         result = maps
-        for layer in self.children():
+        for layer in self:
             result = layer(result)
         return maps + result if self._is_residual else result
 

@@ -3,9 +3,9 @@
 Owns what the files look like: input `images` uint8 (N, H, W, 3), the tensor `features` float32 (N, F) where the
 backbone ends, output `logits` float32 (N, C), a free batch axis, weights once and beside all graphs, those of the
 backbone apart from those of the head, and nothing in them that tells where they were made. The literal graph has
-Dropout in training mode, which plain onnxruntime deletes: it is for servers, which compile it. The portable one draws
-random numbers of its own. Knows no engine; whether the literal graph computes what the network does is for the
-validation to say.
+Dropout in training mode, which plain onnxruntime deletes: it is for servers, which compile it. In the portable one each
+Dropout is written as what it means, random numbers and what they leave: any engine computes one stochastic pass by it.
+Knows no engine; whether the literal graph computes what the network does is for the validation to say.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from google.protobuf.message import Message
-from onnx import ModelProto, external_data_helper, helper, inliner, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, helper, inliner, numpy_helper
 from torch import nn
 
 from contract.errors import TrainingError
+from contract.graph.builder import GraphBuilder
+from contract.graph.dropouts import constants, drop_probability, is_active
 from contract.graph.lowering import FEATURES, Lowered, lower
 from contract.versions.version import HEAD_WEIGHTS_FILE, MODEL_FILE, PORTABLE_FILE
 from trainer.model.bayes import dropout_probabilities
-from trainer.model.graphs.portable import make_portable
 from trainer.model.head import OPSET, to_onnx
 
 _SAMPLE_IMAGES = 2
@@ -29,6 +30,7 @@ _SAMPLE_IMAGES = 2
 _SMALL_BYTES = 1024
 """What is no larger stays in the graph."""
 _ALIGNMENT = 64
+_MOST_SEED = 1 << 20
 
 
 def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
@@ -74,6 +76,37 @@ def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple:
     _check_dropout(lowered, head)
     (folder / PORTABLE_FILE).write_bytes(make_portable(literal).SerializeToString(deterministic=True))
     return lowered
+
+
+def make_portable(literal: ModelProto) -> ModelProto:
+    """Return a graph of the literal one's input and output, which draws what it drops anew in every run.
+
+    `literal` may be loaded without its weights; it is not changed.
+    """
+    portable = inliner.inline_local_functions(literal) if literal.functions else literal
+    known = constants(portable)
+    builder, sites = GraphBuilder(), 0
+    for node in portable.graph.node:
+        if is_active(node, known):
+            _drop(builder, node, probability=drop_probability(node, known), site=sites)
+            sites += 1
+        else:
+            builder.nodes.append(node)
+    return builder.assemble(portable, portable.graph.input, portable.graph.output)
+
+
+def _drop(builder: GraphBuilder, node: NodeProto, *, probability: float, site: int) -> None:
+    """Keep the values whose random numbers, in [0, 1), are not below the probability of dropping, and scale them up.
+
+    The seeds are each site's own: without one, OpenVINO's numbers are of three digits and made of the time, and the
+    variance over the passes is wrong by a tenth.
+    """
+    seed = float(np.random.default_rng(site).integers(1, _MOST_SEED))
+    numbers = builder.add("RandomUniformLike", [node.input[0]], dtype=TensorProto.FLOAT, seed=seed)
+    stays = builder.add("GreaterOrEqual", [numbers, builder.constant(np.array(probability, np.float32))])
+    ones = builder.add("Cast", [stays], to=TensorProto.FLOAT)
+    left = builder.add("Mul", [node.input[0], ones])
+    builder.add("Div", [left, builder.constant(np.array(1 - probability, np.float32))], node.output[0])
 
 
 def attach(backbone: ModelProto, head: ModelProto) -> ModelProto:
