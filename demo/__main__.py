@@ -32,11 +32,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Stopped(BaseException):
-    """A signal asked the demo to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """A signal of this number asked the demo to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(options)
     except _Stopped as stopped:
         print("\nStopped; nothing keeps running.")
-        return 128 + stopped.number
+        return 128 + int(stopped.args[0])
     except (DemoError, LabelnextError, OSError) as err:
         print(f"The demo cannot go on: {err}", file=sys.stderr)
         return 1
@@ -210,11 +206,7 @@ def _show(worths: Mapping[str, Worth], pool: Pool, screen: Screen) -> None:
 
 
 def _serve_on(*children: Child) -> None:
-    """Return when a person asks for it.
-
-    Raises:
-        ProcessError: one of the processes ended by itself.
-    """
+    """Return when a person asks for it."""
     print("\nCtrl-C ends it all.", flush=True)
     try:
         while all(child.popen.poll() is None for child in children):

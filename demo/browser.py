@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from demo.label_studio import EMAIL, PASSWORD
 from demo.processes import DemoError
@@ -17,11 +17,7 @@ _OWN = ("http://127.0.0.1:", "data:", "blob:")
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Run a browser for as long as the block lasts.
-
-    Raises:
-        DemoError: there is none on this machine.
-    """
+    """Run a browser for as long as the block lasts."""
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
         raise DemoError(f"needs a browser, found none of {', '.join(_NAMES)}; apt install chromium brings one")
@@ -38,7 +34,7 @@ def logged_in(browser: Browser, url: str, *, width: int = 1360, height: int = 82
     """Open a page of somebody who is logged in to the Label Studio at `url`; it asks nothing of other machines."""
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(PATIENCE_MS)
-    page.route(lambda address: not address.startswith(_OWN), _refuse)
+    page.route(lambda address: not address.startswith(_OWN), lambda route: route.abort())
     page.goto(f"{url}/user/login/")
     page.fill("input[name=email]", EMAIL)
     page.fill("input[name=password]", PASSWORD)
@@ -46,7 +42,3 @@ def logged_in(browser: Browser, url: str, *, width: int = 1360, height: int = 82
     page.wait_for_url(lambda address: "login" not in address, wait_until="domcontentloaded")
     yield page
     page.close()
-
-
-def _refuse(route: Route) -> None:
-    route.abort()

@@ -43,9 +43,6 @@ def provide_drawings(root: Path) -> None:
     """Write the drawings into class folders below `root`, unless they are there: RGB on white, 320 pixels at most.
 
     A drawing that the package has in folders of two classes is left out, and of equal ones all but one are.
-
-    Raises:
-        PackageError: there is no package to be had, or it is not what is known here.
     """
     if root.exists():
         return

@@ -45,7 +45,9 @@ def label_studio(data: Path, *, port: int | None = None) -> Iterator[LabelStudio
     data.mkdir(parents=True, exist_ok=True)
     port = free_port(port)  # of one that is not, Label Studio would silently take the next
     url = f"http://127.0.0.1:{port}"
-    legacy_token = _stored(data / "legacy-token", secrets.token_hex(20))
+    if not (kept := data / "legacy-token").exists():
+        _write_secret(kept, secrets.token_hex(20))
+    legacy_token = kept.read_text()
     command: list[str | Path] = [python_of("label-studio"), "-m", "label_studio.server", "start", "--no-browser"]
     command += ["--internal-host", "127.0.0.1", "-p", str(port), "--username", EMAIL, "--password", PASSWORD]
     command += ["--user-token", legacy_token, "--enable-legacy-api-token"]
@@ -93,13 +95,6 @@ def _personal_access_token(path: Path, url: str, legacy_token: str) -> str:
     settings = {"api_tokens_enabled": True, "legacy_api_tokens_enabled": False}
     LabelStudioClient(url, token).post("/api/jwt/settings", settings)
     return token
-
-
-def _stored(path: Path, fresh: str) -> str:
-    """Return what `path` holds, after writing `fresh` where there is no such file."""
-    if not path.exists():
-        _write_secret(path, fresh)
-    return path.read_text()
 
 
 def _write_secret(path: Path, text: str) -> None:

@@ -50,11 +50,7 @@ class Loop:
         train(self.workplace, self.project.id, self.options, log=self.data / "trainer.log")
 
     def rank(self, server: str) -> list[PoolImage]:
-        """Have a server score what is unlabelled, and return it in the order in which Label Studio now gives it.
-
-        Raises:
-            DemoError: Label Studio gives another task than that with the lowest score.
-        """
+        """Have a server score what is unlabelled, and return it in the order in which Label Studio now gives it."""
         rank(self.workplace, self.project.id, server, log=self.data / "trainer.log")
         tasks = [task for task in self.project.tasks(ordering=_BY_SCORE) if task.predictions and not task.labelled]
         scores = [task.predictions[0].score for task in tasks]

@@ -24,9 +24,6 @@ def unpack(packages: Sequence[str], folder: Path) -> Path:
     """Have for each package a folder of its name in `folder`, with what it would install, and return `folder`.
 
     What is there is not asked for again. Where the system has no lists of packages, own ones are downloaded.
-
-    Raises:
-        PackageError: if they cannot be had; then `folder` is not there.
     """
     if folder.exists():
         return folder

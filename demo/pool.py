@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from demo.processes import DemoError
@@ -52,11 +51,7 @@ class Pool:
 
 
 def read_pool(root: Path, *, limit: int, seed: int) -> Pool:
-    """Return at most `limit` images of a folder of class folders, in an order that `seed` fixes.
-
-    Raises:
-        DemoError: `root` has fewer than two class folders with images.
-    """
+    """Return at most `limit` images of a folder of class folders, in an order that `seed` fixes."""
     found = [(path, path.parent.name) for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES]
     labels = tuple(sorted({label for _, label in found}))
     if len(labels) < 2:
@@ -84,10 +79,6 @@ def write_digits(root: Path, counts: Sequence[int] = DIGIT_COUNTS) -> None:
         for index in np.flatnonzero(digits.target == digit)[:count]:
             path = folder / f"{index:04}.png"
             if not path.exists():
-                _picture(digits.images[index]).save(path)
-
-
-def _picture(digit: npt.NDArray[np.float64]) -> Image.Image:
-    """Return a digit, (8, 8) with ink from 0 to 16, in dark ink on white paper with a margin."""
-    paper = Image.fromarray((255 - np.pad(digit, 1) * (255 / 16)).astype(np.uint8))
-    return paper.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC).convert("RGB")
+                # (8, 8) with ink from 0 to 16: it becomes dark ink on white paper with a margin.
+                paper = Image.fromarray((255 - np.pad(digits.images[index], 1) * (255 / 16)).astype(np.uint8))
+                paper.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC).convert("RGB").save(path)

@@ -36,11 +36,7 @@ class Child:
     log: Path
 
     def wait_for(self, url: str, *, timeout_s: float, until: Callable[[bytes], bool] = lambda _: True) -> None:
-        """Return once `url` answers with a 2xx status and a body that `until` accepts.
-
-        Raises:
-            ProcessError: the process ended, or `timeout_s` passed; the message ends with the tail of its log.
-        """
+        """Return once `url` answers with a 2xx status and a body that `until` accepts."""
         deadline = time.monotonic() + timeout_s
         with urllib3.PoolManager(retries=False, timeout=2.0) as http:
             while not _answers(http, url, until):

@@ -64,11 +64,7 @@ class Server:
         self.process.wait_for(f"{self.url}/health", timeout_s=_SERVER_TIMEOUT_S, until=serves)
 
     def predict(self, references: Sequence[str], config: str) -> list[str]:
-        """Return what it takes each image for, asked as Label Studio asks; `config` is the labelling config.
-
-        Raises:
-            ProcessError: it refuses to answer.
-        """
+        """Return what it takes each image for, asked as Label Studio asks; `config` is the labelling config."""
         tasks = [{"id": number, "data": {"image": reference}} for number, reference in enumerate(references, 1)]
         reply = urllib3.request(
             "POST",
@@ -109,11 +105,7 @@ def rank(
 
 
 def run_trainer(workplace: Workplace, *arguments: str, log: Path | None = None) -> str:
-    """Run a command of the trainer, and return the last line that it prints.
-
-    Raises:
-        ProcessError: it failed; the message says why, or that it stands above.
-    """
+    """Run a command of the trainer, and return the last line that it prints."""
     with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as written:
         done = subprocess.run(
             [sys.executable, "-m", "trainer", *arguments],
@@ -133,11 +125,7 @@ def run_trainer(workplace: Workplace, *arguments: str, log: Path | None = None) 
 
 
 def python_of(environment: str) -> Path:
-    """Return the interpreter of an environment that the Makefile makes, such as "server".
-
-    Raises:
-        ProcessError: it is not there.
-    """
+    """Return the interpreter of an environment that the Makefile makes, such as "server"."""
     python = CHECKOUT / f".venv-{environment}" / "bin" / "python"
     if not python.exists():
         raise ProcessError(f"expected the environment .venv-{environment}; `make environments` makes it")

@@ -93,7 +93,7 @@ class FeatureStore:
         self._generation = 0
         self._resting_until = dict.fromkeys(("read", "write"), 0.0)
         self._logged: set[str] = set()
-        self._table = self._open(_newest(folder))
+        self._table = self._open()
         self._thread = threading.Thread(target=self._run, name="feature store", daemon=True)
         self._thread.start()
 
@@ -244,28 +244,27 @@ class FeatureStore:
         """Leave the damaged file to whoever has it open, and go on in the next one."""
         _close(self._damaged)
         self._damaged = None
-        table = self._open(max(_newest(self._folder), self._generation + 1)) if self._may_start_afresh() else None
+        table = self._open(after_damage=True)
         with self._changed:
             self._table = table
 
-    def _may_start_afresh(self) -> bool:
-        self._fresh_starts += 1
-        return self._fresh_starts <= _FRESH_STARTS
-
-    def _open(self, generation: int) -> Table | None:
-        """Open a file, or the next one if it is damaged; None if neither can be had."""
-        self._generation = generation
+    def _open(self, *, after_damage: bool = False) -> Table | None:
+        """Open the newest file, or the next one if it is damaged; None if neither can be had."""
+        self._generation = max(_newest(self._folder), self._generation + after_damage)
+        self._fresh_starts += after_damage
+        if self._fresh_starts > _FRESH_STARTS:
+            return None
         try:
             if self._folder is None:
                 return Table(None, max_bytes=self._max_bytes)
             self._folder.mkdir(parents=True, exist_ok=True)
-            table = Table(_path(self._folder, generation), max_bytes=self._max_bytes)
-            _delete_older(self._folder, generation - 1)
+            table = Table(_path(self._folder, self._generation), max_bytes=self._max_bytes)
+            _delete_older(self._folder, self._generation - 1)
             return table
         except (sqlite3.Error, OSError) as err:
             damaged = isinstance(err, sqlite3.Error) and is_damaged(err)
             self._report("damaged" if damaged else "open", err)
-            return self._open(generation + 1) if damaged and self._may_start_afresh() else None
+            return self._open(after_damage=True) if damaged else None
 
     def _report(self, fault: str, err: Exception) -> None:
         self._count_fault(fault)

@@ -47,15 +47,12 @@ class Table:
     """The rows of one file. Any thread may read; one thread of each process writes.
 
     Replicas on one host may share a file, for a WAL lives in memory that they share. A process that dies, however it
-    does, leaves the rows of its last transaction or of the one before, and no lock.
+    does, leaves the rows of its last transaction or of the one before, and no lock. Methods raise sqlite3.Error where
+    the file cannot be had.
     """
 
     def __init__(self, path: Path | None, *, max_bytes: int) -> None:
-        """Open the file, or make it; None keeps the rows in memory.
-
-        Raises:
-            sqlite3.Error: if it cannot be had; Foreign if it is another program's.
-        """
+        """Open the file, or make it; None keeps the rows in memory. Raises Foreign if it is another program's."""
         self._reading = threading.Lock()
         self._writer = _connect(path, _WRITE_WAIT_S)
         try:
@@ -83,11 +80,7 @@ class Table:
             return _ask(self._reader, "PRAGMA page_count") * self._page_bytes
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the values by their keys, without those that are not there or whose checksum says they are damaged.
-
-        Raises:
-            sqlite3.Error: if the file cannot be read.
-        """
+        """Return the values by their keys, without those that are not there or whose checksum says they are damaged."""
         found: dict[bytes, bytes] = {}
         for start in range(0, len(keys), _KEYS_ASKED):
             part = keys[start : start + _KEYS_ASKED]
@@ -99,8 +92,7 @@ class Table:
     def write(self, values: Mapping[bytes, bytes]) -> None:
         """Add rows in one transaction, after making room for them; who was written longest ago leaves first.
 
-        Raises:
-            sqlite3.Error: if the file cannot be written; it is then as it was.
+        On an error the file is as it was.
         """
         with self._writing:
             self._writer.execute("BEGIN IMMEDIATE")
@@ -116,7 +108,7 @@ class Table:
 
     def _make_room(self, values: Mapping[bytes, bytes]) -> None:
         """Delete rows until these fit."""
-        needed = _SPARE_PAGES + -(-sum(self._bytes_of(value) for value in values.values()) // self._page_bytes)
+        needed = _SPARE_PAGES + -(-sum(map(self._bytes_of, values.values())) // self._page_bytes)
         step = max(1, len(values))
         while self._pages_in_use() + needed > self._max_pages:
             if not self._writer.execute(_DROP_OLDEST, (step,)).rowcount:

@@ -227,14 +227,11 @@ class Downloader:
                 body += chunk
                 if len(body) > most:
                     raise too_large(context.asked, most)
-        if not body and response.status == HTTPStatus.OK and not _says_its_end(response):
+        headers = response.headers
+        says_its_end = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
+        if not body and response.status == HTTPStatus.OK and not says_its_end:
             raise ProtocolError("the connection was closed before the first byte")  # as by a host that is being stopped
         return bytes(body)
-
-
-def _says_its_end(response: BaseHTTPResponse) -> bool:
-    """Whether more tells where the body ends than that the connection is closed there."""
-    return "Content-Length" in response.headers or "chunked" in response.headers.get("Transfer-Encoding", "").lower()
 
 
 def _place(target: HttpUrl, etag: str | None) -> str:

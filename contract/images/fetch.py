@@ -121,35 +121,14 @@ class Fetcher:
         self._downloader.close()
 
     def is_remote(self, reference: str) -> bool:
-        """Whether fetching the reference asks another machine.
-
-        Raises:
-            FetchError: if the reference cannot be fetched.
-        """
+        """Whether fetching the reference asks another machine; FetchError if it cannot be fetched."""
         if is_data_uri(reference):
             return False
         return self._settings.local_files_root is None or self._local_file(self._plain(reference)) is None
 
-    def fetch(
-        self,
-        reference: str,
-        *,
-        task_id: int | None = None,
-        project_id: int | None = None,
-        deadline: float | None = None,
-    ) -> bytes:
-        """Return the bytes that the reference stands for.
-
-        Args:
-            reference: http(s)://, data:, /data/upload/, /data/local-files/, s3://, gs:// or azure-blob://.
-            task_id: the task that the reference comes from; Label Studio resolves storage references by it.
-            project_id: used in its place where there is no task.
-            deadline: on the clock of `time.monotonic`, in seconds.
-
-        Raises:
-            FetchError: if the bytes cannot be had in time, or must not be.
-        """
-        return self.fetch_if_changed(reference, task_id=task_id, project_id=project_id, deadline=deadline).data
+    def fetch(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> bytes:
+        """Return the bytes that the reference stands for; takes and raises what `fetch_if_changed` does."""
+        return self.fetch_if_changed(reference, task_id=task_id, project_id=project_id).data
 
     def source(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> str | None:
         """Name where the reference leads, for who remembers validators; None where it is itself the image.
@@ -177,7 +156,15 @@ class Fetcher:
     ) -> Fetched:
         """Return the bytes that the reference stands for, unless its source says that they are those of `known`.
 
-        Takes and raises what `fetch` does; `known` is what was returned beside the bytes that the caller has.
+        Args:
+            reference: http(s)://, data:, /data/upload/, /data/local-files/, s3://, gs:// or azure-blob://.
+            known: what was returned beside the bytes that the caller has.
+            task_id: the task that the reference comes from; Label Studio resolves storage references by it.
+            project_id: used in its place where there is no task.
+            deadline: on the clock of `time.monotonic`, in seconds.
+
+        Raises:
+            FetchError: if the bytes cannot be had in time, or must not be.
         """
         end = self._clock() + self._settings.total_timeout_s
         context = FetchContext(public_name(reference), end if deadline is None else min(end, deadline), self._clock)

@@ -7,26 +7,19 @@ nothing declares a range, in floats and in integers of 32 bits or with a sign, i
 least level, and ends at 1 or 255, or beyond that at the greatest: never so that levels run together.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.ExifTags import Base
 
 Levels = npt.NDArray[np.float64]
 """Greyscale of any depth, (H, W)."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _LEAST, _GREATEST, _LEAST_OF_ANY_TYPE, _GREATEST_OF_ANY_TYPE = (
-    258,
-    262,
-    280,
-    281,
-    340,
-    341,
-)
-"""TIFF's tags."""
 _WHITE_IS_ZERO: Final = 0
 _NO_DATA: Final = 1e38
 """Floats from here on stand for no number, as infinities do: maps fill with the least float there is."""
@@ -59,7 +52,7 @@ class Range:
             black, white = _held(strips, floats=image.mode == "F")
         elif image.format == "PNG" and (bits := _significant_bits(data)) and _is_unscaled(strips, bits):
             white = 2.0**bits - 1
-        return cls(white, black) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else cls(black, white)
+        return cls(white, black) if tags.get(Base.PhotometricInterpretation) == _WHITE_IS_ZERO else cls(black, white)
 
     def to_8_bits(self, image: Image.Image) -> Image.Image:
         """Return a deep image in RGB; what is no number is black, and what is transparent white."""
@@ -81,20 +74,15 @@ def _declared(image: Image.Image, tags: Any) -> tuple[float, float] | None:
     greatest that the image holds.
     """
     unsigned = image.mode.startswith("I;16")
-    least = _number(tags.get(_LEAST_OF_ANY_TYPE, tags.get(_LEAST)))
-    greatest = _number(tags.get(_GREATEST_OF_ANY_TYPE, tags.get(_GREATEST)))
-    if unsigned and greatest is not None and greatest > 1 and (greatest + 1).is_integer() and _is_power(greatest + 1):
+    least = _number(tags.get(Base.SMinSampleValue, tags.get(Base.MinSampleValue)))
+    greatest = _number(tags.get(Base.SMaxSampleValue, tags.get(Base.MaxSampleValue)))
+    if unsigned and greatest is not None and greatest > 1 and math.log2(greatest + 1).is_integer():
         return 0.0, greatest
-    if unsigned and (bits := _number(tags.get(_BITS_PER_SAMPLE))):
+    if unsigned and (bits := _number(tags.get(Base.BitsPerSample))):
         return 0.0, 2.0**bits - 1
     if not unsigned and least is not None and greatest is not None and -_NO_DATA < least < greatest < _NO_DATA:
         return least, greatest
     return None
-
-
-def _is_power(number: float) -> bool:
-    whole = int(number)
-    return whole & (whole - 1) == 0
 
 
 def _number(value: object) -> float | None:
@@ -110,19 +98,13 @@ def _held(strips: Iterable[Image.Image], *, floats: bool) -> tuple[float, float]
     Floats that are whole numbers are levels of integers; others are shares of 1 if none is greater.
     """
     least, greatest, whole = 0.0, 0.0, True
-    for levels in _finite(strips):
-        least, greatest = min(least, float(levels.min())), max(greatest, float(levels.max()))
+    for strip in strips:
+        levels = _levels(strip)
+        levels = levels[np.abs(levels) < _NO_DATA]
+        least, greatest = float(levels.min(initial=least)), float(levels.max(initial=greatest))
         whole = whole and bool((levels == np.floor(levels)).all())
     shares = floats and (greatest <= 1 or not whole)
     return least, max(greatest, 1.0 if shares else 255.0)
-
-
-def _finite(strips: Iterable[Image.Image]) -> Iterator[npt.NDArray[np.float64]]:
-    for strip in strips:
-        levels = _levels(strip)
-        numbers = levels[np.abs(levels) < _NO_DATA]
-        if len(numbers):
-            yield numbers
 
 
 def _significant_bits(png: bytes) -> int | None:

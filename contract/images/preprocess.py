@@ -13,7 +13,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from contract.errors import DecodeError
 from contract.images.formats import name_format
@@ -51,10 +52,8 @@ _SEQUENTIAL: Final = frozenset({b"\xff\xc0", b"\xff\xc1"})
 
 _STRIP_PIXELS: Final = 1 << 20
 
-_BITS_PER_SAMPLE, _PLANES, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 284, 322, 323, 339
-"""TIFF's tags."""
 _APART, _SIGNED = 2, 2
-"""Values of those: colours each in a plane of their own, levels with a sign."""
+"""Values of TIFF's tags: colours each in a plane of their own, levels with a sign."""
 
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -160,7 +159,8 @@ def _to_pixels(image: Image.Image, data: bytes, spec: InputSpec, max_megapixels:
             )
     _check_scans(image, data, stored)
     with _ROOM.taken(max(width * height for width, height in sizes)):
-        upright = _turn_upright(_to_rgb(image, data), _orientation(image))
+        rgb, turn = _to_rgb(image, data), _turn_upright(image)
+        upright = rgb if turn is None else rgb.transpose(turn)
         resized = upright.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
     return np.array(resized, dtype=np.uint8)  # (H, W, 3)
 
@@ -168,10 +168,10 @@ def _to_pixels(image: Image.Image, data: bytes, spec: InputSpec, max_megapixels:
 def _check_read_rightly(image: Image.Image) -> None:
     """Refuse the TIFFs that Pillow 13 opens and takes for others: bytes of 16 bits for levels, minus one for white."""
     tags = getattr(image, "tag_v2", {})
-    in_planes = tags.get(_PLANES) == _APART and max(tags.get(_BITS_PER_SAMPLE, (1,))) > 8
+    in_planes = tags.get(Base.PlanarConfiguration) == _APART and max(tags.get(Base.BitsPerSample, (1,))) > 8
     if in_planes and any(tile.codec_name == "raw" for tile in getattr(image, "tile", ())):
         raise DecodeError("the TIFF has colours of 16 bits in planes, which are not decoded; save it as PNG")
-    if image.mode == "L" and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+    if image.mode == "L" and _SIGNED in tags.get(Base.SampleFormat, ()):
         raise DecodeError("the TIFF has levels of 8 bits with a sign, which are not decoded; save it as PNG")
 
 
@@ -182,7 +182,7 @@ def _is_jpeg(image: Image.Image) -> bool:
 def _tile_size(image: Image.Image) -> tuple[int, int]:
     """The size of a TIFF's tiles, which are decoded whole however small the image is; else that of the image."""
     tags = getattr(image, "tag_v2", {})
-    return tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_LENGTH, image.height)
+    return tags.get(Base.TileWidth, image.width), tags.get(Base.TileLength, image.height)
 
 
 def _holds_whole(jpeg: bytes) -> bool:
@@ -208,16 +208,11 @@ def _check_scans(image: Image.Image, data: bytes, size: tuple[int, int]) -> None
         raise DecodeError(f"the JPEG has {scans} scans of {width} x {height} pixels, which take too long; save it anew")
 
 
-def _orientation(image: Image.Image) -> int:
+def _turn_upright(image: Image.Image) -> Image.Transpose | None:
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _UPRIGHT.get(int(image.getexif().get(Base.Orientation, 1)))
     except Exception:  # as many types as there are ways to break a header that the picture does not need
-        return 1
-
-
-def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:

@@ -42,16 +42,9 @@ in steps of up to two seconds."""
 _REMEDY = "publish again or roll back to an earlier version"
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """What stays as it is for as long as nobody writes to a file."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    modified_ns: int
-    sha256: str
-    """Its digest, once it has been compared."""
+FileState = tuple[int, int, int, int, str]
+"""What stays as it is for as long as nobody writes to a file: device, inode, length in bytes, the time of its last
+change in nanoseconds, and its sha256 once that has been compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +98,9 @@ class Version:
         known = set() if known is None else known
         for name in self.manifest.files:
             state = self._state(name) if name in SHARED_FILES else None
-            if state in known:
-                continue
-            self._compare(name)
-            if state is not None and time.time_ns() - state.modified_ns > _SETTLED_NS:
+            if state is None or state not in known:
+                self._compare(name)
+            if state is not None:
                 known.add(state)
 
     def copy(self, name: str, target: Path) -> None:
@@ -121,10 +113,13 @@ class Version:
         with target.open("wb") as sink:
             self._compare(name, sink)
 
-    def _state(self, name: str) -> FileState:
+    def _state(self, name: str) -> FileState | None:
+        """None of a file that was written a moment ago."""
         with self._open(name) as file:
             stat = os.fstat(file.fileno())
-        return FileState(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, self.manifest.files[name].sha256)
+        if time.time_ns() - stat.st_mtime_ns <= _SETTLED_NS:
+            return None
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, self.manifest.files[name].sha256
 
     def _open(self, name: str) -> BinaryIO:
         expected = self.manifest.files[name]

@@ -95,7 +95,7 @@ class TestLimits:
         """A host may be silent no longer than the caller can wait, and none is asked when the time is over."""
         home.answers[UPLOAD] = lambda *_: home.over.wait(20)
         with pytest.raises(TemporaryFetchError, match=r"took too long|in time"):
-            make(label_studio_url=home.url).fetch(UPLOAD, deadline=time.monotonic() + left_s)
+            make(label_studio_url=home.url).fetch_if_changed(UPLOAD, deadline=time.monotonic() + left_s)
         assert len(home.requests) == asked
         assert not home.over.is_set()
 
@@ -113,7 +113,7 @@ class TestLimits:
             first = other.submit(fetcher.fetch, UPLOAD)
             assert exchanging.wait(10)
             with pytest.raises(FetchError, match="slow to give out an access token"):
-                fetcher.fetch(UPLOAD, deadline=time.monotonic() + 0.1)
+                fetcher.fetch_if_changed(UPLOAD, deadline=time.monotonic() + 0.1)
             home.over.set()
             assert isinstance(first.exception(10), FetchError)
 
