@@ -114,28 +114,23 @@ def _round(scene: _Scene) -> None:
 
 
 def _take_pictures(page: Page, scene: _Scene) -> None:
-    page.goto(scene.project.tab("Label next"))
-    _wait_for_list(page)
+    _open_list(page, scene.project.tab("Label next"))
     _keep(page, "label-next")
-    page.goto(_largest_sure(scene))
-    _wait_for_grid(page)
+    _open_grid(page, _largest_sure(scene))
     _keep(page, "sure")
-    page.goto(scene.project.tab("Look again"))
-    _wait_for_list(page)
+    _open_list(page, scene.project.tab("Look again"))
     _keep(page, "look-again")
 
 
 def _film(page: Page, scene: _Scene) -> None:
     """Label a few, confirm many, and see what came of it."""
     film = Film(page, _FILM_WIDTH)
-    page.goto(scene.project.tab("Label next"))
-    _wait_for_list(page)
+    _open_list(page, scene.project.tab("Label next"))
     film.shoot("1. Label next: what teaches the model most comes first, and why", 3)
     page.get_by_text("Label All Tasks").click()
     for _ in range(_SUBMITTED):
         _label(page, scene, film)
-    page.goto(_largest_sure(scene))
-    _wait_for_grid(page)
+    _open_grid(page, _largest_sure(scene))
     count = int(page.get_by_title("Filtered tasks").inner_text())
     film.shoot("3. Sure: look over many labels at once, untick what is wrong", 3)
     page.get_by_text(re.compile(r"^\d+ Tasks?$")).first.click()
@@ -186,12 +181,14 @@ def _largest_sure(scene: _Scene) -> str:
     return scene.project.tab(sure[0])
 
 
-def _wait_for_list(page: Page) -> None:
+def _open_list(page: Page, url: str) -> None:
+    page.goto(url)
     page.get_by_test_id("table-row-wrapper").first.wait_for()
     page.wait_for_timeout(2000)  # for the images
 
 
-def _wait_for_grid(page: Page) -> None:
+def _open_grid(page: Page, url: str) -> None:
+    page.goto(url)
     page.get_by_title("Filtered tasks").wait_for()
     page.wait_for_timeout(4000)  # for the images
 

@@ -208,15 +208,10 @@ class Bucket:
             raise RepositoryUnreachable(f"{self.location} gave no answer a moment ago; it is asked again soon")
         try:
             yield
-        except FileNotFoundError as err:
-            if "<Code>NoSuchBucket<" not in str(err):
-                raise
-            raise self._explain(err, what) from None
-        except BaseError as err:
-            raise self._explain(err, what) from None
         except BaseException as err:
+            is_gone = isinstance(err, FileNotFoundError) and "<Code>NoSuchBucket<" in str(err)
             # A panic of the library is none of the exceptions that threads expect, and would end them without a word.
-            if type(err).__name__ != "PanicException":
+            if not is_gone and not isinstance(err, BaseError) and type(err).__name__ != "PanicException":
                 raise
             raise self._explain(err, what) from None
 

@@ -6,7 +6,7 @@ The system lets go of one however its holder ends. Where a file system knows non
 import fcntl
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from contract.errors import VersionInUse
@@ -15,19 +15,9 @@ from contract.versions.version import MANIFEST_FILE
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def shared_lock(path: Path) -> Iterator[bool]:
+def shared_lock(path: Path) -> AbstractContextManager[bool]:
     """Hold the version in a folder while the block lasts; gives False if somebody else holds it alone."""
-    with ExitStack() as stack:
-        is_held = True
-        try:
-            file = stack.enter_context((path / MANIFEST_FILE).open("rb"))
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_held = False
-        except OSError:  # there is no such version, or no locks
-            pass
-        yield is_held
+    return _locked(path, "rb", fcntl.LOCK_SH)
 
 
 @contextmanager
@@ -37,12 +27,21 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     Raises:
         VersionInUse: if somebody does.
     """
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context((path / MANIFEST_FILE).open("r+b"))  # on NFS only what may be written is locked
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise VersionInUse(f"a server or trainer has version {path.name} open") from err
-        except OSError as err:
-            _log.debug("version %s cannot be locked: %s", path.name, err)
+    with _locked(path, "r+b", fcntl.LOCK_EX) as is_held:  # on NFS only what may be written is locked
+        if not is_held:
+            raise VersionInUse(f"a server or trainer has version {path.name} open")
         yield
+
+
+@contextmanager
+def _locked(path: Path, mode: str, kind: int) -> Iterator[bool]:
+    with ExitStack() as stack:
+        is_held = True
+        try:
+            file = stack.enter_context((path / MANIFEST_FILE).open(mode))
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_held = False
+        except OSError as err:  # there is no such version, or no locks
+            _log.debug("version %s cannot be locked: %s", path.name, err)
+        yield is_held
