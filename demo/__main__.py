@@ -20,10 +20,9 @@ from demo.pool import Pool, PoolImage, read_pool, write_digits
 from demo.processes import Child, DemoError, ProcessError
 from demo.product import CHECKOUT, Server, Workplace
 from demo.project import Project
-from demo.report import write_page
 from demo.screen import Screen
 from demo.weights import choose_start
-from demo.worth import Worth, count_rare
+from demo.worth import Worth, count_rare, write_page
 
 _LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # preferred, since people know them
 _WATCH_S = 0.5

@@ -16,8 +16,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from demo import clipart
-from demo.browser import PATIENCE_MS, logged_in, open_browser
-from demo.film import Film
+from demo.browser import PATIENCE_MS, Film, logged_in, open_browser
 from demo.label_studio import LabelStudio, label_studio
 from demo.pool import read_pool
 from demo.processes import DemoError

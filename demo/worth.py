@@ -1,12 +1,14 @@
-"""What the order is worth: how far as many labels come that were given in it, and at random.
-
-Pure: counts images and what is known of them; asks nobody for anything.
-"""
+"""What the order is worth: how far as many labels come that were given in it, and at random; counted, and as a page."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from demo.pool import Pool, PoolImage
+
+_SHOWN = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +34,25 @@ def measure(pool: Pool, labelled: Collection[str], guesses: Mapping[str, str]) -
 def count_rare(pool: Pool, images: Sequence[PoolImage]) -> int:
     """Return how many are of a rare class."""
     return sum(image.label in pool.rare for image in images)
+
+
+def write_page(
+    path: Path, pool: Pool, orders: Mapping[str, Sequence[PoolImage]], worths: Mapping[str, Worth], *, origin: str
+) -> None:
+    """Write the page: images below the heading of their order, and what labels came to, by who chose them."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        pool=pool,
+        rare_images=count_rare(pool, pool.images),
+        origin=origin,
+        worths=worths,
+        orders={heading: images[:_SHOWN] for heading, images in orders.items()},
+        count_rare=count_rare,
+    )
+    path.write_text(page, encoding="utf-8")

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Final
 from contract.errors import DigestError, ManifestError, PublishConflict, SignatureError, VersionInUse, VersionNotFound
 from contract.files import sync, sync_tree
 from contract.versions.documents import BucketDocuments, Documents
-from contract.versions.locks import exclusive_lock
 from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.repository import CURRENT_FILE, MOST_POINTER_BYTES, Repository
 from contract.versions.shared_objects import SHARED_FOLDER, SharedObjects
@@ -39,6 +38,7 @@ from contract.versions.version import (
     SHARED_FILES,
     SIGNATURE_FILE,
     Version,
+    exclusive_lock,
     is_kept,
     read_beginning,
     shared_files,

@@ -39,11 +39,20 @@ from contract.errors import (
 )
 from contract.files import drafted, explaining_full, read_regular, sync
 from contract.versions.documents import Documents
-from contract.versions.locks import exclusive_lock, shared_lock
 from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.signatures import Keys
 from contract.versions.staging import StagedVersion
-from contract.versions.version import MODEL_FILE, FileState, Version, link, read_beginning, read_manifest, strip
+from contract.versions.version import (
+    MODEL_FILE,
+    FileState,
+    Version,
+    exclusive_lock,
+    link,
+    read_beginning,
+    read_manifest,
+    shared_lock,
+    strip,
+)
 
 CURRENT_FILE = "CURRENT"
 RANKINGS_FOLDER = "rankings"

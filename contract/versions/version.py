@@ -1,18 +1,24 @@
 """A published version: its files, and whether they are what its manifest says.
 
-Every file but the manifest has its digest there; the manifest has a signature beside it where versions are signed.
-Knows nothing of what is in the files beyond that.
+Every file but the manifest has its digest there; the manifest has a signature beside it where versions are signed. It
+is also what locks hold: a shared one who has the version open, an exclusive one who removes it. The system lets go of
+one however its holder ends, and where a file system knows none, nobody is kept out. Knows nothing of what is in the
+files beyond that.
 """
 
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from contract.errors import DigestError, ManifestError, SignatureError
+from contract.errors import DigestError, ManifestError, SignatureError, VersionInUse
 from contract.files import open_regular, read_regular
 from contract.versions.manifest import FileDigest, Manifest
 from contract.versions.signatures import MOST_SIGNATURE_BYTES, SIGNATURE_SUFFIX, VerifyKey
@@ -40,6 +46,8 @@ _SETTLED_NS = 2 * 10**9
 """How long ago a file must have been written for its time to tell whether it is written again: file systems keep time
 in steps of up to two seconds."""
 _REMEDY = "publish again or roll back to an earlier version"
+
+_log = logging.getLogger(__name__)
 
 
 FileState = tuple[int, int, int, int, str]
@@ -262,3 +270,35 @@ def _read_signature(folder: Path) -> bytes:
             f"version {folder.name} has no signature that can be read ({err}), and LABELNEXT_VERIFY_KEY demands one; "
             "publish with LABELNEXT_SIGNING_KEY, or roll back to a version that is signed"
         ) from err
+
+
+def shared_lock(path: Path) -> AbstractContextManager[bool]:
+    """Hold the version in a folder while the block lasts; gives False if somebody else holds it alone."""
+    return _locked(path, "rb", fcntl.LOCK_SH)
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Let nobody else hold a version while the block lasts, as far as the file system can tell.
+
+    Raises:
+        VersionInUse: if somebody does.
+    """
+    with _locked(path, "r+b", fcntl.LOCK_EX) as is_held:  # on NFS only what may be written is locked
+        if not is_held:
+            raise VersionInUse(f"a server or trainer has version {path.name} open")
+        yield
+
+
+@contextmanager
+def _locked(path: Path, mode: str, kind: int) -> Iterator[bool]:
+    with ExitStack() as stack:
+        is_held = True
+        try:
+            file = stack.enter_context((path / MANIFEST_FILE).open(mode))
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_held = False
+        except OSError as err:  # there is no such version, or no locks
+            _log.debug("version %s cannot be locked: %s", path.name, err)
+        yield is_held

@@ -1,7 +1,8 @@
+import re
 from pathlib import Path
 
 from demo.pool import Pool, PoolImage
-from demo.worth import Worth, measure
+from demo.worth import Worth, measure, write_page
 
 
 def test_labels_count_as_right_and_guesses_where_they_are():
@@ -12,3 +13,25 @@ def test_labels_count_as_right_and_guesses_where_they_are():
     assert pool.rare == {"yak"}
     assert measure(pool, ["0", "1"], guesses) == Worth(labels=2, rare_labelled=0, rare_right=0, right=22 / 31)
     assert measure(pool, ["0", "30"], guesses) == Worth(labels=2, rare_labelled=1, rare_right=1, right=22 / 31)
+
+
+def test_the_page_shows_what_came_first_and_what_it_was_worth(tmp_path: Path):
+    """Each order with its first images in their order, rare ones marked, beside the figures; nothing else is loaded."""
+    images = tuple(PoolImage(tmp_path / f"{n}.png", f"{n}.png", "<yak>" if n < 2 else "ant") for n in range(60))
+    pool = Pool(("<yak>", "ant"), images)
+    worths = {"in this order": Worth(9, 2, 2, 0.95), "at random": Worth(9, 1, 1, 0.905)}
+    write_page(tmp_path / "page.html", pool, {"First": images, "By chance": images[::-1]}, worths, origin="drawings")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    shown = re.findall(r'src="file://\S+/(\d+)\.png"', page)
+    assert shown == [*map(str, range(24)), *map(str, range(59, 35, -1))]
+    assert page.count('class="rare"') == page.count("&lt;yak&gt;</figcaption>") == 2
+    assert "with 9 labels" in page
+    assert re.findall(r"<td>([\d.]+%|\d of \d)</td>", page) == [
+        "2 of 2",
+        "1 of 2",
+        "2 of 2",
+        "1 of 2",
+        "95.0%",
+        "90.5%",
+    ]
+    assert "<script" not in page

@@ -93,7 +93,7 @@ def test_holding_what_is_not_there_is_no_error(repository):
 def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, versions, monkeypatch, when, locks):
     """Either the version is current, and then it is there, or it is gone, and then the rollback is told."""
     if not locks:
-        monkeypatch.setattr("contract.versions.locks.fcntl.flock", refuse_locks)
+        monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
     rename, outcome = Path.rename, []
 
     def roll_back():
@@ -128,7 +128,7 @@ def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, ver
 @pytest.mark.parametrize("step", ["_load_manifest", "open", "point_to"])
 def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions, monkeypatch, step):
     """Before its manifest is read, before its files are compared, or before CURRENT is moved, which is moved back."""
-    monkeypatch.setattr("contract.versions.locks.fcntl.flock", refuse_locks)
+    monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
     real = getattr(Repository, step)
 
     def remove_amid(self, *arguments):
