@@ -40,7 +40,7 @@ from trainer.labels.dataset import Indices
 from trainer.model.build import open_backbone_of
 from trainer.model.frozen import FrozenBackbone
 from trainer.ordering import coldstart
-from trainer.ordering.order import arrange
+from trainer.ordering.order import arrange, places_before_holdout
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking.predictions import to_candidates
 from trainer.ranking.sureness import Asked, Labelled, find_sure, tasks_to_score
@@ -170,6 +170,7 @@ class Play:
             embed(self._features[self.pool], last=self.last_stage),
             project=self.seed,
             holdout_share=self.plan.holdout_share,
+            before_holdout=places_before_holdout(labels=0, classes=len(self.dataset.classes)),
             batch_size=self.plan.first,
         ).order
         return self.pool[order]

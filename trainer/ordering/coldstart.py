@@ -26,6 +26,7 @@ def arrange(
     *,
     project: int,
     holdout_share: float,
+    before_holdout: int,
     batch_size: int,
 ) -> Arrangement:
     """Put tasks in the order in which they are to be labelled while nothing is known but their images.
@@ -37,6 +38,7 @@ def arrange(
         embeddings: float32 (N, E).
         project: its number, which decides what falls to chance.
         holdout_share: of the tasks, those whose place is left to chance.
+        before_holdout: how many places come before those of which the holdout has its share.
         batch_size: how many are about to be labelled: so many are chosen to cover the pool.
 
     Raises:
@@ -57,6 +59,7 @@ def arrange(
         task_ids=task_ids,
         project=project,
         holdout_share=holdout_share,
+        before_holdout=before_holdout,
         scores=(np.arange(len(task_ids)) + 0.5) / max(len(task_ids), 1),
         reasons=reasons,
         representative=np.arange(len(task_ids)),

@@ -1,8 +1,8 @@
 """In which order unlabelled images are to be labelled, and the scores that make Label Studio follow it.
 
 A strategy decides, over images that stand for themselves. Near-duplicates come behind all of these, those of images
-that the random holdout is about to bring up among them. One place in so many is the holdout's. The same candidates get
-the same order in whichever order they come.
+that the random holdout is about to bring up among them. Once labels are no longer few, one place in so many is the
+holdout's. The same candidates get the same order in whichever order they come.
 """
 
 import math
@@ -24,6 +24,8 @@ _GAP: Final = 1e-9
 """Between scores that would be equal, so that Label Studio cannot swap them."""
 _FARTHEST: Final = 1e-6
 """How far gaps may push a score altogether."""
+_MOST_BEFORE_HOLDOUT: Final = 500
+"""Labels after which the random holdout has its places, however many classes there are."""
 _NONE: Final[Vectors] = np.empty((0, 0), np.float32)
 
 
@@ -83,7 +85,9 @@ def arrange(
     by_task = np.argsort(candidates.task_ids)
     task_ids = candidates.task_ids[by_task]
     sampled = is_held_out(project, task_ids, holdout_share)
-    soon = _in_order(project, task_ids, sampled)[: math.ceil(batch_size * holdout_share)]
+    before_holdout = places_before_holdout(labels=sum(labels_by_class), classes=len(labels_by_class))
+    of_the_batch = math.ceil(max(batch_size - before_holdout, 0) * holdout_share)
+    soon = _in_order(project, task_ids, sampled)[:of_the_batch]
     aim = Aim(
         strategy=strategy,
         name=name,
@@ -102,6 +106,7 @@ def arrange(
         task_ids=candidates.task_ids,
         project=project,
         holdout_share=holdout_share,
+        before_holdout=before_holdout,
         scores=_agreement(candidates),
         reasons=[UNTICKED if known else reason for known, reason in zip(seen.tolist(), reasons, strict=True)],
         representative=by_task[ranked.representative[places]],
@@ -114,6 +119,7 @@ def compose(
     task_ids: Ints,
     project: int,
     holdout_share: float,
+    before_holdout: int,
     scores: Floats,
     reasons: Sequence[str],
     representative: Ints,
@@ -121,16 +127,17 @@ def compose(
     """Give the random holdout its places in a queue of the other tasks, and hand out scores along it.
 
     Args:
-        queue: int64 (B,), the indices of all tasks that are not of the slice, in order.
+        queue: int64 (B,), the indices of all tasks that are not held out, in order.
         task_ids: int64 (N,), of all tasks.
         project: its number.
         holdout_share: of the tasks.
+        before_holdout: how many places come before those of which the holdout has its share.
         scores: float64 (N,) in [0, 1]: the first place gets the lowest, whoever's it is.
         reasons: (N,), by task.
         representative: int64 (N,), by task.
     """
     sampled = is_held_out(project, task_ids, holdout_share)
-    order = interleave(_in_order(project, task_ids, sampled), queue, holdout_share)
+    order = interleave(_in_order(project, task_ids, sampled), queue, holdout_share, start=before_holdout)
     handed_out = np.empty(len(order), np.float64)
     handed_out[order] = _spread(np.sort(scores))
     explained = tuple(HELD_OUT if own else reason for own, reason in zip(sampled.tolist(), reasons, strict=True))
@@ -147,15 +154,24 @@ def _in_order(project: int, task_ids: Ints, sampled: Bools) -> Ints:
     return by_place
 
 
-def interleave(held_out: Ints, others: Ints, share: float) -> Ints:
-    """Merge two orders, int64 (H,) and (B,), into one (H + B,) in which `share` of the places are the holdout's.
+def places_before_holdout(*, labels: int, classes: int) -> int:
+    """Return how many of the next labels the strategy chooses alone, before the random holdout has its places.
 
-    The k-th of the holdout, from 0, comes at place (k + 1/2) / share: with a tenth at 5, 15, 25. Where one order is
-    used up, the other one goes on.
+    While labels are few, each one teaches a model the most, and a sample of a few images says the least about it
+    (docs/decisions/0014-default-order.md). With many classes the pool is to be measured before labels of each are many.
+    """
+    return max(0, min(strategies.few_labels(classes), _MOST_BEFORE_HOLDOUT) - labels)
+
+
+def interleave(held_out: Ints, others: Ints, share: float, *, start: int = 0) -> Ints:
+    """Merge two orders, int64 (H,) and (B,), into one (H + B,): from `start` on the holdout has `share` of the places.
+
+    The k-th of the holdout, from 0, comes at place start + (k + 1/2) / share: with a tenth 5, 15, 25 behind it. Where
+    one order is used up, the other one goes on.
     """
     if not len(held_out):
         return others
-    places = np.floor((np.arange(len(held_out)) + 0.5) / share)
+    places = start + np.floor((np.arange(len(held_out)) + 0.5) / share)
     total = len(held_out) + len(others)
     latest = total - len(held_out) + np.arange(len(held_out))  # so that all of the holdout find a place
     merged = np.empty(total, np.int64)

@@ -234,9 +234,14 @@ def prefer(candidates: Candidates, base: Floats, aim: Aim, *, eligible: Bools) -
     return Preference(np.empty(0, np.int64), base)
 
 
+def few_labels(classes: int) -> int:
+    """Return below how many labels a model cannot know yet which images it needs."""
+    return _FEW_LABELS * classes
+
+
 def are_few(labels_by_class: Sequence[int]) -> bool:
     """Whether labels are too few for a model to know which images it needs."""
-    return sum(labels_by_class) < _FEW_LABELS * len(labels_by_class)
+    return sum(labels_by_class) < few_labels(len(labels_by_class))
 
 
 def descending(utility: Floats) -> Ints:

@@ -23,7 +23,7 @@ from trainer.features import open_store
 from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio.tasks import PoolTask
 from trainer.ordering import coldstart, strategies
-from trainer.ordering.order import Arrangement, arrange
+from trainer.ordering.order import Arrangement, arrange, places_before_holdout
 from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
 from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
@@ -63,7 +63,7 @@ def plan_all(context: RankingContext, name: str, shown: str | None, *, former: R
     if not context.tasks:
         return Plan(name, context.options.strategy)
     if context.version is None:
-        plan, failures = _cover(context, context.tasks, name)
+        plan, failures = _cover(context, context.tasks, name, before_holdout=_places_before_holdout(context))
     else:
         by_version = _ByVersion(context, context.version.manifest)
         plan, failures = by_version.plan_all(name, former.sure if former else None)
@@ -92,7 +92,7 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
         return Plan(former.name, former.strategy)
     _log.info("%d of them are not ranked by %s yet", len(later), former.name)
     if context.version is None:
-        plan, _ = _cover(context, later, former.name)
+        plan, _ = _cover(context, later, former.name, before_holdout=0)
     else:
         placed = [score for score in ranked.values() if score is not None]
         plan = _ByVersion(context, context.version.manifest).plan_later(later, placed, former)
@@ -274,7 +274,14 @@ def _offering(plan: Plan, found: Found) -> Plan:
 # ---- before there is a version
 
 
-def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tuple[Plan, list[Failure]]:
+def _places_before_holdout(context: RankingContext) -> int:
+    labels = labelstudio.project_state(context.client, context.options.project).total_annotations
+    return places_before_holdout(labels=labels, classes=len(context.control.labels))
+
+
+def _cover(
+    context: RankingContext, tasks: Sequence[PoolTask], name: str, *, before_holdout: int
+) -> tuple[Plan, list[Failure]]:
     options = context.options
     if options.strategy != strategies.DEFAULT_STRATEGY:
         _log.warning("there is no version yet to rank by: --strategy has to wait for one")
@@ -299,6 +306,7 @@ def _cover(context: RankingContext, tasks: Sequence[PoolTask], name: str) -> tup
             np.stack([score.embedding for score in scores]),  # (N, E)
             project=options.project,
             holdout_share=options.holdout_share,
+            before_holdout=before_holdout,
             batch_size=options.batch_size,
         )
     return place(scores, arrangement, name=name, strategy=COLD_START, unscored=_tasks_of(failures)), failures

@@ -52,34 +52,36 @@ def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
     """The holdout has its places, the rest covers; scores are evenly spaced; in whichever order tasks come."""
     embeddings, members = clusters(np.random.default_rng(0), [80, 60, 40, 20])
     task_ids = np.random.default_rng(1).permutation(1000)[:200]
-    found = arrange(task_ids, embeddings, project=3, holdout_share=0.1, batch_size=4)
+    options = {"project": 3, "holdout_share": 0.1, "before_holdout": 20, "batch_size": 4}
+    found = arrange(task_ids, embeddings, **options)
     np.testing.assert_array_equal(found.held_out, is_held_out(3, task_ids, 0.1))
-    assert np.flatnonzero(found.held_out[found.order])[:3].tolist() == [5, 15, 25]
+    assert np.flatnonzero(found.held_out[found.order])[:3].tolist() == [25, 35, 45]
     assert set(members[found.order[:4]]) == {0, 1, 2, 3}
     assert {found.reasons[i] for i in found.order[:4]} == {"covers a part of the pool not seen yet"}
-    assert {found.reasons[i] for i in found.order[6:15]} == {"drawn by chance"}
+    assert {found.reasons[i] for i in found.order[4:25]} == {"drawn by chance"}
     assert {found.reasons[i] for i in np.flatnonzero(found.held_out)} == {"random sample, for measuring"}
     np.testing.assert_allclose(found.scores[found.order], (np.arange(200) + 0.5) / 200)
     np.testing.assert_array_equal(found.representative, np.arange(200))
     shuffle = np.random.default_rng(2).permutation(200)
-    other = arrange(task_ids[shuffle], embeddings[shuffle], project=3, holdout_share=0.1, batch_size=4)
+    other = arrange(task_ids[shuffle], embeddings[shuffle], **options)
     np.testing.assert_array_equal(task_ids[found.order], task_ids[shuffle][other.order])
     np.testing.assert_array_equal(found.scores[shuffle], other.scores)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_there_may_be_hardly_a_task(count):
-    found = arrange(np.arange(count), np.ones((count, 8), np.float32), project=3, holdout_share=0.1, batch_size=20)
+    options = {"project": 3, "holdout_share": 0.1, "before_holdout": 50, "batch_size": 20}
+    found = arrange(np.arange(count), np.ones((count, 8), np.float32), **options)
     np.testing.assert_array_equal(np.sort(found.order), np.arange(count))
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
 
 
 def test_what_cannot_be_arranged_is_refused():
     ones = np.ones((3, 8), np.float32)
-    options = {"project": 3, "holdout_share": 0.1, "batch_size": 2}
+    options = {"project": 3, "holdout_share": 0.1, "before_holdout": 0, "batch_size": 2}
     with pytest.raises(ValueError, match="task 1 comes 2 times"):
         arrange(np.array([0, 1, 1]), ones, **options)
     with pytest.raises(ValueError, match="the embedding of task 0 is not finite"):
         arrange(np.arange(3), ones * np.array([[np.nan], [1], [1]], np.float32), **options)
     with pytest.raises(ConfigError, match="below 1"):
-        arrange(np.arange(3), ones, project=3, holdout_share=1.0, batch_size=2)
+        arrange(np.arange(3), ones, **{**options, "holdout_share": 1.0})

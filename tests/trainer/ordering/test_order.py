@@ -9,7 +9,7 @@ from contract.errors import ConfigError
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from tests.trainer.candidates import make_candidates, make_passes
-from trainer.ordering.order import arrange, interleave
+from trainer.ordering.order import arrange, interleave, places_before_holdout
 from trainer.ordering.reasons import UNTICKED
 from trainer.ordering.strategies import STRATEGIES
 
@@ -97,21 +97,30 @@ def test_what_was_unticked_comes_first():
 
 
 @pytest.mark.slow
-@given(pools(), st.floats(0, 0.9))
+@given(pools(), st.floats(0, 0.9), st.integers(0, 7))
 @settings(max_examples=40)
-def test_the_random_holdout_has_its_places(given_pool, share):
-    """It is chance's, in rising draws, at its places; nothing claims it, and those of it that come late claim none."""
+def test_the_random_holdout_has_its_places(given_pool, share, labels):
+    """It is chance's, in rising draws, at its places; nothing claims it, and those of it that come late claim none.
+
+    Before there are five labels of each class it has no place.
+    """
     candidates, passes, strategy = given_pool
-    found = arranged(candidates, passes=passes, strategy=strategy, holdout_share=share)
+    classes = candidates.probabilities.shape[1]
+    found = arranged(
+        candidates, passes=passes, strategy=strategy, holdout_share=share, labels_by_class=[labels] * classes
+    )
+    start = max(0, 5 - labels) * classes
     np.testing.assert_array_equal(found.held_out, is_held_out(3, candidates.task_ids, share))
     places = np.flatnonzero(found.held_out[found.order])
     drawn = holdout_order(3, candidates.task_ids[found.order[places]])
     assert (np.diff(drawn) > 0).all()
-    expected = interleave(np.ones(found.held_out.sum(), int), np.zeros((~found.held_out).sum(), int), share)
+    expected = interleave(
+        np.ones(found.held_out.sum(), int), np.zeros((~found.held_out).sum(), int), share, start=start
+    )
     np.testing.assert_array_equal(places, np.flatnonzero(expected))
     own = np.arange(len(found.order))
     np.testing.assert_array_equal(found.representative[found.held_out], own[found.held_out])
-    later = found.order[places[math.ceil(ORDINARY["batch_size"] * share) :]]
+    later = found.order[places[math.ceil(max(0, ORDINARY["batch_size"] - start) * share) :]]
     assert not np.isin(found.representative[~found.held_out], later).any()
 
 
@@ -191,13 +200,23 @@ def test_what_cannot_be_arranged_is_refused(options, error, message):
         arranged(candidates, **options)
 
 
-@given(st.integers(0, 60), st.integers(0, 200), st.floats(0.01, 0.99))
-def test_two_orders_become_one(slice_size, other_size, share):
-    merged = interleave(1000 + np.arange(slice_size), np.arange(other_size), share)
+@pytest.mark.parametrize(
+    ("labels", "classes", "places"), [(0, 6, 30), (29, 6, 1), (30, 6, 0), (1000, 6, 0), (0, 1000, 500), (480, 1000, 20)]
+)
+def test_the_strategy_chooses_alone_while_labels_are_few(labels, classes, places):
+    """Up to five a class, and no more than 500."""
+    assert places_before_holdout(labels=labels, classes=classes) == places
+
+
+@given(st.integers(0, 60), st.integers(0, 200), st.floats(0.01, 0.99), st.integers(0, 30))
+def test_two_orders_become_one(slice_size, other_size, share, start):
+    merged = interleave(1000 + np.arange(slice_size), np.arange(other_size), share, start=start)
     np.testing.assert_array_equal(merged[merged >= 1000], 1000 + np.arange(slice_size))
     np.testing.assert_array_equal(merged[merged < 1000], np.arange(other_size))
     while_others_last = np.flatnonzero(merged < 1000).max(initial=-1) + 1
     last = np.flatnonzero(merged >= 1000).max(initial=-1) + 1
-    seen, even = np.cumsum(merged >= 1000), share * np.arange(1, len(merged) + 1)
+    places = np.arange(1, len(merged) + 1)
+    seen, even = np.cumsum(merged >= 1000), share * np.maximum(places - start, 0)
+    assert not (seen[:start] > 0)[:while_others_last].any()
     assert (seen <= even + 1)[:while_others_last].all()
     assert (seen >= even - 1)[: min(while_others_last, last)].all()
