@@ -15,7 +15,7 @@ from bench.harness.frame import print_table, read_options, report
 from contract.scores.acquisition import entropy, softmax
 from contract.scores.embedding import embed
 from trainer.ordering.order import arrange
-from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
+from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates, LabelledImages
 
 _OPTIONS = {"images": (100_000, "without a label"), "batch": (100, "that are about to be labelled")}
 _CLASSES: Final = (10, 100)
@@ -56,7 +56,9 @@ def measure(candidates: Candidates, *, batch: int, labels: int, duplicates: bool
         project=1,
         name="v1",
         labels_by_class=[labels] * classes,
-        labelled=candidates.embeddings[: labels * classes] + np.float32(0.01),
+        labelled=LabelledImages(
+            candidates.embeddings[: labels * classes] + np.float32(0.01), np.arange(labels * classes) % classes
+        ),
         holdout_share=0.1,
         batch_size=batch,
         duplicates=duplicates,

@@ -3,7 +3,8 @@
 Leader clustering (Hartigan 1975, ch. 3): in a given order, each image that nobody has claimed stands for itself and
 claims all that resemble it. Unlike with chains of pairs, each image resembles the one that stands for it. Numpy over
 embeddings; every pair is compared, by matrix products over blocks, so that memory is bounded also where thousands are
-alike. What is compared, and from which similarity on, was measured: docs/decisions/0011-near-duplicates.md.
+alike. What is compared, and from which similarity on, was measured: docs/decisions/0011-near-duplicates.md. Where
+people label images so alike differently, only what is next to identical is claimed.
 
 Products are of sketches, a quarter as long: an embedding's coordinates along the directions in which embeddings differ
 most, and the length of what is left of it. By Cauchy and Schwarz the product of two sketches is no less than that of
@@ -16,8 +17,9 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
-from trainer.ordering.strategies import Candidates
+from trainer.ordering.strategies import UNLABELLED, Candidates, LabelledImages
 from trainer.subsampling import evenly_spaced
 
 Vectors = npt.NDArray[np.float32]
@@ -34,6 +36,12 @@ darker is another image to a head that goes by texture, too."""
 
 NEAREST: Final = 0.2
 """By 1 - cosine: what is nearer is a near-duplicate also in a pool of little else."""
+
+IDENTICAL: Final = 0.25
+"""Share of that distance within which images are near where people label those within all of it differently."""
+
+AGREEING: Final = 0.75
+"""Share of near pairs that have the same labels: where it is surely less, features do not see what people see."""
 
 CLEARLY: Final = 0.2
 """Probability by which a label must be ahead of another: by less, which of them is predicted is chance, and of an image
@@ -104,16 +112,26 @@ class Outlook:
         return alike
 
 
-def find_representatives(embeddings: Vectors, order: Ints, outlook: Outlook) -> Ints:
+def find_representatives(
+    embeddings: Vectors, order: Ints, outlook: Outlook, labelled: LabelledImages = UNLABELLED
+) -> Ints:
     """Return which image stands for each one, itself where it stands for itself: int64 (N,), indices.
 
     Args:
         embeddings: float32 (N, E).
         order: int64 (N,), a permutation: those that come earlier claim those that come later.
         outlook: of the images.
+        labelled: other images, whose labels show whether near ones have the same.
     """
-    vectors = _centre(embeddings[order])
-    leaders = _Leaders(vectors, outlook.take(order), max(NEAR * resembling_distance(vectors), NEAREST))
+    if not len(order):
+        return order.copy()
+    mean: Vectors = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
+    vectors = _centre(embeddings[order], mean)
+    distance = max(NEAR * resembling_distance(vectors), NEAREST)
+    known = _centre(labelled.embeddings.reshape(-1, len(mean)), mean)
+    if are_told_apart(known, labelled.labels, distance * shrink(len(order))):
+        distance *= IDENTICAL
+    leaders = _Leaders(vectors, outlook.take(order), distance)
     claimed_by = np.arange(len(order))  # by place in the order
     for start in range(0, len(order), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(order)))
@@ -139,13 +157,32 @@ def shrink(leaders: int) -> float:
     return float(max(leaders / _MANY_LEADERS, 1) ** (-1 / _DIMENSIONS))
 
 
-def _centre(vectors: Vectors) -> Vectors:
-    """Subtract the mean from vectors (N, E) and make them of length 1, in place; but what is next to the mean stays."""
-    if len(vectors):
-        vectors -= vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.divide(vectors, lengths, out=vectors, where=lengths > _LEAST_LENGTH)
-    return vectors
+def are_told_apart(vectors: Vectors, labels: Ints, distance: float) -> bool:
+    """Return whether surely less than three in four pairs of labelled images within a distance have the same labels.
+
+    By the one-sided interval of 95 % of Clopper and Pearson (1934).
+
+    Args:
+        vectors: (M, E), of length 1.
+        labels: (M,), equal where images have the same labels.
+        distance: by 1 - cosine.
+    """
+    near = agreeing = 0
+    for start in range(0, len(vectors), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(vectors)))
+        one, other = _find_pairs(vectors[rows] @ vectors.T >= 1 - distance)
+        later = other > rows[one]
+        near += np.count_nonzero(later)
+        agreeing += np.count_nonzero(labels[rows[one[later]]] == labels[other[later]])
+    return agreeing < near and float(special.betaincinv(agreeing + 1, near - agreeing, 0.95)) < AGREEING
+
+
+def _centre(vectors: Vectors, mean: Vectors) -> Vectors:
+    """Return vectors (N, E) less a mean (E,), of length 1; but what is next to the mean stays."""
+    directions = vectors - mean
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    np.divide(directions, lengths, out=directions, where=lengths > _LEAST_LENGTH)
+    return directions
 
 
 def sketch(vectors: Vectors) -> Vectors:

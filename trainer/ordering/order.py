@@ -16,9 +16,19 @@ from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
-from trainer.ordering.duplicates import Outlook, Vectors, find_representatives
+from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ordering.reasons import HELD_OUT, UNTICKED, explain, near_duplicate
-from trainer.ordering.strategies import Aim, Bools, Candidates, Floats, Ints, Preference, descending
+from trainer.ordering.strategies import (
+    UNLABELLED,
+    Aim,
+    Bools,
+    Candidates,
+    Floats,
+    Ints,
+    LabelledImages,
+    Preference,
+    descending,
+)
 
 _GAP: Final = 1e-9
 """Between scores that would be equal, so that Label Studio cannot swap them."""
@@ -26,7 +36,6 @@ _FARTHEST: Final = 1e-6
 """How far gaps may push a score altogether."""
 _MOST_BEFORE_HOLDOUT: Final = 500
 """Labels after which the random holdout has its places, however many classes there are."""
-_NONE: Final[Vectors] = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ def arrange(
     labels_by_class: Sequence[int],
     holdout_share: float,
     batch_size: int,
-    labelled: Vectors = _NONE,
+    labelled: LabelledImages = UNLABELLED,
     duplicates: bool = True,
     passes: Passes | None = None,
     labels: Sequence[str] = (),
@@ -70,7 +79,7 @@ def arrange(
         labels_by_class: (C,), how many labels there are already.
         holdout_share: of the tasks, those whose place is left to chance.
         batch_size: how many are about to be labelled: so many are chosen with regard to each other.
-        labelled: float32 (M, E), embeddings of images that have a label, or of some of many.
+        labelled: images that have labels.
         duplicates: whether near-duplicates are put behind all others.
         passes: gives the probabilities of the passes of candidates by index; needed by batch-bald.
         labels: (C,), the classes' names, to be used in the reasons.
@@ -209,7 +218,8 @@ def _rank(
         others = np.flatnonzero(eligible)
         leading = np.concatenate([soon, others[descending(base[others])]])  # what chance brings up soon, and the rest
         found = candidates.take(leading)
-        stands = find_representatives(found.embeddings, np.arange(len(leading)), Outlook.of(found))
+        order = np.arange(len(leading))
+        stands = find_representatives(found.embeddings, order, Outlook.of(found), aim.labelled)
         representative[leading[len(soon) :]] = leading[stands[len(soon) :]]
     preference = strategies.prefer(candidates, base, aim, eligible=eligible & (representative == own))
     reasons = explain(candidates, preference, strategy=aim.strategy, labels_by_class=aim.labels_by_class, labels=labels)

@@ -107,6 +107,20 @@ class Candidates:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """M images that people labelled, or some of many."""
+
+    embeddings: npt.NDArray[np.float32]
+    """(M, E)"""
+    labels: Ints
+    """(M,): equal where images have the same labels."""
+
+
+UNLABELLED: Final = LabelledImages(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+"""Where nothing is known of what is labelled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
     """What images are wanted for."""
@@ -117,8 +131,8 @@ class Aim:
     """The ranking's: in another one chance falls otherwise."""
     labels_by_class: Sequence[int]
     """(C,), how many labels there are already."""
-    labelled: npt.NDArray[np.float32]
-    """(M, E), embeddings of images that have one."""
+    labelled: LabelledImages
+    """Images that have some."""
     batch_size: int
     """The most that are chosen one after the other."""
     passes: Passes | None = None
@@ -261,7 +275,7 @@ def _cover(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> P
     """Choose far from what has labels: by distance alone while these are few, then drawn by gradient and rarity."""
     pool = candidates.embeddings
     utility = base * rarity(candidates.probabilities, np.array(aim.labels_by_class, np.float64)).astype(np.float64) ** 4
-    known = badge.directions(aim.labelled.reshape(-1, pool.shape[1]), pool)
+    known = badge.directions(aim.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
     if are_few(aim.labels_by_class):
         considered = np.flatnonzero(eligible)
         considered = considered[evenly_spaced(len(considered), most=_CONSIDERED)]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Final
@@ -20,10 +21,12 @@ from contract.versions.results import ProjectState
 from trainer import labelstudio
 from trainer.evaluation.witnesses import read_witnesses
 from trainer.features import open_store
+from trainer.labels.annotations import LeftOut, decide
 from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio.tasks import PoolTask
 from trainer.ordering import coldstart, strategies
 from trainer.ordering.order import Arrangement, arrange, places_before_holdout
+from trainer.ordering.strategies import UNLABELLED, LabelledImages
 from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
 from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
@@ -42,7 +45,6 @@ COLD_START: Final = "cold-start"
 
 _MOST_LABELLED: Final = 4000
 """Labelled images that others are to differ from."""
-_NO_EMBEDDINGS: Final[npt.NDArray[np.float32]] = np.empty((0, 0), np.float32)
 
 
 def plan_all(context: RankingContext, name: str, shown: str | None, *, former: Ranking | None = None) -> Plan:
@@ -63,7 +65,9 @@ def plan_all(context: RankingContext, name: str, shown: str | None, *, former: R
     if not context.tasks:
         return Plan(name, context.options.strategy)
     if context.version is None:
-        plan, failures = _cover(context, context.tasks, name, before_holdout=_places_before_holdout(context))
+        labels = labelstudio.project_state(context.client).total_annotations
+        before_holdout = places_before_holdout(labels=labels, classes=len(context.control.labels))
+        plan, failures = _cover(context, context.tasks, name, before_holdout=before_holdout)
     else:
         by_version = _ByVersion(context, context.version.manifest)
         plan, failures = by_version.plan_all(name, former.sure if former else None)
@@ -153,7 +157,7 @@ class _ByVersion:
         if not scores:
             return Plan(name, options.strategy, unscored=_tasks_of(failures)), failures
         found = self._find_sure(scores, name, former) if options.sure else None
-        labelled = self._embed_labelled() if options.strategy == strategies.COVER else _NO_EMBEDDINGS
+        labelled = self._read_labelled() if options.strategy == strategies.COVER else UNLABELLED
         _log.info("arranging %d images by %s", len(scores), options.strategy)
         with stage("arrange"):
             arrangement: Arrangement = arrange(
@@ -203,14 +207,23 @@ class _ByVersion:
             return [record.images_by_class.get(label, 0) for label in manifest.labels]
         return count_labels(context.annotated, context.control, manifest)
 
-    def _embed_labelled(self) -> npt.NDArray[np.float32]:
-        """Return embeddings of images that people labelled, of some of many: (M, E)."""
+    def _read_labelled(self) -> LabelledImages:
+        """Return the images whose labels are decided, or some of many."""
+        control, multiple = self._context.control, self._manifest.multiple
+        labels = dict[int, frozenset[str]]()
         with stage("labels"):
-            annotated = self._context.annotated
-        tasks = [each for each in annotated if not all(one["was_cancelled"] for one in each["annotations"])]
-        some = [PoolTask(task["id"], task["data"]) for task in tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)]]
-        scores, _ = self._score(some)
-        return np.stack([score.embedding for score in scores]) if scores else _NO_EMBEDDINGS
+            for task in self._context.annotated:
+                with suppress(LeftOut):
+                    labels[task["id"]] = decide(task, control.from_name, control.labels, multiple=multiple)
+        tasks = [PoolTask(task["id"], task["data"]) for task in self._context.annotated if task["id"] in labels]
+        scores, _ = self._score(tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)])
+        if not scores:
+            return UNLABELLED
+        numbers = {chosen: number for number, chosen in enumerate(set(labels.values()))}
+        return LabelledImages(
+            np.stack([score.embedding for score in scores]),
+            np.array([numbers[labels[score.task]] for score in scores], np.int64),
+        )
 
     def _find_sure(self, scores: Sequence[Score], name: str, former: Sure | None) -> Found:
         """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
@@ -272,11 +285,6 @@ def _offering(plan: Plan, found: Found) -> Plan:
 
 
 # ---- before there is a version
-
-
-def _places_before_holdout(context: RankingContext) -> int:
-    labels = labelstudio.project_state(context.client, context.options.project).total_annotations
-    return places_before_holdout(labels=labels, classes=len(context.control.labels))
 
 
 def _cover(

@@ -10,7 +10,7 @@ from contract.scores.holdout import DEFAULT_SHARE
 from contract.scores.keyed_uniforms import keyed_uniforms
 from trainer.labels.dataset import Indices
 from trainer.ordering.order import arrange
-from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
+from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates, LabelledImages
 from trainer.study.model import Floats, Model
 from trainer.study.options import BAAL_BALD, CORE_SET, ORACLE, PRODUCT, RANDOM
 
@@ -81,7 +81,7 @@ def _arrange(
         labels_by_class=model.dataset.count(labelled),
         holdout_share=DEFAULT_SHARE if product else 0.0,
         batch_size=query,
-        labelled=model.as_sent(model.compute_features(labelled)),
+        labelled=LabelledImages(model.as_sent(model.compute_features(labelled)), model.dataset.targets[labelled]),
         duplicates=product,
         passes=lambda indices: model.passes(features[indices]),
     ).order

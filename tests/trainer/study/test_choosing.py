@@ -10,7 +10,7 @@ from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
 from tests.trainer.study.small import make_dataset, make_trainer
 from trainer.ordering.order import arrange
-from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES
+from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, LabelledImages
 from trainer.settings import Training
 from trainer.study.choosing import balance, choose, cover_greedily
 
@@ -64,7 +64,7 @@ def test_production_orders_by_the_same_code(model, candidates, chosen_by, strate
         holdout_share=0.1 if is_product else 0.0,
         duplicates=is_product,
         batch_size=QUERY,
-        labelled=model.as_sent(model.compute_features(LABELLED)),
+        labelled=LabelledImages(model.as_sent(model.compute_features(LABELLED)), model.dataset.targets[LABELLED]),
         passes=lambda indices: model.passes(features[indices]),
     )
     np.testing.assert_array_equal(chosen_by(strategy), LEFT[expected.order[:QUERY]])
