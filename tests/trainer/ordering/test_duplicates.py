@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from tests.trainer.candidates import make_candidates
 from trainer.ordering import duplicates
@@ -17,8 +18,10 @@ from trainer.ordering.duplicates import (
     NEAREST,
     SURELY,
     Outlook,
+    are_told_apart,
     find_representatives,
 )
+from trainer.ordering.strategies import LabelledImages
 
 
 def expected_alike(count):
@@ -129,6 +132,34 @@ def test_images_without_a_direction_stand_for_themselves():
     for embeddings in (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding), unit(two_ways)):
         found = find_representatives(embeddings.astype(np.float32), np.arange(5), expected_alike(5))
         np.testing.assert_array_equal(found, np.arange(5))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "same", "told_apart"), [(12, 4, True), (12, 12, False), (12, 9, False), (2, 0, False)]
+)
+def test_people_may_tell_apart_what_looks_alike(pairs, same, told_apart):
+    """Where labels surely differ in more than a quarter of near pairs, only what is next to identical is claimed."""
+    rng = np.random.default_rng(0)
+    alike = noisy_copies(rng, originals=60, copies=3, noise=0.7)
+    pool, known = alike[np.arange(180) % 3 > 0], alike[::3][:pairs]  # of each kind two in the pool
+    pool = np.concatenate([pool, noisy_copies(rng, originals=60, copies=2, noise=0.01)])
+    twins = unit(known + 0.05 * rng.normal(size=known.shape) / math.sqrt(known.shape[1]))
+    labels = np.arange(pairs)
+    labelled = LabelledImages(np.concatenate([known, twins]), np.concatenate([labels, labels + 100 * (labels >= same)]))
+    found = find_representatives(pool, np.arange(240), expected_alike(240), labelled)
+    claimed = found != np.arange(240)
+    assert claimed[:120].sum() == (0 if told_apart else 60)
+    assert claimed[120:].sum() == 60
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.integers(1, 4), st.floats(0.1, 1.9))
+def test_labels_tell_apart_by_the_interval_of_clopper_and_pearson(seed, images, classes, distance):
+    rng = np.random.default_rng(seed)
+    vectors, labels = unit(rng.normal(size=(images, 4))), rng.integers(0, classes, images)
+    near = [(a, b) for a, b in itertools.combinations(range(images), 2) if vectors[a] @ vectors[b] >= 1 - distance]
+    same = sum(labels[a] == labels[b] for a, b in near)
+    surely = bool(near) and binomtest(int(same), len(near), alternative="less").proportion_ci(0.95).high < 0.75
+    assert are_told_apart(vectors, labels, distance) == surely
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError
 from tests.trainer.candidates import make_candidates, make_passes
-from trainer.ordering.strategies import Aim, Candidates, base_utility, check, prefer
+from trainer.ordering.strategies import Aim, Candidates, LabelledImages, base_utility, check, prefer
 
 
 def candidates(images=200, *, classes=5, seed=0, **options):
@@ -21,7 +21,7 @@ def preferred(
     aim = Aim(
         strategy=strategy,
         name=name,
-        labelled=pool.embeddings[list(labelled)],
+        labelled=LabelledImages(pool.embeddings[list(labelled)], np.zeros(len(labelled), np.int64)),
         labels_by_class=labels_by_class or [7] * pool.probabilities.shape[1],
         batch_size=batch_size,
         passes=passes,

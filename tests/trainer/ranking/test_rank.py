@@ -37,13 +37,15 @@ class TestRanking:
 
     def test_the_default_order_knows_the_images_that_have_labels(self, rig, arranged):
         """By their embeddings. One that was skipped is ranked, and none of them; one that cannot be had is neither."""
-        for task in (1, 2, 3):
-            rig.studio.annotate(task, "cat", cancelled=task == 2)
+        for task, label in enumerate(["cat", "cat", "cat", "dog", "cat"], start=1):
+            rig.studio.annotate(task, label, cancelled=task == 2)
         rig.server.broken = {3}
         rig.rank()
-        expected = embedding_of({"data": {"image": rig.studio.tasks[1]["data"]["image"]}})
-        np.testing.assert_array_equal(arranged[0]["labelled"], [expected])
-        assert set(rig.studio.scores(rig.version)) == set(rig.studio.tasks) - {1, 3}
+        known = arranged[0]["labelled"]
+        expected = [embedding_of({"data": {"image": rig.studio.tasks[task]["data"]["image"]}}) for task in (1, 4, 5)]
+        np.testing.assert_array_equal(known.embeddings, expected)
+        assert [label == known.labels[0] for label in known.labels] == [True, False, True]
+        assert set(rig.studio.scores(rig.version)) == set(rig.studio.tasks) - {1, 3, 4, 5}
 
     def test_images_may_lie_deeper_in_the_tasks_data(self, rig):
         rig.studio.project["label_config"] = CONFIG.replace("$image", "$image.url")
