@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, Final
 
 from gunicorn.http import wsgi
@@ -68,7 +68,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """All others, in the order in which they have come."""
         self._ready_again: deque[Connection] = deque()
         """Those whose client sent several requests at once; they come last."""
-        self._first_is_next = False
+        self._first_is_next = cycle((True, False))
+        """By turns, so that a probe waits neither for thousands before it nor for those behind it."""
         self._in_threads = 0
         self._held_bytes = 0
         self._most_bytes = 0
@@ -141,7 +142,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         for _ in range(_AT_ONCE):
             if (queue := self._next_queue()) is None:
                 break
-            self._step(self._serve, queue.popleft() if queue is not self._probes or self._turn() else queue.pop())
+            takes_last = queue is self._probes and not next(self._first_is_next)
+            self._step(self._serve, queue.pop() if takes_last else queue.popleft())
 
     def _next_queue(self) -> "deque[Connection] | None":
         """Where the next one to be served stands, if a thread may be given a request now.
@@ -153,11 +155,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return None
         others = (self._ready, self._ready_again) if running < _RUNNING else ()
         return next((queue for queue in (self._probes, *others) if queue), None)
-
-    def _turn(self) -> bool:
-        """Every other time True, so that a probe waits neither for thousands before it nor for those behind it."""
-        self._first_is_next = not self._first_is_next
-        return self._first_is_next
 
     def _serve(self, conn: Connection) -> None:
         """Parse a request if only its head has come in so far, and give it to a thread when it is whole."""
