@@ -222,7 +222,8 @@ def _add_pages(app: Flask, routes: Blueprint, service: Service) -> None:
         of_models = (reports.read_report(model.repository, version, file) for model in _asked_for(service))
         if (found := next(filter(None, of_models), None)) is None:
             raise NotFound("there is no such report, or no such file in it; the page at / links to those there are")
-        return Response(found.content, content_type=found.content_type, headers=reports.HEADERS)
+        content, content_type = found
+        return Response(content, content_type=content_type, headers=reports.HEADERS)
 
     @routes.get("/report/<version>")
     def add_slash(version: str) -> BaseResponse:

@@ -4,7 +4,6 @@ Only what a version's manifest lists below `report/` is read, and only as it was
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -43,21 +42,13 @@ _TYPES = {
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ReportFile:
-    """A file of a report, whole and as it was published."""
-
-    content: bytes
-    content_type: str
-
-
 def has_report(manifest: Manifest) -> bool:
     """Say whether a version has a report."""
     return f"{REPORT_FOLDER}/{INDEX}" in manifest.files
 
 
-def read_report(repository: Repository, version: str, name: str) -> ReportFile | None:
-    """Return a file of a version's report; None if there is none, or none that is as it was published.
+def read_report(repository: Repository, version: str, name: str) -> tuple[bytes, str] | None:
+    """Return a file of a version's report and its content type; None if there is none that is as it was published.
 
     Any text is safe as a version and as a name. Why a file that should be there is not sent, the log says.
     """
@@ -72,5 +63,4 @@ def read_report(repository: Repository, version: str, name: str) -> ReportFile |
     except (LabelnextError, OSError, ValueError, RecursionError) as err:
         _log.warning("the report of version %s cannot be shown: %s", version, err)
         return None
-    kind = _TYPES.get(PurePosixPath(name).suffix, "application/octet-stream")
-    return ReportFile(content, kind)
+    return content, _TYPES.get(PurePosixPath(name).suffix, "application/octet-stream")
