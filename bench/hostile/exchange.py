@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
-from typing import Any
 
 from bench.hostile.case import MEBIBYTE, Case, Kind
 from bench.hostile.site import Escaped, Site
@@ -26,13 +25,6 @@ class Reply:
     headers: Head
     content: bytes
 
-    def json(self) -> Any:
-        """Return the body; raises Escaped if it is no JSON."""
-        try:
-            return json.loads(self.content)
-        except ValueError as err:
-            raise Escaped(f"{self.status} with a body that is no JSON: {self.content[:100]!r}") from err
-
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -49,7 +41,10 @@ class Answered:
         if reply.status not in self.statuses:
             raise Escaped(f"expected one of {sorted(self.statuses)}, got {reply.status} {reply.content[:200]!r}")
         if self.ours and reply.status >= 400:
-            found = reply.json()
+            try:
+                found = json.loads(reply.content)
+            except ValueError as err:
+                raise Escaped(f"{reply.status} with a body that is no JSON: {reply.content[:100]!r}") from err
             if not {"error", "detail", "request_id"} <= set(found) or not re.fullmatch(self.error, found["error"]):
                 raise Escaped(f"expected an error {self.error!r}, got {found}")
         if b"Traceback" in reply.content:

@@ -7,6 +7,7 @@ import pytest
 
 from bench import actions
 from bench.actions import Plan, Play
+from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
 from tests.trainer.study.small import make_dataset
 from trainer.settings import Training
@@ -50,6 +51,22 @@ def test_who_unticks_what_is_wrong_has_no_wrong_label():
     assert found["labels"] + found["confirmed"] == len(POOL)
     assert 0 < found["unticks"] <= found["labels"]
     assert found["actions"] == pytest.approx((found["labels"] + found["unticks"] + found["confirmations"]) / len(POOL))
+
+
+def test_the_evidence_is_of_a_model_that_has_not_seen_it(monkeypatch):
+    """It is asked about labelled images of the random holdout, which the model that is ranked with has learned."""
+    trained = {}
+    train = Play._train
+    monkeypatch.setattr(
+        Play, "_train", lambda self, *args: trained.setdefault(args[1], args[0]) is None or train(self, *args)
+    )
+    play(attentive=True)
+    measured = {name.removesuffix("/measured"): images for name, images in trained.items() if "/measured" in name}
+    assert measured
+    for name, images in measured.items():
+        unseen = np.setdiff1d(trained[name], images)
+        assert is_held_out(1, unseen, 0.5).all()
+        assert not is_held_out(1, images, 0.5).any()
 
 
 def test_where_nothing_is_sure_all_is_labelled():

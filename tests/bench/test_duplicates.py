@@ -62,6 +62,17 @@ def test_near_copies_are_of_the_same_image():
     assert len({each.tobytes() for each in pixels}) == 10
 
 
+def test_a_copy_is_claimed_by_its_photo_alone():
+    """Of 30 photos that are all different, each with nine copies, of which the last looks like another photo."""
+    photos = np.repeat(np.eye(30, dtype=np.float32), 1 + len(EDITS), axis=0)
+    photos[len(EDITS) :: 1 + len(EDITS)] = np.roll(np.eye(30, dtype=np.float32), 1, axis=0)
+    passes = np.random.default_rng(0).dirichlet(np.ones(3), (len(photos), 5))
+    pool = make_candidates(passes, np.random.default_rng(0), task_ids=np.arange(len(photos)), embeddings=photos)
+    by_kind, photos_claimed = duplicates._measure_claims(pool)
+    assert list(by_kind.values()) == [1] * 8 + [0]
+    assert photos_claimed == 0
+
+
 def test_the_bench_runs(run_bench):
     result = run_bench(duplicates, "--originals", "20", "--first", "15")
     assert 0 < result["distinct_bald_keeping_duplicates"] <= 15

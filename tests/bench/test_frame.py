@@ -1,6 +1,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy
 import pytest
 
 from bench.harness import frame
@@ -46,5 +47,6 @@ def test_the_last_line_holds_figures_options_and_machine(subject, tmp_path, monk
     assert (told["options"]["image_size"], told["rate"]) == (224, 0.3333)
     assert told["rows"] == [{"s": 0.6667}]
     assert (told["small"], told["large"]) == (1.235e-7, 12.3457)
-    assert {"date", "processor", "cores", "load", "packages"} <= told["machine"].keys()
+    assert {"date", "processor", "cores", "load"} <= told["machine"].keys()
+    assert told["machine"]["packages"]["numpy"] == numpy.__version__
     assert [path.read_text() for path in tmp_path.iterdir()] == [line]
