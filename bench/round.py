@@ -31,7 +31,7 @@ from typing import Final, Self
 
 from bench.harness.frame import print_table, read_options, report, say
 from bench.harness.hosts import image_host
-from bench.harness.serving import Server, wait_until
+from bench.harness.serving import Server
 from bench.subjects.model import CACHE, Subject, clean_environment, labelled_photos
 from bench.subjects.photos import vary
 from contract.label_studio import LabelStudioClient
@@ -91,7 +91,7 @@ class Watch:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._rounds: SimpleQueue[Round] = SimpleQueue()
+        self._rounds: SimpleQueue[Round | None] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def note(self, text: str) -> None:
@@ -102,13 +102,12 @@ class Watch:
         """Return what it says of the next round when that has ended.
 
         Raises:
-            RuntimeError: if the watch ends before, or takes hours.
+            RuntimeError: if the watch ends before.
+            queue.Empty: if it takes hours.
         """
-        ended = lambda: not self._rounds.empty() or self.process.poll() is not None  # noqa: E731
-        wait_until(ended, "the end of a round", timeout_s=_LONGEST_S)
-        if self._rounds.empty():
-            raise RuntimeError(f"the watch ended with status {self.process.returncode}; its words are above")
-        return self._rounds.get()
+        if (found := self._rounds.get(timeout=_LONGEST_S)) is None:
+            raise RuntimeError(f"the watch ended with status {self.process.wait()}; its words are above")
+        return found
 
     def stop(self) -> None:
         """End it."""
@@ -120,6 +119,7 @@ class Watch:
             self.note(line.rstrip())
             if found := Round.read(line.rstrip()):
                 self._rounds.put(found)
+        self._rounds.put(None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

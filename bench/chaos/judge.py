@@ -1,7 +1,7 @@
 """Whether an answer is right: compared with an engine that scores in peace, in this process and in one batch."""
 
 from collections.abc import Collection, Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Judge:
         self._repository = repository
         self._pictures = pictures
         self._good = frozenset(repository.versions()) - frozenset(bad_versions)
-        self.scores_of = lru_cache(maxsize=None)(self._scores_of)
+        self.scores_of = cache(self._scores_of)
 
     def is_lost(self, answer: Answer) -> bool:
         """Whether a client waited for predictions and got none, or too few."""
