@@ -2,12 +2,11 @@
 
 import struct
 import zlib
-from dataclasses import replace
 
 from PIL import Image
 
 from bench.hostile import pictures
-from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Case, File, of, refused_decode, refused_fetch
+from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Case, Kind, hosted, of, refused_decode, refused_fetch
 from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, segment
 from bench.hostile.site import Site
 from bench.subjects.photos import save
@@ -22,80 +21,82 @@ _TOO_LONG = refused_decode("which no image needs|which take too long")
 
 def cases() -> list[Case]:
     """Every such file, and many at once."""
-    files = [*small_files(), *_bombs(), *_slow_ones()]
-    large = File("sixteen-50-megapixels-at-once", of("white"), _largest, seconds=60)
-    return [*(file.case() for file in files), replace(large.case(), attack=_check_many_large)]
+    many_large = Case("sixteen-50-megapixels-at-once", Kind.IMAGE, _score_many, lambda _: _largest(), seconds=60)
+    return [*small_files(), *_bombs(), *_slow_ones(), many_large]
 
 
-def small_files() -> list[File]:
+def small_files() -> list[Case]:
     """Files that claim more than they hold."""
     return [
-        File("png-2-billion-wide", _TOO_LARGE, lambda: pictures.png(2**31 - 1, 2**31 - 1, zlib.compress(b""))),
-        File("png-zero-wide", _BROKEN, lambda: pictures.png(0, 64, zlib.compress(b""))),
-        File("gif-huge-screen", _TOO_LARGE, lambda: pictures.gif((65_535, 65_535), (8, 8))),
-        File("gif-huge-frame", _TOO_LARGE, lambda: pictures.gif((1, 1), (65_535, 65_535))),
-        File(
+        hosted("png-2-billion-wide", _TOO_LARGE, lambda: pictures.png(2**31 - 1, 2**31 - 1, zlib.compress(b""))),
+        hosted("png-zero-wide", _BROKEN, lambda: pictures.png(0, 64, zlib.compress(b""))),
+        hosted("gif-huge-screen", _TOO_LARGE, lambda: pictures.gif((65_535, 65_535), (8, 8))),
+        hosted("gif-huge-frame", _TOO_LARGE, lambda: pictures.gif((1, 1), (65_535, 65_535))),
+        hosted(
             "jpeg-65500x65500", refused_decode("8188 x 8188 pixels, at most 50000000"), lambda: _claim(jpeg(), 65_500)
         ),
-        File("jpeg-scan-for-each-component", _TOO_LARGE, _jpeg_parted),
-        File("avif-100-megapixels", _TOO_LARGE, _avif_bomb),
-        File("bmp-2-billion-wide", _TOO_LARGE, lambda: pictures.bmp(2**31 - 1, 2**31 - 1)),
-        File("tiff-1-gigapixel", _TOO_LARGE, lambda: _tiff(31_623, 31_623)),
-        File("tiff-giant-tile", _TOO_LARGE, _tiff_tile),
-        File("tiff-giant-strip", _BROKEN, lambda: _tiff(64, 64, rows=4_000_000_000)),
-        File("tiff-strip-of-4-gb", _BROKEN, lambda: _tiff(64, 64, size=4_000_000_000)),
+        hosted("jpeg-scan-for-each-component", _TOO_LARGE, _jpeg_parted),
+        hosted("avif-100-megapixels", _TOO_LARGE, _avif_bomb),
+        hosted("bmp-2-billion-wide", _TOO_LARGE, lambda: pictures.bmp(2**31 - 1, 2**31 - 1)),
+        hosted("tiff-1-gigapixel", _TOO_LARGE, lambda: _tiff(31_623, 31_623)),
+        hosted("tiff-giant-tile", _TOO_LARGE, _tiff_tile),
+        hosted("tiff-giant-strip", _BROKEN, lambda: _tiff(64, 64, rows=4_000_000_000)),
+        hosted("tiff-strip-of-4-gb", _BROKEN, lambda: _tiff(64, 64, size=4_000_000_000)),
     ]
 
 
-def _bombs() -> list[File]:
+def _bombs() -> list[Case]:
     """Files that hold as much as may be, or unpack to more."""
     most = 20 * MEBIBYTE
     return [
-        File("png-400-megapixels", _TOO_LARGE, lambda: _zeros(20_000, 20_000)),
-        File("png-100-megapixels", _TOO_LARGE, lambda: _zeros(10_000, 10_000, colour=2)),  # of which Pillow only warns
-        File("png-1-bit-400-megapixels", _TOO_LARGE, lambda: _zeros(20_000, 20_000, depth=1)),
-        File("png-65535x1000", _TOO_LARGE, lambda: _zeros(65_535, 1_000)),
-        File("png-rgba-50-megapixels", of("white"), _largest, seconds=20),
-        File("png-16-bit-50-megapixels", of("black"), lambda: _zeros(7_071, 7_071, depth=16), seconds=20),
-        File("webp-200-megapixels", _TOO_LARGE, _webp_bomb),
-        File("jpeg-progressive-400-megapixels", _TOO_LARGE, lambda: _black_jpeg(progressive=True)),
-        File("jpeg-400-megapixels", of("black"), _black_jpeg, seconds=20),  # decoded at an eighth
-        File("png-ztxt-bomb", _BROKEN, lambda: _with(b"zTXt", 200 * MEBIBYTE)),
-        File("png-many-ztxt-bombs", _BROKEN, lambda: _with(b"zTXt", MEBIBYTE - 1, times=1_000)),
-        File("png-iccp-bomb", _BROKEN, lambda: _with(b"iCCP", 200 * MEBIBYTE)),
-        File("file-one-byte-too-large", refused_fetch(f"more than {most}"), lambda: plain().ljust(most + 1, b"\0")),
-        File("file-as-large-as-may-be", PLAIN, lambda: plain().ljust(most, b"\0")),
+        hosted("png-400-megapixels", _TOO_LARGE, lambda: _zeros(20_000, 20_000)),
+        hosted(
+            "png-100-megapixels", _TOO_LARGE, lambda: _zeros(10_000, 10_000, colour=2)
+        ),  # of which Pillow only warns
+        hosted("png-1-bit-400-megapixels", _TOO_LARGE, lambda: _zeros(20_000, 20_000, depth=1)),
+        hosted("png-65535x1000", _TOO_LARGE, lambda: _zeros(65_535, 1_000)),
+        hosted("png-rgba-50-megapixels", of("white"), _largest, seconds=20),
+        hosted("png-16-bit-50-megapixels", of("black"), lambda: _zeros(7_071, 7_071, depth=16), seconds=20),
+        hosted("webp-200-megapixels", _TOO_LARGE, _webp_bomb),
+        hosted("jpeg-progressive-400-megapixels", _TOO_LARGE, lambda: _black_jpeg(progressive=True)),
+        hosted("jpeg-400-megapixels", of("black"), _black_jpeg, seconds=20),  # decoded at an eighth
+        hosted("png-ztxt-bomb", _BROKEN, lambda: _with(b"zTXt", 200 * MEBIBYTE)),
+        hosted("png-many-ztxt-bombs", _BROKEN, lambda: _with(b"zTXt", MEBIBYTE - 1, times=1_000)),
+        hosted("png-iccp-bomb", _BROKEN, lambda: _with(b"iCCP", 200 * MEBIBYTE)),
+        hosted("file-one-byte-too-large", refused_fetch(f"more than {most}"), lambda: plain().ljust(most + 1, b"\0")),
+        hosted("file-as-large-as-may-be", PLAIN, lambda: plain().ljust(most, b"\0")),
     ]
 
 
-def _slow_ones() -> list[File]:
+def _slow_ones() -> list[Case]:
     """Files of very many parts, each of which takes a moment."""
     return [
-        File("jpeg-1000-scans", _TOO_LONG, lambda: _scans(7_000, 1_000)),
-        File("jpeg-100000-scans", ALIKE, lambda: _scans(64, 100_000)),
-        File("jpeg-5-million-segments", _TOO_LONG, lambda: insert_segments(segment(0xEF, b"") * _MANY)),
-        File("jpeg-5-million-comments", _TOO_LONG, lambda: insert_segments(segment(0xFE, b"") * _MANY)),
-        File("jpeg-5-million-tables", _TOO_LONG, lambda: insert_segments(segment(0xDB, b"") * _MANY)),
-        File("jpeg-20-million-fill-bytes", _TOO_LONG, lambda: insert_segments(b"\xff" * 20_000_000)),
-        File("jpeg-huge-tables", _BROKEN, _jpeg_tables),
-        File("png-million-chunks-before", _TOO_LONG, lambda: insert_chunk(chunk(b"prVt", b"") * _CHUNKS)),
-        File(
+        hosted("jpeg-1000-scans", _TOO_LONG, lambda: _scans(7_000, 1_000)),
+        hosted("jpeg-100000-scans", ALIKE, lambda: _scans(64, 100_000)),
+        hosted("jpeg-5-million-segments", _TOO_LONG, lambda: insert_segments(segment(0xEF, b"") * _MANY)),
+        hosted("jpeg-5-million-comments", _TOO_LONG, lambda: insert_segments(segment(0xFE, b"") * _MANY)),
+        hosted("jpeg-5-million-tables", _TOO_LONG, lambda: insert_segments(segment(0xDB, b"") * _MANY)),
+        hosted("jpeg-20-million-fill-bytes", _TOO_LONG, lambda: insert_segments(b"\xff" * 20_000_000)),
+        hosted("jpeg-huge-tables", _BROKEN, _jpeg_tables),
+        hosted("png-million-chunks-before", _TOO_LONG, lambda: insert_chunk(chunk(b"prVt", b"") * _CHUNKS)),
+        hosted(
             "png-million-chunks-behind",
             _TOO_LONG,
             lambda: plain()[:-12] + chunk(b"prVt", b"") * _CHUNKS + plain()[-12:],
         ),
-        File("png-million-data-chunks", _TOO_LONG, lambda: insert_chunk(chunk(b"IDAT", b"") * _CHUNKS)),
-        File("bmp-million-runs", _TOO_LONG, _bmp_runs),
-        File("gif-million-comments", _TOO_LONG, _gif_comments),
-        File("gif-10000-frames", ALIKE, _gif_frames),
-        File("tiff-65535-tags", _BROKEN, lambda: pictures.tiff({tag: [1] for tag in range(65_535)})),
-        File("tiff-directory-loop", PLAIN, lambda: _good_tiff(next_directory=8)),
-        File("tiff-exif-loop", PLAIN, lambda: _good_tiff(exif_at=8)),
+        hosted("png-million-data-chunks", _TOO_LONG, lambda: insert_chunk(chunk(b"IDAT", b"") * _CHUNKS)),
+        hosted("bmp-million-runs", _TOO_LONG, _bmp_runs),
+        hosted("gif-million-comments", _TOO_LONG, _gif_comments),
+        hosted("gif-10000-frames", ALIKE, _gif_frames),
+        hosted("tiff-65535-tags", _BROKEN, lambda: pictures.tiff({tag: [1] for tag in range(65_535)})),
+        hosted("tiff-directory-loop", PLAIN, lambda: _good_tiff(next_directory=8)),
+        hosted("tiff-exif-loop", PLAIN, lambda: _good_tiff(exif_at=8)),
     ]
 
 
-def _check_many_large(site: Site, address: str) -> None:
+def _score_many(site: Site, data: bytes) -> None:
     """Sixteen as large as may be, in one request: memory is bounded."""
+    address = site.images.serve("/sixteen", data, connection="close")
     for result in site.score([f"{address}?{number}" for number in range(16)]):
         of("white").check(site, result)
 

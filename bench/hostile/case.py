@@ -38,6 +38,8 @@ class Case:
     """The longest that the attack may take."""
     patient: bool = False
     """Whether it mostly waits, so that it may be run beside others that do."""
+    outcome: "Outcome | None" = None
+    """Of a file, what must come of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +97,13 @@ def of(colour: str) -> Scored:
     return Scored(partial(pictures.flat, colour))
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+def hosted(
+    name: str, outcome: Outcome, make: Callable[[], bytes], *, content_type: str = "image/png", seconds: float = 10
+) -> Case:
     """A file from a host that may be asked, and what must come of it."""
 
-    name: str
-    outcome: Outcome
-    make: Callable[[], bytes]
-    kind: str = "image/png"
-    """The content type that it is sent under."""
-    seconds: float = 10
+    def attack(site: Site, data: bytes) -> None:
+        address = site.images.serve(f"/{name}", data, content_type=content_type, connection="close")
+        outcome.check(site, site.score_among_good(address))
 
-    def case(self) -> Case:
-        """Return the case that it is."""
-        return Case(self.name, Kind.IMAGE, self._check, self._serve, self.seconds)
-
-    def _serve(self, site: Site) -> str:
-        return site.images.serve(f"/{self.name}", self.make(), content_type=self.kind, connection="close")
-
-    def _check(self, site: Site, address: str) -> None:
-        self.outcome.check(site, site.score_among_good(address))
+    return Case(name, Kind.IMAGE, attack, lambda _: make(), seconds, outcome=outcome)

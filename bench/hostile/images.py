@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms
 
 from bench.hostile import pictures
-from bench.hostile.case import ALIKE, LOSSY, MEBIBYTE, PLAIN, Case, File, Scored, of, refused_decode
+from bench.hostile.case import ALIKE, LOSSY, MEBIBYTE, PLAIN, Case, Scored, hosted, of, refused_decode
 from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, segment
 from bench.subjects.photos import save
 
@@ -24,35 +24,30 @@ _JPEG = Scored(jpeg)
 
 
 def cases() -> list[Case]:
-    """Every file."""
-    return [file.case() for file in small_files()]
-
-
-def small_files() -> list[File]:
-    """All of them: none takes long to make or to look at."""
+    """Every file: none takes long to make or to look at."""
     return [*_fragments(), *_no_images(), *_disguises(), *_odd_but_good(), *_of_metadata()]
 
 
-def _fragments() -> list[File]:
+def _fragments() -> list[Case]:
     """Files that end too early, or hold other bytes than they say."""
     formats = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
     return [
         *(
-            File(f"{name.lower()}-cut-at-{share}-percent", _BROKEN, partial(_cut, name, share))
+            hosted(f"{name.lower()}-cut-at-{share}-percent", _BROKEN, partial(_cut, name, share))
             for name, share in product(formats, (10, 60))
         ),
-        File("empty", refused_decode("got 0 bytes; check what"), lambda: b""),
-        File("one-byte", _NO_IMAGE, lambda: b"\xff"),
-        File("png-bad-checksum", _BROKEN, lambda: pictures.replace(plain(), 29, bytes(4))),
-        File("png-bad-data-checksum", PLAIN, lambda: pictures.replace(plain(), plain().index(b"IEND") - 8, bytes(4))),
-        File("png-zlib-garbage", _BROKEN, lambda: pictures.png(64, 64, b"garbage")),
-        File("png-chunk-of-2-gb", _BROKEN, lambda: plain()[:33] + struct.pack(">I4s", 2**31 - 1, b"prVt")),
-        File("gif-bad-lzw", _BROKEN, lambda: pictures.gif((8, 8), (8, 8), data=b"\xff" * 8)),
-        File("noise", _NO_IMAGE, lambda: random.Random(0).randbytes(MEBIBYTE)),  # noqa: S311
+        hosted("empty", refused_decode("got 0 bytes; check what"), lambda: b""),
+        hosted("one-byte", _NO_IMAGE, lambda: b"\xff"),
+        hosted("png-bad-checksum", _BROKEN, lambda: pictures.replace(plain(), 29, bytes(4))),
+        hosted("png-bad-data-checksum", PLAIN, lambda: pictures.replace(plain(), plain().index(b"IEND") - 8, bytes(4))),
+        hosted("png-zlib-garbage", _BROKEN, lambda: pictures.png(64, 64, b"garbage")),
+        hosted("png-chunk-of-2-gb", _BROKEN, lambda: plain()[:33] + struct.pack(">I4s", 2**31 - 1, b"prVt")),
+        hosted("gif-bad-lzw", _BROKEN, lambda: pictures.gif((8, 8), (8, 8), data=b"\xff" * 8)),
+        hosted("noise", _NO_IMAGE, lambda: random.Random(0).randbytes(MEBIBYTE)),  # noqa: S311
     ]
 
 
-def _no_images() -> list[File]:
+def _no_images() -> list[Case]:
     """Files of other kinds, each of which is refused by the name of its kind."""
     fits = (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(80)).ljust(2880)
     heic = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
@@ -86,77 +81,84 @@ def _no_images() -> list[File]:
         **{name.lower(): ("something else", save(picture(), name)) for name in ("TGA", "PCX", "SGI")},
     }
     return [
-        File(name, refused_decode(rf"JPEG, PNG.*AVIF, got \d+ bytes of {called}.*; save it as"), partial(bytes, data))
+        hosted(name, refused_decode(rf"JPEG, PNG.*AVIF, got \d+ bytes of {called}.*; save it as"), partial(bytes, data))
         for name, (called, data) in files.items()
     ]
 
 
-def _disguises() -> list[File]:
+def _disguises() -> list[Case]:
     """Files that are two things at once, or not what they are called: as images they are good."""
     page = chunk(b"tEXt", b"a\0<script>alert(1)</script>")
     return [
-        File("gif-and-javascript", ALIKE, lambda: save(picture(), "GIF") + b"*/=1;alert(1)//", kind="text/javascript"),
-        File("jpeg-and-zip", _JPEG, lambda: jpeg() + _zip()),
-        File("png-and-html", PLAIN, lambda: insert_chunk(page), kind="text/html"),
-        File("pdf-and-jpeg", _NO_IMAGE, lambda: b"%PDF-1.7\n" + jpeg()),
-        File("jpeg-called-png", _JPEG, jpeg),
-        File("png-called-text", PLAIN, plain, kind="text/plain"),
-        File("png-with-trailing-junk", PLAIN, lambda: plain().ljust(MEBIBYTE, b"\0")),
+        hosted(
+            "gif-and-javascript",
+            ALIKE,
+            lambda: save(picture(), "GIF") + b"*/=1;alert(1)//",
+            content_type="text/javascript",
+        ),
+        hosted("jpeg-and-zip", _JPEG, lambda: jpeg() + _zip()),
+        hosted("png-and-html", PLAIN, lambda: insert_chunk(page), content_type="text/html"),
+        hosted("pdf-and-jpeg", _NO_IMAGE, lambda: b"%PDF-1.7\n" + jpeg()),
+        hosted("jpeg-called-png", _JPEG, jpeg),
+        hosted("png-called-text", PLAIN, plain, content_type="text/plain"),
+        hosted("png-with-trailing-junk", PLAIN, lambda: plain().ljust(MEBIBYTE, b"\0")),
     ]
 
 
-def _odd_but_good() -> list[File]:
+def _odd_but_good() -> list[Case]:
     """Files that are unusual, and must be scored as what they show; of several pages or frames the first counts."""
     grey, black_and_white = Scored(_grey_plain), Scored(_black_and_white_plain)
     return [
-        File("webp-lossless", PLAIN, lambda: save(picture(), "WEBP", lossless=True)),
-        File("webp-animated", PLAIN, lambda: _animated("WEBP", lossless=True)),
-        File("apng", PLAIN, lambda: _animated("PNG")),
-        File("gif-animated", ALIKE, lambda: _animated("GIF")),
-        File("tiff-pages", PLAIN, lambda: _animated("TIFF")),
-        File("jpeg-cmyk", ALIKE, lambda: save(picture().convert("CMYK"), "JPEG", quality=95)),
-        File("jpeg-ycck", ALIKE, _ycck),
-        File("jpeg-grey", Scored(_grey_plain, LOSSY), lambda: save(picture().convert("L"), "JPEG", quality=95)),
-        File("jpeg-progressive", Scored(jpeg, LOSSY), lambda: save(picture(), "JPEG", quality=95, progressive=True)),
-        File("png-16-bit-grey", grey, lambda: save(Image.fromarray(_grey().astype(np.uint16) * 257), "PNG")),
-        File("png-16-bit-rgb", PLAIN, _png_16_bit),
-        File("png-interlaced", PLAIN, _png_interlaced),
-        File("png-palette-transparent", Scored(_quarter_white), _palette),
-        File("png-rgb-transparent", Scored(_quarter_white), lambda: save(picture(), "PNG", transparency=(230, 40, 30))),
-        File("png-transparent", of("white"), lambda: save(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")),
-        File("png-1-bit", black_and_white, lambda: save(_black_and_white(), "PNG")),
-        File("tiff-16-bit-rgb", PLAIN, _tiff_16_bit),
-        File("avif", ALIKE, lambda: save(picture(), "AVIF", quality=95, subsampling="4:4:4")),
-        File("tiff-float-0-to-1", grey, lambda: save(Image.fromarray(_grey().astype(np.float32) / 255), "TIFF")),
-        File("jpeg-51-megapixels", of("black"), lambda: save(Image.new("RGB", (8_160, 6_250)), "JPEG")),
-        File("tiff-float", grey, lambda: save(Image.fromarray(_grey().astype(np.float32)), "TIFF")),
-        File("tiff-float-not-a-number", black_and_white, _not_numbers),
-        File("tiff-32-bit", grey, lambda: save(Image.fromarray(_grey().astype(np.int32)), "TIFF")),
-        File("bmp-top-down", PLAIN, lambda: pictures.bmp(64, -64, pixels()[..., ::-1].tobytes())),
-        File("bmp-bottom-up", PLAIN, lambda: save(picture(), "BMP")),
-        File("pixel-1x1", of("red"), lambda: pictures.flat("red", 1, 1)),
-        File("pixels-65535x1", of("red"), lambda: pictures.flat("red", 65_535, 1)),
-        File("pixels-1x65535", of("red"), lambda: pictures.flat("red", 1, 65_535)),
+        hosted("webp-lossless", PLAIN, lambda: save(picture(), "WEBP", lossless=True)),
+        hosted("webp-animated", PLAIN, lambda: _animated("WEBP", lossless=True)),
+        hosted("apng", PLAIN, lambda: _animated("PNG")),
+        hosted("gif-animated", ALIKE, lambda: _animated("GIF")),
+        hosted("tiff-pages", PLAIN, lambda: _animated("TIFF")),
+        hosted("jpeg-cmyk", ALIKE, lambda: save(picture().convert("CMYK"), "JPEG", quality=95)),
+        hosted("jpeg-ycck", ALIKE, _ycck),
+        hosted("jpeg-grey", Scored(_grey_plain, LOSSY), lambda: save(picture().convert("L"), "JPEG", quality=95)),
+        hosted("jpeg-progressive", Scored(jpeg, LOSSY), lambda: save(picture(), "JPEG", quality=95, progressive=True)),
+        hosted("png-16-bit-grey", grey, lambda: save(Image.fromarray(_grey().astype(np.uint16) * 257), "PNG")),
+        hosted("png-16-bit-rgb", PLAIN, _png_16_bit),
+        hosted("png-interlaced", PLAIN, _png_interlaced),
+        hosted("png-palette-transparent", Scored(_quarter_white), _palette),
+        hosted(
+            "png-rgb-transparent", Scored(_quarter_white), lambda: save(picture(), "PNG", transparency=(230, 40, 30))
+        ),
+        hosted("png-transparent", of("white"), lambda: save(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")),
+        hosted("png-1-bit", black_and_white, lambda: save(_black_and_white(), "PNG")),
+        hosted("tiff-16-bit-rgb", PLAIN, _tiff_16_bit),
+        hosted("avif", ALIKE, lambda: save(picture(), "AVIF", quality=95, subsampling="4:4:4")),
+        hosted("tiff-float-0-to-1", grey, lambda: save(Image.fromarray(_grey().astype(np.float32) / 255), "TIFF")),
+        hosted("jpeg-51-megapixels", of("black"), lambda: save(Image.new("RGB", (8_160, 6_250)), "JPEG")),
+        hosted("tiff-float", grey, lambda: save(Image.fromarray(_grey().astype(np.float32)), "TIFF")),
+        hosted("tiff-float-not-a-number", black_and_white, _not_numbers),
+        hosted("tiff-32-bit", grey, lambda: save(Image.fromarray(_grey().astype(np.int32)), "TIFF")),
+        hosted("bmp-top-down", PLAIN, lambda: pictures.bmp(64, -64, pixels()[..., ::-1].tobytes())),
+        hosted("bmp-bottom-up", PLAIN, lambda: save(picture(), "BMP")),
+        hosted("pixel-1x1", of("red"), lambda: pictures.flat("red", 1, 1)),
+        hosted("pixels-65535x1", of("red"), lambda: pictures.flat("red", 65_535, 1)),
+        hosted("pixels-1x65535", of("red"), lambda: pictures.flat("red", 1, 65_535)),
     ]
 
 
-def _of_metadata() -> list[File]:
+def _of_metadata() -> list[Case]:
     """Orientations, which count, and colour profiles, which do not; and what is neither."""
     noise = b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 500
     icc_noise = segment(0xE2, b"ICC_PROFILE\0\1\1" + b"\xff" * 2_000)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return [
-        *(File(f"exif-orientation-{number}", PLAIN, partial(_turned, "PNG", number)) for number in range(1, 9)),
-        File("exif-orientation-jpeg", ALIKE, lambda: _turned("JPEG", 6, quality=95)),
-        File("exif-orientation-0", PLAIN, lambda: save(picture(), "PNG", exif=_exif(0))),
-        File("exif-orientation-99", PLAIN, lambda: save(picture(), "PNG", exif=_exif(99))),
-        File("exif-broken", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0MM\0*\0\0"))),
-        File("exif-garbage", _JPEG, lambda: insert_segments(segment(0xE1, noise))),
-        File("exif-png-garbage", PLAIN, lambda: insert_chunk(chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))),
-        File("exif-10-mb", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160)),
-        File("icc-broken", _JPEG, lambda: insert_segments(icc_noise)),
-        File("icc-huge", _JPEG, _huge_profile),
-        File("icc-real", PLAIN, lambda: save(picture(), "PNG", icc_profile=srgb)),
+        *(hosted(f"exif-orientation-{number}", PLAIN, partial(_turned, "PNG", number)) for number in range(1, 9)),
+        hosted("exif-orientation-jpeg", ALIKE, lambda: _turned("JPEG", 6, quality=95)),
+        hosted("exif-orientation-0", PLAIN, lambda: save(picture(), "PNG", exif=_exif(0))),
+        hosted("exif-orientation-99", PLAIN, lambda: save(picture(), "PNG", exif=_exif(99))),
+        hosted("exif-broken", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0MM\0*\0\0"))),
+        hosted("exif-garbage", _JPEG, lambda: insert_segments(segment(0xE1, noise))),
+        hosted("exif-png-garbage", PLAIN, lambda: insert_chunk(chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))),
+        hosted("exif-10-mb", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160)),
+        hosted("icc-broken", _JPEG, lambda: insert_segments(icc_noise)),
+        hosted("icc-huge", _JPEG, _huge_profile),
+        hosted("icc-real", PLAIN, lambda: save(picture(), "PNG", icc_profile=srgb)),
     ]
 
 
