@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, get_args
+from typing import Annotated, Any, Final, get_args
 
 import click
 from pydantic import TypeAdapter, ValidationError
@@ -116,19 +116,15 @@ def parse(
     group = _Group(help=about, commands={name: _Parsed(name, command) for name, command in commands.items()})
     try:
         parsed = group.main(arguments, program, standalone_mode=False, max_content_width=_WIDTH)
-    except click.NoSuchOption as err:
-        now = (renamed or {}).get(err.option_name)
-        _end(click.UsageError(f"{err.option_name} is now called {now}", err.ctx) if now else err)
     except click.ClickException as err:
-        _end(err)
+        shown = err
+        if isinstance(err, click.NoSuchOption) and (now := (renamed or {}).get(err.option_name)):
+            shown = click.UsageError(f"{err.option_name} is now called {now}", err.ctx)
+        shown.show()
+        sys.exit(shown.exit_code)
     if isinstance(parsed, int):
         sys.exit(parsed)
     return parsed  # type: ignore[no-any-return]  # by a command's callback
-
-
-def _end(err: click.ClickException) -> NoReturn:
-    err.show()
-    sys.exit(err.exit_code)
 
 
 class _Group(click.Group):

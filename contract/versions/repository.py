@@ -91,13 +91,9 @@ class Repository:
             NothingPublished: if there is none yet.
             VersionNotFound: if CURRENT holds no version's name, or that of one which is not there.
         """
-        try:
-            content = self._read_current()
-        except FileNotFoundError as err:
-            raise NothingPublished(
-                f"no version has been published in {self.location} yet; run `python -m trainer run`"
-            ) from err
-        name = content.decode(errors="replace").strip()
+        name = self._current_name()
+        if name is None:
+            raise NothingPublished(f"no version has been published in {self.location} yet; run `python -m trainer run`")
         self._find(name)
         return name
 

@@ -242,6 +242,18 @@ class TestFaults:
         wait_until(lambda: get(stores[2], "key") == 1)
         assert file.exists()
 
+    def test_a_disk_that_damages_every_file_is_not_filled_with_them(self, open_store, faults, monkeypatch):
+        def refuse(*_, **__):
+            err = sqlite3.DatabaseError("malformed")
+            err.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise err
+
+        monkeypatch.setattr("contract.features.store.Table", refuse)
+        store = open_store()
+        put(store, "key")
+        assert get(store, "key") is None
+        assert faults == {"damaged": 4}
+
     def test_a_folder_that_cannot_be_had_turns_the_store_off(self, open_store, tmp_path, faults, caplog):
         (tmp_path / "file").write_text("not a folder")
         store = open_store(tmp_path / "file" / "store")

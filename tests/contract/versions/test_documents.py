@@ -40,3 +40,10 @@ def test_a_folder_that_cannot_be_written_keeps_the_last_and_no_draft(anywhere, m
             documents.write("a.json", b"next")
     assert (documents.names(), documents.read("a.json")) == (["a.json"], b"last")
     assert not list(tmp_path.glob("models/birds/notes/.*"))
+
+
+def test_a_draft_that_a_writer_left_when_it_was_killed_is_no_document(repository):
+    documents = repository.documents("notes")
+    documents.write("a.json", b"1")
+    (repository.folder / "notes" / ".a.json-0f1e2d3c").touch()
+    assert (documents.names(), [*documents.times()]) == (["a.json"], ["a.json"])

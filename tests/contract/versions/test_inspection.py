@@ -34,3 +34,19 @@ def test_a_file_that_the_version_does_not_have_holds_no_weights():
         inspect_graph(model, weights_bytes={BACKBONE_WEIGHTS_FILE: 100})
     with pytest.raises(UnsafeGraph, match="must lie in the graph itself;"):
         inspect_graph(model, weights_bytes={})
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (helper.make_node("Mine", ["x"], ["y"], domain="elsewhere"), "only ONNX's own operators"),
+        (helper.make_node("If", ["x"], ["y"], then_branch=helper.make_graph([], "a", [], [])), "branches or loops"),
+        (helper.make_node("Constant", [], ["y"], value=TensorProto(data_type=1, dims=[999])), "holds .* bytes"),
+    ],
+    ids=["operator", "branch", "tensor"],
+)
+def test_what_stands_in_a_function_is_looked_over_too(node, message):
+    model = model_of()
+    model.functions.append(helper.make_function("own", "f", ["x"], ["y"], [node], []))
+    with pytest.raises(UnsafeGraph, match=message):
+        inspect_graph(model, weights_bytes={})
