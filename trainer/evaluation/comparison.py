@@ -67,16 +67,10 @@ class CommonImages:
 def compare_versions(
     repository: Repository, manifest: Manifest, before: Sequence[Manifest], test: CommonImages
 ) -> tuple[Comparison, dict[str, Predicted]]:
-    """Measure a new version and those before it on the same images; return what each predicts, too.
+    """Measure a new version and those of its kind before it, oldest first, on equal images; return predictions, too.
 
     Versions of which it is not known that they held the same images out are left out, as are those whose predictions
     are lost and that have learnt these images since, and the oldest where all would take too long.
-
-    Args:
-        repository: of the earlier versions.
-        manifest: of the new version.
-        before: those of the same kind, oldest first.
-        test: what they are measured on.
     """
     alike = [each for each in before if _held_out_alike(each, manifest)]
     known = _read_predictions(repository, alike)
@@ -192,12 +186,7 @@ def find_agreement(
 ) -> float | None:
     """Return Cohen's kappa between what a new version predicts and the newest before it, of images new to both.
 
-    None if none before it was measured on the same images.
-
-    Args:
-        predictions: by version, as `compare_versions` returns them.
-        before: of the same kind and with the same labels, oldest first.
-        manifest: of the new version.
+    None if none of those before it, oldest first, was measured on the same images. Predictions are by version.
     """
     compared = [predictions[each.version] for each in before if each.version in predictions]
     if not compared:
@@ -226,11 +215,11 @@ def describe_advice(
     kappa: float | None,
     unseen: Sequence[str],
 ) -> Advice:
-    """Return the advice that belongs into a new version's manifest.
+    """Return the advice that belongs into a new version's manifest, which is complete but for it.
 
     Args:
         before: manifests of the versions of the same kind.
-        manifest: of the new one, complete but for the advice.
+        manifest: of the new one.
         curve: those of them that were measured on the same random images; None where the new one was not.
         kappa: its agreement with the version before.
         unseen: labels without a random image.

@@ -86,10 +86,6 @@ def macro_f1_interval(decided: Decisions, true: Decisions) -> tuple[float, float
     the classes is worth. Of 30 images this holds the truth 93 to 98 times in 100, by how rare classes and errors are; a
     bootstrap 73 to 95 times. As in the figure itself, the mean is over classes that have a true or a predicted image.
     None where there is none.
-
-    Args:
-        decided: shape (N, C).
-        true: shape (N, C).
     """
     either = decided.astype(np.float64) + true  # (N, C)
     hits = (decided & true).astype(np.float64)

@@ -29,17 +29,12 @@ def open_backbone_of(training: Training, *, cache: Path) -> FrozenBackbone | Ope
     """
     if training.trained_part == "classifier":
         return open_frozen_of(training, cache=cache)
-    return open_backbone(
-        training.backbone, image_size=training.image_size, weights=training.weights, grid=_grid(training)
-    )
+    grid = _grid(training)
+    return open_backbone(training.backbone, image_size=training.image_size, weights=training.weights, grid=grid)
 
 
 def open_frozen_of(training: Training, *, cache: Path) -> FrozenBackbone:
-    """Return the backbone that is asked for, to be left as it is.
-
-    Raises:
-        ConfigError: as `open_frozen` does.
-    """
+    """Return the backbone that is asked for, to be left as it is."""
     return open_frozen(
         training.backbone,
         image_size=training.image_size,
@@ -60,17 +55,10 @@ def build_head_of(
         ConfigError: if the backbone has no classifier to take over.
     """
     if training.head == "vgg":
-        cells = math.isqrt(backbone.features // backbone.channels)
-        return vgg_head(
-            training.backbone, classes=classes, cells=cells, weights=training.weights, dropout=training.dropout
-        )
-    head = build_head(
-        backbone.features,
-        backbone.channels,
-        classes=classes,
-        units=training.units or UNITS,
-        dropout=training.dropout or DROPOUT,
-    )
+        cells, weights = math.isqrt(backbone.features // backbone.channels), training.weights
+        return vgg_head(training.backbone, classes=classes, cells=cells, weights=weights, dropout=training.dropout)
+    units, dropout = training.units or UNITS, training.dropout or DROPOUT
+    head = build_head(backbone.features, backbone.channels, classes=classes, units=units, dropout=dropout)
     return head, backbone.provenance
 
 

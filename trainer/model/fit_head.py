@@ -95,14 +95,10 @@ def predict(head: nn.Sequential, features: Features, *, device: torch.device) ->
 
 
 def choose_surest(probabilities: npt.NDArray[np.floating], labels_by_class: Indices) -> tuple[Indices, Indices]:
-    """Return which images get a pseudo-label, (K,), and which, (K,): of each class those that most surely show it.
+    """Return which of U images get a pseudo-label, (K,), and which, (K,): of each class those that most surely show it.
 
-    A class gets at most `PER_LABEL` times as many as it has labels, or as many times fewer as keep all within `MOST`,
-    and none that another class is likelier for.
-
-    Args:
-        probabilities: (U, C).
-        labels_by_class: (C,).
+    A class gets at most `PER_LABEL` times as many as it has labels, (C,), or as many times fewer as keep all within
+    `MOST`, and none that another class is likelier for by the probabilities, (U, C).
     """
     predicted, sureness = probabilities.argmax(axis=1), probabilities.max(axis=1)
     in_turn = np.lexsort((-sureness, predicted))  # class by class, the surest first

@@ -87,11 +87,7 @@ class FrozenBackbone(BackboneInfo):
         return Backbone(self.name, self.fingerprint, FEATURES, self.precision, self.last_stage)
 
     def compute(self, images: Images, *, title: str = "features") -> Features:
-        """Compute the features of uint8 (N, H, W, 3): float32 (N, F).
-
-        Raises:
-            TrainingError: if one is no number, or larger than float16 holds.
-        """
+        """Compute the features of uint8 (N, H, W, 3): float32 (N, F), which float16 holds, or a TrainingError."""
         rows: list[Features] = [np.empty((0, self.features), np.float32)]
         with Bar(total=len(images), desc=title, unit="image") as bar:
             for start in range(0, len(images), _IMAGES_A_RUN):
@@ -137,14 +133,9 @@ _DESCRIPTION: Final = TypeAdapter(FrozenBackbone)
 def open_frozen(
     name: str, *, image_size: int | None, weights: str | Path, grid: int | None, cache: Path
 ) -> FrozenBackbone:
-    """Return a backbone from the cache, where it is written now if it is not there.
+    """Return a backbone from the cache, a folder, where it is written now if it is not there.
 
-    Args:
-        name: as in `--backbone`.
-        image_size: pixels a side; None for what suits the backbone.
-        weights: as in `--weights`.
-        grid: cells a side that its last map is pooled to; None for means of channels.
-        cache: a folder.
+    The other arguments are those of `open_backbone`.
 
     Raises:
         ConfigError: if there is no such backbone, its weights cannot be had, or the cache cannot be written.
@@ -163,11 +154,7 @@ def open_frozen(
 
 
 def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
-    """Write a backbone into a folder.
-
-    Raises:
-        TrainingError: if the exporter fails.
-    """
+    """Write a backbone into a folder."""
     if opened.graph is not None:
         graph = opened.graph
     else:

@@ -55,16 +55,9 @@ class Standardise(nn.Module):
 def build_head(
     features: int, channels: int, *, classes: int, units: int = UNITS, dropout: float = DROPOUT
 ) -> nn.Sequential:
-    """Make a fresh head: features float32 (N, F) to logits (N, C), its Dropout baal's.
+    """Make a fresh head: features float32 (N, F), of so many channels, to logits (N, C), its Dropout baal's.
 
     Layers are drawn from torch's global seed, and do not depend on how many classes there are.
-
-    Args:
-        features: F, D channels times the cells that each has.
-        channels: D.
-        classes: C.
-        units: of each hidden layer.
-        dropout: probability of dropping a unit.
     """
     head = nn.Sequential(
         Standardise(features, channels),
@@ -101,11 +94,7 @@ def measure(head: nn.Sequential, features: Tensor) -> None:
 
 
 def to_onnx(head: nn.Sequential) -> ModelProto:
-    """Write a head as a literal graph, `features` (N, F) to `logits` (N, C), with Dropout in training mode.
-
-    Raises:
-        TrainingError: if it has layers of another kind than heads are made of.
-    """
+    """Write a head as a literal graph, `features` (N, F) to `logits` (N, C), with Dropout in training mode."""
     nodes, weights, name = [], list[TensorProto](), FEATURES
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
 
@@ -128,9 +117,8 @@ def to_onnx(head: nn.Sequential) -> ModelProto:
                 nodes.append(helper.make_node("Relu", [name], [output]))
             case ActiveDropout():
                 ratio = put(f"{place}.ratio", torch.tensor(layer.p))
-                nodes.append(
-                    helper.make_node("Dropout", [name, ratio, put(f"{place}.training", torch.tensor(True))], [output])
-                )
+                training = put(f"{place}.training", torch.tensor(True))
+                nodes.append(helper.make_node("Dropout", [name, ratio, training], [output]))
             case _:
                 raise TrainingError(
                     f"expected a head of Standardise, Linear, ReLU and Dropout, got {type(layer).__name__}"

@@ -34,11 +34,7 @@ class Network(nn.Module):
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the device to train on; `auto` is a GPU where there is one.
-
-    Raises:
-        ConfigError: if `cuda` is asked for and torch finds none.
-    """
+    """Return the device to train on; `auto` is a GPU where there is one, and `cuda` without one a ConfigError."""
     found = torch.cuda.is_available()
     if device == "cuda" and not found:
         raise ConfigError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")

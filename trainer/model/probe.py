@@ -1,5 +1,7 @@
 """The probe's numbers: what torch with baal computes on a few images, for engines to be held against."""
 
+from itertools import count
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,22 +28,14 @@ def compute_probe(
     passes: int,
     multiple: bool = False,
 ) -> Probe:
-    """Compute both references on the CPU: free-running passes and passes under masks.
+    """Compute both references on the CPU, where the head is left: free-running passes and T under the version's masks.
 
-    Args:
-        head: left there, and in evaluation mode.
-        images: (N, H, W, 3).
-        features: of the images by the backbone in float32, (N, F).
-        version: its name, which decides the masks.
-        sites: the head's Dropouts.
-        passes: T.
-        multiple: whether several labels may hold of an image.
+    Images are (N, H, W, 3), features those of the backbone in float32, (N, F).
     """
     head.cpu().eval()
     rows = torch.from_numpy(features)
-    free = sample_passes(
-        head, rows, passes=_REFERENCE_PASSES, device=torch.device("cpu"), multiple=multiple
-    )  # (N, R, C)
+    cpu = torch.device("cpu")
+    free = sample_passes(head, rows, passes=_REFERENCE_PASSES, device=cpu, multiple=multiple)  # (N, R, C)
     return Probe(
         images=images,
         features=features,
@@ -56,18 +50,12 @@ def masked_passes(
     head: nn.Sequential, features: Tensor, masks: Masks, *, multiple: bool = False
 ) -> npt.NDArray[np.float32]:
     """Run a head once per mask, each Dropout replaced by its product with the mask: features (N, F) to (N, T, C)."""
-    passes = len(masks[mask_name(0)])
+    logits = []
     with torch.no_grad(), few_threads(head):
-        logits = [_masked_pass(head, features, masks, index) for index in range(passes)]
+        for index in range(len(masks[mask_name(0)])):
+            rows, sites = features, count()
+            for layer in head:
+                drops = isinstance(layer, ActiveDropout)
+                rows = rows * torch.from_numpy(masks[mask_name(next(sites))][index]) if drops else layer(rows)
+            logits.append(rows)
     return probabilities_of(torch.stack(logits, dim=2), multiple=multiple).numpy().transpose(0, 2, 1)  # (N, T, C)
-
-
-def _masked_pass(head: nn.Sequential, features: Tensor, masks: Masks, index: int) -> Tensor:
-    rows, site = features, 0
-    for module in head:
-        if isinstance(module, ActiveDropout):
-            rows = rows * torch.from_numpy(masks[mask_name(site)][index])
-            site += 1
-        else:
-            rows = module(rows)
-    return rows

@@ -51,14 +51,9 @@ _GENTLY: Final = 0.1
 def choose_recipe(
     training: Training, part: Part, images: int, *, pretrained: bool = False, least_epochs: int | None = None
 ) -> Recipe:
-    """Return the recipe for training `part` on a number of images, with what the settings insist on.
+    """Return the recipe for training `part` on so many images, with what the settings insist on.
 
-    Args:
-        training: the settings.
-        part: what is trained.
-        images: how many.
-        pretrained: whether the convolutions were loaded.
-        least_epochs: of a large set, where they are not those of the part.
+    `pretrained` says whether the convolutions were loaded; `least_epochs`, of a large set, replace those of the part.
     """
     plan = _PLANS[part]
     rate = plan.learning_rate * (_GENTLY if part == "all" and pretrained else 1)

@@ -101,11 +101,7 @@ def _layer(tensor_name: str) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state dict that a file holds.
-
-    Raises:
-        ConfigError: if it holds none, or anything else.
-    """
+    """Return the state dict that a file holds."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:

@@ -30,6 +30,7 @@ _LEAST = 1e-12
 """Probability that stands for 0, as in the version's own figures."""
 
 Probabilities = npt.NDArray[np.float32]
+"""(N, C)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,10 @@ class Bin:
 
 
 def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> float:
-    """Return the temperature in [0.05, 20] under which targets are likeliest, or 1 where none is.
+    """Return the temperature in [0.05, 20] of probabilities (N, C) that makes targets likeliest, or 1 where none does.
 
     There is none for fewer than 30 images, where all predictions are right (the sharper the better, without end), and
     where none is worth anything (the flatter the better).
-
-    Args:
-        probabilities: mean over the passes, float32 (N, C).
-        targets: what holds of each image.
-        multiple: whether several labels may hold.
     """
     true = as_decisions(targets, probabilities.shape[1])  # (N, C)
     if len(true) < LEAST_IMAGES or (decide(probabilities, multiple=multiple) == true).all():
@@ -73,14 +69,10 @@ def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple:
 
 
 def deal(targets: Targets, groups: Integers) -> Indices:
-    """Return a fold in [0, 5) for each image, (N,): alike in size and in classes, with groups kept whole.
+    """Return a fold in [0, 5) for each image, (N,): alike in size and in classes, images of equal groups, (N,), in one.
 
     The images of a class are dealt out in turn, in an order drawn by a fixed seed. Of several labels, `strata` says
     which is an image's class.
-
-    Args:
-        targets: what holds of each image.
-        groups: shape (N,), equal for images that must not be separated.
     """
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     shuffled = np.random.default_rng(0).permutation(len(first))
@@ -105,10 +97,6 @@ def error_by_chance(probabilities: Probabilities, *, multiple: bool) -> float:
 
     What holds is drawn as the probabilities say, so that whatever error there is comes of there being few predictions.
     With 15 bins that is 0.2 for 30 images of middling confidence: more than most versions are off by.
-
-    Args:
-        probabilities: float32 (N, C).
-        multiple: whether several labels may hold.
     """
     confidence = (probabilities.ravel() if multiple else probabilities.max(axis=1, initial=0)).astype(np.float64)
     if not len(confidence):
@@ -125,14 +113,8 @@ def error_by_chance(probabilities: Probabilities, *, multiple: bool) -> float:
 def reliability(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> tuple[Bin, ...]:
     """Return those of 15 bins that hold a prediction, by rising confidence; their intervals divide [0, 1] evenly.
 
-    Of one label an image, its confidence is that of the likeliest; of several, each label of each image is a
-    prediction that it holds. The mean gap of confidence and accuracy, weighted by count, is the expected calibration
-    error.
-
-    Args:
-        probabilities: float32 (N, C).
-        targets: what holds of each image.
-        multiple: whether several labels may hold.
+    Of one label an image, its confidence is that of the likeliest; of several, each label of each image is a prediction
+    that it holds. The mean gap of confidence and accuracy, weighted by count, is the expected calibration error.
     """
     true = as_decisions(targets, probabilities.shape[1])  # (N, C)
     predicted = np.ones_like(true) if multiple else decide(probabilities, multiple=False)

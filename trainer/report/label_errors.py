@@ -66,16 +66,10 @@ class Judgement:
 
 
 def predict_unseen(features: Floats, targets: Targets, groups: Integers, *, classes: int) -> Floats:
-    """Return the probabilities (N, C) that linear models give to images which they have not seen.
+    """Return the probabilities (N, C) that linear models on features (N, D) give to images which they have not seen.
 
     Classes of fewer than 5 different images are left out of the fits and have a probability of 0, as has everything of
-    the images of such a class.
-
-    Args:
-        features: float32 (N, D).
-        targets: what holds of each image.
-        groups: shape (N,), equal for images that one model must not both see and judge.
-        classes: C.
+    the images of such a class. No model both sees and judges images of equal groups, (N,).
     """
     enough = _enough(targets, groups, classes)
     rows, known = _judged(targets, enough), np.flatnonzero(enough)

@@ -49,12 +49,8 @@ def by_class(
 ) -> tuple[ClassMetrics, ...]:
     """Return the metrics of each class, in the order of the labels.
 
-    Args:
-        labels: C names.
-        labelled: all labelled images, (N, C).
-        trained_on: those that were trained on, (M, C).
-        true: what holds of the validation part, (V, C).
-        predicted: what is predicted of it, (V, C).
+    All labelled images are (N, C), those that were trained on (M, C), and what holds of the validation part, and what
+    is predicted of it, (V, C).
     """
     counts = (each.sum(axis=0).tolist() for each in (labelled, trained_on, true, predicted, true & predicted))
     found = []

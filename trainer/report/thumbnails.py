@@ -18,11 +18,7 @@ _SIDEWAYS: Final = range(5, 9)
 
 
 def thumbnail(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
-    """Return an image file's first frame, upright and at most 160 pixels long, as JPEG.
-
-    Raises:
-        DecodeError: if the bytes are no image, or one that is too large.
-    """
+    """Return an image file's first frame, upright and at most 160 pixels long, as JPEG; a DecodeError if it is none."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS

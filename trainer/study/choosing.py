@@ -28,15 +28,10 @@ class Choice:
 
 
 def choose(strategy: str, model: Model, left: Indices, labelled: Indices, *, project: int, query: int) -> Choice:
-    """Return which `query` of the images that are left a strategy has labelled next.
+    """Return which `query` of the images that are left, (n,), rising, a strategy has labelled next.
 
-    Args:
-        strategy: one of `STUDIED`.
-        model: trained on the labelled images; its name decides what falls to chance.
-        left: (n,), rising: the images without a label.
-        labelled: the others.
-        project: decides which images are of the random holdout.
-        query: at most n.
+    The model was trained on the labelled ones, and its name decides what falls to chance; `project` decides which
+    images are of the random holdout.
     """
     candidates = None
     features: Floats = np.empty((0, 0), np.float32)
@@ -88,12 +83,9 @@ def _arrange(
 
 
 def cover_greedily(vectors: Floats, covered: Floats, *, count: int) -> Indices:
-    """Return the indices of `count` vectors (n, E), each the farthest from those covered and those chosen before it.
+    """Return which `count` of n vectors, (n, E), are each the farthest from those covered, (m, E), or chosen before.
 
-    Args:
-        vectors: of length 1.
-        covered: (m, E), of length 1.
-        count: at most n.
+    All have length 1.
     """
     nearest = np.full(len(vectors), -1.0, np.float32)  # the greatest cosine
     for start in range(0, len(covered), _AT_ONCE):
@@ -107,15 +99,10 @@ def cover_greedily(vectors: Floats, covered: Floats, *, count: int) -> Indices:
 
 
 def balance(targets: Indices, labels_by_class: Sequence[int], *, name: str, count: int) -> Indices:
-    """Return the indices of `count` images of known classes (n,), each of the class that has the fewest labels by then.
+    """Return which `count` of images of known classes (n,) are each of the class that has the fewest labels by then.
 
-    Of equal classes the first one is taken, of a class the images by chance.
-
-    Args:
-        targets: of the images.
-        labels_by_class: (C,), how many labels there are already.
-        name: the model's; decides what falls to chance.
-        count: at most n.
+    Of equal classes the first one is taken, of a class the images by chance, which the model's name decides. Classes
+    begin with `labels_by_class`, (C,).
     """
     by_chance = np.argsort(keyed_uniforms(f"{ORACLE}/{name}", np.arange(len(targets))), kind="stable")
     left = [by_chance[targets[by_chance] == label].tolist() for label in range(len(labels_by_class))]

@@ -57,11 +57,7 @@ class Pool:
         return tuple(count_images(self.targets[images], len(self.classes)).tolist())
 
     def read(self, image: int) -> bytes:
-        """Return the bytes of an image, by its index; any number of threads may do so at once.
-
-        Raises:
-            FetchError: if they cannot be had.
-        """
+        """Return the bytes of an image, by its index, or raise FetchError; any number of threads may do so at once."""
         return _read(self.root, self.references[image])
 
     def state(self) -> list[Any]:
@@ -111,19 +107,12 @@ def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) 
 
 
 def long_tail(targets: Indices, eligible: Flags, ratio: float) -> Flags:
-    """Thin classes out so that few are common and many are rare, after Cui et al. 2019 (arXiv 1901.05555).
+    """Return which of the eligible images stay, (N,), for few classes to be common and many to be rare.
 
-    Of the C classes with eligible images, in falling order of how many they have, the k-th from 0 keeps
-    n * ratio ** (-k / (C - 1)), where n is what the first has: rounded, at least 1 and at most all that it has. Which
-    images stay is always the same; what a larger ratio keeps is among what a smaller one keeps.
-
-    Args:
-        targets: the class of each image, (N,).
-        eligible: which images are to be thinned out, (N,).
-        ratio: of the largest class over the smallest, from 1.
-
-    Returns:
-        Which of the eligible images stay, (N,).
+    As in Cui et al. 2019 (arXiv 1901.05555): of the C classes with eligible images, in falling order of how many they
+    have, the k-th from 0 keeps n * ratio ** (-k / (C - 1)), where n is what the first has: rounded, at least 1 and at
+    most all that it has. Which images stay is always the same; what a larger ratio keeps is among what a smaller one
+    keeps.
     """
     classes, counts = np.unique(targets[eligible], return_counts=True)
     stays = np.zeros(len(targets), bool)

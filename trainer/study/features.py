@@ -2,7 +2,7 @@
 
 Files are named after all that they depend on: the images, how they become pixels, and the weights and layers that turn
 pixels into features. What changes one of these asks for another file. Of features that are interrupted, the store keeps
-those that are there.
+those that are there. A cache that cannot be written is a ConfigError.
 """
 
 import hashlib
@@ -62,9 +62,6 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
     """Return a pool's images, `image_size` pixels a side, from the cache as far as they are in it.
 
     An image that once could not be read stays so until its file changes, or larger images are allowed.
-
-    Raises:
-        ConfigError: if the cache cannot be written.
     """
     spec, count = InputSpec(image_size, image_size), len(pool.references)
     key = _digest([RECIPE, image_size, max_megapixels, pool.state()])
@@ -104,9 +101,6 @@ def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: Fe
     """Return where there is, as .npy, what a backbone computes on each image, float32 (N, F).
 
     It is computed as far as neither the file nor the store has it.
-
-    Raises:
-        ConfigError: if the cache cannot be written.
     """
     images = decoded.images
 
@@ -134,11 +128,7 @@ def _digest(parts: list[Any]) -> str:
 
 
 def _write_once(path: Path, batches: Iterable[Array], *, count: int, title: str) -> None:
-    """Have N rows in a file, as numpy's own, unless it is there; who comes to one that is being written waits for it.
-
-    Raises:
-        ConfigError: if the file cannot be written.
-    """
+    """Have N rows in a file, as numpy's own, unless it is there; who comes while it is written waits for it."""
     if path.exists():
         return
     remedy = "make room and run it again, or set LABELNEXT_CACHE to another folder"

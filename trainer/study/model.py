@@ -86,12 +86,9 @@ class Trainer:
         return self._network or self.head
 
     def train(self, labelled: Indices, name: str, *, unlabelled: Indices | None = None) -> "Model":
-        """Return a model trained on some of the images; its name decides its masks.
+        """Return a model trained on some of the images; its name decides its masks. There is none if training diverges.
 
         A head on features that stay gets pseudo-labels of the unlabelled ones.
-
-        Raises:
-            TrainingError: if training diverges; no model comes of it.
         """
         dataset, training, device = self.dataset, self.training, self.device
         self._trained.load_state_dict(self._start)

@@ -81,11 +81,7 @@ def begins_chosen(strategy: str) -> bool:
 
 
 def check(strategies: Sequence[str]) -> None:
-    """Make sure that there are such strategies, each once.
-
-    Raises:
-        ConfigError: if not.
-    """
+    """Make sure that there are such strategies, each once, or raise a ConfigError."""
     unknown = [name for name in strategies if name not in STUDIED and name.removesuffix(START) not in STUDIED[1:]]
     if unknown or not strategies or len(set(strategies)) < len(strategies):
         raise ConfigError(
@@ -98,9 +94,6 @@ def split_backbones(training: Training) -> dict[str, Training]:
     """Return how each of the backbones is trained on that are named, parted by commas: by name.
 
     `NAME@PIXELS` gives one images of a size of its own. `--weights` is one for all, or one for each in the same order.
-
-    Raises:
-        ConfigError: if one is named twice, or the weights do not go with them.
     """
     backbones, weights = _split_paths(training.backbone), _split_paths(training.weights)
     if len(weights) == 1 < len(backbones) and weights[0] not in ("imagenet", "none"):

@@ -50,11 +50,7 @@ CURVES: Final = ("macro_f1", "minority_f1", "accuracy")
 
 
 def read(path: Path) -> Reference:
-    """Read a reference.
-
-    Raises:
-        ConfigError: if the file is none.
-    """
+    """Read a reference; a file that is none is a ConfigError."""
     try:
         return TypeAdapter(Reference).validate_json(path.read_bytes())
     except OSError as err:

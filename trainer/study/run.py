@@ -84,11 +84,7 @@ def choose_initial(pool: Indices, trainer: Trainer, *, classes: int, count: int,
 
 
 def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
-    """Do the rounds that are missing, and write each down when it has ended.
-
-    Raises:
-        TrainingError: if a training diverges.
-    """
+    """Do the rounds that are missing, and write each down when it has ended, until a training diverges."""
     lines = recover(run.path)
     if len(lines) > protocol.rounds:
         return

@@ -43,11 +43,7 @@ def open_backbone(
 
 
 def default_image_size(name: str) -> int:
-    """Return the pixels a side that a backbone's weights were made for, without opening it.
-
-    Raises:
-        ConfigError: if no backbone has that name.
-    """
+    """Return the pixels a side that a backbone's weights were made for, without opening it."""
     kind, known = _find(name)
     size: int = kind.default_image_size(known)
     return size

@@ -122,11 +122,7 @@ def build(size: int) -> tuple[nn.Sequential, int]:
 
 
 def _packaged_weights() -> Path:
-    """Return where the package has its weights; its own code is not run.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
+    """Return where the package has its weights; its own code is not run."""
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise ConfigError(

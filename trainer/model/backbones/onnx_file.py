@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, external_data_helper, inliner, version_converter
+from onnx import ModelProto, external_data_helper, inliner, version_converter
 from pydantic import TypeAdapter, ValidationError
 
 from contract.errors import ConfigError, UnsafeGraph
@@ -67,11 +67,7 @@ def _open_graph(path: Path, description: Description, *, grid: int) -> tuple[Mod
 
 
 def read_description(path: Path) -> Description:
-    """Read what stands beside a graph.
-
-    Raises:
-        ConfigError: if the graph or that file is not there, or says anything else than it should.
-    """
+    """Read what stands beside a graph."""
     if not path.is_file():
         raise ConfigError(f"--backbone {path}: there is no such file")
     beside = path.with_name(f"{path.name}.json")
@@ -106,8 +102,13 @@ def _load(path: Path) -> ModelProto:
         inspect_graph(model, weights_bytes=files)
     except UnsafeGraph as err:
         raise ConfigError(str(err).removesuffix(f"; {REMEDY}")) from err
-    external = [tensor for tensor in model.graph.initializer if external_data_helper.uses_external_data(tensor)]
-    if sum(_external_bytes(tensor, files) for tensor in external) > sum(files.values()):
+    external = [
+        {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in model.graph.initializer
+        if external_data_helper.uses_external_data(tensor)
+    ]
+    lengths = (int(each.get("length", files[each["location"]] - int(each.get("offset", "0")))) for each in external)
+    if sum(lengths) > sum(files.values()):
         raise ConfigError("its tensors together are larger than the files that hold them: they overlap")
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
@@ -122,11 +123,6 @@ def _weight_files(model: ModelProto, folder: Path) -> dict[str, int]:
     names = {entry.value for entry in entries if entry.key == "location"}
     paths = [folder / name for name in names if name == Path(name).name]
     return {path.name: path.stat().st_size for path in paths if path.is_file() and not path.is_symlink()}
-
-
-def _external_bytes(tensor: TensorProto, files: dict[str, int]) -> int:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    return int(entries.get("length", files[entries["location"]] - int(entries.get("offset", "0"))))
 
 
 def _convert(model: ModelProto) -> ModelProto:

@@ -52,11 +52,7 @@ class Description:
 
 
 def check_fixed(model: ModelProto) -> None:
-    """Refuse a graph that is no fixed function of an image.
-
-    Raises:
-        ConfigError: if it draws random numbers, or normalises by what is in a batch.
-    """
+    """Refuse a graph that is no fixed function of an image: it draws numbers, or normalises by what is in a batch."""
     for node in model.graph.node:
         training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
         if node.op_type in RANDOM_OPS or (node.op_type == "BatchNormalization" and training):
@@ -67,11 +63,7 @@ def check_fixed(model: ModelProto) -> None:
 
 
 def choose_output(model: ModelProto, wanted: str | None) -> str:
-    """Return the output of a graph that gives the features.
-
-    Raises:
-        ConfigError: if there is none of that name, or several and none is named.
-    """
+    """Return the output of a graph that gives the features: that of the name, or the only one."""
     names: list[str] = [info.name for info in model.graph.output]
     if wanted is None and len(names) == 1:
         return names[0]
@@ -93,9 +85,6 @@ def wrap(
         description: says what stands in front and behind.
         grid: cells a side that a map is pooled to.
         shape: that the output has for one image, from which follows what stands behind it; None to have nothing there.
-
-    Raises:
-        ConfigError: if the graph takes anything else than images, or gives none of a vector, a map and a token.
     """
     source = _input(model, description)
     inner = compose.add_prefix(model, _INNER).graph
@@ -157,11 +146,7 @@ def _prepare(around: GraphBuilder, target: str, description: Description, *, kin
 
 
 def _without_dropout(nodes: Iterable[NodeProto]) -> list[NodeProto]:
-    """Return the nodes, each Dropout as what it is in evaluation mode: nothing.
-
-    Raises:
-        ConfigError: if the mask of one is used.
-    """
+    """Return the nodes, each Dropout as what it is in evaluation mode: nothing. None may read its mask."""
     after = list(nodes)
     read = {name for node in after for name in node.input}
     for place, node in enumerate(after):

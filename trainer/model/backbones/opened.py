@@ -1,4 +1,7 @@
-"""What any backbone is once it is open: a fixed function from pixels to features, and where its weights came from."""
+"""What any backbone is once it is open: a fixed function from pixels to features, and where its weights came from.
+
+What cannot be opened is a ConfigError, here and in the modules of the kinds of networks.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -17,10 +20,7 @@ SMALLEST_IMAGE: Final = 32
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone, whatever computes it: images uint8 (N, H, W, 3) RGB to features float32 (N, F).
-
-    Normalisation and pooling are inside.
-    """
+    """What is known of a backbone: images uint8 (N, H, W, 3) RGB to features float32 (N, F), normalisation inside."""
 
     name: str
     """Without folders: the network's name, or the file's."""
@@ -51,11 +51,7 @@ class Opened(BackboneInfo):
 
 
 def measure(module: nn.Module, *, name: str, image_size: int) -> int:
-    """Return F of a module from images uint8 (N, H, W, 3) to features (N, F).
-
-    Raises:
-        ConfigError: if the module takes no images of that size, or returns no vector.
-    """
+    """Return F of a module from images uint8 (N, H, W, 3) to features (N, F)."""
     images = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
     try:
         with torch.no_grad():
@@ -68,11 +64,7 @@ def measure(module: nn.Module, *, name: str, image_size: int) -> int:
 
 
 def check_size(name: str, image_size: int) -> None:
-    """Refuse images in which a network that halves its map five times finds less than a cell.
-
-    Raises:
-        ConfigError: if they are smaller than `SMALLEST_IMAGE`.
-    """
+    """Refuse images, smaller than `SMALLEST_IMAGE`, in which a network that halves its map five times finds no cell."""
     if image_size < SMALLEST_IMAGE:
         raise too_small(name, image_size, f"at least {SMALLEST_IMAGE} are needed")
 

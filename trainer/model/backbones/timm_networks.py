@@ -81,11 +81,7 @@ class _LastMap(nn.Module):
 
 
 def _settings(name: str) -> Mapping[str, Any]:
-    """Return what timm says of a name's weights: size of images, mean, deviation.
-
-    Raises:
-        ConfigError: if there is no timm, or no such name.
-    """
+    """Return what timm says of a name's weights: size of images, mean, deviation."""
     if not is_installed():
         raise ConfigError(f"--backbone {PREFIX}{name} needs timm, which is not installed: pip install timm")
     if not has(name):

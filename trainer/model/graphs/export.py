@@ -37,9 +37,6 @@ def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
     """Return the graph of a module: `images` uint8 (N, H, W, 3) to `features` float32 (N, F), weights included.
 
     Leaves the module on the CPU and in evaluation mode.
-
-    Raises:
-        TrainingError: if the exporter fails.
     """
     program = torch.onnx.export(
         backbone.cpu().eval(),
@@ -60,12 +57,6 @@ def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
 def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple: bool = False) -> Lowered:
     """Write model.onnx, head.onnx.data and portable.onnx beside a backbone's weights; return what servers make of them.
 
-    Args:
-        backbone: its graph, whose weights are in it or in backbone.onnx.data in the folder.
-        head: the layers behind it.
-        folder: takes the files.
-        multiple: whether several labels may hold of an image.
-
     Raises:
         TrainingError: if the graph does not hold every Dropout of the head, active and with its probability.
         InvalidVersion: if the graph cannot be lowered.
@@ -79,10 +70,7 @@ def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple:
 
 
 def make_portable(literal: ModelProto) -> ModelProto:
-    """Return a graph of the literal one's input and output, which draws what it drops anew in every run.
-
-    `literal` may be loaded without its weights; it is not changed.
-    """
+    """Return a graph that draws anew in every run what it drops; `literal`, perhaps without weights, is not changed."""
     portable = inliner.inline_local_functions(literal) if literal.functions else literal
     known = constants(portable)
     builder, sites = GraphBuilder(), 0

@@ -38,14 +38,10 @@ def quantise(
     mean: Sequence[float],
     deviation: Sequence[float],
 ) -> None:
-    """Write a backbone in 8-bit integers, weights included.
+    """Write a backbone in 8-bit integers to a file, weights included.
 
-    Args:
-        backbone: its graph in float32, weights included; not changed.
-        images: uint8 (N, H, W, 3), to calibrate on.
-        target: the file.
-        mean: that the backbone normalises pixels by, from 0 to 1.
-        deviation: likewise.
+    It is given in float32, weights included, with the mean and deviation that it normalises pixels by, from 0 to 1, and
+    images uint8 (N, H, W, 3) to calibrate on.
     """
     model = ModelProto()
     model.CopyFrom(backbone)
@@ -103,9 +99,8 @@ def _read_pixels_directly(model: ModelProto) -> None:
     rounding = next(node for node in model.graph.node if list(node.input[:1]) == ["centred"])
     for node in model.graph.node:
         node.input[:] = ["planes" if name == rounding.output[0] else name for name in node.input]
-    _set_nodes(
-        model, [node for node in model.graph.node if node.output[0] not in ("values", "centred", *rounding.output)]
-    )
+    gone = ("values", "centred", *rounding.output)
+    _set_nodes(model, [node for node in model.graph.node if node.output[0] not in gone])
 
 
 def _set_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:

@@ -1,4 +1,4 @@
-"""Graphs in onnxruntime on the CPU, as the trainer runs them."""
+"""Graphs in onnxruntime on the CPU, as the trainer runs them. Where it refuses one or fails, that is InvalidVersion."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +26,6 @@ def open_session(
     """Open a graph whose weights lie in a folder; by default it takes as many threads as there are processors.
 
     `spinning` has its threads wait for work without letting go of their processors, which pays where work is large.
-
-    Raises:
-        InvalidVersion: if onnxruntime refuses it.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
@@ -44,11 +41,7 @@ def open_session(
 def run(
     session: onnxruntime.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]
 ) -> list[npt.NDArray[np.float32]]:
-    """Run a graph.
-
-    Raises:
-        InvalidVersion: if onnxruntime fails.
-    """
+    """Run a graph."""
     try:
         return list(session.run(outputs, feeds))
     except Exception as err:  # onnxruntime's errors share no base class of their own
@@ -56,11 +49,7 @@ def run(
 
 
 def open_head(head: ModelProto, folder: Path, *, threads: int | None = None) -> RunPasses:
-    """Open a lowered head: what computes passes from features (N, F) and masks.
-
-    Raises:
-        InvalidVersion: if onnxruntime refuses it; what is returned raises it too, if it fails.
-    """
+    """Open a lowered head: what computes passes from features (N, F) and masks."""
     session = open_session(head, folder, threads=threads, spinning=False)
 
     def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:

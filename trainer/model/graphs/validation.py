@@ -56,10 +56,8 @@ def predict(
 ) -> npt.NDArray[np.float32]:
     """Return a version's mean probabilities over so many passes: uint8 (N, H, W, 3), in its size, to float32 (N, C).
 
-    Features of the images, (N, F), that are `known` by the fingerprint of a backbone, are not computed again.
-
-    Raises:
-        DigestError, InvalidVersion: as `validate_version` does; no numbers are compared again.
+    Features of the images, (N, F), that are `known` by the fingerprint of a backbone, are not computed again. Raises
+    what `validate_version` does, but compares no numbers.
     """
     manifest = version.manifest
     backbone, head = _open_version(version, int8=manifest.backbone.precision == "int8")
