@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,18 +66,20 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
     key = _digest([RECIPE, image_size, max_megapixels, pool.state()])
     path, told = cache / f"pixels-{key}.npy", cache / f"pixels-{key}.json"
 
+    def decode_into(image: int, row: Array) -> tuple[int, str] | None:
+        try:
+            row[:] = decode_image(pool.read(image), spec, max_megapixels=max_megapixels)
+        except ImageError as err:
+            return image, str(err)
+        return None
+
     def batches() -> Iterator[Array]:
-        faults = {}
+        faults = dict[int, str]()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
             for first in range(0, count, _IMAGES_A_BATCH):
                 images = range(first, min(count, first + _IMAGES_A_BATCH))
                 rows = np.zeros((len(images), spec.height, spec.width, 3), np.uint8)
-                decoded = executor.map(partial(_decode_one, pool, spec, max_megapixels), images)
-                for image, row, outcome in zip(images, rows, decoded, strict=True):
-                    if isinstance(outcome, ImageError):
-                        faults[image] = str(outcome)
-                    else:
-                        row[:] = outcome
+                faults.update(filter(None, executor.map(decode_into, images, rows)))
                 yield rows
         told.write_text(json.dumps(faults), encoding="utf-8")  # before the array has its name
 
@@ -88,13 +89,6 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
     readable[list(reasons)] = False
     unreadable = tuple((pool.references[image], reason) for image, reason in reasons.items())
     return Decoded(path, unreadable, readable, key)
-
-
-def _decode_one(pool: Pool, spec: InputSpec, max_megapixels: int, image: int) -> npt.NDArray[np.uint8] | ImageError:
-    try:
-        return decode_image(pool.read(image), spec, max_megapixels=max_megapixels)
-    except ImageError as err:
-        return err
 
 
 def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: FeatureStore, cache: Path) -> Path:

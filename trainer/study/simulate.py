@@ -55,8 +55,6 @@ _log = logging.getLogger(__name__)
 _SETTINGS: Final = "settings.json"
 _NOT_IDENTITY: Final = ("command", "date", "machine", "name", "reference", "seeds", "strategies", "versions", "workers")
 """Settings in which a study may differ from what lies in its folder and still go on there."""
-
-
 _NAMED: Final = 5
 """Unreadable images that are named."""
 _CALIBRATED: Final = 256
@@ -297,19 +295,11 @@ def _collect(runs: Sequence[Run], plan: _Plan, *, name: str) -> Study:
 
 
 def _log_plan(pool: Pool, protocol: Protocol, options: StudyOptions) -> None:
+    rounds = (options.rounds, _join(protocol.queries), options.initial)
     counts = pool.count(protocol.pool)
+    images = (len(protocol.pool), len(counts), max(counts), min(counts), len(protocol.test))
     _log.info(
         "%d strategies, %d seeds, %d rounds of %s labels after %d, of %d images of %d classes (%d to %d each); "
         "tested on %d; %s",
-        len(options.strategies),
-        options.seeds,
-        options.rounds,
-        _join(protocol.queries),
-        options.initial,
-        len(protocol.pool),
-        len(pool.classes),
-        max(counts),
-        min(counts),
-        len(protocol.test),
-        protocol.device,
+        *(len(options.strategies), options.seeds, *rounds, *images, protocol.device),
     )

@@ -76,7 +76,9 @@ def _split_stages(layers: nn.Sequential) -> list[nn.Module]:
 def _load(name: str, *, image_size: int, weights: str | Path) -> tuple[Any, Provenance]:
     """Return a network for images of a size, its classifier away, and where the weights of the rest came from."""
     network = _make(name, image_size)
-    classifier = _classifier(network, name)
+    # A ConvNeXt's classifier normalises the pooled vector first, which stays.
+    is_convnext = name.startswith("convnext_")
+    classifier = "classifier.2" if is_convnext else next(each for each in _CLASSIFIERS if hasattr(network, each))
     adapt = partial(_fit_places, name, image_size) if name.startswith("vit_") else None
     provenance = load_weights(network, weights, name, fresh=(classifier,), adapt=adapt)
     network.set_submodule(classifier, nn.Identity())
@@ -106,11 +108,6 @@ def _fit_places(name: str, image_size: int, state: Mapping[str, Tensor]) -> Mapp
 
 def _patch_size(name: str) -> int:
     return int(name.rpartition("_")[2])
-
-
-def _classifier(network: nn.Module, name: str) -> str:
-    """Return what is cut off; a ConvNeXt's classifier normalises the pooled vector first, which stays."""
-    return "classifier.2" if name.startswith("convnext_") else next(c for c in _CLASSIFIERS if hasattr(network, c))
 
 
 def _map_size(module: nn.Module, pool: nn.Module, *, name: str, image_size: int) -> tuple[int, int]:
