@@ -12,12 +12,7 @@ EVERY_S: Final = 5.0
 
 @contextmanager
 def showing_life(tell: Callable[[float], object], *, every_s: float = EVERY_S) -> Iterator[None]:
-    """Call `tell` every few seconds while the block lasts, from a thread of its own.
-
-    Args:
-        tell: takes the seconds since the block began.
-        every_s: seconds between two calls.
-    """
+    """Call `tell` with the seconds since the block began every few seconds while it lasts, from another thread."""
     over, started = threading.Event(), time.monotonic()
 
     def tick() -> None:

@@ -108,9 +108,7 @@ class FeatureStore:
     def get_many(self, backbone: str, digests: Sequence[bytes]) -> list[Features | None]:
         """Return what the backbone made of files with these sha256, float32 (F,) each, or None where it is not known.
 
-        Args:
-            backbone: names all that features depend on besides the file.
-            digests: of 32 bytes each.
+        `backbone` names all that features depend on besides the file.
         """
         rows = self._get([_features_key(backbone, digest) for digest in digests])
         return [None if row is None else _read_row(row) for row in rows]

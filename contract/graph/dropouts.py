@@ -1,4 +1,7 @@
-"""Which nodes of a graph are Dropouts that drop, and how much. Knows onnx and numpy; no engine."""
+"""Which nodes of a graph are Dropouts that drop, and how much. Knows onnx and numpy; no engine.
+
+What is known only at run time raises LoweringError.
+"""
 
 from collections.abc import Mapping
 
@@ -23,11 +26,7 @@ def dropout_nodes(model: ModelProto) -> list[NodeProto]:
 
 
 def is_active(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    """Say whether a node is a Dropout that drops. From opset 12 on, `training_mode` is its third input.
-
-    Raises:
-        LoweringError: if that is known at run time only.
-    """
+    """Say whether a node is a Dropout that drops. From opset 12 on, `training_mode` is its third input."""
     if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
         return False
     mode = _constant_input(node, 2, "training_mode", constants)
@@ -35,11 +34,7 @@ def is_active(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
 
 
 def drop_probability(node: NodeProto, constants: Mapping[str, TensorProto]) -> float:
-    """Return with which probability a Dropout node drops.
-
-    Raises:
-        LoweringError: if that is known at run time only.
-    """
+    """Return with which probability a Dropout node drops."""
     if not node.input[1]:
         return 0.5  # the operator's default
     return float(numpy_helper.to_array(_constant_input(node, 1, "ratio", constants)))

@@ -62,11 +62,7 @@ class HttpUrl:
         return cls(parts.url, origin, parts.path or "")
 
     def follow(self, location: str) -> "HttpUrl":
-        """Read the Location of a redirect from here.
-
-        Raises:
-            ValueError: as `parse` does.
-        """
+        """Read the Location of a redirect from here, as `parse` does."""
         try:
             url = urljoin(self.url, as_browsers_read(location))
         except ValueError as err:

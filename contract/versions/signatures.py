@@ -2,7 +2,8 @@
 
 Owns the keys, and what a signature says besides: its trusted comment names the version, so that it holds for no other.
 Files and keys are those of minisign (https://jedisct1.github.io/minisign/), whose program makes and verifies them as
-well. The library that reads them is needed only where a key is set. Knows no repository.
+well. The library that reads them is needed only where a key is set; ConfigError says so where it is not installed.
+Knows no repository.
 """
 
 import binascii
@@ -31,7 +32,7 @@ class VerifyKey:
         """Take the key as the one line of base64 that `minisign -G` shows.
 
         Raises:
-            ConfigError: if it is no public key, or the library is not installed.
+            ConfigError: if it is no public key.
         """
         minisign = _library()
         try:
@@ -41,11 +42,7 @@ class VerifyKey:
         self.line: Final = line
 
     def verify(self, manifest: bytes, signature: bytes, *, version: str) -> None:
-        """Check that a manifest was signed with this key as that of this version.
-
-        Raises:
-            SignatureError: saying what is wrong with the signature.
-        """
+        """Check that a manifest was signed with this key as that of this version; else SignatureError says why."""
         minisign = _library()
         try:
             parsed = minisign.Signature.from_bytes(signature)
@@ -71,7 +68,7 @@ class SigningKey:
         """Read the key from its file.
 
         Raises:
-            ConfigError: if there is no such key there, it has a password, or the library is not installed.
+            ConfigError: if there is no such key there, or it has a password.
         """
         minisign = _library()
         try:
@@ -129,11 +126,7 @@ class Keys:
         return cls(signer, key)
 
     def check_publishing(self) -> None:
-        """Fail before anything is trained, rather than publish what every reader refuses.
-
-        Raises:
-            ConfigError: if versions are verified and not signed.
-        """
+        """Raise ConfigError before anything is trained, rather than publish what every reader refuses."""
         if self.verifying and not self.signing:
             raise ConfigError(
                 "LABELNEXT_VERIFY_KEY is set, so that versions without a signature are refused, and "
@@ -165,7 +158,7 @@ def generate_keys(folder: Path) -> tuple[Path, Path]:
     The secret key is readable by its owner alone.
 
     Raises:
-        ConfigError: if there is a key already, the folder cannot be written, or the library is not installed.
+        ConfigError: if there is a key already, or the folder cannot be written.
     """
     pair = _library().KeyPair.generate()
     secret, public = folder / KEY_FILE, folder / PUBLIC_KEY_FILE

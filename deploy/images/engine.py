@@ -32,7 +32,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A program that takes docker's commands."""
+    """A program that takes docker's commands; methods raise EngineError where one fails."""
 
     program: str
 
@@ -42,11 +42,7 @@ class Engine:
         return self.program == str(_PODMAN)
 
     def run(self, *arguments: str) -> str:
-        """Return what a command prints.
-
-        Raises:
-            EngineError: if it fails.
-        """
+        """Return what a command prints."""
         return _run([self.program, *arguments])
 
     def inspect(self, tag: str) -> Mapping[str, Any] | None:
@@ -56,11 +52,7 @@ class Engine:
         return found[0] if found else None
 
     def prepare(self) -> str:
-        """Fetch the base image, or make a stand-in under its name where that fails, and return which it is.
-
-        Raises:
-            EngineError: if neither can be done.
-        """
+        """Fetch the base image, or make a stand-in under its name where that fails, and return which it is."""
         if (known := self.inspect(BASE)) is None:
             try:
                 self.run("pull", BASE)
@@ -73,10 +65,8 @@ class Engine:
     def build(self, tag: str, recipe: str, arguments: Mapping[str, str]) -> None:
         """Build an image from a Dockerfile of the checkout, with pip set up as on this machine.
 
-        Of pip's settings a Docker daemon is given those that rely on nothing but the network.
-
-        Raises:
-            EngineError: if it fails; what the build says goes to this process's output.
+        Of pip's settings a Docker daemon is given those that rely on nothing but the network. What the build says goes
+        to this process's output.
         """
         # Proxies are known to every build without being named in it, and are not kept in the image.
         proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
