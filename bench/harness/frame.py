@@ -67,7 +67,7 @@ def report(name: str, options: argparse.Namespace, subject: Subject | None, resu
         **result,
         "machine": describe(),
     }
-    line = json.dumps(_rounded(told))
+    line = json.dumps(json.loads(json.dumps(told), parse_float=_round))
     if options.save:
         save(f"{name}-{available_cpus()}-cores", line)
     print(line)
@@ -114,14 +114,9 @@ def _shown(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _rounded(value: object) -> object:
-    """Round every number to what it is worth."""
-    if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    if not isinstance(value, float):
-        return value
+def _round(text: str) -> float:
+    """Read a number as what it is worth."""
+    value = float(text)
     return round(value, _DIGITS) if abs(value) >= 1 else float(f"{value:.{_DIGITS}g}")
 
 

@@ -20,10 +20,7 @@ _QUALITY = (80, 95)
 def vary(photos: Sequence[tuple[Path, str]], count: int, *, folder: Path) -> list[tuple[Path, str]]:
     """Return so many files and their classes: each photo in turn, then each in another variation, and so on.
 
-    Args:
-        photos: files and their classes.
-        count: how many files to make.
-        folder: takes them; those that are there already stay.
+    Those that are in the folder already stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = []

@@ -128,17 +128,9 @@ def publish(
 ) -> str:
     """Publish a model, by default that of the seed, and return the version's name.
 
-    Args:
-        repository: takes the version.
-        model: what is published.
-        seed: of the model, where none is given.
-        probe_of: the model that the probe comes from, as after a faulty export: every server must refuse the version.
-        int8_of: one whose backbone is published as that in 8-bit integers, though it is none.
-        labels: of the manifest, as are control and temperature.
-        control: the name of the labelling config's <Choices>.
-        temperature: that probabilities are tempered with.
-        report: its files by name.
-        training: what it says that it was made from; nothing by default.
+    The probe is that of `probe_of`, as after a faulty export: every server must refuse the version. The backbone of
+    `int8_of` is published as that in 8-bit integers, though it is none. What else is given stands in the manifest but
+    for the report's files, by name.
     """
     model = model or TinyModel.draw(seed)
     with repository.stage(datetime.now(UTC)) as staged:
