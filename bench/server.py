@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -173,7 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with workplace(first.version, second.version) as folder, image_host(photos) as host:
         settings["LABELNEXT_ALLOWED_ORIGINS"] = host.url
         repository = Repository(folder / "models")
-        starts = [_start(repository.root, folder / "start.log", settings) for _ in range(options.rounds)]
+        starts = []
+        for _ in range(options.rounds):
+            with serving(repository.root, log=folder / "start.log", settings=settings) as server:
+                starts.append(server.ready_s)
+                say(f"ready after {server.ready_s:.2f} s")
         with serving(repository.root, log=folder / "server.log", settings=settings) as server:
             client = Client(server.url, first.version.manifest.labels)
             bench = Bench(server, client, [host.reference(photo) for photo in photos])
@@ -221,12 +224,6 @@ def summarise_rounds(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
             **{name: median(rate for _, rate in pairs) for name, pairs in of_rounds.items()},
         },
     }
-
-
-def _start(models: Path, log: Path, settings: Mapping[str, str]) -> float:
-    with serving(models, log=log, settings=settings) as server:
-        say(f"ready after {server.ready_s:.2f} s")
-        return server.ready_s
 
 
 if __name__ == "__main__":

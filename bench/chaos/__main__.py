@@ -21,10 +21,9 @@ import argparse
 import json
 import math
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +37,7 @@ from bench.chaos.traffic import KINDS, Sampler, bad_host
 from bench.harness.frame import print_table, say
 from bench.harness.hosts import image_host
 from bench.harness.load import percentile
-from bench.harness.serving import Fleet, fleet, has_haproxy
+from bench.harness.serving import Fleet, fleet, has_haproxy, wait_until
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 
@@ -47,6 +46,8 @@ _AHEAD = 3
 """How many faults the requests may be ahead of: requests wait then, so that faults are spread over all of them."""
 _WARM_SHARE, _WARM_SWAPS = 0.1, 5
 """Of the requests, and of swaps, after which a worker is taken to be warm."""
+_LONGEST_S = 600.0
+"""That the answers between two faults may take."""
 _LONGEST_HEALTH_S = 1.0
 _MOST_GROWTH_MB = 50.0
 _SWAPS_A_REQUEST = 50 / 10_000
@@ -92,18 +93,24 @@ class Run:
         """Plan what happens."""
         self._spared = self.servers.replicas[0]
         self._plan = self.faults.plan(self.requests)
-        self._progress = threading.Condition()
-        self._injected = 0
         self._warm: tuple[tuple[int, ...], float] | None = None
         """The spared server's worker, and what it had resident when it was warm, in MB."""
 
     def go(self) -> None:
         """Send all requests; return when they have come to something, and all that broke is mended."""
-        injecting = threading.Thread(target=self._inject, name="faults")
-        injecting.start()
+        share, sent = self.requests / len(self._plan), list[Future[None]]()
         with ThreadPoolExecutor(_CLIENTS) as clients:
-            list(clients.map(self._ask, range(self.requests)))
-        injecting.join()
+            for position, name in enumerate(self._plan):
+                may_be_sent = min(self.requests, math.ceil((position + _AHEAD) * share))
+                sent += [clients.submit(self._ask, number) for number in range(len(sent), may_be_sent)]
+                self._await_answers(position * share)
+                try:
+                    self.faults.inject(name)
+                except Exception as err:  # told in the end; the requests go on
+                    self.faults.unrecovered.append(f"{name}: {err}")
+                self._look(position)
+        for each in sent:
+            each.result()
         self.faults.finish()
 
     def swaps(self) -> int:
@@ -119,29 +126,11 @@ class Run:
         return self._spared.rss_mb() - self._warm[1]
 
     def _ask(self, number: int) -> None:
-        with self._progress:
-            self._progress.wait_for(lambda: number * len(self._plan) < (self._injected + _AHEAD) * self.requests)
         request = self.sampler.draw(number)
-        answer = send(self._spared.url if request.direct else self.servers.url, request)
-        with self._progress:
-            self.answers.append(answer)
-            self._progress.notify_all()
-
-    def _inject(self) -> None:
-        for position, name in enumerate(self._plan):
-            self._await_answers(position * self.requests / len(self._plan))
-            try:
-                self.faults.inject(name)
-            except Exception as err:  # told in the end; the requests go on
-                self.faults.unrecovered.append(f"{name}: {err}")
-            with self._progress:
-                self._injected += 1
-                self._progress.notify_all()
-            self._look(position)
+        self.answers.append(send(self._spared.url if request.direct else self.servers.url, request))
 
     def _await_answers(self, count: float) -> None:
-        with self._progress:
-            self._progress.wait_for(lambda: len(self.answers) >= count)
+        wait_until(lambda: len(self.answers) >= count, f"{count:.0f} answers", timeout_s=_LONGEST_S)
 
     def _look(self, position: int) -> None:
         if self._warm is None and position >= _WARM_SHARE * len(self._plan) and self.swaps() >= _WARM_SWAPS:

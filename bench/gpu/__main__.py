@@ -148,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, tell of each part when it is over, and print one line of JSON; return the exit status."""
     started = time.monotonic()
     options = read_options("gpu", __doc__, _OPTIONS, arguments)
-    asked = _choose(options.parts)
+    asked = list(_PARTS) if options.parts == "all" else options.parts.split(",")
+    if unknown := sorted(set(asked) - _PARTS.keys()):
+        sys.exit(f"--parts: expected some of {','.join(_PARTS)}; got {','.join(unknown)}")
     device, sizes = Device(options.device), QUICK if options.quick else FULL
     check_device(device)
     subject = trained(image_size=sizes.image_size, labels=sizes.labels, precision="fp32")
@@ -159,13 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = {"failed": failed, "seconds": time.monotonic() - started, "card": describe_card(), "parts": parts}
     report("gpu", options, subject, told)
     return 1 if failed else 0
-
-
-def _choose(parts: str) -> list[str]:
-    asked = list(_PARTS) if parts == "all" else parts.split(",")
-    if unknown := sorted(set(asked) - _PARTS.keys()):
-        sys.exit(f"--parts: expected some of {','.join(_PARTS)}; got {','.join(unknown)}")
-    return asked
 
 
 def _measure(name: str, setting: Setting) -> Row:
