@@ -132,7 +132,9 @@ def test_baals_ranking_is_baals(trained):
 
 def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh, dataset):
     whole = replace(dataset, features=None)
-    model = make_trainer(whole, replace(TRAINING, part="all")).train(FEW, "m")
+    trainer = make_trainer(whole, replace(TRAINING, part="all"))
+    embeddings = trainer.embed(EVERY)
+    model = trainer.train(FEW, "m")
     network = train_by_hand(fresh, dataset, FEW, part="all")
     with torch.no_grad():
         expected = network.backbone(torch.from_numpy(dataset.images)).numpy()
@@ -142,3 +144,4 @@ def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh
     assert np.abs(found - before).max() > 0.1
     masks = model.draw_masks(12)
     np.testing.assert_allclose(model.passes(found), passes_of(network, dataset, masks), atol=1e-3)
+    np.testing.assert_array_equal(trainer.embed(EVERY), embeddings)  # of the backbone before any training

@@ -39,6 +39,7 @@ def test_a_map_is_pooled_as_torch_pools_it(tmp_path, grid):
     expected = torch.nn.functional.adaptive_avg_pool2d(MAP, grid).flatten(1).numpy()
     np.testing.assert_allclose(compute(backbone.graph), expected, rtol=1e-3, atol=1e-4)
     assert (backbone.features, backbone.channels) == (4 * grid**2, 4)
+    assert backbone.graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value == backbone.features
 
 
 def test_what_is_opened_describes_itself(tmp_path):
