@@ -38,12 +38,12 @@ _LEAST: Final = 1e-3
 def choose(directions: Singles, labelled: Singles, neighbours: Doubles, *, count: int) -> Ints:
     """Choose up to `count` of N images, each the farthest from those labelled or chosen before it: int64 (K,).
 
-    How far is the square of its distance over that to its neighbours. None is chosen at no distance.
+    How far is the square of its distance over its neighbours'. None is chosen at no distance.
 
     Args:
         directions: (N, E), of length 1 or zeros.
         labelled: (M, E), likewise: images that are labelled.
-        neighbours: (N,), from `neighbour_distances`.
+        neighbours: (N,), from `neighbour_distances`, or their squares, which favour what has others like it.
         count: how many.
     """
     distances = _distances(directions, labelled)

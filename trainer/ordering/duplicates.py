@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from trainer.ordering.strategies import UNLABELLED, Candidates, LabelledImages
+from trainer.ordering.strategies import Candidates, LabelledImages
 from trainer.subsampling import evenly_spaced
 
 Vectors = npt.NDArray[np.float32]
@@ -112,26 +112,17 @@ class Outlook:
         return alike
 
 
-def find_representatives(
-    embeddings: Vectors, order: Ints, outlook: Outlook, labelled: LabelledImages = UNLABELLED
-) -> Ints:
+def find_representatives(embeddings: Vectors, order: Ints, outlook: Outlook, *, told_apart: bool = False) -> Ints:
     """Return which image stands for each one, itself where it stands for itself: int64 (N,), indices.
 
     Args:
         embeddings: float32 (N, E).
         order: int64 (N,), a permutation: those that come earlier claim those that come later.
         outlook: of the images.
-        labelled: other images, whose labels show whether near ones have the same.
+        told_apart: whether people label images so alike differently, from `are_told_apart`.
     """
-    if not len(order):
-        return order.copy()
-    mean: Vectors = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
-    vectors = _centre(embeddings[order], mean)
-    distance = max(NEAR * resembling_distance(vectors), NEAREST)
-    known = _centre(labelled.embeddings.reshape(-1, len(mean)), mean)
-    if are_told_apart(known, labelled.labels, distance * shrink(len(order))):
-        distance *= IDENTICAL
-    leaders = _Leaders(vectors, outlook.take(order), distance)
+    vectors = _centre(embeddings[order], _mean(embeddings))
+    leaders = _Leaders(vectors, outlook.take(order), _near(vectors) * (IDENTICAL if told_apart else 1))
     claimed_by = np.arange(len(order))  # by place in the order
     for start in range(0, len(order), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(order)))
@@ -157,16 +148,17 @@ def shrink(leaders: int) -> float:
     return float(max(leaders / _MANY_LEADERS, 1) ** (-1 / _DIMENSIONS))
 
 
-def are_told_apart(vectors: Vectors, labels: Ints, distance: float) -> bool:
-    """Return whether surely less than three in four pairs of labelled images within a distance have the same labels.
+def are_told_apart(embeddings: Vectors, labelled: LabelledImages) -> bool:
+    """Return whether people label images differently that are as alike as near-duplicates of a pool, (N, E).
 
-    By the one-sided interval of 95 % of Clopper and Pearson (1934).
-
-    Args:
-        vectors: (M, E), of length 1.
-        labels: (M,), equal where images have the same labels.
-        distance: by 1 - cosine.
+    That is, whether of the pairs of labelled images so near surely less than three in four have the same labels, by the
+    one-sided interval of 95 % of Clopper and Pearson (1934).
     """
+    if not len(labelled.labels) or not len(embeddings):
+        return False
+    mean = _mean(embeddings)
+    distance = _near(_centre(embeddings, mean)) * shrink(len(embeddings))
+    vectors, labels = _centre(labelled.embeddings, mean), labelled.labels
     near = agreeing = 0
     for start in range(0, len(vectors), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(vectors)))
@@ -175,6 +167,17 @@ def are_told_apart(vectors: Vectors, labels: Ints, distance: float) -> bool:
         near += np.count_nonzero(later)
         agreeing += np.count_nonzero(labels[rows[one[later]]] == labels[other[later]])
     return agreeing < near and float(special.betaincinv(agreeing + 1, near - agreeing, 0.95)) < AGREEING
+
+
+def _near(vectors: Vectors) -> float:
+    """Return within which distance one of directions (N, E) may nearly duplicate another, if they are few."""
+    return max(NEAR * resembling_distance(vectors), NEAREST)
+
+
+def _mean(vectors: Vectors) -> Vectors:
+    """Return the mean of vectors (N, E): (E,), zeros where there are none."""
+    mean: Vectors = (vectors.sum(axis=0, dtype=np.float64) / max(len(vectors), 1)).astype(np.float32)
+    return mean
 
 
 def _centre(vectors: Vectors, mean: Vectors) -> Vectors:

@@ -16,7 +16,7 @@ from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
-from trainer.ordering.duplicates import Outlook, find_representatives
+from trainer.ordering.duplicates import Outlook, are_told_apart, find_representatives
 from trainer.ordering.reasons import HELD_OUT, UNTICKED, explain, near_duplicate
 from trainer.ordering.strategies import (
     UNLABELLED,
@@ -102,6 +102,7 @@ def arrange(
         name=name,
         labels_by_class=labels_by_class,
         labelled=labelled,
+        told_apart=are_told_apart(candidates.embeddings, labelled),
         batch_size=batch_size,
         passes=None if passes is None else lambda indices: passes(by_task[indices]),
     )
@@ -219,7 +220,7 @@ def _rank(
         leading = np.concatenate([soon, others[descending(base[others])]])  # what chance brings up soon, and the rest
         found = candidates.take(leading)
         order = np.arange(len(leading))
-        stands = find_representatives(found.embeddings, order, Outlook.of(found), aim.labelled)
+        stands = find_representatives(found.embeddings, order, Outlook.of(found), told_apart=aim.told_apart)
         representative[leading[len(soon) :]] = leading[stands[len(soon) :]]
     preference = strategies.prefer(candidates, base, aim, eligible=eligible & (representative == own))
     reasons = explain(candidates, preference, strategy=aim.strategy, labels_by_class=aim.labels_by_class, labels=labels)

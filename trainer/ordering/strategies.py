@@ -55,6 +55,8 @@ _FORMER: Final[Mapping[str, str]] = {
 
 _FEW_LABELS: Final = 5
 """A class, on average, below which a model is not asked which images it wants."""
+_TYPICAL: Final = 2
+"""Power of the distance to an image's neighbours where features tell classes apart badly: there, what is far is odd."""
 _CONSIDERED: Final = 50_000
 """Images, those with the highest utility, that are drawn from; of the others hardly one ever would be."""
 
@@ -133,6 +135,8 @@ class Aim:
     """(C,), how many labels there are already."""
     labelled: LabelledImages
     """Images that have some."""
+    told_apart: bool
+    """Whether people label images differently that are as alike as near-duplicates."""
     batch_size: int
     """The most that are chosen one after the other."""
     passes: Passes | None = None
@@ -280,7 +284,10 @@ def _cover(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> P
         considered = np.flatnonzero(eligible)
         considered = considered[evenly_spaced(len(considered), most=_CONSIDERED)]
         ways = badge.directions(pool[considered], pool)
-        chosen = covering.choose(ways, known, covering.neighbour_distances(ways), count=aim.batch_size)
+        neighbours = covering.neighbour_distances(ways)
+        chosen = covering.choose(
+            ways, known, neighbours**_TYPICAL if aim.told_apart else neighbours, count=aim.batch_size
+        )
     else:
         considered = _consider(utility, eligible)
         ways = badge.directions(pool[considered], pool)

@@ -3,6 +3,7 @@ import pytest
 from baal.active.heuristics import BALD, Margin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics.pairwise import cosine_distances
 
 from contract.errors import ConfigError
 from tests.trainer.candidates import make_candidates, make_passes
@@ -15,16 +16,14 @@ def candidates(images=200, *, classes=5, seed=0, **options):
     return make_candidates(passes, rng, task_ids=np.arange(images), **options)
 
 
-def preferred(
-    pool, strategy, *, labels_by_class=None, labelled=(), batch_size=20, eligible=None, name="v1", passes=None
-):
+def preferred(pool, strategy, *, labels_by_class=None, labelled=(), batch_size=20, eligible=None, name="v1", **others):
     aim = Aim(
         strategy=strategy,
         name=name,
         labelled=LabelledImages(pool.embeddings[list(labelled)], np.zeros(len(labelled), np.int64)),
         labels_by_class=labels_by_class or [7] * pool.probabilities.shape[1],
         batch_size=batch_size,
-        passes=passes,
+        **{"told_apart": False, **others},
     )
     eligible = np.ones(len(pool.task_ids), np.bool_) if eligible is None else eligible
     return prefer(pool, base_utility(pool, strategy, name=name), aim, eligible=eligible)
@@ -160,3 +159,16 @@ def test_by_default_images_are_far_from_labels_and_then_also_those_that_a_model_
     of_many = directions([20, 20], [0, 10, 20, 50])
     assert (of_many >= 5).all()
     assert set(of_many[:4].tolist()) == {6, 7, 8, 9}
+
+
+def test_typical_images_come_first_where_features_tell_classes_apart_badly():
+    """The first is the farthest for where it lies: by squared distance over that to its neighbours, or over its square."""
+    pool = candidates(images=60, embeddings=np.random.default_rng(5).normal(size=(60, 4)))
+    directions = pool.embeddings - pool.embeddings.mean(axis=0)
+    distances = cosine_distances(directions)
+    neighbours = np.sort(distances, axis=1)[:, :11].mean(axis=1)
+    expected = [(distances[0] ** 2 / neighbours**power).argmax() for power in (1, 2)]
+    options = {"labels_by_class": [1, 0, 0, 0, 0], "labelled": [0], "batch_size": 1}
+    found = [preferred(pool, "balanced-cover", told_apart=told, **options).chosen.item() for told in (False, True)]
+    assert found == expected
+    assert found[0] != found[1]
