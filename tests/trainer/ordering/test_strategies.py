@@ -162,7 +162,7 @@ def test_by_default_images_are_far_from_labels_and_then_also_those_that_a_model_
 
 
 def test_typical_images_come_first_where_features_tell_classes_apart_badly():
-    """The first is the farthest for where it lies: by squared distance over that to its neighbours, or over its square."""
+    """The farthest for where it lies: by squared distance over that to its neighbours, or over that one squared."""
     pool = candidates(images=60, embeddings=np.random.default_rng(5).normal(size=(60, 4)))
     directions = pool.embeddings - pool.embeddings.mean(axis=0)
     distances = cosine_distances(directions)
