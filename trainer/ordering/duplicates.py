@@ -121,7 +121,9 @@ def find_representatives(embeddings: Vectors, order: Ints, outlook: Outlook, *, 
         outlook: of the images.
         told_apart: whether people label images so alike differently, from `are_told_apart`.
     """
-    vectors = _centre(embeddings[order], _mean(embeddings))
+    vectors = embeddings[order]
+    vectors -= _mean(embeddings)
+    _normalise(vectors)
     leaders = _Leaders(vectors, outlook.take(order), _near(vectors) * (IDENTICAL if told_apart else 1))
     claimed_by = np.arange(len(order))  # by place in the order
     for start in range(0, len(order), _ROWS):
@@ -156,9 +158,11 @@ def are_told_apart(embeddings: Vectors, labelled: LabelledImages) -> bool:
     """
     if not len(labelled.labels) or not len(embeddings):
         return False
-    mean = _mean(embeddings)
-    distance = _near(_centre(embeddings, mean)) * shrink(len(embeddings))
-    vectors, labels = _centre(labelled.embeddings, mean), labelled.labels
+    mean, labels = _mean(embeddings), labelled.labels
+    some, vectors = embeddings[evenly_spaced(len(embeddings), most=_COMPARED)] - mean, labelled.embeddings - mean
+    _normalise(some)
+    _normalise(vectors)
+    distance = _near(some) * shrink(len(embeddings))
     near = agreeing = 0
     for start in range(0, len(vectors), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(vectors)))
@@ -180,12 +184,10 @@ def _mean(vectors: Vectors) -> Vectors:
     return mean
 
 
-def _centre(vectors: Vectors, mean: Vectors) -> Vectors:
-    """Return vectors (N, E) less a mean (E,), of length 1; but what is next to the mean stays."""
-    directions = vectors - mean
-    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
-    np.divide(directions, lengths, out=directions, where=lengths > _LEAST_LENGTH)
-    return directions
+def _normalise(vectors: Vectors) -> None:
+    """Make differences from the mean, (N, E), of length 1, in place; but what is next to the mean stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.divide(vectors, lengths, out=vectors, where=lengths > _LEAST_LENGTH)
 
 
 def sketch(vectors: Vectors) -> Vectors:

@@ -92,7 +92,8 @@ def arrange(
     """
     strategies.check(strategy, multiple=candidates.multiple)
     by_task = np.argsort(candidates.task_ids)
-    task_ids = candidates.task_ids[by_task]
+    ordered = candidates.take(by_task)
+    task_ids = ordered.task_ids
     sampled = is_held_out(project, task_ids, holdout_share)
     before_holdout = places_before_holdout(labels=sum(labels_by_class), classes=len(labels_by_class))
     of_the_batch = math.ceil(max(batch_size - before_holdout, 0) * holdout_share)
@@ -102,11 +103,11 @@ def arrange(
         name=name,
         labels_by_class=labels_by_class,
         labelled=labelled,
-        told_apart=are_told_apart(candidates.embeddings, labelled),
+        told_apart=are_told_apart(ordered.embeddings, labelled),
         batch_size=batch_size,
         passes=None if passes is None else lambda indices: passes(by_task[indices]),
     )
-    ranked = _rank(candidates.take(by_task), aim, eligible=~sampled, soon=soon, duplicates=duplicates, labels=labels)
+    ranked = _rank(ordered, aim, eligible=~sampled, soon=soon, duplicates=duplicates, labels=labels)
     places = np.argsort(by_task)
     seen = np.isin(candidates.task_ids, np.array([*unticked], np.int64))
     queue = by_task[ranked.queue]
