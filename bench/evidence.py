@@ -1,7 +1,7 @@
 """Does it save labels? `python -m bench.evidence [--quick] [--only NAMES] [--save]`.
 
 Runs `python -m trainer simulate` on real images, on the features of an EfficientNet-Lite0 that was trained on
-ImageNet: CIFAR-10 with tails of 100:1 and 200:1 and without one, TrashNet with tails of 20:1 and 50:1, drawings of
+ImageNet: CIFAR-10 with tails of 100:1, 200:1 and 30:1 and without one, TrashNet with tails of 20:1 and 50:1, drawings of
 several dozen subjects, letters of many fonts (bench/subjects/sets.py); the default against random on those of a
 VGG-16, too. Where the developers' shared folder is not there, on scikit-learn's handwritten digits and convolutions
 that nobody has trained. Prints for each strategy
@@ -78,6 +78,11 @@ _OTHER_TAIL: Final = {
     "frog": 23, "airplane": 13,
 }  # fmt: skip
 """200:1, a class that is common above the rarest one."""
+_THIRD_TAIL: Final = {
+    "ship": 1077, "truck": 738, "dog": 506, "automobile": 347, "cat": 237, "airplane": 163, "horse": 111, "bird": 76,
+    "deer": 52, "frog": 36,
+}  # fmt: skip
+"""30:1, in a third order."""
 _EVEN: Final = dict.fromkeys(("automobile", "airplane", "truck", "ship", "dog", "cat", "horse"), 232)
 _OTHER_WASTE: Final = ("plastic", "metal", "trash", "cardboard", "glass", "paper")
 
@@ -94,6 +99,7 @@ _SETS: Final[Mapping[str, _Set]] = {
     "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224, 128),
     "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64, 64),
     "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 224, 128),
+    "cifar10-30": _Set(partial(sets.cifar, "cifar10-30", _THIRD_TAIL), _grow(*_TO_500), 224, 128),
     "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 224, 224),
 }
 """Where the developers' shared folder is."""
