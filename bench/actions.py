@@ -170,7 +170,7 @@ class Play:
             embed(self._features[self.pool], last=self.last_stage),
             project=self.seed,
             holdout_share=self.plan.holdout_share,
-            before_holdout=places_before_holdout(labels=0, classes=len(self.dataset.classes)),
+            before_holdout=places_before_holdout(len(self.pool), labels=0, classes=len(self.dataset.classes)),
             batch_size=self.plan.first,
         ).order
         return self.pool[order]

@@ -57,7 +57,8 @@ def measure(candidates: Candidates, *, batch: int, labels: int, duplicates: bool
         name="v1",
         labels_by_class=[labels] * classes,
         labelled=LabelledImages(
-            candidates.embeddings[: labels * classes] + np.float32(0.01), np.arange(labels * classes) % classes
+            candidates.embeddings[: labels * classes] + np.float32(0.01),
+            candidates.probabilities[: labels * classes].argmax(axis=1),
         ),
         holdout_share=0.1,
         batch_size=batch,

@@ -1,8 +1,8 @@
 """Does it save labels? `python -m bench.evidence [--quick] [--only NAMES] [--save]`.
 
 Runs `python -m trainer simulate` on real images, on the features of an EfficientNet-Lite0 that was trained on
-ImageNet: CIFAR-10 with tails of 100:1, 200:1 and 30:1 and without one, TrashNet with tails of 20:1 and 50:1, drawings of
-several dozen subjects, letters of many fonts (bench/subjects/sets.py); the default against random on those of a
+ImageNet: CIFAR-10 with tails of 100:1, 200:1 and 30:1 and without one, TrashNet with tails of 20:1 and 50:1, drawings
+of several dozen subjects, letters of many fonts (bench/subjects/sets.py); the default against random on those of a
 VGG-16, too. Where the developers' shared folder is not there, on scikit-learn's handwritten digits and convolutions
 that nobody has trained. Prints for each strategy
 

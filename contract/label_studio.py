@@ -85,7 +85,8 @@ class Token:
     def header(self, post: Post, *, timeout_s: float, refused: str | None = None) -> str | None:
         """The Authorization header to send, another one than `refused`, which got 401; None without a token.
 
-        One thread at a time makes the exchange, by `post`.
+        One thread at a time makes the exchange, by `post`; a header that another thread has renewed since is taken, and
+        for that one thread waits `timeout_s` at most.
 
         Raises:
             NoAccessToken: if Label Studio gives none for the token.

@@ -97,9 +97,9 @@ def train(
 def rank(
     workplace: Workplace, project_id: int, server: str, options: Sequence[str] = (), *, log: Path | None = None
 ) -> None:
-    """Run the trainer's ranking of a project's unlabelled tasks, by a server of the current version.
+    """Run the trainer's ranking of a project's unlabelled tasks, by the server of the current version at a URL.
 
-    Else as `train`.
+    Options and log are as for `train`.
     """
     run_trainer(workplace, "rank", "--project", str(project_id), "--server", server, *options, log=log)
 

@@ -191,6 +191,7 @@ class Faults:
     def _damage(self, file: str, how: Callable[[bytes], bytes]) -> None:
         """Offer a new version that is like the one in use, but for one of its files."""
         name = new_version(datetime.now(UTC), after=max(self.repository.versions()))
+        self.bad_versions.add(name)
         folder = self.repository.folder / name
         shutil.copytree(self.repository.folder / self.repository.current(), folder)
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench.subjects.model import Subject
@@ -100,7 +100,7 @@ def describe() -> dict[str, object]:
         "cores": available_cpus(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "packages": {name: each.version for name in _PACKAGES for each in distributions(name=name)},
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
     }
 
 
@@ -118,6 +118,13 @@ def _round(text: str) -> float:
     """Read a number as what it is worth."""
     value = float(text)
     return round(value, _DIGITS) if abs(value) >= 1 else float(f"{value:.{_DIGITS}g}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

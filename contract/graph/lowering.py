@@ -105,7 +105,7 @@ def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
         inlined = inliner.inline_local_functions(model) if model.functions else model
         _check_form(inlined)
         return _Lowering(shape_inference.infer_shapes(inlined), cut, multiple).run()
-    except LabelnextError:
+    except (LabelnextError, MemoryError):  # want of memory may pass, and says nothing of the graph
         raise
     except Exception as err:  # onnx and numpy raise many types of nodes that lack inputs, or tensors that lack values
         raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err

@@ -136,10 +136,10 @@ class Bucket:
                 return
 
     def upload(self, key: str, source: Path) -> None:
-        """Write a file to an object; where that fails, there is no such object.
+        """Write a file to an object; where it cannot be written, there is none.
 
         Raises:
-            PublishConflict: if there is an object of that key already.
+            PublishConflict: if there is an object of that key already, which stays.
         """
         with self._asking(f"written ({key})"):
             if source.stat().st_size <= _PART_BYTES:
@@ -152,7 +152,7 @@ class Bucket:
             )
 
     def overwrite(self, key: str, source: Path) -> None:
-        """Write a file to an object, whatever was there, and stays where that fails."""
+        """Write a file to an object, whatever was there; where that fails, what was there stays."""
         with self._asking(f"written ({key})"):
             self._send(key, source)
 

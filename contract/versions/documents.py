@@ -27,15 +27,16 @@ class Documents:
 
     def names(self) -> list[str]:
         """Return the files' names, sorted; none where there is no folder yet."""
-        return sorted(self.times())
+        if not self._folder.is_dir():
+            return []
+        return sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
 
     def times(self) -> dict[str, float]:
         """Return when each file was written, in seconds since 1970; none where there is no folder yet."""
         found = {}
-        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+        for name in self.names():
             with suppress(FileNotFoundError):  # removed a moment ago
-                if not path.name.startswith("."):
-                    found[path.name] = path.stat().st_mtime
+                found[name] = (self._folder / name).stat().st_mtime
         return found
 
     def read(self, name: str) -> bytes:
@@ -60,6 +61,10 @@ class BucketDocuments(Documents):
         self._bucket = bucket
         self._prefix = prefix
         self.location = f"{bucket.location}/{prefix}"
+
+    def names(self) -> list[str]:
+        """Return the objects' names, sorted."""
+        return sorted(self.times())
 
     def times(self) -> dict[str, float]:
         """Return when each object was written."""

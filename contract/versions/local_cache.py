@@ -283,7 +283,7 @@ class CachedRepository(Repository):
             late = max(files.values()) < now - _ABANDONED
             if check_version(name) and late and MANIFEST_FILE not in files:
                 _log.info("removing version %s, whose upload broke off", name)
-                self._bucket.delete([self._key(name, file) for file in files])
+                self._bucket.delete([self._key(name, file) for file in files if file])
 
     # ---- what the local cache holds
 

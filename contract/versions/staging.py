@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contract.errors import ManifestError
 from contract.files import sync_tree
 from contract.versions.manifest import Manifest
 from contract.versions.version import MANIFEST_FILE, SIGNATURE_FILE, Version, digest_folder, shared_files
@@ -22,7 +23,13 @@ class StagedVersion:
         self._repository = repository
 
     def describe(self, manifest: Manifest) -> Version:
-        """Write manifest.json with the digests of all files so far, and return the version as a reader sees it."""
+        """Write manifest.json with the digests of all files so far, and return the version as a reader sees it.
+
+        Raises:
+            ManifestError: if `manifest` names another version.
+        """
+        if manifest.version != self.version:
+            raise ManifestError(f"staged version {self.version}, got the manifest of {manifest.version}")
         complete = dataclasses.replace(manifest, files=digest_folder(self.path))
         (self.path / MANIFEST_FILE).write_text(complete.to_json(), encoding="utf-8")
         return Version(self.path, complete)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from contract.errors import DigestError, ManifestError, SignatureError, VersionInUse
 from contract.files import open_regular, read_regular
@@ -50,9 +50,15 @@ _REMEDY = "publish again or roll back to an earlier version"
 _log = logging.getLogger(__name__)
 
 
-FileState = tuple[int, int, int, int, str]
-"""What stays as it is for as long as nobody writes to a file: device, inode, length in bytes, the time of its last
-change in nanoseconds, and its sha256 once that has been compared."""
+class FileState(NamedTuple):
+    """What stays as it is for as long as nobody writes to a file."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    changed_ns: int
+    sha256: str
+    """As it was compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +106,8 @@ class Version:
     def verify(self, known: set[FileState] | None = None) -> None:
         """Compare every file with its digest in the manifest.
 
-        A file that versions share is not read again while its state is among those `known` from earlier comparisons,
-        which it joins.
+        A file that versions share is not read again while its state is among those `known` from earlier comparisons, to
+        which the states of this version's are added, but for files written in the last two seconds.
         """
         known = set() if known is None else known
         for name in self.manifest.files:
@@ -127,7 +133,7 @@ class Version:
             stat = os.fstat(file.fileno())
         if time.time_ns() - stat.st_mtime_ns <= _SETTLED_NS:
             return None
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, self.manifest.files[name].sha256
+        return FileState(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, self.manifest.files[name].sha256)
 
     def _open(self, name: str) -> BinaryIO:
         expected = self.manifest.files[name]

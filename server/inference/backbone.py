@@ -120,9 +120,10 @@ def open_backbone(
         if precision is Precision.FP32:
             raise
         _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
-        return open_backbone(version, graph, Precision.FP32, options, used=used)
-    opened = used[key, options] = Backbone(key, precision, features, session, options)
-    return opened
+    else:
+        opened = used[key, options] = Backbone(key, precision, features, session, options)
+        return opened
+    return open_backbone(version, graph, Precision.FP32, options, used=used)  # with nothing kept of what failed
 
 
 def _key(version: Version, precision: Precision) -> str:

@@ -63,7 +63,9 @@ class Engine:
         )
         self.backbone = open_backbone(version, lowered.backbone, options.precision, how, used=self._backbones)
         self.provider = self.backbone.provider
+        """Where it runs: "cuda" or "cpu"."""
         self.precision = self.backbone.precision
+        """In which it runs, which may not be the one that was asked for."""
         self.last_stage = self.manifest.backbone.last_stage
         """How many of the features, the last ones, embeddings are made of; None for all."""
         self._head = open_session(lowered.head, version.path, how)

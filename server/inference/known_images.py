@@ -66,9 +66,9 @@ class KnownImages:
         """Return float32 (F,) of those images whose sources need not be asked, in order. Asks no image host."""
         if not self._recheck_s:
             return {}
-        now = self._clock()
         named = {index: source for index, image in images.items() if (source := self._source(image))}
         last = dict(zip(named, self._store.recall_many([*named.values()]), strict=True))
+        now = self._clock()
         digests = {
             index: download.digest
             for index, download in last.items()

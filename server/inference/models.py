@@ -119,11 +119,15 @@ class Models:
     def poll(self) -> None:
         """Look once which models there are, and at each; where one look fails, the others are taken all the same."""
         with self._polling:
-            self._try(self._find_models)
-            for model in self.all:
-                if not self._stopping.is_set() and not self._try(model.poll):
-                    model.fault = "a look at the repository failed in a way that was not foreseen, see the server's log"
-            self.settled.set()
+            try:
+                self._try(self._find_models)
+                for model in self.all:
+                    if not self._stopping.is_set() and not self._try(model.poll):
+                        model.fault = (
+                            "a look at the repository failed in a way that was not foreseen, see the server's log"
+                        )
+            finally:
+                self.settled.set()
 
     def _try(self, look: Callable[[], None]) -> bool:
         try:

@@ -77,8 +77,8 @@ class Page:
 
         Args:
             up: whether the server can do its work.
-            detail: why it cannot, or what else there is to say.
-            serving: the engine in use.
+            detail: why it cannot, or what else there is to say; None for nothing.
+            serving: the engine in use; None before the first.
             now: in UTC.
             is_one_of_several: whether there are other models, on a page two levels above this one.
         """
@@ -130,7 +130,8 @@ def render_models(
     models: Sequence[Model], *, up: bool, detail: str | None, label_studio_url: str | None, now: datetime
 ) -> bytes:
     """Return the page of all models in UTF-8; a model's own is at `p/<model>/` below it."""
-    return _render("models.html", now, models=models, up=up, detail=detail, link=partial(_link, label_studio_url))
+    rows = [_describe(model) for model in models]
+    return _render("models.html", now, models=rows, up=up, detail=detail, link=partial(_link, label_studio_url))
 
 
 def _render(template: str, now: datetime, **context: object) -> bytes:
@@ -152,7 +153,6 @@ def _environment() -> Environment:
         time=_parse_time,
         text=_cut,
         short=partial(_cut, most=_SHORT),
-        projects=_projects,
         jpeg=_data_uri,
         count="{:,}".format,
         percent="{:.0%}".format,
@@ -172,10 +172,22 @@ def _link(label_studio_url: str | None, project: int, task: int | None = None) -
     return f"{label_studio_url}/projects/{project}/data{'' if task is None else f'?task={task}'}"
 
 
-def _projects(model: Model) -> list[int]:
-    """Return which projects a model has ranked, or its version in use was trained on."""
-    trained_on = model.engine.manifest.training.project if model.engine else None
-    return sorted({*model.projects, *([trained_on.id] if trained_on else [])})
+class _Row(NamedTuple):
+    """A model as it is at one moment."""
+
+    name: str
+    manifest: Manifest | None
+    """Of the version in use."""
+    detail: str | None
+    """Why it cannot score, or what else there is to say."""
+    projects: list[int]
+    """Which it has ranked, or its version in use was trained on."""
+
+
+def _describe(model: Model) -> _Row:
+    manifest = engine.manifest if (engine := model.engine) else None
+    trained_on = manifest.training.project if manifest else None
+    return _Row(model.name, manifest, model.detail, sorted({*model.projects, *([trained_on.id] if trained_on else [])}))
 
 
 def _arrange_classes(manifest: Manifest) -> dict[str, list[_Class]]:

@@ -55,7 +55,7 @@ def score_pool(job: Job, run: Run) -> dict[str, object]:
     Raises:
         RepositoryError: if the version is not there.
         ConfigError: if the input holds nothing that can be scored, or the output was begun with something else.
-        PoolError: if the job had to stop.
+        PoolError: if the job had to stop; what was done is kept.
     """
     started, settings, target = time.monotonic(), job.settings, Folder(job.target)
     repository = open_models(settings)

@@ -153,24 +153,40 @@ def shrink(leaders: int) -> float:
 def are_told_apart(embeddings: Vectors, labelled: LabelledImages) -> bool:
     """Return whether people label images differently that are as alike as near-duplicates of a pool, (N, E).
 
-    That is, whether of the pairs of labelled images so near surely less than three in four have the same labels, by the
-    one-sided interval of 95 % of Clopper and Pearson (1934).
+    That is, whether of the pairs of labelled images so near surely less than three in four have the same label, by the
+    one-sided interval of 95 % of Clopper and Pearson (1934). Each image is in one pair at most, so that a few that are
+    alike do not speak for the pool.
     """
-    if not len(labelled.labels) or not len(embeddings):
+    known = labelled.labels >= 0
+    if not known.any() or not len(embeddings):
         return False
-    mean, labels = _mean(embeddings), labelled.labels
-    some, vectors = embeddings[evenly_spaced(len(embeddings), most=_COMPARED)] - mean, labelled.embeddings - mean
+    mean, labels = _mean(embeddings), labelled.labels[known]
+    some, vectors = embeddings[evenly_spaced(len(embeddings), most=_COMPARED)] - mean, labelled.embeddings[known] - mean
     _normalise(some)
     _normalise(vectors)
-    distance = _near(some) * shrink(len(embeddings))
-    near = agreeing = 0
+    pairs = _pair_up(vectors, _near(some) * shrink(len(embeddings)))
+    agreeing = np.count_nonzero(labels[pairs[:, 0]] == labels[pairs[:, 1]])
+    differing = len(pairs) - agreeing
+    return differing > 0 and float(special.betaincinv(agreeing + 1, differing, 0.95)) < AGREEING
+
+
+def _pair_up(vectors: Vectors, distance: float) -> Ints:
+    """Return pairs of vectors (M, E) within a distance, each vector in one at most: (P, 2), indices.
+
+    From the first on, each that is in none yet is paired with the nearest later one that is in none.
+    """
+    unpaired, pairs = np.ones(len(vectors), np.bool_), list[tuple[int, int]]()
     for start in range(0, len(vectors), _ROWS):
-        rows = np.arange(start, min(start + _ROWS, len(vectors)))
-        one, other = _find_pairs(vectors[rows] @ vectors.T >= 1 - distance)
-        later = other > rows[one]
-        near += np.count_nonzero(later)
-        agreeing += np.count_nonzero(labels[rows[one[later]]] == labels[other[later]])
-    return agreeing < near and float(special.betaincinv(agreeing + 1, near - agreeing, 0.95)) < AGREEING
+        cosines = vectors[start : start + _ROWS] @ vectors.T
+        for one, row in enumerate(cosines, start):
+            if unpaired[one]:
+                unpaired[one] = False
+                row[~unpaired] = -np.inf
+                other = int(row.argmax())
+                if row[other] >= 1 - distance:
+                    unpaired[other] = False
+                    pairs.append((one, other))
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _near(vectors: Vectors) -> float:

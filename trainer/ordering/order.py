@@ -36,6 +36,8 @@ _FARTHEST: Final = 1e-6
 """How far gaps may push a score altogether."""
 _MOST_BEFORE_HOLDOUT: Final = 500
 """Labels after which the random holdout has its places, however many classes there are."""
+_SHARE_BEFORE_HOLDOUT: Final = 0.2
+"""Of the images, after which it has them in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def arrange(
     ordered = candidates.take(by_task)
     task_ids = ordered.task_ids
     sampled = is_held_out(project, task_ids, holdout_share)
-    before_holdout = places_before_holdout(labels=sum(labels_by_class), classes=len(labels_by_class))
+    before_holdout = places_before_holdout(len(task_ids), labels=sum(labels_by_class), classes=len(labels_by_class))
     of_the_batch = math.ceil(max(batch_size - before_holdout, 0) * holdout_share)
     soon = _in_order(project, task_ids, sampled)[:of_the_batch]
     aim = Aim(
@@ -165,13 +167,19 @@ def _in_order(project: int, task_ids: Ints, sampled: Bools) -> Ints:
     return by_place
 
 
-def places_before_holdout(*, labels: int, classes: int) -> int:
+def places_before_holdout(images: int, *, labels: int, classes: int) -> int:
     """Return how many of the next labels the strategy chooses alone, before the random holdout has its places.
 
     While labels are few, each one teaches a model the most, and a sample of a few images says the least about it
-    (docs/decisions/0014-default-order.md). With many classes the pool is to be measured before labels of each are many.
+    (docs/decisions/0014-default-order.md). With many classes, or few images, the pool is to be measured earlier.
+
+    Args:
+        images: how many have no label.
+        labels: how many there are.
+        classes: how many.
     """
-    return max(0, min(strategies.few_labels(classes), _MOST_BEFORE_HOLDOUT) - labels)
+    few = min(strategies.few_labels(classes), _MOST_BEFORE_HOLDOUT, int(_SHARE_BEFORE_HOLDOUT * (images + labels)))
+    return max(0, few - labels)
 
 
 def interleave(held_out: Ints, others: Ints, share: float, *, start: int = 0) -> Ints:

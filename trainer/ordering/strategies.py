@@ -116,7 +116,7 @@ class LabelledImages:
     embeddings: npt.NDArray[np.float32]
     """(M, E)"""
     labels: Ints
-    """(M,): equal where images have the same labels."""
+    """(M,): one number for the same label; below 0 where it is not known, or several may hold."""
 
 
 UNLABELLED: Final = LabelledImages(np.empty((0, 0), np.float32), np.empty(0, np.int64))

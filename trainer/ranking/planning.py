@@ -1,7 +1,7 @@
 """What is to be imported for a project: its unlabelled tasks, scored and put in order. Changes nothing anywhere."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from contract.versions.results import ProjectState
 from trainer import labelstudio
 from trainer.evaluation.witnesses import read_witnesses
 from trainer.features import open_store
-from trainer.labels.annotations import LeftOut, decide
+from trainer.labels.annotations import LeftOut, Task, decide, is_confirmed
 from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio.tasks import PoolTask
 from trainer.ordering import coldstart, strategies
@@ -65,9 +65,7 @@ def plan_all(context: RankingContext, name: str, shown: str | None, *, former: R
     if not context.tasks:
         return Plan(name, context.options.strategy)
     if context.version is None:
-        labels = labelstudio.project_state(context.client).total_annotations
-        before_holdout = places_before_holdout(labels=labels, classes=len(context.control.labels))
-        plan, failures = _cover(context, context.tasks, name, before_holdout=before_holdout)
+        plan, failures = _cover(context, context.tasks, name, before_holdout=_places_before_holdout(context))
     else:
         by_version = _ByVersion(context, context.version.manifest)
         plan, failures = by_version.plan_all(name, former.sure if former else None)
@@ -96,9 +94,10 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
         return Plan(former.name, former.strategy)
     _log.info("%d of them are not ranked by %s yet", len(later), former.name)
     if context.version is None:
-        plan, _ = _cover(context, later, former.name, before_holdout=0)
+        share = len(later) / len(ranked.keys() | {task.id for task in later})  # of the places as of the tasks
+        plan, _ = _cover(context, later, former.name, before_holdout=round(share * _places_before_holdout(context)))
     else:
-        placed = [score for score in ranked.values() if score is not None]
+        placed = {task: score for task, score in ranked.items() if score is not None}
         plan = _ByVersion(context, context.version.manifest).plan_later(later, placed, former)
     return replace(plan, kept=sum(task in ranked for task in plan.unscored))
 
@@ -180,8 +179,8 @@ class _ByVersion:
         _log.info("%s", found.sure.sentence)
         return _offering(plan, found), failures
 
-    def plan_later(self, later: Sequence[PoolTask], ranked: Sequence[float], former: Ranking) -> Plan:
-        """Score some tasks, and place them among the scores of a ranking."""
+    def plan_later(self, later: Sequence[PoolTask], ranked: Mapping[int, float], former: Ranking) -> Plan:
+        """Score some tasks, and place them among the tasks of a ranking, by their scores."""
         options = self._context.options
         scores, failures = self._score(later)
         items = place_later(
@@ -208,22 +207,25 @@ class _ByVersion:
         return count_labels(context.annotated, context.control, manifest)
 
     def _read_labelled(self) -> LabelledImages:
-        """Return the images whose labels are decided, or some of many."""
-        control, multiple = self._context.control, self._manifest.multiple
-        labels = dict[int, frozenset[str]]()
+        """Return the images that somebody labelled, or some of many."""
         with stage("labels"):
-            for task in self._context.annotated:
-                with suppress(LeftOut):
-                    labels[task["id"]] = decide(task, control.from_name, control.labels, multiple=multiple)
-        tasks = [PoolTask(task["id"], task["data"]) for task in self._context.annotated if task["id"] in labels]
-        scores, _ = self._score(tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)])
+            annotated = self._context.annotated
+        tasks = [each for each in annotated if not all(one["was_cancelled"] for one in each["annotations"])]
+        some = {task["id"]: task for task in tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)]}
+        scores, _ = self._score([PoolTask(number, task["data"]) for number, task in some.items()])
         if not scores:
             return UNLABELLED
-        numbers = {chosen: number for number, chosen in enumerate(set(labels.values()))}
-        return LabelledImages(
-            np.stack([score.embedding for score in scores]),
-            np.array([numbers[labels[score.task]] for score in scores], np.int64),
-        )
+        labels = [self._label_of(some[score.task]) for score in scores]
+        return LabelledImages(np.stack([score.embedding for score in scores]), np.array(labels, np.int64))
+
+    def _label_of(self, task: Task) -> int:
+        """Return the index of the one label that people chose; -1 where there is none of that kind."""
+        labels = self._context.control.labels
+        with suppress(LeftOut):
+            if not self._manifest.multiple and not is_confirmed(task):
+                (label,) = decide(task, self._context.control.from_name, labels)
+                return labels.index(label)
+        return -1
 
     def _find_sure(self, scores: Sequence[Score], name: str, former: Sure | None) -> Found:
         """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
@@ -285,6 +287,11 @@ def _offering(plan: Plan, found: Found) -> Plan:
 
 
 # ---- before there is a version
+
+
+def _places_before_holdout(context: RankingContext) -> int:
+    labels = labelstudio.project_state(context.client).total_annotations
+    return places_before_holdout(len(context.tasks), labels=labels, classes=len(context.control.labels))
 
 
 def _cover(

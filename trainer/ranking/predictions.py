@@ -166,7 +166,7 @@ def _between(scores: Sequence[float], before: npt.NDArray[np.int64], *, of: int)
 
 def place_later(
     scores: Sequence[Score],
-    ranked: Collection[float],
+    ranked: Mapping[int, float],
     *,
     unscored: Collection[int],
     project: int,
@@ -176,18 +176,22 @@ def place_later(
     """Return what to import of N tasks that came after a ranking, or could not be scored for it.
 
     Each gets 1 - BALD as a share of the most it can be, which is the scale of the ranked scores. A task of the random
-    holdout is given its place by chance among them, as those were that came in time.
+    holdout is placed among those of it that came in time, by the same draw.
 
-    `ranked` are the scores of the ranking, and `unscored` the tasks that could not be scored for it.
+    `ranked` are the scores of the ranking by task, and `unscored` the tasks that could not be scored for it.
     """
     task_ids = np.array([score.task for score in scores], np.int64)
-    places = holdout_order(project, task_ids)
+    draws = holdout_order(project, task_ids)
     sampled = is_held_out(project, task_ids, holdout_share)
-    values = np.array(sorted(ranked))
+    in_time = np.array([*ranked], np.int64)
+    in_time = in_time[is_held_out(project, in_time, holdout_share)]
+    in_time = in_time[np.argsort(holdout_order(project, in_time))]
+    known_draws = [*holdout_order(project, in_time), holdout_share]
+    known_scores = [*(ranked[task] for task in in_time.tolist()), max(ranked.values(), default=1.0)]
     items = []
-    for score, place_by_chance, by_chance in zip(scores, places, sampled, strict=True):
+    for score, draw, by_chance in zip(scores, draws, sampled, strict=True):
         own = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
-        value = np.quantile(values, place_by_chance / holdout_share) if by_chance and len(values) else own
+        value = np.interp(draw, known_draws, known_scores) if by_chance else own
         reason = reasons.HELD_OUT if by_chance else SCORED_LATER if score.task in unscored else LATER
         items.append(_planned(score, float(value), reason=reason, held_out=by_chance, meta={}))
     return tuple(sorted(items, key=lambda item: item.score))

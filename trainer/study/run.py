@@ -77,7 +77,7 @@ def choose_initial(pool: Indices, trainer: Trainer, *, classes: int, count: int,
         trainer.embed(pool),
         project=seed,
         holdout_share=DEFAULT_SHARE,
-        before_holdout=places_before_holdout(labels=0, classes=classes),
+        before_holdout=places_before_holdout(len(pool), labels=0, classes=classes),
         batch_size=count,
     ).order
     return np.sort(pool[order[:count]])

@@ -233,7 +233,6 @@ def test_demanding_cuda_without_it_fails_at_once():
 
 def test_cuda_that_is_offered_but_not_there_is_noticed(version, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr("server.inference.sessions._cuda_fault", lambda: "no CUDA device answers")
     automatic = Engine(version, EngineOptions(threads=1))
     assert automatic.provider == "cpu"
     with pytest.raises(ConfigError, match="no CUDA device answers"):

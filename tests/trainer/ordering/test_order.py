@@ -109,7 +109,7 @@ def test_the_random_holdout_has_its_places(given_pool, share, labels):
     found = arranged(
         candidates, passes=passes, strategy=strategy, holdout_share=share, labels_by_class=[labels] * classes
     )
-    start = max(0, 5 - labels) * classes
+    start = places_before_holdout(len(candidates.task_ids), labels=labels * classes, classes=classes)
     np.testing.assert_array_equal(found.held_out, is_held_out(3, candidates.task_ids, share))
     places = np.flatnonzero(found.held_out[found.order])
     drawn = holdout_order(3, candidates.task_ids[found.order[places]])
@@ -201,11 +201,21 @@ def test_what_cannot_be_arranged_is_refused(options, error, message):
 
 
 @pytest.mark.parametrize(
-    ("labels", "classes", "places"), [(0, 6, 30), (29, 6, 1), (30, 6, 0), (1000, 6, 0), (0, 1000, 500), (480, 1000, 20)]
+    ("labels", "classes", "images", "places"),
+    [
+        (0, 6, 5000, 30),
+        (29, 6, 5000, 1),
+        (30, 6, 5000, 0),
+        (1000, 6, 5000, 0),
+        (0, 1000, 5000, 500),
+        (480, 1000, 5000, 20),
+        (0, 1000, 600, 120),
+        (100, 1000, 500, 20),
+    ],
 )
-def test_the_strategy_chooses_alone_while_labels_are_few(labels, classes, places):
-    """Up to five a class, and no more than 500."""
-    assert places_before_holdout(labels=labels, classes=classes) == places
+def test_the_strategy_chooses_alone_while_labels_are_few(labels, classes, images, places):
+    """Up to five a class, no more than 500, and no more than a fifth of the images."""
+    assert places_before_holdout(images, labels=labels, classes=classes) == places
 
 
 @given(st.integers(0, 60), st.integers(0, 200), st.floats(0.01, 0.99), st.integers(0, 30))

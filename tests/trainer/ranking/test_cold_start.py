@@ -11,7 +11,7 @@ from contract.scores.embedding import embed
 from contract.scores.ranking import load_rankings
 from contract.versions.manifest import InputSpec
 from contract.versions.repository import Repository
-from tests.trainer.ranking.rig import TASKS, Killed, picture
+from tests.trainer.ranking.rig import TASKS, Killed, held_out, picture
 from trainer.features import open_store
 from trainer.ranking import planning
 from trainer.scoring import pool
@@ -73,6 +73,19 @@ class TestColdStart:
         cold.publish()
         cold.rank()
         cold.check_whole(cold.version)
+
+    def test_while_labels_are_few_no_place_is_the_random_holdouts(self, cold):
+        """Of 30 tasks and two classes the first six; what comes later has them among a fifth of its own."""
+        cold.rank(holdout_share=0.5)
+        order = cold.studio.order()
+        sampled = held_out(order, 0.5)
+        assert [task in sampled for task in order[:8]] == [False] * 6 + [False, True]
+        later = [cold.studio.add_task(**picture(number)) for number in range(100, 130)]
+        cold.rank(holdout_share=0.5)
+        own = [task for task in cold.studio.order() if task in later]
+        sampled = held_out(later, 0.5)
+        places = [place for place, task in enumerate(own) if task in sampled]
+        assert places[:2] == [6, 8]
 
     def test_images_that_cannot_be_had_are_named(self, cold, caplog):
         cold.environment = dataclasses.replace(cold.environment, max_megapixels=1)

@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 
+from contract.scores.holdout import holdout_order, is_held_out
 from contract.scores.sure import Sure
-from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
+from trainer.ranking.predictions import Plan, Planned, load_plan, place_later, save_plan
+from trainer.scoring.scores import Score
 
 REGION = {"from_name": "label", "value": {"choices": ["Kätzchen 🐈\n"]}, "meta": {"rank": 1}}
 PLAN = Plan(
@@ -23,6 +26,26 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     save_plan(tmp_path / "new" / "plan.json", PLAN)
     assert load_plan(tmp_path / "new" / "plan.json") == PLAN
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize("ranked_share", [0.3, 0.0])
+def test_what_comes_later_of_the_random_holdout_is_placed_by_its_draw(ranked_share):
+    """Between those of it that came in time, wherever these have their places."""
+    tasks = np.arange(2000)
+    held = tasks[is_held_out(5, tasks, 0.3)]
+    held = held[np.argsort(holdout_order(5, held))]
+    in_time, later = (held[::2] if ranked_share else held[:0]).tolist(), held[1::2]
+    ranked = dict(zip(in_time, np.linspace(0.4, 0.8, len(in_time)).tolist(), strict=True))
+    scores = [Score(int(task), [], np.array([0.5, 0.5]), 0.1, 0.2, np.zeros(4, np.float32)) for task in later]
+    placed = {
+        each.task: each
+        for each in place_later(scores, ranked, unscored=(), project=5, holdout_share=0.3, multiple=False)
+    }
+    assert all(each.held_out and each.result == [] for each in placed.values())
+    values = [placed[task].score for task in later.tolist()]
+    assert values == sorted(values)
+    for before, value in zip(in_time, values, strict=False):
+        assert ranked[before] <= value <= 0.8
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
