@@ -280,6 +280,17 @@ def test_shapes_of_the_batch_are_measured_again_from_the_features(measure, cut):
     ]
 
 
+def test_want_of_memory_is_no_fault_of_the_graph(small_graph, monkeypatch):
+    """It may pass: what may be tried again is not refused for ever."""
+
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr("contract.graph.lowering.shape_inference.infer_shapes", fail)
+    with pytest.raises(MemoryError):
+        lower(small_graph, cut=FEATURES)
+
+
 def test_file_that_is_no_graph_is_named(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(DigestError, match=r"model\.onnx .* cannot be read"):

@@ -71,6 +71,11 @@ def test_versions_sort_by_time_even_if_the_clock_goes_back(repository):
     assert repository.versions() == names
 
 
+def test_a_manifest_of_another_version_is_refused(repository):
+    with repository.stage(NOW) as staged, pytest.raises(ManifestError, match="got the manifest of 20"):
+        staged.describe(manifest("20200101T000000000Z-abcdef"))
+
+
 def test_unpublished_version_leaves_nothing(anywhere):
     repository = anywhere("trainer")
     assert repository.versions() == []

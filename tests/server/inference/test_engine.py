@@ -231,6 +231,7 @@ def test_demanding_cuda_without_it_fails_at_once():
         check_device(Device.CUDA)
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_cuda_that_is_offered_but_not_there_is_noticed(version, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     automatic = Engine(version, EngineOptions(threads=1))
