@@ -41,7 +41,7 @@ from trainer.model.build import open_backbone_of
 from trainer.model.frozen import FrozenBackbone
 from trainer.ordering import coldstart
 from trainer.ordering.order import arrange, places_before_holdout
-from trainer.ordering.strategies import DEFAULT_STRATEGY
+from trainer.ordering.strategies import DEFAULT_STRATEGY, LabelledImages
 from trainer.ranking.predictions import to_candidates
 from trainer.ranking.sureness import Asked, Labelled, find_sure, tasks_to_score
 from trainer.scoring.scores import Score
@@ -194,6 +194,7 @@ class Play:
             labels_by_class=np.bincount(self._given[by_people], minlength=len(self.dataset.classes)).tolist(),
             holdout_share=self.plan.holdout_share,
             batch_size=wanted,
+            labelled=LabelledImages(model.as_sent(self._features[by_people]), self._given[by_people]),
         ).order
         self._sure = self._find_sure(model, scores, witnesses, name)
         self._confirm(self._sure)
