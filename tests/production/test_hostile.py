@@ -37,7 +37,7 @@ LACKING = {
         """
 take("contract.images.preprocess._MAX_READS", 10**9)
 take("contract.images.preprocess._MAX_SCANNED_PIXELS", 10**15)
-take("contract.images.preprocess._orientation", lambda _: 1)
+take("contract.images.preprocess._turn_upright", nothing)
 decode = take("contract.images.preprocess._to_pixels", lambda image, data, spec, _: decode(image, data, spec, 10**6))
 """,
         (
