@@ -17,8 +17,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
+from trainer.evaluation.sure import lower_end
 from trainer.ordering.strategies import Candidates, LabelledImages
 from trainer.subsampling import evenly_spaced
 
@@ -166,8 +166,7 @@ def are_told_apart(embeddings: Vectors, labelled: LabelledImages) -> bool:
     _normalise(vectors)
     pairs = _pair_up(vectors, _near(some) * shrink(len(embeddings)))
     agreeing = np.count_nonzero(labels[pairs[:, 0]] == labels[pairs[:, 1]])
-    differing = len(pairs) - agreeing
-    return differing > 0 and float(special.betaincinv(agreeing + 1, differing, 0.95)) < AGREEING
+    return lower_end(len(pairs), agreeing, error_rate=0.05) > 1 - AGREEING  # of those that differ
 
 
 def _pair_up(vectors: Vectors, distance: float) -> Ints:

@@ -70,14 +70,14 @@ def draw_initial(pool: Indices, *, count: int, seed: int) -> Indices:
     return np.sort(np.random.default_rng([seed, 0]).choice(pool, count, replace=False))
 
 
-def choose_initial(pool: Indices, trainer: Trainer, *, classes: int, count: int, seed: int) -> Indices:
+def choose_initial(pool: Indices, trainer: Trainer, *, count: int, seed: int) -> Indices:
     """Return what production would have labelled first, while there is no version: int64 (count,), rising."""
     order = coldstart.arrange(
         pool,
         trainer.embed(pool),
         project=seed,
         holdout_share=DEFAULT_SHARE,
-        before_holdout=places_before_holdout(len(pool), labels=0, classes=classes),
+        before_holdout=places_before_holdout(len(pool), labels=0, classes=len(trainer.dataset.classes)),
         batch_size=count,
     ).order
     return np.sort(pool[order[:count]])
@@ -91,9 +91,7 @@ def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
     training = replace(protocol.training, seed=run.seed)
     trainer = Trainer(dataset, training, device=protocol.device)
     if begins_chosen(run.strategy):
-        initial = choose_initial(
-            protocol.pool, trainer, classes=len(dataset.classes), count=protocol.initial, seed=run.seed
-        )
+        initial = choose_initial(protocol.pool, trainer, count=protocol.initial, seed=run.seed)
     else:
         initial = draw_initial(protocol.pool, count=protocol.initial, seed=run.seed)
     labelled: Indices = np.concatenate([initial, *(np.array(line["chosen"], np.int64) for line in lines)])

@@ -87,7 +87,7 @@ def labelled_by_round(strategy, lines):
     """What is labelled in each round, the initial set first."""
     if begins_chosen(strategy):
         trainer = make_trainer(DATASET, PROTOCOL.training)
-        labelled = [choose_initial(PROTOCOL.pool, trainer, classes=3, count=PROTOCOL.initial, seed=0)]
+        labelled = [choose_initial(PROTOCOL.pool, trainer, count=PROTOCOL.initial, seed=0)]
     else:
         labelled = [draw_initial(PROTOCOL.pool, count=PROTOCOL.initial, seed=0)]
     for line in lines[:-1]:
@@ -112,7 +112,7 @@ def test_the_products_start_is_productions():
     embeddings = embed(DATASET.features[PROTOCOL.pool]).astype(np.float16).astype(np.float32)
     options = {"project": 3, "holdout_share": 0.1, "before_holdout": 15, "batch_size": 50}
     order = coldstart.arrange(PROTOCOL.pool, embeddings, **options).order
-    found = choose_initial(PROTOCOL.pool, trainer, classes=3, count=50, seed=3)
+    found = choose_initial(PROTOCOL.pool, trainer, count=50, seed=3)
     np.testing.assert_array_equal(found, np.sort(PROTOCOL.pool[order[:50]]))
     assert is_held_out(3, found, 0.1).sum() == 3
 
