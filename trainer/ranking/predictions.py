@@ -176,7 +176,7 @@ def place_later(
     """Return what to import of N tasks that came after a ranking, or could not be scored for it.
 
     Each gets 1 - BALD as a share of the most it can be, which is the scale of the ranked scores. A task of the random
-    holdout is placed among those of it that came in time, by the same draw.
+    holdout is placed among those of it that came in time, by the same draw; among all tasks where none of it did.
 
     `ranked` are the scores of the ranking by task, and `unscored` the tasks that could not be scored for it.
     """
@@ -186,8 +186,9 @@ def place_later(
     in_time = np.array([*ranked], np.int64)
     in_time = in_time[is_held_out(project, in_time, holdout_share)]
     in_time = in_time[np.argsort(holdout_order(project, in_time))]
-    known_draws = [*holdout_order(project, in_time), holdout_share]
-    known_scores = [*(ranked[task] for task in in_time.tolist()), max(ranked.values(), default=1.0)]
+    first, last = min(ranked.values(), default=0.0), max(ranked.values(), default=1.0)
+    known_draws = [*(holdout_order(project, in_time) if len(in_time) else [0.0]), holdout_share]
+    known_scores = [*([ranked[task] for task in in_time.tolist()] or [first]), last]
     items = []
     for score, draw, by_chance in zip(scores, draws, sampled, strict=True):
         own = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)

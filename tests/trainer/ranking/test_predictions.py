@@ -46,6 +46,8 @@ def test_what_comes_later_of_the_random_holdout_is_placed_by_its_draw(ranked_sha
     assert values == sorted(values)
     for before, value in zip(in_time, values, strict=False):
         assert ranked[before] <= value <= 0.8
+    if not in_time:  # anywhere, by chance
+        assert abs(np.mean(values) - 0.5) < 0.05
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
